@@ -1,0 +1,6 @@
+"""`python -m sltt_bench` is the same as `sltt-bench`."""
+
+from sltt_bench.cli import main
+
+if __name__ == "__main__":
+    main()

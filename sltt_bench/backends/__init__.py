@@ -1,0 +1,65 @@
+"""The backends by name. A backend says what the neurons are made of and how fast an iteration runs.
+
+Every backend computes the same gradients; an algorithm is compared with an algorithm on one
+backend, a backend with a backend on one algorithm. Third parties add one with the entry-point
+group `sltt_bench.backends`: the object is a factory without arguments.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sltt_bench.neurons import LIFParameters, SpikingNeuron
+
+BACKENDS: dict[str, str] = {
+    "reference": "sltt_bench.backends.reference:Reference",
+}
+"""Backend name → "module:factory"."""
+
+
+class Backend(Protocol):
+    """What the engine asks of a backend."""
+
+    name: str
+
+    def unsupported(self, neuron: "LIFParameters", precision: str, device: str) -> str | None:
+        """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
+
+    def neuron(self, parameters: "LIFParameters") -> "SpikingNeuron":
+        """A layer of LIF neurons."""
+
+    def prepare(self, network: "nn.Module", device: str) -> "nn.Module":
+        """The network as this backend runs it, already on its device (same parameters and names)."""
+
+    def iteration(self, network: "nn.Module") -> AbstractContextManager[None]:
+        """Entered around the T steps of one batch, forward and backward."""
+
+    def provenance(self) -> Mapping[str, str]:
+        """The kernels and versions that really ran, for provenance.json."""
+
+
+class UnknownBackend(ValueError):
+    """No registered backend has this name, or its package is not installed."""
+
+
+def names() -> list[str]:
+    """Every backend name, third-party ones included."""
+    return [*BACKENDS, *(entry.name for entry in entry_points(group="sltt_bench.backends"))]
+
+
+def create(name: str) -> Backend:
+    """The backend called `name`. Raises UnknownBackend; loads torch."""
+    if name in BACKENDS:
+        module, factory = BACKENDS[name].split(":")
+        backend: Backend = getattr(import_module(module), factory)()
+        return backend
+    for entry in entry_points(group="sltt_bench.backends"):
+        if entry.name == name:
+            third_party: Backend = entry.load()()
+            return third_party
+    raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")

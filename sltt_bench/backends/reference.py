@@ -1,0 +1,30 @@
+"""The reference backend: plain autograd, step by step, as the paper's own code works."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import nn
+
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+
+
+class Reference:
+    """Nothing but the equations; the like-for-like reproduction and the yardstick of the others."""
+
+    name = "reference"
+
+    def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
+        return None
+
+    def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
+        return LIF(parameters)
+
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        return network.to(device)
+
+    def iteration(self, network: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def provenance(self) -> Mapping[str, str]:
+        return {"neuron": "torch autograd", "torch": torch.__version__}

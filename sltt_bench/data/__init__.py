@@ -1,0 +1,108 @@
+"""The data sets by name.
+
+An entry names the options (typed fields, free of torch) and the loader:
+`load(options, place: DataPlace) -> DataBundle`. Third parties add one with the entry-point group
+`sltt_bench.data`; the object has `Options` and `load`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sltt_bench.data import options as _options
+from sltt_bench.data.options import DataOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+
+class DataError(Exception):
+    """The data are missing or not what the recipe says; the message names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class DataPlace:
+    """Where data are and how they will be shown."""
+
+    data_dir: Path
+    """The user's `--data-dir`; each source has its own folder below it."""
+    timesteps: int
+    """T, for sources that cut a recording into time steps."""
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The two splits of one data set.
+
+    An item is (x, label): x a tensor [C, H, W], or [T, C, H, W] where the source is temporal, of any
+    dtype; label an int. Augmentation happens in the training split's `__getitem__` and draws from
+    torch's global generator alone, which the loader seeds for each sample.
+    """
+
+    train: "Dataset[tuple[Tensor, int]]"
+    test: "Dataset[tuple[Tensor, int]]"
+    to_input: "Callable[[Tensor], Tensor]"
+    """A batch of x on the device → the float32 input [batch, (T,) C, H, W], normalised."""
+
+
+@dataclass(frozen=True)
+class DataEntry:
+    """Where a data set's options and loader are."""
+
+    options: type[DataOptions]
+    loader: str
+    """ "module:function"; loaded only when data are, since it loads torch."""
+
+
+DATASETS: dict[str, DataEntry] = {
+    "digits": DataEntry(_options.DigitsOptions, "sltt_bench.data.digits:load"),
+}
+
+
+class UnknownDataset(ValueError):
+    """No registered data set has this name."""
+
+
+def names() -> list[str]:
+    """Every data set name, third-party ones included."""
+    return [*DATASETS, *(entry.name for entry in entry_points(group="sltt_bench.data"))]
+
+
+def options_type(name: str) -> type[DataOptions]:
+    """The options of the data set called `name`. Raises UnknownDataset."""
+    if name in DATASETS:
+        return DATASETS[name].options
+    options: type[DataOptions] = _third_party(name).Options
+    return options
+
+
+def load(options: DataOptions, place: DataPlace) -> DataBundle:
+    """Both splits, checked against the counts that the options expect. Raises DataError."""
+    if options.name in DATASETS:
+        module, function = DATASETS[options.name].loader.split(":")
+        bundle: DataBundle = getattr(import_module(module), function)(options, place)
+    else:
+        bundle = _third_party(options.name).load(options, place)
+    for split, dataset, expected in (
+        ("train", bundle.train, options.train_samples),
+        ("test", bundle.test, options.test_samples),
+    ):
+        found = len(dataset)  # type: ignore[arg-type]
+        if found != expected:
+            raise DataError(
+                f"data set {options.name!r}: the {split} split has {found} samples, but the recipe's "
+                f"data.{split}_samples says {expected}; another split or a damaged copy? "
+                f"`sltt-bench data verify {options.name}` tells which"
+            )
+    return bundle
+
+
+def _third_party(name: str) -> Any:
+    for entry in entry_points(group="sltt_bench.data"):
+        if entry.name == name:
+            return entry.load()
+    raise UnknownDataset(f"unknown data set {name!r}; known: {', '.join(names())}")

@@ -1,0 +1,107 @@
+"""The methods by name. A method says through what the gradient of one batch may flow, nothing else.
+
+A method is an object with `accumulate_gradients(unroll)`; its factory takes the match of its name
+and T. Third parties add methods with the entry-point group `sltt_bench.methods`: the entry's name
+is a regular expression for the whole method name, its object such a factory.
+"""
+
+import re
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from sltt_bench.unroll import Unroll
+
+
+class Method(Protocol):
+    """How the gradients of one batch are made."""
+
+    def accumulate_gradients(self, unroll: "Unroll") -> None:
+        """Run all T steps of `unroll` forward and add gradients to the parameters' `.grad`."""
+
+
+MethodFactory = Callable[[re.Match[str], int], Method]
+
+
+def _bptt(name: re.Match[str], timesteps: int) -> Method:
+    from sltt_bench.methods.bptt import BPTT
+
+    return BPTT()
+
+
+def _sltt(name: re.Match[str], timesteps: int) -> Method:
+    from sltt_bench.methods.sltt import SLTT
+
+    return SLTT()
+
+
+def _sltt_k(name: re.Match[str], timesteps: int) -> Method:
+    from sltt_bench.methods.sltt_k import SLTTK
+
+    return SLTTK(int(name["k"]), timesteps, unbiased=name["unbiased"] is not None)
+
+
+METHODS: dict[str, MethodFactory] = {
+    r"bptt": _bptt,
+    r"sltt": _sltt,
+    r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)?": _sltt_k,
+}
+"""Regular expression of the method's name → factory(match, T)."""
+
+DESCRIPTIONS: dict[str, str] = {
+    "bptt": "backpropagation through time: gradient through space and time, memory O(T)",
+    "sltt": "spatial learning through time: each step's gradient at once, memory O(1) in T",
+    "sltt-kN": "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
+    "sltt-kN-unbiased": "SLTT-K with the gradient scaled by T/N",
+}
+
+
+class UnknownMethod(ValueError):
+    """No registered method has this name, or its K does not fit T."""
+
+
+def create(name: str, timesteps: int) -> Method:
+    """The method called `name` (for example "sltt-k4") for sequences of `timesteps` steps.
+
+    Raises UnknownMethod.
+    """
+    match, factory = _find(name)
+    try:
+        return factory(match, timesteps)
+    except ValueError as error:
+        raise UnknownMethod(f"method {name!r}: {error}") from None
+
+
+def chosen_steps(name: str) -> int | None:
+    """K of "sltt-kK"; None for a method that uses every step. Raises UnknownMethod."""
+    match, _ = _find(name)
+    k = match.groupdict().get("k")
+    return None if k is None else int(k)
+
+
+def check(name: str, timesteps: int) -> None:
+    """Raises UnknownMethod unless `create` would succeed. Cheap: built-in names do not load torch."""
+    match, factory = _find(name)
+    if factory in METHODS.values():
+        k = match.groupdict().get("k")
+        if k is not None and not 1 <= int(k) <= timesteps:
+            raise UnknownMethod(f"method {name!r}: {k_out_of_range(int(k), timesteps)}")
+    else:
+        create(name, timesteps)
+
+
+def k_out_of_range(k: int, timesteps: int) -> str:
+    """The one sentence for a K that does not fit T."""
+    return f"SLTT-K needs 1 ≤ K ≤ T, but K = {k} and T = {timesteps}; choose another K or raise timesteps"
+
+
+def _find(name: str) -> tuple[re.Match[str], MethodFactory]:
+    for pattern, factory in METHODS.items():
+        if match := re.fullmatch(pattern, name):
+            return match, factory
+    for entry in entry_points(group="sltt_bench.methods"):
+        if match := re.fullmatch(entry.name, name):
+            return match, entry.load()
+    known = [*DESCRIPTIONS, *(entry.name for entry in entry_points(group="sltt_bench.methods"))]
+    raise UnknownMethod(f"unknown method {name!r}; known: {', '.join(known)}")

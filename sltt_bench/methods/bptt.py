@@ -1,0 +1,13 @@
+"""Backpropagation through time: the gradient flows through space and time."""
+
+from sltt_bench.unroll import Unroll
+
+
+class BPTT:
+    """One graph over all T steps, one backward pass: exact for the surrogate, memory O(T)."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss = unroll.step(0)
+        for t in range(1, unroll.timesteps):
+            loss = loss + unroll.step(t)
+        unroll.backward(loss)

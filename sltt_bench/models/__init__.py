@@ -1,0 +1,77 @@
+"""The networks by name. A network is called once per time step: [batch, C, H, W] → [batch, classes].
+
+An entry names the options (typed fields, free of torch) and the builder:
+`build(options, neuron=factory, input_shape=(C, H, W), classes=n) -> nn.Module`. Third parties add
+one with the entry-point group `sltt_bench.models`; the object has `Options` and `build`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from sltt_bench.models import options as _options
+from sltt_bench.models.options import ModelOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sltt_bench.neurons import NeuronFactory
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """Where a network's options and builder are."""
+
+    options: type[ModelOptions]
+    builder: str
+    """ "module:function"; loaded only when a network is built, since it loads torch."""
+
+
+MODELS: dict[str, ModelEntry] = {
+    "mlp": ModelEntry(_options.MLPOptions, "sltt_bench.models.mlp:build"),
+    "cnn": ModelEntry(_options.CNNOptions, "sltt_bench.models.cnn:build"),
+    "preact-resnet18": ModelEntry(_options.PreActResNetOptions, "sltt_bench.models.preact_resnet:build"),
+    "vgg11": ModelEntry(_options.VGGOptions, "sltt_bench.models.vgg:build"),
+    "nf-resnet34": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
+    "nf-resnet50": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
+    "nf-resnet101": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
+}
+
+
+class UnknownModel(ValueError):
+    """No registered network has this name."""
+
+
+def names() -> list[str]:
+    """Every model name, third-party ones included."""
+    return [*MODELS, *(entry.name for entry in entry_points(group="sltt_bench.models"))]
+
+
+def options_type(name: str) -> type[ModelOptions]:
+    """The options of the network called `name`. Raises UnknownModel."""
+    if name in MODELS:
+        return MODELS[name].options
+    options: type[ModelOptions] = _third_party(name).Options
+    return options
+
+
+def build(
+    options: ModelOptions, *, neuron: "NeuronFactory", input_shape: tuple[int, ...], classes: int
+) -> "nn.Module":
+    """The network, freshly initialised from torch's global generator. Raises UnknownModel."""
+    builder: Callable[..., nn.Module]
+    if options.name in MODELS:
+        module, function = MODELS[options.name].builder.split(":")
+        builder = getattr(import_module(module), function)
+    else:
+        builder = _third_party(options.name).build
+    return builder(options, neuron=neuron, input_shape=input_shape, classes=classes)
+
+
+def _third_party(name: str) -> Any:
+    for entry in entry_points(group="sltt_bench.models"):
+        if entry.name == name:
+            return entry.load()
+    raise UnknownModel(f"unknown model {name!r}; known: {', '.join(names())}")

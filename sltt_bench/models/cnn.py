@@ -1,0 +1,32 @@
+"""A small convolutional network for small images: [conv 3×3 – batch norm – LIF – pool] … – linear."""
+
+from torch import nn
+
+from sltt_bench.models.layers import SequenceDropout, classifier_init
+from sltt_bench.models.options import CNNOptions
+from sltt_bench.neurons import NeuronFactory
+
+
+def build(
+    options: CNNOptions, *, neuron: NeuronFactory, input_shape: tuple[int, int, int], classes: int
+) -> nn.Sequential:
+    """The network for inputs [batch, C, H, W]; each block halves H and W, which must stay ≥ 1."""
+    channels, height, width = input_shape
+    network = nn.Sequential()
+    for number, out_channels in enumerate(options.channels, start=1):
+        convolution = nn.Conv2d(channels, out_channels, kernel_size=3, padding=1, bias=False)
+        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        network.add_module(f"conv{number}", convolution)
+        network.add_module(f"norm{number}", nn.BatchNorm2d(out_channels))
+        network.add_module(f"neuron{number}", neuron())
+        network.add_module(f"pool{number}", nn.AvgPool2d(2))
+        channels, height, width = out_channels, height // 2, width // 2
+    if height < 1 or width < 1:
+        raise ValueError(
+            f"model.channels has {len(options.channels)} blocks, too many for {input_shape[1]}×"
+            f"{input_shape[2]} images: each block halves them; remove a block"
+        )
+    network.add_module("flatten", nn.Flatten())
+    network.add_module("dropout", SequenceDropout(options.dropout))
+    network.add_module("classifier", classifier_init(nn.Linear(channels * height * width, classes)))
+    return network

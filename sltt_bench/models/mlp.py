@@ -1,0 +1,53 @@
+"""A multilayer perceptron of LIF neurons, feed-forward or recurrent, with a linear readout."""
+
+from torch import Tensor, nn
+
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.models.options import MLPOptions
+from sltt_bench.neurons import NeuronFactory, Stateful
+
+
+def build(
+    options: MLPOptions, *, neuron: NeuronFactory, input_shape: tuple[int, ...], classes: int
+) -> nn.Sequential:
+    """The network for inputs [batch, *input_shape], which are flattened."""
+    features = 1
+    for size in input_shape:
+        features *= size
+    network = nn.Sequential()
+    network.add_module("flatten", nn.Flatten())
+    for number, neurons in enumerate(options.hidden, start=1):
+        linear = nn.Linear(features, neurons)
+        layer = Recurrent(linear, neuron()) if options.recurrent else nn.Sequential(linear, neuron())
+        network.add_module(f"layer{number}", layer)
+        network.add_module(f"dropout{number}", SequenceDropout(options.dropout))
+        features = neurons
+    network.add_module("classifier", nn.Linear(features, classes))
+    return network
+
+
+class Recurrent(Stateful):
+    """I[t] = W x[t] + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes."""
+
+    def __init__(self, feedforward: nn.Linear, neuron: nn.Module) -> None:
+        super().__init__()
+        self.feedforward = feedforward
+        self.recurrent = nn.Linear(feedforward.out_features, feedforward.out_features, bias=False)
+        nn.init.orthogonal_(self.recurrent.weight)
+        self.neuron = neuron
+        self.spikes: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        current = self.feedforward(x)
+        if self.spikes is not None:
+            current = current + self.recurrent(self.spikes)
+        spikes: Tensor = self.neuron(current)
+        self.spikes = spikes
+        return spikes
+
+    def reset_state(self) -> None:
+        self.spikes = None
+
+    def detach_state(self) -> None:
+        if self.spikes is not None:
+            self.spikes = self.spikes.detach()

@@ -1,0 +1,1 @@
+"""The only owner of files under `results/`: their schema, the writer and the reader."""

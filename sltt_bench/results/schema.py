@@ -1,0 +1,116 @@
+"""The format on disk, version 1: file names, columns with their units, and statuses.
+
+`results/README.md` describes the same to a reader without this tool; a test keeps the two equal.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA_VERSION = 1
+
+RECIPE_FILE = "recipe.yaml"
+PROVENANCE_FILE = "provenance.json"
+CELLS_FILE = "cells.csv"
+EPOCHS_FILE = "epochs.csv"
+TIMELINE_FILE = "timeline.csv"
+CELLS_FOLDER = "cells"
+LOGS_FOLDER = "logs"
+CHECKPOINTS_FOLDER = "checkpoints"
+
+Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
+Kind = Literal["run", "estimate", "analysis", "bench"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a CSV file."""
+
+    name: str
+    type: Literal["int", "float", "str", "bool"]
+    meaning: str
+    """One sentence with the unit; an empty cell always means "not measured", never 0."""
+
+
+CELL_KEY: tuple[Column, ...] = (
+    Column("schema_version", "int", "version of this format"),
+    Column("cell_id", "str", "hash of the resolved cell: equal ids are repetitions of one experiment"),
+    Column("attempt", "int", "1 for the first try; a resumed run counts on, and a later attempt replaces the same epoch of an earlier one"),
+    Column("recipe", "str", "name of the recipe"),
+    Column("recipe_hash", "str", "hash of all of the resolved recipe that is not method, backend or seed"),
+    Column("method", "str", "training method"),
+    Column("backend", "str", "what computes the neurons and the gradients"),
+    Column("k", "int", "K of SLTT-K; empty for other methods"),
+    Column("timesteps", "int", "T, time steps of a sequence"),
+    Column("batch_size", "int", "samples of a training iteration"),
+    Column("precision", "str", "fp32, fp16 (with loss scaling) or bf16 (mixed precision)"),
+    Column("device", "str", "cpu or cuda:N"),
+    Column("seed", "int", "seed of weights, data order, augmentation and dropout"),
+)
+"""The columns with which every row of cells.csv and epochs.csv starts."""
+
+EPOCH_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("epoch", "int", "1 for the first"),
+    Column("cold", "bool", "true for the first epoch that a process trains: it includes warm-up"),
+    Column("train_loss", "float", "mean of L over the training samples"),
+    Column("train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"),
+    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data"),
+    Column("test_top1", "float", "share of test samples predicted right, 0 to 1; empty with synthetic data"),
+    Column("test_top5", "float", "share of test samples with the label among the five best, 0 to 1; empty with synthetic data"),
+    Column("lr", "float", "learning rate of the epoch"),
+    Column("train_s", "float", "seconds of training, device synchronised at both ends, waiting for data included"),
+    Column("eval_s", "float", "seconds of evaluation, device synchronised at both ends"),
+    Column("data_wait_s", "float", "seconds of train_s spent waiting for the next batch"),
+    Column("samples", "int", "training samples of the epoch"),
+    Column("samples_per_s", "float", "samples / train_s"),
+    Column("peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"),
+    Column("peak_reserved_bytes", "int", "CUDA allocator: peak of memory reserved from the device while training"),
+    Column("peak_nvml_bytes", "int", "NVML: peak of memory used, by sampling, while training"),
+    Column("peak_nvml_scope", "str", "whose memory that is: process or device"),
+    Column("peak_rss_bytes", "int", "operating system: peak resident set of the worker process (VmHWM) while training"),
+    Column("peak_tensor_bytes", "int", "peak of live tensor bytes in one instrumented training iteration of the cell, counted exactly over storages"),
+    Column("energy_j", "float", "joules of the whole device while training, from NVML's energy counter"),
+    Column("gpu_util_mean", "float", "mean utilisation of the device while training, 0 to 1, by sampling"),
+    Column("firing_rate", "float", "spikes per neuron and time step over the evaluation, mean over all neurons; empty with synthetic data"),
+    Column("finished_utc", "str", "when the epoch ended, ISO 8601"),
+)
+
+CELL_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("kind", "str", "run (measured), estimate, analysis or bench"),
+    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
+    Column("overrides", "str", "the --set overrides of the cell, as JSON"),
+    Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
+    Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
+    Column("status", "str", "ok, oom, error, timeout, killed or skipped"),
+    Column("reason", "str", "one line that explains any status but ok"),
+    Column("started_utc", "str", "when the cell's process started, ISO 8601"),
+    Column("wall_s", "float", "seconds from the start of the cell's process to its end"),
+    Column("epochs_planned", "int", "epochs that the recipe asks for"),
+    Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
+    Column("parameters", "int", "trainable parameters of the network"),
+    Column("best_epoch", "int", "epoch with the highest test_top1: chosen by looking at test data"),
+    Column("best_test_top1", "float", "test_top1 of best_epoch"),
+    Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
+    Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
+)
+
+TIMELINE_COLUMNS: tuple[Column, ...] = (
+    Column("cell_id", "str", "the cell"),
+    Column("attempt", "int", "the attempt"),
+    Column("elapsed_s", "float", "seconds since the profiler of the cell started"),
+    Column("phase", "str", "what ran: warmup, train, eval"),
+    Column("epoch", "int", "the epoch, empty outside one"),
+    Column("nvml_used_bytes", "int", "NVML memory used"),
+    Column("nvml_scope", "str", "process or device"),
+    Column("gpu_util", "float", "utilisation of the device, 0 to 1"),
+    Column("power_w", "float", "power draw in watts"),
+    Column("sm_clock_mhz", "int", "clock of the streaming multiprocessors"),
+    Column("temperature_c", "int", "temperature of the GPU"),
+)
+
+FILES: dict[str, tuple[Column, ...]] = {
+    CELLS_FILE: CELL_COLUMNS,
+    EPOCHS_FILE: EPOCH_COLUMNS,
+    TIMELINE_FILE: TIMELINE_COLUMNS,
+}

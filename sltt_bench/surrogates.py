@@ -1,0 +1,67 @@
+"""The spike function H(x) and the surrogates that stand in for its derivative.
+
+H is the Heaviside step with H(0) = 1. Its derivative is zero almost everywhere, so the backward
+pass uses a surrogate dH/dx = g(x) with x = u − V_th instead (Neftci et al. 2019).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Derivative = Callable[[Tensor], Tensor]
+
+
+def triangle(x: Tensor) -> Tensor:
+    """max(0, 1 − |x|): the default of Meng et al. 2023, width 1."""
+    return (1 - x.abs()).clamp_(min=0)
+
+
+def rectangle(x: Tensor) -> Tensor:
+    """1 where |x| < 1/2, else 0 (Wu et al. 2018, width 1)."""
+    return (x.abs() < 0.5).to(x.dtype)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """4 σ(4x) (1 − σ(4x)): the derivative of a logistic function of slope 4."""
+    logistic = torch.sigmoid(4 * x)
+    return 4 * logistic * (1 - logistic)
+
+
+def arctan(x: Tensor) -> Tensor:
+    """1 / (1 + (π x)²): the derivative of arctan(π x) / π (Fang et al. 2021)."""
+    return 1 / (1 + (math.pi * x) ** 2)
+
+
+SURROGATES: dict[str, Derivative] = {
+    "triangle": triangle,
+    "rectangle": rectangle,
+    "sigmoid": sigmoid,
+    "arctan": arctan,
+}
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, surrogate: str) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.surrogate = surrogate
+        return (x >= 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad_spikes * SURROGATES[ctx.surrogate](x), None
+
+
+def spike(x: Tensor, surrogate: str) -> Tensor:
+    """Heaviside step of `x` = u − V_th (any shape); its gradient is the surrogate's.
+
+    Raises KeyError for a surrogate that is not in SURROGATES.
+    """
+    if surrogate not in SURROGATES:
+        raise KeyError(f"unknown surrogate {surrogate!r}; known: {', '.join(SURROGATES)}")
+    result: Tensor = _Spike.apply(x, surrogate)
+    return result
