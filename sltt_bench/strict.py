@@ -4,6 +4,8 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Strict(BaseModel):
-    """A pydantic model that refuses unknown keys and cannot be changed after construction."""
+    """A pydantic model that refuses unknown keys and wrong types, and is frozen once constructed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, protected_namespaces=(), use_attribute_docstrings=True
+    )

@@ -1,0 +1,95 @@
+"""Pre-activation ResNet-18 with batch norm: the paper's network for CIFAR.
+
+    stem       convolution 3×3
+    4 stages   2 blocks each; channels width × (1, 2, 4, 8); stages 2, 3, 4 halve the image
+    head       batch norm – LIF – global average pool – dropout – linear
+
+A block of input x computes
+
+    a = LIF(BN(x)),   y = conv(dropout(LIF(BN(conv(a))))) + shortcut(a)
+
+The shortcut leaves after the first neuron: it carries spikes, and is a 1×1 convolution where the
+shape changes. All convolutions but the stem have a bias.
+Source: Meng et al. 2023, section 5.1 and their published code; He et al. 2016 for pre-activation.
+"""
+
+from torch import Tensor, nn
+
+from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions
+from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.neurons import NeuronFactory
+
+BLOCKS_PER_STAGE = (2, 2, 2, 2)
+
+
+class PreActBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int, *, dropout: float, neuron: NeuronFactory
+    ) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.neuron1 = neuron()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.neuron2 = neuron()
+        self.dropout = SequenceDropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = self.neuron1(self.bn1(x))
+        hidden = self.neuron2(self.bn2(self.conv1(activated)))
+        residual: Tensor = self.conv2(self.dropout(hidden))
+        return residual + self.shortcut(activated)
+
+
+class PreActResNet(nn.Module):
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+
+    def __init__(
+        self, in_channels: int, classes: int, *, width: int, dropout: float, neuron: NeuronFactory
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
+        channels = width
+        for stage, blocks in enumerate(BLOCKS_PER_STAGE):
+            layer = nn.Sequential()
+            for block in range(blocks):
+                out_channels, stride = width * 2**stage, 2 if stage > 0 and block == 0 else 1
+                layer.append(PreActBlock(channels, out_channels, stride, dropout=dropout, neuron=neuron))
+                channels = out_channels
+            self.add_module(f"layer{stage + 1}", layer)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.neuron1 = neuron()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.dropout = SequenceDropout(dropout)
+        self.linear = nn.Linear(channels, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        for stage in range(len(BLOCKS_PER_STAGE)):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        spikes = self.neuron1(self.bn1(x))
+        output: Tensor = self.linear(self.dropout(self.flatten(self.pool(spikes))))
+        return output
+
+
+def build(
+    options: PreActResNetOptions, *, neuron: NeuronFactory, input_shape: tuple[int, int, int], classes: int
+) -> PreActResNet:
+    """The network, initialised as published.
+
+    Convolution weights are Kaiming-normal (fan-out) and the classifier's bias is 0; convolution
+    biases and the classifier's weight keep PyTorch's defaults.
+    """
+    network = PreActResNet(
+        input_shape[0], classes, width=options.width, dropout=options.dropout, neuron=neuron
+    )
+    kaiming_convolutions(network)
+    nn.init.zeros_(network.linear.bias)
+    return network

@@ -1,0 +1,188 @@
+"""A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from sltt_bench import backends, methods
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_from_dict, short_hash
+from sltt_bench.results.schema import Kind
+
+Device = str
+"""auto, cpu or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination that is measured in a process of its own."""
+
+    recipe: Recipe
+    method: str
+    backend: str
+    seed: int
+    device: Device = "auto"
+    synthetic: bool = False
+    smoke: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    """Where the weights come from: None (random) or a checkpoint's path."""
+    needs: str | None = None
+    """cell_id of the cell whose checkpoint this one starts from."""
+    kind: Kind = "run"
+    options: dict[str, Any] = field(default_factory=dict)
+    """What a kind other than "run" adds (an analysis: epochs, batches, ...)."""
+
+    @cached_property
+    def recipe_hash(self) -> str:
+        """Equal for cells that differ in method, backend or seed alone."""
+        return short_hash(
+            [self.recipe.fingerprint(), self.synthetic, self.smoke, self.init or self.needs, self.kind]
+        )
+
+    @cached_property
+    def cell_id(self) -> str:
+        """Equal for repetitions of one experiment, on whatever machine."""
+        return short_hash([self.recipe_hash, self.method, self.backend, self.seed, self.options])
+
+    @property
+    def k(self) -> int | None:
+        """K of SLTT-K."""
+        return methods.chosen_steps(self.method)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, from which `cell_from_dict` makes the same cell."""
+        return {
+            "cell_id": self.cell_id,
+            "kind": self.kind,
+            "method": self.method,
+            "backend": self.backend,
+            "seed": self.seed,
+            "device": self.device,
+            "synthetic": self.synthetic,
+            "smoke": self.smoke,
+            "overrides": self.overrides,
+            "init": self.init,
+            "needs": self.needs,
+            "options": self.options,
+            "recipe": self.recipe.model_dump(mode="json"),
+        }
+
+
+def cell_from_dict(said: dict[str, Any]) -> Cell:
+    """A cell read back from JSON. Raises RecipeError."""
+    fields = {key: value for key, value in said.items() if key not in ("cell_id", "recipe")}
+    return Cell(recipe=recipe_from_dict(said["recipe"]), **fields)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for; None means the recipe's own choice."""
+
+    methods: list[str] | None = None
+    backends: tuple[str, ...] = ("reference",)
+    seeds: list[int] | None = None
+    grid: tuple[dict[str, Any], ...] = ({},)
+    """Override mappings, one for each point of the grid."""
+    device: Device = "auto"
+    smoke: bool = False
+    synthetic: bool = False
+    init: str | None = None
+    """None: as the recipe says; "random"; or a checkpoint's path."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of one recipe in the order in which they run; a prerequisite comes first."""
+
+    recipe: Recipe
+    cells: tuple[Cell, ...]
+    remarks: tuple[str, ...] = ()
+    """What the user should know: a prerequisite that is left out, for example."""
+
+    def __iter__(self) -> Iterator[Cell]:
+        return iter(self.cells)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def make_plans(recipe_name: str, request: Request) -> list[Plan]:
+    """The plan of the recipe, preceded by that of its prerequisite if it has one.
+
+    Raises RecipeError.
+    """
+    _check_backends(request.backends)
+    recipes = [
+        (
+            overrides,
+            load_recipe(recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods),
+        )
+        for overrides in request.grid
+    ]
+    base = recipes[0][1]
+    stage, init, remarks = _stage_one(base, request)
+    cells = [
+        Cell(
+            recipe=recipe,
+            method=method,
+            backend=backend,
+            seed=seed,
+            device=request.device,
+            synthetic=request.synthetic,
+            smoke=request.smoke,
+            overrides=overrides,
+            init=init,
+            needs=None if stage is None else stage.cells[0].cell_id,
+        )
+        for overrides, recipe in recipes
+        for seed in (request.seeds or recipe.seeds)
+        for backend in request.backends
+        for method in dict.fromkeys(recipe.methods)
+    ]
+    plan = Plan(base, tuple({cell.cell_id: cell for cell in cells}.values()), remarks)
+    return [plan] if stage is None else [stage, plan]
+
+
+def _stage_one(recipe: Recipe, request: Request) -> tuple[Plan | None, str | None, tuple[str, ...]]:
+    """The prerequisite's plan (one cell for all methods and seeds), the initial weights, the remarks."""
+    if recipe.init_from is None:
+        init = None if request.init in (None, "random") else request.init
+        return None, init, ()
+    if request.init == "random":
+        return None, None, (f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}",)
+    if request.init is not None:
+        return None, request.init, (f"{recipe.name} starts from {request.init}",)
+    for asked, flag in ((request.smoke, "--smoke"), (request.synthetic, "--synthetic")):
+        if asked:
+            remark = f"{flag}: the prerequisite {recipe.init_from} is left out, weights start at random"
+            return None, None, (remark,)
+    first = load_recipe(recipe.init_from)
+    cell = Cell(
+        recipe=first,
+        method=first.methods[0],
+        backend=request.backends[0],
+        seed=first.seeds[0],
+        device=request.device,
+    )
+    return Plan(first, (cell,), (f"{first.name} runs once, for all methods and seeds",)), None, ()
+
+
+def _check_backends(chosen: tuple[str, ...]) -> None:
+    faults = [
+        f"unknown backend {name!r}{nearest(name, backends.names())}; known: {', '.join(backends.names())}"
+        for name in chosen
+        if name not in backends.names()
+    ]
+    if faults:
+        raise RecipeError("--backend", faults)
+
+
+
+def checkpoint_file(path: str) -> Path:
+    """The checkpoint that the user named with --init. Raises RecipeError if there is no such file."""
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError("--init", [f"{path}: no such file; give a checkpoint's path, or `random`"])
+    return file

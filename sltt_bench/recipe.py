@@ -1,0 +1,441 @@
+"""Recipes: the schema, finding them by name or path, `extends:`, overrides, and every fault at once."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+
+from sltt_bench import data, methods, models
+from sltt_bench.data.options import DataOptions
+from sltt_bench.models.options import ModelOptions
+from sltt_bench.strict import Strict
+
+Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class NeuronRecipe(Strict):
+    """The LIF neuron; every field must be spelled out, since libraries' defaults differ."""
+
+    tau: Annotated[float, Field(ge=1)]
+    """Membrane time constant in time steps; λ = 1 − 1/τ."""
+    v_threshold: Annotated[float, Field(gt=0)]
+    """Firing threshold."""
+    reset: Literal["soft", "hard"]
+    """soft subtracts the threshold, hard returns to v_reset."""
+    v_reset: float
+    """Potential after a hard reset, and then also the resting potential."""
+    detach_reset: bool
+    """Whether BPTT's gradient ignores the reset."""
+    surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"]
+    """Stand-in for the derivative of the spike."""
+
+    @model_validator(mode="after")
+    def _v_reset_belongs_to_hard_reset(self) -> "NeuronRecipe":
+        if self.reset == "soft" and self.v_reset != 0:
+            raise ValueError("v_reset is used by a hard reset only; set reset: hard or v_reset: 0.0")
+        if self.reset == "hard" and self.v_reset >= self.v_threshold:
+            raise ValueError("v_reset must lie below v_threshold")
+        return self
+
+
+class TrainRecipe(Strict):
+    """How long and with what the network is trained."""
+
+    epochs: Count
+    """Passes over the training split."""
+    batch_size: Count
+    """Samples of a training iteration."""
+    lr: NotNegative
+    """Learning rate of the first epoch."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """SGD with momentum is the paper's."""
+    momentum: Share = 0.9
+    """Momentum of SGD; AdamW ignores it."""
+    weight_decay: NotNegative = 0.0
+    """L2 penalty (SGD) or decoupled decay (AdamW)."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine annealing to 0 over the epochs, stepped once an epoch."""
+    precision: Literal["fp32", "amp", "fp16", "bf16"] = "amp"
+    """amp is fp16 with loss scaling on a GPU and bf16 on a CPU."""
+    drop_last: bool = False
+    """Whether a last, smaller batch of an epoch is left out."""
+    deterministic: bool = True
+    """cuDNN's deterministic algorithms, as in the paper's code; false lets cuDNN choose by timing."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 1
+    """Epochs between checkpoints for --resume; 0 writes none."""
+    keep_checkpoint: bool = False
+    """Whether the last checkpoint stays when the cell has finished (a later stage starts from it)."""
+
+
+class LossRecipe(Strict):
+    """The loss of a step: (1 − α) CE + α MSE."""
+
+    alpha: Share
+    """Weight of the MSE term."""
+    mse_target: Literal["ones", "one-hot"] = "ones"
+    """Target of the MSE term; unused where alpha is 0."""
+    window: Count | None = None
+    """Only the last so many steps count for loss and prediction; null: all T."""
+
+
+class NativeRecipe(Strict):
+    """Options of the native backend; the other backends ignore them."""
+
+    recompute: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    channels_last: bool = True
+    """Channels-last memory format on a GPU."""
+    compile: bool = False
+    """torch.compile for the network's step (its warm-up stays out of the measured epochs)."""
+    cuda_graph: bool = False
+    """Replay the whole iteration as one CUDA graph where shapes are static."""
+
+
+class Claim(Strict):
+    """What a source claims; the report gives it a verdict."""
+
+    metric: Literal["peak_memory", "warm_epoch_time", "compute", "test_top1"]
+    """What is compared; test_top1 is the last epoch's."""
+    method: str
+    """The method that the claim is about."""
+    baseline: str | None = None
+    """The method it is compared with; null for an absolute claim."""
+    relation: Literal["at_most_ratio", "at_least", "at_most", "within_points", "exceeds_by_points"]
+    """at_most_ratio: value ÷ baseline ≤ threshold. at_least, at_most: the value itself. within_points:
+    not worse than the baseline by more. exceeds_by_points: better than the baseline by at least."""
+    threshold: float
+    """A ratio, a share (0 to 1), or percentage points, as the relation says."""
+    when: dict[str, int | float | str | bool] = {}
+    """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8."""
+    says: str
+    """The claim in words."""
+    source: str
+    """Where it is made."""
+
+
+class Recipe(Strict):
+    """One experiment, but for method, backend and seed."""
+
+    name: str
+    """The file's name without its ending."""
+    description: str
+    """One line for `sltt-bench list`."""
+    data: SerializeAsAny[DataOptions]
+    """The data set and its options."""
+    model: SerializeAsAny[ModelOptions]
+    """The network and its options."""
+    neuron: NeuronRecipe
+    """The LIF neuron."""
+    timesteps: Count
+    """T."""
+    loss: LossRecipe
+    """The loss of a step."""
+    train: TrainRecipe
+    """Training."""
+    methods: Annotated[list[str], Field(min_length=1)]
+    """What is run where --method says nothing."""
+    seeds: Annotated[list[int], Field(min_length=1)] = [2022]
+    """What is run where --seed says nothing; 2022 is the seed of the paper's code."""
+    init_from: str | None = None
+    """A recipe whose finished checkpoint this one starts from (stage 1 before stage 2)."""
+    native: NativeRecipe = NativeRecipe()
+    """Options of the native backend."""
+    smoke: dict[str, Any] = {}
+    """Overrides (dotted) that --smoke applies: a tiny subset, network and input."""
+    claims: list[Claim] = []
+    """What the source claims about this experiment."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Recipe":
+        if self.loss.window is not None and self.loss.window > self.timesteps:
+            raise ValueError(f"loss.window is {self.loss.window}, more than timesteps ({self.timesteps})")
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
+        said = self.model_dump(mode="json")
+        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
+            del said[key]
+        for key in ("checkpoint_every", "keep_checkpoint"):
+            del said["train"][key]
+        return short_hash(said)
+
+
+class RecipeError(ValueError):
+    """A recipe or an override is faulty; `faults` has one line for each fault."""
+
+    def __init__(self, where: str, faults: list[str]) -> None:
+        super().__init__("\n".join(f"{where}: {fault}" for fault in faults))
+        self.faults = faults
+
+
+def short_hash(value: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Finding ----------------------------------------------------------------------------------------
+
+
+def recipe_folder() -> Path:
+    """Where the shipped recipes are: inside the installed package, or beside it in a checkout."""
+    inside = Path(__file__).parent / "recipes"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """The names of all shipped recipes; files that start with an underscore are bases to extend."""
+    return sorted(path.stem for path in recipe_folder().glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def find_recipe(name_or_path: str) -> Path:
+    """The file of a shipped recipe's name, or the given path. Raises RecipeError."""
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise RecipeError(name_or_path, ["no such file; `sltt-bench list recipes` shows the names"])
+        return path
+    path = recipe_folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        hint = nearest(name_or_path, recipe_names())
+        raise RecipeError(name_or_path, [f"no recipe has this name{hint}; `sltt-bench list recipes` shows all"])
+    return path
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean …?)' if a known word is close, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 5e-4 as text and lets a repeated key win silently; this loader does neither."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text, safely loaded. Raises RecipeError with the line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(where, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+
+
+def load_recipe(
+    name_or_path: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    smoke: bool = False,
+    chosen_methods: list[str] | None = None,
+) -> Recipe:
+    """The recipe with its smoke overrides (if asked) and then `overrides` (dotted key → value).
+
+    `chosen_methods` takes the place of the recipe's own `methods`. Raises RecipeError with every
+    fault of the file and of the overrides at once.
+    """
+    path = find_recipe(name_or_path)
+    raw = _read_extended(path, seen=())
+    raw["name"] = path.stem
+    faults: list[str] = []
+    if smoke:
+        for key, value in dict(raw.get("smoke") or {}).items():
+            faults += _apply(raw, key, value, "smoke")
+    for key, value in (overrides or {}).items():
+        faults += _apply(raw, key, value, "--set")
+    if chosen_methods:
+        raw["methods"] = chosen_methods
+    recipe, more = _validate(raw)
+    faults += more
+    if faults or recipe is None:
+        raise RecipeError(str(path), list(dict.fromkeys(faults)))
+    return recipe
+
+
+def recipe_from_dict(said: Mapping[str, Any]) -> Recipe:
+    """A resolved recipe read back from JSON. Raises RecipeError."""
+    recipe, faults = _validate(dict(said))
+    if faults or recipe is None:
+        raise RecipeError(str(said.get("name", "recipe")), faults)
+    return recipe
+
+
+def _read_extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise RecipeError(str(path), ["extends itself: " + " → ".join(p.name for p in (*seen, path))])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(str(path), [f"cannot be read: {error}"]) from None
+    raw = parse_yaml(text, str(path))
+    if not isinstance(raw, dict):
+        raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    base_path = path.parent / f"{base}.yaml"
+    if not base_path.is_file():
+        base_path = recipe_folder() / f"{base}.yaml"
+    if not base_path.is_file():
+        raise RecipeError(str(path), [f"extends: no recipe {base!r} beside this file or among the shipped"])
+    return _merged(_read_extended(base_path, (*seen, path)), raw)
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; anything else is replaced. A new `name` replaces a section."""
+    result = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        same_kind = isinstance(below, dict) and isinstance(value, dict)
+        if same_kind and key != "smoke" and below.get("name") == value.get("name", below.get("name")):
+            result[key] = _merged(below, value)
+        else:
+            result[key] = value
+    return result
+
+
+def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[str]:
+    """Set a dotted key in place; returns faults. Unknown last keys are left to the validation."""
+    *parents, last = dotted.split(".")
+    place: Any = raw
+    for depth, parent in enumerate(parents):
+        if parent not in place and depth == 0 and parent in Recipe.model_fields:
+            place[parent] = {}
+        if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
+            known = [key for key, below in place.items() if isinstance(below, dict)]
+            return [f"{source} {dotted}: there is no section {parent!r}{nearest(parent, known)}"]
+        place[parent] = dict(place[parent])
+        place = place[parent]
+    place[last] = value
+    return []
+
+
+# Validating -------------------------------------------------------------------------------------
+
+
+def _validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    faults: list[str] = []
+    said = dict(raw)
+    for section, options_type in (("data", data.options_type), ("model", models.options_type)):
+        if section in said and not isinstance(said[section], BaseModel):
+            options, more = _validate_options(section, said[section], options_type)
+            faults += more
+            said[section] = options
+    broken = [section for section in ("data", "model") if said.get(section, 0) is None]
+    try:
+        recipe = Recipe.model_validate(said)
+    except ValidationError as error:
+        faults += [
+            fault for location, fault in _faults(error, Recipe) if not (location and location[0] in broken)
+        ]
+        return None, faults
+    for method in recipe.methods:
+        try:
+            methods.check(method, recipe.timesteps)
+        except methods.UnknownMethod as error:
+            faults.append(f"methods: {error}")
+    return recipe, faults
+
+
+def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None, [f"{section}: must be a mapping with a `name`"]
+    try:
+        kind = options_type(value["name"])
+    except ValueError as error:
+        module = data if section == "data" else models
+        return None, [f"{section}.name: {error}{nearest(value['name'], module.names())}"]
+    try:
+        return kind.model_validate(value), []
+    except ValidationError as error:
+        return None, [fault for _, fault in _faults(error, kind, prefix=f"{section}.")]
+
+
+def _faults(
+    error: ValidationError, kind: type[BaseModel], prefix: str = ""
+) -> list[tuple[tuple[Any, ...], str]]:
+    """One line for each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
+    lines = []
+    for detail in error.errors():
+        location = detail["loc"]
+        key = prefix + ".".join(str(part) for part in location)
+        if detail["type"] == "extra_forbidden":
+            known = _fields_at(kind, location[:-1])
+            text = f"unknown key{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
+        elif detail["type"] == "missing":
+            text = "is missing and has no default"
+        elif detail["type"] == "value_error":
+            text = str(detail["ctx"]["error"])
+        else:
+            text = f"{detail['msg']}, but it is {detail['input']!r}"
+        lines.append((location, f"{key}: {text}" if key else text))
+    return lines
+
+
+def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = kind.model_fields[part].annotation
+        candidates = (annotation, *get_args(annotation))
+        kind = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(kind.model_fields)
+
+
+# Overrides --------------------------------------------------------------------------------------
+
+
+def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
+    """`key=value` texts → the grid of override mappings; `key=1,2,4` opens one axis of the grid.
+
+    Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`.
+    Raises RecipeError.
+    """
+    grid: list[dict[str, Any]] = [{}]
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise RecipeError("--set", [f"{assignment!r} must have the form key=value, e.g. train.epochs=2"])
+        values = [parse_yaml(part, f"--set {key}") for part in _split_outside_brackets(text)]
+        grid = [{**point, key.strip(): value} for point in grid for value in values]
+    return grid
+
+
+def _split_outside_brackets(text: str) -> list[str]:
+    parts, depth = [""], 0
+    for character in text:
+        depth += character in "[{"
+        depth -= character in "]}"
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts

@@ -1,0 +1,162 @@
+"""Writing a run's folder: rows are appended and flushed as they happen, and nothing is overwritten."""
+
+import csv
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sltt_bench.results.schema import (
+    CELLS_FILE,
+    CELLS_FOLDER,
+    CHECKPOINTS_FOLDER,
+    FILES,
+    LOGS_FOLDER,
+    PROVENANCE_FILE,
+    RECIPE_FILE,
+    Column,
+)
+
+
+class ResultsError(Exception):
+    """A results folder cannot be written; the message names the file and the remedy."""
+
+
+class RunFolder:
+    """`results/<recipe>/<run>/`, held by one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises ResultsError if another process holds the folder or it cannot be written."""
+        self.path = path
+        for folder in (CELLS_FOLDER, LOGS_FOLDER):
+            (path / folder).mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path / ".lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise ResultsError(
+                f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"
+            ) from None
+
+    @classmethod
+    def create(cls, out: Path, recipe: str) -> "RunFolder":
+        """A new folder below `out`/`recipe`, named by the time and four random digits."""
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+        path = out / recipe / f"{stamp}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be made ({error}); choose another folder with --out") from None
+        return cls(path)
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        self._lock.release()
+
+    def write_recipe(self, recipe: Mapping[str, Any]) -> None:
+        """The recipe as resolved without the grid's overrides; a resumed run leaves the first as it is."""
+        if not (self.path / RECIPE_FILE).exists():
+            text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+            write_atomically(self.path / RECIPE_FILE, text.encode())
+
+    def write_cell(self, cell: Mapping[str, Any]) -> Path:
+        """The resolved cell as JSON: what its process is given to do."""
+        path = self.path / CELLS_FOLDER / f"{cell['cell_id']}.json"
+        write_atomically(path, json.dumps(cell, indent=1, ensure_ascii=False).encode())
+        return path
+
+    def write_provenance(self, provenance: Mapping[str, Any]) -> None:
+        """Replaces provenance.json as a whole: it grows as cells report what they ran on."""
+        text = json.dumps(provenance, indent=1, ensure_ascii=False) + "\n"
+        write_atomically(self.path / PROVENANCE_FILE, text.encode())
+
+    def read_provenance(self) -> dict[str, Any]:
+        """What earlier attempts wrote, or nothing."""
+        path = self.path / PROVENANCE_FILE
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def append(self, file: str, row: Mapping[str, Any]) -> None:
+        """One row of cells.csv, epochs.csv, ... (a name in FILES), on disk when this returns.
+
+        Columns that `row` lacks stay empty. Raises KeyError for a column that the file does not
+        have, ResultsError if the disk refuses.
+        """
+        columns = FILES[file]
+        unknown = set(row) - {column.name for column in columns}
+        if unknown:
+            raise KeyError(f"{file} has no column {', '.join(sorted(unknown))}")
+        path = self.path / file
+        try:
+            if not path.exists():
+                _append_line(path, [column.name for column in columns])
+            else:
+                set_torn_line_aside(path)
+            _append_line(path, [_as_text(row.get(column.name), column) for column in columns])
+        except OSError as error:
+            raise ResultsError(f"{path}: the row could not be written ({error}): {dict(row)}") from None
+
+    def log_path(self, cell_id: str, attempt: int) -> Path:
+        """Where the output of a cell's process goes."""
+        return self.path / LOGS_FOLDER / f"{cell_id}-{attempt}.log"
+
+    def checkpoint_path(self, cell_id: str) -> Path:
+        """Where the checkpoint of a cell goes."""
+        return self.path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
+
+    def cell_rows(self) -> list[dict[str, str]]:
+        """The rows of cells.csv so far, in order; a torn last line is left out."""
+        path = self.path / CELLS_FILE
+        if not path.exists():
+            return []
+        text = path.read_text(encoding="utf-8")
+        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+
+
+def set_torn_line_aside(path: Path) -> None:
+    """Move an unfinished last line (a crash in mid-write) into `<file>.torn`, so that no row grows from it."""
+    with path.open("rb+") as file:
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.with_name(path.name + ".torn").open("ab") as torn:
+                torn.write(content[whole:] + b"\n")
+            file.truncate(whole)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """A file that is whole or not there at all, whenever the power goes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _append_line(path: Path, values: list[str]) -> None:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    with path.open("ab") as file:
+        file.write(line.getvalue().encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _as_text(value: Any, column: Column) -> str:
+    if value is None:
+        return ""
+    if column.type == "bool":
+        return "true" if value else "false"
+    if column.type == "int":
+        return str(int(value))
+    if column.type == "float":
+        return repr(float(value))
+    return " ".join(str(value).split())
