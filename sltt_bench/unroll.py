@@ -27,33 +27,39 @@ class Unroll:
         generator: torch.Generator,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
         autocast: Callable[[], torch.autocast] | None = None,
+        window: int | None = None,
     ) -> None:
         """`inputs` holds one tensor [batch, ...] per time step; a static image is one tensor T times.
 
+        Only the last `window` steps (None: all T) count for loss and prediction; L is their mean.
         `generator` (on the CPU) is the method's own source of randomness, apart from the one that
         data and dropout use, so that a method's draws disturb nothing else.
         """
         self.network = network
         self.inputs = inputs
         self.timesteps = len(inputs)
+        self.counted_steps = len(inputs) if window is None else window
         self.generator = generator
-        self.summed_outputs: Tensor | None = None
-        """Σ_t o[t] [batch, classes] in float32 over the steps run so far, outside the graph."""
-        self.summed_loss: Tensor | None = None
-        """L = (1/T) Σ_t loss(o[t]) over the steps run so far, outside the graph."""
+        self._summed_outputs: Tensor | None = None
+        self._summed_loss: Tensor | None = None
         self._loss = loss
         self._backward = backward
         self._autocast = autocast
         reset_state(network)
 
     def step(self, t: int) -> Tensor:
-        """Run step t forward; returns its share of the loss, loss(o[t]) / T, a scalar."""
+        """Run step t forward; returns its share of L, a scalar: loss(o[t]) / T if all steps count.
+
+        The share of a step outside the window is 0, which still can be backpropagated.
+        """
         if self._autocast is None:
             output = self.network(self.inputs[t])
         else:
             with self._autocast():
                 output = self.network(self.inputs[t])
-        loss = self._loss(output) / self.timesteps
+        if t < self.timesteps - self.counted_steps:
+            return output.float().sum() * 0
+        loss = self._loss(output) / self.counted_steps
         self._record(output.detach().float(), loss.detach())
         return loss
 
@@ -65,9 +71,31 @@ class Unroll:
         """Add the gradient of `loss` to the parameters and free its graph."""
         self._backward(loss)
 
+    @property
+    def summed_outputs(self) -> Tensor:
+        """Σ_t o[t] [batch, classes] in float32 over the counted steps run so far, outside the graph.
+
+        The prediction is its argmax. Raises RuntimeError before the first counted step.
+        """
+        return _ran(self._summed_outputs)
+
+    @property
+    def summed_loss(self) -> Tensor:
+        """L over the counted steps run so far, outside the graph: (1/T) Σ_t loss(o[t]) if all count.
+
+        Raises RuntimeError before the first counted step.
+        """
+        return _ran(self._summed_loss)
+
     def _record(self, output: Tensor, loss: Tensor) -> None:
-        if self.summed_outputs is None or self.summed_loss is None:
-            self.summed_outputs, self.summed_loss = output.clone(), loss.clone()
+        if self._summed_outputs is None or self._summed_loss is None:
+            self._summed_outputs, self._summed_loss = output.clone(), loss.clone()
         else:
-            self.summed_outputs += output
-            self.summed_loss += loss
+            self._summed_outputs += output
+            self._summed_loss += loss
+
+
+def _ran(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise RuntimeError("no step that counts has been run: a method must call step(t) for every t")
+    return value

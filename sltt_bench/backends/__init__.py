@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,14 +52,14 @@ def names() -> list[str]:
     return [*BACKENDS, *(entry.name for entry in entry_points(group="sltt_bench.backends"))]
 
 
-def create(name: str) -> Backend:
-    """The backend called `name`. Raises UnknownBackend; loads torch."""
+def create(name: str, **options: Any) -> Backend:
+    """The backend called `name` with its options. Raises UnknownBackend; loads torch."""
     if name in BACKENDS:
         module, factory = BACKENDS[name].split(":")
-        backend: Backend = getattr(import_module(module), factory)()
+        backend: Backend = getattr(import_module(module), factory)(**options)
         return backend
     for entry in entry_points(group="sltt_bench.backends"):
         if entry.name == name:
-            third_party: Backend = entry.load()()
+            third_party: Backend = entry.load()(**options)
             return third_party
     raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")

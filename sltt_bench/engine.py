@@ -1,0 +1,257 @@
+"""The training engine: the epoch loop, evaluation, and going on from a checkpoint.
+
+It knows an Experiment, loaders and a profiler; it never learns the name of a method or a data set,
+and it writes no files: what it measures it hands to `Listener`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.experiment import Experiment, training_mode
+from sltt_bench.losses import correct_in_top
+from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.profiler import EpochProfile, Profiler
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Loader(Protocol):
+    """Batches of one split in an order that is a pure function of seed and epoch."""
+
+    samples: int
+    """Samples of an epoch."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of an epoch."""
+
+
+class Listener(Protocol):
+    """Who hears of progress."""
+
+    def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
+        """Called now and then while training; `live` has the mean loss and top-1 so far."""
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        """Called when an epoch is over: its columns of epochs.csv."""
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Called when a checkpoint is due."""
+
+
+class TrainingDiverged(Exception):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Schooling:
+    """What the epoch loop needs beside the experiment."""
+
+    train: Loader
+    test: Loader
+    to_input: Callable[[Tensor], Tensor]
+    """A batch on the device → float32 input, normalised."""
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    epochs: int
+    checkpoint_every: int
+    accuracy_means_something: bool = True
+    """False for synthetic data: accuracy is left empty."""
+    first_epoch: int = field(default=1)
+
+
+def train(
+    experiment: Experiment, schooling: Schooling, profiler: Profiler, listener: Listener
+) -> None:
+    """Train from `first_epoch` to the last; every epoch is measured, evaluated and reported.
+
+    Raises TrainingDiverged after the epoch whose loss is not finite has been reported.
+    """
+    device = next(experiment.network.parameters()).device
+    for epoch in range(schooling.first_epoch, schooling.epochs + 1):
+        profile = profiler.epoch(epoch)
+        lr = experiment.optimizer.param_groups[0]["lr"]
+        trained = _train_epoch(experiment, schooling, profile, listener, epoch, device)
+        evaluated = _evaluate(experiment, schooling, profile, device)
+        schooling.schedule.step()
+        figures = profile.figures()
+        train_loss, train_top1, _ = trained.means()
+        row = {
+            "epoch": epoch,
+            "cold": epoch == schooling.first_epoch,
+            "lr": lr,
+            "train_loss": train_loss,
+            "samples": trained.samples,
+            "samples_per_s": trained.samples / float(figures["train_s"] or math.nan),
+            **figures,
+        }
+        if schooling.accuracy_means_something:
+            test_loss, test_top1, test_top5 = evaluated.means()
+            row |= {
+                "train_top1": train_top1,
+                "test_loss": test_loss,
+                "test_top1": test_top1,
+                "test_top5": test_top5,
+                "firing_rate": evaluated.firing_rate(),
+            }
+        listener.epoch(row)
+        if not math.isfinite(train_loss) and schooling.accuracy_means_something:
+            raise TrainingDiverged(
+                f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
+            )
+        if schooling.checkpoint_every and (
+            epoch % schooling.checkpoint_every == 0 or epoch == schooling.epochs
+        ):
+            listener.checkpoint(training_state(experiment, schooling, epoch))
+
+
+class _Totals:
+    """Sums over an epoch's batches, kept on the device so that nothing waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.samples = 0
+        self.spikes: torch.Tensor = torch.zeros((), dtype=torch.float64, device=device)
+        self.neuron_steps = 0
+
+    def add(self, loss: Tensor, summed_outputs: Tensor, labels: Tensor) -> None:
+        """Add one batch: its mean loss and how many labels are the best and among the five best."""
+        count = len(labels)
+        self.sums += torch.stack(
+            [
+                loss.double() * count,
+                correct_in_top(summed_outputs, labels, 1).double(),
+                correct_in_top(summed_outputs, labels, 5).double(),
+            ]
+        )
+        self.samples += count
+
+    def means(self) -> tuple[float, float, float]:
+        """Mean loss, top-1 and top-5; waits for the device."""
+        loss, top1, top5 = (self.sums / self.samples).tolist()
+        return loss, top1, top5
+
+    def firing_rate(self) -> float | None:
+        """Spikes per neuron and time step."""
+        return float(self.spikes / self.neuron_steps) if self.neuron_steps else None
+
+    def count_spikes(self, module: nn.Module, inputs: Any, spikes: Tensor) -> None:
+        """A forward hook of every layer of neurons."""
+        self.spikes += spikes.sum(dtype=torch.float64)
+        self.neuron_steps += spikes.numel()
+
+
+def _train_epoch(
+    experiment: Experiment,
+    schooling: Schooling,
+    profile: EpochProfile,
+    listener: Listener,
+    epoch: int,
+    device: torch.device,
+) -> _Totals:
+    totals = _Totals(device)
+    live = _LiveFigures(totals)
+    schooling.train.set_epoch(epoch)
+    batches = len(schooling.train)
+    with training_mode(experiment.network, True), profile.train():
+        for done, (x, labels) in enumerate(profile.waiting(schooling.train), start=1):
+            labels = labels.to(device, non_blocking=True)
+            inputs = schooling.to_input(x.to(device, non_blocking=True))
+            unroll = experiment.training_iteration(inputs, labels)
+            totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+            if (figures := live.due()) is not None:
+                listener.batch(epoch, done, batches, figures)
+    return totals
+
+
+@torch.no_grad()
+def _evaluate(
+    experiment: Experiment, schooling: Schooling, profile: EpochProfile, device: torch.device
+) -> _Totals:
+    totals = _Totals(device)
+    hooks = [
+        layer.register_forward_hook(totals.count_spikes)
+        for layer in experiment.network.modules()
+        if isinstance(layer, SpikingNeuron)
+    ]
+    schooling.test.set_epoch(0)
+    with training_mode(experiment.network, False), profile.evaluate():
+        for x, labels in schooling.test:
+            labels = labels.to(device, non_blocking=True)
+            inputs = schooling.to_input(x.to(device, non_blocking=True))
+            with experiment.backend.iteration(experiment.network):
+                unroll = experiment.unroll(inputs, labels)
+                for t in range(unroll.timesteps):
+                    unroll.step(t)
+            totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+    for hook in hooks:
+        hook.remove()
+    return totals
+
+
+class _LiveFigures:
+    """Loss and accuracy so far for the display, about once a second, without waiting for the device."""
+
+    INTERVAL_S = 1.0
+
+    def __init__(self, totals: _Totals) -> None:
+        self._totals = totals
+        self._cuda = totals.sums.is_cuda
+        self._copy = torch.zeros(3, dtype=torch.float64, pin_memory=self._cuda)
+        self._samples = 0
+        self._event = torch.cuda.Event() if self._cuda else None
+        self._next = time.monotonic() + self.INTERVAL_S
+        self._pending = False
+
+    def due(self) -> dict[str, float] | None:
+        """The figures if it is time for them and the device has delivered them."""
+        if self._pending and (self._event is None or self._event.query()):
+            self._pending = False
+            loss, top1, _ = (self._copy / self._samples).tolist()
+            return {"loss": loss, "top1": top1}
+        if not self._pending and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self.INTERVAL_S
+            self._copy.copy_(self._totals.sums, non_blocking=True)
+            self._samples = self._totals.samples
+            if self._event is not None:
+                self._event.record()
+            self._pending = True
+        return None
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+
+def training_state(experiment: Experiment, schooling: Schooling, epoch: int) -> dict[str, Any]:
+    """Everything that the next epoch depends on, after `epoch` has ended."""
+    return {
+        "epoch": epoch,
+        "model": experiment.network.state_dict(),
+        "optimizer": experiment.optimizer.state_dict(),
+        "schedule": schooling.schedule.state_dict(),
+        "scaler": experiment.scaler.state_dict(),
+        "rng": {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "method": experiment.generator.get_state(),
+        },
+    }
+
+
+def restore(experiment: Experiment, schooling: Schooling, state: Mapping[str, Any]) -> None:
+    """Go on after the epoch at which `state` was taken."""
+    experiment.network.load_state_dict(state["model"])
+    experiment.optimizer.load_state_dict(state["optimizer"])
+    schooling.schedule.load_state_dict(state["schedule"])
+    experiment.scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(state["rng"]["torch"])
+    if state["rng"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    experiment.generator.set_state(state["rng"]["method"])
+    schooling.first_epoch = state["epoch"] + 1

@@ -1,0 +1,170 @@
+"""A cell put together: its network, method, loss, optimiser and data, ready to be trained.
+
+The one place that knows recipes and torch alike. The engine receives the result and never learns a
+name; `estimate` and `analyze` put the same pieces together without training.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models
+from sltt_bench.backends import Backend
+from sltt_bench.losses import step_loss
+from sltt_bench.methods import Method
+from sltt_bench.neurons import LIFParameters
+from sltt_bench.plan import Cell
+from sltt_bench.precision import Precision, resolve, scaled_backward
+from sltt_bench.recipe import Recipe
+from sltt_bench.unroll import StepLoss, Unroll
+
+
+class UnsupportedCell(Exception):
+    """The backend cannot serve this combination; the message says why."""
+
+
+@dataclass
+class Experiment:
+    """What a training iteration needs."""
+
+    network: nn.Module
+    method: Method
+    backend: Backend
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    precision: Precision
+    timesteps: int
+    temporal: bool
+    """Whether a batch has a time axis: [batch, T, C, H, W] instead of [batch, C, H, W]."""
+    loss: Callable[[Tensor, Tensor], Tensor]
+    """(o[t] [batch, classes], labels [batch]) → a scalar."""
+    window: int | None
+    """Only the last so many steps count for loss and prediction; None: all T."""
+    generator: torch.Generator
+    """The method's own source of randomness."""
+
+    def unroll(self, x: Tensor, labels: Tensor) -> Unroll:
+        """The T steps of one batch, with the loss against its labels; resets the network's state."""
+        loss: StepLoss = partial(self._loss_of, labels)
+        return Unroll(
+            self.network,
+            time_steps(x, self.timesteps, self.temporal),
+            loss,
+            generator=self.generator,
+            backward=scaled_backward(self.scaler),
+            autocast=self.precision.autocast,
+            window=self.window,
+        )
+
+    def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
+        """Forward, backward and optimiser step for one batch; returns what was unrolled."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.backend.iteration(self.network):
+            unroll = self.unroll(x, labels)
+            self.method.accumulate_gradients(unroll)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return unroll
+
+    def _loss_of(self, labels: Tensor, output: Tensor) -> Tensor:
+        return self.loss(output, labels)
+
+
+def assemble(cell: Cell, device: torch.device) -> Experiment:
+    """The experiment of a cell with fresh weights, a pure function of the cell's seed.
+
+    Raises UnsupportedCell, UnknownBackend, UnknownMethod.
+    """
+    seed_everything(cell.seed)
+    recipe = cell.recipe
+    precision = Precision(resolve(recipe.train.precision, device.type), device.type)
+    backend = make_backend(cell)
+    reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
+    if reason is not None:
+        raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
+    network = backend.prepare(build_network(recipe, backend), str(device))
+    return Experiment(
+        network=network,
+        method=methods.create(cell.method, recipe.timesteps),
+        backend=backend,
+        optimizer=build_optimizer(recipe, network),
+        scaler=precision.make_scaler(),
+        precision=precision,
+        timesteps=recipe.timesteps,
+        temporal=recipe.data.temporal,
+        loss=partial(step_loss, alpha=recipe.loss.alpha, mse_target=recipe.loss.mse_target),
+        window=recipe.loss.window,
+        generator=torch.Generator().manual_seed(cell.seed),
+    )
+
+
+def make_backend(cell: Cell) -> Backend:
+    """The cell's backend with the recipe's options for it. Raises UnknownBackend."""
+    options = cell.recipe.native.model_dump() if cell.backend == "native" else {}
+    return backends.create(cell.backend, **options)
+
+
+def build_network(recipe: Recipe, backend: Backend) -> nn.Module:
+    """The recipe's network with the backend's neurons, initialised from torch's global generator."""
+    parameters = neuron_parameters(recipe)
+    return models.build(
+        recipe.model,
+        neuron=lambda: backend.neuron(parameters),
+        input_shape=recipe.data.sample_shape,
+        classes=recipe.data.classes,
+    )
+
+
+def neuron_parameters(recipe: Recipe) -> LIFParameters:
+    """The recipe's neuron as the equations take it."""
+    return LIFParameters(**recipe.neuron.model_dump())
+
+
+def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over all parameters."""
+    train = recipe.train
+    if train.optimizer == "adamw":
+        return torch.optim.AdamW(network.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+    return torch.optim.SGD(
+        network.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+    )
+
+
+def build_schedule(
+    recipe: Recipe, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Stepped once an epoch."""
+    if recipe.train.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.train.epochs)
+
+
+def time_steps(x: Tensor, timesteps: int, temporal: bool) -> Sequence[Tensor]:
+    """The input of each step: slices of [batch, T, ...], or one and the same image tensor T times."""
+    if temporal:
+        return x.transpose(0, 1).contiguous().unbind(0)
+    return [x] * timesteps
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators (on every device)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def training_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """The network in training or evaluation mode, restored afterwards."""
+    before = network.training
+    network.train(training)
+    try:
+        yield
+    finally:
+        network.train(before)

@@ -1,0 +1,231 @@
+"""The process of one cell: puts the experiment together and runs the engine inside the profiler.
+
+It is given the resolved cell and a few paths as JSON on standard input, and reports as JSON lines
+on its original standard output; everything that is printed goes to standard error, which the runner
+keeps as the cell's log. It writes no results: only its checkpoint.
+"""
+
+import gc
+import json
+import os
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from sltt_bench.plan import Cell, cell_from_dict
+
+Event = dict[str, Any]
+
+
+class Reporter:
+    """Sends events to the runner; the engine's Listener."""
+
+    def __init__(self, stream: IO[str], checkpoint: Path | None) -> None:
+        self._stream = stream
+        self._checkpoint = checkpoint
+        self.memory_now: Any = lambda: None
+
+    def send(self, event: str, **details: Any) -> None:
+        """One line of JSON; a runner that is gone ends this process."""
+        try:
+            self._stream.write(json.dumps({"event": event, **details}) + "\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            os._exit(1)
+
+    def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
+        self.send("batch", epoch=epoch, done=done, total=total, memory=self.memory_now(), **live)
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        self.send("epoch", row=dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds")))
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        if self._checkpoint is not None:
+            from sltt_bench.results import checkpoints
+
+            checkpoints.save(self._checkpoint, state)
+
+
+def main() -> None:
+    """Run the cell given on standard input; exit code 0 if it finished, 1 if not."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    job = json.load(sys.stdin)
+    reporter = Reporter(events, Path(job["checkpoint"]) if job["checkpoint"] else None)
+    try:
+        cell = cell_from_dict(job["cell"])
+        run = _KINDS[cell.kind]
+        run(cell, job, reporter)
+    except BaseException as error:  # whatever ends a cell becomes its row
+        traceback.print_exc()
+        status, reason = classify(error)
+        reporter.send("failed", status=status, reason=reason)
+        sys.exit(1)
+    reporter.send("finished")
+
+
+def classify(error: BaseException) -> tuple[str, str]:
+    """(status, reason in one line) of what ended a cell."""
+    import torch
+
+    text = " ".join(str(error).split())
+    out_of_memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in text
+    )
+    if out_of_memory:
+        return "oom", text or "out of memory"
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        return "killed", type(error).__name__
+    return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
+    """Train and measure one cell, from its checkpoint if there is one."""
+    import torch
+
+    from sltt_bench import data, engine, experiment, provenance
+    from sltt_bench.data.loading import make_loader
+    from sltt_bench.profiler import Profiler
+    from sltt_bench.results import checkpoints
+
+    device = choose_device(cell.device)
+    set_torch_flags(cell.recipe.train.deterministic)
+    bundle = load_data(cell, Path(job["data_dir"]))
+    to_input = bundle.to_input
+
+    def loader(split: str) -> Any:
+        training = split == "train"
+        return make_loader(
+            getattr(bundle, split),
+            batch_size=cell.recipe.train.batch_size,
+            shuffle=training,
+            seed=cell.seed,
+            drop_last=training and cell.recipe.train.drop_last,
+            options=cell.recipe.data,
+            device=device,
+        )
+
+    train_loader, test_loader = loader("train"), loader("test")
+    with Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample))) as profiler:
+        reporter.memory_now = profiler.memory_now
+        first_batch = next(iter(train_loader))
+        peak_tensor_bytes = instrumented_peak(cell, device, first_batch, to_input)
+        subject = experiment.assemble(cell, device)
+        load_initial_weights(cell, job, subject.network)
+        schooling = engine.Schooling(
+            train=train_loader,
+            test=test_loader,
+            to_input=to_input,
+            schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+            epochs=cell.recipe.train.epochs,
+            checkpoint_every=cell.recipe.train.checkpoint_every,
+            accuracy_means_something=not cell.synthetic,
+        )
+        if job["resume"]:
+            engine.restore(subject, schooling, checkpoints.load(Path(job["checkpoint"])))
+        reporter.send(
+            "started",
+            facts={
+                "device": str(device),
+                "device_name": provenance.device_name(device),
+                "precision": subject.precision.name,
+                "parameters": sum(p.numel() for p in subject.network.parameters()),
+                "peak_tensor_bytes": peak_tensor_bytes,
+                "first_epoch": schooling.first_epoch,
+            },
+        )
+        engine.train(subject, schooling, profiler, reporter)
+    reporter.send(
+        "measured_with",
+        provenance=provenance.collect_worker(profiler.description()),
+        backend=dict(subject.backend.provenance()),
+        absent=profiler.absent,
+        notes=profiler.notes,
+    )
+
+
+def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int:
+    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
+
+    The first iteration creates the optimiser's state; the second is counted.
+    """
+    import torch
+
+    from sltt_bench import experiment
+    from sltt_bench.profiler.tensor_bytes import TensorBytes
+
+    subject = experiment.assemble(cell, device)
+    subject.network.train()
+    x, labels = batch[0].to(device), batch[1].to(device)
+    inputs = to_input(x)
+    subject.training_iteration(inputs, labels)
+    subject.optimizer.zero_grad(set_to_none=True)
+    state = [
+        value
+        for entry in subject.optimizer.state.values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    existing = [*subject.network.parameters(), *subject.network.buffers(), *state, inputs, labels]
+    with TensorBytes(existing=existing) as counter:
+        subject.training_iteration(inputs, labels)
+    peak = int(counter.peak)
+    del subject, existing, state
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return peak
+
+
+def load_data(cell: Cell, data_dir: Path) -> Any:
+    """The cell's data, or random data of their shapes. Raises DataError."""
+    from sltt_bench import data
+    from sltt_bench.data.synthetic import synthetic_bundle
+
+    if cell.synthetic:
+        return synthetic_bundle(cell.recipe.data, cell.recipe.timesteps)
+    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps))
+
+
+def load_initial_weights(cell: Cell, job: Mapping[str, Any], network: Any) -> None:
+    """From the prerequisite's checkpoint or --init, if the cell has either. Raises InitError."""
+    source = job["initial_weights"]
+    if source is not None and not job["resume"]:
+        from sltt_bench.initialise import load_initial_weights as load
+
+        load(network, Path(source))
+
+
+def choose_device(asked: str) -> Any:
+    """The torch device; auto is the first GPU, or the CPU without one. Raises RuntimeError."""
+    import torch
+
+    if asked == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(asked)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError(f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    return device
+
+
+def set_torch_flags(deterministic: bool) -> None:
+    """cuDNN as the recipe asks; recorded in the provenance."""
+    import torch
+
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+_KINDS = {"run": train_cell}
+
+if __name__ == "__main__":
+    main()
