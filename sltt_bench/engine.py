@@ -66,9 +66,7 @@ class Schooling:
     first_epoch: int = field(default=1)
 
 
-def train(
-    experiment: Experiment, schooling: Schooling, profiler: Profiler, listener: Listener
-) -> None:
+def train(experiment: Experiment, schooling: Schooling, profiler: Profiler, listener: Listener) -> None:
     """Train from `first_epoch` to the last; every epoch is measured, evaluated and reported.
 
     Raises TrainingDiverged after the epoch whose loss is not finite has been reported.
@@ -205,13 +203,13 @@ class _LiveFigures:
         self._cuda = totals.sums.is_cuda
         self._copy = torch.zeros(3, dtype=torch.float64, pin_memory=self._cuda)
         self._samples = 0
-        self._event = torch.cuda.Event() if self._cuda else None
+        self._event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
         self._next = time.monotonic() + self.INTERVAL_S
         self._pending = False
 
     def due(self) -> dict[str, float] | None:
         """The figures if it is time for them and the device has delivered them."""
-        if self._pending and (self._event is None or self._event.query()):
+        if self._pending and (self._event is None or self._event.query()):  # type: ignore[no-untyped-call]
             self._pending = False
             loss, top1, _ = (self._copy / self._samples).tolist()
             return {"loss": loss, "top1": top1}

@@ -136,9 +136,7 @@ def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer
     )
 
 
-def build_schedule(
-    recipe: Recipe, optimizer: torch.optim.Optimizer
-) -> torch.optim.lr_scheduler.LRScheduler:
+def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
     """Stepped once an epoch."""
     if recipe.train.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sltt_bench import backends, methods
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_from_dict, short_hash
@@ -151,7 +151,11 @@ def _stage_one(recipe: Recipe, request: Request) -> tuple[Plan | None, str | Non
         init = None if request.init in (None, "random") else request.init
         return None, init, ()
     if request.init == "random":
-        return None, None, (f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}",)
+        return (
+            None,
+            None,
+            (f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}",),
+        )
     if request.init is not None:
         return None, request.init, (f"{recipe.name} starts from {request.init}",)
     for asked, flag in ((request.smoke, "--smoke"), (request.synthetic, "--synthetic")):
@@ -177,7 +181,6 @@ def _check_backends(chosen: tuple[str, ...]) -> None:
     ]
     if faults:
         raise RecipeError("--backend", faults)
-
 
 
 def checkpoint_file(path: str) -> Path:

@@ -10,7 +10,7 @@ _FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def resolve(asked: str, device_type: str) -> str:
-    """"amp" as what it means on the device: fp16 on CUDA, bf16 on a CPU; anything else as it is."""
+    """ "amp" as what it means on the device: fp16 on CUDA, bf16 on a CPU; anything else as it is."""
     if asked != "amp":
         return asked
     return "fp16" if device_type == "cuda" else "bf16"

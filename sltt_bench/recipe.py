@@ -207,7 +207,9 @@ def find_recipe(name_or_path: str) -> Path:
     path = recipe_folder() / f"{name_or_path}.yaml"
     if not path.is_file():
         hint = nearest(name_or_path, recipe_names())
-        raise RecipeError(name_or_path, [f"no recipe has this name{hint}; `sltt-bench list recipes` shows all"])
+        raise RecipeError(
+            name_or_path, [f"no recipe has this name{hint}; `sltt-bench list recipes` shows all"]
+        )
     return path
 
 
@@ -314,8 +316,12 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in top.items():
         below = result.get(key)
-        same_kind = isinstance(below, dict) and isinstance(value, dict)
-        if same_kind and key != "smoke" and below.get("name") == value.get("name", below.get("name")):
+        if (
+            isinstance(below, dict)
+            and isinstance(value, dict)
+            and key != "smoke"
+            and below.get("name") == value.get("name", below.get("name"))
+        ):
             result[key] = _merged(below, value)
         else:
             result[key] = value

@@ -85,9 +85,8 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
-    import torch
 
-    from sltt_bench import data, engine, experiment, provenance
+    from sltt_bench import engine, experiment, provenance
     from sltt_bench.data.loading import make_loader
     from sltt_bench.profiler import Profiler
     from sltt_bench.results import checkpoints
@@ -209,7 +208,9 @@ def choose_device(asked: str) -> Any:
     device = torch.device(asked)
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise RuntimeError(f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
+            raise RuntimeError(
+                f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
+            )
         if (device.index or 0) >= torch.cuda.device_count():
             raise RuntimeError(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
         device = torch.device("cuda", device.index or 0)

@@ -34,9 +34,7 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     everything = np.arange(len(labels))
-    train, test = train_test_split(
-        everything, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels
-    )
+    train, test = train_test_split(everything, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels)
     return np.sort(train), np.sort(test)
 
 

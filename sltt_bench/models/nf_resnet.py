@@ -169,26 +169,29 @@ class NFResNet(nn.Module):
         neuron: NeuronFactory,
     ) -> None:
         super().__init__()
-        self.stages = len(blocks_per_stage)
+
+        def stage(channels: int, inner: int, stride: int, variances: list[float]) -> nn.Sequential:
+            layers = nn.Sequential()
+            for variance in variances:
+                layers.append(block(channels, inner, stride, expected_variance=variance, neuron=neuron))
+                channels, stride = inner * block.expansion, 1
+            return layers
+
+        variances = expected_variances(blocks_per_stage)
+        widened = width * block.expansion
         self.conv1 = ScaledWSConv2d(in_channels, width, kernel_size=7, stride=2)
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
-        channels = width
-        for stage, variances in enumerate(expected_variances(blocks_per_stage)):
-            layer = nn.Sequential()
-            for number, variance in enumerate(variances):
-                stride = 2 if stage > 0 and number == 0 else 1
-                inner = width * 2**stage
-                layer.append(block(channels, inner, stride, expected_variance=variance, neuron=neuron))
-                channels = inner * block.expansion
-            self.add_module(f"layer{stage + 1}", layer)
+        self.layer1 = stage(width, width, 1, variances[0])
+        self.layer2 = stage(widened, width * 2, 2, variances[1])
+        self.layer3 = stage(widened * 2, width * 4, 2, variances[2])
+        self.layer4 = stage(widened * 4, width * 8, 2, variances[3])
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.fc = nn.Linear(channels, classes)
+        self.fc = nn.Linear(widened * 8, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.conv1(x))
-        for stage in range(self.stages):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         output: Tensor = self.fc(self.flatten(self.avgpool(x)))
         return output
 
@@ -202,9 +205,7 @@ def build(
     weight 0; its bias keeps PyTorch's default.
     """
     block, blocks_per_stage = ARCHITECTURES[options.name]
-    network = NFResNet(
-        block, blocks_per_stage, input_shape[0], classes, width=options.width, neuron=neuron
-    )
+    network = NFResNet(block, blocks_per_stage, input_shape[0], classes, width=options.width, neuron=neuron)
     kaiming_convolutions(network, zero_bias=True)
     nn.init.zeros_(network.fc.weight)
     return network

@@ -19,8 +19,6 @@ from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import NeuronFactory
 
-BLOCKS_PER_STAGE = (2, 2, 2, 2)
-
 
 class PreActBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
@@ -47,6 +45,16 @@ class PreActBlock(nn.Module):
         return residual + self.shortcut(activated)
 
 
+def stage(
+    in_channels: int, out_channels: int, stride: int, *, dropout: float, neuron: NeuronFactory
+) -> nn.Sequential:
+    """Two blocks, the first of which changes the shape."""
+    return nn.Sequential(
+        PreActBlock(in_channels, out_channels, stride, dropout=dropout, neuron=neuron),
+        PreActBlock(out_channels, out_channels, 1, dropout=dropout, neuron=neuron),
+    )
+
+
 class PreActResNet(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
 
@@ -55,25 +63,19 @@ class PreActResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
-        channels = width
-        for stage, blocks in enumerate(BLOCKS_PER_STAGE):
-            layer = nn.Sequential()
-            for block in range(blocks):
-                out_channels, stride = width * 2**stage, 2 if stage > 0 and block == 0 else 1
-                layer.append(PreActBlock(channels, out_channels, stride, dropout=dropout, neuron=neuron))
-                channels = out_channels
-            self.add_module(f"layer{stage + 1}", layer)
-        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1 = stage(width, width, 1, dropout=dropout, neuron=neuron)
+        self.layer2 = stage(width, width * 2, 2, dropout=dropout, neuron=neuron)
+        self.layer3 = stage(width * 2, width * 4, 2, dropout=dropout, neuron=neuron)
+        self.layer4 = stage(width * 4, width * 8, 2, dropout=dropout, neuron=neuron)
+        self.bn1 = nn.BatchNorm2d(width * 8)
         self.neuron1 = neuron()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = SequenceDropout(dropout)
-        self.linear = nn.Linear(channels, classes)
+        self.linear = nn.Linear(width * 8, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        for stage in range(len(BLOCKS_PER_STAGE)):
-            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         spikes = self.neuron1(self.bn1(x))
         output: Tensor = self.linear(self.dropout(self.flatten(self.pool(spikes))))
         return output

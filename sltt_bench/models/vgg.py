@@ -14,10 +14,21 @@ from sltt_bench.models.layers import SequenceDropout, classifier_init, kaiming_c
 from sltt_bench.models.options import VGGOptions
 from sltt_bench.neurons import NeuronFactory
 
-STAGES = ((1,), (2,), (4, 4), (8, 8), (8, 8))
-"""Output channels of each convolution of each stage, in units of the width."""
 POOLED_SIZE = 7
-SMALLEST_IMAGE = 2 ** len(STAGES)
+SMALLEST_IMAGE = 32
+"""Five pools halve the image."""
+
+
+def stage(in_channels: int, *out_channels: int, dropout: float, neuron: NeuronFactory) -> nn.Sequential:
+    """One convolution for each of `out_channels`, then a pool that halves H and W."""
+    layers = nn.Sequential()
+    for channels in out_channels:
+        layers.append(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))
+        layers.append(nn.BatchNorm2d(channels))
+        layers.append(neuron())
+        layers.append(SequenceDropout(dropout))
+        in_channels = channels
+    return layers.append(nn.AvgPool2d(2))
 
 
 class VGG(nn.Module):
@@ -27,23 +38,17 @@ class VGG(nn.Module):
         self, in_channels: int, classes: int, *, width: int, dropout: float, neuron: NeuronFactory
     ) -> None:
         super().__init__()
-        channels = in_channels
-        for number, factors in enumerate(STAGES, start=1):
-            layer = nn.Sequential()
-            for factor in factors:
-                layer.append(nn.Conv2d(channels, width * factor, kernel_size=3, padding=1))
-                layer.append(nn.BatchNorm2d(width * factor))
-                layer.append(neuron())
-                layer.append(SequenceDropout(dropout))
-                channels = width * factor
-            layer.append(nn.AvgPool2d(2))
-            self.add_module(f"layer{number}", layer)
+        self.layer1 = stage(in_channels, width, dropout=dropout, neuron=neuron)
+        self.layer2 = stage(width, width * 2, dropout=dropout, neuron=neuron)
+        self.layer3 = stage(width * 2, width * 4, width * 4, dropout=dropout, neuron=neuron)
+        self.layer4 = stage(width * 4, width * 8, width * 8, dropout=dropout, neuron=neuron)
+        self.layer5 = stage(width * 8, width * 8, width * 8, dropout=dropout, neuron=neuron)
         self.avgpool = nn.AdaptiveAvgPool2d(POOLED_SIZE)
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(channels * POOLED_SIZE**2, classes))
+        linear = classifier_init(nn.Linear(width * 8 * POOLED_SIZE**2, classes))
+        self.classifier = nn.Sequential(nn.Flatten(), linear)
 
     def forward(self, x: Tensor) -> Tensor:
-        for number in range(1, len(STAGES) + 1):
-            x = self.get_submodule(f"layer{number}")(x)
+        x = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         output: Tensor = self.classifier(self.avgpool(x))
         return output
 
@@ -65,7 +70,4 @@ def build(
         )
     network = VGG(channels, classes, width=options.width, dropout=options.dropout, neuron=neuron)
     kaiming_convolutions(network, zero_bias=True)
-    linear = network.classifier[1]
-    assert isinstance(linear, nn.Linear)
-    classifier_init(linear)
     return network

@@ -34,7 +34,11 @@ class Column:
 CELL_KEY: tuple[Column, ...] = (
     Column("schema_version", "int", "version of this format"),
     Column("cell_id", "str", "hash of the resolved cell: equal ids are repetitions of one experiment"),
-    Column("attempt", "int", "1 for the first try; a resumed run counts on, and a later attempt replaces the same epoch of an earlier one"),
+    Column(
+        "attempt",
+        "int",
+        "1 for the first try; a resumed run counts on, and a later attempt replaces the same epoch of an earlier one",
+    ),
     Column("recipe", "str", "name of the recipe"),
     Column("recipe_hash", "str", "hash of all of the resolved recipe that is not method, backend or seed"),
     Column("method", "str", "training method"),
@@ -53,25 +57,49 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column("epoch", "int", "1 for the first"),
     Column("cold", "bool", "true for the first epoch that a process trains: it includes warm-up"),
     Column("train_loss", "float", "mean of L over the training samples"),
-    Column("train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"),
+    Column(
+        "train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"
+    ),
     Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data"),
     Column("test_top1", "float", "share of test samples predicted right, 0 to 1; empty with synthetic data"),
-    Column("test_top5", "float", "share of test samples with the label among the five best, 0 to 1; empty with synthetic data"),
+    Column(
+        "test_top5",
+        "float",
+        "share of test samples with the label among the five best, 0 to 1; empty with synthetic data",
+    ),
     Column("lr", "float", "learning rate of the epoch"),
-    Column("train_s", "float", "seconds of training, device synchronised at both ends, waiting for data included"),
+    Column(
+        "train_s", "float", "seconds of training, device synchronised at both ends, waiting for data included"
+    ),
     Column("eval_s", "float", "seconds of evaluation, device synchronised at both ends"),
     Column("data_wait_s", "float", "seconds of train_s spent waiting for the next batch"),
     Column("samples", "int", "training samples of the epoch"),
     Column("samples_per_s", "float", "samples / train_s"),
-    Column("peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"),
-    Column("peak_reserved_bytes", "int", "CUDA allocator: peak of memory reserved from the device while training"),
+    Column(
+        "peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"
+    ),
+    Column(
+        "peak_reserved_bytes", "int", "CUDA allocator: peak of memory reserved from the device while training"
+    ),
     Column("peak_nvml_bytes", "int", "NVML: peak of memory used, by sampling, while training"),
     Column("peak_nvml_scope", "str", "whose memory that is: process or device"),
-    Column("peak_rss_bytes", "int", "operating system: peak resident set of the worker process (VmHWM) while training"),
-    Column("peak_tensor_bytes", "int", "peak of live tensor bytes in one instrumented training iteration of the cell, counted exactly over storages"),
+    Column(
+        "peak_rss_bytes",
+        "int",
+        "operating system: peak resident set of the worker process (VmHWM) while training",
+    ),
+    Column(
+        "peak_tensor_bytes",
+        "int",
+        "peak of live tensor bytes in one instrumented training iteration of the cell, counted exactly over storages",
+    ),
     Column("energy_j", "float", "joules of the whole device while training, from NVML's energy counter"),
     Column("gpu_util_mean", "float", "mean utilisation of the device while training, 0 to 1, by sampling"),
-    Column("firing_rate", "float", "spikes per neuron and time step over the evaluation, mean over all neurons; empty with synthetic data"),
+    Column(
+        "firing_rate",
+        "float",
+        "spikes per neuron and time step over the evaluation, mean over all neurons; empty with synthetic data",
+    ),
     Column("finished_utc", "str", "when the epoch ended, ISO 8601"),
 )
 

@@ -14,7 +14,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sltt_bench.results.schema import (
-    CELLS_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
     FILES,
@@ -53,7 +52,9 @@ class RunFolder:
         try:
             path.mkdir(parents=True)
         except OSError as error:
-            raise ResultsError(f"{path}: cannot be made ({error}); choose another folder with --out") from None
+            raise ResultsError(
+                f"{path}: cannot be made ({error}); choose another folder with --out"
+            ) from None
         return cls(path)
 
     def close(self) -> None:
@@ -110,13 +111,17 @@ class RunFolder:
         """Where the checkpoint of a cell goes."""
         return self.path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
 
-    def cell_rows(self) -> list[dict[str, str]]:
-        """The rows of cells.csv so far, in order; a torn last line is left out."""
-        path = self.path / CELLS_FILE
-        if not path.exists():
-            return []
-        text = path.read_text(encoding="utf-8")
-        return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    def rows(self, file: str) -> list[dict[str, str]]:
+        """The rows of one of the folder's CSV files so far; see `read_rows`."""
+        return read_rows(self.path / file)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file as text, in order; none if there is no file, and never a torn last line."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
 def set_torn_line_aside(path: Path) -> None:

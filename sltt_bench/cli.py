@@ -1,0 +1,322 @@
+"""The command line: verbs, exit codes and what is said when something is wrong.
+
+Nothing heavy is imported here: torch never in this process, the rest inside the verb that needs it.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from sltt_bench import __version__
+
+app = typer.Typer(
+    help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+OK, CELL_FAILED, WRONG_USAGE = 0, 1, 2
+
+
+class _State:
+    debug = False
+
+
+# Completion -------------------------------------------------------------------------------------
+
+
+def _complete_recipe(incomplete: str) -> list[str]:
+    from sltt_bench.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def _complete_methods(incomplete: str) -> list[str]:
+    """Completes the last of a comma list."""
+    done, comma, last = incomplete.rpartition(",")
+    known = ["bptt", "sltt", *(f"sltt-k{k}" for k in (1, 2, 4)), "sltt-k2-unbiased"]
+    return [f"{done}{comma}{name}" for name in known if name.startswith(last)]
+
+
+def _complete_backends(incomplete: str) -> list[str]:
+    from sltt_bench import backends
+
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in backends.names() if name.startswith(last)]
+
+
+# Shared options ---------------------------------------------------------------------------------
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A recipe's name or file.", autocompletion=_complete_recipe)
+]
+RecipeNames = Annotated[
+    list[str],
+    typer.Argument(metavar="RECIPE...", help="Recipes by name or file.", autocompletion=_complete_recipe),
+]
+Methods = Annotated[
+    str | None,
+    typer.Option("--method", "-m", help="Comma list, e.g. bptt,sltt,sltt-k4. Default: the recipe's.",
+                 autocompletion=_complete_methods),
+]  # fmt: skip
+Backends = Annotated[
+    str, typer.Option("--backend", help="Comma list of backends.", autocompletion=_complete_backends)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key=value for one recipe field; key=1,2,4 makes a grid. Repeatable."),
+]
+DataDir = Annotated[
+    Path, typer.Option("--data-dir", help="Where data sets are.", envvar="SLTT_BENCH_DATA", file_okay=False)
+]
+Out = Annotated[Path, typer.Option("--out", help="Where results go.", file_okay=False)]
+Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny subset, network and input: seconds on a CPU.")]
+Synthetic = Annotated[
+    bool, typer.Option("--synthetic", help="Random data of the right shapes: memory and time, no accuracy.")
+]
+
+
+# Verbs ------------------------------------------------------------------------------------------
+
+
+@app.callback()
+def _main(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    _State.debug = debug or _State.debug
+    if version:
+        typer.echo(f"sltt-bench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipes: RecipeNames,
+    method: Methods = None,
+    seed: Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")] = None,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    synthetic: Synthetic = False,
+    data_dir: DataDir = Path("data"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    backend: Backends = "reference",
+    init: Annotated[
+        str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
+    ] = None,
+    out: Out = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
+    ] = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+) -> None:
+    """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
+    from sltt_bench import session
+    from sltt_bench.plan import Request, checkpoint_file, make_plans
+    from sltt_bench.recipe import parse_overrides
+
+    with _errors_explained():
+        if init not in (None, "random"):
+            checkpoint_file(init)
+        request = Request(
+            methods=_comma_list(method),
+            backends=tuple(_comma_list(backend) or ["reference"]),
+            seeds=_seeds(seed),
+            grid=tuple(parse_overrides(overrides or [])),
+            device=_device(device),
+            smoke=smoke,
+            synthetic=synthetic,
+            init=init,
+        )
+        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+        timeout_s = _seconds(timeout)
+        if dry_run:
+            session.show_plans(plans)
+            return
+        code = session.run_plans(
+            plans,
+            out=out,
+            data_dir=data_dir,
+            timeout_s=timeout_s,
+            resume=resume,
+            command=_command_line(),
+        )
+    raise typer.Exit(code)
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
+    baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
+    formats: Annotated[
+        str, typer.Option("--format", help="Comma list: terminal,csv,png,svg,markdown,html,latex.")
+    ] = "terminal,csv,png,svg,markdown,html",
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
+) -> None:
+    """Compare: tables, plots and a verdict on each claim, from any pile of result folders."""
+    from rich.console import Console
+
+    from sltt_bench.report import make_report
+
+    with _errors_explained():
+        missing = [path for path in results if not path.exists()]
+        if missing:
+            _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
+        outcome = make_report(
+            results, out=out, baseline=baseline, formats=tuple(_comma_list(formats) or ()), console=Console()
+        )
+    if check and not outcome.claims_hold:
+        raise typer.Exit(CELL_FAILED)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="Results before.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Results after.")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", help="Relative change that counts as a regression.")
+    ] = 0.05,
+) -> None:
+    """Set two result sets side by side; exit code 1 if B regresses beyond the threshold."""
+    from sltt_bench.report.compare import compare_sets
+
+    with _errors_explained():
+        for path in (a, b):
+            if not path.exists():
+                _fail(f"{path}: no such folder")
+        comparison = compare_sets(a, b, threshold)
+    if comparison.regressions:
+        raise typer.Exit(CELL_FAILED)
+
+
+@app.command("list")
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="recipes, methods, models, datasets or backends; everything by default.")
+    ] = "all",
+) -> None:
+    """Show the recipes, methods, models, data sets and backends by name."""
+    from sltt_bench import session
+
+    with _errors_explained():
+        session.show_list(what)
+
+
+@app.command()
+def show(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+) -> None:
+    """Show a recipe as it resolves, with `extends`, --set and --smoke applied."""
+    from sltt_bench import session
+    from sltt_bench.recipe import load_recipe, parse_overrides
+
+    with _errors_explained():
+        for point in parse_overrides(overrides or []):
+            session.show_recipe(load_recipe(recipe, point, smoke=smoke))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can measure: versions, GPU, sensors and what is missing."""
+    from sltt_bench import session
+
+    with _errors_explained():
+        raise typer.Exit(session.doctor())
+
+
+# Words into values ------------------------------------------------------------------------------
+
+
+def _comma_list(text: str | None) -> list[str] | None:
+    if text is None:
+        return None
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _seeds(text: str | None) -> list[int] | None:
+    parts = _comma_list(text)
+    if parts is None:
+        return None
+    try:
+        seeds = [int(part) for part in parts]
+    except ValueError:
+        _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
+    if any(seed < 0 for seed in seeds):
+        _fail(f"--seed {text}: seeds are not negative")
+    return list(dict.fromkeys(seeds))
+
+
+def _seconds(text: str | None) -> float | None:
+    if text is None:
+        return None
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(number) * units[unit]
+    except ValueError:
+        seconds = -1.0
+    if seconds <= 0:
+        _fail(f"--timeout {text}: write a number with s, m or h, e.g. 90s, 30m, 2h")
+    return seconds
+
+
+def _device(text: str) -> str:
+    if text in ("auto", "cpu", "cuda") or (text.startswith("cuda:") and text[5:].isdigit()):
+        return text
+    _fail(f"--device {text}: known are auto, cpu, cuda and cuda:N")
+
+
+def _command_line() -> list[str]:
+    return ["sltt-bench", *sys.argv[1:]]
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(WRONG_USAGE)
+
+
+@contextmanager
+def _errors_explained() -> Iterator[None]:
+    """Errors that the user can mend become a message and exit code 2; --debug shows where they came from."""
+    from sltt_bench.backends import UnknownBackend
+    from sltt_bench.data import DataError
+    from sltt_bench.methods import UnknownMethod
+    from sltt_bench.recipe import RecipeError
+    from sltt_bench.results.writer import ResultsError
+
+    try:
+        yield
+    except (RecipeError, UnknownMethod, UnknownBackend, DataError, ResultsError) as error:
+        if _State.debug:
+            raise
+        _fail(str(error).replace("\n", "\nerror: "))
+
+
+def main() -> None:
+    """Entry point of the command `sltt-bench`."""
+    if "--debug" in sys.argv:
+        _State.debug = True
+    try:
+        app(prog_name="sltt-bench")
+    except Exception as error:
+        if _State.debug:
+            raise
+        text: Any = " ".join(str(error).split()) or type(error).__name__
+        typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
+        typer.secho("This is a fault of sltt-bench; --debug before the command shows where.", err=True)
+        sys.exit(os.EX_SOFTWARE if hasattr(os, "EX_SOFTWARE") else 70)

@@ -1,0 +1,213 @@
+"""One command's work from plans to an exit code, and the verbs that only show something."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sltt_bench import backends, data, methods, models, provenance
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
+from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
+from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.runner import Interrupted, Outcome, Setting, run_plan
+from sltt_bench.terminal import run_display
+
+
+def run_plans(
+    plans: list[Plan],
+    *,
+    out: Path,
+    data_dir: Path,
+    timeout_s: float | None,
+    resume: bool,
+    command: list[str],
+) -> int:
+    """Run every plan in a folder of its own and show what came out; returns the exit code."""
+    console = Console()
+    facts = provenance.collect(command)
+    setting = Setting(data_dir=data_dir, timeout_s=timeout_s)
+    failed = False
+    folders: list[Path] = []
+    try:
+        for plan in plans:
+            if _finished_elsewhere(plan, out, console):
+                continue
+            folder = _open_folder(plan, out, resume, console)
+            folders.append(folder.path)
+            try:
+                outcomes = _run_one(plan, folder, setting, console, facts, _weights_finder(out))
+            finally:
+                folder.close()
+            failed |= any(outcome.status != "ok" for outcome in outcomes.values())
+    except Interrupted as interruption:
+        console.print(
+            f"[yellow]interrupted by {interruption}; what was measured is in {folders[-1]}[/yellow]"
+        )
+        console.print("[dim]--resume goes on from here[/dim]")
+        return 128 + interruption.signal_number
+    _show_summary(folders, console)
+    return 1 if failed else 0
+
+
+def _run_one(
+    plan: Plan,
+    folder: RunFolder,
+    setting: Setting,
+    console: Console,
+    facts: dict[str, Any],
+    initial_weights: Callable[[Cell], Path | None],
+) -> dict[str, Outcome]:
+    folder.write_recipe(plan.recipe.model_dump(mode="json"))
+    for remark in plan.remarks:
+        console.print(f"[dim]{remark}[/dim]")
+    console.print(f"[bold]{plan.recipe.name}[/bold]: {len(plan)} cells → {folder.path}", soft_wrap=True)
+    with run_display(console) as display:
+        return run_plan(
+            plan,
+            folder,
+            setting,
+            display,
+            initial_weights=initial_weights,
+            provenance={**facts, "run": folder.path.name, "plan": [cell.cell_id for cell in plan]},
+        )
+
+
+def _open_folder(plan: Plan, out: Path, resume: bool, console: Console) -> RunFolder:
+    """A new folder, or with --resume the newest one of the same plan."""
+    if resume:
+        wanted = [cell.cell_id for cell in plan]
+        for path in sorted((out / plan.recipe.name).glob("*/"), reverse=True):
+            if not (path / PROVENANCE_FILE).exists():
+                continue
+            folder = RunFolder(path)
+            if folder.read_provenance().get("plan") == wanted:
+                console.print(f"[dim]resuming {path}[/dim]")
+                return folder
+            folder.close()
+        console.print("[dim]--resume: no earlier run has this plan; a new one starts[/dim]")
+    return RunFolder.create(out, plan.recipe.name)
+
+
+def _is_prerequisite(plan: Plan) -> bool:
+    return len(plan) == 1 and plan.cells[0].recipe.train.keep_checkpoint
+
+
+def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
+    """Whether this is a prerequisite whose checkpoint an earlier run left."""
+    if not _is_prerequisite(plan):
+        return False
+    checkpoint = finished_checkpoint(out, plan.recipe.name, plan.cells[0].cell_id)
+    if checkpoint is not None:
+        console.print(f"[dim]{plan.recipe.name}: finished before, {checkpoint} is used[/dim]", soft_wrap=True)
+    return checkpoint is not None
+
+
+def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
+    """The newest checkpoint of a cell that finished, if there is one."""
+    for path in sorted((out / recipe).glob("*/"), reverse=True):
+        checkpoint = path / "checkpoints" / f"{cell_id}.pt"
+        rows = read_rows(path / CELLS_FILE)
+        if checkpoint.is_file() and any(r["cell_id"] == cell_id and r["status"] == "ok" for r in rows):
+            return checkpoint
+    return None
+
+
+def _weights_finder(out: Path) -> Callable[[Cell], Path | None]:
+    def find(cell: Cell) -> Path | None:
+        if cell.needs is None:
+            return None if cell.init is None else Path(cell.init)
+        prerequisite = str(cell.recipe.init_from)
+        checkpoint = finished_checkpoint(out, prerequisite, cell.needs)
+        if checkpoint is None:
+            raise LookupError(
+                f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
+            )
+        return checkpoint
+
+    return find
+
+
+def _show_summary(folders: list[Path], console: Console) -> None:
+    from sltt_bench.report.tables import run_summary
+
+    if folders:
+        run_summary(folders, console=console)
+        places = " ".join(str(path) for path in folders)
+        console.print(f"[dim]plots and verdicts: sltt-bench report {places}[/dim]", soft_wrap=True)
+
+
+# Verbs that only show ---------------------------------------------------------------------------
+
+
+def show_plans(plans: list[Plan]) -> None:
+    """The cells that a command would run."""
+    console = Console()
+    for plan in plans:
+        table = Table(title=f"{plan.recipe.name}: {len(plan)} cells", title_justify="left")
+        for heading in ("cell", "method", "backend", "seed", "T", "batch", "epochs", "overrides"):
+            table.add_column(heading)
+        for cell in plan:
+            train = cell.recipe.train
+            table.add_row(
+                cell.cell_id,
+                cell.method,
+                cell.backend,
+                str(cell.seed),
+                str(cell.recipe.timesteps),
+                str(train.batch_size),
+                str(train.epochs),
+                " ".join(f"{key}={value}" for key, value in cell.overrides.items()) or "–",
+            )
+        console.print(table)
+        for remark in plan.remarks:
+            console.print(f"[dim]{remark}[/dim]")
+
+
+def show_list(what: str) -> None:
+    """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
+    rows: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
+        "methods": lambda: list(methods.DESCRIPTIONS.items()),
+        "models": lambda: [(name, _first_line(models.options_type(name))) for name in models.names()],
+        "datasets": lambda: [(name, _first_line(data.options_type(name))) for name in data.names()],
+        "backends": lambda: [(name, "") for name in backends.names()],
+    }
+    if what != "all" and what not in rows:
+        raise RecipeError("list", [f"unknown kind {what!r}{nearest(what, rows)}; known: {', '.join(rows)}"])
+    console = Console()
+    for kind in rows if what == "all" else [what]:
+        console.print(f"[bold]{kind}[/bold]")
+        table = Table.grid(padding=(0, 2))
+        for name, description in rows[kind]():
+            table.add_row(f"  {name}", f"[dim]{description}[/dim]")
+        console.print(table)
+
+
+def _first_line(thing: Any) -> str:
+    return (thing.__doc__ or "").strip().splitlines()[0]
+
+
+def show_recipe(recipe: Recipe) -> None:
+    """A resolved recipe as YAML that could be run again."""
+    import yaml
+
+    said = recipe.model_dump(mode="json", exclude={"name"})
+    print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
+    print(yaml.safe_dump(said, sort_keys=False, allow_unicode=True), end="")
+
+
+def doctor() -> int:
+    """Show the diagnosis; 1 if something is broken."""
+    from sltt_bench.doctor import examine
+
+    findings = examine()
+    marks = {"ok": "[green]✓[/green]", "note": "[yellow]–[/yellow]", "fault": "[red]✗[/red]"}
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        table.add_row(marks[finding.level], f"[bold]{finding.subject}[/bold]", escape(finding.text))
+    Console().print(table)
+    return int(any(finding.level == "fault" for finding in findings))

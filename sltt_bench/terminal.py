@@ -1,0 +1,142 @@
+"""What a run looks like while it happens: progress bars on a terminal, plain lines elsewhere."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from sltt_bench.plan import Cell
+from sltt_bench.runner import Display, Outcome, describe
+
+_STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
+
+
+def bytes_text(count: float | None) -> str:
+    """A number of bytes with a binary unit and three digits; an absent one is a dash."""
+    if count is None:
+        return "–"
+    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.3g} {units[0]}"
+
+
+def percent_text(share: float | None) -> str:
+    """A share as a percentage; an absent one is a dash."""
+    return "–" if share is None else f"{100 * share:.2f} %"
+
+
+@contextmanager
+def run_display(console: Console) -> Iterator[Display]:
+    """Bars if the console is a terminal, else lines."""
+    if not console.is_terminal:
+        yield _Lines(console)
+        return
+    bars = _Bars(console)
+    with bars.progress:
+        yield bars
+
+
+class _Lines:
+    """One line for each epoch and each ended cell."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
+
+    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        """Too often for lines."""
+
+    def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
+        self._print(f"      epoch {row['epoch']}/{cell.recipe.train.epochs}  {_epoch_text(row)}")
+
+    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
+        style = _STATUS_STYLE.get(outcome.status, "red")
+        reason = f": {escape(outcome.reason)}" if outcome.reason else ""
+        self._print(f"      [{style}]{outcome.status}[/{style}] after {outcome.wall_s:.1f} s{reason}")
+
+    def remark(self, text: str) -> None:
+        self._print(f"[dim]{escape(text)}[/dim]")
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+class _Bars(_Lines):
+    """A bar over the batches of the cell under way, with the time left, loss, accuracy and memory."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.progress = Progress(
+            TextColumn("      epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[live]}"),
+            console=console,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        super().cell_started(cell, number, total)
+        self._task = self.progress.add_task(
+            "", total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
+        )
+
+    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        if self._task is None:
+            return
+        epochs, per_epoch = cell.recipe.train.epochs, event["total"]
+        live = f"loss {event['loss']:.3f}  top-1 {percent_text(event['top1'])}  {bytes_text(event['memory'])}"
+        self.progress.update(
+            self._task,
+            total=epochs * per_epoch,
+            completed=(event["epoch"] - 1) * per_epoch + event["done"],
+            epoch=f"{event['epoch']}/{epochs}",
+            live=live,
+        )
+
+    def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
+        super().epoch(cell, row)
+        if self._task is not None:
+            task = self.progress.tasks[self.progress.task_ids.index(self._task)]
+            if task.total:
+                done = task.total * row["epoch"] / cell.recipe.train.epochs
+                self.progress.update(self._task, completed=done)
+
+    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
+        if self._task is not None:
+            self.progress.remove_task(self._task)
+            self._task = None
+        super().cell_ended(cell, outcome)
+
+
+def _epoch_text(row: Mapping[str, Any]) -> str:
+    parts = [f"loss {row['train_loss']:.4f}"]
+    if row.get("test_top1") is not None:
+        parts.append(f"test top-1 {percent_text(row['test_top1'])}")
+    parts.append(f"train {row['train_s']:.2f} s")
+    for column, name in (
+        ("peak_allocated_bytes", "allocated"),
+        ("peak_rss_bytes", "resident"),
+        ("peak_tensor_bytes", "tensors"),
+    ):
+        if row.get(column) is not None:
+            parts.append(f"{name} {bytes_text(row[column])}")
+    return "  ".join(parts)
