@@ -95,10 +95,10 @@ class RunFolder:
             raise KeyError(f"{file} has no column {', '.join(sorted(unknown))}")
         path = self.path / file
         try:
-            if not path.exists():
-                _append_line(path, [column.name for column in columns])
-            else:
+            if path.exists():
                 set_torn_line_aside(path)
+            if not path.exists() or path.stat().st_size == 0:
+                _append_line(path, [column.name for column in columns])
             _append_line(path, [_as_text(row.get(column.name), column) for column in columns])
         except OSError as error:
             raise ResultsError(f"{path}: the row could not be written ({error}): {dict(row)}") from None

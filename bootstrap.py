@@ -1,0 +1,96 @@
+"""Set-up in one command, with nothing but Python ≥ 3.11: `python3 bootstrap.py run` or `... test`.
+
+run   makes .venv, installs sltt-bench there, trains on the digits with three methods and reports
+test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks and tests
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+import venv
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+DOWNLOAD = "torch's CUDA build is about 5 GB on disk; it runs on a CPU too"
+
+
+def main() -> None:
+    """Parse the command and do it; the exit code is that of the first step that fails."""
+    if sys.version_info < (3, 11):
+        sys.exit(f"sltt-bench needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "test"])
+    parser.add_argument("arguments", nargs="*", help="passed on to sltt-bench run, or to pytest")
+    known, extra = parser.parse_known_args()
+    os.chdir(HERE)
+    {"run": run_digits, "test": run_tests}[known.what](known.arguments + extra)
+
+
+def run_digits(arguments: list[str]) -> None:
+    """The main job: the embedded recipe with three methods, then the report."""
+    python = environment(HERE / ".venv", ".")
+    say("training on the digits with BPTT, SLTT and SLTT-K (K = 2): about a minute")
+    tool = [python, "-m", "sltt_bench"]
+    out = "my-results"
+    step([*tool, "run", "digits", "--method", "bptt,sltt,sltt-k2", "--out", out, *arguments])
+    say("comparing")
+    step([*tool, "report", out])
+
+
+def run_tests(arguments: list[str]) -> None:
+    """Lint, types and tests, on a CPU and without data from outside."""
+    python = environment(HERE / ".venv-test", ".[test]")
+    say("ruff")
+    step([python, "-m", "ruff", "check", "."])
+    step([python, "-m", "ruff", "format", "--check", "."])
+    say("mypy")
+    step([python, "-m", "mypy"])
+    say("pytest, two processes with one thread each")
+    single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    chosen = arguments or ["-n", "2", "-q"]
+    step([python, "-m", "pytest", *chosen], env={**os.environ, **single})
+
+
+def environment(folder: Path, requirement: str) -> str:
+    """The Python of a virtual environment with `requirement` installed, made or completed if need be."""
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    done = folder / ".installed"
+    wanted = hashlib.sha256((HERE / "pyproject.toml").read_bytes()).hexdigest()
+    if done.exists() and done.read_text() == wanted:
+        say(f"using {folder.name}")
+        return str(python)
+    if not python.exists():
+        say(f"making the virtual environment {folder.name}")
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            venv.create(folder, with_pip=True)
+        except (subprocess.CalledProcessError, OSError) as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            sys.exit(
+                f"this Python cannot make a virtual environment ({error}); on Debian and Ubuntu: apt install python3-venv"
+            )
+    say(f"installing {requirement} and what it needs ({DOWNLOAD}; two to five minutes)")
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    step([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, "-e", requirement])
+    done.write_text(wanted)
+    return str(python)
+
+
+def say(text: str) -> None:
+    """One line about what happens next."""
+    print(f"[bootstrap {time.strftime('%H:%M:%S')}] {text}", flush=True)
+
+
+def step(command: list[str], env: dict[str, str] | None = None) -> None:
+    """Run one command; its failure ends the whole."""
+    code = subprocess.run(command, env=env, check=False).returncode
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

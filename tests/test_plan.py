@@ -1,0 +1,60 @@
+"""Plans: which cells a request expands into, their identity, and prerequisites."""
+
+import json
+
+import pytest
+
+from sltt_bench.plan import Request, cell_from_dict, make_plans
+from sltt_bench.recipe import RecipeError
+
+
+def test_cells_are_the_product_of_grid_seeds_backends_and_methods() -> None:
+    request = Request(methods=["bptt", "sltt"], seeds=[0, 1, 2], grid=({"timesteps": 2}, {"timesteps": 4}))
+    (plan,) = make_plans("digits", request)
+    assert len(plan) == 12
+    assert len({cell.cell_id for cell in plan}) == 12
+    assert {(c.method, c.seed, c.recipe.timesteps) for c in plan} == {
+        (m, s, t) for m in ("bptt", "sltt") for s in (0, 1, 2) for t in (2, 4)
+    }
+
+
+def test_a_repeated_combination_is_one_cell() -> None:
+    (plan,) = make_plans("digits", Request(methods=["sltt", "sltt"], seeds=[0], grid=({}, {"timesteps": 6})))
+    assert len(plan) == 1
+
+
+def test_methods_and_seeds_share_the_recipe_hash_but_not_the_cell_id() -> None:
+    (plan,) = make_plans("digits", Request(methods=["bptt", "sltt"], seeds=[0, 1]))
+    assert len({cell.recipe_hash for cell in plan}) == 1
+    assert len({cell.cell_id for cell in plan}) == 4
+
+
+def test_smoke_and_synthetic_cells_are_never_taken_for_real_ones() -> None:
+    hashes = {
+        make_plans("digits", request)[0].cells[0].recipe_hash
+        for request in (Request(), Request(smoke=True), Request(synthetic=True))
+    }
+    assert len(hashes) == 3
+
+
+def test_the_device_and_place_do_not_change_the_identity() -> None:
+    one, other = (make_plans("digits", Request(device=device))[0].cells[0] for device in ("cpu", "cuda:0"))
+    assert one.cell_id == other.cell_id
+
+
+def test_a_cell_survives_the_way_through_json() -> None:
+    cell = make_plans("digits", Request(methods=["sltt-k2"], grid=({"train.epochs": 3},)))[0].cells[0]
+    again = cell_from_dict(json.loads(json.dumps(cell.to_dict())))
+    assert again.cell_id == cell.cell_id
+    assert again.k == 2
+    assert again.recipe == cell.recipe
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'reference'"):
+        make_plans("digits", Request(backends=("referense",)))
+
+
+def test_faults_of_any_grid_point_are_found_before_the_run() -> None:
+    with pytest.raises(RecipeError, match="K = 2 and T = 1"):
+        make_plans("digits", Request(methods=["sltt-k2"], grid=({"timesteps": 4}, {"timesteps": 1})))

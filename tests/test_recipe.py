@@ -1,0 +1,158 @@
+"""Recipes: found, extended, overridden, and every fault named at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sltt_bench.recipe import (
+    Recipe,
+    RecipeError,
+    find_recipe,
+    load_recipe,
+    parse_overrides,
+    recipe_from_dict,
+    recipe_names,
+)
+
+Write = Callable[[str, str], Path]
+
+
+def faults(*args: Any, **kwargs: Any) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(*args, **kwargs)
+    return caught.value.faults
+
+
+def test_every_fault_is_reported_at_once_with_key_and_nearest_name() -> None:
+    found = faults(
+        "digits",
+        {"train.epoch": 2, "model.chanels": [3], "neuron.reset": "sft", "data.foo": 1, "train.lr": "fast"},
+    )
+    assert len(found) == 5
+    text = "\n".join(found)
+    assert "train.epoch: unknown key (did you mean 'epochs'?)" in text
+    assert "model.chanels: unknown key (did you mean 'channels'?)" in text
+    assert "neuron.reset: Input should be 'soft' or 'hard', but it is 'sft'" in text
+    assert "train.lr: Input should be a valid number" in text
+    assert "data.foo: unknown key" in text
+
+
+def test_an_unknown_section_in_an_override_names_the_nearest() -> None:
+    assert faults("digits", {"trian.epochs": 2}) == [
+        "--set trian.epochs: there is no section 'trian' (did you mean 'train'?)"
+    ]
+
+
+def test_unknown_registry_names_are_faults_with_the_nearest_name() -> None:
+    text = "\n".join(faults("digits", {"data.name": "digit", "model.name": "cn"}))
+    assert "data.name: unknown data set 'digit'" in text
+    assert "did you mean 'digits'?" in text
+    assert "model.name: unknown model 'cn'" in text
+
+
+def test_k_greater_than_t_is_refused_by_name() -> None:
+    (fault,) = faults("digits", chosen_methods=["sltt-k7"])
+    assert "SLTT-K needs 1 ≤ K ≤ T, but K = 7 and T = 6" in fault
+    assert "K = 0" in faults("digits", chosen_methods=["sltt-k0"])[0]
+
+
+def test_a_number_with_an_exponent_is_a_number() -> None:
+    assert load_recipe("digits", parse_overrides(["train.lr=5e-4"])[0]).train.lr == 0.0005
+
+
+def test_text_is_not_taken_for_a_number() -> None:
+    assert "train.epochs" in faults("digits", {"train.epochs": "3"})[0]
+    assert "train.epochs" in faults("digits", {"train.epochs": 2.5})[0]
+
+
+def test_a_repeated_key_is_refused(write_recipe: Write) -> None:
+    path = write_recipe("twice", "description: a\ndescription: b\n")
+    assert "the key 'description' stands twice" in faults(str(path))[0]
+
+
+def test_broken_yaml_names_the_file_and_line(write_recipe: Write) -> None:
+    path = write_recipe("broken", "description: [a\n")
+    with pytest.raises(RecipeError, match=r"broken\.yaml: not valid YAML: .*line"):
+        load_recipe(str(path))
+
+
+def test_yaml_cannot_construct_python_objects(write_recipe: Write) -> None:
+    path = write_recipe("evil", "description: !!python/object/apply:os.system ['true']\n")
+    assert "not valid YAML" in faults(str(path))[0]
+
+
+def test_extends_merges_sections_key_by_key(write_recipe: Write) -> None:
+    path = write_recipe("longer", "extends: digits\ntrain:\n  epochs: 99\n")
+    base, longer = load_recipe("digits"), load_recipe(str(path))
+    assert longer.name == "longer"
+    assert longer.train.epochs == 99
+    assert longer.train.lr == base.train.lr
+    assert longer.model == base.model
+
+
+def test_extends_replaces_a_section_that_changes_its_name(write_recipe: Write) -> None:
+    path = write_recipe("flat", "extends: digits\nmodel:\n  name: mlp\n  hidden: [7]\n")
+    assert load_recipe(str(path)).model.model_dump()["hidden"] == [7]
+
+
+def test_extending_itself_is_refused(write_recipe: Write) -> None:
+    write_recipe("a", "extends: b\n")
+    path = write_recipe("b", "extends: a\n")
+    assert "extends itself: b.yaml → a.yaml → b.yaml" in faults(str(path))[0]
+
+
+def test_every_neuron_parameter_must_be_spelled_out(write_recipe: Write) -> None:
+    text = find_recipe("digits").read_text().replace("  detach_reset: false\n", "")
+    assert faults(str(write_recipe("silent", text))) == ["neuron.detach_reset: is missing and has no default"]
+
+
+def test_v_reset_without_hard_reset_is_a_contradiction() -> None:
+    assert "hard reset only" in faults("digits", {"neuron.v_reset": -0.1})[0]
+
+
+def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
+    grid = parse_overrides(["timesteps=2,4", "model.channels=[1,2],[3]"])
+    assert grid == [
+        {"timesteps": 2, "model.channels": [1, 2]},
+        {"timesteps": 2, "model.channels": [3]},
+        {"timesteps": 4, "model.channels": [1, 2]},
+        {"timesteps": 4, "model.channels": [3]},
+    ]
+
+
+def test_an_override_without_a_value_is_refused() -> None:
+    with pytest.raises(RecipeError, match="must have the form key=value"):
+        parse_overrides(["train.epochs"])
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'digits'"):
+        find_recipe("digit")
+
+
+def test_a_recipe_survives_the_way_through_json() -> None:
+    recipe = load_recipe("digits")
+    again = recipe_from_dict(recipe.model_dump(mode="json"))
+    assert again == recipe
+    assert again.fingerprint() == recipe.fingerprint()
+
+
+def test_the_fingerprint_follows_what_is_computed_and_nothing_else() -> None:
+    base = load_recipe("digits")
+    words = base.model_copy(update={"description": "other words", "methods": ["bptt"], "claims": []})
+    assert words.fingerprint() == base.fingerprint()
+    assert load_recipe("digits", {"train.lr": 0.2}).fingerprint() != base.fingerprint()
+    assert load_recipe("digits", {"neuron.tau": 2.0}).fingerprint() != base.fingerprint()
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_is_valid_also_as_a_smoke_run(name: str) -> None:
+    full, smoke = load_recipe(name), load_recipe(name, smoke=True)
+    assert isinstance(full, Recipe)
+    assert smoke.train.epochs <= 2
+    assert smoke.data.limit is not None
+    first_lines = find_recipe(name).read_text().splitlines()[:12]
+    assert first_lines[0].startswith(f"# {name}: "), "a recipe opens with its purpose"
+    assert any(f"sltt-bench run {name}" in line for line in first_lines), "and the command that runs it"

@@ -1,0 +1,82 @@
+"""Results on disk: appended, flushed, and never read from a torn line."""
+
+from pathlib import Path
+
+import pytest
+
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
+from sltt_bench.results.writer import ResultsError, RunFolder, read_rows, set_torn_line_aside
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, "digits")
+
+
+def test_rows_are_readable_the_moment_append_returns(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"cell_id": "a", "epoch": 1, "train_loss": 0.1, "cold": True})
+    (row,) = read_rows(folder.path / EPOCHS_FILE)
+    assert row["epoch"] == "1"
+    assert float(row["train_loss"]) == 0.1
+    assert row["cold"] == "true"
+    assert list(row) == [column.name for column in FILES[EPOCHS_FILE]]
+
+
+def test_what_was_not_measured_is_empty_and_never_zero(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"energy_j": None})
+    (row,) = read_rows(folder.path / EPOCHS_FILE)
+    assert set(row.values()) == {""}
+
+
+def test_a_column_that_does_not_exist_is_refused(folder: RunFolder) -> None:
+    with pytest.raises(KeyError, match="peak_mermory"):
+        folder.append(EPOCHS_FILE, {"peak_mermory": 1})
+
+
+def test_a_torn_last_line_is_not_read_and_is_set_aside_by_the_next_row(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    path = folder.path / EPOCHS_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"1,abc,1,digits")
+    assert [row["epoch"] for row in read_rows(path)] == ["1"]
+    folder.append(EPOCHS_FILE, {"epoch": 2})
+    assert [row["epoch"] for row in read_rows(path)] == ["1", "2"]
+    assert path.with_name("epochs.csv.torn").read_bytes() == b"1,abc,1,digits\n"
+
+
+def test_a_file_torn_in_its_header_starts_anew(folder: RunFolder) -> None:
+    path = folder.path / EPOCHS_FILE
+    path.write_bytes(b"schema_ver")
+    set_torn_line_aside(path)
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    assert [row["epoch"] for row in read_rows(path)] == ["1"]
+
+
+def test_a_reason_with_line_breaks_stays_one_line(folder: RunFolder) -> None:
+    folder.append(CELLS_FILE, {"status": "error", "reason": 'a\nb, "c"'})
+    assert read_rows(folder.path / CELLS_FILE)[0]["reason"] == 'a b, "c"'
+    assert len((folder.path / CELLS_FILE).read_text().splitlines()) == 2
+
+
+def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
+    folders = {RunFolder.create(tmp_path, "digits").path for _ in range(20)}
+    assert len(folders) == 20
+
+
+def test_a_folder_is_held_by_one_process_at_a_time(folder: RunFolder) -> None:
+    with pytest.raises(ResultsError, match="another run is writing here"):
+        RunFolder(folder.path)
+    folder.close()
+    RunFolder(folder.path).close()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ResultsError, match="choose another folder with --out"):
+        RunFolder.create(tmp_path / "file", "digits")
+
+
+def test_a_row_that_the_disk_refuses_is_in_the_error(folder: RunFolder) -> None:
+    (folder.path / EPOCHS_FILE).mkdir()
+    with pytest.raises(ResultsError, match=r"epochs\.csv.*'epoch': 7"):
+        folder.append(EPOCHS_FILE, {"epoch": 7})
