@@ -85,15 +85,21 @@ Synthetic = Annotated[
 # Verbs ------------------------------------------------------------------------------------------
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sltt-bench {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _main(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and stop."),
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     _State.debug = debug or _State.debug
-    if version:
-        typer.echo(f"sltt-bench {__version__}")
-        raise typer.Exit
 
 
 @app.command()

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sltt_bench import backends, data, methods, models, provenance
+from sltt_bench import backends, data, methods, models
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
@@ -27,6 +27,8 @@ def run_plans(
     command: list[str],
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code."""
+    from sltt_bench import provenance
+
     console = Console()
     facts = provenance.collect(command)
     setting = Setting(data_dir=data_dir, timeout_s=timeout_s)

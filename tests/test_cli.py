@@ -1,0 +1,77 @@
+"""The command line's manners: help at once, exit codes, and errors that name what to do."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import _complete_methods, _complete_recipe, app
+
+ERRORS = {
+    ("run", "digit"): "did you mean 'digits'",
+    ("run", "digits", "--method", "slt"): "unknown method 'slt'",
+    ("run", "digits", "--method", "sltt-k9"): "K = 9 and T = 6",
+    ("run", "digits", "--set", "train.epochs"): "must have the form key=value",
+    ("run", "digits", "--set", "train.epoch=1"): "did you mean 'epochs'",
+    ("run", "digits", "--seed", "x"): "seeds are whole numbers",
+    ("run", "digits", "--timeout", "2 hours"): "90s, 30m, 2h",
+    ("run", "digits", "--device", "gpu"): "known are auto, cpu",
+    ("run", "digits", "--backend", "natif"): "unknown backend 'natif'",
+    ("run", "digits", "--init", "nowhere.pt"): "nowhere.pt: no such file",
+    ("run", "nowhere.yaml"): "no such file",
+    ("show", "digit"): "did you mean 'digits'",
+    ("list", "recipe"): "did you mean 'recipes'",
+    ("report", "nowhere"): "no such folder",
+    ("compare", "nowhere", "nowhere"): "no such folder",
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), ERRORS.items(), ids=lambda value: str(value)[:40])
+def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, ...], said: str) -> None:
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_help_and_usage_errors_do_not_load_torch() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from sltt_bench.cli import app;"
+        "CliRunner().invoke(app, ['--help']); CliRunner().invoke(app, ['run', 'digit']);"
+        "CliRunner().invoke(app, ['run', 'digits', '--dry-run']);"
+        "CliRunner().invoke(app, ['list']); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_python_dash_m_is_the_same_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sltt_bench", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("sltt-bench 0.")
+
+
+def test_list_names_what_is_registered() -> None:
+    output = CliRunner().invoke(app, ["list"]).output
+    for name in ("digits", "bptt", "sltt-kN", "cnn", "reference"):
+        assert name in output
+
+
+def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from sltt_bench.recipe import load_recipe
+
+    output = CliRunner().invoke(app, ["show", "digits", "--set", "train.epochs=3"]).output
+    path = Path(str(tmp_path)) / "digits.yaml"
+    path.write_text(output)
+    again = load_recipe(str(path))
+    assert again.train.epochs == 3
+    assert again.fingerprint() == load_recipe("digits", {"train.epochs": 3}).fingerprint()
+
+
+def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
+    assert "digits" in _complete_recipe("dig")
+    assert _complete_methods("bptt,sl")[0] == "bptt,sltt"
