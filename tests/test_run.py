@@ -73,7 +73,7 @@ def test_measured_columns_are_plausible_and_absent_sensors_empty(three_methods: 
 def test_bptt_needs_more_tensor_bytes_than_sltt(three_methods: tuple[Path, int, str]) -> None:
     peak = table(three_methods[0], EPOCHS_FILE).groupby("method").peak_tensor_bytes.first()
     assert peak["bptt"] > 2 * peak["sltt"]
-    assert peak["sltt-k2"] <= peak["sltt"]
+    assert peak["sltt-k2"] == pytest.approx(peak["sltt"], rel=0.01)
 
 
 def test_cosine_schedule_steps_once_an_epoch(three_methods: tuple[Path, int, str]) -> None:
