@@ -123,6 +123,9 @@ def run(
     timeout: Annotated[
         str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
     ] = None,
+    log: Annotated[
+        str | None, typer.Option("--log", help="tensorboard: also log there, under the CSV's column names.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
@@ -131,8 +134,10 @@ def run(
     from sltt_bench.recipe import parse_overrides
 
     with _errors_explained():
-        if init not in (None, "random"):
+        if init is not None and init != "random":
             checkpoint_file(init)
+        if log not in (None, "tensorboard"):
+            _fail(f"--log {log}: known is tensorboard")
         request = Request(
             methods=_comma_list(method),
             backends=tuple(_comma_list(backend) or ["reference"]),
@@ -155,6 +160,7 @@ def run(
             timeout_s=timeout_s,
             resume=resume,
             command=_command_line(),
+            log=log,
         )
     raise typer.Exit(code)
 
@@ -304,10 +310,11 @@ def _errors_explained() -> Iterator[None]:
     from sltt_bench.methods import UnknownMethod
     from sltt_bench.recipe import RecipeError
     from sltt_bench.results.writer import ResultsError
+    from sltt_bench.tensorboard import TensorBoardMissing
 
     try:
         yield
-    except (RecipeError, UnknownMethod, UnknownBackend, DataError, ResultsError) as error:
+    except (RecipeError, UnknownMethod, UnknownBackend, DataError, ResultsError, TensorBoardMissing) as error:
         if _State.debug:
             raise
         _fail(str(error).replace("\n", "\nerror: "))

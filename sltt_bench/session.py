@@ -14,6 +14,7 @@ from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_
 from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.runner import Interrupted, Outcome, Setting, run_plan
+from sltt_bench.tensorboard import Displays, TensorBoardLog
 from sltt_bench.terminal import run_display
 
 
@@ -25,6 +26,7 @@ def run_plans(
     timeout_s: float | None,
     resume: bool,
     command: list[str],
+    log: str | None = None,
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code."""
     from sltt_bench import provenance
@@ -41,7 +43,7 @@ def run_plans(
             folder = _open_folder(plan, out, resume, console)
             folders.append(folder.path)
             try:
-                outcomes = _run_one(plan, folder, setting, console, facts, _weights_finder(out))
+                outcomes = _run_one(plan, folder, setting, console, facts, _weights_finder(out), log)
             finally:
                 folder.close()
             failed |= any(outcome.status != "ok" for outcome in outcomes.values())
@@ -62,17 +64,19 @@ def _run_one(
     console: Console,
     facts: dict[str, Any],
     initial_weights: Callable[[Cell], Path | None],
+    log: str | None,
 ) -> dict[str, Outcome]:
     folder.write_recipe(plan.recipe.model_dump(mode="json"))
     for remark in plan.remarks:
         console.print(f"[dim]{remark}[/dim]")
     console.print(f"[bold]{plan.recipe.name}[/bold]: {len(plan)} cells → {folder.path}", soft_wrap=True)
     with run_display(console) as display:
+        watchers = [display] if log is None else [display, TensorBoardLog(folder.path)]
         return run_plan(
             plan,
             folder,
             setting,
-            display,
+            Displays(*watchers),
             initial_weights=initial_weights,
             provenance={**facts, "run": folder.path.name, "plan": [cell.cell_id for cell in plan]},
         )
