@@ -1,5 +1,7 @@
 """A multilayer perceptron of LIF neurons, feed-forward or recurrent, with a linear readout."""
 
+import math
+
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
@@ -11,9 +13,7 @@ def build(
     options: MLPOptions, *, neuron: NeuronFactory, input_shape: tuple[int, ...], classes: int
 ) -> nn.Sequential:
     """The network for inputs [batch, *input_shape], which are flattened."""
-    features = 1
-    for size in input_shape:
-        features *= size
+    features = math.prod(input_shape)
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
     for number, neurons in enumerate(options.hidden, start=1):

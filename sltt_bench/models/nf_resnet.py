@@ -27,6 +27,7 @@ Source: Meng et al. 2023, section 5.1 and their published code.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import kaiming_convolutions
@@ -73,10 +74,11 @@ class ScaledWSConv2d(nn.Conv2d):
         """
         fan_in = self.weight[0].numel()
         variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        return self.gain * (self.weight - mean) / (variance * fan_in + self.eps).sqrt()
+        standardised: Tensor = (self.weight - mean) / (variance * fan_in + self.eps).sqrt()
+        return standardised * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.standardised_weight(), self.bias)
+        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, self.padding)
 
 
 class Block(nn.Module):

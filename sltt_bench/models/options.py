@@ -59,5 +59,5 @@ class NFResNetOptions(ModelOptions):
     """Normaliser-free ResNet with scaled weight standardisation (the paper's network for ImageNet)."""
 
     name: Literal["nf-resnet34", "nf-resnet50", "nf-resnet101"]
-    width: Count = 64
-    """Channels of the first stage; 64 is published, less makes smoke runs small."""
+    width: Annotated[int, Field(ge=2)] = 64
+    """Channels of the first stage; 64 is published, less makes smoke runs small; 1 has no variance."""

@@ -41,8 +41,8 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = self.neuron1(self.bn1(x))
         hidden = self.neuron2(self.bn2(self.conv1(activated)))
-        residual: Tensor = self.conv2(self.dropout(hidden))
-        return residual + self.shortcut(activated)
+        output: Tensor = self.conv2(self.dropout(hidden)) + self.shortcut(activated)
+        return output
 
 
 def stage(

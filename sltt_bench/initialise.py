@@ -1,0 +1,128 @@
+"""Weights to start from: a checkpoint of this tool, or one that the paper's authors published.
+
+Three layouts are read, always as weights and plain values and never as arbitrary pickles:
+
+    {"model": state_dict, ...}     a checkpoint of this tool
+    {"net": state_dict, ...}       a checkpoint of the paper's published code
+    state_dict                     weights alone, as `torch.save(network.state_dict(), path)` leaves them
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Layout = Literal["sltt-bench checkpoint", "published checkpoint", "state dict"]
+
+_LAYOUT_OF_KEY: dict[str, Layout] = {"model": "sltt-bench checkpoint", "net": "published checkpoint"}
+_PARALLEL_PREFIX = "module."
+"""What nn.DataParallel and DistributedDataParallel put before every name."""
+_REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
+"""How torch's weights-only unpickler names the function or class that it refuses to call."""
+
+
+class InitError(Exception):
+    """The weights cannot be used; the message names the file, what is wrong with it and the remedy."""
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """Where a network's initial weights came from."""
+
+    path: Path
+    layout: Layout
+    sha256: str
+    """Of the file."""
+    tensors: int
+    """Parameters and buffers that were loaded: all that the network has."""
+
+
+def load_initial_weights(network: nn.Module, path: Path) -> InitReport:
+    """Copy the weights of the checkpoint at `path` into `network`, on whatever device that is.
+
+    Names and shapes must be the network's own, all of them. Raises InitError, and then leaves the
+    network as it was.
+    """
+    layout, weights = _state_dict(_read(path), path)
+    if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    if faults := _mismatches(network.state_dict(), weights):
+        raise InitError(
+            f"{path}: these weights are not of this network ({len(faults)} mismatches); choose the model, "
+            "its width and the data that the file was trained with, or start with --init random\n  "
+            + "\n  ".join(faults)
+        )
+    network.load_state_dict(weights)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return InitReport(path, layout, sha256, len(weights))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InitError(
+            f"{path}: no such file; give --init the path of a checkpoint, or --init random"
+        ) from None
+    except Exception as error:  # what a damaged file raises is not specified; all of it means this
+        if refused := _REFUSED.search(str(error)):
+            raise InitError(
+                f"{path}: refused, since it holds more than weights and plain values ({refused[1]}), and "
+                "loading such a file can run code; if you trust its source, load it yourself and save "
+                "the weights alone with torch.save(network.state_dict(), path)"
+            ) from None
+        reason = f"{type(error).__name__}: {str(error).split('. ')[0]}"
+        raise InitError(
+            f"{path}: not a readable checkpoint ({reason}); it may be cut short or not written by "
+            "torch.save: fetch or save it anew"
+        ) from None
+
+
+def _state_dict(content: Any, path: Path) -> tuple[Layout, dict[str, Tensor]]:
+    if isinstance(content, Mapping):
+        for key, layout in _LAYOUT_OF_KEY.items():
+            if _is_state_dict(content.get(key)):
+                return layout, dict(content[key])
+        if _is_state_dict(content):
+            return "state dict", dict(content)
+        found = "a mapping with the keys " + ", ".join(repr(key) for key in content)
+    else:
+        found = f"a {type(content).__name__}"
+    raise InitError(
+        f"{path}: holds no weights where they are looked for: it is {found}, but neither a state dict nor "
+        'a mapping with one under "model" or "net"; save the state dict alone with torch.save'
+    )
+
+
+def _is_state_dict(value: Any) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and len(value) > 0
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items())
+    )
+
+
+def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """One line for each name that is missing, not wanted, or of another shape."""
+    faults = [
+        f"{name}: missing from the file; the network has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name not in found
+    ]
+    faults += [
+        f"{name}: {tuple(found[name].shape)} in the file; the network has no such name"
+        for name in found
+        if name not in wanted
+    ]
+    faults += [
+        f"{name}: {tuple(found[name].shape)} in the file; the network has {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in found and wanted[name].shape != found[name].shape
+    ]
+    return faults
