@@ -13,9 +13,10 @@ def step_loss(output: Tensor, labels: Tensor, alpha: float, mse_target: MSETarge
     """(1 − α) CE(o[t], y) + α MSE(o[t], r): a scalar, the mean over the batch.
 
     `output` o[t] is [batch, classes], `labels` y is [batch] of class indices. r is 1 everywhere
-    ("ones", a regulariser) or the one-hot label. Computed in float32 also under mixed precision.
+    ("ones", a regulariser) or the one-hot label. Computed in float32 at least, also under mixed
+    precision.
     """
-    output = output.float()
+    output = output.to(torch.promote_types(output.dtype, torch.float32))
     cross_entropy = F.cross_entropy(output, labels)
     if alpha == 0:
         return cross_entropy
