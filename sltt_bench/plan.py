@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sltt_bench import backends, methods
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_from_dict, short_hash
+from sltt_bench.recipe import (
+    Recipe,
+    RecipeError,
+    find_recipe,
+    load_recipe,
+    nearest,
+    recipe_from_dict,
+    short_hash,
+)
 from sltt_bench.results.schema import Kind
 
 Device = str
@@ -122,7 +130,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
         for overrides in request.grid
     ]
     base = recipes[0][1]
-    stage, init, remarks = _stage_one(base, request)
+    stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
     cells = [
         Cell(
             recipe=recipe,
@@ -145,8 +153,13 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     return [plan] if stage is None else [stage, plan]
 
 
-def _stage_one(recipe: Recipe, request: Request) -> tuple[Plan | None, str | None, tuple[str, ...]]:
-    """The prerequisite's plan (one cell for all methods and seeds), the initial weights, the remarks."""
+def _stage_one(
+    recipe: Recipe, folder: Path, request: Request
+) -> tuple[Plan | None, str | None, tuple[str, ...]]:
+    """The prerequisite's plan (one cell for all methods and seeds), the initial weights, the remarks.
+
+    The prerequisite's recipe is looked for in the recipe's own folder first.
+    """
     if recipe.init_from is None:
         init = None if request.init in (None, "random") else request.init
         return None, init, ()
@@ -162,7 +175,8 @@ def _stage_one(recipe: Recipe, request: Request) -> tuple[Plan | None, str | Non
         if asked:
             remark = f"{flag}: the prerequisite {recipe.init_from} is left out, weights start at random"
             return None, None, (remark,)
-    first = load_recipe(recipe.init_from)
+    beside = folder / f"{recipe.init_from}.yaml"
+    first = load_recipe(str(beside) if beside.is_file() else recipe.init_from)
     cell = Cell(
         recipe=first,
         method=first.methods[0],

@@ -1,0 +1,34 @@
+"""The page about one's own method: what it shows is run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+
+PAGE = (Path(__file__).parent.parent / "docs" / "own-method.md").read_text(encoding="utf-8")
+
+
+def test_the_documented_method_runs_next_to_bptt_and_sltt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (entry,) = re.findall(r"```toml\n\[project\.entry-points\.\"(.*?)\"\]\n'(.*?)' = \"(.*?)\"\n```", PAGE)
+    group, name, target = entry
+    info = tmp_path / "site" / "my_methods-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-methods\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
+    (tmp_path / "site" / "my_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    arguments = ["run", "digits", "--method", "bptt,tbptt-w3,tbptt-w6,sltt", "--smoke", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    epochs = pd.concat(pd.read_csv(path) for path in (tmp_path / "out").glob("digits/*/epochs.csv"))
+    peak = epochs.groupby("method").peak_tensor_bytes.first()
+    assert peak["sltt"] < peak["tbptt-w3"] < peak["bptt"]
+    losses = epochs.groupby("method").train_loss.apply(list)
+    assert losses["tbptt-w6"] == losses["bptt"]
+    assert losses["tbptt-w3"] != losses["bptt"]

@@ -1,0 +1,106 @@
+"""A recipe that starts from another's checkpoint: planned once, reused, and left out where it must be."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.plan import Request, make_plans
+
+STAGE_1 = """
+extends: digits
+timesteps: 1
+data: {limit: 64}
+model: {channels: [8, 16]}
+train: {epochs: 1, batch_size: 32, keep_checkpoint: true}
+methods: [sltt]
+"""
+STAGE_2 = """
+extends: stage-1
+timesteps: 3
+init_from: stage-1
+train: {epochs: 1, lr: 0.0, keep_checkpoint: false}
+methods: [bptt, sltt, sltt-k2]
+seeds: [0, 1]
+"""
+
+
+@pytest.fixture
+def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the two recipes, in which the command runs."""
+    (tmp_path / "stage-1.yaml").write_text(STAGE_1)
+    (tmp_path / "stage-2.yaml").write_text(STAGE_2)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["run", "./stage-2.yaml", "--device", "cpu", *arguments])
+    return result.exit_code, result.output
+
+
+def cells(recipe: str) -> pd.DataFrame:
+    return pd.concat(pd.read_csv(path) for path in Path("results", recipe).glob("*/cells.csv"))
+
+
+def test_the_prerequisite_is_one_cell_for_all_methods_and_seeds(stages: Path) -> None:
+    first, second = make_plans("./stage-2.yaml", Request())
+    assert len(first) == 1
+    assert len(second) == 6
+    assert {cell.needs for cell in second} == {first.cells[0].cell_id}
+
+
+def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
+    code, output = run("--seed", "0")
+    assert code == 0, output
+    assert len(cells("stage-1")) == 1
+    assert list(cells("stage-2").status) == ["ok"] * 3
+    (checkpoint,) = Path("results/stage-1").glob("*/checkpoints/*.pt")
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    assert weights["conv1.weight"].shape == (8, 1, 3, 3)
+    losses = pd.concat(pd.read_csv(path) for path in Path("results/stage-2").glob("*/epochs.csv"))
+    # At learning rate 0 all three keep stage 1's weights, so that they must agree with each other
+    # and, since the batch norm statistics differ only by what T = 3 adds, start no worse than chance.
+    assert losses.test_loss.nunique() == 1
+    code, output = run("--method", "sltt", "--seed", "1")
+    assert code == 0, output
+    assert "stage-1: finished before" in output
+    assert len(cells("stage-1")) == 1
+
+
+def test_a_failed_prerequisite_skips_its_cells_with_the_reason(stages: Path) -> None:
+    recipe = (stages / "stage-1.yaml").read_text().replace("batch_size: 32", "batch_size: 32, lr: 1.0e+38")
+    (stages / "stage-1.yaml").write_text(recipe.replace("epochs: 1", "epochs: 2"))
+    code, _ = run("--seed", "0", "--method", "sltt")
+    assert code == 1
+    assert list(cells("stage-1").status) == ["error"]
+    skipped = cells("stage-2")
+    assert list(skipped.status) == ["skipped"]
+    assert "stage-1 did not finish" in skipped.reason.iloc[0]
+
+
+@pytest.mark.parametrize("flag", ["--smoke", "--synthetic"])
+def test_smoke_and_synthetic_runs_leave_it_out_and_say_so(stages: Path, flag: str) -> None:
+    request = Request(smoke=flag == "--smoke", synthetic=flag == "--synthetic")
+    (plan,) = make_plans("./stage-2.yaml", request)
+    assert plan.remarks == (f"{flag}: the prerequisite stage-1 is left out, weights start at random",)
+    assert all(cell.needs is None for cell in plan)
+
+
+def test_init_overrides_the_prerequisite(stages: Path) -> None:
+    (plan,) = make_plans("./stage-2.yaml", Request(init="random"))
+    assert "not stage-1" in plan.remarks[0]
+    code, output = run("--seed", "0", "--method", "sltt")
+    assert code == 0, output
+    (checkpoint,) = Path("results/stage-1").glob("*/checkpoints/*.pt")
+    kept = stages / "kept.pth"
+    os.replace(checkpoint, kept)
+    code, output = run("--seed", "0", "--method", "sltt", "--init", str(kept))
+    assert code == 0, output
+    losses = pd.concat(pd.read_csv(path) for path in Path("results/stage-2").glob("*/epochs.csv"))
+    assert len(losses) == 2
+    assert losses.test_loss.nunique() == 1
