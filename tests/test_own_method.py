@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -12,8 +13,10 @@ from sltt_bench.cli import app
 PAGE = (Path(__file__).parent.parent / "docs" / "own-method.md").read_text(encoding="utf-8")
 
 
-def test_the_documented_method_runs_next_to_bptt_and_sltt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+def test_the_documented_method_runs_next_to_bptt_and_sltt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, check = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (entry,) = re.findall(r"```toml\n\[project\.entry-points\.\"(.*?)\"\]\n'(.*?)' = \"(.*?)\"\n```", PAGE)
     group, name, target = entry
     info = tmp_path / "site" / "my_methods-1.0.dist-info"
@@ -23,6 +26,9 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(tmp_path: Path, monkey
     (tmp_path / "site" / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    scope: dict[str, Any] = {}
+    exec(check, scope)
+    scope["test_my_method_keeps_its_promises"]()
     arguments = ["run", "digits", "--method", "bptt,tbptt-w3,tbptt-w6,sltt", "--smoke", "--device", "cpu"]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
