@@ -4,6 +4,7 @@ Used by tests that need a cell to fail in a certain way in its own process, and 
 somebody else's method runs without a change here.
 """
 
+import os
 import sys
 import textwrap
 from pathlib import Path
@@ -103,6 +104,6 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: third-party-methods\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(ENTRY_POINTS)
     monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=os.pathsep)
     monkeypatch.delitem(sys.modules, "third_party_methods", raising=False)
     return site

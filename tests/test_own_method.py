@@ -1,5 +1,6 @@
 """The page about one's own method: what it shows is run as it stands there."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
     (tmp_path / "site" / "my_methods.py").write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=os.pathsep)
     scope: dict[str, Any] = {}
     exec(check, scope)
     scope["test_my_method_keeps_its_promises"]()
