@@ -72,10 +72,11 @@ def train(experiment: Experiment, schooling: Schooling, profiler: Profiler, list
     Raises TrainingDiverged after the epoch whose loss is not finite has been reported.
     """
     device = next(experiment.network.parameters()).device
+    live = _LiveFigures(device)
     for epoch in range(schooling.first_epoch, schooling.epochs + 1):
         profile = profiler.epoch(epoch)
         lr = experiment.optimizer.param_groups[0]["lr"]
-        trained = _train_epoch(experiment, schooling, profile, listener, epoch, device)
+        trained = _train_epoch(experiment, schooling, profile, listener, live, epoch)
         evaluated = _evaluate(experiment, schooling, profile, device)
         schooling.schedule.step()
         figures = profile.figures()
@@ -150,11 +151,11 @@ def _train_epoch(
     schooling: Schooling,
     profile: EpochProfile,
     listener: Listener,
+    live: "_LiveFigures",
     epoch: int,
-    device: torch.device,
 ) -> _Totals:
+    device = live.device
     totals = _Totals(device)
-    live = _LiveFigures(totals)
     schooling.train.set_epoch(epoch)
     batches = len(schooling.train)
     with training_mode(experiment.network, True), profile.train():
@@ -163,7 +164,7 @@ def _train_epoch(
             inputs = schooling.to_input(x.to(device, non_blocking=True))
             unroll = experiment.training_iteration(inputs, labels)
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
-            if (figures := live.due()) is not None:
+            if (figures := live.due(totals)) is not None:
                 listener.batch(epoch, done, batches, figures)
     return totals
 
@@ -198,28 +199,28 @@ class _LiveFigures:
 
     INTERVAL_S = 1.0
 
-    def __init__(self, totals: _Totals) -> None:
-        self._totals = totals
-        self._cuda = totals.sums.is_cuda
-        self._copy = torch.zeros(3, dtype=torch.float64, pin_memory=self._cuda)
-        self._samples = 0
-        self._event = torch.cuda.Event() if self._cuda else None  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        on_gpu = device.type == "cuda"
+        self._copy = torch.zeros(3, dtype=torch.float64, pin_memory=on_gpu)
+        self._event = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
+        self._copied_samples: int | None = None
         self._next = time.monotonic() + self.INTERVAL_S
-        self._pending = False
 
-    def due(self) -> dict[str, float] | None:
+    def due(self, totals: _Totals) -> dict[str, float] | None:
         """The figures if it is time for them and the device has delivered them."""
-        if self._pending and (self._event is None or self._event.query()):  # type: ignore[no-untyped-call]
-            self._pending = False
-            loss, top1, _ = (self._copy / self._samples).tolist()
+        if self._copied_samples is not None:
+            if self._event is not None and not self._event.query():  # type: ignore[no-untyped-call]
+                return None
+            loss, top1, _ = (self._copy / self._copied_samples).tolist()
+            self._copied_samples = None
             return {"loss": loss, "top1": top1}
-        if not self._pending and time.monotonic() >= self._next:
+        if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.INTERVAL_S
-            self._copy.copy_(self._totals.sums, non_blocking=True)
-            self._samples = self._totals.samples
+            self._copy.copy_(totals.sums, non_blocking=True)
+            self._copied_samples = totals.samples
             if self._event is not None:
-                self._event.record()
-            self._pending = True
+                self._event.record()  # type: ignore[no-untyped-call]
         return None
 
 

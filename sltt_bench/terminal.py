@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -83,7 +83,7 @@ class _Bars(_Lines):
         self.progress = Progress(
             TextColumn("      epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -92,9 +92,11 @@ class _Bars(_Lines):
             transient=True,
         )
         self._task: TaskID | None = None
+        self._total: int | None = None
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         super().cell_started(cell, number, total)
+        self._total = None
         self._task = self.progress.add_task(
             "", total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
         )
@@ -103,10 +105,11 @@ class _Bars(_Lines):
         if self._task is None:
             return
         epochs, per_epoch = cell.recipe.train.epochs, event["total"]
+        self._total = epochs * per_epoch
         live = f"loss {event['loss']:.3f}  top-1 {percent_text(event['top1'])}  {bytes_text(event['memory'])}"
         self.progress.update(
             self._task,
-            total=epochs * per_epoch,
+            total=self._total,
             completed=(event["epoch"] - 1) * per_epoch + event["done"],
             epoch=f"{event['epoch']}/{epochs}",
             live=live,
@@ -115,10 +118,14 @@ class _Bars(_Lines):
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
         super().epoch(cell, row)
         if self._task is not None:
-            task = self.progress.tasks[self.progress.task_ids.index(self._task)]
-            if task.total:
-                done = task.total * row["epoch"] / cell.recipe.train.epochs
-                self.progress.update(self._task, completed=done)
+            epochs = cell.recipe.train.epochs
+            total = self._total or epochs
+            self.progress.update(
+                self._task,
+                total=total,
+                completed=total * row["epoch"] / epochs,
+                epoch=f"{row['epoch']}/{epochs}",
+            )
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
         if self._task is not None:
