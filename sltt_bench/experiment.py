@@ -76,15 +76,14 @@ class Experiment:
         return self.loss(output, labels)
 
 
-def assemble(cell: Cell, device: torch.device) -> Experiment:
+def assemble(cell: Cell, device: torch.device, backend: Backend) -> Experiment:
     """The experiment of a cell with fresh weights, a pure function of the cell's seed.
 
-    Raises UnsupportedCell, UnknownBackend, UnknownMethod.
+    Raises UnsupportedCell, UnknownMethod.
     """
     seed_everything(cell.seed)
     recipe = cell.recipe
     precision = Precision(resolve(recipe.train.precision, device.type), device.type)
-    backend = make_backend(cell)
     reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")

@@ -322,8 +322,8 @@ class _CellProcess:
                 self._display.epoch(cell, self._recorder.epoch(cell, outcome, event["row"]))
             case "sample":
                 self._recorder.sample(cell, outcome, event["row"])
-            case "started":
-                outcome.facts |= event["facts"]
+            case "facts":
+                outcome.facts |= {key: value for key, value in event.items() if key != "event"}
             case "measured_with":
                 self._recorder.measured_with(cell, event)
             case "finished":

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -26,14 +27,16 @@ class Reporter:
 
     def __init__(self, stream: IO[str], checkpoint: Path | None) -> None:
         self._stream = stream
+        self._lock = threading.Lock()  # the profiler's samples come from a thread of their own
         self._checkpoint = checkpoint
         self.memory_now: Any = lambda: None
 
     def send(self, event: str, **details: Any) -> None:
         """One line of JSON; a runner that is gone ends this process."""
         try:
-            self._stream.write(json.dumps({"event": event, **details}) + "\n")
-            self._stream.flush()
+            with self._lock:
+                self._stream.write(json.dumps({"event": event, **details}) + "\n")
+                self._stream.flush()
         except BrokenPipeError:
             os._exit(1)
 
@@ -85,66 +88,74 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
-
     from sltt_bench import engine, experiment, provenance
-    from sltt_bench.data.loading import make_loader
+    from sltt_bench.precision import resolve
     from sltt_bench.profiler import Profiler
-    from sltt_bench.results import checkpoints
 
     device = choose_device(cell.device)
     set_torch_flags(cell.recipe.train.deterministic)
-    bundle = load_data(cell, Path(job["data_dir"]))
-    to_input = bundle.to_input
-
-    def loader(split: str) -> Any:
-        training = split == "train"
-        return make_loader(
-            getattr(bundle, split),
-            batch_size=cell.recipe.train.batch_size,
-            shuffle=training,
-            seed=cell.seed,
-            drop_last=training and cell.recipe.train.drop_last,
-            options=cell.recipe.data,
-            device=device,
-        )
-
-    train_loader, test_loader = loader("train"), loader("test")
-    with Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample))) as profiler:
-        reporter.memory_now = profiler.memory_now
-        first_batch = next(iter(train_loader))
-        peak_tensor_bytes = instrumented_peak(cell, device, first_batch, to_input)
-        subject = experiment.assemble(cell, device)
-        load_initial_weights(cell, job, subject.network)
-        schooling = engine.Schooling(
-            train=train_loader,
-            test=test_loader,
-            to_input=to_input,
-            schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
-            epochs=cell.recipe.train.epochs,
-            checkpoint_every=cell.recipe.train.checkpoint_every,
-            accuracy_means_something=not cell.synthetic,
-        )
-        if job["resume"]:
-            engine.restore(subject, schooling, checkpoints.load(Path(job["checkpoint"])))
-        reporter.send(
-            "started",
-            facts={
-                "device": str(device),
-                "device_name": provenance.device_name(device),
-                "precision": subject.precision.name,
-                "parameters": sum(p.numel() for p in subject.network.parameters()),
-                "peak_tensor_bytes": peak_tensor_bytes,
-                "first_epoch": schooling.first_epoch,
-            },
-        )
-        engine.train(subject, schooling, profiler, reporter)
     reporter.send(
-        "measured_with",
-        provenance=provenance.collect_worker(profiler.description()),
-        backend=dict(subject.backend.provenance()),
-        absent=profiler.absent,
-        notes=profiler.notes,
+        "facts",
+        device=str(device),
+        device_name=provenance.device_name(device),
+        precision=resolve(cell.recipe.train.precision, device.type),
     )
+    profiler = Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample)))
+    reporter.memory_now = profiler.memory_now
+    backend = experiment.make_backend(cell)
+    try:
+        with profiler:
+            bundle = load_data(cell, Path(job["data_dir"]))
+            loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+            peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
+            reporter.send("facts", peak_tensor_bytes=peak)
+            subject = experiment.assemble(cell, device, backend)
+            load_initial_weights(job, subject.network)
+            schooling = engine.Schooling(
+                train=loaders["train"],
+                test=loaders["test"],
+                to_input=bundle.to_input,
+                schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+                epochs=cell.recipe.train.epochs,
+                checkpoint_every=cell.recipe.train.checkpoint_every,
+                accuracy_means_something=not cell.synthetic,
+            )
+            if job["resume"]:
+                resume(subject, schooling, Path(job["checkpoint"]))
+            reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+            engine.train(subject, schooling, profiler, reporter)
+    finally:
+        reporter.send(
+            "measured_with",
+            provenance=provenance.collect_worker(profiler.description()),
+            backend=dict(backend.provenance()),
+            absent=profiler.absent,
+            notes=profiler.notes,
+        )
+
+
+def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
+    """The batches of one split, in the order that the cell's seed gives."""
+    from sltt_bench.data.loading import make_loader
+
+    training = split == "train"
+    return make_loader(
+        getattr(bundle, split),
+        batch_size=cell.recipe.train.batch_size,
+        shuffle=training,
+        seed=cell.seed,
+        drop_last=training and cell.recipe.train.drop_last,
+        options=cell.recipe.data,
+        device=device,
+    )
+
+
+def resume(subject: Any, schooling: Any, path: Path) -> None:
+    """Go on from the cell's checkpoint. Raises CheckpointError."""
+    from sltt_bench import engine
+    from sltt_bench.results import checkpoints
+
+    engine.restore(subject, schooling, checkpoints.load(path))
 
 
 def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int:
@@ -157,7 +168,7 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int
     from sltt_bench import experiment
     from sltt_bench.profiler.tensor_bytes import TensorBytes
 
-    subject = experiment.assemble(cell, device)
+    subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
     x, labels = batch[0].to(device), batch[1].to(device)
     inputs = to_input(x)
@@ -190,7 +201,7 @@ def load_data(cell: Cell, data_dir: Path) -> Any:
     return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps))
 
 
-def load_initial_weights(cell: Cell, job: Mapping[str, Any], network: Any) -> None:
+def load_initial_weights(job: Mapping[str, Any], network: Any) -> None:
     """From the prerequisite's checkpoint or --init, if the cell has either. Raises InitError."""
     source = job["initial_weights"]
     if source is not None and not job["resume"]:
