@@ -43,8 +43,8 @@ class DataBundle:
     torch's global generator alone, which the loader seeds for each sample.
     """
 
-    train: "Dataset[tuple[Tensor, int]]"
-    test: "Dataset[tuple[Tensor, int]]"
+    train: "Dataset[Any]"
+    test: "Dataset[Any]"
     to_input: "Callable[[Tensor], Tensor]"
     """A batch of x on the device → the float32 input [batch, (T,) C, H, W], normalised."""
 

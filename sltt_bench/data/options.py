@@ -27,6 +27,8 @@ class DataOptions(Strict):
     """Batches that each worker prepares ahead."""
     pin_memory: bool = True
     """Page-locked host memory, for faster copies to a GPU (ignored on a CPU)."""
+    synthetic_samples: Count = 12_800
+    """With --synthetic, an epoch has at most so many training samples (50 batches of 256, 100 of 128)."""
 
     @property
     def sample_shape(self) -> Shape:
@@ -56,6 +58,175 @@ class DigitsOptions(DataOptions):
     @property
     def sample_shape(self) -> Shape:
         return (1, 8, 8)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class MNISTOptions(DataOptions):
+    """MNIST: 28×28 grey images of handwritten digits."""
+
+    name: Literal["mnist"] = "mnist"
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 60_000
+    test_samples: Count = 10_000
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (1, 28, 28)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class FashionMNISTOptions(DataOptions):
+    """Fashion-MNIST: 28×28 grey images of clothes."""
+
+    name: Literal["fashion-mnist"] = "fashion-mnist"
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 60_000
+    test_samples: Count = 10_000
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (1, 28, 28)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class CIFAR10Options(DataOptions):
+    """CIFAR-10: 32×32 colour images; training images are cropped, erased in part and flipped."""
+
+    name: Literal["cifar10"] = "cifar10"
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 50_000
+    test_samples: Count = 10_000
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (3, 32, 32)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class CIFAR100Options(DataOptions):
+    """CIFAR-100: 32×32 colour images; training images are cropped, erased in part and flipped."""
+
+    name: Literal["cifar100"] = "cifar100"
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 50_000
+    test_samples: Count = 10_000
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (3, 32, 32)
+
+    @property
+    def classes(self) -> int:
+        return 100
+
+
+class ImageNetOptions(DataOptions):
+    """ImageNet (ILSVRC 2012) as a folder of JPEGs for each class, below train/ and val/."""
+
+    name: Literal["imagenet"] = "imagenet"
+    split: Literal["official"] = "official"
+    """Trained on train/, tested on the 50,000 images of val/."""
+    train_samples: Count = 1_281_167
+    test_samples: Count = 50_000
+    image_size: Annotated[int, Field(ge=8)] = 224
+    """Pixels of a side; 224 is published, less makes smoke runs small."""
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (3, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return 1000
+
+
+class EventOptions(DataOptions):
+    """What event recordings share: each is cut into T slices of equal event count, a frame each."""
+
+    @property
+    def temporal(self) -> bool:
+        return True
+
+
+class DVSCIFAR10Options(EventOptions):
+    """CIFAR10-DVS: CIFAR-10 images moved in front of a 128×128 event camera."""
+
+    name: Literal["dvs-cifar10"] = "dvs-cifar10"
+    split: Literal["first-900-of-each-class"] = "first-900-of-each-class"
+    """Recordings 0–899 of each class train and 900–999 test, as in the paper's code."""
+    train_samples: Count = 9_000
+    test_samples: Count = 1_000
+    image_size: Annotated[int, Field(ge=8, le=128)] = 48
+    """Pixels of a side; 48 is published."""
+    resize: Literal["published", "mean-count"] = "published"
+    """published: what the paper's code feeds its network. Each count n becomes the byte 255·n mod 256,
+    and both polarities are shrunk as the luminance and alpha of one image. mean-count: event counts,
+    shrunk by antialiased bilinear interpolation."""
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+
+class DVSGestureOptions(EventOptions):
+    """DVS-Gesture: 11 hand and arm gestures in front of a 128×128 event camera."""
+
+    name: Literal["dvs-gesture"] = "dvs-gesture"
+    split: Literal["spikingjelly-1176-288", "tonic-1077-264"] = "spikingjelly-1176-288"
+    """How IBM's recordings are cut into samples. spikingjelly-1176-288: every row of the label files,
+    as in the paper's code. tonic-1077-264: the samples that the tonic library distributes."""
+    train_samples: Count = 1_176
+    test_samples: Count = 288
+    image_size: Annotated[int, Field(ge=8, le=128)] = 128
+    """Pixels of a side; 128 is published, less (mean counts) makes smoke runs small."""
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
+
+    @property
+    def classes(self) -> int:
+        return 11
+
+
+class DigitsSaccadeOptions(EventOptions):
+    """scikit-learn's digits in front of a simulated event camera that makes three small saccades."""
+
+    name: Literal["digits-saccade"] = "digits-saccade"
+    split: Literal["stratified-80-20"] = "stratified-80-20"
+    """The split of `digits`: 80 % training, 20 % test, the same share of every class."""
+    train_samples: Count = 1437
+    test_samples: Count = 360
+    image_size: Annotated[int, Field(ge=8, le=128)] = 32
+    """Pixels of a side of the simulated sensor."""
+    threshold: Annotated[float, Field(gt=0)] = 0.25
+    """Change of log intensity at which a pixel sends an event."""
+    amplitude: Annotated[float, Field(gt=0)] = 1.0
+    """Length of a saccade's path in pixels of the 8×8 digit."""
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
 
     @property
     def classes(self) -> int:

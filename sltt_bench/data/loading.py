@@ -1,0 +1,245 @@
+"""Batches of a split in an order that is a pure function of (seed, epoch).
+
+The augmentation of a sample is a pure function of (seed, epoch, index): it does not depend on the
+number of workers, on what a training method or dropout draws, or on where a run was resumed; nor
+does loading disturb the generators that those draw from.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
+
+from sltt_bench.data import DataError
+from sltt_bench.data.options import DataOptions
+
+Batch = tuple[Tensor, Tensor]
+Key = tuple[int, int]
+"""(epoch, index of the sample in its split)."""
+Value = TypeVar("Value")
+
+ORDER, AUGMENTATION = 0, 1
+"""What a seed is for, so that the two never share random numbers."""
+
+
+@runtime_checkable
+class InMemory(Protocol):
+    """A data set without augmentation that can give a whole batch at once."""
+
+    def batch(self, indices: Tensor) -> Batch:
+        """x [batch, ...] and labels [batch] of the samples at `indices` [batch]."""
+
+
+class Loader:
+    """What the engine iterates over: (x, labels) batches of one split."""
+
+    def __init__(
+        self,
+        batches: Callable[[], Iterator[Batch]],
+        order: "Order",
+        *,
+        batch_size: int,
+        drop_last: bool,
+    ) -> None:
+        self._batches = batches
+        self._order = order
+        self._length = len(order) // batch_size if drop_last else -(-len(order) // batch_size)
+        self.samples = min(len(order), self._length * batch_size)
+        """Samples of an epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next iteration."""
+        self._order.epoch = epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches()
+
+
+def make_loader(
+    dataset: Dataset[tuple[Tensor, int]],
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    drop_last: bool,
+    options: DataOptions,
+    device: torch.device,
+) -> Loader:
+    """The loader of one split, with the workers, prefetching and limit that `options` ask for.
+
+    A data set that is in memory and not augmented is batched by indexing, in this process; the
+    order is the same either way. Raises DataError (from its iterator) for a sample that cannot be
+    read, and if `drop_last` leaves nothing.
+    """
+    order = Order(evenly_spread(labels_of(dataset), options.limit), shuffle=shuffle, seed=seed)
+    if drop_last and len(order) < batch_size:
+        raise DataError(
+            f"data set {options.name!r}: a batch has {batch_size} samples, but the split has only {len(order)} "
+            "and train.drop_last leaves out smaller batches; lower train.batch_size"
+        )
+    pin = options.pin_memory and device.type == "cuda"
+    whole_batches = _whole_batches(dataset)
+    if whole_batches is not None:
+        batches: Callable[[], Iterator[Batch]] = _Indexed(whole_batches, order, batch_size, drop_last, pin)
+    else:
+        batches = _Workers(dataset, order, batch_size, drop_last, pin, options)
+    return Loader(batches, order, batch_size=batch_size, drop_last=drop_last)
+
+
+class Order(Sampler[Key]):
+    """The keys of one epoch: the chosen samples, shuffled anew for each epoch if asked."""
+
+    def __init__(self, chosen: Tensor, *, shuffle: bool, seed: int) -> None:
+        self.epoch = 0
+        self.seed = seed
+        self._chosen = chosen
+        self._shuffle = shuffle
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def indices(self) -> Tensor:
+        """The indices of this epoch [samples]."""
+        if not self._shuffle:
+            return self._chosen
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
+        return self._chosen[torch.randperm(len(self._chosen), generator=generator)]
+
+    def __iter__(self) -> Iterator[Key]:
+        epoch = self.epoch
+        return ((epoch, index) for index in self.indices().tolist())
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed that is a pure function of some integers, and of no other ones in practice."""
+    return int(np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(1, np.uint64)[0])
+
+
+# Choosing samples -------------------------------------------------------------------------------
+
+
+def labels_of(dataset: Dataset[Any]) -> Tensor:
+    """The label of every sample [samples], without loading any; zeros if the data set does not say."""
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[1]
+    labels = getattr(dataset, "labels", None)
+    if labels is None:
+        return torch.zeros(len(dataset), dtype=torch.int64)  # type: ignore[arg-type]
+    return torch.as_tensor(labels)
+
+
+def evenly_spread(labels: Tensor, limit: int | None) -> Tensor:
+    """Indices of `limit` samples (None: all), ascending, spread evenly over the classes and the split.
+
+    Every class has a sample if there are at least as many as classes and these are of equal size.
+    """
+    samples = len(labels)
+    if limit is None or limit >= samples:
+        return torch.arange(samples)
+    by_class = torch.argsort(labels, stable=True)
+    places = (torch.arange(limit) * samples + samples // 2) // limit
+    return by_class[places].sort().values
+
+
+# Batches by indexing ----------------------------------------------------------------------------
+
+
+def _whole_batches(dataset: Dataset[Any]) -> Callable[[Tensor], Batch] | None:
+    if isinstance(dataset, TensorDataset):
+        x, labels = dataset.tensors
+        return lambda indices: (x[indices], labels[indices])
+    return dataset.batch if isinstance(dataset, InMemory) else None
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    batch: Callable[[Tensor], Batch]
+    order: Order
+    batch_size: int
+    drop_last: bool
+    pin: bool
+
+    def __call__(self) -> Iterator[Batch]:
+        for indices in torch.split(self.order.indices(), self.batch_size):
+            if self.drop_last and len(indices) < self.batch_size:
+                return
+            x, labels = self.batch(indices)
+            yield (x.pin_memory(), labels.pin_memory()) if self.pin else (x, labels)
+
+
+# Batches by workers -----------------------------------------------------------------------------
+
+
+class _Workers:
+    def __init__(
+        self,
+        dataset: Dataset[tuple[Tensor, int]],
+        order: Order,
+        batch_size: int,
+        drop_last: bool,
+        pin: bool,
+        options: DataOptions,
+    ) -> None:
+        workers = options.workers
+        self._loader: DataLoader[Any] = DataLoader(
+            _SeededByKey(dataset, order.seed),
+            batch_size=batch_size,
+            sampler=order,
+            drop_last=drop_last,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=pin,
+            persistent_workers=workers > 0,
+            prefetch_factor=options.prefetch_factor if workers else None,
+            # DataLoader draws a number for each iteration; from the default generator it would
+            # change what dropout draws.
+            generator=torch.Generator(),
+        )
+
+    def __call__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, _Unreadable):
+                raise DataError(batch.message)
+            x, labels = batch
+            yield x, labels
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """A sample that raised DataError: an exception would come out of a worker wrapped in its traceback."""
+
+    message: str
+
+
+class _SeededByKey(Dataset[Any]):
+    """Gives the sample at (epoch, index) with its own random numbers."""
+
+    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int) -> None:
+        self._dataset = dataset
+        self._seed = seed
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, int] | _Unreadable:
+        epoch, index = key
+        before = torch.get_rng_state()
+        # Only the CPU's generator: torch.manual_seed would also reset the GPU's, dropout's own.
+        torch.default_generator.manual_seed(derived_seed(self._seed, epoch, AUGMENTATION, index))
+        try:
+            return self._dataset[index]
+        except DataError as error:
+            return _Unreadable(str(error))
+        finally:
+            torch.set_rng_state(before)
+
+
+def _collate(samples: list[Any]) -> Any:
+    for sample in samples:
+        if isinstance(sample, _Unreadable):
+            return sample
+    return default_collate(samples)
