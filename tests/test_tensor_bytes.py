@@ -16,7 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from sltt_bench.experiment import assemble
+from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
@@ -179,6 +179,31 @@ def test_gradients_of_one_tensor_are_summed_in_place_as_without_a_counter() -> N
 
     # v, 3 parts and the root gradients (one storage); the sum so far and the next summand.
     assert peak_in_vectors(body, w) == 7
+
+
+def test_a_gradient_that_python_keeps_is_not_summed_into() -> None:
+    w = torch.ones(N, requires_grad=True)
+
+    def body() -> None:
+        kept: list[Tensor] = []
+        v = w * 1
+        parts = [_KeepsGradient.apply(v, kept) for _ in range(2)]
+        torch.autograd.backward(parts, [torch.ones(N)] * 2)
+
+    # v, 2 parts and the root gradients; 2 kept gradients, their sum, and its product with 1.
+    assert peak_in_vectors(body, w) == 8
+
+
+class _KeepsGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: list[Tensor]) -> Tensor:
+        ctx.kept = kept
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        ctx.kept.append(gradient * 2)
+        return ctx.kept[-1], None
 
 
 def test_checkpointing_saves_the_inner_activations() -> None:
@@ -373,6 +398,22 @@ def test_each_cause_of_a_small_network_is_as_worked_out_by_hand() -> None:
     }
 
 
+def test_a_leftover_of_one_backward_pass_is_no_activation_of_the_next() -> None:
+    w = torch.ones(N, requires_grad=True)
+    leftovers: list[Tensor] = []
+    with TensorBytes([w]) as counter:
+        for _ in range(2):
+            y = w * 1
+            y.register_hook(lambda gradient: leftovers.append(gradient * 1))
+            y.exp().backward(torch.ones(N))
+            del y
+            w.grad = None
+    assert len(leftovers) == 2
+    # y, its exp and the root gradient; two leftovers, the gradients of y and of w.
+    assert counter.peak_by_cause[Cause.ACTIVATIONS] == 3 * VECTOR
+    assert counter.peak_by_cause[Cause.TEMPORARIES] == 4 * VECTOR
+
+
 def test_neuron_state_is_what_the_stateful_layers_carry(smoke_cell: MakeCell) -> None:
     model = {"name": "mlp", "hidden": [300, 200]}
     subject, x, labels = prepared(
@@ -410,7 +451,7 @@ def test_sltt_is_flat_in_t_and_bptt_is_linear(smoke_cell: MakeCell, recipe: str)
 
 def prepared(cell: Cell) -> tuple[Any, Tensor, Tensor]:
     """The cell's experiment in training mode and a batch of random data."""
-    subject = assemble(cell, torch.device("cpu"))
+    subject = assemble(cell, torch.device("cpu"), make_backend(cell))
     subject.network.train()
     batch = cell.recipe.train.batch_size
     shape = cell.recipe.data.sample_shape
