@@ -24,14 +24,41 @@ class DataError(Exception):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 
+def missing(name: str, looked_for: Path, data_dir: Path) -> DataError:
+    """The error for a data set of which `looked_for` is not there."""
+    return DataError(
+        f"data set {name!r} is not there: looked for {looked_for}; "
+        f"`sltt-bench data prepare {name} --data-dir {data_dir}` gets it or says how; "
+        "--synthetic measures memory and time without it"
+    )
+
+
+def damaged(name: str, file: Path, reason: object) -> DataError:
+    """The error for a file of a data set that is there but cannot be read."""
+    return DataError(
+        f"data set {name!r}: {file} cannot be read: {reason}; replace it "
+        f"(`sltt-bench data verify {name}` looks for more such files)"
+    )
+
+
+Progress = Callable[[str, int, int | None], None]
+"""Told (what is being done, how much is done, of how much or None) while something takes long."""
+
+
+def no_progress(what: str, done: int, total: int | None) -> None:
+    """For those who do not want to be told."""
+
+
 @dataclass(frozen=True)
 class DataPlace:
     """Where data are and how they will be shown."""
 
     data_dir: Path
-    """The user's `--data-dir`; each source has its own folder below it."""
+    """The user's `--data-dir`; each source has its own folder below it, named as torchvision or tonic do."""
     timesteps: int
     """T, for sources that cut a recording into time steps."""
+    progress: Progress = no_progress
+    """Told while event recordings are converted, which can take minutes."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +87,14 @@ class DataEntry:
 
 DATASETS: dict[str, DataEntry] = {
     "digits": DataEntry(_options.DigitsOptions, "sltt_bench.data.digits:load"),
+    "digits-saccade": DataEntry(_options.DigitsSaccadeOptions, "sltt_bench.data.digits_saccade:load"),
+    "mnist": DataEntry(_options.MNISTOptions, "sltt_bench.data.mnist:load"),
+    "fashion-mnist": DataEntry(_options.FashionMNISTOptions, "sltt_bench.data.mnist:load"),
+    "cifar10": DataEntry(_options.CIFAR10Options, "sltt_bench.data.cifar:load"),
+    "cifar100": DataEntry(_options.CIFAR100Options, "sltt_bench.data.cifar:load"),
+    "imagenet": DataEntry(_options.ImageNetOptions, "sltt_bench.data.imagenet:load"),
+    "dvs-cifar10": DataEntry(_options.DVSCIFAR10Options, "sltt_bench.data.dvs_cifar10:load"),
+    "dvs-gesture": DataEntry(_options.DVSGestureOptions, "sltt_bench.data.dvs_gesture:load"),
 }
 
 
