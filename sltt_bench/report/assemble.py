@@ -1,0 +1,96 @@
+"""Puts the report together: every kind's sections, the summary on top, provenance and gaps below."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sltt_bench import __version__
+from sltt_bench.report.document import Context, Contribution, Report
+from sltt_bench.results.reader import Results, Run
+
+SectionMaker = Callable[[Context], Contribution]
+
+
+def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Report, dict[str, pd.DataFrame]]:
+    """The report, and the tables for readers with other tools by file name."""
+    results = context.results
+    contributions = [make(context) for make in makers.values()]
+    verdicts = tuple(verdict for part in contributions for verdict in part.verdicts)
+    skipped = [(skip.path, skip.reason) for skip in results.skipped] + _kinds_without_section(results, makers)
+    report = Report(
+        title=_title(results),
+        sentences=tuple(s for part in contributions for s in part.sentences) or (_NOTHING,),
+        verdicts=verdicts,
+        sections=tuple(section for part in contributions for section in part.sections),
+        provenance=tuple(_provenance(run) for run in results.runs),
+        skipped=tuple(skipped),
+        baseline=context.baseline,
+        made_by=f"sltt-bench {__version__}",
+    )
+    frames = {name: frame for part in contributions for name, frame in part.frames.items()}
+    if verdicts:
+        frames["verdicts.csv"] = _verdict_frame(report)
+    return report, frames
+
+
+_NOTHING = "There is nothing to compare: no results were found."
+
+
+def _title(results: Results) -> str:
+    recipes = sorted(set(results.cells["recipe"]))
+    if not recipes:
+        return "No results"
+    return ", ".join(recipes) if len(recipes) <= 3 else f"{len(recipes)} recipes"
+
+
+def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
+    cells = results.cells[~results.cells["kind"].isin(list(makers))]
+    return [
+        (
+            str(results.runs[int(str(run))].path),
+            f"{len(same)} cells of kind {kind}: no measurements, not shown",
+        )
+        for (run, kind), same in cells.groupby(["run", "kind"])
+    ]
+
+
+def _provenance(run: Run) -> dict[str, str]:
+    said = run.provenance
+    return {"folder": str(run.path), "command": command_line(said)}
+
+
+def command_line(provenance: Mapping[str, Any]) -> str:
+    """The command of a run as one line that can be typed again."""
+    command = provenance.get("command")
+    if isinstance(command, Sequence) and not isinstance(command, str):
+        import shlex
+
+        return shlex.join(str(part) for part in command)
+    return str(command or "")
+
+
+def _verdict_frame(report: Report) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "recipe": verdict.recipe,
+                "verdict": verdict.word,
+                "claim": verdict.statement,
+                **{key: verdict.claim.get(key) for key in ("metric", "method", "baseline", "relation")},
+                "threshold": verdict.claim.get("threshold"),
+                "value": verdict.value,
+                "low": verdict.low,
+                "high": verdict.high,
+                "seeds": verdict.n,
+                "figure": verdict.figure,
+                "estimated": verdict.estimated,
+                "conditions": ", ".join(verdict.conditions),
+                "reason": verdict.reason,
+                "command": verdict.command,
+                "says": verdict.claim.get("says"),
+                "source": verdict.claim.get("source"),
+            }
+            for verdict in report.verdicts
+        ]
+    )

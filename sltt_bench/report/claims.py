@@ -1,0 +1,211 @@
+"""Verdicts: what a recipe's claims are worth on the hardware at hand.
+
+A claim is judged only on cells that are what it speaks of: no smoke run, no random data for
+accuracy, no overrides but those that `when` names or that cannot change the figure.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import Verdict, VerdictWord
+from sltt_bench.report.groups import METRICS, Group, NotComparable
+from sltt_bench.report.statistics import Estimate, Interval, mean_with_interval
+
+Claim = Mapping[str, Any]
+
+_NEVER_MATTERS = {
+    "data.workers",
+    "data.prefetch_factor",
+    "data.pin_memory",
+    "train.checkpoint_every",
+    "train.keep_checkpoint",
+    "methods",
+    "seeds",
+    "description",
+}
+_HARMLESS = {
+    "peak_memory": _NEVER_MATTERS | {"train.epochs", "data.limit"},
+    "warm_epoch_time": _NEVER_MATTERS - {"data.workers", "data.prefetch_factor"} | {"train.epochs"},
+    "test_top1": _NEVER_MATTERS,
+    "compute": _NEVER_MATTERS,
+}
+"""Metric → overrides under which the claim can still be judged."""
+
+_WORDS = {
+    "peak_memory": "peak memory",
+    "warm_epoch_time": "warm epoch time",
+    "test_top1": "last-epoch top-1",
+    "compute": "multiply-adds",
+}
+
+
+def judge(groups: Sequence[Group]) -> list[Verdict]:
+    """A verdict for every claim of every recipe: one for each group that can judge it, else one in all."""
+    verdicts = []
+    for recipe in sorted({group.key.recipe for group in groups}):
+        of_recipe = [group for group in groups if group.key.recipe == recipe]
+        # The reason that is given for a claim nobody measured is that of the group nearest to it.
+        of_recipe.sort(key=lambda g: (g.key.smoke, g.key.synthetic, len(g.overrides), g.key))
+        for claim in _claims_of(of_recipe):
+            said = [judge_group(claim, group) for group in of_recipe if claim in _claims_of([group])]
+            measured = [verdict for verdict in said if verdict.word != "not measured"]
+            verdicts += measured or [said[0]]
+    return verdicts
+
+
+def judge_group(claim: Claim, group: Group) -> Verdict:
+    """The verdict of one group on one claim."""
+    figure = _figure(claim, group)
+    reason = _unfit(claim, group) or ("" if figure else f"no {_WORDS[claim['metric']]} that all cells have")
+    estimate = NotComparable(reason) if reason or figure is None else _estimate(claim, group, figure)
+    if figure is None or isinstance(estimate, NotComparable):
+        return Verdict(
+            recipe=group.key.recipe,
+            claim=claim,
+            word="not measured",
+            statement=statement(claim),
+            reason=estimate.reason if isinstance(estimate, NotComparable) else reason,
+            command=command_for(claim, group.key.recipe),
+        )
+    interval = estimate.interval
+    return Verdict(
+        recipe=group.key.recipe,
+        claim=claim,
+        word=_word(claim, estimate),
+        statement=statement(claim),
+        measured=_shown(claim, estimate, figure),
+        value=estimate.value,
+        low=interval.low if interval else None,
+        high=interval.high if interval else None,
+        n=estimate.n,
+        figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
+        conditions=tuple(group.key.conditions()),
+        reason="" if interval else "n = 1 seed: no interval",
+    )
+
+
+def statement(claim: Claim) -> str:
+    """The claim as a comparison, in the words of the report."""
+    what, method, baseline = _WORDS[claim["metric"]], claim["method"], claim.get("baseline")
+    threshold = float(claim["threshold"])
+    plain = f"{100 * threshold:g} %" if claim["metric"] == "test_top1" else numbers.significant(threshold, 3)
+    text = {
+        "at_most_ratio": f"{what} of {method} ÷ {baseline} ≤ {threshold:g}",
+        "at_least": f"{what} of {method} ≥ {plain}",
+        "at_most": f"{what} of {method} ≤ {plain}",
+        "within_points": f"{what} of {method} at most {threshold:g} points below {baseline}",
+        "exceeds_by_points": f"{what} of {method} at least {threshold:g} points above {baseline}",
+    }[claim["relation"]]
+    if when := claim.get("when"):
+        text += " where " + ", ".join(f"{key} = {value}" for key, value in when.items())
+    return text
+
+
+def command_for(claim: Claim, recipe: str) -> str:
+    """The command whose results would give the claim a verdict."""
+    if claim["metric"] == "compute":
+        return f"sltt-bench estimate {recipe}"
+    methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
+    settings = "".join(f" --set {key}={_yaml(value)}" for key, value in (claim.get("when") or {}).items())
+    return f"sltt-bench run {recipe} --method {methods}{settings}"
+
+
+# Whether a group can judge ----------------------------------------------------------------------
+
+
+def _claims_of(groups: Iterable[Group]) -> list[Claim]:
+    claims = {}
+    for group in groups:
+        for claim in group.recipe.get("claims") or []:
+            claims[json.dumps(claim, sort_keys=True)] = claim
+    return list(claims.values())
+
+
+def _unfit(claim: Claim, group: Group) -> str | None:
+    """Why this group says nothing about the claim, or None."""
+    metric, when = claim["metric"], claim.get("when") or {}
+    if metric == "compute":
+        return "computed by an estimate, not measured by a run"
+    if group.key.smoke:
+        return "only smoke runs: not the claim's experiment"
+    if group.key.synthetic and metric == "test_top1":
+        return "only random data: no accuracy"
+    for key, value in when.items():
+        if group.settings.get(key) != value:
+            return f"no run with {key} = {value}"
+    absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
+    foreign = set(group.overrides) - set(when) - (_NEVER_MATTERS if absolute_time else _HARMLESS[metric])
+    if foreign:
+        changed = ", ".join(f"{key} = {group.overrides[key]}" for key in sorted(foreign))
+        return f"only with {changed}, which the claim does not speak of"
+    named = [name for name in (claim["method"], claim.get("baseline")) if name]
+    for name in named:
+        if name not in group.methods:
+            return f"no run of {name}"
+        if not group.methods[name].finished:
+            failure = group.methods[name].failures[0]
+            return f"{name} did not finish: {failure.status}, {failure.reason}"
+    if metric == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
+        return "only cold epochs: run at least two"
+    return None
+
+
+def _figure(claim: Claim, group: Group) -> str | None:
+    """The metric of the report that stands for the claim's."""
+    if claim["metric"] == "peak_memory":
+        names = [name for name in (claim["method"], claim.get("baseline")) if name in group.methods]
+        return group.headline_memory(names)
+    return {"warm_epoch_time": "epoch_s", "test_top1": "last_test_top1"}.get(claim["metric"])
+
+
+# The relations ----------------------------------------------------------------------------------
+
+
+def _estimate(claim: Claim, group: Group, figure: str) -> Estimate | NotComparable:
+    """What the claim's threshold is set against: a ratio, a value, or method − baseline as a share."""
+    method, baseline = claim["method"], claim.get("baseline")
+    match claim["relation"]:
+        case "at_most_ratio":
+            return group.ratio(figure, method, baseline)
+        case "within_points" | "exceeds_by_points":
+            return group.difference(figure, method, baseline)
+        case _:
+            return mean_with_interval(group.methods[method].values[figure])
+
+
+def _word(claim: Claim, estimate: Estimate) -> VerdictWord:
+    """Held or not held if the whole interval is on one side of the threshold, else inconclusive."""
+    threshold = float(claim["threshold"])
+    sign, limit = {
+        "at_most_ratio": (1, threshold),
+        "at_most": (1, threshold),
+        "at_least": (-1, threshold),
+        "within_points": (-1, -threshold / 100),
+        "exceeds_by_points": (-1, threshold / 100),
+    }[claim["relation"]]
+    interval = estimate.interval or Interval(estimate.value, estimate.value)
+    holds = {sign * edge <= sign * limit + _ROUNDING for edge in (interval.low, interval.high)}
+    if len(holds) == 2:
+        return "inconclusive"
+    return "held" if holds == {True} else "not held"
+
+
+_ROUNDING = 1e-12
+"""So that 0.92 is within 2 points of 0.94 in binary numbers too."""
+
+
+def _shown(claim: Claim, estimate: Estimate, figure: str) -> str:
+    interval = estimate.interval
+    match claim["relation"]:
+        case "at_most_ratio":
+            parts = [numbers.ratio(estimate.value), numbers.ratio_interval(interval)]
+        case "within_points" | "exceeds_by_points":
+            parts = [f"{numbers.points(estimate.value)} points", numbers.points_interval(interval)]
+        case _:
+            scale = numbers.scale_of_metric(figure, [estimate.value])
+            number = numbers.percent if METRICS[figure].unit == "accuracy" else scale.number
+            edges = f"[{number(interval.low)}, {number(interval.high)}]" if interval else ""
+            parts = [f"{number(estimate.value)} {scale.unit}", edges]
+    return " ".join(part for part in parts if part)

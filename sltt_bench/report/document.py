@@ -1,0 +1,159 @@
+"""The report as a document: sections of tables, figures and gaps, before any of them is rendered.
+
+Whoever computes writes these; whoever renders (terminal, HTML, Markdown, LaTeX) reads nothing else.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure as Drawing
+
+    from sltt_bench.results.reader import Results
+
+Tone = Literal["plain", "good", "bad", "muted"]
+Width = Literal["column", "double"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One table cell."""
+
+    text: str
+    detail: str = ""
+    """Spread or interval, set smaller."""
+    value: float | str | None = None
+    """What the column sorts by; None comes last."""
+    tone: Tone = "plain"
+    """Good and bad are used only where an interval excludes "no difference"."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """One column's heading."""
+
+    text: str
+    unit: str = ""
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title and the notes that keep it honest."""
+
+    name: str
+    """Unique in the report; part of file names."""
+    title: str
+    headings: tuple[Heading, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    secondary: bool = False
+    """Whether a reader in a hurry may leave it folded."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A plot that is drawn when a renderer needs it."""
+
+    name: str
+    """Unique in the report; the file's name."""
+    title: str
+    caption: str
+    """What is shown, sample counts and hardware."""
+    draw: Callable[[Width], "Drawing"]
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A plot that the data cannot support, and the command that would change that."""
+
+    title: str
+    reason: str
+    command: str
+
+
+Block = Table | Figure | Missing
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report with its own heading; level 1 holds level 2."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...] = ()
+    lead: tuple[str, ...] = ()
+    """Sentences below the heading."""
+    level: Literal[1, 2] = 1
+    chips: tuple[str, ...] = ()
+    """The conditions under which everything below was measured."""
+
+
+VerdictWord = Literal["held", "not held", "inconclusive", "not measured"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one claim on one set of conditions."""
+
+    recipe: str
+    claim: Mapping[str, Any]
+    """As the recipe says it."""
+    word: VerdictWord
+    statement: str
+    """The claim as a comparison: "peak memory of sltt ÷ bptt ≤ 0.30"."""
+    measured: str = ""
+    """The value with its interval; empty if not measured."""
+    value: float | None = None
+    """Ratio, share, bytes, seconds, or percentage points, as the relation says."""
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    """Paired seeds."""
+    figure: str = ""
+    """Which figure was used: "live tensors", "median of warm epochs"."""
+    conditions: tuple[str, ...] = ()
+    reason: str = ""
+    """Why there is no verdict, or what limits it."""
+    command: str = ""
+    """What would measure it."""
+    estimated: bool = False
+    """Whether the value was computed rather than measured."""
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """What one maker of sections adds to the report."""
+
+    sections: tuple[Section, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    frames: Mapping[str, "pd.DataFrame"] = field(default_factory=dict)
+    """File name → table for readers with other tools."""
+    sentences: tuple[str, ...] = ()
+    """For the summary at the top."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every maker of sections is given."""
+
+    results: "Results"
+    baseline: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a renderer shows."""
+
+    title: str
+    sentences: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+    sections: tuple[Section, ...]
+    provenance: tuple[Mapping[str, str], ...]
+    """For each run: its folder, command, versions, hardware."""
+    skipped: tuple[tuple[str, str], ...]
+    """What was not read: path and reason."""
+    baseline: str
+    made_by: str

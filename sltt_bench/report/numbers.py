@@ -1,0 +1,111 @@
+"""Numbers as a reader wants them: a common unit for a column, three significant digits, no false ones."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sltt_bench.report.groups import METRICS, Unit
+from sltt_bench.report.statistics import Estimate, Interval, Stat
+
+DASH = "–"
+_STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
+    "bytes": ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
+    "s": ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "per_s": ((1, "1/s"),),
+    "J": ((1e6, "MJ"), (1e3, "kJ"), (1, "J")),
+    "share": ((0.01, "%"),),
+    "accuracy": ((0.01, "%"),),
+    "count": ((1e6, "M"), (1, "")),
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A unit for a set of values: shown = value / factor."""
+
+    factor: float
+    unit: str
+
+    def number(self, value: float) -> str:
+        """The value without its unit."""
+        return significant(value / self.factor)
+
+    def text(self, value: float) -> str:
+        """The value with its unit."""
+        return f"{self.number(value)} {self.unit}".strip()
+
+    def mean(self, stat: Stat) -> tuple[str, str]:
+        """("12.4", "± 0.3"): the mean, and the standard deviation to the mean's decimals."""
+        mean = self.number(stat.mean)
+        if stat.std is None:
+            return mean, ""
+        decimals = len(mean.partition(".")[2])
+        spread = stat.std / self.factor
+        return mean, "± " + (f"{spread:.{decimals}f}" if round(spread, decimals) else significant(spread, 1))
+
+
+def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
+    """The unit in which the largest value is at least 1 (minutes only from two on)."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    steps = _STEPS[unit]
+    for factor, name in steps:
+        if largest >= factor * (2 if name in ("min", "h") else 1):
+            return Scale(factor, name)
+    return Scale(*steps[-1]) if largest else Scale(*steps[len(steps) // 2])
+
+
+def scale_of_metric(name: str, values: Iterable[float]) -> Scale:
+    """The scale of a metric; accuracies and shares are always in percent."""
+    return scale_for(METRICS[name].unit, values)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value to so many significant digits, whole numbers in full, no exponent in the usual range."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{max(digits - 1 - magnitude, 0)}f}"
+    return text if "." in text or magnitude < 4 else f"{value:,.0f}"
+
+
+def percent(share: float, decimals: int = 2) -> str:
+    """0.9444 → "94.44": accuracies have a fixed number of decimals, since a hundredth is quoted."""
+    return f"{100 * share:.{decimals}f}"
+
+
+def ratio(value: float) -> str:
+    """0.2345 → "0.23×"; two decimals below 10, since that is what is compared."""
+    if value >= 10:
+        return f"{significant(value)}×"
+    return f"{value:.2f}×" if value >= 0.1 else f"{significant(value, 2)}×"
+
+
+def ratio_interval(interval: Interval | None) -> str:
+    """ "[0.22, 0.25]", or nothing for a single seed."""
+    if interval is None:
+        return ""
+    return f"[{ratio(interval.low)[:-1]}, {ratio(interval.high)[:-1]}]"
+
+
+def points(value: float) -> str:
+    """A difference of shares in percentage points, with its sign."""
+    return f"{100 * value:+.2f}".replace("-", "−")
+
+
+def points_interval(interval: Interval | None) -> str:
+    """ "[−0.31, +0.12]", or nothing for a single seed."""
+    return "" if interval is None else f"[{points(interval.low)}, {points(interval.high)}]"
+
+
+def seeds(n: int) -> str:
+    """ "n = 3 seeds"."""
+    return f"n = {n} seed" + "s" * (n != 1)
+
+
+def excludes(estimate: Estimate, value: float) -> bool:
+    """Whether the estimate is clearly not `value`: the interval excludes it (a single seed never does)."""
+    return estimate.interval is not None and not estimate.interval.low <= value <= estimate.interval.high

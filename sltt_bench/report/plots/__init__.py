@@ -1,0 +1,1 @@
+"""The report's plots, one file for each question that a plot answers."""

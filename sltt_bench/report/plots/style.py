@@ -1,0 +1,170 @@
+"""One visual language for all plots: sizes, type, inks, and a fixed colour for each method."""
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from sltt_bench.report.document import Width
+from sltt_bench.report.numbers import significant
+
+WIDTH_INCHES: dict[Width, float] = {"column": 3.3, "double": 6.9}
+"""One and two columns of a paper."""
+DPI = 200
+
+# Each ink stands for one role and occurs nowhere else, so that a dark page can replace it.
+INK = "#1c2126"
+SOFT_INK = "#5b6470"
+GRID = "#e3e7eb"
+SURFACE = "#fefefe"
+FAILED = "#c0392b"
+
+# Okabe and Ito's colours, which the common kinds of colour blindness keep apart. The family of
+# SLTT-K is one hue, lighter for smaller K; markers and labels tell its members apart as well.
+_COLOURS = {"bptt": "#d55e00", "sltt": "#0072b2"}
+_SLTT_K_SHADES = ("#5ccaa6", "#009e73", "#00755a", "#4d7f91", "#7d6ba8")
+_OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
+_MARKERS = {"bptt": "s", "sltt": "o"}
+_SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
+_OTHER_MARKERS = ("X", ">", "p", "h", "*")
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # it comes with matplotlib: the layout is the same everywhere
+    "font.size": 7.5,
+    "axes.titlesize": 8,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 7,
+    "axes.labelsize": 7.5,
+    "axes.labelcolor": SOFT_INK,
+    "axes.edgecolor": SOFT_INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": SOFT_INK,
+    "ytick.color": SOFT_INK,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "legend.frameon": False,
+    "legend.fontsize": 7,
+    "legend.handlelength": 1.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "figure.facecolor": SURFACE,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sltt-bench",
+    "hatch.linewidth": 0.6,
+}
+
+
+@contextmanager
+def applied() -> Iterator[None]:
+    """Everything drawn or written inside looks as this file says, whatever the user's own settings."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def colour(method: str) -> str:
+    """The colour of a method, the same in every plot of every report."""
+    if k := _k_of(method):
+        place = min(math.log2(k), len(_SLTT_K_SHADES) - 1)
+        low, share = int(place), place - int(place)
+        light, dark = to_rgb(_SLTT_K_SHADES[low]), to_rgb(_SLTT_K_SHADES[min(low + 1, 4)])
+        return to_hex([(1 - share) * a + share * b for a, b in zip(light, dark, strict=True)])
+    return _COLOURS.get(method) or _OTHER_COLOURS[_fixed(method) % len(_OTHER_COLOURS)]
+
+
+def marker(method: str) -> str:
+    """The marker of a method, the same in every plot."""
+    if k := _k_of(method):
+        return _SLTT_K_MARKERS.get(k, "d")
+    return _MARKERS.get(method) or _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
+
+
+def line(method: str) -> Literal["-", "--"]:
+    """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
+    return "--" if method.endswith("-unbiased") else "-"
+
+
+def _k_of(method: str) -> int | None:
+    match = re.fullmatch(r"sltt-k(\d+)(-unbiased)?", method)
+    return int(match[1]) if match else None
+
+
+def _fixed(method: str) -> int:
+    return zlib.crc32(method.encode())
+
+
+# Figures ----------------------------------------------------------------------------------------
+
+
+def panels(
+    width: Width, count: int, height: float, *, row_heights: Sequence[float] = ()
+) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels: side by side across two columns, one below the other in one column.
+
+    `height` is that of one panel in inches; the caller adds what it needs for legends itself.
+    """
+    stacked = width == "column"
+    rows, columns = (count, 1) if stacked else (1, count)
+    figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)  # type: ignore[union-attr]
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, list(axes.flat)
+
+
+def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, most: int = 5) -> None:
+    """Few, round ticks in plain numbers."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value) if value else "0"))
+
+
+def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
+    """One legend for all panels, under them."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), 3 if width == "column" else 6)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4)
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def svg(figure: Figure) -> str:
+    """The figure as SVG whose text stays text; equal figures give equal files."""
+    stream = BytesIO()
+    with matplotlib.rc_context(_RC):
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+    return stream.getvalue().decode()
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG at DPI."""
+    stream = BytesIO()
+    with matplotlib.rc_context(_RC | {"savefig.dpi": DPI, "figure.dpi": DPI}):
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})
+    return stream.getvalue()

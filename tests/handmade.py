@@ -1,0 +1,170 @@
+"""Result folders made by hand, so that a test knows every number in them."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sltt_bench.methods import chosen_steps
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, TIMELINE_FILE
+
+MIB = 2**20
+
+RECIPE: dict[str, Any] = {
+    "name": "digits",
+    "description": "made by hand",
+    "data": {"name": "digits", "limit": None},
+    "neuron": {"tau": 1.1},
+    "timesteps": 6,
+    "train": {"epochs": 3, "batch_size": 64},
+    "methods": ["bptt", "sltt"],
+    "claims": [],
+}
+
+
+@dataclass
+class HandmadeRun:
+    """One run's folder; cells are added one by one."""
+
+    path: Path
+    recipe: Mapping[str, Any] = field(default_factory=lambda: RECIPE)
+    device: str = "cpu"
+    device_name: str = "Example CPU, 2 threads"
+    torch: str = "2.6.0"
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        (self.path / "cells").mkdir(parents=True)
+        (self.path / "recipe.yaml").write_text(yaml.safe_dump(dict(self.recipe)))
+        provenance = {
+            "schema_version": 1,
+            "run": self.path.name,
+            "command": ["sltt-bench", "run", self.recipe["name"]],
+            "started_utc": "2026-01-01T00:00:00+00:00",
+            "versions": {"torch": self.torch},
+        }
+        (self.path / "provenance.json").write_text(json.dumps(provenance))
+
+    def cell(
+        self,
+        method: str = "bptt",
+        seed: int = 0,
+        *,
+        train_s: Sequence[float] = (5.0, 2.0, 2.0),
+        top1: Sequence[float] | None = (0.5, 0.9, 0.8),
+        status: str = "ok",
+        reason: str = "",
+        backend: str = "reference",
+        recipe: Mapping[str, Any] | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        attempt: int = 1,
+        cold: Sequence[bool] | None = None,
+        cell: Mapping[str, Any] | None = None,
+        **epoch_figures: Any,
+    ) -> str:
+        """Write a cell with its epochs; a figure is one value for all epochs or a list. Returns its id."""
+        said = recipe or self.recipe
+        cell = {"kind": "run", "synthetic": False, "smoke": False, **(cell or {})}
+        recipe_hash = _hash([{k: v for k, v in said.items() if k != "claims"}, cell])
+        cell_id = _hash([recipe_hash, method, backend, seed])
+        self.number += 1
+        key = {
+            "schema_version": 1,
+            "cell_id": cell_id,
+            "attempt": attempt,
+            "recipe": said["name"],
+            "recipe_hash": recipe_hash,
+            "method": method,
+            "backend": backend,
+            "k": chosen_steps(method) if method.startswith("sltt-k") else "",
+            "timesteps": said["timesteps"],
+            "batch_size": said["train"]["batch_size"],
+            "precision": "fp32",
+            "device": self.device,
+            "seed": seed,
+        }
+        count = len(train_s) if status == "ok" else 0
+        for index in range(count):
+            figures = {
+                name: value[index] if isinstance(value, list | tuple) else value
+                for name, value in epoch_figures.items()
+            }
+            row = {
+                **key,
+                "epoch": index + 1,
+                "cold": cold[index] if cold else index == 0,
+                "train_s": train_s[index],
+                "samples": 1000,
+                "samples_per_s": 1000 / train_s[index],
+                "test_top1": top1[index] if top1 else None,
+                **figures,
+            }
+            self.append(EPOCHS_FILE, row)
+        self.append(
+            CELLS_FILE,
+            {
+                **key,
+                "device_name": self.device_name,
+                "overrides": json.dumps(dict(overrides or {})),
+                "status": status,
+                "reason": reason,
+                "started_utc": f"2026-01-01T00:{self.number // 60:02}:{self.number % 60:02}+00:00",
+                "wall_s": 10.0 + self.number,
+                "epochs_planned": len(train_s),
+                "epochs_done": count,
+                "parameters": 1000,
+                "best_epoch": top1.index(max(top1)) + 1 if top1 and count else None,
+                "best_test_top1": max(top1) if top1 and count else None,
+                "last_test_top1": top1[-1] if top1 and count else None,
+                "exit_code": 0,
+                **cell,
+            },
+        )
+        (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": dict(said)}))
+        return cell_id
+
+    def append(self, file: str, row: Mapping[str, Any]) -> None:
+        """One row by column name; what is left out stays empty."""
+        names = [column.name for column in FILES[file]]
+        assert set(row) <= set(names), set(row) - set(names)
+        path = self.path / file
+        new = not path.exists()
+        with path.open("a", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            if new:
+                writer.writerow(names)
+            writer.writerow([_text(row.get(name)) for name in names])
+
+    def timeline(self, cell_id: str, samples: Sequence[Mapping[str, Any]]) -> None:
+        """NVML samples of a cell."""
+        for sample in samples:
+            self.append(TIMELINE_FILE, {"cell_id": cell_id, "attempt": 1, **sample})
+
+
+def varied(recipe: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """A recipe with dotted keys (written with __) set otherwise."""
+    copy: dict[str, Any] = json.loads(json.dumps(recipe))
+    for dotted, value in changes.items():
+        *parents, last = dotted.split("__")
+        place = copy
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return copy
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
