@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sltt_bench.strict import Strict
 
@@ -44,6 +44,10 @@ class DataOptions(Strict):
     def temporal(self) -> bool:
         """Whether a sample has a time axis of its own, or is one image shown at every step."""
         return False
+
+    def misfit(self, timesteps: int) -> str | None:
+        """Why a sample cannot be shown in `timesteps` steps, or None if it can."""
+        return None
 
 
 class DigitsOptions(DataOptions):
@@ -231,3 +235,69 @@ class DigitsSaccadeOptions(EventOptions):
     @property
     def classes(self) -> int:
         return 10
+
+
+class DelayedRecallOptions(DataOptions):
+    """A symbol, D steps of noise, then a cue that asks for the symbol: made on the spot, no download."""
+
+    name: Literal["delayed-recall"] = "delayed-recall"
+    train_samples: Count = 2048
+    test_samples: Count = 1024
+    delay: Annotated[int, Field(ge=0)] = 8
+    """D: steps of noise between the symbol and the cue."""
+    symbols: Annotated[int, Field(ge=2)] = 4
+    """How many symbols there are; each is a class and has an input channel of its own."""
+    noise: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviation of the noise; a symbol has amplitude 1."""
+    noise_channels: Count = 16
+    """Input channels that carry nothing but noise."""
+
+    @model_validator(mode="after")
+    def _classes_are_equally_frequent(self) -> "DelayedRecallOptions":
+        for split in ("train_samples", "test_samples"):
+            if getattr(self, split) % self.symbols:
+                raise ValueError(f"{split} must be a multiple of symbols, so that chance is 1/symbols exactly")
+        return self
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (self.symbols + 1 + self.noise_channels, 1, 1)
+
+    @property
+    def classes(self) -> int:
+        return self.symbols
+
+    @property
+    def temporal(self) -> bool:
+        return True
+
+    def misfit(self, timesteps: int) -> str | None:
+        needed = self.delay + 2
+        if timesteps >= needed:
+            return None
+        return f"timesteps is {timesteps}, but symbol, {self.delay} steps of data.delay and cue need {needed}"
+
+
+class SequentialDigitsOptions(DataOptions):
+    """scikit-learn's bundled 8×8 digits, one row of pixels a step."""
+
+    name: Literal["sequential-digits"] = "sequential-digits"
+    split: Literal["stratified-80-20"] = "stratified-80-20"
+    """The split of `digits`: 80 % training, 20 % test, the same share of every class."""
+    train_samples: Count = 1437
+    test_samples: Count = 360
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (8, 1, 1)
+
+    @property
+    def classes(self) -> int:
+        return 10
+
+    @property
+    def temporal(self) -> bool:
+        return True
+
+    def misfit(self, timesteps: int) -> str | None:
+        return None if timesteps == 8 else f"timesteps is {timesteps}, but a digit has 8 rows, one for each step"
