@@ -256,7 +256,9 @@ class DelayedRecallOptions(DataOptions):
     def _classes_are_equally_frequent(self) -> "DelayedRecallOptions":
         for split in ("train_samples", "test_samples"):
             if getattr(self, split) % self.symbols:
-                raise ValueError(f"{split} must be a multiple of symbols, so that chance is 1/symbols exactly")
+                raise ValueError(
+                    f"{split} must be a multiple of symbols, so that chance is 1/symbols exactly"
+                )
         return self
 
     @property
@@ -300,4 +302,6 @@ class SequentialDigitsOptions(DataOptions):
         return True
 
     def misfit(self, timesteps: int) -> str | None:
-        return None if timesteps == 8 else f"timesteps is {timesteps}, but a digit has 8 rows, one for each step"
+        return (
+            None if timesteps == 8 else f"timesteps is {timesteps}, but a digit has 8 rows, one for each step"
+        )
