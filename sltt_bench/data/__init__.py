@@ -96,7 +96,9 @@ DATASETS: dict[str, DataEntry] = {
     "dvs-cifar10": DataEntry(_options.DVSCIFAR10Options, "sltt_bench.data.dvs_cifar10:load"),
     "dvs-gesture": DataEntry(_options.DVSGestureOptions, "sltt_bench.data.dvs_gesture:load"),
     "delayed-recall": DataEntry(_options.DelayedRecallOptions, "sltt_bench.data.delayed_recall:load"),
-    "sequential-digits": DataEntry(_options.SequentialDigitsOptions, "sltt_bench.data.sequential_digits:load"),
+    "sequential-digits": DataEntry(
+        _options.SequentialDigitsOptions, "sltt_bench.data.sequential_digits:load"
+    ),
 }
 
 

@@ -1,0 +1,265 @@
+"""From events to frames, and the cache that keeps them: shared by all event-camera sources.
+
+    recording  a file (or a simulation) with the events of one or more samples
+    event      (t, x, y, p): time, pixel, and whether it became brighter
+    slice      one of T stretches of a sample with equally many events
+    frame      the events of a slice, counted for each polarity and pixel: [2, H, W]
+
+Frames are made once and kept in a file for each recording.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sltt_bench.data import DataError, Progress, damaged, no_progress
+from sltt_bench.data.loading import evenly_spread
+from sltt_bench.data.options import EventOptions
+
+EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.bool_)])
+"""One event: time in microseconds, column, row, and True where the pixel became brighter."""
+FRAMES_VERSION = 1
+"""To be raised whenever the same events give other frames, so that no older cache is read."""
+
+Resize = Literal["published", "mean-count"]
+
+
+# Frames -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How the events of a sample become frames [T, 2, image_size, image_size]."""
+
+    timesteps: int
+    """T, the number of slices."""
+    sensor_size: int
+    """Pixels of a side of the camera."""
+    image_size: int
+    """Pixels of a side of a frame."""
+    resize: Resize
+    """How frames are shrunk; see DVSCIFAR10Options."""
+
+    def frames(self, events: np.ndarray) -> np.ndarray:
+        """Events [N] of dtype EVENT → frames: bytes (published), counts (int16) or mean counts (float32).
+
+        Raises ValueError if there are no events, or some outside the sensor.
+        """
+        counts = count_frames(events, self.timesteps, self.sensor_size)
+        if self.resize == "published":
+            return _shrink_as_published(counts, self.image_size)
+        if self.image_size == self.sensor_size:
+            return counts
+        return _shrink_counts(counts, self.image_size)
+
+
+def count_frames(events: np.ndarray, timesteps: int, sensor_size: int) -> np.ndarray:
+    """Counts [T, 2, H, W] in int16 of T slices with N // T events each; the last takes the rest.
+
+    Channel 0 counts the pixels that became darker, 1 those that became brighter. Raises ValueError.
+    """
+    if len(events) == 0:
+        raise ValueError("it holds no events")
+    x, y = events["x"].astype(np.int64), events["y"].astype(np.int64)
+    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) >= sensor_size:
+        raise ValueError(f"it has events outside the {sensor_size}×{sensor_size} pixels of the camera")
+    slice_length = max(1, len(events) // timesteps)
+    slices = np.minimum(np.arange(len(events)) // slice_length, timesteps - 1)
+    places = ((slices * 2 + events["p"]) * sensor_size + y) * sensor_size + x
+    shape = (timesteps, 2, sensor_size, sensor_size)
+    counts = np.bincount(places, minlength=int(np.prod(shape))).reshape(shape)
+    return np.minimum(counts, np.iinfo(np.int16).max).astype(np.int16)
+
+
+def _shrink_as_published(counts: np.ndarray, image_size: int) -> np.ndarray:
+    """What the paper's code makes of counts: bytes [T, 2, image_size, image_size].
+
+    A float frame becomes a Pillow image by 255·n modulo 256, two channels by being luminance and
+    alpha. Pillow then resizes the luminance weighted by alpha, so a darker event counts only where
+    brighter ones are near.
+    """
+    wrapped = (counts.astype(np.int64) * 255 % 256).astype(np.uint8)
+    size = (image_size, image_size)
+    images = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in wrapped]
+    shrunk = [np.asarray(image.resize(size, Image.Resampling.BILINEAR)) for image in images]
+    return np.stack(shrunk).transpose(0, 3, 1, 2)
+
+
+def _shrink_counts(counts: np.ndarray, image_size: int) -> np.ndarray:
+    """Mean counts [T, 2, image_size, image_size] in float32, by antialiased bilinear interpolation."""
+    size = (image_size, image_size)
+    planes = counts.reshape(-1, *counts.shape[2:]).astype(np.float32)
+    shrunk = [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in planes]
+    return np.stack(shrunk).reshape(*counts.shape[:2], *size)
+
+
+# Recordings -------------------------------------------------------------------------------------
+
+
+class UnreadableEvents(Exception):
+    """A file is not a whole recording; the message says why."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What is read at one go, and whose frames share a file of the cache."""
+
+    file: Path
+    """The file, for messages; what does not come from a file names what makes it."""
+    labels: tuple[int, ...]
+    """The label of each sample in it, in order."""
+    read: Callable[[], Iterable[np.ndarray]]
+    """The events [N] of each sample. Raises UnreadableEvents. Sent to other processes, so a partial
+    of a function of a module."""
+    key: str
+    """Changes whenever the events do, and differs from every other recording's."""
+
+
+def file_key(file: Path, *more: object) -> str:
+    """A recording's key from its file's name, size and time of change, and what else tells it apart."""
+    facts = file.stat()
+    return json.dumps([*file.parts[-3:], facts.st_size, facts.st_mtime_ns, *map(str, more)])
+
+
+# The cache --------------------------------------------------------------------------------------
+
+
+class FrameCache:
+    """Frames on disk: a folder for each way of making them, a file for each recording.
+
+    A file is written under another name and then renamed, so one that is there is whole.
+    """
+
+    def __init__(self, source: str, folder: Path, framing: Framing) -> None:
+        self._source = source
+        self._framing = framing
+        facts = {"version": FRAMES_VERSION, **asdict(framing)}
+        title = f"T{framing.timesteps}-{framing.image_size}px-{framing.resize}"
+        self.folder = folder / f"{title}-{_digest(json.dumps(facts, sort_keys=True))}"
+
+    def path(self, recording: Recording) -> Path:
+        """Where the frames of a recording are kept."""
+        return self.folder / f"{recording.file.stem}-{_digest(recording.key)}.npy"
+
+    def frames(self, recording: Recording) -> np.ndarray:
+        """Frames [samples, T, 2, H, W] of a recording, mapped from the cache; made if they are not there.
+
+        Raises DataError.
+        """
+        path = self.path(recording)
+        if not path.exists():
+            self.make(recording)
+        try:
+            frames: np.ndarray = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise DataError(f"cached frames {path} cannot be read: {error}; delete the file") from None
+        return frames
+
+    def make(self, recording: Recording) -> None:
+        """Convert one recording and keep its frames. Raises DataError."""
+        try:
+            frames = np.stack([self._framing.frames(events) for events in recording.read()])
+        except (UnreadableEvents, ValueError, OSError) as error:
+            raise damaged(self._source, recording.file, error) from None
+        if len(frames) != len(recording.labels):
+            reason = f"it has {len(frames)} samples instead of {len(recording.labels)}"
+            raise damaged(self._source, recording.file, reason)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _save_atomically(self.path(recording), frames)
+        except OSError as error:
+            raise DataError(
+                f"data set {self._source!r}: cannot keep frames in {self.folder}: {error.strerror or error}; "
+                "make the folder writable or choose another --data-dir"
+            ) from None
+
+    def fill(self, recordings: Sequence[Recording], workers: int, progress: Progress = no_progress) -> None:
+        """Convert what is not there yet, in up to `workers` processes (0: in this one). Raises DataError."""
+        todo = [recording for recording in recordings if not self.path(recording).exists()]
+        what = f"{self._source}: events to frames"
+        if workers == 0 or len(todo) < 2 * workers:
+            for done, recording in enumerate(todo, start=1):
+                self.make(recording)
+                progress(what, done, len(todo))
+            return
+        # Spawned, not forked: this process may already hold a GPU and threads.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            futures = [pool.submit(self.make, recording) for recording in todo]
+            try:
+                for done, future in enumerate(as_completed(futures), start=1):
+                    future.result()
+                    progress(what, done, len(todo))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _save_atomically(path: Path, array: np.ndarray) -> None:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=path.stem, suffix=".incomplete", delete=False
+    ) as file:
+        try:
+            np.save(file, array)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+# The data set -----------------------------------------------------------------------------------
+
+
+class FrameDataset(Dataset[tuple[Tensor, int]]):
+    """The samples of some recordings in order, as (frames [T, 2, H, W], label)."""
+
+    def __init__(self, recordings: Sequence[Recording], cache: FrameCache) -> None:
+        self._cache = cache
+        self._samples = [
+            (recording, number) for recording in recordings for number in range(len(recording.labels))
+        ]
+        self.labels = [recording.labels[number] for recording, number in self._samples]
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        recording, number = self._samples[index]
+        frames = np.array(self._cache.frames(recording)[number])
+        return torch.from_numpy(frames), self.labels[index]
+
+    def recordings(self, indices: Iterable[int]) -> list[Recording]:
+        """The recordings that the samples at `indices` come from, each once."""
+        found: dict[str, Recording] = {}
+        for index in indices:
+            recording, _ = self._samples[index]
+            found[recording.key] = recording
+        return list(found.values())
+
+
+def prepare_splits(
+    splits: Sequence[FrameDataset], cache: FrameCache, options: EventOptions, progress: Progress
+) -> None:
+    """Make the frames of all samples that a run with these options will show. Raises DataError."""
+    for split in splits:
+        chosen = evenly_spread(torch.tensor(split.labels), options.limit).tolist()
+        cache.fill(split.recordings(chosen), options.workers, progress)
