@@ -1,0 +1,86 @@
+"""What the profiler asks of the compute device: to finish its work, and its allocator's peaks."""
+
+from typing import TYPE_CHECKING, Protocol
+
+from sltt_bench.profiler.process_memory import resident_bytes
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ComputeDevice(Protocol):
+    """The device that trains."""
+
+    gpu_uuid: str | None
+    """None: no GPU."""
+
+    def synchronize(self) -> None:
+        """Wait until all work handed to the device is done."""
+
+    def reset_peaks(self) -> None:
+        """Start the allocator's peaks anew."""
+
+    def allocator_peaks(self) -> dict[str, int | None]:
+        """peak_allocated_bytes and peak_reserved_bytes since the last reset; None without an allocator."""
+
+    def reserved_bytes(self) -> int:
+        """What the allocator holds of the device's memory now."""
+
+    def memory_now(self) -> int:
+        """A cheap figure for a live display: bytes in tensors on CUDA, the resident set on a CPU."""
+
+
+class Cpu:
+    """A CPU: work is done when a call returns, and no allocator counts it."""
+
+    gpu_uuid: str | None = None
+
+    def synchronize(self) -> None:
+        pass
+
+    def reset_peaks(self) -> None:
+        pass
+
+    def allocator_peaks(self) -> dict[str, int | None]:
+        return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
+
+    def reserved_bytes(self) -> int:
+        return 0
+
+    def memory_now(self) -> int:
+        return resident_bytes()
+
+
+class Cuda:
+    """A GPU as torch knows it."""
+
+    def __init__(self, device: "torch.device") -> None:
+        # torch is loaded here, since the command line lists GPUs without it.
+        import torch
+
+        self._cuda = torch.cuda
+        self._device = device
+        self.gpu_uuid: str | None = str(torch.cuda.get_device_properties(device).uuid)
+
+    def synchronize(self) -> None:
+        self._cuda.synchronize(self._device)
+
+    def reset_peaks(self) -> None:
+        self._cuda.reset_peak_memory_stats(self._device)
+
+    def allocator_peaks(self) -> dict[str, int | None]:
+        return {
+            "peak_allocated_bytes": self._cuda.max_memory_allocated(self._device),
+            "peak_reserved_bytes": self._cuda.max_memory_reserved(self._device),
+        }
+
+    def reserved_bytes(self) -> int:
+        return self._cuda.memory_reserved(self._device)
+
+    def memory_now(self) -> int:
+        return self._cuda.memory_allocated(self._device)
+
+
+def compute_device(device: "torch.device") -> ComputeDevice:
+    """The compute device behind a torch device (cpu or cuda)."""
+    return Cuda(device) if device.type == "cuda" else Cpu()

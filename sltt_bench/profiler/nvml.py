@@ -1,0 +1,227 @@
+"""The sensors of one GPU through NVML (nvidia-ml-py), each of which may be missing or fail at any call."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from sltt_bench.profiler.visible_devices import same_gpu
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A sensor that gave no figure, and why."""
+
+    reason: str
+
+
+Value = TypeVar("Value")
+Reading: TypeAlias = Value | Missing
+
+
+def value_of(reading: Reading[Value]) -> Value | None:
+    """The figure, or None."""
+    return None if isinstance(reading, Missing) else reading
+
+
+class NvmlUnavailable(Exception):
+    """NVML cannot be used, or does not know the GPU; the message says why."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What one GPU is."""
+
+    name: str
+    uuid: str
+    memory_total_bytes: int | None
+    """None where the GPU shares the memory of the host."""
+    driver: str
+    cuda_driver: str
+    """The newest CUDA version that the driver serves."""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """One look at all sensors of a GPU."""
+
+    process_bytes: Reading[int]
+    """Memory that this process uses."""
+    device_bytes: Reading[int]
+    """Memory in use on the device, that of other processes and of the driver included."""
+    utilisation: Reading[float]
+    """Share of the sensor's last period (1/6 to 1 s) in which a kernel ran, 0 to 1."""
+    power_w: Reading[float]
+    sm_clock_mhz: Reading[int]
+    memory_clock_mhz: Reading[int]
+    temperature_c: Reading[int]
+    clock_limits: Reading[tuple[str, ...]]
+    """Why the clocks are not higher (NVML's clocks event reasons, once called throttle reasons)."""
+
+
+CLOCK_LIMITS = {
+    0x001: "gpu_idle",
+    0x002: "applications_clocks_setting",
+    0x004: "sw_power_cap",
+    0x008: "hw_slowdown",
+    0x010: "sync_boost",
+    0x020: "sw_thermal_slowdown",
+    0x040: "hw_thermal_slowdown",
+    0x080: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+    0x200: "board_limit",
+    0x400: "reliability",
+}
+"""nvmlClocksEventReasons (nvml.h): bit → name. Written out, since bindings differ in which they know."""
+
+_PROCESSES = ("nvmlDeviceGetComputeRunningProcesses_v3", "nvmlDeviceGetComputeRunningProcesses_v2")
+_CLOCK_LIMITS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+
+
+def list_gpus() -> list[Gpu]:
+    """All GPUs that NVML shows, in its order (by PCI bus), CUDA_VISIBLE_DEVICES or not. Raises NvmlUnavailable."""
+    with _nvml() as nvml:
+        return [_describe(nvml, handle) for handle in _handles(nvml)]
+
+
+class GpuSensors:
+    """The sensors of one GPU; open until `close`. Calls may come from any thread."""
+
+    def __init__(self, uuid: str) -> None:
+        """`uuid` with or without "GPU-". Raises NvmlUnavailable."""
+        self._known: dict[tuple[str, ...], str] = {}
+        with ExitStack() as stack:
+            self._nvml = stack.enter_context(_nvml())
+            self._handle = self._find(uuid)
+            self.gpu = _describe(self._nvml, self._handle)
+            self._library = stack.pop_all()
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        self._library.close()
+
+    def read(self) -> Readings:
+        """All sensors now."""
+        nvml = self._nvml
+        return Readings(
+            process_bytes=self.process_bytes(),
+            device_bytes=self._call("nvmlDeviceGetMemoryInfo", lambda memory: int(memory.used)),
+            utilisation=self._call("nvmlDeviceGetUtilizationRates", lambda rates: rates.gpu / 100),
+            power_w=self._call("nvmlDeviceGetPowerUsage", lambda milliwatts: milliwatts / 1000),
+            sm_clock_mhz=self._call("nvmlDeviceGetClockInfo", int, nvml.NVML_CLOCK_SM),
+            memory_clock_mhz=self._call("nvmlDeviceGetClockInfo", int, nvml.NVML_CLOCK_MEM),
+            temperature_c=self._call("nvmlDeviceGetTemperature", int, nvml.NVML_TEMPERATURE_GPU),
+            clock_limits=self._call(_CLOCK_LIMITS, clock_limit_names),
+        )
+
+    def energy_j(self) -> Reading[float]:
+        """Joules of the whole device since the driver was loaded: a counter (Volta or newer)."""
+        return self._call("nvmlDeviceGetTotalEnergyConsumption", lambda millijoules: millijoules / 1000)
+
+    def power_limit_w(self) -> Reading[float]:
+        """The power limit in force."""
+        return self._call("nvmlDeviceGetEnforcedPowerLimit", lambda milliwatts: milliwatts / 1000)
+
+    def max_sm_clock_mhz(self) -> Reading[int]:
+        """The highest clock of the streaming multiprocessors."""
+        return self._call("nvmlDeviceGetMaxClockInfo", int, self._nvml.NVML_CLOCK_SM)
+
+    def other_compute_processes(self) -> Reading[int]:
+        """How many processes but this one compute on the GPU."""
+        return self._call(_PROCESSES, lambda processes: sum(p.pid != os.getpid() for p in processes))
+
+    def process_bytes(self) -> Reading[int]:
+        """Memory that this process uses, where the driver tells it."""
+        listed = self._call(_PROCESSES, list)
+        if isinstance(listed, Missing):
+            return listed
+        mine = [process.usedGpuMemory for process in listed if process.pid == os.getpid()]
+        if not mine:
+            return Missing(
+                "NVML lists no memory for this process (its pid is not the driver's, as in a container, "
+                "or it has not used the GPU yet)"
+            )
+        if not all(mine):  # None or 0: a process that computes has at least a context
+            return Missing("the driver does not tell the memory of single processes (WSL or vGPU)")
+        return int(sum(mine))
+
+    def _find(self, uuid: str) -> Any:
+        for handle in _handles(self._nvml):
+            if same_gpu(self._nvml.nvmlDeviceGetUUID(handle), uuid):
+                self._refuse_mig(handle)
+                return handle
+        raise NvmlUnavailable(
+            f"NVML shows no GPU with the UUID {uuid} (a slice of a GPU (MIG), or hidden from this container)"
+        )
+
+    def _refuse_mig(self, handle: Any) -> None:
+        try:
+            mode, _ = self._nvml.nvmlDeviceGetMigMode(handle)
+        except self._nvml.NVMLError:
+            return  # a GPU that cannot be sliced
+        if mode == self._nvml.NVML_DEVICE_MIG_ENABLE:
+            raise NvmlUnavailable("the GPU is sliced (MIG): its sensors speak for all slices together")
+
+    def _call(
+        self, names: str | tuple[str, ...], convert: Callable[[Any], Value], *arguments: Any
+    ) -> Reading[Value]:
+        """The converted answer of the first of `names` that the driver has."""
+        names = (names,) if isinstance(names, str) else names
+        for name in [self._known[names]] if names in self._known else names:
+            try:
+                answer = getattr(self._nvml, name)(self._handle, *arguments)
+            except self._nvml.NVMLError_FunctionNotFound:
+                continue
+            except self._nvml.NVMLError as error:
+                return Missing(f"{name}: {error}")
+            self._known[names] = name
+            return convert(answer)
+        return Missing(f"{names[0]}: not in this driver")
+
+
+def clock_limit_names(bits: int) -> tuple[str, ...]:
+    """The names of the set bits, lowest first; a bit without a name is given as a number."""
+    return tuple(CLOCK_LIMITS.get(1 << n, hex(1 << n)) for n in range(bits.bit_length()) if bits >> n & 1)
+
+
+@contextmanager
+def _nvml() -> Iterator[Any]:
+    """The initialised library. Raises NvmlUnavailable for whatever NVML raises inside."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailable(f"NVML: {error}") from None
+    try:
+        yield pynvml
+    except pynvml.NVMLError as error:
+        raise NvmlUnavailable(f"NVML: {error}") from None
+    finally:
+        with suppress(pynvml.NVMLError):  # a GPU that was lost
+            pynvml.nvmlShutdown()
+
+
+def _handles(nvml: Any) -> Iterator[Any]:
+    """The GPUs that answer; one that has fallen off the bus is passed over."""
+    for index in range(nvml.nvmlDeviceGetCount()):
+        try:
+            yield nvml.nvmlDeviceGetHandleByIndex(index)
+        except nvml.NVMLError_GpuIsLost:
+            continue
+
+
+def _describe(nvml: Any, handle: Any) -> Gpu:
+    cuda = nvml.nvmlSystemGetCudaDriverVersion()
+    try:
+        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    except nvml.NVMLError_NotSupported:
+        memory = None
+    return Gpu(
+        name=nvml.nvmlDeviceGetName(handle),
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        memory_total_bytes=memory,
+        driver=nvml.nvmlSystemGetDriverVersion(),
+        cuda_driver=f"{cuda // 1000}.{cuda % 1000 // 10}",
+    )

@@ -1,0 +1,223 @@
+"""The profiler of one process: measures epochs, and says which figures it cannot give and why."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sltt_bench.profiler.clock import WaitClock
+from sltt_bench.profiler.devices import compute_device
+from sltt_bench.profiler.gpu_watch import GpuWatch
+from sltt_bench.profiler.nvml import Missing, NvmlUnavailable, Reading, value_of
+from sltt_bench.profiler.process_memory import peak_resident_bytes, reset_peak_resident
+from sltt_bench.profiler.sampler import PhaseReadings, Sample
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+Figure = float | int | str | None
+
+ALLOCATOR_COLUMNS = ("peak_allocated_bytes", "peak_reserved_bytes")
+NVML_COLUMNS = ("peak_nvml_bytes", "peak_nvml_scope", "energy_j", "gpu_util_mean")
+FIGURES = ("train_s", "eval_s", "data_wait_s", *ALLOCATOR_COLUMNS, "peak_rss_bytes", *NVML_COLUMNS)
+"""The columns of epochs.csv that a profiler fills."""
+
+
+class Profiler:
+    """Measures one process. Enter it before the work that is to be measured, the warm-up included.
+
+    Until the first epoch begins, the timeline's phase is "warmup"; between phases nothing is sampled.
+    """
+
+    def __init__(
+        self,
+        device: "torch.device",
+        *,
+        on_sample: Callable[[Sample], None] | None = None,
+        interval_s: float = 0.1,
+        gpu_uuid: str | None = None,
+    ) -> None:
+        """`on_sample` gets every sample of the sensors, mostly from another thread. `gpu_uuid` is the GPU
+        to watch, by default that of `device`."""
+        self.absent: dict[str, str] = {}
+        """Column of epochs.csv → why it stays empty, altogether or in the epochs named."""
+        self.notes: dict[str, str] = {}
+        """Column of epochs.csv → what to know about its figures."""
+        self.compute = compute_device(device)
+        self.watch: GpuWatch | None = None
+        """The sensors of the GPU; None without."""
+        self._device = str(device)
+        self._epochs_of: dict[tuple[str, str], list[int]] = {}
+        self._warmup = ExitStack()
+        self._check_process_memory()
+        self._open_sensors(gpu_uuid or self.compute.gpu_uuid, on_sample, interval_s)
+
+    def __enter__(self) -> "Profiler":
+        if self.watch is not None:
+            self.watch.start()
+            self._warmup.enter_context(self.watch.phase("warmup", None))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._warmup.close()
+        if self.watch is not None:
+            self.watch.stop()
+            if self.watch.callback_failure is not None:
+                self.notes["timeline"] = f"broken off: {self.watch.callback_failure}"
+
+    def epoch(self, number: int) -> "EpochProfile":
+        """The measurement of one epoch, counted from 1."""
+        self._warmup.close()
+        return EpochProfile(self, number)
+
+    def memory_now(self) -> int | None:
+        """A cheap figure for a live display: bytes in tensors on CUDA, the resident set on a CPU."""
+        return self.compute.memory_now()
+
+    def description(self) -> dict[str, Any]:
+        """The device and the measuring itself, as plain JSON; complete after the profiler's exit."""
+        watch = self.watch
+        return {
+            "device": self._device,
+            "gpu": None if watch is None else watch.description(),
+            "sampling": None if watch is None else watch.cost(),
+        }
+
+    def phase(self, name: str, epoch: int) -> AbstractContextManager[PhaseReadings | None]:
+        """Sample the sensors while the body runs; None without sensors."""
+        return nullcontext() if self.watch is None else self.watch.phase(name, epoch)
+
+    def is_absent(self, column: str, epoch: int, reason: str) -> None:
+        """Record that a column is empty in an epoch."""
+        self.absent[column] = self._with_epochs(column, epoch, reason)
+
+    def note(self, column: str, epoch: int, remark: str) -> None:
+        """Record what to know about a column's figure in an epoch."""
+        self.notes[column] = self._with_epochs(column, epoch, remark)
+
+    def _with_epochs(self, column: str, epoch: int, text: str) -> str:
+        epochs = self._epochs_of.setdefault((column, text), [])
+        epochs.append(epoch)
+        which = f"epoch {epoch}" if len(epochs) == 1 else f"{len(epochs)} epochs, {epochs[0]} to {epoch}"
+        return f"{text} ({which})"
+
+    def _check_process_memory(self) -> None:
+        if peak_resident_bytes() is None:
+            self.absent["peak_rss_bytes"] = "this system keeps no VmHWM (/proc/self/status of Linux)"
+        elif not reset_peak_resident():
+            self.notes["peak_rss_bytes"] = (
+                "the peak since the process started, not of each epoch: "
+                "this system refuses to reset it (/proc/self/clear_refs)"
+            )
+
+    def _open_sensors(
+        self, uuid: str | None, on_sample: Callable[[Sample], None] | None, interval_s: float
+    ) -> None:
+        if self.compute.gpu_uuid is None:
+            self.absent |= dict.fromkeys(ALLOCATOR_COLUMNS, "the device is the CPU")
+        if uuid is None:
+            self.absent |= dict.fromkeys(NVML_COLUMNS, "the device is the CPU")
+            return
+        try:
+            self.watch = GpuWatch(uuid, on_sample, interval_s)
+        except NvmlUnavailable as error:
+            self.absent |= dict.fromkeys(NVML_COLUMNS, str(error))
+            return
+        for column, reading in self.watch.figures_now().items():
+            if isinstance(reading, Missing):
+                self.absent[column] = f"{reading.reason} (at the start)"
+
+
+class EpochProfile:
+    """The measurement of one epoch: at most one `train` and one `evaluate`."""
+
+    def __init__(self, profiler: Profiler, number: int) -> None:
+        self._profiler = profiler
+        self._number = number
+        self._figures: dict[str, Figure] = dict.fromkeys(FIGURES)
+        self._waits: WaitClock | None = None
+
+    @contextmanager
+    def train(self) -> Iterator[None]:
+        """The training of the epoch. Peaks start anew, and the device is synchronised at both ends.
+
+        A body that raises leaves no figures: part of an epoch is not an epoch.
+        """
+        profiler, compute, watch = self._profiler, self._profiler.compute, self._profiler.watch
+        with profiler.phase("train", self._number) as readings:
+            compute.synchronize()
+            compute.reset_peaks()
+            reset_peak_resident()
+            energy_before = None if watch is None else watch.energy_j()
+            self._waits = waits = WaitClock()
+            started = time.perf_counter()
+            try:
+                yield
+            finally:
+                self._waits = None
+            compute.synchronize()
+            train_s = time.perf_counter() - started
+            if watch is not None and energy_before is not None:
+                self._keep("energy_j", _energy_between(energy_before, watch.energy_j()))
+            self._figures |= {"train_s": train_s, "data_wait_s": waits.seconds}
+            self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
+        if watch is not None and readings is not None:
+            watch.count_clock_limits(readings)
+            self._keep("gpu_util_mean", readings.utilisation.mean())
+            self._keep_nvml_peak(readings, compute.reserved_bytes())
+
+    @contextmanager
+    def evaluate(self) -> Iterator[None]:
+        """The evaluation of the epoch, with a clock of its own."""
+        compute = self._profiler.compute
+        with self._profiler.phase("eval", self._number):
+            compute.synchronize()
+            started = time.perf_counter()
+            yield
+            compute.synchronize()
+            self._figures["eval_s"] = time.perf_counter() - started
+
+    def waiting(self, loader: Iterable[T]) -> Iterable[T]:
+        """The loader's items; inside `train`, the time spent waiting for them is data_wait_s."""
+        return loader if self._waits is None else self._waits.waiting(loader)
+
+    def figures(self) -> dict[str, Figure]:
+        """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
+        return dict(self._figures)
+
+    def _keep(self, column: str, reading: Reading[float]) -> None:
+        self._figures[column] = value_of(reading)
+        if isinstance(reading, Missing):
+            self._profiler.is_absent(column, self._number, reading.reason)
+
+    def _keep_nvml_peak(self, readings: PhaseReadings, reserved_bytes: int) -> None:
+        """The process's peak if every sample had it, else the device's if every sample had that."""
+        process, device = _own_peak(readings, reserved_bytes), readings.device_bytes.peak()
+        if not isinstance(process, Missing):
+            self._figures |= {"peak_nvml_bytes": int(process), "peak_nvml_scope": "process"}
+        elif not isinstance(device, Missing):
+            self._figures |= {"peak_nvml_bytes": int(device), "peak_nvml_scope": "device"}
+            remark = f"memory of the whole device, that of other processes included: {process.reason}"
+            self._profiler.note("peak_nvml_bytes", self._number, remark)
+        else:
+            for column in ("peak_nvml_bytes", "peak_nvml_scope"):
+                self._profiler.is_absent(column, self._number, f"{process.reason}; {device.reason}")
+
+
+def _own_peak(readings: PhaseReadings, reserved_bytes: int) -> Reading[float]:
+    at_end = readings.process_bytes_at_end
+    # Where pids are counted apart (containers), the driver's process of our number may be another's.
+    if not isinstance(at_end, Missing) and at_end < reserved_bytes:
+        return Missing("NVML gives this pid less than the allocator holds: it means another process")
+    return readings.process_bytes.peak()
+
+
+def _energy_between(before: Reading[float], after: Reading[float]) -> Reading[float]:
+    if isinstance(before, Missing):
+        return before
+    if isinstance(after, Missing):
+        return after
+    if after <= before:
+        return Missing("the energy counter did not advance: the epoch is shorter than its period")
+    return after - before
