@@ -1,0 +1,306 @@
+"""What a result was measured on: versions, source revision, processor, GPUs and settings, but nobody's name.
+
+`collect` is for the process of the command line and needs no torch; `collect_worker` is for the
+process that trained. Both give plain JSON for provenance.json.
+"""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+import sltt_bench
+from sltt_bench.profiler.nvml import Gpu, NvmlUnavailable, list_gpus
+from sltt_bench.profiler.visible_devices import NoMatchingGpu, visible_uuids
+from sltt_bench.results.schema import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "scikit-learn",
+    "pandas",
+    "nvidia-ml-py",
+    "triton",
+    "spikingjelly",
+    "tonic",
+)
+"""Distributions whose versions are recorded where they are installed."""
+
+SETTINGS = (
+    "CUBLAS_WORKSPACE_CONFIG",
+    "CUDA_DEVICE_MAX_CONNECTIONS",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "CUDA_VISIBLE_DEVICES",
+    "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY",
+    "LD_PRELOAD",
+    "MALLOC_ARENA_MAX",
+    "MALLOC_CONF",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "PYTHONOPTIMIZE",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "TORCHDYNAMO_DISABLE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TORCH_CUDNN_V8_API_DISABLED",
+    "TRITON_INTERPRET",
+)
+"""Environment variables that change time, memory or numbers; recorded where they are set."""
+
+
+def collect(command: Sequence[str]) -> dict[str, Any]:
+    """The run as the command line's process knows it. Does not import torch."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [without_private_paths(argument) for argument in command],
+        "sltt_bench": sltt_bench.__version__,
+        **_source(Path(sltt_bench.__file__).parent),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "packages": _package_versions(),
+        "cpu": cpu_model(),
+        "cores_physical": psutil.cpu_count(logical=False),
+        "cores_logical": psutil.cpu_count(),
+        "cores_usable": _usable_cores(),
+        "cores_quota": _core_quota(),
+        "memory_total_bytes": psutil.virtual_memory().total,
+        **_gpus(),
+        "environment": _settings(),
+    }
+
+
+def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
+    """The run as the process that trained knows it, at its end.
+
+    `machine` is the same for all cells of a run; `torch_flags` and `profiler` are the cell's own.
+    """
+    import torch
+
+    return {
+        "machine": {"torch": _torch_build(torch)},
+        "torch_flags": _torch_flags(torch),
+        "profiler": dict(profiler_description),
+    }
+
+
+def device_name(device: "torch.device") -> str:
+    """The name of the GPU, or of the CPU with the number of threads that torch uses."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{cpu_model()} ({threads} thread{'s' if threads > 1 else ''})"
+
+
+# Paths ------------------------------------------------------------------------------------------
+
+
+def without_private_paths(text: str) -> str:
+    """`text` (an argument, a setting) without the places where its author keeps things.
+
+    A path below the working directory becomes relative to it; of any other absolute path, and of
+    paths that begin with ~ or .., `<path>/` and the last name remain. Paths are looked for at the
+    start and after = , : ; quotes and brackets.
+    """
+    return "".join(_shorten(piece) for piece in re.split(r"""([=,:;"'()\[\]{}])""", text))
+
+
+def _shorten(piece: str) -> str:
+    if not re.match(r"[/\\~]|\.\.(?:[/\\]|$)", piece):
+        return piece
+    path = Path(piece)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    name = re.split(r"[/\\]", piece.rstrip("/\\"))[-1]
+    private = name in ("", "..", Path.home().name) or name.startswith("~")
+    return "<path>" if private else f"<path>/{name}"
+
+
+# The source -------------------------------------------------------------------------------------
+
+
+def _source(package: Path) -> dict[str, Any]:
+    """git_revision of the checkout that `package` is in, and git_dirty: whether the package, the recipes
+    or pyproject.toml differ from it (results written meanwhile do not count). None, with git_absent
+    as the reason, where the package is no part of a checkout."""
+    # Only a repository that tracks this very file is ours: an environment's folder may lie in another one.
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:
+        revision = _git(package, "rev-parse", "HEAD")
+        changes = _git(
+            package.parent, "status", "--porcelain", "--", package.name, "recipes", "pyproject.toml"
+        )
+        if revision is not None and changes is not None:
+            return {"git_revision": revision, "git_dirty": bool(changes)}
+    commit = _installed_commit()
+    if commit is not None:
+        return {"git_revision": commit, "git_dirty": False}
+    reason = "installed from a package, or git does not answer for this checkout"
+    return {"git_revision": None, "git_dirty": None, "git_absent": reason}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git says in `folder`, or None if there is no git or it refuses."""
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    # Not even a status may take the index's lock from someone who is at work in the checkout.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    try:
+        answer = subprocess.run(
+            command, env=surroundings, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _installed_commit() -> str | None:
+    """The commit that pip installed from a repository's address (PEP 610)."""
+    try:
+        text = metadata.distribution("sltt-bench").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    return None if commit is None else str(commit)
+
+
+def _package_versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+# The machine ------------------------------------------------------------------------------------
+
+
+@cache
+def cpu_model() -> str:
+    """The processor's name as its maker writes it, or else its architecture."""
+    if platform.system() == "Darwin":
+        return _output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or platform.machine()
+    return cpu_model_from(text, lambda: _output_of("lscpu") or "") or platform.machine()
+
+
+def cpu_model_from(cpuinfo: str, lscpu: Callable[[], str]) -> str | None:
+    """The name in /proc/cpuinfo, or, where ARM's kernel only gives numbers, the one lscpu has for them."""
+    name = _field(cpuinfo, "model name") or _field(lscpu(), "Model name")
+    maker, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
+    if name is not None or maker is None:
+        return name
+    return f"ARM implementer {maker} part {part}"
+
+
+def _field(text: str, key: str) -> str | None:
+    found = re.search(rf"^{key}[ \t]*:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE)
+    return None if found is None or found.group(1) == "-" else found.group(1)
+
+
+def _output_of(*command: str) -> str | None:
+    try:
+        english = {**os.environ, "LC_ALL": "C"}
+        return subprocess.run(
+            command, env=english, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _usable_cores() -> int | None:
+    """Cores on which this process may run, fewer than there are under taskset or a batch system."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return psutil.cpu_count()
+
+
+def _core_quota() -> float | None:
+    """Cores' worth of time that a container grants (cgroup version 2); None: no limit, or not known."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return None
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _gpus() -> dict[str, Any]:
+    try:
+        gpus = list_gpus()
+    except NvmlUnavailable as error:
+        return {"gpus": [], "gpus_absent": str(error)}
+    indices = _cuda_indices(gpus)
+    return {"gpus": [{**asdict(gpu), "cuda_index": indices.get(gpu.uuid)} for gpu in gpus]}
+
+
+def _cuda_indices(gpus: Sequence[Gpu]) -> dict[str, int]:
+    """UUID → N of cuda:N for the visible GPUs; empty where CUDA's order cannot be told from here."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    named = visible is not None and visible.strip().upper().startswith("GPU-")
+    by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
+    if not (named or by_bus):
+        return {}
+    try:
+        chosen = visible_uuids(visible, [gpu.uuid for gpu in gpus])
+    except NoMatchingGpu:
+        return {}
+    return {uuid: index for index, uuid in enumerate(chosen)}
+
+
+def _settings() -> dict[str, str]:
+    return {name: without_private_paths(os.environ[name]) for name in SETTINGS if name in os.environ}
+
+
+# torch ------------------------------------------------------------------------------------------
+
+
+def _torch_build(torch: Any) -> dict[str, Any]:
+    return {
+        "version": torch.__version__,
+        "git_revision": torch.version.git_version,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "mkldnn": torch.backends.mkldnn.is_available(),
+    }
+
+
+def _torch_flags(torch: Any) -> dict[str, Any]:
+    cudnn = torch.backends.cudnn
+    return {
+        "threads": torch.get_num_threads(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cudnn_enabled": cudnn.enabled,
+        "cudnn_benchmark": cudnn.benchmark,
+        "cudnn_deterministic": cudnn.deterministic,
+        "cudnn_allow_tf32": cudnn.allow_tf32,
+        "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
