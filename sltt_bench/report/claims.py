@@ -108,7 +108,7 @@ def command_for(claim: Claim, recipe: str) -> str:
     if claim["metric"] == "compute":
         return f"sltt-bench estimate {recipe}"
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
-    settings = "".join(f" --set {key}={_yaml(value)}" for key, value in (claim.get("when") or {}).items())
+    settings = "".join(f" --set {key}={json.dumps(value)}" for key, value in (claim.get("when") or {}).items())
     return f"sltt-bench run {recipe} --method {methods}{settings}"
 
 

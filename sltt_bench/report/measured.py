@@ -2,31 +2,43 @@
 
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure as Drawing
-
-from sltt_bench.report import numbers
 from sltt_bench.report.claims import judge
-from sltt_bench.report.document import Block, Context, Contribution, Figure, Missing, Section, Width
-from sltt_bench.report.groups import METRICS, Group, differing_fields, make_groups
-from sltt_bench.report.plots.methods import draw_methods
-from sltt_bench.report.tables import backend_tables, memory_table, overview, summary_frame, time_table
+from sltt_bench.report.document import Block, Context, Contribution, Figure, Missing, Section
+from sltt_bench.report.figures import group_figures, missing_figures, sweep_figures
+from sltt_bench.report.groups import Group, differing_fields, make_groups
+from sltt_bench.report.summary import leading_first, sentences
+from sltt_bench.report.tables import backend_tables, every_figure, overview, summary_frame
 
 
 def measured(context: Context) -> Contribution:
     """Tables, plots and verdicts of all finished and failed cells of kind "run"."""
-    groups = make_groups(context.results)
-    sections = []
+    groups = sorted(make_groups(context.results), key=leading_first)
+    verdicts = judge(groups)
+    names = _names(groups)
+    sections: list[Section] = []
     for recipe in dict.fromkeys(group.key.recipe for group in groups):
-        sections += _recipe_sections(recipe, [g for g in groups if g.key.recipe == recipe], context)
+        named = {name: group for name, group in names.items() if group.key.recipe == recipe}
+        sections += _recipe_sections(recipe, named, context)
     return Contribution(
         sections=tuple(sections),
-        verdicts=tuple(judge(groups)),
+        verdicts=tuple(verdicts),
         frames={"summary.csv": summary_frame(groups, context.baseline)} if groups else {},
-        sentences=(),
+        sentences=sentences(groups, verdicts, context.baseline),
     )
 
 
-def _recipe_sections(recipe: str, groups: Sequence[Group], context: Context) -> list[Section]:
+def _names(groups: Sequence[Group]) -> dict[str, Group]:
+    """The groups by a name of their own: the slug, numbered where hardware or version alone differ."""
+    names: dict[str, Group] = {}
+    for group in groups:
+        slug = group.key.slug()
+        same = sum(1 for name in names.values() if name.key.slug() == slug)
+        names[f"{slug}-{same + 1}" if same else slug] = group
+    return names
+
+
+def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> list[Section]:
+    groups = list(named.values())
     lead = []
     if len(groups) > 1:
         fields = ", ".join(differing_fields([group.key for group in groups]))
@@ -34,68 +46,42 @@ def _recipe_sections(recipe: str, groups: Sequence[Group], context: Context) -> 
             f"{len(groups)} groups that differ in {fields}. Groups are not comparable with each other: "
             "every ratio stays within its group."
         )
-    names = _unique([group.key.slug() for group in groups])
-    top = Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead))
-    return [
-        top,
-        *(
-            _group_section(group, name, _title(group, groups), context)
-            for group, name in zip(groups, names, strict=True)
-        ),
-    ]
+    sections = [Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead))]
+    drawn: list[Figure] = []
+    for name, group in named.items():
+        figures = group_figures(group, name, context) if group.finished else []
+        drawn += figures
+        sections.append(_group_section(group, name, _title(group, groups), figures, context))
+    sweeps: list[Block] = list(sweep_figures(recipe, groups))
+    missing: list[Missing] = missing_figures(recipe, groups, drawn)
+    if sweeps:
+        sections.append(Section(f"sweeps-{recipe}", "Across groups", tuple(sweeps), level=2, lead=(_SWEEPS,)))
+    if missing:
+        sections.append(Section(f"missing-{recipe}", "Not drawn", tuple(missing), level=2))
+    return sections
 
 
-def _group_section(group: Group, name: str, title: str, context: Context) -> Section:
-    baseline = context.baseline
-    blocks: list[Block] = [overview(group, baseline)]
+_SWEEPS = "Each point stands for a group of its own; a line joins what differs in one field alone."
+
+
+def _group_section(
+    group: Group, name: str, title: str, figures: Sequence[Figure], context: Context
+) -> Section:
+    blocks: list[Block] = [overview(group, context.baseline), *figures]
     if group.finished:
-        blocks.append(_methods_figure(group, name, baseline))
-        blocks += [memory_table(group, baseline), time_table(group, baseline)]
+        blocks.append(every_figure(group, context.baseline))
     return Section(name, title, tuple(blocks), level=2, chips=tuple(group.key.conditions()))
 
 
 def _title(group: Group, siblings: Sequence[Group]) -> str:
     """What tells the group from the recipe's others."""
     told = [word for word in group.key.conditions() if any(word not in g.key.conditions() for g in siblings)]
+    if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
+        told.append("real data")
     told += [f"{key} = {value}" for key, value in group.overrides.items() if key not in _IN_CONDITIONS]
+    if not told and len({sibling.key.software for sibling in siblings}) > 1:
+        told.append(group.key.software)
     return ", ".join(told) or "Methods compared"
 
 
 _IN_CONDITIONS = {"timesteps", "train.batch_size", "train.precision"}
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """The names, numbered where they would clash."""
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
-    return unique
-
-
-# Figures ----------------------------------------------------------------------------------------
-
-
-def _methods_figure(group: Group, name: str, baseline: str) -> Figure:
-    def draw(width: Width) -> Drawing:
-        return draw_methods(group, baseline, width)
-
-    memory = group.headline_memory()
-    figures = f"Peak memory ({METRICS[memory].label}) and time" if memory else "Time"
-    caption = (
-        f"{figures} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, "
-        f"in brackets the ratio to {baseline}. {_basis(group)}"
-    )
-    return Figure(f"{name}-methods", "Memory and time per method", caption, draw)
-
-
-def _basis(group: Group) -> str:
-    """Sample counts and hardware, as every caption ends."""
-    counts = {result.method: len(result.seeds) for result in group.finished}
-    if len(set(counts.values())) == 1:
-        said = numbers.seeds(next(iter(counts.values())))
-    else:
-        said = "seeds: " + ", ".join(f"{method} {n}" for method, n in counts.items())
-    said = said[0].upper() + said[1:] if said.startswith("seeds") else said
-    return f"{said}; {', '.join(group.key.conditions())}."

@@ -1,7 +1,7 @@
 """Numbers as a reader wants them: a common unit for a column, three significant digits, no false ones."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from sltt_bench.report.groups import METRICS, Unit
@@ -85,10 +85,8 @@ def ratio(value: float) -> str:
 
 
 def ratio_interval(interval: Interval | None) -> str:
-    """ "[0.22, 0.25]", or nothing for a single seed."""
-    if interval is None:
-        return ""
-    return f"[{ratio(interval.low)[:-1]}, {ratio(interval.high)[:-1]}]"
+    """ "[0.22, 0.25]"; nothing for a single seed or where the last digit hides it."""
+    return _edges(interval, lambda edge: ratio(edge)[:-1])
 
 
 def points(value: float) -> str:
@@ -97,8 +95,14 @@ def points(value: float) -> str:
 
 
 def points_interval(interval: Interval | None) -> str:
-    """ "[−0.31, +0.12]", or nothing for a single seed."""
-    return "" if interval is None else f"[{points(interval.low)}, {points(interval.high)}]"
+    """ "[−0.31, +0.12]"; nothing for a single seed or where the last digit hides it."""
+    return _edges(interval, points)
+
+
+def _edges(interval: Interval | None, shown: Callable[[float], str]) -> str:
+    if interval is None or shown(interval.low) == shown(interval.high):
+        return ""
+    return f"[{shown(interval.low)}, {shown(interval.high)}]"
 
 
 def seeds(n: int) -> str:

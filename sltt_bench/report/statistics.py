@@ -6,6 +6,9 @@ from functools import cache
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
 _EXACT_UP_TO = 5
@@ -43,8 +46,10 @@ class Estimate:
 
 def stat(values: Sequence[float]) -> Stat:
     """Mean, standard deviation and count of at least one value."""
-    array = np.asarray(values, dtype=float)
-    return Stat(float(array.mean()), float(array.std(ddof=1)) if len(array) > 1 else None, len(array))
+    array = np.sort(np.asarray(values, dtype=float))
+    if array[0] == array[-1]:  # equal values have no spread: not even that of rounding
+        return Stat(float(array[0]), 0.0 if len(array) > 1 else None, len(array))
+    return Stat(float(array.mean()), float(array.std(ddof=1)), len(array))
 
 
 def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
@@ -79,13 +84,10 @@ def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
     }
 
 
-_Means = "np.ndarray[tuple[int], np.dtype[np.float64]]"
-
-
 def _paired(
     values: Mapping[int, float],
     baseline: Mapping[int, float],
-    combine: Callable[..., "np.ndarray[tuple[int], np.dtype[np.float64]]"],
+    combine: Callable[..., Floats],
 ) -> Estimate | None:
     seeds = sorted(set(values) & set(baseline))
     if not seeds:
@@ -97,12 +99,12 @@ def _paired(
 
 
 def _resampled_means(
-    values: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
+    values: Floats,
+) -> Floats:
     return values[_resamples(len(values))].mean(axis=1)
 
 
-def _interval(drawn: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval | None:
+def _interval(drawn: Floats) -> Interval | None:
     if len(drawn) == 1:
         return None
     tail = (1 - CONFIDENCE) / 2
@@ -111,7 +113,7 @@ def _interval(drawn: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> Interval
 
 
 @cache
-def _resamples(n: int) -> "np.ndarray[tuple[int, int], np.dtype[np.intp]]":
+def _resamples(n: int) -> npt.NDArray[np.intp]:
     """Which seeds each bootstrap sample draws: all n^n ways for few seeds, else 10,000 fixed draws."""
     if n <= _EXACT_UP_TO:
         return np.array(list(product(range(n), repeat=n)))

@@ -1,6 +1,7 @@
 """Comparison tables of a group of cells, and the table that closes a run."""
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from sltt_bench.report.numbers import DASH
 from sltt_bench.report.statistics import Estimate, pareto_front
 
 EMPTY = Cell(DASH, tone="muted")
-BEST_NOTE = "Best-epoch accuracy is chosen on test data; the last epoch's is not."
 
 
 def overview(group: Group, baseline: str) -> Table:
@@ -29,49 +29,64 @@ def overview(group: Group, baseline: str) -> Table:
     memory = group.headline_memory()
     columns = [_method_column(), _seeds_column(group)]
     if any(result.stat("last_test_top1") for result in group.finished):
-        columns += [
-            _value_column(group, "last_test_top1", "top-1, last epoch"),
-            _value_column(group, "best_test_top1", "best epoch"),
-            _difference_column(group, "last_test_top1", baseline),
-        ]
+        columns.append(_value_column(group, "last_test_top1", "top-1, last epoch"))
+        if baseline in group.methods:
+            columns.append(_difference_column(group, "last_test_top1", baseline))
+        columns.append(_value_column(group, "best_test_top1", "best epoch"))
     columns += _with_ratio(group, "epoch_s", f"{group.phase} epoch", baseline)
     if memory:
         columns += _with_ratio(group, memory, METRICS[memory].label, baseline)
     if front := pareto_members(group):
         columns.append(_pareto_column(front))
-    notes = [*_failure_notes(group), *_ratio_notes(group, baseline, ["epoch_s", memory])]
+    compared = ["epoch_s", *([memory] if memory else [])]
+    notes = [*_failure_notes(group), *_ratio_notes(group, baseline, compared)]
     return _table(group, "overview", "Accuracy, time and memory", columns, notes)
 
 
-def memory_table(group: Group, baseline: str) -> Table:
-    """Every memory figure under its own name, each with its ratio."""
-    figures = [name for name in MEMORY_FIGURES if _measured(group, name)]
-    columns = [_method_column()]
-    for name in figures:
-        columns += _with_ratio(group, name, METRICS[name].label, baseline)
-    notes = [
-        "Peak while training; the figures count different things and are never set against each other.",
-        *_ratio_notes(group, baseline, figures),
-    ]
-    return _table(group, "memory", "Peak memory, every figure", columns, notes, secondary=True)
-
-
-def time_table(group: Group, baseline: str) -> Table:
-    """Where an epoch's time and energy go."""
-    columns = [_method_column(), *_with_ratio(group, "epoch_s", f"{group.phase} training epoch", baseline)]
-    shown = ["epoch_s"]
-    for name in ("data_wait_s", "eval_s", "samples_per_s", "energy_j", "gpu_util", "firing_rate", "wall_s"):
+def every_figure(group: Group, baseline: str) -> Table:
+    """One row for each measured figure, under its own name and in its own unit; a column for each method."""
+    methods = list(group.methods)
+    has_baseline = bool(group.methods.get(baseline) and group.methods[baseline].finished)
+    headings = [Heading("figure", numeric=False), *(Heading(method) for method in methods)]
+    rows = []
+    for name in _FIGURES:
         if _measured(group, name):
-            with_ratio = name in ("samples_per_s", "energy_j")
             label = METRICS[name].label
-            columns += (
-                _with_ratio(group, name, label, baseline)
-                if with_ratio
-                else [_value_column(group, name, label)]
-            )
-            shown += [name] * with_ratio
-    notes = [_phase_note(group), *_ratio_notes(group, baseline, shown)]
-    return _table(group, "time", "Time and energy of an epoch", columns, notes, secondary=True)
+            if METRICS[name].of_phase:
+                label = f"{label}, {group.phase} epochs"
+            cells = [_figure_cell(group, name, method, baseline, has_baseline) for method in methods]
+            rows.append((Cell(label, value=label), *cells))
+    notes = ["Memory: peak while training. Its figures count different things and are never mixed."]
+    if has_baseline:
+        notes.append(f"×: ratio to {baseline} over paired seeds.")
+    return Table("every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True)
+
+
+_FIGURES = (
+    *MEMORY_FIGURES,
+    "epoch_s",
+    "data_wait_s",
+    "eval_s",
+    "samples_per_s",
+    "energy_j",
+    "gpu_util",
+    "firing_rate",
+    "wall_s",
+    "parameters",
+)
+_WITHOUT_RATIO = ("data_wait_s", "gpu_util", "firing_rate", "parameters", "wall_s")
+
+
+def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseline: bool) -> Cell:
+    result = group.methods[method]
+    stat = result.stat(name)
+    if stat is None:
+        return _absent(result)
+    text = numbers.scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
+    if not has_baseline or method == baseline or name in _WITHOUT_RATIO:
+        return Cell(text, value=stat.mean)
+    compared = ratio_cell(group.ratio(name, method, baseline), METRICS[name].better)
+    return Cell(text, compared.text, stat.mean, compared.tone)
 
 
 def pareto_members(group: Group) -> set[str]:
@@ -106,7 +121,6 @@ def _table(
     title: str,
     columns: Sequence[_Column],
     notes: Sequence[str],
-    secondary: bool = False,
 ) -> Table:
     return Table(
         name=name,
@@ -114,7 +128,6 @@ def _table(
         headings=tuple(heading for heading, _ in columns),
         rows=tuple(tuple(cell(result) for _, cell in columns) for result in group.methods.values()),
         notes=tuple(dict.fromkeys(notes)),
-        secondary=secondary,
     )
 
 
@@ -182,11 +195,11 @@ def ratio_cell(estimate: Estimate | NotComparable, better: str, is_baseline: boo
 
 def _difference_column(group: Group, metric: str, baseline: str) -> _Column:
     def cell(result: MethodResult) -> Cell:
-        if result.method == baseline:
-            return Cell("0", value=0.0, tone="muted")
         estimate = group.difference(metric, result.method, baseline)
         if isinstance(estimate, NotComparable):
             return Cell("not comparable", tone="muted")
+        if result.method == baseline:
+            return Cell("0", value=0.0, tone="muted")
         tone: Tone = "plain"
         if numbers.excludes(estimate, 0.0):
             tone = "good" if estimate.value > 0 else "bad"
@@ -213,46 +226,49 @@ def _measured(group: Group, metric: str) -> bool:
     return any(result.values.get(metric) for result in group.finished)
 
 
-def _phase_note(group: Group) -> str:
-    if group.phase == "warm":
-        return "Median over the warm epochs of a cell, then mean over seeds."
-    return "Only cold epochs were run: times include warm-up. More epochs give warm ones."
-
-
 def _failure_notes(group: Group) -> list[str]:
     notes = [f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures]
     if any(r.stat("best_test_top1") for r in group.finished):
-        notes.append(BEST_NOTE)
+        notes.append("Best-epoch accuracy is chosen on test data; the last epoch's is not.")
     elif group.key.synthetic:
         notes.append("Random data: memory and time mean something, accuracy does not and is left empty.")
     if group.phase == "cold" and group.finished:
-        notes.append(_phase_note(group))
+        notes.append("Only cold epochs were run: times include warm-up. More epochs give warm ones.")
     return [*notes, *(f"Note: {note}." for note in group.notes)]
 
 
-def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str | None]) -> list[str]:
+def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[str]:
     if baseline not in group.methods:
         return [f"No ratios: no {baseline} in this group."]
-    notes, spread = [], False
-    for metric in metrics:
-        for method in group.methods:
-            if metric is None or method == baseline:
-                continue
-            estimate = group.ratio(metric, method, baseline)
-            if isinstance(estimate, NotComparable):
-                notes.append(f"{method} is not comparable with {baseline}: {estimate.reason}.")
-            else:
-                spread |= estimate.interval is not None
-                left_out = len(set(group.methods[method].seeds) ^ set(group.methods[baseline].seeds))
-                if left_out:
-                    notes.append(
-                        f"Ratios of {method} use the {estimate.n} seeds that it shares with {baseline}."
-                    )
-    if spread:
-        notes.append("±: standard deviation over seeds. [ ]: 95 % bootstrap interval over paired seeds.")
-    elif group.finished and max(len(result.seeds) for result in group.finished) == 1:
-        notes.append("n = 1 seed: no spread, no interval.")
-    return notes
+    refused: dict[str, list[str]] = {}
+    unpaired: list[str] = []
+    estimates = []
+    for method, metric in product(group.methods, metrics):
+        if method == baseline:
+            continue
+        estimate = group.ratio(metric, method, baseline)
+        if isinstance(estimate, Estimate):
+            estimates.append(estimate)
+            if set(group.methods[method].seeds) != set(group.methods[baseline].seeds):
+                unpaired.append(
+                    f"Ratios of {method} use only the seeds it shares with {baseline}: {estimate.n}."
+                )
+        elif method not in refused.setdefault(estimate.reason, []):
+            refused[estimate.reason].append(method)
+    notes = [
+        f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
+        for reason, methods in refused.items()
+    ]
+    return [*notes, *unpaired, *_spread_notes(estimates)]
+
+
+def _spread_notes(estimates: Sequence[Estimate]) -> list[str]:
+    if any(estimate.interval for estimate in estimates):
+        return [
+            "±: standard deviation over seeds. [ ]: 95 % bootstrap interval over paired seeds, "
+            "left out where it is narrower than the last digit."
+        ]
+    return ["n = 1 seed: no spread, no interval."] if estimates else []
 
 
 # Backends ---------------------------------------------------------------------------------------
@@ -373,6 +389,6 @@ def run_summary(folders: Sequence[Path], *, console: Console, baseline: str = "b
         console.print(f"[bold]{group.key.recipe}[/bold]  [dim]{' · '.join(group.key.conditions())}[/dim]")
         print_table(overview(group, baseline), console)
         if group.finished:
-            print_table(memory_table(group, baseline), console)
+            print_table(every_figure(group, baseline), console)
     for table in backend_tables(groups):
         print_table(table, console)

@@ -1,0 +1,115 @@
+"""The three sentences on top: what was compared, on what, and the answer."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import Verdict
+from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.statistics import Estimate
+
+_MOST = 3
+
+
+def sentences(groups: Sequence[Group], verdicts: Sequence[Verdict], baseline: str) -> tuple[str, ...]:
+    """What, on what, and the answer. `groups` come with the most telling of a recipe first."""
+    if not groups:
+        return ()
+    return _what(groups), _on_what(groups), _answer(groups, baseline) + _claims(verdicts)
+
+
+def leading_first(group: Group) -> tuple[object, ...]:
+    """Sorting key: the recipe as published before smoke runs, random data and overrides."""
+    return group.key.recipe, group.key.smoke, group.key.synthetic, len(group.overrides), group.key
+
+
+def _what(groups: Sequence[Group]) -> str:
+    methods = list(dict.fromkeys(method for group in groups for method in group.methods))
+    recipes = list(dict.fromkeys(group.key.recipe for group in groups))
+    finished = sum(result.finished for group in groups for result in group.methods.values())
+    failed = sum(len(f.seeds) for g in groups for r in g.methods.values() for f in r.failures)
+    seeds = {seed for group in groups for result in group.methods.values() for seed in result.seeds}
+    ended = f"{_count(finished, 'cell')} finished" + (f" and {failed} did not" if failed else "")
+    over = f" over {_count(len(seeds), 'seed')}" if seeds else ""
+    on = f"recipe {recipes[0]}" if len(recipes) == 1 else f"{len(recipes)} recipes ({_listed(recipes)})"
+    return f"{_count(len(methods), 'method')} ({_listed(methods)}) on {on}: {ended}{over}."
+
+
+def _on_what(groups: Sequence[Group]) -> str:
+    hardware = sorted({group.key.hardware for group in groups})
+    precision = sorted({group.key.precision for group in groups})
+    backends = sorted({group.key.backend for group in groups})
+    with_what = f"in {_listed(precision)} with backend {_listed(backends)}"
+    random = all(group.key.synthetic for group in groups)
+    on_data = ", on random data: memory and time, no accuracy" if random else ""
+    alone = "; nothing is compared between them" if len(hardware) > 1 else ""
+    return f"Measured on {_listed(hardware)}, {with_what}{on_data}{alone}."
+
+
+def _answer(groups: Sequence[Group], baseline: str) -> str:
+    """For each recipe its first group with a ratio; where there is none, why."""
+    said = []
+    for recipe in dict.fromkeys(group.key.recipe for group in groups):
+        of_recipe = [group for group in groups if group.key.recipe == recipe]
+        answers = (_group_answer(group, baseline) for group in of_recipe)
+        if answer := next((answer for answer in answers if answer), None):
+            said.append(answer)
+    if not said:
+        return f"No method could be compared with {baseline}: {_why_not(groups[0], baseline)}."
+    more = f", and {len(said) - _MOST} recipes more below" if len(said) > _MOST else ""
+    text = "; ".join(said[:_MOST]) + more
+    return text[0].upper() + text[1:] + "."
+
+
+def _group_answer(group: Group, baseline: str) -> str | None:
+    parts = []
+    for method in group.methods:
+        if method != baseline and (part := _method_answer(group, method, baseline)):
+            parts.append(part)
+    if not parts:
+        return None
+    more = f" (and {len(parts) - _MOST} methods more)" if len(parts) > _MOST else ""
+    smoke = " (smoke run)" if group.key.smoke else ""
+    return f"on {group.key.recipe}{smoke}, against {baseline}, " + ", ".join(parts[:_MOST]) + more
+
+
+def _method_answer(group: Group, method: str, baseline: str) -> str | None:
+    memory = group.headline_memory()
+    parts = []
+    for metric, words in ((memory, "of the peak memory"), ("epoch_s", f"of the {group.phase} epoch time")):
+        estimate = group.ratio(metric, method, baseline) if metric else NotComparable("")
+        if isinstance(estimate, Estimate):
+            parts.append(f"{numbers.ratio(estimate.value)} {words}")
+    if not parts:
+        return None
+    text = f"{method} takes " + " and ".join(parts)
+    accuracy = group.difference("last_test_top1", method, baseline)
+    if isinstance(accuracy, Estimate):
+        text += f" at {numbers.points(accuracy.value)} points of accuracy"
+    return text
+
+
+def _why_not(group: Group, baseline: str) -> str:
+    others = [method for method in group.methods if method != baseline]
+    if not others:
+        return "no other method was run"
+    refusal = group.ratio("epoch_s", others[0], baseline)
+    return refusal.reason if isinstance(refusal, NotComparable) else "no figure is common"
+
+
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    if not verdicts:
+        return ""
+    counts = Counter(verdict.word for verdict in verdicts)
+    words = ("held", "not held", "inconclusive", "not measured")
+    return " Claims: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word]) + "."
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + "s" * (n != 1)
+
+
+def _listed(words: Sequence[str]) -> str:
+    if len(words) > 4:
+        return f"{', '.join(words[:3])} and {len(words) - 3} more"
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
