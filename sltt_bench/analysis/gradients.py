@@ -1,0 +1,150 @@
+"""The gradient of one batch taken apart into what each time step adds in space, and what comes through time.
+
+    g = g_1 + … + g_T + r        g: BPTT's gradient
+    g_s = g_1 + … + g_T          the spatial part: SLTT's gradient; g_t is the share of step t's loss
+    r = g − g_s                  the temporal part
+
+(Meng et al. 2023, section 4.1.) g and the g_t are made by the very methods that train, on the same
+weights, batch, dropout masks and batch statistics. All inner products are taken in float64.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.methods.bptt import BPTT
+from sltt_bench.methods.sltt import SLTT
+from sltt_bench.neurons import reset_state
+from sltt_bench.unroll import StepLoss, Unroll
+
+Named = dict[str, Tensor]
+"""Parameter name → a tensor of the parameter's shape."""
+
+
+@dataclass(frozen=True)
+class GradientParts:
+    """What `decompose` found for one batch."""
+
+    full: Named
+    """g: BPTT's gradient."""
+    steps: tuple[Named, ...]
+    """g_t, one for each time step."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters in the network's order."""
+        return tuple(self.full)
+
+    def spatial(self, name: str) -> Tensor:
+        """g_s of one parameter in float64."""
+        return torch.stack([step[name].double() for step in self.steps]).sum(0)
+
+    def temporal(self, name: str) -> Tensor:
+        """r = g − g_s of one parameter in float64."""
+        return self.full[name].double() - self.spatial(name)
+
+    def gram(self, names: Iterable[str]) -> Tensor:
+        """Inner products [T + 1, T + 1] of (g_1, …, g_T, r) over some parameters, in float64 on the CPU.
+
+        Norms and cosines of g, g_s and r, and of every subset of steps, follow from it; ‖r‖ is a sum
+        of squares and not a difference of large numbers.
+        """
+        total = torch.zeros(len(self.steps) + 1, len(self.steps) + 1, dtype=torch.float64)
+        for name in names:
+            parts = [*(step[name].double() for step in self.steps), self.temporal(name)]
+            vectors = torch.stack(parts).flatten(1)
+            total += (vectors @ vectors.T).cpu()
+        return total
+
+
+@dataclass(frozen=True)
+class Figures:
+    """How g, g_s and r of one part of the network relate; None where a norm that divides is 0."""
+
+    cosine: float | None
+    """cosine(g, g_s)."""
+    spatial_share: float | None
+    """‖g_s‖ / ‖g‖."""
+    temporal_share: float | None
+    """‖g − g_s‖ / ‖g‖."""
+    full_norm: float
+    """‖g‖."""
+    spatial_norm: float
+    """‖g_s‖."""
+
+
+def figures(gram: Tensor) -> Figures:
+    """The figures of a Gram matrix of (g_1, …, g_T, r)."""
+    full = float(gram.sum().clamp(min=0).sqrt())
+    spatial = float(gram[:-1, :-1].sum().clamp(min=0).sqrt())
+    temporal = float(gram[-1, -1].sqrt())
+    if full == 0:
+        return Figures(None, None, None, full, spatial)
+    product = float(gram[:-1].sum())
+    cosine = min(1.0, max(-1.0, product / (full * spatial))) if spatial > 0 else None
+    return Figures(cosine, spatial / full, temporal / full, full, spatial)
+
+
+def layers(names: Iterable[str]) -> dict[str, list[str]]:
+    """Layer (the module that owns a parameter) → its parameters, in the network's order."""
+    owners: dict[str, list[str]] = {}
+    for name in names:
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    return owners
+
+
+def decompose(
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    loss: StepLoss,
+    *,
+    window: int | None = None,
+) -> GradientParts:
+    """Take apart the gradient of one batch; leaves the network as it was.
+
+    `inputs` holds one tensor [batch, ...] per time step, `loss` is that of a step's output; only the
+    last `window` steps count (None: all). The network stays in the mode it is in (training mode for
+    batch statistics and dropout); buffers, `.grad`s and random numbers are put back afterwards, so
+    that a training run goes on as if this had not happened.
+    """
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    collected: list[Named] = []
+
+    def collect(step_or_sum: Tensor) -> None:
+        for parameter in trained.values():
+            parameter.grad = None
+        torch.autograd.backward(step_or_sum)
+        collected.append({name: _gradient(parameter) for name, parameter in trained.items()})
+
+    for method in (BPTT(), SLTT()):
+        with undisturbed(network):
+            unroll = Unroll(
+                network, inputs, loss, generator=torch.Generator(), backward=collect, window=window
+            )
+            method.accumulate_gradients(unroll)
+    return GradientParts(full=collected[0], steps=tuple(collected[1:]))
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.detach().clone()
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Whatever a forward and backward pass changes is put back: each pass starts from the same state."""
+    buffers = {name: b.clone() for name, b in network.named_buffers()}
+    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
+    devices = {p.device for p in network.parameters() if p.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        reset_state(network)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(buffers[name])
