@@ -111,7 +111,8 @@ def views(image: np.ndarray, path: np.ndarray, size: int) -> np.ndarray:
     """What the camera sees at each step [steps + 1, size, size]: the digit, interpolated linearly; dark outside."""
     columns = _interpolation(path[:, 0], size)
     rows = _interpolation(path[:, 1], size)
-    return rows @ image @ columns.transpose(0, 2, 1)
+    seen: np.ndarray = rows @ image @ columns.transpose(0, 2, 1)
+    return seen
 
 
 def _interpolation(shifts: np.ndarray, size: int) -> np.ndarray:

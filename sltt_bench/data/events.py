@@ -128,6 +128,23 @@ class Recording:
     """Changes whenever the events do, and differs from every other recording's."""
 
 
+def check_recording(source: str, recording: Recording, sensor_size: int) -> None:
+    """Read a recording without keeping anything. Raises DataError if that fails."""
+    _frames_of(source, recording, Framing(1, sensor_size, sensor_size, "mean-count"))
+
+
+def _frames_of(source: str, recording: Recording, framing: Framing) -> np.ndarray:
+    """Frames [samples, T, 2, H, W] of a recording. Raises DataError."""
+    try:
+        frames = np.stack([framing.frames(events) for events in recording.read()])
+    except (UnreadableEvents, ValueError, OSError) as error:
+        raise damaged(source, recording.file, error) from None
+    if len(frames) != len(recording.labels):
+        reason = f"it has {len(frames)} samples instead of {len(recording.labels)}"
+        raise damaged(source, recording.file, reason)
+    return frames
+
+
 def file_key(file: Path, *more: object) -> str:
     """A recording's key from its file's name, size and time of change, and what else tells it apart."""
     facts = file.stat()
@@ -170,13 +187,7 @@ class FrameCache:
 
     def make(self, recording: Recording) -> None:
         """Convert one recording and keep its frames. Raises DataError."""
-        try:
-            frames = np.stack([self._framing.frames(events) for events in recording.read()])
-        except (UnreadableEvents, ValueError, OSError) as error:
-            raise damaged(self._source, recording.file, error) from None
-        if len(frames) != len(recording.labels):
-            reason = f"it has {len(frames)} samples instead of {len(recording.labels)}"
-            raise damaged(self._source, recording.file, reason)
+        frames = _frames_of(self._source, recording, self._framing)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             _save_atomically(self.path(recording), frames)

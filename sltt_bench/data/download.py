@@ -1,0 +1,149 @@
+"""Files from the network: resumed where they broke off, checked, and unpacked all or nothing.
+
+An interrupted download is kept as `<file>.part`, an interrupted unpacking as `<folder>.incomplete`;
+a file or folder under its own name is whole.
+"""
+
+import gzip
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from sltt_bench.data import DataError, Progress
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT_S = 60
+RANGE_NOT_SATISFIABLE = 416
+
+
+def fetch(urls: list[str], target: Path, md5: str, progress: Progress) -> None:
+    """Download `target` from the first of `urls` that gives a file of this MD5; done if it is there.
+
+    Goes on where an earlier download broke off, if the server allows. Raises DataError.
+    """
+    if target.exists():
+        check_md5(target, md5, progress)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    faults = []
+    for url in urls:
+        try:
+            _append(url, part, progress)
+        except (urllib.error.URLError, OSError) as error:
+            faults.append(f"{url}: {error}")
+            continue
+        if md5_of(part, progress) == md5:
+            os.replace(part, target)
+            return
+        part.unlink()
+        faults.append(f"{url}: the file's MD5 is not {md5}")
+    raise DataError(
+        f"{target.name} could not be downloaded ({'; '.join(faults)}); "
+        f"run the command again to go on, or put the file at {target} by hand"
+    )
+
+
+def _append(url: str, part: Path, progress: Progress) -> None:
+    """Download what `part` lacks."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"User-Agent": "sltt-bench", "Range": f"bytes={have}-"})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code == RANGE_NOT_SATISFIABLE and have:
+            return  # nothing is lacking
+        raise
+    with response:
+        resumed = response.status == 206
+        have = have if resumed else 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                have += len(chunk)
+                progress(f"downloading {part.stem}", have, total)
+    if total is not None and have < total:
+        raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
+
+
+def md5_of(file: Path, progress: Progress) -> str:
+    """The MD5 of a file in hexadecimal."""
+    digest, done, total = hashlib.md5(usedforsecurity=False), 0, file.stat().st_size
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            digest.update(chunk)
+            done += len(chunk)
+            progress(f"checking {file.name}", done, total)
+    return digest.hexdigest()
+
+
+def check_md5(file: Path, md5: str, progress: Progress) -> None:
+    """Raises DataError unless the file has this MD5."""
+    found = md5_of(file, progress)
+    if found != md5:
+        raise DataError(f"{file} is damaged or another version: its MD5 is {found}, not {md5}; delete it")
+
+
+# Unpacking --------------------------------------------------------------------------------------
+
+
+def all_or_nothing(target: Path, make: Callable[[Path], None], inner: str = "") -> None:
+    """Let `make` fill a folder that becomes `target` when it is done; what an earlier try left is removed.
+
+    If `inner` is given, only that folder of what was made becomes `target`. Raises DataError.
+    """
+    staging = target.with_name(target.name + ".incomplete")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    make(staging)
+    if not (staging / inner).is_dir():
+        raise DataError(f"no folder {inner} came out of what should become {target}; see {staging}")
+    os.replace(staging / inner, target)
+    if inner:
+        shutil.rmtree(staging)
+
+
+def unpack(archive: Path, into: Path, progress: Progress) -> None:
+    """Unpack a tar (compressed or not) or zip archive. Raises DataError if it is cut short or damaged."""
+    progress(f"unpacking {archive.name}", 0, None)
+    try:
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(into)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(into, filter="data")
+    except (
+        zipfile.BadZipFile,
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        gzip.BadGzipFile,
+        lzma.LZMAError,
+    ) as error:
+        raise _cut_short(archive, error) from None
+
+
+def decompress(archive: Path, into: Path) -> None:
+    """Decompress one .gz file. Raises DataError if it is cut short or damaged."""
+    target: IO[bytes]
+    try:
+        with gzip.open(archive) as source, into.open("wb") as target:
+            shutil.copyfileobj(source, target)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _cut_short(archive, error) from None
+
+
+def _cut_short(archive: Path, error: Exception) -> DataError:
+    return DataError(f"{archive} is cut short or damaged ({error}); delete it and prepare the data again")
