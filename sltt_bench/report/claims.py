@@ -108,7 +108,9 @@ def command_for(claim: Claim, recipe: str) -> str:
     if claim["metric"] == "compute":
         return f"sltt-bench estimate {recipe}"
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
-    settings = "".join(f" --set {key}={json.dumps(value)}" for key, value in (claim.get("when") or {}).items())
+    settings = "".join(
+        f" --set {key}={json.dumps(value)}" for key, value in (claim.get("when") or {}).items()
+    )
     return f"sltt-bench run {recipe} --method {methods}{settings}"
 
 
@@ -140,7 +142,7 @@ def _unfit(claim: Claim, group: Group) -> str | None:
     if foreign:
         changed = ", ".join(f"{key} = {group.overrides[key]}" for key in sorted(foreign))
         return f"only with {changed}, which the claim does not speak of"
-    named = [name for name in (claim["method"], claim.get("baseline")) if name]
+    named = _named(claim)
     for name in named:
         if name not in group.methods:
             return f"no run of {name}"
@@ -152,10 +154,15 @@ def _unfit(claim: Claim, group: Group) -> str | None:
     return None
 
 
+def _named(claim: Claim) -> list[str]:
+    """The methods that the claim speaks of."""
+    return [str(name) for name in (claim["method"], claim.get("baseline")) if name]
+
+
 def _figure(claim: Claim, group: Group) -> str | None:
     """The metric of the report that stands for the claim's."""
     if claim["metric"] == "peak_memory":
-        names = [name for name in (claim["method"], claim.get("baseline")) if name in group.methods]
+        names = [name for name in _named(claim) if name in group.methods]
         return group.headline_memory(names)
     return {"warm_epoch_time": "epoch_s", "test_top1": "last_test_top1"}.get(claim["metric"])
 
@@ -165,7 +172,7 @@ def _figure(claim: Claim, group: Group) -> str | None:
 
 def _estimate(claim: Claim, group: Group, figure: str) -> Estimate | NotComparable:
     """What the claim's threshold is set against: a ratio, a value, or method − baseline as a share."""
-    method, baseline = claim["method"], claim.get("baseline")
+    method, baseline = str(claim["method"]), str(claim.get("baseline"))
     match claim["relation"]:
         case "at_most_ratio":
             return group.ratio(figure, method, baseline)

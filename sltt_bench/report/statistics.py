@@ -101,7 +101,8 @@ def _paired(
 def _resampled_means(
     values: Floats,
 ) -> Floats:
-    return values[_resamples(len(values))].mean(axis=1)
+    means: Floats = values[_resamples(len(values))].mean(axis=1)
+    return means
 
 
 def _interval(drawn: Floats) -> Interval | None:

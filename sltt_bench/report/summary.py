@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Verdict
+from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.statistics import Estimate
 
@@ -101,7 +101,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     if not verdicts:
         return ""
     counts = Counter(verdict.word for verdict in verdicts)
-    words = ("held", "not held", "inconclusive", "not measured")
+    words: tuple[VerdictWord, ...] = ("held", "not held", "inconclusive", "not measured")
     return " Claims: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word]) + "."
 
 

@@ -26,23 +26,20 @@ def _panel(axes: Axes, group: Group, results: list[MethodResult], metric: str, b
     stats = {r.method: stat for r in results if (stat := r.stat(metric))}
     scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats.values()])
     widest = max(stat.mean + (stat.std or 0) for stat in stats.values()) / scale.factor
+    axes.set_xlim(0, 1.42 * widest)
     for row, result in enumerate(results):
         stat = stats.get(result.method)
         if stat is None:
-            _failed_bar(axes, row, widest)
+            _failed(axes, row, open_ended=metric != "epoch_s")
             continue
-        length = stat.mean / scale.factor
+        length, spread = stat.mean / scale.factor, (stat.std or 0) / scale.factor
         axes.barh(row, length, height=0.62, color=style.colour(result.method))
-        reach = length
-        if stat.std:
-            spread = stat.std / scale.factor
+        if spread:
             axes.errorbar(length, row, xerr=spread, color=style.INK, linewidth=0.8, capsize=2)
-            reach += spread
-        ratio = _ratio_text(group, metric, result.method, baseline)
-        axes.text(reach + 0.02 * widest, row, scale.number(stat.mean) + ratio, va="center", fontsize=7)
+        label = scale.number(stat.mean) + _ratio_text(group, metric, result.method, baseline)
+        axes.text(length + spread + 0.02 * widest, row, label, va="center", fontsize=7)
     axes.set_yticks(range(len(results)), [result.method for result in results])
     axes.set_ylim(len(results) - 0.45, -0.55)
-    axes.set_xlim(0, 1.38 * widest)
     axes.tick_params(axis="y", labelcolor=style.INK, labelsize=7.5)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
@@ -52,9 +49,17 @@ def _panel(axes: Axes, group: Group, results: list[MethodResult], metric: str, b
     axes.set_xlabel(f"{phase} [{scale.unit}]")
 
 
-def _failed_bar(axes: Axes, row: int, widest: float) -> None:
-    axes.barh(row, widest, height=0.62, facecolor="none", edgecolor=style.FAILED, hatch="////", linewidth=0.8)
-    axes.text(1.02 * widest, row, "out of memory", va="center", fontsize=7, color=style.FAILED)
+def _failed(axes: Axes, row: int, *, open_ended: bool) -> None:
+    """Memory ran out: the bar of its memory goes beyond the axis, and there is no time to draw."""
+    right = axes.get_xlim()[1]
+    if open_ended:
+        axes.barh(
+            row, 1.1 * right, height=0.62, facecolor="none", edgecolor=style.FAILED, hatch="////", linewidth=0.8
+        )  # fmt: skip
+    axes.text(
+        0.03 * right, row, "out of memory", va="center", fontsize=7, color=style.FAILED,
+        bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
 
 
 def _ratio_text(group: Group, metric: str, method: str, baseline: str) -> str:

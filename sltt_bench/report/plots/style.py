@@ -10,14 +10,12 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sltt_bench.report.document import Width
-from sltt_bench.report.numbers import significant
 
 WIDTH_INCHES: dict[Width, float] = {"column": 3.3, "double": 6.9}
 """One and two columns of a paper."""
@@ -39,7 +37,7 @@ _MARKERS = {"bptt": "s", "sltt": "o"}
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
 _OTHER_MARKERS = ("X", ">", "p", "h", "*")
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.family": "DejaVu Sans",  # it comes with matplotlib: the layout is the same everywhere
     "font.size": 7.5,
     "axes.titlesize": 8,
@@ -93,7 +91,7 @@ def colour(method: str) -> str:
         place = min(math.log2(k), len(_SLTT_K_SHADES) - 1)
         low, share = int(place), place - int(place)
         light, dark = to_rgb(_SLTT_K_SHADES[low]), to_rgb(_SLTT_K_SHADES[min(low + 1, 4)])
-        return to_hex([(1 - share) * a + share * b for a, b in zip(light, dark, strict=True)])
+        return to_hex(tuple((1 - share) * a + share * b for a, b in zip(light, dark, strict=True)))  # type: ignore[arg-type]
     return _COLOURS.get(method) or _OTHER_COLOURS[_fixed(method) % len(_OTHER_COLOURS)]
 
 
@@ -130,8 +128,8 @@ def panels(
     """
     stacked = width == "column"
     rows, columns = (count, 1) if stacked else (1, count)
-    figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)  # type: ignore[union-attr]
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)
+    figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, list(axes.flat)
 
@@ -140,7 +138,7 @@ def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, mo
     """Few, round ticks in plain numbers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value) if value else "0"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):,.10g}"))
 
 
 def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
@@ -156,15 +154,12 @@ def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
 def svg(figure: Figure) -> str:
     """The figure as SVG whose text stays text; equal figures give equal files."""
     stream = BytesIO()
-    with matplotlib.rc_context(_RC):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
+    figure.savefig(stream, format="svg", metadata={"Date": None})
     return stream.getvalue().decode()
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG at DPI."""
     stream = BytesIO()
-    with matplotlib.rc_context(_RC | {"savefig.dpi": DPI, "figure.dpi": DPI}):
-        figure.set_dpi(DPI)
-        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})
+    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": "sltt-bench"})
     return stream.getvalue()

@@ -96,6 +96,8 @@ def draw_sweep(sweep: Sweep, width: Width) -> Figure:
         series = {method: _series(sweep, method, metric) for method in sweep.methods}
         lost = {method: _first_lost(sweep, method) for method in sweep.methods}
         _panel(place, series, lost, metric, sweep.phase)
+        if place is axes[0]:
+            _say_where_memory_ended(place, lost)
         _value_axis(place, list(sweep.groups), FIELD_WORDS.get(sweep.field, sweep.field))
     style.legend_below(figure, axes[0], width)
     return figure
@@ -144,12 +146,22 @@ def draw_k(group: Group, width: Width) -> Figure:
     figure, axes = style.panels(width, len(shown), 2.15)
     ks = steps_used(group)
     for place, metric in zip(axes, shown, strict=True):
-        stats = {k: stat for method, k in ks.items() if (stat := group.methods[method].stat(metric))}
+        stats = {method: stat for method in ks if (stat := group.methods[method].stat(metric)) is not None}
         level = group.methods["bptt"].stat(metric) if "bptt" in group.methods else None
-        _panel(place, {"sltt-k": stats}, {}, metric, group.phase, level)
-        _value_axis(
-            place, sorted(set(ks.values())), f"K, steps with a gradient (SLTT: {group.key.timesteps})"
+        scale = numbers.scale_of_metric(
+            metric, [s.mean for s in (*stats.values(), *([level] if level else []))]
         )
+        ys = [stat.mean / scale.factor for stat in stats.values()]
+        place.plot([ks[method] for method in stats], ys, color=style.SOFT_INK, linewidth=1.0, zorder=1)
+        for method, stat in stats.items():
+            _line(place, method, {ks[method]: stat}, scale, None)
+        if level is not None:
+            colour = style.colour("bptt")
+            place.axhline(
+                level.mean / scale.factor, color=colour, linestyle="--", linewidth=1.2, label="bptt"
+            )
+        _label(place, metric, group.phase, scale)
+        _value_axis(place, sorted(set(ks.values())), "K, steps with a gradient")
     style.legend_below(figure, axes[0], width)
     return figure
 
@@ -169,20 +181,20 @@ def _panel(
     lost: Mapping[str, float | None],
     metric: str,
     phase: Phase,
-    level: Stat | None = None,
 ) -> None:
     means = [stat.mean for stats in series.values() for stat in stats.values()]
-    scale = numbers.scale_of_metric(metric, means + ([level.mean] if level else []))
+    scale = numbers.scale_of_metric(metric, means)
     for method, stats in series.items():
         if stats:
             _line(axes, method, stats, scale, lost.get(method))
-    if level is not None:
-        axes.axhline(
-            level.mean / scale.factor, color=style.colour("bptt"), linewidth=1.2, linestyle="--", label="bptt"
-        )
+    _label(axes, metric, phase, scale)
+
+
+def _label(axes: Axes, metric: str, phase: Phase, scale: numbers.Scale) -> None:
     label = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1, last epoch"}.get(metric)
     axes.set_ylabel(f"{label or METRICS[metric].label} [{scale.unit}]")
     axes.set_title(_TITLES.get(metric, "Peak memory"))
+    axes.margins(y=0.12)
     if metric != "last_test_top1":
         axes.set_ylim(bottom=0)
     style.plain_ticks(axes, "y")
@@ -191,8 +203,7 @@ def _panel(
 def _line(
     axes: Axes, method: str, stats: Mapping[float, Stat], scale: numbers.Scale, lost: float | None
 ) -> None:
-    colour = style.colour("sltt-k2" if method == "sltt-k" else method)
-    marker = style.marker("sltt-k2" if method == "sltt-k" else method)
+    colour, marker = style.colour(method), style.marker(method)
     xs = list(stats)
     ys = [stat.mean / scale.factor for stat in stats.values()]
     spreads = [(stat.std or 0) / scale.factor for stat in stats.values()]
@@ -201,11 +212,16 @@ def _line(
         marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9, label=method,
     )  # fmt: skip
     if lost is not None and (good := [x for x in xs if x < lost]):
-        x, y = good[-1], ys[xs.index(good[-1])]
-        axes.plot(x, y, "o", markersize=9, markerfacecolor="none", markeredgecolor=style.FAILED, zorder=6)
-        axes.annotate(
-            f"out of memory\nat {lost:g}", (x, y), (-8, 4), textcoords="offset points",
-            ha="right", va="center", fontsize=6.5, color=style.FAILED,
+        y = ys[xs.index(good[-1])]
+        axes.plot(good[-1], y, "o", markersize=9, mfc="none", mec=style.FAILED, zorder=6)
+
+
+def _say_where_memory_ended(axes: Axes, lost: Mapping[str, float | None]) -> None:
+    said = [f"{method}: out of memory at {value:g}" for method, value in lost.items() if value is not None]
+    if said:
+        axes.text(
+            0.03, 0.97, "\n".join(said), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
+            bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
 
 

@@ -37,23 +37,17 @@ def _panel(axes: Axes, group: Group, x: str, y: str) -> None:
     front = pareto_members(group)
     _front_line(axes, points, scales, METRICS[y].better)
     for method, pair in points.items():
-        (a, a_spread), (b, b_spread) = (
+        (at, width), (height, rise) = (
             (stat.mean / scale.factor, (stat.std or 0) / scale.factor)
             for stat, scale in zip(pair, scales, strict=True)
         )
         colour = style.colour(method)
-        axes.errorbar(a, b, b_spread or None, a_spread or None, ecolor=colour, elinewidth=0.9, fmt="none")
+        axes.errorbar(at, height, rise or None, width or None, ecolor=colour, elinewidth=0.9, fmt="none")
+        face = colour if method in front else style.SURFACE
         axes.plot(
-            a,
-            b,
-            style.marker(method),
-            markersize=6.5,
-            color=colour if method in front else style.SURFACE,
-            markeredgecolor=colour,
-            markeredgewidth=1.4,
-            label=method,
-            linestyle="none",
-        )
+            [at], [height], style.marker(method), markersize=6.5, color=face, markeredgecolor=colour,
+            markeredgewidth=1.4, label=method, linestyle="none",
+        )  # fmt: skip
     names = {"epoch_s": f"{group.phase} epoch time", "last_test_top1": "test top-1, last epoch"}
     for which, name, scale in zip(("x", "y"), (x, y), scales, strict=True):
         label = names.get(name, f"peak memory, {METRICS[name].label}")
