@@ -1,0 +1,32 @@
+"""Every shipped recipe is found and smoke-run with each of its methods through the command line."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
+
+WITHOUT_DOWNLOAD = {"digits", "digits-saccade", "delayed-recall", "sequential-digits"}
+"""Recipes whose data are made or shipped; the others run on random data of their shapes."""
+
+
+def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
+    files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
+    assert files == set(recipe_names())
+    assert len(files) == 16
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_recipe_smoke_runs_with_each_of_its_methods(name: str, tmp_path: Path) -> None:
+    arguments = ["run", name, "--smoke", "--device", "cpu", "--seed", "0", "--out", str(tmp_path / "out")]
+    arguments += ["--data-dir", str(tmp_path / "data")]
+    if name not in WITHOUT_DOWNLOAD:
+        arguments.append("--synthetic")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    cells = pd.concat(pd.read_csv(path) for path in (tmp_path / "out" / name).glob("*/cells.csv"))
+    assert list(cells.method) == load_recipe(name).methods
+    assert set(cells.status) == {"ok"}
