@@ -46,7 +46,7 @@ class HandmadeRun:
             "run": self.path.name,
             "command": ["sltt-bench", "run", self.recipe["name"]],
             "started_utc": "2026-01-01T00:00:00+00:00",
-            "versions": {"torch": self.torch},
+            "packages": {"torch": self.torch},
         }
         (self.path / "provenance.json").write_text(json.dumps(provenance))
 

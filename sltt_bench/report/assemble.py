@@ -1,5 +1,7 @@
 """Puts the report together: every kind's sections, the summary on top, provenance and gaps below."""
 
+import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
         sentences=tuple(s for part in contributions for s in part.sentences) or (_NOTHING,),
         verdicts=verdicts,
         sections=tuple(section for part in contributions for section in part.sections),
-        provenance=tuple(_provenance(run) for run in results.runs),
+        provenance=_provenance(results.runs),
         skipped=tuple(skipped),
         baseline=context.baseline,
         made_by=f"sltt-bench {__version__}",
@@ -55,17 +57,40 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
     ]
 
 
-def _provenance(run: Run) -> dict[str, str]:
-    said = run.provenance
-    return {"folder": str(run.path), "command": command_line(said)}
+def _provenance(runs: Sequence[Run]) -> tuple[Mapping[str, str], ...]:
+    """What runs were made with, alike ones in one row."""
+    folders: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        folders.setdefault(tuple(_made_with(run.provenance).items()), []).append(str(run.path))
+    return tuple(
+        dict(said) | {"runs": paths[0] + (f" and {len(paths) - 1} more" if paths[1:] else "")}
+        for said, paths in folders.items()
+    )
+
+
+def _made_with(said: Mapping[str, Any]) -> dict[str, str]:
+    packages = said.get("packages") or {}
+    build = said.get("torch") or {}
+    torch = build.get("version") or packages.get("torch")
+    cuda = f", CUDA {build['cuda']}, cuDNN {build.get('cudnn')}" if build.get("cuda") else ""
+    gpus = Counter(f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in said.get("gpus") or [])
+    revision = str(said.get("git_revision") or "no revision")[:12]
+    changed = " with local changes" if said.get("git_dirty") else ""
+    environment = said.get("environment") or {}
+    return {
+        "command": command_line(said),
+        "sltt-bench": f"{said.get('sltt_bench', 'unknown')} ({revision}{changed})",
+        "torch": f"{torch or 'unknown'}{cuda}",
+        "machine": "; ".join([str(said.get("cpu", "unknown")), *(f"{n} × {gpu}" for gpu, n in gpus.items())]),
+        "python": f"{said.get('python', 'unknown')}, {said.get('platform', 'unknown')}",
+        "environment": " ".join(f"{name}={value}" for name, value in sorted(environment.items())),
+    }
 
 
 def command_line(provenance: Mapping[str, Any]) -> str:
     """The command of a run as one line that can be typed again."""
     command = provenance.get("command")
     if isinstance(command, Sequence) and not isinstance(command, str):
-        import shlex
-
         return shlex.join(str(part) for part in command)
     return str(command or "")
 
@@ -82,6 +107,7 @@ def _verdict_frame(report: Report) -> pd.DataFrame:
                 "value": verdict.value,
                 "low": verdict.low,
                 "high": verdict.high,
+                "limit": verdict.limit,
                 "seeds": verdict.n,
                 "figure": verdict.figure,
                 "estimated": verdict.estimated,

@@ -70,15 +70,19 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
             command=command_for(claim, group.key.recipe),
         )
     interval = estimate.interval
+    at_most, limit = _limit(claim)
+    unit = 100 if claim["relation"] in _IN_POINTS else 1
     return Verdict(
         recipe=group.key.recipe,
         claim=claim,
         word=_word(claim, estimate),
         statement=statement(claim),
         measured=_shown(claim, estimate, figure),
-        value=estimate.value,
-        low=interval.low if interval else None,
-        high=interval.high if interval else None,
+        value=estimate.value * unit,
+        low=interval.low * unit if interval else None,
+        high=interval.high * unit if interval else None,
+        limit=limit * unit,
+        at_most=at_most,
         n=estimate.n,
         figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
         conditions=tuple(group.key.conditions()),
@@ -182,16 +186,25 @@ def _estimate(claim: Claim, group: Group, figure: str) -> Estimate | NotComparab
             return mean_with_interval(group.methods[method].values[figure])
 
 
-def _word(claim: Claim, estimate: Estimate) -> VerdictWord:
-    """Held or not held if the whole interval is on one side of the threshold, else inconclusive."""
+_IN_POINTS = ("within_points", "exceeds_by_points")
+
+
+def _limit(claim: Claim) -> tuple[bool, float]:
+    """Whether the estimate must stay below, and what: "within 2 points" is at least −0.02."""
     threshold = float(claim["threshold"])
-    sign, limit = {
-        "at_most_ratio": (1, threshold),
-        "at_most": (1, threshold),
-        "at_least": (-1, threshold),
-        "within_points": (-1, -threshold / 100),
-        "exceeds_by_points": (-1, threshold / 100),
+    return {
+        "at_most_ratio": (True, threshold),
+        "at_most": (True, threshold),
+        "at_least": (False, threshold),
+        "within_points": (False, -threshold / 100),
+        "exceeds_by_points": (False, threshold / 100),
     }[claim["relation"]]
+
+
+def _word(claim: Claim, estimate: Estimate) -> VerdictWord:
+    """Held or not held if the whole interval is on one side of the limit, else inconclusive."""
+    at_most, limit = _limit(claim)
+    sign = 1 if at_most else -1
     interval = estimate.interval or Interval(estimate.value, estimate.value)
     holds = {sign * edge <= sign * limit + _ROUNDING for edge in (interval.low, interval.high)}
     if len(holds) == 2:

@@ -87,6 +87,8 @@ class Section:
     lead: tuple[str, ...] = ()
     """Sentences below the heading."""
     level: Literal[1, 2] = 1
+    folded: bool = False
+    """Whether a page may show the heading only, until it is asked for more."""
     chips: tuple[str, ...] = ()
     """The conditions under which everything below was measured."""
 
@@ -107,9 +109,13 @@ class Verdict:
     measured: str = ""
     """The value with its interval; empty if not measured."""
     value: float | None = None
-    """Ratio, share, bytes, seconds, or percentage points, as the relation says."""
+    """Ratio, share, bytes or seconds; for differences of accuracy percentage points, method − baseline."""
     low: float | None = None
     high: float | None = None
+    limit: float | None = None
+    """The threshold on the scale of `value`."""
+    at_most: bool = True
+    """Whether the value must not exceed the limit (else: not fall below it)."""
     n: int = 0
     """Paired seeds."""
     figure: str = ""
@@ -152,7 +158,7 @@ class Report:
     verdicts: tuple[Verdict, ...]
     sections: tuple[Section, ...]
     provenance: tuple[Mapping[str, str], ...]
-    """For each run: its folder, command, versions, hardware."""
+    """For each kind of run: command, versions, machine, and the folders, under these names."""
     skipped: tuple[tuple[str, str], ...]
     """What was not read: path and reason."""
     baseline: str

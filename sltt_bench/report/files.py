@@ -1,15 +1,16 @@
-"""Writes the report's files."""
+"""Writes the report's files: tables, figures in both widths, and the pages made of them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.report.document import Figure, Report
+from sltt_bench.report.document import Figure, Report, Width
 from sltt_bench.report.plots import style
 from sltt_bench.results.writer import ResultsError
 
 FIGURES_FOLDER = "figures"
+WIDTHS: tuple[Width, ...] = ("double", "column")
 
 
 def write(
@@ -20,13 +21,15 @@ def write(
     if "csv" in formats:
         for name, frame in frames.items():
             contents[name] = frame.to_csv(index=False).encode()
-    for figure in figures_of(report):
-        for kind in ("svg", "png"):
-            if kind in formats:
-                with style.applied():
-                    drawn = figure.draw("double")
-                    content = style.png(drawn) if kind == "png" else style.svg(drawn).encode()
-                contents[f"{FIGURES_FOLDER}/{figure.name}.{kind}"] = content
+    drawings = draw_all(figures_of(report), formats)
+    for (name, width, kind), content in drawings.items():
+        if kind in formats:
+            contents[figure_path(name, width, kind)] = content
+    if "html" in formats:
+        from sltt_bench.report.html import render
+
+        svgs = {(name, width): svg.decode() for (name, width, kind), svg in drawings.items() if kind == "svg"}
+        contents["report.html"] = render(report, svgs).encode()
     try:
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,27 @@ def write(
 def figures_of(report: Report) -> list[Figure]:
     """Every figure of the report, in order."""
     return [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
+
+
+def figure_path(name: str, width: Width, kind: str) -> str:
+    """Where a figure lies in the report's folder; the one for a single column says so in its name."""
+    return f"{FIGURES_FOLDER}/{name}{'-column' if width == 'column' else ''}.{kind}"
+
+
+def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[str, Width, str], bytes]:
+    """(name, width, "svg" or "png") → the file's content, for what the formats need."""
+    kinds = [kind for kind in ("svg", "png") if kind in formats or (kind == "svg" and "html" in formats)]
+    drawn: dict[tuple[str, Width, str], bytes] = {}
+    if not kinds:
+        return drawn
+    for figure in figures:
+        for width in WIDTHS:
+            with style.applied():
+                drawing = figure.draw(width)
+                for kind in kinds:
+                    content = style.svg(drawing).encode() if kind == "svg" else style.png(drawing)
+                    drawn[figure.name, width, kind] = content
+    return drawn
 
 
 def first_to_open(written: Sequence[Path]) -> Path:

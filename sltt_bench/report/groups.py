@@ -372,8 +372,8 @@ def _software(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
 
 def torch_version(run: Run) -> str:
     """The torch that a run used, as its provenance tells."""
-    versions = run.provenance.get("versions")
-    version = versions.get("torch") if isinstance(versions, dict) else None
+    packages = run.provenance.get("packages")
+    version = packages.get("torch") if isinstance(packages, dict) else None
     return f"torch {version}" if version else "torch of unknown version"
 
 
@@ -443,16 +443,20 @@ def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
 
 def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """What differs between the runs of a group without making them incomparable."""
-    notes = []
-    for name, values in (
-        ("revisions of sltt-bench", {str(run.provenance.get("git")) for run in runs}),
-        ("GPUs of this model", _gpu_uuids(runs)),
-    ):
-        if len(values) > 1:
-            notes.append(f"measured with {len(values)} {name}")
-    return tuple(notes)
+    said = {
+        "revisions of sltt-bench": {_revision(run) for run in runs},
+        "GPUs of this model": {_gpus(run, "uuid") for run in runs},
+        "GPU drivers": {_gpus(run, "driver") for run in runs},
+        "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
+    }
+    return tuple(f"measured with {len(values)} {what}" for what, values in said.items() if len(values) > 1)
 
 
-def _gpu_uuids(runs: Sequence[Run]) -> set[str]:
-    gpus = [run.provenance.get("gpu") for run in runs]
-    return {str(gpu.get("uuid")) for gpu in gpus if isinstance(gpu, dict) and gpu.get("uuid")}
+def _revision(run: Run) -> str:
+    names = ("sltt_bench", "git_revision", "git_dirty")
+    return " ".join(str(run.provenance.get(name)) for name in names)
+
+
+def _gpus(run: Run, what: str) -> str:
+    gpus = run.provenance.get("gpus") or []
+    return " ".join(str(gpu.get(what)) for gpu in gpus if isinstance(gpu, dict))

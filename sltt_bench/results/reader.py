@@ -39,11 +39,6 @@ Row = dict[str, str]
 MIGRATIONS: dict[int, Callable[[str, Row], Row]] = {}
 """Old schema version → function (file name, row as text) → the row as the next version has it."""
 
-_OPTIONAL = {
-    CELLS_FILE: {"reason", "overrides", "exit_code", "parameters"},
-    EPOCHS_FILE: set[str](),
-    TIMELINE_FILE: set[str](),
-}
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE}
 _REPORT_MARKER = "summary.csv"
 
@@ -185,7 +180,7 @@ class _Tables:
         if not lines:
             return
         header, *rows = lines
-        missing = {column.name for column in FILES[path.name]} - set(header) - _OPTIONAL[path.name]
+        missing = {column.name for column in FILES[path.name]} & _NEVER_EMPTY - set(header)
         if missing:
             wrong = f"not a {path.name} of sltt-bench: without {_listed(sorted(missing))}"
             self._skipped.append(Skipped(str(path), wrong))
@@ -260,9 +255,9 @@ class _Tables:
                 continue
             values, wrong = _typed_column(text[column.name], column)
             typed[column.name] = values
-            for position in np.flatnonzero(wrong):
+            for position in np.flatnonzero(wrong).tolist():
                 said = text[column.name].iloc[position]
-                faulty.setdefault(int(position), f"{column.name} is {said!r}, not {_expected(column)}")
+                faulty.setdefault(position, f"{column.name} is {said!r}, not {_expected(column)}")
         frame = pd.DataFrame(typed)
         frame["run"] = [run for run, _, _ in self._places[key]]
         for position, fault in faulty.items():
@@ -352,8 +347,8 @@ def _each_execution_once(
     ended = pd.MultiIndex.from_frame(cells[["run", "cell_id"]])
     belongs = pd.MultiIndex.from_frame(epochs[["run", "cell_id"]]).isin(ended)
     known_copies = {skip.path for skip in skipped if skip.reason.startswith(_COPY)}
-    for run, orphans in epochs[~belongs].groupby("run"):
-        path = str(runs[int(str(run))].path)
+    for orphaned, orphans in epochs[~belongs].groupby("run"):
+        path = str(runs[int(str(orphaned))].path)
         if path not in known_copies:
             count = orphans["cell_id"].nunique()
             reason = f"{count} cells have epochs but no ending: still running, or cut off"

@@ -55,7 +55,7 @@ def _curve(result: MethodResult) -> Curve | None:
         method=result.method,
         epoch=by_epoch["epoch"].first().to_numpy(dtype=float),
         accuracy=by_epoch["test_top1"].mean().to_numpy(),
-        spread=by_epoch["test_top1"].std().fillna(0.0).to_numpy(dtype=float),
+        spread=np.nan_to_num(by_epoch["test_top1"].std().to_numpy(dtype=float)),
         trained_s=by_epoch["trained_s"].mean().to_numpy(),
         n=len(result.seeds),
     )
