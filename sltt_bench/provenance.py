@@ -76,7 +76,7 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [without_private_paths(argument) for argument in command],
         "sltt_bench": sltt_bench.__version__,
-        **_source(Path(sltt_bench.__file__).parent),
+        **source_revision(Path(sltt_bench.__file__).parent),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "packages": _package_versions(),
@@ -131,18 +131,19 @@ def without_private_paths(text: str) -> str:
 def _shorten(piece: str) -> str:
     if not re.match(r"[/\\~]|\.\.(?:[/\\]|$)", piece):
         return piece
-    path = Path(piece)
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        return str(path.relative_to(Path.cwd()))
+    path, here, home = Path(piece), Path.cwd(), Path.home()
+    # From above the home, a relative path would still name its owner.
+    if path.is_relative_to(here) and here not in home.parents:
+        return str(path.relative_to(here))
     name = re.split(r"[/\\]", piece.rstrip("/\\"))[-1]
-    private = name in ("", "..", Path.home().name) or name.startswith("~")
+    private = name in ("", "..", home.name) or name.startswith("~")
     return "<path>" if private else f"<path>/{name}"
 
 
 # The source -------------------------------------------------------------------------------------
 
 
-def _source(package: Path) -> dict[str, Any]:
+def source_revision(package: Path) -> dict[str, Any]:
     """git_revision of the checkout that `package` is in, and git_dirty: whether the package, the recipes
     or pyproject.toml differ from it (results written meanwhile do not count). None, with git_absent
     as the reason, where the package is no part of a checkout."""

@@ -1,0 +1,280 @@
+"""The profiler against known answers: seconds slept, waited and synchronised, bytes allocated."""
+
+import mmap
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+
+from sltt_bench.profiler import Profiler, Sample, process_memory, session
+from sltt_bench.profiler.devices import Cpu
+from sltt_bench.profiler.nvml import Missing, Readings
+from sltt_bench.profiler.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
+from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
+
+CPU = torch.device("cpu")
+MIB = 1 << 20
+LATE = 0.2  # how much later than asked a busy machine may wake a sleeper
+
+
+def assert_slept(measured: object, seconds: float) -> None:
+    assert isinstance(measured, float)
+    assert seconds <= measured < seconds + LATE
+
+
+def slow_items(count: int, seconds: float) -> Iterator[int]:
+    for item in range(count):
+        time.sleep(seconds)
+        yield item
+
+
+def touch(mebibytes: int) -> mmap.mmap:
+    """Fresh pages, resident; closing them gives them back to the system."""
+    memory = mmap.mmap(-1, mebibytes * MIB)
+    for offset in range(0, len(memory), mmap.PAGESIZE):
+        memory[offset] = 1
+    return memory
+
+
+class RecordingDevice(Cpu):
+    """A device whose work is not done when a call returns: each synchronisation takes 0.25 s."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def synchronize(self) -> None:
+        self.calls.append("synchronize")
+        time.sleep(0.25)
+
+    def reset_peaks(self) -> None:
+        self.calls.append("reset_peaks")
+
+    def allocator_peaks(self) -> dict[str, int | None]:
+        self.calls.append("allocator_peaks")
+        return {"peak_allocated_bytes": 3 * MIB, "peak_reserved_bytes": 4 * MIB}
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
+    recording = RecordingDevice()
+    monkeypatch.setattr(session, "compute_device", lambda _: recording)
+    return recording
+
+
+# Clocks -----------------------------------------------------------------------------------------
+
+
+def test_train_eval_and_waiting_each_have_their_own_seconds() -> None:
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            for _ in epoch.waiting(slow_items(4, 0.1)):
+                time.sleep(0.1)
+        time.sleep(0.3)  # belongs to neither clock
+        with epoch.evaluate():
+            for _ in epoch.waiting(slow_items(2, 0.1)):
+                pass
+    figures = epoch.figures()
+    assert_slept(figures["data_wait_s"], 0.4)
+    assert_slept(figures["train_s"], 0.8)
+    assert_slept(figures["eval_s"], 0.2)
+
+
+def test_the_start_of_the_loader_and_a_loop_left_early_count_as_waiting() -> None:
+    class Loader:
+        def __iter__(self) -> Iterator[int]:
+            time.sleep(0.1)
+            return slow_items(100, 0.02)
+
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            for item in epoch.waiting(Loader()):
+                if item == 2:
+                    break
+    assert_slept(epoch.figures()["data_wait_s"], 0.16)
+
+
+def test_the_device_is_synchronised_before_the_clock_starts_and_before_it_stops(
+    device: RecordingDevice,
+) -> None:
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            device.calls.append("body")
+        assert device.calls == ["synchronize", "reset_peaks", "body", "synchronize", "allocator_peaks"]
+        device.calls.clear()
+        with epoch.evaluate():
+            device.calls.append("body")
+        assert device.calls == ["synchronize", "body", "synchronize"]
+    figures = epoch.figures()
+    # Of the two synchronisations only the second, which waits for the body's work, is on the clock.
+    assert_slept(figures["train_s"], 0.25)
+    assert_slept(figures["eval_s"], 0.25)
+    assert figures["peak_allocated_bytes"] == 3 * MIB
+    assert figures["peak_reserved_bytes"] == 4 * MIB
+
+
+def test_an_epoch_that_raises_leaves_no_figures() -> None:
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with pytest.raises(MemoryError), epoch.train():
+            raise MemoryError
+    assert set(epoch.figures().values()) == {None}
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+def resident_peak(profiler: Profiler, number: int, mebibytes: int) -> int:
+    epoch = profiler.epoch(number)
+    with epoch.train():
+        touch(mebibytes).close()
+    peak = epoch.figures()["peak_rss_bytes"]
+    assert isinstance(peak, int)
+    return peak
+
+
+@pytest.mark.skipif(not process_memory.reset_peak_resident(), reason="VmHWM cannot be reset here")
+def test_the_resident_peak_of_an_epoch_is_its_own() -> None:
+    with Profiler(CPU) as profiler:
+        resident_peak(profiler, 1, 1)
+        before = resident_peak(profiler, 2, 1)
+        large = resident_peak(profiler, 3, 129)
+        after = resident_peak(profiler, 4, 1)
+    assert large - before == pytest.approx(128 * MIB, abs=4 * MIB)
+    assert large - after == pytest.approx(128 * MIB, abs=4 * MIB)
+
+
+def test_a_peak_that_cannot_be_reset_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process_memory, "_CLEAR_REFS", tmp_path / "no" / "clear_refs")
+    with Profiler(CPU) as profiler:
+        peak = resident_peak(profiler, 1, 1)
+    assert peak >= process_memory.resident_bytes()
+    assert "since the process started" in profiler.notes["peak_rss_bytes"]
+    assert "peak_rss_bytes" not in profiler.absent
+
+
+def test_a_system_without_proc_has_no_resident_peak(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "status")
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            pass
+    assert epoch.figures()["peak_rss_bytes"] is None
+    assert "VmHWM" in profiler.absent["peak_rss_bytes"]
+
+
+def test_memory_now_on_a_cpu_is_the_resident_set() -> None:
+    with Profiler(CPU) as profiler:
+        before = profiler.memory_now()
+        pages = touch(64)
+        assert profiler.memory_now() - before == pytest.approx(64 * MIB, abs=4 * MIB)  # type: ignore[operator]
+        pages.close()
+
+
+# What a CPU lacks -------------------------------------------------------------------------------
+
+
+def test_every_figure_that_a_cpu_lacks_is_none_and_has_a_reason() -> None:
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            for _ in epoch.waiting(range(1)):
+                pass
+        with epoch.evaluate():
+            pass
+    empty = {column for column, value in epoch.figures().items() if value is None}
+    assert set(profiler.absent) == empty
+    assert {"peak_allocated_bytes", "peak_nvml_bytes", "energy_j", "gpu_util_mean"} <= empty
+    assert profiler.description() == {"device": "cpu", "gpu": None, "sampling": None}
+
+
+def test_figures_and_samples_are_columns_of_the_files() -> None:
+    assert set(session.FIGURES) <= {column.name for column in EPOCH_COLUMNS}
+    of_the_cell = {"cell_id", "attempt"}
+    assert [f.name for f in fields(Sample)] == [c.name for c in TIMELINE_COLUMNS if c.name not in of_the_cell]
+
+
+# The sampler ------------------------------------------------------------------------------------
+
+
+class SlowSensors:
+    """Sensors that take 10 ms to read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self) -> Readings:
+        self.reads += 1
+        time.sleep(0.01)
+        return Readings(1, 2, 0.5, 100.0, 1000, 1000, 50, ())
+
+
+def test_the_cost_of_sampling_is_the_time_spent_in_the_thread() -> None:
+    sensors = SlowSensors()
+    sampler = Sampler(sensors, interval_s=0.02, on_sample=None)
+    sampler.start()
+    with sampler.phase("train", 1):
+        time.sleep(1.2)
+    sampler.stop()
+    between_borders = sensors.reads - 2
+    assert 2 <= between_borders <= 4  # not the 60 that the interval asks for
+    cost = sampler.cost()
+    assert cost["samples"] == sensors.reads
+    assert cost["share_of_measured_time"] == pytest.approx(between_borders * 0.01 / 1.2, rel=0.3)
+
+
+def test_slow_sensors_are_read_less_often() -> None:
+    assert pause_after(0.0001, 0.1) == 0.1
+    assert pause_after(0.01, 0.1) == pytest.approx(0.99)  # 0.01 of 1 s
+    assert pause_after(5.0, 0.1) == pytest.approx(0.1 * LONGEST_PAUSE)
+
+
+def test_nothing_is_sampled_outside_a_phase() -> None:
+    sensors = SlowSensors()
+    sampler = Sampler(sensors, interval_s=0.01, on_sample=None)
+    sampler.start()
+    time.sleep(0.1)
+    sampler.stop()
+    assert sensors.reads == 0
+    assert sampler.cost()["share_of_measured_time"] is None
+
+
+def test_a_gauge_gives_peak_and_mean_until_one_reading_is_missing() -> None:
+    gauge = Gauge()
+    assert gauge.mean() == Missing("never read")
+    for value in (0.2, 0.9, 0.1):
+        gauge.add(value)
+    assert gauge.peak() == 0.9
+    assert gauge.mean() == pytest.approx(0.4)
+    gauge.add(Missing("lost"))
+    gauge.add(0.5)
+    assert gauge.peak() == gauge.mean() == Missing("lost")
+
+
+# On a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nvml_watches_the_device_that_torch_uses() -> None:
+    device = torch.device("cuda", 0)
+    with Profiler(device) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            held = torch.ones(512 * MIB, dtype=torch.uint8, device=device)
+            deadline = time.monotonic() + 1
+            while time.monotonic() < deadline:
+                held.add_(1)
+        del held
+    figures = epoch.figures()
+    description = profiler.description()
+    assert description["gpu"]["uuid"].endswith(str(torch.cuda.get_device_properties(device).uuid))
+    assert 512 * MIB <= figures["peak_allocated_bytes"] <= figures["peak_reserved_bytes"]  # type: ignore[operator]
+    assert figures["peak_nvml_bytes"] >= figures["peak_reserved_bytes"]  # type: ignore[operator]
+    assert description["sampling"]["share_of_measured_time"] < 0.02
+    for column, value in figures.items():
+        assert value is not None or column in profiler.absent or column in ("eval_s", "data_wait_s")
