@@ -24,6 +24,10 @@ app = typer.Typer(
 OK, CELL_FAILED, WRONG_USAGE = 0, 1, 2
 
 
+data_app = typer.Typer(help="Get data sets onto the disk, and check them.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
 class _State:
     debug = False
 
@@ -42,6 +46,12 @@ def _complete_methods(incomplete: str) -> list[str]:
     done, comma, last = incomplete.rpartition(",")
     known = ["bptt", "sltt", *(f"sltt-k{k}" for k in (1, 2, 4)), "sltt-k2-unbiased"]
     return [f"{done}{comma}{name}" for name in known if name.startswith(last)]
+
+
+def _complete_datasets(incomplete: str) -> list[str]:
+    from sltt_bench import data
+
+    return [name for name in data.names() if name.startswith(incomplete)]
 
 
 def _complete_backends(incomplete: str) -> list[str]:
@@ -246,6 +256,33 @@ def doctor() -> None:
 
     with _errors_explained():
         raise typer.Exit(session.doctor())
+
+
+DatasetName = Annotated[
+    str, typer.Argument(metavar="NAME", help="A data set's name.", autocompletion=_complete_datasets)
+]
+Split = Annotated[
+    str | None, typer.Option("--split", help="One of its splits, where there are several (dvs-gesture).")
+]
+
+
+@data_app.command()
+def prepare(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
+    """Download a data set where its source allows it, or say exactly which file to put where."""
+    from sltt_bench import session
+
+    with _errors_explained():
+        session.prepare_data(name, data_dir, split)
+
+
+@data_app.command()
+def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
+    """Check counts, shapes, classes and checksums; exit code 1 if something is wrong."""
+    from sltt_bench import session
+
+    with _errors_explained():
+        code = session.verify_data(name, data_dir, split)
+    raise typer.Exit(code)
 
 
 # Words into values ------------------------------------------------------------------------------

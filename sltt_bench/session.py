@@ -15,7 +15,7 @@ from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.runner import Interrupted, Outcome, Setting, run_plan
 from sltt_bench.tensorboard import Displays, TensorBoardLog
-from sltt_bench.terminal import run_display
+from sltt_bench.terminal import data_progress, run_display
 
 
 def run_plans(
@@ -217,3 +217,32 @@ def doctor() -> int:
         table.add_row(marks[finding.level], f"[bold]{finding.subject}[/bold]", escape(finding.text))
     Console().print(table)
     return int(any(finding.level == "fault" for finding in findings))
+
+
+# Data -------------------------------------------------------------------------------------------
+
+
+def prepare_data(name: str, data_dir: Path, split: str | None) -> None:
+    """Get a data set and say what was done. Raises DataError."""
+    from sltt_bench.data.prepare import prepare
+
+    console = Console()
+    with data_progress(console) as progress:
+        done = prepare(name, data_dir, progress, split=split)
+    for sentence in done:
+        console.print(sentence, soft_wrap=True, markup=False)
+
+
+def verify_data(name: str, data_dir: Path, split: str | None) -> int:
+    """Show what is right and what is wrong with a data set; 1 if anything is wrong. Raises DataError."""
+    from sltt_bench.data.verify import verify
+
+    console = Console()
+    with data_progress(console) as progress:
+        findings = verify(name, data_dir, progress, split=split)
+    table = Table.grid(padding=(0, 2))
+    for finding in findings:
+        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
+        table.add_row(mark, f"[bold]{escape(finding.subject)}[/bold]", escape(finding.text))
+    console.print(table)
+    return int(not all(finding.ok for finding in findings))

@@ -1,6 +1,6 @@
 """What a run looks like while it happens: progress bars on a terminal, plain lines elsewhere."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -132,6 +132,21 @@ class _Bars(_Lines):
             self.progress.remove_task(self._task)
             self._task = None
         super().cell_ended(cell, outcome)
+
+
+@contextmanager
+def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar for each thing that is downloaded, unpacked, converted or checked."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+
+        def told(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(escape(what), total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield told
 
 
 def _epoch_text(row: Mapping[str, Any]) -> str:

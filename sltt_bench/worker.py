@@ -83,6 +83,8 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "oom", text or "out of memory"
     if isinstance(error, (KeyboardInterrupt, SystemExit)):
         return "killed", type(error).__name__
+    if type(error).__module__.startswith("sltt_bench."):
+        return "error", text  # its message says all that its user needs
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
