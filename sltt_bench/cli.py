@@ -26,6 +26,8 @@ OK, CELL_FAILED, WRONG_USAGE = 0, 1, 2
 
 data_app = typer.Typer(help="Get data sets onto the disk, and check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+analyze_app = typer.Typer(help="Look into what a method does.", no_args_is_help=True)
+app.add_typer(analyze_app, name="analyze")
 
 
 class _State:
@@ -256,6 +258,65 @@ def doctor() -> None:
 
     with _errors_explained():
         raise typer.Exit(session.doctor())
+
+
+@analyze_app.command()
+def gradients(
+    recipe: RecipeName,
+    over: Annotated[
+        list[str] | None,
+        typer.Option("--over", help="A recipe or neuron field and its values: tau=1.1,2.0. Grids multiply."),
+    ] = None,
+    epochs: Annotated[
+        str, typer.Option("--epochs", help="When to look: comma list of epochs; 0 is before training, `last` works.")
+    ] = "0",
+    batches: Annotated[int, typer.Option("--batches", help="Training batches to look at.")] = 8,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="Weights to start from.", dir_okay=False)
+    ] = None,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="What trains the network (comma list).",
+                          autocompletion=_complete_methods)
+    ] = "bptt",
+    seed: Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")] = None,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    synthetic: Synthetic = False,
+    data_dir: DataDir = Path("data"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    out: Out = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
+    ] = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+) -> None:  # fmt: skip
+    """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
+    from sltt_bench import session
+    from sltt_bench.analysis.plan import parse_over, plan_analysis
+    from sltt_bench.plan import Request, checkpoint_file
+
+    with _errors_explained():
+        request = Request(
+            methods=_comma_list(method),
+            seeds=_seeds(seed),
+            grid=tuple(parse_over([*(overrides or []), *(over or [])])),
+            device=_device(device),
+            smoke=smoke,
+            synthetic=synthetic,
+            init=None if checkpoint is None else str(checkpoint_file(str(checkpoint))),
+        )
+        plans = plan_analysis(recipe, request, epochs=epochs, batches=batches)
+        timeout_s = _seconds(timeout)
+        if dry_run:
+            session.show_plans(plans)
+            return
+        code = session.run_plans(
+            plans, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume, command=_command_line()
+        )
+    raise typer.Exit(code)
 
 
 DatasetName = Annotated[

@@ -171,6 +171,9 @@ class _Recorder:
         outcome.epochs.append(row)
         return row
 
+    def row(self, cell: Cell, outcome: Outcome, file: str, figures: Mapping[str, Any]) -> None:
+        self._folder.append(file, {**self._key(cell, outcome), **figures})
+
     def sample(self, cell: Cell, outcome: Outcome, sample: Mapping[str, Any]) -> None:
         row = {"cell_id": cell.cell_id, "attempt": outcome.attempt, **sample}
         self._folder.append(TIMELINE_FILE, row)
@@ -320,6 +323,8 @@ class _CellProcess:
                 self._display.batch(cell, event)
             case "epoch":
                 self._display.epoch(cell, self._recorder.epoch(cell, outcome, event["row"]))
+            case "row":
+                self._recorder.row(cell, outcome, event["file"], event["row"])
             case "sample":
                 self._recorder.sample(cell, outcome, event["row"])
             case "facts":

@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,6 +46,10 @@ class Reporter:
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         self.send("epoch", row=dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds")))
+
+    def row(self, file: str, row: Mapping[str, Any]) -> None:
+        """A row for another of the run's files (a name in results.schema.FILES)."""
+        self.send("row", file=file, row=dict(row))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         if self._checkpoint is not None:
@@ -90,7 +95,49 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
-    from sltt_bench import engine, experiment, provenance
+    from sltt_bench import engine
+
+    with measuring(cell, reporter) as (device, profiler, backend):
+        bundle = load_data(cell, Path(job["data_dir"]))
+        loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+        peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
+        reporter.send("facts", peak_tensor_bytes=peak)
+        subject, schooling = put_together(cell, job, device, backend, loaders, bundle.to_input)
+        if job["resume"]:
+            resume(subject, schooling, Path(job["checkpoint"]))
+        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+        engine.train(subject, schooling, profiler, reporter)
+
+
+def analyse_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
+    """Take the cell's gradients apart, before and while it trains."""
+    from itertools import islice
+
+    from sltt_bench import engine
+    from sltt_bench.analysis.watch import GradientWatch
+
+    epochs, batches = cell.options["epochs"], cell.options["batches"]
+    with measuring(cell, reporter) as (device, profiler, backend):
+        bundle = load_data(cell, Path(job["data_dir"]))
+        loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+        subject, schooling = put_together(cell, job, device, backend, loaders, bundle.to_input)
+        schooling.epochs, schooling.checkpoint_every = max(epochs), 0
+        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+        loaders["train"].set_epoch(0)
+        looked_at = [
+            (bundle.to_input(x.to(device)), labels.to(device))
+            for x, labels in islice(loaders["train"], batches)
+        ]
+        watch = GradientWatch(cell.recipe, subject, looked_at, epochs, reporter.row, reporter)
+        watch.count_operations()
+        watch.look(0)
+        engine.train(subject, schooling, profiler, watch)
+
+
+@contextmanager
+def measuring(cell: Cell, reporter: Reporter) -> Iterator[tuple[Any, Any, Any]]:
+    """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
+    from sltt_bench import experiment, provenance
     from sltt_bench.precision import resolve
     from sltt_bench.profiler import Profiler
 
@@ -107,25 +154,7 @@ def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     backend = experiment.make_backend(cell)
     try:
         with profiler:
-            bundle = load_data(cell, Path(job["data_dir"]))
-            loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-            peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
-            reporter.send("facts", peak_tensor_bytes=peak)
-            subject = experiment.assemble(cell, device, backend)
-            load_initial_weights(job, subject.network)
-            schooling = engine.Schooling(
-                train=loaders["train"],
-                test=loaders["test"],
-                to_input=bundle.to_input,
-                schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
-                epochs=cell.recipe.train.epochs,
-                checkpoint_every=cell.recipe.train.checkpoint_every,
-                accuracy_means_something=not cell.synthetic,
-            )
-            if job["resume"]:
-                resume(subject, schooling, Path(job["checkpoint"]))
-            reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
-            engine.train(subject, schooling, profiler, reporter)
+            yield device, profiler, backend
     finally:
         reporter.send(
             "measured_with",
@@ -134,6 +163,26 @@ def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
             absent=profiler.absent,
             notes=profiler.notes,
         )
+
+
+def put_together(
+    cell: Cell, job: Mapping[str, Any], device: Any, backend: Any, loaders: Mapping[str, Any], to_input: Any
+) -> tuple[Any, Any]:
+    """The cell's Experiment with its initial weights, and its Schooling."""
+    from sltt_bench import engine, experiment
+
+    subject = experiment.assemble(cell, device, backend)
+    load_initial_weights(job, subject.network)
+    schooling = engine.Schooling(
+        train=loaders["train"],
+        test=loaders["test"],
+        to_input=to_input,
+        schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+        epochs=cell.recipe.train.epochs,
+        checkpoint_every=cell.recipe.train.checkpoint_every,
+        accuracy_means_something=not cell.synthetic,
+    )
+    return subject, schooling
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
@@ -239,7 +288,7 @@ def set_torch_flags(deterministic: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
 
 
-_KINDS = {"run": train_cell}
+_KINDS = {"run": train_cell, "analysis": analyse_cell}
 
 if __name__ == "__main__":
     main()

@@ -60,7 +60,8 @@ def count(
 ) -> tuple[int, int]:
     """(forward, backward) multiplications of one iteration of a method. Raises UnknownMethod."""
     never_stepped = torch.optim.SGD(network.parameters(), lr=0.0)
-    with undisturbed(network), OperationCounter(network, never_stepped).counting() as counter:
+    counter = OperationCounter(network, never_stepped, lambda func, args, kwargs: func(*args, **kwargs))
+    with undisturbed(network), counter.counting():
         draws = torch.Generator().manual_seed(0)
         unroll = Unroll(network, inputs, loss, generator=draws, window=window)
         methods.create(method, len(inputs)).accumulate_gradients(unroll)

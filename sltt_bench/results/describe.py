@@ -22,6 +22,9 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
 | `timeline.csv` | samples of the GPU over time (only where there is one) |
+| `gradients.csv` | `analyze gradients`: full gradient and spatial part, by network, layer and parameter |
+| `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
+| `operations.csv` | `analyze gradients`: counted multiplications of each method |
 | `logs/<cell_id>-<attempt>.log` | what the cell's process printed |
 | `checkpoints/<cell_id>.pt` | while a cell is unfinished, or where a later stage starts from it; not kept in git |
 | `*.torn` | an unfinished last line that a crash left, set aside by the run that resumed |

@@ -13,6 +13,9 @@ PROVENANCE_FILE = "provenance.json"
 CELLS_FILE = "cells.csv"
 EPOCHS_FILE = "epochs.csv"
 TIMELINE_FILE = "timeline.csv"
+GRADIENTS_FILE = "gradients.csv"
+DRAWS_FILE = "draws.csv"
+OPERATIONS_FILE = "operations.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -137,8 +140,71 @@ TIMELINE_COLUMNS: tuple[Column, ...] = (
     Column("temperature_c", "int", "temperature of the GPU"),
 )
 
+ANALYSIS_KEY: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("epoch", "int", "epochs trained with `method` before this was computed; 0: initial weights"),
+    Column("tau", "float", "membrane time constant τ in time steps"),
+    Column("surrogate", "str", "stand-in for the derivative of the spike"),
+    Column("reset", "str", "soft or hard"),
+    Column("detach_reset", "bool", "whether BPTT's gradient ignores the reset"),
+    Column("loss_window", "int", "only the last so many steps count in the loss; empty: all T"),
+    Column("batches", "int", "batches over which means and standard deviations were taken"),
+)
+"""The columns with which the rows of an analysis start; gradients are computed in fp32, whatever `precision`."""
+
+GRADIENT_COLUMNS: tuple[Column, ...] = (
+    *ANALYSIS_KEY,
+    Column("level", "str", "network, layer (the module that owns parameters) or parameter (one tensor)"),
+    Column("name", "str", "name of the layer or parameter; empty for the network"),
+    Column("depth", "int", "place in the network's order within its level, 1 for the first"),
+    Column("elements", "int", "numbers in this part's gradient"),
+    Column("zero_batches", "int", "batches whose gradient of this part was exactly 0: they are in no mean"),
+    Column("cosine_mean", "float", "cosine(g, g_s), g the full gradient (BPTT), g_s its spatial part (SLTT)"),
+    Column("cosine_std", "float", "standard deviation over batches"),
+    Column("spatial_share_mean", "float", "‖g_s‖ / ‖g‖"),
+    Column("spatial_share_std", "float", "standard deviation over batches"),
+    Column("temporal_share_mean", "float", "‖g − g_s‖ / ‖g‖, the temporal part"),
+    Column("temporal_share_std", "float", "standard deviation over batches"),
+    Column("full_norm_mean", "float", "‖g‖"),
+    Column("spatial_norm_mean", "float", "‖g_s‖"),
+)
+
+DRAW_COLUMNS: tuple[Column, ...] = (
+    *ANALYSIS_KEY,
+    Column(
+        "drawn", "int", "K: G_K is the sum of the gradients of K of the T steps, drawn without replacement"
+    ),
+    Column("subsets", "int", "subsets of steps over which the cosines are means"),
+    Column("exact", "bool", "whether those are all subsets (else a random sample of them)"),
+    Column(
+        "silent_share", "float", "share of subsets without any gradient: no step of the loss's window drawn"
+    ),
+    Column(
+        "cosine_to_sltt_mean", "float", "cosine(G_K, g_s) of the whole network, mean over subsets and batches"
+    ),
+    Column("cosine_to_sltt_std", "float", "its standard deviation over subsets, mean over batches"),
+    Column("cosine_to_bptt_mean", "float", "cosine(G_K, g), mean over subsets and batches"),
+    Column(
+        "relative_variance_mean", "float", "E ‖(T/K) G_K − g_s‖² / ‖g_s‖², closed form, mean over batches"
+    ),
+    Column("relative_variance_std", "float", "standard deviation over batches"),
+)
+
+OPERATION_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("counted_method", "str", "method whose training iteration (one batch, all T steps) was counted"),
+    Column("drawn", "int", "K of that method; empty if it is not SLTT-K"),
+    Column("samples", "int", "samples of the batch"),
+    Column("forward_multiplications", "int", "multiplications of the forward pass"),
+    Column("spatial_multiplications", "int", "multiplications of the backward pass in space: all of SLTT's"),
+    Column("temporal_multiplications", "int", "what BPTT's backward pass multiplies beyond SLTT's"),
+)
+
 FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,
     TIMELINE_FILE: TIMELINE_COLUMNS,
+    GRADIENTS_FILE: GRADIENT_COLUMNS,
+    DRAWS_FILE: DRAW_COLUMNS,
+    OPERATIONS_FILE: OPERATION_COLUMNS,
 }

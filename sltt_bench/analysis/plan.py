@@ -1,0 +1,61 @@
+"""An analysis as a plan: every point of the grid is a cell, whose process trains and looks on the way."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from sltt_bench.plan import Plan, Request, make_plans
+from sltt_bench.recipe import NeuronRecipe, RecipeError, parse_overrides
+
+LAST = "last"
+"""The word for the recipe's last epoch."""
+
+
+def plan_analysis(recipe_name: str, request: Request, *, epochs: str, batches: int) -> list[Plan]:
+    """`request`'s plans with its cells turned into analyses.
+
+    A cell trains with its method (where `epochs` goes beyond 0) and takes the gradients of `batches`
+    batches apart after each of `epochs`, a comma list like "0,1,5,last". Gradients are plain
+    autograd's, so that only the reference backend serves. Raises RecipeError.
+    """
+    if request.backends != ("reference",):
+        raise RecipeError("--backend", ["gradients are taken apart on the backend `reference` only"])
+    if batches < 1:
+        raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
+    *before, plan = make_plans(recipe_name, request)
+    cells = tuple(
+        replace(
+            cell,
+            kind="analysis",
+            options={"epochs": parse_epochs(epochs, cell.recipe.train.epochs), "batches": batches},
+        )
+        for cell in plan.cells
+    )
+    return [*before, replace(plan, cells=cells)]
+
+
+def parse_over(assignments: Iterable[str]) -> list[dict[str, object]]:
+    """`field=value,value` texts → the grid; a neuron's field may stand without `neuron.` (tau=1.1,2.0).
+
+    Raises RecipeError.
+    """
+    return parse_overrides(_full_path(assignment) for assignment in assignments)
+
+
+def parse_epochs(text: str, last: int) -> list[int]:
+    """ "0,1,5,last" → [0, 1, 5, last], in order and each once. Raises RecipeError."""
+    found: set[int] = set()
+    for part in (word.strip() for word in text.split(",")):
+        if part == LAST:
+            found.add(last)
+        elif part.isdigit() and int(part) <= last:
+            found.add(int(part))
+        else:
+            fault = f"{part!r}: give numbers from 0 to {last} (train.epochs) or `{LAST}`, e.g. 0,1,5,{LAST}"
+            raise RecipeError("--epochs", [fault])
+    return sorted(found)
+
+
+def _full_path(assignment: str) -> str:
+    key, separator, values = assignment.partition("=")
+    known = key.strip() in NeuronRecipe.model_fields
+    return f"neuron.{key.strip()}{separator}{values}" if known else assignment

@@ -1,0 +1,197 @@
+"""Looking at the gradients of a network while it trains: rows of an analysis after chosen epochs."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sltt_bench.analysis.draws import DrawnGradient, relate
+from sltt_bench.analysis.gradients import Figures, GradientParts, decompose, figures, layers
+from sltt_bench.analysis.operations import count_methods
+from sltt_bench.engine import Listener
+from sltt_bench.experiment import Experiment, time_steps, training_mode
+from sltt_bench.methods import chosen_steps
+from sltt_bench.recipe import Recipe
+from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
+
+Row = dict[str, Any]
+Record = Callable[[str, Row], None]
+"""Takes the name of a file in results.schema.FILES and a row for it."""
+
+
+class GradientNotFinite(Exception):
+    """A gradient is infinite or not a number: training has diverged, or the loss overflows."""
+
+
+class GradientWatch:
+    """The engine's Listener that takes gradients apart after chosen epochs, always of the same batches.
+
+    Training goes on as if nothing had happened.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        experiment: Experiment,
+        batches: Sequence[tuple[Tensor, Tensor]],
+        epochs: Sequence[int],
+        record: Record,
+        listener: Listener,
+    ) -> None:
+        """`batches` are (inputs, labels) on the experiment's device."""
+        self._recipe = recipe
+        self._experiment = experiment
+        self._batches = batches
+        self._epochs = epochs
+        self._record = record
+        self._listener = listener
+
+    def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
+        self._listener.batch(epoch, done, total, live)
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        self._listener.epoch(figures)
+        self.look(int(figures["epoch"]))
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """An analysis that was cut off starts anew."""
+
+    def look(self, epoch: int) -> None:
+        """Record this epoch's rows, if it is one of the chosen. Raises GradientNotFinite."""
+        if epoch not in self._epochs:
+            return
+        grams = self._grams(epoch)
+        key = {
+            "epoch": epoch,
+            **self._recipe.neuron.model_dump(include={"tau", "surrogate", "reset", "detach_reset"}),
+            "loss_window": self._recipe.loss.window,
+            "batches": len(self._batches),
+        }
+        sizes = {name: p.numel() for name, p in self._experiment.network.named_parameters()}
+        for part in gradient_rows(grams, sizes):
+            self._record(GRADIENTS_FILE, key | part)
+        for part in draw_rows([_sum(gram.values()) for gram in grams]):
+            self._record(DRAWS_FILE, key | part)
+
+    def count_operations(self) -> None:
+        """Record the multiplications of an iteration of BPTT, SLTT and SLTT-K at K = 1, 2, 4, … < T."""
+        timesteps = self._experiment.timesteps
+        ks = [2**i for i in range(timesteps.bit_length()) if 2**i < timesteps]
+        x, labels = self._batches[0]
+        with training_mode(self._experiment.network, True):
+            rows = count_methods(
+                self._experiment.network,
+                self._steps(x),
+                partial(self._loss, labels),
+                ["bptt", "sltt", *(f"sltt-k{k}" for k in ks)],
+                window=self._experiment.window,
+            )
+        for row in rows:
+            self._record(
+                OPERATIONS_FILE,
+                {
+                    "counted_method": row.method,
+                    "drawn": chosen_steps(row.method),
+                    "samples": len(labels),
+                    "forward_multiplications": row.forward,
+                    "spatial_multiplications": row.spatial,
+                    "temporal_multiplications": row.temporal,
+                },
+            )
+
+    def _grams(self, epoch: int) -> list[dict[str, Tensor]]:
+        """For each batch: parameter → Gram matrix of its parts."""
+        grams = []
+        for x, labels in self._batches:
+            with training_mode(self._experiment.network, True):
+                parts: GradientParts = decompose(
+                    self._experiment.network,
+                    self._steps(x),
+                    partial(self._loss, labels),
+                    window=self._experiment.window,
+                )
+            grams.append({name: parts.gram([name]) for name in parts.names})
+            for name, gram in grams[-1].items():
+                if not bool(torch.isfinite(gram).all()):
+                    raise GradientNotFinite(
+                        f"the gradient of {name} is not finite after epoch {epoch}; lower train.lr"
+                    )
+        return grams
+
+    def _steps(self, x: Tensor) -> Sequence[Tensor]:
+        return time_steps(x, self._experiment.timesteps, self._experiment.temporal)
+
+    def _loss(self, labels: Tensor, output: Tensor) -> Tensor:
+        return self._experiment.loss(output, labels)
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int]) -> list[Row]:
+    """The network, its layers and its parameters: figures as mean and spread over batches.
+
+    `grams` holds for each batch the Gram matrix of every parameter, `sizes` their numbers of elements.
+    """
+    names = list(grams[0])
+    levels = {
+        "network": {"": names},
+        "layer": layers(names),
+        "parameter": {name: [name] for name in names},
+    }
+    return [
+        {
+            "level": level,
+            "name": part,
+            "depth": depth,
+            "elements": sum(sizes[name] for name in members),
+            **_over_batches([figures(_sum(gram[name] for name in members)) for gram in grams]),
+        }
+        for level, parts in levels.items()
+        for depth, (part, members) in enumerate(parts.items(), start=1)
+    ]
+
+
+def draw_rows(grams: Sequence[Tensor]) -> list[Row]:
+    """SLTT-K's gradient for every K from 1 to T, from the network's Gram matrix of each batch."""
+    timesteps = len(grams[0]) - 1
+    return [_draw_row([relate(gram, k) for gram in grams]) for k in range(1, timesteps + 1)]
+
+
+def _draw_row(related: Sequence[DrawnGradient]) -> Row:
+    first = related[0]
+    variance_mean, variance_std = _mean_and_std([r.relative_variance for r in related])
+    return {
+        "drawn": first.k,
+        "subsets": first.subsets,
+        "exact": first.exact,
+        "silent_share": statistics.fmean(r.silent_share for r in related),
+        "cosine_to_sltt_mean": _mean_and_std([r.cosine_to_sltt for r in related])[0],
+        "cosine_to_sltt_std": _mean_and_std([r.cosine_to_sltt_std for r in related])[0],
+        "cosine_to_bptt_mean": _mean_and_std([r.cosine_to_bptt for r in related])[0],
+        "relative_variance_mean": variance_mean,
+        "relative_variance_std": variance_std,
+    }
+
+
+def _over_batches(measured: Sequence[Figures]) -> Row:
+    row: Row = {"zero_batches": sum(one.cosine is None for one in measured)}
+    for name in ("cosine", "spatial_share", "temporal_share"):
+        row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std([getattr(one, name) for one in measured])
+    row["full_norm_mean"] = statistics.fmean(one.full_norm for one in measured)
+    row["spatial_norm_mean"] = statistics.fmean(one.spatial_norm for one in measured)
+    return row
+
+
+def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation of the values that there are; None where they are too few."""
+    known = [value for value in values if value is not None]
+    mean = statistics.fmean(known) if known else None
+    return mean, statistics.stdev(known) if len(known) > 1 else None
+
+
+def _sum(grams: Any) -> Tensor:
+    return torch.stack(list(grams)).sum(0)
