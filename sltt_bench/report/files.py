@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.report.document import Figure, Report, Width
+from sltt_bench.report import html, latex, markdown
+from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
 from sltt_bench.results.writer import ResultsError
 
 FIGURES_FOLDER = "figures"
+LATEX_FOLDER = "latex"
 WIDTHS: tuple[Width, ...] = ("double", "column")
 
 
@@ -26,10 +28,15 @@ def write(
         if kind in formats:
             contents[figure_path(name, width, kind)] = content
     if "html" in formats:
-        from sltt_bench.report.html import render
-
         svgs = {(name, width): svg.decode() for (name, width, kind), svg in drawings.items() if kind == "svg"}
-        contents["report.html"] = render(report, svgs).encode()
+        contents["report.html"] = html.render(report, svgs).encode()
+    if "markdown" in formats:
+        shown = next((kind for kind in ("png", "svg") if kind in formats), None)
+        pictures = {name: figure_path(name, "double", shown) for name, _, _ in drawings} if shown else {}
+        contents["report.md"] = markdown.render(report, pictures).encode()
+    if "latex" in formats:
+        for table, conditions in _tables_of(report):
+            contents[f"{LATEX_FOLDER}/{table.name}.tex"] = latex.table(table, conditions).encode()
     try:
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +53,15 @@ def figures_of(report: Report) -> list[Figure]:
     return [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
 
 
+def _tables_of(report: Report) -> list[tuple[Table, str]]:
+    return [
+        (block, ", ".join(section.chips))
+        for section in report.sections
+        for block in section.blocks
+        if isinstance(block, Table)
+    ]
+
+
 def figure_path(name: str, width: Width, kind: str) -> str:
     """Where a figure lies in the report's folder; the one for a single column says so in its name."""
     return f"{FIGURES_FOLDER}/{name}{'-column' if width == 'column' else ''}.{kind}"
@@ -60,9 +76,7 @@ def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[st
     for figure in figures:
         for width in WIDTHS:
             with style.applied():
-                drawing = figure.draw(width)
-                for kind in kinds:
-                    content = style.svg(drawing).encode() if kind == "svg" else style.png(drawing)
+                for kind, content in style.files(figure.draw(width), kinds).items():
                     drawn[figure.name, width, kind] = content
     return drawn
 

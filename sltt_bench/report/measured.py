@@ -1,6 +1,7 @@
 """The report's main part: what was measured, recipe by recipe and group by group."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Block, Context, Contribution, Figure, Missing, Section
@@ -48,10 +49,10 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         )
     sections = [Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead))]
     drawn: list[Figure] = []
-    for name, group in named.items():
+    for number, (name, group) in enumerate(named.items()):
         figures = group_figures(group, name, context) if group.finished else []
         drawn += figures
-        sections.append(_group_section(group, name, _title(group, groups), figures, context))
+        sections.append(_group_section(group, name, _title(group, groups), figures, context, number >= _OPEN))
     sweeps: list[Block] = list(sweep_figures(recipe, groups))
     missing: list[Missing] = missing_figures(recipe, groups, drawn)
     if sweeps:
@@ -61,16 +62,21 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     return sections
 
 
+_OPEN = 3
+"""So many groups of a recipe are unfolded on the page; the others are a click away."""
+
 _SWEEPS = "Each point stands for a group of its own; a line joins what differs in one field alone."
 
 
 def _group_section(
-    group: Group, name: str, title: str, figures: Sequence[Figure], context: Context
+    group: Group, name: str, title: str, figures: Sequence[Figure], context: Context, folded: bool
 ) -> Section:
-    blocks: list[Block] = [overview(group, context.baseline), *figures]
+    tables = [overview(group, context.baseline)]
     if group.finished:
-        blocks.append(every_figure(group, context.baseline))
-    return Section(name, title, tuple(blocks), level=2, chips=tuple(group.key.conditions()))
+        tables.append(every_figure(group, context.baseline))
+    first, *others = (replace(table, name=f"{name}-{table.name}") for table in tables)
+    chips = tuple(group.key.conditions())
+    return Section(name, title, (first, *figures, *others), level=2, chips=chips, folded=folded)
 
 
 def _title(group: Group, siblings: Sequence[Group]) -> str:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.groups import METRICS, Group, NotComparable
 from sltt_bench.report.statistics import Estimate
 
 _MOST = 3
+"""Methods and recipes that a sentence names."""
 
 
 def sentences(groups: Sequence[Group], verdicts: Sequence[Verdict], baseline: str) -> tuple[str, ...]:
@@ -62,30 +63,29 @@ def _answer(groups: Sequence[Group], baseline: str) -> str:
 
 
 def _group_answer(group: Group, baseline: str) -> str | None:
-    parts = []
-    for method in group.methods:
-        if method != baseline and (part := _method_answer(group, method, baseline)):
-            parts.append(part)
+    said = {method: _method_answer(group, method, baseline) for method in group.methods if method != baseline}
+    parts = [f"{method} {answer}" for method, answer in said.items() if answer]
     if not parts:
         return None
-    more = f" (and {len(parts) - _MOST} methods more)" if len(parts) > _MOST else ""
+    more = f" ({len(parts) - _MOST} methods more below)" if len(parts) > _MOST else ""
     smoke = " (smoke run)" if group.key.smoke else ""
-    return f"on {group.key.recipe}{smoke}, against {baseline}, " + ", ".join(parts[:_MOST]) + more
-
-
-def _method_answer(group: Group, method: str, baseline: str) -> str | None:
     memory = group.headline_memory()
-    parts = []
-    for metric, words in ((memory, "of the peak memory"), ("epoch_s", f"of the {group.phase} epoch time")):
-        estimate = group.ratio(metric, method, baseline) if metric else NotComparable("")
-        if isinstance(estimate, Estimate):
-            parts.append(f"{numbers.ratio(estimate.value)} {words}")
-    if not parts:
-        return None
-    text = f"{method} takes " + " and ".join(parts)
+    words = [f"peak memory ({METRICS[memory].label})"] if memory else []
+    words.append(f"{group.phase} epoch time")
+    return f"{' and '.join(words)} against {baseline} on {group.key.recipe}{smoke}: {', '.join(parts[:_MOST])}{more}"
+
+
+def _method_answer(group: Group, method: str, baseline: str) -> str:
+    metrics = [name for name in (group.headline_memory(), "epoch_s") if name]
+    estimates = [group.ratio(metric, method, baseline) for metric in metrics]
+    if any(isinstance(estimate, NotComparable) for estimate in estimates):
+        return ""
+    text = " and ".join(
+        numbers.ratio(estimate.value) for estimate in estimates if isinstance(estimate, Estimate)
+    )
     accuracy = group.difference("last_test_top1", method, baseline)
     if isinstance(accuracy, Estimate):
-        text += f" at {numbers.points(accuracy.value)} points of accuracy"
+        text += f" ({numbers.points(accuracy.value)} points of accuracy)"
     return text
 
 

@@ -30,7 +30,7 @@ def overview(group: Group, baseline: str) -> Table:
     columns = [_method_column(), _seeds_column(group)]
     if any(result.stat("last_test_top1") for result in group.finished):
         columns.append(_value_column(group, "last_test_top1", "top-1, last epoch"))
-        if baseline in group.methods:
+        if _can_compare(group, baseline):
             columns.append(_difference_column(group, "last_test_top1", baseline))
         columns.append(_value_column(group, "best_test_top1", "best epoch"))
     columns += _with_ratio(group, "epoch_s", f"{group.phase} epoch", baseline)
@@ -46,7 +46,7 @@ def overview(group: Group, baseline: str) -> Table:
 def every_figure(group: Group, baseline: str) -> Table:
     """One row for each measured figure, under its own name and in its own unit; a column for each method."""
     methods = list(group.methods)
-    has_baseline = bool(group.methods.get(baseline) and group.methods[baseline].finished)
+    has_baseline = _can_compare(group, baseline)
     headings = [Heading("figure", numeric=False), *(Heading(method) for method in methods)]
     rows = []
     for name in _FIGURES:
@@ -168,7 +168,12 @@ def _absent(result: MethodResult) -> Cell:
 
 def _with_ratio(group: Group, metric: str, label: str, baseline: str) -> list[_Column]:
     value = _value_column(group, metric, label)
-    return [value, _ratio_column(group, metric, baseline)] if baseline in group.methods else [value]
+    return [value, _ratio_column(group, metric, baseline)] if _can_compare(group, baseline) else [value]
+
+
+def _can_compare(group: Group, baseline: str) -> bool:
+    """Whether some method can have a ratio: the baseline finished."""
+    return baseline in group.methods and group.methods[baseline].finished > 0
 
 
 def _ratio_column(group: Group, metric: str, baseline: str) -> _Column:
@@ -314,7 +319,7 @@ def _backend_table(method: str, groups: Sequence[Group]) -> Table:
     headings = (Heading("backend", numeric=False), *table.headings[1:])
     conditions = [word for word in first.key.conditions() if not word.startswith("backend ")]
     title = f"Backends, method {method} ({', '.join(conditions)})"
-    return Table(f"backends-{method}", title, headings, table.rows, table.notes)
+    return Table(f"{first.key.slug()}-backends-{method}", title, headings, table.rows, table.notes)
 
 
 def _renamed(result: MethodResult, name: str) -> MethodResult:

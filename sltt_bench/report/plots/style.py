@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -148,18 +150,30 @@ def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4)
 
 
+def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
+    """Start the axis at 0 and leave room beyond the largest value."""
+    largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
+    (axes.set_xlim if which == "x" else axes.set_ylim)(0, (1 + room) * largest)
+
+
 # Files ------------------------------------------------------------------------------------------
 
 
-def svg(figure: Figure) -> str:
-    """The figure as SVG whose text stays text; equal figures give equal files."""
-    stream = BytesIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None})
-    return stream.getvalue().decode()
+def files(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
+    """The figure as "svg" (its text stays text) and "png"; equal figures give equal files.
 
-
-def png(figure: Figure) -> bytes:
-    """The figure as PNG at DPI."""
-    stream = BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": "sltt-bench"})
-    return stream.getvalue()
+    `Figure.savefig` would lay the figure out anew for each kind; here that is done once.
+    """
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+        figure.set_layout_engine("none")
+    contents = {}
+    for kind in kinds:
+        stream = BytesIO()
+        if kind == "svg":
+            FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
+        else:
+            figure.set_dpi(DPI)
+            FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
+        contents[kind] = stream.getvalue()
+    return contents

@@ -191,12 +191,13 @@ def _panel(
 
 
 def _label(axes: Axes, metric: str, phase: Phase, scale: numbers.Scale) -> None:
-    label = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1, last epoch"}.get(metric)
+    label = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1"}.get(metric)
     axes.set_ylabel(f"{label or METRICS[metric].label} [{scale.unit}]")
     axes.set_title(_TITLES.get(metric, "Peak memory"))
-    axes.margins(y=0.12)
-    if metric != "last_test_top1":
-        axes.set_ylim(bottom=0)
+    if metric == "last_test_top1":
+        axes.margins(y=0.12)
+    else:
+        style.from_zero(axes, "y")
     style.plain_ticks(axes, "y")
 
 

@@ -55,8 +55,8 @@ def draw_timeline(samples: dict[str, pd.DataFrame], width: Width) -> Figure:
         axes[1].set_ylabel("board power [W]" if second == "power_w" else "GPU utilisation [%]")
     for place in axes:
         place.set_xlabel(f"time since the profiler started [{time.unit}]")
-        place.set_ylim(bottom=0)
         place.margins(x=0.01)
+        style.from_zero(place, "y")
         style.plain_ticks(place, "x")
         style.plain_ticks(place, "y")
     style.legend_below(figure, axes[0], width)

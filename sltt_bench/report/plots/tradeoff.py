@@ -48,14 +48,15 @@ def _panel(axes: Axes, group: Group, x: str, y: str) -> None:
             [at], [height], style.marker(method), markersize=6.5, color=face, markeredgecolor=colour,
             markeredgewidth=1.4, label=method, linestyle="none",
         )  # fmt: skip
-    names = {"epoch_s": f"{group.phase} epoch time", "last_test_top1": "test top-1, last epoch"}
+    names = {"epoch_s": f"{group.phase} epoch time", "last_test_top1": "test top-1"}
     for which, name, scale in zip(("x", "y"), (x, y), scales, strict=True):
-        label = names.get(name, f"peak memory, {METRICS[name].label}")
+        label = names.get(name, METRICS[name].label)
         getattr(axes, f"set_{which}label")(f"{label} [{scale.unit}]")
         style.plain_ticks(axes, "x" if which == "x" else "y", most=4)
     axes.margins(0.14)
-    if METRICS[x].unit != "accuracy":
-        axes.set_xlim(left=0)
+    style.from_zero(axes, "x", 0.14)
+    if METRICS[y].unit == "bytes":
+        style.from_zero(axes, "y", 0.14)
     axes.set_title("Accuracy over time" if (x, y) == ("epoch_s", "last_test_top1") else _title(y))
 
 

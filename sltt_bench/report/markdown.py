@@ -1,0 +1,90 @@
+"""The report as Markdown: tables ready for a paper's repository or an issue."""
+
+from collections.abc import Mapping, Sequence
+
+from sltt_bench.report.document import Block, Cell, Figure, Report, Section, Table, Verdict
+
+
+def render(report: Report, figure_files: Mapping[str, str]) -> str:
+    """The whole report. `figure_files` has the path of each figure (by name), relative to the page."""
+    parts = [f"# {_escape(report.title)}", " ".join(_escape(sentence) for sentence in report.sentences)]
+    if report.verdicts:
+        parts += ["## Claims", verdict_table(report.verdicts)]
+    for section in report.sections:
+        parts += _section(section, figure_files)
+    parts += ["## Commands and provenance", *(_made_with(made) for made in report.provenance)]
+    if report.skipped:
+        rows = [(f"`{path}`", _escape(reason)) for path, reason in report.skipped]
+        parts += ["## Not read", _pipes(("path", "reason"), rows, ("---", "---"))]
+    parts.append(f"Made by {report.made_by}.")
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(block: Table) -> str:
+    """One table with its notes."""
+    headings = [f"{h.text} [{h.unit}]" if h.unit else h.text for h in block.headings]
+    rows = [[_cell(cell) for cell in row] for row in block.rows]
+    marks = ["---:" if heading.numeric else "---" for heading in block.headings]
+    notes = "".join(f"\n{_escape(note)}  " for note in block.notes)
+    return _pipes([_escape(heading) for heading in headings], rows, marks) + ("\n" + notes if notes else "")
+
+
+def verdict_table(verdicts: Sequence[Verdict]) -> str:
+    """The claims with what became of them."""
+    rows = []
+    for verdict in verdicts:
+        word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
+        found = f"{verdict.measured} ({verdict.figure}, n = {verdict.n})" if verdict.measured else ""
+        found = "; ".join(text for text in (found, verdict.reason) if text)
+        command = f" `{verdict.command}`" if verdict.command else ""
+        rows.append(
+            [
+                word,
+                _escape(verdict.recipe),
+                _escape(verdict.statement),
+                _escape(found) + command,
+                _escape(", ".join(verdict.conditions)),
+                _escape(str(verdict.claim.get("source", ""))),
+            ]
+        )
+    headings = ("verdict", "recipe", "claim", "measured", "on", "source")
+    return _pipes(headings, rows, ["---"] * len(headings))
+
+
+def _section(section: Section, figure_files: Mapping[str, str]) -> list[str]:
+    parts = [f"{'#' * (section.level + 1)} {_escape(section.title)}"]
+    if section.chips:
+        parts.append("*" + _escape(" · ".join(section.chips)) + "*")
+    parts += [_escape(sentence) for sentence in section.lead]
+    return parts + [_block(block, figure_files) for block in section.blocks]
+
+
+def _block(block: Block, figure_files: Mapping[str, str]) -> str:
+    if isinstance(block, Table):
+        return f"**{_escape(block.title)}**\n\n{table(block)}"
+    if isinstance(block, Figure):
+        picture = (
+            f"![{_escape(block.title)}]({figure_files[block.name]})\n\n" if block.name in figure_files else ""
+        )
+        return f"{picture}*{_escape(block.title)}.* {_escape(block.caption)}"
+    return f"- **{_escape(block.title)}**: {_escape(block.reason)}. `{block.command}`"
+
+
+def _made_with(made: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: `{value}`" for name, value in made.items() if value)
+
+
+def _cell(cell: Cell) -> str:
+    return _escape(f"{cell.text} {cell.detail}".strip())
+
+
+def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequence[str]) -> str:
+    lines = [headings, marks, *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Keep table bars, emphasis and tags as they are written."""
+    for mark in "\\|*_<>`":
+        text = text.replace(mark, "\\" + mark)
+    return text
