@@ -185,7 +185,10 @@ def test_a_transition_shortcuts_through_the_activated_input():
 
 def test_an_untrained_nf_resnet_predicts_nothing_but_its_bias():
     network = nf_resnet34(0)
-    output = network(torch.randn(2, 3, 64, 64))
+    features = []
+    network.flatten.register_forward_hook(lambda module, args, output: features.append(output))
+    output = network(4 * torch.randn(2, 3, 64, 64))
+    assert features[0].std() > 0.1  # a signal arrives
     assert torch.equal(output, network.fc.bias.expand(2, 10))
 
 
