@@ -1,0 +1,191 @@
+"""Small data sets on disk in the real formats; each writer returns the sample counts to expect."""
+
+import os
+import pickle
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sltt_bench.data.dvs_cifar10 import CLASSES as DVS_CIFAR10_CLASSES
+from sltt_bench.data.events import EVENT
+
+Counts = dict[str, int]
+IBM_START_US = 80_000_000
+
+
+def counts(train: int, test: int) -> Counts:
+    return {"train_samples": train, "test_samples": test}
+
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def write_mnist(data_dir: Path, folder: str = "MNIST", train: int = 40, test: int = 20) -> Counts:
+    raw = data_dir / folder / "raw"
+    raw.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for prefix, samples in (("train", train), ("t10k", test)):
+        images = random.integers(256, size=(samples, 28, 28), dtype=np.uint8)
+        labels = np.arange(samples, dtype=np.uint8) % 10
+        header = struct.pack(">4i", 0x803, samples, 28, 28)
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(header + images.tobytes())
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 0x801, samples) + labels.tobytes()
+        )
+    return counts(train, test)
+
+
+def cifar_batch(samples: int, classes: int, seed: int = 0) -> bytes:
+    random = np.random.default_rng(seed)
+    labels = [number % classes for number in range(samples)]
+    data = random.integers(256, size=(samples, 3072), dtype=np.uint8)
+    return pickle.dumps({"data": data, "labels": labels, "fine_labels": labels}, protocol=2)
+
+
+def write_cifar10(data_dir: Path, per_batch: int = 10) -> Counts:
+    folder = data_dir / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for number in range(1, 6):
+        (folder / f"data_batch_{number}").write_bytes(cifar_batch(per_batch, 10, seed=number))
+    (folder / "test_batch").write_bytes(cifar_batch(per_batch, 10))
+    return counts(5 * per_batch, per_batch)
+
+
+def write_cifar100(data_dir: Path, train: int = 200, test: int = 100) -> Counts:
+    folder = data_dir / "cifar-100-python"
+    folder.mkdir(parents=True)
+    (folder / "train").write_bytes(cifar_batch(train, 100, seed=1))
+    (folder / "test").write_bytes(cifar_batch(test, 100))
+    return counts(train, test)
+
+
+def write_imagenet(data_dir: Path, classes: int = 1000) -> Counts:
+    """One 40×48 JPEG for each class and split; the files are links to a few."""
+    originals = data_dir / "originals"
+    originals.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for number in range(4):
+        pixels = random.integers(256, size=(40, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(originals / f"{number}.JPEG", quality=90)
+    for split in ("train", "val"):
+        for label in range(classes):
+            folder = data_dir / "imagenet" / split / f"n{label:08d}"
+            folder.mkdir(parents=True)
+            os.link(originals / f"{label % 4}.JPEG", folder / f"{split}_{label}.JPEG")
+    return counts(classes, classes)
+
+
+# Events -----------------------------------------------------------------------------------------
+
+
+def random_events(samples: int, seed: int = 0, start: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    events = np.empty(samples, dtype=EVENT)
+    events["t"] = start + np.sort(random.integers(1_000_000, size=samples))
+    events["x"], events["y"] = random.integers(128, size=(2, samples))
+    events["p"] = random.integers(2, size=samples)
+    return events
+
+
+def aedat2(events: np.ndarray) -> bytes:
+    """As CIFAR10-DVS was published: columns from right to left, polarity inverted, big-endian."""
+    columns = {name: events[name].astype(np.int64) for name in ("t", "x", "y", "p")}
+    address = (127 - columns["x"]) << 1 | columns["y"] << 8 | (1 - columns["p"])
+    pairs = np.stack([address, columns["t"]], axis=1).astype(">u4")
+    return b"#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n" + pairs.tobytes()
+
+
+def aedat3(events: np.ndarray, per_packet: int = 700) -> bytes:
+    """As IBM recorded DVS-Gesture, with a packet of another kind in between."""
+    packets = [b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"]
+    packets.append(struct.pack("<2H6I", 0, 0, 8, 4, 0, 1, 1, 1) + bytes(8))
+    for first in range(0, len(events), per_packet):
+        part = events[first : first + per_packet]
+        address = part["x"].astype(np.int64) << 17 | part["y"].astype(np.int64) << 2
+        address = address | part["p"].astype(np.int64) << 1 | 1
+        packets.append(struct.pack("<2H6I", 1, 0, 8, 4, 0, len(part), len(part), len(part)))
+        packets.append(np.stack([address, part["t"]], axis=1).astype("<u4").tobytes())
+    return b"".join(packets)
+
+
+def aedat4(events: np.ndarray, per_packet: int = 700) -> bytes:
+    """As tonic distributes CIFAR10-DVS; FlatBuffers written by hand, uncompressed."""
+    xml = (
+        b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
+        b'<node name="0" path="/mainloop/Recorder/outInfo/0/">'
+        b'<attr key="typeIdentifier" type="string">EVTS</attr>'
+        b'<node name="info" path="/mainloop/Recorder/outInfo/0/info/">'
+        b'<attr key="sizeX" type="int">128</attr><attr key="sizeY" type="int">128</attr>'
+        b"</node></node></node></dv>"
+    )
+    header = _flatbuffer(b"IOHE", field=2, vector=xml + b"\0", length=len(xml))
+    parts = [b"#!AER-DAT4.0\r\n", struct.pack("<I", len(header)), header]
+    layout = np.dtype({"names": ["t", "x", "y", "p"], "formats": ["<i8", "<i2", "<i2", "?"], "itemsize": 16,
+                       "offsets": [0, 8, 10, 12]})  # fmt: skip
+    for first in range(0, len(events), per_packet):
+        packed = events[first : first + per_packet].astype(layout)
+        body = _flatbuffer(b"EVTS", field=0, vector=packed.tobytes(), length=len(packed))
+        parts.append(struct.pack("<2I", 0, len(body) + 4) + struct.pack("<I", len(body)) + body)
+    return b"".join(parts)
+
+
+def _flatbuffer(identifier: bytes, field: int, vector: bytes, length: int) -> bytes:
+    """A table whose only present field is a vector (or a string)."""
+    vtable = struct.pack(f"<{3 + field}H", 2 * (3 + field), 8, *[0] * field, 4)
+    table_at = 8 + len(vtable) + -(8 + len(vtable)) % 4
+    vector_at = table_at + 8
+    vector_at += -(vector_at) % 8
+    buffer = bytearray(vector_at)
+    struct.pack_into("<I4s", buffer, 0, table_at, identifier)
+    buffer[8 : 8 + len(vtable)] = vtable
+    struct.pack_into("<iI", buffer, table_at, table_at - 8, vector_at - (table_at + 4))
+    # The length stands before the elements, which are aligned to 8 bytes from after the size prefix.
+    return bytes(buffer) + struct.pack("<I", length) + vector
+
+
+def write_dvs_cifar10(
+    data_dir: Path, numbers: Iterable[int] = (0, 1, 900), suffix: str = ".aedat4", events: int = 2000
+) -> Counts:
+    encode = aedat4 if suffix == ".aedat4" else aedat2
+    numbers = list(numbers)
+    for label, class_name in enumerate(DVS_CIFAR10_CLASSES):
+        folder = data_dir / "CIFAR10DVS" / class_name
+        folder.mkdir(parents=True)
+        for number in numbers:
+            content = encode(random_events(events, seed=1000 * label + number))
+            (folder / f"cifar10_{class_name}_{number}{suffix}").write_bytes(content)
+    train = sum(number < 900 for number in numbers)
+    return counts(10 * train, 10 * (len(numbers) - train))
+
+
+def write_tonic_gesture(data_dir: Path, users: int = 2, events: int = 2000) -> Counts:
+    for split, first_user in (("ibmGestureTrain", 1), ("ibmGestureTest", 24)):
+        for user in range(first_user, first_user + users):
+            folder = data_dir / "DVSGesture" / split / f"user{user:02d}_led"
+            folder.mkdir(parents=True)
+            for label in range(11):
+                sample = random_events(events, seed=100 * user + label)
+                columns = [sample["x"], sample["y"], sample["p"], sample["t"] // 1000]
+                np.save(folder / f"{label}.npy", np.stack(columns, axis=1).astype(np.int64))
+    return counts(11 * users, 11 * users)
+
+
+def write_ibm_gesture(data_dir: Path, users: int = 2, events: int = 500) -> Counts:
+    """Each recording has the 11 gestures a second long each, with half a second in between."""
+    folder = data_dir / "DVSGesture" / "DvsGesture"
+    folder.mkdir(parents=True)
+    for split, first_user in (("train", 1), ("test", 24)):
+        names = [f"user{user:02d}_led" for user in range(first_user, first_user + users)]
+        (folder / f"trials_to_{split}.txt").write_text("".join(f"{name}.aedat\n" for name in names))
+        for number, name in enumerate(names):
+            starts = [IBM_START_US + 1_500_000 * label for label in range(11)]
+            parts = [random_events(events, seed=100 * number + i, start=s) for i, s in enumerate(starts)]
+            (folder / f"{name}.aedat").write_bytes(aedat3(np.concatenate(parts)))
+            rows = [f"{label + 1},{start},{start + 1_000_000}" for label, start in enumerate(starts)]
+            (folder / f"{name}_labels.csv").write_text(
+                "class,startTime_usec,endTime_usec\n" + "\n".join(rows)
+            )
+    return counts(11 * users, 11 * users)

@@ -1,0 +1,241 @@
+"""Order and augmentation are functions of seed, epoch and sample; synthetic data need no files."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, TensorDataset
+
+from sltt_bench.data import DataError, names, options_type
+from sltt_bench.data.loading import Loader, Order, derived_seed, evenly_spread, make_loader
+from sltt_bench.data.options import (
+    DataOptions,
+    DigitsOptions,
+    DVSGestureOptions,
+    ImageNetOptions,
+)
+from sltt_bench.data.synthetic import POOL_BYTES, synthetic_bundle
+
+CPU = torch.device("cpu")
+SAMPLES = 50
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Gives its index and two random numbers; sample 13 can be made unreadable."""
+
+    def __init__(self, unreadable: bool = False) -> None:
+        self.unreadable = unreadable
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if self.unreadable and index == 13:
+            raise DataError("picture 13 is torn")
+        return torch.cat([torch.tensor([float(index)]), torch.rand(2)]), index
+
+
+def loader(
+    dataset: Dataset[tuple[Tensor, int]] | None = None,
+    *,
+    batch_size: int = 8,
+    shuffle: bool = True,
+    seed: int = 2022,
+    drop_last: bool = False,
+    **options: int,
+) -> Loader:
+    return make_loader(
+        dataset or Noisy(),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        drop_last=drop_last,
+        options=DigitsOptions(**options),
+        device=CPU,
+    )
+
+
+def epoch(subject: Loader, number: int) -> tuple[Tensor, Tensor]:
+    subject.set_epoch(number)
+    batches = list(subject)
+    return torch.cat([x for x, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+# Order and augmentation -------------------------------------------------------------------------
+
+
+def test_order_and_augmentation_are_the_same_for_no_and_two_workers() -> None:
+    alone, helped = loader(workers=0), loader(workers=2)
+    for number in (1, 2, 2, 1):
+        x_alone, labels_alone = epoch(alone, number)
+        x_helped, labels_helped = epoch(helped, number)
+        assert torch.equal(x_alone, x_helped)
+        assert torch.equal(labels_alone, labels_helped)
+
+
+def test_an_abandoned_epoch_does_not_change_the_next() -> None:
+    subject = loader(workers=2)
+    expected = epoch(loader(), 2)[0]
+    next(iter(subject))
+    assert torch.equal(epoch(subject, 2)[0], expected)
+
+
+def test_every_epoch_shows_every_sample_once_in_another_order_with_other_augmentation() -> None:
+    subject = loader()
+    (first, first_labels), (second, second_labels) = epoch(subject, 1), epoch(subject, 2)
+    assert first_labels.tolist() != second_labels.tolist()
+    assert sorted(first_labels.tolist()) == sorted(second_labels.tolist()) == list(range(SAMPLES))
+    by_index = first[first_labels.argsort()], second[second_labels.argsort()]
+    assert (by_index[0][:, 1:] != by_index[1][:, 1:]).all()
+
+
+def test_another_seed_gives_another_order() -> None:
+    assert epoch(loader(seed=1), 1)[1].tolist() != epoch(loader(seed=2), 1)[1].tolist()
+
+
+def test_augmentation_does_not_depend_on_the_order_or_the_batch_size() -> None:
+    x, labels = epoch(loader(batch_size=8), 3)
+    x_plain, _ = epoch(loader(batch_size=50, shuffle=False), 3)
+    assert torch.equal(x[labels.argsort()], x_plain)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loading_leaves_the_global_generator_alone(workers: int) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    epoch(loader(workers=workers), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_augmentation_does_not_depend_on_the_global_generator() -> None:
+    torch.manual_seed(1)
+    first = epoch(loader(), 1)[0]
+    torch.manual_seed(2)
+    assert torch.equal(first, epoch(loader(), 1)[0])
+
+
+def test_order_is_the_same_whether_batches_are_indexed_or_collated() -> None:
+    x = torch.arange(SAMPLES)
+    indexed = epoch(loader(TensorDataset(x, x)), 4)
+    collated = epoch(loader(Noisy()), 4)
+    assert indexed[1].tolist() == collated[1].tolist()
+    assert torch.equal(indexed[0], indexed[1])
+
+
+def test_without_shuffling_the_order_is_the_splits() -> None:
+    assert epoch(loader(shuffle=False), 7)[1].tolist() == list(range(SAMPLES))
+
+
+def test_seeds_of_order_and_augmentation_differ_for_all_small_integers() -> None:
+    seeds = [derived_seed(a, b, c, d) for a in range(4) for b in range(4) for c in range(2) for d in range(9)]
+    assert len(set(seeds)) == len(seeds)
+    assert derived_seed(-1) != derived_seed(1)
+
+
+# Size -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_drop_last_leaves_out_the_smaller_batch(in_memory: bool) -> None:
+    x = torch.arange(SAMPLES)
+    dataset = TensorDataset(x, x) if in_memory else Noisy()
+    whole, dropped = loader(dataset), loader(dataset, drop_last=True)
+    assert (len(whole), whole.samples) == (7, 50)
+    assert (len(dropped), dropped.samples) == (6, 48)
+    assert [len(labels) for _, labels in whole] == [8, 8, 8, 8, 8, 8, 2]
+    assert [len(labels) for _, labels in dropped] == [8, 8, 8, 8, 8, 8]
+
+
+def test_drop_last_with_a_batch_larger_than_the_split_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"51 samples.*only 50.*train\.batch_size"):
+        loader(batch_size=51, drop_last=True)
+
+
+def test_limit_keeps_every_class_where_the_split_is_sorted_by_class() -> None:
+    labels = torch.arange(10).repeat_interleave(100)
+    chosen = evenly_spread(labels, 20)
+    assert Counter(labels[chosen].tolist()) == dict.fromkeys(range(10), 2)
+    assert chosen.tolist() == sorted(set(chosen.tolist()))
+
+
+def test_limit_keeps_every_class_where_the_split_is_mixed() -> None:
+    labels = torch.arange(1000) * 7 % 10
+    assert Counter(labels[evenly_spread(labels, 10)].tolist()) == dict.fromkeys(range(10), 1)
+
+
+def test_limit_beyond_the_split_or_none_takes_all() -> None:
+    labels = torch.zeros(5)
+    assert evenly_spread(labels, 9).tolist() == evenly_spread(labels, None).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_limited_samples_keep_their_augmentation() -> None:
+    x, labels = epoch(loader(shuffle=False), 1)
+    x_limited, labels_limited = epoch(loader(shuffle=False, limit=10), 1)
+    assert len(labels_limited) == 10
+    assert torch.equal(x_limited, x[torch.isin(labels, labels_limited)])
+
+
+def test_order_is_a_sampler_of_epoch_and_index() -> None:
+    order = Order(torch.tensor([3, 5]), shuffle=False, seed=0)
+    order.epoch = 9
+    assert list(order) == [(9, 3), (9, 5)]
+
+
+# Faults -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_sample_is_a_plain_error_also_out_of_a_worker(workers: int) -> None:
+    with pytest.raises(DataError) as raised:
+        epoch(loader(Noisy(unreadable=True), workers=workers), 1)
+    assert str(raised.value) == "picture 13 is torn"
+
+
+# Synthetic data ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names())
+def test_synthetic_data_have_the_shapes_of_every_data_set(name: str) -> None:
+    try:
+        options: DataOptions = options_type(name)()
+    except ValueError:
+        pytest.skip("has no defaults")
+    bundle = synthetic_bundle(options, 3)
+    x, label = bundle.train[0]
+    assert x.shape == ((3, *options.sample_shape) if options.temporal else options.sample_shape)
+    assert 0 <= label < options.classes
+    subject = loader(bundle.train, batch_size=4, limit=8)
+    batch, labels = next(iter(subject))
+    assert batch.shape == (4, *x.shape)
+    assert labels.dtype == torch.int64
+    assert bundle.to_input(batch).dtype == torch.float32
+
+
+def test_synthetic_epoch_of_a_huge_data_set_is_capped_and_of_a_small_one_is_not() -> None:
+    imagenet = synthetic_bundle(ImageNetOptions(image_size=32), 6)
+    assert (len(imagenet.train), len(imagenet.test)) == (12_800, 3_200)
+    short = synthetic_bundle(ImageNetOptions(image_size=32, synthetic_samples=512), 6)
+    assert (len(short.train), len(short.test)) == (512, 128)
+    digits = synthetic_bundle(DigitsOptions(), 6)
+    assert (len(digits.train), len(digits.test)) == (1437, 359)
+
+
+def test_synthetic_data_are_deterministic_normalised_and_of_every_class() -> None:
+    first, second = (synthetic_bundle(DigitsOptions(), 6) for _ in range(2))
+    x, labels = epoch(loader(first.train), 1)
+    assert torch.equal(x, epoch(loader(second.train), 1)[0])
+    assert set(labels.tolist()) == set(range(10))
+    normalised = first.to_input(x)
+    assert abs(float(normalised.mean())) < 0.02
+    assert abs(float(normalised.std()) - 1) < 0.02
+
+
+def test_synthetic_batches_larger_than_the_pool_repeat_samples() -> None:
+    options = DVSGestureOptions()
+    bundle = synthetic_bundle(options, 20)
+    each = 20 * 2 * 128 * 128
+    x, _ = next(iter(loader(bundle.train, batch_size=128)))
+    assert x.shape == (128, 20, 2, 128, 128)
+    assert POOL_BYTES // each < 128

@@ -1,0 +1,437 @@
+"""`data prepare` and `data verify`: resumed, checked, all or nothing. The network is a server in the test."""
+
+import gzip
+import hashlib
+import os
+import re
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from data_files import (
+    write_cifar10,
+    write_dvs_cifar10,
+    write_ibm_gesture,
+    write_imagenet,
+    write_mnist,
+    write_tonic_gesture,
+)
+from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets import imagenet as torchvision_imagenet
+
+from sltt_bench import data
+from sltt_bench.data import DataError, DataPlace, no_progress, prepare
+from sltt_bench.data.download import all_or_nothing, fetch
+from sltt_bench.data.verify import Finding, verify
+
+CONTENT = bytes(range(256)) * 8000
+
+
+def md5(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class Server:
+    """Serves `files`; breaks off after `break_after` bytes once; notes what was asked for."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.break_after: int | None = None
+        self.ranges = True
+        self.asked: list[tuple[str, str]] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                name = self.path.lstrip("/")
+                asked_range = self.headers.get("Range", "")
+                server.asked.append((name, asked_range))
+                if name not in server.files:
+                    self.send_error(404)
+                    return
+                content, start = server.files[name], 0
+                if server.ranges:
+                    start = int(re.fullmatch(r"bytes=(\d+)-", asked_range)[1])  # type: ignore[index]
+                if start >= len(content):
+                    self.send_error(416)
+                    return
+                self.send_response(206 if server.ranges else 200)
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                end, server.break_after = server.break_after, None
+                self.wfile.write(content[start:end])
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._http.server_port}/"
+        self._thread = Thread(target=self._http.serve_forever, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+# Downloading ------------------------------------------------------------------------------------
+
+
+def test_download_that_broke_off_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+    server.files["a.bin"] = CONTENT
+    server.break_after = 1_000_000
+    target = tmp_path / "a.bin"
+    with pytest.raises(DataError, match="connection ended after 1,000,000 of 2,048,000 bytes"):
+        fetch([server.url + "a.bin"], target, md5(CONTENT), no_progress)
+    assert not target.exists()
+    assert (tmp_path / "a.bin.part").stat().st_size == 1_000_000
+    told: list[tuple[str, int, int | None]] = []
+    fetch([server.url + "a.bin"], target, md5(CONTENT), lambda *progress: told.append(progress))
+    assert target.read_bytes() == CONTENT
+    assert server.asked == [("a.bin", "bytes=0-"), ("a.bin", "bytes=1000000-")]
+    assert ("downloading a.bin", 2_048_000, 2_048_000) in told
+    assert not (tmp_path / "a.bin.part").exists()
+
+
+def test_download_starts_anew_where_the_server_cannot_resume(server: Server, tmp_path: Path) -> None:
+    server.files["a.bin"], server.ranges = CONTENT, False
+    (tmp_path / "a.bin.part").write_bytes(b"the first bytes")
+    fetch([server.url + "a.bin"], tmp_path / "a.bin", md5(CONTENT), no_progress)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_download_that_broke_off_after_the_last_byte_is_finished(server: Server, tmp_path: Path) -> None:
+    server.files["a.bin"] = CONTENT
+    (tmp_path / "a.bin.part").write_bytes(CONTENT)
+    fetch([server.url + "a.bin"], tmp_path / "a.bin", md5(CONTENT), no_progress)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_download_with_another_checksum_is_thrown_away_and_the_next_mirror_asked(
+    server: Server, tmp_path: Path
+) -> None:
+    server.files |= {"bad/a.bin": b"an error page", "good/a.bin": CONTENT}
+    urls = [f"{server.url}{mirror}/a.bin" for mirror in ("absent", "bad", "good")]
+    fetch(urls, tmp_path / "a.bin", md5(CONTENT), no_progress)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    with pytest.raises(DataError) as raised:
+        fetch(urls[:2], tmp_path / "b.bin", md5(CONTENT), no_progress)
+    assert "404" in str(raised.value)
+    assert f"MD5 is not {md5(CONTENT)}" in str(raised.value)
+    assert f"put the file at {tmp_path / 'b.bin'} by hand" in str(raised.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin"]
+
+
+def test_a_file_that_is_there_is_checked_and_not_downloaded(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "a.bin"
+    target.write_bytes(CONTENT)
+    fetch([server.url + "a.bin"], target, md5(CONTENT), no_progress)
+    with pytest.raises(DataError, match=r"a\.bin is damaged or another version"):
+        fetch([server.url + "a.bin"], target, md5(b""), no_progress)
+    assert server.asked == []
+
+
+def test_interrupted_unpacking_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    target = tmp_path / "data"
+
+    def interrupted(staging: Path) -> None:
+        (staging / "half").write_text("a file")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        all_or_nothing(target, interrupted)
+    assert not target.exists()
+    all_or_nothing(target, lambda staging: (staging / "whole").write_text("files") and None)
+    assert [file.name for file in target.iterdir()] == ["whole"]
+    assert not (tmp_path / "data.incomplete").exists()
+
+
+# Data sets --------------------------------------------------------------------------------------
+
+
+def tar_of(folder: Path, archive: Path) -> bytes:
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, folder.name)
+    return archive.read_bytes()
+
+
+def load(name: str, data_dir: Path, counts: dict[str, int], **options: Any) -> data.DataBundle:
+    return data.load(data.options_type(name)(**counts, **options), DataPlace(data_dir, 4))
+
+
+@pytest.fixture
+def published_cifar(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A small CIFAR-10 on the server, known to torchvision by its checksums."""
+    source = tmp_path / "source"
+    counts = write_cifar10(source)
+    folder = source / "cifar-10-batches-py"
+    archive = tar_of(folder, tmp_path / "cifar.tar.gz")
+    server.files["cifar-10-python.tar.gz"] = archive
+    monkeypatch.setattr(CIFAR10, "url", server.url + "cifar-10-python.tar.gz")
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive))
+    for files in ("train_list", "test_list"):
+        named = [(name, md5((folder / name).read_bytes())) for name, _ in getattr(CIFAR10, files)]
+        monkeypatch.setattr(CIFAR10, files, named)
+    return counts
+
+
+def test_cifar_is_downloaded_and_verified(
+    published_cifar: dict[str, int], server: Server, tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "data"
+    (said,) = prepare.prepare("cifar10", data_dir)
+    assert said.startswith("Downloaded")
+    assert len(load("cifar10", data_dir, published_cifar).train) == 50
+    options = data.options_type("cifar10")(**published_cifar)
+    findings = verify("cifar10", data_dir, options=options)
+    assert all(finding.ok for finding in findings)
+    assert len(findings) == 8  # six files, two splits
+    assert findings[-1] == Finding(
+        True, "test", "10 samples of 10 classes, 1 of each class; a time step is (3, 32, 32)"
+    )
+    (said,) = prepare.prepare("cifar10", data_dir)
+    assert "is there already" in said
+    assert len(server.asked) == 1
+
+
+def test_verify_finds_an_altered_file_a_missing_one_and_a_wrong_count(
+    published_cifar: dict[str, int], tmp_path: Path
+) -> None:
+    data_dir = tmp_path / "data"
+    prepare.prepare("cifar10", data_dir)
+    altered = data_dir / "cifar-10-batches-py" / "data_batch_2"
+    content = bytearray(altered.read_bytes())
+    content[1000] ^= 1
+    altered.write_bytes(content)
+    (data_dir / "cifar-10-batches-py" / "test_batch").unlink()
+    faults = [finding for finding in verify("cifar10", data_dir) if not finding.ok]
+    assert faults[0].subject == str(altered)
+    assert "its MD5 is" in faults[0].text
+    assert faults[1] == Finding(False, "train", "50 samples of 10 classes, but expected are 50,000 of 10")
+    assert "test_batch" in faults[2].text
+    assert len(faults) == 3
+
+
+@pytest.mark.parametrize("share", [0.3, 0.95])
+def test_archive_cut_short_is_named_and_leaves_nothing(
+    share: float, published_cifar: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "data" / "cifar-10-python.tar.gz"
+    archive.parent.mkdir()
+    content = (tmp_path / "cifar.tar.gz").read_bytes()
+    archive.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or another version"):
+        prepare.prepare("cifar10", archive.parent)
+    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
+    with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is cut short or damaged"):
+        prepare.prepare("cifar10", archive.parent)
+    assert not (archive.parent / "cifar-10-batches-py").exists()
+
+
+def test_mnist_is_downloaded_from_a_mirror_and_verified(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = write_mnist(tmp_path / "source")
+    resources = []
+    for file in sorted((tmp_path / "source" / "MNIST" / "raw").iterdir()):
+        content = gzip.compress(file.read_bytes())
+        server.files[f"good/{file.name}.gz"] = content
+        resources.append((f"{file.name}.gz", md5(content)))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    monkeypatch.setattr(MNIST, "mirrors", [server.url + "gone/", server.url + "good/"])
+    data_dir = tmp_path / "data"
+    prepare.prepare("mnist", data_dir)
+    assert len(load("mnist", data_dir, counts).test) == 20
+    findings = verify("mnist", data_dir, options=data.options_type("mnist")(**counts))
+    assert [finding.ok for finding in findings] == [True, True]
+
+
+def test_imagenet_says_which_files_to_put_where(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        prepare.prepare("imagenet", tmp_path)
+    for part in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
+        assert part in str(raised.value)
+    assert f"into {tmp_path / 'imagenet'}" in str(raised.value)
+    assert "https://image-net.org" in str(raised.value)
+
+
+def write_imagenet_archives(source: Path, root: Path, classes: int) -> dict[str, str]:
+    """The three files that ImageNet is distributed as, of `classes` classes; returns their checksums."""
+    import numpy as np
+    from scipy.io import savemat
+
+    root.mkdir(parents=True)
+    wnids = sorted(folder.name for folder in (source / "train").iterdir())[:classes]
+    with tarfile.open(root / "ILSVRC2012_img_train.tar", "w") as outer:
+        for wnid in wnids:
+            with tarfile.open(source / f"{wnid}.tar", "w") as inner:
+                inner.add(source / "train" / wnid, ".", recursive=True)
+            outer.add(source / f"{wnid}.tar", f"{wnid}.tar")
+    with tarfile.open(root / "ILSVRC2012_img_val.tar", "w") as tar:
+        for number, wnid in enumerate(reversed(wnids)):
+            (image,) = (source / "val" / wnid).iterdir()
+            tar.add(image, f"ILSVRC2012_val_{number:08d}.JPEG")
+    devkit = source / "ILSVRC2012_devkit_t12"
+    (devkit / "data").mkdir(parents=True)
+    fields = [(name, object) for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    synsets = np.array(
+        [(number, wnid, wnid, "", 0) for number, wnid in enumerate(wnids, start=1)], dtype=fields
+    )
+    savemat(devkit / "data" / "meta.mat", {"synsets": synsets})
+    truth = "".join(f"{number}\n" for number in range(classes, 0, -1))
+    (devkit / "data" / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
+    tar_of(devkit, root / "ILSVRC2012_devkit_t12.tar.gz")
+    return {
+        part: md5((root / name).read_bytes()) for part, (name, _) in torchvision_imagenet.ARCHIVE_META.items()
+    }
+
+
+def test_imagenet_archives_are_unpacked_into_class_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_imagenet(tmp_path, classes=3)
+    root = tmp_path / "data" / "imagenet"
+    checksums = write_imagenet_archives(tmp_path / "imagenet", root, classes=3)
+    with pytest.raises(DataError, match=r"ILSVRC2012_devkit_t12\.tar\.gz is not present .* or is corrupted"):
+        prepare.prepare("imagenet", tmp_path / "data")
+    for part, checksum in checksums.items():
+        name, _ = torchvision_imagenet.ARCHIVE_META[part]
+        monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, checksum))
+    prepare.prepare("imagenet", tmp_path / "data")
+    for part in ("train", "val"):
+        found = {file.parent.name: file.read_bytes() for file in (root / part).glob("*/*.JPEG")}
+        original = tmp_path / "imagenet" / part
+        assert found == {file.parent.name: file.read_bytes() for file in original.glob("*/*.JPEG")}
+    assert not list(root.glob("*.incomplete"))
+
+
+def test_imagenet_verification_counts_and_reads_images(tmp_path: Path) -> None:
+    counts = write_imagenet(tmp_path)
+    torn = tmp_path / "imagenet" / "val" / "n00000004" / "val_4.JPEG"
+    content = torn.read_bytes()
+    torn.unlink()
+    torn.write_bytes(content[:100])
+    findings = verify("imagenet", tmp_path, options=data.options_type("imagenet")(**counts))
+    assert [finding.ok for finding in findings] == [True, True, True, False, False]
+    assert findings[1].text == "500 of 500 files could be read (of 1,000 in all)"
+    assert findings[3].subject == str(torn)
+    default = verify("imagenet", tmp_path)
+    assert default[0].text == "1,000 samples of 1000 classes, but expected are 1,281,167 of 1000"
+
+
+def test_dvs_cifar10_archive_of_archives_is_unpacked(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tonic.datasets import CIFAR10DVS
+
+    counts = write_dvs_cifar10(tmp_path / "source", events=200)
+    outer = tmp_path / "outer.zip"
+    with zipfile.ZipFile(outer, "w") as archives:
+        for folder in sorted((tmp_path / "source" / "CIFAR10DVS").iterdir()):
+            inner = tmp_path / f"{folder.name}.zip"
+            with zipfile.ZipFile(inner, "w") as archive:
+                for file in folder.iterdir():
+                    archive.write(file, f"{folder.name}/{file.name}")
+            archives.write(inner, inner.name)
+    server.files["all.zip"] = outer.read_bytes()
+    monkeypatch.setattr(CIFAR10DVS, "url", server.url + "all.zip")
+    monkeypatch.setattr(CIFAR10DVS, "file_md5", md5(outer.read_bytes()))
+    data_dir = tmp_path / "data"
+    prepare.prepare("dvs-cifar10", data_dir)
+    assert len(load("dvs-cifar10", data_dir, counts).train) == 20
+    options = data.options_type("dvs-cifar10")(**counts)
+    findings = verify("dvs-cifar10", data_dir, options=options)
+    assert [finding.ok for finding in findings] == [True] * 4
+    kept = sorted(file.name for file in (data_dir / "CIFAR10DVS").iterdir())
+    assert kept == sorted([*CIFAR10DVS.classes, "CIFAR10DVS.zip", "frames"])
+    broken = data_dir / "CIFAR10DVS" / "cat" / "cifar10_cat_1.aedat4"
+    os.truncate(broken, 500)
+    faults = [finding for finding in verify("dvs-cifar10", data_dir, options=options) if not finding.ok]
+    assert [finding.subject for finding in faults] == [str(broken), "train"]
+
+
+def test_gesture_says_which_file_to_put_where_and_names_the_alternative(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as raised:
+        prepare.prepare("dvs-gesture", tmp_path)
+    assert "get DvsGesture.tar.gz from https://ibm.ent.box.com/" in str(raised.value)
+    assert f"into {tmp_path / 'DVSGesture'}" in str(raised.value)
+    assert "--split tonic-1077-264" in str(raised.value)
+
+
+def test_gesture_recordings_of_ibm_are_unpacked_and_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = write_ibm_gesture(tmp_path / "source")
+    archive = tmp_path / "data" / "DVSGesture" / "DvsGesture.tar.gz"
+    archive.parent.mkdir(parents=True)
+    content = tar_of(tmp_path / "source" / "DVSGesture" / "DvsGesture", archive)
+    monkeypatch.setattr(prepare, "GESTURE_MD5", md5(content))
+    prepare.prepare("dvs-gesture", tmp_path / "data")
+    findings = verify("dvs-gesture", tmp_path / "data", options=data.options_type("dvs-gesture")(**counts))
+    assert [finding.ok for finding in findings] == [True] * 4
+    assert findings[0].text.startswith("22 samples of 11 classes, 2 of each class")
+
+
+def test_gesture_samples_of_tonic_are_downloaded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tonic.datasets import DVSGesture
+
+    counts = write_tonic_gesture(tmp_path / "source")
+    for part, folder in (("train", "ibmGestureTrain"), ("test", "ibmGestureTest")):
+        content = tar_of(tmp_path / "source" / "DVSGesture" / folder, tmp_path / f"{part}.tar.gz")
+        server.files[part] = content
+        monkeypatch.setattr(DVSGesture, f"{part}_url", server.url + part)
+        monkeypatch.setattr(DVSGesture, f"{part}_md5", md5(content))
+    data_dir = tmp_path / "data"
+    said = prepare.prepare("dvs-gesture", data_dir, split="tonic-1077-264")
+    assert len(said) == 2
+    bundle = load("dvs-gesture", data_dir, counts, split="tonic-1077-264")
+    assert len(bundle.test) == 22
+    faults = [
+        finding.text for finding in verify("dvs-gesture", data_dir, split="tonic-1077-264") if not finding.ok
+    ]
+    assert faults[0] == "22 samples of 11 classes, but expected are 1,077 of 11"
+
+
+@pytest.mark.parametrize("name", ["digits", "digits-saccade"])
+def test_digits_need_no_preparation_and_verify(name: str, tmp_path: Path) -> None:
+    (said,) = prepare.prepare(name, tmp_path)
+    assert "nothing to get" in said
+    assert [finding.ok for finding in verify(name, tmp_path)] == [True, True]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar100", "imagenet", "dvs-cifar10", "dvs-gesture"])
+def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
+    findings = verify(name, tmp_path)
+    assert findings
+    assert not any(finding.ok for finding in findings)
+    assert all("looked for" in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize("work", [prepare.prepare, verify])
+def test_unknown_names_and_splits_are_errors(work: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="unknown data set 'mnits'"):
+        work("mnits", tmp_path)
+    with pytest.raises(DataError, match="split"):
+        work("mnist", tmp_path, split="other")
+
+
+def test_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path, server: Server) -> None:
+    file = tmp_path / "data"
+    file.write_text("not a folder")
+    with pytest.raises(DataError, match=f"may {file} be written to"):
+        prepare.prepare("cifar10", file)
