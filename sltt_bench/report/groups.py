@@ -61,6 +61,10 @@ METRICS: dict[str, Metric] = {
 }
 MEMORY_FIGURES = tuple(name for name, metric in METRICS.items() if metric.unit == "bytes")
 
+_PEAKS_OF_EPOCHS = tuple(name for name in MEMORY_FIGURES if METRICS[name].of_phase)
+COLD_FIGURES = ("cold_epoch_s", *(f"cold_{name}" for name in _PEAKS_OF_EPOCHS))
+"""Figures of cold epochs, which summary.csv holds beside the others."""
+
 # The headline is the first figure that every compared cell has. On a GPU the allocator's peak comes
 # first: it belongs to the process alone and holds no cache. On a CPU only live tensor bytes are free
 # of interpreter and libraries, which hide what a method needs.
@@ -331,7 +335,7 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     has_warm = warm.groupby([epochs[name] for name in key], sort=False).transform("any")
     chosen = epochs[warm | ~has_warm].groupby(key, sort=False)
     medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
-    peaks = [name for name in MEMORY_FIGURES if name != "peak_tensor_bytes"]
+    peaks = list(_PEAKS_OF_EPOCHS)
     table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
     table[peaks] = chosen[peaks].max()
     table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
@@ -412,9 +416,8 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
     values = {name: _by_seed(of_phase if metric.of_phase else ok, name) for name, metric in METRICS.items()}
-    for name in (*(f"cold_{figure}" for figure in MEMORY_FIGURES), "cold_epoch_s"):
-        if name in ok:
-            values[name] = _by_seed(ok, name)
+    for name in COLD_FIGURES:
+        values[name] = _by_seed(ok, name)
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
     frames = [epochs[cell] for cell in cells if cell in epochs]
     return MethodResult(

@@ -63,9 +63,9 @@ def _block(block: Block, figure_files: Mapping[str, str]) -> str:
     if isinstance(block, Table):
         return f"**{_escape(block.title)}**\n\n{table(block)}"
     if isinstance(block, Figure):
-        picture = (
-            f"![{_escape(block.title)}]({figure_files[block.name]})\n\n" if block.name in figure_files else ""
-        )
+        if block.name not in figure_files:
+            return ""
+        picture = f"![{_escape(block.title)}]({figure_files[block.name]})\n\n"
         return f"{picture}*{_escape(block.title)}.* {_escape(block.caption)}"
     return f"- **{_escape(block.title)}**: {_escape(block.reason)}. `{block.command}`"
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Cell, Heading, Table, Tone
 from sltt_bench.report.groups import (
+    COLD_FIGURES,
     MEMORY_FIGURES,
     METRICS,
     Group,
@@ -360,7 +361,7 @@ def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str,
     row |= _estimate_columns(
         "last_test_top1_minus", group.difference("last_test_top1", result.method, baseline)
     )
-    for name in (*(f"cold_{figure}" for figure in MEMORY_FIGURES), "cold_epoch_s"):
+    for name in COLD_FIGURES:
         stat = result.stat(name)
         row[f"{name}_mean"] = stat and stat.mean
     front = pareto_members(group)

@@ -33,6 +33,7 @@ from sltt_bench.results.schema import (
     Kind,
     Status,
 )
+from sltt_bench.results.writer import ResultsError
 
 Row = dict[str, str]
 
@@ -99,14 +100,10 @@ class Results:
     skipped: tuple[Skipped, ...] = field(default=())
 
 
-class SourceError(Exception):
-    """A folder that was asked for cannot be read at all."""
-
-
 def read_results(sources: Iterable[Path]) -> Results:
     """All runs in and below the folders, each counted once, however often it was copied or named.
 
-    Raises SourceError if a source is no folder.
+    Raises ResultsError if a source is no folder.
     """
     skipped: list[Skipped] = []
     tables = _Tables(skipped)
@@ -135,7 +132,7 @@ def _run_folders(sources: Iterable[Path], skipped: list[Skipped]) -> Iterator[Pa
     for source in sources:
         if not source.is_dir():
             what = "is a file" if source.exists() else "does not exist"
-            raise SourceError(f"{source}: {what}; give a folder with results, for example results/")
+            raise ResultsError(f"{source}: {what}; give a folder with results, for example results/")
         for top, folders, files in os.walk(source):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             path = Path(top)
