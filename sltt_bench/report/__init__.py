@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex")
 
-SECTIONS: dict[str, str] = {"run": "sltt_bench.report.measured:measured"}
+SECTIONS: dict[str, str] = {
+    "run": "sltt_bench.report.measured:measured",
+    "analysis": "sltt_bench.report.gradients:gradients",
+}
 """Kind of cell → "module:function" that makes sections of its results (Context → Contribution).
 
 Cells of a kind that is not listed are named among what was skipped.

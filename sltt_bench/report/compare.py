@@ -6,7 +6,7 @@ if each set has a single one of them, and then the table says so.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -143,12 +143,10 @@ def _experiment(group: Group) -> str:
 
 
 def _status_change(experiment: str, a: MethodResult, b: MethodResult) -> Change:
-    said = ["ok" if side.finished else side.failures[0].status for side in (a, b)]
-    if a.finished:
-        return Change(experiment, a.method, "status", "newly failed", *said, reason=b.failure_text)
-    if b.finished:
-        return Change(experiment, a.method, "status", "fixed", *said)
-    return Change(experiment, a.method, "status", "not comparable", *said, reason="failed in both")
+    before, after = ("ok" if side.finished else side.failures[0].status for side in (a, b))
+    word: Word = "newly failed" if a.finished else "fixed" if b.finished else "not comparable"
+    reason = {"newly failed": b.failure_text, "fixed": "", "not comparable": "failed in both"}[word]
+    return Change(experiment, a.method, "status", word, before, after, reason=reason)
 
 
 def _seeds_changed(experiment: str, a: MethodResult, b: MethodResult) -> list[Change]:
@@ -190,16 +188,20 @@ def _figure_change(experiment: str, name: str, a: MethodResult, b: MethodResult,
     estimate = compared(b.values[name], a.values[name])
     if estimate is None:
         return Change(experiment, a.method, name, "not comparable", reason="no seed in common")
-    means = [sum(side.values[name].values()) / len(side.values[name]) for side in (a, b)]
+    scale = numbers.scale_of_metric(name, means := [_mean(side.values[name]) for side in (a, b)])
     if in_points:
-        said = [f"{numbers.percent(mean)} %" for mean in means]
+        before, after = (f"{numbers.percent(mean)} %" for mean in means)
         shown = f"{numbers.points(estimate.value)} points {numbers.points_interval(estimate.interval)}"
         word = _word(estimate, 0.0, ACCURACY_POINTS / 100, METRICS[name].better)
     else:
-        said = [numbers.scale_of_metric(name, means).text(mean) for mean in means]
+        before, after = (scale.text(mean) for mean in means)
         shown = f"{numbers.ratio(estimate.value)} {numbers.ratio_interval(estimate.interval)}"
         word = _word(estimate, 1.0, threshold, METRICS[name].better)
-    return Change(experiment, a.method, name, word, *said, change=f"{shown.strip()}, n = {estimate.n}")
+    return Change(experiment, a.method, name, word, before, after, f"{shown.strip()}, n = {estimate.n}")
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return sum(values.values()) / len(values)
 
 
 def _word(estimate: Estimate, no_change: float, threshold: float, better: str) -> Word:

@@ -81,10 +81,14 @@ class Run:
     @cached_property
     def timeline(self) -> pd.DataFrame:
         """timeline.csv; without rows if there is none."""
+        return self.rows(TIMELINE_FILE)
+
+    def rows(self, file: str) -> pd.DataFrame:
+        """One of the run's files, of all attempts; without rows if there is none."""
         tables = _Tables([])
-        if (self.path / TIMELINE_FILE).is_file():
-            tables.read(self.path / TIMELINE_FILE, run=0)
-        return tables.frame(TIMELINE_FILE)
+        if (self.path / file).is_file():
+            tables.read(self.path / file, run=0)
+        return tables.frame(file)
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class _Tables:
         if not lines:
             return
         header, *rows = lines
-        missing = {column.name for column in FILES[path.name]} & _NEVER_EMPTY - set(header)
+        missing = _NEEDED[path.name] - set(header)
         if missing:
             wrong = f"not a {path.name} of sltt-bench: without {_listed(sorted(missing))}"
             self._skipped.append(Skipped(str(path), wrong))
@@ -250,7 +254,7 @@ class _Tables:
             if column.name not in text:
                 typed[column.name] = np.full(len(text), "" if column.type == "str" else np.nan, dtype=object)
                 continue
-            values, wrong = _typed_column(text[column.name], column)
+            values, wrong = _typed_column(text[column.name], column, needed=column.name in _NEEDED[key[0]])
             typed[column.name] = values
             for position in np.flatnonzero(wrong).tolist():
                 said = text[column.name].iloc[position]
@@ -266,16 +270,24 @@ class _Tables:
         self._skipped.append(Skipped(f"{path}:{number}", fault))
 
 
-_NEVER_EMPTY = {column.name for column in CELL_KEY} - {"k"} | {"epoch", "kind", "status"}
+_KEY = {column.name for column in CELL_KEY} - {"k"}
+_NEEDED = {
+    CELLS_FILE: _KEY | {"kind", "synthetic", "smoke", "status"},
+    EPOCHS_FILE: _KEY | {"epoch", "cold"},
+    TIMELINE_FILE: {"cell_id", "attempt"},
+}
+"""File → columns that it must have, never empty; any other may be missing."""
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
 _SHARES = ("top1", "top5", "gpu_util_mean", "firing_rate")
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
 
 
-def _typed_column(text: "pd.Series[Any]", column: Column) -> tuple[Any, "np.ndarray[Any, Any]"]:
+def _typed_column(
+    text: "pd.Series[Any]", column: Column, *, needed: bool
+) -> tuple[Any, "np.ndarray[Any, Any]"]:
     """The column's values (missing numbers are NaN) and where the text cannot be such a value."""
     empty = (text == "").to_numpy()
-    refused_empty = empty if column.name in _NEVER_EMPTY else np.zeros(len(text), dtype=bool)
+    refused_empty = empty if needed else np.zeros(len(text), dtype=bool)
     if column.type == "str":
         words = _WORDS.get(column.name)
         return text, refused_empty | (~text.isin(words).to_numpy() if words else False)

@@ -1,0 +1,271 @@
+"""Reading result folders: nothing is guessed, and what is not read is named with its reason."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from handmade import MIB, RECIPE, HandmadeRun, varied
+
+from sltt_bench.results import reader
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.results.writer import ResultsError, RunFolder
+
+EPOCH_ROW = {
+    "schema_version": 1, "attempt": 1, "recipe": "digits", "recipe_hash": "r", "method": "bptt",
+    "backend": "reference", "timesteps": 6, "batch_size": 64, "precision": "fp32", "device": "cpu",
+    "seed": 0, "epoch": 1, "cold": True, "train_s": 99.0,
+}  # fmt: skip
+"""The first epoch of a first attempt; only the cell is left to say."""
+
+
+def reasons(results: reader.Results) -> list[str]:
+    return [skip.reason for skip in results.skipped]
+
+
+def test_a_run_is_read_with_its_types_and_missing_numbers_are_nan(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "digits" / "a")
+    run.cell("sltt-k2", seed=7, train_s=[5.0, 2.0], top1=[0.5, 0.75], peak_tensor_bytes=3 * MIB)
+    results = read_results([tmp_path])
+    (cell,) = results.cells.to_dict("records")
+    assert (cell["method"], cell["seed"], cell["k"], cell["synthetic"]) == ("sltt-k2", 7, 2, False)
+    assert results.epochs["train_s"].tolist() == [5.0, 2.0]
+    assert results.epochs["cold"].tolist() == [True, False]
+    assert results.epochs["peak_tensor_bytes"].tolist() == [3 * MIB, 3 * MIB]
+    assert results.epochs["energy_j"].isna().all()
+    assert results.skipped == ()
+
+
+def test_what_the_writer_writes_is_read_back(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "digits")
+    key = {
+        "schema_version": 1, "cell_id": "abc", "attempt": 1, "recipe": "digits", "recipe_hash": "r",
+        "method": "sltt", "backend": "reference", "k": None, "timesteps": 6, "batch_size": 64,
+        "precision": "fp32", "device": "cpu", "seed": 0,
+    }  # fmt: skip
+    folder.write_provenance({"run": "x"})
+    folder.append(EPOCHS_FILE, {**key, "epoch": 1, "cold": True, "train_s": 0.1})
+    folder.append(
+        CELLS_FILE,
+        {
+            **key,
+            "kind": "run",
+            "synthetic": False,
+            "smoke": True,
+            "status": "ok",
+            "wall_s": 1,
+            "reason": "a, b",
+        },
+    )
+    folder.close()
+    results = read_results([tmp_path])
+    assert results.skipped == ()
+    assert results.cells["reason"].tolist() == ["a, b"]
+    assert results.epochs["train_s"].tolist() == [0.1]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_torn_last_line_is_listed_and_never_data(tmp_path: Path, cut: int) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell(train_s=[5.0, 2.0, 3.0])
+    path = run.path / EPOCHS_FILE
+    path.write_bytes(path.read_bytes()[:-cut])
+    results = read_results([tmp_path])
+    assert results.epochs["train_s"].tolist() == [5.0, 2.0]
+    (skip,) = results.skipped
+    assert skip.path.endswith("epochs.csv:4")
+    assert "torn" in skip.reason
+
+
+def test_a_row_with_a_wrong_number_of_fields_is_listed(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell(train_s=[5.0, 2.0])
+    with (run.path / EPOCHS_FILE).open("a") as file:
+        file.write("1,abc\n")
+    results = read_results([tmp_path])
+    assert len(results.epochs) == 2
+    assert any("2 fields instead of" in reason for reason in reasons(results))
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "said"),
+    [
+        ("train_s", "fast", "train_s is 'fast', not a number"),
+        ("train_s", "-1", "train_s is '-1'"),
+        ("test_top1", "94.4", "test_top1 is '94.4', not a share"),
+        ("cold", "maybe", "cold is 'maybe', not true or false"),
+        ("peak_tensor_bytes", "1.5", "peak_tensor_bytes is '1.5', not a whole number"),
+    ],
+)
+def test_an_impossible_value_takes_its_row_out(tmp_path: Path, figure: str, value: str, said: str) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    cell_id = run.cell(train_s=[5.0, 2.0])
+    rows = (run.path / EPOCHS_FILE).read_text().splitlines()
+    names, last = rows[0].split(","), rows[-1].split(",")
+    last[names.index(figure)] = value
+    (run.path / EPOCHS_FILE).write_text("\n".join([*rows[:-1], ",".join(last)]) + "\n")
+    results = read_results([tmp_path])
+    assert results.epochs[["cell_id", "epoch"]].to_numpy().tolist() == [[cell_id, 1]]
+    assert any(said in reason for reason in reasons(results))
+
+
+def test_a_later_attempt_replaces_the_same_epochs_of_an_earlier_one(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell(status="killed", reason="SIGKILL")
+    cell_id = run.cell(attempt=2, train_s=[5.0, 2.0])
+    run.append(EPOCHS_FILE, {**EPOCH_ROW, "cell_id": cell_id})
+    results = read_results([tmp_path])
+    (cell,) = results.cells.to_dict("records")
+    assert (cell["status"], cell["attempts"]) == ("ok", 2)
+    assert results.epochs["train_s"].tolist() == [5.0, 2.0]
+
+
+def test_a_copied_run_counts_once_under_any_name(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell("bptt")
+    run.cell("sltt", status="oom", reason="no memory")
+    run.cell("sltt-k2", status="skipped", reason="interrupted")
+    shutil.copytree(run.path, tmp_path / "backup" / "copy of a")
+    results = read_results([tmp_path])
+    assert results.cells["method"].tolist() and len(results.cells) == 3
+    assert sorted(results.cells["method"]) == ["bptt", "sltt", "sltt-k2"]
+    assert len(results.epochs) == 3
+    assert [reason.split(" (")[1] for reason in reasons(results)] == ["3 cells, counted once)"]
+
+
+def test_of_a_run_and_its_earlier_copy_the_fuller_one_counts(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "z")
+    run.cell("bptt")
+    shutil.copytree(run.path, tmp_path / "a-copied-meanwhile")
+    run.cell("sltt")
+    results = read_results([tmp_path])
+    assert sorted(results.cells["method"]) == ["bptt", "sltt"]
+    assert len(results.epochs) == 6
+
+
+def test_a_folder_named_twice_or_inside_another_source_counts_once(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "digits" / "a")
+    run.cell()
+    results = read_results([tmp_path, run.path, tmp_path])
+    assert len(results.cells) == 1
+    assert results.skipped == ()
+
+
+def test_repetitions_of_an_experiment_are_both_kept(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b")):
+        HandmadeRun(tmp_path / name, number=10 * number).cell()
+    assert len(read_results([tmp_path]).cells) == 2
+
+
+def test_epochs_of_a_cell_that_has_not_ended_are_no_result(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell("bptt")
+    run.append(EPOCHS_FILE, {**EPOCH_ROW, "cell_id": "unfinished"})
+    results = read_results([tmp_path])
+    assert set(results.epochs["cell_id"]) == set(results.cells["cell_id"])
+    assert reasons(results) == ["1 cells have epochs but no ending: still running, or cut off"]
+
+
+def test_a_run_in_which_no_cell_ended_is_listed(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    results = read_results([tmp_path])
+    assert len(results.cells) == 0
+    assert reasons(results) == ["no cells.csv: no cell of this run has ended yet"]
+    assert run.path.name in results.skipped[0].path
+
+
+@pytest.mark.parametrize("version", ["0", "2", "seven"])
+def test_rows_of_another_schema_version_are_refused_by_name(tmp_path: Path, version: str) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell()
+    for name in (CELLS_FILE, EPOCHS_FILE):
+        lines = (run.path / name).read_text().splitlines()
+        changed = [lines[0], *(line.replace("1,", f"{version},", 1) for line in lines[1:])]
+        (run.path / name).write_text("\n".join(changed) + "\n")
+    results = read_results([tmp_path])
+    assert len(results.cells) == len(results.epochs) == 0
+    assert any("schema version" in reason and version in reason for reason in reasons(results))
+    assert any("newer than this sltt-bench" in reason for reason in reasons(results)) == (version == "2")
+
+
+def test_an_old_schema_version_is_migrated_where_a_migration_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell(train_s=[5000.0, 2000.0])
+    for name in (CELLS_FILE, EPOCHS_FILE):
+        lines = (run.path / name).read_text().splitlines()
+        header = lines[0].replace("train_s", "train_ms")
+        (run.path / name).write_text(
+            "\n".join([header, *(line.replace("1,", "0,", 1) for line in lines[1:])]) + "\n"
+        )
+
+    def from_milliseconds(file: str, row: dict[str, str]) -> dict[str, str]:
+        if file == EPOCHS_FILE:
+            row["train_s"] = str(float(row.pop("train_ms")) / 1000)
+        return row
+
+    monkeypatch.setitem(reader.MIGRATIONS, 0, from_milliseconds)
+    results = read_results([tmp_path])
+    assert results.epochs["train_s"].tolist() == [5.0, 2.0]
+    assert set(results.cells["schema_version"]) == {1}
+
+
+def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
+    HandmadeRun(tmp_path / "a").cell()
+    foreign = tmp_path / "other"
+    foreign.mkdir()
+    (foreign / "cells.csv").write_text("cell,volts\n1,3.7\n")
+    (tmp_path / "README.md").write_text("hello")
+    binary = tmp_path / "binary"
+    binary.mkdir()
+    (binary / "cells.csv").write_bytes(b"\xff\xfe\x00\n")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "cells.csv").write_bytes(b"")
+    results = read_results([tmp_path])
+    said = {Path(skip.path).relative_to(tmp_path).as_posix(): skip.reason for skip in results.skipped}
+    assert len(results.cells) == 1
+    assert said["other/cells.csv"].startswith("not a cells.csv of sltt-bench: without column")
+    assert said["."] == "files that belong to no run: README.md"
+    assert said["binary/cells.csv"].startswith("cannot be read as CSV")
+    assert said["empty/cells.csv"] == "empty file"
+
+
+def test_an_earlier_report_is_not_taken_for_results(tmp_path: Path) -> None:
+    HandmadeRun(tmp_path / "a").cell()
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "summary.csv").write_text("recipe\n")
+    assert reasons(read_results([tmp_path])) == ["an earlier report, not results"]
+
+
+def test_broken_provenance_and_cell_files_do_not_hide_the_measurements(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    cell_id = run.cell(recipe=varied(RECIPE, claims=[1]))
+    (run.path / "provenance.json").write_text("{")
+    (run.path / "cells" / f"{cell_id}.json").write_text("[1]")
+    results = read_results([tmp_path])
+    assert len(results.cells) == 1
+    assert reasons(results) == ["missing or no JSON: versions are unknown"]
+    assert results.runs[0].recipe_of(cell_id) == json.loads(json.dumps(RECIPE))
+
+
+def test_the_timeline_of_a_run_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    cell_id = run.cell()
+    run.timeline(cell_id, [{"elapsed_s": 0.5, "phase": "train", "nvml_used_bytes": 7}])
+    (read,) = read_results([tmp_path]).runs
+    assert read.timeline[["cell_id", "nvml_used_bytes"]].to_numpy().tolist() == [[cell_id, 7]]
+
+
+@pytest.mark.parametrize("name", ["missing", "file"])
+def test_a_source_that_is_no_folder_is_an_error_that_says_so(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"give a folder with results"):
+        read_results([tmp_path / name])
+
+
+def test_an_empty_folder_gives_empty_results(tmp_path: Path) -> None:
+    results = read_results([tmp_path])
+    assert (len(results.cells), len(results.epochs), results.runs) == (0, 0, ())
