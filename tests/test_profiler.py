@@ -70,6 +70,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
 def test_train_eval_and_waiting_each_have_their_own_seconds() -> None:
     with Profiler(CPU) as profiler:
         epoch = profiler.epoch(1)
+        assert list(epoch.waiting(slow_items(1, 0.3))) == [0]  # before training: belongs to no clock
         with epoch.train():
             for _ in epoch.waiting(slow_items(4, 0.1)):
                 time.sleep(0.1)
@@ -96,6 +97,18 @@ def test_the_start_of_the_loader_and_a_loop_left_early_count_as_waiting() -> Non
                 if item == 2:
                     break
     assert_slept(epoch.figures()["data_wait_s"], 0.16)
+
+
+def test_finding_out_that_there_is_no_more_data_counts_as_waiting() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        time.sleep(0.2)  # loader processes are shut down
+
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            assert list(epoch.waiting(items())) == [1]
+    assert_slept(epoch.figures()["data_wait_s"], 0.2)
 
 
 def test_the_device_is_synchronised_before_the_clock_starts_and_before_it_stops(
@@ -190,7 +203,11 @@ def test_every_figure_that_a_cpu_lacks_is_none_and_has_a_reason() -> None:
     empty = {column for column, value in epoch.figures().items() if value is None}
     assert set(profiler.absent) == empty
     assert {"peak_allocated_bytes", "peak_nvml_bytes", "energy_j", "gpu_util_mean"} <= empty
-    assert profiler.description() == {"device": "cpu", "gpu": None, "sampling": None}
+    description = profiler.description()
+    assert description.pop("resident_bytes_at_start") == pytest.approx(
+        process_memory.resident_bytes(), rel=0.1
+    )
+    assert description == {"device": "cpu", "gpu": None, "sampling": None}
 
 
 def test_figures_and_samples_are_columns_of_the_files() -> None:

@@ -9,7 +9,7 @@ from sltt_bench.profiler.clock import WaitClock
 from sltt_bench.profiler.devices import compute_device
 from sltt_bench.profiler.gpu_watch import GpuWatch
 from sltt_bench.profiler.nvml import Missing, NvmlUnavailable, Reading, value_of
-from sltt_bench.profiler.process_memory import peak_resident_bytes, reset_peak_resident
+from sltt_bench.profiler.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from sltt_bench.profiler.sampler import PhaseReadings, Sample
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Profiler:
         self.watch: GpuWatch | None = None
         """The sensors of the GPU; None without."""
         self._device = str(device)
+        self._resident_at_start = resident_bytes()
         self._epochs_of: dict[tuple[str, str], list[int]] = {}
         self._warmup = ExitStack()
         self._check_process_memory()
@@ -80,6 +81,7 @@ class Profiler:
         watch = self.watch
         return {
             "device": self._device,
+            "resident_bytes_at_start": self._resident_at_start,
             "gpu": None if watch is None else watch.description(),
             "sampling": None if watch is None else watch.cost(),
         }
@@ -136,7 +138,7 @@ class EpochProfile:
         self._profiler = profiler
         self._number = number
         self._figures: dict[str, Figure] = dict.fromkeys(FIGURES)
-        self._waits: WaitClock | None = None
+        self._waits = WaitClock()
 
     @contextmanager
     def train(self) -> Iterator[None]:
@@ -150,17 +152,14 @@ class EpochProfile:
             compute.reset_peaks()
             reset_peak_resident()
             energy_before = None if watch is None else watch.energy_j()
-            self._waits = waits = WaitClock()
+            self._waits = WaitClock()
             started = time.perf_counter()
-            try:
-                yield
-            finally:
-                self._waits = None
+            yield
             compute.synchronize()
             train_s = time.perf_counter() - started
             if watch is not None and energy_before is not None:
                 self._keep("energy_j", _energy_between(energy_before, watch.energy_j()))
-            self._figures |= {"train_s": train_s, "data_wait_s": waits.seconds}
+            self._figures |= {"train_s": train_s, "data_wait_s": self._waits.seconds}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
         if watch is not None and readings is not None:
             watch.count_clock_limits(readings)
@@ -178,9 +177,9 @@ class EpochProfile:
             compute.synchronize()
             self._figures["eval_s"] = time.perf_counter() - started
 
-    def waiting(self, loader: Iterable[T]) -> Iterable[T]:
+    def waiting(self, loader: Iterable[T]) -> Iterator[T]:
         """The loader's items; inside `train`, the time spent waiting for them is data_wait_s."""
-        return loader if self._waits is None else self._waits.waiting(loader)
+        return self._waits.waiting(loader)
 
     def figures(self) -> dict[str, Figure]:
         """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
