@@ -179,8 +179,14 @@ class _Recorder:
         self._folder.append(TIMELINE_FILE, row)
 
     def measured_with(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        self._provenance.update(event["provenance"].get("machine", {}))
-        self._provenance["cells"][cell.cell_id] = {key: event[key] for key in event if key != "event"}
+        self._provenance.update(event["provenance"].pop("machine", {}))
+        self._note(cell, {key: value for key, value in event.items() if key != "event"})
+
+    def initial_weights(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        self._note(cell, {"initial_weights": {key: event[key] for key in event if key != "event"}})
+
+    def _note(self, cell: Cell, facts: Mapping[str, Any]) -> None:
+        self._provenance["cells"].setdefault(cell.cell_id, {}).update(facts)
         self._folder.write_provenance(self._provenance)
 
     def cell(self, cell: Cell, outcome: Outcome) -> None:
@@ -331,6 +337,8 @@ class _CellProcess:
                 outcome.facts |= {key: value for key, value in event.items() if key != "event"}
             case "measured_with":
                 self._recorder.measured_with(cell, event)
+            case "initial_weights":
+                self._recorder.initial_weights(cell, event)
             case "finished":
                 outcome.status = "ok"
             case "failed":

@@ -172,7 +172,7 @@ def put_together(
     from sltt_bench import engine, experiment
 
     subject = experiment.assemble(cell, device, backend)
-    load_initial_weights(job, subject.network)
+    load_initial_weights(job, subject.network, reporter)
     schooling = engine.Schooling(
         train=loaders["train"],
         test=loaders["test"],
@@ -252,13 +252,14 @@ def load_data(cell: Cell, data_dir: Path) -> Any:
     return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps))
 
 
-def load_initial_weights(job: Mapping[str, Any], network: Any) -> None:
+def load_initial_weights(job: Mapping[str, Any], network: Any, reporter: Reporter) -> None:
     """From the prerequisite's checkpoint or --init, if the cell has either. Raises InitError."""
     source = job["initial_weights"]
     if source is not None and not job["resume"]:
         from sltt_bench.initialise import load_initial_weights as load
 
-        load(network, Path(source))
+        report = load(network, Path(source))
+        reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
 
 
 def choose_device(asked: str) -> Any:

@@ -1,5 +1,7 @@
 """A recipe that starts from another's checkpoint: planned once, reused, and left out where it must be."""
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -104,3 +106,7 @@ def test_init_overrides_the_prerequisite(stages: Path) -> None:
     losses = pd.concat(pd.read_csv(path) for path in Path("results/stage-2").glob("*/epochs.csv"))
     assert len(losses) == 2
     assert losses.test_loss.nunique() == 1
+    digest = hashlib.sha256(kept.read_bytes()).hexdigest()
+    provenances = [json.loads(path.read_text()) for path in Path("results/stage-2").glob("*/provenance.json")]
+    sources = [cell["initial_weights"] for said in provenances for cell in said["cells"].values()]
+    assert [source["sha256"] for source in sources] == [digest, digest]
