@@ -102,7 +102,7 @@ def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
         peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
         reporter.send("facts", peak_tensor_bytes=peak)
-        subject, schooling = put_together(cell, job, device, backend, loaders, bundle.to_input)
+        subject, schooling = put_together(cell, job, reporter, device, backend, loaders, bundle.to_input)
         if job["resume"]:
             resume(subject, schooling, Path(job["checkpoint"]))
         reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
@@ -120,7 +120,7 @@ def analyse_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]))
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        subject, schooling = put_together(cell, job, device, backend, loaders, bundle.to_input)
+        subject, schooling = put_together(cell, job, reporter, device, backend, loaders, bundle.to_input)
         schooling.epochs, schooling.checkpoint_every = max(epochs), 0
         reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
         loaders["train"].set_epoch(0)
@@ -166,7 +166,13 @@ def measuring(cell: Cell, reporter: Reporter) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def put_together(
-    cell: Cell, job: Mapping[str, Any], device: Any, backend: Any, loaders: Mapping[str, Any], to_input: Any
+    cell: Cell,
+    job: Mapping[str, Any],
+    reporter: Reporter,
+    device: Any,
+    backend: Any,
+    loaders: Mapping[str, Any],
+    to_input: Any,
 ) -> tuple[Any, Any]:
     """The cell's Experiment with its initial weights, and its Schooling."""
     from sltt_bench import engine, experiment
