@@ -1,0 +1,169 @@
+"""Verdicts: a claim is judged on what it speaks of, on one side of its threshold or on neither."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import MIB, RECIPE, HandmadeRun, varied
+
+from sltt_bench.report.claims import judge, statement
+from sltt_bench.report.document import Verdict
+from sltt_bench.report.groups import make_groups
+from sltt_bench.results.reader import read_results
+
+MEMORY = {
+    "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio",
+    "threshold": 0.3, "when": {}, "says": "70 % less", "source": "a paper",
+}  # fmt: skip
+TIME = {**MEMORY, "metric": "warm_epoch_time", "threshold": 0.64}
+ACCURACY = {**MEMORY, "metric": "test_top1", "relation": "within_points", "threshold": 2.0}
+
+
+def recipe(*claims: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return varied(RECIPE, claims=list(claims), **changes)
+
+
+def measure(folder: Path, said: dict[str, Any], **how: Any) -> None:
+    """bptt against sltt over three seeds: time 0.567 [0.5, 0.6305], memory 0.25, accuracy −1 [−1.78, −0.22]."""
+    run = HandmadeRun(folder)
+    times = ((2.0, 1.0), (3.0, 1.5), (4.0, 2.6))
+    lasts = ((0.90, 0.89), (0.92, 0.92), (0.94, 0.92))
+    for seed in range(3):
+        for side, (method, mib) in enumerate((("bptt", 100), ("sltt", 25))):
+            run.cell(
+                method, seed, recipe=said, train_s=[9, times[seed][side]],
+                top1=[0.1, lasts[seed][side]], peak_tensor_bytes=mib * MIB, **how,
+            )  # fmt: skip
+
+
+def verdicts(folder: Path) -> list[Verdict]:
+    return judge(make_groups(read_results([folder])))
+
+
+def word_of(tmp_path: Path, claim: dict[str, Any]) -> str:
+    measure(tmp_path / "run", recipe(claim))
+    (verdict,) = verdicts(tmp_path)
+    return verdict.word
+
+
+@pytest.mark.parametrize(
+    ("claim", "word"),
+    [
+        ({**MEMORY, "threshold": 0.25}, "held"),
+        ({**MEMORY, "threshold": 0.24}, "not held"),
+        ({**TIME, "threshold": 0.64}, "held"),
+        ({**TIME, "threshold": 0.60}, "inconclusive"),
+        ({**TIME, "threshold": 0.49}, "not held"),
+        ({**ACCURACY, "threshold": 2.0}, "held"),
+        ({**ACCURACY, "threshold": 1.0}, "inconclusive"),
+        ({**ACCURACY, "threshold": 0.1}, "not held"),
+        ({**ACCURACY, "relation": "exceeds_by_points", "method": "bptt", "baseline": "sltt", "threshold": 0.2}, "held"),
+        ({**ACCURACY, "relation": "exceeds_by_points", "threshold": 0.2}, "not held"),
+        ({**ACCURACY, "relation": "at_least", "baseline": None, "threshold": 0.88}, "held"),
+        ({**ACCURACY, "relation": "at_least", "baseline": None, "threshold": 0.95}, "not held"),
+        ({**ACCURACY, "relation": "at_most", "baseline": None, "threshold": 0.95}, "held"),
+        ({**MEMORY, "relation": "at_most", "baseline": None, "threshold": 26 * MIB}, "held"),
+        ({**TIME, "relation": "at_least", "baseline": None, "threshold": 3.0}, "not held"),
+    ],
+)  # fmt: skip
+def test_every_relation_is_judged_on_the_right_side(tmp_path: Path, claim: dict[str, Any], word: str) -> None:
+    assert word_of(tmp_path, claim) == word
+
+
+def test_a_verdict_names_value_interval_limit_figure_conditions_and_seeds(tmp_path: Path) -> None:
+    measure(tmp_path / "run", recipe(TIME, ACCURACY))
+    time, accuracy = verdicts(tmp_path)
+    assert (time.measured, time.limit, time.at_most, time.n) == ("0.57× [0.50, 0.63]", 0.64, True, 3)
+    assert time.value == pytest.approx(5.1 / 9)
+    assert time.figure == "median of warm epochs"
+    assert time.conditions[0] == "Example CPU, 2 threads"
+    assert accuracy.measured == "−1.00 points [−1.78, −0.22]"
+    assert (accuracy.limit, accuracy.at_most) == (-2.0, False)
+    assert accuracy.value == pytest.approx(-1.0)
+
+
+def test_one_seed_is_judged_by_its_value_and_says_so(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=recipe(TIME))
+    run.cell("bptt", train_s=[9, 2.0])
+    run.cell("sltt", train_s=[9, 1.0])
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.measured, verdict.reason) == ("held", "0.50×", "n = 1 seed: no interval")
+
+
+@pytest.mark.parametrize(
+    ("claim", "how", "reason"),
+    [
+        (MEMORY, {"cell": {"smoke": True}}, "only smoke runs"),
+        (ACCURACY, {"cell": {"synthetic": True}}, "only random data"),
+        (MEMORY, {"overrides": {"train.batch_size": 32}}, "only with train.batch_size = 32"),
+        (ACCURACY, {"overrides": {"train.epochs": 2}}, "only with train.epochs = 2"),
+        ({**MEMORY, "method": "sltt-k1"}, {}, "no run of sltt-k1"),
+        ({**MEMORY, "when": {"data.limit": 8}}, {}, "no run with data.limit = 8"),
+        ({**MEMORY, "metric": "compute"}, {}, "computed by an estimate"),
+    ],
+)
+def test_what_the_claim_does_not_speak_of_gives_no_verdict(
+    tmp_path: Path, claim: dict[str, Any], how: dict[str, Any], reason: str
+) -> None:
+    measure(tmp_path / "run", recipe(claim), **how)
+    (verdict,) = verdicts(tmp_path)
+    assert verdict.word == "not measured"
+    assert verdict.reason.startswith(reason)
+    assert verdict.command.startswith("sltt-bench ")
+    assert verdict.measured == ""
+
+
+@pytest.mark.parametrize("overrides", [{"train.epochs": 2}, {"data.limit": 64, "train.checkpoint_every": 0}])
+def test_overrides_that_cannot_change_memory_do_not_stand_in_the_way(
+    tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    measure(tmp_path / "run", recipe(MEMORY), overrides=overrides)
+    assert verdicts(tmp_path)[0].word == "held"
+
+
+def test_overrides_that_the_claim_names_do_not_stand_in_the_way(tmp_path: Path) -> None:
+    claim = {**ACCURACY, "when": {"data.delay": 8}}
+    measure(tmp_path / "run", recipe(claim, data__delay=8), overrides={"data.delay": 8})
+    (verdict,) = verdicts(tmp_path)
+    assert verdict.word == "held"
+    assert verdict.statement.endswith("where data.delay = 8")
+
+
+def test_random_data_can_judge_memory_and_time(tmp_path: Path) -> None:
+    measure(tmp_path / "run", recipe(MEMORY, TIME), cell={"synthetic": True})
+    assert [verdict.word for verdict in verdicts(tmp_path)] == ["held", "held"]
+
+
+def test_cold_epochs_alone_cannot_judge_warm_time(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=recipe(TIME))
+    for method in ("bptt", "sltt"):
+        run.cell(method, train_s=[1.0], top1=[0.5])
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.reason) == ("not measured", "only cold epochs: run at least two")
+
+
+def test_a_baseline_that_ran_out_of_memory_is_named(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=recipe(MEMORY))
+    run.cell("bptt", status="oom", reason="CUDA out of memory")
+    run.cell("sltt", peak_tensor_bytes=MIB)
+    (verdict,) = verdicts(tmp_path)
+    assert verdict.reason == "bptt did not finish: oom, CUDA out of memory"
+
+
+def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
+    measure(tmp_path / "cpu", recipe(MEMORY))
+    run = HandmadeRun(tmp_path / "gpu", recipe=recipe(MEMORY), device="cuda:0", device_name="Example GPU")
+    run.cell("bptt", peak_allocated_bytes=10 * MIB)
+    run.cell("sltt", peak_allocated_bytes=9 * MIB)
+    said = {verdict.conditions[0]: (verdict.word, verdict.figure) for verdict in verdicts(tmp_path)}
+    assert said == {
+        "Example CPU, 2 threads": ("held", "live tensors"),
+        "Example GPU": ("not held", "allocated (CUDA)"),
+    }
+
+
+def test_a_claim_is_told_as_a_comparison() -> None:
+    assert statement(MEMORY) == "peak memory of sltt ÷ bptt ≤ 0.3"
+    assert statement(ACCURACY) == "last-epoch top-1 of sltt at most 2 points below bptt"
+    absolute = {**ACCURACY, "relation": "at_least", "threshold": 0.9444}
+    assert statement(absolute) == "last-epoch top-1 of sltt ≥ 94.44 %"
