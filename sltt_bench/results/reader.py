@@ -22,9 +22,12 @@ from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
+    DRAWS_FILE,
     EPOCHS_FILE,
     FILES,
+    GRADIENTS_FILE,
     LOGS_FOLDER,
+    OPERATIONS_FILE,
     PROVENANCE_FILE,
     RECIPE_FILE,
     SCHEMA_VERSION,
@@ -275,6 +278,9 @@ _NEEDED = {
     CELLS_FILE: _KEY | {"kind", "synthetic", "smoke", "status"},
     EPOCHS_FILE: _KEY | {"epoch", "cold"},
     TIMELINE_FILE: {"cell_id", "attempt"},
+    GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "level", "depth"},
+    DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
+    OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
 }
 """File → columns that it must have, never empty; any other may be missing."""
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}

@@ -1,0 +1,491 @@
+"""The report's part on the gradient taken apart: cells of kind "analysis"."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import (
+    Block,
+    Cell,
+    Context,
+    Contribution,
+    Figure,
+    Heading,
+    Missing,
+    Section,
+    Table,
+)
+from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
+from sltt_bench.results.reader import Results
+from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
+
+POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
+"""What tells the points of a grid apart; everything else is equal within a family."""
+MOST_HEAT_MAPS = 3
+COSINE = "cosine(g, g_s)"
+ROUNDING = 1e-6
+"""What float32 gradients cannot tell from 0."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """The analyses of one recipe that differ in T and in the neuron alone."""
+
+    recipe: str
+    method: str
+    """What trained the network."""
+    conditions: tuple[str, ...]
+    """What was held fixed, in words."""
+    gradients: pd.DataFrame
+    """Rows of gradients.csv, averaged over seeds; NaN where a gradient was 0."""
+    draws: pd.DataFrame
+    operations: pd.DataFrame
+    accuracy: pd.DataFrame
+    """Test accuracy by point and epoch, averaged over seeds; empty for synthetic data."""
+    seeds: int
+    batches: int
+
+    @property
+    def epochs(self) -> list[int]:
+        """The epochs that were looked at."""
+        return sorted(int(epoch) for epoch in self.gradients["epoch"].unique())
+
+    @property
+    def when(self) -> str:
+        """The last epoch that was looked at, in words."""
+        last = self.epochs[-1]
+        return f"after epoch {last} of training with {self.method}" if last else "at initialisation"
+
+    def level(self, level: str, epoch: int | None = None) -> pd.DataFrame:
+        """The rows of one level at an epoch (None: the last)."""
+        rows = self.gradients[self.gradients["level"] == level]
+        return rows[rows["epoch"] == (self.epochs[-1] if epoch is None else epoch)]
+
+    def values(self, field: str) -> list[Any]:
+        """The values that a field of the grid took."""
+        return sorted(self.gradients[field].unique())
+
+    @property
+    def lowest_layer(self) -> str | None:
+        """The layer with the lowest cosine, on average over the grid; None if no layer has any."""
+        means = self.level("layer").groupby("name", sort=False)["cosine_mean"].mean().dropna()
+        return None if means.empty else str(means.idxmin())
+
+
+def gradients(context: Context) -> Contribution:
+    """Tables and plots of every analysis."""
+    families = find_families(context.results)
+    return Contribution(
+        sections=tuple(
+            section for number, family in enumerate(families) for section in _section(family, number)
+        ),
+        frames=_frames(context.results) if families else {},
+        sentences=tuple(_sentence(family) for family in families),
+    )
+
+
+# Reading ----------------------------------------------------------------------------------------
+
+
+def find_families(results: Results) -> list[Family]:
+    """The analyses in families, ordered by recipe."""
+    cells = results.cells[results.cells["kind"] == "analysis"]
+    rows = _rows(results, GRADIENTS_FILE)
+    if cells.empty or rows.empty:
+        return []
+    held_fixed = [
+        _held_fixed(results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"])))
+        for _, cell in cells.iterrows()
+    ]
+    family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
+    cells = cells.assign(held_fixed=held_fixed)[["run", "cell_id", *family, "held_fixed"]]
+    draws, operations = _rows(results, DRAWS_FILE), _rows(results, OPERATIONS_FILE)
+    found = []
+    for _, members in cells.groupby([*family, "held_fixed"], sort=True):
+        ids = members[["run", "cell_id"]]
+        own = [rows.merge(ids), draws.merge(ids), operations.merge(ids), results.epochs.merge(ids)]
+        if not own[0].empty:
+            found.append(_family(members.iloc[0], *own))
+    return found
+
+
+def _family(
+    first: "pd.Series[Any]",
+    rows: pd.DataFrame,
+    draws: pd.DataFrame,
+    operations: pd.DataFrame,
+    epochs: pd.DataFrame,
+) -> Family:
+    of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
+    epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
+    conditions = [first["device_name"], first["precision"], f"batch {int(first['batch_size'])}"]
+    conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
+    return Family(
+        recipe=str(first["recipe"]),
+        method=str(first["method"]),
+        conditions=tuple(word for word in map(str, conditions) if word),
+        gradients=_mean_over_seeds(rows, [*POINT, "epoch", "level", "name", "depth"]),
+        draws=_mean_over_seeds(draws, [*POINT, "epoch", "drawn"]),
+        operations=operations.drop_duplicates(["timesteps", "counted_method"]),
+        accuracy=_mean_over_seeds(epochs, [*POINT, "epoch"])[[*POINT, "epoch", "test_top1"]],
+        seeds=int(rows["seed"].nunique()),
+        batches=int(rows["batches"].max()),
+    )
+
+
+def _mean_over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    return rows.groupby(by, sort=True, dropna=False).mean(numeric_only=True).reset_index()
+
+
+def _rows(results: Results, file: str) -> pd.DataFrame:
+    """The rows of a file in all runs that belong to the last attempt of a cell."""
+    frames = [run.rows(file).assign(run=number) for number, run in enumerate(results.runs)]
+    everything = pd.concat([frame for frame in frames if not frame.empty] or frames[:1], ignore_index=True)
+    return everything.merge(results.cells[["run", "cell_id", "attempt"]], on=["run", "cell_id", "attempt"])
+
+
+def _held_fixed(recipe: Mapping[str, Any]) -> str:
+    """What two cells must share to be points of one grid: the recipe but for T and the neuron."""
+    left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims")
+    return json.dumps({key: value for key, value in recipe.items() if key not in left_out}, sort_keys=True)
+
+
+def _frames(results: Results) -> dict[str, pd.DataFrame]:
+    frames = {file: _rows(results, file) for file in (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE)}
+    return {file: frame.drop(columns="run") for file, frame in frames.items()}
+
+
+# Sections ---------------------------------------------------------------------------------------
+
+
+def _section(family: Family, number: int) -> list[Section]:
+    name = f"gradients-{family.recipe}-{number + 1}"
+    blocks: list[Block] = [_overview(family, name)]
+    for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
+        drawn = figure(family, name)
+        if drawn is not None:
+            blocks.append(drawn)
+    if not family.operations.empty:
+        blocks.append(_operations(family, name))
+    if len(family.epochs) > 1:
+        blocks.append(_every_epoch(family, name))
+    return [
+        Section(
+            name,
+            f"The gradient taken apart: {family.recipe}",
+            tuple(blocks),
+            lead=_LEAD,
+            chips=family.conditions,
+        )
+    ]
+
+
+_LEAD = (
+    "g is the full gradient (BPTT), g_s its spatial part (SLTT), g − g_s what travels through time; all on "
+    "the same weights, batches and dropout masks, in fp32.",
+    "The whole network's figures weigh each layer by its gradient's size: a large readout, which has no "
+    "temporal part, hides what happens below. Look at the layers.",
+)
+
+
+def _sentence(family: Family) -> str:
+    network = family.level("network").dropna(subset=["cosine_mean"])
+    if network.empty:
+        return f"{family.recipe}: the gradient is 0 {family.when}, so that there is nothing to take apart."
+    ordered = network.sort_values("cosine_mean", kind="stable")
+    low, high = ordered.iloc[0], ordered.iloc[-1]
+    where = f" ({_point_words(low, ['timesteps', 'tau'])})"
+    if len(network) == 1:
+        return f"{family.recipe}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}."
+    return (
+        f"{family.recipe}, {family.when}: {COSINE} is between {_cosine(low['cosine_mean'])}{where} and "
+        f"{_cosine(high['cosine_mean'])} ({_point_words(high, ['timesteps', 'tau'])})."
+    )
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def _overview(family: Family, name: str) -> Table:
+    notes = [
+        f"Mean over {family.batches} batches{_and_seeds(family)}; ± standard deviation over batches.",
+        f"{family.when[0].upper()}{family.when[1:]}.",
+    ]
+    return _table_of_points(
+        family, f"{name}-points", "Full and spatial gradient", family.level("network"), notes
+    )
+
+
+def _every_epoch(family: Family, name: str) -> Table:
+    rows = family.gradients[family.gradients["level"] == "network"]
+    title = "At every epoch that was looked at"
+    return _table_of_points(family, f"{name}-epochs", title, rows, [], secondary=True)
+
+
+def _table_of_points(
+    family: Family, name: str, title: str, rows: pd.DataFrame, notes: Sequence[str], secondary: bool = False
+) -> Table:
+    varied = _varied(family, keep=("timesteps", "tau"))
+    columns: list[tuple[Heading, Callable[[Any], Cell]]] = [
+        (Heading(_WORDS[field], numeric=field in ("timesteps", "tau")), partial(_setting_cell, field=field))
+        for field in varied
+    ]
+    if len(family.epochs) > 1:
+        columns.append((Heading("epochs"), lambda row: _plain(f"{row['epoch']:g}", row["epoch"])))
+    columns += [
+        (Heading(COSINE), lambda row: _measured_cell(row, "cosine", _cosine)),
+        (Heading("‖g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "spatial_share", numbers.significant)),
+        (Heading("‖g − g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "temporal_share", numbers.significant)),
+        (Heading("lowest layer", numeric=False), partial(_lowest_layer_cell, family)),
+    ]
+    if family.accuracy["test_top1"].notna().any():
+        columns.append((Heading("test top-1", "%"), partial(_accuracy_cell, family)))
+    return Table(
+        name=name,
+        title=title,
+        headings=tuple(heading for heading, _ in columns),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for _, row in rows.iterrows()),
+        notes=tuple(notes),
+        secondary=secondary,
+    )
+
+
+def _plain(text: str, value: Any) -> Cell:
+    return Cell(text, value=value)
+
+
+def _setting_cell(row: Any, field: str) -> Cell:
+    return _plain(f"{row[field]:g}" if field in ("timesteps", "tau") else str(row[field]), row[field])
+
+
+def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> Cell:
+    mean, std = row[f"{quantity}_mean"], row[f"{quantity}_std"]
+    if not np.isfinite(mean):
+        return Cell(numbers.DASH, tone="muted")
+    shown = np.isfinite(std) and std > ROUNDING
+    return Cell(text(mean), f"± {numbers.significant(std, 1)}" if shown else "", mean)
+
+
+def _lowest_layer_cell(family: Family, row: Any) -> Cell:
+    layers = family.level("layer", int(row["epoch"]))
+    same = (layers[POINT] == row[POINT].to_numpy()).all(axis=1)
+    known = layers[same].dropna(subset=["cosine_mean"])
+    if known.empty:
+        return Cell(numbers.DASH, tone="muted")
+    lowest = known.sort_values("cosine_mean", kind="stable").iloc[0]
+    value = float(lowest["cosine_mean"])
+    return Cell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
+
+
+def _accuracy_cell(family: Family, row: Any) -> Cell:
+    known = family.accuracy
+    same = (known[[*POINT, "epoch"]] == row[[*POINT, "epoch"]].to_numpy()).all(axis=1)
+    values = known[same]["test_top1"].dropna()
+    if values.empty:
+        return Cell(numbers.DASH, tone="muted")
+    return Cell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
+
+
+def _operations(family: Family, name: str) -> Table:
+    headings = (
+        Heading("T"),
+        Heading("method", numeric=False),
+        Heading("forward"),
+        Heading("backward in space"),
+        Heading("backward through time"),
+        Heading("share of the backward pass", "%"),
+    )
+    rows = []
+    for _, row in family.operations.sort_values("timesteps", kind="stable").iterrows():
+        spatial, temporal = float(row["spatial_multiplications"]), float(row["temporal_multiplications"])
+        counts = (float(row["forward_multiplications"]), spatial, temporal)
+        per_sample = [count / float(row["samples"]) for count in counts]
+        share = temporal / (spatial + temporal)
+        rows.append(
+            (
+                _plain(f"{row['timesteps']:g}", row["timesteps"]),
+                _plain(str(row["counted_method"]), str(row["counted_method"])),
+                *(_plain(numbers.significant(count, 4), count) for count in per_sample),
+                Cell(numbers.percent(share), value=share),
+            )
+        )
+    notes = (
+        "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
+        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted.",
+    )
+    return Table(f"{name}-operations", "Multiplications, counted", headings, tuple(rows), notes)
+
+
+# Figures ----------------------------------------------------------------------------------------
+
+_WORDS = {
+    "timesteps": "T",
+    "tau": "τ",
+    "surrogate": "surrogate",
+    "reset": "reset",
+    "detach_reset": "detached reset",
+}
+_AXES = {"timesteps": "T, time steps", "tau": "τ, membrane time constant [steps]"}
+
+
+def _against(field: str) -> Callable[[Family, str], Figure | Missing | None]:
+    """The figure of cosine against T or τ."""
+    return partial(_cosine_against, field)
+
+
+def _cosine_against(field: str, family: Family, name: str) -> Figure | Missing:
+    title = f"Cosine against {_WORDS[field]}"
+    if len(family.values(field)) < 2:
+        example = "timesteps=1,2,4,8" if field == "timesteps" else "tau=1.1,1.5,2.0,4.0"
+        return Missing(
+            title,
+            f"only one {_WORDS[field]} was looked at",
+            f"sltt-bench analyze gradients {family.recipe} --over {example}",
+        )
+    fixed = _fixed_words(family, but=(field,))
+    caption = (
+        f"{COSINE} {family.when}. {fixed}Mean over {family.batches} batches{_and_seeds(family)}, bars one "
+        "standard deviation over batches; dotted: no temporal part."
+    )
+    panels = [_panel(family, field, "network", "", "Whole network")]
+    lowest = family.lowest_layer
+    if lowest is not None:
+        panels.append(_panel(family, field, "layer", lowest, f"Layer {lowest}"))
+    return Figure(f"{name}-{field}", title, caption, partial(draw_lines, tuple(panels)))
+
+
+def _panel(family: Family, field: str, level: str, part: str, title: str) -> Panel:
+    rows = family.level(level)
+    lines = _lines(family, rows[rows["name"] == part], field, "cosine_mean", "cosine_std")
+    return Panel(title, lines, _AXES.get(field, field), COSINE)
+
+
+def _lines(family: Family, rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
+    """A line for each point of the grid but for what the x axis shows; points without a value are left out."""
+    others = [field for field in POINT if field != x]
+    told = [field for field in others if rows[field].nunique() > 1]
+    lines = []
+    for _, members in rows.dropna(subset=[y]).groupby(others, sort=True):
+        members = members.sort_values(x)
+        points = zip(members[x], members[y], members[spread], strict=True)
+        label = _point_words(members.iloc[0], told) or family.recipe
+        lines.append(Line(label, tuple((float(a), float(b), float(c)) for a, b, c in points)))
+    return tuple(lines)
+
+
+def _heat_maps(family: Family, name: str) -> Figure | None:
+    others = [field for field in POINT if field != "timesteps"]
+    groups = list(family.level("layer").groupby(others, sort=True))
+    if len(family.values("timesteps")) < 2:
+        return None
+    if len(groups) > MOST_HEAT_MAPS:
+        groups = [groups[0], groups[len(groups) // 2], groups[-1]]
+    told = [field for field in others if len(family.values(field)) > 1] or ["tau"]
+    maps = tuple(_heat_map(rows, _point_words(rows.iloc[0], told)) for _, rows in groups)
+    caption = (
+        f"{COSINE} of each layer, the input's end on top, {family.when}. "
+        f"{_fixed_words(family, but=('timesteps', *told))}Mean over {family.batches} batches{_and_seeds(family)}; "
+        "blank: the layer's gradient is 0."
+    )
+    return Figure(f"{name}-layers", "Cosine by layer and T", caption, partial(draw_heat_maps, maps))
+
+
+def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
+    table = rows.pivot_table(
+        index=["depth", "name"], columns="timesteps", values="cosine_mean", dropna=False, sort=True
+    )
+    table = table.dropna(how="all")
+    layers = tuple(str(name) or "(top level)" for name in table.index.get_level_values("name"))
+    return HeatMap(title, layers, tuple(int(steps) for steps in table.columns), table.to_numpy(dtype=float))
+
+
+def _course(family: Family, name: str) -> Figure | Missing:
+    title = "Cosine over training"
+    if len(family.epochs) < 2:
+        return Missing(
+            title,
+            "only one epoch was looked at",
+            f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last",
+        )
+    rows = family.gradients
+    panels = []
+    for level, part, words in (("network", "", "Whole network"), ("layer", family.lowest_layer, "Layer")):
+        if part is not None:
+            own = rows[(rows["level"] == level) & (rows["name"] == part)]
+            lines = _lines(family, own, "epoch", "cosine_mean", "cosine_std")
+            panels.append(Panel(f"{words} {part}".strip(), lines, "epochs trained", COSINE))
+    caption = (
+        f"{COSINE} while the network is trained with {family.method}. {_fixed_words(family, but=())}"
+        f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
+        "standard deviation over batches."
+    )
+    return Figure(f"{name}-course", title, caption, partial(draw_lines, tuple(panels)))
+
+
+def _draws(family: Family, name: str) -> Figure | None:
+    steps = family.values("timesteps")[-1]
+    rows = family.draws
+    if rows.empty or steps < 2:
+        return None
+    rows = rows[(rows["timesteps"] == steps) & (rows["epoch"] == family.epochs[-1])]
+    below = rows[rows["drawn"] < steps]
+    variance = _lines(family, below, "drawn", "relative_variance_mean", "relative_variance_std")
+    cosine = _lines(family, rows, "drawn", "cosine_to_sltt_mean", "cosine_to_sltt_std")
+    if not variance or not cosine:
+        return None
+    label = "K, steps with a gradient"
+    panels = (
+        Panel(
+            "Relative variance", variance, label, "E‖(T/K)G − g_s‖² / ‖g_s‖²", limit=None, logarithmic=True
+        ),
+        Panel("Agreement with SLTT", cosine, label, "cosine(G, g_s)"),
+    )
+    caption = (
+        f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
+        f"g_s, {family.when}. Left: the closed form, bars one standard deviation over batches; K = T has "
+        f"variance 0. Right: mean over the draws, bars one standard deviation over draws. "
+        f"{_fixed_words(family, but=('timesteps',))}"
+    )
+    return Figure(f"{name}-draws", "SLTT-K against K", caption, partial(draw_lines, panels))
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def _varied(family: Family, keep: Sequence[str] = ()) -> list[str]:
+    return [field for field in POINT if field in keep or len(family.values(field)) > 1]
+
+
+def _fixed_words(family: Family, but: Sequence[str]) -> str:
+    """What was held fixed, as a sentence for a caption."""
+    fixed = [field for field in POINT if field not in but and len(family.values(field)) == 1]
+    row = family.gradients.iloc[0]
+    words = [_point_words(row, [field]) for field in fixed]
+    return f"Held fixed: {', '.join([*words, *family.conditions])}. "
+
+
+def _point_words(row: Any, told: Sequence[str]) -> str:
+    return ", ".join(_setting_words(field, row[field]) for field in told)
+
+
+def _setting_words(field: str, value: Any) -> str:
+    if field in ("timesteps", "tau"):
+        return f"{_WORDS[field]} = {value:g}"
+    if field == "detach_reset":
+        return "detached reset" if value else "reset not detached"
+    return f"{value} reset" if field == "reset" else f"surrogate {value}"
+
+
+def _and_seeds(family: Family) -> str:
+    return f" and {family.seeds} seeds" if family.seeds > 1 else ""
+
+
+def _cosine(value: float) -> str:
+    """Enough decimals to tell a cosine from 1."""
+    return f"{value:.4f}" if value < 0.99995 else f"{value:.6f}".rstrip("0").rstrip(".")
