@@ -125,10 +125,11 @@ def test_dvs_cifar10_missing_class_folder_is_named(tmp_path: Path) -> None:
         load("dvs-cifar10", tmp_path, **counts)
 
 
-def test_wrong_count_of_recordings_is_an_error(tmp_path: Path) -> None:
+def test_wrong_count_of_recordings_is_an_error_before_anything_is_converted(tmp_path: Path) -> None:
     write_dvs_cifar10(tmp_path, events=50)
     with pytest.raises(DataError, match=r"20 samples, but the recipe's data\.train_samples says 9000"):
-        load("dvs-cifar10", tmp_path, limit=1)
+        load("dvs-cifar10", tmp_path)
+    assert cached(tmp_path) == {}
 
 
 @pytest.mark.parametrize("suffix", [".aedat4", ".aedat"])

@@ -239,3 +239,27 @@ def test_synthetic_batches_larger_than_the_pool_repeat_samples() -> None:
     x, _ = next(iter(loader(bundle.train, batch_size=128)))
     assert x.shape == (128, 20, 2, 128, 128)
     assert POOL_BYTES // each < 128
+
+
+# On a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_for_a_gpu_are_pinned_and_its_generator_is_left_alone(in_memory: bool) -> None:
+    x = torch.arange(SAMPLES)
+    subject = make_loader(
+        TensorDataset(x, x) if in_memory else Noisy(),
+        batch_size=8,
+        shuffle=True,
+        seed=1,
+        drop_last=False,
+        options=DigitsOptions(),
+        device=torch.device("cuda"),
+    )
+    torch.cuda.manual_seed(5)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(5)
+    batches = list(subject)
+    assert all(x.is_pinned() and labels.is_pinned() for x, labels in batches)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)

@@ -126,18 +126,22 @@ def load(options: DataOptions, place: DataPlace) -> DataBundle:
         bundle: DataBundle = getattr(import_module(module), function)(options, place)
     else:
         bundle = _third_party(options.name).load(options, place)
-    for split, dataset, expected in (
-        ("train", bundle.train, options.train_samples),
-        ("test", bundle.test, options.test_samples),
+    check_counts(options, len(bundle.train), len(bundle.test))  # type: ignore[arg-type]
+    return bundle
+
+
+def check_counts(options: DataOptions, train: int, test: int) -> None:
+    """Raises DataError unless both splits have as many samples as the options expect."""
+    for split, found, expected in (
+        ("train", train, options.train_samples),
+        ("test", test, options.test_samples),
     ):
-        found = len(dataset)  # type: ignore[arg-type]
         if found != expected:
             raise DataError(
                 f"data set {options.name!r}: the {split} split has {found} samples, but the recipe's "
                 f"data.{split}_samples says {expected}; another split or a damaged copy? "
                 f"`sltt-bench data verify {options.name}` tells which"
             )
-    return bundle
 
 
 def _third_party(name: str) -> Any:

@@ -50,7 +50,7 @@ def load(options: DVSCIFAR10Options, place: DataPlace) -> DataBundle:
     numbered = recordings(options, place.data_dir)
     train = FrameDataset([r for number, r in numbered if number < FIRST_TEST_NUMBER], cache)
     test = FrameDataset([r for number, r in numbered if number >= FIRST_TEST_NUMBER], cache)
-    prepare_splits([train, test], cache, options, place.progress)
+    prepare_splits(train, test, cache, options, place.progress)
     return DataBundle(train, test, bytes_to_input if options.resize == "published" else Tensor.float)
 
 

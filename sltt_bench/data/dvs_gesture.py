@@ -42,7 +42,7 @@ def load(options: DVSGestureOptions, place: DataPlace) -> DataBundle:
     train, test = (
         FrameDataset(recordings(options, place.data_dir, split), cache) for split in ("train", "test")
     )
-    prepare_splits([train, test], cache, options, place.progress)
+    prepare_splits(train, test, cache, options, place.progress)
     return DataBundle(train, test, Tensor.float)
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sltt_bench.data import DataError, Progress, damaged, no_progress
+from sltt_bench.data import DataError, Progress, check_counts, damaged, no_progress
 from sltt_bench.data.loading import evenly_spread
 from sltt_bench.data.options import EventOptions
 
@@ -268,9 +268,13 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
 
 
 def prepare_splits(
-    splits: Sequence[FrameDataset], cache: FrameCache, options: EventOptions, progress: Progress
+    train: FrameDataset, test: FrameDataset, cache: FrameCache, options: EventOptions, progress: Progress
 ) -> None:
-    """Make the frames of all samples that a run with these options will show. Raises DataError."""
-    for split in splits:
+    """Make the frames of all samples that a run with these options will show. Raises DataError.
+
+    A wrong count is an error before the conversion, which can take minutes, not after it.
+    """
+    check_counts(options, len(train), len(test))
+    for split in (train, test):
         chosen = evenly_spread(torch.tensor(split.labels), options.limit).tolist()
         cache.fill(split.recordings(chosen), options.workers, progress)
