@@ -96,8 +96,7 @@ def gradients(context: Context) -> Contribution:
 def find_families(results: Results) -> list[Family]:
     """The analyses in families, ordered by recipe."""
     cells = results.cells[results.cells["kind"] == "analysis"]
-    rows = _rows(results, GRADIENTS_FILE)
-    if cells.empty or rows.empty:
+    if cells.empty:
         return []
     held_fixed = [
         _held_fixed(results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"])))
@@ -105,11 +104,10 @@ def find_families(results: Results) -> list[Family]:
     ]
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     cells = cells.assign(held_fixed=held_fixed)[["run", "cell_id", *family, "held_fixed"]]
-    draws, operations = _rows(results, DRAWS_FILE), _rows(results, OPERATIONS_FILE)
+    tables = [*(_rows(results, file) for file in _FILES), results.epochs]
     found = []
     for _, members in cells.groupby([*family, "held_fixed"], sort=True):
-        ids = members[["run", "cell_id"]]
-        own = [rows.merge(ids), draws.merge(ids), operations.merge(ids), results.epochs.merge(ids)]
+        own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
         if not own[0].empty:
             found.append(_family(members.iloc[0], *own))
     return found
@@ -133,7 +131,7 @@ def _family(
         gradients=_mean_over_seeds(rows, [*POINT, "epoch", "level", "name", "depth"]),
         draws=_mean_over_seeds(draws, [*POINT, "epoch", "drawn"]),
         operations=operations.drop_duplicates(["timesteps", "counted_method"]),
-        accuracy=_mean_over_seeds(epochs, [*POINT, "epoch"])[[*POINT, "epoch", "test_top1"]],
+        accuracy=epochs.groupby([*POINT, "epoch"])["test_top1"].mean().reset_index(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
     )
@@ -143,11 +141,19 @@ def _mean_over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return rows.groupby(by, sort=True, dropna=False).mean(numeric_only=True).reset_index()
 
 
+_FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE)
+
+
 def _rows(results: Results, file: str) -> pd.DataFrame:
     """The rows of a file in all runs that belong to the last attempt of a cell."""
     frames = [run.rows(file).assign(run=number) for number, run in enumerate(results.runs)]
     everything = pd.concat([frame for frame in frames if not frame.empty] or frames[:1], ignore_index=True)
-    return everything.merge(results.cells[["run", "cell_id", "attempt"]], on=["run", "cell_id", "attempt"])
+    return _belonging(everything, results.cells, ["run", "cell_id", "attempt"])
+
+
+def _belonging(rows: pd.DataFrame, cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """The rows whose key is that of a cell."""
+    return rows[pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(cells[key]))]
 
 
 def _held_fixed(recipe: Mapping[str, Any]) -> str:
@@ -157,7 +163,7 @@ def _held_fixed(recipe: Mapping[str, Any]) -> str:
 
 
 def _frames(results: Results) -> dict[str, pd.DataFrame]:
-    frames = {file: _rows(results, file) for file in (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE)}
+    frames = {file: _rows(results, file) for file in _FILES}
     return {file: frame.drop(columns="run") for file, frame in frames.items()}
 
 
