@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 BACKENDS: dict[str, str] = {
     "reference": "sltt_bench.backends.reference:Reference",
+    "native": "sltt_bench.backends.native:Native",
+    "spikingjelly": "sltt_bench.backends.spikingjelly:SpikingJelly",
 }
 """Backend name → "module:factory"."""
 

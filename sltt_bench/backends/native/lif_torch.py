@@ -1,0 +1,150 @@
+"""The LIF step and its derivative on membrane potentials, in few passes over memory, on any device.
+
+    forward    I[t], u[t−1] → s[t], u[t]
+    backward   ∂L/∂s[t], ∂L/∂u[t+1], u[t] → ∂L/∂u[t] = ∂L/∂I[t]
+    fire       u[t] → s[t]
+
+All carry u, the potential before the reset, and recompute spike and reset from it. The operations
+and their order are those of `sltt_bench.neurons`, so that spikes agree to the last bit. On the CPU
+they run over pieces that stay in the cache: a chain of operations then costs one pass over memory.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from sltt_bench.neurons import LIFParameters
+from sltt_bench.surrogates import SURROGATES
+
+PIECE = 131_072
+"""Elements that each CPU thread works on before it goes on to the next operation."""
+
+
+class TorchKernels:
+    """The kernels of any device."""
+
+    name = "torch"
+
+    def forward(
+        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(s[t], u[t]) from I[t] and u[t−1] (None before the first step), all of one shape.
+
+        `out` receives u[t]; it may be `previous` itself. Before the first step u[t] is `current` where
+        the neuron rests at 0, and shares its memory.
+        """
+        if previous is None:
+            rest = neuron.resting_potential
+            membrane = current + rest if rest else current
+            return self.fire(membrane, neuron), membrane
+        membrane = torch.empty_like(current) if out is None else out
+        spikes = torch.empty_like(current)
+        for current_, previous_, membrane_, spikes_ in _pieces(current, previous, membrane, spikes):
+            _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron)
+        return spikes, membrane
+
+    def backward(
+        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
+    ) -> Tensor:
+        """∂L/∂u[t] from ∂L/∂s[t], ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
+        grad = torch.empty_like(membrane)
+        if grad_next is None:
+            assert grad_spikes is not None
+            for grad_spikes_, membrane_, grad_ in _pieces(grad_spikes, membrane, grad):
+                torch.mul(grad_spikes_, _surrogate(membrane_, neuron), out=grad_)
+        elif grad_spikes is None:
+            for grad_next_, membrane_, grad_ in _pieces(grad_next, membrane, grad):
+                _through_time(None, grad_next_, membrane_, grad_, neuron)
+        else:
+            for grad_spikes_, grad_next_, membrane_, grad_ in _pieces(grad_spikes, grad_next, membrane, grad):
+                _through_time(grad_spikes_, grad_next_, membrane_, grad_, neuron)
+        return grad
+
+    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
+        """s[t] from u[t], of its shape, type and memory format."""
+        return torch.ge(
+            membrane,
+            representable_threshold(neuron.v_threshold, membrane.dtype),
+            out=torch.empty_like(membrane),
+        )
+
+
+@cache
+def representable_threshold(v_threshold: float, dtype: torch.dtype) -> float:
+    """The smallest number of the format that is not below V_th (in float32, as the equations take it).
+
+    A comparison rounds the threshold to the format of the potential; rounded down, it would let
+    neurons fire below V_th.
+    """
+    exact = torch.tensor(v_threshold, dtype=torch.promote_types(dtype, torch.float32))
+    rounded = exact.to(dtype)
+    if rounded.to(exact.dtype) < exact:
+        rounded = torch.nextafter(rounded, torch.tensor(torch.inf, dtype=dtype))
+    return float(rounded)
+
+
+def _leak_and_integrate(
+    current: Tensor, previous: Tensor, membrane: Tensor, spikes: Tensor, neuron: LIFParameters
+) -> None:
+    """u[t] = λ v[t−1] + I[t] into `membrane` and s[t] into `spikes`."""
+    threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
+    torch.ge(previous, threshold, out=spikes)
+    if neuron.reset == "soft":
+        torch.sub(previous, spikes, alpha=neuron.v_threshold, out=membrane)
+    else:
+        torch.where(spikes != 0, previous.new_tensor(neuron.v_reset), previous, out=membrane)
+    membrane.mul_(neuron.decay).add_(current)
+    if rest := neuron.resting_potential:
+        membrane.add_((1 - neuron.decay) * rest)
+    torch.ge(membrane, threshold, out=spikes)
+
+
+def _through_time(
+    grad_spikes: Tensor | None, grad_next: Tensor, membrane: Tensor, grad: Tensor, neuron: LIFParameters
+) -> None:
+    """∂L/∂u[t] into `grad`, by way of s[t], of v[t] and, unless detached, of v[t] by way of s[t]."""
+    grad_potential = neuron.decay * grad_next
+    through_spikes = grad_spikes
+    if not neuron.detach_reset:
+        if neuron.reset == "soft":
+            through_reset = grad_potential * -neuron.v_threshold
+        else:
+            through_reset = grad_potential * (neuron.v_reset - membrane)
+        through_spikes = through_reset if grad_spikes is None else through_reset.add_(grad_spikes)
+    if neuron.reset == "hard":
+        grad_potential.masked_fill_(
+            membrane >= representable_threshold(neuron.v_threshold, membrane.dtype), 0
+        )
+    if through_spikes is None:
+        grad.copy_(grad_potential)
+    else:
+        torch.mul(through_spikes, _surrogate(membrane, neuron), out=grad).add_(grad_potential)
+
+
+def _surrogate(membrane: Tensor, neuron: LIFParameters) -> Tensor:
+    return SURROGATES[neuron.surrogate](membrane - neuron.v_threshold)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors in corresponding pieces, or whole where pieces would not correspond or not pay."""
+    first = tensors[0]
+    size = PIECE * torch.get_num_threads()
+    if first.device.type != "cpu" or first.numel() <= size:
+        yield tensors
+    elif all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first):
+        flat = [tensor.as_strided((first.numel(),), (1,)) for tensor in tensors]
+        yield from zip(*(tensor.split(size) for tensor in flat), strict=True)
+    else:
+        yield tensors
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether the elements fill a stretch of memory without gaps, in any order of dimensions."""
+    expected = 1
+    for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length != 1 and stride != expected:
+            return False
+        expected *= length
+    return True

@@ -1,0 +1,218 @@
+"""What is the same at all T steps of an iteration is computed once.
+
+Two things are: the standardised weights of convolutions, and what the first layers make of an image
+that is shown at every step. Each is computed at its first use and given to the steps as a leaf of
+their graphs. The gradients that reach a leaf are summed over t and go on through its computation
+once, when the iteration ends; the gradients of the parameters behind it are complete only then.
+Where the sum would take more memory than the layer's input it is not formed: each backward pass goes
+through the layer.
+"""
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+FIRST_LAYERS = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.Flatten)
+"""Layers without state and chance: equal inputs give equal outputs."""
+
+
+class OncePerIteration:
+    """Learns from a network's first iterations which layers receive one and the same tensor at every step."""
+
+    def __init__(self, *, first_layers: bool) -> None:
+        """`first_layers`: keep the outputs of the first layers too, not only standardised weights."""
+        self._first_layers = first_layers
+        self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
+        self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.computed_once: set[str] = set()
+        """Kinds of layers of which something was computed once so far."""
+
+    @contextmanager
+    def active(self, network: nn.Module) -> Iterator[None]:
+        """One iteration of the network; at its end the summed gradients reach the parameters."""
+        shared: list[Shared] = []
+        repeating = self._repeating.get(network, set())
+        layers = [_Layer(module, shared, expected=module in repeating) for module in self._watched(network)]
+        weights = [_Weight(module, shared) for module in network.modules() if _standardises(module)]
+        patches: list[_Layer | _Weight] = [*layers, *weights]
+        for patch in patches:
+            patch.install()
+        try:
+            yield
+        finally:
+            for patch in patches:
+                patch.remove()
+        for result in reversed(shared):
+            result.settle()
+        self.computed_once |= {type(result.module).__name__ for result in shared}
+        self._learn(network, layers)
+
+    def _watched(self, network: nn.Module) -> Iterable[nn.Module]:
+        if not self._first_layers:
+            return ()
+        if network in self._settled:
+            return self._repeating[network]
+        return filter(_is_first_layer, network.modules())
+
+    def _learn(self, network: nn.Module, layers: list["_Layer"]) -> None:
+        if not any(layer.calls > 1 for layer in layers):
+            return  # T = 1 tells nothing
+        repeating = {layer.module for layer in layers if layer.repeats}
+        if repeating == self._repeating.get(network):
+            self._settled.add(network)
+        self._repeating[network] = repeating
+
+
+class Shared:
+    """A result that all steps use, and the sum of the gradients that they send back."""
+
+    def __init__(
+        self, module: nn.Module, value: Tensor, trainable: bool, pass_on: Callable[[Tensor], None]
+    ) -> None:
+        """`pass_on` takes ∂L/∂value to the parameters."""
+        self.module = module
+        self.leaf = value.detach().requires_grad_(trainable)
+        self._pass_on = pass_on
+        self._made_from = _versions(module)
+
+    def settle(self) -> None:
+        """Pass on what has been summed. Raises RuntimeError if the parameters are others now."""
+        self.check()
+        grad, self.leaf.grad = self.leaf.grad, None
+        if grad is not None:
+            self._pass_on(grad)
+
+    def settle_at_each_backward_pass(self) -> None:
+        """Do not sum."""
+        self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())
+
+    def check(self) -> None:
+        """Raises RuntimeError if the parameters are not those that the value was made from."""
+        if _versions(self.module) != self._made_from:
+            raise RuntimeError(
+                f"the parameters of a {type(self.module).__name__} were changed within an iteration, but the "
+                "native backend computes with them once an iteration; change them between iterations, or "
+                "use --backend reference"
+            )
+
+
+class _Weight:
+    """A layer whose `standardised_weight` is computed once."""
+
+    def __init__(self, module: nn.Module, shared: list[Shared]) -> None:
+        self.module = module
+        self._standardise: Callable[[], Tensor] = module.standardised_weight
+        self._shared = shared
+        self._result: Shared | None = None
+
+    def install(self) -> None:
+        self.module.__dict__["standardised_weight"] = self._call
+
+    def remove(self) -> None:
+        del self.module.__dict__["standardised_weight"]
+
+    def _call(self) -> Tensor:
+        if self._result is None:
+            with torch.no_grad():
+                value = self._standardise()
+            trainable = any(parameter.requires_grad for parameter in self.module.parameters(recurse=False))
+            self._result = Shared(self.module, value, trainable, self._pass_on)
+            self._shared.append(self._result)
+        self._result.check()
+        return self._result.leaf
+
+    def _pass_on(self, grad: Tensor) -> None:
+        # Standardised once more, so that no graph of it is kept while the steps run.
+        with torch.enable_grad():
+            weight = self._standardise()
+        weight.backward(grad)
+
+
+class _Layer:
+    """A layer whose output is kept where it receives the tensor that it received before."""
+
+    def __init__(self, module: nn.Module, shared: list[Shared], *, expected: bool) -> None:
+        """`expected`: whether repetition is known, so that the first output is kept already."""
+        self.module = module
+        self.calls = 0
+        self.repeats = expected
+        self._forward: Callable[[Tensor], Tensor] = module.forward
+        self._shared = shared
+        self._result: Shared | None = None
+        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+
+    def install(self) -> None:
+        self.module.__dict__["forward"] = self._call
+
+    def remove(self) -> None:
+        del self.module.__dict__["forward"]
+
+    def _call(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(x):
+            return self._forward(x)
+        again = self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
+        self._seen = weakref.ref(x), x._version
+        if not again:
+            self._result = None
+            if self.calls > 1 or not self.repeats:
+                self.repeats = False
+                return self._forward(x)
+        self.repeats = True
+        if self._result is None:
+            self._result = self._compute(x)
+        self._result.check()
+        return self._result.leaf
+
+    def _is_leaf_of_the_iteration(self, x: Tensor) -> bool:
+        """Whether x comes from outside the steps' graphs, or from a layer that is shared itself."""
+        return not x.requires_grad or any(x is result.leaf for result in self._shared)
+
+    def _compute(self, x: Tensor) -> Shared:
+        with torch.enable_grad(), _only_shapes_saved(self.module):
+            output = self._forward(x)
+
+        def pass_on(grad: Tensor) -> None:
+            output.backward(grad, retain_graph=True)
+
+        result = Shared(self.module, output, output.requires_grad, pass_on)
+        if output.requires_grad and output.numel() > x.numel():
+            result.settle_at_each_backward_pass()
+        self._shared.append(result)
+        return result
+
+
+def _standardises(module: nn.Module) -> bool:
+    return hasattr(module, "standardised_weight")
+
+
+def _is_first_layer(module: nn.Module) -> bool:
+    known = type(module) in FIRST_LAYERS or _standardises(module)
+    return known and not module._forward_pre_hooks and "forward" not in module.__dict__
+
+
+def _versions(module: nn.Module) -> list[tuple[int, int]]:
+    """Changes when a parameter is changed in place or replaced."""
+    return [(id(parameter), parameter._version) for parameter in module.parameters(recurse=False)]
+
+
+@contextmanager
+def _only_shapes_saved(module: nn.Module) -> Iterator[None]:
+    """The derivative of average pooling depends on the shape of its input alone, yet autograd saves it."""
+    if type(module) is not nn.AvgPool2d:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_shape_of, _empty_of_shape):
+        yield
+
+
+def _shape_of(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _empty_of_shape(shape: tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]) -> Tensor:
+    size, stride, dtype, device = shape
+    return torch.empty_strided(size, stride, dtype=dtype, device=device)

@@ -1,0 +1,287 @@
+"""What the backward pass keeps of an iteration: what the potentials determine is not stored.
+
+Autograd saves the input of every convolution: spikes, which u ≥ V_th says anew, often scaled, masked
+or pooled on the way. A saved-tensor hook keeps such a tensor as the way to compute it again, found in
+the graph that made it. u itself is the state of the neuron and the input of its surrogate, so that it
+is stored once for three purposes. With `recompute`, convolutions of such tensors (the inputs of batch
+norm) are kept as ways too.
+
+Autograd checks by version counters that nothing saved was changed in place; a tensor in the hands of
+a hook escapes that check, so it is repeated here.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Fire = Callable[[Tensor], Tensor]
+"""u[t] → s[t]."""
+Node = Any
+"""A node of the autograd graph: what made a tensor."""
+
+SMALL = 4096
+"""Elements up to which a tensor is stored rather than computed again."""
+
+
+class Kept(Protocol):
+    """What stands for a saved tensor."""
+
+    def tensor(self) -> Tensor:
+        """The tensor, or an equal one."""
+
+
+class Stored:
+    """The tensor itself."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        # Detached: an output would hold the graph that holds it.
+        self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
+        self._version = None if tensor.is_inference() else tensor._version
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether this is the tensor."""
+        return tensor is self._tensor
+
+    def tensor(self) -> Tensor:
+        """Raises RuntimeError if it was changed in place since it was saved."""
+        if self._version is not None and self._tensor._version != self._version:
+            raise RuntimeError(
+                f"a tensor of shape {tuple(self._tensor.shape)} that the backward pass needs was changed in "
+                "place; use an operation that makes a new tensor instead"
+            )
+        return self._tensor
+
+
+class Membrane(Stored):
+    """u[t] of one layer; exists as long as a graph needs it."""
+
+    def __init__(self, tensor: Tensor, fire: Fire) -> None:
+        super().__init__(tensor)
+        self.fire = fire
+
+
+@dataclass(frozen=True)
+class Computed:
+    """The result of an operation on what is kept anyway."""
+
+    operation: Callable[..., Tensor]
+    operands: tuple[Kept, ...]
+    costly: bool = False
+    """Whether it takes more than a pass over memory."""
+
+    def tensor(self) -> Tensor:
+        """Computed anew."""
+        with torch.no_grad():
+            return self.operation(*(operand.tensor() for operand in self.operands))
+
+
+class SpareRoom:
+    """Bytes that cost nothing: the backward pass through the largest layer needs them later anyway.
+
+    By then the results of smaller layers, which come after the largest in the common networks, are
+    gone. Storing these spares their convolutions and leaves the peak where it is.
+    """
+
+    TENSORS = 3
+    """What a convolution with batch norm holds at once in its backward pass, beside the potentials."""
+
+    def __init__(self) -> None:
+        self._largest = 0
+        self._used = 0
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether the tensor, which could be computed again, is one to store."""
+        self._largest = max(self._largest, tensor.nbytes)
+        return tensor.nbytes <= self._largest / 2 and self._used + tensor.nbytes <= self.TENSORS * self._largest
+
+    def store(self, tensor: Tensor) -> Stored:
+        """The tensor itself; its room is free again once it is."""
+        stored = Stored(tensor)
+        self._used += tensor.nbytes
+        weakref.finalize(stored, self._release, tensor.nbytes)
+        return stored
+
+    def _release(self, size: int) -> None:
+        self._used -= size
+
+
+class SavedTensors:
+    """The pair of hooks of one backend."""
+
+    def __init__(self, *, recompute: bool) -> None:
+        """`recompute`: compute convolutions of spikes again instead of storing their results."""
+        self._ways = {**_CHEAP_WAYS, **(_CONVOLUTIONS if recompute else {})}
+        self._spare_room = SpareRoom()
+        self._announced: Membrane | None = None
+        self.is_active = False
+        """Whether the hooks see what autograd saves now."""
+        self.computed_again: set[str] = set()
+        """Names of the operations whose results were not stored so far."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let the hooks see all that autograd saves inside."""
+        self.is_active = True
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
+                yield
+        finally:
+            self.is_active = False
+
+    @contextmanager
+    def announce(self, membrane: Membrane) -> Iterator[None]:
+        """Say which potential a neuron saves inside."""
+        self._announced = membrane
+        try:
+            yield
+        finally:
+            self._announced = None
+
+    def _pack(self, tensor: Tensor) -> Kept:
+        if self._announced is not None and self._announced.holds(tensor):
+            return self._announced
+        if tensor.grad_fn is None or tensor.numel() <= SMALL:
+            return Stored(tensor)
+        way = self._way_to(tensor.grad_fn, tensor.output_nr)
+        if way is None:
+            return Stored(tensor)
+        if way.costly and self._spare_room.fits(tensor):
+            return self._spare_room.store(tensor)
+        self.computed_again.add(tensor.grad_fn.name())
+        return way
+
+    def _unpack(self, kept: Kept) -> Tensor:
+        return kept.tensor()
+
+    def _way_to(self, node: Node, output: int) -> Computed | None:
+        """How to compute an output of a node again from what is kept anyway; None: there is no way."""
+        membrane = getattr(node, "membrane", None)
+        if membrane is not None:
+            kept = membrane()
+            return None if kept is None or output != 0 else Computed(kept.fire, (kept,))
+        way = self._ways.get(node.name())
+        return None if way is None else way(node, self._operand)
+
+    def _operand(self, node: Node, index: int, saved: str = "") -> Kept | None:
+        """The way to a node's input; `saved` is the name under which a constant one is saved there."""
+        before, output = node.next_functions[index]
+        if before is None:
+            constant = getattr(node, saved) if saved else None
+            return None if constant is None else Stored(constant)
+        if hasattr(before, "variable"):
+            return Stored(before.variable)
+        return self._way_to(before, output)
+
+
+# Ways through the graph, by the name of the node ------------------------------------------------
+
+Operand = Callable[..., Kept | None]
+Way = Callable[[Node, Operand], Computed | None]
+
+
+def _computed(
+    operation: Callable[..., Tensor], *operands: Kept | None, costly: bool = False
+) -> Computed | None:
+    """The operation, if there is a way to all of its operands."""
+    known = tuple(operand for operand in operands if operand is not None)
+    if len(known) < len(operands):
+        return None
+    costly = costly or any(isinstance(operand, Computed) and operand.costly for operand in known)
+    return Computed(operation, known, costly)
+
+
+def _product(node: Node, operand: Operand) -> Computed | None:
+    return _computed(torch.mul, operand(node, 0, "_saved_self"), operand(node, 1, "_saved_other"))
+
+
+def _quotient(node: Node, operand: Operand) -> Computed | None:
+    return _computed(torch.div, operand(node, 0), operand(node, 1, "_saved_other"))
+
+
+def _zeroed(node: Node, operand: Operand) -> Computed | None:
+    # Which value was filled in is not in the graph; `fills_with_zero` says so of the layers known to it.
+    if not node.metadata.get(_FILLS_WITH_ZERO, False):
+        return None
+    fill = partial(torch.masked_fill, value=0)
+    return _computed(fill, operand(node, 0), Stored(node._saved_mask))
+
+
+def _sum(node: Node, operand: Operand) -> Computed | None:
+    add = partial(torch.add, alpha=node._saved_alpha)
+    return _computed(add, operand(node, 0), operand(node, 1))
+
+
+def _average_pool(node: Node, operand: Operand) -> Computed | None:
+    pool = partial(
+        torch.ops.aten.avg_pool2d,
+        kernel_size=node._saved_kernel_size,
+        stride=node._saved_stride,
+        padding=node._saved_padding,
+        ceil_mode=node._saved_ceil_mode,
+        count_include_pad=node._saved_count_include_pad,
+        divisor_override=node._saved_divisor_override,
+    )
+    return _computed(pool, operand(node, 0))
+
+
+def _adaptive_average_pool(node: Node, operand: Operand) -> Computed | None:
+    size = list(_result(node).shape[-2:])
+    return _computed(partial(torch.ops.aten.adaptive_avg_pool2d, output_size=size), operand(node, 0))
+
+
+def _reshaped(node: Node, operand: Operand) -> Computed | None:
+    return _computed(partial(torch.reshape, shape=tuple(_result(node).shape)), operand(node, 0))
+
+
+def _cast(node: Node, operand: Operand) -> Computed | None:
+    return _computed(partial(torch.Tensor.to, dtype=_result(node).dtype), operand(node, 0))
+
+
+def _convolution(node: Node, operand: Operand) -> Computed | None:
+    convolve = partial(
+        torch.ops.aten.convolution,
+        stride=node._saved_stride,
+        padding=node._saved_padding,
+        dilation=node._saved_dilation,
+        transposed=node._saved_transposed,
+        output_padding=node._saved_output_padding,
+        groups=node._saved_groups,
+    )
+    x, weight = operand(node, 0, "_saved_input"), Stored(node._saved_weight)
+    if not any(node._saved_bias_sym_sizes_opt or ()):
+        return _computed(partial(convolve, bias=None), x, weight, costly=True)
+    return _computed(convolve, x, weight, operand(node, 2), costly=True)
+
+
+_FILLS_WITH_ZERO = "sltt_bench.fills_with_zero"
+
+
+def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
+    """A forward hook that vouches for a layer: where it ends in `masked_fill`, the value is 0."""
+    if output.grad_fn is not None:
+        output.grad_fn.metadata[_FILLS_WITH_ZERO] = True
+
+
+def _result(node: Node) -> Any:
+    """Shape and type of a node's result."""
+    return node._input_metadata[0]
+
+
+_CHEAP_WAYS: dict[str, Way] = {
+    "MulBackward0": _product,
+    "DivBackward0": _quotient,
+    "MaskedFillBackward0": _zeroed,
+    "AddBackward0": _sum,
+    "AvgPool2DBackward0": _average_pool,
+    "AdaptiveAvgPool2DBackward0": _adaptive_average_pool,
+    "ViewBackward0": _reshaped,
+    "UnsafeViewBackward0": _reshaped,
+    "ToCopyBackward0": _cast,
+}
+_CONVOLUTIONS: dict[str, Way] = {"ConvolutionBackward0": _convolution}
