@@ -391,7 +391,7 @@ def _without_copies(
     cells.loc[never_started, "first_started"] = [
         _run_identity(runs[int(run)]) for run in cells.loc[never_started, "run"]
     ]
-    identity = ["cell_id", "first_started", "first_wall_s"]
+    identity = ["cell_id", "device_name", "first_started", "first_wall_s"]
     copied = cells.duplicated(identity, keep="first")
     kept = cells[~copied]
     original = kept.drop_duplicates(identity).set_index(identity)["path"]

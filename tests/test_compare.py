@@ -1,0 +1,154 @@
+"""`compare`: a small vocabulary, each word pinned by sets that were made for it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from handmade import MIB, RECIPE, HandmadeRun, varied
+from rich.console import Console
+
+from sltt_bench.report.compare import Comparison, compare_sets
+
+QUIET = Console(quiet=True)
+
+
+def make(folder: Path, seconds: list[float], *, method: str = "sltt", **machine: Any) -> HandmadeRun:
+    run = HandmadeRun(folder / "run", **machine)
+    for seed, value in enumerate(seconds):
+        run.cell(method, seed, train_s=[9.0, value], top1=[0.1, 0.9], peak_tensor_bytes=10 * MIB)
+    return run
+
+
+def compared(tmp_path: Path, threshold: float = 0.05) -> Comparison:
+    return compare_sets(tmp_path / "a", tmp_path / "b", threshold, console=QUIET)
+
+
+def words(comparison: Comparison) -> dict[tuple[str, str], str]:
+    return {(change.method, change.metric): change.word for change in comparison.changes}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "word"),
+    [
+        ([2.0], [2.2], "worse"),
+        ([2.0], [2.05], "within the noise"),
+        ([2.0], [1.0], "better"),
+        # Slower by 10 % on average, but one of three seeds became faster: the interval contains 1.
+        ([2.0, 2.0, 2.0], [2.6, 2.4, 1.6], "within the noise"),
+        ([2.0, 2.0, 2.0], [2.3, 2.2, 2.1], "worse"),
+    ],
+)
+def test_time_is_judged_by_threshold_and_interval(
+    tmp_path: Path, before: list[float], after: list[float], word: str
+) -> None:
+    make(tmp_path / "a", before)
+    make(tmp_path / "b", after)
+    comparison = compared(tmp_path)
+    assert words(comparison)["sltt", "epoch_s"] == word
+    assert words(comparison)["sltt", "peak_tensor_bytes"] == "within the noise"
+    assert words(comparison)["sltt", "last_test_top1"] == "within the noise"
+    assert bool(comparison.regressions) == (word == "worse")
+
+
+def test_the_change_is_told_with_both_values_and_the_ratio(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    make(tmp_path / "b", [3.0])
+    (change,) = (change for change in compared(tmp_path).changes if change.metric == "epoch_s")
+    assert (change.a, change.b, change.change) == ("2.00 s", "3.00 s", "1.50×, n = 1")
+
+
+def test_a_lower_accuracy_is_worse_and_counts_in_points(tmp_path: Path) -> None:
+    for name, last in (("a", 0.9), ("b", 0.885)):
+        HandmadeRun(tmp_path / name / "run").cell("sltt", top1=[0.1, 0.5, last])
+    (change,) = compared(tmp_path).regressions
+    assert (change.metric, change.change) == ("last_test_top1", "−1.50 points, n = 1")
+
+
+def test_a_method_that_fails_anew_is_a_regression_and_one_that_works_again_is_fixed(tmp_path: Path) -> None:
+    for name, statuses in (("a", ("ok", "oom", "oom")), ("b", ("oom", "ok", "oom"))):
+        run = HandmadeRun(tmp_path / name / "run")
+        for method, status in zip(("bptt", "sltt", "sltt-k2"), statuses, strict=True):
+            run.cell(method, status=status, reason="" if status == "ok" else "no memory")
+    comparison = compared(tmp_path)
+    assert words(comparison) == {
+        ("bptt", "status"): "newly failed",
+        ("sltt", "status"): "fixed",
+        ("sltt-k2", "status"): "not comparable",
+    }
+    assert [change.method for change in comparison.regressions] == ["bptt"]
+
+
+def test_a_seed_that_fails_anew_is_a_regression_even_if_others_finish(tmp_path: Path) -> None:
+    for name, status in (("a", "ok"), ("b", "error")):
+        run = HandmadeRun(tmp_path / name / "run")
+        run.cell("sltt", 0)
+        run.cell("sltt", 1, status=status, reason="RuntimeError: no")
+    (change,) = compared(tmp_path).regressions
+    assert (change.word, change.metric) == ("newly failed", "status")
+    assert "seeds 1" in change.reason
+
+
+def test_another_recipe_version_is_not_comparable(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    HandmadeRun(tmp_path / "b" / "run", recipe=varied(RECIPE, neuron__tau=2.0)).cell("sltt")
+    comparison = compared(tmp_path)
+    assert [change.word for change in comparison.changes] == ["not comparable", "not comparable"]
+    assert not comparison.regressions
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"device_name": "Other CPU"}, "hardware: Example CPU, 2 threads (A), Other CPU (B)"),
+        ({"torch": "9.9"}, "torch version: torch 2.6.0 (A), torch 9.9 (B)"),
+    ],
+)
+def test_two_machines_are_compared_and_the_difference_is_named(
+    tmp_path: Path, machine: dict[str, str], said: str
+) -> None:
+    make(tmp_path / "a", [2.0])
+    make(tmp_path / "b", [1.0], **machine)
+    comparison = compared(tmp_path)
+    assert words(comparison)["sltt", "epoch_s"] == "better"
+    assert comparison.remarks == (f"The sets differ in {said}.",)
+
+
+def test_two_backends_are_compared(tmp_path: Path) -> None:
+    for name in ("reference", "native"):
+        folder = tmp_path / ("a" if name == "reference" else "b") / "run"
+        HandmadeRun(folder).cell("sltt", backend=name, train_s=[9.0, 2.0 if name == "reference" else 1.0])
+    comparison = compared(tmp_path)
+    assert words(comparison)["sltt", "epoch_s"] == "better"
+    assert comparison.remarks == ("The sets differ in backend: reference (A), native (B).",)
+
+
+def test_a_change_that_has_two_possible_causes_is_called_so(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    make(tmp_path / "b", [1.0], device_name="Other CPU", torch="9.9")
+    assert compared(tmp_path).remarks[-1] == "A change cannot be put down to one of them alone."
+
+
+def test_where_a_set_has_two_machines_each_is_compared_with_its_own_kind(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    make(tmp_path / "a" / "second", [8.0], device_name="Other CPU")
+    make(tmp_path / "b", [2.0])
+    said = [(change.metric, change.word) for change in compared(tmp_path).changes]
+    assert ("status", "not comparable") in said
+    assert ("epoch_s", "within the noise") in said
+    assert ("epoch_s", "better") not in said
+
+
+def test_a_set_against_itself_has_no_change(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0, 2.5])
+    comparison = compare_sets(tmp_path / "a", tmp_path / "a", 0.0, console=QUIET)
+    assert set(words(comparison).values()) == {"within the noise"}
+
+
+def test_the_printed_table_counts_the_words(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    make(tmp_path / "b", [4.0])
+    console = Console(record=True, width=160)
+    compare_sets(tmp_path / "a", tmp_path / "b", 0.05, console=console)
+    text = console.export_text()
+    assert "1 worse, 2 within the noise" in text
+    assert "2.00×" in text
