@@ -473,7 +473,7 @@ figures = None
     }
 
 
-def test_sampling_costs_less_than_one_percent(script: Script) -> None:
+def test_sampling_takes_less_than_one_percent_of_a_core(script: Script) -> None:
     said = script("""
 with profiler_of(interval_s=0.1) as profiler:
     with profiler.epoch(1).train():
@@ -482,7 +482,9 @@ figures = None
 """)
     sampling = said["description"]["sampling"]
     assert sampling["interval_s"] == 0.1
-    assert 0 < sampling["share_of_measured_time"] < 0.01
+    assert 0 < sampling["cpu_share_of_measured_time"] < 0.01
+    # The share by the wall's clock holds on an idle machine alone: waiting for a core is in it.
+    assert sampling["cpu_share_of_measured_time"] <= sampling["share_of_measured_time"]
 
 
 def test_a_driver_from_before_the_renamed_calls_is_read_by_their_old_names(

@@ -220,14 +220,15 @@ def test_figures_and_samples_are_columns_of_the_files() -> None:
 
 
 class SlowSensors:
-    """Sensors that take 10 ms to read."""
+    """Sensors that take 10 ms to read, of which none is spent computing."""
 
     def __init__(self) -> None:
-        self.reads = 0
+        self.seconds: list[float] = []
 
     def read(self) -> Readings:
-        self.reads += 1
+        started = time.perf_counter()
         time.sleep(0.01)
+        self.seconds.append(time.perf_counter() - started)
         return Readings(1, 2, 0.5, 100.0, 1000, 1000, 50, ())
 
 
@@ -236,13 +237,16 @@ def test_the_cost_of_sampling_is_the_time_spent_in_the_thread() -> None:
     sampler = Sampler(sensors, interval_s=0.02, on_sample=None)
     sampler.start()
     with sampler.phase("train", 1):
+        started = time.perf_counter()
         time.sleep(1.2)
+        phase_s = time.perf_counter() - started
     sampler.stop()
-    between_borders = sensors.reads - 2
-    assert 2 <= between_borders <= 4  # not the 60 that the interval asks for
+    between_borders = sensors.seconds[1:-1]
+    assert 1 <= len(between_borders) <= 4  # not the 60 that the interval asks for
     cost = sampler.cost()
-    assert cost["samples"] == sensors.reads
-    assert cost["share_of_measured_time"] == pytest.approx(between_borders * 0.01 / 1.2, rel=0.3)
+    assert cost["samples"] == len(sensors.seconds)
+    assert cost["share_of_measured_time"] == pytest.approx(sum(between_borders) / phase_s, rel=0.3)
+    assert cost["cpu_share_of_measured_time"] < 0.3 * cost["share_of_measured_time"]  # type: ignore[operator]
 
 
 def test_slow_sensors_are_read_less_often() -> None:
@@ -257,7 +261,7 @@ def test_nothing_is_sampled_outside_a_phase() -> None:
     sampler.start()
     time.sleep(0.1)
     sampler.stop()
-    assert sensors.reads == 0
+    assert sensors.seconds == []
     assert sampler.cost()["share_of_measured_time"] is None
 
 

@@ -119,6 +119,7 @@ class Sampler:
         self._phase: tuple[str, int | None, PhaseReadings] | None = None
         self._phases_s = 0.0
         self._busy_s = 0.0
+        self._cpu_s = 0.0
         self._thread_samples = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_sampling, name="sensors", daemon=True)
@@ -150,13 +151,18 @@ class Sampler:
                 self._phase = None
 
     def cost(self) -> dict[str, float | int | None]:
-        """What sampling took of the phases that are over; shares and intervals are None before any."""
+        """What sampling took of the phases that are over; shares and intervals are None before any.
+
+        `share_of_measured_time` counts from the start of a sample to its end, waiting for the driver or
+        for a core included: an upper bound. `cpu_share_of_measured_time` is the time on a core alone.
+        """
         measured = self._phases_s > 0
         return {
             "interval_s": self.interval_s,
             "mean_interval_s": self._phases_s / self._thread_samples if self._thread_samples else None,
             "samples": self.samples,
             "share_of_measured_time": self._busy_s / self._phases_s if measured else None,
+            "cpu_share_of_measured_time": self._cpu_s / self._phases_s if measured else None,
         }
 
     def _keep_sampling(self) -> None:
@@ -165,10 +171,11 @@ class Sampler:
             with self._lock:
                 if self._phase is None:
                     continue
-                started = time.perf_counter()
+                started, started_cpu = time.perf_counter(), time.thread_time()
                 self._sample()
                 busy = time.perf_counter() - started
                 self._busy_s += busy
+                self._cpu_s += time.thread_time() - started_cpu
                 self._thread_samples += 1
             pause = pause_after(busy, self.interval_s)
 
