@@ -39,6 +39,7 @@ class Display(Protocol):
     """Who shows a run as it happens."""
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None: ...
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None: ...
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None: ...
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None: ...
     def cell_ended(self, cell: Cell, outcome: "Outcome") -> None: ...
@@ -325,6 +326,8 @@ class _CellProcess:
     def _handle(self, event: dict[str, Any]) -> None:
         cell, outcome = self._cell, self.outcome
         match event["event"]:
+            case "preparing":
+                self._display.preparing(cell, event)
             case "batch":
                 self._display.batch(cell, event)
             case "epoch":

@@ -42,6 +42,9 @@ class TensorBoardLog:
         name = f"{cell.method}-{cell.backend}-seed{cell.seed}-{cell.cell_id}"
         self._writer = self._writer_type(str(self._run / FOLDER / name))
 
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        """Only what is in the CSV files is logged."""
+
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """Only what is in the CSV files is logged."""
 
@@ -75,6 +78,10 @@ class Displays:
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         for display in self._displays:
             display.cell_started(cell, number, total)
+
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        for display in self._displays:
+            display.preparing(cell, event)
 
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
         for display in self._displays:

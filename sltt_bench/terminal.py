@@ -57,6 +57,9 @@ class _Lines:
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
 
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        """Too often for lines."""
+
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """Too often for lines."""
 
@@ -100,6 +103,11 @@ class _Bars(_Lines):
         self._task = self.progress.add_task(
             "", total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
         )
+
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        if self._task is not None:
+            of = "" if event["total"] is None else f" of {event['total']}"
+            self.progress.update(self._task, live=escape(f"{event['what']}: {event['done']}{of}"))
 
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
         if self._task is None:

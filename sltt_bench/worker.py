@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ class Reporter:
         self._lock = threading.Lock()  # the profiler's samples come from a thread of their own
         self._checkpoint = checkpoint
         self.memory_now: Any = lambda: None
+        self._next_word = 0.0
 
     def send(self, event: str, **details: Any) -> None:
         """One line of JSON; a runner that is gone ends this process."""
@@ -43,6 +45,12 @@ class Reporter:
 
     def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
         self.send("batch", epoch=epoch, done=done, total=total, memory=self.memory_now(), **live)
+
+    def preparing(self, what: str, done: int, total: int | None) -> None:
+        """How far the data are; about once a second at most."""
+        if time.monotonic() >= self._next_word or done == total:
+            self._next_word = time.monotonic() + 1
+            self.send("preparing", what=what, done=done, total=total)
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         self.send("epoch", row=dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds")))
@@ -98,7 +106,7 @@ def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     from sltt_bench import engine
 
     with measuring(cell, reporter) as (device, profiler, backend):
-        bundle = load_data(cell, Path(job["data_dir"]))
+        bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
         peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
         reporter.send("facts", peak_tensor_bytes=peak)
@@ -118,7 +126,7 @@ def analyse_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None
 
     epochs, batches = cell.options["epochs"], cell.options["batches"]
     with measuring(cell, reporter) as (device, profiler, backend):
-        bundle = load_data(cell, Path(job["data_dir"]))
+        bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
         subject, schooling = put_together(cell, job, reporter, device, backend, loaders, bundle.to_input)
         schooling.epochs, schooling.checkpoint_every = max(epochs), 0
@@ -248,14 +256,14 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int
     return peak
 
 
-def load_data(cell: Cell, data_dir: Path) -> Any:
+def load_data(cell: Cell, data_dir: Path, reporter: Reporter) -> Any:
     """The cell's data, or random data of their shapes. Raises DataError."""
     from sltt_bench import data
     from sltt_bench.data.synthetic import synthetic_bundle
 
     if cell.synthetic:
         return synthetic_bundle(cell.recipe.data, cell.recipe.timesteps)
-    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps))
+    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps, reporter.preparing))
 
 
 def load_initial_weights(job: Mapping[str, Any], network: Any, reporter: Reporter) -> None:
