@@ -138,10 +138,16 @@ def _weights_finder(out: Path) -> Callable[[Cell], Path | None]:
 
 
 def _show_summary(folders: list[Path], console: Console) -> None:
-    from sltt_bench.report.tables import run_summary
+    kinds = {row["kind"] for path in folders for row in read_rows(path / CELLS_FILE)}
+    if "run" in kinds:
+        from sltt_bench.report.tables import run_summary
 
-    if folders:
         run_summary(folders, console=console)
+    if "analysis" in kinds:
+        from sltt_bench.report.gradients import analysis_summary
+
+        analysis_summary(folders, console=console)
+    if folders:
         places = " ".join(str(path) for path in folders)
         console.print(f"[dim]plots and verdicts: sltt-bench report {places}[/dim]", soft_wrap=True)
 

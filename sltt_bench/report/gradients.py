@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
@@ -22,7 +24,8 @@ from sltt_bench.report.document import (
     Table,
 )
 from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
-from sltt_bench.results.reader import Results
+from sltt_bench.report.terminal import print_table
+from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
@@ -50,6 +53,8 @@ class Family:
     """Test accuracy by point and epoch, averaged over seeds; empty for synthetic data."""
     seeds: int
     batches: int
+    failures: tuple[str, ...]
+    """Why some cells did not finish."""
 
     @property
     def epochs(self) -> list[int]:
@@ -90,6 +95,14 @@ def gradients(context: Context) -> Contribution:
     )
 
 
+def analysis_summary(folders: Sequence[Path], *, console: Console) -> None:
+    """Print what an analysis found: the figures of each point of its grid."""
+    for family in find_families(read_results(folders)):
+        console.print()
+        console.print(f"[bold]{family.recipe}[/bold]  [dim]{' · '.join(family.conditions)}[/dim]")
+        print_table(_overview(family, family.recipe), console)
+
+
 # Reading ----------------------------------------------------------------------------------------
 
 
@@ -103,23 +116,25 @@ def find_families(results: Results) -> list[Family]:
         for _, cell in cells.iterrows()
     ]
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
-    cells = cells.assign(held_fixed=held_fixed)[["run", "cell_id", *family, "held_fixed"]]
+    cells = cells.assign(held_fixed=held_fixed)
     tables = [*(_rows(results, file) for file in _FILES), results.epochs]
     found = []
     for _, members in cells.groupby([*family, "held_fixed"], sort=True):
         own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
         if not own[0].empty:
-            found.append(_family(members.iloc[0], *own))
+            found.append(_family(members, *own))
     return found
 
 
 def _family(
-    first: "pd.Series[Any]",
+    cells: pd.DataFrame,
     rows: pd.DataFrame,
     draws: pd.DataFrame,
     operations: pd.DataFrame,
     epochs: pd.DataFrame,
 ) -> Family:
+    first = cells.iloc[0]
+    failed = cells[cells["status"] != "ok"]
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
     epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
     conditions = [first["device_name"], first["precision"], f"batch {int(first['batch_size'])}"]
@@ -134,6 +149,10 @@ def _family(
         accuracy=epochs.groupby([*POINT, "epoch"])["test_top1"].mean().reset_index(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
+        failures=tuple(
+            f"{len(alike)} cells did not finish: {status}, {reason}"
+            for (status, reason), alike in failed.groupby(["status", "reason"])
+        ),
     )
 
 
@@ -222,6 +241,7 @@ def _overview(family: Family, name: str) -> Table:
     notes = [
         f"Mean over {family.batches} batches{_and_seeds(family)}; ± standard deviation over batches.",
         f"{family.when[0].upper()}{family.when[1:]}.",
+        *(f"{failure}." for failure in family.failures),
     ]
     return _table_of_points(
         family, f"{name}-points", "Full and spatial gradient", family.level("network"), notes
