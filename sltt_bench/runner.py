@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sltt_bench.plan import Cell, Plan
+from sltt_bench.provenance import without_private_paths
 from sltt_bench.results.schema import (
     CELL_KEY,
     CELLS_FILE,
@@ -103,7 +104,7 @@ def run_plan(
                 outcomes[cell.cell_id] = Outcome("ok", "finished before")
                 continue
             attempt = before.attempts.get(cell.cell_id, 0) + 1
-            folder.write_cell(cell.to_dict())
+            folder.write_cell(_public(cell.to_dict()))
             display.cell_started(cell, number, len(plan))
             process = _CellProcess(cell, attempt, folder, setting, recorder, display)
             try:
@@ -116,7 +117,7 @@ def run_plan(
                 recorder.cell(cell, process.outcome)
                 for left in plan.cells[number:]:
                     if left.cell_id not in before.finished:
-                        folder.write_cell(left.to_dict())
+                        folder.write_cell(_public(left.to_dict()))
                         next_attempt = before.attempts.get(left.cell_id, 0) + 1
                         skipped = Outcome("skipped", f"interrupted by {interruption}", attempt=next_attempt)
                         recorder.cell(left, skipped)
@@ -125,6 +126,17 @@ def run_plan(
             outcomes[cell.cell_id] = outcome
             display.cell_ended(cell, outcome)
     return outcomes
+
+
+def _public(value: Any) -> Any:
+    """JSON without the paths that would tell who ran it."""
+    if isinstance(value, str):
+        return without_private_paths(value)
+    if isinstance(value, dict):
+        return {key: _public(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_public(below) for below in value]
+    return value
 
 
 def describe(cell: Cell) -> str:
@@ -201,11 +213,11 @@ class _Recorder:
                 **self._key(cell, outcome),
                 "kind": cell.kind,
                 "device_name": outcome.facts.get("device_name"),
-                "overrides": json.dumps(cell.overrides, sort_keys=True),
+                "overrides": json.dumps(_public(cell.overrides), sort_keys=True),
                 "synthetic": cell.synthetic,
                 "smoke": cell.smoke,
                 "status": outcome.status,
-                "reason": outcome.reason,
+                "reason": without_private_paths(outcome.reason),
                 "started_utc": outcome.started_utc,
                 "wall_s": outcome.wall_s,
                 "epochs_planned": cell.recipe.train.epochs,

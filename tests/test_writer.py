@@ -39,7 +39,8 @@ def test_a_torn_last_line_is_not_read_and_is_set_aside_by_the_next_row(folder: R
     whole = path.read_bytes()
     path.write_bytes(whole + b"1,abc,1,digits")
     assert [row["epoch"] for row in read_rows(path)] == ["1"]
-    folder.append(EPOCHS_FILE, {"epoch": 2})
+    folder.close()
+    RunFolder(folder.path).append(EPOCHS_FILE, {"epoch": 2})
     assert [row["epoch"] for row in read_rows(path)] == ["1", "2"]
     assert path.with_name("epochs.csv.torn").read_bytes() == b"1,abc,1,digits\n"
 

@@ -20,6 +20,7 @@ from sltt_bench.results.schema import (
     LOGS_FOLDER,
     PROVENANCE_FILE,
     RECIPE_FILE,
+    TIMELINE_FILE,
     Column,
 )
 
@@ -36,6 +37,7 @@ class RunFolder:
         self.path = path
         for folder in (CELLS_FOLDER, LOGS_FOLDER):
             (path / folder).mkdir(parents=True, exist_ok=True)
+        self._begun: set[Path] = set()
         self._lock = FileLock(path / ".lock", timeout=0)
         try:
             self._lock.acquire()
@@ -93,15 +95,23 @@ class RunFolder:
         unknown = set(row) - {column.name for column in columns}
         if unknown:
             raise KeyError(f"{file} has no column {', '.join(sorted(unknown))}")
+        values = [_as_text(row.get(column.name), column) for column in columns]
         path = self.path / file
         try:
-            if path.exists():
-                set_torn_line_aside(path)
-            if not path.exists() or path.stat().st_size == 0:
-                _append_line(path, [column.name for column in columns])
-            _append_line(path, [_as_text(row.get(column.name), column) for column in columns])
+            self._begin(path, columns)
+            _append_line(path, values, durable=file != TIMELINE_FILE)
         except OSError as error:
             raise ResultsError(f"{path}: the row could not be written ({error}): {dict(row)}") from None
+
+    def _begin(self, path: Path, columns: tuple[Column, ...]) -> None:
+        """The header of a new file; an unfinished last line of an old one is set aside. Once is enough."""
+        if path in self._begun:
+            return
+        if path.exists():
+            set_torn_line_aside(path)
+        if not path.exists() or path.stat().st_size == 0:
+            _append_line(path, [column.name for column in columns], durable=True)
+        self._begun.add(path)
 
     def log_path(self, cell_id: str, attempt: int) -> Path:
         """Where the output of a cell's process goes."""
@@ -146,13 +156,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _append_line(path: Path, values: list[str]) -> None:
+def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
+    """A whole line at once; `durable` waits until the disk has it, too slow for many samples a second."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     with path.open("ab") as file:
         file.write(line.getvalue().encode())
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _as_text(value: Any, column: Column) -> str:
