@@ -1,0 +1,335 @@
+"""Plots: what is drawn (values, labels, units), and that nothing overlaps at the shipped sizes."""
+
+from collections.abc import Iterator
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import MIB, RECIPE, HandmadeRun, varied
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure as Drawing
+from matplotlib.text import Text
+
+from sltt_bench.report.document import Context, Figure, Missing, Table, Width
+from sltt_bench.report.measured import measured
+from sltt_bench.report.plots import style
+from sltt_bench.results.reader import read_results
+
+METHODS = {
+    "bptt": (4.0, 100, 0.95),
+    "sltt": (2.0, 25, 0.94),
+    "sltt-k4": (1.5, 24, 0.9),
+    "sltt-k1": (1.0, 24, 0.8),
+}
+"""Method → seconds of a warm epoch, MiB, last accuracy."""
+
+
+def fill(
+    run: HandmadeRun, recipe: dict[str, Any] = RECIPE, *, lost: tuple[str, ...] = (), **how: Any
+) -> None:
+    for method, (seconds, mib, last) in METHODS.items():
+        for seed in (0, 1, 2):
+            if method in lost:
+                run.cell(method, seed, recipe=recipe, status="oom", reason="no memory", **how)
+            else:
+                run.cell(
+                    method, seed, recipe=recipe, train_s=[9.0, seconds, seconds + 0.2 * seed],
+                    top1=[0.1, last - 0.1, last - 0.01 * seed], peak_tensor_bytes=mib * MIB,
+                    peak_rss_bytes=(200 + mib) * MIB, **how,
+                )  # fmt: skip
+
+
+def figures(folder: Path) -> dict[str, Figure]:
+    sections = measured(Context(read_results([folder]), "bptt")).sections
+    return {
+        block.name.removeprefix("digits-T6-b64-fp32-reference-"): block
+        for section in sections
+        for block in section.blocks
+        if isinstance(block, Figure)
+    }
+
+
+def missing(folder: Path) -> dict[str, Missing]:
+    sections = measured(Context(read_results([folder]), "bptt")).sections
+    return {b.title: b for section in sections for b in section.blocks if isinstance(b, Missing)}
+
+
+def drawn(figure: Figure, width: Width = "double") -> Drawing:
+    with style.applied():
+        drawing = figure.draw(width)
+        FigureCanvasAgg(drawing).draw()
+    return drawing
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CPU run, a T sweep in which bptt runs out of memory, a batch sweep, and a GPU run with a timeline."""
+    top = tmp_path_factory.mktemp("plots")
+    fill(HandmadeRun(top / "run"))
+    sweep = HandmadeRun(top / "sweep", number=500)
+    for steps in (1, 2, 4, 8):
+        lost = ("bptt",) if steps == 8 else ()
+        fill(sweep, varied(RECIPE, timesteps=steps), lost=lost, overrides={"timesteps": steps})
+    for batch in (32, 128):
+        fill(sweep, varied(RECIPE, train__batch_size=batch), overrides={"train.batch_size": batch})
+    gpu = HandmadeRun(top / "gpu", device="cuda:0", device_name="Example GPU", number=900)
+    cell_id = gpu.cell("sltt", peak_allocated_bytes=50 * MIB)
+    gpu.timeline(
+        cell_id,
+        [
+            {"elapsed_s": t / 10, "phase": "train", "nvml_used_bytes": t * MIB, "nvml_scope": "process",
+             "power_w": 300.0}
+            for t in range(100)
+        ],
+    )  # fmt: skip
+    return top
+
+
+@pytest.fixture(scope="module")
+def all_figures(everything: Path) -> dict[str, Figure]:
+    return figures(everything)
+
+
+NAMES = (
+    "methods",
+    "accuracy",
+    "tradeoff",
+    "k",
+    "2-timeline",
+    "digits-sweep-timesteps-1",
+    "digits-sweep-train-batch_size-2",
+)
+
+
+def test_the_wanted_plots_are_drawn(all_figures: dict[str, Figure]) -> None:
+    assert set(NAMES) <= set(all_figures)
+
+
+# At the shipped sizes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", ["double", "column"])
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_do_not_overlap_and_stay_inside_at_the_shipped_sizes(
+    all_figures: dict[str, Figure], name: str, width: Width
+) -> None:
+    drawing = drawn(all_figures[name], width)
+    assert drawing.get_figwidth() == style.WIDTH_INCHES[width]
+    texts = [(text.get_text(), text.get_window_extent()) for text in visible_texts(drawing)]
+    assert len(texts) > 8
+    for text, box in texts:
+        inside = drawing.bbox.padded(1)
+        assert inside.contains(box.x0, box.y0), text
+        assert inside.contains(box.x1, box.y1), text
+    for (first, a), (second, b) in combinations(texts, 2):
+        assert not a.shrunk(0.98, 0.9).overlaps(b), (first, second)
+
+
+def visible_texts(drawing: Drawing) -> Iterator[Text]:
+    """Every text that is seen; a tick outside its axis's limits is not."""
+    for axes in drawing.axes:
+        for text in (axes.xaxis.label, axes.yaxis.label, axes._left_title, *axes.texts):
+            if text.get_visible() and text.get_text():
+                yield text
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            slack = 1e-9 * (high - low)
+            for tick in axis.get_major_ticks():
+                if low - slack <= tick.get_loc() <= high + slack and tick.label1.get_visible():
+                    yield tick.label1
+    for legend in drawing.legends:
+        yield from legend.get_texts()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_axis_has_a_label_with_a_unit(all_figures: dict[str, Figure], name: str) -> None:
+    without_unit = {"epoch", "T, time steps", "batch size", "K, steps with a gradient"}
+    for axes in drawn(all_figures[name]).axes:
+        labels = [axes.get_xlabel()] + ([axes.get_ylabel()] if name != "methods" else [])
+        for label in labels:
+            assert label in without_unit or label.endswith("]"), label
+        assert axes._left_title.get_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_captions_name_sample_counts_and_hardware(all_figures: dict[str, Figure], name: str) -> None:
+    caption = all_figures[name].caption
+    assert "n = " in caption
+    assert "Example CPU, 2 threads" in caption or "Example GPU" in caption
+
+
+def test_the_same_figure_gives_the_same_files(all_figures: dict[str, Figure]) -> None:
+    with style.applied():
+        first, second = (style.files(all_figures["methods"].draw("column"), ["svg", "png"]) for _ in range(2))
+    assert first == second
+    assert b"<text" in first["svg"]
+    assert first["png"].startswith(b"\x89PNG")
+
+
+def test_the_users_own_matplotlib_settings_do_not_matter(all_figures: dict[str, Figure]) -> None:
+    import matplotlib
+
+    with style.applied():
+        plain = style.files(all_figures["methods"].draw("column"), ["svg"])
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False}), style.applied():
+        assert style.files(all_figures["methods"].draw("column"), ["svg"]) == plain
+
+
+# What is drawn ------------------------------------------------------------------------------------------
+
+
+def test_bars_are_as_long_as_the_means_and_carry_value_and_ratio(all_figures: dict[str, Figure]) -> None:
+    memory, time = drawn(all_figures["methods"]).axes
+    assert [patch.get_width() for patch in memory.patches] == [100, 25, 24, 24]
+    # Medians of two warm epochs: s, s + 0.1, s + 0.2 over the seeds.
+    assert [patch.get_width() for patch in time.patches] == pytest.approx([4.1, 2.1, 1.6, 1.1])
+    assert [text.get_text() for text in memory.texts][:2] == ["100", "25.0  (0.25×)"]
+    assert [text.get_text() for text in time.texts][:2] == ["4.10", "2.10  (0.51×)"]
+    assert (memory.get_xlabel(), time.get_xlabel()) == ("live tensors [MiB]", "warm epoch [s]")
+    assert [label.get_text() for label in memory.get_yticklabels()] == list(METHODS)
+
+
+def test_out_of_memory_is_hatched_beyond_the_axis_and_has_no_time(tmp_path: Path) -> None:
+    fill(HandmadeRun(tmp_path / "run"), lost=("bptt",))
+    memory, time = drawn(figures(tmp_path)["methods"]).axes
+    hatched = [patch for patch in memory.patches if patch.get_hatch()]
+    assert [patch.get_width() > memory.get_xlim()[1] for patch in hatched] == [True]
+    assert [text.get_text() for text in memory.texts].count("out of memory") == 1
+    assert len(time.patches) == 3
+    assert [text.get_text() for text in time.texts].count("out of memory") == 1
+
+
+def test_accuracy_is_drawn_by_epoch_and_by_training_time(all_figures: dict[str, Figure]) -> None:
+    by_epoch, by_time = drawn(all_figures["accuracy"]).axes
+    line = line_of(by_epoch, "sltt")
+    assert line.get_xdata().tolist() == [1, 2, 3]
+    assert line.get_ydata() == pytest.approx([10, 84, 93])
+    # 9 s cold, then 2 s, then 2, 2.2 and 2.4 s.
+    assert line_of(by_time, "sltt").get_xdata() == pytest.approx([9, 11, 13.2])
+    assert by_time.get_xlabel() == "training time [s]"
+    # Every method reaches what the worst reaches, 79 %: the dotted line.
+    assert by_epoch.lines[-1].get_ydata() == pytest.approx([79, 79])
+    assert "79.00 %" in all_figures["accuracy"].caption
+    assert "sltt 11.0 s" in all_figures["accuracy"].caption
+
+
+def test_the_tradeoff_fills_the_front_and_leaves_the_dominated_hollow(all_figures: dict[str, Figure]) -> None:
+    over_memory, over_time = drawn(all_figures["tradeoff"]).axes
+    for axes in (over_memory, over_time):
+        filled = {
+            line.get_label(): to_hex(line.get_markerfacecolor()) != style.SURFACE
+            for line in axes.lines
+            if line.get_label() in METHODS
+        }
+        assert filled == {"bptt": True, "sltt": True, "sltt-k4": True, "sltt-k1": True}
+    assert line_of(over_memory, "bptt").get_xdata() == [100]
+    assert line_of(over_time, "bptt").get_ydata() == pytest.approx([94])
+    assert over_time.get_xlim()[0] == 0
+
+
+def test_a_dominated_method_is_hollow(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt", train_s=[9, 4.0], top1=[0.1, 0.8], peak_tensor_bytes=100 * MIB)
+    run.cell("sltt", train_s=[9, 2.0], top1=[0.1, 0.9], peak_tensor_bytes=25 * MIB)
+    axes = drawn(figures(tmp_path)["tradeoff"]).axes[0]
+    faces = {line.get_label(): to_hex(line.get_markerfacecolor()) for line in axes.lines}
+    assert faces["bptt"] == style.SURFACE
+    assert faces["sltt"] == style.colour("sltt")
+
+
+def test_a_sweep_draws_each_group_and_rings_the_last_good_point(all_figures: dict[str, Figure]) -> None:
+    drawing = drawn(all_figures["digits-sweep-timesteps-1"])
+    memory = drawing.axes[0]
+    assert line_of(memory, "sltt").get_xdata().tolist() == [1, 2, 4, 6, 8]
+    assert line_of(memory, "bptt").get_xdata().tolist() == [1, 2, 4, 6]
+    rings = [line for line in memory.lines if line.get_markerfacecolor() == "none"]
+    assert [(ring.get_xdata()[0], ring.get_ydata()[0]) for ring in rings] == [(6, 100)]
+    assert [text.get_text() for text in memory.texts] == ["bptt: out of memory at 8"]
+    assert memory.get_xscale() == "log"
+    assert memory.get_xlabel() == "T, time steps"
+
+
+def test_against_k_sltt_stands_at_k_equal_to_t(all_figures: dict[str, Figure]) -> None:
+    memory, *_ = drawn(all_figures["k"]).axes
+    assert {name: line_of(memory, name).get_xdata().tolist() for name in ("sltt-k1", "sltt-k4", "sltt")} == {
+        "sltt-k1": [1],
+        "sltt-k4": [4],
+        "sltt": [6],
+    }
+    assert line_of(memory, "bptt").get_ydata() == [100, 100]
+
+
+def test_the_timeline_shows_the_samples(all_figures: dict[str, Figure]) -> None:
+    memory, power = drawn(all_figures["2-timeline"]).axes
+    assert np.max(line_of(memory, "sltt").get_ydata()) == 99
+    assert memory.get_ylabel() == "NVML, process [MiB]"
+    assert power.get_ylabel() == "board power [W]"
+
+
+def line_of(axes: Axes, label: str) -> Any:
+    """The line or the data line of the error bar with this label."""
+    for line in axes.lines:
+        if line.get_label() == label:
+            return line
+    return next(bars.lines[0] for bars in axes.containers if bars.get_label() == label)
+
+
+# What is not drawn ---------------------------------------------------------------------------------------
+
+
+def test_what_the_data_cannot_support_is_named_with_the_command_that_would_make_it(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    run.cell("bptt", train_s=[9, 1], top1=None, cell={"synthetic": True})
+    gaps = missing(tmp_path)
+    assert set(figures(tmp_path)) == {"synthetic-methods"}
+    assert gaps["Accuracy by epoch and by time"].reason == "only random data was run"
+    assert gaps["Memory and time against T"].command == (
+        "sltt-bench run digits --method bptt --set timesteps=1,2,4,6,8"
+    )
+    assert gaps["Against K"].command == "sltt-bench run digits --method bptt,sltt-k1,sltt-k2,sltt-k4,sltt"
+    assert "NVML timeline" in gaps
+    assert "Accuracy, memory and time traded off" in gaps
+
+
+def test_nothing_is_missing_where_everything_was_run(everything: Path) -> None:
+    assert missing(everything) == {}
+
+
+# Colours -----------------------------------------------------------------------------------------------------
+
+
+def test_a_method_has_one_colour_whatever_else_is_shown() -> None:
+    assert style.colour("bptt") == "#d55e00"
+    assert style.colour("sltt") == "#0072b2"
+    assert style.colour("sltt-k2") == style.colour("sltt-k2-unbiased") == "#009e73"
+    assert style.colour("my-method") == style.colour("my-method")
+    assert style.line("sltt-k2-unbiased") == "--"
+
+
+@pytest.mark.parametrize("weights", [(0.299, 0.587, 0.114)])
+def test_the_main_methods_differ_in_hue_and_the_k_family_in_brightness(weights: tuple[float, ...]) -> None:
+    def brightness(method: str) -> float:
+        return float(np.dot(weights, to_rgb(style.colour(method))))
+
+    shades = [brightness(f"sltt-k{k}") for k in (1, 2, 4)]
+    assert shades == sorted(shades, reverse=True)
+    assert all(a - b > 0.1 for a, b in pairwise(shades))
+    assert (
+        len({style.marker(f"sltt-k{k}") for k in (1, 2, 4, 8)} | {style.marker("sltt"), style.marker("bptt")})
+        == 6
+    )
+
+
+def test_no_method_has_the_colour_of_an_ink() -> None:
+    inks = {style.INK, style.SOFT_INK, style.GRID, style.SURFACE, style.FAILED}
+    assert not inks & {style.colour(name) for name in ("bptt", "sltt", "sltt-k1", "sltt-k3", "other")}
+
+
+def test_tables_and_figures_have_names_of_their_own(everything: Path) -> None:
+    sections = measured(Context(read_results([everything]), "bptt")).sections
+    names = [b.name for section in sections for b in section.blocks if isinstance(b, Table | Figure)]
+    assert len(names) == len(set(names))
