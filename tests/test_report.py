@@ -1,0 +1,361 @@
+"""The whole report: files, formats, the summary, the page in a browser, and speed."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from handmade import MIB, RECIPE, HandmadeRun, varied
+from rich.console import Console
+
+from sltt_bench.report import FORMATS, SECTIONS, make_report
+from sltt_bench.report.html import gauge, inline_svg
+from sltt_bench.report.tables import run_summary
+from sltt_bench.results.writer import ResultsError
+
+CLAIM = {
+    "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio",
+    "threshold": 0.3, "when": {}, "says": "less than <a third> & more", "source": "a paper",
+}  # fmt: skip
+
+
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def make_results(folder: Path, *claims: dict[str, Any]) -> Path:
+    """bptt 4 s and 100 MiB, sltt 2 s and 25 MiB, three seeds; bptt ran out of memory on a GPU."""
+    recipe = varied(RECIPE, claims=list(claims))
+    run = HandmadeRun(folder / "digits" / "run", recipe=recipe)
+    for seed in (0, 1, 2):
+        for method, seconds, mib in (("bptt", 4.0, 100), ("sltt", 2.0, 25), ("sltt-k2", 1.0, 24)):
+            times, lasts = [9.0, seconds, seconds + 0.1 * seed], [0.1, 0.8, 0.9 + 0.01 * seed]
+            run.cell(method, seed, train_s=times, top1=lasts, peak_tensor_bytes=mib * MIB, energy_j=5.0)
+    gpu = HandmadeRun(
+        folder / "digits" / "gpu", recipe=recipe, device="cuda:0", device_name="Example GPU", number=50
+    )
+    gpu.cell("bptt", 0, status="oom", reason="CUDA out of memory: <tried> 2 GiB")
+    gpu.cell("sltt", 0, peak_allocated_bytes=30 * MIB)
+    return folder
+
+
+def report(folder: Path, out: Path, *formats: str, console: Console | None = None) -> Any:
+    return make_report([folder], out, formats=formats, console=console or quiet())
+
+
+# Files and formats ------------------------------------------------------------------------------------
+
+
+def test_every_format_writes_its_files(tmp_path: Path) -> None:
+    outcome = report(make_results(tmp_path / "results", CLAIM), tmp_path / "out", *FORMATS)
+    names = {path.relative_to(tmp_path / "out").as_posix() for path in outcome.files}
+    assert {"summary.csv", "verdicts.csv", "report.html", "report.md"} <= names
+    for kind in ("png", "svg"):
+        assert f"figures/digits-T6-b64-fp32-reference-methods.{kind}" in names
+        assert f"figures/digits-T6-b64-fp32-reference-methods-column.{kind}" in names
+    assert "latex/digits-T6-b64-fp32-reference-overview.tex" in names
+    assert all(path.stat().st_size > 0 for path in outcome.files)
+
+
+def test_without_out_the_report_lies_beside_the_results_and_is_not_read_back(tmp_path: Path) -> None:
+    folder = make_results(tmp_path)
+    first = make_report([folder], None, formats=["csv"], console=quiet())
+    before = (folder / "report" / "summary.csv").read_text()
+    second = make_report([folder], None, formats=["csv"], console=quiet())
+    assert first.files == second.files
+    assert (folder / "report" / "summary.csv").read_text() == before
+    assert [skip.reason for skip in second.skipped] == ["an earlier report, not results"]
+
+
+def test_two_reports_of_the_same_results_are_the_same_byte_for_byte(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results", CLAIM)
+    for name in ("one", "two"):
+        report(folder, tmp_path / name, "csv", "html", "markdown", "svg")
+    for path in (tmp_path / "one").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+def test_an_unknown_format_and_an_unwritable_place_are_errors_that_say_so(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    with pytest.raises(ResultsError, match=r"--format word: known formats are terminal, csv"):
+        report(folder, tmp_path / "out", "word")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"cannot be written .*--out"):
+        report(folder, tmp_path / "file", "csv")
+
+
+def test_empty_results_give_a_report_that_says_so(tmp_path: Path) -> None:
+    console = Console(record=True, width=120)
+    outcome = report(tmp_path, tmp_path / "out", "terminal", "csv", "html", "markdown", console=console)
+    assert "There is nothing to compare" in console.export_text()
+    assert outcome.claims_hold
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_the_report_loads_no_torch(tmp_path: Path) -> None:
+    make_results(tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from rich.console import Console\n"
+        "from sltt_bench.report import make_report\n"
+        "from sltt_bench.report.compare import compare_sets\n"
+        f"make_report([Path({str(tmp_path)!r})], formats=['terminal', 'csv', 'html'], console=Console(quiet=True))\n"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Verdicts and summary --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threshold", "word", "holds"), [(0.3, "held", True), (0.2, "not held", False)])
+def test_claims_hold_follows_the_verdicts(tmp_path: Path, threshold: float, word: str, holds: bool) -> None:
+    folder = make_results(tmp_path / "results", {**CLAIM, "threshold": threshold})
+    outcome = report(folder, tmp_path / "out", "csv")
+    assert [verdict.word for verdict in outcome.verdicts] == [word]
+    assert outcome.claims_hold is holds
+    (row,) = pd.read_csv(tmp_path / "out" / "verdicts.csv").to_dict("records")
+    assert (row["verdict"], row["value"], row["limit"], row["seeds"]) == (word, 0.25, threshold, 3)
+
+
+def test_the_summary_says_what_on_what_and_the_answer(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results", CLAIM)
+    report(folder, tmp_path / "out", "markdown")
+    summary = (tmp_path / "out" / "report.md").read_text().split("\n\n")[1]
+    assert summary == (
+        "3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells finished and 1 did not over 3 seeds. "
+        "Measured on Example CPU, 2 threads and Example GPU, in fp32 with backend reference; nothing is "
+        "compared between them. Peak memory (live tensors) and warm epoch time against bptt on digits: sltt "
+        "0.25× and 0.51× (+0.00 points of accuracy), sltt-k2 0.24× and 0.26× (+0.00 points of accuracy). "
+        "Claims: 1 held."
+    )
+
+
+def test_estimates_without_a_section_are_named_and_never_mixed_in(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    HandmadeRun(folder / "est", number=90).cell("sltt", 9, cell={"kind": "estimate"}, peak_tensor_bytes=1)
+    report(folder, tmp_path / "out", "csv", "markdown")
+    assert (
+        "1 cells of kind estimate: no measurements, not shown" in (tmp_path / "out" / "report.md").read_text()
+    )
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert summary["peak_tensor_bytes_mean"].min() > 1
+
+
+def test_a_further_kind_of_section_is_one_entry_in_a_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SECTIONS, "estimate", f"{__name__}:made_up_section")
+    folder = make_results(tmp_path / "results")
+    HandmadeRun(folder / "est", number=90).cell("sltt", 9, cell={"kind": "estimate"})
+    report(folder, tmp_path / "out", "markdown", "csv")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Made up" in text
+    assert "not shown" not in text
+    assert (tmp_path / "out" / "made-up.csv").read_text() == "a\n1\n"
+
+
+def made_up_section(context: Any) -> Any:
+    from sltt_bench.report.document import Contribution, Section
+
+    assert context.baseline == "bptt"
+    return Contribution(
+        sections=(Section("made-up", "Made up"),), frames={"made-up.csv": pd.DataFrame({"a": [1]})}
+    )
+
+
+def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:
+    folder = make_results(tmp_path)
+    console = Console(record=True, width=160)
+    run_summary([folder / "digits" / "run", folder / "digits" / "gpu"], console=console)
+    text = console.export_text()
+    for said in ("91.00 ± 1.00", "0.51×", "25.0 ± 0", "0.25×", "100 MiB", "oom", "CUDA out of memory"):
+        assert said in text
+
+
+# Markdown and LaTeX -----------------------------------------------------------------------------------
+
+
+def test_markdown_tables_are_whole_and_escaped(tmp_path: Path) -> None:
+    report(make_results(tmp_path / "results", CLAIM), tmp_path / "out", "markdown", "png")
+    text = (tmp_path / "out" / "report.md").read_text()
+    tables = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    assert len(tables) >= 4
+    for table in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.strip().splitlines()}) == 1
+    assert "CUDA out of memory: \\<tried\\> 2 GiB" in text
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert pictures
+    assert all((tmp_path / "out" / picture).is_file() for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        ("50 % & $x_1$ #{}", r"50 \% \& \$x\_1\$ \#\{\}"),
+        ("0.5× ± −1 ÷ ≤", r"0.5$\times$ $\pm$ $-$1 $\div$ $\leq$"),
+    ],
+)
+def test_latex_escapes_what_is_special(said: str, written: str) -> None:
+    from sltt_bench.report.latex import escape
+
+    assert escape(said) == written
+
+
+def test_latex_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:
+    report(make_results(tmp_path / "results"), tmp_path / "out", "latex")
+    for path in (tmp_path / "out" / "latex").glob("*.tex"):
+        text = path.read_text()
+        match = re.search(r"begin\{tabular\}\{([lr]+)\}", text)
+        assert match
+        rows = [line for line in text.splitlines() if line.endswith(r"\\")]
+        assert {line.count(" & ") + 1 for line in rows} == {len(match[1])}
+
+
+# The page ------------------------------------------------------------------------------------------------
+
+
+class _Checker(HTMLParser):
+    """Collects what a self-contained page must not have, and whether tags nest."""
+
+    VOID = frozenset({"meta", "link", "br", "img", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.ids: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href") and not (value or "").startswith(("#", "data:")):
+                self.outside.append(f"{tag} {name}={value}")
+            if name == "id":
+                self.ids.append(str(value))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "p" and self.open[-1] != "p":
+            return
+        assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("page")
+    report(make_results(top / "results", CLAIM), top / "out", "html", "csv")
+    return top / "out" / "report.html"
+
+
+def test_the_page_needs_no_network_and_is_well_formed(page: Path) -> None:
+    checker = _Checker()
+    checker.feed(page.read_text())
+    assert checker.outside == []
+    assert checker.open == []
+    assert len(checker.ids) == len(set(checker.ids))
+    assert "@import" not in page.read_text()
+    assert "url(http" not in page.read_text()
+
+
+def test_what_comes_from_results_is_escaped_on_the_page(page: Path) -> None:
+    text = page.read_text()
+    assert "less than &lt;a third&gt; &amp; more" in text
+    assert "&lt;tried&gt;" in text
+    assert "<tried>" not in text
+
+
+def test_figures_follow_the_theme_and_keep_their_ids_apart() -> None:
+    svg = (
+        '<?xml version="1.0"?>\n<!DOCTYPE svg>\n<svg width="100pt" height="50pt" viewBox="0 0 100 50">'
+        '<metadata>x</metadata><g id="a"><use xlink:href="#m" style="fill: #1c2126; clip-path: url(#c)"/>'
+        "<text style=\"font: 7px 'DejaVu Sans', sans-serif\">t</text></g></svg>"
+    )
+    assert inline_svg(svg, "p", "A & B") == (
+        '<svg role="img" aria-label="A &amp; B" viewBox="0 0 100 50"><g id="p-a"><use xlink:href="#p-m" '
+        'style="fill: var(--ink); clip-path: url(#p-c)"/><text style="font: 7px var(--sans)">t</text></g></svg>'
+    )
+
+
+def test_the_gauge_shows_where_the_claim_holds(tmp_path: Path) -> None:
+    (verdict,) = report(make_results(tmp_path / "r", CLAIM), tmp_path / "o", "csv").verdicts
+    scale = gauge(verdict)
+    assert scale is not None
+    # 0 to 0.3 plus a quarter: 0.375 is the right end.
+    assert (scale.zone_left, scale.zone_width, scale.limit) == (0.0, 80.0, 80.0)
+    assert scale.value == pytest.approx(66.67)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+PROBE = """
+<script>
+addEventListener("load", () => {
+  const frame = document.querySelector("iframe"), page = frame.contentDocument;
+  const table = page.querySelector("table.sortable"), column = 5;
+  const first = () => [...table.tBodies[0].rows].map((row) => row.cells[0].innerText.trim());
+  const head = table.tHead.rows[0].cells[column];
+  const orders = [first()];
+  for (let i = 0; i < 2; i++) { head.querySelector("button").click(); orders.push(first()); }
+  const light = getComputedStyle(page.body).backgroundColor;
+  page.getElementById("theme").click();
+  const narrow = page.querySelector("figure .narrow"), wide = page.querySelector("figure .wide");
+  const outside = [...page.querySelectorAll("main *")].filter((part) => !part.closest(".scroll, svg")
+    && part.getBoundingClientRect().right > frame.clientWidth + 1).map((part) => part.className || part.tagName);
+  document.title = JSON.stringify({
+    heading: head.innerText.trim(), orders, sort: head.getAttribute("aria-sort"),
+    width: page.documentElement.scrollWidth, outside,
+    shown: [narrow, wide].map((part) => part.getBoundingClientRect().height > 50),
+    themes: light !== getComputedStyle(page.body).backgroundColor,
+  });
+});
+</script>
+"""
+
+
+def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], str]:
+    """What a browser makes of the page in a window of this width: measurements, and what it complained of."""
+    source = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
+    harness = folder / "harness.html"
+    frame = f'<iframe style="border:0" width="{width}" height="900" srcdoc="{source}"></iframe>'
+    harness.write_text(f"<!doctype html><meta charset=utf-8><title></title>{frame}{PROBE}")
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--window-size=1400,1000",
+        "--virtual-time-budget=5000", "--dump-dom", harness.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title
+    said = title[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    return json.loads(said), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@pytest.mark.parametrize(("width", "shown"), [(390, [True, False]), (1280, [False, True])])
+def test_in_a_browser_the_page_fits_sorts_and_has_no_errors(
+    page: Path, tmp_path: Path, width: int, shown: list[bool]
+) -> None:
+    seen, complaints = look(page, width, tmp_path)
+    assert complaints == ""
+    assert seen["width"] <= width
+    assert seen["outside"] == []
+    assert seen["shown"] == shown
+    assert seen["themes"]
+    assert seen["heading"].startswith("warm epoch")
+    assert seen["orders"] == [
+        ["bptt", "sltt", "sltt-k2"],
+        ["sltt-k2", "sltt", "bptt"],
+        ["bptt", "sltt", "sltt-k2"],
+    ]
+    assert seen["sort"] == "descending"
