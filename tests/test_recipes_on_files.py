@@ -1,0 +1,47 @@
+"""The recipes train from real on-disk formats, made small, through the command line, in both precisions."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import data_files
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.recipe import load_recipe
+
+WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
+    "mnist": data_files.write_mnist,
+    "fashion-mnist": lambda folder: data_files.write_mnist(folder, folder="FashionMNIST"),
+    "cifar10-resnet18": data_files.write_cifar10,
+    "cifar100-resnet18": data_files.write_cifar100,
+    "dvs-cifar10-vgg11": data_files.write_dvs_cifar10,
+    "dvs-gesture-vgg11": data_files.write_ibm_gesture,
+    "imagenet-resnet34-t1": data_files.write_imagenet,
+    "imagenet-resnet34": data_files.write_imagenet,
+    "imagenet-resnet50": data_files.write_imagenet,
+    "imagenet-resnet101": data_files.write_imagenet,
+}
+"""Recipe → what writes its data set in the layout that it is distributed in."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITERS)
+def test_the_recipe_trains_from_files_with_each_method_and_precision(name: str, tmp_path: Path) -> None:
+    counts = WRITERS[name](tmp_path / "data")
+    arguments = ["run", name, "--smoke", "--device", "cpu", "--seed", "0", "--set", "train.epochs=1"]
+    arguments += ["--set", "train.precision=fp32,amp", "--data-dir", str(tmp_path / "data")]
+    for key, value in counts.items():
+        arguments += ["--set", f"data.{key}={value}"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    cells = pd.concat(pd.read_csv(path) for path in (tmp_path / "out" / name).glob("*/cells.csv"))
+    methods = load_recipe(name).methods
+    assert sorted(zip(cells.method, cells.precision, strict=True)) == sorted(
+        (method, precision) for method in methods for precision in ("fp32", "bf16")
+    )
+    assert set(cells.status) == {"ok"}
+    epochs = pd.concat(pd.read_csv(path) for path in (tmp_path / "out" / name).glob("*/epochs.csv"))
+    assert epochs.test_top1.between(0, 1).all()
+    assert (epochs.data_wait_s > 0).all()
