@@ -1,0 +1,215 @@
+"""The tasks with temporal credit: what is shown when, and what cannot be learned without memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from sltt_bench import data
+from sltt_bench.analysis.gradients import decompose
+from sltt_bench.backends.reference import Reference
+from sltt_bench.cli import app
+from sltt_bench.data import DataPlace
+from sltt_bench.data.delayed_recall import sequences
+from sltt_bench.data.digits import images_and_labels, split_indices
+from sltt_bench.data.options import DelayedRecallOptions, SequentialDigitsOptions
+from sltt_bench.experiment import assemble, time_steps
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.results.schema import CELLS_FILE
+
+T = 18
+SMALL = DelayedRecallOptions(train_samples=64, test_samples=32)
+
+
+def drawn(options: DelayedRecallOptions, samples: int = 64) -> tuple[Tensor, Tensor]:
+    return sequences(options, T, samples, torch.Generator().manual_seed(3))
+
+
+def answers(recipe_overrides: dict[str, object], x: Tensor, seed: int = 0) -> Tensor:
+    """The output at the answer step [samples, classes] of an untrained network of the recipe."""
+    recipe = load_recipe("delayed-recall", recipe_overrides)
+    experiment = assemble(Cell(recipe, "bptt", "reference", seed), torch.device("cpu"), Reference())
+    unroll = experiment.unroll(x[..., None, None], torch.zeros(len(x), dtype=torch.long))
+    with torch.no_grad():
+        for t in range(T):
+            unroll.step(t)
+    return unroll.summed_outputs
+
+
+# Delayed recall ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("delay", [0, 1, 8, 16])
+def test_symbol_noise_and_cue_stand_where_they_should(delay: int) -> None:
+    x, labels = drawn(DelayedRecallOptions(delay=delay))
+    shown, answer = T - 2 - delay, T - 1
+    symbols, cue, noise = x[..., :4], x[..., 4], x[..., 5:]
+    assert x.shape == (64, T, 21)
+    assert torch.equal(symbols[:, shown].argmax(1), labels)
+    assert symbols.sum() == 64
+    assert symbols[:, shown].sum() == 64
+    assert cue[:, answer].eq(1).all()
+    assert cue.sum() == 64
+    with_noise = noise.ne(0).any(dim=2).all(dim=0).nonzero().flatten().tolist()
+    assert with_noise == list(range(shown + 1, answer))
+    assert noise.ne(0).any(dim=2).sum() == 64 * delay
+
+
+def test_the_answer_step_is_the_same_for_all_samples() -> None:
+    x, _ = drawn(DelayedRecallOptions())
+    assert x[:, -1].unique(dim=0).shape == (1, 21)
+
+
+def test_noise_has_the_asked_standard_deviation() -> None:
+    x, _ = drawn(DelayedRecallOptions(noise=0.5, delay=8), samples=512)
+    noise = x[:, T - 9 : T - 1, 5:]
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
+
+
+def test_splits_are_balanced_and_drawn_from_different_seeds() -> None:
+    bundle = data.load(SMALL, DataPlace(Path("unused"), T))
+    again = data.load(SMALL, DataPlace(Path("unused"), T))
+    train, test = (torch.stack([item[0] for item in split]) for split in (bundle.train, bundle.test))  # type: ignore[attr-defined]
+    labels = torch.tensor([int(label) for _, label in bundle.test])  # type: ignore[attr-defined]
+    assert labels.bincount().tolist() == [8, 8, 8, 8]
+    assert train.shape == (64, T, 21, 1, 1)
+    assert not torch.equal(train[:32], test)
+    assert torch.equal(train, torch.stack([item[0] for item in again.train]))  # type: ignore[attr-defined]
+
+
+def test_a_recipe_with_too_few_steps_for_the_delay_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"timesteps is 18, but .* 17 steps .* need 19"):
+        load_recipe("delayed-recall", {"data.delay": 17})
+
+
+def test_unbalanced_classes_are_refused() -> None:
+    with pytest.raises(RecipeError, match="test_samples must be a multiple of symbols"):
+        load_recipe("delayed-recall", {"data.symbols": 3, "data.train_samples": 3000})
+
+
+# Known answers, exactly -------------------------------------------------------------------------
+
+
+def test_without_memory_every_sample_gets_the_same_answer() -> None:
+    x, _ = drawn(DelayedRecallOptions())
+    answer = answers({"neuron.tau": 1.0}, x)
+    assert answer.unique(dim=0).shape[0] == 1
+    assert answers({"neuron.tau": 20.0}, x).unique(dim=0).shape[0] > 32
+
+
+def test_beyond_the_memory_of_the_potential_the_answer_does_not_depend_on_the_symbol() -> None:
+    x, labels = drawn(DelayedRecallOptions(delay=16))
+    other = x.clone()
+    other[:, 0, :4] = x[:, 0, :4].roll(1, dims=1)
+    assert other[:, 0, :4].argmax(1).ne(labels).all()
+    # λ = 1/11 and λ^16 = 2e-17: less than float32 can tell. λ = 0.95 keeps 44 %.
+    fast, slow = {"neuron.tau": 1.1, "data.delay": 16}, {"neuron.tau": 20.0, "data.delay": 16}
+    assert torch.equal(answers(fast, x), answers(fast, other))
+    assert not torch.equal(answers(slow, x), answers(slow, other))
+
+
+def test_sltt_gives_no_gradient_to_the_weights_of_symbol_and_noise() -> None:
+    recipe = load_recipe("delayed-recall", {"data.train_samples": 64})
+    experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
+    x, labels = drawn(DelayedRecallOptions())
+    parts = decompose(
+        experiment.network,
+        time_steps(x[..., None, None], T, temporal=True),
+        lambda output: experiment.loss(output, labels),
+        window=experiment.window,
+    )
+    cue = 4
+    spatial, full = parts.spatial("layer1.0.weight"), parts.full["layer1.0.weight"]
+    others = [channel for channel in range(21) if channel != cue]
+    assert torch.count_nonzero(spatial[:, others]) == 0
+    assert spatial[:, cue].abs().max() > 1e-4
+    assert full[:, :cue].abs().max() > 1e-4
+    assert full[:, cue + 1 :].abs().max() > 1e-4
+
+
+# Sequential digits ------------------------------------------------------------------------------
+
+
+def test_step_t_shows_row_t_of_the_digit() -> None:
+    bundle = data.load(SequentialDigitsOptions(), DataPlace(Path("unused"), 8))
+    images, labels = images_and_labels()
+    _, test = split_indices(labels)
+    x, label = bundle.test[5]
+    assert x.shape == (8, 8, 1, 1)
+    assert x[:, :, 0, 0].tolist() == images[test[5]].tolist()
+    assert label == labels[test[5]]
+    assert float(bundle.to_input(torch.tensor([0, 16], dtype=torch.uint8)).max()) == 1.0
+    assert (len(bundle.train), len(bundle.test)) == (1437, 360)  # type: ignore[arg-type]
+
+
+def test_a_digit_needs_eight_steps() -> None:
+    with pytest.raises(RecipeError, match="timesteps is 6, but a digit has 8 rows"):
+        load_recipe("sequential-digits", {"timesteps": 6})
+
+
+# Learned or not ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def accuracy(tmp_path: Path) -> Callable[..., dict[str, float]]:
+    """Runs a recipe and gives the last epoch's test accuracy of each method."""
+
+    def measure(recipe: str, methods: str, *settings: str) -> dict[str, float]:
+        arguments = ["run", recipe, "--method", methods, "--seed", "0", "--device", "cpu"]
+        for setting in settings:
+            arguments += ["--set", setting]
+        result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        (folder,) = (tmp_path / recipe).iterdir()
+        cells = pd.read_csv(folder / CELLS_FILE)
+        return dict(zip(cells["method"], cells["last_test_top1"], strict=True))
+
+    return measure
+
+
+@pytest.mark.slow
+def test_bptt_recalls_after_eight_steps_and_sltt_stays_at_chance(
+    accuracy: Callable[..., dict[str, float]],
+) -> None:
+    measured = accuracy("delayed-recall", "bptt,sltt,sltt-k2")
+    assert measured["bptt"] > 0.95
+    # Chance is 0.25; with 1,024 samples its standard error is 0.0135.
+    assert measured["sltt"] < 0.30
+    assert measured["sltt-k2"] < 0.30
+
+
+@pytest.mark.slow
+def test_without_memory_no_method_beats_chance(accuracy: Callable[..., dict[str, float]]) -> None:
+    measured = accuracy(
+        "delayed-recall", "bptt,sltt,sltt-k2", "neuron.tau=1.0", "data.delay=1", "train.epochs=5"
+    )
+    assert measured == {"bptt": 0.25, "sltt": 0.25, "sltt-k2": 0.25}
+
+
+@pytest.mark.slow
+def test_beyond_the_memory_of_the_potential_no_method_beats_chance(
+    accuracy: Callable[..., dict[str, float]],
+) -> None:
+    measured = accuracy("delayed-recall", "bptt,sltt", "neuron.tau=1.1", "train.epochs=15")
+    assert measured["bptt"] < 0.30
+    assert measured["sltt"] < 0.30
+
+
+@pytest.mark.slow
+def test_without_noise_random_weights_remember_and_sltt_reads_them_out(
+    accuracy: Callable[..., dict[str, float]],
+) -> None:
+    assert accuracy("delayed-recall", "sltt", "data.noise=0.0")["sltt"] > 0.9
+
+
+@pytest.mark.slow
+def test_on_digits_row_by_row_bptt_is_clearly_ahead(accuracy: Callable[..., dict[str, float]]) -> None:
+    measured = accuracy("sequential-digits", "bptt,sltt")
+    assert measured["bptt"] > 0.88
+    assert measured["bptt"] - measured["sltt"] > 0.05
