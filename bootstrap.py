@@ -21,8 +21,12 @@ DOWNLOAD = "torch's CUDA build is about 5 GB on disk; it runs on a CPU too"
 def main() -> None:
     """Parse the command and do it; the exit code is that of the first step that fails."""
     if sys.version_info < (3, 11):
-        sys.exit(f"sltt-bench needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        sys.exit(
+            f"sltt-bench needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})"
+        )
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["run", "test"])
     parser.add_argument("arguments", nargs="*", help="passed on to sltt-bench run, or to pytest")
     known, extra = parser.parse_known_args()

@@ -40,6 +40,6 @@ def scaled_backward(scaler: torch.amp.GradScaler) -> Callable[[Tensor], None]:
     """The backward pass that a method calls, once or many times, before the optimiser's step."""
 
     def backward(loss: Tensor) -> None:
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     return backward

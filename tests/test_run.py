@@ -53,7 +53,9 @@ def test_three_methods_leave_a_row_for_each_cell_and_epoch(three_methods: tuple[
     assert list(epochs.columns) == [column.name for column in FILES[EPOCHS_FILE]]
 
 
-def test_measured_columns_are_plausible_and_absent_sensors_empty(three_methods: tuple[Path, int, str]) -> None:
+def test_measured_columns_are_plausible_and_absent_sensors_empty(
+    three_methods: tuple[Path, int, str],
+) -> None:
     folder, _, _ = three_methods
     epochs = table(folder, EPOCHS_FILE)
     assert list(epochs.cold) == [True, False] * 3
@@ -135,7 +137,9 @@ def test_every_ending_of_a_cell_is_a_row_and_the_others_finish(
     assert "ZeroDivisionError: planted fault" in log.read_text()
 
 
-def test_a_cell_that_hangs_is_ended_by_the_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cell_that_hangs_is_ended_by_the_wall_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, monkeypatch)
     code, _ = run(
         "digits", "--method", "hangs,third-party", *SMOKE, "--timeout", "15s", "--out", str(tmp_path / "out")
