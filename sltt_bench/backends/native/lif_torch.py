@@ -25,19 +25,15 @@ PIECE = 131_072
 class TorchKernels:
     """The kernels of any device."""
 
-    name = "torch"
-
     def forward(
         self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(s[t], u[t]) from I[t] and u[t−1] (None before the first step), all of one shape.
 
-        `out` receives u[t]; it may be `previous` itself. Before the first step u[t] is `current` where
-        the neuron rests at 0, and shares its memory.
+        `out` receives u[t]; it may be `previous` itself.
         """
         if previous is None:
-            rest = neuron.resting_potential
-            membrane = current + rest if rest else current
+            membrane = current + neuron.resting_potential
             return self.fire(membrane, neuron), membrane
         membrane = torch.empty_like(current) if out is None else out
         spikes = torch.empty_like(current)
@@ -135,7 +131,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tensors
     elif all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first):
         flat = [tensor.as_strided((first.numel(),), (1,)) for tensor in tensors]
-        yield from zip(*(tensor.split(size) for tensor in flat), strict=True)
+        yield from zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
     else:
         yield tensors
 

@@ -2,34 +2,15 @@
 
 import weakref
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sltt_bench.backends.native.kernels import Kernels
 from sltt_bench.backends.native.saved import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset
-
-
-class Kernels(Protocol):
-    """What computes a step; all tensors have one shape and lie on one device."""
-
-    def forward(
-        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(s[t], u[t]) from I[t] and u[t−1]; u[t] goes into `out`, which may be u[t−1] itself.
-
-        Before the first step u[t−1] is None, and u[t] may share memory with I[t].
-        """
-
-    def backward(
-        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
-    ) -> Tensor:
-        """∂L/∂u[t] from ∂L/∂s[t], ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
-
-    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
-        """s[t] from u[t]."""
 
 
 class NativeLIF(SpikingNeuron):
@@ -43,10 +24,16 @@ class NativeLIF(SpikingNeuron):
         self.parameters_ = parameters
         self._kernels = kernels
         self._saved = saved
-        self.reset_state()
+        self._membrane: Tensor | None = None
+        self._overwritable = True
+        """Whether no graph holds u[t] but those of which `_reader` tells."""
+        self._reader: weakref.ref[Membrane] | None = None
+        """What a graph keeps of u[t]; dead once no graph needs it."""
+        self._link: Tensor | None = None
+        """Leads the gradient from step t+1 to step t."""
 
     def forward(self, current: Tensor) -> Tensor:
-        previous = self._latest_membrane()
+        previous = self._membrane
         if previous is not None and previous.shape != current.shape:
             raise ValueError(
                 f"the neurons hold potentials of shape {tuple(previous.shape)} but receive currents of shape "
@@ -54,8 +41,7 @@ class NativeLIF(SpikingNeuron):
             )
         reuse = previous if self._may_overwrite() else None
         spikes, membrane = self._kernels.forward(current.detach(), previous, self.parameters_, reuse)
-        self._membrane, self._owns_memory, self._reader = membrane, previous is not None, None
-        self._version = None if membrane.is_inference() else membrane._version
+        self._membrane, self._reader, self._overwritable = membrane, None, True
         if torch.is_grad_enabled() and (current.requires_grad or self._link is not None):
             return self._recorded(current, spikes, membrane)
         self._link = None
@@ -71,20 +57,11 @@ class NativeLIF(SpikingNeuron):
         if self._saved.is_active:
             self._reader = weakref.ref(kept)
         else:
-            self._owns_memory = False  # Autograd holds u[t], and nobody tells when it lets go.
+            self._overwritable = False  # Autograd holds u[t], and nobody tells when it lets go.
         return spikes
 
     def _may_overwrite(self) -> bool:
-        return self._owns_memory and (self._reader is None or self._reader() is None)
-
-    def _latest_membrane(self) -> Tensor | None:
-        membrane = self._membrane
-        if membrane is not None and self._version is not None and membrane._version != self._version:
-            raise RuntimeError(
-                "the potentials of a layer of neurons were changed in place between two steps, perhaps by an "
-                "in-place operation on its input currents; use one that makes a new tensor instead"
-            )
-        return membrane
+        return self._overwritable and (self._reader is None or self._reader() is None)
 
     @property
     def potential(self) -> Tensor | None:
@@ -94,14 +71,8 @@ class NativeLIF(SpikingNeuron):
         return reset(self._membrane, self._kernels.fire(self._membrane, self.parameters_), self.parameters_)
 
     def reset_state(self) -> None:
-        self._membrane: Tensor | None = None
-        self._version: int | None = None
-        self._owns_memory = False
-        """Whether nobody but us and graphs that `_reader` tells of holds the memory of u[t]."""
-        self._reader: weakref.ref[Membrane] | None = None
-        """What a graph keeps of u[t]; dead once no graph needs it."""
-        self._link: Tensor | None = None
-        """Leads the gradient from step t+1 to step t."""
+        self._membrane, self._link = None, None
+        self._reader, self._overwritable = None, True
 
     def detach_state(self) -> None:
         self._link = None

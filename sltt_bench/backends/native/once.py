@@ -11,6 +11,7 @@ through the layer.
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +88,7 @@ class Shared:
 
     def settle_at_each_backward_pass(self) -> None:
         """Do not sum."""
-        self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())
+        self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())  # type: ignore[no-untyped-call]
 
     def check(self) -> None:
         """Raises RuntimeError if the parameters are not those that the value was made from."""
@@ -104,7 +105,7 @@ class _Weight:
 
     def __init__(self, module: nn.Module, shared: list[Shared]) -> None:
         self.module = module
-        self._standardise: Callable[[], Tensor] = module.standardised_weight
+        self._standardise = cast(Callable[[], Tensor], module.standardised_weight)
         self._shared = shared
         self._result: Shared | None = None
 
@@ -128,7 +129,7 @@ class _Weight:
         # Standardised once more, so that no graph of it is kept while the steps run.
         with torch.enable_grad():
             weight = self._standardise()
-        weight.backward(grad)
+        weight.backward(grad)  # type: ignore[no-untyped-call]
 
 
 class _Layer:
@@ -176,7 +177,7 @@ class _Layer:
             output = self._forward(x)
 
         def pass_on(grad: Tensor) -> None:
-            output.backward(grad, retain_graph=True)
+            output.backward(grad, retain_graph=True)  # type: ignore[no-untyped-call]
 
         result = Shared(self.module, output, output.requires_grad, pass_on)
         if output.requires_grad and output.numel() > x.numel():

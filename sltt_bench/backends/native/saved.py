@@ -98,7 +98,9 @@ class SpareRoom:
     def fits(self, tensor: Tensor) -> bool:
         """Whether the tensor, which could be computed again, is one to store."""
         self._largest = max(self._largest, tensor.nbytes)
-        return tensor.nbytes <= self._largest / 2 and self._used + tensor.nbytes <= self.TENSORS * self._largest
+        return (
+            tensor.nbytes <= self._largest / 2 and self._used + tensor.nbytes <= self.TENSORS * self._largest
+        )
 
     def store(self, tensor: Tensor) -> Stored:
         """The tensor itself; its room is free again once it is."""
@@ -123,6 +125,9 @@ class SavedTensors:
         """Whether the hooks see what autograd saves now."""
         self.computed_again: set[str] = set()
         """Names of the operations whose results were not stored so far."""
+
+    def __deepcopy__(self, memo: object) -> "SavedTensors":
+        return self
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -264,8 +269,9 @@ _FILLS_WITH_ZERO = "sltt_bench.fills_with_zero"
 
 def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
     """A forward hook that vouches for a layer: where it ends in `masked_fill`, the value is 0."""
-    if output.grad_fn is not None:
-        output.grad_fn.metadata[_FILLS_WITH_ZERO] = True
+    node: Node = output.grad_fn
+    if node is not None:
+        node.metadata[_FILLS_WITH_ZERO] = True
 
 
 def _result(node: Node) -> Any:

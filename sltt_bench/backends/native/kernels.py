@@ -1,0 +1,89 @@
+"""Which kernels compute a step: Triton's on CUDA devices, torch's elsewhere; and which really ran."""
+
+from importlib.util import find_spec
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sltt_bench.backends.native.lif_torch import TorchKernels
+from sltt_bench.neurons import LIFParameters
+from sltt_bench.surrogates import SURROGATES
+
+
+class Kernels(Protocol):
+    """What computes a step; all tensors have one shape and lie on one device."""
+
+    def forward(
+        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """(s[t], u[t]) from I[t] and u[t−1] (None before the first step).
+
+        u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own.
+        """
+
+    def backward(
+        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
+    ) -> Tensor:
+        """∂L/∂u[t] from ∂L/∂s[t], ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
+
+    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
+        """s[t] from u[t], of its shape, type and memory format."""
+
+
+class KernelsByDevice:
+    """The kernels of the device on which the tensors lie."""
+
+    def __init__(self) -> None:
+        self._torch = TorchKernels()
+        self._triton: Kernels | None = None
+        self.ran: set[str] = set()
+        """What has run so far: "triton forward", "torch backward", ..."""
+
+    def __deepcopy__(self, memo: object) -> "KernelsByDevice":
+        return self
+
+    def forward(
+        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As Kernels.forward."""
+        return self._of(current, "forward").forward(current, previous, neuron, out)
+
+    def backward(
+        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
+    ) -> Tensor:
+        """As Kernels.backward."""
+        return self._of(membrane, "backward").backward(grad_spikes, grad_next, membrane, neuron)
+
+    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
+        """As Kernels.fire."""
+        return self._of(membrane, "fire").fire(membrane, neuron)
+
+    def _of(self, tensor: Tensor, function: str) -> Kernels:
+        if not tensor.is_cuda:
+            self.ran.add(f"torch {function}")
+            return self._torch
+        if self._triton is None:
+            from sltt_bench.backends.native.lif_triton import TritonKernels
+
+            self._triton = TritonKernels()
+        self.ran.add(f"triton {function}")
+        return self._triton
+
+
+def unsupported(neuron: LIFParameters, device: str) -> str | None:
+    """Why no kernel can compute this neuron on this device, or None."""
+    if neuron.surrogate not in SURROGATES:
+        return f"there is no surrogate {neuron.surrogate!r}; known: {', '.join(SURROGATES)}"
+    if torch.device(device).type != "cuda":
+        return None
+    if find_spec("triton") is None:
+        return "its kernels for CUDA are written in Triton, which is not installed: pip install triton"
+    from sltt_bench.backends.native.lif_triton import SURROGATES as IN_TRITON
+
+    if neuron.surrogate not in IN_TRITON:
+        return (
+            f"the surrogate {neuron.surrogate!r} has no Triton formula (lif_triton._surrogate); "
+            f"on CUDA choose {', '.join(IN_TRITON)}, or --backend reference"
+        )
+    return None

@@ -1,0 +1,111 @@
+"""The SpikingJelly backend: the same recipes and methods on the neurons of the library people use.
+
+Each layer is a `LIFNode` in single-step mode, told to be the paper's neuron (no 1/τ on the input, the
+recipe's reset and surrogate). Under SLTT its potential is detached before each step, by the method;
+that is what SpikingJelly's own `SLTTLIFNode` does inside, and one kind of node serves every method.
+On CUDA, SpikingJelly chooses its fastest installed kernel itself (CUDA, Triton, else plain torch).
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.backends import UnknownBackend
+from sltt_bench.neurons import LIFParameters, SpikingNeuron
+
+SURROGATES: dict[str, tuple[str, float]] = {
+    "triangle": ("PiecewiseQuadratic", 1.0),
+    "rectangle": ("Rect", 1.0),
+    "sigmoid": ("Sigmoid", 4.0),
+    "arctan": ("ATan", 2.0),
+}
+"""Our surrogate → SpikingJelly's class and its alpha, of the same derivative."""
+
+
+class SpikingJellyLIF(SpikingNeuron):
+    """A layer of SpikingJelly's neurons: currents of any shape in, spikes of that shape out."""
+
+    def __init__(self, node: Any) -> None:
+        """`node` is a SpikingJelly neuron in single-step mode."""
+        super().__init__()
+        self.node = node
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes: Tensor = self.node(current)
+        return spikes
+
+    def reset_state(self) -> None:
+        self.node.reset()
+
+    def detach_state(self) -> None:
+        self.node.detach()
+
+
+class SpikingJelly:
+    """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
+
+    name = "spikingjelly"
+
+    def __init__(self) -> None:
+        """Raises UnknownBackend if SpikingJelly is not installed."""
+        try:
+            from spikingjelly.activation_based import neuron, surrogate
+        except ImportError as error:
+            raise UnknownBackend(
+                "backend 'spikingjelly' needs SpikingJelly: pip install 'sltt-bench[spikingjelly]' "
+                f"(importing it failed with: {error})"
+            ) from None
+        self._neuron, self._surrogate = neuron, surrogate
+        self._device = torch.device("cpu")
+
+    def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
+        if neuron.tau <= 1:
+            return f"SpikingJelly's LIFNode needs tau > 1, but neuron.tau is {neuron.tau}"
+        if neuron.surrogate not in SURROGATES:
+            return (
+                f"no surrogate of SpikingJelly is known to equal {neuron.surrogate!r}; "
+                f"those that do: {', '.join(SURROGATES)}"
+            )
+        return None
+
+    def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
+        return SpikingJellyLIF(self.node(self._neuron.LIFNode, parameters))
+
+    def node(self, kind: Any, parameters: LIFParameters) -> Any:
+        """SpikingJelly's neuron of a kind (`LIFNode`, `SLTTLIFNode`) with the project's parameters."""
+        surrogate, alpha = SURROGATES[parameters.surrogate]
+        return kind(
+            tau=float(parameters.tau),
+            decay_input=False,
+            v_threshold=float(parameters.v_threshold),
+            v_reset=float(parameters.v_reset) if parameters.reset == "hard" else None,
+            surrogate_function=getattr(self._surrogate, surrogate)(alpha=alpha),
+            detach_reset=parameters.detach_reset,
+            step_mode="s",
+        )
+
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        self._device = torch.device(device)
+        return network.to(device)
+
+    def iteration(self, network: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def provenance(self) -> Mapping[str, str]:
+        return {
+            "neuron": f"spikingjelly LIFNode, step_mode='s', kernel: {self._kernel()}",
+            "spikingjelly": version("spikingjelly"),
+            "torch": torch.__version__,
+        }
+
+    def _kernel(self) -> str:
+        """Which implementation SpikingJelly has chosen for float32; it falls back to torch for others."""
+        from spikingjelly.activation_based import functional
+
+        if not hasattr(functional, "neuron_implementation"):
+            return "torch"  # before version 2, the node's default
+        return str(functional.neuron_implementation("lif", self._device)["implementation"])
