@@ -20,7 +20,7 @@ DOWNLOAD = "torch's CUDA build is about 5 GB on disk; it runs on a CPU too"
 
 def main() -> None:
     """Parse the command and do it; the exit code is that of the first step that fails."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file is what an older Python meets first)
         sys.exit(
             f"sltt-bench needs Python 3.11 or newer; this is {sys.version.split()[0]} ({sys.executable})"
         )
@@ -54,7 +54,7 @@ def run_tests(arguments: list[str]) -> None:
     say("mypy")
     step([python, "-m", "mypy"])
     say("pytest, two processes with one thread each")
-    single = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     chosen = arguments or ["-n", "2", "-q"]
     step([python, "-m", "pytest", *chosen], env={**os.environ, **single})
 
