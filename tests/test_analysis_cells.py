@@ -1,0 +1,292 @@
+"""`analyze gradients` from the command to the report: the grid, its cells, their rows and plots."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure as Drawing
+from typer.testing import CliRunner
+
+from sltt_bench.analysis.plan import parse_epochs, parse_over, plan_analysis
+from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_rows, gradient_rows
+from sltt_bench.backends.reference import Reference
+from sltt_bench.cli import app
+from sltt_bench.experiment import assemble
+from sltt_bench.plan import Cell, Request
+from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.report.document import Context, Contribution, Figure, Missing, Table
+from sltt_bench.report.gradients import gradients
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import (
+    CELLS_FILE,
+    DRAWS_FILE,
+    EPOCHS_FILE,
+    FILES,
+    GRADIENTS_FILE,
+    OPERATIONS_FILE,
+)
+
+SMOKE = ["digits", "--smoke", "--device", "cpu"]
+GRID = ["--over", "tau=1.0,2.0", "--over", "timesteps=2,3"]
+
+
+def analyze(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["analyze", "gradients", *arguments])
+    return result.exit_code, result.output
+
+
+# The plan ---------------------------------------------------------------------------------------
+
+
+def test_epochs_are_numbers_or_the_last() -> None:
+    assert parse_epochs("0,1,5,last", last=15) == [0, 1, 5, 15]
+    assert parse_epochs("last,2,2", last=2) == [2]
+
+
+@pytest.mark.parametrize("text", ["16", "-1", "first", ""])
+def test_other_epochs_are_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="give numbers from 0 to 15"):
+        parse_epochs(text, last=15)
+
+
+def test_a_field_of_the_neuron_may_stand_alone() -> None:
+    grid = parse_over(["tau=1.1,2.0", "reset=hard", "timesteps=4"])
+    assert grid == [
+        {"neuron.tau": 1.1, "neuron.reset": "hard", "timesteps": 4},
+        {"neuron.tau": 2.0, "neuron.reset": "hard", "timesteps": 4},
+    ]
+
+
+def test_every_point_of_the_grid_is_a_cell_of_its_own() -> None:
+    request = Request(
+        methods=["bptt"], seeds=[0, 1], grid=tuple(parse_over(["tau=1.1,2.0", "timesteps=1,4"]))
+    )
+    (plan,) = plan_analysis("digits", request, epochs="0,last", batches=3)
+    assert len(plan) == 8
+    assert len({cell.cell_id for cell in plan}) == 8
+    assert {cell.kind for cell in plan} == {"analysis"}
+    assert plan.cells[0].options == {"epochs": [0, 15], "batches": 3}
+    (other,) = plan_analysis("digits", request, epochs="0", batches=3)
+    assert not {cell.cell_id for cell in plan} & {cell.cell_id for cell in other}
+
+
+def test_only_the_reference_backend_serves() -> None:
+    with pytest.raises(RecipeError, match="reference"):
+        plan_analysis("digits", Request(backends=("native",)), epochs="0", batches=1)
+
+
+def test_at_least_one_batch_is_needed() -> None:
+    code, output = analyze("digits", "--batches", "0", "--dry-run")
+    assert code == 2
+    assert "--batches: at least one batch is needed" in output
+
+
+def test_an_unknown_field_is_refused_with_the_nearest() -> None:
+    code, output = analyze("digits", "--over", "neuron.taus=1.1", "--dry-run")
+    assert code == 2
+    assert "tau" in output
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+
+def gram(*vectors: list[float]) -> torch.Tensor:
+    stacked = torch.tensor(vectors, dtype=torch.float64)
+    return stacked @ stacked.T
+
+
+def test_rows_hold_mean_and_spread_over_batches() -> None:
+    # One step and a temporal part at a right angle: cosine 4/5 in the first batch, 1 in the second.
+    batches = [
+        {"a.weight": gram([4.0, 0.0], [0.0, 3.0]), "b.weight": gram([1.0, 0.0], [0.0, 0.0])},
+        {"a.weight": gram([2.0, 0.0], [0.0, 0.0]), "b.weight": gram([0.0, 0.0], [0.0, 0.0])},
+    ]
+    rows = gradient_rows(batches, {"a.weight": 2, "b.weight": 3})
+    assert [(row["level"], row["name"], row["depth"], row["elements"]) for row in rows] == [
+        ("network", "", 1, 5),
+        ("layer", "a", 1, 2),
+        ("layer", "b", 2, 3),
+        ("parameter", "a.weight", 1, 2),
+        ("parameter", "b.weight", 2, 3),
+    ]
+    network, a, b = rows[:3]
+    assert (a["cosine_mean"], a["cosine_std"]) == pytest.approx((0.9, math.sqrt(0.02)))
+    assert (a["temporal_share_mean"], a["full_norm_mean"]) == pytest.approx((0.3, 3.5))
+    assert a["zero_batches"] == 0
+    # A batch without a gradient is in no mean, and is counted.
+    assert (b["cosine_mean"], b["cosine_std"], b["zero_batches"]) == (1.0, None, 1)
+    # Together: g_s² = 17, g² = 26 in the first batch.
+    assert network["spatial_share_mean"] == pytest.approx((math.sqrt(17 / 26) + 1) / 2)
+
+
+def test_draws_have_a_row_for_every_k() -> None:
+    rows = draw_rows([gram([1.0, 0.0], [0.0, 1.0], [0.0, 0.0])] * 2)
+    assert [row["drawn"] for row in rows] == [1, 2]
+    # Two orthogonal unit vectors: one alone is at 45° to their sum; 2·g_t − g_s is as long as g_s.
+    assert rows[0]["cosine_to_sltt_mean"] == pytest.approx(math.sqrt(0.5))
+    assert rows[0]["relative_variance_mean"] == pytest.approx(1.0)
+    assert rows[1]["cosine_to_sltt_mean"] == pytest.approx(1.0)
+    assert rows[1]["relative_variance_mean"] == 0
+
+
+class Silent:
+    """A Listener that hears nothing."""
+
+    def batch(self, *_: object) -> None: ...
+    def epoch(self, *_: object) -> None: ...
+    def checkpoint(self, *_: object) -> None: ...
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_no_number() -> None:
+    recipe = load_recipe("digits", smoke=True)
+    experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
+    batch = (torch.full((4, 1, 8, 8), float("inf")), torch.zeros(4, dtype=torch.long))
+    rows: list[object] = []
+    watch = GradientWatch(recipe, experiment, [batch], [0], lambda file, row: rows.append(row), Silent())
+    with pytest.raises(GradientNotFinite, match=r"the gradient of conv1.weight is not finite after epoch 0"):
+        watch.look(0)
+    assert rows == []
+
+
+# The whole way ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a smoke analysis over τ and T, before training and after its first epoch."""
+    out = tmp_path_factory.mktemp("analysis")
+    code, output = analyze(*SMOKE, *GRID, "--epochs", "0,1", "--batches", "2", "--out", str(out))
+    assert code == 0, output
+    assert "Full and spatial gradient" in output
+    (folder,) = (out / "digits").iterdir()
+    return folder
+
+
+def test_files_have_the_documented_columns(analysed: Path) -> None:
+    for file in (CELLS_FILE, EPOCHS_FILE, GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE):
+        assert list(pd.read_csv(analysed / file)) == [column.name for column in FILES[file]]
+
+
+def test_every_cell_is_an_analysis_that_finished(analysed: Path) -> None:
+    cells = pd.read_csv(analysed / CELLS_FILE)
+    assert len(cells) == 4
+    assert set(cells["kind"]) == {"analysis"}
+    assert set(cells["status"]) == {"ok"}
+
+
+def test_every_level_is_there_at_every_epoch_with_its_known_answer(analysed: Path) -> None:
+    rows = pd.read_csv(analysed / GRADIENTS_FILE)
+    # Two convolutions, two norms with two tensors each, a readout with two: 1 + 5 + 8 rows.
+    assert rows.groupby(["timesteps", "tau", "epoch"]).size().to_list() == [14] * 8
+    assert set(rows["batches"]) == {2}
+    network = rows[rows["level"] == "network"].set_index(["tau", "timesteps", "epoch"])
+    assert (network.loc[1.0, "temporal_share_mean"] < 1e-6).all()
+    assert (network.loc[2.0, "temporal_share_mean"] > 0.005).all()
+    classifier = rows[(rows["level"] == "layer") & (rows["name"] == "classifier")]
+    assert (classifier["temporal_share_mean"] < 1e-6).all()
+    assert sorted(rows["elements"][rows["level"] == "network"].unique()) == [
+        rows[(rows["level"] == "parameter")].drop_duplicates("name")["elements"].sum()
+    ]
+
+
+def test_draws_and_operations_cover_every_k_and_method(analysed: Path) -> None:
+    draws = pd.read_csv(analysed / DRAWS_FILE)
+    assert sorted(draws[draws["timesteps"] == 3]["drawn"].unique()) == [1, 2, 3]
+    assert (draws[draws["drawn"] == draws["timesteps"]]["relative_variance_mean"] == 0).all()
+    operations = pd.read_csv(analysed / OPERATIONS_FILE)
+    three = operations[operations["timesteps"] == 3].drop_duplicates("counted_method")
+    assert list(three["counted_method"]) == ["bptt", "sltt", "sltt-k1", "sltt-k2"]
+    counted = three.set_index("counted_method")
+    assert (
+        counted.loc["sltt-k1", "spatial_multiplications"] * 3
+        == counted.loc["sltt", "spatial_multiplications"]
+    )
+    assert counted.loc["bptt", "temporal_multiplications"] > 0
+
+
+def test_looking_does_not_change_what_is_trained(analysed: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--method",
+        "bptt",
+        "--set",
+        "neuron.tau=2.0",
+        "--set",
+        "timesteps=3",
+        "--out",
+        str(tmp_path),
+    ]
+    assert CliRunner().invoke(app, ["run", *SMOKE, *arguments]).exit_code == 0
+    (folder,) = (tmp_path / "digits").iterdir()
+    plain = pd.read_csv(folder / EPOCHS_FILE).query("epoch == 1")
+    cells = pd.read_csv(analysed / CELLS_FILE)
+    chosen = cells[(cells["timesteps"] == 3) & cells["overrides"].str.contains("2.0")]
+    epochs = pd.read_csv(analysed / EPOCHS_FILE)
+    watched = epochs[epochs["cell_id"] == chosen["cell_id"].item()]
+    for figure in ("train_loss", "train_top1", "test_loss", "test_top1"):
+        assert watched[figure].item() == plain[figure].item()
+
+
+def test_a_finished_analysis_is_not_repeated(analysed: Path) -> None:
+    before = (analysed / GRADIENTS_FILE).read_bytes()
+    out = str(analysed.parent.parent)
+    code, output = analyze(*SMOKE, *GRID, "--epochs", "0,1", "--batches", "2", "--out", out, "--resume")
+    assert code == 0
+    assert output.count("finished before, kept") == 4
+    assert (analysed / GRADIENTS_FILE).read_bytes() == before
+
+
+# The report -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def section(analysed: Path) -> Contribution:
+    return gradients(Context(read_results([analysed]), "bptt"))
+
+
+def test_the_report_draws_t_tau_layers_course_and_k(section: Contribution) -> None:
+    (only,) = section.sections
+    figures = {block.title: block for block in only.blocks if isinstance(block, Figure)}
+    assert list(figures) == [
+        "Cosine against T",
+        "Cosine against τ",
+        "Cosine by layer and T",
+        "Cosine over training",
+        "SLTT-K against K",
+    ]
+    for figure in figures.values():
+        for width in ("column", "double"):
+            assert isinstance(figure.draw(width), Drawing)  # type: ignore[arg-type]
+    assert not [block for block in only.blocks if isinstance(block, Missing)]
+
+
+def test_captions_say_what_was_held_fixed(section: Contribution) -> None:
+    blocks = section.sections[0].blocks
+    captions = {block.title: block.caption for block in blocks if isinstance(block, Figure)}
+    assert "after epoch 1 of training with bptt" in captions["Cosine against T"]
+    for caption in captions.values():
+        assert "Held fixed: surrogate triangle, soft reset, reset not detached, " in caption
+        assert "fp32, batch 32" in caption
+
+
+def test_the_table_says_what_the_rows_say(section: Contribution, analysed: Path) -> None:
+    table = next(block for block in section.sections[0].blocks if isinstance(block, Table))
+    rows = pd.read_csv(analysed / GRADIENTS_FILE)
+    rows = rows[(rows["level"] == "network") & (rows["epoch"] == 1)].sort_values(["timesteps", "tau"])
+    column = [heading.text for heading in table.headings].index("cosine(g, g_s)")
+    assert [row[column].value for row in table.rows] == pytest.approx(rows["cosine_mean"].tolist())
+    assert [row[0].text for row in table.rows] == ["2", "2", "3", "3"]
+
+
+def test_a_grid_of_one_point_names_the_command_for_more(tmp_path: Path) -> None:
+    code, output = analyze(*SMOKE, "--batches", "1", "--set", "timesteps=2", "--out", str(tmp_path))
+    assert code == 0, output
+    (section,) = gradients(Context(read_results([tmp_path]), "bptt")).sections
+    missing = {block.title: block.command for block in section.blocks if isinstance(block, Missing)}
+    assert list(missing) == ["Cosine against T", "Cosine against τ", "Cosine over training"]
+    assert missing["Cosine over training"] == "sltt-bench analyze gradients digits --epochs 0,1,5,last"
+
+
+def test_results_without_an_analysis_have_no_section(tmp_path: Path) -> None:
+    assert gradients(Context(read_results([tmp_path]), "bptt")) == Contribution()
