@@ -223,6 +223,68 @@ def compare(
         raise typer.Exit(CELL_FAILED)
 
 
+@app.command()
+def estimate(
+    recipes: RecipeNames,
+    method: Methods = None,
+    timesteps: Annotated[
+        str | None, typer.Option("--timesteps", help="Comma list of T. Default: the recipe's.")
+    ] = None,
+    batch_size: Annotated[
+        str | None, typer.Option("--batch-size", help="Comma list of batch sizes. Default: the recipe's.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option("--memory", help="Find the largest batch and T that fit, e.g. 24GiB.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="A GPU of the data-sheet table: a lower bound on time.")
+    ] = None,
+    gpu_file: Annotated[
+        Path | None, typer.Option("--gpu-file", help="A YAML file with more GPUs.", dir_okay=False)
+    ] = None,
+    overrides: Overrides = None,
+    backend: Backends = "reference",
+    device: Annotated[
+        str, typer.Option("--device", help="cuda or cpu: the run that is estimated; neither is needed here.")
+    ] = "cuda",
+    smoke: Smoke = False,
+    out: Out = Path("results"),
+    baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
+) -> None:
+    """Memory and compute of a run, exactly, without a GPU and without data."""
+    from sltt_bench import session
+    from sltt_bench.plan import Request, make_plans
+    from sltt_bench.recipe import parse_overrides
+
+    with _errors_explained():
+        grid = list(overrides or [])
+        grid += [f"timesteps={timesteps}"] if timesteps else []
+        grid += [f"train.batch_size={batch_size}"] if batch_size else []
+        if device not in ("cpu", "cuda"):
+            _fail(f"--device {device}: an estimate is for cuda or cpu")
+        request = Request(
+            methods=_comma_list(method),
+            backends=tuple(_comma_list(backend) or ["reference"]),
+            grid=tuple(parse_overrides(grid)),
+            seeds=[0],
+            device=device,
+            smoke=smoke,
+            init="random",
+        )
+        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+        code = session.estimate_plans(
+            plans,
+            device_type="cpu" if device == "cpu" else "cuda",
+            gpu=gpu,
+            gpu_file=gpu_file,
+            memory=memory,
+            out=out,
+            baseline=baseline,
+            command=_command_line(),
+        )
+    raise typer.Exit(code)
+
+
 @app.command("list")
 def list_(
     what: Annotated[

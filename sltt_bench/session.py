@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,9 +13,9 @@ from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
-from sltt_bench.runner import Interrupted, Outcome, Setting, run_plan
+from sltt_bench.runner import Interrupted, Outcome, Setting, describe, run_plan
 from sltt_bench.tensorboard import Displays, TensorBoardLog
-from sltt_bench.terminal import data_progress, run_display
+from sltt_bench.terminal import cell_progress, data_progress, run_display
 
 
 def run_plans(
@@ -150,6 +150,54 @@ def _show_summary(folders: list[Path], console: Console) -> None:
     if folders:
         places = " ".join(str(path) for path in folders)
         console.print(f"[dim]plots and verdicts: sltt-bench report {places}[/dim]", soft_wrap=True)
+
+
+# Estimates --------------------------------------------------------------------------------------
+
+
+def estimate_plans(
+    plans: list[Plan],
+    *,
+    device_type: Literal["cpu", "cuda"],
+    gpu: str | None,
+    gpu_file: Path | None,
+    memory: str | None,
+    out: Path,
+    baseline: str,
+    command: list[str],
+) -> int:
+    """Estimate every cell, show the tables and save them as results; 1 if a cell could not be.
+
+    Raises RecipeError for an unknown GPU or an amount of memory that is none.
+    """
+    from sltt_bench import provenance
+    from sltt_bench.estimate.command import bytes_of, estimate
+    from sltt_bench.estimate.gpus import GPUError
+
+    console = Console()
+    cells = [cell for plan in plans for cell in plan]
+    try:
+        memory_bytes = None if memory is None else bytes_of(memory)
+        with cell_progress(console, len(cells)) as advance:
+            table = estimate(
+                cells,
+                device_type=device_type,
+                gpu=gpu,
+                gpu_file=gpu_file,
+                memory_bytes=memory_bytes,
+                on_result=lambda result: advance(describe(result.cell)),
+            )
+    except GPUError as error:
+        raise RecipeError("--gpu", [str(error)]) from None
+    except ValueError as error:
+        raise RecipeError("--memory", [str(error)]) from None
+    for shown in table.rich(baseline):
+        console.print(shown)
+    for failure in table.failures:
+        console.print(f"[red]{escape(describe(failure.cell))}: {escape(failure.reason)}[/red]")
+    folders = table.save(out, provenance.collect(command))
+    console.print(f"[dim]saved in {' '.join(map(str, folders))}[/dim]", soft_wrap=True)
+    return int(bool(table.failures))
 
 
 # Verbs that only show ---------------------------------------------------------------------------

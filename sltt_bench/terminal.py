@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TaskProgressColumn,
@@ -155,6 +156,19 @@ def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None],
             progress.update(tasks[what], completed=done, total=total)
 
         yield told
+
+
+@contextmanager
+def cell_progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar over cells that take seconds each; the callable is told of each that is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("estimating", total=total)
+
+        def advance(what: str) -> None:
+            progress.update(task, advance=1, description=escape(what))
+
+        yield advance
 
 
 def _epoch_text(row: Mapping[str, Any]) -> str:
