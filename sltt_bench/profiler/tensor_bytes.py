@@ -96,6 +96,12 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._current
 
     @property
+    def changes(self) -> list[int]:
+        """The bytes by which live memory changed, event after event; their largest partial sum is the peak."""
+        self._settle()
+        return [event.change for event in self._events]
+
+    @property
     def peak_by_cause(self) -> dict[Cause, int]:
         """Bytes of each cause at the moment of the (first) peak; they add up to `peak`.
 

@@ -25,6 +25,8 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `gradients.csv` | `analyze gradients`: full gradient and spatial part, by network, layer and parameter |
 | `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
 | `operations.csv` | `analyze gradients`: counted multiplications of each method |
+| `estimates.csv` | `estimate`: memory by cause, multiplications and limits of each cell, computed and not measured |
+| `estimate_layers.csv` | `estimate`: multiplications of each layer |
 | `logs/<cell_id>-<attempt>.log` | what the cell's process printed |
 | `checkpoints/<cell_id>.pt` | while a cell is unfinished, or where a later stage starts from it; not kept in git |
 | `*.torn` | an unfinished last line that a crash left, set aside by the run that resumed |

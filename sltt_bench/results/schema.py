@@ -16,6 +16,8 @@ TIMELINE_FILE = "timeline.csv"
 GRADIENTS_FILE = "gradients.csv"
 DRAWS_FILE = "draws.csv"
 OPERATIONS_FILE = "operations.csv"
+ESTIMATES_FILE = "estimates.csv"
+ESTIMATE_LAYERS_FILE = "estimate_layers.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -200,6 +202,58 @@ OPERATION_COLUMNS: tuple[Column, ...] = (
     Column("temporal_multiplications", "int", "what BPTT's backward pass multiplies beyond SLTT's"),
 )
 
+ESTIMATE_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("run_cell_id", "str", "cell_id of the same cell when it is run and measured"),
+    Column("parameters", "int", "trainable parameters of the network"),
+    Column(
+        "peak_tensor_bytes", "int", "peak of live tensor bytes of one training iteration, on fake tensors"
+    ),
+    Column("parameter_bytes", "int", "of that peak: parameters and buffers"),
+    Column("optimizer_state_bytes", "int", "of that peak: what the optimiser carries"),
+    Column("input_bytes", "int", "of that peak: the batch"),
+    Column("gradient_bytes", "int", "of that peak: what becomes a parameter's gradient"),
+    Column("neuron_state_bytes", "int", "of that peak: what stateful layers carry to the next time step"),
+    Column(
+        "activation_bytes", "int", "of that peak: what forward passes keep alive for the next backward pass"
+    ),
+    Column("temporary_bytes", "int", "of that peak: everything else"),
+    Column("forward_spatial_multiplications", "int", "forward pass of one iteration, without the recurrence"),
+    Column("forward_temporal_multiplications", "int", "forward pass of one iteration: what the past costs"),
+    Column("backward_spatial_multiplications", "int", "backward pass of one iteration, through space"),
+    Column("backward_temporal_multiplications", "int", "backward pass of one iteration, through time"),
+    Column(
+        "forward_multiply_adds",
+        "int",
+        "of the forward multiplications: convolutions, linear layers and matrix products",
+    ),
+    Column("backward_multiply_adds", "int", "of the backward multiplications: the same"),
+    Column(
+        "iterations_per_epoch",
+        "float",
+        "training iterations of an epoch; a last, smaller batch counts by its share of samples",
+    ),
+    Column("epoch_multiplications", "int", "all multiplications of an epoch's training"),
+    Column("gpu", "str", "GPU of the lower bound on time, by its data sheet"),
+    Column("epoch_lower_bound_s", "float", "seconds of an epoch's training that this GPU cannot undercut"),
+    Column("memory_bytes", "int", "memory into which batch and T were fitted, margin taken off"),
+    Column("largest_batch_size", "int", "largest batch at this T that fits into memory_bytes; 0: none does"),
+    Column(
+        "largest_timesteps",
+        "int",
+        "largest T at this batch that fits into memory_bytes; 0: none does; empty: no limit was met",
+    ),
+)
+
+ESTIMATE_LAYER_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("layer", "str", "name of the layer in the network; (loss) for what runs outside it"),
+    Column("forward_spatial_multiplications", "int", "as in estimates.csv, of this layer"),
+    Column("forward_temporal_multiplications", "int", "as in estimates.csv, of this layer"),
+    Column("backward_spatial_multiplications", "int", "as in estimates.csv, of this layer"),
+    Column("backward_temporal_multiplications", "int", "as in estimates.csv, of this layer"),
+)
+
 FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,
@@ -207,4 +261,6 @@ FILES: dict[str, tuple[Column, ...]] = {
     GRADIENTS_FILE: GRADIENT_COLUMNS,
     DRAWS_FILE: DRAW_COLUMNS,
     OPERATIONS_FILE: OPERATION_COLUMNS,
+    ESTIMATES_FILE: ESTIMATE_COLUMNS,
+    ESTIMATE_LAYERS_FILE: ESTIMATE_LAYER_COLUMNS,
 }

@@ -1,0 +1,63 @@
+"""The work of `sltt-bench estimate`: cells in, a table out."""
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sltt_bench.estimate.estimates import Estimate, Failure, estimate_cells
+from sltt_bench.estimate.gpus import find_gpu
+from sltt_bench.estimate.table import EstimateTable, in_order
+from sltt_bench.estimate.trace import DeviceType
+from sltt_bench.plan import Cell
+
+MARGIN = 0.1
+"""Share of a memory that is not given to tensors: an allocator's rounding and fragmentation, workspaces."""
+
+WORTH_A_PROCESS = 6
+"""Cells from which on more than one process pays: each loads torch anew."""
+
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+
+
+def bytes_of(text: str) -> int:
+    """ "24GiB" → bytes. Raises ValueError, with the remedy, for what is no positive amount with a unit."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG]i?B|B)\s*", text)
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"{text!r} is no amount of memory; write a number with a unit, e.g. 24GiB or 80GB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def estimate(
+    cells: Sequence[Cell],
+    *,
+    device_type: DeviceType = "cuda",
+    gpu: str | None = None,
+    gpu_file: Path | None = None,
+    memory_bytes: int | None = None,
+    margin: float = MARGIN,
+    workers: int | None = None,
+    on_result: Callable[[Estimate | Failure], None] = lambda result: None,
+) -> EstimateTable:
+    """The estimates of the cells, in order; a cell that cannot be estimated becomes a failure.
+
+    `device_type` is the device of the run that is estimated: it decides what precision "amp" is.
+    `memory_bytes`, less `margin`, is the room into which batch and T are fitted. `workers` processes
+    share the cells (None: as many as there are processors, if there are cells enough).
+    `on_result` hears of each cell as it is done. Raises GPUError.
+    """
+    figures = None if gpu is None else find_gpu(gpu, gpu_file)
+    room = None if memory_bytes is None else int(memory_bytes * (1 - margin))
+    if workers is None:
+        workers = 1 if len(cells) < WORTH_A_PROCESS else os.cpu_count() or 1
+    results: list[Estimate | Failure] = []
+    prepared = [replace(cell, kind="estimate", device=device_type) for cell in cells]
+    for result in estimate_cells(
+        prepared, device_type=device_type, gpu=figures, memory_bytes=room, workers=workers
+    ):
+        results.append(result)
+        on_result(result)
+    estimates, failures = in_order(results)
+    return EstimateTable(estimates, failures, gpu)

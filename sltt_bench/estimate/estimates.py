@@ -1,0 +1,223 @@
+"""From traced iterations to estimates: memory by cause, spatial and temporal work, per epoch and per layer.
+
+The *temporal* part of a layer's work is what the past costs: its work at all steps, less as many
+times its work at a first and only step (T = 1). It arises in layers that carry state alone.
+Everything else is *spatial*. Under SLTT the backward pass of feed-forward layers has no temporal
+part; under BPTT it has λ and the reset's derivative for every neuron and step but one.
+"""
+
+import math
+import multiprocessing
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
+from sltt_bench.estimate.operations import Operations, Phase
+from sltt_bench.estimate.search import Limits, find_limits
+from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
+from sltt_bench.plan import Cell, cell_from_dict
+from sltt_bench.profiler.tensor_bytes import Cause
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """The multiplications of one layer in one iteration."""
+
+    layer: str
+    """Its name in the network; "(loss)" for what runs outside."""
+    forward_spatial: int
+    forward_temporal: int
+    backward_spatial: int
+    backward_temporal: int
+
+    @property
+    def total(self) -> int:
+        """Forward and backward."""
+        return self.forward_spatial + self.forward_temporal + self.backward_spatial + self.backward_temporal
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one training iteration of a cell needs, and an epoch of them."""
+
+    cell: Cell
+    device_type: DeviceType
+    precision: str
+    """fp32, fp16 or bf16."""
+    parameters: int
+    """Trainable parameters."""
+    peak_bytes: int
+    """Peak of live tensor bytes."""
+    peak_by_cause: dict[Cause, int]
+    """They add up to `peak_bytes`."""
+    layers: tuple[LayerWork, ...]
+    """In the network's order, one iteration."""
+    forward_multiply_adds: int
+    """Of convolutions, linear layers and matrix products alone, one iteration."""
+    backward_multiply_adds: int
+    iterations_per_epoch: float
+    """A last, smaller batch counts by its share of samples."""
+    time_lower_bound_s: float | None = None
+    """Seconds of an epoch that no implementation of these operations on the GPU can be faster than."""
+    limits: Limits | None = None
+    """What fits into the given memory."""
+
+    @property
+    def run_cell(self) -> Cell:
+        """The same cell as one that is run and measured."""
+        return replace(self.cell, kind="run")
+
+    def work(self, part: str) -> int:
+        """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""
+        return sum(int(getattr(layer, part)) for layer in self.layers)
+
+    @property
+    def epoch_multiplications(self) -> int:
+        """All multiplications of an epoch's training, forward and backward."""
+        return round(self.work("total") * self.iterations_per_epoch)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that could not be estimated."""
+
+    cell: Cell
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A cell and what is asked of it, in a form that another process can take."""
+
+    cell: dict[str, Any]
+    device_type: DeviceType
+    gpu: GPU | None
+    memory_bytes: int | None
+
+
+def estimate_cells(
+    cells: Sequence[Cell],
+    *,
+    device_type: DeviceType = "cuda",
+    gpu: GPU | None = None,
+    memory_bytes: int | None = None,
+    workers: int = 1,
+) -> Iterator[Estimate | Failure]:
+    """One result for each cell, in order, as each is done. `workers` processes share the cells.
+
+    With `memory_bytes`, the largest batch and T that fit are searched for each cell; a `gpu` gives
+    the lower bound on time.
+    """
+    jobs = [_Job(cell.to_dict(), device_type, gpu, memory_bytes) for cell in cells]
+    if workers == 1 or len(jobs) == 1:
+        yield from map(_estimate_job, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        yield from pool.map(_estimate_job, jobs)
+
+
+def _estimate_job(job: _Job) -> Estimate | Failure:
+    cell = cell_from_dict(job.cell)
+    try:
+        return estimate_cell(cell, job.device_type, gpu=job.gpu, memory_bytes=job.memory_bytes)
+    except Exception as error:
+        return Failure(cell, _one_line(error))
+
+
+def estimate_cell(
+    cell: Cell, device_type: DeviceType = "cuda", *, gpu: GPU | None = None, memory_bytes: int | None = None
+) -> Estimate:
+    """The estimate of one cell. Raises what the cell's network, method or backend raise."""
+    trace = trace_iteration(cell, device_type)
+    iterations = iterations_per_epoch(cell)
+    return Estimate(
+        cell=cell,
+        device_type=device_type,
+        precision=trace.precision,
+        parameters=trace.parameters,
+        peak_bytes=trace.peak_bytes,
+        peak_by_cause=trace.peak_by_cause,
+        layers=layer_work(trace, first_step(cell, device_type)),
+        forward_multiply_adds=_multiply_adds(trace.operations, "forward"),
+        backward_multiply_adds=_multiply_adds(trace.operations, "backward"),
+        iterations_per_epoch=iterations,
+        time_lower_bound_s=None
+        if gpu is None
+        else iterations * time_lower_bound_s(trace.operations.work, gpu),
+        limits=None if memory_bytes is None else find_limits(cell, device_type, memory_bytes),
+    )
+
+
+def iterations_per_epoch(cell: Cell) -> float:
+    """Training iterations of an epoch; a last, smaller batch counts by its share of samples."""
+    data, train = cell.recipe.data, cell.recipe.train
+    samples = data.train_samples if data.limit is None else min(data.limit, data.train_samples)
+    if cell.synthetic:
+        samples = min(samples, data.synthetic_samples)
+    exact = samples / train.batch_size
+    return math.floor(exact) if train.drop_last else exact
+
+
+# Spatial and temporal ---------------------------------------------------------------------------
+
+
+def first_step(cell: Cell, device_type: DeviceType) -> Trace:
+    """The cell at T = 1, where all methods coincide: what a layer costs without a past."""
+    loss = cell.recipe.loss.model_copy(update={"window": None})
+    recipe = cell.recipe.model_copy(update={"timesteps": 1, "loss": loss})
+    alone = replace(cell, recipe=recipe, method="bptt", seed=0)
+    key = (alone.cell_id, device_type)
+    if key not in _first_steps:
+        _first_steps[key] = trace_iteration(alone, device_type)
+    return _first_steps[key]
+
+
+_first_steps: dict[tuple[str, DeviceType], Trace] = {}
+"""Shared by all methods and all T of a network."""
+
+
+def layer_work(trace: Trace, first: Trace) -> tuple[LayerWork, ...]:
+    """Each layer's multiplications, with the temporal part told apart by the trace of a first step."""
+    by_step, once = _by_layer(trace.operations), _by_layer(first.operations)
+    worked = {layer for _, layer in by_step}
+    result = []
+    for layer in (*(name for name in trace.layers if name in worked), *sorted(worked - set(trace.layers))):
+        stateful = _is_inside(layer, trace.stateful_layers)
+        parts: dict[str, int] = {}
+        for phase in ("forward", "backward"):
+            steps = by_step.get((phase, layer), Counter())
+            total = sum(steps.values())
+            spatial = sum(once.get((phase, layer), Counter()).values()) * len(steps) if stateful else total
+            parts[f"{phase}_spatial"] = min(total, spatial)
+            parts[f"{phase}_temporal"] = total - min(total, spatial)
+        result.append(LayerWork(layer, **parts))
+    return tuple(result)
+
+
+def _by_layer(operations: Operations) -> dict[tuple[str, str], Counter[int]]:
+    """(phase, layer) → step → multiplications, steps without any left out."""
+    result: dict[tuple[str, str], Counter[int]] = {}
+    for counts in (operations.multiply_adds, operations.products):
+        for place, count in counts.items():
+            if place.phase != "optimizer" and count:
+                result.setdefault((place.phase, place.layer), Counter())[place.step] += count
+    return result
+
+
+def _is_inside(layer: str, outer: Iterable[str]) -> bool:
+    return any(layer == name or layer.startswith(f"{name}.") for name in outer)
+
+
+def _multiply_adds(operations: Operations, phase: Phase) -> int:
+    return sum(count for place, count in operations.multiply_adds.items() if place.phase == phase)
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or "no message"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"

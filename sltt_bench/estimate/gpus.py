@@ -1,0 +1,92 @@
+"""GPUs by their data sheets, and a lower bound on the time of an iteration: the roofline.
+
+No operation can be done faster than the GPU's peak arithmetic allows, nor faster than its tensors
+pass through memory. Operations run one after another, so the bound of an iteration is
+
+    Σ over operations of max(2 · multiply-adds / peak,  Σ over tensors of max(0, bytes − L2 cache) / bandwidth)
+
+What fits into the L2 cache may not touch memory at all and is not charged. Launches, reductions,
+normalisation and all inefficiency are left out: a real run is slower, often by several times.
+Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model".
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from sltt_bench.estimate.operations import Work
+from sltt_bench.strict import Strict
+
+Positive = Annotated[float, Field(gt=0, strict=False)]
+
+_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+class GPU(Strict):
+    """The figures of one GPU; its name is the key in the file."""
+
+    memory_gb: Positive
+    """Memory in 10⁹ bytes."""
+    bandwidth_gb_s: Positive
+    """Memory bandwidth in 10⁹ bytes per second."""
+    l2_mb: Positive
+    """Second-level cache in 2²⁰ bytes."""
+    tflops: dict[str, Positive]
+    """Peak of dense matrix arithmetic in 10¹² operations per second (a multiply-add is two), by format."""
+    source: Annotated[str, Field(min_length=1)]
+    """Where the figures stand."""
+
+
+class GPUError(ValueError):
+    """No GPU has this name, it lacks a format, or a file of GPUs is faulty."""
+
+
+def known_gpus(extra: Path | None = None) -> dict[str, GPU]:
+    """The GPUs of the shipped file, and those of `extra`, which may replace them. Raises GPUError."""
+    gpus = _read(Path(__file__).with_name("gpus.yaml"))
+    return gpus if extra is None else {**gpus, **_read(extra)}
+
+
+def find_gpu(name: str, extra: Path | None = None) -> GPU:
+    """The GPU called `name`. Raises GPUError."""
+    gpus = known_gpus(extra)
+    if name not in gpus:
+        raise GPUError(f"--gpu {name}: not in the table; known: {', '.join(gpus)}; --gpu-file FILE adds more")
+    return gpus[name]
+
+
+def time_lower_bound_s(work: Mapping[Work, int], gpu: GPU) -> float:
+    """Seconds of one iteration. Raises GPUError where the GPU lacks the format of a matrix product."""
+    cache = gpu.l2_mb * 2**20
+    seconds = 0.0
+    for operation, times in work.items():
+        traffic = sum(max(0.0, size - cache) for size in operation.tensor_bytes) / (gpu.bandwidth_gb_s * 1e9)
+        arithmetic = (
+            2 * operation.multiply_adds / _peak(gpu, operation.dtype) if operation.multiply_adds else 0.0
+        )
+        seconds += times * max(traffic, arithmetic)
+    return seconds
+
+
+def _peak(gpu: GPU, dtype: torch.dtype) -> float:
+    name = _NAMES.get(dtype, "fp32")
+    if name not in gpu.tflops:
+        raise GPUError(
+            f"the GPU's data sheet gives no {name} arithmetic (only {', '.join(gpu.tflops)}); set train.precision"
+        )
+    return gpu.tflops[name] * 1e12
+
+
+def _read(path: Path) -> dict[str, GPU]:
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return TypeAdapter(dict[str, GPU]).validate_python(said)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise GPUError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise GPUError(f"{path}: {faults}") from None

@@ -1,0 +1,204 @@
+"""Counting the arithmetic of a training iteration by dispatch: per layer, step, forward and backward.
+
+What is counted as a *multiplication*:
+
+- each multiply-add of a convolution, linear layer or matrix product (the formulas are those of
+  `torch.utils.flop_counter`; a third party registers one for its own operation there);
+- each element of an elementwise product or quotient (`mul`, `div`, `addcmul`, ...).
+
+Not counted are additions and comparisons, and the arithmetic inside normalisation, pooling, softmax
+and the optimiser.
+
+An operation of the backward pass belongs to the layer that made its autograd node: nodes are
+numbered in the order of their creation, and so are the times at which layers are entered and left.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+Phase = Literal["forward", "backward", "optimizer"]
+
+OUTSIDE = "(loss)"
+"""The layer of operations outside the network."""
+
+_aten = torch.ops.aten
+_ELEMENTWISE = {
+    _aten.mul: 1,
+    _aten.mul_: 1,
+    _aten.div: 1,
+    _aten.div_: 1,
+    _aten.reciprocal: 1,
+    _aten.square: 1,
+    _aten.lerp: 1,
+    _aten.lerp_: 1,
+    _aten.addcmul: 2,
+    _aten.addcmul_: 2,
+    _aten.addcdiv: 2,
+    _aten.addcdiv_: 2,
+}
+"""Operation → multiplications for each element of its result."""
+
+
+class Place(NamedTuple):
+    """Where in the iteration an operation belongs."""
+
+    phase: Phase
+    layer: str
+    step: int
+    """1 for the first time step."""
+
+
+class Work(NamedTuple):
+    """What one operation asks of a device."""
+
+    multiply_adds: int
+    """Of a convolution or matrix product; 0 for all others."""
+    dtype: torch.dtype
+    """Of its result."""
+    tensor_bytes: tuple[int, ...]
+    """Of each tensor that it reads or writes."""
+
+
+@dataclass
+class Operations:
+    """The arithmetic of one iteration."""
+
+    multiply_adds: Counter[Place] = field(default_factory=Counter)
+    """Of convolutions, linear layers and matrix products."""
+    products: Counter[Place] = field(default_factory=Counter)
+    """Elementwise multiplications and divisions."""
+    work: Counter[Work] = field(default_factory=Counter)
+    """How often each kind of operation ran, the optimiser's included."""
+
+    def total(self, chosen: Callable[[Place], bool]) -> int:
+        """All multiplications at the chosen places."""
+        return sum(
+            count
+            for counts in (self.multiply_adds, self.products)
+            for p, count in counts.items()
+            if chosen(p)
+        )
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts into `operations` while it is entered around iterations of a network and its optimiser."""
+
+    def __init__(
+        self, network: nn.Module, optimizer: torch.optim.Optimizer, execute: Callable[..., Any]
+    ) -> None:
+        """`execute(func, args, kwargs)` runs an operation that has been seen."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = Operations()
+        self._execute = execute
+        self._network = network
+        self._optimizer = optimizer
+        self._names = {id(module): name for name, module in network.named_modules()}
+        self._entered: list[str] = []
+        self._step = 0
+        self._in_optimizer = False
+        self._nodes_from: list[int] = [-1]
+        self._places: list[tuple[str, int]] = [(OUTSIDE, 0)]
+
+    @contextmanager
+    def counting(self) -> Iterator["OperationCounter"]:
+        """Counts within; layers and optimiser are watched by hooks that are removed at the end."""
+        module_hooks = torch.nn.modules.module
+        handles = [
+            module_hooks.register_module_forward_pre_hook(self._enter_layer),
+            module_hooks.register_module_forward_hook(self._leave_layer, always_call=True),
+            self._optimizer.register_step_pre_hook(lambda *_: self._set_in_optimizer(True)),
+            self._optimizer.register_step_post_hook(lambda *_: self._set_in_optimizer(False)),
+        ]
+        try:
+            with self:
+                yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = self._execute(func, args, kwargs)
+        operation = getattr(func, "_overloadpacket", func)
+        if operation in flop_registry:
+            multiply_adds = flop_registry[operation](*args, **kwargs, out_val=result) // 2
+            self.operations.multiply_adds[self._place()] += multiply_adds
+        else:
+            multiply_adds = 0
+            if factor := _ELEMENTWISE.get(operation):
+                self.operations.products[self._place()] += factor * result.numel()
+        if not _is_view(func) and (written := tensors_in((result,))):
+            touched = [*tensors_in(args), *tensors_in(kwargs.values()), *written]
+            sizes = tuple(sorted(map(_touched_bytes, touched)))
+            self.operations.work[Work(multiply_adds, written[0].dtype, sizes)] += 1
+        return result
+
+    # Places -------------------------------------------------------------------------------------
+
+    def _place(self) -> Place:
+        if self._in_optimizer:
+            return Place("optimizer", OUTSIDE, self._step)
+        if torch._C._current_graph_task_id() == -1:
+            return Place("forward", self._entered[-1] if self._entered else OUTSIDE, self._step)
+        if self._entered:  # a forward pass inside the backward pass: recomputation
+            return Place("backward", self._entered[-1], self._step)
+        node = torch._C._current_autograd_node()
+        number = -1 if node is None else node._sequence_nr()
+        layer, step = self._places[bisect_right(self._nodes_from, number) - 1]
+        return Place("backward", layer, step)
+
+    def _enter_layer(self, module: nn.Module, args: Any) -> None:
+        if id(module) not in self._names:
+            return
+        if module is self._network and torch._C._current_graph_task_id() == -1:
+            self._step += 1
+        self._entered.append(self._names[id(module)])
+        self._note_place()
+
+    def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) in self._names and self._entered:
+            self._entered.pop()
+            self._note_place()
+
+    def _note_place(self) -> None:
+        """From here on, new autograd nodes belong to the layer that is on top."""
+        self._nodes_from.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self._places.append((self._entered[-1] if self._entered else OUTSIDE, self._step))
+
+    def _set_in_optimizer(self, inside: bool) -> None:
+        self._in_optimizer = inside
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments or results, those in lists included."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+    return found
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether an operation only makes another view: no kernel runs."""
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
+def _touched_bytes(tensor: Tensor) -> int:
+    """An expanded tensor is read where it is stored, a slice only where it is."""
+    return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
