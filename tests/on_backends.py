@@ -1,0 +1,146 @@
+"""What the tests of the backends share: training iterations of small networks on any backend."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models
+from sltt_bench.backends import Backend
+from sltt_bench.losses import step_loss
+from sltt_bench.methods import Method
+from sltt_bench.models.options import (
+    CNNOptions,
+    MLPOptions,
+    ModelOptions,
+    NFResNetOptions,
+    PreActResNetOptions,
+    VGGOptions,
+)
+from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.precision import Precision
+from sltt_bench.unroll import Unroll
+
+T = 4
+CLASSES = 7
+
+MODELS: dict[str, tuple[ModelOptions, tuple[int, int, int], int]] = {
+    "cnn": (CNNOptions(channels=[6, 8], dropout=0.2), (3, 16, 16), 6),
+    "mlp": (MLPOptions(hidden=[24, 16], dropout=0.2), (3, 8, 8), 16),
+    "recurrent": (MLPOptions(hidden=[24, 16], recurrent=True, dropout=0.2), (3, 8, 8), 16),
+    "preact-resnet18": (PreActResNetOptions(width=4, dropout=0.2), (3, 16, 16), 6),
+    "vgg11": (VGGOptions(width=4, dropout=0.2), (3, 64, 64), 3),
+    "nf-resnet34": (NFResNetOptions(name="nf-resnet34", width=4), (3, 64, 64), 3),
+    "nf-resnet50": (NFResNetOptions(name="nf-resnet50", width=2), (3, 64, 64), 3),
+}
+"""Every kind of network that the project has: options, input shape, batch size."""
+
+
+@dataclass
+class Trained:
+    """What a few iterations on a backend left behind."""
+
+    network: nn.Module
+    backend: Backend
+    gradients: dict[str, Tensor]
+    outputs: Tensor
+    """Σ_t o[t] of each iteration."""
+    spikes: list[Tensor]
+    """Of every layer at every step, in the order of computation."""
+    buffers: dict[str, Tensor]
+
+
+def build(backend: Backend, model: str, neuron: LIFParameters, dtype: torch.dtype | None = None) -> nn.Module:
+    """A small network, always with the same weights, strong enough to make all layers fire."""
+    options, shape, _ = MODELS[model]
+    torch.manual_seed(0)
+    network = models.build(options, neuron=lambda: backend.neuron(neuron), input_shape=shape, classes=CLASSES)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter *= 1.5
+            else:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return backend.prepare(network, "cpu").to(dtype)
+
+
+def train(
+    name: str | Backend,
+    model: str,
+    method: str | Method,
+    neuron: LIFParameters | None = None,
+    *,
+    timesteps: int = T,
+    iterations: int = 2,
+    repeated_image: bool = True,
+    accumulate: bool = False,
+    precision: str = "fp32",
+    dtype: torch.dtype | None = None,
+    context: Callable[[], Any] | None = None,
+    **options: Any,
+) -> Trained:
+    """Gradients of the last iteration (of the sum of all, with `accumulate`); no optimiser runs.
+
+    Dropout and the method draw the same on every backend.
+    """
+    backend = backends.create(name, **options) if isinstance(name, str) else name
+    network = build(backend, model, neuron or LIFParameters(), dtype)
+    spikes: list[Tensor] = []
+    for layer in network.modules():
+        if isinstance(layer, SpikingNeuron):
+            layer.register_forward_hook(lambda _, __, out: spikes.append(out.detach().clone()))
+    torch.manual_seed(5)
+    generator = torch.Generator().manual_seed(7)
+    outputs = []
+    _, shape, batch = MODELS[model]
+    for _ in range(iterations):
+        if not accumulate:
+            network.zero_grad()
+        steps = 1 if repeated_image else timesteps
+        inputs = [2 * torch.randn(batch, *shape, dtype=dtype) for _ in range(steps)]
+        labels = torch.randint(CLASSES, (batch,))
+        with backend.iteration(network):
+            unroll = Unroll(
+                network,
+                inputs * (timesteps // steps),
+                partial(step_loss, labels=labels, alpha=0.05, mse_target="ones"),
+                generator=generator,
+                autocast=Precision(precision, "cpu").autocast,
+            )
+            driver = methods.create(method, timesteps) if isinstance(method, str) else method
+            driver.accumulate_gradients(unroll)
+        outputs.append(unroll.summed_outputs)
+    return Trained(
+        network=network,
+        backend=backend,
+        gradients={n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None},
+        outputs=torch.stack(outputs),
+        spikes=spikes,
+        buffers={name: buffer.clone() for name, buffer in network.named_buffers()},
+    )
+
+
+def gradient_error(a: Trained, b: Trained) -> float:
+    """Largest ‖a − b‖ / ‖b‖ over the parameters.
+
+    A bias before batch norm has gradient 0, of which rounding leaves noise; a thousandth of the whole
+    gradient is the least that a parameter's is compared with.
+    """
+    assert a.gradients.keys() == b.gradients.keys()
+    whole = torch.cat([gradient.flatten() for gradient in b.gradients.values()]).norm()
+    errors = [
+        (a.gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), whole / 1000)
+        for name, gradient in b.gradients.items()
+    ]
+    return float(max(errors))
+
+
+def whole_gradient_error(a: Trained, b: Trained) -> float:
+    """‖a − b‖ / ‖b‖ of all parameters' gradients as one vector."""
+    assert a.gradients.keys() == b.gradients.keys()
+    difference = torch.cat([(a.gradients[name] - b.gradients[name]).flatten() for name in b.gradients])
+    return float(difference.norm() / torch.cat([g.flatten() for g in b.gradients.values()]).norm())

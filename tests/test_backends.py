@@ -1,0 +1,145 @@
+"""Every backend computes the same: forward outputs, spikes, gradients and running statistics."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from on_backends import MODELS, T, build, gradient_error, train, whole_gradient_error
+from one_batch import RESETS
+
+from sltt_bench import backends
+from sltt_bench.backends import UnknownBackend
+from sltt_bench.neurons import LIFParameters
+from sltt_bench.surrogates import SURROGATES
+
+METHODS = ("bptt", "sltt", "sltt-k1", "sltt-k3-unbiased")
+
+
+def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFParameters:
+    said: Any = {"tau": tau, "v_threshold": 0.8, "surrogate": surrogate, **RESETS[reset]}
+    return LIFParameters(**said)
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small networks take the ways that large ones take."""
+    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "recompute"),
+    [*((method, False) for method in METHODS), ("bptt", True), ("sltt", True), ("sltt-k2", True)],
+)
+@pytest.mark.parametrize("model", MODELS)
+def test_native_equals_reference_on_every_network_and_method(
+    model: str, method: str, recompute: bool
+) -> None:
+    reference = train("reference", model, method, dtype=torch.float64)
+    native = train("native", model, method, dtype=torch.float64, recompute=recompute)
+    assert gradient_error(native, reference) < 1e-12
+    assert torch.equal(native.outputs, reference.outputs)
+    assert len(native.spikes) == len(reference.spikes) > 0
+    assert all(torch.equal(a, b) for a, b in zip(native.spikes, reference.spikes, strict=True))
+    assert native.buffers.keys() == reference.buffers.keys()
+    assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> None:
+    reference, native = train("reference", model, method), train("native", model, method)
+    assert whole_gradient_error(native, reference) < 1e-6
+    assert torch.equal(native.outputs, reference.outputs)
+    assert all(torch.equal(a, b) for a, b in zip(native.spikes, reference.spikes, strict=True))
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+def test_backends_agree_on_every_neuron(name: str, reset: str, surrogate: str, method: str) -> None:
+    if name == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    reference = train("reference", "cnn", method, neuron(reset, surrogate), dtype=torch.float64, iterations=1)
+    other = train(name, "cnn", method, neuron(reset, surrogate), dtype=torch.float64, iterations=1)
+    assert gradient_error(other, reference) < 1e-11
+    torch.testing.assert_close(other.outputs, reference.outputs, rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(a, b) for a, b in zip(other.spikes, reference.spikes, strict=True))
+
+
+@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+def test_inputs_that_differ_from_step_to_step(name: str) -> None:
+    reference = train("reference", "cnn", "sltt", dtype=torch.float64, repeated_image=False)
+    other = train(name, "cnn", "sltt", dtype=torch.float64, repeated_image=False)
+    assert gradient_error(other, reference) < 1e-11
+
+
+@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+def test_gradients_accumulate_over_batches(name: str, method: str) -> None:
+    def both(backend: str, **how: Any) -> Any:
+        return train(backend, "nf-resnet34", method, dtype=torch.float64, iterations=3, **how)
+
+    reference, other = both("reference", accumulate=True), both(name, accumulate=True)
+    assert gradient_error(other, reference) < 1e-11
+    assert gradient_error(both(name), reference) > 0.1
+
+
+@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+@pytest.mark.parametrize("model", ["cnn", "nf-resnet34"])
+def test_mixed_precision_differs_by_no_more_than_the_format(name: str, method: str, model: str) -> None:
+    """The gradient of a spiking network jumps with its spikes, so the yardstick is what bfloat16 itself
+    changes against float32."""
+    exact = train("reference", model, method)
+    rounded = train("reference", model, method, precision="bf16")
+    other = train(name, model, method, precision="bf16")
+    assert {gradient.dtype for gradient in other.gradients.values()} == {torch.float32}
+    assert gradient_error(other, rounded) < gradient_error(rounded, exact)
+
+
+@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+@pytest.mark.parametrize("model", MODELS)
+def test_parameters_and_state_have_the_names_of_the_reference(name: str, model: str) -> None:
+    reference = build(backends.create("reference"), model, LIFParameters())
+    other = build(backends.create(name), model, LIFParameters())
+    assert [*other.state_dict()] == [*reference.state_dict()]
+    other.load_state_dict(reference.state_dict())
+
+
+def test_backends_say_what_really_ran() -> None:
+    native = train("native", "nf-resnet34", "sltt").backend
+    said = native.provenance()
+    assert said["neuron"] == "torch backward, torch fire, torch forward"
+    assert said["computed once an iteration"] == "AvgPool2d, ScaledWSConv2d"
+    said = train("native", "cnn", "sltt", repeated_image=False, recompute=True).backend.provenance()
+    assert "Convolution" in said["computed again in the backward pass"]
+    assert said["computed once an iteration"] == "nothing"
+    assert backends.create("native").provenance()["neuron"] == "nothing has run"
+    said = train("spikingjelly", "cnn", "sltt", timesteps=T).backend.provenance()
+    assert "LIFNode" in said["neuron"]
+    assert said["spikingjelly"]
+
+
+def test_what_a_backend_cannot_serve_it_says_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    native, jelly = backends.create("native"), backends.create("spikingjelly")
+    fine = LIFParameters()
+    assert native.unsupported(fine, "fp32", "cpu") is None
+    assert jelly.unsupported(fine, "fp32", "cpu") is None
+    assert "tau > 1" in str(jelly.unsupported(LIFParameters(tau=1.0), "fp32", "cpu"))
+    assert native.unsupported(LIFParameters(tau=1.0), "fp32", "cpu") is None
+    own = LIFParameters(surrogate="mine")
+    assert "no surrogate 'mine'" in str(native.unsupported(own, "fp32", "cpu"))
+    monkeypatch.setitem(SURROGATES, "mine", SURROGATES["triangle"])
+    assert native.unsupported(own, "fp32", "cpu") is None
+    assert "no Triton formula" in str(native.unsupported(own, "fp32", "cuda:0"))
+    assert "known to equal 'mine'" in str(jelly.unsupported(own, "fp32", "cpu"))
+    monkeypatch.setattr("sltt_bench.backends.native.kernels.find_spec", lambda name: None)
+    assert "pip install triton" in str(native.unsupported(fine, "fp32", "cuda:0"))
+
+
+def test_a_backend_whose_package_is_missing_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spikingjelly.activation_based", None)
+    with pytest.raises(UnknownBackend, match=r"pip install 'sltt-bench\[spikingjelly\]'"):
+        backends.create("spikingjelly")

@@ -1,0 +1,413 @@
+"""The native backend keeps what it promises beyond equal gradients: memory, and safety of what it shares."""
+
+import copy
+import gc
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from on_backends import MODELS, T, build, gradient_error, train
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models
+from sltt_bench.backends.native.neuron import NativeLIF
+from sltt_bench.backends.native.saved import SpareRoom
+from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.profiler.tensor_bytes import TensorBytes
+from sltt_bench.unroll import Unroll
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+
+
+# Methods of third parties ------------------------------------------------------------------------
+
+
+class TruncatedBPTT:
+    """Cuts the past every second step, but goes backward only at the end: old graphs stay in use."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        losses = []
+        for t in range(unroll.timesteps):
+            if t % 2 == 0:
+                unroll.detach_state()
+            losses.append(unroll.step(t))
+        unroll.backward(torch.stack(losses).sum())
+
+
+class TwoBackwardPasses:
+    """Goes through each step's graph twice, the second time after the next step has run."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        kept: list[Tensor] = []
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            loss = unroll.step(t)
+            loss.backward(retain_graph=True)
+            for old in kept:
+                (0.5 * old).backward()
+            kept = [loss]
+        kept[0].backward()
+
+
+class LateBackward:
+    """SLTT whose backward pass comes a step late."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        late = None
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            loss = unroll.step(t)
+            if late is not None:
+                unroll.backward(late)
+            late = loss
+        assert late is not None
+        unroll.backward(late)
+
+
+class GradientsOfHalf:
+    """BPTT whose middle steps run without a graph."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            with torch.set_grad_enabled(t in (0, unroll.timesteps - 1)):
+                loss = unroll.step(t)
+            if loss.requires_grad:
+                unroll.backward(loss)
+
+
+@pytest.mark.parametrize("method", [TruncatedBPTT(), TwoBackwardPasses(), LateBackward(), GradientsOfHalf()])
+@pytest.mark.parametrize("recompute", [False, True], ids=["store", "recompute"])
+@pytest.mark.parametrize("model", ["cnn", "nf-resnet34", "recurrent"])
+def test_methods_that_hold_on_to_old_graphs_get_the_right_gradient(
+    model: str, method: Any, recompute: bool
+) -> None:
+    how: Any = {"dtype": torch.float64, "repeated_image": model == "nf-resnet34"}
+    reference = train("reference", model, method, **how)
+    native = train("native", model, method, **how, recompute=recompute)
+    assert gradient_error(native, reference) < 1e-12
+
+
+def test_double_backward_raises_instead_of_giving_a_wrong_second_derivative() -> None:
+    class SecondDerivative:
+        def accumulate_gradients(self, unroll: Unroll) -> None:
+            parameter = next(unroll.network.parameters())
+            (grad,) = torch.autograd.grad(unroll.step(0), parameter, create_graph=True)
+            grad.square().sum().backward()
+
+    with pytest.raises(RuntimeError, match=r"once_differentiable|not require grad|differentiat"):
+        train("native", "cnn", SecondDerivative(), repeated_image=False, timesteps=1)
+
+
+def test_without_the_iteration_it_still_computes_the_same() -> None:
+    reference = train("reference", "cnn", "sltt", dtype=torch.float64)
+    backend = backends.create("native")
+    backend.iteration = backends.create("reference").iteration  # type: ignore[method-assign]
+    assert gradient_error(train(backend, "cnn", "sltt", dtype=torch.float64), reference) < 1e-12
+    assert gradient_error(train(backend, "cnn", TruncatedBPTT(), dtype=torch.float64), reference) > 0.01
+
+
+# In-place updates --------------------------------------------------------------------------------
+
+
+def layer(**options: Any) -> tuple[NativeLIF, Any]:
+    backend = backends.create("native", **options)
+    neuron = backend.neuron(LIFParameters(tau=2.0))
+    assert isinstance(neuron, NativeLIF)
+    return neuron, backend
+
+
+def currents(*shape: int) -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        yield torch.randn(*shape, generator=generator, requires_grad=True)
+
+
+def memory_of(neuron: NativeLIF) -> int:
+    assert neuron._membrane is not None
+    return neuron._membrane.data_ptr()
+
+
+def test_the_potential_is_updated_in_place_once_no_graph_needs_the_old_one() -> None:
+    neuron, backend = layer()
+    current = currents(3, 50)
+    with backend.iteration(nn.Identity()):
+        spikes = neuron(next(current))
+        first = memory_of(neuron)
+        neuron.detach_state()
+        spikes.sum().backward()
+        neuron(next(current))
+        assert memory_of(neuron) == first
+
+
+def test_the_potential_moves_on_while_a_graph_needs_the_old_one() -> None:
+    neuron, backend = layer()
+    current = currents(3, 50)
+    with backend.iteration(nn.Identity()):
+        spikes = neuron(next(current))
+        first = memory_of(neuron)
+        neuron.detach_state()
+        later = neuron(next(current))
+        assert memory_of(neuron) != first
+        spikes.sum().backward()
+        later.sum().backward()
+
+
+def test_without_gradients_the_potential_is_updated_in_place() -> None:
+    neuron, _ = layer()
+    current = currents(3, 50)
+    with torch.no_grad():
+        neuron(next(current))
+        first = memory_of(neuron)
+        neuron(next(current))
+    assert memory_of(neuron) == first
+
+
+def test_the_input_is_never_changed() -> None:
+    neuron, backend = layer()
+    given = [next(currents(3, 50)) for _ in range(3)]
+    before = [current.detach().clone() for current in given]
+    with backend.iteration(nn.Identity()):
+        for current in given:
+            neuron.detach_state()
+            neuron(current).sum().backward()
+    assert all(torch.equal(a, b) for a, b in zip(given, before, strict=True))
+
+
+def test_a_saved_tensor_that_was_changed_in_place_raises_as_in_plain_autograd() -> None:
+    backend = backends.create("native")
+    weight = torch.randn(50, requires_grad=True)
+    factor = torch.randn(50)
+    with backend.iteration(nn.Identity()):
+        loss = (weight * factor).sum()
+        factor.mul_(2)
+        with pytest.raises(RuntimeError, match=r"shape \(50,\) .* changed in place"):
+            loss.backward()
+
+
+def test_a_new_shape_without_a_reset_is_refused() -> None:
+    neuron, _ = layer()
+    neuron(torch.zeros(3, 4))
+    with pytest.raises(
+        ValueError, match=r"\(3, 4\) but receive currents of shape \(2, 4\); call reset_state"
+    ):
+        neuron(torch.zeros(2, 4))
+    neuron.reset_state()
+    assert neuron(torch.zeros(2, 4)).shape == (2, 4)
+
+
+def test_the_potential_can_be_read_as_that_of_the_reference() -> None:
+    parameters = LIFParameters(tau=2.0, v_threshold=0.6)
+    native, reference = backends.create("native").neuron(parameters), LIF(parameters)
+    assert native.potential is None  # type: ignore[attr-defined]
+    for current in [next(currents(3, 50)) for _ in range(3)]:
+        native(current)
+        reference(current)
+        assert torch.equal(native.potential, reference.potential)  # type: ignore[attr-defined]
+
+
+def test_a_copied_network_saves_memory_too() -> None:
+    backend = backends.create("native")
+    network = copy.deepcopy(build(backend, "cnn", LIFParameters()))
+    with backend.iteration(network):
+        network(torch.randn(2, 3, 16, 16)).sum().backward()
+    assert "nothing" not in backend.provenance()["computed again in the backward pass"]
+
+
+def test_an_iteration_leaves_no_cycles_behind() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        train("native", "cnn", "bptt", recompute=True)
+        alive = [o for o in gc.get_objects() if type(o).__name__ == "Membrane"]
+    finally:
+        gc.enable()
+    assert not alive
+
+
+# Once an iteration -------------------------------------------------------------------------------
+
+
+def calls_of(layer: nn.Module, function: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    calls: list[int] = []
+    original = getattr(type(layer), function)
+
+    def counted(self: nn.Module, *args: Any) -> Any:
+        if self is layer:
+            calls.append(1)
+        return original(self, *args)
+
+    monkeypatch.setattr(type(layer), function, counted)
+    return calls
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k1"])
+def test_a_repeated_image_passes_the_stem_once_an_iteration(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = backends.create("native")
+    network = build(backend, "preact-resnet18", LIFParameters())
+    stem, deeper = network.conv1, network.layer1[0].conv1
+    assert isinstance(stem, nn.Conv2d)
+    calls = calls_of(stem, "_conv_forward", monkeypatch)
+    for count in (2, 1, 1):  # the first iteration finds out at its second step
+        del calls[:]
+        iteration(backend, network, method)
+        assert len(calls) == count
+    calls = calls_of(deeper, "_conv_forward", monkeypatch)
+    iteration(backend, network, method)
+    assert len(calls) == T
+
+
+def test_different_inputs_pass_the_stem_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backends.create("native")
+    network = build(backend, "preact-resnet18", LIFParameters())
+    calls = calls_of(network.conv1, "_conv_forward", monkeypatch)
+    iteration(backend, network, "sltt")
+    iteration(backend, network, "sltt")
+    del calls[:]
+    iteration(backend, network, "sltt", repeated=False)
+    iteration(backend, network, "sltt", repeated=False)
+    assert len(calls) == 2 * T
+
+
+def test_an_image_changed_in_place_between_steps_is_seen() -> None:
+    class Fading:
+        def accumulate_gradients(self, unroll: Unroll) -> None:
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                unroll.backward(unroll.step(t))
+                unroll.inputs[t].mul_(0.5)
+
+    reference = train("reference", "cnn", Fading(), dtype=torch.float64, iterations=3)
+    assert (
+        gradient_error(train("native", "cnn", Fading(), dtype=torch.float64, iterations=3), reference) < 1e-12
+    )
+
+
+def test_weights_are_standardised_once_and_once_more_for_their_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = backends.create("native")
+    network = build(backend, "nf-resnet34", LIFParameters())
+    calls = calls_of(network.layer2[0].conv1, "standardised_weight", monkeypatch)
+    iteration(backend, network, "sltt", model="nf-resnet34")
+    assert len(calls) == 2
+    with torch.no_grad():
+        iteration(backend, network, "sltt-k1", model="nf-resnet34", forward_only=True)
+    assert len(calls) == 3
+
+
+def test_parameters_changed_within_an_iteration_are_refused() -> None:
+    class Impatient:
+        def accumulate_gradients(self, unroll: Unroll) -> None:
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                unroll.backward(unroll.step(t))
+                with torch.no_grad():
+                    unroll.network.layer1[0].conv1.weight.mul_(0.9)
+
+    with pytest.raises(RuntimeError, match="ScaledWSConv2d were changed within an iteration"):
+        train("native", "nf-resnet34", Impatient())
+
+
+def test_modules_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = backends.create("native")
+    network = build(backend, "nf-resnet34", LIFParameters())
+    before = {name: set(vars(module)) for name, module in network.named_modules()}
+    iteration(backend, network, "sltt", model="nf-resnet34")
+    with pytest.raises(ZeroDivisionError), backend.iteration(network):
+        raise ZeroDivisionError
+    assert {name: set(vars(module)) for name, module in network.named_modules()} == before
+
+
+def iteration(
+    backend: Any,
+    network: nn.Module,
+    method: str,
+    *,
+    model: str = "preact-resnet18",
+    repeated: bool = True,
+    forward_only: bool = False,
+) -> None:
+    _, shape, batch = MODELS[model]
+    image = torch.randn(batch, *shape)
+    with backend.iteration(network):
+        unroll = Unroll(
+            network,
+            [image if repeated else image.clone() for _ in range(T)],
+            lambda output: output.square().mean(),
+            generator=torch.Generator(),
+            backward=(lambda loss: None) if forward_only else Tensor.backward,
+        )
+        methods.create(method, T).accumulate_gradients(unroll)
+
+
+# Memory ------------------------------------------------------------------------------------------
+
+
+def peak(name: str, method: str, timesteps: int, **options: Any) -> float:
+    """Peak live tensor bytes of an iteration but for parameters and their gradients, in units of the
+    potentials of all neurons."""
+    backend = backends.create(name, **options)
+    torch.manual_seed(0)
+    network = models.build(
+        PreActResNetOptions(width=8),
+        neuron=lambda: backend.neuron(LIFParameters()),
+        input_shape=(3, 32, 32),
+        classes=4,
+    )
+    network = backend.prepare(network, "cpu")
+    x, batch = torch.randn(32, 3, 32, 32), 32
+    for _ in range(2):
+        network.zero_grad()
+        with TensorBytes([x], network=network) as counted, backend.iteration(network):
+            unroll = Unroll(
+                network,
+                [x] * timesteps,
+                lambda output: output.square().mean(),
+                generator=torch.Generator(),
+            )
+            methods.create(method, timesteps).accumulate_gradients(unroll)
+    neurons = (4 + 1) * 8 + 3 * 4 + 1 * 4 + 3 * 2 + 2 + 3 * 1 + 1  # channels × pixels / 1024
+    weights = 2 * sum(parameter.nbytes for parameter in network.parameters())
+    return (counted.peak - weights) / (4 * batch * 1024 * neurons)
+
+
+def test_sltt_stores_two_tensors_a_neuron_where_the_reference_stores_four() -> None:
+    assert peak("reference", "sltt", 3) == pytest.approx(4.1, abs=0.05)
+    assert peak("native", "sltt", 3) == pytest.approx(2.05, abs=0.1)
+
+
+def test_bptt_stores_two_tensors_a_neuron_and_step_where_the_reference_stores_three() -> None:
+    assert peak("reference", "bptt", 5) - peak("reference", "bptt", 4) == pytest.approx(3, abs=0.02)
+    # The stem's output, a tenth of all, is the same at every step.
+    assert peak("native", "bptt", 5) - peak("native", "bptt", 4) == pytest.approx(1.88, abs=0.02)
+
+
+def test_recomputing_stores_one_tensor_a_neuron_and_step() -> None:
+    grown = peak("native", "bptt", 5, recompute=True) - peak("native", "bptt", 4, recompute=True)
+    assert grown == pytest.approx(1, abs=0.05)
+    assert peak("native", "sltt", 3, recompute=True) < 0.85 * peak("native", "sltt", 3)
+
+
+def test_the_peak_of_sltt_does_not_grow_with_the_steps() -> None:
+    assert peak("native", "sltt", 12) <= 1.001 * peak("native", "sltt", 2)
+    assert peak("native", "sltt", 12) <= 1.02 * peak("native", "sltt", 1)
+
+
+def test_spare_room_takes_small_tensors_until_it_is_full_and_is_free_again_when_they_die() -> None:
+    room = SpareRoom()
+    large, small = torch.zeros(1000), torch.zeros(400)
+    assert not room.fits(large)
+    kept = []
+    while room.fits(small):
+        kept.append(room.store(small))
+    assert len(kept) == 3 * 1000 // 400
+    del kept[0]
+    assert room.fits(small)
+    assert not room.fits(torch.zeros(501))
