@@ -362,7 +362,7 @@ def peak(name: str, method: str, timesteps: int, **options: Any) -> float:
         classes=4,
     )
     network = backend.prepare(network, "cpu")
-    x, batch = torch.randn(32, 3, 32, 32), 32
+    x, batch = torch.randn(8, 3, 32, 32), 8
     for _ in range(2):
         network.zero_grad()
         with TensorBytes([x], network=network) as counted, backend.iteration(network):
@@ -380,7 +380,7 @@ def peak(name: str, method: str, timesteps: int, **options: Any) -> float:
 
 def test_sltt_stores_two_tensors_a_neuron_where_the_reference_stores_four() -> None:
     assert peak("reference", "sltt", 3) == pytest.approx(4.1, abs=0.05)
-    assert peak("native", "sltt", 3) == pytest.approx(2.05, abs=0.1)
+    assert peak("native", "sltt", 3) == pytest.approx(2.2, abs=0.1)
 
 
 def test_bptt_stores_two_tensors_a_neuron_and_step_where_the_reference_stores_three() -> None:
