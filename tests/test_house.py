@@ -21,6 +21,9 @@ FORBIDDEN = {
     "engine.py": ("methods", "models", "data", "results", "report", "runner", "cli"),
     "runner.py": ("engine", "report", "experiment", "profiler"),
     "results": ("report", "engine", "runner", "methods", "models", "data"),
+    "analysis/gradients.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
+    "analysis/draws.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
+    "analysis/operations.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
     "report": ("engine", "runner", "worker", "experiment", "profiler", "models", "data", "neurons"),
 }
 """Part → the parts that it must never know."""
@@ -34,6 +37,8 @@ WITHOUT_TORCH = (
     "terminal.py",
     "results/schema.py",
     "results/writer.py",
+    "analysis/__init__.py",
+    "analysis/plan.py",
     "models/__init__.py",
     "models/options.py",
     "data/__init__.py",
