@@ -138,6 +138,12 @@ def run(
     log: Annotated[
         str | None, typer.Option("--log", help="tensorboard: also log there, under the CSV's column names.")
     ] = None,
+    estimates: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
+    ] = True,
+    skip_oversize: Annotated[
+        bool, typer.Option("--skip-oversize", help="Leave out cells that cannot fit, instead of warning.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
@@ -148,6 +154,8 @@ def run(
     with _errors_explained():
         if init is not None and init != "random":
             checkpoint_file(init)
+        if skip_oversize and not estimates:
+            _fail("--skip-oversize needs the estimate; leave --no-estimate out")
         if log not in (None, "tensorboard"):
             _fail(f"--log {log}: known is tensorboard")
         request = Request(
@@ -173,6 +181,8 @@ def run(
             resume=resume,
             command=_command_line(),
             log=log,
+            estimates=estimates,
+            skip_oversize=skip_oversize,
         )
     raise typer.Exit(code)
 

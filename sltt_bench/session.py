@@ -9,11 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
+from sltt_bench.estimate.preflight import Preflight
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
-from sltt_bench.runner import Interrupted, Outcome, Setting, describe, run_plan
+from sltt_bench.runner import Interrupted, Outcome, Setting, describe, finished_cells, run_plan
 from sltt_bench.tensorboard import Displays, TensorBoardLog
 from sltt_bench.terminal import cell_progress, data_progress, run_display
 
@@ -27,8 +28,14 @@ def run_plans(
     resume: bool,
     command: list[str],
     log: str | None = None,
+    estimates: bool = True,
+    skip_oversize: bool = False,
 ) -> int:
-    """Run every plan in a folder of its own and show what came out; returns the exit code."""
+    """Run every plan in a folder of its own and show what came out; returns the exit code.
+
+    With `estimates`, each plan's memory is estimated first; a cell that cannot fit is warned of, or
+    skipped with `skip_oversize`.
+    """
     from sltt_bench import provenance
 
     console = Console()
@@ -43,7 +50,9 @@ def run_plans(
             folder = _open_folder(plan, out, resume, console)
             folders.append(folder.path)
             try:
-                outcomes = _run_one(plan, folder, setting, console, facts, _weights_finder(out), log)
+                known = _estimated(plan, folder, console) if estimates else None
+                find = _weights_finder(out, known if skip_oversize else None)
+                outcomes = _run_one(plan, folder, setting, console, facts, find, log, known)
             finally:
                 folder.close()
             failed |= any(outcome.status != "ok" for outcome in outcomes.values())
@@ -65,12 +74,14 @@ def _run_one(
     facts: dict[str, Any],
     initial_weights: Callable[[Cell], Path | None],
     log: str | None,
+    known: Preflight | None,
 ) -> dict[str, Outcome]:
     folder.write_recipe(plan.recipe.model_dump(mode="json"))
     for remark in plan.remarks:
         console.print(f"[dim]{remark}[/dim]")
     console.print(f"[bold]{plan.recipe.name}[/bold]: {len(plan)} cells → {folder.path}", soft_wrap=True)
-    with run_display(console) as display:
+    peaks = {} if known is None else known.peak_bytes
+    with run_display(console, peaks) as display:
         watchers = [display] if log is None else [display, TensorBoardLog(folder.path)]
         return run_plan(
             plan,
@@ -78,7 +89,12 @@ def _run_one(
             setting,
             Displays(*watchers),
             initial_weights=initial_weights,
-            provenance={**facts, "run": folder.path.name, "plan": [cell.cell_id for cell in plan]},
+            provenance={
+                **facts,
+                "run": folder.path.name,
+                "plan": [cell.cell_id for cell in plan],
+                "estimated_peak_tensor_bytes": peaks,
+            },
         )
 
 
@@ -122,8 +138,28 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     return None
 
 
-def _weights_finder(out: Path) -> Callable[[Cell], Path | None]:
+def _estimated(plan: Plan, folder: RunFolder, console: Console) -> Preflight | None:
+    """The plan's memory before it runs, with a warning for each cell that cannot fit."""
+    from sltt_bench.estimate.preflight import preflight
+
+    finished = finished_cells(folder).finished
+    cells = [cell for cell in plan if cell.cell_id not in finished and cell.kind == "run"]
+    if not cells:
+        return None
+    with console.status("estimating the memory of each cell"):
+        known = preflight(cells)
+    for cell in cells:
+        if (reason := known.too_large(cell)) is not None:
+            console.print(f"[yellow]warning: {escape(describe(cell))}: {reason}[/yellow]", soft_wrap=True)
+    return known
+
+
+def _weights_finder(out: Path, gate: Preflight | None) -> Callable[[Cell], Path | None]:
+    """Finds a cell's initial weights; raises LookupError for a cell that is not to be run."""
+
     def find(cell: Cell) -> Path | None:
+        if gate is not None and (reason := gate.too_large(cell)) is not None:
+            raise LookupError(f"--skip-oversize: {reason}")
         if cell.needs is None:
             return None if cell.init is None else Path(cell.init)
         prerequisite = str(cell.recipe.init_from)

@@ -39,12 +39,15 @@ def percent_text(share: float | None) -> str:
 
 
 @contextmanager
-def run_display(console: Console) -> Iterator[Display]:
-    """Bars if the console is a terminal, else lines."""
+def run_display(console: Console, estimated: Mapping[str, int]) -> Iterator[Display]:
+    """Bars if the console is a terminal, else lines.
+
+    `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured.
+    """
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _Lines(console, estimated)
         return
-    bars = _Bars(console)
+    bars = _Bars(console, estimated)
     with bars.progress:
         yield bars
 
@@ -52,8 +55,9 @@ def run_display(console: Console) -> Iterator[Display]:
 class _Lines:
     """One line for each epoch and each ended cell."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
         self._console = console
+        self._estimated = estimated
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
@@ -71,6 +75,11 @@ class _Lines:
         style = _STATUS_STYLE.get(outcome.status, "red")
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
         self._print(f"      [{style}]{outcome.status}[/{style}] after {outcome.wall_s:.1f} s{reason}")
+        if (estimate := self._estimated.get(cell.cell_id)) is not None:
+            measured = bytes_text(outcome.facts.get("peak_tensor_bytes"))
+            self._print(
+                f"      [dim]peak of live tensors: estimated {bytes_text(estimate)}, measured {measured}[/dim]"
+            )
 
     def remark(self, text: str) -> None:
         self._print(f"[dim]{escape(text)}[/dim]")
@@ -82,8 +91,8 @@ class _Lines:
 class _Bars(_Lines):
     """A bar over the batches of the cell under way, with the time left, loss, accuracy and memory."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
+        super().__init__(console, estimated)
         self.progress = Progress(
             TextColumn("      epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
