@@ -21,7 +21,18 @@ def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_the_recipe_smoke_runs_with_each_of_its_methods(name: str, tmp_path: Path) -> None:
-    arguments = ["run", name, "--smoke", "--device", "cpu", "--seed", "0", "--out", str(tmp_path / "out")]
+    arguments = [
+        "run",
+        name,
+        "--smoke",
+        "--no-estimate",
+        "--device",
+        "cpu",
+        "--seed",
+        "0",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     arguments += ["--data-dir", str(tmp_path / "data")]
     if name not in WITHOUT_DOWNLOAD:
         arguments.append("--synthetic")

@@ -30,7 +30,16 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
     scope: dict[str, Any] = {}
     exec(check, scope)
     scope["test_my_method_keeps_its_promises"]()
-    arguments = ["run", "digits", "--method", "bptt,tbptt-w3,tbptt-w6,sltt", "--smoke", "--device", "cpu"]
+    arguments = [
+        "run",
+        "digits",
+        "--method",
+        "bptt,tbptt-w3,tbptt-w6,sltt",
+        "--smoke",
+        "--device",
+        "cpu",
+        "--no-estimate",
+    ]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     epochs = pd.concat(pd.read_csv(path) for path in (tmp_path / "out").glob("digits/*/epochs.csv"))

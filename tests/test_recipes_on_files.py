@@ -30,7 +30,18 @@ WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_recipe_trains_from_files_with_each_method_and_precision(name: str, tmp_path: Path) -> None:
     counts = WRITERS[name](tmp_path / "data")
-    arguments = ["run", name, "--smoke", "--device", "cpu", "--seed", "0", "--set", "train.epochs=1"]
+    arguments = [
+        "run",
+        name,
+        "--smoke",
+        "--no-estimate",
+        "--device",
+        "cpu",
+        "--seed",
+        "0",
+        "--set",
+        "train.epochs=1",
+    ]
     arguments += ["--set", "train.precision=fp32,amp", "--data-dir", str(tmp_path / "data")]
     for key, value in counts.items():
         arguments += ["--set", f"data.{key}={value}"]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from sltt_bench.cli import app
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
 
-SMOKE = ["--smoke", "--device", "cpu"]
+SMOKE = ["--smoke", "--device", "cpu", "--no-estimate"]
 
 
 def run(*arguments: str) -> tuple[int, str]:

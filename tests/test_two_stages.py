@@ -41,7 +41,9 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["run", "./stage-2.yaml", "--device", "cpu", *arguments])
+    result = CliRunner().invoke(
+        app, ["run", "./stage-2.yaml", "--device", "cpu", "--no-estimate", *arguments]
+    )
     return result.exit_code, result.output
 
 

@@ -1,0 +1,58 @@
+"""Before a run: the estimate of every cell, and cells that cannot fit."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.estimate import preflight as module
+from sltt_bench.estimate.preflight import Preflight, preflight
+from sltt_bench.plan import Cell, Request, make_plans
+
+RUN = ["run", "digits", "--smoke", "--device", "cpu", "--method", "bptt,sltt", "--seed", "0"]
+
+
+def test_the_estimate_shown_before_a_run_is_what_the_run_measures(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*RUN, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "digits").iterdir()
+    measured = pd.read_csv(folder / "epochs.csv").groupby("cell_id").peak_tensor_bytes.first()
+    (plan,) = make_plans("digits", Request(methods=["bptt", "sltt"], seeds=[0], smoke=True, device="cpu"))
+    known = preflight(list(plan))
+    assert known.failures == {}
+    assert known.free_bytes is not None
+    for cell_id, peak in known.peak_bytes.items():
+        assert peak == pytest.approx(measured[cell_id], rel=0.01)
+    assert result.output.count("peak of live tensors: estimated") == 2
+
+
+def oversize(cells: list[Cell]) -> Preflight:
+    """BPTT needs 4 GiB where 1 GiB is free."""
+    return Preflight(2**30, {cell.cell_id: 2**32 if cell.method == "bptt" else 2**20 for cell in cells})
+
+
+def test_a_cell_that_cannot_fit_is_warned_of_and_still_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "preflight", oversize)
+    result = CliRunner().invoke(app, [*RUN, "--out", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "warning: digits · bptt · seed 0: its live tensors alone are estimated at 4 GiB" in result.output
+    assert result.output.count("warning") == 1
+
+
+def test_skip_oversize_leaves_it_out_as_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "preflight", oversize)
+    result = CliRunner().invoke(app, [*RUN, "--skip-oversize", "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    (folder,) = (tmp_path / "digits").iterdir()
+    cells = pd.read_csv(folder / "cells.csv").set_index("method")
+    assert dict(cells.status) == {"bptt": "skipped", "sltt": "ok"}
+    assert cells.reason["bptt"].startswith("--skip-oversize: its live tensors alone are estimated at 4 GiB")
+
+
+def test_skip_oversize_without_an_estimate_is_a_contradiction() -> None:
+    result = CliRunner().invoke(app, [*RUN, "--skip-oversize", "--no-estimate"])
+    assert result.exit_code == 2
