@@ -18,7 +18,7 @@ from torch import Tensor
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
-PIECE = 131_072
+PIECE = 262_144
 """Elements that each CPU thread works on before it goes on to the next operation."""
 
 
