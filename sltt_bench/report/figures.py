@@ -16,8 +16,8 @@ from sltt_bench.report.tables import pareto_members
 def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
     """The plots of one group."""
     figures = [_methods(group, name, context.baseline)]
-    if accuracy.curves(group):
-        figures.append(_accuracy(group, name))
+    if found := accuracy.curves(group):
+        figures.append(_accuracy(group, name, found))
     if pareto_members(group):
         figures.append(_tradeoff(group, name))
     if sweeps.can_draw_k(group):
@@ -125,8 +125,7 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
     return Figure(f"{name}-methods", _METHODS, caption, partial(draw_methods, group, baseline))
 
 
-def _accuracy(group: Group, name: str) -> Figure:
-    found = accuracy.curves(group)
+def _accuracy(group: Group, name: str, found: list[accuracy.Curve]) -> Figure:
     target = accuracy.common_accuracy(found)
     scale = numbers.scale_for("s", [float(curve.trained_s[-1]) for curve in found])
     reached = ", ".join(
@@ -136,7 +135,7 @@ def _accuracy(group: Group, name: str) -> Figure:
         f"Test accuracy, mean over seeds, shaded one standard deviation. Dotted: {numbers.percent(target)} %, "
         f"the highest accuracy that every method reaches; training time until then: {reached}. {_basis(group)}"
     )
-    return Figure(f"{name}-accuracy", _ACCURACY, caption, partial(accuracy.draw_accuracy, group))
+    return Figure(f"{name}-accuracy", _ACCURACY, caption, partial(accuracy.draw_accuracy, found))
 
 
 def _tradeoff(group: Group, name: str) -> Figure:

@@ -1,10 +1,17 @@
 """The report in a terminal."""
 
+from typing import Literal
+
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table as RichTable
 
 from sltt_bench.report.document import Cell, Report, Section, Table, Tone, Verdict
+
+Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
 _VERDICT_STYLES = {"held": "green", "not held": "bold red", "inconclusive": "yellow", "not measured": "dim"}
@@ -24,6 +31,8 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def _print_section(section: Section, console: Console) -> None:
+    if section.blocks and not any(isinstance(block, Table) for block in section.blocks):
+        return  # nothing but plots, which no terminal shows
     console.print()
     if section.level == 1:
         console.rule(f"[bold]{escape(section.title)}", align="left")
@@ -39,39 +48,67 @@ def _print_section(section: Section, console: Console) -> None:
 
 
 def print_table(table: Table, console: Console) -> None:
-    """One table with its notes."""
-    rich = RichTable(
-        title=escape(table.title), title_justify="left", title_style="italic", header_style="bold"
-    )
+    """One table with its notes; turned on its side where it is wider than the terminal."""
+    console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
+    upright = _upright(table)
+    unbounded = console.options.update(max_width=10_000)
+    too_wide = Measurement.get(console, unbounded, upright).maximum > console.width
+    console.print(_turned(table) if too_wide and len(table.rows) < len(table.headings) else upright)
+    for note in table.notes:
+        console.print(Padding(f"[dim]{escape(note)}[/dim]", (0, 0, 0, 2)), highlight=False)
+
+
+def _upright(table: Table) -> RichTable:
+    rich = _frame()
     for heading in table.headings:
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
-        rich.add_column(escape(heading.text) + unit, justify="right" if heading.numeric else "left")
+        justify: Justify = "right" if heading.numeric else "left"
+        rich.add_column(escape(heading.text) + unit, justify=justify, no_wrap=not heading.numeric)
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))
-    console.print(rich)
-    for note in table.notes:
-        console.print(f"  [dim]{escape(note)}[/dim]", highlight=False)
+    return rich
 
 
-def _markup(cell: Cell) -> str:
+def _turned(table: Table) -> RichTable:
+    """A row for each heading, a column for each row: narrower where there are few rows."""
+    rich = _frame()
+    rich.add_column(escape(table.headings[0].text), no_wrap=True)
+    for row in table.rows:
+        rich.add_column(escape(row[0].text), justify="right")
+    for place, heading in enumerate(table.headings[1:], start=1):
+        unit = f" [dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
+        rich.add_row(escape(heading.text) + unit, *(_markup(row[place], "\n") for row in table.rows))
+    return rich
+
+
+def _frame() -> RichTable:
+    return RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
+
+
+def _markup(cell: Cell, between: str = " ") -> str:
     style = _STYLES[cell.tone]
     text = f"[{style}]{escape(cell.text)}[/{style}]" if style else escape(cell.text)
-    return f"{text} [dim]{escape(cell.detail)}[/dim]" if cell.detail else text
+    return f"{text}{between}[dim]{escape(cell.detail)}[/dim]" if cell.detail else text
 
 
 def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
-    rich = RichTable(title="Claims", title_justify="left", title_style="italic", header_style="bold")
-    for heading in ("verdict", "recipe", "claim", "measured", "on", "source"):
-        rich.add_column(heading)
+    rich = _frame()
+    for heading in ("verdict", "claim", "measured"):
+        rich.add_column(heading, no_wrap=heading == "verdict")
     for verdict in verdicts:
         style = _VERDICT_STYLES[verdict.word]
-        estimated = " (estimated)" if verdict.estimated else ""
+        estimated = "\nestimated" if verdict.estimated else ""
+        measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.figure)}, n = {verdict.n}"
+        found = [measured] if verdict.measured else []
+        found += [
+            f"[dim]{escape(text)}[/dim]" for text in (", ".join(verdict.conditions), verdict.reason) if text
+        ]
+        found += [escape(verdict.command)] * bool(verdict.command)
+        source = escape(f"{verdict.recipe} – {verdict.claim.get('source', '')}")
         rich.add_row(
             f"[{style}]{verdict.word}[/{style}]{estimated}",
-            escape(verdict.recipe),
-            escape(verdict.statement),
-            escape("\n".join(text for text in (verdict.measured, verdict.reason) if text)),
-            escape(", ".join(verdict.conditions)),
-            escape(str(verdict.claim.get("source", ""))),
+            f"{escape(verdict.statement)}\n[dim]{source}[/dim]",
+            "\n".join(found),
         )
+    console.print("[italic]Claims[/italic]")
     console.print(rich)

@@ -81,6 +81,11 @@ class Run:
         recipe = self.cell(cell_id).get("recipe")
         return recipe if isinstance(recipe, dict) else self.recipe
 
+    @property
+    def has_timeline(self) -> bool:
+        """Whether something was sampled over time."""
+        return (self.path / TIMELINE_FILE).is_file()
+
     @cached_property
     def timeline(self) -> pd.DataFrame:
         """timeline.csv; without rows if there is none."""

@@ -61,9 +61,8 @@ def _curve(result: MethodResult) -> Curve | None:
     )
 
 
-def draw_accuracy(group: Group, width: Width) -> Figure:
-    """Accuracy by epoch and by training time; a dot where a method first reaches the common accuracy."""
-    found = curves(group)
+def draw_accuracy(found: list[Curve], width: Width) -> Figure:
+    """Accuracy by epoch and by training time; a mark where a method first reaches the common accuracy."""
     figure, (by_epoch, by_time) = style.panels(width, 2, 2.1)
     scale = numbers.scale_for("s", [float(curve.trained_s[-1]) for curve in found])
     target = common_accuracy(found)

@@ -20,6 +20,8 @@ def timelines(group: Group, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
     found: dict[str, pd.DataFrame] = {}
     for result in group.finished:
         for run, cell_id in result.cells:
+            if not runs[run].has_timeline:
+                continue
             samples = runs[run].timeline
             samples = samples[samples["cell_id"] == cell_id].dropna(subset=["nvml_used_bytes", "elapsed_s"])
             if not samples.empty:
