@@ -4,9 +4,8 @@
 memory at two small batches give those at any other, and the peak is their largest partial sum. The
 answer is verified by tracing it and the next larger batch; where that fails, bisection goes on.
 
-*T.* Traces at doubled T until one does not fit, then bisection between; at LONGEST the search ends. A
-method whose peak and whose memory after the iteration are the same, to the byte, at T, 2T and 4T is
-flat in T, and the search ends there.
+*T.* Where the peaks at T, 2T and 4T lie on a line, to the byte, the answer follows from it and is
+verified in the same way; otherwise bisection. At LONGEST the search ends.
 """
 
 from collections.abc import Callable
@@ -33,7 +32,7 @@ class Limits:
     largest_batch_size: int
     """At the cell's T; at most the number of training samples."""
     largest_timesteps: int | None
-    """At the cell's batch size; None where no limit was met: flat in T, or LONGEST fits."""
+    """At the cell's batch size; None where no limit was met: LONGEST fits."""
 
 
 def find_limits(cell: Cell, device_type: DeviceType, memory_bytes: int) -> Limits:
@@ -93,18 +92,16 @@ def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) ->
     smallest = 1 if cell.k is None else cell.k
     if not fits(smallest):
         return 0
-    timesteps = max(2, smallest)
-    while fits(timesteps):
-        longer = (timesteps, 2 * timesteps, 4 * timesteps)
-        if longer[-1] > LONGEST:
+    start = max(2, smallest)
+    peak, growth = trace(start).peak_bytes, trace(2 * start).peak_bytes - trace(start).peak_bytes
+    if trace(4 * start).peak_bytes == peak + 3 * growth:
+        if peak + growth * (LONGEST - start) // start <= memory_bytes:
             return None
-        if (
-            all(map(fits, longer))
-            and len({(trace(t).peak_bytes, sum(trace(t).changes)) for t in longer}) == 1
-        ):
-            return None
-        timesteps *= 2
-    return last_that_fits(max(smallest, timesteps // 2), timesteps - 1, fits)
+        predicted = max(smallest, start + (memory_bytes - peak) * start // growth)
+        if fits(predicted) and not fits(predicted + 1):
+            return predicted
+    largest = last_that_fits(smallest, LONGEST, fits)
+    return None if largest == LONGEST else largest
 
 
 def last_that_fits(low: int, high: int, fits: Callable[[int], bool]) -> int:

@@ -1,0 +1,414 @@
+"""Estimates on fake tensors: equal to what is counted in real iterations, and to numbers worked out by hand."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from sltt_bench.estimate.command import bytes_of, estimate
+from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
+from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
+from sltt_bench.estimate.operations import Work
+from sltt_bench.estimate.search import (
+    SMALL_BATCHES,
+    largest_batch_size,
+    largest_timesteps,
+    last_that_fits,
+    predicted_peak,
+    with_batch_size,
+    with_timesteps,
+)
+from sltt_bench.estimate.trace import late_draw_seed, trace_iteration
+from sltt_bench.experiment import assemble, make_backend
+from sltt_bench.neurons import reset_state
+from sltt_bench.plan import Cell, cell_from_dict
+from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
+from sltt_bench.recipe import load_recipe
+from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
+from tests import plugin
+
+MakeCell = Callable[..., Cell]
+
+FAMILIES = {
+    "mlp": ("digits", {"model": {"name": "mlp", "hidden": [64, 32]}}),
+    "recurrent mlp": ("digits", {"model": {"name": "mlp", "hidden": [64], "recurrent": True}}),
+    "cnn": ("digits", {"model": {"name": "cnn", "channels": [8, 16], "dropout": 0.2}}),
+    "preact-resnet18": ("cifar10-resnet18", {}),
+    "vgg11": ("dvs-cifar10-vgg11", {}),
+    "nf-resnet34": ("imagenet-resnet34", {}),
+}
+
+
+def counted_peak(cell: Cell) -> tuple[int, dict[Cause, int]]:
+    """Peak of a real iteration of the cell on the CPU, its first iteration left out."""
+    subject = assemble(cell, torch.device("cpu"), make_backend(cell))
+    subject.network.train()
+    recipe = cell.recipe
+    batch = recipe.train.batch_size
+    steps = (recipe.timesteps,) if recipe.data.temporal else ()
+    x = torch.rand(batch, *steps, *recipe.data.sample_shape)
+    labels = torch.randint(recipe.data.classes, (batch,))
+    subject.training_iteration(x, labels)
+    subject.optimizer.zero_grad(set_to_none=True)
+    reset_state(subject.network)
+    subject.generator.manual_seed(late_draw_seed(recipe.timesteps))
+    with TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as counter:
+        subject.training_iteration(x, labels)
+    return counter.peak, counter.peak_by_cause
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+@pytest.mark.parametrize("family", [*FAMILIES, pytest.param("nf-resnet50", marks=pytest.mark.slow)])
+def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
+    smoke_cell: MakeCell, family: str, method: str
+) -> None:
+    recipe, overrides = FAMILIES[family]
+    cell = smoke_cell(
+        method, recipe=recipe, timesteps=2 if "nf" in family else 3, train__precision="fp32", **overrides
+    )
+    trace = trace_iteration(cell, "cpu")
+    peak, by_cause = counted_peak(cell)
+    assert trace.peak_bytes == peak
+    assert trace.peak_by_cause == by_cause
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+@pytest.mark.parametrize("family", ["mlp", "cnn"])
+def test_mixed_precision_is_respected(smoke_cell: MakeCell, family: str, method: str) -> None:
+    recipe, overrides = FAMILIES[family]
+
+    def peak(precision: str) -> int:
+        cell = smoke_cell(method, recipe=recipe, timesteps=2, train__precision=precision, **overrides)
+        estimated = trace_iteration(cell, "cpu").peak_bytes
+        assert estimated == pytest.approx(counted_peak(cell)[0], rel=0.01)
+        return estimated
+
+    assert peak("bf16") < peak("fp32")
+
+
+def test_amp_is_fp16_on_a_gpu_and_bf16_on_a_cpu(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell("sltt", train__precision="amp")
+    on_gpu, on_cpu = trace_iteration(cell, "cuda"), trace_iteration(cell, "cpu")
+    assert (on_gpu.precision, on_cpu.precision) == ("fp16", "bf16")
+    matrices = {work.dtype for work in on_gpu.operations.work if work.multiply_adds}
+    assert matrices == {torch.float16}
+
+
+def test_backends_are_estimated_as_they_run(smoke_cell: MakeCell) -> None:
+    cell = replace(smoke_cell("sltt", timesteps=4, train__precision="fp32"), backend="native")
+    estimated = trace_iteration(cell, "cpu").peak_bytes
+    assert estimated == pytest.approx(counted_peak(cell)[0], rel=0.01)
+    assert estimated < trace_iteration(replace(cell, backend="reference"), "cpu").peak_bytes
+
+
+def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
+    def peaks(method: str) -> list[int]:
+        return [trace_iteration(smoke_cell(method, timesteps=t), "cuda").peak_bytes for t in (2, 4, 8)]
+
+    two, four, eight = peaks("bptt")
+    assert len(set(peaks("sltt"))) == 1
+    assert (eight - four) / 4 == pytest.approx((four - two) / 2, rel=0.02)
+    assert eight > 3 * two
+
+
+def test_no_memory_is_used_for_what_is_estimated(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell("bptt", recipe="imagenet-resnet34", train__batch_size=4)
+    full = replace(
+        cell, recipe=load_recipe("imagenet-resnet34", {"timesteps": 2, "train.batch_size": 100_000})
+    )
+    assert trace_iteration(full, "cuda").peak_bytes > 2**41, "more than any machine has"
+
+
+def test_slttk_is_estimated_at_a_draw_that_ends_with_the_last_step() -> None:
+    for timesteps in (1, 2, 6, 20):
+        generator = torch.Generator().manual_seed(late_draw_seed(timesteps))
+        assert torch.randperm(timesteps, generator=generator)[0] == timesteps - 1
+
+
+# Work -------------------------------------------------------------------------------------------
+
+B, T = 5, 4
+IN, HIDDEN, OUT = 64, 16, 10
+
+
+def work_of(estimate: Estimate) -> dict[str, LayerWork]:
+    return {layer.layer: layer for layer in estimate.layers}
+
+
+def small(smoke_cell: MakeCell, method: str, **overrides: Any) -> Estimate:
+    model = {"name": "mlp", "hidden": [HIDDEN], "recurrent": overrides.pop("recurrent", False)}
+    cell = smoke_cell(
+        method,
+        model=model,
+        timesteps=overrides.pop("timesteps", T),
+        train__batch_size=B,
+        train__precision="fp32",
+        loss__alpha=0.0,
+        **overrides,
+    )
+    return estimate_cell(cell, "cpu")
+
+
+@pytest.mark.parametrize(("method", "steps_back"), [("bptt", T), ("sltt", T), ("sltt-k2", 2), ("sltt-k1", 1)])
+def test_each_layers_multiplications_are_as_worked_out_by_hand(
+    smoke_cell: MakeCell, method: str, steps_back: int
+) -> None:
+    layers = work_of(small(smoke_cell, method))
+    neurons = B * HIDDEN
+    through_time = 2 * neurons * (T - 1) if method == "bptt" else 0
+    # No gradient goes to the input, so the first layer has that of its weights alone.
+    assert layers["layer1.0"] == LayerWork(
+        "layer1.0", T * B * IN * HIDDEN, 0, steps_back * B * IN * HIDDEN, 0
+    )
+    assert layers["classifier"] == LayerWork(
+        "classifier", T * B * HIDDEN * OUT, 0, steps_back * 2 * B * HIDDEN * OUT, 0
+    )
+    # Forward V_th s at each step, λ v from the second on; backward the surrogate at each step, and
+    # through time the derivatives of λ v and V_th s.
+    assert layers["layer1.1"] == LayerWork(
+        "layer1.1", T * neurons, (T - 1) * neurons, steps_back * neurons, through_time
+    )
+
+
+def test_a_convolutions_multiplications_are_as_worked_out_by_hand(smoke_cell: MakeCell) -> None:
+    model = {"name": "cnn", "channels": [6, 7]}
+    cell = smoke_cell("sltt", model=model, timesteps=T, train__batch_size=B, train__precision="fp32")
+    layers = work_of(estimate_cell(cell, "cpu"))
+    first, second = B * 8 * 8 * 6 * 1 * 9, B * 4 * 4 * 7 * 6 * 9
+    assert layers["conv1"] == LayerWork("conv1", T * first, 0, T * first, 0)
+    assert layers["conv2"] == LayerWork("conv2", T * second, 0, T * 2 * second, 0)
+
+
+def test_a_recurrent_connection_is_temporal_work(smoke_cell: MakeCell) -> None:
+    product = B * HIDDEN * HIDDEN
+    sltt = work_of(small(smoke_cell, "sltt", recurrent=True))["layer1.recurrent"]
+    bptt = work_of(small(smoke_cell, "bptt", recurrent=True))["layer1.recurrent"]
+    assert sltt == LayerWork("layer1.recurrent", 0, (T - 1) * product, 0, (T - 1) * product)
+    assert bptt == LayerWork("layer1.recurrent", 0, (T - 1) * product, 0, 2 * (T - 1) * product)
+
+
+def test_at_one_time_step_nothing_is_temporal_and_methods_agree(smoke_cell: MakeCell) -> None:
+    estimates = [small(smoke_cell, method, timesteps=1) for method in ("bptt", "sltt", "sltt-k1")]
+    assert {e.layers for e in estimates} == {estimates[0].layers}
+    assert estimates[0].work("forward_temporal") == estimates[0].work("backward_temporal") == 0
+
+
+@pytest.mark.parametrize("family", ["mlp", "cnn", "vgg11"])
+def test_slttks_backward_work_is_k_of_t_of_sltts(smoke_cell: MakeCell, family: str) -> None:
+    recipe, overrides = FAMILIES[family]
+
+    def work(method: str) -> Estimate:
+        return estimate_cell(smoke_cell(method, recipe=recipe, timesteps=4, **overrides), "cuda")
+
+    sltt, bptt = work("sltt"), work("bptt")
+    for k in (1, 2, 3):
+        chosen = work(f"sltt-k{k}")
+        assert 4 * chosen.work("backward_spatial") == pytest.approx(k * sltt.work("backward_spatial"), abs=50)
+        assert chosen.backward_multiply_adds * 4 == k * sltt.backward_multiply_adds
+        assert chosen.work("backward_temporal") == 0
+        assert chosen.work("forward_spatial") == pytest.approx(sltt.work("forward_spatial"), abs=50)
+    assert bptt.work("backward_spatial") == pytest.approx(sltt.work("backward_spatial"), abs=50)
+    assert sltt.work("backward_temporal") == 0 < bptt.work("backward_temporal")
+
+
+def test_an_epoch_has_as_many_iterations_as_the_recipe_says(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell("sltt", data__limit=None, train__batch_size=64)
+    assert iterations_per_epoch(cell) == 1437 / 64
+    assert (
+        iterations_per_epoch(
+            smoke_cell("sltt", data__limit=None, train__batch_size=64, train__drop_last=True)
+        )
+        == 22
+    )
+    assert iterations_per_epoch(smoke_cell("sltt", data__limit=100, train__batch_size=50)) == 2
+    one = estimate_cell(cell)
+    assert one.epoch_multiplications == round(one.work("total") * 1437 / 64)
+
+
+# Limits -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_the_peak_at_another_batch_follows_from_two_small_ones(smoke_cell: MakeCell, method: str) -> None:
+    cell = smoke_cell(method, timesteps=2)
+    small, large = (trace_iteration(with_batch_size(cell, b), "cuda") for b in SMALL_BATCHES)
+    for batch_size in (2, 16, 100):
+        exact = trace_iteration(with_batch_size(cell, batch_size), "cuda").peak_bytes
+        assert predicted_peak(small, large, batch_size) == exact
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+def test_the_largest_batch_fits_and_the_next_does_not(smoke_cell: MakeCell, method: str) -> None:
+    cell = smoke_cell(method)
+    room = trace_iteration(with_batch_size(cell, 77), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", room) == 77
+    assert largest_batch_size(cell, "cuda", room - 1) == 76
+    assert largest_batch_size(cell, "cuda", 10) == 0
+    assert largest_batch_size(cell, "cuda", 2**50) == 1437
+
+
+def test_the_largest_t_fits_and_the_next_does_not(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell("bptt")
+    room = trace_iteration(with_timesteps(cell, 11), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", room) == 11
+    assert largest_timesteps(cell, "cuda", room - 1) == 10
+    assert largest_timesteps(cell, "cuda", trace_iteration(with_timesteps(cell, 1), "cuda").peak_bytes) == 1
+    assert largest_timesteps(cell, "cuda", 10) == 0
+
+
+def test_for_a_method_that_is_flat_in_t_there_is_no_largest_t(smoke_cell: MakeCell) -> None:
+    for method, bytes_a_step in (("sltt", 0), ("sltt-k2", 8)):  # SLTT-K's draw is a number for each step
+        cell = smoke_cell(method)
+        room = trace_iteration(with_timesteps(cell, 4), "cuda").peak_bytes + 60 * bytes_a_step
+        assert largest_timesteps(cell, "cuda", room) is None
+        assert largest_timesteps(cell, "cuda", 10) == 0
+
+
+def test_inputs_with_a_time_axis_limit_t_for_every_method(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell("sltt", recipe="sequential-digits")
+    room = trace_iteration(with_timesteps(cell, 9), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", room) == 9
+
+
+def test_bisection_finds_the_last_that_fits() -> None:
+    for last in range(3, 12):
+        assert last_that_fits(4, 11, lambda n, last=last: n <= last) == last
+
+
+# Time -------------------------------------------------------------------------------------------
+
+ROUND = GPU(memory_gb=10, bandwidth_gb_s=100, l2_mb=1, tflops={"fp32": 1, "fp16": 2}, source="made up")
+
+
+def test_an_operation_takes_the_longer_of_arithmetic_and_traffic() -> None:
+    product = Work(10**12, torch.float32, (2**20,))
+    assert time_lower_bound_s({product: 1}, ROUND) == pytest.approx(2.0)
+    assert time_lower_bound_s({product._replace(dtype=torch.float16): 3}, ROUND) == pytest.approx(3.0)
+    traffic = Work(0, torch.float32, (2**20 + 10**11, 2**20 + 10**11, 2**19))
+    assert time_lower_bound_s({traffic: 1}, ROUND) == pytest.approx(2.0), "what the cache holds is free"
+    assert time_lower_bound_s({product: 1, traffic: 1}, ROUND) == pytest.approx(4.0)
+
+
+def test_a_format_that_the_gpu_lacks_is_an_error() -> None:
+    with pytest.raises(GPUError, match=r"no bf16 arithmetic .*train\.precision"):
+        time_lower_bound_s({Work(1, torch.bfloat16, (1,)): 1}, ROUND)
+
+
+def test_the_shipped_gpus_have_plausible_figures_and_sources() -> None:
+    gpus = known_gpus()
+    assert len(gpus) >= 10
+    for name, gpu in gpus.items():
+        assert gpu.tflops["fp16"] >= gpu.tflops["fp32"], name
+        assert 0.2 < gpu.bandwidth_gb_s / (gpu.memory_gb * 10) < 10, name
+        assert "data sheet" in gpu.source or "white paper" in gpu.source, name
+
+
+def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "mine: {memory_gb: 8, bandwidth_gb_s: 200, l2_mb: 4, tflops: {fp32: 5}, source: its data sheet}\n"
+        "t4: {memory_gb: 1, bandwidth_gb_s: 1, l2_mb: 1, tflops: {fp32: 1}, source: replaced}\n"
+    )
+    assert find_gpu("mine", file).bandwidth_gb_s == 200
+    assert find_gpu("t4", file).source == "replaced"
+    with pytest.raises(GPUError, match=r"--gpu nope: .*mine.*--gpu-file"):
+        find_gpu("nope", file)
+    file.write_text("mine: {memory_gb: -8}\n")
+    with pytest.raises(GPUError, match=r"mine\.memory_gb"):
+        find_gpu("mine", file)
+
+
+# Tables and files -------------------------------------------------------------------------------
+
+
+def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: MakeCell) -> None:
+    cells = [smoke_cell(m, timesteps=t) for t in (2, 4) for m in ("bptt", "sltt")]
+    heard: list[Any] = []
+    table = estimate(cells, gpu="rtx-4090", memory_bytes=bytes_of("64MiB"), workers=1, on_result=heard.append)
+    assert [e.cell.method for e in table.estimates] == [c.method for c in cells]
+    assert heard == list(table.estimates)
+    console = Console(width=220, record=True)
+    for part in table.rich():
+        console.print(part)
+    text = console.export_text()
+    bptt, sltt = table.estimates[2], table.estimates[3]
+    assert f"{sltt.peak_bytes / bptt.peak_bytes:.3f}" in text
+    assert f"{sltt.work('total') / bptt.work('total'):.3f}" in text
+    assert table.baseline_of(sltt, "bptt") is bptt
+    assert {e.limits.memory_bytes for e in table.estimates if e.limits} == {int(64 * 2**20 * 0.9)}
+
+
+def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
+    cells = [smoke_cell("bptt"), smoke_cell("sltt"), replace(smoke_cell("sltt"), method="sltt-k99")]
+    table = estimate(cells, workers=1)
+    (folder,) = table.save(tmp_path, {"schema_version": 1, "command": ["sltt-bench", "estimate", "digits"]})
+    assert folder.parent == tmp_path / "digits"
+
+    def rows(name: str) -> list[dict[str, str]]:
+        with (folder / name).open() as file:
+            reader = csv.DictReader(file)
+            assert reader.fieldnames == [column.name for column in FILES[name]]
+            return list(reader)
+
+    ended = rows(CELLS_FILE)
+    assert [row["status"] for row in ended] == ["ok", "ok", "error"]
+    assert {row["kind"] for row in ended} == {"estimate"}
+    assert "SLTT-K needs 1 ≤ K ≤ T" in ended[2]["reason"]
+    for row, estimated in zip(rows(ESTIMATES_FILE), table.estimates, strict=True):
+        assert int(row["peak_tensor_bytes"]) == estimated.peak_bytes
+        causes = [
+            key for key in row if key.endswith("_bytes") and key not in ("peak_tensor_bytes", "memory_bytes")
+        ]
+        assert len(causes) == 7
+        assert sum(int(row[key]) for key in causes) == estimated.peak_bytes
+        assert int(row["epoch_multiplications"]) == estimated.epoch_multiplications
+        assert row["largest_timesteps"] == row["epoch_lower_bound_s"] == row["gpu"] == ""
+    by_method = {row["method"]: row["run_cell_id"] for row in rows(ESTIMATES_FILE)}
+    assert by_method["sltt"] == smoke_cell("sltt").cell_id, "so that measured points find their estimate"
+    layers = [row for row in rows(ESTIMATE_LAYERS_FILE) if row["method"] == "bptt"]
+    total = sum(int(row["backward_temporal_multiplications"]) for row in layers)
+    assert total == table.estimates[0].work("backward_temporal")
+    said = json.loads((folder / "cells" / f"{ended[0]['cell_id']}.json").read_text())
+    assert cell_from_dict(said).kind == "estimate"
+
+
+@pytest.mark.slow
+def test_several_processes_find_the_same(smoke_cell: MakeCell) -> None:
+    cells = [smoke_cell(m) for m in ("bptt", "sltt")]
+    shared, alone = estimate(cells, workers=2), estimate(cells, workers=1)
+    assert list(shared.rows()) == list(alone.rows())
+
+
+def test_a_third_partys_method_is_estimated_without_a_change_here(
+    smoke_cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin.install(tmp_path, monkeypatch)
+    theirs, ours = (estimate_cell(smoke_cell(m), "cpu") for m in ("third-party", "sltt"))
+    assert theirs.peak_bytes == ours.peak_bytes
+    assert theirs.layers == ours.layers
+
+
+def test_amounts_of_memory_are_read_with_their_unit() -> None:
+    assert bytes_of("24GiB") == 24 * 2**30
+    assert bytes_of("1.5 GB") == 1_500_000_000
+    for wrong in ("24", "0GiB", "-1GB", "much"):
+        with pytest.raises(ValueError, match="24GiB"):
+            bytes_of(wrong)
+
+
+def test_estimating_leaves_torch_as_it_was(smoke_cell: MakeCell) -> None:
+    to, resize = torch.nn.Module.to, torch.UntypedStorage.resize_
+    trace_iteration(smoke_cell("sltt"), "cuda")
+    assert (torch.nn.Module.to, torch.UntypedStorage.resize_) == (to, resize)
+    assert isinstance(torch.zeros(1), Tensor)
+    assert not torch.nn.modules.module._global_forward_hooks
