@@ -61,11 +61,16 @@ def _provenance(runs: Sequence[Run]) -> tuple[Mapping[str, str], ...]:
     """What runs were made with, alike ones in one row."""
     folders: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in runs:
-        folders.setdefault(tuple(_made_with(run.provenance).items()), []).append(str(run.path))
+        folders.setdefault(tuple(_made_with(run.provenance).items()), []).append(_name(run))
     return tuple(
         dict(said) | {"runs": paths[0] + (f" and {len(paths) - 1} more" if paths[1:] else "")}
         for said, paths in folders.items()
     )
+
+
+def _name(run: Run) -> str:
+    """Recipe and run, without where on a machine they lie."""
+    return "/".join(run.path.resolve().parts[-2:])
 
 
 def _made_with(said: Mapping[str, Any]) -> dict[str, str]:

@@ -40,7 +40,7 @@ def _names(groups: Sequence[Group]) -> dict[str, Group]:
 
 def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> list[Section]:
     groups = list(named.values())
-    lead = []
+    lead = [str(groups[0].recipe["description"])] if groups[0].recipe.get("description") else []
     if len(groups) > 1:
         fields = ", ".join(differing_fields([group.key for group in groups]))
         lead.append(

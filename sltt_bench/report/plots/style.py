@@ -146,8 +146,11 @@ def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, mo
 def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
     """One legend for all panels, under them."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), 3 if width == "column" else 6)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.4)
+    rows = math.ceil(len(labels) / (4 if width == "column" else 7))
+    columns = math.ceil(len(labels) / rows)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handletextpad=0.6
+    )
 
 
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:

@@ -210,7 +210,7 @@ def _line(
     spreads = [(stat.std or 0) / scale.factor for stat in stats.values()]
     axes.errorbar(
         xs, ys, spreads if any(spreads) else None, color=colour, linestyle=style.line(method),
-        marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9, label=method,
+        marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9, markersize=5.5, label=method,
     )  # fmt: skip
     if lost is not None and (good := [x for x in xs if x < lost]):
         y = ys[xs.index(good[-1])]
