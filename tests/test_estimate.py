@@ -374,7 +374,7 @@ def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell,
         assert int(row["epoch_multiplications"]) == estimated.epoch_multiplications
         assert row["largest_timesteps"] == row["epoch_lower_bound_s"] == row["gpu"] == ""
     by_method = {row["method"]: row["run_cell_id"] for row in rows(ESTIMATES_FILE)}
-    assert by_method["sltt"] == smoke_cell("sltt").cell_id, "so that measured points find their estimate"
+    assert by_method["sltt"] == smoke_cell("sltt", seed=2022).cell_id, "so that measured points find their estimate"
     layers = [row for row in rows(ESTIMATE_LAYERS_FILE) if row["method"] == "bptt"]
     total = sum(int(row["backward_temporal_multiplications"]) for row in layers)
     assert total == table.estimates[0].work("backward_temporal")

@@ -5,7 +5,9 @@
     estimates     spatial and temporal work, an epoch, a lower bound on time
     search        the largest batch and T that fit
     gpus          data sheets and the roofline
-    table         on the terminal and on disk
+    table, shown  on disk and on the terminal
+    command       the work of `sltt-bench estimate`
+    preflight     before a run: does every cell fit?
 
 `docs/estimate.md` defines every quantity.
 """

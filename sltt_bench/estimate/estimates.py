@@ -68,8 +68,8 @@ class Estimate:
 
     @property
     def run_cell(self) -> Cell:
-        """The same cell as one that is run and measured."""
-        return replace(self.cell, kind="run")
+        """The same cell as one that is run and measured, with the recipe's first seed."""
+        return replace(self.cell, kind="run", seed=self.cell.recipe.seeds[0])
 
     def work(self, part: str) -> int:
         """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""

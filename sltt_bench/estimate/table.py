@@ -1,4 +1,4 @@
-"""Estimates as a table on the terminal, as rows of CSV files, and as a saved result."""
+"""Estimates as rows of CSV files and as a saved result."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from sltt_bench.estimate.estimates import Estimate, Failure
+from sltt_bench.estimate.shown import tables
 from sltt_bench.plan import Cell
 from sltt_bench.profiler.tensor_bytes import Cause
 from sltt_bench.results.schema import (
@@ -19,7 +20,6 @@ from sltt_bench.results.schema import (
     SCHEMA_VERSION,
 )
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.terminal import bytes_text
 
 CAUSE_COLUMNS: dict[Cause, str] = {
     Cause.PARAMETERS: "parameter_bytes",
@@ -64,75 +64,18 @@ class EstimateTable:
                 yield {**cell_key(estimate), "layer": layer.layer, **parts}
 
     def rich(self, baseline: str = "bptt") -> list[Table]:
-        """One table of memory and one of work for each recipe; ratios are to `baseline`."""
+        """Tables of memory and of work for each recipe; ratios are to the method `baseline`."""
         recipes = dict.fromkeys(estimate.cell.recipe.name for estimate in self.estimates)
-        tables = []
-        for recipe in recipes:
-            chosen = [e for e in self.estimates if e.cell.recipe.name == recipe]
-            tables += [
-                self._memory_table(recipe, chosen, baseline),
-                self._work_table(recipe, chosen, baseline),
-            ]
-        return tables
-
-    def _memory_table(self, recipe: str, chosen: Sequence[Estimate], baseline: str) -> Table:
-        limited = [e for e in chosen if e.limits is not None]
-        title = f"{recipe}: estimated peak of live tensors in one training iteration"
-        if limited and limited[0].limits is not None:
-            title += f"; limits for {bytes_text(limited[0].limits.memory_bytes)}"
-        table = Table(title=title, title_justify="left")
-        _add_columns(table, "method", "backend", "precision", "T", "batch", "peak", f"÷ {baseline}")
-        _add_columns(table, "weights", "activations", "state", "temporary", "inputs")
-        if limited:
-            _add_columns(table, "largest batch", "largest T")
-        for e in chosen:
-            cause = e.peak_by_cause
-            weights = cause[Cause.PARAMETERS] + cause[Cause.OPTIMIZER_STATE] + cause[Cause.GRADIENTS]
-            other = self.baseline_of(e, baseline)
-            cells = [
-                *_name(e),
-                bytes_text(e.peak_bytes),
-                _ratio(e.peak_bytes, None if other is None else other.peak_bytes),
-            ]
-            cells += [
-                bytes_text(size)
-                for size in (
-                    weights,
-                    cause[Cause.ACTIVATIONS],
-                    cause[Cause.NEURON_STATE],
-                    cause[Cause.TEMPORARIES],
-                    cause[Cause.INPUTS],
-                )
-            ]
-            if e.limits is not None:
-                longest = e.limits.largest_timesteps
-                cells += [str(e.limits.largest_batch_size), "any" if longest is None else str(longest)]
-            table.add_row(*cells)
-        return table
-
-    def _work_table(self, recipe: str, chosen: Sequence[Estimate], baseline: str) -> Table:
-        table = Table(
-            title=f"{recipe}: estimated multiplications of one training iteration", title_justify="left"
-        )
-        _add_columns(table, "method", "backend", "precision", "T", "batch", "forward", "backward in space")
-        _add_columns(table, "backward in time", "all", f"÷ {baseline}", "epoch")
-        if self.gpu:
-            _add_columns(table, f"epoch on {self.gpu}, at least")
-        for e in chosen:
-            other = self.baseline_of(e, baseline)
-            cells = [
-                *_name(e),
-                count_text(e.work("forward_spatial") + e.work("forward_temporal")),
-                count_text(e.work("backward_spatial")),
-                count_text(e.work("backward_temporal")),
-                count_text(e.work("total")),
-                _ratio(e.work("total"), None if other is None else other.work("total")),
-                count_text(e.epoch_multiplications),
-            ]
-            if e.time_lower_bound_s is not None:
-                cells.append(f"{e.time_lower_bound_s:.3g} s")
-            table.add_row(*cells)
-        return table
+        return [
+            table
+            for recipe in recipes
+            for table in tables(
+                [e for e in self.estimates if e.cell.recipe.name == recipe],
+                baseline,
+                lambda estimate: self.baseline_of(estimate, baseline),
+                self.gpu,
+            )
+        ]
 
     def save(self, out: Path, provenance: Mapping[str, Any]) -> list[Path]:
         """Write a folder `out`/<recipe>/<run>/ for each recipe, of kind "estimate"; returns the folders.
@@ -195,14 +138,6 @@ def cell_key(estimate: Estimate) -> dict[str, Any]:
     return _cell_values(estimate.cell, estimate.precision, estimate.device_type)
 
 
-def count_text(count: float) -> str:
-    """A count with a decimal prefix: 1.2 G."""
-    value, prefixes = float(count), ["", " k", " M", " G", " T", " P", " E"]
-    while value >= 1000 and len(prefixes) > 1:
-        value, prefixes = value / 1000, prefixes[1:]
-    return f"{value:.3g}{prefixes[0]}"
-
-
 def _cell_values(cell: Cell, precision: str, device: str) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -242,22 +177,7 @@ def _figures(estimate: Estimate) -> dict[str, Any]:
 
 def _all_but_method(estimate: Estimate) -> tuple[Any, ...]:
     cell = estimate.cell
-    return cell.recipe_hash, cell.backend, estimate.device_type
-
-
-def _name(estimate: Estimate) -> list[str]:
-    cell = estimate.cell
-    train = cell.recipe.train
-    return [cell.method, cell.backend, estimate.precision, str(cell.recipe.timesteps), str(train.batch_size)]
-
-
-def _ratio(value: int, baseline: int | None) -> str:
-    return "–" if not baseline else f"{value / baseline:.3f}"
-
-
-def _add_columns(table: Table, *headings: str) -> None:
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading in ("method", "backend") else "right")
+    return cell.recipe_hash, cell.backend, cell.seed, estimate.device_type
 
 
 def in_order(results: Iterable[Estimate | Failure]) -> tuple[tuple[Estimate, ...], tuple[Failure, ...]]:

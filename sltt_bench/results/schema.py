@@ -204,7 +204,11 @@ OPERATION_COLUMNS: tuple[Column, ...] = (
 
 ESTIMATE_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("run_cell_id", "str", "cell_id of the same cell when it is run and measured"),
+    Column(
+        "run_cell_id",
+        "str",
+        "cell_id of the same cell when it is run, with the recipe's first seed, and measured",
+    ),
     Column("parameters", "int", "trainable parameters of the network"),
     Column(
         "peak_tensor_bytes", "int", "peak of live tensor bytes of one training iteration, on fake tensors"
