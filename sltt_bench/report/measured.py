@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sltt_bench.report.claims import judge
-from sltt_bench.report.document import Block, Context, Contribution, Figure, Missing, Section
+from sltt_bench.report.document import Context, Contribution, Figure, Section
 from sltt_bench.report.figures import group_figures, missing_figures, sweep_figures
 from sltt_bench.report.groups import Group, differing_fields, make_groups
 from sltt_bench.report.summary import leading_first, sentences
@@ -47,23 +47,24 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
             f"{len(groups)} groups that differ in {fields}. Groups are not comparable with each other: "
             "every ratio stays within its group."
         )
-    sections = [Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead))]
+    of_groups: list[Section] = []
     drawn: list[Figure] = []
-    for number, (name, group) in enumerate(named.items()):
+    for name, group in named.items():
         figures = group_figures(group, name, context) if group.finished else []
         drawn += figures
-        sections.append(_group_section(group, name, _title(group, groups), figures, context, number >= _OPEN))
-    sweeps: list[Block] = list(sweep_figures(recipe, groups))
-    missing: list[Missing] = missing_figures(recipe, groups, drawn)
-    if sweeps:
-        sections.append(Section(f"sweeps-{recipe}", "Across groups", tuple(sweeps), level=2, lead=(_SWEEPS,)))
-    if missing:
-        sections.append(Section(f"missing-{recipe}", "Not drawn", tuple(missing), level=2))
+        folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
+        of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
+    sections = [Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead)), of_groups[0]]
+    if sweeps := tuple(sweep_figures(recipe, groups)):
+        sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
+    sections += of_groups[1:]
+    if missing := tuple(missing_figures(recipe, groups, drawn)):
+        sections.append(Section(f"missing-{recipe}", "Not drawn", missing, level=2))
     return sections
 
 
 _OPEN = 3
-"""So many groups of a recipe are unfolded on the page; the others are a click away."""
+"""So many groups of a recipe are unfolded on the page, and of those with overrides only a leading one."""
 
 _SWEEPS = "Each point stands for a group of its own; a line joins what differs in one field alone."
 
