@@ -31,6 +31,7 @@ from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FIL
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""
 MOST_HEAT_MAPS = 3
+MOST_COURSES = 8
 COSINE = "cosine(g, g_s)"
 ROUNDING = 1e-6
 """What float32 gradients cannot tell from 0."""
@@ -223,6 +224,8 @@ def _sentence(family: Family) -> str:
     network = family.level("network").dropna(subset=["cosine_mean"])
     if network.empty:
         return f"{family.recipe}: the gradient is 0 {family.when}, so that there is nothing to take apart."
+    several = network[network["timesteps"] > 1]
+    network = several if len(several) else network  # at T = 1 it is 1, of necessity
     ordered = network.sort_values("cosine_mean", kind="stable")
     low, high = ordered.iloc[0], ordered.iloc[-1]
     where = f" ({_point_words(low, ['timesteps', 'tau'])})"
@@ -439,7 +442,10 @@ def _course(family: Family, name: str) -> Figure | Missing:
             "only one epoch was looked at",
             f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last",
         )
-    rows = family.gradients
+    rows, only = family.gradients, ""
+    if len(rows[POINT].drop_duplicates()) > MOST_COURSES:
+        longest = family.values("timesteps")[-1]
+        rows, only = rows[rows["timesteps"] == longest], f", at T = {longest:g}"
     panels = []
     for level, part, words in (("network", "", "Whole network"), ("layer", family.lowest_layer, "Layer")):
         if part is not None:
@@ -447,7 +453,7 @@ def _course(family: Family, name: str) -> Figure | Missing:
             lines = _lines(family, own, "epoch", "cosine_mean", "cosine_std")
             panels.append(Panel(f"{words} {part}".strip(), lines, "epochs trained", COSINE))
     caption = (
-        f"{COSINE} while the network is trained with {family.method}. {_fixed_words(family, but=())}"
+        f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, but=())}"
         f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
         "standard deviation over batches."
     )
