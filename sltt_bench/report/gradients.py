@@ -215,8 +215,8 @@ def _section(family: Family, number: int) -> list[Section]:
 _LEAD = (
     "g is the full gradient (BPTT), g_s its spatial part (SLTT), g − g_s what travels through time; all on "
     "the same weights, batches and dropout masks, in fp32.",
-    "The whole network's figures weigh each layer by its gradient's size: a large readout, which has no "
-    "temporal part, hides what happens below. Look at the layers.",
+    "The whole network's figures mix layers that differ: a readout without state has no temporal part and "
+    "may have the largest gradient. Look at the layers.",
 )
 
 
