@@ -169,6 +169,44 @@ def made_up_section(context: Any) -> Any:
     )
 
 
+def test_a_claim_that_an_estimate_judges_is_not_called_unmeasured_by_the_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SECTIONS, "estimate", f"{__name__}:estimated_verdict")
+    compute = {**CLAIM, "metric": "compute"}
+    outcome = report(make_results(tmp_path / "results", compute), tmp_path / "out", "csv")
+    assert [(verdict.word, verdict.estimated) for verdict in outcome.verdicts] == [("held", True)]
+
+
+def estimated_verdict(context: Any) -> Any:
+    from sltt_bench.report.document import Contribution, Verdict
+
+    claim = {**CLAIM, "metric": "compute"}
+    return Contribution(verdicts=(Verdict("digits", claim, "held", "said", value=0.1, estimated=True),))
+
+
+def test_a_terminal_names_the_first_things_that_were_not_read_and_counts_the_rest(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    for number in range(25):
+        (folder / f"foreign{number}").mkdir()
+        (folder / f"foreign{number}" / "x.txt").write_text("")
+    console = Console(record=True, width=200)
+    report(folder, tmp_path / "out", "terminal", console=console)
+    text = console.export_text()
+    assert text.count("files that belong to no run") == 20
+    assert "not read: 5 more" in text
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_cell_of_a_table_is_cut_off_in_a_narrow_terminal(tmp_path: Path, width: int) -> None:
+    folder = make_results(tmp_path)
+    console = Console(record=True, width=width)
+    run_summary([folder / "digits" / "run"], console=console)
+    text = console.export_text()
+    assert "…" not in text
+    assert "sltt-k2" in text
+
+
 def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:
     folder = make_results(tmp_path)
     console = Console(record=True, width=160)

@@ -195,6 +195,16 @@ def test_a_method_that_ran_out_of_memory_is_a_row_with_its_reason(tmp_path: Path
     assert not any(heading.text.startswith("÷") for heading in table.headings)
 
 
+def test_a_seed_that_failed_once_and_finished_once_counts_as_finished(tmp_path: Path) -> None:
+    HandmadeRun(tmp_path / "first").cell("sltt", 0, status="error", reason="RuntimeError: no")
+    run = HandmadeRun(tmp_path / "second", number=10)
+    run.cell("sltt", 0)
+    run.cell("sltt", 1, status="error", reason="RuntimeError: no")
+    (group,) = read_groups(tmp_path)
+    assert overview(group, "bptt").rows[0][1].text == "1 of 2"
+    assert summary_frame([group], "bptt")["failed_cells"].tolist() == [2]
+
+
 def test_a_cell_that_failed_before_it_told_its_device_belongs_to_its_runs_group(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run", device="cuda:0", device_name="Example GPU")
     run.cell("sltt", 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
-from sltt_bench.report.document import Context, Contribution, Report
+from sltt_bench.report.document import Context, Contribution, Report, Verdict
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -18,7 +18,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     """The report, and the tables for readers with other tools by file name."""
     results = context.results
     contributions = [make(context) for make in makers.values()]
-    verdicts = tuple(verdict for part in contributions for verdict in part.verdicts)
+    verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
     skipped = [(skip.path, skip.reason) for skip in results.skipped] + _kinds_without_section(results, makers)
     report = Report(
         title=_title(results),
@@ -34,6 +34,16 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     if verdicts:
         frames["verdicts.csv"] = _verdict_frame(report)
     return report, frames
+
+
+def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
+    """A claim that one kind of result can judge is not called unmeasured for the sake of another kind."""
+    settled = [(v.recipe, v.claim) for v in verdicts if v.word != "not measured"]
+    return tuple(
+        verdict
+        for verdict in verdicts
+        if verdict.word != "not measured" or (verdict.recipe, verdict.claim) not in settled
+    )
 
 
 _NOTHING = "There is nothing to compare: no results were found."

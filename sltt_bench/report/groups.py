@@ -147,6 +147,7 @@ class Failure:
     status: str
     reason: str
     seeds: tuple[int, ...]
+    cells: int
 
 
 @dataclass(frozen=True)
@@ -440,7 +441,7 @@ def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
     found = []
     for (status, reason), same in rows.groupby(["status", "reason"]):
         seeds = tuple(sorted({int(seed) for seed in same["seed"]}))
-        found.append(Failure(str(status), str(reason) or "no reason given", seeds))
+        found.append(Failure(str(status), str(reason) or "no reason given", seeds, len(same)))
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ def _what(groups: Sequence[Group]) -> str:
     methods = list(dict.fromkeys(method for group in groups for method in group.methods))
     recipes = list(dict.fromkeys(group.key.recipe for group in groups))
     finished = sum(result.finished for group in groups for result in group.methods.values())
-    failed = sum(len(f.seeds) for g in groups for r in g.methods.values() for f in r.failures)
+    failed = sum(f.cells for g in groups for r in g.methods.values() for f in r.failures)
     seeds = {seed for group in groups for result in group.methods.values() for seed in result.seeds}
     ended = f"{_count(finished, 'cell')} finished" + (f" and {failed} did not" if failed else "")
     over = f" over {_count(len(seeds), 'seed')}" if seeds else ""

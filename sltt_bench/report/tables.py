@@ -138,10 +138,10 @@ def _method_column() -> _Column:
 
 def _seeds_column(group: Group) -> _Column:
     def cell(result: MethodResult) -> Cell:
-        n, failed = len(result.seeds), sum(len(failure.seeds) for failure in result.failures)
+        n, failed = len(result.seeds), {seed for failure in result.failures for seed in failure.seeds}
         repeated = f"{result.finished} runs" if result.finished > n else ""
         if failed:
-            return Cell(f"{n} of {n + failed}", repeated, n, "bad")
+            return Cell(f"{n} of {len(failed.union(result.seeds))}", repeated, n, "bad")
         return Cell(str(n), repeated, n)
 
     return Heading("seeds"), cell
@@ -346,7 +346,7 @@ def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str,
         "method": result.method,
         "seeds": len(result.seeds),
         "finished_cells": result.finished,
-        "failed_cells": sum(len(failure.seeds) for failure in result.failures),
+        "failed_cells": sum(failure.cells for failure in result.failures),
         "failures": result.failure_text,
         "epochs_used": result.phase if result.finished else "",
         "headline_memory": group.headline_memory() or "",

@@ -11,6 +11,7 @@ from rich.table import Table as RichTable
 
 from sltt_bench.report.document import Cell, Report, Section, Table, Tone, Verdict
 
+_MOST_SKIPPED = 20
 Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
@@ -26,8 +27,12 @@ def print_report(report: Report, console: Console) -> None:
         _print_verdicts(report.verdicts, console)
     for section in report.sections:
         _print_section(section, console)
-    for path, reason in report.skipped:
-        console.print(f"[dim]skipped {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True)
+    for path, reason in report.skipped[:_MOST_SKIPPED]:
+        console.print(
+            f"[dim]not read: {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True
+        )
+    if (more := len(report.skipped) - _MOST_SKIPPED) > 0:
+        console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
 
 
 def _print_section(section: Section, console: Console) -> None:
