@@ -216,7 +216,8 @@ def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
     foreign = tmp_path / "other"
     foreign.mkdir()
     (foreign / "cells.csv").write_text("cell,volts\n1,3.7\n")
-    (tmp_path / "README.md").write_text("hello")
+    (tmp_path / "README.md").write_text("what the folder holds")
+    (tmp_path / "notes.txt").write_text("hello")
     binary = tmp_path / "binary"
     binary.mkdir()
     (binary / "cells.csv").write_bytes(b"\xff\xfe\x00\n")
@@ -227,7 +228,7 @@ def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
     said = {Path(skip.path).relative_to(tmp_path).as_posix(): skip.reason for skip in results.skipped}
     assert len(results.cells) == 1
     assert said["other/cells.csv"].startswith("not a cells.csv of sltt-bench: without column")
-    assert said["."] == "files that belong to no run: README.md"
+    assert said["."] == "files that belong to no run: notes.txt"
     assert said["binary/cells.csv"].startswith("cannot be read as CSV")
     assert said["empty/cells.csv"] == "empty file"
 

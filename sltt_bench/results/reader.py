@@ -45,6 +45,7 @@ MIGRATIONS: dict[int, Callable[[str, Row], Row]] = {}
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE}
 _REPORT_MARKER = "summary.csv"
+_DESCRIPTION = "README.md"
 
 
 @dataclass(frozen=True, order=True)
@@ -159,7 +160,7 @@ def _run_folders(sources: Iterable[Path], skipped: list[Skipped]) -> Iterator[Pa
             elif _REPORT_MARKER in files:
                 folders.clear()
                 skipped.append(Skipped(str(path), "an earlier report, not results"))
-            elif foreign := sorted(f for f in files if not f.startswith(".")):
+            elif foreign := sorted(f for f in files if not f.startswith(".") and f != _DESCRIPTION):
                 named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
                 skipped.append(Skipped(str(path), f"files that belong to no run: {named}"))
 
