@@ -2,7 +2,8 @@
 
 import copy
 import gc
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from on_backends import MODELS, T, build, gradient_error, train
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
+from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.saved import SpareRoom
+from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.profiler.tensor_bytes import TensorBytes
@@ -345,6 +348,120 @@ def iteration(
             backward=(lambda loss: None) if forward_only else Tensor.backward,
         )
         methods.create(method, T).accumulate_gradients(unroll)
+
+
+# CUDA graphs and torch.compile ---------------------------------------------------------------------
+
+
+class Repeats:
+    """Stands in for a CUDA graph: calls the function again, with the draws of its first call."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        drawn_from = self.generator.get_state()
+        with torch.random.fork_rng():
+            function()
+
+        def replay() -> None:
+            now = self.generator.get_state()
+            self.generator.set_state(drawn_from)
+            function()
+            self.generator.set_state(now)
+
+        return replay
+
+
+def gradients_of_batches(
+    method: Method, generator: torch.Generator, graphs: GraphedIterations | None
+) -> list[Tensor]:
+    """After each of nine batches, whose last is smaller."""
+    backend = backends.create("native")
+    network = build(backend, "cnn", LIFParameters()).double()
+    data = torch.Generator().manual_seed(4)
+    gradients = []
+
+    def iterate(x: Tensor, labels: Tensor) -> Unroll:
+        with backend.iteration(network):
+            unroll = Unroll(
+                network,
+                [x] * T,
+                lambda output: output[:, 0].mul(labels).mean(),
+                generator=generator,
+            )
+            method.accumulate_gradients(unroll)
+        return unroll
+
+    for number in range(9):
+        samples = 2 if number == 8 else 4
+        x = torch.randn(samples, 3, 16, 16, generator=data, dtype=torch.float64)
+        labels = torch.randn(samples, generator=data, dtype=torch.float64)
+        network.zero_grad(set_to_none=True)
+        torch.manual_seed(number)
+        if graphs is None:
+            iterate(x, labels)
+        else:
+            graphs.run(network, method, iterate, generator, T, (x, labels))
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    return gradients
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+def test_replayed_iterations_leave_the_gradients_and_draws_of_usual_ones(method: str) -> None:
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    usual = gradients_of_batches(methods.create(method, T), one, None)
+    graphs = GraphedIterations(lambda: Repeats(other))
+    replayed = gradients_of_batches(methods.create(method, T), other, graphs)
+    assert all(torch.equal(a, b) for a, b in zip(replayed, usual, strict=True))
+    assert torch.equal(one.get_state(), other.get_state())
+    assert (graphs.usual, graphs.replayed) == (4, 5)
+
+
+def test_a_graph_is_recorded_for_each_choice_of_steps() -> None:
+    generator = torch.Generator().manual_seed(3)
+    graphs = GraphedIterations(lambda: Repeats(generator))
+    gradients_of_batches(methods.create("sltt-k1", T), generator, graphs)
+    draws = torch.Generator().manual_seed(3)
+    chosen = [int(torch.randperm(T, generator=draws)[0]) for _ in range(8)]
+    assert len(graphs._recorded) == len(set(chosen[3:])) > 1
+
+
+def test_replayed_gradients_add_to_those_that_are_there() -> None:
+    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    layer = nn.Linear(2, 1)
+    batch = torch.ones(3, 2), torch.ones(3)
+    for count in range(1, 7):
+        graphs.run(
+            layer, methods.create("sltt", 1), lambda x, y: backward_of(layer(x)), torch.Generator(), 1, batch
+        )
+        assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * count))
+
+
+def backward_of(output: Tensor) -> Any:
+    output.sum().backward()
+
+
+def test_graphs_refuse_what_they_cannot_replay() -> None:
+    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    with pytest.raises(ValueError, match=r"cannot replay the method LateBackward.*cuda_graph=false"):
+        graphs.run(nn.Identity(), LateBackward(), lambda x, y: None, torch.Generator(), 1, ())  # type: ignore
+    backend = backends.create("native", cuda_graph=True)
+    assert "needs a CUDA device" in str(backend.unsupported(LIFParameters(), "fp32", "cpu"))
+    assert "replayed" in backend.provenance()["CUDA graphs"]
+    both = backends.create("native", compile=True, recompute=True)
+    assert "switch native.recompute off" in str(both.unsupported(LIFParameters(), "fp32", "cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+def test_the_compiled_step_gives_the_gradients_of_the_reference(method: str) -> None:
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    reference = train("reference", "cnn", method, dtype=torch.float64)
+    compiled = train("native", "cnn", method, dtype=torch.float64, compile=True)
+    assert gradient_error(compiled, reference) < 1e-12
+    assert compiled.backend.provenance()["neuron"] == "torch.compile of the equations"
 
 
 # Memory ------------------------------------------------------------------------------------------

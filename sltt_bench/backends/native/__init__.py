@@ -4,6 +4,7 @@
     neuron                            a layer of neurons whose only state is u
     saved                             what the potentials determine is not stored for the backward pass
     once                              what is the same at all steps is computed once an iteration
+    graphs                            whole iterations replayed as CUDA graphs
 
 `docs/native-backend.md` says what each idea saves.
 """
@@ -16,11 +17,12 @@ import torch
 from torch import nn
 
 from sltt_bench.backends.native import kernels
+from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.once import OncePerIteration
 from sltt_bench.backends.native.saved import SavedTensors, fills_with_zero
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
 
 class Native:
@@ -28,21 +30,41 @@ class Native:
 
     name = "native"
 
-    def __init__(self, *, recompute: bool = False, channels_last: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        recompute: bool = False,
+        channels_last: bool = True,
+        compile: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
         """The options are those of a recipe's section `native`.
 
         `recompute`: convolutions of spikes are computed again in the backward pass, not stored.
         `channels_last`: the memory format of the network on a GPU.
+        `compile`: torch.compile makes the step from the equations, in place of the kernels here; what
+        it stores for the backward pass is its own choice.
+        `cuda_graph`: iterations are replayed as CUDA graphs.
         """
+        self._recompute = recompute
         self._channels_last = channels_last
+        self._compile = compile
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
         self._once = OncePerIteration(first_layers=not recompute)
+        self.graphs = GraphedIterations() if cuda_graph else None
+        """What runs the iterations, if they are to be replayed."""
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
+        if self.graphs is not None and torch.device(device).type != "cuda":
+            return f"native.cuda_graph needs a CUDA device, but the device is {device}"
+        if self._compile and self._recompute:
+            return "native.compile decides by itself what to compute again; switch native.recompute off"
         return kernels.unsupported(neuron, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
+        if self._compile:
+            return LIF(parameters)
         return NativeLIF(parameters, self._kernels, self._saved)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
@@ -50,24 +72,38 @@ class Native:
             if isinstance(module, SequenceDropout):
                 module.register_forward_hook(fills_with_zero)
         if self._channels_last and torch.device(device).type == "cuda":
-            return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._compile:
+            network.compile(dynamic=False)
         return network.to(device)
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
         """Gradients that are summed over the steps reach the parameters when it ends."""
+        if self._compile:
+            yield
+            return
         with self._saved.active(), self._once.active(network):
             yield
 
     def provenance(self) -> Mapping[str, str]:
         """What has really run so far."""
         said = {
-            "neuron": ", ".join(sorted(self._kernels.ran)) or "nothing has run",
-            "computed again in the backward pass": ", ".join(sorted(self._saved.computed_again)) or "nothing",
-            "computed once an iteration": ", ".join(sorted(self._once.computed_once)) or "nothing",
+            "neuron": "torch.compile of the equations" if self._compile else _list(self._kernels.ran),
+            "computed again in the backward pass": _list(self._saved.computed_again),
+            "computed once an iteration": _list(self._once.computed_once),
             "torch": torch.__version__,
         }
+        if self.graphs is not None:
+            said["CUDA graphs"] = (
+                f"{self.graphs.replayed} iterations replayed, {self.graphs.usual} run as usual "
+                "(warm-up, and batches of another shape)"
+            )
         try:
             return {**said, "triton": version("triton")}
         except PackageNotFoundError:
             return said
+
+
+def _list(things: set[str]) -> str:
+    return ", ".join(sorted(things)) or "nothing"

@@ -1,0 +1,159 @@
+"""Whole training iterations as CUDA graphs: captured once, then replayed without Python.
+
+A graph repeats the very calls that were captured, so that it is one for each sequence of steps with
+and without a graph: one for BPTT and SLTT, one for each choice of steps that SLTT-K draws. What is
+drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.methods import Method
+from sltt_bench.methods.bptt import BPTT
+from sltt_bench.methods.sltt import SLTT
+from sltt_bench.methods.sltt_k import SLTTK
+from sltt_bench.unroll import Unroll
+
+WARM_UP = 3
+"""Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
+REPLAYABLE = (BPTT, SLTT, SLTTK)
+"""Methods of which it is known that nothing but the choice of steps changes between iterations."""
+
+
+class Capture(Protocol):
+    """Records what a function does on the device."""
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        """Runs the function's Python code, and returns what runs its device code."""
+
+
+class CudaCapture:
+    """Capture as a CUDA graph; all graphs share one pool of memory."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            function()
+        return graph.replay
+
+
+@dataclass
+class _Recorded:
+    replay: Callable[[], None]
+    unroll: Unroll
+    """Its sums are what the latest replay left there."""
+
+
+class GraphedIterations:
+    """Runs training iterations of one network, at first as usual and then by replay."""
+
+    def __init__(self, make_capture: Callable[[], Capture] = CudaCapture) -> None:
+        self._make_capture = make_capture
+        self._capture: Capture | None = None
+        self._recorded: dict[Hashable, _Recorded] = {}
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._gradients: list[Tensor] = []
+        self.usual = 0
+        """Iterations that ran as usual: warm-up, and batches of another shape than the first."""
+        self.replayed = 0
+
+    def run(
+        self,
+        network: nn.Module,
+        method: Method,
+        iterate: Callable[[Tensor, Tensor], Unroll],
+        generator: torch.Generator,
+        timesteps: int,
+        batch: tuple[Tensor, Tensor],
+    ) -> Unroll:
+        """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
+
+        The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
+        not known that it can be replayed.
+        """
+        if not isinstance(method, REPLAYABLE):
+            raise ValueError(
+                f"native.cuda_graph cannot replay the method {type(method).__name__}, which may do something "
+                "else in each iteration; set native.cuda_graph=false"
+            )
+        if self.usual < WARM_UP or not self._fits(batch):
+            self.usual += 1
+            return iterate(*batch)
+        before = generator.get_state()
+        key = rehearse(method, generator, timesteps)
+        if key not in self._recorded:
+            generator.set_state(before)
+            self._recorded[key] = self._record(network, iterate, batch)
+        return self._replay(network, self._recorded[key], batch)
+
+    def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
+        if self._inputs is None:
+            return True
+        return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
+
+    def _record(
+        self, network: nn.Module, iterate: Callable[[Tensor, Tensor], Unroll], batch: tuple[Tensor, Tensor]
+    ) -> _Recorded:
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        if self._capture is None or self._inputs is None:
+            self._capture = self._make_capture()
+            self._inputs = batch[0].clone(), batch[1].clone()
+            self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
+        accumulated = [parameter.grad for parameter in parameters]
+        unrolls: list[Unroll] = []
+        inputs = self._inputs
+
+        def zero_and_iterate() -> None:
+            torch._foreach_zero_(self._gradients)
+            unrolls.append(iterate(*inputs))
+
+        for parameter, gradient in zip(parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        replay = self._capture(zero_and_iterate)
+        for parameter, before in zip(parameters, accumulated, strict=True):
+            parameter.grad = before
+        return _Recorded(replay, unrolls[0])
+
+    def _replay(self, network: nn.Module, recorded: _Recorded, batch: tuple[Tensor, Tensor]) -> Unroll:
+        assert self._inputs is not None
+        for static, given in zip(self._inputs, batch, strict=True):
+            static.copy_(given)
+        recorded.replay()
+        self.replayed += 1
+        trainable = (parameter for parameter in network.parameters() if parameter.requires_grad)
+        for parameter, gradient in zip(trainable, self._gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return recorded.unroll
+
+
+def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hashable:
+    """What the method does with an unroll, its draws made from `generator`."""
+    rehearsal = _Rehearsal(generator, timesteps)
+    method.accumulate_gradients(cast(Any, rehearsal))
+    return tuple(rehearsal.calls)
+
+
+class _Rehearsal:
+    """An unroll that only notes what is asked of it."""
+
+    def __init__(self, generator: torch.Generator, timesteps: int) -> None:
+        self.generator = generator
+        self.timesteps = timesteps
+        self.calls: list[tuple[Any, ...]] = []
+
+    def step(self, t: int) -> Tensor:
+        self.calls.append(("step", t, torch.is_grad_enabled()))
+        return torch.zeros(())
+
+    def detach_state(self) -> None:
+        self.calls.append(("detach_state",))
+
+    def backward(self, loss: Tensor) -> None:
+        self.calls.append(("backward",))
