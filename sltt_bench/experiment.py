@@ -65,11 +65,19 @@ class Experiment:
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
         """Forward, backward and optimiser step for one batch; returns what was unrolled."""
         self.optimizer.zero_grad(set_to_none=True)
+        graphs = getattr(self.backend, "graphs", None)
+        if graphs is None:
+            unroll = self._accumulate_gradients(x, labels)
+        else:
+            unroll = graphs.run(self, self._accumulate_gradients, (x, labels))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return unroll
+
+    def _accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
         with self.backend.iteration(self.network):
             unroll = self.unroll(x, labels)
             self.method.accumulate_gradients(unroll)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         return unroll
 
     def _loss_of(self, labels: Tensor, output: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import copy
 import gc
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -353,6 +353,13 @@ def iteration(
 # CUDA graphs and torch.compile ---------------------------------------------------------------------
 
 
+class Subject(NamedTuple):
+    network: nn.Module
+    method: Method
+    generator: torch.Generator
+    timesteps: int
+
+
 class Repeats:
     """Stands in for a CUDA graph: calls the function again, with the draws of its first call."""
 
@@ -402,7 +409,7 @@ def gradients_of_batches(
         if graphs is None:
             iterate(x, labels)
         else:
-            graphs.run(network, method, iterate, generator, T, (x, labels))
+            graphs.run(Subject(network, method, generator, T), iterate, (x, labels))
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     return gradients
 
@@ -430,22 +437,17 @@ def test_a_graph_is_recorded_for_each_choice_of_steps() -> None:
 def test_replayed_gradients_add_to_those_that_are_there() -> None:
     graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
     layer = nn.Linear(2, 1)
+    subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
     batch = torch.ones(3, 2), torch.ones(3)
     for count in range(1, 7):
-        graphs.run(
-            layer, methods.create("sltt", 1), lambda x, y: backward_of(layer(x)), torch.Generator(), 1, batch
-        )
+        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
         assert torch.equal(layer.weight.grad, torch.full((1, 2), 3.0 * count))
-
-
-def backward_of(output: Tensor) -> Any:
-    output.sum().backward()
 
 
 def test_graphs_refuse_what_they_cannot_replay() -> None:
     graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
     with pytest.raises(ValueError, match=r"cannot replay the method LateBackward.*cuda_graph=false"):
-        graphs.run(nn.Identity(), LateBackward(), lambda x, y: None, torch.Generator(), 1, ())  # type: ignore
+        graphs.run(Subject(nn.Identity(), LateBackward(), torch.Generator(), 1), lambda x, y: None, ())  # type: ignore
     backend = backends.create("native", cuda_graph=True)
     assert "needs a CUDA device" in str(backend.unsupported(LIFParameters(), "fp32", "cpu"))
     assert "replayed" in backend.provenance()["CUDA graphs"]

@@ -44,6 +44,16 @@ class CudaCapture:
         return graph.replay
 
 
+class Subject(Protocol):
+    """Whose iterations are run."""
+
+    network: nn.Module
+    method: Method
+    generator: torch.Generator
+    """What the method draws from."""
+    timesteps: int
+
+
 @dataclass
 class _Recorded:
     replay: Callable[[], None]
@@ -66,11 +76,8 @@ class GraphedIterations:
 
     def run(
         self,
-        network: nn.Module,
-        method: Method,
+        subject: Subject,
         iterate: Callable[[Tensor, Tensor], Unroll],
-        generator: torch.Generator,
-        timesteps: int,
         batch: tuple[Tensor, Tensor],
     ) -> Unroll:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
@@ -78,20 +85,20 @@ class GraphedIterations:
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
         not known that it can be replayed.
         """
-        if not isinstance(method, REPLAYABLE):
+        if not isinstance(subject.method, REPLAYABLE):
             raise ValueError(
-                f"native.cuda_graph cannot replay the method {type(method).__name__}, which may do something "
-                "else in each iteration; set native.cuda_graph=false"
+                f"native.cuda_graph cannot replay the method {type(subject.method).__name__}, which may do "
+                "something else in each iteration; set native.cuda_graph=false"
             )
         if self.usual < WARM_UP or not self._fits(batch):
             self.usual += 1
             return iterate(*batch)
-        before = generator.get_state()
-        key = rehearse(method, generator, timesteps)
+        before = subject.generator.get_state()
+        key = rehearse(subject.method, subject.generator, subject.timesteps)
         if key not in self._recorded:
-            generator.set_state(before)
-            self._recorded[key] = self._record(network, iterate, batch)
-        return self._replay(network, self._recorded[key], batch)
+            subject.generator.set_state(before)
+            self._recorded[key] = self._record(subject.network, iterate, batch)
+        return self._replay(subject.network, self._recorded[key], batch)
 
     def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
         if self._inputs is None:
