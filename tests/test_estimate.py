@@ -111,6 +111,14 @@ def test_backends_are_estimated_as_they_run(smoke_cell: MakeCell) -> None:
     assert estimated < trace_iteration(replace(cell, backend="reference"), "cpu").peak_bytes
 
 
+def test_what_only_real_tensors_can_be_compiled_into_is_estimated_without(smoke_cell: MakeCell) -> None:
+    def peak(**options: bool) -> int:
+        cell = replace(smoke_cell("sltt", **options), backend="native")
+        return trace_iteration(cell, "cuda").peak_bytes
+
+    assert peak(native__compile=True) == peak(native__cuda_graph=True) == peak()
+
+
 def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
     def peaks(method: str) -> list[int]:
         return [trace_iteration(smoke_cell(method, timesteps=t), "cuda").peak_bytes for t in (2, 4, 8)]

@@ -93,8 +93,11 @@ def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def _prepare(cell: Cell, precision: str, device_type: DeviceType) -> Experiment:
-    train = cell.recipe.train.model_copy(update={"precision": precision})
-    cell = replace(cell, recipe=cell.recipe.model_copy(update={"train": train}))
+    recipe = cell.recipe
+    train = recipe.train.model_copy(update={"precision": precision})
+    # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
+    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False})
+    cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
     subject = assemble(cell, torch.device("cpu"), make_backend(cell))
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()
