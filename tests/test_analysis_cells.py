@@ -267,7 +267,7 @@ def test_captions_say_what_was_held_fixed(section: Contribution) -> None:
     assert "after epoch 1 of training with bptt" in captions["Cosine against T"]
     for caption in captions.values():
         assert "Held fixed: surrogate triangle, soft reset, reset not detached, " in caption
-        assert "fp32, batch 32" in caption
+        assert "gradients in fp32, trained in fp32, batch 32" in caption
 
 
 def test_the_table_says_what_the_rows_say(section: Contribution, analysed: Path) -> None:

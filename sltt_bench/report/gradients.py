@@ -138,7 +138,9 @@ def _family(
     failed = cells[cells["status"] != "ok"]
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
     epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
-    conditions = [first["device_name"], first["precision"], f"batch {int(first['batch_size'])}"]
+    conditions = [first["device_name"], "gradients in fp32"]
+    conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
+    conditions.append(f"batch {int(first['batch_size'])}")
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
     return Family(
         recipe=str(first["recipe"]),
