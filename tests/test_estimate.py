@@ -43,6 +43,7 @@ FAMILIES = {
     "preact-resnet18": ("cifar10-resnet18", {}),
     "vgg11": ("dvs-cifar10-vgg11", {}),
     "nf-resnet34": ("imagenet-resnet34", {}),
+    "nf-resnet50": ("imagenet-resnet50", {}),
 }
 
 
@@ -68,7 +69,7 @@ def counted_peak(cell: Cell) -> tuple[int, dict[Cause, int]]:
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
-@pytest.mark.parametrize("family", [*FAMILIES, pytest.param("nf-resnet50", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
     smoke_cell: MakeCell, family: str, method: str
 ) -> None:
@@ -382,7 +383,9 @@ def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell,
         assert int(row["epoch_multiplications"]) == estimated.epoch_multiplications
         assert row["largest_timesteps"] == row["epoch_lower_bound_s"] == row["gpu"] == ""
     by_method = {row["method"]: row["run_cell_id"] for row in rows(ESTIMATES_FILE)}
-    assert by_method["sltt"] == smoke_cell("sltt", seed=2022).cell_id, "so that measured points find their estimate"
+    assert by_method["sltt"] == smoke_cell("sltt", seed=2022).cell_id, (
+        "so that measured points find their estimate"
+    )
     layers = [row for row in rows(ESTIMATE_LAYERS_FILE) if row["method"] == "bptt"]
     total = sum(int(row["backward_temporal_multiplications"]) for row in layers)
     assert total == table.estimates[0].work("backward_temporal")

@@ -87,7 +87,9 @@ def test_a_missing_gradient_counts_as_zero(reset: str) -> None:
     zero = torch.zeros_like(grad)
     for with_none, with_zero in (((grad, None), (grad, zero)), ((None, grad), (zero, grad))):
         expected = kernels().backward(*with_zero, membrane, lif)
-        torch.testing.assert_close(kernels().backward(*with_none, membrane, lif), expected, rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            kernels().backward(*with_none, membrane, lif), expected, rtol=0, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
