@@ -25,6 +25,7 @@ def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFPara
 def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks take the ways that large ones take."""
     monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.once.SMALL", 0)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,7 @@ def test_backends_say_what_really_ran() -> None:
     native = train("native", "nf-resnet34", "sltt").backend
     said = native.provenance()
     assert said["neuron"] == "torch backward, torch fire, torch forward"
-    assert said["computed once an iteration"] == "AvgPool2d, ScaledWSConv2d"
+    assert said["computed once an iteration"] == "LeanAvgPool2d, ScaledWSConv2d"
     said = train("native", "cnn", "sltt", repeated_image=False, recompute=True).backend.provenance()
     assert "Convolution" in said["computed again in the backward pass"]
     assert said["computed once an iteration"] == "nothing"

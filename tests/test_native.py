@@ -25,6 +25,7 @@ from sltt_bench.unroll import Unroll
 @pytest.fixture(autouse=True)
 def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.once.SMALL", 0)
 
 
 # Methods of third parties ------------------------------------------------------------------------
@@ -131,8 +132,8 @@ def currents(*shape: int) -> Iterator[Tensor]:
 
 
 def memory_of(neuron: NativeLIF) -> int:
-    assert neuron._membrane is not None
-    return neuron._membrane.data_ptr()
+    assert neuron._carried is not None
+    return neuron._carried.membrane.data_ptr()
 
 
 def test_the_potential_is_updated_in_place_once_no_graph_needs_the_old_one() -> None:

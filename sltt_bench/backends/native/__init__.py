@@ -4,6 +4,7 @@
     neuron                            a layer of neurons whose only state is u
     saved                             what the potentials determine is not stored for the backward pass
     once                              what is the same at all steps is computed once an iteration
+    pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
 
 `docs/native-backend.md` says what each idea saves.
@@ -20,6 +21,7 @@ from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.once import OncePerIteration
+from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.saved import SavedTensors, fills_with_zero
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
@@ -75,6 +77,8 @@ class Native:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._compile:
             network.compile(dynamic=False)
+        else:
+            make_lean(network)
         return network.to(device)
 
     @contextmanager

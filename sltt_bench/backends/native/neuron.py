@@ -1,6 +1,7 @@
 """A layer of LIF neurons whose only state is u, the potential before the reset."""
 
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,62 +25,71 @@ class NativeLIF(SpikingNeuron):
         self.parameters_ = parameters
         self._kernels = kernels
         self._saved = saved
-        self._membrane: Tensor | None = None
-        self._overwritable = True
-        """Whether no graph holds u[t] but those of which `_reader` tells."""
-        self._reader: weakref.ref[Membrane] | None = None
-        """What a graph keeps of u[t]; dead once no graph needs it."""
-        self._link: Tensor | None = None
-        """Leads the gradient from step t+1 to step t."""
+        self._carried: _Carried | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        previous = self._membrane
+        before = self._carried
+        previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
             raise ValueError(
                 f"the neurons hold potentials of shape {tuple(previous.shape)} but receive currents of shape "
                 f"{tuple(current.shape)}; call reset_state before a new sequence"
             )
-        reuse = previous if self._may_overwrite() else None
+        reuse = previous if before is not None and before.holder() is None else None
         spikes, membrane = self._kernels.forward(current.detach(), previous, self.parameters_, reuse)
-        self._membrane, self._reader, self._overwritable = membrane, None, True
-        if torch.is_grad_enabled() and (current.requires_grad or self._link is not None):
-            return self._recorded(current, spikes, membrane)
-        self._link = None
+        link = None if before is None else before.link
+        if torch.is_grad_enabled() and (current.requires_grad or link is not None):
+            return self._recorded(current, link, spikes, membrane)
+        self._carried = _Carried(membrane, None, _nobody)
         return spikes
 
-    def _recorded(self, current: Tensor, spikes: Tensor, membrane: Tensor) -> Tensor:
+    def _recorded(self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor) -> Tensor:
         """The spikes as part of the graph."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_))
         with self._saved.announce(kept):
-            spikes, self._link = _Step.apply(
-                current, self._link, _Done(spikes, kept, self._kernels, self.parameters_)
-            )
-        if self._saved.is_active:
-            self._reader = weakref.ref(kept)
-        else:
-            self._overwritable = False  # Autograd holds u[t], and nobody tells when it lets go.
+            spikes, link = _Step.apply(current, link, _Done(spikes, kept, self._kernels, self.parameters_))
+        # Outside an iteration autograd holds u[t] itself, and nobody tells when it lets go.
+        holder = weakref.ref(kept) if self._saved.is_active else _somebody
+        self._carried = _Carried(membrane, link, holder)
         return spikes
-
-    def _may_overwrite(self) -> bool:
-        return self._overwritable and (self._reader is None or self._reader() is None)
 
     @property
     def potential(self) -> Tensor | None:
         """v[t], the potential after the reset, outside the graph; None before the first step."""
-        if self._membrane is None:
+        if self._carried is None:
             return None
-        return reset(self._membrane, self._kernels.fire(self._membrane, self.parameters_), self.parameters_)
+        membrane = self._carried.membrane
+        return reset(membrane, self._kernels.fire(membrane, self.parameters_), self.parameters_)
 
     def reset_state(self) -> None:
-        self._membrane, self._link = None, None
-        self._reader, self._overwritable = None, True
+        self._carried = None
 
     def detach_state(self) -> None:
-        self._link = None
+        if self._carried is not None:
+            self._carried = self._carried._replace(link=None)
 
     def extra_repr(self) -> str:
         p = self.parameters_
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
+
+
+class _Carried(NamedTuple):
+    """What a layer hands from step to step."""
+
+    membrane: Tensor
+    """u[t]."""
+    link: Tensor | None
+    """Leads the gradient from step t+1 to step t."""
+    holder: Callable[[], object | None]
+    """Gives what needs the memory of u[t] beside the layer, None if nothing does any more."""
+
+
+def _nobody() -> None:
+    return None
+
+
+def _somebody() -> bool:
+    return True
 
 
 class _Done(NamedTuple):

@@ -4,8 +4,8 @@ Two things are: the standardised weights of convolutions, and what the first lay
 that is shown at every step. Each is computed at its first use and given to the steps as a leaf of
 their graphs. The gradients that reach a leaf are summed over t and go on through its computation
 once, when the iteration ends; the gradients of the parameters behind it are complete only then.
-Where the sum would take more memory than the layer's input it is not formed: each backward pass goes
-through the layer.
+Where the sum would take more memory than the layer's input, and much, it is not formed: each backward
+pass goes through the layer.
 """
 
 import weakref
@@ -16,8 +16,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-FIRST_LAYERS = (nn.Conv2d, nn.Linear, nn.AvgPool2d, nn.Flatten)
+from sltt_bench.backends.native.pooling import LeanAvgPool2d
+
+FIRST_LAYERS = (nn.Conv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
 """Layers without state and chance: equal inputs give equal outputs."""
+SMALL = 2**20
+"""Elements up to which the sum of gradients is formed whatever the layer's input."""
 
 
 class OncePerIteration:
@@ -173,14 +177,14 @@ class _Layer:
         return not x.requires_grad or any(x is result.leaf for result in self._shared)
 
     def _compute(self, x: Tensor) -> Shared:
-        with torch.enable_grad(), _only_shapes_saved(self.module):
+        with torch.enable_grad():
             output = self._forward(x)
 
         def pass_on(grad: Tensor) -> None:
             output.backward(grad, retain_graph=True)  # type: ignore[no-untyped-call]
 
         result = Shared(self.module, output, output.requires_grad, pass_on)
-        if output.requires_grad and output.numel() > x.numel():
+        if output.requires_grad and output.numel() > max(x.numel(), SMALL):
             result.settle_at_each_backward_pass()
         self._shared.append(result)
         return result
@@ -198,22 +202,3 @@ def _is_first_layer(module: nn.Module) -> bool:
 def _versions(module: nn.Module) -> list[tuple[int, int]]:
     """Changes when a parameter is changed in place or replaced."""
     return [(id(parameter), parameter._version) for parameter in module.parameters(recurse=False)]
-
-
-@contextmanager
-def _only_shapes_saved(module: nn.Module) -> Iterator[None]:
-    """The derivative of average pooling depends on the shape of its input alone, yet autograd saves it."""
-    if type(module) is not nn.AvgPool2d:
-        yield
-        return
-    with torch.autograd.graph.saved_tensors_hooks(_shape_of, _empty_of_shape):
-        yield
-
-
-def _shape_of(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-
-def _empty_of_shape(shape: tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]) -> Tensor:
-    size, stride, dtype, device = shape
-    return torch.empty_strided(size, stride, dtype=dtype, device=device)

@@ -1,10 +1,10 @@
 """What the backward pass keeps of an iteration: what the potentials determine is not stored.
 
-Autograd saves the input of every convolution: spikes, which u ≥ V_th says anew, often scaled, masked
-or pooled on the way. A saved-tensor hook keeps such a tensor as the way to compute it again, found in
-the graph that made it. u itself is the state of the neuron and the input of its surrogate, so that it
-is stored once for three purposes. With `recompute`, convolutions of such tensors (the inputs of batch
-norm) are kept as ways too.
+Autograd saves the input of every convolution: spikes, which u ≥ V_th says anew, often scaled or masked
+on the way. A saved-tensor hook keeps such a tensor as the way to compute it again, found in the graph
+that made it. u itself is the state of the neuron and the input of its surrogate, so that it is stored
+once for three purposes. With `recompute`, convolutions (the inputs of batch norm) and pools of such
+tensors are kept as ways too.
 
 Autograd checks by version counters that nothing saved was changed in place; a tensor in the hands of
 a hook escapes that check, so it is repeated here.
@@ -117,8 +117,8 @@ class SavedTensors:
     """The pair of hooks of one backend."""
 
     def __init__(self, *, recompute: bool) -> None:
-        """`recompute`: compute convolutions of spikes again instead of storing their results."""
-        self._ways = {**_CHEAP_WAYS, **(_CONVOLUTIONS if recompute else {})}
+        """`recompute`: compute convolutions and pools of spikes again instead of storing their results."""
+        self._ways = {**_CHEAP_WAYS, **(_COSTLY_WAYS if recompute else {})}
         self._spare_room = SpareRoom()
         self._announced: Membrane | None = None
         self.is_active = False
@@ -232,12 +232,13 @@ def _average_pool(node: Node, operand: Operand) -> Computed | None:
         count_include_pad=node._saved_count_include_pad,
         divisor_override=node._saved_divisor_override,
     )
-    return _computed(pool, operand(node, 0))
+    return _computed(pool, operand(node, 0), costly=True)
 
 
 def _adaptive_average_pool(node: Node, operand: Operand) -> Computed | None:
     size = list(_result(node).shape[-2:])
-    return _computed(partial(torch.ops.aten.adaptive_avg_pool2d, output_size=size), operand(node, 0))
+    pool = partial(torch.ops.aten.adaptive_avg_pool2d, output_size=size)
+    return _computed(pool, operand(node, 0), costly=True)
 
 
 def _reshaped(node: Node, operand: Operand) -> Computed | None:
@@ -284,10 +285,12 @@ _CHEAP_WAYS: dict[str, Way] = {
     "DivBackward0": _quotient,
     "MaskedFillBackward0": _zeroed,
     "AddBackward0": _sum,
-    "AvgPool2DBackward0": _average_pool,
-    "AdaptiveAvgPool2DBackward0": _adaptive_average_pool,
     "ViewBackward0": _reshaped,
     "UnsafeViewBackward0": _reshaped,
     "ToCopyBackward0": _cast,
 }
-_CONVOLUTIONS: dict[str, Way] = {"ConvolutionBackward0": _convolution}
+_COSTLY_WAYS: dict[str, Way] = {
+    "AvgPool2DBackward0": _average_pool,
+    "AdaptiveAvgPool2DBackward0": _adaptive_average_pool,
+    "ConvolutionBackward0": _convolution,
+}
