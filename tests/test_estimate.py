@@ -17,15 +17,14 @@ from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, it
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
 from sltt_bench.estimate.operations import Work
 from sltt_bench.estimate.search import (
-    SMALL_BATCHES,
     largest_batch_size,
     largest_timesteps,
     last_that_fits,
-    predicted_peak,
+    predicted_peaks,
     with_batch_size,
     with_timesteps,
 )
-from sltt_bench.estimate.trace import late_draw_seed, trace_iteration
+from sltt_bench.estimate.trace import late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell, cell_from_dict
@@ -248,12 +247,29 @@ def test_an_epoch_has_as_many_iterations_as_the_recipe_says(smoke_cell: MakeCell
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
-def test_the_peak_at_another_batch_follows_from_two_small_ones(smoke_cell: MakeCell, method: str) -> None:
+def test_the_peak_at_another_batch_follows_from_two_traces(smoke_cell: MakeCell, method: str) -> None:
     cell = smoke_cell(method, timesteps=2)
-    small, large = (trace_iteration(with_batch_size(cell, b), "cuda") for b in SMALL_BATCHES)
+    peak_at = predicted_peaks(cell, "cuda")
+    assert peak_at is not None
     for batch_size in (2, 16, 100):
-        exact = trace_iteration(with_batch_size(cell, batch_size), "cuda").peak_bytes
-        assert predicted_peak(small, large, batch_size) == exact
+        assert peak_at(batch_size) == trace_iteration(with_batch_size(cell, batch_size), "cuda").peak_bytes
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_memory_alone_is_traced_as_in_a_whole_trace(smoke_cell: MakeCell, backend: str) -> None:
+    cell = replace(smoke_cell("sltt-k2"), backend=backend)
+    memory, whole = trace_memory(cell, "cuda"), trace_iteration(cell, "cuda")
+    assert memory.changes == whole.changes
+    assert memory.peak_by_cause == whole.peak_by_cause
+
+
+def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bisection(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.estimate.search.predicted_peaks", lambda cell, device_type: None)
+    cell = smoke_cell("sltt")
+    room = trace_memory(with_batch_size(cell, 77), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", room) == 77
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])

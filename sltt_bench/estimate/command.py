@@ -16,7 +16,7 @@ MARGIN = 0.1
 """Share of a memory that is not given to tensors: an allocator's rounding and fragmentation, workspaces."""
 
 WORTH_A_PROCESS = 6
-"""Cells from which on more than one process pays: each loads torch anew."""
+"""Cells from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
 
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -51,7 +51,8 @@ def estimate(
     figures = None if gpu is None else find_gpu(gpu, gpu_file)
     room = None if memory_bytes is None else int(memory_bytes * (1 - margin))
     if workers is None:
-        workers = 1 if len(cells) < WORTH_A_PROCESS else os.cpu_count() or 1
+        worth_it = len(cells) >= (WORTH_A_PROCESS if memory_bytes is None else 2)
+        workers = (os.cpu_count() or 1) if worth_it else 1
     results: list[Estimate | Failure] = []
     prepared = [replace(cell, kind="estimate", device=device_type) for cell in cells]
     for result in estimate_cells(

@@ -1,10 +1,10 @@
 """The largest batch and the largest T that fit into a given memory, found by search and verified.
 
 *Batch.* Every storage of an iteration grows affinely with the batch, so the recorded changes of live
-memory at two small batches give those at any other, and the peak is their largest partial sum. The
-answer is verified by tracing it and the next larger batch; where that fails, bisection goes on.
+memory at two batches give those at any other, and the peak is their largest partial sum. The answer
+is verified by tracing it and the next larger batch; where that fails, bisection goes on.
 
-*T.* Where the peaks at T, 2T and 4T lie on a line, to the byte, the answer follows from it and is
+*T.* Where the peaks at three successive T lie on a line, to the byte, the answer follows from it and is
 verified in the same way; otherwise bisection. At LONGEST the search ends.
 """
 
@@ -14,11 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sltt_bench import methods
-from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
+from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.plan import Cell
-
-SMALL_BATCHES = (4, 8)
-"""Two batches from which the others follow."""
 
 LONGEST = 64
 """No larger T is tried."""
@@ -48,13 +45,13 @@ def largest_batch_size(cell: Cell, device_type: DeviceType, memory_bytes: int) -
     """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even one of 1."""
 
     def fits(batch_size: int) -> bool:
-        return trace_iteration(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
+        return trace_memory(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
 
     samples = cell.recipe.data.train_samples
-    small, large = (trace_iteration(with_batch_size(cell, b), device_type) for b in SMALL_BATCHES)
-    predicted = last_that_fits(
-        1, samples, lambda batch_size: predicted_peak(small, large, batch_size) <= memory_bytes
-    )
+    peak_at = predicted_peaks(cell, device_type)
+    if peak_at is None:
+        return last_that_fits(1, samples, fits)
+    predicted = last_that_fits(1, samples, lambda batch_size: peak_at(batch_size) <= memory_bytes)
     if predicted > 0 and not fits(predicted):
         return last_that_fits(1, predicted - 1, fits)
     if predicted < samples and fits(predicted + 1):
@@ -62,42 +59,44 @@ def largest_batch_size(cell: Cell, device_type: DeviceType, memory_bytes: int) -
     return predicted
 
 
-def predicted_peak(small: Trace, large: Trace, batch_size: int) -> int:
-    """The peak at a batch from the traces at SMALL_BATCHES.
+def predicted_peaks(cell: Cell, device_type: DeviceType) -> Callable[[int], int] | None:
+    """Batch → peak, from traces at the cell's batch and at twice as much.
 
-    Raises ValueError if the two iterations are not the same sequence of events.
+    None if the two iterations are not the same sequence of events.
     """
-    if len(small.changes) != len(large.changes):
-        raise ValueError(
-            "the iteration takes another course at another batch size; its peak cannot be predicted"
-        )
-    first, second = SMALL_BATCHES
-    base = np.asarray(small.changes, dtype=np.int64)
-    slope = (np.asarray(large.changes, dtype=np.int64) - base) // (second - first)
-    return int(np.cumsum(base + slope * (batch_size - first)).max())
+    batch_size = cell.recipe.train.batch_size
+    base, doubled = (
+        np.asarray(trace_memory(with_batch_size(cell, b), device_type).changes, dtype=np.int64)
+        for b in (batch_size, 2 * batch_size)
+    )
+    if base.shape != doubled.shape:
+        return None
+    slope = (doubled - base) // batch_size
+    return lambda other: int(np.cumsum(base + slope * (other - batch_size)).max())
 
 
 def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int | None:
     """The largest T at the cell's batch that fits, 0 if not even the smallest, None if no limit is met."""
-    traces: dict[int, Trace] = {}
+    peaks: dict[int, int] = {}
 
-    def trace(timesteps: int) -> Trace:
-        if timesteps not in traces:
-            traces[timesteps] = trace_iteration(with_timesteps(cell, timesteps), device_type)
-        return traces[timesteps]
+    def peak_at(timesteps: int) -> int:
+        if timesteps not in peaks:
+            peaks[timesteps] = trace_memory(with_timesteps(cell, timesteps), device_type).peak_bytes
+        return peaks[timesteps]
 
     def fits(timesteps: int) -> bool:
-        return trace(timesteps).peak_bytes <= memory_bytes
+        return peak_at(timesteps) <= memory_bytes
 
     smallest = 1 if cell.k is None else cell.k
     if not fits(smallest):
         return 0
     start = max(2, smallest)
-    peak, growth = trace(start).peak_bytes, trace(2 * start).peak_bytes - trace(start).peak_bytes
-    if trace(4 * start).peak_bytes == peak + 3 * growth:
-        if peak + growth * (LONGEST - start) // start <= memory_bytes:
+    growth = peak_at(start + 1) - peak_at(start)
+    if peak_at(start + 2) == peak_at(start + 1) + growth:
+        room = memory_bytes - peak_at(start)
+        if growth * (LONGEST - start) <= room:
             return None
-        predicted = max(smallest, start + (memory_bytes - peak) * start // growth)
+        predicted = max(smallest, start + room // growth)
         if fits(predicted) and not fits(predicted + 1):
             return predicted
     largest = last_that_fits(smallest, LONGEST, fits)

@@ -11,7 +11,7 @@ operations of these networks both autocasts have the same lists), and the optimi
 tensors at once. Loss scaling is left out: it reads values, and takes a few bytes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sltt_bench import methods
 from sltt_bench.estimate.operations import OperationCounter, Operations, tensors_in
@@ -33,8 +34,8 @@ DeviceType = Literal["cuda", "cpu"]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What one training iteration needs."""
+class MemoryTrace:
+    """What one training iteration needs of memory."""
 
     peak_bytes: int
     """Peak of live tensor bytes."""
@@ -42,6 +43,12 @@ class Trace:
     """They add up to `peak_bytes`."""
     changes: tuple[int, ...]
     """The bytes by which live memory changed, event after event."""
+
+
+@dataclass(frozen=True)
+class Trace(MemoryTrace):
+    """What one training iteration needs."""
+
     operations: Operations
     parameters: int
     """Trainable parameters."""
@@ -59,15 +66,26 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
     Raises UnsupportedCell, UnknownBackend, UnknownMethod, and RuntimeError (from torch) where an
     operation depends on values.
     """
-    precision = resolve(cell.recipe.train.precision, device_type)
-    seed = late_draw_seed(cell.recipe.timesteps)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with _modules_stay_where_they_are():
-            subject = _prepare(cell, precision, device_type)
-        x, labels = fake_batch(cell)
-        _warm_up(subject, x, labels)
-        subject.generator.manual_seed(seed)
-        return _count(subject, x, labels, precision)
+    with _steady_state(cell, device_type) as (subject, x, labels):
+        counter = OperationCounter(subject.network, subject.optimizer, execute=_RealDraws())
+        with counter.counting():
+            memory = _count_memory(subject, x, labels)
+        return Trace(
+            peak_bytes=memory.peak_bytes,
+            peak_by_cause=memory.peak_by_cause,
+            changes=memory.changes,
+            operations=counter.operations,
+            parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
+            layers=tuple(name for name, _ in subject.network.named_modules()),
+            stateful_layers=_outermost_stateful(subject.network),
+            precision=resolve(cell.recipe.train.precision, device_type),
+        )
+
+
+def trace_memory(cell: Cell, device_type: DeviceType) -> MemoryTrace:
+    """The memory of the same iteration alone, in less time. Raises what `trace_iteration` raises."""
+    with _steady_state(cell, device_type) as (subject, x, labels), _Executing(_RealDraws()):
+        return _count_memory(subject, x, labels)
 
 
 @cache
@@ -92,9 +110,22 @@ def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
     return x, torch.zeros(recipe.train.batch_size, dtype=torch.int64)
 
 
-def _prepare(cell: Cell, precision: str, device_type: DeviceType) -> Experiment:
+@contextmanager
+def _steady_state(cell: Cell, device_type: DeviceType) -> Iterator[tuple[Experiment, Tensor, Tensor]]:
+    """Within: the cell's experiment after its first iteration, and a batch, all of it fake."""
+    seed = late_draw_seed(cell.recipe.timesteps)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with _modules_stay_where_they_are():
+            subject = _prepare(cell, device_type)
+        x, labels = fake_batch(cell)
+        _warm_up(subject, x, labels)
+        subject.generator.manual_seed(seed)
+        yield subject, x, labels
+
+
+def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     recipe = cell.recipe
-    train = recipe.train.model_copy(update={"precision": precision})
+    train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
     native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False})
     cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
@@ -118,24 +149,11 @@ def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
     reset_state(subject.network)
 
 
-def _count(subject: Experiment, x: Tensor, labels: Tensor, precision: str) -> Trace:
-    operations = OperationCounter(subject.network, subject.optimizer, execute=_RealDraws())
-    # The last mode entered is the first to see an operation: TensorBytes must see who called it.
-    with (
-        operations.counting(),
-        TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as memory,
-    ):
+def _count_memory(subject: Experiment, x: Tensor, labels: Tensor) -> MemoryTrace:
+    """To be called inside all other modes: TensorBytes must be the first to see an operation."""
+    with TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as memory:
         subject.training_iteration(x, labels)
-    return Trace(
-        peak_bytes=memory.peak,
-        peak_by_cause=memory.peak_by_cause,
-        changes=tuple(memory.changes),
-        operations=operations.operations,
-        parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
-        layers=tuple(name for name, _ in subject.network.named_modules()),
-        stateful_layers=_outermost_stateful(subject.network),
-        precision=precision,
-    )
+    return MemoryTrace(memory.peak, memory.peak_by_cause, tuple(memory.changes))
 
 
 @contextmanager
@@ -178,6 +196,19 @@ class _RealDraws:
             return func(*args, **kwargs)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
+
+
+class _Executing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Runs each operation as it is told."""
+
+    def __init__(self, execute: Callable[..., Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._execute = execute
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._execute(func, args, kwargs or {})
 
 
 def _all_real(args: tuple[Any, ...]) -> bool:
