@@ -130,7 +130,7 @@ def test_the_summary_says_what_on_what_and_the_answer(tmp_path: Path) -> None:
     assert summary == (
         "3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells finished and 1 did not over 3 seeds. "
         "Measured on Example CPU, 2 threads and Example GPU, in fp32 with backend reference; nothing is "
-        "compared between them. Peak memory (live tensors) and warm epoch time against bptt on digits: sltt "
+        "compared between them. Peak memory (live tensors) and warm epoch time against bptt: on digits sltt "
         "0.25× and 0.51× (+0.00 points of accuracy), sltt-k2 0.24× and 0.26× (+0.00 points of accuracy). "
         "Claims: 1 held."
     )

@@ -37,13 +37,11 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 
 
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """A claim that one kind of result can judge is not called unmeasured for the sake of another kind."""
-    settled = [(v.recipe, v.claim) for v in verdicts if v.word != "not measured"]
-    return tuple(
-        verdict
-        for verdict in verdicts
-        if verdict.word != "not measured" or (verdict.recipe, verdict.claim) not in settled
-    )
+    """Judged claims first. One that some kind of result can judge is not called unmeasured as well."""
+    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
+    settled = [(verdict.recipe, verdict.claim) for verdict in judged]
+    open_ones = [v for v in verdicts if v.word == "not measured" and (v.recipe, v.claim) not in settled]
+    return (*judged, *open_ones)
 
 
 _NOTHING = "There is nothing to compare: no results were found."

@@ -103,7 +103,7 @@ def statement(claim: Claim) -> str:
         "exceeds_by_points": f"{what} of {method} at least {threshold:g} points above {baseline}",
     }[claim["relation"]]
     if when := claim.get("when"):
-        text += " where " + ", ".join(f"{key} = {value}" for key, value in when.items())
+        text += " where " + ", ".join(f"{key} = {_written(value)}" for key, value in when.items())
     return text
 
 
@@ -112,10 +112,13 @@ def command_for(claim: Claim, recipe: str) -> str:
     if claim["metric"] == "compute":
         return f"sltt-bench estimate {recipe}"
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
-    settings = "".join(
-        f" --set {key}={json.dumps(value)}" for key, value in (claim.get("when") or {}).items()
-    )
+    settings = "".join(f" --set {key}={_written(value)}" for key, value in (claim.get("when") or {}).items())
     return f"sltt-bench run {recipe} --method {methods}{settings}"
+
+
+def _written(value: Any) -> str:
+    """A recipe's value as it stands in YAML."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 # Whether a group can judge ----------------------------------------------------------------------
@@ -140,11 +143,11 @@ def _unfit(claim: Claim, group: Group) -> str | None:
         return "only random data: no accuracy"
     for key, value in when.items():
         if group.settings.get(key) != value:
-            return f"no run with {key} = {value}"
+            return f"no run with {key} = {_written(value)}"
     absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
     foreign = set(group.overrides) - set(when) - (_NEVER_MATTERS if absolute_time else _HARMLESS[metric])
     if foreign:
-        changed = ", ".join(f"{key} = {group.overrides[key]}" for key in sorted(foreign))
+        changed = ", ".join(f"{key} = {_written(group.overrides[key])}" for key in sorted(foreign))
         return f"only with {changed}, which the claim does not speak of"
     named = _named(claim)
     for name in named:

@@ -13,7 +13,7 @@ from sltt_bench.report.tables import backend_tables, every_figure, overview, sum
 
 def measured(context: Context) -> Contribution:
     """Tables, plots and verdicts of all finished and failed cells of kind "run"."""
-    groups = sorted(make_groups(context.results), key=leading_first)
+    groups = leading_first(make_groups(context.results))
     verdicts = judge(groups)
     names = _names(groups)
     sections: list[Section] = []

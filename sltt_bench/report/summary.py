@@ -19,9 +19,16 @@ def sentences(groups: Sequence[Group], verdicts: Sequence[Verdict], baseline: st
     return _what(groups), _on_what(groups), _answer(groups, baseline) + _claims(verdicts)
 
 
-def leading_first(group: Group) -> tuple[object, ...]:
-    """Sorting key: the recipe as published before smoke runs, random data and overrides."""
-    return group.key.recipe, group.key.smoke, group.key.synthetic, len(group.overrides), group.key
+def leading_first(groups: Sequence[Group]) -> list[Group]:
+    """Recipes with a full run before those with smoke runs alone; of a recipe's groups the one as
+    published before random data, overrides and smoke runs."""
+    full = {group.key.recipe for group in groups if not group.key.smoke}
+
+    def place(group: Group) -> tuple[object, ...]:
+        key = group.key
+        return key.recipe not in full, key.recipe, key.smoke, key.synthetic, len(group.overrides), key
+
+    return sorted(groups, key=place)
 
 
 def _what(groups: Sequence[Group]) -> str:
@@ -48,21 +55,27 @@ def _on_what(groups: Sequence[Group]) -> str:
 
 
 def _answer(groups: Sequence[Group], baseline: str) -> str:
-    """For each recipe its first group with a ratio; where there is none, why."""
-    said = []
-    for recipe in dict.fromkeys(group.key.recipe for group in groups):
-        of_recipe = [group for group in groups if group.key.recipe == recipe]
-        answers = (_group_answer(group, baseline) for group in of_recipe)
-        if answer := next((answer for answer in answers if answer), None):
-            said.append(answer)
-    if not said:
+    """For each recipe its first group with a ratio; where there is none, why. Smoke runs stand back."""
+    groups = [group for group in groups if not group.key.smoke] or groups
+    found: dict[str, tuple[str, str]] = {}
+    for group in groups:
+        if group.key.recipe not in found and (answer := _group_answer(group, baseline)):
+            found[group.key.recipe] = answer
+    if not found:
         return f"No method could be compared with {baseline}: {_why_not(groups[0], baseline)}."
-    more = f", and {len(said) - _MOST} recipes more below" if len(said) > _MOST else ""
-    text = "; ".join(said[:_MOST]) + more
+    answers = list(found.values())
+    said: list[str] = []
+    for place, (words, answer) in enumerate(answers[:_MOST]):
+        repeated = place > 0 and answers[place - 1][0] == words
+        said.append(answer if repeated else f"{words} against {baseline}: {answer}")
+    if len(answers) > _MOST:
+        said.append(f"{len(answers) - _MOST} recipes more below")
+    text = "; ".join(said)
     return text[0].upper() + text[1:] + "."
 
 
-def _group_answer(group: Group, baseline: str) -> str | None:
+def _group_answer(group: Group, baseline: str) -> tuple[str, str] | None:
+    """What the ratios are of, and the ratios."""
     said = {method: _method_answer(group, method, baseline) for method in group.methods if method != baseline}
     parts = [f"{method} {answer}" for method, answer in said.items() if answer]
     if not parts:
@@ -72,7 +85,7 @@ def _group_answer(group: Group, baseline: str) -> str | None:
     memory = group.headline_memory()
     words = [f"peak memory ({METRICS[memory].label})"] if memory else []
     words.append(f"{group.phase} epoch time")
-    return f"{' and '.join(words)} against {baseline} on {group.key.recipe}{smoke}: {', '.join(parts[:_MOST])}{more}"
+    return " and ".join(words), f"on {group.key.recipe}{smoke} {', '.join(parts[:_MOST])}{more}"
 
 
 def _method_answer(group: Group, method: str, baseline: str) -> str:

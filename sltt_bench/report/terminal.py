@@ -12,6 +12,7 @@ from rich.table import Table as RichTable
 from sltt_bench.report.document import Cell, Report, Section, Table, Tone, Verdict
 
 _MOST_SKIPPED = 20
+_MOST_UNMEASURED = 3
 Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
@@ -100,20 +101,29 @@ def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
     rich = _frame()
     for heading in ("verdict", "claim", "measured"):
         rich.add_column(heading, no_wrap=heading == "verdict")
-    for verdict in verdicts:
-        style = _VERDICT_STYLES[verdict.word]
-        estimated = "\nestimated" if verdict.estimated else ""
-        measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.figure)}, n = {verdict.n}"
-        found = [measured] if verdict.measured else []
-        found += [
-            f"[dim]{escape(text)}[/dim]" for text in (", ".join(verdict.conditions), verdict.reason) if text
-        ]
-        found += [escape(verdict.command)] * bool(verdict.command)
-        source = escape(f"{verdict.recipe} – {verdict.claim.get('source', '')}")
-        rich.add_row(
-            f"[{style}]{verdict.word}[/{style}]{estimated}",
-            f"{escape(verdict.statement)}\n[dim]{source}[/dim]",
-            "\n".join(found),
-        )
+    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
+    unmeasured = [verdict for verdict in verdicts if verdict.word == "not measured"]
+    shown = judged + unmeasured[:_MOST_UNMEASURED]
+    for verdict in shown:
+        rich.add_row(*_verdict_cells(verdict))
     console.print("[italic]Claims[/italic]")
     console.print(rich)
+    if more := len(verdicts) - len(shown):
+        console.print(f"  [dim]{more} more not measured, listed in the report's files[/dim]", highlight=False)
+
+
+def _verdict_cells(verdict: Verdict) -> tuple[str, str, str]:
+    style = _VERDICT_STYLES[verdict.word]
+    estimated = "\nestimated" if verdict.estimated else ""
+    measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.figure)}, n = {verdict.n}"
+    found = [measured] if verdict.measured else []
+    found += [
+        f"[dim]{escape(text)}[/dim]" for text in (", ".join(verdict.conditions), verdict.reason) if text
+    ]
+    found += [escape(verdict.command)] * bool(verdict.command)
+    source = escape(f"{verdict.recipe} – {verdict.claim.get('source', '')}")
+    return (
+        f"[{style}]{verdict.word}[/{style}]{estimated}",
+        f"{escape(verdict.statement)}\n[dim]{source}[/dim]",
+        "\n".join(found),
+    )
