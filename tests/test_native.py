@@ -216,7 +216,7 @@ def test_the_potential_can_be_read_as_that_of_the_reference() -> None:
 
 def test_a_copied_network_saves_memory_too() -> None:
     backend = backends.create("native")
-    network = copy.deepcopy(build(backend, "cnn", LIFParameters()))
+    network = copy.deepcopy(build(backend, "preact-resnet18", LIFParameters()))
     with backend.iteration(network):
         network(torch.randn(2, 3, 16, 16)).sum().backward()
     assert "nothing" not in backend.provenance()["computed again in the backward pass"]

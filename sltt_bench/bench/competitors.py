@@ -18,6 +18,7 @@ from sltt_bench.backends import Backend
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.spikingjelly import SpikingJelly, SpikingJellyLIF
 from sltt_bench.losses import step_loss
+from sltt_bench.methods import Method
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset_state
 from sltt_bench.precision import Precision, scaled_backward
@@ -186,24 +187,45 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
     network = _build(problem, backend)
     x, labels = problem.batch()
     precision = Precision(problem.precision, torch.device(problem.device).type)
-    scaler = precision.make_scaler()
-    driver = methods.create(method, problem.timesteps)
-    generator = torch.Generator().manual_seed(0)
+    subject = _Subject(
+        network,
+        methods.create(method, problem.timesteps),
+        torch.Generator().manual_seed(0),
+        problem.timesteps,
+    )
+    backward = scaled_backward(precision.make_scaler())
+    graphs = getattr(backend, "graphs", None)
 
-    def iteration() -> None:
-        network.zero_grad(set_to_none=True)
+    def iterate(x: Tensor, labels: Tensor) -> Unroll:
         with backend.iteration(network):
             unroll = Unroll(
                 network,
                 [x] * problem.timesteps,
                 partial(step_loss, labels=labels, alpha=ALPHA, mse_target="ones"),
-                generator=generator,
-                backward=scaled_backward(scaler),
+                generator=subject.generator,
+                backward=backward,
                 autocast=precision.autocast,
             )
-            driver.accumulate_gradients(unroll)
+            subject.method.accumulate_gradients(unroll)
+        return unroll
+
+    def iteration() -> None:
+        network.zero_grad(set_to_none=True)
+        if graphs is None:
+            iterate(x, labels)
+        else:
+            graphs.run(subject, iterate, (x, labels))
 
     return Made(network, iteration, (x, labels))
+
+
+class _Subject(NamedTuple):
+    """What replaying an iteration needs to know."""
+
+    network: nn.Module
+    method: Method
+    generator: torch.Generator
+    timesteps: int
 
 
 def _layer_by_layer(problem: Problem, backend: Backend) -> Made:

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,14 @@ import torch
 from sltt_bench.bench.competitors import Competitor, Made, Problem
 from sltt_bench.profiler.tensor_bytes import TensorBytes
 
-MEMORY_WARM_UP = 1
-"""Iterations before memory is counted: native learns in the first what repeats."""
-TIME_WARM_UP = 2
-CLOCK = time.process_time
+MEMORY_WARM_UP = 2
+"""Iterations before memory is counted: native learns in them what repeats."""
+TIME_WARM_UP = 5
+"""Iterations before time is taken: algorithms are chosen, kernels compiled, graphs captured."""
+
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
+"""Wall-clock time, or CPU time of this process (of all its threads): steadier on a machine in use."""
 
 
 def peak_bytes(competitor: Competitor, problem: Problem) -> int:
@@ -31,53 +35,62 @@ def peak_bytes(competitor: Competitor, problem: Problem) -> int:
 
 @dataclass(frozen=True)
 class PairedTimes:
-    """Seconds of alternated iterations: one list a competitor, equally long."""
+    """Seconds of alternated iterations, by competitor; all lists are equally long."""
 
-    seconds: tuple[tuple[float, ...], ...]
+    seconds: dict[Competitor, list[float]]
+    failed: dict[Competitor, str]
+    """Who could not run, and why."""
 
-    def ratios(self, a: int, b: int) -> list[float]:
-        """Of each round, the time of competitor a over that of b."""
+    def ratios(self, a: Competitor, b: Competitor) -> list[float]:
+        """Of each round, the time of a over that of b."""
         return [one / other for one, other in zip(self.seconds[a], self.seconds[b], strict=True)]
 
-    def median_ratio(self, a: int, b: int) -> float:
+    def median_ratio(self, a: Competitor, b: Competitor) -> float:
         """The median over the rounds."""
         return statistics.median(self.ratios(a, b))
 
-    def quartiles(self, a: int, b: int) -> tuple[float, float]:
+    def quartiles(self, a: Competitor, b: Competitor) -> tuple[float, float]:
         """Between which half of the rounds' ratios lie."""
         low, _, high = statistics.quantiles(self.ratios(a, b), n=4, method="inclusive")
         return low, high
 
-    def median(self, a: int) -> float:
+    def median(self, one: Competitor) -> float:
         """Median seconds of a competitor's iteration."""
-        return statistics.median(self.seconds[a])
+        return statistics.median(self.seconds[one])
 
 
-def paired_times(competitors: Sequence[Competitor], problem: Problem, *, rounds: int) -> PairedTimes:
+def paired_times(
+    competitors: Sequence[Competitor], problem: Problem, *, rounds: int, clock: Clock
+) -> PairedTimes:
     """Warm iterations of all competitors in turn, every round in the opposite order of the one before.
 
     What slows the machine for a while slows all of a round, so that ratios within a round are steady
-    where times are not.
+    where times are not. Who fails while warming up is left out.
     """
-    made = [competitor.make(problem) for competitor in competitors]
+    made: dict[Competitor, Made] = {}
+    failed: dict[Competitor, str] = {}
+    for one in competitors:
+        try:
+            made[one] = one.make(problem)
+            for _ in range(TIME_WARM_UP):
+                made[one].iteration()
+        except Exception as error:
+            made.pop(one, None)
+            failed[one] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     device = torch.device(problem.device)
-    for _ in range(TIME_WARM_UP):
-        for one in made:
-            one.iteration()
-    seconds: list[list[float]] = [[] for _ in made]
+    seconds: dict[Competitor, list[float]] = {one: [] for one in made}
     for round_ in range(rounds):
-        order = range(len(made)) if round_ % 2 == 0 else reversed(range(len(made)))
-        for number in order:
-            seconds[number].append(_seconds(made[number], device))
-    return PairedTimes(tuple(map(tuple, seconds)))
+        for one in list(made) if round_ % 2 == 0 else reversed(list(made)):
+            seconds[one].append(_seconds(made[one], device, clock))
+    return PairedTimes(seconds, failed)
 
 
-def _seconds(made: Made, device: torch.device) -> float:
+def _seconds(made: Made, device: torch.device, clock: Clock) -> float:
     _wait_for(device)
-    start = CLOCK()
+    start = clock()
     made.iteration()
     _wait_for(device)
-    return CLOCK() - start
+    return clock() - start
 
 
 def _wait_for(device: torch.device) -> None:

@@ -17,7 +17,7 @@ from sltt_bench.bench.competitors import (
     spikingjelly_bptt,
     spikingjelly_sltt,
 )
-from sltt_bench.bench.measure import paired_times, peak_bytes
+from sltt_bench.bench.measure import CLOCKS, PairedTimes, paired_times, peak_bytes
 from sltt_bench.models.options import CNNOptions
 
 
@@ -28,7 +28,7 @@ class Finding:
     row: str
     """Name of the row."""
     quantity: str
-    """peak_tensor_bytes or seconds (median of the alternated iterations)."""
+    """peak_tensor_bytes; wall_s or process_s, the median of the alternated iterations."""
     subject: str
     baseline: str
     """The strongest of those measured."""
@@ -44,6 +44,8 @@ class Finding:
     ratio_high: float | None = None
     """Upper quartile of the rounds' ratios."""
     rounds: int | None = None
+    remark: str = ""
+    """Who was left out, and why."""
 
     @property
     def met(self) -> bool | None:
@@ -57,6 +59,8 @@ class Size:
 
     device: str
     rounds: int
+    clock: str = "wall"
+    """A name in CLOCKS."""
     batch_divisor: int = 1
     """The paper's batches are divided by this, for times."""
     timesteps: int | None = None
@@ -117,34 +121,56 @@ def _peaks(
 def _times(
     row: str,
     problem: Problem,
-    subject: Competitor,
+    subjects: Sequence[Competitor],
     against: Sequence[tuple[Sequence[Competitor], float | None]],
     size: Size,
 ) -> Iterator[Finding]:
-    """One finding for each group of baselines: the subject against the fastest of the group."""
+    """Each subject against the fastest of each group of baselines.
+
+    Raises NothingToCompare if all subjects or all of a group fail.
+    """
     problem = size.shaped(problem, for_time=True)
-    everybody = [subject, *(one for group, _ in against for one in group)]
-    times = paired_times(everybody, problem, rounds=size.rounds)
-    first = 1
+    everybody = [*subjects, *(one for group, _ in against for one in group)]
+    times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock])
     for group, target in against:
-        numbers = range(first, first + len(group))
-        fastest = min(numbers, key=times.median)
-        low, high = times.quartiles(0, fastest)
-        yield Finding(
-            row,
-            "seconds",
-            subject.name,
-            everybody[fastest].name,
-            str(problem),
-            times.median(0),
-            times.median(fastest),
-            times.median_ratio(0, fastest),
-            target,
-            low,
-            high,
-            size.rounds,
-        )
-        first += len(group)
+        ran = [one for one in group if one in times.seconds]
+        if not ran or not any(one in times.seconds for one in subjects):
+            raise NothingToCompare("; ".join(f"{who.name}: {why}" for who, why in times.failed.items()))
+        fastest = min(ran, key=times.median)
+        for subject in subjects:
+            if subject in times.seconds:
+                yield _time_finding(row, problem, times, subject, fastest, target, size)
+
+
+def _time_finding(
+    row: str,
+    problem: Problem,
+    times: PairedTimes,
+    subject: Competitor,
+    baseline: Competitor,
+    target: float | None,
+    size: Size,
+) -> Finding:
+    low, high = times.quartiles(subject, baseline)
+    return Finding(
+        row,
+        "wall_s" if size.clock == "wall" else "process_s",
+        subject.name,
+        baseline.name,
+        str(problem),
+        times.median(subject),
+        times.median(baseline),
+        times.median_ratio(subject, baseline),
+        target,
+        low,
+        high,
+        size.rounds,
+        "; ".join(f"{who.name} left out ({why})" for who, why in times.failed.items()),
+    )
+
+
+class NothingToCompare(Exception):
+    """One side of a row could not run; the message says why."""
 
 
 def _half(size: Size) -> str:
@@ -165,7 +191,7 @@ def _sltt_memory_mixed(size: Size) -> Iterator[Finding]:
 def _recompute(size: Size) -> Iterator[Finding]:
     subject, baseline = ours("native", "sltt", recompute=True), spikingjelly_sltt()
     yield from _peaks("recompute", cifar_resnet18(), subject, [baseline], 0.35, size)
-    yield from _times("recompute", cifar_resnet18(), subject, [([baseline], 1.35)], size)
+    yield from _times("recompute", cifar_resnet18(), [subject], [([baseline], 1.35)], size)
 
 
 def _growth(size: Size) -> Iterator[Finding]:
@@ -194,12 +220,17 @@ def _bptt_memory(size: Size) -> Iterator[Finding]:
 
 def _cpu_time_sltt(size: Size) -> Iterator[Finding]:
     against = [([spikingjelly_sltt()], 0.95), ([relu_network()], 1.05)]
-    yield from _times("cpu-time-sltt", cifar_resnet18(), ours("native", "sltt"), against, size)
+    yield from _times("cpu-time-sltt", cifar_resnet18(), [ours("native", "sltt")], against, size)
 
 
 def _cpu_time_bptt(size: Size) -> Iterator[Finding]:
     baselines = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
-    yield from _times("cpu-time-bptt", cifar_resnet18(), ours("native", "bptt"), [(baselines, 1.0)], size)
+    yield from _times("cpu-time-bptt", cifar_resnet18(), [ours("native", "bptt")], [(baselines, 1.0)], size)
+
+
+def _on_gpu(method: str) -> list[Competitor]:
+    """Native as it is, and with its iterations replayed as CUDA graphs."""
+    return [ours("native", method), ours("native", method, cuda_graph=True)]
 
 
 def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
@@ -209,7 +240,7 @@ def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
         rivals = [spikingjelly_sltt(), spikingjelly_sltt(float32_neurons=True)]
         against = [(rivals, 0.6), ([relu_network()], 1.1)]
         name = f"gpu-time-sltt-{problem.network.name}"
-        yield from _times(name, problem, ours("native", "sltt"), against, size)
+        yield from _times(name, problem, _on_gpu("sltt"), against, size)
 
     return measure
 
@@ -221,13 +252,13 @@ def _gpu_time_bptt(size: Size) -> Iterator[Finding]:
         for single in (False, True)
     ]
     problem = cifar_resnet18(precision="fp16")
-    yield from _times("gpu-time-bptt", problem, ours("native", "bptt"), [(rivals, 0.9)], size)
+    yield from _times("gpu-time-bptt", problem, _on_gpu("bptt"), [(rivals, 0.9)], size)
 
 
 def _k1_against_bptt(size: Size) -> Iterator[Finding]:
     problem = imagenet_nf_resnet34(precision="fp16")
-    against = [([ours("native", "bptt")], 0.5)]
-    yield from _times("sltt-k1-against-bptt", problem, ours("native", "sltt-k1"), against, size)
+    against = [(_on_gpu("bptt"), 0.5)]
+    yield from _times("sltt-k1-against-bptt", problem, _on_gpu("sltt-k1"), against, size)
 
 
 ROWS: tuple[Row, ...] = (

@@ -18,6 +18,7 @@ DRAWS_FILE = "draws.csv"
 OPERATIONS_FILE = "operations.csv"
 ESTIMATES_FILE = "estimates.csv"
 ESTIMATE_LAYERS_FILE = "estimate_layers.csv"
+BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -258,6 +259,30 @@ ESTIMATE_LAYER_COLUMNS: tuple[Column, ...] = (
     Column("backward_temporal_multiplications", "int", "as in estimates.csv, of this layer"),
 )
 
+BENCH_COLUMNS: tuple[Column, ...] = (
+    Column("schema_version", "int", "version of this format"),
+    Column("row", "str", "name of the row of the benchmark's table"),
+    Column(
+        "quantity",
+        "str",
+        "peak_tensor_bytes, wall_s or process_s (CPU time of all threads) of one training iteration",
+    ),
+    Column("subject", "str", "what is measured"),
+    Column("baseline", "str", "against what: the best of the baselines that were measured in the same run"),
+    Column("problem", "str", "network, image, batch, T and precision"),
+    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
+    Column("subject_value", "float", "bytes, or median seconds of the alternated iterations"),
+    Column("baseline_value", "float", "the same of the baseline"),
+    Column("ratio", "float", "subject over baseline; for times the median of the rounds' ratios"),
+    Column("ratio_low", "float", "lower quartile of the rounds' ratios; empty for bytes"),
+    Column("ratio_high", "float", "upper quartile of the rounds' ratios; empty for bytes"),
+    Column("rounds", "int", "rounds of alternated iterations; empty for bytes"),
+    Column("target", "float", "the largest ratio that is wanted; empty: only reported"),
+    Column("met", "bool", "whether ratio ≤ target; empty without a target"),
+    Column("remark", "str", "baselines that were left out, and why"),
+    Column("finished_utc", "str", "when the row was measured, ISO 8601"),
+)
+
 FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,
@@ -267,4 +292,5 @@ FILES: dict[str, tuple[Column, ...]] = {
     OPERATIONS_FILE: OPERATION_COLUMNS,
     ESTIMATES_FILE: ESTIMATE_COLUMNS,
     ESTIMATE_LAYERS_FILE: ESTIMATE_LAYER_COLUMNS,
+    BENCH_FILE: BENCH_COLUMNS,
 }
