@@ -65,9 +65,9 @@ def _answer(groups: Sequence[Group], baseline: str) -> str:
         return f"No method could be compared with {baseline}: {_why_not(groups[0], baseline)}."
     answers = list(found.values())
     said: list[str] = []
-    for place, (words, answer) in enumerate(answers[:_MOST]):
+    for place, (words, ratios) in enumerate(answers[:_MOST]):
         repeated = place > 0 and answers[place - 1][0] == words
-        said.append(answer if repeated else f"{words} against {baseline}: {answer}")
+        said.append(ratios if repeated else f"{words} against {baseline}: {ratios}")
     if len(answers) > _MOST:
         said.append(f"{len(answers) - _MOST} recipes more below")
     text = "; ".join(said)
