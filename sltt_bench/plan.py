@@ -108,6 +108,8 @@ class Plan:
     cells: tuple[Cell, ...]
     remarks: tuple[str, ...] = ()
     """What the user should know: a prerequisite that is left out, for example."""
+    left_out: tuple[str, ...] = ()
+    """Methods that some points of the grid lack, and why."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
@@ -119,17 +121,12 @@ class Plan:
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """The plan of the recipe, preceded by that of its prerequisite if it has one.
 
-    Raises RecipeError.
+    A method whose K exceeds T at some points of a grid is left out there, and said to be. Raises
+    RecipeError, also for a K that fits no point.
     """
     _check_backends(request.backends)
-    recipes = [
-        (
-            overrides,
-            load_recipe(recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods),
-        )
-        for overrides in request.grid
-    ]
-    base = recipes[0][1]
+    points, left_out = _points(recipe_name, request)
+    base = points[0][1]
     stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
     cells = [
         Cell(
@@ -144,13 +141,41 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
             init=init,
             needs=None if stage is None else stage.cells[0].cell_id,
         )
-        for overrides, recipe in recipes
+        for overrides, recipe in points
         for seed in (request.seeds or recipe.seeds)
         for backend in request.backends
         for method in dict.fromkeys(recipe.methods)
     ]
-    plan = Plan(base, tuple({cell.cell_id: cell for cell in cells}.values()), remarks)
+    plan = Plan(base, tuple({cell.cell_id: cell for cell in cells}.values()), remarks, tuple(left_out))
     return [plan] if stage is None else [stage, plan]
+
+
+def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, Any], Recipe]], list[str]]:
+    """The recipe at each point of the grid, with the methods that fit T there; what was left out."""
+    points: list[tuple[dict[str, Any], Recipe]] = []
+    missing: dict[str, list[int]] = {}
+    for overrides in request.grid:
+        recipe = load_recipe(
+            recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods, any_k=True
+        )
+        fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
+        for name in set(recipe.methods) - set(fitting):
+            missing.setdefault(name, []).append(recipe.timesteps)
+        if fitting:
+            points.append((overrides, recipe.model_copy(update={"methods": fitting})))
+    kept = {name for _, recipe in points for name in recipe.methods}
+    faults = [
+        f"method {name!r}: {methods.k_out_of_range(methods.chosen_steps(name), max(at))}"
+        for name, at in missing.items()
+        if name not in kept
+    ]
+    if faults:
+        raise RecipeError(str(find_recipe(recipe_name)), faults)
+    remarks = [
+        f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
+        for name, at in sorted(missing.items())
+    ]
+    return points, remarks
 
 
 def _stage_one(

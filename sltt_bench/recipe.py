@@ -260,11 +260,12 @@ def load_recipe(
     *,
     smoke: bool = False,
     chosen_methods: list[str] | None = None,
+    any_k: bool = False,
 ) -> Recipe:
     """The recipe with its smoke overrides (if asked) and then `overrides` (dotted key → value).
 
-    `chosen_methods` takes the place of the recipe's own `methods`. Raises RecipeError with every
-    fault of the file and of the overrides at once.
+    `chosen_methods` takes the place of the recipe's own `methods`; with `any_k` one of them may have
+    a K that exceeds T. Raises RecipeError with every fault of the file and of the overrides at once.
     """
     path = find_recipe(name_or_path)
     raw = _read_extended(path, seen=())
@@ -277,7 +278,7 @@ def load_recipe(
         faults += _apply(raw, key, value, "--set")
     if chosen_methods:
         raw["methods"] = chosen_methods
-    recipe, more = _validate(raw)
+    recipe, more = _validate(raw, any_k=any_k)
     faults += more
     if faults or recipe is None:
         raise RecipeError(str(path), list(dict.fromkeys(faults)))
@@ -349,7 +350,7 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
 # Validating -------------------------------------------------------------------------------------
 
 
-def _validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | None, list[str]]:
     faults: list[str] = []
     said = dict(raw)
     for section, options_type in (("data", data.options_type), ("model", models.options_type)):
@@ -367,7 +368,8 @@ def _validate(raw: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
         return None, faults
     for method in recipe.methods:
         try:
-            methods.check(method, recipe.timesteps)
+            if not (any_k and not methods.fits(method, recipe.timesteps)):
+                methods.check(method, recipe.timesteps)
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")
     return recipe, faults

@@ -77,7 +77,7 @@ def _run_one(
     known: Preflight | None,
 ) -> dict[str, Outcome]:
     folder.write_recipe(plan.recipe.model_dump(mode="json"))
-    for remark in plan.remarks:
+    for remark in (*plan.remarks, *plan.left_out):
         console.print(f"[dim]{remark}[/dim]")
     console.print(f"[bold]{plan.recipe.name}[/bold]: {len(plan)} cells → {folder.path}", soft_wrap=True)
     peaks = {} if known is None else known.peak_bytes
@@ -211,6 +211,8 @@ def estimate_plans(
     from sltt_bench.estimate.gpus import GPUError
 
     console = Console()
+    for remark in (remark for plan in plans for remark in plan.left_out):
+        console.print(f"[dim]{remark}[/dim]")
     cells = [cell for plan in plans for cell in plan]
     try:
         memory_bytes = None if memory is None else bytes_of(memory)
@@ -259,7 +261,7 @@ def show_plans(plans: list[Plan]) -> None:
                 " ".join(f"{key}={value}" for key, value in cell.overrides.items()) or "–",
             )
         console.print(table)
-        for remark in plan.remarks:
+        for remark in (*plan.remarks, *plan.left_out):
             console.print(f"[dim]{remark}[/dim]")
 
 

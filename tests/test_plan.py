@@ -56,5 +56,23 @@ def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
 
 
 def test_faults_of_any_grid_point_are_found_before_the_run() -> None:
-    with pytest.raises(RecipeError, match="K = 2 and T = 1"):
-        make_plans("digits", Request(methods=["sltt-k2"], grid=({"timesteps": 4}, {"timesteps": 1})))
+    with pytest.raises(RecipeError, match="tau"):
+        make_plans("digits", Request(grid=({"neuron.tau": 2.0}, {"neuron.tau": 0.5})))
+
+
+def test_a_sweep_over_t_leaves_out_the_points_where_k_exceeds_t() -> None:
+    sweep = tuple({"timesteps": steps} for steps in (1, 2, 4))
+    (plan,) = make_plans("digits", Request(methods=["bptt", "sltt-k2", "sltt-k4"], seeds=[0], grid=sweep))
+    assert [(cell.method, cell.recipe.timesteps) for cell in plan] == [
+        ("bptt", 1), ("bptt", 2), ("sltt-k2", 2), ("bptt", 4), ("sltt-k2", 4), ("sltt-k4", 4),
+    ]  # fmt: skip
+    assert plan.left_out == (
+        "sltt-k2 is left out at T = 1: K must not exceed T",
+        "sltt-k4 is left out at T = 1, 2: K must not exceed T",
+    )
+    assert all(cell_from_dict(cell.to_dict()).cell_id == cell.cell_id for cell in plan)
+
+
+def test_a_k_that_fits_no_point_is_refused() -> None:
+    with pytest.raises(RecipeError, match="K = 5 and T = 4"):
+        make_plans("digits", Request(methods=["bptt", "sltt-k5"], grid=({"timesteps": 4}, {"timesteps": 1})))

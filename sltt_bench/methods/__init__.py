@@ -82,16 +82,20 @@ def chosen_steps(name: str) -> int | None:
 
 def check(name: str, timesteps: int) -> None:
     """Raises UnknownMethod unless `create` would succeed. Cheap: built-in names do not load torch."""
-    match, factory = _find(name)
-    if factory in METHODS.values():
-        k = match.groupdict().get("k")
-        if k is not None and not 1 <= int(k) <= timesteps:
-            raise UnknownMethod(f"method {name!r}: {k_out_of_range(int(k), timesteps)}")
-    else:
+    _, factory = _find(name)
+    if factory not in METHODS.values():
         create(name, timesteps)
+    elif not fits(name, timesteps):
+        raise UnknownMethod(f"method {name!r}: {k_out_of_range(chosen_steps(name), timesteps)}")
 
 
-def k_out_of_range(k: int, timesteps: int) -> str:
+def fits(name: str, timesteps: int) -> bool:
+    """Whether 1 ≤ K ≤ T; a method without K fits any T. Raises UnknownMethod."""
+    k = chosen_steps(name)
+    return k is None or 1 <= k <= timesteps
+
+
+def k_out_of_range(k: int | None, timesteps: int) -> str:
     """The one sentence for a K that does not fit T."""
     return f"SLTT-K needs 1 ≤ K ≤ T, but K = {k} and T = {timesteps}; choose another K or raise timesteps"
 
