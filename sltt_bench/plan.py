@@ -151,9 +151,13 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
 
 
 def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, Any], Recipe]], list[str]]:
-    """The recipe at each point of the grid, with the methods that fit T there; what was left out."""
+    """The recipe at each point of the grid, with the methods that fit T there; what was left out.
+
+    An override that says what the recipe says anyway is none: the cell is the published experiment.
+    """
     points: list[tuple[dict[str, Any], Recipe]] = []
     missing: dict[str, list[int]] = {}
+    as_published = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
     for overrides in request.grid:
         recipe = load_recipe(
             recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods, any_k=True
@@ -162,7 +166,12 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
         for name in set(recipe.methods) - set(fitting):
             missing.setdefault(name, []).append(recipe.timesteps)
         if fitting:
-            points.append((overrides, recipe.model_copy(update={"methods": fitting})))
+            changes = {
+                key: value
+                for key, value in overrides.items()
+                if _value_at(recipe, key) != _value_at(as_published, key)
+            }
+            points.append((changes, recipe.model_copy(update={"methods": fitting})))
     kept = {name for _, recipe in points for name in recipe.methods}
     faults = [
         f"method {name!r}: {methods.k_out_of_range(methods.chosen_steps(name), max(at))}"
@@ -176,6 +185,14 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
         for name, at in sorted(missing.items())
     ]
     return points, remarks
+
+
+def _value_at(recipe: Recipe, dotted: str) -> Any:
+    """The value of a field, None where the recipe has no such section."""
+    place: Any = recipe.model_dump(mode="json")
+    for part in dotted.split("."):
+        place = place.get(part) if isinstance(place, dict) else None
+    return place
 
 
 def _stage_one(

@@ -73,6 +73,11 @@ def test_a_sweep_over_t_leaves_out_the_points_where_k_exceeds_t() -> None:
     assert all(cell_from_dict(cell.to_dict()).cell_id == cell.cell_id for cell in plan)
 
 
+def test_an_override_that_changes_nothing_is_none() -> None:
+    (plan,) = make_plans("digits", Request(seeds=[0], grid=({"timesteps": 6}, {"timesteps": 4})))
+    assert [cell.overrides for cell in plan if cell.method == "bptt"] == [{}, {"timesteps": 4}]
+
+
 def test_a_k_that_fits_no_point_is_refused() -> None:
     with pytest.raises(RecipeError, match="K = 5 and T = 4"):
         make_plans("digits", Request(methods=["bptt", "sltt-k5"], grid=({"timesteps": 4}, {"timesteps": 1})))
