@@ -37,10 +37,17 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 
 
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Judged claims first. One that some kind of result can judge is not called unmeasured as well."""
+    """Judged claims first, measured before estimated. One that some kind of result can judge is not called
+    unmeasured as well, and one that none can judge is named once."""
     judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
+    judged.sort(key=lambda verdict: verdict.estimated)
     settled = [(verdict.recipe, verdict.claim) for verdict in judged]
-    open_ones = [v for v in verdicts if v.word == "not measured" and (v.recipe, v.claim) not in settled]
+    open_ones: list[Verdict] = []
+    for verdict in verdicts:
+        about = (verdict.recipe, verdict.claim)
+        if verdict.word == "not measured" and about not in settled:
+            settled.append(about)
+            open_ones.append(verdict)
     return (*judged, *open_ones)
 
 

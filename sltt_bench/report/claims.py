@@ -25,7 +25,7 @@ _NEVER_MATTERS = {
     "seeds",
     "description",
 }
-_HARMLESS = {
+HARMLESS = {
     "peak_memory": _NEVER_MATTERS | {"train.epochs", "data.limit"},
     "warm_epoch_time": _NEVER_MATTERS - {"data.workers", "data.prefetch_factor"} | {"train.epochs"},
     "test_top1": _NEVER_MATTERS,
@@ -37,7 +37,7 @@ _WORDS = {
     "peak_memory": "peak memory",
     "warm_epoch_time": "warm epoch time",
     "test_top1": "last-epoch top-1",
-    "compute": "multiply-adds",
+    "compute": "multiplications",
 }
 
 
@@ -90,6 +90,27 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     )
 
 
+def judge_estimated(
+    claim: Claim, recipe: str, value: float, figure: str, conditions: Sequence[str]
+) -> Verdict:
+    """The verdict of an estimate: an exact count, so that the value alone decides."""
+    at_most, limit = _limit(claim)
+    estimate = Estimate(value, None, 0)
+    return Verdict(
+        recipe=recipe,
+        claim=claim,
+        word=_word(claim, estimate),
+        statement=statement(claim),
+        measured=_shown(claim, estimate, "peak_tensor_bytes"),
+        value=value,
+        limit=limit,
+        at_most=at_most,
+        figure=figure,
+        conditions=tuple(conditions),
+        estimated=True,
+    )
+
+
 def statement(claim: Claim) -> str:
     """The claim as a comparison, in the words of the report."""
     what, method, baseline = _WORDS[claim["metric"]], claim["method"], claim.get("baseline")
@@ -124,31 +145,27 @@ def _written(value: Any) -> str:
 # Whether a group can judge ----------------------------------------------------------------------
 
 
+def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
+    """The claims of a resolved recipe; none if no file tells it."""
+    return tuple(recipe.get("claims") or ())
+
+
 def _claims_of(groups: Iterable[Group]) -> list[Claim]:
-    claims = {}
-    for group in groups:
-        for claim in group.recipe.get("claims") or []:
-            claims[json.dumps(claim, sort_keys=True)] = claim
-    return list(claims.values())
+    said = [claim for group in groups for claim in claims_of_recipe(group.recipe)]
+    return list({json.dumps(claim, sort_keys=True): claim for claim in said}.values())
 
 
 def _unfit(claim: Claim, group: Group) -> str | None:
     """Why this group says nothing about the claim, or None."""
-    metric, when = claim["metric"], claim.get("when") or {}
+    metric = claim["metric"]
     if metric == "compute":
         return "computed by an estimate, not measured by a run"
     if group.key.smoke:
         return "only smoke runs: not the claim's experiment"
     if group.key.synthetic and metric == "test_top1":
         return "only random data: no accuracy"
-    for key, value in when.items():
-        if group.settings.get(key) != value:
-            return f"no run with {key} = {_written(value)}"
-    absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
-    foreign = set(group.overrides) - set(when) - (_NEVER_MATTERS if absolute_time else _HARMLESS[metric])
-    if foreign:
-        changed = ", ".join(f"{key} = {_written(group.overrides[key])}" for key in sorted(foreign))
-        return f"only with {changed}, which the claim does not speak of"
+    if reason := unfit_when(claim, group.settings, group.overrides):
+        return reason
     named = _named(claim)
     for name in named:
         if name not in group.methods:
@@ -158,6 +175,20 @@ def _unfit(claim: Claim, group: Group) -> str | None:
             return f"{name} did not finish: {failure.status}, {failure.reason}"
     if metric == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
         return "only cold epochs: run at least two"
+    return None
+
+
+def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
+    """Why cells with these settings (dotted keys) are not the claim's experiment, or None."""
+    metric, when = claim["metric"], claim.get("when") or {}
+    for key, value in when.items():
+        if settings.get(key) != value:
+            return f"no run with {key} = {_written(value)}"
+    absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
+    foreign = set(overrides) - set(when) - (_NEVER_MATTERS if absolute_time else HARMLESS[metric])
+    if foreign:
+        changed = ", ".join(f"{key} = {_written(overrides[key])}" for key in sorted(foreign))
+        return f"only with {changed}, which the claim does not speak of"
     return None
 
 

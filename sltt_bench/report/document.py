@@ -128,6 +128,11 @@ class Verdict:
     estimated: bool = False
     """Whether the value was computed rather than measured."""
 
+    @property
+    def basis(self) -> str:
+        """What the value is a figure of, and how often it was measured."""
+        return f"{self.figure}, " + ("estimated" if self.estimated else f"n = {self.n}")
+
 
 @dataclass(frozen=True)
 class Contribution:

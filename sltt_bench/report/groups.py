@@ -241,7 +241,7 @@ class Group:
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
         left_out = {"name", "description", "methods", "seeds", "smoke", "claims"}
-        return _flat({key: value for key, value in self.recipe.items() if key not in left_out})
+        return flat({key: value for key, value in self.recipe.items() if key not in left_out})
 
     def _pair(
         self, metric: str, method: str, baseline: str
@@ -262,14 +262,15 @@ class Group:
         return ours.values[metric], theirs.values[metric]
 
 
-def _flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    found: dict[str, Any] = {}
     for key, value in said.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def method_order(name: str) -> tuple[int, int, str]:

@@ -34,7 +34,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     rows = []
     for verdict in verdicts:
         word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
-        found = f"{verdict.measured} ({verdict.figure}, n = {verdict.n})" if verdict.measured else ""
+        found = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
         found = "; ".join(text for text in (found, verdict.reason) if text)
         command = f" `{verdict.command}`" if verdict.command else ""
         rows.append(

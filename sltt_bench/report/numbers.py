@@ -15,7 +15,7 @@ _STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
     "J": ((1e6, "MJ"), (1e3, "kJ"), (1, "J")),
     "share": ((0.01, "%"),),
     "accuracy": ((0.01, "%"),),
-    "count": ((1e6, "M"), (1, "")),
+    "count": ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1, "")),
 }
 
 

@@ -115,7 +115,7 @@ def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
 def _verdict_cells(verdict: Verdict) -> tuple[str, str, str]:
     style = _VERDICT_STYLES[verdict.word]
     estimated = "\nestimated" if verdict.estimated else ""
-    measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.figure)}, n = {verdict.n}"
+    measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.basis)}"
     found = [measured] if verdict.measured else []
     found += [
         f"[dim]{escape(text)}[/dim]" for text in (", ".join(verdict.conditions), verdict.reason) if text

@@ -24,6 +24,8 @@ from sltt_bench.results.schema import (
     CHECKPOINTS_FOLDER,
     DRAWS_FILE,
     EPOCHS_FILE,
+    ESTIMATE_LAYERS_FILE,
+    ESTIMATES_FILE,
     FILES,
     GRADIENTS_FILE,
     LOGS_FOLDER,
@@ -287,6 +289,8 @@ _NEEDED = {
     GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "level", "depth"},
     DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
+    ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
+    ESTIMATE_LAYERS_FILE: _KEY | {"layer"},
 }
 """File → columns that it must have, never empty; any other may be missing."""
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}

@@ -98,7 +98,7 @@ def draw_sweep(sweep: Sweep, width: Width) -> Figure:
         _panel(place, series, lost, metric, sweep.phase)
         if place is axes[0]:
             _say_where_memory_ended(place, lost)
-        _value_axis(place, list(sweep.groups), FIELD_WORDS.get(sweep.field, sweep.field))
+        value_axis(place, list(sweep.groups), FIELD_WORDS.get(sweep.field, sweep.field))
     style.legend_below(figure, axes[0], width)
     return figure
 
@@ -161,7 +161,7 @@ def draw_k(group: Group, width: Width) -> Figure:
                 level.mean / scale.factor, color=colour, linestyle="--", linewidth=1.2, label="bptt"
             )
         _label(place, metric, group.phase, scale)
-        _value_axis(place, sorted(set(ks.values())), "K, steps with a gradient")
+        value_axis(place, sorted(set(ks.values())), "K, steps with a gradient")
     style.legend_below(figure, axes[0], width)
     return figure
 
@@ -226,7 +226,7 @@ def _say_where_memory_ended(axes: Axes, lost: Mapping[str, float | None]) -> Non
         )  # fmt: skip
 
 
-def _value_axis(axes: Axes, values: Sequence[float], label: str) -> None:
+def value_axis(axes: Axes, values: Sequence[float], label: str) -> None:
     """The x axis: ticks where values are, logarithmic where they span a factor of eight."""
     if min(values) > 0 and max(values) / min(values) >= 8:
         axes.set_xscale("log", base=2)
