@@ -1,6 +1,7 @@
 """Set-up in one command, with nothing but Python ≥ 3.11: `python3 bootstrap.py run` or `... test`.
 
-run   makes .venv, installs sltt-bench there, trains on the digits with three methods and reports
+run   makes .venv, installs sltt-bench there, trains on the digits with three methods, estimates their
+      memory at other numbers of time steps, and reports
 test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks and tests
 """
 
@@ -35,12 +36,15 @@ def main() -> None:
 
 
 def run_digits(arguments: list[str]) -> None:
-    """The main job: the embedded recipe with three methods, then the report."""
+    """The main job: the embedded recipe with three methods, its memory over T, and the report."""
     python = environment(HERE / ".venv", ".")
     say("training on the digits with BPTT, SLTT and SLTT-K (K = 2): about a minute")
     tool = [python, "-m", "sltt_bench"]
     out = "my-results"
-    step([*tool, "run", "digits", "--method", "bptt,sltt,sltt-k2", "--out", out, *arguments])
+    chosen = ["digits", "--method", "bptt,sltt,sltt-k2", "--out", out]
+    step([*tool, "run", *chosen, *arguments])
+    say("estimating memory against T, the number of time steps: seconds")
+    step([*tool, "estimate", *chosen, "--device", "cpu", "--timesteps", "1,2,4,6,8"])
     say("comparing")
     step([*tool, "report", out])
 

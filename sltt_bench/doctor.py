@@ -18,7 +18,6 @@ EXTRAS = {
     "tonic": ("events", "DVS-Gesture and CIFAR10-DVS"),
     "spikingjelly": ("spikingjelly", "--backend spikingjelly"),
     "tensorboard": ("tensorboard", "--log tensorboard"),
-    "submitit": ("slurm", "plans that span machines"),
 }
 """Optional package → (extra that installs it, what it is for)."""
 
