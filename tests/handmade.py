@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from sltt_bench.methods import chosen_steps
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, TIMELINE_FILE
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, ESTIMATES_FILE, FILES, TIMELINE_FILE
 
 MIB = 2**20
 
@@ -126,6 +126,38 @@ class HandmadeRun:
             },
         )
         (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": dict(said)}))
+        return cell_id
+
+    def estimate(
+        self,
+        method: str,
+        peak_mib: float,
+        work: tuple[int, int, int, int] = (1, 0, 2, 0),
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        smoke: bool = False,
+        backend: str = "reference",
+        overrides: Mapping[str, Any] | None = None,
+        **figures: Any,
+    ) -> str:
+        """Write an estimate: its peak (all of it saved activations, unless `figures` says otherwise) and
+        its multiplications: forward in space and in time, backward in space and in time. Returns its id."""
+        said, kind = recipe or self.recipe, {"kind": "estimate", "smoke": smoke}
+        cell_id = self.cell(
+            method, backend=backend, train_s=(), top1=None, recipe=said, overrides=overrides, cell=kind
+        )
+        parts = ("forward_spatial", "forward_temporal", "backward_spatial", "backward_temporal")
+        causes = ("parameter", "optimizer_state", "input", "gradient", "neuron_state", "temporary")
+        row = {
+            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": said["name"], "method": method,
+            "recipe_hash": "of the estimate", "backend": backend, "timesteps": said["timesteps"],
+            "batch_size": said["train"]["batch_size"], "precision": "fp32", "device": self.device, "seed": 0,
+            "run_cell_id": "of the run", "peak_tensor_bytes": int(peak_mib * MIB),
+            "activation_bytes": int(peak_mib * MIB), **{f"{cause}_bytes": 0 for cause in causes},
+            **{f"{part}_multiplications": count for part, count in zip(parts, work, strict=True)},
+            "epoch_multiplications": 10 * sum(work), **figures,
+        }  # fmt: skip
+        self.append(ESTIMATES_FILE, row)
         return cell_id
 
     def append(self, file: str, row: Mapping[str, Any]) -> None:

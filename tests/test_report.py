@@ -136,15 +136,31 @@ def test_the_summary_says_what_on_what_and_the_answer(tmp_path: Path) -> None:
     )
 
 
-def test_estimates_without_a_section_are_named_and_never_mixed_in(tmp_path: Path) -> None:
+def test_estimates_stand_under_their_own_name_and_are_never_mixed_in(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "results")
-    HandmadeRun(folder / "est", number=90).cell("sltt", 9, cell={"kind": "estimate"}, peak_tensor_bytes=1)
+    report(folder, tmp_path / "before", "csv")
+    run = HandmadeRun(folder / "est", number=90)
+    run.estimate("bptt", 1000)
+    run.estimate("sltt", 1)
     report(folder, tmp_path / "out", "csv", "markdown")
-    assert (
-        "1 cells of kind estimate: no measurements, not shown" in (tmp_path / "out" / "report.md").read_text()
-    )
-    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-    assert summary["peak_tensor_bytes_mean"].min() > 1
+    # Everything measured is as if there were no estimate ...
+    before, after = ((tmp_path / name / "summary.csv").read_text() for name in ("before", "out"))
+    assert after == before
+    # ... and the estimate has a heading and a table of its own, in its own numbers.
+    measured, heading, estimated = (tmp_path / "out" / "report.md").read_text().partition("Estimated: digits")
+    assert heading
+    assert "| 1000 | 1.00 0.0010× |" in estimated
+    assert "1000 MiB" not in measured
+    assert "0.25" in measured
+
+
+def test_an_estimate_without_figures_is_named_and_not_shown(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    HandmadeRun(folder / "est", number=90).cell("sltt", cell={"kind": "estimate"}, train_s=())
+    report(folder, tmp_path / "out", "markdown")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "1 cells of kind estimate: no row in estimates.csv, not shown" in text
+    assert "Estimated: digits" not in text
 
 
 def test_a_further_kind_of_section_is_one_entry_in_a_table(

@@ -19,7 +19,9 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     results = context.results
     contributions = [make(context) for make in makers.values()]
     verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
-    skipped = [(skip.path, skip.reason) for skip in results.skipped] + _kinds_without_section(results, makers)
+    skipped = [(skip.path, skip.reason) for skip in results.skipped]
+    skipped += _kinds_without_section(results, makers)
+    skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
         sentences=tuple(s for part in contributions for s in part.sentences) or (_NOTHING,),

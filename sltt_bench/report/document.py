@@ -144,6 +144,8 @@ class Contribution:
     """File name → table for readers with other tools."""
     sentences: tuple[str, ...] = ()
     """For the summary at the top."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """What was read but cannot be shown: path and reason."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ def estimated(context: Context) -> Contribution:
         if families
         else {},
         sentences=tuple(_sentences(families, context.baseline)),
+        skipped=tuple(_without_rows(context.results)),
     )
 
 
@@ -169,6 +170,16 @@ def _estimate_rows(results: Results) -> pd.DataFrame:
     rows["overrides"] = rows["overrides"].map(lambda said: json.loads(said or "{}"))
     rows["multiplications"] = rows[list(WORK)].astype(float).sum(axis=1)
     return rows.sort_values("started_utc", kind="stable").drop(columns="started_utc")
+
+
+def _without_rows(results: Results) -> Iterator[tuple[str, str]]:
+    """Runs with estimates that are said to be there and are not."""
+    cells = results.cells[(results.cells["kind"] == "estimate") & (results.cells["status"] == "ok")]
+    for number, of_run in cells.groupby("run"):
+        run = results.runs[int(str(number))]
+        lost = ~of_run["cell_id"].isin(run.rows(ESTIMATES_FILE)["cell_id"])
+        if lost.any():
+            yield str(run.path), f"{lost.sum()} cells of kind estimate: no row in {ESTIMATES_FILE}, not shown"
 
 
 def _recipe(results: Results, cell: Any) -> Mapping[str, Any]:
