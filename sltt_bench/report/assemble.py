@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
-from sltt_bench.report.document import Context, Contribution, Report, Verdict
+from sltt_bench.report.document import Context, Contribution, Origin, Report, Verdict
+from sltt_bench.report.groups import natural_order
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -57,10 +58,13 @@ _NOTHING = "There is nothing to compare: no results were found."
 
 
 def _title(results: Results) -> str:
-    recipes = sorted(set(results.cells["recipe"]))
+    cells = results.cells[results.cells["kind"] != "bench"]
+    full = set(cells.loc[~cells["smoke"].astype(bool), "recipe"])
+    recipes = sorted(set(cells["recipe"]), key=lambda name: (name not in full, natural_order(name)))
     if not recipes:
         return "No results"
-    return ", ".join(recipes) if len(recipes) <= 3 else f"{len(recipes)} recipes"
+    more = f" and {len(recipes) - 3} more" if len(recipes) > 3 else ""
+    return ", ".join(recipes[:3]) + more
 
 
 def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
@@ -74,14 +78,22 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
     ]
 
 
-def _provenance(runs: Sequence[Run]) -> tuple[Mapping[str, str], ...]:
-    """What runs were made with, alike ones in one row."""
-    folders: dict[tuple[tuple[str, str], ...], list[str]] = {}
+def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
+    """What runs were made with: alike ones together, and their commands once each."""
+    found: dict[tuple[tuple[str, str], ...], dict[str, list[str]]] = {}
     for run in runs:
-        folders.setdefault(tuple(_made_with(run.provenance).items()), []).append(_name(run))
+        facts = tuple(_made_with(run.provenance).items())
+        command = command_line(run.provenance) or "command unknown"
+        found.setdefault(facts, {}).setdefault(command, []).append(_name(run))
     return tuple(
-        dict(said) | {"runs": paths[0] + (f" and {len(paths) - 1} more" if paths[1:] else "")}
-        for said, paths in folders.items()
+        Origin(
+            {name: value for name, value in facts if value},
+            tuple(
+                (command, names[0] + (f" and {len(names) - 1} more" if names[1:] else ""))
+                for command, names in commands.items()
+            ),
+        )
+        for facts, commands in found.items()
     )
 
 
@@ -100,7 +112,6 @@ def _made_with(said: Mapping[str, Any]) -> dict[str, str]:
     changed = " with local changes" if said.get("git_dirty") else ""
     environment = said.get("environment") or {}
     return {
-        "command": command_line(said),
         "sltt-bench": f"{said.get('sltt_bench', 'unknown')} ({revision}{changed})",
         "torch": f"{torch or 'unknown'}{cuda}",
         "machine": "; ".join([str(said.get("cpu", "unknown")), *(f"{n} × {gpu}" for gpu, n in gpus.items())]),

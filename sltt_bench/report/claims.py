@@ -10,7 +10,7 @@ from typing import Any
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import METRICS, Group, NotComparable
+from sltt_bench.report.groups import METRICS, Group, NotComparable, Unit, natural_order
 from sltt_bench.report.statistics import Estimate, Interval, mean_with_interval
 
 Claim = Mapping[str, Any]
@@ -44,7 +44,7 @@ _WORDS = {
 def judge(groups: Sequence[Group]) -> list[Verdict]:
     """A verdict for every claim of every recipe: one for each group that can judge it, else one in all."""
     verdicts = []
-    for recipe in sorted({group.key.recipe for group in groups}):
+    for recipe in sorted({group.key.recipe for group in groups}, key=natural_order):
         of_recipe = [group for group in groups if group.key.recipe == recipe]
         # The reason that is given for a claim nobody measured is that of the group nearest to it.
         of_recipe.sort(key=lambda g: (g.key.smoke, g.key.synthetic, len(g.overrides), g.key))
@@ -77,7 +77,7 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         claim=claim,
         word=_word(claim, estimate),
         statement=statement(claim),
-        measured=_shown(claim, estimate, figure),
+        measured=_shown(claim, estimate, METRICS[figure].unit),
         value=estimate.value * unit,
         low=interval.low * unit if interval else None,
         high=interval.high * unit if interval else None,
@@ -91,9 +91,12 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
 
 
 def judge_estimated(
-    claim: Claim, recipe: str, value: float, figure: str, conditions: Sequence[str]
+    claim: Claim, recipe: str, value: float, figure: str, unit: Unit, conditions: Sequence[str]
 ) -> Verdict:
-    """The verdict of an estimate: an exact count, so that the value alone decides."""
+    """The verdict of an estimate: an exact count, so that the value alone decides.
+
+    `unit` is that of the figure, for claims about the value itself.
+    """
     at_most, limit = _limit(claim)
     estimate = Estimate(value, None, 0)
     return Verdict(
@@ -101,7 +104,7 @@ def judge_estimated(
         claim=claim,
         word=_word(claim, estimate),
         statement=statement(claim),
-        measured=_shown(claim, estimate, "peak_tensor_bytes"),
+        measured=_shown(claim, estimate, unit),
         value=value,
         limit=limit,
         at_most=at_most,
@@ -250,7 +253,7 @@ _ROUNDING = 1e-12
 """So that 0.92 is within 2 points of 0.94 in binary numbers too."""
 
 
-def _shown(claim: Claim, estimate: Estimate, figure: str) -> str:
+def _shown(claim: Claim, estimate: Estimate, unit: Unit) -> str:
     interval = estimate.interval
     match claim["relation"]:
         case "at_most_ratio":
@@ -258,8 +261,8 @@ def _shown(claim: Claim, estimate: Estimate, figure: str) -> str:
         case "within_points" | "exceeds_by_points":
             parts = [f"{numbers.points(estimate.value)} points", numbers.points_interval(interval)]
         case _:
-            scale = numbers.scale_of_metric(figure, [estimate.value])
-            number = numbers.percent if METRICS[figure].unit == "accuracy" else scale.number
+            scale = numbers.scale_for(unit, [estimate.value])
+            number = numbers.percent if unit == "accuracy" else scale.number
             edges = f"[{number(interval.low)}, {number(interval.high)}]" if interval else ""
             parts = [f"{number(estimate.value)} {scale.unit}", edges]
     return " ".join(part for part in parts if part)

@@ -5,12 +5,14 @@ Whoever computes writes these; whoever renders (terminal, HTML, Markdown, LaTeX)
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Drawing
 
+    from sltt_bench.report.groups import Group
     from sltt_bench.results.reader import Results
 
 Tone = Literal["plain", "good", "bad", "muted"]
@@ -155,6 +157,23 @@ class Context:
     results: "Results"
     baseline: str
 
+    @cached_property
+    def groups(self) -> "list[Group]":
+        """The measured cells in comparable groups."""
+        from sltt_bench.report.groups import make_groups
+
+        return make_groups(self.results)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What some runs were made with, and the commands that made them."""
+
+    facts: Mapping[str, str]
+    """Versions and machine, under the names that a reader sees."""
+    commands: tuple[tuple[str, str], ...]
+    """Each command with the runs that it made."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -164,8 +183,7 @@ class Report:
     sentences: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     sections: tuple[Section, ...]
-    provenance: tuple[Mapping[str, str], ...]
-    """For each kind of run: command, versions, machine, and the folders, under these names."""
+    provenance: tuple[Origin, ...]
     skipped: tuple[tuple[str, str], ...]
     """What was not read: path and reason."""
     baseline: str

@@ -281,6 +281,11 @@ def method_order(name: str) -> tuple[int, int, str]:
     return {"bptt": 0, "sltt": 1}.get(name, 4), 0, name
 
 
+def natural_order(name: str) -> list[str | int]:
+    """Sorting key of names with numbers in them: resnet34, resnet50, resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
 def _seeds_text(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
 

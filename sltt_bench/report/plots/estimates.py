@@ -109,7 +109,7 @@ def draw_causes(bars: Sequence[Bar], width: Width) -> Figure:
     left = [0.0] * len(bars)
     for number, cause in enumerate(CAUSES):
         sizes = [bar.causes[cause] / scale.factor for bar in bars]
-        colour = to_hex(ramp(number / (len(CAUSES) - 1)))
+        colour = to_hex(ramp(0.25 + 0.65 * number / (len(CAUSES) - 1)))
         axes.barh(range(len(bars)), sizes, left=left, height=0.62, color=colour, label=cause)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for place, total in enumerate(left):

@@ -227,8 +227,11 @@ def _say_where_memory_ended(axes: Axes, lost: Mapping[str, float | None]) -> Non
 
 
 def value_axis(axes: Axes, values: Sequence[float], label: str) -> None:
-    """The x axis: ticks where values are, logarithmic where they span a factor of eight."""
-    if min(values) > 0 and max(values) / min(values) >= 8:
+    """The x axis: ticks where values are, logarithmic where they span a factor of more than 16.
+
+    Memory grows linearly in T and batch size: up to there a reader should see a straight line.
+    """
+    if min(values) > 0 and max(values) / min(values) > 16:
         axes.set_xscale("log", base=2)
         gaps = [math.log2(value) for value in values]
     else:
