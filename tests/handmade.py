@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 from sltt_bench.methods import chosen_steps
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, ESTIMATES_FILE, FILES, TIMELINE_FILE
+from sltt_bench.results.schema import (
+    BENCH_FILE,
+    CELLS_FILE,
+    EPOCHS_FILE,
+    ESTIMATES_FILE,
+    FILES,
+    TIMELINE_FILE,
+)
 
 MIB = 2**20
 
@@ -176,6 +183,26 @@ class HandmadeRun:
         """NVML samples of a cell."""
         for sample in samples:
             self.append(TIMELINE_FILE, {"cell_id": cell_id, "attempt": 1, **sample})
+
+
+def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | None = None) -> None:
+    """A folder of the benchmark: rows of bench.csv, of which only what matters needs to be told."""
+    path.mkdir(parents=True)
+    said = {"kind": "bench", "run": path.name, "command": ["python", "-m", "sltt_bench.bench"]}
+    (path / "provenance.json").write_text(json.dumps(said | {"failed": dict(failed or {})}))
+    names = [column.name for column in FILES[BENCH_FILE]]
+    with (path / BENCH_FILE).open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        for number, row in enumerate(rows):
+            everything = {
+                "schema_version": 1, "row": "memory", "quantity": "peak_tensor_bytes", "subject": "native",
+                "baseline": "a library", "problem": "a network, T = 6", "device_name": "Example GPU",
+                "subject_value": 5 * MIB, "baseline_value": 10 * MIB, "ratio": 0.5,
+                "finished_utc": f"2026-01-01T00:00:{number:02}+00:00", **row,
+            }  # fmt: skip
+            assert set(everything) <= set(names)
+            writer.writerow([_text(everything.get(name)) for name in names])
 
 
 def varied(recipe: Mapping[str, Any], **changes: Any) -> dict[str, Any]:

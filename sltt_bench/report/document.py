@@ -29,7 +29,7 @@ class Cell:
     value: float | str | None = None
     """What the column sorts by; None comes last."""
     tone: Tone = "plain"
-    """Good and bad are used only where an interval excludes "no difference"."""
+    """Good and bad are used only where an interval excludes "no difference", or a target is met or missed."""
 
 
 @dataclass(frozen=True)
