@@ -10,6 +10,7 @@ import pandas as pd
 from sltt_bench import __version__
 from sltt_bench.report.document import Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
+from sltt_bench.report.summary import claims_sentence
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -25,7 +26,7 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
-        sentences=tuple(s for part in contributions for s in part.sentences) or (_NOTHING,),
+        sentences=_sentences(contributions, verdicts),
         verdicts=verdicts,
         sections=tuple(section for part in contributions for section in part.sections),
         provenance=_provenance(results.runs),
@@ -40,18 +41,23 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 
 
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Judged claims first, measured before estimated. One that some kind of result can judge is not called
+    """Judged claims first, measured before estimated, then those that found no room. One that some kind of result can judge is not called
     unmeasured as well, and one that none can judge is named once."""
-    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
-    judged.sort(key=lambda verdict: verdict.estimated)
-    settled = [(verdict.recipe, verdict.claim) for verdict in judged]
+    found = [verdict for verdict in verdicts if verdict.is_finding]
+    found.sort(key=lambda verdict: (verdict.word == "not measured", verdict.estimated))
+    settled = [(verdict.recipe, verdict.claim) for verdict in found]
     open_ones: list[Verdict] = []
     for verdict in verdicts:
         about = (verdict.recipe, verdict.claim)
-        if verdict.word == "not measured" and about not in settled:
+        if not verdict.is_finding and about not in settled:
             settled.append(about)
             open_ones.append(verdict)
-    return (*judged, *open_ones)
+    return (*found, *open_ones)
+
+
+def _sentences(contributions: Sequence[Contribution], verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    said = [sentence for part in contributions for sentence in part.sentences] or [_NOTHING]
+    return tuple(sentence for sentence in (*said, claims_sentence(verdicts)) if sentence)
 
 
 _NOTHING = "There is nothing to compare: no results were found."

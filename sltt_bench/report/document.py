@@ -123,12 +123,18 @@ class Verdict:
     figure: str = ""
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
+    """Where it was measured, or tried and found impossible; empty if nobody tried."""
     reason: str = ""
     """Why there is no verdict, or what limits it."""
     command: str = ""
     """What would measure it."""
     estimated: bool = False
     """Whether the value was computed rather than measured."""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether something was found out: a verdict, or that memory does not suffice."""
+        return self.word != "not measured" or bool(self.conditions)
 
     @property
     def basis(self) -> str:

@@ -201,6 +201,8 @@ class Group:
     runs: tuple[int, ...]
     notes: tuple[str, ...] = ()
     on_gpu: bool = False
+    device_bytes: float | None = None
+    """Memory of the GPU; None if unknown or not the same in all runs."""
 
     @property
     def finished(self) -> list[MethodResult]:
@@ -407,6 +409,7 @@ def _group(
         runs=run_indices,
         notes=_notes([runs[index] for index in run_indices]),
         on_gpu=bool(members["device"].str.startswith("cuda").any()),
+        device_bytes=_device_bytes(key.hardware, [runs[index] for index in run_indices]),
     )
 
 
@@ -460,6 +463,17 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
         "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
     }
     return tuple(f"measured with {len(values)} {what}" for what, values in said.items() if len(values) > 1)
+
+
+def _device_bytes(name: str, runs: Sequence[Run]) -> float | None:
+    sizes = {
+        gpu.get("memory_total_bytes")
+        for run in runs
+        for gpu in run.provenance.get("gpus") or []
+        if isinstance(gpu, dict) and gpu.get("name") == name
+    }
+    size = sizes.pop() if len(sizes) == 1 else None
+    return float(size) if isinstance(size, int) else None
 
 
 def _revision(run: Run) -> str:

@@ -29,7 +29,7 @@ def measured(context: Context) -> Contribution:
         sections=tuple(sections),
         verdicts=tuple(verdicts),
         frames={"summary.csv": summary_frame(groups, context.baseline)} if groups else {},
-        sentences=sentences(shown, aside, verdicts, context.baseline),
+        sentences=sentences(shown, aside, context.baseline),
     )
 
 

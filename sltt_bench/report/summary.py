@@ -13,14 +13,12 @@ _MOST = 3
 """Methods and recipes that a sentence names."""
 
 
-def sentences(
-    groups: Sequence[Group], aside: Sequence[Group], verdicts: Sequence[Verdict], baseline: str
-) -> tuple[str, ...]:
+def sentences(groups: Sequence[Group], aside: Sequence[Group], baseline: str) -> tuple[str, ...]:
     """What, on what, and the answer. `groups` come with the most telling of a recipe first; those `aside`
     are counted only."""
     if not groups:
         return ()
-    return _what(groups, aside), _on_what(groups), _answer(groups, baseline) + _claims(verdicts)
+    return _what(groups, aside), _on_what(groups), _answer(groups, baseline)
 
 
 def leading_first(groups: Sequence[Group]) -> list[Group]:
@@ -136,12 +134,15 @@ def _why_not(group: Group, baseline: str) -> str:
     return refusal.reason if isinstance(refusal, NotComparable) else "no figure is common"
 
 
-def _claims(verdicts: Sequence[Verdict]) -> str:
-    if not verdicts:
-        return ""
-    counts = Counter(verdict.word for verdict in verdicts)
+def claims_sentence(verdicts: Sequence[Verdict]) -> str:
+    """How many verdicts of which kind, those of estimates apart; '' without any."""
     words: tuple[VerdictWord, ...] = ("held", "not held", "inconclusive", "not measured")
-    return " Claims: " + ", ".join(f"{counts[word]} {word}" for word in words if counts[word]) + "."
+    said = []
+    for estimated in (False, True):
+        counts = Counter(verdict.word for verdict in verdicts if verdict.estimated is estimated)
+        mark = " by estimate" if estimated else ""
+        said += [f"{counts[word]} {word}{mark}" for word in words if counts[word]]
+    return f"Claims: {', '.join(said)}." if said else ""
 
 
 def _count(n: int, noun: str) -> str:

@@ -108,8 +108,8 @@ def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
     rich = RichTable(box=None, show_header=False, pad_edge=False)
     rich.add_column(no_wrap=True)
     rich.add_column()
-    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
-    unmeasured = [verdict for verdict in verdicts if verdict.word == "not measured"]
+    judged = [verdict for verdict in verdicts if verdict.is_finding]
+    unmeasured = [verdict for verdict in verdicts if not verdict.is_finding]
     shown = judged + unmeasured[:_MOST_UNMEASURED]
     for verdict in shown:
         rich.add_row(*_verdict_cells(verdict))

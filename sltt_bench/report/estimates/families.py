@@ -108,7 +108,7 @@ def find_families(context: Context) -> list[Family]:
                 settings=json.loads(str(settings)),
                 conditions=_conditions(str(precision), str(backend), str(device), bool(smoke), newest),
                 rows=newest.reset_index(drop=True),
-                measured=beside[beside["experiment"].map(lambda other, same=same: other == same)],
+                measured=beside[[other == same for other in beside["experiment"]]] if len(beside) else beside,
                 claims=claims_of_recipe(_recipe(results, members.iloc[0])),
                 smoke=bool(smoke),
                 again=len(own) - len(newest),

@@ -70,7 +70,7 @@ def _against(family: Family, axis: int) -> Points | None:
             if (peak := family.value(point, method, "peak_tensor_bytes")) is not None:
                 lines.setdefault(method, []).append((value, peak))
     field, other = (_SWEEPS[axis][0], _SWEEPS[1 - axis][0])
-    seen = family.measured[family.measured[other] == fixed]
+    seen = family.measured[(family.measured[other] == fixed) & family.measured["method"].isin(list(lines))]
     return Points(
         against=field,
         fixed=f"batch {fixed}" if axis == 0 else f"T = {fixed}",

@@ -93,7 +93,16 @@ def _powers(values: Sequence[float]) -> numbers.Scale:
 
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
-_COUNT = numbers.Scale(1, "")
+
+
+class _Whole(numbers.Scale):
+    """Whole numbers, shown in full."""
+
+    def number(self, value: float) -> str:
+        return f"{value:,.0f}"
+
+
+_COUNT = _Whole(1, "")
 _PIVOTS = {
     "peak_tensor_bytes": _Pivot(
         "memory", "Peak of live tensors, estimated", partial(numbers.scale_for, "bytes"), True,
@@ -162,7 +171,7 @@ def cause_table(family: Family, name: str) -> Table:
     """What the peak consists of."""
     parts = {**{label: list(columns) for label, columns in CAUSES.items()}, "peak": ["peak_tensor_bytes"]}
     notes = ("The causes add up to the peak.",)
-    return _parts_table(family, f"{name}-causes", "What the peak consists of", "bytes", parts, notes)
+    return _parts_table(family, f"{name}-composition", "What the peak consists of", "bytes", parts, notes)
 
 
 def part_table(family: Family, name: str) -> Table:

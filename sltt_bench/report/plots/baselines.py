@@ -49,11 +49,11 @@ def draw_dots(dots: Sequence[Dot], width: Width) -> Figure:
     labels = ["\n".join(wrap(dot.label, _LABEL_WIDTH[width])) for dot in dots]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure, (axes,) = style.panels(width, 1, 0.95 + 0.1 * len(dots) + 0.15 * lines)
-    right = 1.18 * max(1.0, *(max(dot.ratio, dot.target or 0, (dot.spread or (0, 0))[1]) for dot in dots))
+    right = 1.2 * max(1.0, *(max(dot.ratio, dot.target or 0, (dot.spread or (0, 0))[1]) for dot in dots))
     axes.set_xlim(0, right)
     axes.axvline(1, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
     for row, dot in enumerate(dots):
-        _dot(axes, row, dot, right)
+        _dot(axes, row, dot)
     axes.set_yticks(range(len(dots)), labels)
     axes.set_ylim(len(dots) - 0.4, -0.6)
     axes.tick_params(axis="y", labelcolor=style.INK, labelsize=6.5)
@@ -67,7 +67,7 @@ def draw_dots(dots: Sequence[Dot], width: Width) -> Figure:
     return figure
 
 
-def _dot(axes: Axes, row: int, dot: Dot, right: float) -> None:
+def _dot(axes: Axes, row: int, dot: Dot) -> None:
     colour = style.FAILED if dot.missed else style.INK
     if dot.spread:
         axes.plot(
@@ -82,7 +82,10 @@ def _dot(axes: Axes, row: int, dot: Dot, right: float) -> None:
         [dot.ratio], [row], "o", markersize=5.5, color=face, markeredgecolor=colour, zorder=4, label=dot.label
     )
     edge = max(dot.ratio, (dot.spread or (0, 0))[1], dot.target or 0)
-    axes.text(edge + 0.02 * right, row, numbers.ratio(dot.ratio), va="center", fontsize=6.5, color=colour)
+    axes.annotate(
+        numbers.ratio(dot.ratio), (edge, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=6.5,
+        color=colour,
+    )  # fmt: skip
 
 
 def _legend() -> list[Line2D]:
