@@ -11,7 +11,14 @@ from typing import Any
 import yaml
 
 from sltt_bench.methods import chosen_steps
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, TIMELINE_FILE
+from sltt_bench.results.schema import (
+    BENCH_FILE,
+    CELLS_FILE,
+    EPOCHS_FILE,
+    ESTIMATES_FILE,
+    FILES,
+    TIMELINE_FILE,
+)
 
 MIB = 2**20
 
@@ -128,6 +135,38 @@ class HandmadeRun:
         (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": dict(said)}))
         return cell_id
 
+    def estimate(
+        self,
+        method: str,
+        peak_mib: float,
+        work: tuple[int, int, int, int] = (1, 0, 2, 0),
+        *,
+        recipe: Mapping[str, Any] | None = None,
+        smoke: bool = False,
+        backend: str = "reference",
+        overrides: Mapping[str, Any] | None = None,
+        **figures: Any,
+    ) -> str:
+        """Write an estimate: its peak (all of it saved activations, unless `figures` says otherwise) and
+        its multiplications: forward in space and in time, backward in space and in time. Returns its id."""
+        said, kind = recipe or self.recipe, {"kind": "estimate", "smoke": smoke}
+        cell_id = self.cell(
+            method, backend=backend, train_s=(), top1=None, recipe=said, overrides=overrides, cell=kind
+        )
+        parts = ("forward_spatial", "forward_temporal", "backward_spatial", "backward_temporal")
+        causes = ("parameter", "optimizer_state", "input", "gradient", "neuron_state", "temporary")
+        row = {
+            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": said["name"], "method": method,
+            "recipe_hash": "of the estimate", "backend": backend, "timesteps": said["timesteps"],
+            "batch_size": said["train"]["batch_size"], "precision": "fp32", "device": self.device, "seed": 0,
+            "run_cell_id": "of the run", "peak_tensor_bytes": int(peak_mib * MIB),
+            "activation_bytes": int(peak_mib * MIB), **{f"{cause}_bytes": 0 for cause in causes},
+            **{f"{part}_multiplications": count for part, count in zip(parts, work, strict=True)},
+            "epoch_multiplications": 10 * sum(work), **figures,
+        }  # fmt: skip
+        self.append(ESTIMATES_FILE, row)
+        return cell_id
+
     def append(self, file: str, row: Mapping[str, Any]) -> None:
         """One row by column name; what is left out stays empty."""
         names = [column.name for column in FILES[file]]
@@ -144,6 +183,26 @@ class HandmadeRun:
         """NVML samples of a cell."""
         for sample in samples:
             self.append(TIMELINE_FILE, {"cell_id": cell_id, "attempt": 1, **sample})
+
+
+def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | None = None) -> None:
+    """A folder of the benchmark: rows of bench.csv, of which only what matters needs to be told."""
+    path.mkdir(parents=True)
+    said = {"kind": "bench", "run": path.name, "command": ["python", "-m", "sltt_bench.bench"]}
+    (path / "provenance.json").write_text(json.dumps(said | {"failed": dict(failed or {})}))
+    names = [column.name for column in FILES[BENCH_FILE]]
+    with (path / BENCH_FILE).open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(names)
+        for number, row in enumerate(rows):
+            everything = {
+                "schema_version": 1, "row": "memory", "quantity": "peak_tensor_bytes", "subject": "native",
+                "baseline": "a library", "problem": "a network, T = 6", "device_name": "Example GPU",
+                "subject_value": 5 * MIB, "baseline_value": 10 * MIB, "ratio": 0.5,
+                "finished_utc": f"2026-01-01T00:00:{number:02}+00:00", **row,
+            }  # fmt: skip
+            assert set(everything) <= set(names)
+            writer.writerow([_text(everything.get(name)) for name in names])
 
 
 def varied(recipe: Mapping[str, Any], **changes: Any) -> dict[str, Any]:

@@ -136,15 +136,88 @@ def test_the_summary_says_what_on_what_and_the_answer(tmp_path: Path) -> None:
     )
 
 
-def test_estimates_without_a_section_are_named_and_never_mixed_in(tmp_path: Path) -> None:
-    folder = make_results(tmp_path / "results")
-    HandmadeRun(folder / "est", number=90).cell("sltt", 9, cell={"kind": "estimate"}, peak_tensor_bytes=1)
-    report(folder, tmp_path / "out", "csv", "markdown")
-    assert (
-        "1 cells of kind estimate: no measurements, not shown" in (tmp_path / "out" / "report.md").read_text()
+def test_beside_full_runs_smoke_runs_are_one_table_and_no_answer(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results", CLAIM)
+    smoke = HandmadeRun(folder / "smoke", recipe=varied(RECIPE, name="other"), number=90)
+    smoke.cell("bptt", peak_tensor_bytes=7 * MIB, cell={"smoke": True})
+    smoke.cell("sltt", status="error", reason="RuntimeError: no", cell={"smoke": True})
+    outcome = report(folder, tmp_path / "out", "markdown", "csv", "svg")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith(
+        "# digits, other\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells "
     )
-    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
-    assert summary["peak_tensor_bytes_mean"].min() > 1
+    assert "; of smoke runs, 1 cell finished and 1 did not. Measured on" in text
+    heading, table = text.index("## Smoke runs"), "| other | 6 | 64 | bptt | sltt (error) | real |"
+    assert heading < text.index(table) < text.index("other, sltt: error (seed 0): RuntimeError: no")
+    assert not [path for path in outcome.files if "other" in path.name]
+    assert set(pd.read_csv(tmp_path / "out" / "summary.csv")["recipe"]) == {"digits", "other"}
+
+
+def test_smoke_runs_alone_are_compared_as_far_as_they_go(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "results" / "run")
+    run.cell("bptt", peak_tensor_bytes=8 * MIB, cell={"smoke": True})
+    run.cell("sltt", peak_tensor_bytes=4 * MIB, cell={"smoke": True})
+    report(tmp_path / "results", tmp_path / "out", "markdown")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "on digits (smoke run) sltt 0.50× and 1.00×" in text
+    assert "## Smoke runs" not in text
+
+
+def test_of_several_recipes_the_answer_names_each_with_its_first_method(tmp_path: Path) -> None:
+    for name, mib in (("net10", 2), ("net9", 4)):
+        run = HandmadeRun(tmp_path / "results" / name, recipe=varied(RECIPE, name=name))
+        run.cell("bptt", peak_tensor_bytes=8 * MIB)
+        run.cell("sltt", peak_tensor_bytes=mib * MIB)
+        run.cell("sltt-k2", peak_tensor_bytes=1 * MIB)
+    report(tmp_path / "results", tmp_path / "out", "markdown")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.startswith("# net9, net10\n")
+    assert (
+        "Peak memory (live tensors) and warm epoch time against bptt: on net9 sltt 0.50× and 1.00× "
+        "(+0.00 points of accuracy); on net10 sltt 0.25× and 1.00× (+0.00 points of accuracy)."
+    ) in text
+
+
+def test_a_long_report_leaves_folded_tables_out_of_the_terminal_and_says_so(tmp_path: Path) -> None:
+    for number in range(5):
+        run = HandmadeRun(tmp_path / f"run{number}", recipe=varied(RECIPE, name=f"recipe{number}"))
+        run.cell("bptt", peak_tensor_bytes=MIB)
+    said = {}
+    for name, folder in (("short", tmp_path / "run0"), ("long", tmp_path)):
+        console = Console(record=True, width=100)
+        report(folder, tmp_path / "out", "terminal", console=console)
+        said[name] = console.export_text()
+    assert "Every figure" in said["short"]
+    assert "Every figure" not in said["long"]
+    assert said["long"].count("Accuracy, time and memory") == 5
+    assert "More tables, and every plot, are in the report's files." in said["long"]
+
+
+def test_estimates_stand_under_their_own_name_and_are_never_mixed_in(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    report(folder, tmp_path / "before", "csv")
+    run = HandmadeRun(folder / "est", number=90)
+    run.estimate("bptt", 1000)
+    run.estimate("sltt", 1)
+    report(folder, tmp_path / "out", "csv", "markdown")
+    # Everything measured is as if there were no estimate ...
+    before, after = ((tmp_path / name / "summary.csv").read_text() for name in ("before", "out"))
+    assert after == before
+    # ... and the estimate has a heading and a table of its own, in its own numbers.
+    measured, heading, estimated = (tmp_path / "out" / "report.md").read_text().partition("Estimated: digits")
+    assert heading
+    assert "| 1000 | 1.00 0.0010× |" in estimated
+    assert "1000 MiB" not in measured
+    assert "0.25" in measured
+
+
+def test_an_estimate_without_figures_is_named_and_not_shown(tmp_path: Path) -> None:
+    folder = make_results(tmp_path / "results")
+    HandmadeRun(folder / "est", number=90).cell("sltt", cell={"kind": "estimate"}, train_s=())
+    report(folder, tmp_path / "out", "markdown")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "1 cells of kind estimate: no row in estimates.csv, not shown" in text
+    assert "Estimated: digits" not in text
 
 
 def test_a_further_kind_of_section_is_one_entry_in_a_table(

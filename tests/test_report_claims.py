@@ -1,5 +1,6 @@
 """Verdicts: a claim is judged on what it speaks of, on one side of its threshold or on neither."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -142,12 +143,56 @@ def test_cold_epochs_alone_cannot_judge_warm_time(tmp_path: Path) -> None:
     assert (verdict.word, verdict.reason) == ("not measured", "only cold epochs: run at least two")
 
 
-def test_a_baseline_that_ran_out_of_memory_is_named(tmp_path: Path) -> None:
-    run = HandmadeRun(tmp_path / "run", recipe=recipe(MEMORY))
-    run.cell("bptt", status="oom", reason="CUDA out of memory")
-    run.cell("sltt", peak_tensor_bytes=MIB)
+def out_of_memory(folder: Path, *claims: dict[str, Any], gpu_mib: int | None = 24) -> HandmadeRun:
+    """On a GPU of 24 MiB bptt runs out of memory, and sltt peaks at 8 and 6 MiB."""
+    run = HandmadeRun(folder, recipe=recipe(*claims), device="cuda:0", device_name="Small GPU", number=30)
+    if gpu_mib:
+        said = json.loads((folder / "provenance.json").read_text())
+        gpus = [
+            {"name": "Small GPU", "memory_total_bytes": gpu_mib * MIB},
+            {"name": "Large GPU", "memory_total_bytes": 1},
+        ]
+        (folder / "provenance.json").write_text(json.dumps(said | {"gpus": gpus}))
+    for seed, mib in ((0, 8), (1, 6)):
+        run.cell("bptt", seed, status="oom", reason="CUDA out of memory")
+        run.cell("sltt", seed, peak_allocated_bytes=mib * MIB)
+    return run
+
+
+def test_a_baseline_without_room_is_a_finding_with_the_peak_of_the_method_and_no_ratio(
+    tmp_path: Path,
+) -> None:
+    out_of_memory(tmp_path / "run", MEMORY)
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.value, verdict.is_finding) == ("not measured", None, True)
+    assert verdict.reason == (
+        "bptt ran out of memory where sltt peaked at 8.00 MiB (allocated (CUDA)) of the device's 24.0 MiB: "
+        "no ratio, since what bptt needs is unknown"
+    )
+    assert verdict.command == "sltt-bench estimate digits"
+    assert verdict.conditions[0] == "Small GPU"
+
+
+def test_without_the_devices_memory_the_finding_says_the_peak_alone(tmp_path: Path) -> None:
+    out_of_memory(tmp_path / "run", MEMORY, gpu_mib=None)
+    (verdict,) = verdicts(tmp_path)
+    assert "peaked at 8.00 MiB (allocated (CUDA)): no ratio" in verdict.reason
+
+
+def test_a_baseline_without_room_stands_beside_the_verdict_of_another_device(tmp_path: Path) -> None:
+    out_of_memory(tmp_path / "small", MEMORY)
+    measure(tmp_path / "large", recipe(MEMORY))
+    assert sorted((verdict.conditions[0], verdict.word) for verdict in verdicts(tmp_path)) == [
+        ("Example CPU, 2 threads", "held"),
+        ("Small GPU", "not measured"),
+    ]
+
+
+def test_without_room_other_claims_are_just_not_measured(tmp_path: Path) -> None:
+    out_of_memory(tmp_path / "run", TIME)
     (verdict,) = verdicts(tmp_path)
     assert verdict.reason == "bptt did not finish: oom, CUDA out of memory"
+    assert not verdict.is_finding
 
 
 def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex")
 
 SECTIONS: dict[str, str] = {
     "run": "sltt_bench.report.measured:measured",
-    "estimate": "sltt_bench.report.estimates:estimated",
+    "estimate": "sltt_bench.report.estimates.section:estimated",
+    "bench": "sltt_bench.report.baselines:beside_baselines",
     "analysis": "sltt_bench.report.gradients:gradients",
 }
 """Kind of cell → "module:function" that makes sections of its results (Context → Contribution).

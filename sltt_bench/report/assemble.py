@@ -8,7 +8,9 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
-from sltt_bench.report.document import Context, Contribution, Report, Verdict
+from sltt_bench.report.document import Context, Contribution, Origin, Report, Verdict
+from sltt_bench.report.groups import natural_order
+from sltt_bench.report.summary import claims_sentence
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -19,10 +21,12 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     results = context.results
     contributions = [make(context) for make in makers.values()]
     verdicts = _judged([verdict for part in contributions for verdict in part.verdicts])
-    skipped = [(skip.path, skip.reason) for skip in results.skipped] + _kinds_without_section(results, makers)
+    skipped = [(skip.path, skip.reason) for skip in results.skipped]
+    skipped += _kinds_without_section(results, makers)
+    skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
-        sentences=tuple(s for part in contributions for s in part.sentences) or (_NOTHING,),
+        sentences=_sentences(contributions, verdicts),
         verdicts=verdicts,
         sections=tuple(section for part in contributions for section in part.sections),
         provenance=_provenance(results.runs),
@@ -37,28 +41,36 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 
 
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
-    """Judged claims first, measured before estimated. One that some kind of result can judge is not called
+    """Judged claims first, measured before estimated, then those that found no room. One that some kind of result can judge is not called
     unmeasured as well, and one that none can judge is named once."""
-    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
-    judged.sort(key=lambda verdict: verdict.estimated)
-    settled = [(verdict.recipe, verdict.claim) for verdict in judged]
+    found = [verdict for verdict in verdicts if verdict.is_finding]
+    found.sort(key=lambda verdict: (verdict.word == "not measured", verdict.estimated))
+    settled = [(verdict.recipe, verdict.claim) for verdict in found]
     open_ones: list[Verdict] = []
     for verdict in verdicts:
         about = (verdict.recipe, verdict.claim)
-        if verdict.word == "not measured" and about not in settled:
+        if not verdict.is_finding and about not in settled:
             settled.append(about)
             open_ones.append(verdict)
-    return (*judged, *open_ones)
+    return (*found, *open_ones)
+
+
+def _sentences(contributions: Sequence[Contribution], verdicts: Sequence[Verdict]) -> tuple[str, ...]:
+    said = [sentence for part in contributions for sentence in part.sentences] or [_NOTHING]
+    return tuple(sentence for sentence in (*said, claims_sentence(verdicts)) if sentence)
 
 
 _NOTHING = "There is nothing to compare: no results were found."
 
 
 def _title(results: Results) -> str:
-    recipes = sorted(set(results.cells["recipe"]))
+    cells = results.cells[results.cells["kind"] != "bench"]
+    full = set(cells.loc[~cells["smoke"].astype(bool), "recipe"])
+    recipes = sorted(set(cells["recipe"]), key=lambda name: (name not in full, natural_order(name)))
     if not recipes:
         return "No results"
-    return ", ".join(recipes) if len(recipes) <= 3 else f"{len(recipes)} recipes"
+    more = f" and {len(recipes) - 3} more" if len(recipes) > 3 else ""
+    return ", ".join(recipes[:3]) + more
 
 
 def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
@@ -72,14 +84,22 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
     ]
 
 
-def _provenance(runs: Sequence[Run]) -> tuple[Mapping[str, str], ...]:
-    """What runs were made with, alike ones in one row."""
-    folders: dict[tuple[tuple[str, str], ...], list[str]] = {}
+def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
+    """What runs were made with: alike ones together, and their commands once each."""
+    found: dict[tuple[tuple[str, str], ...], dict[str, list[str]]] = {}
     for run in runs:
-        folders.setdefault(tuple(_made_with(run.provenance).items()), []).append(_name(run))
+        facts = tuple(_made_with(run.provenance).items())
+        command = command_line(run.provenance) or "command unknown"
+        found.setdefault(facts, {}).setdefault(command, []).append(_name(run))
     return tuple(
-        dict(said) | {"runs": paths[0] + (f" and {len(paths) - 1} more" if paths[1:] else "")}
-        for said, paths in folders.items()
+        Origin(
+            {name: value for name, value in facts if value},
+            tuple(
+                (command, names[0] + (f" and {len(names) - 1} more" if names[1:] else ""))
+                for command, names in commands.items()
+            ),
+        )
+        for facts, commands in found.items()
     )
 
 
@@ -98,7 +118,6 @@ def _made_with(said: Mapping[str, Any]) -> dict[str, str]:
     changed = " with local changes" if said.get("git_dirty") else ""
     environment = said.get("environment") or {}
     return {
-        "command": command_line(said),
         "sltt-bench": f"{said.get('sltt_bench', 'unknown')} ({revision}{changed})",
         "torch": f"{torch or 'unknown'}{cuda}",
         "machine": "; ".join([str(said.get("cpu", "unknown")), *(f"{n} × {gpu}" for gpu, n in gpus.items())]),

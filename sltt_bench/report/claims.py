@@ -10,7 +10,7 @@ from typing import Any
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import METRICS, Group, NotComparable
+from sltt_bench.report.groups import METRICS, Group, NotComparable, Unit, natural_order
 from sltt_bench.report.statistics import Estimate, Interval, mean_with_interval
 
 Claim = Mapping[str, Any]
@@ -44,19 +44,20 @@ _WORDS = {
 def judge(groups: Sequence[Group]) -> list[Verdict]:
     """A verdict for every claim of every recipe: one for each group that can judge it, else one in all."""
     verdicts = []
-    for recipe in sorted({group.key.recipe for group in groups}):
+    for recipe in sorted({group.key.recipe for group in groups}, key=natural_order):
         of_recipe = [group for group in groups if group.key.recipe == recipe]
         # The reason that is given for a claim nobody measured is that of the group nearest to it.
         of_recipe.sort(key=lambda g: (g.key.smoke, g.key.synthetic, len(g.overrides), g.key))
         for claim in _claims_of(of_recipe):
             said = [judge_group(claim, group) for group in of_recipe if claim in _claims_of([group])]
-            measured = [verdict for verdict in said if verdict.word != "not measured"]
-            verdicts += measured or [said[0]]
+            verdicts += [verdict for verdict in said if verdict.is_finding] or [said[0]]
     return verdicts
 
 
 def judge_group(claim: Claim, group: Group) -> Verdict:
     """The verdict of one group on one claim."""
+    if (lost := _out_of_memory(claim, group)) is not None:
+        return lost
     figure = _figure(claim, group)
     reason = _unfit(claim, group) or ("" if figure else f"no {_WORDS[claim['metric']]} that all cells have")
     estimate = NotComparable(reason) if reason or figure is None else _estimate(claim, group, figure)
@@ -77,7 +78,7 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         claim=claim,
         word=_word(claim, estimate),
         statement=statement(claim),
-        measured=_shown(claim, estimate, figure),
+        measured=_shown(claim, estimate, METRICS[figure].unit),
         value=estimate.value * unit,
         low=interval.low * unit if interval else None,
         high=interval.high * unit if interval else None,
@@ -91,9 +92,12 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
 
 
 def judge_estimated(
-    claim: Claim, recipe: str, value: float, figure: str, conditions: Sequence[str]
+    claim: Claim, recipe: str, value: float, figure: str, unit: Unit, conditions: Sequence[str]
 ) -> Verdict:
-    """The verdict of an estimate: an exact count, so that the value alone decides."""
+    """The verdict of an estimate: an exact count, so that the value alone decides.
+
+    `unit` is that of the figure, for claims about the value itself.
+    """
     at_most, limit = _limit(claim)
     estimate = Estimate(value, None, 0)
     return Verdict(
@@ -101,7 +105,7 @@ def judge_estimated(
         claim=claim,
         word=_word(claim, estimate),
         statement=statement(claim),
-        measured=_shown(claim, estimate, "peak_tensor_bytes"),
+        measured=_shown(claim, estimate, unit),
         value=value,
         limit=limit,
         at_most=at_most,
@@ -157,14 +161,7 @@ def _claims_of(groups: Iterable[Group]) -> list[Claim]:
 
 def _unfit(claim: Claim, group: Group) -> str | None:
     """Why this group says nothing about the claim, or None."""
-    metric = claim["metric"]
-    if metric == "compute":
-        return "computed by an estimate, not measured by a run"
-    if group.key.smoke:
-        return "only smoke runs: not the claim's experiment"
-    if group.key.synthetic and metric == "test_top1":
-        return "only random data: no accuracy"
-    if reason := unfit_when(claim, group.settings, group.overrides):
+    if reason := _unfit_experiment(claim, group):
         return reason
     named = _named(claim)
     for name in named:
@@ -173,9 +170,20 @@ def _unfit(claim: Claim, group: Group) -> str | None:
         if not group.methods[name].finished:
             failure = group.methods[name].failures[0]
             return f"{name} did not finish: {failure.status}, {failure.reason}"
-    if metric == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
+    if claim["metric"] == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
         return "only cold epochs: run at least two"
     return None
+
+
+def _unfit_experiment(claim: Claim, group: Group) -> str | None:
+    """Why this group is not the experiment that the claim speaks of, whatever became of it."""
+    if claim["metric"] == "compute":
+        return "computed by an estimate, not measured by a run"
+    if group.key.smoke:
+        return "only smoke runs: not the claim's experiment"
+    if group.key.synthetic and claim["metric"] == "test_top1":
+        return "only random data: no accuracy"
+    return unfit_when(claim, group.settings, group.overrides)
 
 
 def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
@@ -190,6 +198,36 @@ def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str
         changed = ", ".join(f"{key} = {_written(overrides[key])}" for key in sorted(foreign))
         return f"only with {changed}, which the claim does not speak of"
     return None
+
+
+def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:
+    """What a memory claim's group found if the baseline did not fit where the method did, else None.
+
+    That is a result, and no ratio: how much the baseline would have needed is unknown, and that it is more
+    than the device has is not certain either (an allocator fails for want of one piece).
+    """
+    method, baseline = (group.methods.get(str(claim.get(name))) for name in ("method", "baseline"))
+    if claim["metric"] != "peak_memory" or method is None or baseline is None:
+        return None
+    figure = group.headline_memory([method.method])
+    if baseline.finished or not baseline.out_of_memory or figure is None or _unfit_experiment(claim, group):
+        return None
+    peak = method.values[figure].values()
+    size = [max(peak), *([group.device_bytes] if group.device_bytes else [])]
+    scale = numbers.scale_for("bytes", size)
+    of_device = f" of the device's {scale.text(group.device_bytes)}" if group.device_bytes else ""
+    return Verdict(
+        recipe=group.key.recipe,
+        claim=claim,
+        word="not measured",
+        statement=statement(claim),
+        conditions=tuple(group.key.conditions()),
+        reason=(
+            f"{baseline.method} ran out of memory where {method.method} peaked at {scale.text(max(peak))} "
+            f"({METRICS[figure].label}){of_device}: no ratio, since what {baseline.method} needs is unknown"
+        ),
+        command=f"sltt-bench estimate {group.key.recipe}",
+    )
 
 
 def _named(claim: Claim) -> list[str]:
@@ -250,7 +288,7 @@ _ROUNDING = 1e-12
 """So that 0.92 is within 2 points of 0.94 in binary numbers too."""
 
 
-def _shown(claim: Claim, estimate: Estimate, figure: str) -> str:
+def _shown(claim: Claim, estimate: Estimate, unit: Unit) -> str:
     interval = estimate.interval
     match claim["relation"]:
         case "at_most_ratio":
@@ -258,8 +296,8 @@ def _shown(claim: Claim, estimate: Estimate, figure: str) -> str:
         case "within_points" | "exceeds_by_points":
             parts = [f"{numbers.points(estimate.value)} points", numbers.points_interval(interval)]
         case _:
-            scale = numbers.scale_of_metric(figure, [estimate.value])
-            number = numbers.percent if METRICS[figure].unit == "accuracy" else scale.number
+            scale = numbers.scale_for(unit, [estimate.value])
+            number = numbers.percent if unit == "accuracy" else scale.number
             edges = f"[{number(interval.low)}, {number(interval.high)}]" if interval else ""
-            parts = [f"{number(estimate.value)} {scale.unit}", edges]
+            parts = [f"{number(estimate.value)} {scale.unit}".strip(), edges]
     return " ".join(part for part in parts if part)

@@ -5,12 +5,14 @@ Whoever computes writes these; whoever renders (terminal, HTML, Markdown, LaTeX)
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure as Drawing
 
+    from sltt_bench.report.groups import Group
     from sltt_bench.results.reader import Results
 
 Tone = Literal["plain", "good", "bad", "muted"]
@@ -27,7 +29,7 @@ class Cell:
     value: float | str | None = None
     """What the column sorts by; None comes last."""
     tone: Tone = "plain"
-    """Good and bad are used only where an interval excludes "no difference"."""
+    """Good and bad are used only where an interval excludes "no difference", or a target is met or missed."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,18 @@ class Verdict:
     figure: str = ""
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
+    """Where it was measured, or tried and found impossible; empty if nobody tried."""
     reason: str = ""
     """Why there is no verdict, or what limits it."""
     command: str = ""
     """What would measure it."""
     estimated: bool = False
     """Whether the value was computed rather than measured."""
+
+    @property
+    def is_finding(self) -> bool:
+        """Whether something was found out: a verdict, or that memory does not suffice."""
+        return self.word != "not measured" or bool(self.conditions)
 
     @property
     def basis(self) -> str:
@@ -144,6 +152,8 @@ class Contribution:
     """File name → table for readers with other tools."""
     sentences: tuple[str, ...] = ()
     """For the summary at the top."""
+    skipped: tuple[tuple[str, str], ...] = ()
+    """What was read but cannot be shown: path and reason."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +162,23 @@ class Context:
 
     results: "Results"
     baseline: str
+
+    @cached_property
+    def groups(self) -> "list[Group]":
+        """The measured cells in comparable groups."""
+        from sltt_bench.report.groups import make_groups
+
+        return make_groups(self.results)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What some runs were made with, and the commands that made them."""
+
+    facts: Mapping[str, str]
+    """Versions and machine, under the names that a reader sees."""
+    commands: tuple[tuple[str, str], ...]
+    """Each command with the runs that it made."""
 
 
 @dataclass(frozen=True)
@@ -162,8 +189,7 @@ class Report:
     sentences: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
     sections: tuple[Section, ...]
-    provenance: tuple[Mapping[str, str], ...]
-    """For each kind of run: command, versions, machine, and the folders, under these names."""
+    provenance: tuple[Origin, ...]
     skipped: tuple[tuple[str, str], ...]
     """What was not read: path and reason."""
     baseline: str

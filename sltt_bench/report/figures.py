@@ -172,4 +172,8 @@ def _basis(group: Group) -> str:
         said = numbers.seeds(next(iter(counts.values())))
     else:
         said = "n = " + ", ".join(f"{n} ({method})" for method, n in counts.items()) + " seeds"
-    return f"{said}; {', '.join(group.key.conditions())}."
+    lost = [
+        result.method for result in group.methods.values() if result.out_of_memory and not result.finished
+    ]
+    failed = f"; {numbers.listed(lost)}: out of memory" if lost else ""
+    return f"{said}{failed}; {', '.join(group.key.conditions())}."

@@ -168,9 +168,7 @@ _FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE)
 
 def _rows(results: Results, file: str) -> pd.DataFrame:
     """The rows of a file in all runs that belong to the last attempt of a cell."""
-    frames = [run.rows(file).assign(run=number) for number, run in enumerate(results.runs)]
-    everything = pd.concat([frame for frame in frames if not frame.empty] or frames[:1], ignore_index=True)
-    return _belonging(everything, results.cells, ["run", "cell_id", "attempt"])
+    return _belonging(results.rows(file), results.cells, ["run", "cell_id", "attempt"])
 
 
 def _belonging(rows: pd.DataFrame, cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:

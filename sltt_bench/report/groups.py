@@ -201,6 +201,8 @@ class Group:
     runs: tuple[int, ...]
     notes: tuple[str, ...] = ()
     on_gpu: bool = False
+    device_bytes: float | None = None
+    """Memory of the GPU; None if unknown or not the same in all runs."""
 
     @property
     def finished(self) -> list[MethodResult]:
@@ -279,6 +281,11 @@ def method_order(name: str) -> tuple[int, int, str]:
     if match:
         return 3 if match[2] else 2, -int(match[1]), name
     return {"bptt": 0, "sltt": 1}.get(name, 4), 0, name
+
+
+def natural_order(name: str) -> list[str | int]:
+    """Sorting key of names with numbers in them: resnet34, resnet50, resnet101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def _seeds_text(seeds: Sequence[int]) -> str:
@@ -402,6 +409,7 @@ def _group(
         runs=run_indices,
         notes=_notes([runs[index] for index in run_indices]),
         on_gpu=bool(members["device"].str.startswith("cuda").any()),
+        device_bytes=_device_bytes(key.hardware, [runs[index] for index in run_indices]),
     )
 
 
@@ -455,6 +463,17 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
         "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
     }
     return tuple(f"measured with {len(values)} {what}" for what, values in said.items() if len(values) > 1)
+
+
+def _device_bytes(name: str, runs: Sequence[Run]) -> float | None:
+    sizes = {
+        gpu.get("memory_total_bytes")
+        for run in runs
+        for gpu in run.provenance.get("gpus") or []
+        if isinstance(gpu, dict) and gpu.get("name") == name
+    }
+    size = sizes.pop() if len(sizes) == 1 else None
+    return float(size) if isinstance(size, int) else None
 
 
 def _revision(run: Run) -> str:

@@ -32,8 +32,8 @@ def render(report: Report, drawings: Mapping[tuple[str, Width], str]) -> str:
     template = _environment().get_template("report.html.j2")
     return template.render(
         report=report,
-        judged=[verdict for verdict in report.verdicts if verdict.word != "not measured"],
-        unmeasured=[verdict for verdict in report.verdicts if verdict.word == "not measured"],
+        judged=[verdict for verdict in report.verdicts if verdict.is_finding],
+        unmeasured=[verdict for verdict in report.verdicts if not verdict.is_finding],
         recipes=[section for section in report.sections if section.level == 1],
         inline=inline,
         gauge=gauge,

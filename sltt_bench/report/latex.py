@@ -16,6 +16,11 @@ _SPECIAL = {
     "µ": r"$\mu$",
     "–": "--",
     "·": r"$\cdot$",
+    "‖": r"$\Vert$",
+    "τ": r"$\tau$",
+    "λ": r"$\lambda$",
+    "→": r"$\rightarrow$",
+    **{mark: f"$^{digit}$" for digit, mark in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
 }
 
 

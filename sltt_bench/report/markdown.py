@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from sltt_bench.report.document import Block, Cell, Figure, Report, Section, Table, Verdict
+from sltt_bench.report.document import Block, Cell, Figure, Origin, Report, Section, Table, Verdict
 
 
 def render(report: Report, figure_files: Mapping[str, str]) -> str:
@@ -70,8 +70,10 @@ def _block(block: Block, figure_files: Mapping[str, str]) -> str:
     return f"- **{_escape(block.title)}**: {_escape(block.reason)}. `{block.command}`"
 
 
-def _made_with(made: Mapping[str, str]) -> str:
-    return "\n".join(f"- {name}: `{value}`" for name, value in made.items() if value)
+def _made_with(origin: Origin) -> str:
+    facts = [f"- {name}: `{value}`" for name, value in origin.facts.items()]
+    commands = [f"- `{command}` → {_escape(runs)}" for command, runs in origin.commands]
+    return "\n".join([*facts, *commands])
 
 
 def _cell(cell: Cell) -> str:

@@ -6,25 +6,30 @@ from dataclasses import replace
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section
 from sltt_bench.report.figures import group_figures, missing_figures, sweep_figures
-from sltt_bench.report.groups import Group, differing_fields, make_groups
+from sltt_bench.report.groups import Group, differing_fields
 from sltt_bench.report.summary import leading_first, sentences
-from sltt_bench.report.tables import backend_tables, every_figure, overview, summary_frame
+from sltt_bench.report.tables import backend_tables, every_figure, overview, smoke_table, summary_frame
 
 
 def measured(context: Context) -> Contribution:
     """Tables, plots and verdicts of all finished and failed cells of kind "run"."""
-    groups = leading_first(make_groups(context.results))
+    groups = leading_first(context.groups)
     verdicts = judge(groups)
-    names = _names(groups)
+    # A smoke run shows that everything runs. Beside full runs its figures would only be in the way.
+    full = [group for group in groups if not group.key.smoke]
+    shown, aside = (full, [group for group in groups if group.key.smoke]) if full else (groups, [])
+    names = _names(shown)
     sections: list[Section] = []
-    for recipe in dict.fromkeys(group.key.recipe for group in groups):
+    for recipe in dict.fromkeys(group.key.recipe for group in shown):
         named = {name: group for name, group in names.items() if group.key.recipe == recipe}
         sections += _recipe_sections(recipe, named, context)
+    if aside:
+        sections += _smoke_sections(aside)
     return Contribution(
         sections=tuple(sections),
         verdicts=tuple(verdicts),
         frames={"summary.csv": summary_frame(groups, context.baseline)} if groups else {},
-        sentences=sentences(groups, verdicts, context.baseline),
+        sentences=sentences(shown, aside, context.baseline),
     )
 
 
@@ -59,9 +64,24 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
     sections += of_groups[1:]
     if missing := tuple(missing_figures(recipe, groups, drawn)):
-        sections.append(Section(f"missing-{recipe}", "Not drawn", missing, level=2))
+        sections.append(
+            Section(f"missing-{recipe}", "Not drawn, for want of runs", missing, level=2, folded=True)
+        )
     return sections
 
+
+def _smoke_sections(groups: Sequence[Group]) -> list[Section]:
+    title = f"{len(groups)} groups on tiny subsets"
+    return [
+        Section("smoke-runs", "Smoke runs", lead=(_SMOKE,)),
+        Section("smoke-table", title, (smoke_table(groups),), level=2, folded=True),
+    ]
+
+
+_SMOKE = (
+    "They show that a recipe runs, and answer nothing: no plots and no ratios are made of them. Their figures "
+    "stand in summary.csv."
+)
 
 _OPEN = 3
 """So many groups of a recipe are unfolded on the page, and of those with overrides only a leading one."""

@@ -1,7 +1,7 @@
 """Numbers as a reader wants them: a common unit for a column, three significant digits, no false ones."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sltt_bench.report.groups import METRICS, Unit
@@ -103,6 +103,13 @@ def _edges(interval: Interval | None, shown: Callable[[float], str]) -> str:
     if interval is None or shown(interval.low) == shown(interval.high):
         return ""
     return f"[{shown(interval.low)}, {shown(interval.high)}]"
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a, b and c"; of more than four words the first three and how many more."""
+    if len(words) > 4:
+        return f"{', '.join(words[:3])} and {len(words) - 3} more"
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
 
 
 def seeds(n: int) -> str:

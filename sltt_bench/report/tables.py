@@ -329,6 +329,43 @@ def _renamed(result: MethodResult, name: str) -> MethodResult:
     )
 
 
+# Smoke runs -------------------------------------------------------------------------------------
+
+
+def smoke_table(groups: Sequence[Group]) -> Table:
+    """One row for each group of smoke runs: what ran where, what finished, and what did not and why."""
+    headings = (
+        Heading("recipe", numeric=False), Heading("T"), Heading("batch"), Heading("finished", numeric=False),
+        Heading("did not", numeric=False), Heading("data", numeric=False), Heading("on", numeric=False),
+    )  # fmt: skip
+    notes = [
+        f"{group.key.recipe}, {result.method}: {result.failure_text}"
+        for group in groups
+        for result in group.methods.values()
+        if result.failures
+    ]
+    return Table("smoke-runs", "What ran", headings, tuple(map(_smoke_row, groups)), tuple(notes))
+
+
+def _smoke_row(group: Group) -> tuple[Cell, ...]:
+    key = group.key
+    failed = ", ".join(
+        f"{result.method} ({failure.status})"
+        for result in group.methods.values()
+        for failure in result.failures
+    )
+    finished = ", ".join(result.method for result in group.finished)
+    return (
+        Cell(key.recipe, value=key.recipe),
+        Cell(str(key.timesteps), value=key.timesteps),
+        Cell(str(key.batch_size), value=key.batch_size),
+        Cell(finished or DASH, value=finished),
+        Cell(failed or DASH, value=failed, tone="bad" if failed else "muted"),
+        Cell("random" if key.synthetic else "real", value=str(key.synthetic)),
+        Cell(", ".join([key.hardware, key.precision, key.backend]), value=key.hardware),
+    )
+
+
 # For readers with other tools -------------------------------------------------------------------
 
 

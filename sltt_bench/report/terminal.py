@@ -13,6 +13,8 @@ from sltt_bench.report.document import Cell, Report, Section, Table, Tone, Verdi
 
 _MOST_SKIPPED = 20
 _MOST_UNMEASURED = 3
+_MOST_TABLES = 8
+"""Above so many, those that a reader in a hurry may leave folded are not printed."""
 Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
@@ -22,12 +24,17 @@ _VERDICT_STYLES = {"held": "green", "not held": "bold red", "inconclusive": "yel
 def print_report(report: Report, console: Console) -> None:
     """Summary, verdicts, every section's first tables, and how much was skipped."""
     console.print()
-    console.print(" ".join(report.sentences), highlight=False)
+    for sentence in report.sentences:
+        console.print(escape(sentence), highlight=False)
     if report.verdicts:
         console.print()
         _print_verdicts(report.verdicts, console)
+    tables = sum(isinstance(block, Table) for section in report.sections for block in section.blocks)
+    short = tables <= _MOST_TABLES
     for section in report.sections:
-        _print_section(section, console)
+        _print_section(section, console, everything=short)
+    if not short:
+        console.print("[dim]More tables, and every plot, are in the report's files.[/dim]", highlight=False)
     for path, reason in report.skipped[:_MOST_SKIPPED]:
         console.print(
             f"[dim]not read: {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True
@@ -36,9 +43,10 @@ def print_report(report: Report, console: Console) -> None:
         console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
 
 
-def _print_section(section: Section, console: Console) -> None:
-    if section.blocks and not any(isinstance(block, Table) for block in section.blocks):
-        return  # nothing but plots, which no terminal shows
+def _print_section(section: Section, console: Console, *, everything: bool) -> None:
+    tables = [b for b in section.blocks if isinstance(b, Table) and (everything or not b.secondary)]
+    if section.blocks and (not tables or (section.folded and not everything)):
+        return  # plots are for other formats
     console.print()
     if section.level == 1:
         console.rule(f"[bold]{escape(section.title)}", align="left")
@@ -48,9 +56,8 @@ def _print_section(section: Section, console: Console) -> None:
         console.print(f"[dim]{escape(' · '.join(section.chips))}[/dim]", highlight=False)
     for sentence in section.lead:
         console.print(escape(sentence), highlight=False)
-    for block in section.blocks:
-        if isinstance(block, Table):
-            print_table(block, console)
+    for table in tables:
+        print_table(table, console)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -98,32 +105,31 @@ def _markup(cell: Cell, between: str = " ") -> str:
 
 
 def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
-    rich = _frame()
-    for heading in ("verdict", "claim", "measured"):
-        rich.add_column(heading, no_wrap=heading == "verdict")
-    judged = [verdict for verdict in verdicts if verdict.word != "not measured"]
-    unmeasured = [verdict for verdict in verdicts if verdict.word == "not measured"]
+    rich = RichTable(box=None, show_header=False, pad_edge=False)
+    rich.add_column(no_wrap=True)
+    rich.add_column()
+    judged = [verdict for verdict in verdicts if verdict.is_finding]
+    unmeasured = [verdict for verdict in verdicts if not verdict.is_finding]
     shown = judged + unmeasured[:_MOST_UNMEASURED]
     for verdict in shown:
         rich.add_row(*_verdict_cells(verdict))
     console.print("[italic]Claims[/italic]")
-    console.print(rich)
+    console.print(Padding(rich, (0, 0, 0, 1)))
     if more := len(verdicts) - len(shown):
         console.print(f"  [dim]{more} more not measured, listed in the report's files[/dim]", highlight=False)
 
 
-def _verdict_cells(verdict: Verdict) -> tuple[str, str, str]:
+def _verdict_cells(verdict: Verdict) -> tuple[str, str]:
     style = _VERDICT_STYLES[verdict.word]
     estimated = "\nestimated" if verdict.estimated else ""
-    measured = f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.basis)}"
-    found = [measured] if verdict.measured else []
-    found += [
-        f"[dim]{escape(text)}[/dim]" for text in (", ".join(verdict.conditions), verdict.reason) if text
-    ]
-    found += [escape(verdict.command)] * bool(verdict.command)
-    source = escape(f"{verdict.recipe} – {verdict.claim.get('source', '')}")
-    return (
-        f"[{style}]{verdict.word}[/{style}]{estimated}",
-        f"{escape(verdict.statement)}\n[dim]{source}[/dim]",
-        "\n".join(found),
+    lines = [f"[bold]{escape(verdict.recipe)}[/bold]: {escape(verdict.statement)}"]
+    if verdict.measured:
+        lines.append(f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.basis)}")
+    found = (
+        ", ".join(verdict.conditions),
+        verdict.reason,
+        verdict.command,
+        f"source: {verdict.claim.get('source')}",
     )
+    lines += [f"[dim]{escape(text)}[/dim]" for text in found if text]
+    return f"[{style}]{verdict.word}[/{style}]{estimated}", "\n".join(lines)

@@ -18,6 +18,7 @@ import pandas as pd
 import yaml
 
 from sltt_bench.results.schema import (
+    BENCH_FILE,
     CELL_KEY,
     CELLS_FILE,
     CELLS_FOLDER,
@@ -45,7 +46,9 @@ Row = dict[str, str]
 MIGRATIONS: dict[int, Callable[[str, Row], Row]] = {}
 """Old schema version → function (file name, row as text) → the row as the next version has it."""
 
-_MARKERS = {CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE}
+_MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
+_BESIDE = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE, ESTIMATES_FILE, BENCH_FILE)
+"""What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"
 
@@ -113,6 +116,12 @@ class Results:
     epochs: pd.DataFrame
     """epochs.csv of the cells in `cells`, one row an epoch: the last attempt's. Column `run` as above."""
     skipped: tuple[Skipped, ...] = field(default=())
+    beside: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """File name → its rows of all runs, all attempts, with the column `run`."""
+
+    def rows(self, file: str) -> pd.DataFrame:
+        """A file of all runs that is read beside their cells; without rows if no run has it."""
+        return self.beside[file] if file in self.beside else _Tables([]).frame(file)
 
 
 def read_results(sources: Iterable[Path]) -> Results:
@@ -124,19 +133,20 @@ def read_results(sources: Iterable[Path]) -> Results:
     tables = _Tables(skipped)
     runs: list[Run] = []
     for path in _run_folders(sources, skipped):
-        if not (path / CELLS_FILE).is_file():
+        there = [file for file in (CELLS_FILE, EPOCHS_FILE, *_BESIDE) if (path / file).is_file()]
+        if CELLS_FILE not in there and BENCH_FILE not in there:
             skipped.append(Skipped(str(path), f"no {CELLS_FILE}: no cell of this run has ended yet"))
             continue
         provenance = _read_json_object(path / PROVENANCE_FILE)
         if provenance is None:
             skipped.append(Skipped(str(path / PROVENANCE_FILE), "missing or no JSON: versions are unknown"))
-        tables.read(path / CELLS_FILE, run=len(runs))
-        if (path / EPOCHS_FILE).is_file():
-            tables.read(path / EPOCHS_FILE, run=len(runs))
+        for file in there:
+            tables.read(path / file, run=len(runs))
         runs.append(Run(path, provenance or {}))
     cells, epochs = tables.frame(CELLS_FILE), tables.frame(EPOCHS_FILE)
     cells, epochs = _each_execution_once(cells, epochs, runs, skipped)
-    return Results(tuple(runs), cells, epochs, tuple(sorted(set(skipped))))
+    beside = {file: frame for file in _BESIDE if not (frame := tables.frame(file)).empty}
+    return Results(tuple(runs), cells, epochs, tuple(sorted(set(skipped))), beside)
 
 
 # Folders ----------------------------------------------------------------------------------------
@@ -291,6 +301,19 @@ _NEEDED = {
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
     ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
     ESTIMATE_LAYERS_FILE: _KEY | {"layer"},
+    BENCH_FILE: {
+        "schema_version",
+        "row",
+        "quantity",
+        "subject",
+        "baseline",
+        "problem",
+        "device_name",
+        "subject_value",
+        "baseline_value",
+        "ratio",
+        "finished_utc",
+    },
 }
 """File → columns that it must have, never empty; any other may be missing."""
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
@@ -309,7 +332,12 @@ def _typed_column(
         return text, refused_empty | (~text.isin(words).to_numpy() if words else False)
     if column.type == "bool":
         lower = text.str.lower()
-        return (lower == "true").to_numpy(), ~lower.isin(["true", "false"]).to_numpy()
+        wrong = refused_empty | (~lower.isin(["true", "false"]).to_numpy() & ~empty)
+        true = (lower == "true").to_numpy()
+        if empty.any():  # neither: None
+            true = true.astype(object)
+            true[empty] = None
+        return true, wrong
     values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=float)
     said_nan = (text.str.lower() == "nan").to_numpy()
     wrong = refused_empty | (np.isnan(values) & ~empty & ~said_nan)

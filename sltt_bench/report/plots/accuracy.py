@@ -66,9 +66,10 @@ def draw_accuracy(found: list[Curve], width: Width) -> Figure:
     figure, (by_epoch, by_time) = style.panels(width, 2, 2.1)
     scale = numbers.scale_for("s", [float(curve.trained_s[-1]) for curve in found])
     target = common_accuracy(found)
-    for curve in found:
-        _draw(by_epoch, curve, curve.epoch, target)
-        _draw(by_time, curve, curve.trained_s / scale.factor, target)
+    for place, curve in enumerate(found):
+        width_of_line, _ = style.weight(place)
+        _draw(by_epoch, curve, curve.epoch, target, width_of_line)
+        _draw(by_time, curve, curve.trained_s / scale.factor, target, width_of_line)
     for axes in (by_epoch, by_time):
         axes.axhline(100 * target, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
         style.plain_ticks(axes, "y")
@@ -85,10 +86,12 @@ def draw_accuracy(found: list[Curve], width: Width) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, curve: Curve, x: Floats, target: float) -> None:
+def _draw(axes: Axes, curve: Curve, x: Floats, target: float, linewidth: float) -> None:
     colour = style.colour(curve.method)
     top, spread = 100 * curve.accuracy, 100 * curve.spread
-    axes.plot(x, top, color=colour, linestyle=style.line(curve.method), label=curve.method)
+    axes.plot(
+        x, top, color=colour, linestyle=style.line(curve.method), label=curve.method, linewidth=linewidth
+    )
     if spread.any():
         axes.fill_between(x, top - spread, top + spread, color=colour, alpha=0.16, linewidth=0)
     reached = curve.first_at(target)

@@ -62,7 +62,7 @@ def draw_peaks(panels: Sequence[Points], width: Width) -> Figure:
     for figure_name in dict.fromkeys(name for points in panels for name in points.measured):
         mark = Line2D([], [], linestyle="none", marker=_MEASURED_MARKS[figure_name], color=style.SOFT_INK)
         shown[f"measured: {METRICS[figure_name].label}"] = mark
-    columns = 3 if width == "column" else 7
+    columns = (2 if panels[0].measured else 3) if width == "column" else 7
     figure.legend(
         list(shown.values()), list(shown), loc="outside lower center", ncols=min(columns, len(shown)),
         columnspacing=1.2, handletextpad=0.6,
@@ -73,10 +73,11 @@ def draw_peaks(panels: Sequence[Points], width: Width) -> Figure:
 def _peaks(axes: Axes, points: Points) -> None:
     peaks = [peak for line in points.estimated.values() for _, peak in line]
     scale = numbers.scale_for("bytes", peaks)
-    for method, line in points.estimated.items():
+    for number, (method, line) in enumerate(points.estimated.items()):
+        thickness, size = style.weight(number)
         axes.plot(
-            [x for x, _ in line], [peak / scale.factor for _, peak in line], linestyle=(0, (4, 2)), linewidth=1.1,
-            color=style.colour(method), marker=style.marker(method), markerfacecolor=style.SURFACE, markersize=5,
+            [x for x, _ in line], [peak / scale.factor for _, peak in line], linestyle=(0, (4, 2)), linewidth=thickness,
+            color=style.colour(method), marker=style.marker(method), markerfacecolor=style.SURFACE, markersize=size,
             label=method,
         )  # fmt: skip
     for figure, lines in points.measured.items():
@@ -109,7 +110,7 @@ def draw_causes(bars: Sequence[Bar], width: Width) -> Figure:
     left = [0.0] * len(bars)
     for number, cause in enumerate(CAUSES):
         sizes = [bar.causes[cause] / scale.factor for bar in bars]
-        colour = to_hex(ramp(number / (len(CAUSES) - 1)))
+        colour = to_hex(ramp(0.25 + 0.65 * number / (len(CAUSES) - 1)))
         axes.barh(range(len(bars)), sizes, left=left, height=0.62, color=colour, label=cause)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for place, total in enumerate(left):

@@ -154,7 +154,7 @@ def draw_k(group: Group, width: Width) -> Figure:
         ys = [stat.mean / scale.factor for stat in stats.values()]
         place.plot([ks[method] for method in stats], ys, color=style.SOFT_INK, linewidth=1.0, zorder=1)
         for method, stat in stats.items():
-            _line(place, method, {ks[method]: stat}, scale, None)
+            _line(place, method, {ks[method]: stat}, scale, None, (1.4, 5.5))
         if level is not None:
             colour = style.colour("bptt")
             place.axhline(
@@ -184,9 +184,9 @@ def _panel(
 ) -> None:
     means = [stat.mean for stats in series.values() for stat in stats.values()]
     scale = numbers.scale_of_metric(metric, means)
-    for method, stats in series.items():
+    for number, (method, stats) in enumerate(series.items()):
         if stats:
-            _line(axes, method, stats, scale, lost.get(method))
+            _line(axes, method, stats, scale, lost.get(method), style.weight(number))
     _label(axes, metric, phase, scale)
 
 
@@ -202,33 +202,46 @@ def _label(axes: Axes, metric: str, phase: Phase, scale: numbers.Scale) -> None:
 
 
 def _line(
-    axes: Axes, method: str, stats: Mapping[float, Stat], scale: numbers.Scale, lost: float | None
+    axes: Axes,
+    method: str,
+    stats: Mapping[float, Stat],
+    scale: numbers.Scale,
+    lost: float | None,
+    weight: tuple[float, float],
 ) -> None:
+    """`weight`: line width and marker size."""
     colour, marker = style.colour(method), style.marker(method)
+    width, size = weight
     xs = list(stats)
     ys = [stat.mean / scale.factor for stat in stats.values()]
     spreads = [(stat.std or 0) / scale.factor for stat in stats.values()]
     axes.errorbar(
         xs, ys, spreads if any(spreads) else None, color=colour, linestyle=style.line(method),
-        marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9, markersize=5.5, label=method,
+        marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9, linewidth=width, markersize=size, label=method,
     )  # fmt: skip
     if lost is not None and (good := [x for x in xs if x < lost]):
         y = ys[xs.index(good[-1])]
-        axes.plot(good[-1], y, "o", markersize=9, mfc="none", mec=style.FAILED, zorder=6)
+        axes.plot(good[-1], y, "o", markersize=10.5, mfc="none", mec=style.FAILED, zorder=6)
 
 
 def _say_where_memory_ended(axes: Axes, lost: Mapping[str, float | None]) -> None:
     said = [f"{method}: out of memory at {value:g}" for method, value in lost.items() if value is not None]
-    if said:
-        axes.text(
-            0.03, 0.97, "\n".join(said), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
-            bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
+    if not said:
+        return
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.13 * len(said) * (high - low))  # room for the words above the largest value
+    axes.text(
+        0.03, 0.98, "\n".join(said), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
+        bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
 
 
 def value_axis(axes: Axes, values: Sequence[float], label: str) -> None:
-    """The x axis: ticks where values are, logarithmic where they span a factor of eight."""
-    if min(values) > 0 and max(values) / min(values) >= 8:
+    """The x axis: ticks where values are, logarithmic where they span a factor of more than 32.
+
+    Memory grows linearly in T and batch size: up to there a reader should see a straight line.
+    """
+    if min(values) > 0 and max(values) / min(values) > 32:
         axes.set_xscale("log", base=2)
         gaps = [math.log2(value) for value in values]
     else:

@@ -1,0 +1,101 @@
+"""The section of the report on estimates: tables, figures and verdicts of every family, put in order."""
+
+from collections.abc import Iterator, Sequence
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import Block, Context, Contribution, Section
+from sltt_bench.report.estimates.families import Family, estimate_rows, find_families, not_shown
+from sltt_bench.report.estimates.figures import figures, missing
+from sltt_bench.report.estimates.tables import (
+    beside_table,
+    cause_table,
+    limit_tables,
+    memory_table,
+    part_table,
+    work_table,
+)
+from sltt_bench.report.estimates.verdicts import judge
+from sltt_bench.report.numbers import listed
+from sltt_bench.results.schema import ESTIMATES_FILE
+
+_MOST = 3
+"""Recipes that the sentence names."""
+
+_LEAD = (
+    "One training iteration of the real network at its real size on tensors without values: exact counts of "
+    "live tensor bytes and of multiplications, not measurements. An allocator needs more than live tensors.",
+)
+
+
+def estimated(context: Context) -> Contribution:
+    """Tables, plots and verdicts of all estimates."""
+    families = find_families(context)
+    rows = estimate_rows(context.results).drop(columns=["run", "overrides"])
+    return Contribution(
+        sections=tuple(_sections(families, context.baseline)),
+        verdicts=tuple(verdict for family in families for verdict in judge(family)),
+        frames={ESTIMATES_FILE: rows} if families else {},
+        sentences=tuple(_sentences(families, context.baseline)),
+        skipped=tuple(not_shown(context, families)),
+    )
+
+
+def _sentences(families: Sequence[Family], baseline: str) -> Iterator[str]:
+    """One sentence: what the estimates of full networks say at each recipe's own T and batch size."""
+    said: dict[str, list[str]] = {}
+    for family in families:
+        if not family.smoke and (ratios := _ratios(family, baseline)):
+            said.setdefault(ratios, []).append(family.recipe)
+    if not said:
+        return
+    told = [f"{listed(recipes)} {ratios}" for ratios, recipes in list(said.items())[:_MOST]]
+    more = len(said) - len(told)
+    told += [f"{more} more below"] * (more > 0)
+    yield (
+        f"Estimated, not measured: live tensors and multiplications of an iteration against {baseline}: "
+        f"{'; '.join(told)}."
+    )
+
+
+def _ratios(family: Family, baseline: str) -> str:
+    steps, batch = family.home
+    ratios = []
+    for method in family.methods:
+        memory = family.ratio(family.home, method, baseline, "peak_tensor_bytes")
+        work = family.ratio(family.home, method, baseline, "multiplications")
+        if method != baseline and memory is not None and work is not None:
+            ratios.append(f"{method} {numbers.ratio(memory)} and {numbers.ratio(work)}")
+    return f"(T = {steps}, batch {batch}) {', '.join(ratios)}" if ratios else ""
+
+
+def _sections(families: Sequence[Family], baseline: str) -> Iterator[Section]:
+    """For each recipe a heading, and below it a part for each of its families."""
+    recipes = dict.fromkeys(family.recipe for family in families)
+    for place, recipe in enumerate(recipes):
+        name, of_recipe = f"estimate-{recipe}", [family for family in families if family.recipe == recipe]
+        yield Section(name, f"Estimated: {recipe}", lead=_LEAD if place == 0 else ())
+        for number, family in enumerate(of_recipe, start=1):
+            own = f"{name}-{number}" if number > 1 else name
+            yield Section(
+                f"{own}-family", _title(family, of_recipe), tuple(_blocks(family, own, baseline)),
+                level=2, folded=family.smoke, chips=family.conditions,
+            )  # fmt: skip
+        if gaps := tuple(missing(of_recipe[0])):
+            yield Section(f"{name}-missing", "Not drawn, for want of estimates", gaps, level=2, folded=True)
+
+
+def _title(family: Family, siblings: Sequence[Family]) -> str:
+    """What is shown, and what tells this family from the recipe's others."""
+    told = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
+    return ", ".join(["Memory and multiplications", *told])
+
+
+def _blocks(family: Family, name: str, baseline: str) -> Iterator[Block]:
+    yield memory_table(family, name, baseline)
+    yield from figures(family, name)
+    yield work_table(family, name, baseline)
+    yield from limit_tables(family, name, baseline)
+    if beside := beside_table(family, name):
+        yield beside
+    yield cause_table(family, name)
+    yield part_table(family, name)

@@ -1,0 +1,56 @@
+"""What estimates say of the claims about memory and compute."""
+
+from collections.abc import Iterator
+
+from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
+from sltt_bench.report.document import Verdict
+from sltt_bench.report.estimates.families import Family, Point
+from sltt_bench.report.groups import Unit
+
+_CLAIMED: dict[str, tuple[str, str, Unit]] = {
+    "peak_memory": ("peak_tensor_bytes", "live tensors", "bytes"),
+    "compute": ("multiplications", "of one iteration", "count"),
+}
+"""Metric of a claim → the estimate's column, the words for it, and its unit."""
+
+
+def judge(family: Family) -> Iterator[Verdict]:
+    """A verdict on each claim about memory or compute that these estimates speak of; the others are open."""
+    for claim in family.claims:
+        yield _judge(family, claim)
+
+
+def _judge(family: Family, claim: Claim) -> Verdict:
+    if claim["metric"] not in _CLAIMED:
+        return _open(family, claim, "only estimated")
+    column, figure, unit = _CLAIMED[claim["metric"]]
+    for point in [] if family.smoke else family.points:
+        value = _value(family, claim, point, column)
+        if value is not None:
+            where = [word for word in family.conditions if not word.startswith(("T =", "batch"))]
+            where += [f"T = {point[0]}", f"batch {point[1]}"]
+            return judge_estimated(claim, family.recipe, value, figure, unit, where)
+    return _open(family, claim, "no estimate of the claim's own experiment")
+
+
+def _open(family: Family, claim: Claim, reason: str) -> Verdict:
+    return Verdict(
+        recipe=family.recipe,
+        claim=claim,
+        word="not measured",
+        statement=statement(claim),
+        reason=reason,
+        command=command_for(claim, family.recipe),
+    )
+
+
+def _value(family: Family, claim: Claim, point: Point, column: str) -> float | None:
+    """What the threshold is set against; None if this point is not the claim's experiment."""
+    method, baseline = str(claim["method"]), str(claim.get("baseline"))
+    ours = family.at(point, method)
+    settings = {**family.settings, "timesteps": point[0], "train.batch_size": point[1]}
+    if ours is None or unfit_when(claim, settings, ours["overrides"]):
+        return None
+    if claim["relation"] == "at_most_ratio":
+        return family.ratio(point, method, baseline, column)
+    return family.value(point, method, column)
