@@ -96,6 +96,12 @@ def test_an_unknown_field_is_refused_with_the_nearest() -> None:
     assert "tau" in output
 
 
+def test_a_checkpoint_that_is_not_there_is_refused_under_its_own_flag() -> None:
+    code, output = analyze("digits", "--checkpoint", "nowhere.pt")
+    assert code == 2
+    assert "--checkpoint: nowhere.pt: no such file; give a checkpoint's path\n" in output
+
+
 # Rows -------------------------------------------------------------------------------------------
 
 
@@ -343,6 +349,17 @@ def test_a_grid_of_one_point_names_the_command_for_more(copied: Path) -> None:
     missing = {block.title: block.command for block in section.blocks if isinstance(block, Missing)}
     assert list(missing) == ["Cosine against T", "Cosine against τ", "Cosine over training"]
     assert missing["Cosine over training"] == "sltt-bench analyze gradients digits --epochs 0,1,5,last"
+
+
+@pytest.mark.parametrize(("init", "words"), [(None, "At init"), ("a.pt", "With weights from a checkpoint")])
+def test_weights_of_a_checkpoint_are_not_called_initial(copied: Path, init: str | None, words: str) -> None:
+    for file in (copied / CELLS_FOLDER).iterdir():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"init": init}))
+    for name in (GRADIENTS_FILE, DRAWS_FILE):
+        pd.read_csv(copied / name).query("epoch == 0").to_csv(copied / name, index=False)
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert table.notes[1].startswith(words)
 
 
 def test_results_without_an_analysis_have_no_section(tmp_path: Path) -> None:

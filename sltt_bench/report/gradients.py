@@ -33,6 +33,7 @@ POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 MOST_HEAT_MAPS = 3
 MOST_COURSES = 8
 COSINE = "cosine(g, g_s)"
+CHECKPOINT = "weights from a checkpoint"
 ROUNDING = 1e-6
 """What float32 gradients cannot tell from 0."""
 
@@ -66,7 +67,8 @@ class Family:
     def when(self) -> str:
         """The last epoch that was looked at, in words."""
         last = self.epochs[-1]
-        return f"after epoch {last} of training with {self.method}" if last else "at initialisation"
+        start = f"with {CHECKPOINT}" if CHECKPOINT in self.conditions else "at initialisation"
+        return f"after epoch {last} of training with {self.method}" if last else start
 
     def level(self, level: str, epoch: int | None = None) -> pd.DataFrame:
         """The rows of one level at an epoch (None: the last)."""
@@ -196,7 +198,7 @@ def _settings(run: Run, cell_id: str) -> list[str]:
     cell = run.cell(cell_id)
     said = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
     words = [f"{key} = {value}" for key, value in cell.get("overrides", {}).items() if key not in said]
-    return words + ["weights from a checkpoint"] * bool(cell.get("init"))
+    return words + [CHECKPOINT] * bool(cell.get("init"))
 
 
 def _frames(results: Results) -> dict[str, pd.DataFrame]:
