@@ -378,7 +378,7 @@ def gradients(
             device=_device(device),
             smoke=smoke,
             synthetic=synthetic,
-            init=None if checkpoint is None else str(checkpoint_file(str(checkpoint))),
+            init=None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint")),
         )
         plans = plan_analysis(recipe, request, epochs=epochs, batches=batches)
         timeout_s = _seconds(timeout)

@@ -239,9 +239,10 @@ def _check_backends(chosen: tuple[str, ...]) -> None:
         raise RecipeError("--backend", faults)
 
 
-def checkpoint_file(path: str) -> Path:
-    """The checkpoint that the user named with --init. Raises RecipeError if there is no such file."""
+def checkpoint_file(path: str, flag: str = "--init") -> Path:
+    """The checkpoint that the user named with a flag. Raises RecipeError if there is no such file."""
     file = Path(path)
     if not file.is_file():
-        raise RecipeError("--init", [f"{path}: no such file; give a checkpoint's path, or `random`"])
+        otherwise = ", or `random`" if flag == "--init" else ""
+        raise RecipeError(flag, [f"{path}: no such file; give a checkpoint's path{otherwise}"])
     return file

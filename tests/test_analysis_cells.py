@@ -1,7 +1,12 @@
 """`analyze gradients` from the command to the report: the grid, its cells, their rows and plots."""
 
+import io
+import json
 import math
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -16,17 +21,19 @@ from sltt_bench.cli import app
 from sltt_bench.experiment import assemble
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe
-from sltt_bench.report.document import Context, Contribution, Figure, Missing, Table
+from sltt_bench.report.document import Context, Contribution, Figure, Missing, Section, Table
 from sltt_bench.report.gradients import gradients
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,
+    CELLS_FOLDER,
     DRAWS_FILE,
     EPOCHS_FILE,
     FILES,
     GRADIENTS_FILE,
     OPERATIONS_FILE,
 )
+from sltt_bench.worker import Reporter, train_cell
 
 SMOKE = ["digits", "--smoke", "--device", "cpu"]
 GRID = ["--over", "tau=1.0,2.0", "--over", "timesteps=2,3"]
@@ -87,6 +94,12 @@ def test_an_unknown_field_is_refused_with_the_nearest() -> None:
     code, output = analyze("digits", "--over", "neuron.taus=1.1", "--dry-run")
     assert code == 2
     assert "tau" in output
+
+
+def test_a_checkpoint_that_is_not_there_is_refused_under_its_own_flag() -> None:
+    code, output = analyze("digits", "--checkpoint", "nowhere.pt")
+    assert code == 2
+    assert "--checkpoint: nowhere.pt: no such file; give a checkpoint's path\n" in output
 
 
 # Rows -------------------------------------------------------------------------------------------
@@ -206,26 +219,28 @@ def test_draws_and_operations_cover_every_k_and_method(analysed: Path) -> None:
     assert counted.loc["bptt", "temporal_multiplications"] > 0
 
 
-def test_looking_does_not_change_what_is_trained(analysed: Path, tmp_path: Path) -> None:
-    arguments = [
-        "--method",
-        "bptt",
-        "--set",
-        "neuron.tau=2.0",
-        "--set",
-        "timesteps=3",
-        "--out",
-        str(tmp_path),
-    ]
-    assert CliRunner().invoke(app, ["run", *SMOKE, *arguments]).exit_code == 0
-    (folder,) = (tmp_path / "digits").iterdir()
-    plain = pd.read_csv(folder / EPOCHS_FILE).query("epoch == 1")
+class Heard(Reporter):
+    """Keeps the figures of the last epoch, in the process of the test."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO(), None)
+        self.figures: Mapping[str, Any] = {}
+
+    def epoch(self, figures: Mapping[str, Any]) -> None:
+        self.figures = figures
+
+
+def test_looking_does_not_change_what_is_trained(analysed: Path) -> None:
+    recipe = load_recipe("digits", {"neuron.tau": 2.0, "timesteps": 3, "train.epochs": 1}, smoke=True)
+    plain = Heard()
+    job = {"data_dir": "unused", "resume": False, "checkpoint": None, "initial_weights": None}
+    train_cell(Cell(recipe, "bptt", "reference", recipe.seeds[0], device="cpu", smoke=True), job, plain)
     cells = pd.read_csv(analysed / CELLS_FILE)
     chosen = cells[(cells["timesteps"] == 3) & cells["overrides"].str.contains("2.0")]
     epochs = pd.read_csv(analysed / EPOCHS_FILE)
     watched = epochs[epochs["cell_id"] == chosen["cell_id"].item()]
     for figure in ("train_loss", "train_top1", "test_loss", "test_top1"):
-        assert watched[figure].item() == plain[figure].item()
+        assert watched[figure].item() == plain.figures[figure]
 
 
 def test_a_finished_analysis_is_not_repeated(analysed: Path) -> None:
@@ -279,13 +294,72 @@ def test_the_table_says_what_the_rows_say(section: Contribution, analysed: Path)
     assert [row[0].text for row in table.rows] == ["2", "2", "3", "3"]
 
 
-def test_a_grid_of_one_point_names_the_command_for_more(tmp_path: Path) -> None:
-    code, output = analyze(*SMOKE, "--batches", "1", "--set", "timesteps=2", "--out", str(tmp_path))
-    assert code == 0, output
-    (section,) = gradients(Context(read_results([tmp_path]), "bptt")).sections
+@pytest.fixture
+def copied(analysed: Path, tmp_path: Path) -> Path:
+    """A copy of the analysis, to be changed."""
+    return shutil.copytree(analysed, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"neuron": {"v_threshold": 0.5}}, "overrides": {"neuron.v_threshold": 0.5}},
+        {"recipe": {"model": {"channels": [8]}}, "overrides": {"model.channels": [8]}},
+        {"init": "weights.pt"},
+    ],
+)
+def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
+    copied: Path, change: dict[str, Any]
+) -> None:
+    file = sorted((copied / CELLS_FOLDER).iterdir())[0]
+    said = json.loads(file.read_text())
+    for key, value in change.get("recipe", {}).items():
+        said["recipe"][key] |= value
+    said["overrides"] |= change.get("overrides", {})
+    said["init"] = change.get("init")
+    file.write_text(json.dumps(said))
+    sections = gradients(Context(read_results([copied]), "bptt")).sections
+    assert sorted(_points(section) for section in sections) == [1, 3]
+    (alone,) = (section for section in sections if _points(section) == 1)
+    words = [f"{key} = {value}" for key, value in change.get("overrides", {}).items()]
+    assert (words or ["weights from a checkpoint"])[0] in alone.chips
+
+
+def _points(section: Section) -> int:
+    return len(next(block for block in section.blocks if isinstance(block, Table)).rows)
+
+
+def test_a_figure_leaves_out_points_that_stand_alone_on_its_axis(copied: Path) -> None:
+    """τ = 2 at T = 2 is missing: against T there is τ = 1 alone, against τ there is T = 3 alone."""
+    for file in (GRADIENTS_FILE, DRAWS_FILE):
+        rows = pd.read_csv(copied / file)
+        rows[(rows["tau"] == 1.0) | (rows["timesteps"] == 3)].to_csv(copied / file, index=False)
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
+    captions = {block.title: block.caption for block in section.blocks if isinstance(block, Figure)}
+    assert "Held fixed: τ = 1, surrogate" in captions["Cosine against T"]
+    assert "Held fixed: T = 3, surrogate" in captions["Cosine against τ"]
+    assert "Held fixed: surrogate" in captions["Cosine over training"]
+
+
+def test_a_grid_of_one_point_names_the_command_for_more(copied: Path) -> None:
+    for file in (GRADIENTS_FILE, DRAWS_FILE):
+        rows = pd.read_csv(copied / file).query("tau == 2.0 and timesteps == 2 and epoch == 0")
+        rows.to_csv(copied / file, index=False)
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
     missing = {block.title: block.command for block in section.blocks if isinstance(block, Missing)}
     assert list(missing) == ["Cosine against T", "Cosine against τ", "Cosine over training"]
     assert missing["Cosine over training"] == "sltt-bench analyze gradients digits --epochs 0,1,5,last"
+
+
+@pytest.mark.parametrize(("init", "words"), [(None, "At init"), ("a.pt", "With weights from a checkpoint")])
+def test_weights_of_a_checkpoint_are_not_called_initial(copied: Path, init: str | None, words: str) -> None:
+    for file in (copied / CELLS_FOLDER).iterdir():
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"init": init}))
+    for name in (GRADIENTS_FILE, DRAWS_FILE):
+        pd.read_csv(copied / name).query("epoch == 0").to_csv(copied / name, index=False)
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
+    table = next(block for block in section.blocks if isinstance(block, Table))
+    assert table.notes[1].startswith(words)
 
 
 def test_results_without_an_analysis_have_no_section(tmp_path: Path) -> None:

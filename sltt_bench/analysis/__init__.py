@@ -2,5 +2,5 @@
 
 `gradients` takes one batch's gradient apart, `draws` says how SLTT-K's random gradient relates to
 SLTT's, `operations` counts multiplications; the three know nothing of files. `plan` turns a grid of
-settings into cells, `cell` is what the process of such a cell does.
+settings into cells, `watch` is what looks on in the process of such a cell.
 """

@@ -41,10 +41,13 @@ def count_methods(
     Plain autograd only: a fused kernel hides its products. `inputs`, `loss` and `window` are as for
     `decompose`. Raises UnknownMethod.
     """
-    _, in_space = count(network, inputs, loss, "sltt", window=window)
+    counted = {
+        name: count(network, inputs, loss, name, window=window) for name in dict.fromkeys(["sltt", *names])
+    }
+    _, in_space = counted["sltt"]
     rows = []
     for name in names:
-        forward, backward = count(network, inputs, loss, name, window=window)
+        forward, backward = counted[name]
         spatial = in_space if name == "bptt" else backward
         rows.append(Multiplications(name, forward, spatial, backward - spatial))
     return rows

@@ -1,7 +1,7 @@
 """The report's part on the gradient taken apart: cells of kind "analysis"."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from sltt_bench.report.document import (
 )
 from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
 from sltt_bench.report.terminal import print_table
-from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.reader import Results, Run, read_results
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
@@ -33,6 +33,7 @@ POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 MOST_HEAT_MAPS = 3
 MOST_COURSES = 8
 COSINE = "cosine(g, g_s)"
+CHECKPOINT = "weights from a checkpoint"
 ROUNDING = 1e-6
 """What float32 gradients cannot tell from 0."""
 
@@ -66,7 +67,8 @@ class Family:
     def when(self) -> str:
         """The last epoch that was looked at, in words."""
         last = self.epochs[-1]
-        return f"after epoch {last} of training with {self.method}" if last else "at initialisation"
+        start = f"with {CHECKPOINT}" if CHECKPOINT in self.conditions else "at initialisation"
+        return f"after epoch {last} of training with {self.method}" if last else start
 
     def level(self, level: str, epoch: int | None = None) -> pd.DataFrame:
         """The rows of one level at an epoch (None: the last)."""
@@ -113,8 +115,7 @@ def find_families(results: Results) -> list[Family]:
     if cells.empty:
         return []
     held_fixed = [
-        _held_fixed(results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"])))
-        for _, cell in cells.iterrows()
+        _held_fixed(results.runs[int(cell["run"])], str(cell["cell_id"])) for _, cell in cells.iterrows()
     ]
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     cells = cells.assign(held_fixed=held_fixed)
@@ -123,12 +124,15 @@ def find_families(results: Results) -> list[Family]:
     for _, members in cells.groupby([*family, "held_fixed"], sort=True):
         own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
         if not own[0].empty:
-            found.append(_family(members, *own))
+            first = members.iloc[0]
+            settings = _settings(results.runs[int(first["run"])], str(first["cell_id"]))
+            found.append(_family(members, settings, *own))
     return found
 
 
 def _family(
     cells: pd.DataFrame,
+    settings: Sequence[str],
     rows: pd.DataFrame,
     draws: pd.DataFrame,
     operations: pd.DataFrame,
@@ -140,7 +144,7 @@ def _family(
     epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
     conditions = [first["device_name"], "gradients in fp32"]
     conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
-    conditions.append(f"batch {int(first['batch_size'])}")
+    conditions += [f"batch {int(first['batch_size'])}", *settings]
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
     return Family(
         recipe=str(first["recipe"]),
@@ -176,10 +180,23 @@ def _belonging(rows: pd.DataFrame, cells: pd.DataFrame, key: list[str]) -> pd.Da
     return rows[pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(cells[key]))]
 
 
-def _held_fixed(recipe: Mapping[str, Any]) -> str:
-    """What two cells must share to be points of one grid: the recipe but for T and the neuron."""
+def _held_fixed(run: Run, cell_id: str) -> str:
+    """What two cells must share to be points of one grid: all but T and what POINT has of the neuron."""
+    cell, recipe = run.cell(cell_id), run.recipe_of(cell_id)
     left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims")
-    return json.dumps({key: value for key, value in recipe.items() if key not in left_out}, sort_keys=True)
+    shared = {key: value for key, value in recipe.items() if key not in left_out}
+    shared["neuron"] = {key: value for key, value in recipe.get("neuron", {}).items() if key not in POINT}
+    shared |= {"batches": cell.get("options", {}).get("batches")}
+    shared |= {source: cell.get(source) for source in ("init", "needs")}
+    return json.dumps(shared, sort_keys=True)
+
+
+def _settings(run: Run, cell_id: str) -> list[str]:
+    """Where a cell differs from its recipe, in words, but for a grid's axes and what is said anyway."""
+    cell = run.cell(cell_id)
+    said = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
+    words = [f"{key} = {value}" for key, value in cell.get("overrides", {}).items() if key not in said]
+    return words + [CHECKPOINT] * bool(cell.get("init"))
 
 
 def _frames(results: Results) -> dict[str, pd.DataFrame]:
@@ -370,28 +387,36 @@ def _against(field: str) -> Callable[[Family, str], Figure | Missing | None]:
 
 def _cosine_against(field: str, family: Family, name: str) -> Figure | Missing:
     title = f"Cosine against {_WORDS[field]}"
-    if len(family.values(field)) < 2:
+    drawn = _along(field, family.level("network"))
+    if drawn.empty:
         example = "timesteps=1,2,4,8" if field == "timesteps" else "tau=1.1,1.5,2.0,4.0"
         return Missing(
             title,
             f"only one {_WORDS[field]} was looked at",
             f"sltt-bench analyze gradients {family.recipe} --over {example}",
         )
-    fixed = _fixed_words(family, but=(field,))
     caption = (
-        f"{COSINE} {family.when}. {fixed}Mean over {family.batches} batches{_and_seeds(family)}, bars one "
-        "standard deviation over batches; dotted: no temporal part."
+        f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over {family.batches} "
+        f"batches{_and_seeds(family)}, bars one standard deviation over batches; dotted: no temporal part."
     )
-    panels = [_panel(family, field, "network", "", "Whole network")]
+    panels = [_panel(family, field, drawn, "Whole network")]
     lowest = family.lowest_layer
     if lowest is not None:
-        panels.append(_panel(family, field, "layer", lowest, f"Layer {lowest}"))
+        layers = family.level("layer")
+        panels.append(
+            _panel(family, field, _along(field, layers[layers["name"] == lowest]), f"Layer {lowest}")
+        )
     return Figure(f"{name}-{field}", title, caption, partial(draw_lines, tuple(panels)))
 
 
-def _panel(family: Family, field: str, level: str, part: str, title: str) -> Panel:
-    rows = family.level(level)
-    lines = _lines(family, rows[rows["name"] == part], field, "cosine_mean", "cosine_std")
+def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of points that have a sibling: one that differs from it in this field alone."""
+    others = [other for other in POINT if other != field]
+    return rows[rows.groupby(others)[field].transform("nunique") > 1]
+
+
+def _panel(family: Family, field: str, rows: pd.DataFrame, title: str) -> Panel:
+    lines = _lines(family, rows, field, "cosine_mean", "cosine_std")
     return Panel(title, lines, _AXES.get(field, field), COSINE)
 
 
@@ -410,16 +435,17 @@ def _lines(family: Family, rows: pd.DataFrame, x: str, y: str, spread: str) -> t
 
 def _heat_maps(family: Family, name: str) -> Figure | None:
     others = [field for field in POINT if field != "timesteps"]
-    groups = list(family.level("layer").groupby(others, sort=True))
-    if len(family.values("timesteps")) < 2:
+    drawn = _along("timesteps", family.level("layer"))
+    if drawn.empty:
         return None
+    groups = list(drawn.groupby(others, sort=True))
     if len(groups) > MOST_HEAT_MAPS:
         groups = [groups[0], groups[len(groups) // 2], groups[-1]]
-    told = [field for field in others if len(family.values(field)) > 1] or ["tau"]
+    told = [field for field in others if drawn[field].nunique() > 1] or ["tau"]
     maps = tuple(_heat_map(rows, _point_words(rows.iloc[0], told)) for _, rows in groups)
     caption = (
         f"{COSINE} of each layer, the input's end on top, {family.when}. "
-        f"{_fixed_words(family, but=('timesteps', *told))}Mean over {family.batches} batches{_and_seeds(family)}; "
+        f"{_fixed_words(family, drawn, but=('timesteps', *told))}Mean over {family.batches} batches{_and_seeds(family)}; "
         "blank: the layer's gradient is 0."
     )
     return Figure(f"{name}-layers", "Cosine by layer and T", caption, partial(draw_heat_maps, maps))
@@ -453,7 +479,7 @@ def _course(family: Family, name: str) -> Figure | Missing:
             lines = _lines(family, own, "epoch", "cosine_mean", "cosine_std")
             panels.append(Panel(f"{words} {part}".strip(), lines, "epochs trained", COSINE))
     caption = (
-        f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, but=())}"
+        f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, rows)}"
         f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
         "standard deviation over batches."
     )
@@ -482,7 +508,7 @@ def _draws(family: Family, name: str) -> Figure | None:
         f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
         f"g_s, {family.when}. Left: the closed form, bars one standard deviation over batches; K = T has "
         f"variance 0. Right: mean over the draws, bars one standard deviation over draws. "
-        f"{_fixed_words(family, but=('timesteps',))}"
+        f"{_fixed_words(family, rows, but=('timesteps',))}"
     )
     return Figure(f"{name}-draws", "SLTT-K against K", caption, partial(draw_lines, panels))
 
@@ -494,11 +520,10 @@ def _varied(family: Family, keep: Sequence[str] = ()) -> list[str]:
     return [field for field in POINT if field in keep or len(family.values(field)) > 1]
 
 
-def _fixed_words(family: Family, but: Sequence[str]) -> str:
-    """What was held fixed, as a sentence for a caption."""
-    fixed = [field for field in POINT if field not in but and len(family.values(field)) == 1]
-    row = family.gradients.iloc[0]
-    words = [_point_words(row, [field]) for field in fixed]
+def _fixed_words(family: Family, drawn: pd.DataFrame, but: Sequence[str] = ()) -> str:
+    """What was held fixed among the rows that are drawn, as a sentence for a caption."""
+    fixed = [field for field in POINT if field not in but and drawn[field].nunique() == 1]
+    words = [_point_words(drawn.iloc[0], [field]) for field in fixed]
     return f"Held fixed: {', '.join([*words, *family.conditions])}. "
 
 
