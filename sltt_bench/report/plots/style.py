@@ -46,6 +46,7 @@ _RC: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 7,
+    "axes.titley": 1.0,  # where it would be anyway, without looking for it at every drawing
     "axes.labelsize": 7.5,
     "axes.labelcolor": SOFT_INK,
     "axes.edgecolor": SOFT_INK,
