@@ -147,7 +147,7 @@ def test_beside_full_runs_smoke_runs_are_one_table_and_no_answer(tmp_path: Path)
     outcome = report(folder, tmp_path / "out", "markdown", "csv", "svg")
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith(
-        "# digits, other\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells "
+        "# digits\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells "
     )
     assert "; of smoke runs, 1 cell finished and 1 did not. Measured on" in text
     heading, table = text.index("## Smoke runs"), "| other | 6 | 64 | bptt | sltt (error) | real |"
