@@ -146,9 +146,7 @@ def test_beside_full_runs_smoke_runs_are_one_table_and_no_answer(tmp_path: Path)
     smoke.cell("sltt", status="error", reason="RuntimeError: no", cell={"smoke": True})
     outcome = report(folder, tmp_path / "out", "markdown", "csv", "svg")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert text.startswith(
-        "# digits\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells "
-    )
+    assert text.startswith("# digits\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells ")
     assert "; of smoke runs, 1 cell finished and 1 did not. Measured on" in text
     heading, table = text.index("## Smoke runs"), "| other | 6 | 64 | bptt | sltt (error) | real |"
     assert heading < text.index(table) < text.index("other, sltt: error (seed 0): RuntimeError: no")
