@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
+from handmade import MIB, RECIPE, HandmadeRun, bench_run, varied
 from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report
@@ -117,9 +117,12 @@ def test_the_report_loads_no_torch(tmp_path: Path) -> None:
 def test_claims_hold_follows_the_verdicts(tmp_path: Path, threshold: float, word: str, holds: bool) -> None:
     folder = make_results(tmp_path / "results", {**CLAIM, "threshold": threshold})
     outcome = report(folder, tmp_path / "out", "csv")
-    assert [verdict.word for verdict in outcome.verdicts] == [word]
+    assert [(verdict.word, verdict.conditions[0]) for verdict in outcome.verdicts] == [
+        (word, "Example CPU, 2 threads"),
+        ("not measured", "Example GPU"),  # bptt ran out of memory
+    ]
     assert outcome.claims_hold is holds
-    (row,) = pd.read_csv(tmp_path / "out" / "verdicts.csv").to_dict("records")
+    row, _ = pd.read_csv(tmp_path / "out" / "verdicts.csv").to_dict("records")
     assert (row["verdict"], row["value"], row["limit"], row["seeds"]) == (word, 0.25, threshold, 3)
 
 
@@ -132,7 +135,7 @@ def test_the_summary_says_what_on_what_and_the_answer(tmp_path: Path) -> None:
         "Measured on Example CPU, 2 threads and Example GPU, in fp32 with backend reference; nothing is "
         "compared between them. Peak memory (live tensors) and warm epoch time against bptt: on digits sltt "
         "0.25× and 0.51× (+0.00 points of accuracy), sltt-k2 0.24× and 0.26× (+0.00 points of accuracy). "
-        "Claims: 1 held."
+        "Claims: 1 held, 1 without room for the baseline."
     )
 
 
@@ -143,9 +146,7 @@ def test_beside_full_runs_smoke_runs_are_one_table_and_no_answer(tmp_path: Path)
     smoke.cell("sltt", status="error", reason="RuntimeError: no", cell={"smoke": True})
     outcome = report(folder, tmp_path / "out", "markdown", "csv", "svg")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert text.startswith(
-        "# digits, other\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells "
-    )
+    assert text.startswith("# digits\n\n3 methods (bptt, sltt and sltt-k2) on recipe digits: 10 cells ")
     assert "; of smoke runs, 1 cell finished and 1 did not. Measured on" in text
     heading, table = text.index("## Smoke runs"), "| other | 6 | 64 | bptt | sltt (error) | real |"
     assert heading < text.index(table) < text.index("other, sltt: error (seed 0): RuntimeError: no")
@@ -326,6 +327,40 @@ def test_latex_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:
         assert match
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         assert {line.count(" & ") + 1 for line in rows} == {len(match[1])}
+        unescaped = re.sub(r"\\.", "", text)
+        assert unescaped.count("{") == unescaped.count("}")
+        for environment in ("table", "tabular"):
+            assert text.count(rf"\begin{{{environment}}}") == text.count(rf"\end{{{environment}}}") > 0
+
+
+def everything_as_latex(folder: Path) -> list[Path]:
+    """Tables of every kind: measured, failed, estimated, smoke runs, beside baselines."""
+    results = make_results(folder / "results", CLAIM)
+    HandmadeRun(folder / "results" / "est", number=90).estimate("bptt", 1000, smoke=False)
+    HandmadeRun(folder / "results" / "smoke", number=95).cell("bptt", cell={"smoke": True})
+    bench_run(folder / "results" / "bench", {"target": 0.5, "remark": "100 % of x_1 & {y}: ~^\\"})
+    return sorted(path for path in report(results, folder / "out", "latex").files if path.suffix == ".tex")
+
+
+def test_latex_is_plain_ascii_so_that_every_engine_reads_it(tmp_path: Path) -> None:
+    files = everything_as_latex(tmp_path)
+    assert len(files) >= 8
+    for path in files:
+        assert path.read_text().isascii(), path.name
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="LaTeX is not installed")
+def test_latex_compiles_and_no_table_is_wider_than_the_text(tmp_path: Path) -> None:
+    inputs = "\n".join(rf"\input{{{path.name}}}\clearpage" for path in everything_as_latex(tmp_path))
+    place = tmp_path / "out" / "latex"
+    packages = r"\usepackage{booktabs,graphicx}"
+    (place / "all.tex").write_text(
+        rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout
 
 
 # The page ------------------------------------------------------------------------------------------------
@@ -399,7 +434,8 @@ def test_figures_follow_the_theme_and_keep_their_ids_apart() -> None:
 
 
 def test_the_gauge_shows_where_the_claim_holds(tmp_path: Path) -> None:
-    (verdict,) = report(make_results(tmp_path / "r", CLAIM), tmp_path / "o", "csv").verdicts
+    verdict, without_room = report(make_results(tmp_path / "r", CLAIM), tmp_path / "o", "csv").verdicts
+    assert gauge(without_room) is None
     scale = gauge(verdict)
     assert scale is not None
     # 0 to 0.3 plus a quarter: 0.375 is the right end.

@@ -65,8 +65,10 @@ _NOTHING = "There is nothing to compare: no results were found."
 
 def _title(results: Results) -> str:
     cells = results.cells[results.cells["kind"] != "bench"]
-    full = set(cells.loc[~cells["smoke"].astype(bool), "recipe"])
-    recipes = sorted(set(cells["recipe"]), key=lambda name: (name not in full, natural_order(name)))
+    full = cells[~cells["smoke"].astype(bool)]
+    cells = cells if full.empty else full
+    run = set(cells.loc[cells["kind"] == "run", "recipe"])
+    recipes = sorted(set(cells["recipe"]), key=lambda name: (name not in run, natural_order(name)))
     if not recipes:
         return "No results"
     more = f" and {len(recipes) - 3} more" if len(recipes) > 3 else ""

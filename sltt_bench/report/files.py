@@ -1,6 +1,7 @@
 """Writes the report's files: tables, figures in both widths, and the pages made of them."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -73,11 +74,10 @@ def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[st
     drawn: dict[tuple[str, Width, str], bytes] = {}
     if not kinds:
         return drawn
-    for figure in figures:
-        for width in WIDTHS:
-            with style.applied():
-                for kind, content in style.files(figure.draw(width), kinds).items():
-                    drawn[figure.name, width, kind] = content
+    with style.applied():
+        for figure, width in product(figures, WIDTHS):
+            for kind, content in style.files(figure.draw(width), kinds).items():
+                drawn[figure.name, width, kind] = content
     return drawn
 
 

@@ -211,6 +211,17 @@ class Group:
 
     def ratio(self, metric: str, method: str, baseline: str) -> Estimate | NotComparable:
         """value(method) ÷ value(baseline) over paired seeds."""
+        asked = (metric, method, baseline)
+        if asked not in self._ratios:
+            self._ratios[asked] = self._ratio(*asked)
+        return self._ratios[asked]
+
+    @cached_property
+    def _ratios(self) -> dict[tuple[str, str, str], Estimate | NotComparable]:
+        """What was asked for before: tables, plots and sentences ask for the same ratios."""
+        return {}
+
+    def _ratio(self, metric: str, method: str, baseline: str) -> Estimate | NotComparable:
         pair = self._pair(metric, method, baseline)
         if isinstance(pair, NotComparable):
             return pair
@@ -425,9 +436,9 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
-    values = {name: _by_seed(of_phase if metric.of_phase else ok, name) for name, metric in METRICS.items()}
-    for name in COLD_FIGURES:
-        values[name] = _by_seed(ok, name)
+    values = _by_seed(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
+    others = [name for name, metric in METRICS.items() if not metric.of_phase]
+    values |= _by_seed(ok, [*others, *COLD_FIGURES])
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
     frames = [epochs[cell] for cell in cells if cell in epochs]
     return MethodResult(
@@ -441,9 +452,12 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
     )
 
 
-def _by_seed(rows: pd.DataFrame, name: str) -> dict[int, float]:
-    means = rows[name].astype(float).groupby(rows["seed"].astype(int)).mean().dropna()
-    return {int(str(seed)): float(value) for seed, value in means.items()}
+def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Figure → seed → mean over repetitions, where it was measured."""
+    means = rows[list(names)].astype(float).groupby(rows["seed"].astype(int)).mean()
+    return {
+        name: {int(str(seed)): float(value) for seed, value in means[name].dropna().items()} for name in names
+    }
 
 
 def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:

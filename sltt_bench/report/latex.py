@@ -1,4 +1,6 @@
-"""Tables as LaTeX (booktabs), one file each, for \\input in a paper."""
+"""Tables as LaTeX (booktabs, graphicx), one file each, for \\input in a paper."""
+
+from collections.abc import Sequence
 
 from sltt_bench.report.document import Cell, Table
 
@@ -25,31 +27,48 @@ _SPECIAL = {
 
 
 def table(block: Table, conditions: str) -> str:
-    """A `table` environment; needs \\usepackage{booktabs}. `conditions` ends the caption."""
+    """A `table` environment, scaled down where it is wider than the text. `conditions` ends the caption.
+
+    Needs the packages booktabs and graphicx. Notes stand below the table, outside the scaling.
+    """
     columns = "".join("r" if heading.numeric else "l" for heading in block.headings)
     headings = [escape(f"{h.text} [{h.unit}]" if h.unit else h.text) for h in block.headings]
+    told = f" {conditions[0].upper()}{conditions[1:]}." if conditions else ""
     lines = [
-        "% Made by sltt-bench report; needs \\usepackage{booktabs}.",
+        "% Made by sltt-bench report; needs \\usepackage{booktabs,graphicx}.",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{escape(f'{block.title}. {conditions}'.strip())}}}",
+        f"  \\caption{{{escape(f'{block.title}.{told}')}}}",
         f"  \\label{{tab:{block.name}}}",
+        "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"  \\begin{{tabular}}{{{columns}}}",
         "    \\toprule",
         f"    {' & '.join(headings)} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(_cell(cell) for cell in row)} \\\\" for row in block.rows),
+        *(f"    {' & '.join(_cells(block, row))} \\\\" for row in block.rows),
         "    \\bottomrule",
-        "  \\end{tabular}",
-        *(f"  % {note}" for note in block.notes),
+        "  \\end{tabular}}",
+        *(f"  \\par\\raggedright\\footnotesize {escape(note)}" for note in block.notes),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _cell(cell: Cell) -> str:
-    detail = f" {{\\small {escape(cell.detail)}}}" if cell.detail else ""
-    return escape(cell.text) + detail
+def _cells(block: Table, row: Sequence[Cell]) -> list[str]:
+    return [
+        _cell(cell, "r" if heading.numeric else "l", stacked=not block.secondary)
+        for cell, heading in zip(row, block.headings, strict=True)
+    ]
+
+
+def _cell(cell: Cell, side: str, *, stacked: bool) -> str:
+    """The text with its detail below it, or beside it in a table of many rows."""
+    text, detail = escape(cell.text), escape(cell.detail)
+    if not detail:
+        return text
+    if not stacked:
+        return f"{text} {{\\small {detail}}}"
+    return f"\\begin{{tabular}}[t]{{@{{}}{side}@{{}}}}{text}\\\\{{\\small {detail}}}\\end{{tabular}}"
 
 
 def escape(text: str) -> str:

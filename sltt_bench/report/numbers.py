@@ -51,7 +51,7 @@ def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
     for factor, name in steps:
         if largest >= factor * (2 if name in ("min", "h") else 1):
             return Scale(factor, name)
-    return Scale(*steps[-1]) if largest else Scale(*steps[len(steps) // 2])
+    return Scale(*steps[-1]) if largest or unit == "count" else Scale(*steps[len(steps) // 2])
 
 
 def scale_of_metric(name: str, values: Iterable[float]) -> Scale:

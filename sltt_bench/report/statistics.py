@@ -98,11 +98,11 @@ def _paired(
     return Estimate(float(combine(ours.mean(), theirs.mean())), _interval(drawn), len(seeds))
 
 
-def _resampled_means(
-    values: Floats,
-) -> Floats:
-    means: Floats = values[_resamples(len(values))].mean(axis=1)
-    return means
+def _resampled_means(values: Floats) -> Floats:
+    if len(values) <= _EXACT_UP_TO:
+        means: Floats = values[_resamples(len(values))].mean(axis=1)
+        return means
+    return np.asarray(_weights(len(values)) @ values)
 
 
 def _interval(drawn: Floats) -> Interval | None:
@@ -111,6 +111,15 @@ def _interval(drawn: Floats) -> Interval | None:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+@cache
+def _weights(n: int) -> Floats:
+    """Each bootstrap sample as the share of every seed in it: a mean is then one product."""
+    drawn = _resamples(n)
+    counts = np.zeros((len(drawn), n))
+    np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
+    return counts / n
 
 
 @cache

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Verdict, VerdictWord
+from sltt_bench.report.document import Verdict
 from sltt_bench.report.groups import METRICS, Group, NotComparable, natural_order
 from sltt_bench.report.numbers import listed
 from sltt_bench.report.statistics import Estimate
@@ -134,12 +134,19 @@ def _why_not(group: Group, baseline: str) -> str:
     return refusal.reason if isinstance(refusal, NotComparable) else "no figure is common"
 
 
+_NO_ROOM = "without room for the baseline"
+
+
 def claims_sentence(verdicts: Sequence[Verdict]) -> str:
     """How many verdicts of which kind, those of estimates apart; '' without any."""
-    words: tuple[VerdictWord, ...] = ("held", "not held", "inconclusive", "not measured")
+    words = ("held", "not held", "inconclusive", _NO_ROOM, "not measured")
     said = []
     for estimated in (False, True):
-        counts = Counter(verdict.word for verdict in verdicts if verdict.estimated is estimated)
+        counts = Counter(
+            _NO_ROOM if verdict.word == "not measured" and verdict.is_finding else verdict.word
+            for verdict in verdicts
+            if verdict.estimated is estimated
+        )
         mark = " by estimate" if estimated else ""
         said += [f"{counts[word]} {word}{mark}" for word in words if counts[word]]
     return f"Claims: {', '.join(said)}." if said else ""

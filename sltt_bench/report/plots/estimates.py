@@ -76,7 +76,7 @@ def _peaks(axes: Axes, points: Points) -> None:
     for number, (method, line) in enumerate(points.estimated.items()):
         thickness, size = style.weight(number)
         axes.plot(
-            [x for x, _ in line], [peak / scale.factor for _, peak in line], linestyle=(0, (4, 2)), linewidth=thickness,
+            [x for x, _ in line], [peak / scale.factor for _, peak in line], linestyle=(0, (4, 2)), linewidth=0.65 * thickness,
             color=style.colour(method), marker=style.marker(method), markerfacecolor=style.SURFACE, markersize=size,
             label=method,
         )  # fmt: skip

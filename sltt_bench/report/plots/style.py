@@ -46,6 +46,7 @@ _RC: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 7,
+    "axes.titley": 1.0,  # where it would be anyway, without looking for it at every drawing
     "axes.labelsize": 7.5,
     "axes.labelcolor": SOFT_INK,
     "axes.edgecolor": SOFT_INK,
@@ -146,7 +147,7 @@ def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, mo
 def weight(place: int) -> tuple[float, float]:
     """Line width and marker size of the method at this place in the order: where lines coincide, the later
     and thinner one leaves the earlier one's edges to see."""
-    return max(2.6 - 0.6 * place, 0.9), max(7.2 - 1.1 * place, 3.8)
+    return max(2.4 - 0.55 * place, 0.9), max(7.0 - 1.1 * place, 3.8)
 
 
 def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
