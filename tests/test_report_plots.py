@@ -109,6 +109,20 @@ def test_the_wanted_plots_are_drawn(all_figures: dict[str, Figure]) -> None:
     assert set(NAMES) <= set(all_figures)
 
 
+def test_a_sweep_says_what_tells_it_from_another_sweep_of_the_same_field(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path)
+    for tau in (1.1, 2.0):
+        for lr in (0.1, 0.2):
+            run.cell(
+                "bptt", recipe=varied(RECIPE, neuron__tau=tau, train__lr=lr), top1=[0.4, 0.5, 0.6],
+                overrides={"neuron.tau": tau, "train.lr": lr},
+            )  # fmt: skip
+    captions = [f.caption for name, f in figures(tmp_path).items() if "sweep-train-lr" in name]
+    assert len(captions) == 2
+    for tau in (1.1, 2.0):
+        assert sum(caption.endswith(f"neuron.tau = {tau}.") for caption in captions) == 1
+
+
 # At the shipped sizes ----------------------------------------------------------------------------------
 
 

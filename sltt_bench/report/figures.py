@@ -29,17 +29,21 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
 
 def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
     """The plots across groups of one recipe that differ in a single field."""
+    varied = sweeps.varied_fields([group for group in groups if not group.key.smoke])
     for number, sweep in enumerate(sweeps.find_sweeps(groups)):
         if not sweep.panels:
             continue
         words = sweeps.FIELD_WORDS.get(sweep.field, sweep.field)
         seeds = [len(r.seeds) for group in sweep.groups.values() for r in group.finished]
         n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
-        first = next(iter(sweep.groups.values())).key
+        one = next(iter(sweep.groups.values()))
+        first = one.key
         fixed = [first.hardware, first.precision, f"backend {first.backend}"]
         fixed += [] if sweep.field == "timesteps" else [f"T = {first.timesteps}"]
         fixed += [] if sweep.field == "train.batch_size" else [f"batch {first.batch_size}"]
         fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
+        others = varied - {sweep.field, *sweeps.FIELD_WORDS}
+        fixed += [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
         caption = (
             f"Mean over seeds against {words}, bars one standard deviation; a red ring: the method ran "
             f"out of memory beyond this point. {n} seeds a point; {', '.join(fixed)}."

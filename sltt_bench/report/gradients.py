@@ -507,7 +507,7 @@ def _draws(family: Family, name: str) -> Figure | None:
     caption = (
         f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
         f"g_s, {family.when}. Left: the closed form, bars one standard deviation over batches; K = T has "
-        f"variance 0. Right: mean over the draws, bars one standard deviation over draws. "
+        f"variance 0. Right: mean over the draws that have a gradient, bars one standard deviation over them. "
         f"{_fixed_words(family, rows, but=('timesteps',))}"
     )
     return Figure(f"{name}-draws", "SLTT-K against K", caption, partial(draw_lines, panels))

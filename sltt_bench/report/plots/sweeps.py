@@ -57,7 +57,7 @@ class Sweep:
 def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
     """Every family of at least two groups of one recipe that differ in a single numeric field."""
     known = [group for group in groups if group.settings]
-    varied = {key for group in known for key in group.settings if _varies(key, known)}
+    varied = varied_fields(groups)
     sweeps = []
     for name in sorted(
         varied, key=lambda name: (list(FIELD_WORDS).index(name) if name in FIELD_WORDS else 9, name)
@@ -71,6 +71,12 @@ def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
             if len(family) > 1 and any(group.finished for group in family.values()):
                 sweeps.append(Sweep(name, dict(sorted(family.items()))))
     return sweeps
+
+
+def varied_fields(groups: Sequence[Group]) -> set[str]:
+    """The recipe fields, dotted, that are not the same in all groups."""
+    known = [group for group in groups if group.settings]
+    return {key for group in known for key in group.settings if _varies(key, known)}
 
 
 def _varies(name: str, groups: Sequence[Group]) -> bool:
