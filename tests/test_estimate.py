@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sltt_bench.estimate.command import bytes_of, estimate
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
 from sltt_bench.estimate.operations import Work
+from sltt_bench.estimate.remembered import RememberedOperations
 from sltt_bench.estimate.search import (
     largest_batch_size,
     largest_timesteps,
@@ -24,7 +27,7 @@ from sltt_bench.estimate.search import (
     with_batch_size,
     with_timesteps,
 )
-from sltt_bench.estimate.trace import late_draw_seed, trace_iteration, trace_memory
+from sltt_bench.estimate.trace import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell, cell_from_dict
@@ -141,6 +144,85 @@ def test_slttk_is_estimated_at_a_draw_that_ends_with_the_last_step() -> None:
     for timesteps in (1, 2, 6, 20):
         generator = torch.Generator().manual_seed(late_draw_seed(timesteps))
         assert torch.randperm(timesteps, generator=generator)[0] == timesteps - 1
+
+
+# Remembered operations --------------------------------------------------------------------------
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "sum of two": lambda a, b: a + b,
+    "times 2": lambda a, b: a * 2,
+    "times 2.5": lambda a, b: a.to(torch.int32) * 2.5,
+    "times True": lambda a, b: a.to(torch.int32) * True,
+    "comparison": lambda a, b: a > 0.5,
+    "another type": lambda a, b: a.half(),
+    "another layout": lambda a, b: a.to(memory_format=torch.channels_last),
+    "view": lambda a, b: a.transpose(1, 2),
+    "view with an offset": lambda a, b: a[..., 1:],
+    "view of another type": lambda a, b: a.view(torch.int32),
+    "expanded": lambda a, b: a.expand(2, 3, 4, 4),
+    "alias": lambda a, b: a.detach(),
+    "view where it can be": lambda a, b: a.reshape(-1),
+    "copy where no view can be": lambda a, b: a.transpose(0, 1).reshape(-1),
+    "several views": lambda a, b: a.split(1, 1),
+    "several new": lambda a, b: torch.var_mean(a, 0),
+    "some of several": lambda a, b: torch.ops.aten.convolution_backward(
+        a, b, torch.ones(3, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1:2],
+    "list": lambda a, b: torch._foreach_add([a, b], 1.0),
+    "in place": lambda a, b: a.add_(b),
+    "in place, with itself": lambda a, b: a.mul_(a),
+    "in place, transposed": lambda a, b: a.transpose_(0, 1),
+    "resized": lambda a, b: a.resize_(40),
+    "given where to": lambda a, b: torch.add(a, b, out=a),
+    "random": lambda a, b: torch.nn.functional.dropout(a, 0.5),
+    "constant": lambda a, b: torch.tensor(3.0) * torch.ones(3),
+}
+
+
+def looks(tensor: Tensor, *others: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()
+    shared = [(tensor is other, storage._cdata == other.untyped_storage()._cdata) for other in others]
+    layout = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
+    return (*layout, storage.nbytes(), shared, sorted(vars(tensor)))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_remembered_operation_makes_what_torch_makes(name: str) -> None:
+    def results(run: Callable[[FakeTensorMode], AbstractContextManager[Any]]) -> list[Any]:
+        found: list[Any] = []
+        for _ in range(3):  # torch is asked first, and then no more
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                a, b = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+                with run(mode):
+                    result = OPERATIONS[name](a, b)
+                made = result if isinstance(result, tuple | list) else [result]
+                found += [type(result), *(looks(tensor, a, b) for tensor in made), looks(a), looks(b)]
+        return found
+
+    remembered = results(lambda mode: Executing(RememberedOperations(mode)))
+    assert remembered == results(lambda mode: nullcontext())
+
+
+@pytest.mark.parametrize(
+    ("family", "backend", "method"),
+    [
+        ("recurrent mlp", "reference", "sltt-k2"),
+        ("cnn", "native", "sltt"),
+        ("vgg11", "reference", "bptt"),
+        ("nf-resnet34", "reference", "sltt-k2"),
+    ],
+)
+def test_a_trace_from_memory_is_torchs_own(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, family: str, backend: str, method: str
+) -> None:
+    recipe, overrides = FAMILIES[family]
+    cell = replace(smoke_cell(method, recipe=recipe, timesteps=2, **overrides), backend=backend)
+    remembered = trace_iteration(cell, "cuda")
+    monkeypatch.setattr(
+        "sltt_bench.estimate.trace.RememberedOperations",
+        lambda mode: lambda func, args, kwargs: func(*args, **kwargs),
+    )
+    assert remembered == trace_iteration(cell, "cuda")
 
 
 # Work -------------------------------------------------------------------------------------------

@@ -25,6 +25,12 @@ from torch.utils._pytree import tree_leaves
 
 from sltt_bench.neurons import Stateful
 
+Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Runs an operation, given as a dispatch mode is given it: (func, args, kwargs) → its result."""
+
+_DEVICE = torch.ops.prim.device.default
+"""Asked of every fake tensor at every turn, and no operation: a tensor knows its device itself."""
+
 
 class Cause(StrEnum):
     """Why a storage is alive; where several hold, the first in this order."""
@@ -64,9 +70,13 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         network: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        execute: Execute | None = None,
     ) -> None:
         """Registers the tensors that are alive before: `existing` (the batch, say; duplicates and
-        tensors of the network are welcome), and all that `network` and `optimizer` hold."""
+        tensors of the network are welcome), and all that `network` and `optimizer` hold.
+
+        `execute(func, args, kwargs)` runs an operation; None: as without the counter.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         """Largest number of live bytes so far."""
@@ -82,6 +92,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._backward_task = -1
         self._network = None if network is None else weakref.ref(network)
         self._undo: list[Callable[[], None]] = []
+        self._execute = execute or _run
         if network is not None:
             self._register([*network.parameters(), *network.buffers()], Cause.PARAMETERS)
             self._register_gradients()
@@ -136,8 +147,10 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:
+            return args[0].device
         self._notice_backward_pass()
-        result = func(*args, **(kwargs or {}))
+        result = self._execute(func, args, kwargs or {})
         if func is torch.ops.aten.add.Tensor and self._backward_task != -1 and _called_by_engine():
             self._settle()
             reusable = tuple(_address(operand) for operand in args[:2] if not operand._is_view())
@@ -290,6 +303,10 @@ class _EngineSum(NamedTuple):
     result: weakref.ref[Any]
     reusable: tuple[int, ...]
     """Addresses of the operands' storages that could hold the sum."""
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
 
 
 def _note(freed: deque[int], address: int, _: weakref.ref[Any]) -> None:
