@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -193,11 +194,17 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peak, self._events_to_peak = self._current, len(self._events)
 
     def _settle(self) -> None:
-        """Take account of the storages freed since the last operation."""
+        """Take account of the storages freed since the last operation, the oldest first.
+
+        Which was freed first may depend on addresses (autocast keeps its copies in a hash table of them).
+        """
         if self._sum is not None:
             self._settle_sum()
+        freed = []
         while self._freed:
-            self._change(self._live.pop(self._freed.popleft()), 0)
+            freed.append(self._live.pop(self._freed.popleft()))
+        for live in sorted(freed, key=_age):
+            self._change(live, 0)
 
     def _settle_sum(self) -> None:
         """Where several gradients of one tensor meet, the autograd engine adds in place into one that
@@ -295,6 +302,9 @@ class _Live:
         self.forward = forward
         """Whether it was allocated outside a backward pass."""
         self.size = 0
+
+
+_age = attrgetter("number")
 
 
 class _EngineSum(NamedTuple):
