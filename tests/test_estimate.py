@@ -13,7 +13,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from typer.testing import CliRunner
 
+from sltt_bench.cli import app
 from sltt_bench.estimate.command import bytes_of, estimate
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
@@ -428,11 +430,12 @@ def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
     )
     assert find_gpu("mine", file).bandwidth_gb_s == 200
     assert find_gpu("t4", file).source == "replaced"
-    with pytest.raises(GPUError, match=r"--gpu nope: .*mine.*--gpu-file"):
+    with pytest.raises(GPUError, match=r"'nope' is not .*mine.*--gpu-file"):
         find_gpu("nope", file)
     file.write_text("mine: {memory_gb: -8}\n")
-    with pytest.raises(GPUError, match=r"mine\.memory_gb"):
+    with pytest.raises(GPUError, match=r"mine\.memory_gb") as raised:
         find_gpu("mine", file)
+    assert raised.value.option == "--gpu-file"
 
 
 # Tables and files -------------------------------------------------------------------------------
@@ -510,9 +513,30 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
 def test_amounts_of_memory_are_read_with_their_unit() -> None:
     assert bytes_of("24GiB") == 24 * 2**30
     assert bytes_of("1.5 GB") == 1_500_000_000
+    assert bytes_of("1TiB") == 1024 * bytes_of("1GiB")
     for wrong in ("24", "0GiB", "-1GB", "much"):
         with pytest.raises(ValueError, match="24GiB"):
             bytes_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("--timesteps 0", "--timesteps 0: wants whole numbers from 1 on"),
+        ("--timesteps 2,x", "--timesteps 2,x: wants whole numbers from 1 on"),
+        ("--batch-size 0", "--batch-size 0: wants whole numbers from 1 on"),
+        ("--memory much", "--memory: 'much' is no amount of memory; write a number with a unit"),
+        ("--gpu nope", "--gpu: 'nope' is not in the table; known: "),
+        ("--gpu t4 --gpu-file none.yaml", "--gpu-file: none.yaml cannot be read: "),
+        ("--gpu-file none.yaml", "say --gpu NAME too"),
+        ("--device mps", "--device mps: an estimate is for cuda or cpu"),
+        ("--method sltt-k9 --timesteps 1,2", "choose another K or raise timesteps"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(options: str, fault: str) -> None:
+    result = CliRunner().invoke(app, ["estimate", "digits", *options.split()])
+    assert result.exit_code == 2
+    assert fault in result.output
 
 
 def test_estimating_leaves_torch_as_it_was(smoke_cell: MakeCell) -> None:
