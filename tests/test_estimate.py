@@ -29,6 +29,7 @@ from sltt_bench.estimate.search import (
     with_batch_size,
     with_timesteps,
 )
+from sltt_bench.estimate.shown import count_text
 from sltt_bench.estimate.trace import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.neurons import reset_state
@@ -36,6 +37,7 @@ from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
+from sltt_bench.terminal import bytes_text
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -476,6 +478,11 @@ def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: 
     assert f"{sltt.work('total') / bptt.work('total'):.3f}" in text
     assert table.baseline_of(sltt, "bptt") is bptt
     assert {e.limits.memory_bytes for e in table.estimates if e.limits} == {int(64 * 2**20 * 0.9)}
+
+
+def test_numbers_are_shown_with_three_digits_and_no_exponent() -> None:
+    assert [bytes_text(n) for n in (999, 1023 * 1024, 1024 * 1024)] == ["999 B", "1023 KiB", "1 MiB"]
+    assert [count_text(n) for n in (12, 999.4, 999.6, 2_340_000)] == ["12", "999", "1 k", "2.34 M"]
 
 
 def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
