@@ -125,4 +125,6 @@ def _ratio(estimate: Estimate, baseline_of: Baseline, value: Callable[[Estimate]
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    return f"{seconds / 3600:.3g} h" if seconds >= 7200 else f"{seconds:.3g} s"
+    if seconds >= 7200:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
