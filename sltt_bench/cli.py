@@ -268,8 +268,10 @@ def estimate(
 
     with _errors_explained():
         grid = list(overrides or [])
-        grid += [f"timesteps={timesteps}"] if timesteps else []
-        grid += [f"train.batch_size={batch_size}"] if batch_size else []
+        grid += _counts("--timesteps", "timesteps", timesteps)
+        grid += _counts("--batch-size", "train.batch_size", batch_size)
+        if gpu_file is not None and gpu is None:
+            _fail(f"--gpu-file {gpu_file}: adds to the GPUs that --gpu knows; say --gpu NAME too")
         if device not in ("cpu", "cuda"):
             _fail(f"--device {device}: an estimate is for cuda or cpu")
         request = Request(
@@ -438,6 +440,16 @@ def _seeds(text: str | None) -> list[int] | None:
     if any(seed < 0 for seed in seeds):
         _fail(f"--seed {text}: seeds are not negative")
     return list(dict.fromkeys(seeds))
+
+
+def _counts(option: str, key: str, text: str | None) -> list[str]:
+    """An option's comma list of whole numbers from 1 on, as the override of a recipe field."""
+    parts = _comma_list(text)
+    if parts is None:
+        return []
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
+    return [f"{key}={','.join(parts)}"]
 
 
 def _seconds(text: str | None) -> float | None:

@@ -210,12 +210,18 @@ def estimate_plans(
     from sltt_bench.estimate.command import bytes_of, estimate
     from sltt_bench.estimate.gpus import GPUError
 
-    console = Console()
-    for remark in (remark for plan in plans for remark in plan.left_out):
-        console.print(f"[dim]{remark}[/dim]")
-    cells = [cell for plan in plans for cell in plan]
     try:
         memory_bytes = None if memory is None else bytes_of(memory)
+    except ValueError as error:
+        raise RecipeError("--memory", [str(error)]) from None
+    console = Console()
+    cells = [cell for plan in plans for cell in plan]
+    remarks = [remark for plan in plans for remark in plan.left_out]
+    if baseline not in {cell.method for cell in cells}:
+        remarks.append(f"no ratios: {baseline} is not among the methods; --baseline names another")
+    for remark in remarks:
+        console.print(f"[dim]{remark}[/dim]")
+    try:
         with cell_progress(console, len(cells)) as advance:
             table = estimate(
                 cells,
@@ -226,9 +232,7 @@ def estimate_plans(
                 on_result=lambda result: advance(describe(result.cell)),
             )
     except GPUError as error:
-        raise RecipeError("--gpu", [str(error)]) from None
-    except ValueError as error:
-        raise RecipeError("--memory", [str(error)]) from None
+        raise RecipeError(error.option, [str(error)]) from None
     for shown in table.rich(baseline):
         console.print(shown)
     for failure in table.failures:

@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from typer.testing import CliRunner
 
+from sltt_bench.cli import app
 from sltt_bench.estimate.command import bytes_of, estimate
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
 from sltt_bench.estimate.operations import Work
+from sltt_bench.estimate.remembered import RememberedOperations
 from sltt_bench.estimate.search import (
     largest_batch_size,
     largest_timesteps,
@@ -24,13 +29,15 @@ from sltt_bench.estimate.search import (
     with_batch_size,
     with_timesteps,
 )
-from sltt_bench.estimate.trace import late_draw_seed, trace_iteration, trace_memory
+from sltt_bench.estimate.shown import count_text
+from sltt_bench.estimate.trace import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
-from sltt_bench.recipe import load_recipe
+from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
+from sltt_bench.terminal import bytes_text
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -43,6 +50,9 @@ FAMILIES = {
     "vgg11": ("dvs-cifar10-vgg11", {}),
     "nf-resnet34": ("imagenet-resnet34", {}),
     "nf-resnet50": ("imagenet-resnet50", {}),
+    "vgg11 on saccades": ("digits-saccade", {}),
+    "recurrent mlp, row by row": ("sequential-digits", {"timesteps": 8}),
+    "mlp, loss on the last step": ("delayed-recall", {"timesteps": 18}),
 }
 
 
@@ -67,19 +77,30 @@ def counted_peak(cell: Cell) -> tuple[int, dict[Cause, int]]:
 # Memory -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [(family, method) for family in FAMILIES for method in ("bptt", "sltt", "sltt-k2")]
+    + [("recurrent mlp", "sltt-k1"), ("recurrent mlp", "sltt-k2-unbiased")],
+)
 def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
     smoke_cell: MakeCell, family: str, method: str
 ) -> None:
     recipe, overrides = FAMILIES[family]
-    cell = smoke_cell(
-        method, recipe=recipe, timesteps=2 if "nf" in family else 3, train__precision="fp32", **overrides
-    )
-    trace = trace_iteration(cell, "cpu")
+    steps = {"timesteps": 2 if "nf" in family else 3} | overrides
+    cell = smoke_cell(method, recipe=recipe, train__precision="fp32", **steps)
+    trace = trace_memory(cell, "cpu")
     peak, by_cause = counted_peak(cell)
     assert trace.peak_bytes == peak
     assert trace.peak_by_cause == by_cause
+
+
+def test_every_shipped_recipe_is_of_a_family_that_is_tested() -> None:
+    def family(recipe: Recipe) -> tuple[Any, ...]:
+        network = recipe.model.name.replace("resnet101", "resnet50")  # more of the same blocks
+        return network, getattr(recipe.model, "recurrent", None), recipe.data.temporal, recipe.train.optimizer
+
+    tested = {family(load_recipe(recipe, overrides, smoke=True)) for recipe, overrides in FAMILIES.values()}
+    assert {family(load_recipe(name)) for name in recipe_names()} <= tested
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
@@ -104,11 +125,20 @@ def test_amp_is_fp16_on_a_gpu_and_bf16_on_a_cpu(smoke_cell: MakeCell) -> None:
     assert matrices == {torch.float16}
 
 
-def test_backends_are_estimated_as_they_run(smoke_cell: MakeCell) -> None:
-    cell = replace(smoke_cell("sltt", timesteps=4, train__precision="fp32"), backend="native")
-    estimated = trace_iteration(cell, "cpu").peak_bytes
-    assert estimated == pytest.approx(counted_peak(cell)[0], rel=0.01)
-    assert estimated < trace_iteration(replace(cell, backend="reference"), "cpu").peak_bytes
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+@pytest.mark.parametrize("family", ["cnn", "vgg11"])
+@pytest.mark.parametrize("backend", ["native", "spikingjelly"])
+def test_backends_are_estimated_as_they_run(
+    smoke_cell: MakeCell, backend: str, family: str, method: str
+) -> None:
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    recipe, overrides = FAMILIES[family]
+    cell = smoke_cell(method, recipe=recipe, timesteps=4, train__precision="fp32", **overrides)
+    estimated = trace_memory(replace(cell, backend=backend), "cpu").peak_bytes
+    assert estimated == pytest.approx(counted_peak(replace(cell, backend=backend))[0], rel=0.01)
+    if backend == "native":
+        assert estimated < trace_memory(cell, "cpu").peak_bytes
 
 
 def test_what_only_real_tensors_can_be_compiled_into_is_estimated_without(smoke_cell: MakeCell) -> None:
@@ -130,17 +160,93 @@ def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
 
 
 def test_no_memory_is_used_for_what_is_estimated(smoke_cell: MakeCell) -> None:
-    cell = smoke_cell("bptt", recipe="imagenet-resnet34", train__batch_size=4)
-    full = replace(
-        cell, recipe=load_recipe("imagenet-resnet34", {"timesteps": 2, "train.batch_size": 100_000})
-    )
-    assert trace_iteration(full, "cuda").peak_bytes > 2**41, "more than any machine has"
+    cell = smoke_cell("bptt", train__batch_size=10**9)
+    assert trace_memory(cell, "cuda").peak_bytes > 2**41, "more than any machine has"
 
 
 def test_slttk_is_estimated_at_a_draw_that_ends_with_the_last_step() -> None:
     for timesteps in (1, 2, 6, 20):
         generator = torch.Generator().manual_seed(late_draw_seed(timesteps))
         assert torch.randperm(timesteps, generator=generator)[0] == timesteps - 1
+
+
+# Remembered operations --------------------------------------------------------------------------
+
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "sum of two": lambda a, b: a + b,
+    "times 2": lambda a, b: a * 2,
+    "times 2.5": lambda a, b: a.to(torch.int32) * 2.5,
+    "times True": lambda a, b: a.to(torch.int32) * True,
+    "comparison": lambda a, b: a > 0.5,
+    "another type": lambda a, b: a.half(),
+    "another layout": lambda a, b: a.to(memory_format=torch.channels_last),
+    "view": lambda a, b: a.transpose(1, 2),
+    "view with an offset": lambda a, b: a[..., 1:],
+    "view of another type": lambda a, b: a.view(torch.int32),
+    "expanded": lambda a, b: a.expand(2, 3, 4, 4),
+    "alias": lambda a, b: a.detach(),
+    "view where it can be": lambda a, b: a.reshape(-1),
+    "copy where no view can be": lambda a, b: a.transpose(0, 1).reshape(-1),
+    "several views": lambda a, b: a.split(1, 1),
+    "several new": lambda a, b: torch.var_mean(a, 0),
+    "some of several": lambda a, b: torch.ops.aten.convolution_backward(
+        a, b, torch.ones(3, 3, 1, 1), None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1:2],
+    "list": lambda a, b: torch._foreach_add([a, b], 1.0),
+    "in place": lambda a, b: a.add_(b),
+    "in place, with itself": lambda a, b: a.mul_(a),
+    "in place, transposed": lambda a, b: a.transpose_(0, 1),
+    "resized": lambda a, b: a.resize_(40),
+    "given where to": lambda a, b: torch.add(a, b, out=a),
+    "random": lambda a, b: torch.nn.functional.dropout(a, 0.5),
+    "constant": lambda a, b: torch.tensor(3.0) * torch.ones(3),
+}
+
+
+def looks(tensor: Tensor, *others: Tensor) -> tuple[Any, ...]:
+    storage = tensor.untyped_storage()
+    shared = [(tensor is other, storage._cdata == other.untyped_storage()._cdata) for other in others]
+    layout = (tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype, tensor.device)
+    return (*layout, storage.nbytes(), shared, sorted(vars(tensor)))
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_a_remembered_operation_makes_what_torch_makes(name: str) -> None:
+    def results(run: Callable[[FakeTensorMode], AbstractContextManager[Any]]) -> list[Any]:
+        found: list[Any] = []
+        for _ in range(3):  # torch is asked first, and then no more
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                a, b = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
+                with run(mode):
+                    result = OPERATIONS[name](a, b)
+                made = result if isinstance(result, tuple | list) else [result]
+                found += [type(result), *(looks(tensor, a, b) for tensor in made), looks(a), looks(b)]
+        return found
+
+    remembered = results(lambda mode: Executing(RememberedOperations(mode)))
+    assert remembered == results(lambda mode: nullcontext())
+
+
+@pytest.mark.parametrize(
+    ("family", "backend", "method"),
+    [
+        ("recurrent mlp", "reference", "sltt-k2"),
+        ("cnn", "native", "sltt"),
+        ("vgg11", "reference", "bptt"),
+        ("nf-resnet34", "reference", "sltt-k2"),
+    ],
+)
+def test_a_trace_from_memory_is_torchs_own(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, family: str, backend: str, method: str
+) -> None:
+    recipe, overrides = FAMILIES[family]
+    cell = replace(smoke_cell(method, recipe=recipe, timesteps=2, **overrides), backend=backend)
+    remembered = trace_iteration(cell, "cuda")
+    monkeypatch.setattr(
+        "sltt_bench.estimate.trace.RememberedOperations",
+        lambda mode: lambda func, args, kwargs: func(*args, **kwargs),
+    )
+    assert remembered == trace_iteration(cell, "cuda")
 
 
 # Work -------------------------------------------------------------------------------------------
@@ -346,11 +452,12 @@ def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
     )
     assert find_gpu("mine", file).bandwidth_gb_s == 200
     assert find_gpu("t4", file).source == "replaced"
-    with pytest.raises(GPUError, match=r"--gpu nope: .*mine.*--gpu-file"):
+    with pytest.raises(GPUError, match=r"'nope' is not .*mine.*--gpu-file"):
         find_gpu("nope", file)
     file.write_text("mine: {memory_gb: -8}\n")
-    with pytest.raises(GPUError, match=r"mine\.memory_gb"):
+    with pytest.raises(GPUError, match=r"mine\.memory_gb") as raised:
         find_gpu("mine", file)
+    assert raised.value.option == "--gpu-file"
 
 
 # Tables and files -------------------------------------------------------------------------------
@@ -371,6 +478,11 @@ def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: 
     assert f"{sltt.work('total') / bptt.work('total'):.3f}" in text
     assert table.baseline_of(sltt, "bptt") is bptt
     assert {e.limits.memory_bytes for e in table.estimates if e.limits} == {int(64 * 2**20 * 0.9)}
+
+
+def test_numbers_are_shown_with_three_digits_and_no_exponent() -> None:
+    assert [bytes_text(n) for n in (999, 1023 * 1024, 1024 * 1024)] == ["999 B", "1023 KiB", "1 MiB"]
+    assert [count_text(n) for n in (12, 999.4, 999.6, 2_340_000)] == ["12", "999", "1 k", "2.34 M"]
 
 
 def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
@@ -428,9 +540,30 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
 def test_amounts_of_memory_are_read_with_their_unit() -> None:
     assert bytes_of("24GiB") == 24 * 2**30
     assert bytes_of("1.5 GB") == 1_500_000_000
+    assert bytes_of("1TiB") == 1024 * bytes_of("1GiB")
     for wrong in ("24", "0GiB", "-1GB", "much"):
         with pytest.raises(ValueError, match="24GiB"):
             bytes_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ("--timesteps 0", "--timesteps 0: wants whole numbers from 1 on"),
+        ("--timesteps 2,x", "--timesteps 2,x: wants whole numbers from 1 on"),
+        ("--batch-size 0", "--batch-size 0: wants whole numbers from 1 on"),
+        ("--memory much", "--memory: 'much' is no amount of memory; write a number with a unit"),
+        ("--gpu nope", "--gpu: 'nope' is not in the table; known: "),
+        ("--gpu t4 --gpu-file none.yaml", "--gpu-file: none.yaml cannot be read: "),
+        ("--gpu-file none.yaml", "say --gpu NAME too"),
+        ("--device mps", "--device mps: an estimate is for cuda or cpu"),
+        ("--method sltt-k9 --timesteps 1,2", "choose another K or raise timesteps"),
+    ],
+)
+def test_a_wrong_option_is_named_with_its_remedy(options: str, fault: str) -> None:
+    result = CliRunner().invoke(app, ["estimate", "digits", *options.split()])
+    assert result.exit_code == 2
+    assert fault in result.output
 
 
 def test_estimating_leaves_torch_as_it_was(smoke_cell: MakeCell) -> None:

@@ -44,6 +44,11 @@ class GPU(Strict):
 class GPUError(ValueError):
     """No GPU has this name, it lacks a format, or a file of GPUs is faulty."""
 
+    def __init__(self, message: str, option: str = "--gpu") -> None:
+        super().__init__(message)
+        self.option = option
+        """The option of the command line whose value is at fault."""
+
 
 def known_gpus(extra: Path | None = None) -> dict[str, GPU]:
     """The GPUs of the shipped file, and those of `extra`, which may replace them. Raises GPUError."""
@@ -55,7 +60,7 @@ def find_gpu(name: str, extra: Path | None = None) -> GPU:
     """The GPU called `name`. Raises GPUError."""
     gpus = known_gpus(extra)
     if name not in gpus:
-        raise GPUError(f"--gpu {name}: not in the table; known: {', '.join(gpus)}; --gpu-file FILE adds more")
+        raise GPUError(f"{name!r} is not in the table; known: {', '.join(gpus)}; --gpu-file FILE adds more")
     return gpus[name]
 
 
@@ -76,7 +81,8 @@ def _peak(gpu: GPU, dtype: torch.dtype) -> float:
     name = _NAMES.get(dtype, "fp32")
     if name not in gpu.tflops:
         raise GPUError(
-            f"the GPU's data sheet gives no {name} arithmetic (only {', '.join(gpu.tflops)}); set train.precision"
+            f"the GPU's data sheet gives no {name} arithmetic (only {', '.join(gpu.tflops)}); "
+            "choose another with --set train.precision"
         )
     return gpu.tflops[name] * 1e12
 
@@ -86,7 +92,10 @@ def _read(path: Path) -> dict[str, GPU]:
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
         return TypeAdapter(dict[str, GPU]).validate_python(said)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GPUError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise GPUError(f"{path} cannot be read: {' '.join(str(error).split())}", "--gpu-file") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise GPUError(f"{path}: {faults}") from None
+        faults = "; ".join(
+            ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()
+        )
+        remedy = "write NAME: {memory_gb, bandwidth_gb_s, l2_mb, tflops: {fp32, ...}, source}"
+        raise GPUError(f"{path}: {faults}; {remedy}", "--gpu-file") from None

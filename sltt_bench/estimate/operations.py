@@ -111,7 +111,13 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def counting(self) -> Iterator["OperationCounter"]:
-        """Counts within; layers and optimiser are watched by hooks that are removed at the end."""
+        """Counts within."""
+        with self.watching(), self:
+            yield self
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Layers and optimiser are watched within, for `count`; by hooks that are removed at the end."""
         module_hooks = torch.nn.modules.module
         handles = [
             module_hooks.register_module_forward_pre_hook(self._enter_layer),
@@ -120,8 +126,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._optimizer.register_step_post_hook(lambda *_: self._set_in_optimizer(False)),
         ]
         try:
-            with self:
-                yield self
+            yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -129,7 +134,10 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        return self.count(func, args, kwargs or {})
+
+    def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation and count it; for a mode that sees it first."""
         result = self._execute(func, args, kwargs)
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:

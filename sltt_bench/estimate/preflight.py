@@ -40,14 +40,14 @@ def preflight(cells: Sequence[Cell]) -> Preflight:
 
 
 def _preflight(said: list[dict[str, Any]]) -> Preflight:
-    from sltt_bench.estimate.trace import trace_iteration
+    from sltt_bench.estimate.trace import trace_memory
 
     cells = [cell_from_dict(cell) for cell in said]
     free_bytes, device_type = _free_memory(cells[0].device)
     result = Preflight(free_bytes)
     for cell in cells:
         try:
-            result.peak_bytes[cell.cell_id] = trace_iteration(cell, device_type).peak_bytes
+            result.peak_bytes[cell.cell_id] = trace_memory(cell, device_type).peak_bytes
         except Exception as error:  # whatever a cell's own code raises on fake tensors
             result.failures[cell.cell_id] = " ".join(f"{type(error).__name__}: {error}".split())
     return result

@@ -51,7 +51,7 @@ def tables(
 def count_text(count: float) -> str:
     """A count with a decimal prefix and three digits: 1.2 G."""
     value, prefixes = float(count), ["", " k", " M", " G", " T", " P", " E"]
-    while value >= 1000 and len(prefixes) > 1:
+    while value >= 999.5 and len(prefixes) > 1:
         value, prefixes = value / 1000, prefixes[1:]
     return f"{value:.3g}{prefixes[0]}"
 
@@ -68,7 +68,9 @@ def _table(title: str, estimates: Sequence[Estimate], columns: Columns) -> Table
         title=f"{title}\n{', '.join(fixed)}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for heading in (*varying, *columns):
-        table.add_column(heading, justify="left" if heading in ("method", "backend") else "right")
+        table.add_column(
+            heading, justify="left" if heading in ("method", "backend") else "right", overflow="fold"
+        )
     for e in estimates:
         table.add_row(*(text(e) for text in (*varying.values(), *columns.values())))
     return table
@@ -123,4 +125,6 @@ def _ratio(estimate: Estimate, baseline_of: Baseline, value: Callable[[Estimate]
 def _seconds(seconds: float | None) -> str:
     if seconds is None:
         return "–"
-    return f"{seconds / 3600:.3g} h" if seconds >= 7200 else f"{seconds:.3g} s"
+    if seconds >= 7200:
+        return f"{seconds / 3600:.3g} h"
+    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"

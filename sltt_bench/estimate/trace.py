@@ -11,7 +11,7 @@ operations of these networks both autocasts have the same lists), and the optimi
 tensors at once. Loss scaling is left out: it reads values, and takes a few bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -24,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sltt_bench import methods
 from sltt_bench.estimate.operations import OperationCounter, Operations, tensors_in
+from sltt_bench.estimate.remembered import RememberedOperations
 from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.neurons import Stateful, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
-from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
+from sltt_bench.profiler.tensor_bytes import Cause, Execute, TensorBytes
 
 DeviceType = Literal["cuda", "cpu"]
 
@@ -66,10 +67,10 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
     Raises UnsupportedCell, UnknownBackend, UnknownMethod, and RuntimeError (from torch) where an
     operation depends on values.
     """
-    with _steady_state(cell, device_type) as (subject, x, labels):
-        counter = OperationCounter(subject.network, subject.optimizer, execute=_RealDraws())
-        with counter.counting():
-            memory = _count_memory(subject, x, labels)
+    with _steady_state(cell, device_type) as (subject, x, labels, operations):
+        counter = OperationCounter(subject.network, subject.optimizer, execute=_RealDraws(operations))
+        with counter.watching():
+            memory = _count_memory(subject, x, labels, execute=counter.count)
         return Trace(
             peak_bytes=memory.peak_bytes,
             peak_by_cause=memory.peak_by_cause,
@@ -84,8 +85,8 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
 
 def trace_memory(cell: Cell, device_type: DeviceType) -> MemoryTrace:
     """The memory of the same iteration alone, in less time. Raises what `trace_iteration` raises."""
-    with _steady_state(cell, device_type) as (subject, x, labels), _Executing(_RealDraws()):
-        return _count_memory(subject, x, labels)
+    with _steady_state(cell, device_type) as (subject, x, labels, operations):
+        return _count_memory(subject, x, labels, execute=_RealDraws(operations))
 
 
 @cache
@@ -111,16 +112,21 @@ def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _steady_state(cell: Cell, device_type: DeviceType) -> Iterator[tuple[Experiment, Tensor, Tensor]]:
-    """Within: the cell's experiment after its first iteration, and a batch, all of it fake."""
+def _steady_state(
+    cell: Cell, device_type: DeviceType
+) -> Iterator[tuple[Experiment, Tensor, Tensor, RememberedOperations]]:
+    """Within: the cell's experiment after its first iteration, and a batch, all of it fake, and what
+    runs operations on them."""
     seed = late_draw_seed(cell.recipe.timesteps)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with _modules_stay_where_they_are():
-            subject = _prepare(cell, device_type)
-        x, labels = fake_batch(cell)
-        _warm_up(subject, x, labels)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        operations = RememberedOperations(mode)
+        with Executing(operations):
+            with _modules_stay_where_they_are():
+                subject = _prepare(cell, device_type)
+            x, labels = fake_batch(cell)
+            _warm_up(subject, x, labels)
         subject.generator.manual_seed(seed)
-        yield subject, x, labels
+        yield subject, x, labels, operations
 
 
 def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
@@ -149,9 +155,11 @@ def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
     reset_state(subject.network)
 
 
-def _count_memory(subject: Experiment, x: Tensor, labels: Tensor) -> MemoryTrace:
-    """To be called inside all other modes: TensorBytes must be the first to see an operation."""
-    with TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as memory:
+def _count_memory(subject: Experiment, x: Tensor, labels: Tensor, *, execute: Execute) -> MemoryTrace:
+    """The memory of one iteration, whose operations are run by `execute`."""
+    with TensorBytes(
+        [x, labels], network=subject.network, optimizer=subject.optimizer, execute=execute
+    ) as memory:
         subject.training_iteration(x, labels)
     return MemoryTrace(memory.peak, memory.peak_by_cause, tuple(memory.changes))
 
@@ -186,22 +194,24 @@ class _RealDraws:
     A method may decide by such values what it does (SLTT-K: at which steps); a fake tensor has none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, execute: Execute) -> None:
+        """`execute` runs every other operation."""
+        self._execute = execute
         self._drawn = False
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if kwargs.get("generator") is not None:
             self._drawn = True
         elif not (self._drawn and _all_real(args)):
-            return func(*args, **kwargs)
+            return self._execute(func, args, kwargs)
         with unset_fake_temporarily():
             return func(*args, **kwargs)
 
 
-class _Executing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Executing(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs each operation as it is told."""
 
-    def __init__(self, execute: Callable[..., Any]) -> None:
+    def __init__(self, execute: Execute) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._execute = execute
 

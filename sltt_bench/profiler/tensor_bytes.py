@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -24,6 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sltt_bench.neurons import Stateful
+
+Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
+"""Runs an operation, given as a dispatch mode is given it: (func, args, kwargs) → its result."""
+
+_DEVICE = torch.ops.prim.device.default
+"""Asked of every fake tensor at every turn, and no operation: a tensor knows its device itself."""
 
 
 class Cause(StrEnum):
@@ -64,9 +71,13 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         *,
         network: nn.Module | None = None,
         optimizer: torch.optim.Optimizer | None = None,
+        execute: Execute | None = None,
     ) -> None:
         """Registers the tensors that are alive before: `existing` (the batch, say; duplicates and
-        tensors of the network are welcome), and all that `network` and `optimizer` hold."""
+        tensors of the network are welcome), and all that `network` and `optimizer` hold.
+
+        `execute(func, args, kwargs)` runs an operation; None: as without the counter.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
         """Largest number of live bytes so far."""
@@ -82,6 +93,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._backward_task = -1
         self._network = None if network is None else weakref.ref(network)
         self._undo: list[Callable[[], None]] = []
+        self._execute = execute or _run
         if network is not None:
             self._register([*network.parameters(), *network.buffers()], Cause.PARAMETERS)
             self._register_gradients()
@@ -136,8 +148,10 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is _DEVICE:
+            return args[0].device
         self._notice_backward_pass()
-        result = func(*args, **(kwargs or {}))
+        result = self._execute(func, args, kwargs or {})
         if func is torch.ops.aten.add.Tensor and self._backward_task != -1 and _called_by_engine():
             self._settle()
             reusable = tuple(_address(operand) for operand in args[:2] if not operand._is_view())
@@ -180,11 +194,17 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peak, self._events_to_peak = self._current, len(self._events)
 
     def _settle(self) -> None:
-        """Take account of the storages freed since the last operation."""
+        """Take account of the storages freed since the last operation, the oldest first.
+
+        Which was freed first may depend on addresses (autocast keeps its copies in a hash table of them).
+        """
         if self._sum is not None:
             self._settle_sum()
+        freed = []
         while self._freed:
-            self._change(self._live.pop(self._freed.popleft()), 0)
+            freed.append(self._live.pop(self._freed.popleft()))
+        for live in sorted(freed, key=_age):
+            self._change(live, 0)
 
     def _settle_sum(self) -> None:
         """Where several gradients of one tensor meet, the autograd engine adds in place into one that
@@ -284,12 +304,19 @@ class _Live:
         self.size = 0
 
 
+_age = attrgetter("number")
+
+
 class _EngineSum(NamedTuple):
     """A sum of gradients that the autograd engine has just made, not yet counted."""
 
     result: weakref.ref[Any]
     reusable: tuple[int, ...]
     """Addresses of the operands' storages that could hold the sum."""
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return func(*args, **kwargs)
 
 
 def _note(freed: deque[int], address: int, _: weakref.ref[Any]) -> None:
