@@ -322,7 +322,9 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     assert sorted(_points(section) for section in sections) == [1, 3]
     (alone,) = (section for section in sections if _points(section) == 1)
     words = [f"{key} = {value}" for key, value in change.get("overrides", {}).items()]
-    assert (words or ["weights from a checkpoint"])[0] in alone.chips
+    told = (words or ["weights from a checkpoint"])[0]
+    assert told in alone.chips
+    assert alone.title == f"The gradient taken apart: digits ({told})"
 
 
 def _points(section: Section) -> int:

@@ -43,6 +43,8 @@ class Family:
     """The analyses of one recipe that differ in T and in the neuron alone."""
 
     recipe: str
+    settings: tuple[str, ...]
+    """Where it differs from the recipe, in words, but for the grid's axes."""
     method: str
     """What trained the network."""
     conditions: tuple[str, ...]
@@ -57,6 +59,11 @@ class Family:
     batches: int
     failures: tuple[str, ...]
     """Why some cells did not finish."""
+
+    @property
+    def title(self) -> str:
+        """The recipe, and what tells this family from others of it."""
+        return f"{self.recipe} ({', '.join(self.settings)})" if self.settings else self.recipe
 
     @property
     def epochs(self) -> list[int]:
@@ -148,6 +155,7 @@ def _family(
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
     return Family(
         recipe=str(first["recipe"]),
+        settings=tuple(settings),
         method=str(first["method"]),
         conditions=tuple(word for word in map(str, conditions) if word),
         gradients=_mean_over_seeds(rows, [*POINT, "epoch", "level", "name", "depth"]),
@@ -221,7 +229,7 @@ def _section(family: Family, number: int) -> list[Section]:
     return [
         Section(
             name,
-            f"The gradient taken apart: {family.recipe}",
+            f"The gradient taken apart: {family.title}",
             tuple(blocks),
             lead=_LEAD,
             chips=family.conditions,
@@ -240,16 +248,16 @@ _LEAD = (
 def _sentence(family: Family) -> str:
     network = family.level("network").dropna(subset=["cosine_mean"])
     if network.empty:
-        return f"{family.recipe}: the gradient is 0 {family.when}, so that there is nothing to take apart."
+        return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart."
     several = network[network["timesteps"] > 1]
     network = several if len(several) else network  # at T = 1 it is 1, of necessity
     ordered = network.sort_values("cosine_mean", kind="stable")
     low, high = ordered.iloc[0], ordered.iloc[-1]
     where = f" ({_point_words(low, ['timesteps', 'tau'])})"
     if len(network) == 1:
-        return f"{family.recipe}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}."
+        return f"{family.title}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}."
     return (
-        f"{family.recipe}, {family.when}: {COSINE} is between {_cosine(low['cosine_mean'])}{where} and "
+        f"{family.title}, {family.when}: {COSINE} is between {_cosine(low['cosine_mean'])}{where} and "
         f"{_cosine(high['cosine_mean'])} ({_point_words(high, ['timesteps', 'tau'])})."
     )
 
