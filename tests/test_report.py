@@ -15,8 +15,10 @@ from handmade import MIB, RECIPE, HandmadeRun, bench_run, varied
 from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report
+from sltt_bench.report.document import Cell, Heading, Table
 from sltt_bench.report.html import gauge, inline_svg
 from sltt_bench.report.tables import run_summary
+from sltt_bench.report.terminal import print_table
 from sltt_bench.results.writer import ResultsError
 
 CLAIM = {
@@ -279,6 +281,16 @@ def test_no_cell_of_a_table_is_cut_off_in_a_narrow_terminal(tmp_path: Path, widt
     text = console.export_text()
     assert "…" not in text
     assert "sltt-k2" in text
+
+
+@pytest.mark.parametrize(("rows", "across"), [(6, 1), (16, 8)])
+def test_a_wide_table_is_turned_only_where_it_gets_narrower(rows: int, across: int) -> None:
+    headings = tuple(Heading(f"col{number}") for number in range(8))
+    cells = tuple(tuple(Cell("0.9916", "± 0.0007") for _ in headings) for _ in range(rows))
+    console = Console(record=True, width=80)
+    print_table(Table("wide", "Wide", headings, cells, ()), console)
+    lines = console.export_text().splitlines()
+    assert max(line.count("col") for line in lines) == across
 
 
 def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:

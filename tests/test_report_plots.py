@@ -265,6 +265,8 @@ def test_a_sweep_draws_each_group_and_rings_the_last_good_point(all_figures: dic
     assert [text.get_text() for text in memory.texts] == ["bptt: out of memory at 8"]
     assert memory.get_xscale() == "linear"  # memory that grows with T shall look as it grows
     assert memory.get_xlabel() == "T, time steps"
+    assert "a red ring" in all_figures["digits-sweep-timesteps-1"].caption
+    assert "ring" not in all_figures["digits-sweep-train-batch_size-2"].caption
 
 
 def test_against_k_sltt_stands_at_k_equal_to_t(all_figures: dict[str, Figure]) -> None:

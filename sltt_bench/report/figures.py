@@ -44,9 +44,11 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
         others = varied - {sweep.field, *sweeps.FIELD_WORDS}
         fixed += [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
+        lost = any(sweep.first_lost(method) is not None for method in sweep.methods)
+        ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
         caption = (
-            f"Mean over seeds against {words}, bars one standard deviation; a red ring: the method ran "
-            f"out of memory beyond this point. {n} seeds a point; {', '.join(fixed)}."
+            f"Mean over seeds against {words}, bars one standard deviation{ring}. "
+            f"{n} seeds a point; {', '.join(fixed)}."
         )
         yield Figure(
             f"{recipe}-sweep-{sweep.field.replace('.', '-')}-{number + 1}",

@@ -63,12 +63,16 @@ def _print_section(section: Section, console: Console, *, everything: bool) -> N
 def print_table(table: Table, console: Console) -> None:
     """One table with its notes; turned on its side where it is wider than the terminal."""
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
-    upright = _upright(table)
-    unbounded = console.options.update(max_width=10_000)
-    too_wide = Measurement.get(console, unbounded, upright).maximum > console.width
-    console.print(_turned(table) if too_wide and len(table.rows) < len(table.headings) else upright)
+    upright, turned = _upright(table), _turned(table)
+    width, turned_width = (_width(rich, console) for rich in (upright, turned))
+    console.print(turned if console.width < width and turned_width < width else upright)
     for note in table.notes:
         console.print(Padding(f"[dim]{escape(note)}[/dim]", (0, 0, 0, 2)), highlight=False)
+
+
+def _width(rich: RichTable, console: Console) -> int:
+    """What a table takes where nothing bounds it, in characters."""
+    return Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
 
 
 def _upright(table: Table) -> RichTable:

@@ -53,6 +53,14 @@ class Sweep:
         """Which epochs the times are from."""
         return next(group.phase for group in self.groups.values() if group.finished)
 
+    def first_lost(self, method: str) -> float | None:
+        """The smallest value at which no cell of the method finished for want of memory."""
+        for value, group in self.groups.items():
+            result = group.methods.get(method)
+            if result and result.out_of_memory and not result.finished:
+                return value
+        return None
+
 
 def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
     """Every family of at least two groups of one recipe that differ in a single numeric field."""
@@ -100,7 +108,7 @@ def draw_sweep(sweep: Sweep, width: Width) -> Figure:
     figure, axes = style.panels(width, len(shown), 2.15)
     for place, metric in zip(axes, shown, strict=True):
         series = {method: _series(sweep, method, metric) for method in sweep.methods}
-        lost = {method: _first_lost(sweep, method) for method in sweep.methods}
+        lost = {method: sweep.first_lost(method) for method in sweep.methods}
         _panel(place, series, lost, metric, sweep.phase)
         if place is axes[0]:
             _say_where_memory_ended(place, lost)
@@ -115,15 +123,6 @@ def _series(sweep: Sweep, method: str, metric: str) -> dict[float, Stat]:
         for value, group in sweep.groups.items()
         if method in group.methods and (stat := group.methods[method].stat(metric)) is not None
     }
-
-
-def _first_lost(sweep: Sweep, method: str) -> float | None:
-    """The smallest value at which no cell of the method finished for want of memory."""
-    for value, group in sweep.groups.items():
-        result = group.methods.get(method)
-        if result and result.out_of_memory and not result.finished:
-            return value
-    return None
 
 
 # Against K --------------------------------------------------------------------------------------
