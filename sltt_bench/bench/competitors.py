@@ -343,7 +343,8 @@ def _warm_up(problem: Problem) -> int:
     return WARM_UP[torch.device(problem.device).type]
 
 
-class _Subject(NamedTuple):
+@dataclass
+class _Subject:
     """What replaying an iteration needs to know."""
 
     network: nn.Module
