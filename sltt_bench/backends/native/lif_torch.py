@@ -123,7 +123,7 @@ def _through_time(
 def _surrogate(membrane: Tensor, neuron: LIFParameters) -> Tensor:
     x = membrane - neuron.v_threshold
     if neuron.surrogate == "triangle":  # the default; the same operations in one and the same memory
-        return x.abs_().neg_().add_(1).clamp_(min=0)
+        return torch.sub(x.new_ones(()), x.abs_(), out=x).clamp_(min=0)
     return SURROGATES[neuron.surrogate](x)
 
 
