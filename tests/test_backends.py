@@ -1,6 +1,8 @@
 """Every backend computes the same: forward outputs, spikes, gradients and running statistics."""
 
 import sys
+from collections.abc import Iterable
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -14,6 +16,11 @@ from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
 METHODS = ("bptt", "sltt", "sltt-k1", "sltt-k3-unbiased")
+
+
+def set_aside(models: Iterable[str], known: str) -> list[str]:
+    """The models that other tests leave out."""
+    return [model for model in models if model != known]
 
 
 def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFParameters:
@@ -69,6 +76,24 @@ def test_backends_agree_on_every_neuron(name: str, reset: str, surrogate: str, m
     assert all(torch.equal(a, b) for a, b in zip(other.spikes, reference.spikes, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("model", "method", "reset", "surrogate"),
+    [
+        (model, method, reset, surrogate)
+        for (reset, surrogate), model, method in zip(
+            product(RESETS, SURROGATES), cycle(set_aside(MODELS, "cnn")), cycle(METHODS[::-1]), strict=False
+        )
+    ],
+)
+def test_every_neuron_works_in_other_networks_too(
+    model: str, method: str, reset: str, surrogate: str
+) -> None:
+    how: Any = {"neuron": neuron(reset, surrogate), "dtype": torch.float64, "iterations": 1, "timesteps": 3}
+    reference, native = train_reference(model, method, **how), train("native", model, method, **how)
+    assert gradient_error(native, reference) < 1e-11
+    assert torch.equal(native.outputs, reference.outputs)
+
+
 @pytest.mark.parametrize("name", ["native", "spikingjelly"])
 def test_inputs_that_differ_from_step_to_step(name: str) -> None:
     reference = train_reference("cnn", "sltt", dtype=torch.float64, repeated_image=False)
@@ -89,13 +114,18 @@ def test_gradients_accumulate_over_batches(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("name", ["native", "spikingjelly"])
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
-@pytest.mark.parametrize("model", ["cnn", "nf-resnet34"])
-def test_mixed_precision_differs_by_no_more_than_the_format(name: str, method: str, model: str) -> None:
-    """The gradient of a spiking network jumps with its spikes, so the yardstick is what bfloat16 itself
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("cnn", "bf16"), ("cnn", "fp16"), ("nf-resnet34", "bf16")],
+)
+def test_mixed_precision_differs_by_no_more_than_the_format(
+    name: str, method: str, model: str, precision: str
+) -> None:
+    """The gradient of a spiking network jumps with its spikes, so the yardstick is what the format itself
     changes against float32."""
     exact = train_reference(model, method)
-    rounded = train_reference(model, method, precision="bf16")
-    other = train(name, model, method, precision="bf16")
+    rounded = train_reference(model, method, precision=precision)
+    other = train(name, model, method, precision=precision)
     assert {gradient.dtype for gradient in other.gradients.values()} == {torch.float32}
     assert gradient_error(other, rounded) < gradient_error(rounded, exact)
 
