@@ -41,8 +41,9 @@ class PreActBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = self.neuron1(self.bn1(x))
         # No name for what lies between the convolutions: a name would keep it in memory to the end.
-        output: Tensor = self.conv2(self.dropout(self.neuron2(self.bn2(self.conv1(activated)))))
-        return output + self.shortcut(activated)
+        hidden = self.conv2(self.dropout(self.neuron2(self.bn2(self.conv1(activated)))))
+        output: Tensor = hidden + self.shortcut(activated)
+        return output
 
 
 def stage(
