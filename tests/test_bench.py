@@ -306,6 +306,8 @@ def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert facts["kind"] == "bench"
     assert facts["failed"] == {}
+    assert facts["ran"]["native sltt"]["neuron"].startswith("torch backward")
+    assert "SLTTLIFNode, step_mode='s'" in facts["ran"]["SpikingJelly SLTTLIFNode"]["neuron"]
     assert f"{float(written[0]['ratio']):.3f}" in done.output
 
 

@@ -10,7 +10,7 @@ import torch
 import typer
 from rich.console import Console
 
-from sltt_bench import backends, provenance
+from sltt_bench import provenance
 from sltt_bench.bench.measure import CLOCKS, in_one_line
 from sltt_bench.bench.rows import ROWS, Finding, Row, Size, rows_for
 from sltt_bench.results.schema import BENCH_FILE, SCHEMA_VERSION
@@ -73,7 +73,8 @@ def _chosen(names: str, device: str) -> list[Row]:
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
     """Measure, print and write row by row; whether any failed."""
     facts = provenance.collect(["python", "-m", "sltt_bench.bench", *sys.argv[1:]])
-    facts |= {"kind": "bench", "size": asdict(size), "failed": {}}
+    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
+    del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))
     for row in rows:
         console.print(f"{row.name}: {row.says}")
@@ -87,7 +88,6 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
             facts["failed"][row.name] = in_one_line(error)
             console.print(f"[red]{row.name}: {facts['failed'][row.name]}[/red]")
     facts |= provenance.collect_worker({})
-    facts["native"] = dict(backends.create("native").provenance())
     folder.write_provenance(facts)
     return bool(facts["failed"])
 

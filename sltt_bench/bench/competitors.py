@@ -4,7 +4,7 @@ Every competitor computes what the same training iteration needs, from zeroed gr
 gradients of the batch, for the same image at T steps. Normalisation sees one step at a time with all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,6 +87,8 @@ class Made(NamedTuple):
     warm_up: int
     """Iterations before time is taken: algorithms are chosen, kernels compiled, graphs captured, and
     native learns what repeats."""
+    provenance: Callable[[], Mapping[str, str]] = dict
+    """What has really run."""
 
 
 WARM_UP = {"cpu": 3, "cuda": 5}
@@ -225,6 +227,16 @@ class _SpikingJellyNodes(_Baseline):
         node.step_mode = self._step_mode
         return _InFloat32(node) if self._float32_neurons else SpikingJellyLIF(node)
 
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        return self._jelly.prepare(super().prepare(network, device), device)
+
+    def provenance(self) -> Mapping[str, str]:
+        said = self._jelly.provenance()
+        return {**said, "neuron": said["neuron"].replace("LIFNode, step_mode='s'", self._what())}
+
+    def _what(self) -> str:
+        return f"{self._kind.__name__}, step_mode={self._step_mode!r}"
+
 
 class _InFloat32(SpikingJellyLIF):
     """SpikingJelly's neurons computing in float32 whatever they are given."""
@@ -285,6 +297,9 @@ class _ReLUs(_Baseline):
     def neuron(self, parameters: LIFParameters) -> Any:
         return nn.ReLU()
 
+    def provenance(self) -> Mapping[str, str]:
+        return {"neuron": "none: torch's ReLU", "torch": torch.__version__}
+
 
 def _build(problem: Problem, backend: Backend) -> nn.Module:
     """The network on its device, with the weights of seed 0."""
@@ -336,6 +351,7 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
         short_iteration=partial(iteration, subject(min(2, problem.timesteps))),
         batch=(x, labels),
         warm_up=WARM_UP_OF_DRAWS if graphs and "-k" in method else _warm_up(problem),
+        provenance=backend.provenance,
     )
 
 
@@ -390,6 +406,7 @@ def _layer_by_layer(problem: Problem, backend: Backend) -> Made:
         short_iteration=partial(iteration, min(2, problem.timesteps)),
         batch=(x, labels),
         warm_up=_warm_up(problem),
+        provenance=backend.provenance,
     )
 
 

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,7 +19,13 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_t
 """Wall-clock time, or CPU time of this process (of all its threads): steadier on a machine in use."""
 
 
-def peak_bytes(competitor: Competitor, problem: Problem, *, fake: bool = False) -> int:
+Ran = dict[str, Mapping[str, str]]
+"""By name of a competitor, what it says really ran."""
+
+
+def peak_bytes(
+    competitor: Competitor, problem: Problem, *, fake: bool = False, ran: Ran | None = None
+) -> int:
     """Peak of live tensor bytes of a training iteration, parameters, gradients and batch included.
 
     Before it runs an iteration of two steps, in which native learns what repeats. `fake`: on fake
@@ -32,6 +38,8 @@ def peak_bytes(competitor: Competitor, problem: Problem, *, fake: bool = False) 
         gc.collect()
         with TensorBytes(made.batch, network=made.network) as counted:
             made.iteration()
+    if ran is not None:
+        ran[competitor.name] = made.provenance()
     return counted.peak
 
 
@@ -68,7 +76,12 @@ class PairedTimes:
 
 
 def paired_times(
-    competitors: Sequence[Competitor], problem: Problem, *, rounds: int, clock: Clock
+    competitors: Sequence[Competitor],
+    problem: Problem,
+    *,
+    rounds: int,
+    clock: Clock,
+    ran: Ran | None = None,
 ) -> PairedTimes:
     """Warm iterations of all competitors in turn, every round in the opposite order of the one before.
 
@@ -90,6 +103,8 @@ def paired_times(
     for round_ in range(rounds):
         for one in list(made) if round_ % 2 == 0 else reversed(list(made)):
             seconds[one].append(_seconds(made[one], device, clock))
+    if ran is not None:
+        ran.update({one.name: competitor.provenance() for one, competitor in made.items()})
     return PairedTimes(seconds, failed)
 
 

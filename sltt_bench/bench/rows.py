@@ -4,7 +4,7 @@ Every row names the targets' wording, measures both sides in one run, and gives 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sltt_bench.bench.competitors import (
     IDEAS,
@@ -20,7 +20,7 @@ from sltt_bench.bench.competitors import (
     spikingjelly_sltt_with_less_memory,
     without,
 )
-from sltt_bench.bench.measure import CLOCKS, PairedTimes, in_one_line, paired_times, peak_bytes
+from sltt_bench.bench.measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
 from sltt_bench.models.options import CNNOptions
 
 FAKE = "counted on fake tensors"
@@ -74,6 +74,8 @@ class Size:
     """A toy network: says that everything runs, and nothing about the targets."""
     fake: bool = False
     """Memory is counted on fake tensors: the same bytes in less time; on a CPU only."""
+    ran: Ran = field(default_factory=dict)
+    """Filled while rows are measured."""
 
     def shaped(self, problem: Problem, *, for_time: bool) -> Problem:
         """The problem at this size."""
@@ -113,13 +115,13 @@ def _peaks(
     Raises NothingToCompare if all of a group fail.
     """
     problem = size.shaped(problem, for_time=False)
-    peak = peak_bytes(subject, problem, fake=size.fake)
+    peak = peak_bytes(subject, problem, fake=size.fake, ran=size.ran)
     for group, target in against:
         peaks: dict[Competitor, int] = {}
         failed: dict[Competitor, str] = {}
         for one in group:
             try:
-                peaks[one] = peak_bytes(one, problem, fake=size.fake)
+                peaks[one] = peak_bytes(one, problem, fake=size.fake, ran=size.ran)
             except Exception as error:
                 failed[one] = in_one_line(error)
         if not peaks:
@@ -171,7 +173,7 @@ def _times(
     """
     problem = size.shaped(problem, for_time=True)
     everybody = [*subjects, *(one for group, _ in against for one in group)]
-    times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock])
+    times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock], ran=size.ran)
     for group, target in against:
         ran = [one for one in group if one in times.seconds]
         if not ran or not any(one in times.seconds for one in subjects):
@@ -246,7 +248,7 @@ def _growth(size: Size) -> Iterator[Finding]:
     short, long = (
         replace(size.shaped(cifar_resnet18(), for_time=False), timesteps=steps) for steps in (1, 32)
     )
-    least, most = (peak_bytes(subject, problem, fake=size.fake) for problem in (short, long))
+    least, most = (peak_bytes(subject, problem, fake=size.fake, ran=size.ran) for problem in (short, long))
     yield Finding(
         "growth",
         "peak_tensor_bytes",
@@ -272,13 +274,13 @@ def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator
     def measure(size: Size) -> Iterator[Finding]:
         whole = ours("native", method)
         shaped = size.shaped(problem, for_time=False)
-        peak = peak_bytes(whole, shaped, fake=size.fake)
+        peak = peak_bytes(whole, shaped, fake=size.fake, ran=size.ran)
         for idea in IDEAS:
             less = without(idea, method)
             yield _peak_finding(
                 row,
                 shaped,
-                (less, peak_bytes(less, shaped, fake=size.fake)),
+                (less, peak_bytes(less, shaped, fake=size.fake, ran=size.ran)),
                 (whole, peak),
                 target=None,
                 remark=FAKE * size.fake,
