@@ -334,11 +334,13 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
         (("--rows", "memory-slt"), "no row memory-slt; known: memory-sltt"),
         (("--clock", "sun"), "choose wall or process"),
         (("--fake", "--device", "cuda"), "fake tensors are on the CPU"),
+        (("--device", "cuda"), "torch finds no CUDA device here"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_known(
-    arguments: tuple[str, ...], message: str, tmp_path: Path
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = bench(*arguments, "--out", tmp_path)
     assert done.exit_code == 2
     said = " ".join(done.output.replace("│", " ").split())

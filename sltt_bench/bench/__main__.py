@@ -45,6 +45,8 @@ def main(
         raise typer.BadParameter(f"{clock!r}; choose {' or '.join(CLOCKS)}", param_hint="--clock")
     if fake and device != "cpu":
         raise typer.BadParameter("fake tensors are on the CPU; leave --device out", param_hint="--fake")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # every competitor on its fastest convolutions
