@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -122,6 +122,12 @@ def train(
         spikes=spikes,
         buffers={name: buffer.clone() for name, buffer in network.named_buffers()},
     )
+
+
+@cache
+def train_reference(model: str, method: str, neuron: LIFParameters | None = None, **how: Any) -> Trained:
+    """`train` on the reference backend, once for all tests that compare with it: only to be read."""
+    return train("reference", model, method, neuron, **how)
 
 
 def gradient_error(a: Trained, b: Trained) -> float:

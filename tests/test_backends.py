@@ -1,11 +1,13 @@
 """Every backend computes the same: forward outputs, spikes, gradients and running statistics."""
 
 import sys
+from collections.abc import Iterable
+from itertools import cycle, product
 from typing import Any
 
 import pytest
 import torch
-from on_backends import MODELS, T, build, gradient_error, train, whole_gradient_error
+from on_backends import MODELS, T, build, gradient_error, train, train_reference, whole_gradient_error
 from one_batch import RESETS
 
 from sltt_bench import backends
@@ -14,6 +16,11 @@ from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
 METHODS = ("bptt", "sltt", "sltt-k1", "sltt-k3-unbiased")
+
+
+def set_aside(models: Iterable[str], known: str) -> list[str]:
+    """The models that other tests leave out."""
+    return [model for model in models if model != known]
 
 
 def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFParameters:
@@ -36,7 +43,7 @@ def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_native_equals_reference_on_every_network_and_method(
     model: str, method: str, recompute: bool
 ) -> None:
-    reference = train("reference", model, method, dtype=torch.float64)
+    reference = train_reference(model, method, dtype=torch.float64)
     native = train("native", model, method, dtype=torch.float64, recompute=recompute)
     assert gradient_error(native, reference) < 1e-12
     assert torch.equal(native.outputs, reference.outputs)
@@ -49,7 +56,7 @@ def test_native_equals_reference_on_every_network_and_method(
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
 def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> None:
-    reference, native = train("reference", model, method), train("native", model, method)
+    reference, native = train_reference(model, method), train("native", model, method)
     assert whole_gradient_error(native, reference) < 1e-6
     assert torch.equal(native.outputs, reference.outputs)
     assert all(torch.equal(a, b) for a, b in zip(native.spikes, reference.spikes, strict=True))
@@ -62,16 +69,34 @@ def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> 
 def test_backends_agree_on_every_neuron(name: str, reset: str, surrogate: str, method: str) -> None:
     if name == "spikingjelly":
         pytest.importorskip("spikingjelly")
-    reference = train("reference", "cnn", method, neuron(reset, surrogate), dtype=torch.float64, iterations=1)
+    reference = train_reference("cnn", method, neuron(reset, surrogate), dtype=torch.float64, iterations=1)
     other = train(name, "cnn", method, neuron(reset, surrogate), dtype=torch.float64, iterations=1)
     assert gradient_error(other, reference) < 1e-11
     torch.testing.assert_close(other.outputs, reference.outputs, rtol=1e-12, atol=1e-12)
     assert all(torch.equal(a, b) for a, b in zip(other.spikes, reference.spikes, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("model", "method", "reset", "surrogate"),
+    [
+        (model, method, reset, surrogate)
+        for (reset, surrogate), model, method in zip(
+            product(RESETS, SURROGATES), cycle(set_aside(MODELS, "cnn")), cycle(METHODS[::-1]), strict=False
+        )
+    ],
+)
+def test_every_neuron_works_in_other_networks_too(
+    model: str, method: str, reset: str, surrogate: str
+) -> None:
+    how: Any = {"neuron": neuron(reset, surrogate), "dtype": torch.float64, "iterations": 1, "timesteps": 3}
+    reference, native = train_reference(model, method, **how), train("native", model, method, **how)
+    assert gradient_error(native, reference) < 1e-11
+    assert torch.equal(native.outputs, reference.outputs)
+
+
 @pytest.mark.parametrize("name", ["native", "spikingjelly"])
 def test_inputs_that_differ_from_step_to_step(name: str) -> None:
-    reference = train("reference", "cnn", "sltt", dtype=torch.float64, repeated_image=False)
+    reference = train_reference("cnn", "sltt", dtype=torch.float64, repeated_image=False)
     other = train(name, "cnn", "sltt", dtype=torch.float64, repeated_image=False)
     assert gradient_error(other, reference) < 1e-11
 
@@ -79,23 +104,28 @@ def test_inputs_that_differ_from_step_to_step(name: str) -> None:
 @pytest.mark.parametrize("name", ["native", "spikingjelly"])
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
 def test_gradients_accumulate_over_batches(name: str, method: str) -> None:
-    def both(backend: str, **how: Any) -> Any:
-        return train(backend, "nf-resnet34", method, dtype=torch.float64, iterations=3, **how)
-
-    reference, other = both("reference", accumulate=True), both(name, accumulate=True)
+    how: Any = {"dtype": torch.float64, "iterations": 2}
+    reference = train_reference("nf-resnet34", method, **how, accumulate=True)
+    other = train(name, "nf-resnet34", method, **how, accumulate=True)
     assert gradient_error(other, reference) < 1e-11
-    assert gradient_error(both(name), reference) > 0.1
+    last_alone = train_reference("nf-resnet34", method, **how)
+    assert gradient_error(other, last_alone) > 0.1
 
 
 @pytest.mark.parametrize("name", ["native", "spikingjelly"])
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
-@pytest.mark.parametrize("model", ["cnn", "nf-resnet34"])
-def test_mixed_precision_differs_by_no_more_than_the_format(name: str, method: str, model: str) -> None:
-    """The gradient of a spiking network jumps with its spikes, so the yardstick is what bfloat16 itself
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("cnn", "bf16"), ("cnn", "fp16"), ("nf-resnet34", "bf16")],
+)
+def test_mixed_precision_differs_by_no_more_than_the_format(
+    name: str, method: str, model: str, precision: str
+) -> None:
+    """The gradient of a spiking network jumps with its spikes, so the yardstick is what the format itself
     changes against float32."""
-    exact = train("reference", model, method)
-    rounded = train("reference", model, method, precision="bf16")
-    other = train(name, model, method, precision="bf16")
+    exact = train_reference(model, method)
+    rounded = train_reference(model, method, precision=precision)
+    other = train(name, model, method, precision=precision)
     assert {gradient.dtype for gradient in other.gradients.values()} == {torch.float32}
     assert gradient_error(other, rounded) < gradient_error(rounded, exact)
 

@@ -165,7 +165,7 @@ def test_the_representable_threshold_is_the_smallest_number_that_fires() -> None
 @pytest.mark.parametrize("reset", RESETS)
 def test_pieces_give_what_the_whole_gives(reset: str) -> None:
     lif = neuron(reset)
-    elements = 2 * PIECE * torch.get_num_threads() + 7
+    elements = 2 * PIECE + 7
     current, before = numbers(elements, dtype=torch.float32), numbers(elements, dtype=torch.float32, seed=1)
     spikes, membrane = kernels().forward(current, before, lif, None)
     grad = kernels().backward(current, before, membrane, lif)

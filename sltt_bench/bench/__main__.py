@@ -10,8 +10,8 @@ import torch
 import typer
 from rich.console import Console
 
-from sltt_bench import backends, provenance
-from sltt_bench.bench.measure import CLOCKS
+from sltt_bench import provenance
+from sltt_bench.bench.measure import CLOCKS, in_one_line
 from sltt_bench.bench.rows import ROWS, Finding, Row, Size, rows_for
 from sltt_bench.results.schema import BENCH_FILE, SCHEMA_VERSION
 from sltt_bench.results.writer import RunFolder
@@ -28,6 +28,9 @@ def main(
     clock: Annotated[str, typer.Option(help="Times: wall, or process for CPU time of all threads.")] = "wall",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves torch's choice.")] = 0,
     quick: Annotated[bool, typer.Option(help="A toy network: does everything run?")] = False,
+    fake: Annotated[
+        bool, typer.Option(help="Memory: count on fake tensors, without computing; the same bytes, sooner.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="Where the results folder is made.")] = Path("results"),
     list_rows: Annotated[bool, typer.Option("--list", help="Show the rows and stop.")] = False,
 ) -> None:
@@ -40,10 +43,14 @@ def main(
     chosen = _chosen(rows, device)
     if clock not in CLOCKS:
         raise typer.BadParameter(f"{clock!r}; choose {' or '.join(CLOCKS)}", param_hint="--clock")
+    if fake and device != "cpu":
+        raise typer.BadParameter("fake tensors are on the CPU; leave --device out", param_hint="--fake")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # every competitor on its fastest convolutions
-    size = Size(device, rounds, clock, batch_divisor, timesteps or None, quick)
+    size = Size(device, rounds, clock, batch_divisor, timesteps or None, quick, fake)
     folder = RunFolder.create(out, "bench")
     try:
         failed = _measure(chosen, size, folder, console)
@@ -68,7 +75,8 @@ def _chosen(names: str, device: str) -> list[Row]:
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
     """Measure, print and write row by row; whether any failed."""
     facts = provenance.collect(["python", "-m", "sltt_bench.bench", *sys.argv[1:]])
-    facts |= {"kind": "bench", "size": asdict(size), "failed": {}}
+    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
+    del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))
     for row in rows:
         console.print(f"{row.name}: {row.says}")
@@ -79,10 +87,9 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
                 folder.append(BENCH_FILE, _as_row(finding, device_name))
                 console.print("  " + _line(finding), soft_wrap=True, highlight=False)
         except Exception as error:
-            facts["failed"][row.name] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            facts["failed"][row.name] = in_one_line(error)
             console.print(f"[red]{row.name}: {facts['failed'][row.name]}[/red]")
     facts |= provenance.collect_worker({})
-    facts["native"] = dict(backends.create("native").provenance())
     folder.write_provenance(facts)
     return bool(facts["failed"])
 

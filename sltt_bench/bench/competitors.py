@@ -4,8 +4,8 @@ Every competitor computes what the same training iteration needs, from zeroed gr
 gradients of the batch, for the same image at T steps. Normalisation sees one step at a time with all.
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,11 +15,15 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
+from sltt_bench.backends.native import Native
+from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.pooling import LEAN
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.spikingjelly import SpikingJelly, SpikingJellyLIF
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
+from sltt_bench.models.preact_resnet import PreActBlock
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset_state
 from sltt_bench.precision import Precision, scaled_backward
 from sltt_bench.unroll import Unroll
@@ -77,7 +81,20 @@ class Made(NamedTuple):
     network: nn.Module
     iteration: Callable[[], None]
     """Zeroes the gradients and computes them anew."""
+    short_iteration: Callable[[], None]
+    """The same of the first two steps."""
     batch: tuple[Tensor, ...]
+    warm_up: int
+    """Iterations before time is taken: algorithms are chosen, kernels compiled, graphs captured, and
+    native learns what repeats."""
+    provenance: Callable[[], Mapping[str, str]] = dict
+    """What has really run."""
+
+
+WARM_UP = {"cpu": 3, "cuda": 5}
+"""Iterations, by type of device."""
+WARM_UP_OF_DRAWS = 40
+"""Iterations where each draw of SLTT-K has a graph of its own to be captured."""
 
 
 @dataclass(frozen=True)
@@ -97,41 +114,88 @@ def ours(backend: str, method: str, **options: Any) -> Competitor:
     )
 
 
-def spikingjelly_sltt(*, float32_neurons: bool = False) -> Competitor:
+def spikingjelly_sltt(*, float32_neurons: bool = False, cuda_graph: bool = False) -> Competitor:
     """SpikingJelly's `SLTTLIFNode`, which cuts off the past itself.
 
     `float32_neurons`: under mixed precision, cast the currents to float32, the only format for whose
     states SpikingJelly has fused kernels; otherwise a state has the format of the currents.
+    `cuda_graph`: iterations are replayed as CUDA graphs, as SpikingJelly's own trainers offer.
     """
+
+    def make(problem: Problem) -> Made:
+        nodes = _SpikingJellyNodes("SLTTLIFNode", float32_neurons=float32_neurons, graphs=_graphs(cuda_graph))
+        return _step_by_step(problem, nodes, "sltt")
+
     return Competitor(
-        "SpikingJelly SLTTLIFNode" + FLOAT32_NEURONS * float32_neurons,
-        lambda problem: _step_by_step(
-            problem, _SpikingJellyNodes("SLTTLIFNode", float32_neurons=float32_neurons), "sltt"
-        ),
+        "SpikingJelly SLTTLIFNode" + FLOAT32_NEURONS * float32_neurons + CUDA_GRAPH * cuda_graph, make
     )
 
 
-def spikingjelly_bptt(*, multi_step: bool, float32_neurons: bool = False) -> Competitor:
+def spikingjelly_sltt_with_less_memory(*, compress: bool) -> Competitor:
+    """`SLTTLIFNode` and SpikingJelly's memory optimisation (`activation_based.memopt`, level 1).
+
+    Residual blocks are checkpointed; or, to `compress`, each convolution of spikes is, its input kept
+    as bits.
+    """
+    said = "spikes as bits" if compress else "blocks checkpointed"
+
+    def make(problem: Problem) -> Made:
+        return _step_by_step(problem, _Checkpointed(compress=compress), "sltt")
+
+    return Competitor(f"SpikingJelly SLTTLIFNode, {said}", make)
+
+
+def spikingjelly_bptt(
+    *, multi_step: bool, float32_neurons: bool = False, cuda_graph: bool = False
+) -> Competitor:
     """SpikingJelly's `LIFNode`: step by step, or `multi_step`: each layer for all T steps at once."""
     mode = "multi-step" if multi_step else "single-step"
 
     def make(problem: Problem) -> Made:
-        nodes = _SpikingJellyNodes("LIFNode", float32_neurons=float32_neurons, step_mode=mode[0])
+        nodes = _SpikingJellyNodes(
+            "LIFNode", float32_neurons=float32_neurons, step_mode=mode[0], graphs=_graphs(cuda_graph)
+        )
         return _layer_by_layer(problem, nodes) if multi_step else _step_by_step(problem, nodes, "bptt")
 
-    return Competitor(f"SpikingJelly LIFNode {mode}" + FLOAT32_NEURONS * float32_neurons, make)
+    return Competitor(
+        f"SpikingJelly LIFNode {mode}" + FLOAT32_NEURONS * float32_neurons + CUDA_GRAPH * cuda_graph, make
+    )
 
 
-def relu_network() -> Competitor:
+def relu_network(*, cuda_graph: bool = False) -> Competitor:
     """The floor: ReLU in place of the neurons, forward and backward T times."""
-    return Competitor("ReLU network, T times", lambda problem: _step_by_step(problem, _ReLUs(), "sltt"))
+    return Competitor(
+        "ReLU network, T times" + CUDA_GRAPH * cuda_graph,
+        lambda problem: _step_by_step(problem, _ReLUs(_graphs(cuda_graph)), "sltt"),
+    )
+
+
+IDEAS = ("spikes not stored", "once an iteration", "lean pooling")
+"""What `without` can switch off."""
+
+
+def without(idea: str, method: str) -> Competitor:
+    """Native under a method, with one of its IDEAS switched off."""
+    return Competitor(
+        f"native {method} without: {idea}",
+        lambda problem: _step_by_step(problem, _NativeWithout(idea), method),
+    )
 
 
 FLOAT32_NEURONS = ", neurons in float32"
+CUDA_GRAPH = ", cuda_graph"
+
+
+def _graphs(wanted: bool) -> GraphedIterations | None:
+    return GraphedIterations() if wanted else None
 
 
 class _Baseline(Reference):
     """Everything as in the reference but the neurons; channels-last on a GPU, as native is."""
+
+    def __init__(self, graphs: GraphedIterations | None = None) -> None:
+        """`graphs`: what replays the iterations."""
+        self.graphs = graphs
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         if torch.device(device).type == "cuda":
@@ -142,7 +206,15 @@ class _Baseline(Reference):
 class _SpikingJellyNodes(_Baseline):
     """One kind of SpikingJelly's nodes."""
 
-    def __init__(self, kind: str, *, float32_neurons: bool, step_mode: str = "s") -> None:
+    def __init__(
+        self,
+        kind: str,
+        *,
+        float32_neurons: bool = False,
+        step_mode: str = "s",
+        graphs: GraphedIterations | None = None,
+    ) -> None:
+        super().__init__(graphs)
         from spikingjelly.activation_based import neuron
 
         self._jelly = SpikingJelly()
@@ -155,6 +227,16 @@ class _SpikingJellyNodes(_Baseline):
         node.step_mode = self._step_mode
         return _InFloat32(node) if self._float32_neurons else SpikingJellyLIF(node)
 
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        return self._jelly.prepare(super().prepare(network, device), device)
+
+    def provenance(self) -> Mapping[str, str]:
+        said = self._jelly.provenance()
+        return {**said, "neuron": said["neuron"].replace("LIFNode, step_mode='s'", self._what())}
+
+    def _what(self) -> str:
+        return f"{self._kind.__name__}, step_mode={self._step_mode!r}"
+
 
 class _InFloat32(SpikingJellyLIF):
     """SpikingJelly's neurons computing in float32 whatever they are given."""
@@ -163,11 +245,60 @@ class _InFloat32(SpikingJellyLIF):
         return super().forward(current.float()).to(current.dtype)
 
 
+class _Checkpointed(_SpikingJellyNodes):
+    """`SLTTLIFNode` under SpikingJelly's own memory optimisation."""
+
+    def __init__(self, *, compress: bool) -> None:
+        super().__init__("SLTTLIFNode")
+        self._compress = compress
+
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        from spikingjelly.activation_based.memopt import BitSpikeCompressor, checkpoint_module
+
+        network = super().prepare(network, device)
+        layers = {name: module for name, module in network.named_modules() if self._is_chosen(module)}
+        if self._compress:
+            del layers[next(iter(layers))]  # the stem receives an image
+        for name, module in layers.items():
+            compressor = BitSpikeCompressor() if self._compress else None
+            network.set_submodule(name, checkpoint_module(module, compressor=compressor))
+        return network
+
+    def _is_chosen(self, module: nn.Module) -> bool:
+        return isinstance(module, nn.Conv2d if self._compress else PreActBlock)
+
+
+class _NativeWithout(Native):
+    """Native with an idea switched off."""
+
+    def __init__(self, idea: str) -> None:
+        super().__init__()
+        self._idea = idea
+
+    def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        network = super().prepare(network, device)
+        if self._idea == "lean pooling":
+            usual = {lean: kind for kind, lean in LEAN.items()}
+            for module in network.modules():
+                module.__class__ = usual.get(type(module), type(module))
+        return network
+
+    @contextmanager
+    def iteration(self, network: nn.Module) -> Iterator[None]:
+        saved = nullcontext() if self._idea == "spikes not stored" else self._saved.active()
+        once = nullcontext() if self._idea == "once an iteration" else self._once.active(network)
+        with saved, once:
+            yield
+
+
 class _ReLUs(_Baseline):
     """No neurons at all."""
 
     def neuron(self, parameters: LIFParameters) -> Any:
         return nn.ReLU()
+
+    def provenance(self) -> Mapping[str, str]:
+        return {"neuron": "none: torch's ReLU", "torch": torch.__version__}
 
 
 def _build(problem: Problem, backend: Backend) -> nn.Module:
@@ -187,20 +318,18 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
     network = _build(problem, backend)
     x, labels = problem.batch()
     precision = Precision(problem.precision, torch.device(problem.device).type)
-    subject = _Subject(
-        network,
-        methods.create(method, problem.timesteps),
-        torch.Generator().manual_seed(0),
-        problem.timesteps,
-    )
+    generator = torch.Generator().manual_seed(0)
     backward = scaled_backward(precision.make_scaler())
     graphs = getattr(backend, "graphs", None)
 
-    def iterate(x: Tensor, labels: Tensor) -> Unroll:
+    def subject(timesteps: int) -> _Subject:
+        return _Subject(network, methods.create(method, timesteps), generator, timesteps)
+
+    def iterate(subject: _Subject, x: Tensor, labels: Tensor) -> Unroll:
         with backend.iteration(network):
             unroll = Unroll(
                 network,
-                [x] * problem.timesteps,
+                [x] * subject.timesteps,
                 partial(step_loss, labels=labels, alpha=ALPHA, mse_target="ones"),
                 generator=subject.generator,
                 backward=backward,
@@ -209,17 +338,29 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
             subject.method.accumulate_gradients(unroll)
         return unroll
 
-    def iteration() -> None:
+    def iteration(subject: _Subject) -> None:
         network.zero_grad(set_to_none=True)
         if graphs is None:
-            iterate(x, labels)
+            iterate(subject, x, labels)
         else:
-            graphs.run(subject, iterate, (x, labels))
+            graphs.run(subject, partial(iterate, subject), (x, labels))
 
-    return Made(network, iteration, (x, labels))
+    return Made(
+        network,
+        iteration=partial(iteration, subject(problem.timesteps)),
+        short_iteration=partial(iteration, subject(min(2, problem.timesteps))),
+        batch=(x, labels),
+        warm_up=WARM_UP_OF_DRAWS if graphs and "-k" in method else _warm_up(problem),
+        provenance=backend.provenance,
+    )
 
 
-class _Subject(NamedTuple):
+def _warm_up(problem: Problem) -> int:
+    return WARM_UP[torch.device(problem.device).type]
+
+
+@dataclass
+class _Subject:
     """What replaying an iteration needs to know."""
 
     network: nn.Module
@@ -239,20 +380,34 @@ def _layer_by_layer(problem: Problem, backend: Backend) -> Made:
         elif isinstance(module, nn.BatchNorm2d):
             module.__dict__["forward"] = partial(_one_step_after_the_other, module.forward)
     x, labels = problem.batch()
-    sequence = x.expand(problem.timesteps, *x.shape)
     precision = Precision(problem.precision, torch.device(problem.device).type)
     scaler = precision.make_scaler()
-    loss_of = partial(step_loss, labels=labels, alpha=ALPHA, mse_target="ones")
+    generator = torch.Generator()
+    graphs: GraphedIterations | None = getattr(backend, "graphs", None)
 
-    def iteration() -> None:
-        network.zero_grad(set_to_none=True)
+    def iterate(timesteps: int, x: Tensor, labels: Tensor) -> Any:
         reset_state(network)
         with precision.autocast() if precision.autocast else nullcontext():
-            outputs = network(sequence)
-        loss = torch.stack([loss_of(output) for output in outputs]).mean()
-        torch.autograd.backward(scaler.scale(loss))
+            outputs = network(x.expand(timesteps, *x.shape))
+        losses = [step_loss(output, labels=labels, alpha=ALPHA, mse_target="ones") for output in outputs]
+        torch.autograd.backward(scaler.scale(torch.stack(losses).mean()))
 
-    return Made(network, iteration, (x, labels))
+    def iteration(timesteps: int) -> None:
+        network.zero_grad(set_to_none=True)
+        if graphs is None:
+            iterate(timesteps, x, labels)
+        else:
+            subject = _Subject(network, methods.create("bptt", timesteps), generator, timesteps)
+            graphs.run(subject, partial(iterate, timesteps), (x, labels))
+
+    return Made(
+        network,
+        iteration=partial(iteration, problem.timesteps),
+        short_iteration=partial(iteration, min(2, problem.timesteps)),
+        batch=(x, labels),
+        warm_up=_warm_up(problem),
+        provenance=backend.provenance,
+    )
 
 
 def _all_steps_at_once(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

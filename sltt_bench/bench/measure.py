@@ -3,34 +3,50 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sltt_bench.bench.competitors import Competitor, Made, Problem
+from sltt_bench.estimate.trace import _modules_stay_where_they_are
 from sltt_bench.profiler.tensor_bytes import TensorBytes
-
-MEMORY_WARM_UP = 2
-"""Iterations before memory is counted: native learns in them what repeats."""
-TIME_WARM_UP = 5
-"""Iterations before time is taken: algorithms are chosen, kernels compiled, graphs captured."""
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
 """Wall-clock time, or CPU time of this process (of all its threads): steadier on a machine in use."""
 
 
-def peak_bytes(competitor: Competitor, problem: Problem) -> int:
-    """Peak of live tensor bytes of a training iteration, parameters, gradients and batch included."""
-    made = competitor.make(problem)
-    for _ in range(MEMORY_WARM_UP):
-        made.iteration()
-    made.network.zero_grad(set_to_none=True)
-    gc.collect()
-    with TensorBytes(made.batch, network=made.network) as counted:
-        made.iteration()
+Ran = dict[str, Mapping[str, str]]
+"""By name of a competitor, what it says really ran."""
+
+
+def peak_bytes(
+    competitor: Competitor, problem: Problem, *, fake: bool = False, ran: Ran | None = None
+) -> int:
+    """Peak of live tensor bytes of a training iteration, parameters, gradients and batch included.
+
+    Before it runs an iteration of two steps, in which native learns what repeats. `fake`: on fake
+    tensors, which have shapes and no values: the same bytes in less time; on a CPU only.
+    """
+    with _fake_tensors() if fake else nullcontext():
+        made = competitor.make(problem)
+        made.short_iteration()
+        made.network.zero_grad(set_to_none=True)
+        gc.collect()
+        with TensorBytes(made.batch, network=made.network) as counted:
+            made.iteration()
+    if ran is not None:
+        ran[competitor.name] = made.provenance()
     return counted.peak
+
+
+@contextmanager
+def _fake_tensors() -> Iterator[None]:
+    with FakeTensorMode(allow_non_fake_inputs=True), _modules_stay_where_they_are():
+        yield
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,12 @@ class PairedTimes:
 
 
 def paired_times(
-    competitors: Sequence[Competitor], problem: Problem, *, rounds: int, clock: Clock
+    competitors: Sequence[Competitor],
+    problem: Problem,
+    *,
+    rounds: int,
+    clock: Clock,
+    ran: Ran | None = None,
 ) -> PairedTimes:
     """Warm iterations of all competitors in turn, every round in the opposite order of the one before.
 
@@ -72,17 +93,24 @@ def paired_times(
     for one in competitors:
         try:
             made[one] = one.make(problem)
-            for _ in range(TIME_WARM_UP):
+            for _ in range(made[one].warm_up):
                 made[one].iteration()
         except Exception as error:
             made.pop(one, None)
-            failed[one] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            failed[one] = in_one_line(error)
     device = torch.device(problem.device)
     seconds: dict[Competitor, list[float]] = {one: [] for one in made}
     for round_ in range(rounds):
         for one in list(made) if round_ % 2 == 0 else reversed(list(made)):
             seconds[one].append(_seconds(made[one], device, clock))
+    if ran is not None:
+        ran.update({one.name: competitor.provenance() for one, competitor in made.items()})
     return PairedTimes(seconds, failed)
+
+
+def in_one_line(error: Exception) -> str:
+    """What went wrong, short enough for a table."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _seconds(made: Made, device: torch.device, clock: Clock) -> float:

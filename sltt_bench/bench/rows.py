@@ -3,10 +3,11 @@
 Every row names the targets' wording, measures both sides in one run, and gives one ratio a target.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from sltt_bench.bench.competitors import (
+    IDEAS,
     Competitor,
     Problem,
     cifar_resnet18,
@@ -16,9 +17,13 @@ from sltt_bench.bench.competitors import (
     relu_network,
     spikingjelly_bptt,
     spikingjelly_sltt,
+    spikingjelly_sltt_with_less_memory,
+    without,
 )
-from sltt_bench.bench.measure import CLOCKS, PairedTimes, paired_times, peak_bytes
+from sltt_bench.bench.measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
 from sltt_bench.models.options import CNNOptions
+
+FAKE = "counted on fake tensors"
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,10 @@ class Size:
     """T of the times; None: the paper's. The steps of SLTT cost the same each."""
     quick: bool = False
     """A toy network: says that everything runs, and nothing about the targets."""
+    fake: bool = False
+    """Memory is counted on fake tensors: the same bytes in less time; on a CPU only."""
+    ran: Ran = field(default_factory=dict)
+    """Filled while rows are measured."""
 
     def shaped(self, problem: Problem, *, for_time: bool) -> Problem:
         """The problem at this size."""
@@ -90,7 +99,7 @@ class Row:
     name: str
     says: str
     on: str
-    """cpu, cuda, or any: the peak of live tensor bytes is the same everywhere."""
+    """cpu, cuda, or any: the peak of live tensor bytes is the same everywhere; named: only if asked for."""
     measure: Callable[[Size], Iterator[Finding]]
 
 
@@ -98,31 +107,64 @@ def _peaks(
     row: str,
     problem: Problem,
     subject: Competitor,
-    baselines: Sequence[Competitor],
-    target: float | None,
+    against: Sequence["Group"],
     size: Size,
 ) -> Iterator[Finding]:
+    """The subject against the leanest of each group of baselines.
+
+    Raises NothingToCompare if all of a group fail.
+    """
     problem = size.shaped(problem, for_time=False)
-    peak = peak_bytes(subject, problem)
-    strongest, least = min(((one, peak_bytes(one, problem)) for one in baselines), key=lambda pair: pair[1])
-    yield Finding(
+    peak = peak_bytes(subject, problem, fake=size.fake, ran=size.ran)
+    for group, target in against:
+        peaks: dict[Competitor, int] = {}
+        failed: dict[Competitor, str] = {}
+        for one in group:
+            try:
+                peaks[one] = peak_bytes(one, problem, fake=size.fake, ran=size.ran)
+            except Exception as error:
+                failed[one] = in_one_line(error)
+        if not peaks:
+            raise NothingToCompare(_left_out(failed))
+        leanest = min(peaks, key=lambda one: peaks[one])
+        remark = "; ".join(part for part in (FAKE * size.fake, _left_out(failed)) if part)
+        yield _peak_finding(
+            row, problem, (subject, peak), (leanest, peaks[leanest]), target=target, remark=remark
+        )
+
+
+def _peak_finding(
+    row: str,
+    problem: Problem,
+    subject: tuple[Competitor, int],
+    baseline: tuple[Competitor, int],
+    *,
+    target: float | None,
+    remark: str,
+) -> Finding:
+    return Finding(
         row,
         "peak_tensor_bytes",
-        subject.name,
-        strongest.name,
+        subject[0].name,
+        baseline[0].name,
         str(problem),
-        peak,
-        least,
-        peak / least,
+        subject[1],
+        baseline[1],
+        subject[1] / baseline[1],
         target,
+        remark=remark,
     )
+
+
+def _left_out(failed: Mapping[Competitor, str]) -> str:
+    return "; ".join(f"{who.name} left out ({why})" for who, why in failed.items())
 
 
 def _times(
     row: str,
     problem: Problem,
     subjects: Sequence[Competitor],
-    against: Sequence[tuple[Sequence[Competitor], float | None]],
+    against: Sequence["Group"],
     size: Size,
 ) -> Iterator[Finding]:
     """Each subject against the fastest of each group of baselines.
@@ -131,11 +173,11 @@ def _times(
     """
     problem = size.shaped(problem, for_time=True)
     everybody = [*subjects, *(one for group, _ in against for one in group)]
-    times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock])
+    times = paired_times(everybody, problem, rounds=size.rounds, clock=CLOCKS[size.clock], ran=size.ran)
     for group, target in against:
         ran = [one for one in group if one in times.seconds]
         if not ran or not any(one in times.seconds for one in subjects):
-            raise NothingToCompare("; ".join(f"{who.name}: {why}" for who, why in times.failed.items()))
+            raise NothingToCompare(_left_out(times.failed))
         fastest = min(ran, key=times.median)
         for subject in subjects:
             if subject in times.seconds:
@@ -165,7 +207,7 @@ def _time_finding(
         low,
         high,
         size.rounds,
-        "; ".join(f"{who.name} left out ({why})" for who, why in times.failed.items()),
+        _left_out(times.failed),
     )
 
 
@@ -173,25 +215,32 @@ class NothingToCompare(Exception):
     """One side of a row could not run; the message says why."""
 
 
+Group = tuple[Sequence[Competitor], float | None]
+"""Baselines of which the strongest counts, and the ratio to it that is wanted."""
+
+
 def _half(size: Size) -> str:
     return "fp16" if size.device.startswith("cuda") else "bf16"
 
 
 def _sltt_memory(size: Size) -> Iterator[Finding]:
-    yield from _peaks(
-        "memory-sltt", cifar_resnet18(), ours("native", "sltt"), [spikingjelly_sltt()], 0.56, size
-    )
+    against = [([spikingjelly_sltt()], 0.56)]
+    yield from _peaks("memory-sltt", cifar_resnet18(), ours("native", "sltt"), against, size)
 
 
 def _sltt_memory_mixed(size: Size) -> Iterator[Finding]:
     problem = cifar_resnet18(precision=_half(size))
-    yield from _peaks("memory-sltt-mixed", problem, ours("native", "sltt"), [spikingjelly_sltt()], 0.62, size)
+    against = [([spikingjelly_sltt(float32_neurons=single) for single in (False, True)], 0.62)]
+    yield from _peaks("memory-sltt-mixed", problem, ours("native", "sltt"), against, size)
 
 
 def _recompute(size: Size) -> Iterator[Finding]:
+    """Also against what SpikingJelly does to save memory."""
     subject, baseline = ours("native", "sltt", recompute=True), spikingjelly_sltt()
-    yield from _peaks("recompute", cifar_resnet18(), subject, [baseline], 0.35, size)
-    yield from _times("recompute", cifar_resnet18(), [subject], [([baseline], 1.35)], size)
+    saving = [spikingjelly_sltt_with_less_memory(compress=choice) for choice in (False, True)]
+    yield from _peaks("recompute", cifar_resnet18(), subject, [([baseline], 0.35), (saving, None)], size)
+    if not size.fake:
+        yield from _times("recompute", cifar_resnet18(), [subject], [([baseline], 1.35)], size)
 
 
 def _growth(size: Size) -> Iterator[Finding]:
@@ -199,7 +248,7 @@ def _growth(size: Size) -> Iterator[Finding]:
     short, long = (
         replace(size.shaped(cifar_resnet18(), for_time=False), timesteps=steps) for steps in (1, 32)
     )
-    least, most = peak_bytes(subject, short), peak_bytes(subject, long)
+    least, most = (peak_bytes(subject, problem, fake=size.fake, ran=size.ran) for problem in (short, long))
     yield Finding(
         "growth",
         "peak_tensor_bytes",
@@ -210,12 +259,34 @@ def _growth(size: Size) -> Iterator[Finding]:
         least,
         most / least,
         1.02,
+        remark=FAKE * size.fake,
     )
 
 
 def _bptt_memory(size: Size) -> Iterator[Finding]:
     baselines = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
-    yield from _peaks("memory-bptt", cifar_resnet18(), ours("native", "bptt"), baselines, 0.75, size)
+    yield from _peaks("memory-bptt", cifar_resnet18(), ours("native", "bptt"), [(baselines, 0.75)], size)
+
+
+def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator[Finding]]:
+    """Native without each of its ideas, against native with all of them."""
+
+    def measure(size: Size) -> Iterator[Finding]:
+        whole = ours("native", method)
+        shaped = size.shaped(problem, for_time=False)
+        peak = peak_bytes(whole, shaped, fake=size.fake, ran=size.ran)
+        for idea in IDEAS:
+            less = without(idea, method)
+            yield _peak_finding(
+                row,
+                shaped,
+                (less, peak_bytes(less, shaped, fake=size.fake, ran=size.ran)),
+                (whole, peak),
+                target=None,
+                remark=FAKE * size.fake,
+            )
+
+    return measure
 
 
 def _cpu_time_sltt(size: Size) -> Iterator[Finding]:
@@ -237,8 +308,13 @@ def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
     """Also the floor: the ReLU network at the same precision."""
 
     def measure(size: Size) -> Iterator[Finding]:
-        rivals = [spikingjelly_sltt(), spikingjelly_sltt(float32_neurons=True)]
-        against = [(rivals, 0.6), ([relu_network()], 1.1)]
+        rivals = [
+            spikingjelly_sltt(float32_neurons=single, cuda_graph=graph)
+            for single in (False, True)
+            for graph in (False, True)
+        ]
+        floor = [relu_network(cuda_graph=graph) for graph in (False, True)]
+        against: list[Group] = [(rivals, 0.6), (floor, 1.1)]
         name = f"gpu-time-sltt-{problem.network.name}"
         yield from _times(name, problem, _on_gpu("sltt"), against, size)
 
@@ -247,9 +323,10 @@ def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
 
 def _gpu_time_bptt(size: Size) -> Iterator[Finding]:
     rivals = [
-        spikingjelly_bptt(multi_step=mode, float32_neurons=single)
+        spikingjelly_bptt(multi_step=mode, float32_neurons=single, cuda_graph=graph)
         for mode in (False, True)
         for single in (False, True)
+        for graph in (False, True)
     ]
     problem = cifar_resnet18(precision="fp16")
     yield from _times("gpu-time-bptt", problem, _on_gpu("bptt"), [(rivals, 0.9)], size)
@@ -284,6 +361,14 @@ ROWS: tuple[Row, ...] = (
     ),
     Row("gpu-time-bptt", "GPU time of an iteration, BPTT, ResNet-18", "cuda", _gpu_time_bptt),
     Row("sltt-k1-against-bptt", "SLTT-K1 against BPTT, both native", "cuda", _k1_against_bptt),
+    *(
+        Row(name, f"peak live tensor bytes without each idea, {what}", "named", _ideas(name, method, problem))
+        for name, what, method, problem in (
+            ("ideas-sltt", "SLTT, ResNet-18", "sltt", cifar_resnet18()),
+            ("ideas-bptt", "BPTT, ResNet-18", "bptt", cifar_resnet18()),
+            ("ideas-sltt-vgg11", "SLTT, VGG-11, T = 2", "sltt", gesture_vgg11(timesteps=2)),
+        )
+    ),
 )
 
 

@@ -40,8 +40,9 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.neuron1(self.bn1(x))
-        hidden = self.neuron2(self.bn2(self.conv1(activated)))
-        output: Tensor = self.conv2(self.dropout(hidden)) + self.shortcut(activated)
+        # No name for what lies between the convolutions: a name would keep it in memory to the end.
+        hidden = self.conv2(self.dropout(self.neuron2(self.bn2(self.conv1(activated)))))
+        output: Tensor = hidden + self.shortcut(activated)
         return output
 
 
@@ -75,7 +76,9 @@ class PreActResNet(nn.Module):
         self.linear = nn.Linear(width * 8, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        x = self.conv1(x)
+        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            x = block(x)  # one by one: a stage would keep its input in memory to its end
         spikes = self.neuron1(self.bn1(x))
         output: Tensor = self.linear(self.dropout(self.flatten(self.pool(spikes))))
         return output

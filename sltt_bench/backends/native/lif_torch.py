@@ -18,8 +18,9 @@ from torch import Tensor
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
-PIECE = 262_144
-"""Elements that each CPU thread works on before it goes on to the next operation."""
+PIECE = 524_288
+"""Elements on which all CPU threads work before they go on to the next operation; the same whatever
+their number, so that peaks of memory are the same on every machine."""
 
 
 class TorchKernels:
@@ -122,19 +123,18 @@ def _through_time(
 def _surrogate(membrane: Tensor, neuron: LIFParameters) -> Tensor:
     x = membrane - neuron.v_threshold
     if neuron.surrogate == "triangle":  # the default; the same operations in one and the same memory
-        return x.abs_().neg_().add_(1).clamp_(min=0)
+        return torch.sub(x.new_ones(()), x.abs_(), out=x).clamp_(min=0)
     return SURROGATES[neuron.surrogate](x)
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors in corresponding pieces, or whole where pieces would not correspond or not pay."""
     first = tensors[0]
-    size = PIECE * torch.get_num_threads()
-    if first.device.type != "cpu" or first.numel() <= size:
+    if first.device.type != "cpu" or first.numel() <= PIECE:
         yield tensors
     elif all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first):
         flat = [tensor.as_strided((first.numel(),), (1,)) for tensor in tensors]
-        yield from zip(*(torch.split(tensor, size) for tensor in flat), strict=True)
+        yield from zip(*(torch.split(tensor, PIECE) for tensor in flat), strict=True)
     else:
         yield tensors
 

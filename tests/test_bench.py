@@ -1,0 +1,354 @@
+"""The bench: fair sides, known ratios, and a command that says what went wrong."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.bench import __main__ as command
+from sltt_bench.bench import competitors, measure, rows
+from sltt_bench.bench.competitors import (
+    IDEAS,
+    Competitor,
+    Made,
+    Problem,
+    cifar_resnet18,
+    ours,
+    relu_network,
+    spikingjelly_bptt,
+    spikingjelly_sltt,
+    spikingjelly_sltt_with_less_memory,
+    without,
+)
+from sltt_bench.bench.measure import paired_times, peak_bytes
+from sltt_bench.bench.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
+from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
+
+QUICK = Size("cpu", rounds=2, quick=True)
+
+
+@pytest.fixture
+def problem() -> Problem:
+    network = PreActResNetOptions(width=4)
+    return cifar_resnet18(network=network, image=(3, 16, 16), batch_size=4, timesteps=3)
+
+
+@pytest.fixture
+def graphs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay calls the function again."""
+
+    def capture(function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        return function
+
+    def make() -> GraphedIterations:
+        return GraphedIterations(lambda: capture)
+
+    monkeypatch.setattr(competitors, "GraphedIterations", make)
+    monkeypatch.setattr("sltt_bench.backends.native.GraphedIterations", make)
+
+
+@pytest.fixture
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(competitors.WARM_UP, "cpu", 1)
+    monkeypatch.setattr(competitors, "WARM_UP_OF_DRAWS", 1)
+
+
+# Who runs against whom ----------------------------------------------------------------------------
+
+
+def gradients(competitor: Competitor, problem: Problem, *, iterations: int = 2) -> Tensor:
+    """Of the last iteration, as one vector."""
+    made = competitor.make(problem)
+    for _ in range(iterations):
+        made.iteration()
+    found = []
+    for name, parameter in made.network.named_parameters():
+        assert parameter.grad is not None, f"{name} received no gradient"
+        found.append(parameter.grad.flatten())
+    return torch.cat(found)
+
+
+def assert_same_gradients(competitor: Competitor, reference: Competitor, problem: Problem) -> None:
+    found, expected = gradients(competitor, problem), gradients(reference, problem, iterations=1)
+    assert (found - expected).norm() < 1e-5 * expected.norm(), competitor.name
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("method", ["sltt", "bptt"])
+def test_native_computes_the_gradients_of_the_reference(
+    method: str, recompute: bool, problem: Problem
+) -> None:
+    assert_same_gradients(ours("native", method, recompute=recompute), ours("reference", method), problem)
+
+
+def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(problem: Problem) -> None:
+    pytest.importorskip("spikingjelly")
+    for sltt in (
+        spikingjelly_sltt(),
+        spikingjelly_sltt(float32_neurons=True),
+        spikingjelly_sltt_with_less_memory(compress=False),
+        spikingjelly_sltt_with_less_memory(compress=True),
+    ):
+        assert_same_gradients(sltt, ours("reference", "sltt"), problem)
+    for bptt in (
+        spikingjelly_bptt(multi_step=False),
+        spikingjelly_bptt(multi_step=True),
+        spikingjelly_bptt(multi_step=True, float32_neurons=True),
+    ):
+        assert_same_gradients(bptt, ours("reference", "bptt"), problem)
+    sltt_gradient, bptt_gradient = (gradients(ours("reference", m), problem) for m in ("sltt", "bptt"))
+    assert (sltt_gradient - bptt_gradient).norm() > 1e-3 * bptt_gradient.norm(), "the two can be told apart"
+
+
+def test_replayed_competitors_compute_the_same_gradients(
+    problem: Problem, graphs_without_a_gpu: None
+) -> None:
+    pytest.importorskip("spikingjelly")
+    for usual, replayed in (
+        (spikingjelly_sltt(), spikingjelly_sltt(cuda_graph=True)),
+        (spikingjelly_bptt(multi_step=True), spikingjelly_bptt(multi_step=True, cuda_graph=True)),
+        (relu_network(), relu_network(cuda_graph=True)),
+    ):
+        expected = gradients(usual, problem, iterations=1)
+        assert torch.equal(gradients(replayed, problem, iterations=5), expected), replayed.name
+
+
+@pytest.mark.parametrize("idea", IDEAS)
+def test_native_without_an_idea_computes_the_same_gradients(idea: str, problem: Problem) -> None:
+    assert_same_gradients(without(idea, "sltt"), ours("reference", "sltt"), problem)
+
+
+def test_both_sides_have_the_same_weights_and_batch(problem: Problem) -> None:
+    pytest.importorskip("spikingjelly")
+    one, other = ours("native", "sltt").make(problem), spikingjelly_sltt().make(problem)
+    assert all(torch.equal(a, b) for a, b in zip(one.batch, other.batch, strict=True))
+    mine, theirs = one.network.state_dict(), other.network.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    relu = relu_network().make(problem).network.state_dict()
+    assert all(torch.equal(mine[name], relu[name]) for name in mine)
+
+
+# Figures with a known answer ----------------------------------------------------------------------
+
+
+class Clock:
+    """Time passes only while iterations run."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.order: list[str] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def competitor(self, name: str, *seconds: float) -> Competitor:
+        """Its iterations take these times, again and again; without times it cannot run."""
+        calls: list[int] = []
+
+        def iteration() -> None:
+            if not seconds:
+                raise RuntimeError("no kernel\nfor this")
+            self.now += seconds[len(calls) % len(seconds)]
+            calls.append(1)
+            self.order.append(name)
+
+        made = Made(nn.Identity(), iteration, iteration, batch=(), warm_up=1)
+        return Competitor(name, lambda problem: made)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setitem(measure.CLOCKS, "wall", clock)
+    return clock
+
+
+def test_the_ratio_of_times_is_the_median_of_the_rounds_ratios(clock: Clock, problem: Problem) -> None:
+    ours_, theirs = clock.competitor("a", 9.0, 1.0, 2.0, 9.0), clock.competitor("b", 9.0, 2.0, 8.0, 9.0)
+    times = paired_times([ours_, theirs], problem, rounds=3, clock=clock)
+    assert times.seconds == {ours_: [1.0, 2.0, 9.0], theirs: [2.0, 8.0, 9.0]}  # warm-up left out
+    assert times.ratios(ours_, theirs) == [0.5, 0.25, 1.0]
+    assert times.median_ratio(ours_, theirs) == 0.5
+    assert times.quartiles(ours_, theirs) == (0.375, 0.75)
+    assert (times.median(ours_), times.median(theirs)) == (2.0, 8.0)
+    assert clock.order == ["a", "b", "a", "b", "b", "a", "a", "b"], "every round the other way round"
+
+
+def times_row(clock: Clock, problem: Problem, *baselines: Competitor, target: float = 0.9) -> Finding:
+    against = [(baselines, target)]
+    size = Size("cpu", rounds=2)
+    (finding,) = rows._times("a row", problem, [clock.competitor("native", 4.0)], against, size)
+    return finding
+
+
+def test_the_fastest_baseline_is_the_one_that_counts(clock: Clock, problem: Problem) -> None:
+    finding = times_row(clock, problem, clock.competitor("slow", 16.0), clock.competitor("fast", 5.0))
+    assert (finding.subject, finding.baseline, finding.ratio) == ("native", "fast", 0.8)
+    assert (finding.subject_value, finding.baseline_value, finding.rounds) == (4.0, 5.0, 2)
+    assert finding.met is True
+    assert times_row(clock, problem, clock.competitor("fast", 4.0)).met is False
+
+
+def test_a_baseline_that_fails_is_named_and_left_out(clock: Clock, problem: Problem) -> None:
+    finding = times_row(clock, problem, clock.competitor("broken"), clock.competitor("slow", 8.0))
+    assert (finding.baseline, finding.ratio) == ("slow", 0.5)
+    assert finding.remark == "broken left out (RuntimeError: no kernel for this)"
+
+
+def test_without_any_baseline_there_is_no_ratio(clock: Clock, problem: Problem) -> None:
+    with pytest.raises(NothingToCompare, match="broken left out"):
+        times_row(clock, problem, clock.competitor("broken"))
+
+
+def keeper(name: str, elements: int) -> Competitor:
+    """Its iteration holds so many float32 numbers for a moment."""
+
+    def make(problem: Problem) -> Made:
+        network = nn.Linear(10, 10, bias=False)
+
+        def iteration() -> None:
+            if elements < 0:
+                raise RuntimeError("cannot hold less than nothing")
+            torch.empty(elements)
+
+        return Made(network, iteration, iteration, batch=(torch.empty(25),), warm_up=1)
+
+    return Competitor(name, make)
+
+
+def test_the_peak_counts_weights_batch_and_what_the_iteration_holds(problem: Problem) -> None:
+    assert peak_bytes(keeper("a", 1000), problem) == 4 * (100 + 25 + 1000)
+
+
+def test_the_leanest_baseline_is_the_one_that_counts(problem: Problem) -> None:
+    group = [keeper("fat", 9000), keeper("broken", -1), keeper("lean", 2000 - 125)]
+    against = [(group, 0.56), ([keeper("fat", 9000)], None)]
+    first, second = rows._peaks("a row", problem, keeper("native", 1000 - 125), against, QUICK)
+    assert (first.baseline, first.ratio, first.met) == ("lean", 0.5, True)
+    assert first.remark == "broken left out (RuntimeError: cannot hold less than nothing)"
+    assert (second.baseline, second.met) == ("fat", None)
+
+
+def test_fake_tensors_take_the_bytes_of_real_ones(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+    problem = replace(problem, timesteps=2)
+    for competitor in (ours("native", "bptt"), ours("native", "sltt", recompute=True)):
+        assert peak_bytes(competitor, problem, fake=True) == peak_bytes(competitor, problem)
+
+
+# Rows ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_row_runs_those_for_gpus_too(row: Row, graphs_without_a_gpu: None, short_warm_up: None) -> None:
+    pytest.importorskip("spikingjelly")
+    findings = list(row.measure(QUICK))
+    assert findings
+    for finding in findings:
+        assert finding.row == row.name
+        assert finding.ratio > 0
+        assert finding.remark == "", "nobody was left out"
+
+
+def test_names_of_rows_are_unique_and_each_device_has_its_own() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    on_cpu, on_gpu = ({row.name for row in rows_for(device)} for device in ("cpu", "cuda:0"))
+    assert "memory-sltt" in on_cpu & on_gpu
+    assert "cpu-time-sltt" in on_cpu - on_gpu
+    assert "gpu-time-bptt" in on_gpu - on_cpu
+    assert set(names) - on_cpu - on_gpu == {"ideas-sltt", "ideas-bptt", "ideas-sltt-vgg11"}
+
+
+def test_sizes_are_the_papers_unless_told_otherwise() -> None:
+    full = Size("cpu", rounds=2, batch_divisor=4, timesteps=3)
+    for_memory = full.shaped(cifar_resnet18(), for_time=False)
+    assert (for_memory.batch_size, for_memory.timesteps) == (128, 6)
+    for_time = full.shaped(cifar_resnet18(), for_time=True)
+    assert (for_time.batch_size, for_time.timesteps) == (32, 3)
+    assert str(for_time) == "preact-resnet18, 3×32×32, batch 32, T = 3, fp32"
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def bench(*arguments: Any) -> Any:
+    app = typer.Typer()
+    app.command()(command.main)
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_writes_what_it_measured(tmp_path: Path) -> None:
+    pytest.importorskip("spikingjelly")
+    done = bench("--quick", "--fake", "--rows", "memory-sltt,growth", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    (folder,) = (tmp_path / "bench").iterdir()
+    with (folder / BENCH_FILE).open(encoding="utf-8", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["row"] for row in written] == ["memory-sltt", "growth"]
+    assert [*written[0]] == [column.name for column in BENCH_COLUMNS]
+    assert float(written[0]["ratio"]) == pytest.approx(
+        float(written[0]["subject_value"]) / float(written[0]["baseline_value"])
+    )
+    assert written[0]["remark"] == "counted on fake tensors"
+    assert written[0]["target"] == "", "a toy network says nothing about the targets"
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["kind"] == "bench"
+    assert facts["failed"] == {}
+    assert facts["ran"]["native sltt"]["neuron"].startswith("torch backward")
+    assert "SLTTLIFNode, step_mode='s'" in facts["ran"]["SpikingJelly SLTTLIFNode"]["neuron"]
+    assert f"{float(written[0]['ratio']):.3f}" in done.output
+
+
+def test_a_row_that_fails_is_named_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(size: Size) -> Any:
+        raise NothingToCompare("nobody came")
+
+    chosen = [replace(ROWS[0], name="broken", measure=fails), replace(ROWS[3])]
+    monkeypatch.setattr(command, "ROWS", tuple(chosen))
+    done = bench("--quick", "--fake", "--rows", "broken,growth", "--out", tmp_path)
+    assert done.exit_code == 1
+    assert "broken: NothingToCompare: nobody came" in done.output
+    (folder,) = (tmp_path / "bench").iterdir()
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["failed"] == {"broken": "NothingToCompare: nobody came"}
+    assert "growth" in (folder / BENCH_FILE).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rows", "memory-slt"), "no row memory-slt; known: memory-sltt"),
+        (("--clock", "sun"), "choose wall or process"),
+        (("--fake", "--device", "cuda"), "fake tensors are on the CPU"),
+        (("--device", "cuda"), "torch finds no CUDA device here"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_known(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = bench(*arguments, "--out", tmp_path)
+    assert done.exit_code == 2
+    said = " ".join(done.output.replace("│", " ").split())
+    assert message in said
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_rows_can_be_listed() -> None:
+    done = bench("--list")
+    assert done.exit_code == 0
+    assert all(row.name in done.output for row in ROWS)
