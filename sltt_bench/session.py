@@ -1,5 +1,6 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -207,8 +208,10 @@ def estimate_plans(
     Raises RecipeError for an unknown GPU or an amount of memory that is none.
     """
     from sltt_bench import provenance
-    from sltt_bench.estimate.command import bytes_of, estimate
+    from sltt_bench.estimate.command import bytes_of, estimate, estimated
+    from sltt_bench.estimate.estimates import Estimate, Failure
     from sltt_bench.estimate.gpus import GPUError
+    from sltt_bench.estimate.saved import SavedEstimates
 
     try:
         memory_bytes = None if memory is None else bytes_of(memory)
@@ -221,25 +224,40 @@ def estimate_plans(
         remarks.append(f"no ratios: {baseline} is not among the methods; --baseline names another")
     for remark in remarks:
         console.print(f"[dim]{remark}[/dim]")
+    saved = SavedEstimates(out, estimated(cells, device_type), provenance.collect(command), gpu)
     try:
-        with cell_progress(console, len(cells)) as advance:
+        with saved, cell_progress(console, len(cells)) as advance:
+
+            def keep(result: Estimate | Failure) -> None:
+                saved.add(result)
+                advance(describe(result.cell))
+
             table = estimate(
                 cells,
                 device_type=device_type,
                 gpu=gpu,
                 gpu_file=gpu_file,
                 memory_bytes=memory_bytes,
-                on_result=lambda result: advance(describe(result.cell)),
+                on_result=keep,
             )
     except GPUError as error:
         raise RecipeError(error.option, [str(error)]) from None
+    except KeyboardInterrupt:
+        kept = (
+            f"what was estimated is in {_listed(saved.paths)}" if saved.paths else "nothing was estimated yet"
+        )
+        console.print(f"[yellow]interrupted; {kept}[/yellow]", soft_wrap=True)
+        return 128 + signal.SIGINT
     for shown in table.rich(baseline):
         console.print(shown)
     for failure in table.failures:
         console.print(f"[red]{escape(describe(failure.cell))}: {escape(failure.reason)}[/red]")
-    folders = table.save(out, provenance.collect(command))
-    console.print(f"[dim]saved in {' '.join(map(str, folders))}[/dim]", soft_wrap=True)
+    console.print(f"[dim]saved in {_listed(saved.paths)}[/dim]", soft_wrap=True)
     return int(bool(table.failures))
+
+
+def _listed(paths: list[Path]) -> str:
+    return " ".join(map(str, paths))
 
 
 # Verbs that only show ---------------------------------------------------------------------------

@@ -17,10 +17,12 @@ from typer.testing import CliRunner
 
 from sltt_bench.cli import app
 from sltt_bench.estimate.command import bytes_of, estimate
+from sltt_bench.estimate.command import estimated as as_estimated
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
 from sltt_bench.estimate.operations import Work
 from sltt_bench.estimate.remembered import RememberedOperations
+from sltt_bench.estimate.saved import SavedEstimates, estimate_row
 from sltt_bench.estimate.search import (
     largest_batch_size,
     largest_timesteps,
@@ -487,8 +489,10 @@ def test_numbers_are_shown_with_three_digits_and_no_exponent() -> None:
 
 def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
     cells = [smoke_cell("bptt"), smoke_cell("sltt"), replace(smoke_cell("sltt"), method="sltt-k99")]
-    table = estimate(cells, workers=1)
-    (folder,) = table.save(tmp_path, {"schema_version": 1, "command": ["sltt-bench", "estimate", "digits"]})
+    facts = {"schema_version": 1, "command": ["sltt-bench", "estimate", "digits"]}
+    with SavedEstimates(tmp_path, as_estimated(cells, "cuda"), facts) as saved:
+        table = estimate(cells, workers=1, on_result=saved.add)
+    (folder,) = saved.paths
     assert folder.parent == tmp_path / "digits"
 
     def rows(name: str) -> list[dict[str, str]]:
@@ -521,11 +525,38 @@ def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell,
     assert cell_from_dict(said).kind == "estimate"
 
 
+def test_an_interrupted_sweep_keeps_what_was_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sltt_bench.estimate import estimates
+
+    real, done = estimates.estimate_cell, []
+
+    def interrupted_at_the_third(cell: Cell, *args: Any, **options: Any) -> Estimate:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(cell)
+        return real(cell, *args, **options)
+
+    monkeypatch.setattr(estimates, "estimate_cell", interrupted_at_the_third)
+    command = ["estimate", "digits", "--smoke", "--method", "bptt,sltt", "--timesteps", "1,2", "--out"]
+    result = CliRunner().invoke(app, [*command, str(tmp_path)])
+    assert result.exit_code == 130
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert str(folder) in "".join(result.output.splitlines())
+    with (folder / ESTIMATES_FILE).open() as file:
+        assert [row["cell_id"] for row in csv.DictReader(file)] == [
+            replace(cell, kind="estimate", device="cuda").cell_id for cell in done
+        ]
+    plan = json.loads((folder / "provenance.json").read_text())["plan"]
+    assert len(plan) == 4
+
+
 @pytest.mark.slow
 def test_several_processes_find_the_same(smoke_cell: MakeCell) -> None:
     cells = [smoke_cell(m) for m in ("bptt", "sltt")]
     shared, alone = estimate(cells, workers=2), estimate(cells, workers=1)
-    assert list(shared.rows()) == list(alone.rows())
+    assert [estimate_row(e) for e in shared.estimates] == [estimate_row(e) for e in alone.estimates]
 
 
 def test_a_third_partys_method_is_estimated_without_a_change_here(

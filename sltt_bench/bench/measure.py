@@ -11,7 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sltt_bench.bench.competitors import Competitor, Made, Problem
-from sltt_bench.estimate.trace import _modules_stay_where_they_are
+from sltt_bench.estimate.trace import modules_stay_where_they_are
 from sltt_bench.profiler.tensor_bytes import TensorBytes
 
 Clock = Callable[[], float]
@@ -45,7 +45,7 @@ def peak_bytes(
 
 @contextmanager
 def _fake_tensors() -> Iterator[None]:
-    with FakeTensorMode(allow_non_fake_inputs=True), _modules_stay_where_they_are():
+    with FakeTensorMode(allow_non_fake_inputs=True), modules_stay_where_they_are():
         yield
 
 

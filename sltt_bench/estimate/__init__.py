@@ -6,7 +6,8 @@
     estimates     spatial and temporal work, an epoch, a lower bound on time
     search        the largest batch and T that fit
     gpus          data sheets and the roofline
-    table, shown  on disk and on the terminal
+    saved         on disk, as each cell is done
+    table, shown  on the terminal
     command       the work of `sltt-bench estimate`
     preflight     before a run: does every cell fit?
 

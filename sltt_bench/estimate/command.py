@@ -34,6 +34,11 @@ def bytes_of(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
+def estimated(cells: Sequence[Cell], device_type: DeviceType) -> list[Cell]:
+    """The cells as those of an estimate, under ids of their own."""
+    return [replace(cell, kind="estimate", device=device_type) for cell in cells]
+
+
 def estimate(
     cells: Sequence[Cell],
     *,
@@ -58,9 +63,12 @@ def estimate(
         worth_it = len(cells) >= (WORTH_A_PROCESS if memory_bytes is None else 2)
         workers = (os.cpu_count() or 1) if worth_it else 1
     results: list[Estimate | Failure] = []
-    prepared = [replace(cell, kind="estimate", device=device_type) for cell in cells]
     for result in estimate_cells(
-        prepared, device_type=device_type, gpu=figures, memory_bytes=room, workers=workers
+        estimated(cells, device_type),
+        device_type=device_type,
+        gpu=figures,
+        memory_bytes=room,
+        workers=workers,
     ):
         results.append(result)
         on_result(result)

@@ -121,7 +121,7 @@ def _steady_state(
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         operations = RememberedOperations(mode)
         with Executing(operations):
-            with _modules_stay_where_they_are():
+            with modules_stay_where_they_are():
                 subject = _prepare(cell, device_type)
             x, labels = fake_batch(cell)
             _warm_up(subject, x, labels)
@@ -165,7 +165,7 @@ def _count_memory(subject: Experiment, x: Tensor, labels: Tensor, *, execute: Ex
 
 
 @contextmanager
-def _modules_stay_where_they_are() -> Iterator[None]:
+def modules_stay_where_they_are() -> Iterator[None]:
     """`network.to(device)` does nothing to a network that is there already, but fails on fake parameters."""
     original = nn.Module.to
 
