@@ -36,23 +36,25 @@ def test_each_row_shows_both_sides_the_ratio_the_target_and_whether_it_is_met(tm
     bench_run(tmp_path / "bench" / "run", {"target": 0.56, "met": True}, TIME, {"row": "told"})
     (table,) = tables(contribution(tmp_path))
     assert [heading.text for heading in table.headings] == [
-        "row", "quantity", "subject", "baseline", "÷ baseline", "wanted", "target", "problem",
+        "row", "subject", "baseline", "÷ baseline", "wanted", "target",
     ]  # fmt: skip
-    memory = ["memory", "peak of live tensors", "native 5.00 MiB", "a library 10.0 MiB", "0.50×"]
+    counted = "peak of live tensors: a network, T = 6"
+    memory = ["native 5.00 MiB", "a library 10.0 MiB", "0.50×"]
+    times = ["native 250 ms", "a library 200 ms", "1.25× [1.20, 1.31]"]
     assert shown(table) == [
-        [*memory, "≤ 0.56", "met", "a network, T = 6"],
-        ["time", "time", "native 250 ms", "a library 200 ms", "1.25× [1.20, 1.31]", "≤ 1.2", "not met", "a network, T = 6"],
-        ["told", *memory[1:], "–", "only reported", "a network, T = 6"],
-    ]  # fmt: skip
-    assert [row[6].tone for row in table.rows] == ["good", "bad", "muted"]
+        [f"memory {counted}", *memory, "≤ 0.56", "met"],
+        ["time time: a network, T = 6", *times, "≤ 1.2", "not met"],
+        [f"told {counted}", *memory, "–", "only reported"],
+    ]
+    assert [row[5].tone for row in table.rows] == ["good", "bad", "muted"]
 
 
 def test_the_summary_counts_the_targets_that_are_met_on_each_device(tmp_path: Path) -> None:
     bench_run(tmp_path / "a", {"target": 0.56, "met": True}, TIME, {"row": "told"})
     bench_run(tmp_path / "b", {"device_name": "Other GPU", "target": 0.4, "met": False})
     assert contribution(tmp_path).sentences == (
-        "Beside its baselines, memory, time and told: 1 of 2 targets met on Example GPU, 0 of 1 targets met on "
-        "Other GPU.",
+        "Beside its baselines (3 rows of the benchmark): 1 of 2 targets met on Example GPU, 0 of 1 targets met "
+        "on Other GPU.",
     )
 
 
@@ -61,7 +63,7 @@ def test_a_later_measurement_replaces_an_earlier_one_and_is_never_averaged_with_
     bench_run(tmp_path / "a", {"ratio": 0.5, "finished_utc": "2026-01-02T00:00:00+00:00"})
     bench_run(tmp_path / "other", {"ratio": 0.7, "problem": "another"}, {"ratio": 0.6, "baseline": "another"})
     (table,) = tables(contribution(tmp_path))
-    assert sorted(row[4].text for row in table.rows) == ["0.50×", "0.60×", "0.70×"]
+    assert sorted(row[3].text for row in table.rows) == ["0.50×", "0.60×", "0.70×"]
     assert any(note.startswith("1 earlier measurements of the same row") for note in table.notes)
 
 
@@ -69,9 +71,9 @@ def test_each_device_has_a_table_of_its_own(tmp_path: Path) -> None:
     bench_run(tmp_path / "a", {"ratio": 0.9})
     bench_run(tmp_path / "b", {"ratio": 0.5, "device_name": "Example CPU"})
     said = contribution(tmp_path)
-    assert [(section.chips, len(section.blocks)) for section in said.sections[1:]] == [
-        (("Example CPU",), 2),
-        (("Example GPU",), 2),
+    assert [(section.title, len(section.blocks)) for section in said.sections[1:]] == [
+        ("Example CPU", 2),
+        ("Example GPU", 2),
     ]
     assert not any("earlier" in note for table in tables(said) for note in table.notes)
 
@@ -81,7 +83,7 @@ def test_rows_that_failed_and_baselines_that_were_left_out_are_named(tmp_path: P
     bench_run(tmp_path / "r1", left_out, failed={"growth": "RuntimeError: out of memory"})
     said = contribution(tmp_path)
     assert "growth was not measured by run r1: RuntimeError: out of memory." in said.sections[0].lead
-    assert "memory: left out: a rival (ValueError: no)" in tables(said)[0].notes
+    assert "memory: left out: a rival (ValueError: no)." in tables(said)[0].notes
 
 
 def test_a_torn_row_is_listed_and_never_data(tmp_path: Path) -> None:
@@ -103,7 +105,7 @@ def test_a_benchmark_is_a_part_of_the_report_and_changes_no_other(tmp_path: Path
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.startswith("# digits\n\n1 method (bptt) on recipe digits: 1 cell finished")
     assert "## Beside the baselines" in text
-    assert "| memory |" in (text.partition("## Beside the baselines")[2])
+    assert "| memory peak of live tensors: a network" in (text.partition("## Beside the baselines")[2])
     assert (tmp_path / "out" / "bench.csv").read_text().count("\n") == 2
 
 

@@ -272,6 +272,21 @@ def test_the_sentence_says_what_is_estimated_where(tmp_path: Path) -> None:
     )
 
 
+def test_the_recipe_as_it_is_leads_and_what_departs_from_it_is_folded_and_not_in_the_sentence(
+    tmp_path: Path,
+) -> None:
+    fill(tmp_path / "a")
+    recipe = varied(RECIPE, train__lr=0.5)
+    changed = HandmadeRun(tmp_path / "b", recipe=recipe, device="cuda", number=50)
+    for method, mib in (("bptt", 1000.0), ("sltt", 10.0)):
+        changed.estimate(method, mib, recipe=recipe, overrides={"train.lr": 0.5})
+    said = contribution(tmp_path)
+    parts = [section for section in said.sections if section.name.endswith("-family")]
+    assert [section.folded for section in parts] == [False, True]
+    assert "0.20×" in said.sentences[0]
+    assert "0.010×" not in said.sentences[0]
+
+
 # Plots --------------------------------------------------------------------------------------------------
 
 

@@ -67,8 +67,16 @@ def _title(results: Results) -> str:
     cells = results.cells[results.cells["kind"] != "bench"]
     full = cells[~cells["smoke"].astype(bool)]
     cells = cells if full.empty else full
-    run = set(cells.loc[cells["kind"] == "run", "recipe"])
-    recipes = sorted(set(cells["recipe"]), key=lambda name: (name not in run, natural_order(name)))
+    run = cells["kind"] == "run"
+    as_published = set(
+        cells.loc[run & ~cells["synthetic"].astype(bool) & (cells["overrides"] == "{}"), "recipe"]
+    )
+    has_run = set(cells.loc[run, "recipe"])
+
+    def place(name: str) -> tuple[object, ...]:
+        return name not in as_published, name not in has_run, natural_order(name)
+
+    recipes = sorted(set(cells["recipe"]), key=place)
     if not recipes:
         return "No results"
     more = f" and {len(recipes) - 3} more" if len(recipes) > 3 else ""

@@ -85,7 +85,8 @@ def _sentence(rows: pd.DataFrame) -> str:
         wanted = of_device[of_device["target"].notna()]
         met = int((wanted["ratio"] <= wanted["target"]).sum())
         said.append(f"{met} of {len(wanted)} targets met on {_device(device)}")
-    return f"Beside its baselines, {numbers.listed(sorted(set(rows['row'])))}: {', '.join(said)}."
+    count = rows["row"].nunique()
+    return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(said)}."
 
 
 def _device(name: Any) -> str:
@@ -111,7 +112,6 @@ def _device_section(device: str, rows: pd.DataFrame, number: int, replaced: int)
         _device(device),
         (_table(rows, name, replaced), figure),
         level=2,
-        chips=(_device(device),),
     )
 
 
@@ -122,9 +122,8 @@ def _rounds(rows: pd.DataFrame) -> str:
 
 def _table(rows: pd.DataFrame, name: str, replaced: int) -> Table:
     headings = (
-        Heading("row", numeric=False), Heading("quantity", numeric=False), Heading("subject", numeric=False),
-        Heading("baseline", numeric=False), Heading("÷ baseline"), Heading("wanted"), Heading("target", numeric=False),
-        Heading("problem", numeric=False),
+        Heading("row", numeric=False), Heading("subject", numeric=False), Heading("baseline", numeric=False),
+        Heading("÷ baseline"), Heading("wanted"), Heading("target", numeric=False),
     )  # fmt: skip
     notes = list(_NOTES)
     if replaced:
@@ -132,7 +131,8 @@ def _table(rows: pd.DataFrame, name: str, replaced: int) -> Table:
             f"{replaced} earlier measurements of the same row, problem, subject, baseline and device are "
             "replaced by the latest; nothing is averaged."
         )
-    notes += [f"{row['row']}: {row['remark']}" for _, row in rows.iterrows() if row["remark"]]
+    for remark, alike in rows[rows["remark"] != ""].groupby("remark", sort=False):
+        notes.append(f"{', '.join(dict.fromkeys(alike['row']))}: {remark}.")
     cells = tuple(_cells(row) for _, row in rows.iterrows())
     return Table(name, "Subjects beside their baselines", headings, cells, tuple(dict.fromkeys(notes)))
 
@@ -143,15 +143,13 @@ def _cells(row: "pd.Series[Any]") -> tuple[Cell, ...]:
     if pd.notna(row["ratio_low"]) and pd.notna(row["ratio_high"]):
         spread = f"[{numbers.ratio(row['ratio_low'])[:-1]}, {numbers.ratio(row['ratio_high'])[:-1]}]"
     return (
-        Cell(row["row"], value=row["row"]),
-        Cell(words, value=words),
+        Cell(row["row"], f"{words}: {row['problem']}", row["row"]),
         *(_side(row, side) for side in ("subject", "baseline")),
         Cell(numbers.ratio(row["ratio"]), spread, row["ratio"]),
         Cell(DASH, tone="muted")
         if pd.isna(row["target"])
         else Cell(f"≤ {row['target']:g}", value=row["target"]),
         _verdict(row),
-        Cell(row["problem"], value=row["problem"]),
     )
 
 

@@ -101,7 +101,7 @@ def gradients(context: Context) -> Contribution:
             section for number, family in enumerate(families) for section in _section(family, number)
         ),
         frames=_frames(context.results) if families else {},
-        sentences=tuple(_sentence(family) for family in families),
+        sentences=_sentences(families),
     )
 
 
@@ -231,8 +231,9 @@ def _section(family: Family, number: int) -> list[Section]:
             name,
             f"The gradient taken apart: {family.title}",
             tuple(blocks),
-            lead=_LEAD,
+            lead=_LEAD if number == 0 else (),
             chips=family.conditions,
+            folded=bool(family.settings) and number > 0,
         )
     ]
 
@@ -245,20 +246,32 @@ _LEAD = (
 )
 
 
-def _sentence(family: Family) -> str:
+def _sentences(families: Sequence[Family]) -> tuple[str, ...]:
+    """One sentence: the recipes as they are before those with other settings, full ones before smoke-sized."""
+    telling = sorted(families, key=lambda family: ("smoke run" in family.conditions, bool(family.settings)))
+    said = [_told(family) for family in telling[:_MOST]]
+    said += [f"{len(telling) - _MOST} more below"] * (len(telling) > _MOST)
+    return (f"{'; '.join(said)}.",) if said else ()
+
+
+_MOST = 3
+"""Analyses that the sentence names."""
+
+
+def _told(family: Family) -> str:
     network = family.level("network").dropna(subset=["cosine_mean"])
     if network.empty:
-        return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart."
+        return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart"
     several = network[network["timesteps"] > 1]
     network = several if len(several) else network  # at T = 1 it is 1, of necessity
     ordered = network.sort_values("cosine_mean", kind="stable")
     low, high = ordered.iloc[0], ordered.iloc[-1]
     where = f" ({_point_words(low, ['timesteps', 'tau'])})"
     if len(network) == 1:
-        return f"{family.title}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}."
+        return f"{family.title}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}"
     return (
         f"{family.title}, {family.when}: {COSINE} is between {_cosine(low['cosine_mean'])}{where} and "
-        f"{_cosine(high['cosine_mean'])} ({_point_words(high, ['timesteps', 'tau'])})."
+        f"{_cosine(high['cosine_mean'])} ({_point_words(high, ['timesteps', 'tau'])})"
     )
 
 
@@ -373,7 +386,8 @@ def _operations(family: Family, name: str) -> Table:
         "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
         "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted.",
     )
-    return Table(f"{name}-operations", "Multiplications, counted", headings, tuple(rows), notes)
+    title = "Multiplications, counted"
+    return Table(f"{name}-operations", title, headings, tuple(rows), notes, secondary=True)
 
 
 # Figures ----------------------------------------------------------------------------------------

@@ -22,22 +22,25 @@ def sentences(groups: Sequence[Group], aside: Sequence[Group], baseline: str) ->
 
 
 def leading_first(groups: Sequence[Group]) -> list[Group]:
-    """Recipes with a full run before those with smoke runs alone; of a recipe's groups the one as
-    published before random data, overrides and smoke runs."""
-    full = {group.key.recipe for group in groups if not group.key.smoke}
+    """The group as its recipe says before those with random data, with overrides and of smoke runs; a recipe
+    stands where its best group does."""
+    best: dict[str, tuple[object, ...]] = {}
+    for group in groups:
+        recipe, departs = group.key.recipe, _departs(group)
+        best[recipe] = min(best.get(recipe, departs), departs)
 
     def place(group: Group) -> tuple[object, ...]:
         key = group.key
         return (
-            key.recipe not in full,
-            natural_order(key.recipe),
-            key.smoke,
-            key.synthetic,
-            len(group.overrides),
-            key,
-        )
+            best[key.recipe], natural_order(key.recipe), _departs(group), len(group.overrides), key,
+        )  # fmt: skip
 
     return sorted(groups, key=place)
+
+
+def _departs(group: Group) -> tuple[object, ...]:
+    """In what a group is not its recipe's own experiment; the smallest is."""
+    return group.key.smoke, group.key.synthetic, bool(group.overrides)
 
 
 def _what(groups: Sequence[Group], aside: Sequence[Group]) -> str:

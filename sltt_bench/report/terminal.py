@@ -61,11 +61,11 @@ def _print_section(section: Section, console: Console, *, everything: bool) -> N
 
 
 def print_table(table: Table, console: Console) -> None:
-    """One table with its notes; turned on its side where it is wider than the terminal."""
+    """One table with its notes; turned on its side where only that fits the terminal."""
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
-    upright, turned = _upright(table), _turned(table)
-    width, turned_width = (_width(rich, console) for rich in (upright, turned))
-    console.print(turned if console.width < width and turned_width < width else upright)
+    ways = (_upright(table), _turned(table))
+    fitting = (rich for rich in ways if _width(rich, console) <= console.width)
+    console.print(next(fitting, _upright(table, names_wrap=True)))
     for note in table.notes:
         console.print(Padding(f"[dim]{escape(note)}[/dim]", (0, 0, 0, 2)), highlight=False)
 
@@ -75,12 +75,14 @@ def _width(rich: RichTable, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
 
 
-def _upright(table: Table) -> RichTable:
+def _upright(table: Table, *, names_wrap: bool = False) -> RichTable:
     rich = _frame()
     for heading in table.headings:
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
         justify: Justify = "right" if heading.numeric else "left"
-        rich.add_column(escape(heading.text) + unit, justify=justify, no_wrap=not heading.numeric)
+        rich.add_column(
+            escape(heading.text) + unit, justify=justify, no_wrap=not (heading.numeric or names_wrap), overflow="fold"
+        )  # fmt: skip
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))
     return rich

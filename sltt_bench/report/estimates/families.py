@@ -58,6 +58,13 @@ class Family:
         )
 
     @property
+    def as_published(self) -> bool:
+        """Whether nothing but T and batch size departs from the recipe, on the backend of the equations."""
+        overridden = {key for said in self.rows["overrides"] for key in said}
+        reference = set(self.rows["backend"]) == {"reference"}
+        return not self.smoke and reference and overridden <= {"timesteps", "train.batch_size"}
+
+    @property
     def home(self) -> Point:
         """The recipe's own T and batch size; if they were not estimated, the largest T."""
         own = self.rows[
@@ -115,7 +122,7 @@ def find_families(context: Context) -> list[Family]:
                 failures=failed.get((str(recipe), bool(smoke), str(backend)), ()),
             )
         )
-    return sorted(found, key=lambda f: (f.smoke, natural_order(f.recipe), f.conditions))
+    return sorted(found, key=lambda f: (f.smoke, natural_order(f.recipe), not f.as_published, f.conditions))
 
 
 def estimate_rows(results: Results) -> pd.DataFrame:

@@ -41,10 +41,15 @@ def estimated(context: Context) -> Contribution:
 
 
 def _sentences(families: Sequence[Family], baseline: str) -> Iterator[str]:
-    """One sentence: what the estimates of full networks say at each recipe's own T and batch size."""
+    """One sentence: what the estimates of full networks say at each recipe's own T and batch size.
+
+    Recipes whose claims an estimate can judge come first.
+    """
     said: dict[str, list[str]] = {}
-    for family in families:
-        if not family.smoke and (ratios := _ratios(family, baseline)):
+    for family in sorted(
+        families, key=lambda family: not any(v.word != "not measured" for v in judge(family))
+    ):
+        if family.as_published and (ratios := _ratios(family, baseline)):
             said.setdefault(ratios, []).append(family.recipe)
     if not said:
         return
@@ -78,7 +83,7 @@ def _sections(families: Sequence[Family], baseline: str) -> Iterator[Section]:
             own = f"{name}-{number}" if number > 1 else name
             yield Section(
                 f"{own}-family", _title(family, of_recipe), tuple(_blocks(family, own, baseline)),
-                level=2, folded=family.smoke, chips=family.conditions,
+                level=2, folded=not family.as_published and number > 1, chips=family.conditions,
             )  # fmt: skip
         if gaps := tuple(missing(of_recipe[0])):
             yield Section(f"{name}-missing", "Not drawn, for want of estimates", gaps, level=2, folded=True)
