@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -382,6 +383,18 @@ class Repeats:
         return replay
 
 
+class Counts(Repeats):
+    """Also notes how many iterations had been replayed when something was captured."""
+
+    def __init__(self, generator: torch.Generator, captured: list[int], replayed: Callable[[], int]) -> None:
+        super().__init__(generator)
+        self.captured, self.replayed = captured, replayed
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.captured.append(self.replayed())
+        return super().__call__(function)
+
+
 def gradients_of_batches(
     method: Method, generator: torch.Generator, graphs: GraphedIterations | None
 ) -> list[Tensor]:
@@ -427,13 +440,21 @@ def test_replayed_iterations_leave_the_gradients_and_draws_of_usual_ones(method:
     assert (graphs.usual, graphs.replayed) == (4, 5)
 
 
-def test_a_graph_is_recorded_for_each_choice_of_steps() -> None:
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replayed(k: int) -> None:
     generator = torch.Generator().manual_seed(3)
-    graphs = GraphedIterations(lambda: Repeats(generator))
-    gradients_of_batches(methods.create("sltt-k1", T), generator, graphs)
-    draws = torch.Generator().manual_seed(3)
-    chosen = [int(torch.randperm(T, generator=draws)[0]) for _ in range(8)]
-    assert len(graphs._recorded) == len(set(chosen[3:])) > 1
+    captured: list[int] = []
+    graphs = GraphedIterations(lambda: Counts(generator, captured, lambda: graphs.replayed))
+    gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, graphs)
+    assert captured == [0] * math.comb(T, k)
+    assert graphs.replayed == 5
+
+
+def test_graphs_refuse_a_method_with_too_many_choices_of_steps() -> None:
+    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    subject = Subject(nn.Identity(), methods.create("sltt-k4", 20), torch.Generator(), 20)
+    with pytest.raises(ValueError, match=r"4845 ways to choose K of 20 steps.*cuda_graph=false"):
+        graphs.run(subject, lambda x, y: None, ())  # type: ignore[arg-type, return-value]
 
 
 def test_replayed_gradients_add_to_those_that_are_there() -> None:

@@ -93,8 +93,6 @@ class Made(NamedTuple):
 
 WARM_UP = {"cpu": 3, "cuda": 5}
 """Iterations, by type of device."""
-WARM_UP_OF_DRAWS = 40
-"""Iterations where each draw of SLTT-K has a graph of its own to be captured."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +348,7 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
         iteration=partial(iteration, subject(problem.timesteps)),
         short_iteration=partial(iteration, subject(min(2, problem.timesteps))),
         batch=(x, labels),
-        warm_up=WARM_UP_OF_DRAWS if graphs and "-k" in method else _warm_up(problem),
+        warm_up=_warm_up(problem),
         provenance=backend.provenance,
     )
 

@@ -1,12 +1,15 @@
 """Whole training iterations as CUDA graphs: captured once, then replayed without Python.
 
 A graph repeats the very calls that were captured, so that it is one for each sequence of steps with
-and without a graph: one for BPTT and SLTT, one for each choice of steps that SLTT-K draws. What is
-drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing.
+and without a graph: one for BPTT and SLTT, one for each choice of steps that SLTT-K can draw. What is
+drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing. All
+are captured together, in the first epoch, so that no measured epoch waits for one.
 """
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Protocol, cast
 
 import torch
@@ -22,6 +25,10 @@ WARM_UP = 3
 """Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
 REPLAYABLE = (BPTT, SLTT, SLTTK)
 """Methods of which it is known that nothing but the choice of steps changes between iterations."""
+
+
+MOST_GRAPHS = 64
+"""Each takes about as long to capture as an iteration without graphs."""
 
 
 class Capture(Protocol):
@@ -83,22 +90,34 @@ class GraphedIterations:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
-        not known that it can be replayed.
+        not known that it can be replayed, or that would need more than MOST_GRAPHS.
         """
-        if not isinstance(subject.method, REPLAYABLE):
-            raise ValueError(
-                f"native.cuda_graph cannot replay the method {type(subject.method).__name__}, which may do "
-                "something else in each iteration; set native.cuda_graph=false"
-            )
+        graphs = _graphs_needed(subject.method, subject.timesteps)
         if self.usual < WARM_UP or not self._fits(batch):
             self.usual += 1
             return iterate(*batch)
-        before = subject.generator.get_state()
-        key = rehearse(subject.method, subject.generator, subject.timesteps)
-        if key not in self._recorded:
-            subject.generator.set_state(before)
-            self._recorded[key] = self._record(subject.network, iterate, batch)
-        return self._replay(subject.network, self._recorded[key], batch)
+        if not self._recorded:
+            self._record_all(subject, iterate, batch, graphs)
+        drawn = rehearse(subject.method, subject.generator, subject.timesteps)
+        return self._replay(subject.network, self._recorded[drawn], batch)
+
+    def _record_all(
+        self,
+        subject: Subject,
+        iterate: Callable[[Tensor, Tensor], Unroll],
+        batch: tuple[Tensor, Tensor],
+        graphs: int,
+    ) -> None:
+        """Record whatever the method can draw; its generator is left as it was."""
+        generator, before = subject.generator, subject.generator.get_state()
+        for seed in count():
+            if len(self._recorded) == graphs:
+                break
+            drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
+            if drawn not in self._recorded:
+                generator.manual_seed(seed)
+                self._recorded[drawn] = self._record(subject.network, iterate, batch)
+        generator.set_state(before)
 
     def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
         if self._inputs is None:
@@ -138,6 +157,22 @@ class GraphedIterations:
         for parameter, gradient in zip(trainable, self._gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
+
+
+def _graphs_needed(method: Method, timesteps: int) -> int:
+    """How many sequences of steps with and without a graph the method can draw. Raises ValueError."""
+    if not isinstance(method, REPLAYABLE):
+        raise ValueError(
+            f"native.cuda_graph cannot replay the method {type(method).__name__}, which may do "
+            "something else in each iteration; set native.cuda_graph=false"
+        )
+    graphs = math.comb(timesteps, method.k) if isinstance(method, SLTTK) else 1
+    if graphs > MOST_GRAPHS:
+        raise ValueError(
+            f"native.cuda_graph needs a graph for each choice of steps, but there are {graphs} ways to choose "
+            f"K of {timesteps} steps, more than {MOST_GRAPHS}; set native.cuda_graph=false"
+        )
+    return graphs
 
 
 def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hashable:
