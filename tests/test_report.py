@@ -273,6 +273,33 @@ def test_a_terminal_names_the_first_things_that_were_not_read_and_counts_the_res
     assert "not read: 5 more" in text
 
 
+def test_figures_are_the_same_whether_drawn_by_one_process_or_by_several(tmp_path: Path) -> None:
+    make_results(tmp_path / "results")
+    code = f"""
+import hashlib, pathlib
+from concurrent import futures
+from rich.console import Console
+import sltt_bench.report.files as files
+from sltt_bench.report import make_report
+
+def drawn(out, worth_a_process):
+    files.WORTH_A_PROCESS = worth_a_process
+    make_report([pathlib.Path({str(tmp_path / "results")!r})], out=out, formats=("png", "svg"), console=Console(quiet=True))
+    return {{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("figures/*")}}
+
+pools = []
+original = files.ProcessPoolExecutor
+files.ProcessPoolExecutor = lambda *args, **kwargs: pools.append(args) or original(*args, **kwargs)
+files.os.cpu_count = lambda: 2
+alone = drawn(pathlib.Path({str(tmp_path / "alone")!r}), 10_000)
+assert not pools
+together = drawn(pathlib.Path({str(tmp_path / "together")!r}), 2)
+assert len(pools) == 1
+assert alone == together and len(alone) > 8, (len(alone), len(together))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_no_cell_of_a_table_is_cut_off_in_a_narrow_terminal(tmp_path: Path, width: int) -> None:
     folder = make_results(tmp_path)

@@ -1,6 +1,11 @@
 """Writes the report's files: tables, figures in both widths, and the pages made of them."""
 
-from collections.abc import Mapping, Sequence
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -71,14 +76,55 @@ def figure_path(name: str, width: Width, kind: str) -> str:
 def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[str, Width, str], bytes]:
     """(name, width, "svg" or "png") → the file's content, for what the formats need."""
     kinds = [kind for kind in ("svg", "png") if kind in formats or (kind == "svg" and "html" in formats)]
-    drawn: dict[tuple[str, Width, str], bytes] = {}
-    if not kinds:
-        return drawn
+    jobs = list(product(range(len(figures)), WIDTHS)) if kinds else []
+    return {
+        (figures[number].name, width, kind): content
+        for (number, width), contents in zip(jobs, _drawn(figures, kinds, jobs), strict=True)
+        for kind, content in contents.items()
+    }
+
+
+WORTH_A_PROCESS = 24
+"""Drawings from which on a second process pays."""
+
+Job = tuple[int, Width]
+"""The number of a figure, and a width."""
+
+
+def _drawn(
+    figures: Sequence[Figure], kinds: Sequence[str], jobs: Sequence[Job]
+) -> Iterator[dict[str, bytes]]:
+    """The files of each job, in order; many are drawn by as many processes as there are processors.
+
+    The processes are forked, where that is safe, so that they have the figures without a copy.
+    """
+    workers = min(os.cpu_count() or 1, len(jobs) // (WORTH_A_PROCESS // 2))
+    if workers < 2 or sys.platform != "linux" or "torch" in sys.modules:
+        yield from map(partial(_draw, figures, kinds), jobs)
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("fork"), initializer=_inherit, initargs=(figures, kinds)
+    ) as pool:
+        yield from pool.map(_draw_inherited, jobs)
+
+
+def _draw(figures: Sequence[Figure], kinds: Sequence[str], job: Job) -> dict[str, bytes]:
+    number, width = job
     with style.applied():
-        for figure, width in product(figures, WIDTHS):
-            for kind, content in style.files(figure.draw(width), kinds).items():
-                drawn[figure.name, width, kind] = content
-    return drawn
+        return style.files(figures[number].draw(width), kinds)
+
+
+_inherited: tuple[Sequence[Figure], Sequence[str]] = ((), ())
+"""In a forked process: what it draws."""
+
+
+def _inherit(figures: Sequence[Figure], kinds: Sequence[str]) -> None:
+    global _inherited
+    _inherited = figures, kinds
+
+
+def _draw_inherited(job: Job) -> dict[str, bytes]:
+    return _draw(*_inherited, job)
 
 
 def first_to_open(written: Sequence[Path]) -> Path:
