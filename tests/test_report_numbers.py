@@ -180,6 +180,29 @@ def test_repetitions_of_a_seed_are_averaged_and_count_as_one_seed(tmp_path: Path
     ]
 
 
+def test_ratios_of_times_set_cells_of_the_same_run_side_by_side(tmp_path: Path) -> None:
+    """On a fast day bptt alone, on a slow day both: sltt took half of bptt's time, not its whole."""
+    HandmadeRun(tmp_path / "fast").cell("bptt", 0, train_s=[9, 2.0])
+    slow = HandmadeRun(tmp_path / "slow", number=10)
+    slow.cell("bptt", 0, train_s=[9, 8.0])
+    slow.cell("sltt", 0, train_s=[9, 4.0])
+    (group,) = read_groups(tmp_path)
+    assert group.methods["bptt"].stat("epoch_s") == Stat(5.0, None, 1)
+    ratio = group.ratio("epoch_s", "sltt", "bptt")
+    assert isinstance(ratio, Estimate)
+    assert (ratio.value, ratio.n) == (0.5, 1)
+    said = "Ratios of times set cells of the same run side by side; the means are over all runs."
+    assert said in overview(group, "bptt").notes
+
+
+def test_times_of_different_runs_are_compared_with_a_warning(tmp_path: Path) -> None:
+    HandmadeRun(tmp_path / "one").cell("bptt", 0, train_s=[9, 2.0])
+    HandmadeRun(tmp_path / "other", number=10).cell("sltt", 0, train_s=[9, 4.0])
+    (group,) = read_groups(tmp_path)
+    (warning,) = [note for note in overview(group, "bptt").notes if "different runs" in note]
+    assert warning.startswith("sltt and bptt were timed in different runs")
+
+
 # Failures -----------------------------------------------------------------------------------------------
 
 

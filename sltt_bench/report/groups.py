@@ -6,8 +6,9 @@ group, over the seeds that both finished, for one figure measured the same way; 
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -35,6 +36,11 @@ class Metric:
     better: Literal["lower", "higher"]
     of_phase: bool = True
     """Whether it comes from warm epochs (from cold ones if there are no others)."""
+
+    @property
+    def of_the_moment(self) -> bool:
+        """Whether it depends on how fast and how busy the machine was just then."""
+        return self.of_phase and self.unit in ("s", "per_s", "J")
 
 
 METRICS: dict[str, Metric] = {
@@ -166,6 +172,8 @@ class MethodResult:
     """Epoch rows of the finished cells."""
     cells: tuple[tuple[int, str], ...] = ()
     """(run, cell_id) of the finished cells."""
+    by_run: Mapping[str, Mapping[tuple[int, int], float]] = field(default_factory=dict)
+    """Metric of the moment → (run, seed) → value."""
 
     @property
     def seeds(self) -> list[int]:
@@ -272,7 +280,25 @@ class Group:
         ours, theirs = sides
         if METRICS[metric].of_phase and ours.phase != theirs.phase:
             return NotComparable(f"{ours.phase} epochs of {method} against {theirs.phase} ones of {baseline}")
+        if shared := self.shared_runs(metric, method, baseline):
+            return _over_runs(ours.by_run[metric], shared), _over_runs(theirs.by_run[metric], shared)
         return ours.values[metric], theirs.values[metric]
+
+    def shared_runs(self, metric: str, method: str, baseline: str) -> set[tuple[int, int]]:
+        """The (run, seed) in which both measured a metric of the moment; others are not set side by side."""
+        sides = (self.methods[name].by_run.get(metric, {}) for name in (method, baseline))
+        ours, theirs = (set(side) for side in sides)
+        return ours & theirs
+
+
+def _over_runs(
+    values: Mapping[tuple[int, int], float], shared: Collection[tuple[int, int]]
+) -> dict[int, float]:
+    """Seed → mean over the shared runs."""
+    by_seed: dict[int, list[float]] = {}
+    for run, seed in sorted(shared):
+        by_seed.setdefault(seed, []).append(values[run, seed])
+    return {seed: sum(found) / len(found) for seed, found in by_seed.items()}
 
 
 def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -449,7 +475,21 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
         failures=_failures(rows[rows["status"] != "ok"]),
         epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
         cells=cells,
+        by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_the_moment]),
     )
+
+
+def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
+    """Figure → (run, seed) → value, where it was measured."""
+    keys = list(zip(rows["run"].astype(int), rows["seed"].astype(int), strict=True))
+    return {
+        name: {
+            key: value
+            for key, value in zip(keys, rows[name].astype(float), strict=True)
+            if not math.isnan(value)
+        }
+        for name in names
+    }
 
 
 def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:

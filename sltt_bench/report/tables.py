@@ -1,6 +1,7 @@
 """Comparison tables of a group of cells, and the table that closes a run."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         estimate = group.ratio(metric, method, baseline)
         if isinstance(estimate, Estimate):
             estimates.append(estimate)
+            unpaired += _moment_notes(group, metric, method, baseline)
             if set(group.methods[method].seeds) != set(group.methods[baseline].seeds):
                 unpaired.append(
                     f"Ratios of {method} use only the seeds it shares with {baseline}: {estimate.n}."
@@ -266,6 +268,22 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         for reason, methods in refused.items()
     ]
     return [*notes, *unpaired, *_spread_notes(estimates)]
+
+
+def _moment_notes(group: Group, metric: str, method: str, baseline: str) -> list[str]:
+    """What to know of a ratio of times where there are several runs."""
+    if not METRICS[metric].of_the_moment:
+        return []
+    measured = {run for name in (method, baseline) for run in group.methods[name].by_run.get(metric, {})}
+    shared = group.shared_runs(metric, method, baseline)
+    if shared == measured:
+        return []
+    if shared:
+        return ["Ratios of times set cells of the same run side by side; the means are over all runs."]
+    return [
+        f"{method} and {baseline} were timed in different runs: their ratio holds if the machine was as fast "
+        "and as free in both."
+    ]
 
 
 def _spread_notes(estimates: Sequence[Estimate]) -> list[str]:
@@ -324,9 +342,7 @@ def _backend_table(method: str, groups: Sequence[Group]) -> Table:
 
 
 def _renamed(result: MethodResult, name: str) -> MethodResult:
-    return MethodResult(
-        name, result.values, result.phase, result.finished, result.failures, result.epochs, result.cells
-    )
+    return replace(result, method=name)
 
 
 # Smoke runs -------------------------------------------------------------------------------------
