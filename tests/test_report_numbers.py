@@ -17,6 +17,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
     stat,
 )
+from sltt_bench.report.summary import leading_first
 from sltt_bench.report.tables import every_figure, overview, pareto_members, summary_frame
 from sltt_bench.results.reader import read_results
 
@@ -201,6 +202,30 @@ def test_times_of_different_runs_are_compared_with_a_warning(tmp_path: Path) -> 
     (group,) = read_groups(tmp_path)
     (warning,) = [note for note in overview(group, "bptt").notes if "different runs" in note]
     assert warning.startswith("sltt and bptt were timed in different runs")
+
+
+def test_the_recipe_as_it_is_on_the_reference_backend_leads(tmp_path: Path) -> None:
+    for number, (name, about) in enumerate(
+        {
+            "a": {"overrides": {"train.lr": 0.5}, "recipe": varied(RECIPE, train__lr=0.5)},
+            "b": {"backend": "native"},
+            "c": {},
+            "d": {"cell": {"synthetic": True}, "top1": None},
+            "e": {"cell": {"smoke": True}},
+        }.items()
+    ):
+        run = HandmadeRun(tmp_path / name, number=10 * number)
+        run.cell("bptt", 0, **about)
+    led = leading_first(read_groups(tmp_path))
+    assert [
+        (group.key.smoke, group.key.synthetic, bool(group.overrides), group.key.backend) for group in led
+    ] == [
+        (False, False, False, "reference"),
+        (False, False, False, "native"),
+        (False, False, True, "reference"),
+        (False, True, False, "reference"),
+        (True, False, False, "reference"),
+    ]
 
 
 # Failures -----------------------------------------------------------------------------------------------
