@@ -61,7 +61,6 @@ def graphs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(competitors.WARM_UP, "cpu", 1)
-    monkeypatch.setattr(competitors, "WARM_UP_OF_DRAWS", 1)
 
 
 # Who runs against whom ----------------------------------------------------------------------------

@@ -280,25 +280,23 @@ class Group:
         ours, theirs = sides
         if METRICS[metric].of_phase and ours.phase != theirs.phase:
             return NotComparable(f"{ours.phase} epochs of {method} against {theirs.phase} ones of {baseline}")
-        if shared := self.shared_runs(metric, method, baseline):
-            return _over_runs(ours.by_run[metric], shared), _over_runs(theirs.by_run[metric], shared)
-        return ours.values[metric], theirs.values[metric]
+        shared = self.shared_runs(metric, method, baseline)
+        return _side_by_side(ours, metric, shared), _side_by_side(theirs, metric, shared)
 
     def shared_runs(self, metric: str, method: str, baseline: str) -> set[tuple[int, int]]:
-        """The (run, seed) in which both measured a metric of the moment; others are not set side by side."""
+        """The (run, seed) in which both measured a metric of the moment."""
         sides = (self.methods[name].by_run.get(metric, {}) for name in (method, baseline))
         ours, theirs = (set(side) for side in sides)
         return ours & theirs
 
 
-def _over_runs(
-    values: Mapping[tuple[int, int], float], shared: Collection[tuple[int, int]]
-) -> dict[int, float]:
-    """Seed → mean over the shared runs."""
+def _side_by_side(result: MethodResult, metric: str, shared: Collection[tuple[int, int]]) -> dict[int, float]:
+    """Seed → mean over the runs that are shared for it; over all runs where none is."""
     by_seed: dict[int, list[float]] = {}
     for run, seed in sorted(shared):
-        by_seed.setdefault(seed, []).append(values[run, seed])
-    return {seed: sum(found) / len(found) for seed, found in by_seed.items()}
+        by_seed.setdefault(seed, []).append(result.by_run[metric][run, seed])
+    means = {seed: sum(found) / len(found) for seed, found in by_seed.items()}
+    return {**result.values[metric], **means}
 
 
 def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

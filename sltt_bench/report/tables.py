@@ -274,16 +274,18 @@ def _moment_notes(group: Group, metric: str, method: str, baseline: str) -> list
     """What to know of a ratio of times where there are several runs."""
     if not METRICS[metric].of_the_moment:
         return []
-    measured = {run for name in (method, baseline) for run in group.methods[name].by_run.get(metric, {})}
-    shared = group.shared_runs(metric, method, baseline)
-    if shared == measured:
-        return []
-    if shared:
-        return ["Ratios of times set cells of the same run side by side; the means are over all runs."]
-    return [
-        f"{method} and {baseline} were timed in different runs: their ratio holds if the machine was as fast "
-        "and as free in both."
-    ]
+    ours, theirs = (set(group.methods[name].by_run.get(metric, {})) for name in (method, baseline))
+    together = {seed for _, seed in ours & theirs}
+    apart = {seed for _, seed in ours} & {seed for _, seed in theirs} - together
+    notes = []
+    if any(seed in together for _, seed in ours ^ theirs):
+        notes.append("Ratios of times set cells of the same run side by side; the means are over all runs.")
+    if apart:
+        notes.append(
+            f"{method} and {baseline} were timed in different runs: their ratio holds if the machine was as "
+            "fast and as free in both."
+        )
+    return notes
 
 
 def _spread_notes(estimates: Sequence[Estimate]) -> list[str]:
