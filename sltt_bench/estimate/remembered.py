@@ -123,7 +123,7 @@ def _signature(values: Iterable[Any], tensors: list[FakeTensor]) -> list[Any]:
                 value.shape,
                 value.stride(),
                 value.storage_offset(),
-                value._fake_device,
+                value.fake_device,
             )
         elif kind in _SCALARS:
             parts += (kind, value)
@@ -142,7 +142,8 @@ _SCALARS = frozenset(
 
 def _fake(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any]) -> FakeTensor:
     """What FakeTensor(mode, meta, device) returns, in a fifth of the time: the attributes are copied."""
-    device = attributes["_fake_device"]
+    # Its name in older and in newer versions of torch.
+    device = attributes["fake_device"] if "fake_device" in attributes else attributes["_fake_device"]
     tensor = Tensor._make_subclass(
         FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
     )
