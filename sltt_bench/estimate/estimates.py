@@ -8,6 +8,7 @@ part; under BPTT it has λ and the reset's derivative for every neuron and step 
 
 import math
 import multiprocessing
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -117,7 +118,10 @@ def estimate_cells(
         yield from map(_estimate_job, jobs)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    # Ctrl-C reaches every process: this one ends the work, the others finish the cells that they have begun.
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         yield from pool.map(_estimate_job, jobs)
 
 
