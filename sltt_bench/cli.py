@@ -147,7 +147,7 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
-    from sltt_bench import session
+    from sltt_bench import commands
     from sltt_bench.plan import Request, checkpoint_file, make_plans
     from sltt_bench.recipe import parse_overrides
 
@@ -171,9 +171,9 @@ def run(
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
         timeout_s = _seconds(timeout)
         if dry_run:
-            session.show_plans(plans)
+            commands.show_plans(plans)
             return
-        code = session.run_plans(
+        code = commands.run_plans(
             plans,
             out=out,
             data_dir=data_dir,
@@ -262,7 +262,7 @@ def estimate(
     baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
-    from sltt_bench import session
+    from sltt_bench import commands
     from sltt_bench.plan import Request, make_plans
     from sltt_bench.recipe import parse_overrides
 
@@ -284,7 +284,7 @@ def estimate(
             init="random",
         )
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-        code = session.estimate_plans(
+        code = commands.estimate_plans(
             plans,
             device_type="cpu" if device == "cpu" else "cuda",
             gpu=gpu,
@@ -304,10 +304,10 @@ def list_(
     ] = "all",
 ) -> None:
     """Show the recipes, methods, models, data sets and backends by name."""
-    from sltt_bench import session
+    from sltt_bench import commands
 
     with _errors_explained():
-        session.show_list(what)
+        commands.show_list(what)
 
 
 @app.command()
@@ -317,21 +317,21 @@ def show(
     smoke: Smoke = False,
 ) -> None:
     """Show a recipe as it resolves, with `extends`, --set and --smoke applied."""
-    from sltt_bench import session
+    from sltt_bench import commands
     from sltt_bench.recipe import load_recipe, parse_overrides
 
     with _errors_explained():
         for point in parse_overrides(overrides or []):
-            session.show_recipe(load_recipe(recipe, point, smoke=smoke))
+            commands.show_recipe(load_recipe(recipe, point, smoke=smoke))
 
 
 @app.command()
 def doctor() -> None:
     """Say what this machine can measure: versions, GPU, sensors and what is missing."""
-    from sltt_bench import session
+    from sltt_bench import commands
 
     with _errors_explained():
-        raise typer.Exit(session.doctor())
+        raise typer.Exit(commands.doctor())
 
 
 @analyze_app.command()
@@ -368,7 +368,7 @@ def gradients(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
-    from sltt_bench import session
+    from sltt_bench import commands
     from sltt_bench.analysis.plan import parse_over, plan_analysis
     from sltt_bench.plan import Request, checkpoint_file
 
@@ -385,9 +385,9 @@ def gradients(
         plans = plan_analysis(recipe, request, epochs=epochs, batches=batches)
         timeout_s = _seconds(timeout)
         if dry_run:
-            session.show_plans(plans)
+            commands.show_plans(plans)
             return
-        code = session.run_plans(
+        code = commands.run_plans(
             plans, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume, command=_command_line()
         )
     raise typer.Exit(code)
@@ -404,19 +404,19 @@ Split = Annotated[
 @data_app.command()
 def prepare(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
     """Download a data set where its source allows it, or say exactly which file to put where."""
-    from sltt_bench import session
+    from sltt_bench import commands
 
     with _errors_explained():
-        session.prepare_data(name, data_dir, split)
+        commands.prepare_data(name, data_dir, split)
 
 
 @data_app.command()
 def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
     """Check counts, shapes, classes and checksums; exit code 1 if something is wrong."""
-    from sltt_bench import session
+    from sltt_bench import commands
 
     with _errors_explained():
-        code = session.verify_data(name, data_dir, split)
+        code = commands.verify_data(name, data_dir, split)
     raise typer.Exit(code)
 
 

@@ -110,7 +110,7 @@ def _not_reproducible(name: str, timesteps: int) -> list[str]:
 
 
 def _differs_at_one_step(name: str) -> list[str]:
-    if methods.chosen_steps(name) not in (None, 1):
+    if methods.backward_steps(name) not in (None, 1):
         return []
     ours = torch.cat([g.flatten() for g in _gradients(_run(methods.create(name, 1), 1)[0])])
     theirs = torch.cat([g.flatten() for g in _gradients(_run(methods.create("bptt", 1), 1)[0])])

@@ -23,7 +23,7 @@ EXTRAS = {
 
 _TORCH_PROBE = """
 import json, torch, torchvision
-from sltt_bench.profiler import Profiler
+from sltt_bench.measure import Profiler
 device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 with Profiler(device) as profiler:
     absent = dict(profiler.absent)

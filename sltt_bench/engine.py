@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import correct_in_top
+from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.neurons import SpikingNeuron
-from sltt_bench.profiler import EpochProfile, Profiler
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,46 +51,46 @@ class TrainingDiverged(Exception):
 
 
 @dataclass
-class Schooling:
+class TrainingSetup:
     """What the epoch loop needs beside the experiment."""
 
     train: Loader
     test: Loader
-    to_input: Callable[[Tensor], Tensor]
+    preprocess: Callable[[Tensor], Tensor]
     """A batch on the device → float32 input, normalised."""
     schedule: torch.optim.lr_scheduler.LRScheduler
     epochs: int
     checkpoint_every: int
-    accuracy_means_something: bool = True
+    report_accuracy: bool = True
     """False for synthetic data: accuracy is left empty."""
     first_epoch: int = field(default=1)
 
 
-def train(experiment: Experiment, schooling: Schooling, profiler: Profiler, listener: Listener) -> None:
+def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, listener: Listener) -> None:
     """Train from `first_epoch` to the last; every epoch is measured, evaluated and reported.
 
     Raises TrainingDiverged after the epoch whose loss is not finite has been reported.
     """
     device = next(experiment.network.parameters()).device
     live = _LiveFigures(device)
-    for epoch in range(schooling.first_epoch, schooling.epochs + 1):
+    for epoch in range(setup.first_epoch, setup.epochs + 1):
         profile = profiler.epoch(epoch)
         lr = experiment.optimizer.param_groups[0]["lr"]
-        trained = _train_epoch(experiment, schooling, profile, listener, live, epoch)
-        evaluated = _evaluate(experiment, schooling, profile, device)
-        schooling.schedule.step()
+        trained = _train_epoch(experiment, setup, profile, listener, live, epoch)
+        evaluated = _evaluate(experiment, setup, profile, device)
+        setup.schedule.step()
         figures = profile.figures()
         train_loss, train_top1, _ = trained.means()
         row = {
             "epoch": epoch,
-            "cold": epoch == schooling.first_epoch,
+            "cold": epoch == setup.first_epoch,
             "lr": lr,
             "train_loss": train_loss,
             "samples": trained.samples,
             "samples_per_s": trained.samples / float(figures["train_s"] or math.nan),
             **figures,
         }
-        if schooling.accuracy_means_something:
+        if setup.report_accuracy:
             test_loss, test_top1, test_top5 = evaluated.means()
             row |= {
                 "train_top1": train_top1,
@@ -100,14 +100,12 @@ def train(experiment: Experiment, schooling: Schooling, profiler: Profiler, list
                 "firing_rate": evaluated.firing_rate(),
             }
         listener.epoch(row)
-        if not math.isfinite(train_loss) and schooling.accuracy_means_something:
+        if not math.isfinite(train_loss) and setup.report_accuracy:
             raise TrainingDiverged(
                 f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
             )
-        if schooling.checkpoint_every and (
-            epoch % schooling.checkpoint_every == 0 or epoch == schooling.epochs
-        ):
-            listener.checkpoint(training_state(experiment, schooling, epoch))
+        if setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs):
+            listener.checkpoint(training_state(experiment, setup, epoch))
 
 
 class _Totals:
@@ -148,7 +146,7 @@ class _Totals:
 
 def _train_epoch(
     experiment: Experiment,
-    schooling: Schooling,
+    setup: TrainingSetup,
     profile: EpochProfile,
     listener: Listener,
     live: "_LiveFigures",
@@ -156,12 +154,12 @@ def _train_epoch(
 ) -> _Totals:
     device = live.device
     totals = _Totals(device)
-    schooling.train.set_epoch(epoch)
-    batches = len(schooling.train)
+    setup.train.set_epoch(epoch)
+    batches = len(setup.train)
     with training_mode(experiment.network, True), profile.train():
-        for done, (x, labels) in enumerate(profile.waiting(schooling.train), start=1):
+        for done, (x, labels) in enumerate(profile.waiting(setup.train), start=1):
             labels = labels.to(device, non_blocking=True)
-            inputs = schooling.to_input(x.to(device, non_blocking=True))
+            inputs = setup.preprocess(x.to(device, non_blocking=True))
             unroll = experiment.training_iteration(inputs, labels)
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
             if (figures := live.due(totals)) is not None:
@@ -171,7 +169,7 @@ def _train_epoch(
 
 @torch.no_grad()
 def _evaluate(
-    experiment: Experiment, schooling: Schooling, profile: EpochProfile, device: torch.device
+    experiment: Experiment, setup: TrainingSetup, profile: EpochProfile, device: torch.device
 ) -> _Totals:
     totals = _Totals(device)
     hooks = [
@@ -179,11 +177,11 @@ def _evaluate(
         for layer in experiment.network.modules()
         if isinstance(layer, SpikingNeuron)
     ]
-    schooling.test.set_epoch(0)
+    setup.test.set_epoch(0)
     with training_mode(experiment.network, False), profile.evaluate():
-        for x, labels in schooling.test:
+        for x, labels in setup.test:
             labels = labels.to(device, non_blocking=True)
-            inputs = schooling.to_input(x.to(device, non_blocking=True))
+            inputs = setup.preprocess(x.to(device, non_blocking=True))
             with experiment.backend.iteration(experiment.network):
                 unroll = experiment.unroll(inputs, labels)
                 for t in range(unroll.timesteps):
@@ -227,13 +225,13 @@ class _LiveFigures:
 # Checkpoints ------------------------------------------------------------------------------------
 
 
-def training_state(experiment: Experiment, schooling: Schooling, epoch: int) -> dict[str, Any]:
+def training_state(experiment: Experiment, setup: TrainingSetup, epoch: int) -> dict[str, Any]:
     """Everything that the next epoch depends on, after `epoch` has ended."""
     return {
         "epoch": epoch,
         "model": experiment.network.state_dict(),
         "optimizer": experiment.optimizer.state_dict(),
-        "schedule": schooling.schedule.state_dict(),
+        "schedule": setup.schedule.state_dict(),
         "scaler": experiment.scaler.state_dict(),
         "rng": {
             "torch": torch.get_rng_state(),
@@ -243,14 +241,14 @@ def training_state(experiment: Experiment, schooling: Schooling, epoch: int) -> 
     }
 
 
-def restore(experiment: Experiment, schooling: Schooling, state: Mapping[str, Any]) -> None:
+def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, Any]) -> None:
     """Go on after the epoch at which `state` was taken."""
     experiment.network.load_state_dict(state["model"])
     experiment.optimizer.load_state_dict(state["optimizer"])
-    schooling.schedule.load_state_dict(state["schedule"])
+    setup.schedule.load_state_dict(state["schedule"])
     experiment.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"]["torch"])
     if state["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["rng"]["cuda"])
     experiment.generator.set_state(state["rng"]["method"])
-    schooling.first_epoch = state["epoch"] + 1
+    setup.first_epoch = state["epoch"] + 1

@@ -57,7 +57,7 @@ class Cell:
     @property
     def k(self) -> int | None:
         """K of SLTT-K."""
-        return methods.chosen_steps(self.method)
+        return methods.backward_steps(self.method)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, from which `cell_from_dict` makes the same cell."""
@@ -174,7 +174,7 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
             points.append((changes, recipe.model_copy(update={"methods": fitting})))
     kept = {name for _, recipe in points for name in recipe.methods}
     faults = [
-        f"method {name!r}: {methods.k_out_of_range(methods.chosen_steps(name), max(at))}"
+        f"method {name!r}: {methods.k_out_of_range(methods.backward_steps(name), max(at))}"
         for name, at in missing.items()
         if name not in kept
     ]

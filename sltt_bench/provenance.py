@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import sltt_bench
-from sltt_bench.profiler.nvml import Gpu, NvmlUnavailable, list_gpus
-from sltt_bench.profiler.visible_devices import NoMatchingGpu, visible_uuids
+from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
+from sltt_bench.measure.visible_devices import NoMatchingGpu, visible_uuids
 from sltt_bench.results.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:

@@ -157,8 +157,8 @@ class Recipe(Strict):
     def _fits_together(self) -> "Recipe":
         if self.loss.window is not None and self.loss.window > self.timesteps:
             raise ValueError(f"loss.window is {self.loss.window}, more than timesteps ({self.timesteps})")
-        if (misfit := self.data.misfit(self.timesteps)) is not None:
-            raise ValueError(misfit)
+        if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
+            raise ValueError(check_timesteps)
         return self
 
     def fingerprint(self) -> str:

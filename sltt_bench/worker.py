@@ -108,13 +108,13 @@ def train_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.to_input)
+        peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess)
         reporter.send("facts", peak_tensor_bytes=peak)
-        subject, schooling = put_together(cell, job, reporter, device, backend, loaders, bundle.to_input)
+        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
         if job["resume"]:
-            resume(subject, schooling, Path(job["checkpoint"]))
+            resume(subject, setup, Path(job["checkpoint"]))
         reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
-        engine.train(subject, schooling, profiler, reporter)
+        engine.train(subject, setup, profiler, reporter)
 
 
 def analyse_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
@@ -128,26 +128,26 @@ def analyse_cell(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        subject, schooling = put_together(cell, job, reporter, device, backend, loaders, bundle.to_input)
-        schooling.epochs, schooling.checkpoint_every = max(epochs), 0
+        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
+        setup.epochs, setup.checkpoint_every = max(epochs), 0
         reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
         loaders["train"].set_epoch(0)
         looked_at = [
-            (bundle.to_input(x.to(device)), labels.to(device))
+            (bundle.preprocess(x.to(device)), labels.to(device))
             for x, labels in islice(loaders["train"], batches)
         ]
         watch = GradientWatch(cell.recipe, subject, looked_at, epochs, reporter.row, reporter)
         watch.count_operations()
         watch.look(0)
-        engine.train(subject, schooling, profiler, watch)
+        engine.train(subject, setup, profiler, watch)
 
 
 @contextmanager
 def measuring(cell: Cell, reporter: Reporter) -> Iterator[tuple[Any, Any, Any]]:
     """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
     from sltt_bench import experiment, provenance
+    from sltt_bench.measure import Profiler
     from sltt_bench.precision import resolve
-    from sltt_bench.profiler import Profiler
 
     device = choose_device(cell.device)
     set_torch_flags(cell.recipe.train.deterministic)
@@ -180,23 +180,23 @@ def put_together(
     device: Any,
     backend: Any,
     loaders: Mapping[str, Any],
-    to_input: Any,
+    preprocess: Any,
 ) -> tuple[Any, Any]:
-    """The cell's Experiment with its initial weights, and its Schooling."""
+    """The cell's Experiment with its initial weights, and its TrainingSetup."""
     from sltt_bench import engine, experiment
 
     subject = experiment.assemble(cell, device, backend)
     load_initial_weights(job, subject.network, reporter)
-    schooling = engine.Schooling(
+    setup = engine.TrainingSetup(
         train=loaders["train"],
         test=loaders["test"],
-        to_input=to_input,
+        preprocess=preprocess,
         schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
         epochs=cell.recipe.train.epochs,
         checkpoint_every=cell.recipe.train.checkpoint_every,
-        accuracy_means_something=not cell.synthetic,
+        report_accuracy=not cell.synthetic,
     )
-    return subject, schooling
+    return subject, setup
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
@@ -215,15 +215,15 @@ def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
     )
 
 
-def resume(subject: Any, schooling: Any, path: Path) -> None:
+def resume(subject: Any, setup: Any, path: Path) -> None:
     """Go on from the cell's checkpoint. Raises CheckpointError."""
     from sltt_bench import engine
     from sltt_bench.results import checkpoints
 
-    engine.restore(subject, schooling, checkpoints.load(path))
+    engine.restore(subject, setup, checkpoints.load(path))
 
 
-def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int:
+def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> int:
     """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
 
     The first iteration creates the optimiser's state; the second is counted.
@@ -231,12 +231,12 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, to_input: Any) -> int
     import torch
 
     from sltt_bench import experiment
-    from sltt_bench.profiler.tensor_bytes import TensorBytes
+    from sltt_bench.measure.tensor_bytes import TensorBytes
 
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
     x, labels = batch[0].to(device), batch[1].to(device)
-    inputs = to_input(x)
+    inputs = preprocess(x)
     subject.training_iteration(inputs, labels)
     subject.optimizer.zero_grad(set_to_none=True)
     state = [

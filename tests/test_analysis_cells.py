@@ -22,7 +22,7 @@ from sltt_bench.experiment import assemble
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.report.document import Context, Contribution, Figure, Missing, Section, Table
-from sltt_bench.report.gradients import gradients
+from sltt_bench.report.sections.gradients import gradients
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,

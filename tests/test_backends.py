@@ -31,8 +31,8 @@ def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFPara
 @pytest.fixture(autouse=True)
 def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small networks take the ways that large ones take."""
-    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
-    monkeypatch.setattr("sltt_bench.backends.native.once.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.loop_invariants.SMALL", 0)
 
 
 @pytest.mark.parametrize(

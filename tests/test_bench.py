@@ -17,17 +17,17 @@ from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.bench import __main__ as command
 from sltt_bench.bench import competitors, measure, rows
 from sltt_bench.bench.competitors import (
-    IDEAS,
+    ABLATIONS,
     Competitor,
     Made,
     Problem,
+    ablated,
     cifar_resnet18,
     ours,
     relu_network,
     spikingjelly_bptt,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
-    without,
 )
 from sltt_bench.bench.measure import paired_times, peak_bytes
 from sltt_bench.bench.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
@@ -123,9 +123,9 @@ def test_replayed_competitors_compute_the_same_gradients(
         assert torch.equal(gradients(replayed, problem, iterations=5), expected), replayed.name
 
 
-@pytest.mark.parametrize("idea", IDEAS)
+@pytest.mark.parametrize("idea", ABLATIONS)
 def test_native_without_an_idea_computes_the_same_gradients(idea: str, problem: Problem) -> None:
-    assert_same_gradients(without(idea, "sltt"), ours("reference", "sltt"), problem)
+    assert_same_gradients(ablated(idea, "sltt"), ours("reference", "sltt"), problem)
 
 
 def test_both_sides_have_the_same_weights_and_batch(problem: Problem) -> None:
@@ -240,7 +240,7 @@ def test_the_leanest_baseline_is_the_one_that_counts(problem: Problem) -> None:
 
 
 def test_fake_tensors_take_the_bytes_of_real_ones(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
     problem = replace(problem, timesteps=2)
     for competitor in (ours("native", "bptt"), ours("native", "sltt", recompute=True)):
         assert peak_bytes(competitor, problem, fake=True) == peak_bytes(competitor, problem)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 from rich.console import Console
 
 from sltt_bench.report.compare import Comparison, compare_sets

@@ -105,7 +105,7 @@ def test_dvs_cifar10_splits_by_the_number_in_the_name(tmp_path: Path) -> None:
     assert (x.shape, x.dtype) == ((T, 2, 48, 48), torch.uint8)
     first = Framing(T, 128, 48, "published").frames(random_events(50, seed=9))
     assert torch.equal(x, torch.from_numpy(first.copy()))
-    assert 0 < float(bundle.to_input(x).max()) <= 1
+    assert 0 < float(bundle.preprocess(x).max()) <= 1
 
 
 def test_dvs_cifar10_file_without_a_number_is_named(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_gesture_samples_of_tonic_are_read(tmp_path: Path) -> None:
     assert sorted(labels) == sorted([*range(11), *range(11)])
     expected = count_frames(random_events(2000, seed=100 * 25 + label), T, 128)
     assert torch.equal(x, torch.from_numpy(expected))
-    assert bundle.to_input(x).dtype == torch.float32
+    assert bundle.preprocess(x).dtype == torch.float32
 
 
 def test_gesture_recordings_of_ibm_are_cut_at_their_labels(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_mnist_is_read_from_idx_files(name: str, folder: str, mean: float, tmp_p
     assert (x.shape, x.dtype, int(label)) == ((1, 28, 28), torch.uint8, 1)
     std = {"mnist": 0.3081, "fashion-mnist": 0.3530}[name]
     expected = (x.float() / 255 - mean) / std
-    torch.testing.assert_close(bundle.to_input(x.unsqueeze(0))[0], expected)
+    torch.testing.assert_close(bundle.preprocess(x.unsqueeze(0))[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_synthetic_data_have_the_shapes_of_every_data_set(name: str) -> None:
     batch, labels = next(iter(subject))
     assert batch.shape == (4, *x.shape)
     assert labels.dtype == torch.int64
-    assert bundle.to_input(batch).dtype == torch.float32
+    assert bundle.preprocess(batch).dtype == torch.float32
 
 
 def test_synthetic_epoch_of_a_huge_data_set_is_capped_and_of_a_small_one_is_not() -> None:
@@ -227,7 +227,7 @@ def test_synthetic_data_are_deterministic_normalised_and_of_every_class() -> Non
     x, labels = epoch(loader(first.train), 1)
     assert torch.equal(x, epoch(loader(second.train), 1)[0])
     assert set(labels.tolist()) == set(range(10))
-    normalised = first.to_input(x)
+    normalised = first.preprocess(x)
     assert abs(float(normalised.mean())) < 0.02
     assert abs(float(normalised.std()) - 1) < 0.02
 

@@ -20,9 +20,7 @@ from sltt_bench.estimate.command import bytes_of, estimate
 from sltt_bench.estimate.command import estimated as as_estimated
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
-from sltt_bench.estimate.operations import Work
-from sltt_bench.estimate.remembered import RememberedOperations
-from sltt_bench.estimate.saved import SavedEstimates, estimate_row
+from sltt_bench.estimate.rows import SavedEstimates, estimate_row
 from sltt_bench.estimate.search import (
     largest_batch_size,
     largest_timesteps,
@@ -32,11 +30,13 @@ from sltt_bench.estimate.search import (
     with_timesteps,
 )
 from sltt_bench.estimate.shown import count_text
-from sltt_bench.estimate.trace import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
+from sltt_bench.measure.fake_tensor_cache import RememberedOperations
+from sltt_bench.measure.operations import Work
+from sltt_bench.measure.tensor_bytes import Cause, TensorBytes
+from sltt_bench.measure.traced_iteration import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell, cell_from_dict
-from sltt_bench.profiler.tensor_bytes import Cause, TensorBytes
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
 from sltt_bench.terminal import bytes_text
@@ -245,7 +245,7 @@ def test_a_trace_from_memory_is_torchs_own(
     cell = replace(smoke_cell(method, recipe=recipe, timesteps=2, **overrides), backend=backend)
     remembered = trace_iteration(cell, "cuda")
     monkeypatch.setattr(
-        "sltt_bench.estimate.trace.RememberedOperations",
+        "sltt_bench.measure.traced_iteration.RememberedOperations",
         lambda mode: lambda func, args, kwargs: func(*args, **kwargs),
     )
     assert remembered == trace_iteration(cell, "cuda")

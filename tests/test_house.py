@@ -12,18 +12,25 @@ PACKAGE = Path(sltt_bench.__file__).parent
 ROOT = PACKAGE.parent
 
 FORBIDDEN = {
-    "methods": ("data", "models", "results", "report", "runner", "engine", "profiler"),
+    "methods": ("data", "models", "results", "report", "runner", "engine", "measure"),
     "neurons.py": ("methods", "models", "data", "engine"),
     "surrogates.py": ("neurons", "methods", "models", "data", "engine"),
-    "models": ("methods", "data", "engine", "results", "runner", "report", "profiler"),
-    "data": ("methods", "models", "engine", "results", "runner", "report", "profiler"),
-    "profiler": ("methods", "models", "data", "engine", "results", "runner", "report", "experiment"),
+    "models": ("methods", "data", "engine", "results", "runner", "report", "measure"),
+    "data": ("methods", "models", "engine", "results", "runner", "report", "measure"),
+    "measure": (
+        "models",
+        "data",
+        "engine",
+        "results",
+        "runner",
+        "report",
+    ),
     "engine.py": ("methods", "models", "data", "results", "report", "runner", "cli"),
-    "runner.py": ("engine", "report", "experiment", "profiler"),
+    "runner.py": ("engine", "report", "experiment", "measure"),
     "results": ("report", "engine", "runner", "methods", "models", "data"),
-    "analysis/gradients.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
-    "analysis/draws.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
-    "analysis/operations.py": ("data", "models", "engine", "results", "report", "runner", "profiler"),
+    "analysis/gradients.py": ("data", "models", "engine", "results", "report", "runner", "measure"),
+    "analysis/draws.py": ("data", "models", "engine", "results", "report", "runner", "measure"),
+    "analysis/operations.py": ("data", "models", "engine", "results", "report", "runner"),
     "report": ("engine", "runner", "worker", "experiment", "profiler", "models", "data", "neurons"),
 }
 """Part → the parts that it must never know."""
@@ -33,7 +40,7 @@ WITHOUT_TORCH = (
     "recipe.py",
     "plan.py",
     "runner.py",
-    "session.py",
+    "commands.py",
     "terminal.py",
     "results/schema.py",
     "results/writer.py",

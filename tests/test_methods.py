@@ -221,7 +221,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones(name):
 
 def test_the_k_of_a_method_can_be_asked():
     names = ("bptt", "sltt", "sltt-k4", "sltt-k12-unbiased")
-    assert [methods.chosen_steps(name) for name in names] == [None, None, 4, 12]
+    assert [methods.backward_steps(name) for name in names] == [None, None, 4, 12]
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k1", "sltt-k2"])

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.backends.native.saved import SpareRoom
+from sltt_bench.backends.native.saved_tensor_hooks import SpareRoom
+from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters
-from sltt_bench.profiler.tensor_bytes import TensorBytes
 from sltt_bench.unroll import Unroll
 
 
 @pytest.fixture(autouse=True)
 def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sltt_bench.backends.native.saved.SMALL", 0)
-    monkeypatch.setattr("sltt_bench.backends.native.once.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.loop_invariants.SMALL", 0)
 
 
 # Methods of third parties ------------------------------------------------------------------------

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from sltt_bench.profiler.nvml import clock_limit_names
-from sltt_bench.profiler.visible_devices import NoMatchingGpu, same_gpu, uuid_of, visible_uuids
+from sltt_bench.measure.nvml import clock_limit_names
+from sltt_bench.measure.visible_devices import NoMatchingGpu, same_gpu, uuid_of, visible_uuids
 
 GIB = 1 << 30
 GPU_0 = "GPU-00000000-aaaa-bbbb-cccc-dddddddddddd"
@@ -24,7 +24,7 @@ GPU_1 = "GPU-11111111-aaaa-bbbb-cccc-dddddddddddd"
 
 PREAMBLE = """
 import json, os, time
-from sltt_bench.profiler import Profiler
+from sltt_bench.measure import Profiler
 
 GIB = 1 << 30
 
@@ -167,7 +167,7 @@ with profiler_of() as profiler:
 
 def test_the_figure_of_another_process_with_our_number_is_refused(script: Script) -> None:
     said = script("""
-from sltt_bench.profiler import devices
+from sltt_bench.measure import devices
 devices.Cpu.reserved_bytes = lambda self: 2 * GIB  # the allocator knows better than NVML
 now(process_used=1 * GIB, used=8 * GIB)
 with profiler_of() as profiler:
@@ -345,8 +345,8 @@ with Profiler(Cpu(), on_sample=refuse, gpu_uuid="GPU-00000000-aaaa-bbbb-cccc-ddd
 def test_of_two_gpus_the_visible_one_is_watched(script: Script, visible: str | None, gibibytes: int) -> None:
     said = script(
         """
-from sltt_bench.profiler.nvml import list_gpus
-from sltt_bench.profiler.visible_devices import uuid_of
+from sltt_bench.measure.nvml import list_gpus
+from sltt_bench.measure.visible_devices import uuid_of
 now(count=2)
 now(gpu=0, process_used=10 * GIB)
 now(gpu=1, process_used=11 * GIB)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sltt_bench.profiler import Profiler, Sample, process_memory, session
-from sltt_bench.profiler.devices import Cpu
-from sltt_bench.profiler.nvml import Missing, Readings
-from sltt_bench.profiler.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
+from sltt_bench.measure import Profiler, Sample, process_memory, session
+from sltt_bench.measure.devices import Cpu
+from sltt_bench.measure.nvml import Missing, Readings
+from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
 from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.results import reader
 from sltt_bench.results.reader import read_results

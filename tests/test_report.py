@@ -11,14 +11,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, bench_run, varied
+from result_builder import MIB, RECIPE, HandmadeRun, bench_run, varied
 from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report
 from sltt_bench.report.document import Cell, Heading, Table
-from sltt_bench.report.html import gauge, inline_svg
+from sltt_bench.report.render.html import gauge, inline_svg
+from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.tables import run_summary
-from sltt_bench.report.terminal import print_table
 from sltt_bench.results.writer import ResultsError
 
 CLAIM = {
@@ -279,7 +279,7 @@ def test_figures_are_the_same_whether_drawn_by_one_process_or_by_several(tmp_pat
 import hashlib, pathlib
 from concurrent import futures
 from rich.console import Console
-import sltt_bench.report.files as files
+import sltt_bench.report.render.files as files
 from sltt_bench.report import make_report
 
 def drawn(out, worth_a_process):
@@ -353,7 +353,7 @@ def test_markdown_tables_are_whole_and_escaped(tmp_path: Path) -> None:
     ],
 )
 def test_latex_escapes_what_is_special(said: str, written: str) -> None:
-    from sltt_bench.report.latex import escape
+    from sltt_bench.report.render.latex import escape
 
     assert escape(said) == written
 

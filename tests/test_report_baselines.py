@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, bench_run
+from result_builder import MIB, RECIPE, HandmadeRun, bench_run
 from rich.console import Console
 
 from sltt_bench.report import make_report
-from sltt_bench.report.baselines import beside_baselines
 from sltt_bench.report.document import Context, Contribution, Figure, Table
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.baselines import Dot, draw_dots
+from sltt_bench.report.sections.baselines import beside_baselines
 from sltt_bench.results.reader import read_results
 
 TIME = {

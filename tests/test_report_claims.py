@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report.claims import judge, statement
 from sltt_bench.report.document import Verdict

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
 from matplotlib.figure import Figure as Drawing
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report.document import Context, Contribution, Figure, Missing, Table, Verdict
-from sltt_bench.report.estimates.section import estimated
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.estimates import CAUSES, Bar, draw_causes
+from sltt_bench.report.sections.estimates.section import estimated
 from sltt_bench.results.reader import read_results
 
 MEMORY = {

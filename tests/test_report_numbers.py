@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report import numbers
 from sltt_bench.report.groups import Group, NotComparable, make_groups

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report.document import Context, Figure, Missing, Table, Width
 from sltt_bench.report.measured import measured

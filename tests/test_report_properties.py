@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from handmade import MIB, RECIPE, HandmadeRun, varied
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report.groups import GroupKey, make_groups
 from sltt_bench.report.statistics import Estimate

@@ -143,7 +143,7 @@ def test_step_t_shows_row_t_of_the_digit() -> None:
     assert x.shape == (8, 8, 1, 1)
     assert x[:, :, 0, 0].tolist() == images[test[5]].tolist()
     assert label == labels[test[5]]
-    assert float(bundle.to_input(torch.tensor([0, 16], dtype=torch.uint8)).max()) == 1.0
+    assert float(bundle.preprocess(torch.tensor([0, 16], dtype=torch.uint8)).max()) == 1.0
     assert (len(bundle.train), len(bundle.test)) == (1437, 360)  # type: ignore[arg-type]
 
 

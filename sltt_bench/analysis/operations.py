@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sltt_bench import methods
 from sltt_bench.analysis.gradients import undisturbed
-from sltt_bench.estimate.operations import OperationCounter
+from sltt_bench.measure.operations import OperationCounter
 from sltt_bench.unroll import StepLoss, Unroll
 
 

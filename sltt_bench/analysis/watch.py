@@ -13,7 +13,7 @@ from sltt_bench.analysis.gradients import Figures, GradientParts, decompose, fig
 from sltt_bench.analysis.operations import count_methods
 from sltt_bench.engine import Listener
 from sltt_bench.experiment import Experiment, time_steps, training_mode
-from sltt_bench.methods import chosen_steps
+from sltt_bench.methods import backward_steps
 from sltt_bench.recipe import Recipe
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 
@@ -94,7 +94,7 @@ class GradientWatch:
                 OPERATIONS_FILE,
                 {
                     "counted_method": row.method,
-                    "drawn": chosen_steps(row.method),
+                    "drawn": backward_steps(row.method),
                     "samples": len(labels),
                     "forward_multiplications": row.forward,
                     "spatial_multiplications": row.spatial,

@@ -168,12 +168,12 @@ def relu_network(*, cuda_graph: bool = False) -> Competitor:
     )
 
 
-IDEAS = ("spikes not stored", "once an iteration", "lean pooling")
+ABLATIONS = ("spikes not stored", "once an iteration", "lean pooling")
 """What `without` can switch off."""
 
 
-def without(idea: str, method: str) -> Competitor:
-    """Native under a method, with one of its IDEAS switched off."""
+def ablated(idea: str, method: str) -> Competitor:
+    """Native under a method, with one of its ABLATIONS switched off."""
     return Competitor(
         f"native {method} without: {idea}",
         lambda problem: _step_by_step(problem, _NativeWithout(idea), method),

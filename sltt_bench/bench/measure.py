@@ -11,8 +11,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sltt_bench.bench.competitors import Competitor, Made, Problem
-from sltt_bench.estimate.trace import modules_stay_where_they_are
-from sltt_bench.profiler.tensor_bytes import TensorBytes
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.measure.traced_iteration import modules_stay_where_they_are
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sltt_bench.bench.competitors import (
-    IDEAS,
+    ABLATIONS,
     Competitor,
     Problem,
+    ablated,
     cifar_resnet18,
     gesture_vgg11,
     imagenet_nf_resnet34,
@@ -18,7 +19,6 @@ from sltt_bench.bench.competitors import (
     spikingjelly_bptt,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
-    without,
 )
 from sltt_bench.bench.measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
 from sltt_bench.models.options import CNNOptions
@@ -275,8 +275,8 @@ def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator
         whole = ours("native", method)
         shaped = size.shaped(problem, for_time=False)
         peak = peak_bytes(whole, shaped, fake=size.fake, ran=size.ran)
-        for idea in IDEAS:
-            less = without(idea, method)
+        for idea in ABLATIONS:
+            less = ablated(idea, method)
             yield _peak_finding(
                 row,
                 shaped,

@@ -72,7 +72,7 @@ class DataBundle:
 
     train: "Dataset[Any]"
     test: "Dataset[Any]"
-    to_input: "Callable[[Tensor], Tensor]"
+    preprocess: "Callable[[Tensor], Tensor]"
     """A batch of x on the device → the float32 input [batch, (T,) C, H, W], normalised."""
 
 

@@ -22,7 +22,7 @@ def load(options: DelayedRecallOptions, place: DataPlace) -> DataBundle:
     return DataBundle(
         _split(options, place.timesteps, options.train_samples, TRAIN_SEED),
         _split(options, place.timesteps, options.test_samples, TEST_SEED),
-        to_input,
+        preprocess,
     )
 
 
@@ -42,7 +42,7 @@ def sequences(
     return x, labels
 
 
-def to_input(x: Tensor) -> Tensor:
+def preprocess(x: Tensor) -> Tensor:
     """The sequences as they are."""
     return x
 

@@ -18,7 +18,7 @@ def load(options: DigitsOptions, place: DataPlace) -> DataBundle:
     train, test = split_indices(labels)
     x = torch.from_numpy(images).unsqueeze(1)
     y = torch.from_numpy(labels)
-    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), to_input)
+    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), preprocess)
 
 
 def images_and_labels() -> tuple[np.ndarray, np.ndarray]:
@@ -38,6 +38,6 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(train), np.sort(test)
 
 
-def to_input(x: Tensor) -> Tensor:
+def preprocess(x: Tensor) -> Tensor:
     """Pixel values 0…16 → 0…1."""
     return x.float() / 16

@@ -45,7 +45,7 @@ class DataOptions(Strict):
         """Whether a sample has a time axis of its own, or is one image shown at every step."""
         return False
 
-    def misfit(self, timesteps: int) -> str | None:
+    def check_timesteps(self, timesteps: int) -> str | None:
         """Why a sample cannot be shown in `timesteps` steps, or None if it can."""
         return None
 
@@ -273,7 +273,7 @@ class DelayedRecallOptions(DataOptions):
     def temporal(self) -> bool:
         return True
 
-    def misfit(self, timesteps: int) -> str | None:
+    def check_timesteps(self, timesteps: int) -> str | None:
         needed = self.delay + 2
         if timesteps >= needed:
             return None
@@ -301,7 +301,7 @@ class SequentialDigitsOptions(DataOptions):
     def temporal(self) -> bool:
         return True
 
-    def misfit(self, timesteps: int) -> str | None:
+    def check_timesteps(self, timesteps: int) -> str | None:
         return (
             None if timesteps == 8 else f"timesteps is {timesteps}, but a digit has 8 rows, one for each step"
         )

@@ -4,7 +4,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from sltt_bench.data import DataBundle, DataPlace
-from sltt_bench.data.digits import images_and_labels, split_indices, to_input
+from sltt_bench.data.digits import images_and_labels, preprocess, split_indices
 from sltt_bench.data.options import SequentialDigitsOptions
 
 
@@ -14,4 +14,4 @@ def load(options: SequentialDigitsOptions, place: DataPlace) -> DataBundle:
     train, test = split_indices(labels)
     x = torch.from_numpy(images)[..., None, None]
     y = torch.from_numpy(labels)
-    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), to_input)
+    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), preprocess)

@@ -55,10 +55,10 @@ def synthetic_bundle(options: DataOptions, timesteps: int) -> DataBundle:
     return DataBundle(
         SyntheticDataset(shape, options.classes, train_samples, SEED),
         SyntheticDataset(shape, options.classes, test_samples, SEED + 1),
-        to_input,
+        preprocess,
     )
 
 
-def to_input(x: Tensor) -> Tensor:
+def preprocess(x: Tensor) -> Tensor:
     """Bytes → mean 0 and variance 1, as normalised images have."""
     return (x.float() - 127.5) / 73.9

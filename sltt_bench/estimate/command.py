@@ -9,7 +9,7 @@ from pathlib import Path
 from sltt_bench.estimate.estimates import Estimate, Failure, estimate_cells
 from sltt_bench.estimate.gpus import find_gpu
 from sltt_bench.estimate.table import EstimateTable, in_order
-from sltt_bench.estimate.trace import DeviceType
+from sltt_bench.measure.traced_iteration import DeviceType
 from sltt_bench.plan import Cell
 
 MARGIN = 0.1

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
-from sltt_bench.estimate.operations import Operations, Phase
 from sltt_bench.estimate.search import Limits, find_limits
-from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
+from sltt_bench.measure.operations import Operations, Phase
+from sltt_bench.measure.tensor_bytes import Cause
+from sltt_bench.measure.traced_iteration import DeviceType, Trace, trace_iteration
 from sltt_bench.plan import Cell, cell_from_dict
-from sltt_bench.profiler.tensor_bytes import Cause
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sltt_bench.estimate.operations import Work
+from sltt_bench.measure.operations import Work
 from sltt_bench.strict import Strict
 
 Positive = Annotated[float, Field(gt=0, strict=False)]

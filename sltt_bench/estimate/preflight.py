@@ -40,7 +40,7 @@ def preflight(cells: Sequence[Cell]) -> Preflight:
 
 
 def _preflight(said: list[dict[str, Any]]) -> Preflight:
-    from sltt_bench.estimate.trace import trace_memory
+    from sltt_bench.measure.traced_iteration import trace_memory
 
     cells = [cell_from_dict(cell) for cell in said]
     free_bytes, device_type = _free_memory(cells[0].device)

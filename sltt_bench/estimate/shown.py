@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from sltt_bench.estimate.estimates import Estimate
-from sltt_bench.profiler.tensor_bytes import Cause
+from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.terminal import bytes_text
 
 Baseline = Callable[[Estimate], Estimate | None]

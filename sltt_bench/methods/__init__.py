@@ -73,7 +73,7 @@ def create(name: str, timesteps: int) -> Method:
         raise UnknownMethod(f"method {name!r}: {error}") from None
 
 
-def chosen_steps(name: str) -> int | None:
+def backward_steps(name: str) -> int | None:
     """K of "sltt-kK"; None for a method that uses every step. Raises UnknownMethod."""
     match, _ = _find(name)
     k = match.groupdict().get("k")
@@ -86,12 +86,12 @@ def check(name: str, timesteps: int) -> None:
     if factory not in METHODS.values():
         create(name, timesteps)
     elif not fits(name, timesteps):
-        raise UnknownMethod(f"method {name!r}: {k_out_of_range(chosen_steps(name), timesteps)}")
+        raise UnknownMethod(f"method {name!r}: {k_out_of_range(backward_steps(name), timesteps)}")
 
 
 def fits(name: str, timesteps: int) -> bool:
     """Whether 1 ≤ K ≤ T; a method without K fits any T. Raises UnknownMethod."""
-    k = chosen_steps(name)
+    k = backward_steps(name)
     return k is None or 1 <= k <= timesteps
 
 

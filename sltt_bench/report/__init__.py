@@ -21,9 +21,9 @@ FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex")
 
 SECTIONS: dict[str, str] = {
     "run": "sltt_bench.report.measured:measured",
-    "estimate": "sltt_bench.report.estimates.section:estimated",
-    "bench": "sltt_bench.report.baselines:beside_baselines",
-    "analysis": "sltt_bench.report.gradients:gradients",
+    "estimate": "sltt_bench.report.sections.estimates.section:estimated",
+    "bench": "sltt_bench.report.sections.baselines:beside_baselines",
+    "analysis": "sltt_bench.report.sections.gradients:gradients",
 }
 """Kind of cell → "module:function" that makes sections of its results (Context → Contribution).
 
@@ -59,10 +59,10 @@ def make_report(
     Files go to `out`, by default the folder `report` inside the first source. Raises ResultsError if a
     source is no folder, a format is unknown, or the report cannot be written.
     """
-    from sltt_bench.report import files
     from sltt_bench.report.assemble import assemble
     from sltt_bench.report.document import Context
-    from sltt_bench.report.terminal import print_report
+    from sltt_bench.report.render import files
+    from sltt_bench.report.render.terminal import print_report
     from sltt_bench.results.reader import read_results
     from sltt_bench.results.writer import ResultsError
 

@@ -441,7 +441,7 @@ def _estimate_columns(name: str, estimate: Estimate | NotComparable) -> dict[str
 
 def run_summary(folders: Sequence[Path], *, console: Console, baseline: str = "bptt") -> None:
     """Print what a run's folders say: accuracy, warm epoch time and every memory figure, with ratios."""
-    from sltt_bench.report.terminal import print_table
+    from sltt_bench.report.render.terminal import print_table
     from sltt_bench.results.reader import read_results
 
     groups = make_groups(read_results(folders))

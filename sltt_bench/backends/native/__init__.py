@@ -19,10 +19,10 @@ from torch import nn
 
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.backends.native.once import OncePerIteration
 from sltt_bench.backends.native.pooling import make_lean
-from sltt_bench.backends.native.saved import SavedTensors, fills_with_zero
+from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 

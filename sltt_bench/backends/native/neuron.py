@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.kernels import Kernels
-from sltt_bench.backends.native.saved import Membrane, SavedTensors
+from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset
 
 

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from sltt_bench.profiler.nvml import GpuSensors, Missing, Reading, value_of
-from sltt_bench.profiler.sampler import PhaseReadings, Sample, Sampler
+from sltt_bench.measure.nvml import GpuSensors, Missing, Reading, value_of
+from sltt_bench.measure.sampler import PhaseReadings, Sample, Sampler
 
 
 class GpuWatch:

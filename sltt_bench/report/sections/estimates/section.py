@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Block, Context, Contribution, Section
-from sltt_bench.report.estimates.families import Family, estimate_rows, find_families, not_shown
-from sltt_bench.report.estimates.figures import figures, missing
-from sltt_bench.report.estimates.tables import (
+from sltt_bench.report.numbers import listed
+from sltt_bench.report.sections.estimates.families import Family, estimate_rows, find_families, not_shown
+from sltt_bench.report.sections.estimates.figures import figures, missing
+from sltt_bench.report.sections.estimates.tables import (
     beside_table,
     cause_table,
     limit_tables,
@@ -14,8 +15,7 @@ from sltt_bench.report.estimates.tables import (
     part_table,
     work_table,
 )
-from sltt_bench.report.estimates.verdicts import judge
-from sltt_bench.report.numbers import listed
+from sltt_bench.report.sections.estimates.verdicts import judge
 from sltt_bench.results.schema import ESTIMATES_FILE
 
 _MOST = 3

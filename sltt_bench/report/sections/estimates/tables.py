@@ -7,10 +7,10 @@ from functools import partial
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Cell, Heading, Table
-from sltt_bench.report.estimates.families import MEASURED, WORK, Family, Point
 from sltt_bench.report.groups import METRICS, Unit
 from sltt_bench.report.numbers import DASH
 from sltt_bench.report.plots.estimates import CAUSES
+from sltt_bench.report.sections.estimates.families import MEASURED, WORK, Family, Point
 
 _EMPTY = Cell(DASH, tone="muted")
 

@@ -24,7 +24,7 @@ from sltt_bench.report.document import (
     Table,
 )
 from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
-from sltt_bench.report.terminal import print_table
+from sltt_bench.report.render.terminal import print_table
 from sltt_bench.results.reader import Results, Run, read_results
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 

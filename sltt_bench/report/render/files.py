@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sltt_bench.report import html, latex, markdown
 from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
+from sltt_bench.report.render import html, latex, markdown
 from sltt_bench.results.writer import ResultsError
 
 FIGURES_FOLDER = "figures"

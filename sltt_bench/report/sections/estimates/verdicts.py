@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
 from sltt_bench.report.document import Verdict
-from sltt_bench.report.estimates.families import Family, Point
 from sltt_bench.report.groups import Unit
+from sltt_bench.report.sections.estimates.families import Family, Point
 
 _CLAIMED: dict[str, tuple[str, str, Unit]] = {
     "peak_memory": ("peak_tensor_bytes", "live tensors", "bytes"),

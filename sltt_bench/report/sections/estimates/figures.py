@@ -3,8 +3,8 @@
 from functools import partial
 
 from sltt_bench.report.document import Figure, Missing
-from sltt_bench.report.estimates.families import MEASURED, Family
 from sltt_bench.report.plots.estimates import CAUSES, Bar, Points, draw_causes, draw_peaks
+from sltt_bench.report.sections.estimates.families import MEASURED, Family
 
 _SWEEPS = (
     ("timesteps", "T", "--timesteps 1,2,4,6,8"),

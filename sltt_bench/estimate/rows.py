@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sltt_bench.estimate.estimates import Estimate, Failure
+from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.plan import Cell
-from sltt_bench.profiler.tensor_bytes import Cause
 from sltt_bench.results.schema import (
     CELLS_FILE,
     ESTIMATE_LAYERS_FILE,

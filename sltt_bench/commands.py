@@ -181,7 +181,7 @@ def _show_summary(folders: list[Path], console: Console) -> None:
 
         run_summary(folders, console=console)
     if "analysis" in kinds:
-        from sltt_bench.report.gradients import analysis_summary
+        from sltt_bench.report.sections.gradients import analysis_summary
 
         analysis_summary(folders, console=console)
     if folders:
@@ -211,7 +211,7 @@ def estimate_plans(
     from sltt_bench.estimate.command import bytes_of, estimate, estimated
     from sltt_bench.estimate.estimates import Estimate, Failure
     from sltt_bench.estimate.gpus import GPUError
-    from sltt_bench.estimate.saved import SavedEstimates
+    from sltt_bench.estimate.rows import SavedEstimates
 
     try:
         memory_bytes = None if memory is None else bytes_of(memory)

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from sltt_bench.profiler.visible_devices import same_gpu
+from sltt_bench.measure.visible_devices import same_gpu
 
 
 @dataclass(frozen=True)

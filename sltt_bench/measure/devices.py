@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
-from sltt_bench.profiler.process_memory import resident_bytes
+from sltt_bench.measure.process_memory import resident_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sltt_bench.methods import chosen_steps
+from sltt_bench.methods import backward_steps
 from sltt_bench.results.schema import (
     BENCH_FILE,
     CELLS_FILE,
@@ -88,7 +88,7 @@ class HandmadeRun:
             "recipe_hash": recipe_hash,
             "method": method,
             "backend": backend,
-            "k": chosen_steps(method) if method.startswith("sltt-k") else "",
+            "k": backward_steps(method) if method.startswith("sltt-k") else "",
             "timesteps": said["timesteps"],
             "batch_size": said["train"]["batch_size"],
             "precision": "fp32",

@@ -105,4 +105,4 @@ def _environment() -> Environment:
 
 
 def _template(name: str) -> str:
-    return (files("sltt_bench.report") / "templates" / name).read_text(encoding="utf-8")
+    return (files("sltt_bench.report.render") / "templates" / name).read_text(encoding="utf-8")

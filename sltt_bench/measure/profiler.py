@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sltt_bench.profiler.clock import WaitClock
-from sltt_bench.profiler.devices import compute_device
-from sltt_bench.profiler.gpu_watch import GpuWatch
-from sltt_bench.profiler.nvml import Missing, NvmlUnavailable, Reading, value_of
-from sltt_bench.profiler.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
-from sltt_bench.profiler.sampler import PhaseReadings, Sample
+from sltt_bench.measure.clock import WaitClock
+from sltt_bench.measure.devices import compute_device
+from sltt_bench.measure.gpu_watch import GpuWatch
+from sltt_bench.measure.nvml import Missing, NvmlUnavailable, Reading, value_of
+from sltt_bench.measure.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
+from sltt_bench.measure.sampler import PhaseReadings, Sample
 
 if TYPE_CHECKING:
     import torch

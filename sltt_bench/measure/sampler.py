@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from sltt_bench.profiler.nvml import Missing, Reading, Readings, value_of
+from sltt_bench.measure.nvml import Missing, Reading, Readings, value_of
 
 Scope = Literal["process", "device"]
 

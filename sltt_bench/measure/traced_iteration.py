@@ -23,13 +23,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sltt_bench import methods
-from sltt_bench.estimate.operations import OperationCounter, Operations, tensors_in
-from sltt_bench.estimate.remembered import RememberedOperations
 from sltt_bench.experiment import Experiment, assemble, make_backend
+from sltt_bench.measure.fake_tensor_cache import RememberedOperations
+from sltt_bench.measure.operations import OperationCounter, Operations, tensors_in
+from sltt_bench.measure.tensor_bytes import Cause, Execute, TensorBytes
 from sltt_bench.neurons import Stateful, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
-from sltt_bench.profiler.tensor_bytes import Cause, Execute, TensorBytes
 
 DeviceType = Literal["cuda", "cpu"]
 

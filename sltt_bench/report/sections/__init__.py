@@ -1,0 +1,1 @@
+"""What a report is made of: one module a kind of result, each a pure function of results."""
