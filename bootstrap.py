@@ -2,7 +2,7 @@
 
 run   makes .venv, installs sltt-bench there, trains on the digits with three methods, estimates their
       memory at other numbers of time steps, and reports
-test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks and tests
+test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks, tests
 """
 
 import argparse
@@ -55,6 +55,8 @@ def run_tests(arguments: list[str]) -> None:
     say("ruff")
     step([python, "-m", "ruff", "check", "."])
     step([python, "-m", "ruff", "format", "--check", "."])
+    say("import directions")
+    step([str(Path(python).with_name("lint-imports"))])
     say("mypy")
     step([python, "-m", "mypy"])
     say("pytest, two processes with one thread each")

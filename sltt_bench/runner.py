@@ -302,6 +302,8 @@ class _CellProcess:
             finally:
                 self.outcome.wall_s = time.monotonic() - start
                 self.outcome.exit_code = process.poll()
+                if not log.stat().st_size:
+                    log.unlink()
         self._conclude(timed_out, _kernel_oom_kills() > kernel_kills, log)
         if (
             checkpoint is not None
@@ -377,7 +379,8 @@ class _CellProcess:
                 outcome.status, outcome.reason = "killed", f"the process was ended by {name}"
         else:
             outcome.status = "error"
-            outcome.reason = f"the process ended with exit code {code} without a word; see {log}"
+            see = f"; see {log}" if log.exists() else ""
+            outcome.reason = f"the process ended with exit code {code} without a word{see}"
 
 
 def _feed(process: "subprocess.Popen[bytes]", job: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What all tests share: markers that keep slow and GPU tests apart, and small recipes."""
+"""What all tests share: GPU tests kept apart, and small recipes."""
 
 from collections.abc import Callable
 from pathlib import Path

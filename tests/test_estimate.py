@@ -552,7 +552,6 @@ def test_an_interrupted_sweep_keeps_what_was_estimated(
     assert len(plan) == 4
 
 
-@pytest.mark.slow
 def test_several_processes_find_the_same(smoke_cell: MakeCell) -> None:
     cells = [smoke_cell(m) for m in ("bptt", "sltt")]
     shared, alone = estimate(cells, workers=2), estimate(cells, workers=1)

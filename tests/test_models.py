@@ -309,7 +309,6 @@ def test_an_unknown_network_is_refused_with_the_known_ones():
 # --- Once at full size --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @every_full_size
 def test_a_full_size_network_runs_forward_and_backward(name):
     _, input_shape, classes, _ = FULL_SIZE[name]

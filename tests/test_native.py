@@ -493,7 +493,6 @@ def test_the_traced_step_gives_the_gradients_of_the_reference(
     assert_compiled_equals_reference(model, method)
 
 
-@pytest.mark.slow
 def test_the_compiled_step_gives_the_gradients_of_the_reference() -> None:
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         pytest.skip("torch.compile needs a C++ compiler on the CPU")

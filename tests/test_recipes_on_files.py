@@ -25,7 +25,6 @@ WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
 read what imagenet-resnet34 reads; tests/test_every_recipe.py runs them."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_recipe_trains_from_files_with_each_method_and_in_mixed_precision(
     name: str, tmp_path: Path

@@ -50,6 +50,7 @@ def test_three_methods_leave_a_row_for_each_cell_and_epoch(three_methods: tuple[
     assert list(cells.method) == ["bptt", "sltt", "sltt-k2"]
     assert set(cells.status) == {"ok"}
     assert len(epochs) == 6
+    assert not list((folder / "logs").iterdir()), "a process that prints nothing leaves no log"
     assert list(epochs.columns) == [column.name for column in FILES[EPOCHS_FILE]]
 
 

@@ -176,7 +176,6 @@ def accuracy(recipe: str, method: str, overrides: dict[str, object]) -> float:
     return float(heard.figures["test_top1"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "lowest", "highest"), [("bptt", 0.95, 1.0), ("sltt", 0.0, 0.30), ("sltt-k2", 0.0, 0.30)]
 )
@@ -193,18 +192,15 @@ def test_without_memory_no_method_beats_chance(method: str) -> None:
     assert accuracy("delayed-recall", method, forgetful) == 0.25
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
 def test_beyond_the_memory_of_the_potential_no_method_beats_chance(method: str) -> None:
     assert accuracy("delayed-recall", method, {"neuron.tau": 1.1, "train.epochs": 10}) < 0.30
 
 
-@pytest.mark.slow
 def test_without_noise_random_weights_remember_and_sltt_reads_them_out() -> None:
     assert accuracy("delayed-recall", "sltt", {"data.noise": 0.0, "train.epochs": 10}) > 0.9
 
 
-@pytest.mark.slow
 def test_on_digits_row_by_row_bptt_is_clearly_ahead() -> None:
     bptt, sltt = (accuracy("sequential-digits", name, {"train.epochs": 15}) for name in ("bptt", "sltt"))
     assert bptt > 0.88

@@ -1,4 +1,4 @@
-"""Tables as LaTeX (booktabs, graphicx), one file each, for \\input in a paper."""
+r"""Tables as LaTeX (booktabs, graphicx), one file each, for \input in a paper."""
 
 from collections.abc import Sequence
 
