@@ -47,6 +47,7 @@ def test_cifar_is_read_from_its_python_batches(
     name: str, write: Callable[[Path], dict[str, int]], classes: int, tmp_path: Path
 ) -> None:
     counts = write(tmp_path)
+    assert data.missing(data.options_type(name)(**counts), tmp_path) is None
     bundle = load(name, tmp_path, **counts)
     assert len(bundle.train) == counts["train_samples"]
     x, label = bundle.test[classes - 1]
@@ -178,6 +179,7 @@ def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(name: s
     with pytest.raises(DataError) as raised:
         load(name, tmp_path)
     message = str(raised.value)
+    assert data.missing(data.options_type(name)(), tmp_path) == message
     assert f"looked for {tmp_path}" in message
     assert f"sltt-bench data prepare {name} --data-dir {tmp_path}" in message
     assert "--synthetic measures memory and time" in message

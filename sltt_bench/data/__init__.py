@@ -24,7 +24,7 @@ class DataError(Exception):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 
-def missing(name: str, looked_for: Path, data_dir: Path) -> DataError:
+def absent(name: str, looked_for: Path, data_dir: Path) -> DataError:
     """The error for a data set of which `looked_for` is not there."""
     return DataError(
         f"data set {name!r} is not there: looked for {looked_for}; "
@@ -128,6 +128,18 @@ def load(options: DataOptions, place: DataPlace) -> DataBundle:
         bundle = _third_party(options.name).load(options, place)
     check_counts(options, len(bundle.train), len(bundle.test))  # type: ignore[arg-type]
     return bundle
+
+
+def missing(options: DataOptions, data_dir: Path) -> str | None:
+    """Why the data cannot be loaded from below `data_dir`, or None if what they are read from is there.
+
+    Free of torch and quick: it looks whether files and folders exist, not at what is in them. The message
+    is that of the DataError that `load` would raise.
+    """
+    for path in options.needed(data_dir):
+        if not path.exists():
+            return str(absent(options.name, path, data_dir))
+    return None
 
 
 def check_counts(options: DataOptions, train: int, test: int) -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, TensorDataset
 from torchvision.datasets import CIFAR10, CIFAR100
 from torchvision.transforms import v2
 
-from sltt_bench.data import DataBundle, DataPlace, damaged, missing
+from sltt_bench.data import DataBundle, DataPlace, absent, damaged
 from sltt_bench.data.normalise import Normalise
 from sltt_bench.data.options import CIFAR10Options, CIFAR100Options
 
@@ -78,7 +78,7 @@ def _read_batch(
     options: CIFAR10Options | CIFAR100Options, file: Path, data_dir: Path
 ) -> tuple[Tensor, Tensor]:
     if not file.is_file():
-        raise missing(options.name, file, data_dir)
+        raise absent(options.name, file, data_dir)
     try:
         batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
         images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, *options.sample_shape)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sltt_bench.data import DataBundle, DataError, DataPlace, damaged, missing
+from sltt_bench.data import DataBundle, DataError, DataPlace, absent, damaged
 from sltt_bench.data.events import (
     EVENT,
     FrameCache,
@@ -63,12 +63,12 @@ def recordings(options: DVSCIFAR10Options, data_dir: Path) -> list[tuple[int, Re
     """All recordings with their numbers, by class and number. Raises DataError."""
     root = data_dir / FOLDER
     if not root.is_dir():
-        raise missing(options.name, root, data_dir)
+        raise absent(options.name, root, data_dir)
     found = []
     for label, class_name in enumerate(CLASSES):
         folder = root / class_name
         if not folder.is_dir():
-            raise missing(options.name, folder, data_dir)
+            raise absent(options.name, folder, data_dir)
         files = sorted(folder.glob("*.aedat4")) or sorted(folder.glob("*.aedat"))
         found += sorted((_number(options, file), label, file) for file in files)
     return [

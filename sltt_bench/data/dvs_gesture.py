@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sltt_bench.data import DataBundle, DataPlace, damaged, missing
+from sltt_bench.data import DataBundle, DataPlace, absent, damaged
 from sltt_bench.data.events import (
     EVENT,
     FrameCache,
@@ -59,7 +59,7 @@ def recordings(options: DVSGestureOptions, data_dir: Path, split: str) -> list[R
 def _of_tonic(options: DVSGestureOptions, data_dir: Path, split: str) -> list[Recording]:
     root = data_dir / FOLDER / TONIC_FOLDERS[split]
     if not root.is_dir():
-        raise missing(options.name, root, data_dir)
+        raise absent(options.name, root, data_dir)
     files = sorted(root.glob("user*/*.npy"))
     return [
         Recording(file, (_tonic_label(options, file),), partial(read_tonic, file), file_key(file))
@@ -94,14 +94,14 @@ def _of_ibm(options: DVSGestureOptions, data_dir: Path, split: str) -> list[Reco
     root = data_dir / FOLDER / IBM_FOLDER
     trials = root / TRIALS[split]
     if not trials.is_file():
-        raise missing(options.name, trials, data_dir)
+        raise absent(options.name, trials, data_dir)
     names = [line.strip() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
     found = []
     for file in (root / name for name in names):
         labels_file = file.with_name(f"{file.stem}_labels.csv")
         for needed in (file, labels_file):
             if not needed.is_file():
-                raise missing(options.name, needed, data_dir)
+                raise absent(options.name, needed, data_dir)
         labels, cuts = _read_labels(options, labels_file)
         found.append(Recording(file, labels, partial(read_ibm, file, cuts), file_key(file, labels, cuts)))
     return found

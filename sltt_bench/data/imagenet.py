@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from sltt_bench.data import DataBundle, DataPlace, damaged, missing
+from sltt_bench.data import DataBundle, DataPlace, absent, damaged
 from sltt_bench.data.normalise import Normalise
 from sltt_bench.data.options import ImageNetOptions
 
@@ -43,7 +43,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         self._name = options.name
         root = data_dir / FOLDER / SUBFOLDERS[split]
         if not root.is_dir():
-            raise missing(options.name, root, data_dir)
+            raise absent(options.name, root, data_dir)
         try:
             self._files = ImageFolder(str(root), transform=transform)
         except FileNotFoundError as error:

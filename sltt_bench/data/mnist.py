@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import MNIST, FashionMNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
-from sltt_bench.data import DataBundle, DataPlace, damaged, missing
+from sltt_bench.data import DataBundle, DataPlace, absent, damaged
 from sltt_bench.data.normalise import Normalise
 from sltt_bench.data.options import FashionMNISTOptions, MNISTOptions
 
@@ -56,7 +56,7 @@ def read_split(options: MNISTOptions | FashionMNISTOptions, data_dir: Path, spli
 
 def _read(name: str, file: Path, data_dir: Path) -> Tensor:
     if not file.is_file():
-        raise missing(name, file, data_dir)
+        raise absent(name, file, data_dir)
     read = read_image_file if "images" in file.name else read_label_file
     try:
         result: Tensor = read(str(file))

@@ -1,5 +1,6 @@
 """What a recipe may say about each data set; free of torch, so that recipes are checked at once."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -8,6 +9,9 @@ from sltt_bench.strict import Strict
 
 Count = Annotated[int, Field(ge=1)]
 Shape = tuple[int, int, int]
+IDX_FILES = tuple(
+    f"{split}-{content}-ubyte" for split in ("train", "t10k") for content in ("images-idx3", "labels-idx1")
+)
 
 
 class DataOptions(Strict):
@@ -45,6 +49,10 @@ class DataOptions(Strict):
         """Whether a sample has a time axis of its own, or is one image shown at every step."""
         return False
 
+    def needed(self, data_dir: Path) -> list[Path]:
+        """The files and folders below `data_dir` that loading reads; none where nothing is downloaded."""
+        return []
+
     def check_timesteps(self, timesteps: int) -> str | None:
         """Why a sample cannot be shown in `timesteps` steps, or None if it can."""
         return None
@@ -77,6 +85,10 @@ class MNISTOptions(DataOptions):
     train_samples: Count = 60_000
     test_samples: Count = 10_000
 
+    def needed(self, data_dir: Path) -> list[Path]:
+        raw = data_dir / "MNIST" / "raw"
+        return [raw / file for file in IDX_FILES]
+
     @property
     def sample_shape(self) -> Shape:
         return (1, 28, 28)
@@ -94,6 +106,10 @@ class FashionMNISTOptions(DataOptions):
     """The split that the data set is published with."""
     train_samples: Count = 60_000
     test_samples: Count = 10_000
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        raw = data_dir / "FashionMNIST" / "raw"
+        return [raw / file for file in IDX_FILES]
 
     @property
     def sample_shape(self) -> Shape:
@@ -113,6 +129,10 @@ class CIFAR10Options(DataOptions):
     train_samples: Count = 50_000
     test_samples: Count = 10_000
 
+    def needed(self, data_dir: Path) -> list[Path]:
+        batches = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+        return [data_dir / "cifar-10-batches-py" / file for file in batches]
+
     @property
     def sample_shape(self) -> Shape:
         return (3, 32, 32)
@@ -130,6 +150,9 @@ class CIFAR100Options(DataOptions):
     """The split that the data set is published with."""
     train_samples: Count = 50_000
     test_samples: Count = 10_000
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / "cifar-100-python" / file for file in ("train", "test")]
 
     @property
     def sample_shape(self) -> Shape:
@@ -150,6 +173,9 @@ class ImageNetOptions(DataOptions):
     test_samples: Count = 50_000
     image_size: Annotated[int, Field(ge=8)] = 224
     """Pixels of a side; 224 is published, less makes smoke runs small."""
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / "imagenet" / split for split in ("train", "val")]
 
     @property
     def sample_shape(self) -> Shape:
@@ -183,6 +209,9 @@ class DVSCIFAR10Options(EventOptions):
     and both polarities are shrunk as the luminance and alpha of one image. mean-count: event counts,
     shrunk by antialiased bilinear interpolation."""
 
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / "CIFAR10DVS"]
+
     @property
     def sample_shape(self) -> Shape:
         return (2, self.image_size, self.image_size)
@@ -203,6 +232,12 @@ class DVSGestureOptions(EventOptions):
     test_samples: Count = 288
     image_size: Annotated[int, Field(ge=8, le=128)] = 128
     """Pixels of a side; 128 is published, less (mean counts) makes smoke runs small."""
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        root = data_dir / "DVSGesture"
+        if self.split == "tonic-1077-264":
+            return [root / "ibmGestureTrain", root / "ibmGestureTest"]
+        return [root / "DvsGesture" / f"trials_to_{split}.txt" for split in ("train", "test")]
 
     @property
     def sample_shape(self) -> Shape:
