@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
 from sltt_bench.estimate.preflight import Preflight
+from sltt_bench.format import parse_bytes
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
@@ -208,13 +209,13 @@ def estimate_plans(
     Raises RecipeError for an unknown GPU or an amount of memory that is none.
     """
     from sltt_bench import provenance
-    from sltt_bench.estimate.command import bytes_of, estimate, estimated
+    from sltt_bench.estimate.command import estimate, estimated
     from sltt_bench.estimate.estimates import Estimate, Failure
     from sltt_bench.estimate.gpus import GPUError
     from sltt_bench.estimate.rows import SavedEstimates
 
     try:
-        memory_bytes = None if memory is None else bytes_of(memory)
+        memory_bytes = None if memory is None else parse_bytes(memory)
     except ValueError as error:
         raise RecipeError("--memory", [str(error)]) from None
     console = Console()

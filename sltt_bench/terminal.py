@@ -17,25 +17,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sltt_bench.format import format_bytes, format_percent
 from sltt_bench.plan import Cell
 from sltt_bench.runner import Display, Outcome, describe
 
 _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
-
-
-def bytes_text(count: float | None) -> str:
-    """A number of bytes with a binary unit and three digits; an absent one is a dash."""
-    if count is None:
-        return "–"
-    value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while value >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" or value >= 1000 else f"{value:.3g} {units[0]}"
-
-
-def percent_text(share: float | None) -> str:
-    """A share as a percentage; an absent one is a dash."""
-    return "–" if share is None else f"{100 * share:.2f} %"
 
 
 @contextmanager
@@ -76,9 +62,9 @@ class _Lines:
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
         self._print(f"      [{style}]{outcome.status}[/{style}] after {outcome.wall_s:.1f} s{reason}")
         if (estimate := self._estimated.get(cell.cell_id)) is not None:
-            measured = bytes_text(outcome.facts.get("peak_tensor_bytes"))
+            measured = format_bytes(outcome.facts.get("peak_tensor_bytes"))
             self._print(
-                f"      [dim]peak of live tensors: estimated {bytes_text(estimate)}, measured {measured}[/dim]"
+                f"      [dim]peak of live tensors: estimated {format_bytes(estimate)}, measured {measured}[/dim]"
             )
 
     def remark(self, text: str) -> None:
@@ -124,7 +110,7 @@ class _Bars(_Lines):
             return
         epochs, per_epoch = cell.recipe.train.epochs, event["total"]
         self._total = epochs * per_epoch
-        live = f"loss {event['loss']:.3f}  top-1 {percent_text(event['top1'])}  {bytes_text(event['memory'])}"
+        live = f"loss {event['loss']:.3f}  top-1 {format_percent(event['top1'])}  {format_bytes(event['memory'])}"
         self.progress.update(
             self._task,
             total=self._total,
@@ -183,7 +169,7 @@ def cell_progress(console: Console, total: int) -> Iterator[Callable[[str], None
 def _epoch_text(row: Mapping[str, Any]) -> str:
     parts = [f"loss {row['train_loss']:.4f}"]
     if row.get("test_top1") is not None:
-        parts.append(f"test top-1 {percent_text(row['test_top1'])}")
+        parts.append(f"test top-1 {format_percent(row['test_top1'])}")
     parts.append(f"train {row['train_s']:.2f} s")
     for column, name in (
         ("peak_allocated_bytes", "allocated"),
@@ -191,5 +177,5 @@ def _epoch_text(row: Mapping[str, Any]) -> str:
         ("peak_tensor_bytes", "tensors"),
     ):
         if row.get(column) is not None:
-            parts.append(f"{name} {bytes_text(row[column])}")
+            parts.append(f"{name} {format_bytes(row[column])}")
     return "  ".join(parts)

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
-from sltt_bench.estimate.command import bytes_of, estimate
+from sltt_bench.estimate.command import estimate
 from sltt_bench.estimate.command import estimated as as_estimated
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
@@ -29,8 +29,8 @@ from sltt_bench.estimate.search import (
     with_batch_size,
     with_timesteps,
 )
-from sltt_bench.estimate.shown import count_text
 from sltt_bench.experiment import assemble, make_backend
+from sltt_bench.format import parse_bytes
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.operations import Work
 from sltt_bench.measure.tensor_bytes import Cause, TensorBytes
@@ -39,7 +39,6 @@ from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
-from sltt_bench.terminal import bytes_text
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -468,7 +467,9 @@ def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
 def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: MakeCell) -> None:
     cells = [smoke_cell(m, timesteps=t) for t in (2, 4) for m in ("bptt", "sltt")]
     heard: list[Any] = []
-    table = estimate(cells, gpu="rtx-4090", memory_bytes=bytes_of("64MiB"), workers=1, on_result=heard.append)
+    table = estimate(
+        cells, gpu="rtx-4090", memory_bytes=parse_bytes("64MiB"), workers=1, on_result=heard.append
+    )
     assert [e.cell.method for e in table.estimates] == [c.method for c in cells]
     assert heard == list(table.estimates)
     console = Console(width=220, record=True)
@@ -480,11 +481,6 @@ def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: 
     assert f"{sltt.work('total') / bptt.work('total'):.3f}" in text
     assert table.baseline_of(sltt, "bptt") is bptt
     assert {e.limits.memory_bytes for e in table.estimates if e.limits} == {int(64 * 2**20 * 0.9)}
-
-
-def test_numbers_are_shown_with_three_digits_and_no_exponent() -> None:
-    assert [bytes_text(n) for n in (999, 1023 * 1024, 1024 * 1024)] == ["999 B", "1023 KiB", "1 MiB"]
-    assert [count_text(n) for n in (12, 999.4, 999.6, 2_340_000)] == ["12", "999", "1 k", "2.34 M"]
 
 
 def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
@@ -565,15 +561,6 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
     theirs, ours = (estimate_cell(smoke_cell(m), "cpu") for m in ("third-party", "sltt"))
     assert theirs.peak_bytes == ours.peak_bytes
     assert theirs.layers == ours.layers
-
-
-def test_amounts_of_memory_are_read_with_their_unit() -> None:
-    assert bytes_of("24GiB") == 24 * 2**30
-    assert bytes_of("1.5 GB") == 1_500_000_000
-    assert bytes_of("1TiB") == 1024 * bytes_of("1GiB")
-    for wrong in ("24", "0GiB", "-1GB", "much"):
-        with pytest.raises(ValueError, match="24GiB"):
-            bytes_of(wrong)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """The work of `sltt-bench estimate`: cells in, a table out."""
 
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,21 +16,6 @@ MARGIN = 0.1
 
 WORTH_A_PROCESS = 6
 """Cells from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
-
-
-_UNITS = {"B": 1} | {
-    f"{prefix}{infix}B": base**power
-    for infix, base in (("", 1000), ("i", 1024))
-    for power, prefix in enumerate("KMGT", start=1)
-}
-
-
-def bytes_of(text: str) -> int:
-    """ "24GiB" → bytes. Raises ValueError, with the remedy, for what is no positive amount with a unit."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\s*", text)
-    if match is None or float(match[1]) == 0:
-        raise ValueError(f"{text!r} is no amount of memory; write a number with a unit, e.g. 24GiB or 80GB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def estimated(cells: Sequence[Cell], device_type: DeviceType) -> list[Cell]:

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from sltt_bench.format import format_bytes
 from sltt_bench.plan import Cell, cell_from_dict
 
 
@@ -29,7 +30,7 @@ class Preflight:
         peak = self.peak_bytes.get(cell.cell_id)
         if peak is None or self.free_bytes is None or peak <= self.free_bytes:
             return None
-        return f"its live tensors alone are estimated at {_gib(peak)}, but {_gib(self.free_bytes)} are free"
+        return f"its live tensors alone are estimated at {format_bytes(peak)}, but {format_bytes(self.free_bytes)} are free"
 
 
 def preflight(cells: Sequence[Cell]) -> Preflight:
@@ -62,7 +63,3 @@ def _free_memory(device: str) -> tuple[int | None, Any]:
         return psutil.virtual_memory().available, "cpu"
     index = torch.device(device).index if device.startswith("cuda") else 0
     return torch.cuda.mem_get_info(index or 0)[0], "cuda"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.3g} GiB"

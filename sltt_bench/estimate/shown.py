@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 
 from sltt_bench.estimate.estimates import Estimate
+from sltt_bench.format import format_bytes, format_count, format_seconds
 from sltt_bench.measure.tensor_bytes import Cause
-from sltt_bench.terminal import bytes_text
 
 Baseline = Callable[[Estimate], Estimate | None]
 """An estimate → the one that its ratios refer to."""
@@ -43,17 +43,9 @@ def tables(
     ]
     limits = estimates[0].limits
     if limits is not None:
-        title = f"{name}: what fits into {bytes_text(limits.memory_bytes)}, estimated"
+        title = f"{name}: what fits into {format_bytes(limits.memory_bytes)}, estimated"
         shown.append(_table(title, estimates, _LIMITS))
     return shown
-
-
-def count_text(count: float) -> str:
-    """A count with a decimal prefix and three digits: 1.2 G."""
-    value, prefixes = float(count), ["", " k", " M", " G", " T", " P", " E"]
-    while value >= 999.5 and len(prefixes) > 1:
-        value, prefixes = value / 1000, prefixes[1:]
-    return f"{value:.3g}{prefixes[0]}"
 
 
 def _table(title: str, estimates: Sequence[Estimate], columns: Columns) -> Table:
@@ -78,10 +70,10 @@ def _table(title: str, estimates: Sequence[Estimate], columns: Columns) -> Table
 
 def _memory(baseline: str, baseline_of: Baseline) -> Columns:
     def held(*causes: Cause) -> Callable[[Estimate], str]:
-        return lambda e: bytes_text(sum(e.peak_by_cause[cause] for cause in causes))
+        return lambda e: format_bytes(sum(e.peak_by_cause[cause] for cause in causes))
 
     return {
-        "peak": lambda e: bytes_text(e.peak_bytes),
+        "peak": lambda e: format_bytes(e.peak_bytes),
         f"÷ {baseline}": lambda e: _ratio(e, baseline_of, lambda e: e.peak_bytes),
         "weights": held(Cause.PARAMETERS, Cause.OPTIMIZER_STATE, Cause.GRADIENTS),
         "activations": held(Cause.ACTIVATIONS),
@@ -92,15 +84,15 @@ def _memory(baseline: str, baseline_of: Baseline) -> Columns:
 
 def _work(baseline: str, baseline_of: Baseline, gpu: str | None) -> Columns:
     columns: dict[str, Callable[[Estimate], str]] = {
-        "forward": lambda e: count_text(e.work("forward_spatial") + e.work("forward_temporal")),
-        "backward in space": lambda e: count_text(e.work("backward_spatial")),
-        "in time": lambda e: count_text(e.work("backward_temporal")),
-        "all": lambda e: count_text(e.work("total")),
+        "forward": lambda e: format_count(e.work("forward_spatial") + e.work("forward_temporal")),
+        "backward in space": lambda e: format_count(e.work("backward_spatial")),
+        "in time": lambda e: format_count(e.work("backward_temporal")),
+        "all": lambda e: format_count(e.work("total")),
         f"÷ {baseline}": lambda e: _ratio(e, baseline_of, lambda e: e.work("total")),
-        "an epoch": lambda e: count_text(e.epoch_multiplications),
+        "an epoch": lambda e: format_count(e.epoch_multiplications),
     }
     if gpu is not None:
-        columns[f"{gpu}, at least"] = lambda e: _seconds(e.time_lower_bound_s)
+        columns[f"{gpu}, at least"] = lambda e: format_seconds(e.time_lower_bound_s)
     return columns
 
 
@@ -120,11 +112,3 @@ def _longest(estimate: Estimate) -> str:
 def _ratio(estimate: Estimate, baseline_of: Baseline, value: Callable[[Estimate], int]) -> str:
     other = baseline_of(estimate)
     return "–" if other is None or value(other) == 0 else f"{value(estimate) / value(other):.3f}"
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds >= 7200:
-        return f"{seconds / 3600:.3g} h"
-    return f"{seconds:.0f} s" if seconds >= 100 else f"{seconds:.3g} s"
