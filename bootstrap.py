@@ -61,7 +61,7 @@ def run_tests(arguments: list[str]) -> None:
     step([python, "-m", "mypy"])
     say("pytest, two processes with one thread each")
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    chosen = arguments or ["-n", "2", "-q"]
+    chosen = arguments or ["-n", "2", "--dist", "worksteal", "-q"]
     step([python, "-m", "pytest", *chosen], env={**os.environ, **single})
 
 

@@ -1,11 +1,17 @@
-"""What all tests share: GPU tests kept apart, and small recipes."""
+"""What all tests share: one thread, forked processes, GPU tests kept apart, and small recipes."""
 
-from collections.abc import Callable
+import os
+
+# Before torch: the library behind several threads does not survive the forks of tests/forked.py.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import fork_instead_of_spawning
 
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
@@ -19,6 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Cells run in forks of the test's process; a module marked `spawned` starts them as users do."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if request.node.get_closest_marker("spawned") is None:
+            fork_instead_of_spawning(monkeypatch)
+        yield
 
 
 @pytest.fixture

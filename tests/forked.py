@@ -1,0 +1,136 @@
+"""Processes of tests are forked from one that has torch loaded (Python's forkserver), in place of started anew.
+
+A cell, a batch of estimates or a conversion of events costs seconds of imports before it does anything. A fork is a
+process with pipes, signals and exit codes as real as those of a fresh one; what it does not have is a memory peak of
+its own. Modules marked `spawned` start processes as users do. The test's own process cannot be forked: torch forbids
+backward passes after a fork of a process that made one.
+"""
+
+import gc
+import importlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from multiprocessing.reduction import DupFd
+from types import SimpleNamespace
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from sltt_bench import runner
+
+if TYPE_CHECKING:
+    import pytest
+
+LOADED = (
+    "torch._dynamo",  # torch loads it with the first optimiser
+    "torchvision",
+    "sklearn.datasets",
+    "sltt_bench.worker",
+    "sltt_bench.engine",
+    "sltt_bench.data.loading",
+)
+"""What every cell would load anew."""
+
+
+class ForkedModule:
+    """What runner needs of subprocess.Popen, for `python -m MODULE`; MODULE has a function main."""
+
+    def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
+        module = command[command.index("-m") + 1]
+        their_input, our_input = os.pipe()
+        our_output, their_output = os.pipe()
+        context = _forks()
+        # DupFd works while the process is being started; the context says for which kind of start.
+        self._process = context.Process(
+            target=_become,
+            args=(
+                module,
+                dict(os.environ),
+                *(_Stream(fd) for fd in (their_input, their_output, stderr.fileno())),
+            ),
+        )
+        self._process.start()
+        for end in (their_input, their_output):
+            os.close(end)
+        self.pid = self._process.pid
+        self.stdin, self.stdout = os.fdopen(our_input, "wb"), os.fdopen(our_output, "rb")
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("a forked process", timeout or 0)
+        return self._process.exitcode
+
+
+class _Stream:
+    """A file descriptor that reaches a process with its arguments."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _detached, (DupFd(self.descriptor),)
+
+
+def _detached(duplicate: Any) -> int:
+    return int(duplicate.detach())
+
+
+def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoReturn:
+    """Run a module's main on these standard streams and end this process, which has just been forked."""
+    import numpy as np
+    import torch
+
+    code = 1
+    try:
+        gc.freeze()  # what this process inherits is not its garbage
+        os.setsid()
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+        sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in enumerate("rww"))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Two forks of one process must not draw alike where nobody seeded.
+        torch.seed()
+        np.random.seed()
+        random.seed()
+        importlib.import_module(module).main()
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _forks(method: str | None = "spawn") -> Any:
+    """multiprocessing.get_context, with forks of a loaded process where fresh ones are asked for."""
+    if method != "spawn":
+        return _original_context(method)
+    multiprocessing.set_forkserver_preload(list(LOADED))
+    return _original_context("forkserver")
+
+
+_original_context = multiprocessing.get_context
+
+
+def fork_instead_of_spawning(monkeypatch: "pytest.MonkeyPatch") -> None:
+    """Cells and pools of processes are forked while the patch holds."""
+    monkeypatch.setattr(multiprocessing, "get_context", _forks)
+    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))
