@@ -430,6 +430,8 @@ def _comma_list(text: str | None) -> list[str] | None:
 
 
 def _seeds(text: str | None) -> list[int] | None:
+    from sltt_bench.recipe import MAX_SEED
+
     parts = _comma_list(text)
     if parts is None:
         return None
@@ -437,8 +439,8 @@ def _seeds(text: str | None) -> list[int] | None:
         seeds = [int(part) for part in parts]
     except ValueError:
         _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
-    if any(seed < 0 for seed in seeds):
-        _fail(f"--seed {text}: seeds are not negative")
+    if not all(0 <= seed <= MAX_SEED for seed in seeds):
+        _fail(f"--seed {text}: a seed is from 0 to 2**63 - 1")
     return list(dict.fromkeys(seeds))
 
 

@@ -314,11 +314,11 @@ def _first_line(thing: Any) -> str:
 
 def show_recipe(recipe: Recipe) -> None:
     """A resolved recipe as YAML that could be run again."""
-    import yaml
+    from sltt_bench.yaml_text import dump_yaml
 
-    said = recipe.model_dump(mode="json", exclude={"name"})
+    values = recipe.model_dump(mode="json", exclude={"name"})
     print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
-    print(yaml.safe_dump(said, sort_keys=False, allow_unicode=True), end="")
+    print(dump_yaml(values), end="")
 
 
 def doctor() -> int:

@@ -2,35 +2,61 @@
 
 import difflib
 import hashlib
+import itertools
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    model_validator,
+)
 
 from sltt_bench import data, methods, models
 from sltt_bench.data.options import DataOptions
 from sltt_bench.models.options import ModelOptions
-from sltt_bench.strict import Strict
+from sltt_bench.strict import Count, NotNegative, Share, Strict
+from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
-Count = Annotated[int, Field(ge=1)]
-NotNegative = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Repetitions = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Time steps or epochs: a million is beyond what anybody waits for."""
+MAX_SEED = 2**63 - 1
+"""What torch's generators take."""
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+
+MAX_GRID_POINTS = 2_000
+"""A larger grid is taken for a slip of the keyboard."""
+_MAX_FAULTS = 25
+_MAX_EXTENDS = 16
+
+
+def _one_path_component(name: str) -> str:
+    """A recipe's name is also that of its folder of results."""
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > 100:
+        raise ValueError(
+            f"{shortened(name)} is no recipe's name: letters, digits, '.', '_' and '-', at most 100 bytes, "
+            "first a letter or digit; it is the file's name without its ending"
+        )
+    return name
 
 
 class NeuronRecipe(Strict):
     """The LIF neuron; every field must be spelled out, since libraries' defaults differ."""
 
-    tau: Annotated[float, Field(ge=1)]
+    tau: Annotated[float, Field(ge=1, le=1e6)]
     """Membrane time constant in time steps; λ = 1 − 1/τ."""
-    v_threshold: Annotated[float, Field(gt=0)]
+    v_threshold: Annotated[float, Field(ge=1e-6, le=1e6)]
     """Firing threshold."""
     reset: Literal["soft", "hard"]
     """soft subtracts the threshold, hard returns to v_reset."""
-    v_reset: float
+    v_reset: Annotated[float, Field(ge=-1e6, le=1e6)]
     """Potential after a hard reset, and then also the resting potential."""
     detach_reset: bool
     """Whether BPTT's gradient ignores the reset."""
@@ -49,9 +75,9 @@ class NeuronRecipe(Strict):
 class TrainRecipe(Strict):
     """How long and with what the network is trained."""
 
-    epochs: Count
+    epochs: Repetitions
     """Passes over the training split."""
-    batch_size: Count
+    batch_size: Annotated[int, Field(ge=1, le=10_000_000)]
     """Samples of a training iteration."""
     lr: NotNegative
     """Learning rate of the first epoch."""
@@ -124,7 +150,7 @@ class Claim(Strict):
 class Recipe(Strict):
     """One experiment, but for method, backend and seed."""
 
-    name: str
+    name: Annotated[str, AfterValidator(_one_path_component)]
     """The file's name without its ending."""
     description: str
     """One line for `sltt-bench list`."""
@@ -134,7 +160,7 @@ class Recipe(Strict):
     """The network and its options."""
     neuron: NeuronRecipe
     """The LIF neuron."""
-    timesteps: Count
+    timesteps: Repetitions
     """T."""
     loss: LossRecipe
     """The loss of a step."""
@@ -142,7 +168,7 @@ class Recipe(Strict):
     """Training."""
     methods: Annotated[list[str], Field(min_length=1)]
     """What is run where --method says nothing."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [2022]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [2022]
     """What is run where --seed says nothing; 2022 is the seed of the paper's code."""
     init_from: str | None = None
     """A recipe whose finished checkpoint this one starts from (stage 1 before stage 2)."""
@@ -163,19 +189,22 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
-        said = self.model_dump(mode="json")
+        values = self.model_dump(mode="json")
         for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
-            del said[key]
+            del values[key]
         for key in ("checkpoint_every", "keep_checkpoint"):
-            del said["train"][key]
-        return short_hash(said)
+            del values["train"][key]
+        return short_hash(values)
 
 
 class RecipeError(ValueError):
     """A recipe or an override is faulty; `faults` has one line for each fault."""
 
     def __init__(self, where: str, faults: list[str]) -> None:
-        super().__init__("\n".join(f"{where}: {fault}" for fault in faults))
+        lines = faults[:_MAX_FAULTS]
+        if len(faults) > len(lines):
+            lines = [*lines, f"and {len(faults) - len(lines)} more faults"]
+        super().__init__("\n".join(f"{shortened_text(where, 300)}: {line}" for line in lines))
         self.faults = faults
 
 
@@ -203,11 +232,11 @@ def find_recipe(name_or_path: str) -> Path:
     """The file of a shipped recipe's name, or the given path. Raises RecipeError."""
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
-        if not path.is_file():
+        if not _is_file(path):
             raise RecipeError(name_or_path, ["no such file; `sltt-bench list recipes` shows the names"])
         return path
     path = recipe_folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
+    if not _is_file(path):
         hint = nearest(name_or_path, recipe_names())
         raise RecipeError(
             name_or_path, [f"no recipe has this name{hint}; `sltt-bench list recipes` shows all"]
@@ -215,43 +244,31 @@ def find_recipe(name_or_path: str) -> Path:
     return path
 
 
+def _is_file(path: Path) -> bool:
+    """Also for a path that no file system takes: too long, or with a NUL."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' if a known word is close, else ''."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def shortened(value: Any) -> str:
+    """What a user wrote, as a fault quotes it."""
+    return shortened_text(repr(value), 80)
+
+
+def shortened_text(text: str, length: int) -> str:
+    """At most so many characters, the cut shown."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
 # Reading ----------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 5e-4 as text and lets a repeated key win silently; this loader does neither."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key_node, _ in node.value:
-            if key_node.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key_node.value!r} stands twice", key_node.start_mark
-                )
-            seen.add(key_node.value)
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text, safely loaded. Raises RecipeError with the line."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(where, [f"not valid YAML: {' '.join(str(error).split())}"]) from None
 
 
 def load_recipe(
@@ -268,11 +285,11 @@ def load_recipe(
     a K that exceeds T. Raises RecipeError with every fault of the file and of the overrides at once.
     """
     path = find_recipe(name_or_path)
-    raw = _read_extended(path, seen=())
+    raw = _read_extended(path, below=())
     raw["name"] = path.stem
     faults: list[str] = []
-    if smoke:
-        for key, value in dict(raw.get("smoke") or {}).items():
+    if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
+        for key, value in raw["smoke"].items():
             faults += _apply(raw, key, value, "smoke")
     for key, value in (overrides or {}).items():
         faults += _apply(raw, key, value, "--set")
@@ -285,33 +302,42 @@ def load_recipe(
     return recipe
 
 
-def recipe_from_dict(said: Mapping[str, Any]) -> Recipe:
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """A resolved recipe read back from JSON. Raises RecipeError."""
-    recipe, faults = _validate(dict(said))
+    recipe, faults = _validate(dict(values))
     if faults or recipe is None:
-        raise RecipeError(str(said.get("name", "recipe")), faults)
+        raise RecipeError(str(values.get("name", "recipe")), faults)
     return recipe
 
 
-def _read_extended(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if path in seen:
-        raise RecipeError(str(path), ["extends itself: " + " → ".join(p.name for p in (*seen, path))])
+def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's mapping merged into that of the recipe it extends; `below` are the files that extend it."""
+    where = path.resolve()
+    if where in below:
+        names = " → ".join(file.name for file in (*below, where))
+        raise RecipeError(str(path), [f"extends itself: {shortened_text(names, 300)}"])
+    if len(below) == _MAX_EXTENDS:
+        raise RecipeError(str(path), [f"the {_MAX_EXTENDS}th recipe in a chain of extends: too many"])
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(str(path), [f"cannot be read: {error}"]) from None
-    raw = parse_yaml(text, str(path))
+        raw = read_yaml(path)
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be read: {error.strerror or error}"]) from None
+    except YAMLFault as error:
+        raise RecipeError(str(path), error.faults) from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
     base = raw.pop("extends", None)
     if base is None:
         return raw
+    if not isinstance(base, str):
+        raise RecipeError(str(path), [f"extends: must be one recipe's name, but it is {shortened(base)}"])
     base_path = path.parent / f"{base}.yaml"
-    if not base_path.is_file():
+    if not _is_file(base_path):
         base_path = recipe_folder() / f"{base}.yaml"
-    if not base_path.is_file():
-        raise RecipeError(str(path), [f"extends: no recipe {base!r} beside this file or among the shipped"])
-    return _merged(_read_extended(base_path, (*seen, path)), raw)
+    if not _is_file(base_path):
+        fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
+        raise RecipeError(str(path), [fault])
+    return _merged(_read_extended(base_path, (*below, where)), raw)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -352,15 +378,15 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
 
 def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | None, list[str]]:
     faults: list[str] = []
-    said = dict(raw)
+    values = dict(raw)
     for section, options_type in (("data", data.options_type), ("model", models.options_type)):
-        if section in said and not isinstance(said[section], BaseModel):
-            options, more = _validate_options(section, said[section], options_type)
+        if section in values and not isinstance(values[section], BaseModel):
+            options, more = _validate_options(section, values[section], options_type)
             faults += more
-            said[section] = options
-    broken = [section for section in ("data", "model") if said.get(section, 0) is None]
+            values[section] = options
+    broken = [section for section in ("data", "model") if values.get(section, 0) is None]
     try:
-        recipe = Recipe.model_validate(said)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
         faults += [
             fault for location, fault in _faults(error, Recipe) if not (location and location[0] in broken)
@@ -396,7 +422,7 @@ def _faults(
     lines = []
     for detail in error.errors():
         location = detail["loc"]
-        key = prefix + ".".join(str(part) for part in location)
+        key = shortened_text(prefix + ".".join(str(part) for part in location), 80)
         if detail["type"] == "extra_forbidden":
             known = _fields_at(kind, location[:-1])
             text = f"unknown key{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
@@ -405,9 +431,18 @@ def _faults(
         elif detail["type"] == "value_error":
             text = str(detail["ctx"]["error"])
         else:
-            text = f"{detail['msg']}, but it is {detail['input']!r}"
+            text = f"{detail['msg']}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
         lines.append((location, f"{key}: {text}" if key else text))
     return lines
+
+
+def _remedy(value: Any) -> str:
+    """What to write instead of text that other versions of YAML take for something else."""
+    if isinstance(value, str) and value.lower() in ("on", "off", "yes", "no", "y", "n"):
+        return "; YAML 1.2 writes true and false"
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d[\d_]*(\.[\d_]*)?", value) and "_" in value:
+        return f"; YAML 1.2 has no underscores in numbers: write {value.replace('_', '')}"
+    return ""
 
 
 def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
@@ -416,7 +451,7 @@ def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
             continue
         annotation = kind.model_fields[part].annotation
         candidates = (annotation, *get_args(annotation))
-        kind = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        kind = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), kind)
     return list(kind.model_fields)
 
 
@@ -429,14 +464,21 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
     Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`.
     Raises RecipeError.
     """
-    grid: list[dict[str, Any]] = [{}]
+    axes: dict[str, list[Any]] = {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
-        if not separator or not key.strip():
-            raise RecipeError("--set", [f"{assignment!r} must have the form key=value, e.g. train.epochs=2"])
-        values = [parse_yaml(part, f"--set {key}") for part in _split_outside_brackets(text)]
-        grid = [{**point, key.strip(): value} for point in grid for value in values]
-    return grid
+        key = key.strip()
+        if not separator or not key:
+            example = "must have the form key=value, e.g. train.epochs=2"
+            raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
+        try:
+            axes[key] = [parse_yaml(part) for part in _split_outside_brackets(text)]
+        except YAMLFault as fault:
+            raise RecipeError(f"--set {shortened_text(key, 80)}", fault.faults) from None
+    points = math.prod(len(values) for values in axes.values())
+    if points > MAX_GRID_POINTS:
+        raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
 def _split_outside_brackets(text: str) -> list[str]:

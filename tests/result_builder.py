@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sltt_bench.methods import backward_steps
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -19,6 +17,7 @@ from sltt_bench.results.schema import (
     FILES,
     TIMELINE_FILE,
 )
+from sltt_bench.yaml_text import dump_yaml
 
 MIB = 2**20
 
@@ -47,7 +46,7 @@ class HandmadeRun:
 
     def __post_init__(self) -> None:
         (self.path / "cells").mkdir(parents=True)
-        (self.path / "recipe.yaml").write_text(yaml.safe_dump(dict(self.recipe)))
+        (self.path / "recipe.yaml").write_text(dump_yaml(dict(self.recipe)))
         provenance = {
             "schema_version": 1,
             "run": self.path.name,

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from sltt_bench.measure.operations import Work
 from sltt_bench.strict import Strict
+from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 Positive = Annotated[float, Field(gt=0, strict=False)]
 
@@ -89,9 +89,8 @@ def _peak(gpu: GPU, dtype: torch.dtype) -> float:
 
 def _read(path: Path) -> dict[str, GPU]:
     try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TypeAdapter(dict[str, GPU]).validate_python(said)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return TypeAdapter(dict[str, GPU]).validate_python(read_yaml(path))
+    except (OSError, YAMLFault) as error:
         raise GPUError(f"{path} cannot be read: {' '.join(str(error).split())}", "--gpu-file") from None
     except ValidationError as error:
         faults = "; ".join(

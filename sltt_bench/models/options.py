@@ -7,7 +7,9 @@ from pydantic import Field
 from sltt_bench.strict import Strict
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+"""Channels or neurons of one layer."""
+Widths = Annotated[list[Width], Field(max_length=64)]
 
 
 class ModelOptions(Strict):
@@ -21,7 +23,7 @@ class MLPOptions(ModelOptions):
     """Fully connected spiking layers and a linear readout; optionally recurrent."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: list[Count] = [128]
+    hidden: Widths = [128]
     """Neurons of each hidden layer."""
     recurrent: bool = False
     """Whether each hidden layer also receives its own spikes of the step before."""
@@ -32,7 +34,7 @@ class CNNOptions(ModelOptions):
     """Blocks of convolution 3×3, batch norm, LIF and average pooling, and a linear readout."""
 
     name: Literal["cnn"] = "cnn"
-    channels: list[Count] = [32, 64]
+    channels: Widths = [32, 64]
     """Output channels of each block."""
     dropout: Probability = 0.0
 
@@ -42,7 +44,7 @@ class PreActResNetOptions(ModelOptions):
 
     name: Literal["preact-resnet18"] = "preact-resnet18"
     dropout: Probability = 0.0
-    width: Count = 64
+    width: Width = 64
     """Channels of the first stage; 64 is published, less makes smoke runs small."""
 
 
@@ -51,7 +53,7 @@ class VGGOptions(ModelOptions):
 
     name: Literal["vgg11"] = "vgg11"
     dropout: Probability = 0.0
-    width: Count = 64
+    width: Width = 64
     """Channels of the first stage; 64 is published, less makes smoke runs small."""
 
 
@@ -59,5 +61,5 @@ class NFResNetOptions(ModelOptions):
     """Normaliser-free ResNet with scaled weight standardisation (the paper's network for ImageNet)."""
 
     name: Literal["nf-resnet34", "nf-resnet50", "nf-resnet101"]
-    width: Annotated[int, Field(ge=2)] = 64
+    width: Annotated[int, Field(ge=2, le=65_536)] = 64
     """Channels of the first stage; 64 is published, less makes smoke runs small; 1 has no variance."""

@@ -15,7 +15,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -40,6 +39,7 @@ from sltt_bench.results.schema import (
     Status,
 )
 from sltt_bench.results.writer import ResultsError
+from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 Row = dict[str, str]
 
@@ -77,10 +77,10 @@ class Run:
     def recipe(self) -> Mapping[str, Any]:
         """recipe.yaml: the recipe without the overrides of a grid; empty if it cannot be read."""
         try:
-            said = yaml.safe_load((self.path / RECIPE_FILE).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            recipe = read_yaml(self.path / RECIPE_FILE)
+        except (OSError, YAMLFault):
             return {}
-        return said if isinstance(said, dict) else {}
+        return recipe if isinstance(recipe, dict) else {}
 
     def recipe_of(self, cell_id: str) -> Mapping[str, Any]:
         """The resolved recipe of a cell; without its file, that of the run."""

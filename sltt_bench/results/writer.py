@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
 
 from sltt_bench.results.schema import (
@@ -23,6 +22,7 @@ from sltt_bench.results.schema import (
     TIMELINE_FILE,
     Column,
 )
+from sltt_bench.yaml_text import dump_yaml
 
 
 class ResultsError(Exception):
@@ -66,8 +66,7 @@ class RunFolder:
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
         """The recipe as resolved without the grid's overrides; a resumed run leaves the first as it is."""
         if not (self.path / RECIPE_FILE).exists():
-            text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
-            write_atomically(self.path / RECIPE_FILE, text.encode())
+            write_atomically(self.path / RECIPE_FILE, dump_yaml(dict(recipe)).encode())
 
     def write_cell(self, cell: Mapping[str, Any]) -> Path:
         """The resolved cell as JSON: what its process is given to do."""
