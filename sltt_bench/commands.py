@@ -294,7 +294,7 @@ def show_list(what: str) -> None:
         "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
         "methods": lambda: list(methods.DESCRIPTIONS.items()),
         "models": lambda: [(name, _first_line(models.options_type(name))) for name in models.names()],
-        "datasets": lambda: [(name, _first_line(data.options_type(name))) for name in data.names()],
+        "datasets": lambda: [(name, _first_line(data.source_type(name))) for name in data.names()],
         "backends": lambda: [(name, "") for name in backends.names()],
     }
     if what != "all" and what not in rows:
@@ -339,22 +339,18 @@ def doctor() -> int:
 
 def prepare_data(name: str, data_dir: Path, split: str | None) -> None:
     """Get a data set and say what was done. Raises DataError."""
-    from sltt_bench.data.prepare import prepare
-
     console = Console()
     with data_progress(console) as progress:
-        done = prepare(name, data_dir, progress, split=split)
+        done = data.prepare(name, data_dir, progress, split=split)
     for sentence in done:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
 def verify_data(name: str, data_dir: Path, split: str | None) -> int:
     """Show what is right and what is wrong with a data set; 1 if anything is wrong. Raises DataError."""
-    from sltt_bench.data.verify import verify
-
     console = Console()
     with data_progress(console) as progress:
-        findings = verify(name, data_dir, progress, split=split)
+        findings = data.verify(name, data_dir, progress, split=split)
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"

@@ -31,7 +31,6 @@ PACKAGES = (
     "torch",
     "torchvision",
     "numpy",
-    "scikit-learn",
     "pandas",
     "nvidia-ml-py",
     "triton",

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from sltt_bench import data, methods, models
-from sltt_bench.data.options import DataOptions
+from sltt_bench.data.source import DataSource
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.strict import Count, NotNegative, Share, Strict
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
@@ -154,7 +154,7 @@ class Recipe(Strict):
     """The file's name without its ending."""
     description: str
     """One line for `sltt-bench list`."""
-    data: SerializeAsAny[DataOptions]
+    data: SerializeAsAny[DataSource]
     """The data set and its options."""
     model: SerializeAsAny[ModelOptions]
     """The network and its options."""
@@ -379,7 +379,7 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
 def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | None, list[str]]:
     faults: list[str] = []
     values = dict(raw)
-    for section, options_type in (("data", data.options_type), ("model", models.options_type)):
+    for section, options_type in (("data", data.source_type), ("model", models.options_type)):
         if section in values and not isinstance(values[section], BaseModel):
             options, more = _validate_options(section, values[section], options_type)
             faults += more

@@ -26,14 +26,14 @@ from PIL import Image
 
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
+from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, count_frames, file_key
-from sltt_bench.data.options import DigitsSaccadeOptions
 
 T = 4
 
 
 def load(name: str, data_dir: Path, timesteps: int = T, **options: Any) -> DataBundle:
-    return data.load(data.options_type(name)(**options), DataPlace(data_dir, timesteps))
+    return data.load(data.source_type(name)(**options), DataPlace(data_dir, timesteps))
 
 
 # Frames -----------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_published_frames_are_what_torchvision_makes_of_float_counts() -> None:
     published = Framing(T, 128, 48, "published").frames(events)
     for frame, count in zip(published, count_frames(events, T, 128), strict=True):
         expected = ToTensor()(Resize(48)(ToPILImage()(torch.from_numpy(count).float())))
-        assert torch.equal(dvs_cifar10.bytes_to_input(torch.from_numpy(frame.copy())), expected)
+        assert torch.equal(dvs_cifar10.bytes_to_float(torch.from_numpy(frame.copy())), expected)
 
 
 # DVS-CIFAR10 ------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_everything_that_changes_frames_changes_the_cache(tmp_path: Path) -> Non
 def test_frames_are_the_same_from_two_processes_and_progress_is_told(tmp_path: Path) -> None:
     counts = write_dvs_cifar10(tmp_path, events=50)
     told: list[tuple[str, int, int | None]] = []
-    options = data.options_type("dvs-cifar10")(workers=2, **counts)
+    options = data.source_type("dvs-cifar10")(workers=2, **counts)
     place = DataPlace(tmp_path, T, lambda *progress: told.append(progress))
     parallel = [data.load(options, place).train[i][0] for i in range(20)]
     assert told[19] == ("dvs-cifar10: events to frames", 20, 20)
@@ -461,16 +461,16 @@ def test_digits_saccade_is_deterministic_and_cached(saccades: tuple[Path, DataBu
     again = load("digits-saccade", data_dir, timesteps=6)
     assert torch.equal(bundle.test.tensors[0], again.test.tensors[0])
     assert cached(data_dir) == before
-    sample = digits_saccade.recording(DigitsSaccadeOptions(), "test").read()
+    sample = DigitsSaccade().recording("test").read()
     events = next(iter(sample))
     assert torch.equal(bundle.test[0][0], torch.from_numpy(count_frames(events, 6, 32)))
 
 
 def test_other_cameras_have_other_caches() -> None:
-    base = digits_saccade.recording(DigitsSaccadeOptions(), "train").key
+    base = DigitsSaccade().recording("train").key
     for change in ({"threshold": 0.3}, {"amplitude": 2.0}, {"image_size": 16}):
-        assert digits_saccade.recording(DigitsSaccadeOptions(**change), "train").key != base
-    assert digits_saccade.recording(DigitsSaccadeOptions(), "test").key != base
+        assert DigitsSaccade(**change).recording("train").key != base
+    assert DigitsSaccade().recording("test").key != base
 
 
 def test_aedat_helpers_write_what_the_readers_read(tmp_path: Path) -> None:

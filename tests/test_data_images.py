@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_files import cifar_batch, write_cifar10, write_cifar100, write_imagenet, write_mnist
@@ -14,13 +15,28 @@ from torch import Tensor
 
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace
-from sltt_bench.data.cifar import GreyErasing
+from sltt_bench.data.digits import digits_split
 from sltt_bench.data.loading import make_loader
-from sltt_bench.data.normalise import Normalise
+from sltt_bench.data.transforms import GreyErasing, Normalise
 
 
 def load(name: str, data_dir: Path, **options: Any) -> DataBundle:
-    return data.load(data.options_type(name)(**options), DataPlace(data_dir, timesteps=4))
+    return data.load(data.source_type(name)(**options), DataPlace(data_dir, timesteps=4))
+
+
+# The embedded digits ----------------------------------------------------------------------------
+
+
+def test_the_embedded_digits_and_their_split_are_those_of_scikit_learn() -> None:
+    datasets, selection = (pytest.importorskip(f"sklearn.{part}") for part in ("datasets", "model_selection"))
+    published = datasets.load_digits()
+    everything = np.arange(len(published.target))
+    splits = selection.train_test_split(everything, test_size=0.2, random_state=0, stratify=published.target)
+    for split, indices in zip(("train", "test"), map(np.sort, splits), strict=True):
+        images, labels = digits_split(split)
+        assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+        np.testing.assert_array_equal(images, published.images[indices])
+        np.testing.assert_array_equal(labels, published.target[indices])
 
 
 # What is read -----------------------------------------------------------------------------------
@@ -47,7 +63,7 @@ def test_cifar_is_read_from_its_python_batches(
     name: str, write: Callable[[Path], dict[str, int]], classes: int, tmp_path: Path
 ) -> None:
     counts = write(tmp_path)
-    assert data.missing(data.options_type(name)(**counts), tmp_path) is None
+    assert data.missing(data.source_type(name)(**counts), tmp_path) is None
     bundle = load(name, tmp_path, **counts)
     assert len(bundle.train) == counts["train_samples"]
     x, label = bundle.test[classes - 1]
@@ -90,7 +106,7 @@ def test_imagenet_limit_takes_samples_from_all_over_the_classes(
     imagenet: tuple[Path, dict[str, int]],
 ) -> None:
     data_dir, counts = imagenet
-    options = data.options_type("imagenet")(image_size=32, limit=8, **counts)
+    options = data.source_type("imagenet")(image_size=32, limit=8, **counts)
     bundle = data.load(options, DataPlace(data_dir, 4))
     subject = make_loader(
         bundle.train,
@@ -112,7 +128,7 @@ def test_cifar_augmentation_is_the_same_for_no_and_two_workers(tmp_path: Path) -
     counts = write_cifar10(tmp_path)
 
     def epoch(workers: int) -> Tensor:
-        options = data.options_type("cifar10")(workers=workers, **counts)
+        options = data.source_type("cifar10")(workers=workers, **counts)
         subject = make_loader(
             data.load(options, DataPlace(tmp_path, 4)).train,
             batch_size=16,
@@ -179,7 +195,7 @@ def test_missing_data_say_where_they_were_looked_for_and_how_to_get_them(name: s
     with pytest.raises(DataError) as raised:
         load(name, tmp_path)
     message = str(raised.value)
-    assert data.missing(data.options_type(name)(), tmp_path) == message
+    assert data.missing(data.source_type(name)(), tmp_path) == message
     assert f"looked for {tmp_path}" in message
     assert f"sltt-bench data prepare {name} --data-dir {tmp_path}" in message
     assert "--synthetic measures memory and time" in message
@@ -254,7 +270,7 @@ def test_truncated_jpeg_is_named(workers: int, tmp_path: Path) -> None:
     content = torn.read_bytes()
     torn.unlink()
     torn.write_bytes(content[: len(content) // 2])
-    options = data.options_type("imagenet")(image_size=32, workers=workers, **counts)
+    options = data.source_type("imagenet")(image_size=32, workers=workers, **counts)
     subject = make_loader(
         data.load(options, DataPlace(tmp_path, 4)).test,
         batch_size=8,

@@ -1,21 +1,23 @@
 """Order and augmentation are functions of seed, epoch and sample; synthetic data need no files."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from sltt_bench.data import DataError, names, options_type
+from sltt_bench import data
+from sltt_bench.data import DataError, DataPlace, DataSource, names, source_type
+from sltt_bench.data.digits import Digits
+from sltt_bench.data.dvs_gesture import DVSGesture
+from sltt_bench.data.imagenet import ImageNet
 from sltt_bench.data.loading import Loader, Order, derived_seed, evenly_spread, make_loader
-from sltt_bench.data.options import (
-    DataOptions,
-    DigitsOptions,
-    DVSGestureOptions,
-    ImageNetOptions,
-)
 from sltt_bench.data.synthetic import POOL_BYTES, synthetic_bundle
+from sltt_bench.recipe import load_recipe
 
 CPU = torch.device("cpu")
 SAMPLES = 50
@@ -51,7 +53,7 @@ def loader(
         shuffle=shuffle,
         seed=seed,
         drop_last=drop_last,
-        options=DigitsOptions(**options),
+        options=Digits(**options),
         device=CPU,
     )
 
@@ -199,7 +201,7 @@ def test_an_unreadable_sample_is_a_plain_error_also_out_of_a_worker(workers: int
 @pytest.mark.parametrize("name", names())
 def test_synthetic_data_have_the_shapes_of_every_data_set(name: str) -> None:
     try:
-        options: DataOptions = options_type(name)()
+        options: DataSource = source_type(name)()
     except ValueError:
         pytest.skip("has no defaults")
     bundle = synthetic_bundle(options, 3)
@@ -214,16 +216,16 @@ def test_synthetic_data_have_the_shapes_of_every_data_set(name: str) -> None:
 
 
 def test_synthetic_epoch_of_a_huge_data_set_is_capped_and_of_a_small_one_is_not() -> None:
-    imagenet = synthetic_bundle(ImageNetOptions(image_size=32), 6)
+    imagenet = synthetic_bundle(ImageNet(image_size=32), 6)
     assert (len(imagenet.train), len(imagenet.test)) == (12_800, 3_200)
-    short = synthetic_bundle(ImageNetOptions(image_size=32, synthetic_samples=512), 6)
+    short = synthetic_bundle(ImageNet(image_size=32, synthetic_samples=512), 6)
     assert (len(short.train), len(short.test)) == (512, 128)
-    digits = synthetic_bundle(DigitsOptions(), 6)
+    digits = synthetic_bundle(Digits(), 6)
     assert (len(digits.train), len(digits.test)) == (1437, 359)
 
 
 def test_synthetic_data_are_deterministic_normalised_and_of_every_class() -> None:
-    first, second = (synthetic_bundle(DigitsOptions(), 6) for _ in range(2))
+    first, second = (synthetic_bundle(Digits(), 6) for _ in range(2))
     x, labels = epoch(loader(first.train), 1)
     assert torch.equal(x, epoch(loader(second.train), 1)[0])
     assert set(labels.tolist()) == set(range(10))
@@ -233,12 +235,71 @@ def test_synthetic_data_are_deterministic_normalised_and_of_every_class() -> Non
 
 
 def test_synthetic_batches_larger_than_the_pool_repeat_samples() -> None:
-    options = DVSGestureOptions()
+    options = DVSGesture()
     bundle = synthetic_bundle(options, 20)
     each = 20 * 2 * 128 * 128
     x, _ = next(iter(loader(bundle.train, batch_size=128)))
     assert x.shape == (128, 20, 2, 128, 128)
     assert POOL_BYTES // each < 128
+
+
+# Third parties ----------------------------------------------------------------------------------
+
+THIRD_PARTY = '''
+from typing import ClassVar, Literal
+
+from sltt_bench.data import DataBundle, DataPlace, DataSource
+
+
+class Ones(DataSource):
+    """Images of ones."""
+
+    name: Literal["ones"] = "ones"
+    train_samples: int = 4
+    test_samples: int = 2
+    classes: ClassVar[int] = 2
+    sample_shape: ClassVar[tuple[int, int, int]] = (1, 2, 2)
+
+    def labels(self, data_dir, split):
+        return [0, 1] * (2 if split == "train" else 1)
+
+    def load(self, place: DataPlace) -> DataBundle:
+        import torch
+        from torch.utils.data import TensorDataset
+
+        def of(split):
+            labels = torch.tensor(self.labels(place.data_dir, split))
+            return TensorDataset(torch.ones(len(labels), *self.sample_shape), labels)
+
+        return DataBundle(of("train"), of("test"), lambda x: x)
+'''
+
+
+def test_a_third_partys_data_set_is_one_class_behind_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "ones-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "ones_data.py").write_text(THIRD_PARTY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ones\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sltt_bench.data]\nones = ones_data:Ones\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    recipe = load_recipe("digits", {"data": {"name": "ones"}, "timesteps": 2})
+    bundle = data.load(recipe.data, DataPlace(tmp_path, 2))
+    assert (len(bundle.train), len(bundle.test)) == (4, 2)
+    assert "ones" in names()
+    assert [finding.ok for finding in data.verify("ones", tmp_path)] == [True, True]
+    assert data.prepare("ones", tmp_path) == ["ones needs no files: nothing to get."]
+
+
+def test_options_of_all_data_sets_are_known_without_torch() -> None:
+    code = (
+        "import sys; from sltt_bench import data; from pathlib import Path;"
+        "[data.missing(data.source_type(name)(), Path('nowhere')) for name in data.names()];"
+        "print(sorted({'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 # On a GPU ---------------------------------------------------------------------------------------
@@ -254,7 +315,7 @@ def test_batches_for_a_gpu_are_pinned_and_its_generator_is_left_alone(in_memory:
         shuffle=True,
         seed=1,
         drop_last=False,
-        options=DigitsOptions(),
+        options=Digits(),
         device=torch.device("cuda"),
     )
     torch.cuda.manual_seed(5)

@@ -25,9 +25,8 @@ from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 from sltt_bench import data
-from sltt_bench.data import DataError, DataPlace, no_progress, prepare
+from sltt_bench.data import DataError, DataFinding, DataPlace, no_progress, prepare, verify
 from sltt_bench.data.download import all_or_nothing, fetch
-from sltt_bench.data.verify import Finding, verify
 
 CONTENT = bytes(range(256)) * 8000
 
@@ -168,7 +167,7 @@ def tar_of(folder: Path, archive: Path) -> bytes:
 
 
 def load(name: str, data_dir: Path, counts: dict[str, int], **options: Any) -> data.DataBundle:
-    return data.load(data.options_type(name)(**counts, **options), DataPlace(data_dir, 4))
+    return data.load(data.source_type(name)(**counts, **options), DataPlace(data_dir, 4))
 
 
 @pytest.fixture
@@ -191,17 +190,17 @@ def test_cifar_is_downloaded_and_verified(
     published_cifar: dict[str, int], server: Server, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "data"
-    (said,) = prepare.prepare("cifar10", data_dir)
+    (said,) = prepare("cifar10", data_dir)
     assert said.startswith("Downloaded")
     assert len(load("cifar10", data_dir, published_cifar).train) == 50
-    options = data.options_type("cifar10")(**published_cifar)
-    findings = verify("cifar10", data_dir, options=options)
+    options = data.source_type("cifar10")(**published_cifar)
+    findings = verify("cifar10", data_dir, source=options)
     assert all(finding.ok for finding in findings)
     assert len(findings) == 8  # six files, two splits
-    assert findings[-1] == Finding(
+    assert findings[-1] == DataFinding(
         True, "test", "10 samples of 10 classes, 1 of each class; a time step is (3, 32, 32)"
     )
-    (said,) = prepare.prepare("cifar10", data_dir)
+    (said,) = prepare("cifar10", data_dir)
     assert "is there already" in said
     assert len(server.asked) == 1
 
@@ -210,7 +209,7 @@ def test_verify_finds_an_altered_file_a_missing_one_and_a_wrong_count(
     published_cifar: dict[str, int], tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "data"
-    prepare.prepare("cifar10", data_dir)
+    prepare("cifar10", data_dir)
     altered = data_dir / "cifar-10-batches-py" / "data_batch_2"
     content = bytearray(altered.read_bytes())
     content[1000] ^= 1
@@ -219,7 +218,7 @@ def test_verify_finds_an_altered_file_a_missing_one_and_a_wrong_count(
     faults = [finding for finding in verify("cifar10", data_dir) if not finding.ok]
     assert faults[0].subject == str(altered)
     assert "its MD5 is" in faults[0].text
-    assert faults[1] == Finding(False, "train", "50 samples of 10 classes, but expected are 50,000 of 10")
+    assert faults[1] == DataFinding(False, "train", "50 samples of 10 classes, but expected are 50,000 of 10")
     assert "test_batch" in faults[2].text
     assert len(faults) == 3
 
@@ -233,10 +232,10 @@ def test_archive_cut_short_is_named_and_leaves_nothing(
     content = (tmp_path / "cifar.tar.gz").read_bytes()
     archive.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is damaged or another version"):
-        prepare.prepare("cifar10", archive.parent)
+        prepare("cifar10", archive.parent)
     monkeypatch.setattr(CIFAR10, "tgz_md5", md5(archive.read_bytes()))
     with pytest.raises(DataError, match=r"cifar-10-python\.tar\.gz is cut short or damaged"):
-        prepare.prepare("cifar10", archive.parent)
+        prepare("cifar10", archive.parent)
     assert not (archive.parent / "cifar-10-batches-py").exists()
 
 
@@ -252,15 +251,15 @@ def test_mnist_is_downloaded_from_a_mirror_and_verified(
     monkeypatch.setattr(MNIST, "resources", resources)
     monkeypatch.setattr(MNIST, "mirrors", [server.url + "gone/", server.url + "good/"])
     data_dir = tmp_path / "data"
-    prepare.prepare("mnist", data_dir)
+    prepare("mnist", data_dir)
     assert len(load("mnist", data_dir, counts).test) == 20
-    findings = verify("mnist", data_dir, options=data.options_type("mnist")(**counts))
+    findings = verify("mnist", data_dir, source=data.source_type("mnist")(**counts))
     assert [finding.ok for finding in findings] == [True, True]
 
 
 def test_imagenet_says_which_files_to_put_where(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        prepare.prepare("imagenet", tmp_path)
+        prepare("imagenet", tmp_path)
     for part in ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"):
         assert part in str(raised.value)
     assert f"into {tmp_path / 'imagenet'}" in str(raised.value)
@@ -305,11 +304,11 @@ def test_imagenet_archives_are_unpacked_into_class_folders(
     root = tmp_path / "data" / "imagenet"
     checksums = write_imagenet_archives(tmp_path / "imagenet", root, classes=3)
     with pytest.raises(DataError, match=r"ILSVRC2012_devkit_t12\.tar\.gz is not present .* or is corrupted"):
-        prepare.prepare("imagenet", tmp_path / "data")
+        prepare("imagenet", tmp_path / "data")
     for part, checksum in checksums.items():
         name, _ = torchvision_imagenet.ARCHIVE_META[part]
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, checksum))
-    prepare.prepare("imagenet", tmp_path / "data")
+    prepare("imagenet", tmp_path / "data")
     for part in ("train", "val"):
         found = {file.parent.name: file.read_bytes() for file in (root / part).glob("*/*.JPEG")}
         original = tmp_path / "imagenet" / part
@@ -323,7 +322,7 @@ def test_imagenet_verification_counts_and_reads_images(tmp_path: Path) -> None:
     content = torn.read_bytes()
     torn.unlink()
     torn.write_bytes(content[:100])
-    findings = verify("imagenet", tmp_path, options=data.options_type("imagenet")(**counts))
+    findings = verify("imagenet", tmp_path, source=data.source_type("imagenet")(**counts))
     assert [finding.ok for finding in findings] == [True, True, True, False, False]
     assert findings[1].text == "500 of 500 files could be read (of 1,000 in all)"
     assert findings[3].subject == str(torn)
@@ -349,22 +348,22 @@ def test_dvs_cifar10_archive_of_archives_is_unpacked(
     monkeypatch.setattr(CIFAR10DVS, "url", server.url + "all.zip")
     monkeypatch.setattr(CIFAR10DVS, "file_md5", md5(outer.read_bytes()))
     data_dir = tmp_path / "data"
-    prepare.prepare("dvs-cifar10", data_dir)
+    prepare("dvs-cifar10", data_dir)
     assert len(load("dvs-cifar10", data_dir, counts).train) == 20
-    options = data.options_type("dvs-cifar10")(**counts)
-    findings = verify("dvs-cifar10", data_dir, options=options)
+    options = data.source_type("dvs-cifar10")(**counts)
+    findings = verify("dvs-cifar10", data_dir, source=options)
     assert [finding.ok for finding in findings] == [True] * 4
     kept = sorted(file.name for file in (data_dir / "CIFAR10DVS").iterdir())
     assert kept == sorted([*CIFAR10DVS.classes, "CIFAR10DVS.zip", "frames"])
     broken = data_dir / "CIFAR10DVS" / "cat" / "cifar10_cat_1.aedat4"
     os.truncate(broken, 500)
-    faults = [finding for finding in verify("dvs-cifar10", data_dir, options=options) if not finding.ok]
+    faults = [finding for finding in verify("dvs-cifar10", data_dir, source=options) if not finding.ok]
     assert [finding.subject for finding in faults] == [str(broken), "train"]
 
 
 def test_gesture_says_which_file_to_put_where_and_names_the_alternative(tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
-        prepare.prepare("dvs-gesture", tmp_path)
+        prepare("dvs-gesture", tmp_path)
     assert "get DvsGesture.tar.gz from https://ibm.ent.box.com/" in str(raised.value)
     assert f"into {tmp_path / 'DVSGesture'}" in str(raised.value)
     assert "--split tonic-1077-264" in str(raised.value)
@@ -377,9 +376,9 @@ def test_gesture_recordings_of_ibm_are_unpacked_and_verified(
     archive = tmp_path / "data" / "DVSGesture" / "DvsGesture.tar.gz"
     archive.parent.mkdir(parents=True)
     content = tar_of(tmp_path / "source" / "DVSGesture" / "DvsGesture", archive)
-    monkeypatch.setattr(prepare, "GESTURE_MD5", md5(content))
-    prepare.prepare("dvs-gesture", tmp_path / "data")
-    findings = verify("dvs-gesture", tmp_path / "data", options=data.options_type("dvs-gesture")(**counts))
+    monkeypatch.setattr(data.source_type("dvs-gesture"), "archive_md5", md5(content))
+    prepare("dvs-gesture", tmp_path / "data")
+    findings = verify("dvs-gesture", tmp_path / "data", source=data.source_type("dvs-gesture")(**counts))
     assert [finding.ok for finding in findings] == [True] * 4
     assert findings[0].text.startswith("22 samples of 11 classes, 2 of each class")
 
@@ -396,7 +395,7 @@ def test_gesture_samples_of_tonic_are_downloaded(
         monkeypatch.setattr(DVSGesture, f"{part}_url", server.url + part)
         monkeypatch.setattr(DVSGesture, f"{part}_md5", md5(content))
     data_dir = tmp_path / "data"
-    said = prepare.prepare("dvs-gesture", data_dir, split="tonic-1077-264")
+    said = prepare("dvs-gesture", data_dir, split="tonic-1077-264")
     assert len(said) == 2
     bundle = load("dvs-gesture", data_dir, counts, split="tonic-1077-264")
     assert len(bundle.test) == 22
@@ -406,9 +405,11 @@ def test_gesture_samples_of_tonic_are_downloaded(
     assert faults[0] == "22 samples of 11 classes, but expected are 1,077 of 11"
 
 
-@pytest.mark.parametrize("name", ["digits", "digits-saccade"])
-def test_digits_need_no_preparation_and_verify(name: str, tmp_path: Path) -> None:
-    (said,) = prepare.prepare(name, tmp_path)
+@pytest.mark.parametrize(
+    "name", [name for name in data.names() if not data.source_type(name)().needed(Path("anywhere"))]
+)
+def test_what_needs_no_download_needs_no_preparation_and_verifies(name: str, tmp_path: Path) -> None:
+    (said,) = prepare(name, tmp_path)
     assert "nothing to get" in said
     assert [finding.ok for finding in verify(name, tmp_path)] == [True, True]
     assert list(tmp_path.iterdir()) == []
@@ -422,7 +423,7 @@ def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
     assert all("looked for" in finding.text for finding in findings)
 
 
-@pytest.mark.parametrize("work", [prepare.prepare, verify])
+@pytest.mark.parametrize("work", [prepare, verify])
 def test_unknown_names_and_splits_are_errors(work: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unknown data set 'mnits'"):
         work("mnits", tmp_path)
@@ -434,4 +435,4 @@ def test_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path, serve
     file = tmp_path / "data"
     file.write_text("not a folder")
     with pytest.raises(DataError, match=f"may {file} be written to"):
-        prepare.prepare("cifar10", file)
+        prepare("cifar10", file)

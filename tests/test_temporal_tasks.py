@@ -13,20 +13,20 @@ from sltt_bench import data
 from sltt_bench.analysis.gradients import decompose
 from sltt_bench.backends.reference import Reference
 from sltt_bench.data import DataPlace
-from sltt_bench.data.delayed_recall import sequences
-from sltt_bench.data.digits import images_and_labels, split_indices
-from sltt_bench.data.options import DelayedRecallOptions, SequentialDigitsOptions
+from sltt_bench.data.delayed_recall import DelayedRecall
+from sltt_bench.data.digits import digits_split
+from sltt_bench.data.sequential_digits import SequentialDigits
 from sltt_bench.experiment import assemble, time_steps
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.worker import Reporter, train_cell
 
 T = 18
-SMALL = DelayedRecallOptions(train_samples=64, test_samples=32)
+SMALL = DelayedRecall(train_samples=64, test_samples=32)
 
 
-def drawn(options: DelayedRecallOptions, samples: int = 64) -> tuple[Tensor, Tensor]:
-    return sequences(options, T, samples, torch.Generator().manual_seed(3))
+def drawn(options: DelayedRecall, samples: int = 64) -> tuple[Tensor, Tensor]:
+    return options.sequences(T, samples, torch.Generator().manual_seed(3))
 
 
 def answers(recipe_overrides: dict[str, object], x: Tensor, seed: int = 0) -> Tensor:
@@ -45,7 +45,7 @@ def answers(recipe_overrides: dict[str, object], x: Tensor, seed: int = 0) -> Te
 
 @pytest.mark.parametrize("delay", [0, 1, 8, 16])
 def test_symbol_noise_and_cue_stand_where_they_should(delay: int) -> None:
-    x, labels = drawn(DelayedRecallOptions(delay=delay))
+    x, labels = drawn(DelayedRecall(delay=delay))
     shown, answer = T - 2 - delay, T - 1
     symbols, cue, noise = x[..., :4], x[..., 4], x[..., 5:]
     assert x.shape == (64, T, 21)
@@ -60,12 +60,12 @@ def test_symbol_noise_and_cue_stand_where_they_should(delay: int) -> None:
 
 
 def test_the_answer_step_is_the_same_for_all_samples() -> None:
-    x, _ = drawn(DelayedRecallOptions())
+    x, _ = drawn(DelayedRecall())
     assert x[:, -1].unique(dim=0).shape == (1, 21)
 
 
 def test_noise_has_the_asked_standard_deviation() -> None:
-    x, _ = drawn(DelayedRecallOptions(noise=0.5, delay=8), samples=512)
+    x, _ = drawn(DelayedRecall(noise=0.5, delay=8), samples=512)
     noise = x[:, T - 9 : T - 1, 5:]
     assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
     assert float(noise.mean()) == pytest.approx(0.0, abs=0.01)
@@ -96,14 +96,14 @@ def test_unbalanced_classes_are_refused() -> None:
 
 
 def test_without_memory_every_sample_gets_the_same_answer() -> None:
-    x, _ = drawn(DelayedRecallOptions())
+    x, _ = drawn(DelayedRecall())
     answer = answers({"neuron.tau": 1.0}, x)
     assert answer.unique(dim=0).shape[0] == 1
     assert answers({"neuron.tau": 20.0}, x).unique(dim=0).shape[0] > 32
 
 
 def test_beyond_the_memory_of_the_potential_the_answer_does_not_depend_on_the_symbol() -> None:
-    x, labels = drawn(DelayedRecallOptions(delay=16))
+    x, labels = drawn(DelayedRecall(delay=16))
     other = x.clone()
     other[:, 0, :4] = x[:, 0, :4].roll(1, dims=1)
     assert other[:, 0, :4].argmax(1).ne(labels).all()
@@ -116,7 +116,7 @@ def test_beyond_the_memory_of_the_potential_the_answer_does_not_depend_on_the_sy
 def test_sltt_gives_no_gradient_to_the_weights_of_symbol_and_noise() -> None:
     recipe = load_recipe("delayed-recall", {"data.train_samples": 64})
     experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
-    x, labels = drawn(DelayedRecallOptions())
+    x, labels = drawn(DelayedRecall())
     parts = decompose(
         experiment.network,
         time_steps(x[..., None, None], T, temporal=True),
@@ -136,15 +136,14 @@ def test_sltt_gives_no_gradient_to_the_weights_of_symbol_and_noise() -> None:
 
 
 def test_step_t_shows_row_t_of_the_digit() -> None:
-    bundle = data.load(SequentialDigitsOptions(), DataPlace(Path("unused"), 8))
-    images, labels = images_and_labels()
-    _, test = split_indices(labels)
+    bundle = data.load(SequentialDigits(), DataPlace(Path("unused"), 8))
+    images, labels = digits_split("test")
     x, label = bundle.test[5]
     assert x.shape == (8, 8, 1, 1)
-    assert x[:, :, 0, 0].tolist() == images[test[5]].tolist()
-    assert label == labels[test[5]]
+    assert x[:, :, 0, 0].tolist() == images[5].tolist()
+    assert label == labels[5]
     assert float(bundle.preprocess(torch.tensor([0, 16], dtype=torch.uint8)).max()) == 1.0
-    assert (len(bundle.train), len(bundle.test)) == (1437, 360)  # type: ignore[arg-type]
+    assert (len(bundle.train), len(bundle.test)) == (1437, 360)
 
 
 def test_a_digit_needs_eight_steps() -> None:

@@ -8,51 +8,146 @@ arrays are made of is unpickled.
 
 import io
 import pickle
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.transforms import v2
 
-from sltt_bench.data import DataBundle, DataPlace, absent, damaged
-from sltt_bench.data.normalise import Normalise
-from sltt_bench.data.options import CIFAR10Options, CIFAR100Options
+from sltt_bench.data.download import all_or_nothing, already_there, fetch, md5_of, unpack
+from sltt_bench.data.errors import absent, damaged
+from sltt_bench.data.source import (
+    Count,
+    DataBundle,
+    DataFinding,
+    DataPlace,
+    DataSource,
+    Progress,
+    Shape,
+)
 
-SOURCES: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
-NORMALISATION = {
-    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-}
-"""Mean and standard deviation of each channel, as in the paper's code."""
-LABEL_KEYS = {"cifar10": "labels", "cifar100": "fine_labels"}
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def load(options: CIFAR10Options | CIFAR100Options, place: DataPlace) -> DataBundle:
-    """Both splits as images [3, 32, 32] in uint8. Raises DataError."""
-    train, test = (read_split(options, place.data_dir, split) for split in ("train", "test"))
-    return DataBundle(Augmented(*train), TensorDataset(*test), Normalise(*NORMALISATION[options.name]))
+class CIFARSource(DataSource):
+    """What CIFAR-10 and CIFAR-100 share."""
+
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 50_000
+    test_samples: Count = 10_000
+
+    torchvision_name: ClassVar[str]
+    """The class in torchvision.datasets, which knows addresses and checksums."""
+    folder: ClassVar[str]
+    batches: ClassVar[dict[str, tuple[str, ...]]]
+    """The files of each split."""
+    label_key: ClassVar[str]
+    mean: ClassVar[tuple[float, float, float]]
+    std: ClassVar[tuple[float, float, float]]
+    """Of each channel, as in the paper's code."""
+    sample_shape: ClassVar[Shape] = (3, 32, 32)
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / self.folder / file for files in self.batches.values() for file in files]
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as images [3, 32, 32] in uint8. Raises DataError."""
+        from torch.utils.data import TensorDataset
+        from torchvision.transforms import v2
+
+        from sltt_bench.data.transforms import Augmented, GreyErasing, Normalise
+
+        transform = v2.Compose([v2.RandomCrop(32, padding=4), GreyErasing(), v2.RandomHorizontalFlip()])
+        train, test = (self.read_split(place.data_dir, split) for split in self.batches)
+        return DataBundle(Augmented(*train, transform), TensorDataset(*test), Normalise(self.mean, self.std))
+
+    def read_split(self, data_dir: Path, split: str) -> "tuple[Tensor, Tensor]":
+        """Images [samples, 3, 32, 32] in uint8 and labels [samples]. Raises DataError, which names the file."""
+        import torch
+
+        batches = [self._read_batch(data_dir / self.folder / file, data_dir) for file in self.batches[split]]
+        images = np.concatenate([images for images, _ in batches])
+        labels = np.concatenate([labels for _, labels in batches])
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _read_batch(self, file: Path, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+        if not file.is_file():
+            raise absent(self.name, file, data_dir)
+        try:
+            batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
+            images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, *self.sample_shape)
+            labels = np.asarray(batch[self.label_key], dtype=np.int64)
+        # A pickle that is cut short or altered fails in whatever way its bytes happen to spell.
+        except Exception as error:
+            raise damaged(self.name, file, error or type(error).__name__) from None
+        if len(images) != len(labels):
+            raise damaged(self.name, file, f"it has {len(images)} images, but {len(labels)} labels")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
+            raise damaged(self.name, file, f"it has labels outside 0…{self.classes - 1}")
+        return images, labels
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        labels: list[int] = self.read_split(data_dir, split)[1].tolist()
+        return labels
+
+    def verify_split(self, data_dir: Path, split: str, progress: Progress) -> Iterable[DataFinding]:
+        """Also the checksum of each file."""
+        published = self._published()
+        for name, md5 in published.train_list if split == "train" else published.test_list:
+            file = data_dir / self.folder / name
+            if file.is_file():
+                actual = md5_of(file, progress)
+                text = "MD5 as published" if actual == md5 else f"its MD5 is {actual}, not {md5}"
+                yield DataFinding(actual == md5, str(file), text)
+        yield from super().verify_split(data_dir, split, progress)
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        published = self._published()
+        folder, archive = data_dir / self.folder, data_dir / published.filename
+        if folder.is_dir():
+            return [already_there(folder)]
+        fetch([published.url], archive, published.tgz_md5, progress)
+        all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=self.folder)
+        return [f"Downloaded {archive} and unpacked it to {folder}."]
+
+    def _published(self) -> Any:
+        import torchvision.datasets
+
+        return getattr(torchvision.datasets, self.torchvision_name)
 
 
-def files(name: str, data_dir: Path, split: str) -> list[tuple[Path, str]]:
-    """The batch files of "train" or "test", each with its published MD5."""
-    source = SOURCES[name]
-    listed = source.train_list if split == "train" else source.test_list
-    return [(data_dir / source.base_folder / file, md5) for file, md5 in listed]
+class CIFAR10(CIFARSource):
+    """CIFAR-10: 32×32 colour images; training images are cropped, erased in part and flipped."""
+
+    name: Literal["cifar10"] = "cifar10"
+
+    torchvision_name: ClassVar[str] = "CIFAR10"
+    folder: ClassVar[str] = "cifar-10-batches-py"
+    batches: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": tuple(f"data_batch_{number}" for number in range(1, 6)),
+        "test": ("test_batch",),
+    }
+    label_key: ClassVar[str] = "labels"
+    mean: ClassVar[tuple[float, float, float]] = (0.4914, 0.4822, 0.4465)
+    std: ClassVar[tuple[float, float, float]] = (0.2023, 0.1994, 0.2010)
+    classes: ClassVar[int] = 10
 
 
-def read_split(
-    options: CIFAR10Options | CIFAR100Options, data_dir: Path, split: str
-) -> tuple[Tensor, Tensor]:
-    """Images [samples, 3, 32, 32] in uint8 and labels [samples]. Raises DataError, which names the file."""
-    batches = [_read_batch(options, file, data_dir) for file, _ in files(options.name, data_dir, split)]
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+class CIFAR100(CIFARSource):
+    """CIFAR-100: 32×32 colour images; training images are cropped, erased in part and flipped."""
 
+    name: Literal["cifar100"] = "cifar100"
 
-# Reading ----------------------------------------------------------------------------------------
+    torchvision_name: ClassVar[str] = "CIFAR100"
+    folder: ClassVar[str] = "cifar-100-python"
+    batches: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("train",), "test": ("test",)}
+    label_key: ClassVar[str] = "fine_labels"
+    mean: ClassVar[tuple[float, float, float]] = (0.5071, 0.4867, 0.4408)
+    std: ClassVar[tuple[float, float, float]] = (0.2675, 0.2565, 0.2761)
+    classes: ClassVar[int] = 100
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -72,72 +167,3 @@ class _ArraysOnly(pickle.Unpickler):
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, which no CIFAR batch does")
         return super().find_class(module, name)
-
-
-def _read_batch(
-    options: CIFAR10Options | CIFAR100Options, file: Path, data_dir: Path
-) -> tuple[Tensor, Tensor]:
-    if not file.is_file():
-        raise absent(options.name, file, data_dir)
-    try:
-        batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
-        images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, *options.sample_shape)
-        labels = np.asarray(batch[LABEL_KEYS[options.name]], dtype=np.int64)
-    # A pickle that is cut short or altered fails in whatever way its bytes happen to spell.
-    except Exception as error:
-        raise damaged(options.name, file, error or type(error).__name__) from None
-    if len(images) != len(labels):
-        raise damaged(options.name, file, f"it has {len(images)} images, but {len(labels)} labels")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < options.classes:
-        raise damaged(options.name, file, f"it has labels outside 0…{options.classes - 1}")
-    return torch.from_numpy(images.copy()), torch.from_numpy(labels)
-
-
-# Augmentation -----------------------------------------------------------------------------------
-
-
-class Augmented(Dataset[tuple[Tensor, int]]):
-    """Training images, each changed anew whenever it is asked for."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-        self._transform = v2.Compose([v2.RandomCrop(32, padding=4), GreyErasing(), v2.RandomHorizontalFlip()])
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self._transform(self.images[index]), int(self.labels[index])
-
-
-class GreyErasing:
-    """Fills a random rectangle of an image [C, H, W] in uint8 with one random shade of grey.
-
-    As the `Cutout` of torchtoolbox that the paper's code uses: with probability 1/2; its area is
-    uniform in 2–40 % of the image, its ratio of height to width uniform in 0.4–2.5, the shade
-    uniform in 0…254. torchvision's RandomErasing draws the logarithm of the ratio and fills with
-    black or noise instead.
-    """
-
-    PROBABILITY = 0.5
-    AREA = (0.02, 0.4)
-    RATIO = (0.4, 2.5)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        if torch.rand(()) >= self.PROBABILITY:
-            return image
-        image_height, image_width = image.shape[-2:]
-        area = _uniform(*self.AREA) * image_height * image_width
-        ratio = _uniform(*self.RATIO)
-        height = min(int((area * ratio) ** 0.5), image_height - 1)
-        width = min(int((area / ratio) ** 0.5), image_width - 1)
-        top = int(torch.randint(image_height - height, ()))
-        left = int(torch.randint(image_width - width, ()))
-        erased = image.clone()
-        erased[..., top : top + height, left : left + width] = torch.randint(255, (), dtype=torch.uint8)
-        return erased
-
-
-def _uniform(low: float, high: float) -> float:
-    return float(torch.empty(()).uniform_(low, high))

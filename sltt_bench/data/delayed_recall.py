@@ -7,46 +7,92 @@ samples: what a network says there can depend on the symbol only through what it
 recipe counts that step alone (loss.window: 1), since any earlier one would give the symbol away.
 """
 
-import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from sltt_bench.data import DataBundle, DataPlace
-from sltt_bench.data.options import DelayedRecallOptions
+from pydantic import Field, model_validator
 
-TRAIN_SEED, TEST_SEED = 0, 1
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Shape
 
-
-def load(options: DelayedRecallOptions, place: DataPlace) -> DataBundle:
-    """Both splits as sequences [T, channels, 1, 1] in float32, drawn anew from their own seeds."""
-    return DataBundle(
-        _split(options, place.timesteps, options.train_samples, TRAIN_SEED),
-        _split(options, place.timesteps, options.test_samples, TEST_SEED),
-        preprocess,
-    )
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
 
-def sequences(
-    options: DelayedRecallOptions, timesteps: int, samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Inputs [samples, T, channels] in float32 and labels [samples], the symbols in turn."""
-    symbols, delay = options.symbols, options.delay
-    answer = timesteps - 1
-    shown = answer - delay - 1
-    labels = torch.arange(samples) % symbols
-    x = torch.zeros(samples, timesteps, symbols + 1 + options.noise_channels)
-    x[torch.arange(samples), shown, labels] = 1.0
-    x[:, answer, symbols] = 1.0
-    noise = torch.randn(samples, delay, options.noise_channels, generator=generator)
-    x[:, shown + 1 : answer, symbols + 1 :] = options.noise * noise
-    return x, labels
+class DelayedRecall(DataSource):
+    """A symbol, D steps of noise, then a cue that asks for the symbol: made on the spot, no download."""
+
+    name: Literal["delayed-recall"] = "delayed-recall"
+    train_samples: Count = 2048
+    test_samples: Count = 1024
+    delay: Annotated[int, Field(ge=0)] = 8
+    """D: steps of noise between the symbol and the cue."""
+    symbols: Annotated[int, Field(ge=2)] = 4
+    """How many symbols there are; each is a class and has an input channel of its own."""
+    noise: Annotated[float, Field(ge=0)] = 1.0
+    """Standard deviation of the noise; a symbol has amplitude 1."""
+    noise_channels: Count = 16
+    """Input channels that carry nothing but noise."""
+
+    temporal: ClassVar[bool] = True
+    train_seed: ClassVar[int] = 0
+    test_seed: ClassVar[int] = 1
+
+    @model_validator(mode="after")
+    def _classes_are_equally_frequent(self) -> "DelayedRecall":
+        for split in ("train_samples", "test_samples"):
+            if getattr(self, split) % self.symbols:
+                raise ValueError(
+                    f"{split} must be a multiple of symbols, so that chance is 1/symbols exactly"
+                )
+        return self
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (self.symbols + 1 + self.noise_channels, 1, 1)
+
+    @property
+    def classes(self) -> int:
+        return self.symbols
+
+    def check_timesteps(self, timesteps: int) -> str | None:
+        required = self.delay + 2
+        if timesteps >= required:
+            return None
+        return (
+            f"timesteps is {timesteps}, but symbol, {self.delay} steps of data.delay and cue need {required}"
+        )
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        samples = self.train_samples if split == "train" else self.test_samples
+        return [number % self.symbols for number in range(samples)]
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as sequences [T, channels, 1, 1] in float32, drawn anew from their own seeds."""
+        import torch
+        from torch.utils.data import TensorDataset
+
+        def drawn(samples: int, seed: int) -> TensorDataset:
+            x, labels = self.sequences(place.timesteps, samples, torch.Generator().manual_seed(seed))
+            return TensorDataset(x[..., None, None], labels)
+
+        train, test = drawn(self.train_samples, self.train_seed), drawn(self.test_samples, self.test_seed)
+        return DataBundle(train, test, preprocess)
+
+    def sequences(self, timesteps: int, samples: int, generator: "Generator") -> "tuple[Tensor, Tensor]":
+        """Inputs [samples, T, channels] in float32 and labels [samples], the symbols in turn."""
+        import torch
+
+        answer = timesteps - 1
+        shown = answer - self.delay - 1
+        labels = torch.arange(samples) % self.symbols
+        x = torch.zeros(samples, timesteps, self.symbols + 1 + self.noise_channels)
+        x[torch.arange(samples), shown, labels] = 1.0
+        x[:, answer, self.symbols] = 1.0
+        noise = torch.randn(samples, self.delay, self.noise_channels, generator=generator)
+        x[:, shown + 1 : answer, self.symbols + 1 :] = self.noise * noise
+        return x, labels
 
 
-def preprocess(x: Tensor) -> Tensor:
+def preprocess(x: "Tensor") -> "Tensor":
     """The sequences as they are."""
     return x
-
-
-def _split(options: DelayedRecallOptions, timesteps: int, samples: int, seed: int) -> TensorDataset:
-    x, labels = sequences(options, timesteps, samples, torch.Generator().manual_seed(seed))
-    return TensorDataset(x[..., None, None], labels)

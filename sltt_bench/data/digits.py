@@ -1,43 +1,70 @@
-"""scikit-learn's bundled handwritten digits: 1,797 real 8×8 images, no download."""
+"""The embedded digits: 1,797 real handwritten 8×8 digits that come with this package.
+
+The test part of the optical recognition of handwritten digits data set (Alpaydin and Kaynak 1998), as
+scikit-learn ships it; sltt_bench/data/files/README.md says under which licence.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset
 
-from sltt_bench.data import DataBundle, DataPlace
-from sltt_bench.data.options import DigitsOptions
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Shape
 
-SPLIT_SEED = 0
-TEST_SHARE = 0.2
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE = Path(__file__).parent / "files" / "digits.npz"
 
 
-def load(options: DigitsOptions, place: DataPlace) -> DataBundle:
-    """Both splits as images [1, 8, 8] in uint8, 0…16."""
-    images, labels = images_and_labels()
-    train, test = split_indices(labels)
-    x = torch.from_numpy(images).unsqueeze(1)
-    y = torch.from_numpy(labels)
-    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), preprocess)
+class DigitsSource(DataSource):
+    """What the data sets share that are made from the digits."""
+
+    split: Literal["stratified-80-20"] = "stratified-80-20"
+    """80 % training, 20 % test, the same share of every class, drawn once with seed 0."""
+    train_samples: Count = 1437
+    test_samples: Count = 360
+
+    classes: ClassVar[int] = 10
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        labels: list[int] = digits_split(split)[1].tolist()
+        return labels
+
+    def load(self, place: DataPlace) -> DataBundle:
+        import torch
+        from torch.utils.data import TensorDataset
+
+        train, test = (
+            TensorDataset(self._shown(torch.from_numpy(images)), torch.from_numpy(labels))
+            for images, labels in map(digits_split, ("train", "test"))
+        )
+        return DataBundle(train, test, preprocess)
+
+    def _shown(self, images: "Tensor") -> "Tensor":
+        """Images [samples, 8, 8] → what a sample is."""
+        raise NotImplementedError
 
 
-def images_and_labels() -> tuple[np.ndarray, np.ndarray]:
-    """Images [1797, 8, 8] in uint8, 0…16, and labels [1797] in int64."""
-    from sklearn.datasets import load_digits
+class Digits(DigitsSource):
+    """Real handwritten 8×8 digits (UCI, as in scikit-learn), pixel values 0…16 scaled to 0…1."""
 
-    digits = load_digits()
-    return digits.images.astype(np.uint8), digits.target.astype(np.int64)
+    name: Literal["digits"] = "digits"
 
+    sample_shape: ClassVar[Shape] = (1, 8, 8)
 
-def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The stratified 80/20 split of all digits data sets: (train, test) indices."""
-    from sklearn.model_selection import train_test_split
-
-    everything = np.arange(len(labels))
-    train, test = train_test_split(everything, test_size=TEST_SHARE, random_state=SPLIT_SEED, stratify=labels)
-    return np.sort(train), np.sort(test)
+    def _shown(self, images: "Tensor") -> "Tensor":
+        """Images [samples, 1, 8, 8] in uint8, 0…16."""
+        return images.unsqueeze(1)
 
 
-def preprocess(x: Tensor) -> Tensor:
+def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [samples, 8, 8] in uint8, 0…16, and labels [samples] in int64 of "train" or "test"."""
+    with np.load(FILE) as file:
+        chosen = file["in_test_split"] == (split == "test")
+        return file["images"][chosen], file["labels"][chosen].astype(np.int64)
+
+
+def preprocess(x: "Tensor") -> "Tensor":
     """Pixel values 0…16 → 0…1."""
     return x.float() / 16

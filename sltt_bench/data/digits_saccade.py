@@ -1,4 +1,4 @@
-"""scikit-learn's digits in front of a simulated event camera that makes three small saccades.
+"""The embedded digits in front of a simulated event camera that makes three small saccades.
 
 The camera looks at the 8×8 digit, interpolated to its own pixels, and moves along a triangle as in
 N-MNIST (Orchard et al. 2015): from the centre of the first side's start along three sides of equal
@@ -12,16 +12,14 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset
+from pydantic import Field
 
-from sltt_bench.data import DataBundle, DataPlace
-from sltt_bench.data.digits import images_and_labels, split_indices
-from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording
-from sltt_bench.data.options import DigitsSaccadeOptions
+from sltt_bench.data.digits import DigitsSource, digits_split
+from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, as_float
+from sltt_bench.data.source import DataBundle, DataPlace, Shape
 
 FOLDER = "digits-saccade"
 DIGIT_SIZE = 8
@@ -39,40 +37,55 @@ SIMULATION_VERSION = 1
 """To be raised whenever the same digit gives other events."""
 
 
-def load(options: DigitsSaccadeOptions, place: DataPlace) -> DataBundle:
-    """Both splits as frames [T, 2, image_size, image_size] of event counts. Raises DataError."""
-    framing = Framing(place.timesteps, options.image_size, options.image_size, "mean-count")
-    cache = FrameCache(options.name, place.data_dir / FOLDER / "frames", framing)
-    splits = {split: recording(options, split) for split in ("train", "test")}
-    cache.fill(list(splits.values()), workers=0, progress=place.progress)
-    train, test = (_in_memory(splits[split], cache) for split in ("train", "test"))
-    return DataBundle(train, test, Tensor.float)
+class DigitsSaccade(DigitsSource):
+    """The embedded digits in front of a simulated event camera that makes three small saccades."""
 
+    name: Literal["digits-saccade"] = "digits-saccade"
+    image_size: Annotated[int, Field(ge=8, le=128)] = 32
+    """Pixels of a side of the simulated sensor."""
+    threshold: Annotated[float, Field(gt=0)] = 0.25
+    """Change of log intensity at which a pixel sends an event."""
+    amplitude: Annotated[float, Field(gt=0)] = 1.0
+    """Length of a saccade's path in pixels of the 8×8 digit."""
 
-def _in_memory(split: Recording, cache: FrameCache) -> TensorDataset:
-    return TensorDataset(torch.from_numpy(np.array(cache.frames(split))), torch.tensor(split.labels))
+    temporal: ClassVar[bool] = True
 
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
 
-def recording(options: DigitsSaccadeOptions, split: str) -> Recording:
-    """All samples of "train" or "test"."""
-    _, labels = images_and_labels()
-    indices = split_indices(labels)[("train", "test").index(split)]
-    camera = (options.image_size, options.threshold, options.amplitude)
-    return Recording(
-        file=Path(split),
-        labels=tuple(labels[indices].tolist()),
-        read=partial(simulate_split, split, *camera),
-        key=f"{SIMULATION_VERSION} {split} {camera}",
-    )
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as frames [T, 2, image_size, image_size] of event counts. Raises DataError."""
+        import torch
+        from torch.utils.data import TensorDataset
+
+        framing = Framing(place.timesteps, self.image_size, self.image_size, "mean-count")
+        cache = FrameCache(self.name, place.data_dir / FOLDER / "frames", framing)
+        recordings = [self.recording(split) for split in ("train", "test")]
+        cache.fill(recordings, workers=0, progress=place.progress)
+        train, test = (
+            TensorDataset(torch.from_numpy(np.array(cache.frames(split))), torch.tensor(split.labels))
+            for split in recordings
+        )
+        return DataBundle(train, test, as_float)
+
+    def recording(self, split: str) -> Recording:
+        """All samples of "train" or "test"."""
+        camera = (self.image_size, self.threshold, self.amplitude)
+        return Recording(
+            file=Path(split),
+            labels=tuple(digits_split(split)[1].tolist()),
+            read=partial(simulate_split, split, *camera),
+            key=f"{SIMULATION_VERSION} {split} {camera}",
+        )
 
 
 def simulate_split(split: str, size: int, threshold: float, amplitude: float) -> Iterator[np.ndarray]:
     """The events of every digit of "train" or "test"."""
-    images, labels = images_and_labels()
-    indices = split_indices(labels)[("train", "test").index(split)]
+    images, _ = digits_split(split)
     path = gaze(amplitude)
-    for first in range(0, len(indices), SIMULATED_AT_ONCE):
-        together = images[indices[first : first + SIMULATED_AT_ONCE]]
+    for first in range(0, len(images), SIMULATED_AT_ONCE):
+        together = images[first : first + SIMULATED_AT_ONCE]
         yield from simulate(together / BRIGHTEST, path, size, threshold)
 
 
@@ -90,7 +103,7 @@ def simulate(images: np.ndarray, path: np.ndarray, size: int, threshold: float) 
     """
     log_intensity = np.log(DARK + views(images, path, size))
     remembered = log_intensity[:, 0]
-    found, image_of = [], []
+    event_parts, image_of = [], []
     for step in range(1, len(path)):
         before, now = log_intensity[:, step - 1], log_intensity[:, step]
         crossings = np.trunc((now - remembered) / threshold).astype(np.int64)
@@ -104,10 +117,10 @@ def simulate(images: np.ndarray, path: np.ndarray, size: int, threshold: float) 
         events = np.empty(len(y), dtype=EVENT)
         events["t"] = ((step - 1 + within.clip(0, 1)) * STEP_US).astype(np.int64)
         events["x"], events["y"], events["p"] = x, y, sign > 0
-        found.append(events)
+        event_parts.append(events)
         image_of.append(image)
         remembered = remembered + crossings * threshold
-    every, images_of_all = np.concatenate(found), np.concatenate(image_of)
+    every, images_of_all = np.concatenate(event_parts), np.concatenate(image_of)
     order = np.lexsort((every["t"], images_of_all))
     ends = np.cumsum(np.bincount(images_of_all, minlength=len(images)))
     return np.split(every[order], ends[:-1])

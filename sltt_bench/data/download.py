@@ -16,9 +16,10 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from sltt_bench.data import DataError, Progress
+from sltt_bench.data.errors import DataError
+from sltt_bench.data.source import Progress
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60
@@ -90,9 +91,26 @@ def md5_of(file: Path, progress: Progress) -> str:
 
 def check_md5(file: Path, md5: str, progress: Progress) -> None:
     """Raises DataError unless the file has this MD5."""
-    found = md5_of(file, progress)
-    if found != md5:
-        raise DataError(f"{file} is damaged or another version: its MD5 is {found}, not {md5}; delete it")
+    actual = md5_of(file, progress)
+    if actual != md5:
+        raise DataError(f"{file} is damaged or another version: its MD5 is {actual}, not {md5}; delete it")
+
+
+def tonic_dataset(class_name: str) -> Any:
+    """The class of tonic.datasets that knows the address of a data set. Raises DataError."""
+    try:
+        from tonic import datasets
+    except ImportError as error:
+        raise DataError(
+            f"the address of this data set is known to the package tonic ({error}): "
+            "pip install 'sltt-bench[events]'"
+        ) from None
+    return getattr(datasets, class_name)
+
+
+def already_there(folder: Path) -> str:
+    """What `data prepare` says where there is nothing to do."""
+    return f"{folder} is there already; `sltt-bench data verify` checks it."
 
 
 # Unpacking --------------------------------------------------------------------------------------

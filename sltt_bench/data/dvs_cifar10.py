@@ -6,26 +6,30 @@ differ in how the camera's axes are laid out, which training from scratch does n
 """
 
 import re
+import shutil
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
+from pydantic import Field
 
-from sltt_bench.data import DataBundle, DataError, DataPlace, absent, damaged
+from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import (
     EVENT,
-    FrameCache,
-    FrameDataset,
+    EventSource,
     Framing,
     Recording,
     UnreadableEvents,
+    as_float,
     file_key,
-    prepare_splits,
 )
-from sltt_bench.data.options import DVSCIFAR10Options
+from sltt_bench.data.source import Count, DataBundle, DataPlace, Progress, Shape
 
-FOLDER = "CIFAR10DVS"
+if TYPE_CHECKING:
+    from torch import Tensor
+
 CLASSES = (
     "airplane",
     "automobile",
@@ -39,49 +43,86 @@ CLASSES = (
     "truck",
 )
 SENSOR_SIZE = 128
-FIRST_TEST_NUMBER = 900
-"""Recordings of a class with a smaller number train."""
 
 
-def load(options: DVSCIFAR10Options, place: DataPlace) -> DataBundle:
-    """Both splits as frames [T, 2, image_size, image_size]. Raises DataError."""
-    framing = Framing(place.timesteps, SENSOR_SIZE, options.image_size, options.resize)
-    cache = FrameCache(options.name, place.data_dir / FOLDER / "frames", framing)
-    numbered = recordings(options, place.data_dir)
-    train = FrameDataset([r for number, r in numbered if number < FIRST_TEST_NUMBER], cache)
-    test = FrameDataset([r for number, r in numbered if number >= FIRST_TEST_NUMBER], cache)
-    prepare_splits(train, test, cache, options, place.progress)
-    return DataBundle(train, test, bytes_to_input if options.resize == "published" else Tensor.float)
+class DVSCIFAR10(EventSource):
+    """CIFAR10-DVS: CIFAR-10 images moved in front of a 128×128 event camera."""
+
+    name: Literal["dvs-cifar10"] = "dvs-cifar10"
+    split: Literal["first-900-of-each-class"] = "first-900-of-each-class"
+    """Recordings 0–899 of each class train and 900–999 test, as in the paper's code."""
+    train_samples: Count = 9_000
+    test_samples: Count = 1_000
+    image_size: Annotated[int, Field(ge=8, le=128)] = 48
+    """Pixels of a side; 48 is published."""
+    resize: Literal["published", "mean-count"] = "published"
+    """published: what the paper's code feeds its network. Each count n becomes the byte 255·n mod 256,
+    and both polarities are shrunk as the luminance and alpha of one image. mean-count: event counts,
+    shrunk by antialiased bilinear interpolation."""
+
+    folder: ClassVar[str] = "CIFAR10DVS"
+    sensor_size: ClassVar[int] = SENSOR_SIZE
+    first_test_number: ClassVar[int] = 900
+    classes: ClassVar[int] = len(CLASSES)
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / self.folder / class_name for class_name in CLASSES]
+
+    def framing(self, timesteps: int) -> Framing:
+        return Framing(timesteps, SENSOR_SIZE, self.image_size, self.resize)
+
+    def load(self, place: DataPlace) -> DataBundle:
+        bundle = super().load(place)
+        to_float = bytes_to_float if self.resize == "published" else as_float
+        return DataBundle(bundle.train, bundle.test, to_float)
+
+    def recordings(self, data_dir: Path, split: str) -> list[Recording]:
+        numbered = []
+        for label, class_name in enumerate(CLASSES):
+            folder = data_dir / self.folder / class_name
+            if not folder.is_dir():
+                raise absent(self.name, folder, data_dir)
+            files = sorted(folder.glob("*.aedat4")) or sorted(folder.glob("*.aedat"))
+            numbered += sorted((label, self._number(file), file) for file in files)
+        return [
+            Recording(file, (label,), partial(read, file), file_key(file))
+            for label, number, file in numbered
+            if (number >= self.first_test_number) == (split == "test")
+        ]
+
+    def _number(self, file: Path) -> int:
+        match = re.search(r"_(\d+)$", file.stem)
+        if match is None:
+            raise damaged(self.name, file, "its name does not end with the number of the recording")
+        return int(match[1])
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        root = data_dir / self.folder
+        todo = [class_name for class_name in CLASSES if not (root / class_name).is_dir()]
+        if not todo:
+            return [already_there(root)]
+        archives = root
+        if not all((root / f"{class_name}.zip").is_file() for class_name in todo):
+            published = tonic_dataset("CIFAR10DVS")
+            fetch([published.url], root / published.filename, published.file_md5, progress)
+            archives = root / "archives"
+            shutil.rmtree(archives, ignore_errors=True)
+            all_or_nothing(archives, partial(unpack, root / published.filename, progress=progress))
+        for class_name in todo:
+            archive = archives / f"{class_name}.zip"
+            all_or_nothing(root / class_name, partial(unpack, archive, progress=progress), inner=class_name)
+        if archives != root:
+            shutil.rmtree(archives)
+        return [f"Unpacked {self.name} to {root}; the archives there may be deleted."]
 
 
-def bytes_to_input(x: Tensor) -> Tensor:
+def bytes_to_float(x: "Tensor") -> "Tensor":
     """Bytes → 0…1."""
     return x.float() / 255
-
-
-def recordings(options: DVSCIFAR10Options, data_dir: Path) -> list[tuple[int, Recording]]:
-    """All recordings with their numbers, by class and number. Raises DataError."""
-    root = data_dir / FOLDER
-    if not root.is_dir():
-        raise absent(options.name, root, data_dir)
-    found = []
-    for label, class_name in enumerate(CLASSES):
-        folder = root / class_name
-        if not folder.is_dir():
-            raise absent(options.name, folder, data_dir)
-        files = sorted(folder.glob("*.aedat4")) or sorted(folder.glob("*.aedat"))
-        found += sorted((_number(options, file), label, file) for file in files)
-    return [
-        (number, Recording(file, (label,), partial(read, file), file_key(file)))
-        for number, label, file in sorted(found, key=lambda entry: (entry[1], entry[0]))
-    ]
-
-
-def _number(options: DVSCIFAR10Options, file: Path) -> int:
-    match = re.search(r"_(\d+)$", file.stem)
-    if match is None:
-        raise damaged(options.name, file, "its name does not end with the number of the recording")
-    return int(match[1])
 
 
 # Reading ----------------------------------------------------------------------------------------

@@ -8,69 +8,142 @@ Two ways of cutting IBM's recordings into samples are in use, each read from its
 
 from functools import partial
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
+from pydantic import Field
 
-from sltt_bench.data import DataBundle, DataPlace, absent, damaged
-from sltt_bench.data.events import (
-    EVENT,
-    FrameCache,
-    FrameDataset,
-    Framing,
-    Recording,
-    UnreadableEvents,
-    file_key,
-    prepare_splits,
-)
-from sltt_bench.data.options import DVSGestureOptions
-
-FOLDER = "DVSGesture"
-IBM_FOLDER = "DvsGesture"
-TRIALS = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
-TONIC_FOLDERS = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
-SENSOR_SIZE = 128
+from sltt_bench.data.download import all_or_nothing, already_there, check_md5, fetch, tonic_dataset, unpack
+from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.events import EVENT, EventSource, Framing, Recording, UnreadableEvents, file_key
+from sltt_bench.data.source import Count, Progress, Shape
 
 Cut = tuple[int, int]
 """First and last microsecond (exclusive) of a sample."""
 
 
-def load(options: DVSGestureOptions, place: DataPlace) -> DataBundle:
-    """Both splits as frames [T, 2, image_size, image_size] of event counts. Raises DataError."""
-    framing = Framing(place.timesteps, SENSOR_SIZE, options.image_size, "mean-count")
-    cache = FrameCache(options.name, place.data_dir / FOLDER / "frames", framing)
-    train, test = (
-        FrameDataset(recordings(options, place.data_dir, split), cache) for split in ("train", "test")
-    )
-    prepare_splits(train, test, cache, options, place.progress)
-    return DataBundle(train, test, Tensor.float)
+class DVSGesture(EventSource):
+    """DVS-Gesture: 11 hand and arm gestures in front of a 128×128 event camera."""
+
+    name: Literal["dvs-gesture"] = "dvs-gesture"
+    split: Literal["spikingjelly-1176-288", "tonic-1077-264"] = "spikingjelly-1176-288"
+    """How IBM's recordings are cut into samples. spikingjelly-1176-288: every row of the label files,
+    as in the paper's code. tonic-1077-264: the samples that the tonic library distributes."""
+    train_samples: Count = 1_176
+    test_samples: Count = 288
+    image_size: Annotated[int, Field(ge=8, le=128)] = 128
+    """Pixels of a side; 128 is published, less (mean counts) makes smoke runs small."""
+
+    split_samples: ClassVar[dict[str, tuple[int, int]]] = {"tonic-1077-264": (1_077, 264)}
+    folder: ClassVar[str] = "DVSGesture"
+    ibm_folder: ClassVar[str] = "DvsGesture"
+    trials: ClassVar[dict[str, str]] = {"train": "trials_to_train.txt", "test": "trials_to_test.txt"}
+    tonic_folders: ClassVar[dict[str, str]] = {"train": "ibmGestureTrain", "test": "ibmGestureTest"}
+    page: ClassVar[str] = "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8"
+    archive: ClassVar[str] = "DvsGesture.tar.gz"
+    archive_md5: ClassVar[str] = "8a5c71fb11e24e5ca5b11866ca6c00a1"
+    sensor_size: ClassVar[int] = 128
+    classes: ClassVar[int] = 11
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        root = data_dir / self.folder
+        if self.split == "tonic-1077-264":
+            return [root / folder for folder in self.tonic_folders.values()]
+        return [root / self.ibm_folder / trials for trials in self.trials.values()]
+
+    def framing(self, timesteps: int) -> Framing:
+        return Framing(timesteps, self.sensor_size, self.image_size, "mean-count")
+
+    def recordings(self, data_dir: Path, split: str) -> list[Recording]:
+        if self.split == "tonic-1077-264":
+            return self._of_tonic(data_dir, split)
+        return self._of_ibm(data_dir, split)
+
+    # Samples that tonic distributes -------------------------------------------------------------
+
+    def _of_tonic(self, data_dir: Path, split: str) -> list[Recording]:
+        root = data_dir / self.folder / self.tonic_folders[split]
+        if not root.is_dir():
+            raise absent(self.name, root, data_dir)
+        return [
+            Recording(file, (self._tonic_label(file),), partial(read_tonic, file), file_key(file))
+            for file in sorted(root.glob("user*/*.npy"))
+        ]
+
+    def _tonic_label(self, file: Path) -> int:
+        if not file.stem.isdecimal() or int(file.stem) >= self.classes:
+            raise damaged(self.name, file, f"its name is not a label (0…{self.classes - 1})")
+        return int(file.stem)
+
+    # IBM's own recordings -----------------------------------------------------------------------
+
+    def _of_ibm(self, data_dir: Path, split: str) -> list[Recording]:
+        root = data_dir / self.folder / self.ibm_folder
+        trials = root / self.trials[split]
+        if not trials.is_file():
+            raise absent(self.name, trials, data_dir)
+        names = [line.strip() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
+        recordings = []
+        for file in (root / name for name in names):
+            labels_file = file.with_name(f"{file.stem}_labels.csv")
+            for path in (file, labels_file):
+                if not path.is_file():
+                    raise absent(self.name, path, data_dir)
+            labels, cuts = self._read_labels(labels_file)
+            key = file_key(file, labels, cuts)
+            recordings.append(Recording(file, labels, partial(read_ibm, file, cuts), key))
+        return recordings
+
+    def _read_labels(self, file: Path) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
+        """Labels from 0 and the times between which each sample lies; the file counts labels from 1."""
+        try:
+            rows = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
+            labels = tuple(int(label) - 1 for label in rows[:, 0])
+            cuts = tuple((int(start), int(end)) for start, end in rows[:, 1:3])
+        except (ValueError, IndexError) as error:
+            raise damaged(self.name, file, error) from None
+        if not all(0 <= label < self.classes for label in labels):
+            raise damaged(self.name, file, f"it has labels outside 1…{self.classes}")
+        return labels, cuts
+
+    # Preparing ----------------------------------------------------------------------------------
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        root = data_dir / self.folder
+        if self.split == "tonic-1077-264":
+            return self._prepare_tonic(root, progress)
+        folder, archive = root / self.ibm_folder, root / self.archive
+        if folder.is_dir():
+            return [already_there(folder)]
+        if not archive.is_file():
+            raise DataError(
+                f"IBM's recordings cannot be downloaded by a program: get {self.archive} from {self.page} "
+                f"into {root} and run this command again; or use the samples that tonic distributes, "
+                "with --split tonic-1077-264 here and data.split=tonic-1077-264, data.train_samples=1077, "
+                "data.test_samples=264 in the recipe"
+            )
+        check_md5(archive, self.archive_md5, progress)
+        all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=self.ibm_folder)
+        return [f"Unpacked {archive} to {folder}."]
+
+    def _prepare_tonic(self, root: Path, progress: Progress) -> list[str]:
+        published, done = tonic_dataset("DVSGesture"), []
+        for split, folder_name in self.tonic_folders.items():
+            folder, archive = root / folder_name, root / getattr(published, f"{split}_filename")
+            if folder.is_dir():
+                done.append(already_there(folder))
+                continue
+            fetch([getattr(published, f"{split}_url")], archive, getattr(published, f"{split}_md5"), progress)
+            all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=folder_name)
+            done.append(f"Downloaded {archive} and unpacked it to {folder}.")
+        return done
 
 
-def recordings(options: DVSGestureOptions, data_dir: Path, split: str) -> list[Recording]:
-    """The recordings of "train" or "test". Raises DataError."""
-    if options.split == "tonic-1077-264":
-        return _of_tonic(options, data_dir, split)
-    return _of_ibm(options, data_dir, split)
-
-
-# Samples that tonic distributes -----------------------------------------------------------------
-
-
-def _of_tonic(options: DVSGestureOptions, data_dir: Path, split: str) -> list[Recording]:
-    root = data_dir / FOLDER / TONIC_FOLDERS[split]
-    if not root.is_dir():
-        raise absent(options.name, root, data_dir)
-    files = sorted(root.glob("user*/*.npy"))
-    return [
-        Recording(file, (_tonic_label(options, file),), partial(read_tonic, file), file_key(file))
-        for file in files
-    ]
-
-
-def _tonic_label(options: DVSGestureOptions, file: Path) -> int:
-    if not file.stem.isdecimal() or int(file.stem) >= options.classes:
-        raise damaged(options.name, file, f"its name is not a label (0…{options.classes - 1})")
-    return int(file.stem)
+# Reading ----------------------------------------------------------------------------------------
 
 
 def read_tonic(file: Path) -> list[np.ndarray]:
@@ -85,39 +158,6 @@ def read_tonic(file: Path) -> list[np.ndarray]:
     events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2]
     events["t"] = columns[:, 3].astype(np.int64) * 1000
     return [events]
-
-
-# IBM's own recordings ---------------------------------------------------------------------------
-
-
-def _of_ibm(options: DVSGestureOptions, data_dir: Path, split: str) -> list[Recording]:
-    root = data_dir / FOLDER / IBM_FOLDER
-    trials = root / TRIALS[split]
-    if not trials.is_file():
-        raise absent(options.name, trials, data_dir)
-    names = [line.strip() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
-    found = []
-    for file in (root / name for name in names):
-        labels_file = file.with_name(f"{file.stem}_labels.csv")
-        for needed in (file, labels_file):
-            if not needed.is_file():
-                raise absent(options.name, needed, data_dir)
-        labels, cuts = _read_labels(options, labels_file)
-        found.append(Recording(file, labels, partial(read_ibm, file, cuts), file_key(file, labels, cuts)))
-    return found
-
-
-def _read_labels(options: DVSGestureOptions, file: Path) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
-    """Labels from 0 and the times between which each sample lies; the file counts labels from 1."""
-    try:
-        rows = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
-        labels = tuple(int(label) - 1 for label in rows[:, 0])
-        cuts = tuple((int(start), int(end)) for start, end in rows[:, 1:3])
-    except (ValueError, IndexError) as error:
-        raise damaged(options.name, file, error) from None
-    if not all(0 <= label < options.classes for label in labels):
-        raise damaged(options.name, file, f"it has labels outside 1…{options.classes}")
-    return labels, cuts
 
 
 def read_ibm(file: Path, cuts: tuple[Cut, ...]) -> list[np.ndarray]:

@@ -16,18 +16,24 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from sltt_bench.data import DataError, Progress, check_counts, damaged, no_progress
-from sltt_bench.data.loading import evenly_spread
-from sltt_bench.data.options import EventOptions
+from sltt_bench.data.errors import DataError, damaged
+from sltt_bench.data.source import (
+    SPLITS,
+    DataBundle,
+    DataPlace,
+    DataSource,
+    Progress,
+    no_progress,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.bool_)])
 """One event: time in microseconds, column, row, and True where the pixel became brighter."""
@@ -51,7 +57,7 @@ class Framing:
     image_size: int
     """Pixels of a side of a frame."""
     resize: Resize
-    """How frames are shrunk; see DVSCIFAR10Options."""
+    """How frames are shrunk; see DVSCIFAR10."""
 
     def frames(self, events: np.ndarray) -> np.ndarray:
         """Events [N] of dtype EVENT → frames: bytes (published), counts (int16) or mean counts (float32).
@@ -91,6 +97,8 @@ def _shrink_as_published(counts: np.ndarray, image_size: int) -> np.ndarray:
     alpha. Pillow then resizes the luminance weighted by alpha, so a darker event counts only where
     brighter ones are near.
     """
+    from PIL import Image
+
     wrapped = (counts.astype(np.int64) * 255 % 256).astype(np.uint8)
     size = (image_size, image_size)
     images = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in wrapped]
@@ -100,6 +108,8 @@ def _shrink_as_published(counts: np.ndarray, image_size: int) -> np.ndarray:
 
 def _shrink_counts(counts: np.ndarray, image_size: int) -> np.ndarray:
     """Mean counts [T, 2, image_size, image_size] in float32, by antialiased bilinear interpolation."""
+    from PIL import Image
+
     size = (image_size, image_size)
     planes = counts.reshape(-1, *counts.shape[2:]).astype(np.float32)
     shrunk = [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in planes]
@@ -126,11 +136,6 @@ class Recording:
     of a function of a module."""
     key: str
     """Changes whenever the events do, and differs from every other recording's."""
-
-
-def check_recording(source: str, recording: Recording, sensor_size: int) -> None:
-    """Read a recording without keeping anything. Raises DataError if that fails."""
-    _frames_of(source, recording, Framing(1, sensor_size, sensor_size, "mean-count"))
 
 
 def _frames_of(source: str, recording: Recording, framing: Framing) -> np.ndarray:
@@ -240,7 +245,63 @@ def _save_atomically(path: Path, array: np.ndarray) -> None:
 # The data set -----------------------------------------------------------------------------------
 
 
-class FrameDataset(Dataset[tuple[Tensor, int]]):
+class EventSource(DataSource):
+    """What event recordings share: each is cut into T slices of equal event count, a frame each."""
+
+    folder: ClassVar[str]
+    """Below the data folder."""
+    sensor_size: ClassVar[int]
+    """Pixels of a side of the camera."""
+    temporal: ClassVar[bool] = True
+
+    def recordings(self, data_dir: Path, split: str) -> list[Recording]:
+        """The recordings of "train" or "test". Raises DataError."""
+        raise NotImplementedError
+
+    def framing(self, timesteps: int) -> Framing:
+        """How their events become frames."""
+        raise NotImplementedError
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as frames [T, 2, image_size, image_size]. Raises DataError.
+
+        Makes the frames of all samples that a run will show; a wrong count is an error before the
+        conversion, which can take minutes, not after it.
+        """
+        import torch
+
+        from sltt_bench.data.loading import evenly_spread
+
+        cache = FrameCache(self.name, place.data_dir / self.folder / "frames", self.framing(place.timesteps))
+        train, test = (FrameDataset(self.recordings(place.data_dir, split), cache) for split in SPLITS)
+        self.check_counts(len(train), len(test))
+        for frames in (train, test):
+            shown = evenly_spread(torch.tensor(frames.labels), self.limit).tolist()
+            cache.fill(frames.recordings(shown), self.workers, place.progress)
+        return DataBundle(train, test, self.preprocess)
+
+    @staticmethod
+    def preprocess(x: "Tensor") -> "Tensor":
+        """Counts as float32."""
+        return as_float(x)
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        return [label for recording in self.recordings(data_dir, split) for label in recording.labels]
+
+    def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
+        framing = Framing(1, self.sensor_size, self.sensor_size, "mean-count")
+        return [
+            (recording.file, partial(_frames_of, self.name, recording, framing))
+            for recording in self.recordings(data_dir, split)
+        ]
+
+
+def as_float(x: "Tensor") -> "Tensor":
+    """Counts as float32."""
+    return x.float()
+
+
+class FrameDataset:
     """The samples of some recordings in order, as (frames [T, 2, H, W], label)."""
 
     def __init__(self, recordings: Sequence[Recording], cache: FrameCache) -> None:
@@ -253,28 +314,17 @@ class FrameDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+        import torch
+
         recording, number = self._samples[index]
         frames = np.array(self._cache.frames(recording)[number])
         return torch.from_numpy(frames), self.labels[index]
 
     def recordings(self, indices: Iterable[int]) -> list[Recording]:
         """The recordings that the samples at `indices` come from, each once."""
-        found: dict[str, Recording] = {}
+        unique: dict[str, Recording] = {}
         for index in indices:
             recording, _ = self._samples[index]
-            found[recording.key] = recording
-        return list(found.values())
-
-
-def prepare_splits(
-    train: FrameDataset, test: FrameDataset, cache: FrameCache, options: EventOptions, progress: Progress
-) -> None:
-    """Make the frames of all samples that a run with these options will show. Raises DataError.
-
-    A wrong count is an error before the conversion, which can take minutes, not after it.
-    """
-    check_counts(options, len(train), len(test))
-    for split in (train, test):
-        chosen = evenly_spread(torch.tensor(split.labels), options.limit).tolist()
-        cache.fill(split.recordings(chosen), options.workers, progress)
+            unique[recording.key] = recording
+        return list(unique.values())

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, default_collate
 
-from sltt_bench.data import DataError
-from sltt_bench.data.options import DataOptions
+from sltt_bench.data.errors import DataError
+from sltt_bench.data.source import DataSource, Samples
 
 Batch = tuple[Tensor, Tensor]
 Key = tuple[int, int]
@@ -63,13 +63,13 @@ class Loader:
 
 
 def make_loader(
-    dataset: Dataset[tuple[Tensor, int]],
+    dataset: Samples,
     *,
     batch_size: int,
     shuffle: bool,
     seed: int,
     drop_last: bool,
-    options: DataOptions,
+    options: DataSource,
     device: torch.device,
 ) -> Loader:
     """The loader of one split, with the workers, prefetching and limit that `options` ask for.
@@ -125,13 +125,13 @@ def derived_seed(*parts: int) -> int:
 # Choosing samples -------------------------------------------------------------------------------
 
 
-def labels_of(dataset: Dataset[Any]) -> Tensor:
+def labels_of(dataset: Samples) -> Tensor:
     """The label of every sample [samples], without loading any; zeros if the data set does not say."""
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
     labels = getattr(dataset, "labels", None)
     if labels is None:
-        return torch.zeros(len(dataset), dtype=torch.int64)  # type: ignore[arg-type]
+        return torch.zeros(len(dataset), dtype=torch.int64)
     return torch.as_tensor(labels)
 
 
@@ -151,7 +151,7 @@ def evenly_spread(labels: Tensor, limit: int | None) -> Tensor:
 # Batches by indexing ----------------------------------------------------------------------------
 
 
-def _whole_batches(dataset: Dataset[Any]) -> Callable[[Tensor], Batch] | None:
+def _whole_batches(dataset: Samples) -> Callable[[Tensor], Batch] | None:
     if isinstance(dataset, TensorDataset):
         x, labels = dataset.tensors
         return lambda indices: (x[indices], labels[indices])
@@ -180,12 +180,12 @@ class _Indexed:
 class _Workers:
     def __init__(
         self,
-        dataset: Dataset[tuple[Tensor, int]],
+        dataset: Samples,
         order: Order,
         batch_size: int,
         drop_last: bool,
         pin: bool,
-        options: DataOptions,
+        options: DataSource,
     ) -> None:
         workers = options.workers
         self._loader: DataLoader[Any] = DataLoader(
@@ -221,7 +221,7 @@ class _Unreadable:
 class _SeededByKey(Dataset[Any]):
     """Gives the sample at (epoch, index) with its own random numbers."""
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int) -> None:
+    def __init__(self, dataset: Samples, seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
 
@@ -231,7 +231,8 @@ class _SeededByKey(Dataset[Any]):
         # Only the CPU's generator: torch.manual_seed would also reset the GPU's, dropout's own.
         torch.default_generator.manual_seed(derived_seed(self._seed, epoch, AUGMENTATION, index))
         try:
-            return self._dataset[index]
+            sample: tuple[Tensor, int] = self._dataset[index]
+            return sample
         except DataError as error:
             return _Unreadable(str(error))
         finally:

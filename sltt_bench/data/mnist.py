@@ -1,65 +1,124 @@
 """MNIST and Fashion-MNIST: IDX files in the layout that torchvision makes, `<class>/raw/`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
-from torch.utils.data import TensorDataset
-from torchvision.datasets import MNIST, FashionMNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
+from sltt_bench.data.download import all_or_nothing, already_there, decompress, fetch
+from sltt_bench.data.errors import absent, damaged
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Progress, Shape
 
-from sltt_bench.data import DataBundle, DataPlace, absent, damaged
-from sltt_bench.data.normalise import Normalise
-from sltt_bench.data.options import FashionMNISTOptions, MNISTOptions
-
-SOURCES: dict[str, type[MNIST]] = {"mnist": MNIST, "fashion-mnist": FashionMNIST}
-NORMALISATION: dict[str, tuple[float, float]] = {
-    "mnist": (0.1307, 0.3081),
-    "fashion-mnist": (0.2860, 0.3530),
-}
-"""Mean and standard deviation of the training images' pixels in 0…1."""
-FILES = {"train": "train", "test": "t10k"}
-"""How the files of a split begin."""
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import TensorDataset
 
 
-def load(options: MNISTOptions | FashionMNISTOptions, place: DataPlace) -> DataBundle:
-    """Both splits as images [1, 28, 28] in uint8. Raises DataError."""
-    mean, std = NORMALISATION[options.name]
-    return DataBundle(
-        read_split(options, place.data_dir, "train"),
-        read_split(options, place.data_dir, "test"),
-        Normalise([mean], [std]),
-    )
+class IDXSource(DataSource):
+    """What the data sets share that are distributed as MNIST is."""
+
+    split: Literal["official"] = "official"
+    """The split that the data set is published with."""
+    train_samples: Count = 60_000
+    test_samples: Count = 10_000
+
+    torchvision_name: ClassVar[str]
+    """The class in torchvision.datasets, which also names the folder."""
+    mean: ClassVar[float]
+    std: ClassVar[float]
+    """Of the training images' pixels in 0…1."""
+    image_shape: ClassVar[Shape] = (1, 28, 28)
+    classes: ClassVar[int] = 10
+    prefixes: ClassVar[dict[str, str]] = {"train": "train", "test": "t10k"}
+    """How the files of a split begin."""
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [file for split in self.prefixes for file in self._files(data_dir, split)]
+
+    def _folder(self, data_dir: Path) -> Path:
+        return data_dir / self.torchvision_name / "raw"
+
+    def _files(self, data_dir: Path, split: str) -> tuple[Path, Path]:
+        """The files of images and labels."""
+        raw, prefix = self._folder(data_dir), self.prefixes[split]
+        return raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as images [1, 28, 28] in uint8. Raises DataError."""
+        from sltt_bench.data.transforms import Normalise
+
+        train, test = (self.read_split(place.data_dir, split) for split in self.prefixes)
+        return DataBundle(train, test, Normalise([self.mean], [self.std]))
+
+    def read_split(self, data_dir: Path, split: str) -> "TensorDataset":
+        """Images [samples, 1, 28, 28] and labels of "train" or "test". Raises DataError, which names the file."""
+        from torch.utils.data import TensorDataset
+
+        images_file, labels_file = self._files(data_dir, split)
+        images = self._read(images_file, data_dir).unsqueeze(1)
+        labels = self._read(labels_file, data_dir).long()
+        if images.shape[1:] != self.image_shape:
+            raise damaged(self.name, images_file, f"its images are {tuple(images.shape[1:])}")
+        if len(images) != len(labels):
+            reason = f"it has {len(labels)} labels, but {images_file.name} has {len(images)} images"
+            raise damaged(self.name, labels_file, reason)
+        if len(labels) and int(labels.max()) >= self.classes:
+            raise damaged(self.name, labels_file, f"it has the label {int(labels.max())}")
+        return TensorDataset(images, labels)
+
+    def _read(self, file: Path, data_dir: Path) -> "Tensor":
+        from torchvision.datasets.mnist import read_image_file, read_label_file
+
+        if not file.is_file():
+            raise absent(self.name, file, data_dir)
+        read = read_image_file if "images" in file.name else read_label_file
+        try:
+            content: Tensor = read(str(file))
+        except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError) as error:
+            raise damaged(
+                self.name, file, f"not a whole IDX file ({error or type(error).__name__})"
+            ) from None
+        return content
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        labels: list[int] = self.read_split(data_dir, split).tensors[1].tolist()
+        return labels
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        import torchvision.datasets
+
+        published: Any = getattr(torchvision.datasets, self.torchvision_name)
+        raw = self._folder(data_dir)
+        if raw.is_dir():
+            return [already_there(raw)]
+        archives = []
+        for archive, md5 in published.resources:
+            archives.append(raw.parent / archive)
+            fetch([mirror + archive for mirror in published.mirrors], archives[-1], md5, progress)
+
+        def fill(staging: Path) -> None:
+            for archive in archives:
+                decompress(archive, staging / archive.stem)
+
+        all_or_nothing(raw, fill)
+        return [f"Downloaded {self.name} to {raw}."]
 
 
-def folder(name: str, data_dir: Path) -> Path:
-    """Where the IDX files are."""
-    return data_dir / SOURCES[name].__name__ / "raw"
+class MNIST(IDXSource):
+    """MNIST: 28×28 grey images of handwritten digits."""
+
+    name: Literal["mnist"] = "mnist"
+
+    torchvision_name: ClassVar[str] = "MNIST"
+    mean: ClassVar[float] = 0.1307
+    std: ClassVar[float] = 0.3081
+    sample_shape: ClassVar[Shape] = (1, 28, 28)
 
 
-def read_split(options: MNISTOptions | FashionMNISTOptions, data_dir: Path, split: str) -> TensorDataset:
-    """Images and labels of "train" or "test". Raises DataError, which names the file."""
-    raw = folder(options.name, data_dir)
-    images_file = raw / f"{FILES[split]}-images-idx3-ubyte"
-    labels_file = raw / f"{FILES[split]}-labels-idx1-ubyte"
-    images = _read(options.name, images_file, data_dir).unsqueeze(1)
-    labels = _read(options.name, labels_file, data_dir)
-    if images.shape[1:] != options.sample_shape:
-        raise damaged(options.name, images_file, f"its images are {tuple(images.shape[1:])}")
-    if len(images) != len(labels):
-        reason = f"it has {len(labels)} labels, but {images_file.name} has {len(images)} images"
-        raise damaged(options.name, labels_file, reason)
-    if len(labels) and int(labels.max()) >= options.classes:
-        raise damaged(options.name, labels_file, f"it has the label {int(labels.max())}")
-    return TensorDataset(images, labels)
+class FashionMNIST(IDXSource):
+    """Fashion-MNIST: 28×28 grey images of clothes."""
 
+    name: Literal["fashion-mnist"] = "fashion-mnist"
 
-def _read(name: str, file: Path, data_dir: Path) -> Tensor:
-    if not file.is_file():
-        raise absent(name, file, data_dir)
-    read = read_image_file if "images" in file.name else read_label_file
-    try:
-        result: Tensor = read(str(file))
-    except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError) as error:
-        raise damaged(name, file, f"not a whole IDX file ({error or type(error).__name__})") from None
-    return result.to(torch.int64 if read is read_label_file else torch.uint8)
+    torchvision_name: ClassVar[str] = "FashionMNIST"
+    mean: ClassVar[float] = 0.2860
+    std: ClassVar[float] = 0.3530
+    sample_shape: ClassVar[Shape] = (1, 28, 28)

@@ -1,17 +1,27 @@
-"""Sequential digits: scikit-learn's real 8×8 digits, shown one row of pixels a step, from the top."""
+"""Sequential digits: the embedded 8×8 digits, shown one row of pixels a step, from the top."""
 
-import torch
-from torch.utils.data import TensorDataset
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sltt_bench.data import DataBundle, DataPlace
-from sltt_bench.data.digits import images_and_labels, preprocess, split_indices
-from sltt_bench.data.options import SequentialDigitsOptions
+from sltt_bench.data.digits import DigitsSource
+from sltt_bench.data.source import Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def load(options: SequentialDigitsOptions, place: DataPlace) -> DataBundle:
-    """Both splits, those of `digits`, as sequences [8, 8, 1, 1] (rows, pixels of a row) in uint8, 0…16."""
-    images, labels = images_and_labels()
-    train, test = split_indices(labels)
-    x = torch.from_numpy(images)[..., None, None]
-    y = torch.from_numpy(labels)
-    return DataBundle(TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test]), preprocess)
+class SequentialDigits(DigitsSource):
+    """The embedded 8×8 digits, one row of pixels a step."""
+
+    name: Literal["sequential-digits"] = "sequential-digits"
+
+    sample_shape: ClassVar[Shape] = (8, 1, 1)
+    temporal: ClassVar[bool] = True
+
+    def check_timesteps(self, timesteps: int) -> str | None:
+        if timesteps == 8:
+            return None
+        return f"timesteps is {timesteps}, but a digit has 8 rows, one for each step"
+
+    def _shown(self, images: "Tensor") -> "Tensor":
+        """Sequences [samples, 8, 8, 1, 1] (rows, pixels of a row) in uint8, 0…16."""
+        return images[..., None, None]

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sltt_bench.data import DataBundle
-from sltt_bench.data.options import DataOptions
+from sltt_bench.data.source import DataBundle, DataSource
 
 SEED = 0
 POOL_BYTES = 64 * 2**20
@@ -46,7 +45,7 @@ class SyntheticDataset(Dataset[tuple[Tensor, int]]):
         return self._x[start : start + len(indices)], self.labels[indices]
 
 
-def synthetic_bundle(options: DataOptions, timesteps: int) -> DataBundle:
+def synthetic_bundle(options: DataSource, timesteps: int) -> DataBundle:
     """Both splits at their expected sizes, but no more than `synthetic_samples`; nothing is read."""
     steps = (timesteps,) if options.temporal else ()
     shape = (*steps, *options.sample_shape)

@@ -1,0 +1,24 @@
+"""What can be wrong with data: one exception, and the sentences that several data sets share."""
+
+from pathlib import Path
+
+
+class DataError(Exception):
+    """The data are missing or not what the recipe says; the message names the file and the remedy."""
+
+
+def absent(name: str, looked_for: Path, data_dir: Path) -> DataError:
+    """The error for a data set of which `looked_for` is not there."""
+    return DataError(
+        f"data set {name!r} is not there: looked for {looked_for}; "
+        f"`sltt-bench data prepare {name} --data-dir {data_dir}` gets it or says how; "
+        "--synthetic measures memory and time without it"
+    )
+
+
+def damaged(name: str, file: Path, reason: object) -> DataError:
+    """The error for a file of a data set that is there but cannot be read."""
+    return DataError(
+        f"data set {name!r}: {file} cannot be read: {reason}; replace it "
+        f"(`sltt-bench data verify {name}` looks for more such files)"
+    )

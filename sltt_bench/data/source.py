@@ -1,0 +1,215 @@
+"""What a data set must offer: its options in a recipe, loading, preparing, verifying. Free of torch.
+
+A data set is one class in one file. Its fields are what a recipe may say; what never changes is a class
+variable; torch is imported where it is used, so that recipes are checked at once.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import Field, model_validator
+
+from sltt_bench.data.errors import DataError
+from sltt_bench.strict import Strict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Count = Annotated[int, Field(ge=1)]
+Shape = tuple[int, int, int]
+
+SPLITS = ("train", "test")
+VERIFIED_FILES = 500
+"""So many images or recordings of a split, evenly spread, are read by `verify`; reading all can take hours."""
+
+Progress = Callable[[str, int, int | None], None]
+"""Told (what is being done, how much is done, of how much or None) while something takes long."""
+
+
+def no_progress(what: str, done: int, total: int | None) -> None:
+    """For those who do not want to be told."""
+
+
+class Samples(Protocol):
+    """One split: an item is (x, label).
+
+    x is a tensor [C, H, W], or [T, C, H, W] where the source is temporal, of any dtype; the label an int.
+    Augmentation happens in `__getitem__` and draws from torch's global generator alone, which the loader
+    seeds for each sample. An attribute `labels`, if there is one, gives every label without loading.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class DataPlace:
+    """Where data are and how they will be shown."""
+
+    data_dir: Path
+    """The user's `--data-dir`; each source has its own folder below it, named as torchvision or tonic do."""
+    timesteps: int
+    """T, for sources that cut a recording into time steps."""
+    progress: Progress = no_progress
+    """Told while event recordings are converted, which can take minutes."""
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The two splits of one data set."""
+
+    train: Samples
+    test: Samples
+    preprocess: "Callable[[Tensor], Tensor]"
+    """A batch of x on the device → the float32 input [batch, (T,) C, H, W], normalised."""
+
+
+@dataclass(frozen=True)
+class DataFinding:
+    """What `verify` found about one file, folder or split."""
+
+    ok: bool
+    subject: str
+    text: str
+
+
+class DataSource(Strict):
+    """The options that every data set has, and what it must offer."""
+
+    name: str
+    """The data set's name in the registry."""
+    train_samples: Count
+    """Expected size of the training split; another size on disk is an error."""
+    test_samples: Count
+    """Expected size of the test split; another size on disk is an error."""
+    limit: Count | None = None
+    """Use only so many samples of each split, spread evenly over it (smoke runs)."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Worker processes that load data; 0 loads in the training process."""
+    prefetch_factor: Count = 2
+    """Batches that each worker prepares ahead."""
+    pin_memory: bool = True
+    """Page-locked host memory, for faster copies to a GPU (ignored on a CPU)."""
+    synthetic_samples: Count = 12_800
+    """With --synthetic, an epoch has at most so many training samples (50 batches of 256, 100 of 128)."""
+
+    split_samples: ClassVar[Mapping[str, tuple[int, int]]] = {}
+    """Samples (train, test) of the splits that differ from the default; used where a recipe gives no counts."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _counts_of_the_split(cls, values: Any) -> Any:
+        split = values.get("split") if isinstance(values, dict) else None
+        if not isinstance(split, str) or split not in cls.split_samples:
+            return values
+        train, test = cls.split_samples[split]
+        return {"train_samples": train, "test_samples": test, **values}
+
+    # What is known without loading --------------------------------------------------------------
+
+    @property
+    def sample_shape(self) -> Shape:
+        """(channels, height, width) of what the network sees in one time step."""
+        raise NotImplementedError
+
+    @property
+    def classes(self) -> int:
+        """How many classes the labels have."""
+        raise NotImplementedError
+
+    @property
+    def temporal(self) -> bool:
+        """Whether a sample has a time axis of its own, or is one image shown at every step."""
+        return False
+
+    def check_timesteps(self, timesteps: int) -> str | None:
+        """Why a sample cannot be shown in `timesteps` steps, or None if it can."""
+        return None
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        """The files and folders below `data_dir` that loading reads; none where nothing is downloaded."""
+        return []
+
+    # Loading, preparing, verifying --------------------------------------------------------------
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits. Raises DataError, which names the file."""
+        raise NotImplementedError
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        """Get the data below `data_dir`; returns what was done, a sentence each.
+
+        What is there already is left alone; what was interrupted goes on. Raises DataError, which says
+        which file to put where if that is for the user to do.
+        """
+        return [f"{self.name} needs no files: nothing to get."]
+
+    def labels(self, data_dir: Path, split: str) -> Sequence[int]:
+        """The label of every sample of "train" or "test", for `verify`. Raises DataError."""
+        raise NotImplementedError
+
+    def readings(self, data_dir: Path, split: str) -> Sequence[tuple[Path, Callable[[], Any]]]:
+        """Every file that `labels` did not read, with what reads it (raises DataError); may be empty."""
+        return []
+
+    def verify(self, data_dir: Path, progress: Progress) -> Iterable[DataFinding]:
+        """Check counts, classes and whether files can be read; whatever is wrong is a finding."""
+        for split in SPLITS:
+            yield from self.verify_split(data_dir, split, progress)
+
+    def verify_split(self, data_dir: Path, split: str, progress: Progress) -> Iterable[DataFinding]:
+        """What `verify` says about one split."""
+        progress(f"reading {self.name}, {split}", 0, None)
+        try:
+            labels = self.labels(data_dir, split)
+        except DataError as error:
+            yield DataFinding(False, split, str(error))
+            return
+        yield self._counts_finding(split, labels)
+        readings = self.readings(data_dir, split)
+        if readings:
+            yield from _readings_findings(split, readings, progress)
+
+    def check_counts(self, train: int, test: int) -> None:
+        """Raises DataError unless both splits have as many samples as expected."""
+        for split, samples, expected in (
+            ("train", train, self.train_samples),
+            ("test", test, self.test_samples),
+        ):
+            if samples != expected:
+                raise DataError(
+                    f"data set {self.name!r}: the {split} split has {samples} samples, but the recipe's "
+                    f"data.{split}_samples says {expected}; another split or a damaged copy? "
+                    f"`sltt-bench data verify {self.name}` tells which"
+                )
+
+    def _counts_finding(self, split: str, labels: Sequence[int]) -> DataFinding:
+        expected = self.train_samples if split == "train" else self.test_samples
+        per_class = Counter(labels)
+        text = f"{len(labels):,} samples of {len(per_class)} classes"
+        if len(labels) != expected or len(per_class) != self.classes:
+            return DataFinding(False, split, f"{text}, but expected are {expected:,} of {self.classes}")
+        fewest, most = min(per_class.values()), max(per_class.values())
+        each = f"{fewest:,}" if fewest == most else f"{fewest:,}–{most:,}"
+        return DataFinding(True, split, f"{text}, {each} of each class; a time step is {self.sample_shape}")
+
+
+def _readings_findings(
+    split: str, readings: Sequence[tuple[Path, Callable[[], Any]]], progress: Progress
+) -> Iterable[DataFinding]:
+    """Read some files, evenly spread; a finding for each that cannot be read, and one for the rest."""
+    chosen = min(len(readings), VERIFIED_FILES)
+    faults = 0
+    for place in range(chosen):
+        file, read = readings[place * len(readings) // chosen]
+        try:
+            read()
+        except DataError as error:
+            faults += 1
+            yield DataFinding(False, str(file), str(error))
+        progress(f"reading {split}", place + 1, chosen)
+    text = f"{chosen - faults:,} of {chosen:,} files could be read (of {len(readings):,} in all)"
+    yield DataFinding(faults == 0, split, text)
