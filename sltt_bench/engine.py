@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
@@ -99,7 +100,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
                 "test_top5": test_top5,
                 "firing_rate": evaluated.firing_rate(),
             }
-        listener.epoch(row)
+        listener.epoch(combined(experiment.ranks.gather(row)))
         if not math.isfinite(train_loss) and setup.report_accuracy:
             raise TrainingDiverged(
                 f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
@@ -128,6 +129,15 @@ class _Totals:
             ]
         )
         self.samples += count
+
+    def over(self, ranks: Ranks) -> "_Totals":
+        """The totals of all ranks, which this becomes."""
+        if ranks.size > 1:
+            counts = self.sums.new_tensor([self.samples, self.neuron_steps])
+            everything = ranks.add_up(torch.cat([self.sums, self.spikes[None], counts]))
+            self.sums, self.spikes = everything[:3], everything[3]
+            self.samples, self.neuron_steps = (int(count) for count in everything[4:].tolist())
+        return self
 
     def means(self) -> tuple[float, float, float]:
         """Mean loss, top-1 and top-5; waits for the device."""
@@ -164,7 +174,7 @@ def _train_epoch(
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
             if (figures := live.due(totals)) is not None:
                 listener.batch(epoch, done, batches, figures)
-    return totals
+    return totals.over(experiment.ranks)
 
 
 @torch.no_grad()
@@ -177,6 +187,7 @@ def _evaluate(
         for layer in experiment.network.modules()
         if isinstance(layer, SpikingNeuron)
     ]
+    experiment.ranks.share_buffers(experiment.network)
     setup.test.set_epoch(0)
     with training_mode(experiment.network, False), profile.evaluate():
         for x, labels in setup.test:
@@ -189,7 +200,7 @@ def _evaluate(
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
     for hook in hooks:
         hook.remove()
-    return totals
+    return totals.over(experiment.ranks)
 
 
 class _LiveFigures:

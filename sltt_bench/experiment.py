@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
+from sltt_bench.distributed import ALONE, Ranks, synchronise_batch_norm
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.neurons import LIFParameters
@@ -47,7 +48,9 @@ class Experiment:
     window: int | None
     """Only the last so many steps count for loss and prediction; None: all T."""
     generator: torch.Generator
-    """The method's own source of randomness."""
+    """The method's own source of randomness; draws the same on every rank."""
+    ranks: Ranks = ALONE
+    """The processes that share every batch."""
 
     def unroll(self, x: Tensor, labels: Tensor) -> Unroll:
         """The T steps of one batch, with the loss against its labels; resets the network's state."""
@@ -70,6 +73,7 @@ class Experiment:
             unroll = self._accumulate_gradients(x, labels)
         else:
             unroll = graphs.run(self, self._accumulate_gradients, (x, labels))
+        self.ranks.exchange_gradients(self.network.parameters(), len(labels))
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return unroll
@@ -84,10 +88,10 @@ class Experiment:
         return self.loss(output, labels)
 
 
-def assemble(cell: Cell, device: torch.device, backend: Backend) -> Experiment:
+def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = ALONE) -> Experiment:
     """The experiment of a cell with fresh weights, a pure function of the cell's seed.
 
-    Raises UnsupportedCell, UnknownMethod.
+    Dropout then draws differently on each of `ranks`. Raises UnsupportedCell, UnknownMethod.
     """
     seed_everything(cell.seed)
     recipe = cell.recipe
@@ -95,7 +99,12 @@ def assemble(cell: Cell, device: torch.device, backend: Backend) -> Experiment:
     reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
-    network = backend.prepare(build_network(recipe, backend), str(device))
+    network = build_network(recipe, backend)
+    if ranks.size > 1:
+        torch.manual_seed(cell.seed + ranks.rank)
+        if recipe.train.synchronise_batch_norm:
+            network = synchronise_batch_norm(network)
+    network = backend.prepare(network, str(device))
     return Experiment(
         network=network,
         method=methods.create(cell.method, recipe.timesteps),
@@ -108,6 +117,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend) -> Experiment:
         loss=partial(step_loss, alpha=recipe.loss.alpha, mse_target=recipe.loss.mse_target),
         window=recipe.loss.window,
         generator=torch.Generator().manual_seed(cell.seed),
+        ranks=ranks,
     )
 
 

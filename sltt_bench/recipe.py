@@ -22,7 +22,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.models.options import ModelOptions
-from sltt_bench.strict import Count, NotNegative, Share, Strict
+from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
 Repetitions = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -95,6 +95,10 @@ class TrainRecipe(Strict):
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True
     """cuDNN's deterministic algorithms, as in the paper's code; false lets cuDNN choose by timing."""
+    devices: Annotated[Count, ADDED_LATER] = 1
+    """Processes, each with a device of its own, that share every batch of a cell."""
+    synchronise_batch_norm: Annotated[bool, ADDED_LATER] = False
+    """Batch statistics over all devices of a cell; false: over each device's own samples."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
     """Epochs between checkpoints for --resume; 0 writes none."""
     keep_checkpoint: bool = False
@@ -189,12 +193,12 @@ class Recipe(Strict):
 
     def fingerprint(self) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
-        values = self.model_dump(mode="json")
+        decisive = self.significant()
         for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
-            del values[key]
+            del decisive[key]
         for key in ("checkpoint_every", "keep_checkpoint"):
-            del values["train"][key]
-        return short_hash(values)
+            del decisive["train"][key]
+        return short_hash(decisive)
 
 
 class RecipeError(ValueError):

@@ -1,7 +1,7 @@
 """The base of everything that a recipe may say: frozen, no key passes that it does not know, no number that
 no experiment can have."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,12 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
 """A rate, a weight or an amplitude: beyond a million, and most below that, nothing trains."""
+
+ADDED_LATER = object()
+"""Marks, in a field's `Annotated`, one that recipes gained later and whose default is what was done before.
+
+At its default it does not count as part of the experiment, so that results keep their identity.
+"""
 
 
 class Strict(BaseModel):
@@ -23,3 +29,14 @@ class Strict(BaseModel):
         protected_namespaces=(),
         use_attribute_docstrings=True,
     )
+
+    def significant(self) -> dict[str, Any]:
+        """The fields as plain JSON, without those that were added later and are at their default."""
+        plain = self.model_dump(mode="json")
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if ADDED_LATER in field.metadata and value == field.default:
+                del plain[name]
+            elif isinstance(value, Strict):
+                plain[name] = value.significant()
+        return plain

@@ -7,7 +7,7 @@ does loading disturb the generators that those draw from.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from sltt_bench.data.source import DataSource, Samples
 Batch = tuple[Tensor, Tensor]
 Key = tuple[int, int]
 """(epoch, index of the sample in its split)."""
-Value = TypeVar("Value")
+Shard = tuple[int, int]
+"""(number of a process, number of processes) that share every batch."""
+WHOLE: Shard = (0, 1)
 
 ORDER, AUGMENTATION = 0, 1
 """What a seed is for, so that the two never share random numbers."""
@@ -37,26 +39,18 @@ class InMemory(Protocol):
 class Loader:
     """What the engine iterates over: (x, labels) batches of one split."""
 
-    def __init__(
-        self,
-        batches: Callable[[], Iterator[Batch]],
-        order: "Order",
-        *,
-        batch_size: int,
-        drop_last: bool,
-    ) -> None:
+    def __init__(self, batches: Callable[[], Iterator[Batch]], keys: "BatchOrder") -> None:
         self._batches = batches
-        self._order = order
-        self._length = len(order) // batch_size if drop_last else -(-len(order) // batch_size)
-        self.samples = min(len(order), self._length * batch_size)
-        """Samples of an epoch."""
+        self._keys = keys
+        self.samples = keys.samples
+        """Samples of an epoch, those of all processes."""
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next iteration."""
-        self._order.epoch = epoch
+        self._keys.order.epoch = epoch
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._keys)
 
     def __iter__(self) -> Iterator[Batch]:
         return self._batches()
@@ -71,10 +65,11 @@ def make_loader(
     drop_last: bool,
     options: DataSource,
     device: torch.device,
+    shard: Shard = WHOLE,
 ) -> Loader:
     """The loader of one split, with the workers, prefetching and limit that `options` ask for.
 
-    A data set that is in memory and not augmented is batched by indexing, in this process; the
+    `shard` is the part of every batch that this process gets. A data set that is in memory and not augmented is batched by indexing, in this process; the
     order is the same either way. Raises DataError (from its iterator) for a sample that cannot be
     read, and if `drop_last` leaves nothing.
     """
@@ -84,13 +79,14 @@ def make_loader(
             f"data set {options.name!r}: a batch has {batch_size} samples, but the split has only {len(order)} "
             "and train.drop_last leaves out smaller batches; lower train.batch_size"
         )
+    keys = BatchOrder(order, batch_size, drop_last=drop_last, shard=shard)
     pin = options.pin_memory and device.type == "cuda"
     whole_batches = _whole_batches(dataset)
     if whole_batches is not None:
-        batches: Callable[[], Iterator[Batch]] = _Indexed(whole_batches, order, batch_size, drop_last, pin)
+        batches: Callable[[], Iterator[Batch]] = _Indexed(whole_batches, keys, pin)
     else:
-        batches = _Workers(dataset, order, batch_size, drop_last, pin, options)
-    return Loader(batches, order, batch_size=batch_size, drop_last=drop_last)
+        batches = _Workers(dataset, keys, seed, pin, options)
+    return Loader(batches, keys)
 
 
 class Order(Sampler[Key]):
@@ -115,6 +111,34 @@ class Order(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         epoch = self.epoch
         return ((epoch, index) for index in self.indices().tolist())
+
+
+class BatchOrder(Sampler[list[Key]]):
+    """The keys of one epoch batch by batch, and of every batch the part of one process.
+
+    The batches are the same for any number of processes, which divide them without repetition.
+    """
+
+    def __init__(self, order: Order, batch_size: int, *, drop_last: bool, shard: Shard = WHOLE) -> None:
+        whole, rest = divmod(len(order), batch_size)
+        self.order = order
+        self.samples = whole * batch_size if drop_last else len(order)
+        self._batch_size = batch_size
+        self._length = whole + bool(rest and not drop_last)
+        self._shard = shard
+
+    def __len__(self) -> int:
+        return self._length
+
+    def indices(self) -> Iterator[Tensor]:
+        """The indices of each batch's part [about batch / processes]."""
+        part, parts = self._shard
+        for batch in torch.split(self.order.indices()[: self.samples], self._batch_size):
+            yield torch.tensor_split(batch, parts)[part]
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch = self.order.epoch
+        return ([(epoch, index) for index in indices.tolist()] for indices in self.indices())
 
 
 def derived_seed(*parts: int) -> int:
@@ -161,15 +185,11 @@ def _whole_batches(dataset: Samples) -> Callable[[Tensor], Batch] | None:
 @dataclass(frozen=True)
 class _Indexed:
     batch: Callable[[Tensor], Batch]
-    order: Order
-    batch_size: int
-    drop_last: bool
+    keys: BatchOrder
     pin: bool
 
     def __call__(self) -> Iterator[Batch]:
-        for indices in torch.split(self.order.indices(), self.batch_size):
-            if self.drop_last and len(indices) < self.batch_size:
-                return
+        for indices in self.keys.indices():
             x, labels = self.batch(indices)
             yield (x.pin_memory(), labels.pin_memory()) if self.pin else (x, labels)
 
@@ -181,18 +201,15 @@ class _Workers:
     def __init__(
         self,
         dataset: Samples,
-        order: Order,
-        batch_size: int,
-        drop_last: bool,
+        keys: BatchOrder,
+        seed: int,
         pin: bool,
         options: DataSource,
     ) -> None:
         workers = options.workers
         self._loader: DataLoader[Any] = DataLoader(
-            _SeededByKey(dataset, order.seed),
-            batch_size=batch_size,
-            sampler=order,
-            drop_last=drop_last,
+            _SeededByKey(dataset, seed),
+            batch_sampler=keys,
             num_workers=workers,
             collate_fn=_collate,
             pin_memory=pin,

@@ -1,0 +1,257 @@
+"""One cell over several processes (ranks): the same weights everywhere, every batch divided among them.
+
+The gradient of an iteration is that of the undivided batch, for every method. DistributedDataParallel
+cannot give it: it exchanges gradients in hooks of the backward pass and expects one pass an iteration,
+while SLTT makes T of them. Here each rank makes its own gradient in whatever way its method does, and
+after the last backward pass there is one exchange,
+
+    g = Σ_r n_r g_r / Σ_r n_r        n_r samples on rank r, g_r the gradient of their mean loss
+
+which also weights an unevenly divided last batch rightly. All ranks then take the same optimiser step
+and their weights stay equal to the last bit. Batch normalisation sees a rank's own samples, as is common
+practice, unless `synchronise_batch_norm` makes it see all.
+"""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=10)
+"""Until a rank that hears nothing from the others gives up."""
+
+
+class NotDivisible(ValueError):
+    """A batch cannot be divided among the ranks; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one cell, seen from one of them. A single process is `Ranks(0, 1)`."""
+
+    rank: int = 0
+    size: int = 1
+
+    def part(self, batch: Tensor) -> Tensor:
+        """This rank's share [about batch/size, ...] of the samples [batch, ...]: every one has one rank."""
+        return torch.tensor_split(batch, self.size)[self.rank]
+
+    def exchange_gradients(self, parameters: Iterable[nn.Parameter], samples: int) -> None:
+        """Replace every `.grad`, of this rank's mean loss over `samples`, by that of the whole batch.
+
+        In place where there is a gradient. A parameter without one on every rank stays without.
+        """
+        if self.size == 1:
+            return
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        head = torch.tensor([samples, *(p.grad is not None for p in trained)], dtype=gradients[0].dtype)
+        flat = torch.cat([head.to(gradients[0].device), *(gradient.reshape(-1) for gradient in gradients)])
+        own = flat[len(head) :]
+        own *= samples
+        dist.all_reduce(flat)
+        own /= flat[0]
+        pieces = torch.split(own, [gradient.numel() for gradient in gradients])
+        # Only a missing gradient makes the host wait for the device.
+        missing = any(parameter.grad is None for parameter in trained)
+        known = (flat[1 : len(head)] > 0).tolist() if missing else [True] * len(trained)
+        for parameter, piece, somewhere in zip(trained, pieces, known, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.copy_(piece.view_as(parameter))
+            elif somewhere:
+                parameter.grad = piece.view_as(parameter).clone()
+
+    def add_up(self, figures: Tensor) -> Tensor:
+        """The sum of `figures` over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(figures)
+        return figures
+
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every rank the buffers of rank 0: the running statistics that it evaluates and keeps."""
+        if self.size > 1:
+            for buffer in network.buffers():
+                dist.broadcast(buffer, src=0)
+
+    def gather(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """The rows of all ranks, in their order, on every rank."""
+        if self.size == 1:
+            return [row]
+        rows: list[Any] = [None] * self.size
+        dist.all_gather_object(rows, dict(row))
+        return rows
+
+    def check_divisible(self, batch_size: int, samples: int, drop_last: bool) -> None:
+        """Raises NotDivisible if some batch of an epoch would leave a rank without a sample."""
+        last = samples % batch_size
+        if batch_size < self.size:
+            raise NotDivisible(
+                f"train.batch_size is {batch_size}, fewer than the {self.size} processes that share a batch; "
+                "raise it or lower train.devices"
+            )
+        if last and last < self.size and not drop_last:
+            raise NotDivisible(
+                f"the last batch of an epoch has {last} samples for {self.size} processes ({samples} samples, "
+                f"train.batch_size {batch_size}); set train.drop_last=true or another batch size"
+            )
+
+
+ALONE = Ranks()
+
+
+def join() -> Ranks:
+    """This process's rank as torchrun's environment gives it; joins the others. ALONE outside torchrun."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), size)
+
+
+def leave() -> None:
+    """End the membership of the group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def exchanged_bytes(gradient_bytes: int, size: int) -> int:
+    """Bytes that each rank sends in an iteration's exchange by a ring: 2 (size − 1) / size of the gradient.
+
+    Source: Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms".
+    """
+    return round(2 * (size - 1) / size * gradient_bytes)
+
+
+# Figures of an epoch ----------------------------------------------------------------------------
+
+ADDED = ("energy_j",)
+AVERAGED = ("gpu_util_mean",)
+SMALLEST = ("samples_per_s",)
+
+
+def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of epochs.csv from those of all ranks.
+
+    Energy is summed, utilisation is averaged, and of times and memory the largest counts:
+    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks
+    is None. Losses, accuracies and samples are
+    those of all ranks already; the rest is rank 0's.
+    """
+    first = dict(rows[0])
+    if len(rows) == 1:
+        return first
+    for column, value in first.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        values = [row.get(column) for row in rows]
+        if any(value is None for value in values):
+            first[column] = None
+        elif column in ADDED:
+            first[column] = sum(values)  # type: ignore[arg-type]
+        elif column in AVERAGED:
+            first[column] = sum(values) / len(values)  # type: ignore[arg-type]
+        elif column in SMALLEST:
+            first[column] = min(values)  # type: ignore[type-var]
+        elif column.startswith("peak_") or column.endswith("_s"):
+            first[column] = max(values)  # type: ignore[type-var]
+    return first
+
+
+# Batch normalisation over all ranks --------------------------------------------------------------
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation [batch, C, H, W] whose statistics are those of the undivided batch.
+
+    torch's own SyncBatchNorm serves GPUs alone; this one is the same formula through differentiable
+    exchanges, on any device, so that it can be tested without one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised batch in the type of `x`; statistics in float32 or wider."""
+        if not self.training:
+            return super().forward(x)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        over = (0, 2, 3)
+        own = wide.new_tensor([wide.numel() / wide.shape[1]])
+        sums = _over_all_ranks(torch.cat([wide.sum(over), own]), len(x))
+        count = sums[-1].detach()
+        mean = sums[:-1] / count
+        centred = wide - _per_channel(mean)
+        variance = _over_all_ranks(centred.square().sum(over), len(x)) / count
+        self._count(mean.detach(), variance.detach() * count / (count - 1))
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        normalised = centred * _per_channel(scale)
+        if self.bias is not None:
+            normalised = normalised + _per_channel(self.bias)
+        return normalised.to(x.dtype)
+
+    @torch.no_grad()
+    def _count(self, mean: Tensor, unbiased: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+
+
+class _OverAllRanks(torch.autograd.Function):
+    """The sum over all ranks, whose gradient is the sum of theirs.
+
+    Each rank's gradient is that of the mean loss of its own samples, which `exchange_gradients` weights by
+    their number afterwards: what comes from another rank is brought to this rank's weight here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, samples: int) -> Tensor:
+        ctx.samples = samples
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        total = gradient * ctx.samples
+        dist.all_reduce(total)
+        return total / ctx.samples, None
+
+
+def _over_all_ranks(values: Tensor, samples: int) -> Tensor:
+    total: Tensor = _OverAllRanks.apply(values, samples)  # type: ignore[no-untyped-call]
+    return total
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+def synchronise_batch_norm(network: nn.Module) -> nn.Module:
+    """The network with every BatchNorm2d synchronised; names, parameters and buffers stay as they are."""
+    for name, module in network.named_children():
+        if type(module) is nn.BatchNorm2d:
+            same = SynchronisedBatchNorm2d(
+                module.num_features,
+                module.eps,
+                module.momentum,
+                affine=module.affine,
+                track_running_stats=module.track_running_stats,
+            )
+            same._parameters = module._parameters
+            same._buffers = module._buffers
+            same.train(module.training)
+            setattr(network, name, same)
+        else:
+            synchronise_batch_norm(module)
+    return network

@@ -1,0 +1,89 @@
+"""What the ranks of tests/test_distributed.py do: one launch trains every combination, rank 0 keeps the results."""
+
+import sys
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sltt_bench import experiment
+from sltt_bench.distributed import Ranks, join, leave
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+
+SAMPLES = (6, 6, 6, 6, 5)
+"""The last batch is smaller and divides unevenly."""
+
+METHODS = SERVED_BY_NATIVE = ("bptt", "sltt", "sltt-k2")
+BACKENDS = ("reference", "native")
+NETWORKS: dict[str, dict[str, Any]] = {
+    "plain": {"model": {"name": "mlp", "hidden": [12, 8], "recurrent": True}},
+    "standardised": {"model": {"name": "nf-resnet34", "width": 4}},
+    "batch norm": {
+        "model": {"name": "cnn", "channels": [4, 4]},
+        "train.synchronise_batch_norm": True,
+    },
+}
+
+
+def cell_of(network: str, method: str, backend: str, timesteps: int = 3) -> Cell:
+    """A tiny cell on the digits' shapes."""
+    overrides = {**NETWORKS[network], "train.precision": "fp32", "timesteps": timesteps, "train.lr": 0.05}
+    recipe = load_recipe("digits", overrides, chosen_methods=[method])
+    return Cell(recipe, method, backend, seed=3, device="cpu")
+
+
+def parameters_after_training(cell: Cell, ranks: Ranks, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights and statistics after an iteration for each of SAMPLES, divided among the ranks."""
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell), ranks)
+    subject.network.to(dtype).train()
+    draws = torch.Generator().manual_seed(7)
+    shape = cell.recipe.data.sample_shape
+    for samples in SAMPLES:
+        x = 2 * torch.randn(samples, *shape, generator=draws, dtype=torch.float64).to(dtype)
+        labels = torch.randint(10, (samples,), generator=draws)
+        subject.training_iteration(ranks.part(x), ranks.part(labels))
+    return {name: value.clone() for name, value in subject.network.state_dict().items()}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training that every rank takes part in."""
+
+    network: str
+    method: str
+    backend: str
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.method}, {self.backend}, {self.dtype}"
+
+
+def cases() -> list[Case]:
+    """Every case that is tested: the large network with its standardised weights once a method."""
+    small = product(("plain", "batch norm"), METHODS, BACKENDS, (torch.float32, torch.float64))
+    large = product(("standardised",), METHODS, ("reference",), (torch.float64,))
+    served = [Case(*case) for case in (*small, *large)]
+    return [case for case in served if case.backend == "reference" or case.method in SERVED_BY_NATIVE]
+
+
+def main(out: Path) -> None:
+    ranks = join()
+    results: dict[str, Any] = {}
+    for case in cases():
+        cell = cell_of(case.network, case.method, case.backend)
+        results[str(case)] = parameters_after_training(cell, ranks, case.dtype)
+    separate = cell_of("batch norm", "sltt", "reference")
+    train = separate.recipe.train.model_copy(update={"synchronise_batch_norm": False})
+    separate = replace(separate, recipe=separate.recipe.model_copy(update={"train": train}))
+    results["separate statistics"] = parameters_after_training(separate, ranks, torch.float64)
+    figures = [dict(row) for row in ranks.gather({"rank": ranks.rank, "peak_rss_bytes": 10 + ranks.rank})]
+    torch.save({"states": results, "figures": figures}, out / f"rank-{ranks.rank}.pt")
+    leave()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,132 @@
+"""One cell over several processes: the weights after training are those of one process with whole batches."""
+
+import math
+import os
+import subprocess
+import sys
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sltt_bench import experiment
+from sltt_bench.data.loading import BatchOrder, Order
+from sltt_bench.distributed import ALONE, NotDivisible, Ranks, combined, exchanged_bytes
+from tests import distributed_ranks
+from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of 2 or 3 gloo ranks has after training, launched once by torchrun."""
+    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, f"--nproc-per-node={request.param}", "-m", distributed_ranks.__name__, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment, timeout=300)
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("case", cases(), ids=str)
+def test_the_weights_are_those_of_one_process_with_whole_batches(
+    case: Case, trained: list[dict[str, Any]]
+) -> None:
+    error = 1e-6 if case.dtype == torch.float32 else 1e-12
+    alone = parameters_after_training(cell_of(case.network, case.method, case.backend), ALONE, case.dtype)
+    for name, value in trained[0]["states"][str(case)].items():
+        torch.testing.assert_close(value, alone[name], atol=error, rtol=error)
+
+
+def test_all_ranks_have_the_same_weights_to_the_last_bit(trained: list[dict[str, Any]]) -> None:
+    first, *others = (rank["states"] for rank in trained)
+    for other in others:
+        for case, state in first.items():
+            for name, value in state.items():
+                if case != "separate statistics" or "running" not in name:
+                    assert torch.equal(value, other[case][name]), f"{case}: {name}"
+
+
+def test_training_moves_the_weights(trained: list[dict[str, Any]]) -> None:
+    for case in cases():
+        cell = cell_of(case.network, case.method, case.backend)
+        fresh = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+        before = fresh.network.state_dict()
+        after = trained[0]["states"][str(case)]
+        moved = [(after[name] - value.to(case.dtype)).abs().max() for name, value in before.items()]
+        assert max(moved) > 1e-3, str(case)
+
+
+def test_batch_statistics_are_each_ranks_own_by_default(trained: list[dict[str, Any]]) -> None:
+    states = [rank["states"]["separate statistics"] for rank in trained]
+    differs = [name for name in states[0] if not torch.equal(states[0][name], states[1][name])]
+    assert differs
+    assert all("running" in name for name in differs)
+
+
+def test_every_rank_sees_the_figures_of_all(trained: list[dict[str, Any]]) -> None:
+    for rank in trained:
+        assert [row["rank"] for row in rank["figures"]] == list(range(len(trained)))
+
+
+# Without other processes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_processes_divide_every_batch_without_repetition(processes: int, drop_last: bool) -> None:
+    order = Order(torch.arange(23), shuffle=True, seed=5)
+    order.epoch = 2
+    whole = list(BatchOrder(order, 8, drop_last=drop_last))
+    parts = [
+        list(BatchOrder(order, 8, drop_last=drop_last, shard=(rank, processes))) for rank in range(processes)
+    ]
+    assert [[*chain(*batch)] for batch in zip(*parts, strict=True)] == whole
+    assert len(whole) == (2 if drop_last else 3)
+    assert BatchOrder(order, 8, drop_last=drop_last).samples == (16 if drop_last else 23)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "samples", "drop_last", "remedy"),
+    [(3, 12, False, "train.devices"), (8, 18, False, "drop_last"), (8, 18, True, None), (8, 20, False, None)],
+)
+def test_a_batch_that_leaves_a_process_without_a_sample_is_refused(
+    batch_size: int, samples: int, drop_last: bool, remedy: str | None
+) -> None:
+    if remedy is None:
+        Ranks(0, 4).check_divisible(batch_size, samples, drop_last)
+        return
+    with pytest.raises(NotDivisible, match=remedy):
+        Ranks(0, 4).check_divisible(batch_size, samples, drop_last)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    layer = nn.Linear(2, 1)
+    layer(torch.ones(1, 2)).sum().backward()
+    before = [parameter.grad.clone() for parameter in layer.parameters() if parameter.grad is not None]
+    ALONE.exchange_gradients(layer.parameters(), 1)
+    after = [parameter.grad for parameter in layer.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if b is not None)
+
+
+def test_figures_of_ranks_become_one_row() -> None:
+    rows = [
+        {"epoch": 1, "cold": True, "train_s": 2.0, "samples_per_s": 50.0, "energy_j": 5.0, "samples": 100,
+         "peak_allocated_bytes": 10, "gpu_util_mean": 0.5, "peak_nvml_bytes": 7, "device": "cuda:0"},
+        {"epoch": 1, "cold": True, "train_s": 2.5, "samples_per_s": 40.0, "energy_j": 6.0, "samples": 100,
+         "peak_allocated_bytes": 30, "gpu_util_mean": 0.7, "peak_nvml_bytes": None, "device": "cuda:1"},
+    ]  # fmt: skip
+    row = combined(rows)
+    assert row["train_s"] == 2.5
+    assert row["samples_per_s"] == 40.0
+    assert row["energy_j"] == 11.0
+    assert row["samples"] == 100
+    assert row["peak_allocated_bytes"] == 30
+    assert math.isclose(row["gpu_util_mean"], 0.6)
+    assert row["peak_nvml_bytes"] is None
+    assert (row["device"], row["epoch"], row["cold"]) == ("cuda:0", 1, True)
+
+
+def test_a_ring_exchanges_less_than_twice_the_gradient() -> None:
+    assert [exchanged_bytes(1000, size) for size in (1, 2, 4)] == [0, 1000, 1500]
