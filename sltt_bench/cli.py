@@ -93,6 +93,8 @@ Synthetic = Annotated[
     bool, typer.Option("--synthetic", help="Random data of the right shapes: memory and time, no accuracy.")
 ]
 
+AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
+
 
 # Verbs ------------------------------------------------------------------------------------------
 
@@ -302,36 +304,75 @@ def list_(
     what: Annotated[
         str, typer.Argument(help="recipes, methods, models, datasets or backends; everything by default.")
     ] = "all",
+    as_json: AsJSON = False,
 ) -> None:
     """Show the recipes, methods, models, data sets and backends by name."""
     from sltt_bench import commands
 
     with _errors_explained():
-        commands.show_list(what)
+        commands.show_list(what, as_json=as_json)
 
 
 @app.command()
 def show(
-    recipe: RecipeName,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|RUN",
+            help="A recipe's name or file, or the folder of a run.",
+            autocompletion=_complete_recipe,
+        ),
+    ],
     overrides: Overrides = None,
     smoke: Smoke = False,
+    as_json: AsJSON = False,
 ) -> None:
-    """Show a recipe as it resolves, with `extends`, --set and --smoke applied."""
+    """Show a recipe as it resolves, with `extends`, --set and --smoke applied; or a run at a glance."""
     from sltt_bench import commands
     from sltt_bench.recipe import load_recipe, parse_overrides
 
     with _errors_explained():
+        if Path(what).is_dir():
+            if overrides or smoke:
+                _fail(f"{what} is the folder of a run: --set and --smoke belong to a recipe")
+            commands.show_run(Path(what), as_json=as_json)
+            return
         for point in parse_overrides(overrides or []):
-            commands.show_recipe(load_recipe(recipe, point, smoke=smoke))
+            commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)
 
 
 @app.command()
-def doctor() -> None:
+def init(
+    path: Annotated[Path, typer.Argument(metavar="NAME", help="The new recipe: a name, or a file's path.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", help="The recipe that it is a copy of.", autocompletion=_complete_recipe),
+    ] = "digits",
+) -> None:
+    """Write a recipe to start from, with the meaning of each key, and the schema that editors check it with."""
+    from sltt_bench.recipe_template import write_template
+
+    with _errors_explained():
+        for written in write_template(path, source):
+            typer.echo(f"wrote {written}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of recipe files, which editors complete and check them with."""
+    from sltt_bench import recipe_schema
+
+    with _errors_explained():
+        typer.echo(recipe_schema.text(), nl=False)
+
+
+@app.command()
+def doctor(as_json: AsJSON = False) -> None:
     """Say what this machine can measure: versions, GPU, sensors and what is missing."""
     from sltt_bench import commands
 
     with _errors_explained():
-        raise typer.Exit(commands.doctor())
+        raise typer.Exit(commands.doctor(as_json=as_json))
 
 
 @analyze_app.command()

@@ -1,7 +1,9 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
+import json
 import signal
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -288,7 +290,7 @@ def show_plans(plans: list[Plan]) -> None:
             console.print(f"[dim]{remark}[/dim]")
 
 
-def show_list(what: str) -> None:
+def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
     rows: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
@@ -299,8 +301,16 @@ def show_list(what: str) -> None:
     }
     if what != "all" and what not in rows:
         raise RecipeError("list", [f"unknown kind {what!r}{nearest(what, rows)}; known: {', '.join(rows)}"])
+    kinds = list(rows) if what == "all" else [what]
+    if as_json:
+        named = {
+            kind: [dict(zip(("name", "description"), row, strict=True)) for row in rows[kind]()]
+            for kind in kinds
+        }
+        _print_json(named)
+        return
     console = Console()
-    for kind in rows if what == "all" else [what]:
+    for kind in kinds:
         console.print(f"[bold]{kind}[/bold]")
         table = Table.grid(padding=(0, 2))
         for name, description in rows[kind]():
@@ -312,8 +322,31 @@ def _first_line(thing: Any) -> str:
     return (thing.__doc__ or "").strip().splitlines()[0]
 
 
-def show_recipe(recipe: Recipe) -> None:
-    """A resolved recipe as YAML that could be run again."""
+def show_run(folder: Path, *, as_json: bool = False) -> None:
+    """A run at a glance, and its tables. Raises ResultsError."""
+    from sltt_bench.run_overview import lines, overview
+
+    facts = overview(folder)
+    if as_json:
+        _print_json(facts)
+        return
+    console = Console()
+    table = Table.grid(padding=(0, 2))
+    for subject, text in lines(facts):
+        table.add_row(f"[bold]{escape(subject)}[/bold]", escape(text))
+    console.print(table)
+    _show_summary([folder], console)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def show_recipe(recipe: Recipe, *, as_json: bool = False) -> None:
+    """A resolved recipe as YAML that could be run again, or as JSON."""
+    if as_json:
+        _print_json(recipe.model_dump(mode="json"))
+        return
     from sltt_bench.yaml_text import dump_yaml
 
     values = recipe.model_dump(mode="json", exclude={"name"})
@@ -321,11 +354,14 @@ def show_recipe(recipe: Recipe) -> None:
     print(dump_yaml(values), end="")
 
 
-def doctor() -> int:
+def doctor(*, as_json: bool = False) -> int:
     """Show the diagnosis; 1 if something is broken."""
     from sltt_bench.doctor import examine
 
     findings = examine()
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+        return int(any(finding.level == "fault" for finding in findings))
     marks = {"ok": "[green]✓[/green]", "note": "[yellow]–[/yellow]", "fault": "[red]✗[/red]"}
     table = Table.grid(padding=(0, 2))
     for finding in findings:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOADED = (
     "torch._dynamo",  # torch loads it with the first optimiser
     "torchvision",
-    "sklearn.datasets",
+    "sltt_bench.data.digits",
     "sltt_bench.worker",
     "sltt_bench.engine",
     "sltt_bench.data.loading",

@@ -1,0 +1,110 @@
+"""A JSON schema of recipe files, from the same classes that check them: editors complete and validate with it.
+
+It knows each key, its meaning, type, range and choices. What only the whole of a recipe tells (a base that supplies
+what a file leaves out, T against K, a surrogate's name in a plug-in) is left to `sltt-bench show`.
+"""
+
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+from sltt_bench import data, models
+from sltt_bench.recipe import Recipe
+
+FILE = "recipe.schema.json"
+"""The schema's file beside the recipes; `sltt-bench schema > recipes/recipe.schema.json` makes it."""
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The schema, third-party data sets and networks included."""
+    definitions: dict[str, Any] = {}
+    recipe = _definitions_of(Recipe, definitions)
+    sections = {
+        "data": {name: _definitions_of(data.source_type(name), definitions) for name in data.names()},
+        "model": {name: _definitions_of(models.options_type(name), definitions) for name in models.names()},
+    }
+    properties = recipe["properties"]
+    del properties["name"]  # it is the file's
+    for section, kinds in sections.items():
+        properties[section] = _chosen_by_name(properties[section], kinds)
+    properties["extends"] = {
+        "type": "string",
+        "description": "A recipe, by the name of its file, whose keys this one has where it says nothing else.",
+    }
+    for unused in ("DataSource", "ModelOptions"):
+        definitions.pop(unused, None)
+    whole = [key for key in recipe["required"] if key != "name"]
+    required = {
+        name: definition.pop("required", []) for name, definition in definitions.items() if name != "Claim"
+    }
+    return {
+        "$schema": DIALECT,
+        "title": "Recipe of sltt-bench",
+        "description": "One experiment: network, data, neuron, loss, training, and the claims to check.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        # A base has no description, and what extends another leaves to it what it likes.
+        "if": {"required": ["description"], "not": {"required": ["extends"]}},
+        "then": {
+            "required": whole,
+            "properties": {key: {"required": ["name"]} for key in sections}
+            | {
+                key: {"required": required[name]}
+                for key, value in properties.items()
+                if (name := str(value.get("$ref", "")).rpartition("/")[2]) in required
+            },
+        },
+        "$defs": definitions,
+    }
+
+
+def text() -> str:
+    """The schema as the file holds it."""
+    return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
+
+
+def _definitions_of(kind: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of one class; those of the classes that it uses go to `definitions`."""
+    schema = kind.model_json_schema()
+    definitions |= _without_titles(schema.pop("$defs", {}))
+    return _without_titles(schema)
+
+
+def _without_titles(schema: Any) -> Any:
+    """Without the names that pydantic makes of the keys; an editor shows the keys themselves."""
+    if isinstance(schema, list):
+        return [_without_titles(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: _without_titles(value)
+        for key, value in schema.items()
+        if key != "title" or not isinstance(value, str)
+    }
+
+
+def _chosen_by_name(section: dict[str, Any], kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A section whose other keys depend on its `name`; without one, a base supplies it, and any kind's will do."""
+    every_key: dict[str, Any] = {}
+    for kind in kinds.values():
+        every_key |= dict.fromkeys(kind["properties"], True)
+    return {
+        "type": "object",
+        "description": section.get("description", ""),
+        "properties": every_key | {"name": {"enum": list(kinds)}},
+        "additionalProperties": False,
+        "allOf": [
+            {
+                "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
+                "then": {
+                    "description": kind.get("description", ""),
+                    "properties": kind["properties"],
+                    "additionalProperties": False,
+                },
+            }
+            for name, kind in kinds.items()
+        ],
+    }

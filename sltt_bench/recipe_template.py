@@ -1,0 +1,78 @@
+"""A recipe to start from: a copy of another, with the meaning of each key above it."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from sltt_bench import recipe_schema
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
+from sltt_bench.yaml_text import dump_yaml
+
+HEAD = """\
+# yaml-language-server: $schema={schema}
+# {name}: say here what this experiment is to find out.
+#
+#   sltt-bench run {file} --smoke       tries it in seconds
+#   sltt-bench run {file}
+#
+# Every key of the recipe `{source}` with its meaning. A key that has a default may go. A file that says
+# `extends: {source}` needs only what differs from it.
+"""
+
+
+def write_template(path: Path, source: str) -> list[Path]:
+    """Write the recipe `source` (a name or a file) to `path` with comments, and the schema beside it.
+
+    Returns what was written. Raises RecipeError where `path` exists or has no name that a recipe may have.
+    """
+    if path.suffix not in (".yaml", ".yml"):
+        path = path.with_name(f"{path.name}.yaml")
+    if path.exists():
+        raise RecipeError(str(path), ["exists; choose another name, or remove it first"])
+    recipe = load_recipe(source)
+    recipe_from_dict(recipe.model_dump(mode="json") | {"name": path.stem})
+    schema = path.with_name(recipe_schema.FILE)
+    written = [path]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(template(recipe, path), encoding="utf-8")
+        if not schema.exists():
+            schema.write_text(recipe_schema.text(), encoding="utf-8")
+            written.append(schema)
+    except OSError as error:
+        raise RecipeError(str(path), [f"cannot be written: {error.strerror or error}"]) from None
+    return written
+
+
+def template(recipe: Recipe, path: Path) -> str:
+    """The text of a recipe file that resolves to what `recipe` does."""
+    head = HEAD.format(schema=recipe_schema.FILE, name=path.stem, file=path.name, source=recipe.name)
+    return head + "\n" + "\n".join(_commented(recipe, indent=""))
+
+
+def _commented(options: BaseModel, indent: str) -> list[str]:
+    """The lines of a section: above each key its description, below it its value."""
+    lines: list[str] = []
+    for key, field in type(options).model_fields.items():
+        if not indent and key == "name":  # it is the file's
+            continue
+        comment = (field.description or "").splitlines()
+        lines += [f"{indent}# {line.strip()}" for line in comment]
+        value = getattr(options, key)
+        if isinstance(value, BaseModel):
+            lines += [f"{indent}{key}:", *_commented(value, indent + "  ")]
+        else:
+            lines += [f"{indent}{line}" for line in dump_yaml({key: _plain(value)}).splitlines()]
+        if not indent:
+            lines.append("")
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    """Models among lists and mappings as mappings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json", exclude_defaults=True)
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    return value
