@@ -169,6 +169,7 @@ def run(
             smoke=smoke,
             synthetic=synthetic,
             init=init,
+            data_dir=data_dir,
         )
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
         timeout_s = _seconds(timeout)
@@ -422,6 +423,7 @@ def gradients(
             smoke=smoke,
             synthetic=synthetic,
             init=None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint")),
+            data_dir=data_dir,
         )
         plans = plan_analysis(recipe, request, epochs=epochs, batches=batches)
         timeout_s = _seconds(timeout)

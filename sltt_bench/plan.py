@@ -98,6 +98,8 @@ class Request:
     synthetic: bool = False
     init: str | None = None
     """None: as the recipe says; "random"; or a checkpoint's path."""
+    data_dir: Path | None = None
+    """Where data sets are; None where no data are read."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,10 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
     missing: dict[str, list[int]] = {}
     as_published = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
     for overrides in request.grid:
-        recipe = load_recipe(
+        chosen = load_recipe(
             recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods, any_k=True
         )
+        recipe = _on_disk(chosen, request)
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in set(recipe.methods) - set(fitting):
             missing.setdefault(name, []).append(recipe.timesteps)
@@ -185,6 +188,14 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
         for name, at in sorted(missing.items())
     ]
     return points, remarks
+
+
+def _on_disk(recipe: Recipe, request: Request) -> Recipe:
+    """The recipe with what depends on the user's files filled in. Raises RecipeError, DataError."""
+    source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
+    if (fault := source.check_timesteps(recipe.timesteps)) is not None:
+        raise RecipeError(recipe.name, [fault])
+    return recipe.model_copy(update={"data": source})
 
 
 def _value_at(recipe: Recipe, dotted: str) -> Any:

@@ -78,6 +78,18 @@ def write_imagenet(data_dir: Path, classes: int = 1000) -> Counts:
     return counts(classes, classes)
 
 
+def write_image_folder(
+    data_dir: Path, folder: str = "images", classes: Iterable[str] = ("ant", "bee"), test: str = "val"
+) -> None:
+    """Three PNGs of 20×16 for each class, two of them for training; a pixel's value is its image's number."""
+    for label, class_name in enumerate(classes):
+        for split, numbers in (("train", (0, 1)), (test, (2,))):
+            place = data_dir / folder / split / class_name
+            place.mkdir(parents=True)
+            for number in numbers:
+                Image.new("RGB", (20, 16), (10 * label + number,) * 3).save(place / f"{number}.png")
+
+
 # Events -----------------------------------------------------------------------------------------
 
 

@@ -3,11 +3,14 @@
 Third parties add one with the entry-point group `sltt_bench.data`; the object is a subclass of DataSource.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.source import (
@@ -47,6 +50,7 @@ DATASETS: Mapping[str, str] = {
     "cifar10": "sltt_bench.data.cifar:CIFAR10",
     "cifar100": "sltt_bench.data.cifar:CIFAR100",
     "imagenet": "sltt_bench.data.imagenet:ImageNet",
+    "image-folder": "sltt_bench.data.image_folder:ImageFolder",
     "dvs-cifar10": "sltt_bench.data.dvs_cifar10:DVSCIFAR10",
     "dvs-gesture": "sltt_bench.data.dvs_gesture:DVSGesture",
     "delayed-recall": "sltt_bench.data.delayed_recall:DelayedRecall",
@@ -104,12 +108,31 @@ def prepare(
 ) -> list[str]:
     """Get the data set called `name`, or the named split of it; returns what was done. Raises DataError."""
     source = _default(name, split)
-    try:
+    if not source.needed(data_dir):
         return source.prepare(data_dir, progress)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with _alone(data_dir / f".{name}.lock", progress):
+            return source.prepare(data_dir, progress)
     except OSError as error:
         raise DataError(
             f"data set {name!r}: {error}; is there room, and may {data_dir} be written to?"
         ) from None
+
+
+@contextmanager
+def _alone(lock_file: Path, progress: Progress) -> Iterator[None]:
+    """Waits until no other process prepares the same data: two would write to the same files."""
+    lock = FileLock(lock_file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(f"waiting for another `data prepare` ({lock_file})", 0, None)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def verify(
@@ -124,7 +147,7 @@ def verify(
 
     Against `source`, or what the data set expects by default. Raises DataError for an unknown name.
     """
-    return list((source or _default(name, split)).verify(data_dir, progress))
+    return list((source or _default(name, split)).on_disk(data_dir).verify(data_dir, progress))
 
 
 def _default(name: str, split: str | None) -> DataSource:

@@ -15,7 +15,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from sltt_bench.data.errors import DataError
@@ -133,15 +133,24 @@ def all_or_nothing(target: Path, make: Callable[[Path], None], inner: str = "") 
 
 
 def unpack(archive: Path, into: Path, progress: Progress) -> None:
-    """Unpack a tar (compressed or not) or zip archive. Raises DataError if it is cut short or damaged."""
+    """Unpack a tar (compressed or not) or zip archive.
+
+    Raises DataError if it is cut short or damaged, or has a member that would leave `into`.
+    """
     progress(f"unpacking {archive.name}", 0, None)
     try:
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
+                for name in zipped.namelist():
+                    _refuse_outside(name)
                 zipped.extractall(into)
         else:
             with tarfile.open(archive) as tar:
-                tar.extractall(into, filter="data")
+                tar.extractall(into, filter=_inside)
+    except (_Outside, tarfile.FilterError) as error:
+        raise DataError(
+            f"{archive} is not unpacked: {error}; a data set has no such member, get the archive anew"
+        ) from None
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
@@ -151,6 +160,23 @@ def unpack(archive: Path, into: Path, progress: Progress) -> None:
         lzma.LZMAError,
     ) as error:
         raise _cut_short(archive, error) from None
+
+
+class _Outside(Exception):
+    """A member of an archive names a place outside the folder that it is unpacked to."""
+
+
+def _refuse_outside(name: str) -> None:
+    # Python would leave out the root or the `..`, and the file would lie where nobody put it.
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
+        raise _Outside(f"its member {name!r} names a place outside the folder")
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """As Python's data filter, which refuses devices and links that lead out; also refuses what it would rename."""
+    _refuse_outside(member.name)
+    return tarfile.data_filter(member, folder)
 
 
 def decompress(archive: Path, into: Path) -> None:

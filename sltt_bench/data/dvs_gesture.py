@@ -18,6 +18,9 @@ from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import EVENT, EventSource, Framing, Recording, UnreadableEvents, file_key
 from sltt_bench.data.source import Count, Progress, Shape
 
+CLOCK_JITTER_US = 1_000_000
+"""Events may be late by so much; more is a clock that was reset."""
+
 Cut = tuple[int, int]
 """First and last microsecond (exclusive) of a sample."""
 
@@ -154,6 +157,10 @@ def read_tonic(file: Path) -> list[np.ndarray]:
         raise UnreadableEvents(f"not a whole NumPy file ({error})") from None
     if columns.ndim != 2 or columns.shape[1] != 4:
         raise UnreadableEvents(f"an array of shape {columns.shape} instead of [N, 4]")
+    if columns.dtype.kind not in "uif" or not np.isfinite(columns).all():
+        raise UnreadableEvents("an array that does not hold finite numbers alone")
+    if len(columns) and np.abs(columns[:, :2]).max() > np.iinfo(np.int16).max:
+        raise UnreadableEvents("it has events outside the pixels of any camera")
     events = np.empty(len(columns), dtype=EVENT)
     events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2]
     events["t"] = columns[:, 3].astype(np.int64) * 1000
@@ -161,8 +168,17 @@ def read_tonic(file: Path) -> list[np.ndarray]:
 
 
 def read_ibm(file: Path, cuts: tuple[Cut, ...]) -> list[np.ndarray]:
-    """The events of each sample in an AEDAT 3.1 file. Raises UnreadableEvents."""
+    """The events of each sample in an AEDAT 3.1 file. Raises UnreadableEvents.
+
+    Samples are cut by time, so a clock that was set back leaves no right way to cut.
+    """
     events = read_aedat3(file)
+    steps = np.diff(events["t"])
+    if len(steps) and steps.min() < -CLOCK_JITTER_US:
+        at = int(steps.argmin()) + 1
+        raise UnreadableEvents(
+            f"its clock runs back by {-steps[at - 1]:,} µs at event {at:,}; samples are cut by time"
+        )
     return [events[(events["t"] >= start) & (events["t"] < end)] for start, end in cuts]
 
 

@@ -75,7 +75,8 @@ class Framing:
 def count_frames(events: np.ndarray, timesteps: int, sensor_size: int) -> np.ndarray:
     """Counts [T, 2, H, W] in int16 of T slices with N // T events each; the last takes the rest.
 
-    Channel 0 counts the pixels that became darker, 1 those that became brighter. Raises ValueError.
+    Events are taken in the order of the recording, in which the camera sent them: a clock that wraps
+    around or steps back changes nothing. Channel 0 counts the pixels that became darker, 1 those that became brighter. Raises ValueError.
     """
     if len(events) == 0:
         raise ValueError("it holds no events")
@@ -140,14 +141,19 @@ class Recording:
 
 def _frames_of(source: str, recording: Recording, framing: Framing) -> np.ndarray:
     """Frames [samples, T, 2, H, W] of a recording. Raises DataError."""
+    frames: list[np.ndarray] = []
     try:
-        frames = np.stack([framing.frames(events) for events in recording.read()])
-    except (UnreadableEvents, ValueError, OSError) as error:
+        for events in recording.read():
+            frames.append(framing.frames(events))
+    except (UnreadableEvents, OSError) as error:
         raise damaged(source, recording.file, error) from None
+    except ValueError as error:
+        which = f"sample {len(frames) + 1} of {len(recording.labels)}: " if len(recording.labels) > 1 else ""
+        raise damaged(source, recording.file, f"{which}{error}") from None
     if len(frames) != len(recording.labels):
         reason = f"it has {len(frames)} samples instead of {len(recording.labels)}"
         raise damaged(source, recording.file, reason)
-    return frames
+    return np.stack(frames)
 
 
 def file_key(file: Path, *more: object) -> str:
@@ -185,9 +191,17 @@ class FrameCache:
         if not path.exists():
             self.make(recording)
         try:
-            frames: np.ndarray = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
+            # A file that was tampered with is never unpickled.
+            frames: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"cached frames {path} cannot be read: {error}; delete the file") from None
+        size = self._framing.image_size
+        expected = (len(recording.labels), self._framing.timesteps, 2, size, size)
+        if frames.shape != expected or frames.dtype.kind not in "uif":
+            raise DataError(
+                f"cached frames {path} are {frames.dtype} of shape {frames.shape} instead of numbers "
+                f"of shape {expected}; delete the file"
+            )
         return frames
 
     def make(self, recording: Recording) -> None:

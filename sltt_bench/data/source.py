@@ -133,6 +133,13 @@ class DataSource(Strict):
         """The files and folders below `data_dir` that loading reads; none where nothing is downloaded."""
         return []
 
+    def on_disk(self, data_dir: Path | None) -> "DataSource":
+        """With everything filled in that depends on the user's files, so that a plan names it.
+
+        Without a `data_dir` nothing may be read. Raises DataError, which says what a recipe must state then.
+        """
+        return self
+
     # Loading, preparing, verifying --------------------------------------------------------------
 
     def load(self, place: DataPlace) -> DataBundle:
