@@ -3,6 +3,9 @@
 run   makes .venv, installs sltt-bench there, trains on the digits with three methods, estimates their
       memory at other numbers of time steps, and reports
 test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks, tests
+
+uv installs where it is present and reaches its index, else pip. --cpu takes torch's build without CUDA, a tenth of the
+download, from torch's own index.
 """
 
 import argparse
@@ -17,6 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 DOWNLOAD = "torch's CUDA build is about 5 GB on disk; it runs on a CPU too"
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 
 
 def main() -> None:
@@ -29,15 +33,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["run", "test"])
+    parser.add_argument("--cpu", action="store_true", help=f"torch without CUDA, from {CPU_INDEX}")
     parser.add_argument("arguments", nargs="*", help="passed on to sltt-bench run, or to pytest")
     known, extra = parser.parse_known_args()
     os.chdir(HERE)
-    {"run": run_digits, "test": run_tests}[known.what](known.arguments + extra)
+    {"run": run_digits, "test": run_tests}[known.what](known.arguments + extra, known.cpu)
 
 
-def run_digits(arguments: list[str]) -> None:
+def run_digits(arguments: list[str], cpu: bool) -> None:
     """The main job: the embedded recipe with three methods, its memory over T, and the report."""
-    python = environment(HERE / ".venv", ".")
+    python = environment(HERE / ".venv", ".", cpu)
     say("training on the digits with BPTT, SLTT and SLTT-K (K = 2): about a minute")
     tool = [python, "-m", "sltt_bench"]
     out = "my-results"
@@ -49,9 +54,9 @@ def run_digits(arguments: list[str]) -> None:
     step([*tool, "report", out])
 
 
-def run_tests(arguments: list[str]) -> None:
+def run_tests(arguments: list[str], cpu: bool) -> None:
     """Lint, types and tests, on a CPU and without data from outside."""
-    python = environment(HERE / ".venv-test", ".[test]")
+    python = environment(HERE / ".venv-test", ".[test]", cpu)
     say("ruff")
     step([python, "-m", "ruff", "check", "."])
     step([python, "-m", "ruff", "format", "--check", "."])
@@ -65,7 +70,7 @@ def run_tests(arguments: list[str]) -> None:
     step([python, "-m", "pytest", *chosen], env={**os.environ, **single})
 
 
-def environment(folder: Path, requirement: str) -> str:
+def environment(folder: Path, requirement: str, cpu: bool) -> str:
     """The Python of a virtual environment with `requirement` installed, made or completed if need be."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     done = folder / ".installed"
@@ -83,11 +88,26 @@ def environment(folder: Path, requirement: str) -> str:
             sys.exit(
                 f"this Python cannot make a virtual environment ({error}); on Debian and Ubuntu: apt install python3-venv"
             )
-    say(f"installing {requirement} and what it needs ({DOWNLOAD}; two to five minutes)")
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    step([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, "-e", requirement])
+    if cpu:
+        say(f"installing torch without CUDA from {CPU_INDEX}")
+        install(python, "torch", "torchvision", "--index-url", CPU_INDEX)
+    say(
+        f"installing {requirement} and what it needs" + ("" if cpu else f" ({DOWNLOAD}; two to five minutes)")
+    )
+    install(python, "-e", requirement)
     done.write_text(wanted)
     return str(python)
+
+
+def install(python: Path, *wanted: str) -> None:
+    """With uv where it is present; what it cannot get (it knows none of pip's settings) pip tries."""
+    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    if (uv := shutil.which("uv")) is not None:
+        command = [uv, "pip", "install", "--python", str(python), *quiet, *wanted]
+        if subprocess.run(command, check=False).returncode == 0:
+            return
+        say("uv did not get it; trying pip")
+    step([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *wanted])
 
 
 def say(text: str) -> None:

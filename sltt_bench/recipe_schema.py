@@ -68,9 +68,9 @@ def text() -> str:
 
 def _definitions_of(kind: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema of one class; those of the classes that it uses go to `definitions`."""
-    schema = kind.model_json_schema()
-    definitions |= _without_titles(schema.pop("$defs", {}))
-    return _without_titles(schema)
+    schema: dict[str, Any] = _without_titles(kind.model_json_schema())
+    definitions |= schema.pop("$defs", {})
+    return schema
 
 
 def _without_titles(schema: Any) -> Any:

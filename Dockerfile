@@ -1,0 +1,9 @@
+# sltt-bench with CUDA: docker build -t sltt-bench . && docker run --gpus all -v "$PWD/results:/work/results" sltt-bench doctor
+FROM python:3.12-slim
+RUN useradd --create-home --uid 1000 bench
+COPY . /opt/sltt-bench
+RUN pip install --no-cache-dir "/opt/sltt-bench[events]" && rm -rf /opt/sltt-bench
+USER 1000
+WORKDIR /work
+ENTRYPOINT ["sltt-bench"]
+CMD ["--help"]

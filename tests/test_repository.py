@@ -1,0 +1,60 @@
+"""The files that make a repository: workflows, templates, containers, the version and its citation."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from check_jsonschema import main as check_jsonschema
+from click.testing import CliRunner
+
+from sltt_bench import __version__
+from sltt_bench.yaml_text import read_yaml
+
+ROOT = Path(__file__).parent.parent
+SCHEMAS = {
+    "github-workflows": [".github/workflows/ci.yml", ".github/workflows/release.yml"],
+    "dependabot": [".github/dependabot.yml"],
+    "github-issue-forms": [".github/ISSUE_TEMPLATE/fault.yml", ".github/ISSUE_TEMPLATE/proposal.yml"],
+    "github-issue-config": [".github/ISSUE_TEMPLATE/config.yml"],
+    "citation-file-format": ["CITATION.cff"],
+}
+
+
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_what_github_reads_satisfies_its_schema(schema: str) -> None:
+    files = [str(ROOT / file) for file in SCHEMAS[schema]]
+    result = CliRunner().invoke(check_jsonschema, ["--builtin-schema", f"vendor.{schema}", *files])
+    assert result.exit_code == 0, result.output
+
+
+def test_no_file_that_github_reads_is_left_out() -> None:
+    checked = {str(ROOT / file) for files in SCHEMAS.values() for file in files}
+    assert {str(path) for path in (ROOT / ".github").rglob("*.yml")} <= checked
+
+
+@pytest.mark.parametrize("command", [["hadolint", "Dockerfile"], ["pre-commit", "validate-config"]], ids=str)
+def test_containers_and_hooks_pass_their_linters(command: list[str]) -> None:
+    tool = Path(sys.executable).with_name(command[0])
+    done = subprocess.run([tool, *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_both_containers_install_the_same() -> None:
+    install = 'pip install --no-cache-dir "/opt/sltt-bench[events]"'
+    for file in ("Dockerfile", "apptainer.def"):
+        assert install in (ROOT / file).read_text()
+
+
+def test_ci_runs_the_command_of_the_readme_on_every_python_that_is_supported() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text()
+    assert "python3 bootstrap.py test" in text
+    assert "python3 bootstrap.py test" in (ROOT / "README.md").read_text()
+    assert "python3 bootstrap.py test" in (ROOT / ".ci/run").read_text()
+    for version in ("3.11", "3.12", "3.13"):
+        assert f'"{version}"' in text
+
+
+def test_the_version_stands_in_one_place_and_the_citation_follows() -> None:
+    assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
+    assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__
