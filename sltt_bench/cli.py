@@ -88,6 +88,9 @@ DataDir = Annotated[
     Path, typer.Option("--data-dir", help="Where data sets are.", envvar="SLTT_BENCH_DATA", file_okay=False)
 ]
 Out = Annotated[Path, typer.Option("--out", help="Where results go.", file_okay=False)]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny subset, network and input: seconds on a CPU.")]
 Synthetic = Annotated[
     bool, typer.Option("--synthetic", help="Random data of the right shapes: memory and time, no accuracy.")
@@ -131,9 +134,7 @@ def run(
         str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
     ] = None,
     out: Out = Path("results"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
-    ] = False,
+    resume: Resume = False,
     timeout: Annotated[
         str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
     ] = None,
@@ -262,10 +263,12 @@ def estimate(
     ] = "cuda",
     smoke: Smoke = False,
     out: Out = Path("results"),
+    resume: Resume = False,
     baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench import commands
+    from sltt_bench.estimate.plan import plan_estimates
     from sltt_bench.plan import Request, make_plans
     from sltt_bench.recipe import parse_overrides
 
@@ -287,16 +290,10 @@ def estimate(
             init="random",
         )
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-        code = commands.estimate_plans(
-            plans,
-            device_type="cpu" if device == "cpu" else "cuda",
-            gpu=gpu,
-            gpu_file=gpu_file,
-            memory=memory,
-            out=out,
-            baseline=baseline,
-            command=_command_line(),
+        plans = plan_estimates(
+            plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
         )
+        code = commands.run_plans(plans, out=out, resume=resume, command=_command_line(), baseline=baseline)
     raise typer.Exit(code)
 
 
@@ -401,9 +398,7 @@ def gradients(
     data_dir: DataDir = Path("data"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
     out: Out = Path("results"),
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
-    ] = False,
+    resume: Resume = False,
     timeout: Annotated[
         str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
     ] = None,

@@ -1,121 +1,149 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
 import json
-import signal
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
-from sltt_bench.estimate.preflight import Preflight
-from sltt_bench.format import parse_bytes
+from sltt_bench.kinds import KINDS
 from sltt_bench.plan import Cell, Plan
+from sltt_bench.preflight import Preflight, preflight
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
-from sltt_bench.results.schema import CELLS_FILE, PROVENANCE_FILE
-from sltt_bench.results.writer import RunFolder, read_rows
-from sltt_bench.runner import Interrupted, Outcome, Setting, describe, finished_cells, run_plan
+from sltt_bench.results.schema import CHECKPOINTS_FOLDER
+from sltt_bench.results.writer import RunFolder, read_provenance
+from sltt_bench.runner import (
+    Display,
+    Interrupted,
+    NotRunnable,
+    PlannedRun,
+    describe,
+    finished_cells,
+)
+from sltt_bench.runner import run_plans as start_runs
 from sltt_bench.tensorboard import Displays, TensorBoardLog
-from sltt_bench.terminal import cell_progress, data_progress, run_display
+from sltt_bench.terminal import count_display, data_progress, run_display
 
 
 def run_plans(
-    plans: list[Plan],
+    plans: Sequence[Plan],
     *,
     out: Path,
-    data_dir: Path,
-    timeout_s: float | None,
-    resume: bool,
+    data_dir: Path = Path("data"),
+    timeout_s: float | None = None,
+    resume: bool = False,
     command: list[str],
     log: str | None = None,
-    estimates: bool = True,
+    estimates: bool = False,
     skip_oversize: bool = False,
+    baseline: str = "bptt",
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
-    With `estimates`, each plan's memory is estimated first; a cell that cannot fit is warned of, or
-    skipped with `skip_oversize`.
+    With `estimates`, the memory of each cell is estimated first; one that cannot fit is warned of, or
+    skipped with `skip_oversize`. Raises DataError where a data set is missing, ResultsError.
     """
     from sltt_bench import provenance
+    from sltt_bench.report import print_run
 
     console = Console()
-    facts = provenance.collect(command)
-    setting = Setting(data_dir=data_dir, timeout_s=timeout_s)
-    failed = False
+    plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
+    earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
+    open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
+    _check_data(open_cells, data_dir)
+    memory = _estimated(open_cells, console) if estimates else Preflight()
     folders: list[Path] = []
-    try:
-        for plan in plans:
-            if _finished_elsewhere(plan, out, console):
-                continue
-            folder = _open_folder(plan, out, resume, console)
+
+    def opener(plan: Plan, path: Path | None) -> Callable[[], RunFolder]:
+        def open_folder() -> RunFolder:
+            folder = RunFolder.create(out, plan.recipe.name) if path is None else RunFolder(path)
             folders.append(folder.path)
-            try:
-                known = _estimated(plan, folder, console) if estimates else None
-                find = _weights_finder(out, known if skip_oversize else None)
-                outcomes = _run_one(plan, folder, setting, console, facts, find, log, known)
-            finally:
-                folder.close()
-            failed |= any(outcome.status != "ok" for outcome in outcomes.values())
+            return folder
+
+        return open_folder
+
+    runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
+    try:
+        with _display(plans, console, memory, log) as display:
+            if resume and None in earlier:
+                display.remark("--resume: no earlier run has this plan; a new one starts")
+            outcomes = start_runs(
+                runs,
+                display,
+                data_dir=data_dir,
+                initial_weights=_weights_finder(out, memory if skip_oversize else Preflight()),
+                provenance=provenance.collect(command),
+                estimated_peaks=memory.peak_bytes,
+                lanes=_lanes(open_cells),
+                timeout_s=timeout_s,
+            )
     except Interrupted as interruption:
-        console.print(
-            f"[yellow]interrupted by {interruption}; what was measured is in {folders[-1]}[/yellow]"
-        )
+        kept = f"what was measured is in {_listed(folders)}" if folders else "nothing was begun"
+        console.print(f"[yellow]interrupted by {interruption}; {kept}[/yellow]", soft_wrap=True)
         console.print("[dim]--resume goes on from here[/dim]")
         return 128 + interruption.signal_number
-    _show_summary(folders, console)
-    return 1 if failed else 0
+    if folders:
+        print_run(folders, console=console, baseline=baseline)
+        console.print(f"[dim]plots and verdicts: sltt-bench report {_listed(folders)}[/dim]", soft_wrap=True)
+    return int(any(outcome.status != "ok" for outcome in outcomes))
 
 
-def _run_one(
-    plan: Plan,
-    folder: RunFolder,
-    setting: Setting,
-    console: Console,
-    facts: dict[str, Any],
-    initial_weights: Callable[[Cell], Path | None],
-    log: str | None,
-    known: Preflight | None,
-) -> dict[str, Outcome]:
-    folder.write_recipe(plan.recipe.model_dump(mode="json"))
-    for remark in (*plan.remarks, *plan.left_out):
-        console.print(f"[dim]{remark}[/dim]")
-    console.print(f"[bold]{plan.recipe.name}[/bold]: {len(plan)} cells → {folder.path}", soft_wrap=True)
-    peaks = {} if known is None else known.peak_bytes
-    with run_display(console, peaks) as display:
-        watchers = [display] if log is None else [display, TensorBoardLog(folder.path)]
-        return run_plan(
-            plan,
-            folder,
-            setting,
-            Displays(*watchers),
-            initial_weights=initial_weights,
-            provenance={
-                **facts,
-                "run": folder.path.name,
-                "plan": [cell.cell_id for cell in plan],
-                "estimated_peak_tensor_bytes": peaks,
-            },
-        )
+@contextmanager
+def _display(
+    plans: Sequence[Plan], console: Console, memory: Preflight, log: str | None
+) -> Iterator[Display]:
+    """What is shown of a run: epochs where something trains, else how many cells are done."""
+    cells = [cell for plan in plans for cell in plan]
+    trains = any(KINDS[cell.kind].measures for cell in cells)
+    shown = run_display(console, memory.peak_bytes) if trains else count_display(console, len(cells))
+    with shown as display:
+        yield display if log is None else Displays(display, TensorBoardLog())
 
 
-def _open_folder(plan: Plan, out: Path, resume: bool, console: Console) -> RunFolder:
-    """A new folder, or with --resume the newest one of the same plan."""
-    if resume:
-        wanted = [cell.cell_id for cell in plan]
-        for path in sorted((out / plan.recipe.name).glob("*/"), reverse=True):
-            if not (path / PROVENANCE_FILE).exists():
-                continue
-            folder = RunFolder(path)
-            if folder.read_provenance().get("plan") == wanted:
-                console.print(f"[dim]resuming {path}[/dim]")
-                return folder
-            folder.close()
-        console.print("[dim]--resume: no earlier run has this plan; a new one starts[/dim]")
-    return RunFolder.create(out, plan.recipe.name)
+def _lanes(cells: Sequence[Cell]) -> int:
+    """Processes at once: one where something is measured; else as many as there are processors, if that pays."""
+    if any(KINDS[cell.kind].measures for cell in cells):
+        return 1
+    searched = any("memory_bytes" in cell.options for cell in cells)
+    worth_it = len(cells) >= (2 if searched else WORTH_A_PROCESS)
+    return min(os.cpu_count() or 1, len(cells)) if worth_it else 1
+
+
+WORTH_A_PROCESS = 6
+"""Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
+
+
+def _check_data(cells: Sequence[Cell], data_dir: Path) -> None:
+    """Raises DataError if a data set that some cell reads is not there."""
+    missing = (
+        data.missing(cell.recipe.data, data_dir)
+        for cell in cells
+        if KINDS[cell.kind].needs_data and not cell.synthetic
+    )
+    if faults := list(dict.fromkeys(filter(None, missing))):
+        raise data.DataError("\n".join(faults))
+
+
+def _earlier_run(plan: Plan, out: Path) -> Path | None:
+    """The newest run of the same plan, whoever holds others of the recipe now."""
+    wanted = [cell.cell_id for cell in plan]
+    for path in sorted((out / plan.recipe.name).glob("*/"), reverse=True):
+        if read_provenance(path).get("plan") == wanted:
+            return path
+    return None
+
+
+def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
+    """The cells that an earlier run has not finished."""
+    finished = set() if path is None else finished_cells(path)
+    return [cell for cell in plan if cell.cell_id not in finished]
 
 
 def _is_prerequisite(plan: Plan) -> bool:
@@ -135,41 +163,37 @@ def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
 def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     """The newest checkpoint of a cell that finished, if there is one."""
     for path in sorted((out / recipe).glob("*/"), reverse=True):
-        checkpoint = path / "checkpoints" / f"{cell_id}.pt"
-        rows = read_rows(path / CELLS_FILE)
-        if checkpoint.is_file() and any(r["cell_id"] == cell_id and r["status"] == "ok" for r in rows):
+        checkpoint = path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
+        if checkpoint.is_file() and cell_id in finished_cells(path):
             return checkpoint
     return None
 
 
-def _estimated(plan: Plan, folder: RunFolder, console: Console) -> Preflight | None:
-    """The plan's memory before it runs, with a warning for each cell that cannot fit."""
-    from sltt_bench.estimate.preflight import preflight
-
-    finished = finished_cells(folder).finished
-    cells = [cell for cell in plan if cell.cell_id not in finished and cell.kind == "run"]
-    if not cells:
-        return None
+def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
+    """The memory of cells before they run, with a warning for each that cannot fit."""
+    measured = [cell for cell in cells if cell.kind == "run"]
+    if not measured:
+        return Preflight()
     with console.status("estimating the memory of each cell"):
-        known = preflight(cells)
-    for cell in cells:
-        if (reason := known.too_large(cell)) is not None:
+        memory = preflight(measured)
+    for cell in measured:
+        if (reason := memory.too_large(cell)) is not None:
             console.print(f"[yellow]warning: {escape(describe(cell))}: {reason}[/yellow]", soft_wrap=True)
-    return known
+    return memory
 
 
-def _weights_finder(out: Path, gate: Preflight | None) -> Callable[[Cell], Path | None]:
-    """Finds a cell's initial weights; raises LookupError for a cell that is not to be run."""
+def _weights_finder(out: Path, gate: Preflight) -> Callable[[Cell], Path | None]:
+    """Finds a cell's initial weights; raises NotRunnable for a cell that is not to be run."""
 
     def find(cell: Cell) -> Path | None:
-        if gate is not None and (reason := gate.too_large(cell)) is not None:
-            raise LookupError(f"--skip-oversize: {reason}")
+        if (reason := gate.too_large(cell)) is not None:
+            raise NotRunnable(f"--skip-oversize: {reason}")
         if cell.needs is None:
             return None if cell.init is None else Path(cell.init)
         prerequisite = str(cell.recipe.init_from)
         checkpoint = finished_checkpoint(out, prerequisite, cell.needs)
         if checkpoint is None:
-            raise LookupError(
+            raise NotRunnable(
                 f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
             )
         return checkpoint
@@ -177,89 +201,7 @@ def _weights_finder(out: Path, gate: Preflight | None) -> Callable[[Cell], Path 
     return find
 
 
-def _show_summary(folders: list[Path], console: Console) -> None:
-    kinds = {row["kind"] for path in folders for row in read_rows(path / CELLS_FILE)}
-    if "run" in kinds:
-        from sltt_bench.report.tables import run_summary
-
-        run_summary(folders, console=console)
-    if "analysis" in kinds:
-        from sltt_bench.report.sections.gradients import analysis_summary
-
-        analysis_summary(folders, console=console)
-    if folders:
-        places = " ".join(str(path) for path in folders)
-        console.print(f"[dim]plots and verdicts: sltt-bench report {places}[/dim]", soft_wrap=True)
-
-
-# Estimates --------------------------------------------------------------------------------------
-
-
-def estimate_plans(
-    plans: list[Plan],
-    *,
-    device_type: Literal["cpu", "cuda"],
-    gpu: str | None,
-    gpu_file: Path | None,
-    memory: str | None,
-    out: Path,
-    baseline: str,
-    command: list[str],
-) -> int:
-    """Estimate every cell, show the tables and save them as results; 1 if a cell could not be.
-
-    Raises RecipeError for an unknown GPU or an amount of memory that is none.
-    """
-    from sltt_bench import provenance
-    from sltt_bench.estimate.command import estimate, estimated
-    from sltt_bench.estimate.estimates import Estimate, Failure
-    from sltt_bench.estimate.gpus import GPUError
-    from sltt_bench.estimate.rows import SavedEstimates
-
-    try:
-        memory_bytes = None if memory is None else parse_bytes(memory)
-    except ValueError as error:
-        raise RecipeError("--memory", [str(error)]) from None
-    console = Console()
-    cells = [cell for plan in plans for cell in plan]
-    remarks = [remark for plan in plans for remark in plan.left_out]
-    if baseline not in {cell.method for cell in cells}:
-        remarks.append(f"no ratios: {baseline} is not among the methods; --baseline names another")
-    for remark in remarks:
-        console.print(f"[dim]{remark}[/dim]")
-    saved = SavedEstimates(out, estimated(cells, device_type), provenance.collect(command), gpu)
-    try:
-        with saved, cell_progress(console, len(cells)) as advance:
-
-            def keep(result: Estimate | Failure) -> None:
-                saved.add(result)
-                advance(describe(result.cell))
-
-            table = estimate(
-                cells,
-                device_type=device_type,
-                gpu=gpu,
-                gpu_file=gpu_file,
-                memory_bytes=memory_bytes,
-                on_result=keep,
-            )
-    except GPUError as error:
-        raise RecipeError(error.option, [str(error)]) from None
-    except KeyboardInterrupt:
-        kept = (
-            f"what was estimated is in {_listed(saved.paths)}" if saved.paths else "nothing was estimated yet"
-        )
-        console.print(f"[yellow]interrupted; {kept}[/yellow]", soft_wrap=True)
-        return 128 + signal.SIGINT
-    for shown in table.rich(baseline):
-        console.print(shown)
-    for failure in table.failures:
-        console.print(f"[red]{escape(describe(failure.cell))}: {escape(failure.reason)}[/red]")
-    console.print(f"[dim]saved in {_listed(saved.paths)}[/dim]", soft_wrap=True)
-    return int(bool(table.failures))
-
-
-def _listed(paths: list[Path]) -> str:
+def _listed(paths: Sequence[Path]) -> str:
     return " ".join(map(str, paths))
 
 
@@ -324,6 +266,7 @@ def _first_line(thing: Any) -> str:
 
 def show_run(folder: Path, *, as_json: bool = False) -> None:
     """A run at a glance, and its tables. Raises ResultsError."""
+    from sltt_bench.report import print_run
     from sltt_bench.run_overview import lines, overview
 
     facts = overview(folder)
@@ -335,7 +278,7 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
     for subject, text in lines(facts):
         table.add_row(f"[bold]{escape(subject)}[/bold]", escape(text))
     console.print(table)
-    _show_summary([folder], console)
+    print_run([folder], console=console)
 
 
 def _print_json(value: Any) -> None:

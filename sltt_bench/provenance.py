@@ -22,6 +22,7 @@ import psutil
 import sltt_bench
 from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
 from sltt_bench.measure.visible_devices import NoMatchingGpu, visible_uuids
+from sltt_bench.results.private_paths import without_private_paths
 from sltt_bench.results.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -112,31 +113,6 @@ def device_name(device: "torch.device") -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{cpu_model()} ({threads} thread{'s' if threads > 1 else ''})"
-
-
-# Paths ------------------------------------------------------------------------------------------
-
-
-def without_private_paths(text: str) -> str:
-    """`text` (an argument, a setting) without the places where its author keeps things.
-
-    A path below the working directory becomes relative to it; of any other absolute path, and of
-    paths that begin with ~ or .., `<path>/` and the last name remain. Paths are looked for at the
-    start and after = , : ; quotes and brackets.
-    """
-    return "".join(_shorten(piece) for piece in re.split(r"""([=,:;"'()\[\]{}])""", text))
-
-
-def _shorten(piece: str) -> str:
-    if not re.match(r"[/\\~]|\.\.(?:[/\\]|$)", piece):
-        return piece
-    path, here, home = Path(piece), Path.cwd(), Path.home()
-    # From above the home, a relative path would still name its owner.
-    if path.is_relative_to(here) and here not in home.parents:
-        return str(path.relative_to(here))
-    name = re.split(r"[/\\]", piece.rstrip("/\\"))[-1]
-    private = name in ("", "..", home.name) or name.startswith("~")
-    return "<path>" if private else f"<path>/{name}"
 
 
 # The source -------------------------------------------------------------------------------------

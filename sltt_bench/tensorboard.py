@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sltt_bench.plan import Cell
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELL_KEY
-from sltt_bench.runner import Display, Outcome
+from sltt_bench.runner import Display
 
 FOLDER = "tensorboard"
 _KEY = {column.name for column in CELL_KEY} | {"epoch"}
@@ -24,7 +25,7 @@ class TensorBoardMissing(Exception):
 class TensorBoardLog:
     """A Display that writes one event file for each cell below `<run>/tensorboard/`."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self) -> None:
         """Raises TensorBoardMissing."""
         try:
             from tensorboard.compat.proto.event_pb2 import Event
@@ -35,8 +36,11 @@ class TensorBoardLog:
                 f"--log tensorboard needs its package ({error}): pip install 'sltt-bench[tensorboard]'"
             ) from None
         self._event, self._summary, self._writer_type = Event, Summary, EventFileWriter
-        self._run = run
+        self._run = Path()
         self._writer: Any = None
+
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        self._run = folder
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         name = f"{cell.method}-{cell.backend}-seed{cell.seed}-{cell.cell_id}"
@@ -74,6 +78,10 @@ class Displays:
 
     def __init__(self, *displays: Display) -> None:
         self._displays = displays
+
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        for display in self._displays:
+            display.run_opened(plan, folder)
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         for display in self._displays:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,8 +19,9 @@ from rich.progress import (
 )
 
 from sltt_bench.format import format_bytes, format_percent
-from sltt_bench.plan import Cell
-from sltt_bench.runner import Display, Outcome, describe
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.results.cell_row import Outcome
+from sltt_bench.runner import Display, describe
 
 _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 
@@ -45,6 +47,11 @@ class _Lines:
         self._console = console
         self._estimated = estimated
 
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        for remark in (*plan.remarks, *plan.left_out):
+            self.remark(remark)
+        self._print(f"[bold]{escape(plan.recipe.name)}[/bold]: {len(plan)} cells → {escape(str(folder))}")
+
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
 
@@ -59,8 +66,9 @@ class _Lines:
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
         style = _STATUS_STYLE.get(outcome.status, "red")
+        after = "" if outcome.wall_s is None else f" after {outcome.wall_s:.1f} s"
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
-        self._print(f"      [{style}]{outcome.status}[/{style}] after {outcome.wall_s:.1f} s{reason}")
+        self._print(f"      [{style}]{outcome.status}[/{style}]{after}{reason}")
         if (estimate := self._estimated.get(cell.cell_id)) is not None:
             measured = format_bytes(outcome.facts.get("peak_tensor_bytes"))
             self._print(
@@ -154,16 +162,28 @@ def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None],
 
 
 @contextmanager
-def cell_progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
-    """A bar over cells that take seconds each; the callable is told of each that is done."""
+def count_display(console: Console, total: int) -> Iterator[Display]:
+    """A bar over cells that take seconds each; a line for each that fails."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("estimating", total=total)
+        yield _Count(console, progress, total)
 
-        def advance(what: str) -> None:
-            progress.update(task, advance=1, description=escape(what))
 
-        yield advance
+class _Count(_Lines):
+    """How many cells are done."""
+
+    def __init__(self, console: Console, progress: Progress, total: int) -> None:
+        super().__init__(console, {})
+        self._progress = progress
+        self._task = progress.add_task("estimating", total=total)
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        """Too often for lines."""
+
+    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
+        self._progress.update(self._task, advance=1, description=escape(describe(cell)))
+        if outcome.status != "ok":
+            self._print(f"[red]{escape(describe(cell))}: {outcome.status}: {escape(outcome.reason)}[/red]")
 
 
 def _epoch_text(row: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from sltt_bench import runner
+from sltt_bench import lanes
 
 if TYPE_CHECKING:
     import pytest
@@ -37,7 +37,7 @@ LOADED = (
 
 
 class ForkedModule:
-    """What runner needs of subprocess.Popen, for `python -m MODULE`; MODULE has a function main."""
+    """What lanes need of subprocess.Popen, for `python -m MODULE`; MODULE has a function main."""
 
     def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
         module = command[command.index("-m") + 1]
@@ -133,4 +133,4 @@ _original_context = multiprocessing.get_context
 def fork_instead_of_spawning(monkeypatch: "pytest.MonkeyPatch") -> None:
     """Cells and pools of processes are forked while the patch holds."""
     monkeypatch.setattr(multiprocessing, "get_context", _forks)
-    monkeypatch.setattr(runner, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))
+    monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))

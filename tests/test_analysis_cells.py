@@ -19,6 +19,7 @@ from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_row
 from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.experiment import assemble
+from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.report.document import Context, Contribution, Figure, Missing, Section, Table
@@ -33,7 +34,7 @@ from sltt_bench.results.schema import (
     GRADIENTS_FILE,
     OPERATIONS_FILE,
 )
-from sltt_bench.worker import Reporter, train_cell
+from sltt_bench.worker import Reporter
 
 SMOKE = ["digits", "--smoke", "--device", "cpu"]
 GRID = ["--over", "tau=1.0,2.0", "--over", "timesteps=2,3"]

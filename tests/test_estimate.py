@@ -1,7 +1,7 @@
 """Estimates on fake tensors: equal to what is counted in real iterations, and to numbers worked out by hand."""
 
 import csv
-import json
+import signal
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -10,17 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
-from sltt_bench.estimate.command import estimate
-from sltt_bench.estimate.command import estimated as as_estimated
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
-from sltt_bench.estimate.rows import SavedEstimates, estimate_row
 from sltt_bench.estimate.search import (
     largest_batch_size,
     largest_timesteps,
@@ -30,15 +26,17 @@ from sltt_bench.estimate.search import (
     with_timesteps,
 )
 from sltt_bench.experiment import assemble, make_backend
-from sltt_bench.format import parse_bytes
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.operations import Work
 from sltt_bench.measure.tensor_bytes import Cause, TensorBytes
 from sltt_bench.measure.traced_iteration import Executing, late_draw_seed, trace_iteration, trace_memory
 from sltt_bench.neurons import reset_state
-from sltt_bench.plan import Cell, cell_from_dict
+from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
-from sltt_bench.results.schema import CELLS_FILE, ESTIMATE_LAYERS_FILE, ESTIMATES_FILE, FILES
+from sltt_bench.results.cell_row import Outcome
+from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
+from sltt_bench.runner import Interrupted
+from sltt_bench.terminal import _Count
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -461,97 +459,104 @@ def test_a_file_adds_gpus_and_replaces_them(tmp_path: Path) -> None:
     assert raised.value.option == "--gpu-file"
 
 
-# Tables and files -------------------------------------------------------------------------------
+# The command ------------------------------------------------------------------------------------
 
 
-def test_a_table_has_a_row_for_each_cell_and_ratios_to_the_baseline(smoke_cell: MakeCell) -> None:
-    cells = [smoke_cell(m, timesteps=t) for t in (2, 4) for m in ("bptt", "sltt")]
-    heard: list[Any] = []
-    table = estimate(
-        cells, gpu="rtx-4090", memory_bytes=parse_bytes("64MiB"), workers=1, on_result=heard.append
-    )
-    assert [e.cell.method for e in table.estimates] == [c.method for c in cells]
-    assert heard == list(table.estimates)
-    console = Console(width=220, record=True)
-    for part in table.rich():
-        console.print(part)
-    text = console.export_text()
-    bptt, sltt = table.estimates[2], table.estimates[3]
-    assert f"{sltt.peak_bytes / bptt.peak_bytes:.3f}" in text
-    assert f"{sltt.work('total') / bptt.work('total'):.3f}" in text
-    assert table.baseline_of(sltt, "bptt") is bptt
-    assert {e.limits.memory_bytes for e in table.estimates if e.limits} == {int(64 * 2**20 * 0.9)}
+def estimate(out: Path, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["estimate", "digits", "--smoke", *arguments, "--out", str(out)])
+    return result.exit_code, result.output
 
 
-def test_estimates_are_saved_as_a_result_of_their_own_kind(smoke_cell: MakeCell, tmp_path: Path) -> None:
-    cells = [smoke_cell("bptt"), smoke_cell("sltt"), replace(smoke_cell("sltt"), method="sltt-k99")]
-    facts = {"schema_version": 1, "command": ["sltt-bench", "estimate", "digits"]}
-    with SavedEstimates(tmp_path, as_estimated(cells, "cuda"), facts) as saved:
-        table = estimate(cells, workers=1, on_result=saved.add)
-    (folder,) = saved.paths
-    assert folder.parent == tmp_path / "digits"
+def rows(out: Path, name: str) -> list[dict[str, str]]:
+    (folder,) = (out / "digits").iterdir()
+    with (folder / name).open() as file:
+        reader = csv.DictReader(file)
+        assert reader.fieldnames == [column.name for column in FILES[name]]
+        return list(reader)
 
-    def rows(name: str) -> list[dict[str, str]]:
-        with (folder / name).open() as file:
-            reader = csv.DictReader(file)
-            assert reader.fieldnames == [column.name for column in FILES[name]]
-            return list(reader)
 
-    ended = rows(CELLS_FILE)
-    assert [row["status"] for row in ended] == ["ok", "ok", "error"]
-    assert {row["kind"] for row in ended} == {"estimate"}
-    assert "SLTT-K needs 1 ≤ K ≤ T" in ended[2]["reason"]
-    for row, estimated in zip(rows(ESTIMATES_FILE), table.estimates, strict=True):
-        assert int(row["peak_tensor_bytes"]) == estimated.peak_bytes
+@pytest.fixture(scope="module")
+def estimated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """What `estimate` leaves and prints of two cells and one that a third party's package breaks."""
+    out = tmp_path_factory.mktemp("estimated")
+    with pytest.MonkeyPatch.context() as patch:
+        plugin.install(out, patch)
+        options = "--method bptt,sltt,raises --timesteps 4 --gpu rtx-4090 --memory 64MiB"
+        return out, *estimate(out, *options.split())
+
+
+def test_every_estimate_is_a_cell_with_a_row(estimated: tuple[Path, int, str], smoke_cell: MakeCell) -> None:
+    out, code, _ = estimated
+    assert code == 1, "a cell failed"
+    ended = {row["method"]: row for row in rows(out, CELLS_FILE)}
+    assert {method: row["status"] for method, row in ended.items()} == {
+        "bptt": "ok",
+        "sltt": "ok",
+        "raises": "error",
+    }
+    assert {row["kind"] for row in ended.values()} == {"estimate"}
+    assert ended["raises"]["reason"] == "ZeroDivisionError: planted fault"
+    assert ended["sltt"]["device_name"] == "fake tensors"
+    for row in rows(out, ESTIMATES_FILE):
+        direct = estimate_cell(smoke_cell(row["method"], timesteps=4), "cuda")
+        assert int(row["peak_tensor_bytes"]) == direct.peak_bytes
         causes = [
             key for key in row if key.endswith("_bytes") and key not in ("peak_tensor_bytes", "memory_bytes")
         ]
         assert len(causes) == 7
-        assert sum(int(row[key]) for key in causes) == estimated.peak_bytes
-        assert int(row["epoch_multiplications"]) == estimated.epoch_multiplications
-        assert row["largest_timesteps"] == row["epoch_lower_bound_s"] == row["gpu"] == ""
-    by_method = {row["method"]: row["run_cell_id"] for row in rows(ESTIMATES_FILE)}
-    assert by_method["sltt"] == smoke_cell("sltt", seed=2022).cell_id, (
-        "so that measured points find their estimate"
+        assert sum(int(row[key]) for key in causes) == direct.peak_bytes
+        assert int(row["epoch_multiplications"]) == direct.epoch_multiplications
+        assert row["memory_bytes"] == str(int(64 * 2**20 * 0.9)), "less the margin"
+        assert row["gpu"] == "rtx-4090"
+        assert float(row["epoch_lower_bound_s"]) > 0
+        measured = smoke_cell(row["method"], timesteps=4, seed=2022).cell_id
+        assert row["run_cell_id"] == measured, "so that measured points find their estimate"
+
+
+def test_what_is_printed_is_the_reports_and_names_what_failed(estimated: tuple[Path, int, str]) -> None:
+    out, _, output = estimated
+    assert "Peak of live tensors, estimated" in output
+    assert "Largest batch that fits, estimated" in output
+    assert "rtx-4090, from its data sheet" in output
+    assert "raises · seed 0 · timesteps=4: error: ZeroDivisionError: planted fault" in " ".join(
+        output.split()
     )
-    layers = [row for row in rows(ESTIMATE_LAYERS_FILE) if row["method"] == "bptt"]
-    total = sum(int(row["backward_temporal_multiplications"]) for row in layers)
-    assert total == table.estimates[0].work("backward_temporal")
-    said = json.loads((folder / "cells" / f"{ended[0]['cell_id']}.json").read_text())
-    assert cell_from_dict(said).kind == "estimate"
+    assert str(out) in "".join(output.split())
 
 
-def test_an_interrupted_sweep_keeps_what_was_estimated(
+def test_an_interrupted_sweep_keeps_what_was_estimated_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sltt_bench.estimate import estimates
+    def interrupt_at_the_second(display: _Count, cell: Cell, outcome: Outcome) -> None:
+        ended.append(cell.cell_id)
+        if len(ended) == 2:
+            raise Interrupted(signal.SIGINT)
 
-    real, done = estimates.estimate_cell, []
-
-    def interrupted_at_the_third(cell: Cell, *args: Any, **options: Any) -> Estimate:
-        if len(done) == 2:
-            raise KeyboardInterrupt
-        done.append(cell)
-        return real(cell, *args, **options)
-
-    monkeypatch.setattr(estimates, "estimate_cell", interrupted_at_the_third)
-    command = ["estimate", "digits", "--smoke", "--method", "bptt,sltt", "--timesteps", "1,2", "--out"]
-    result = CliRunner().invoke(app, [*command, str(tmp_path)])
-    assert result.exit_code == 130
-    (folder,) = (tmp_path / "digits").iterdir()
-    assert str(folder) in "".join(result.output.splitlines())
-    with (folder / ESTIMATES_FILE).open() as file:
-        assert [row["cell_id"] for row in csv.DictReader(file)] == [
-            replace(cell, kind="estimate", device="cuda").cell_id for cell in done
-        ]
-    plan = json.loads((folder / "provenance.json").read_text())["plan"]
-    assert len(plan) == 4
+    ended: list[str] = []
+    options = ["--method", "bptt,sltt", "--timesteps", "1,2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(_Count, "cell_ended", interrupt_at_the_second)
+        code, output = estimate(tmp_path, *options)
+    assert code == 130
+    assert "--resume goes on from here" in output
+    assert [row["cell_id"] for row in rows(tmp_path, ESTIMATES_FILE)] == ended
+    statuses = [row["status"] for row in rows(tmp_path, CELLS_FILE)]
+    assert statuses == ["ok", "ok", "skipped", "skipped"]
+    code, _ = estimate(tmp_path, *options, "--resume")
+    assert code == 0
+    assert len({row["cell_id"] for row in rows(tmp_path, ESTIMATES_FILE)}) == 4
+    assert len(rows(tmp_path, ESTIMATES_FILE)) == 4
 
 
-def test_several_processes_find_the_same(smoke_cell: MakeCell) -> None:
-    cells = [smoke_cell(m) for m in ("bptt", "sltt")]
-    shared, alone = estimate(cells, workers=2), estimate(cells, workers=1)
-    assert [estimate_row(e) for e in shared.estimates] == [estimate_row(e) for e in alone.estimates]
+def test_several_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures(out: Path) -> set[tuple[str, ...]]:
+        return {tuple(row.values()) for row in rows(out, ESTIMATES_FILE)}
+
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert estimate(tmp_path / "alone", "--method", "bptt,sltt")[0] == 0
+    monkeypatch.setattr("sltt_bench.commands.WORTH_A_PROCESS", 2)
+    assert estimate(tmp_path / "shared", "--method", "bptt,sltt")[0] == 0
+    assert figures(tmp_path / "alone") == figures(tmp_path / "shared")
 
 
 def test_a_third_partys_method_is_estimated_without_a_change_here(

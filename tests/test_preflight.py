@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from sltt_bench import commands
 from sltt_bench.cli import app
-from sltt_bench.estimate import preflight as module
-from sltt_bench.estimate.preflight import Preflight, preflight
 from sltt_bench.plan import Cell
+from sltt_bench.preflight import Preflight, preflight
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 BOTH = ["--method", "bptt,sltt"]
@@ -19,29 +19,30 @@ def test_the_estimate_shown_before_a_run_is_what_the_run_measures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown: list[Preflight] = []
-    monkeypatch.setattr(module, "preflight", lambda cells: shown.append(preflight(cells)) or shown[0])
+    monkeypatch.setattr(commands, "preflight", lambda cells: shown.append(preflight(cells)) or shown[0])
     result = CliRunner().invoke(app, [*RUN, *BOTH, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (folder,) = (tmp_path / "digits").iterdir()
     measured = pd.read_csv(folder / "epochs.csv").groupby("cell_id").peak_tensor_bytes.first()
+    cells = pd.read_csv(folder / "cells.csv").set_index("cell_id")
     (known,) = shown
     assert set(known.peak_bytes) == set(measured.index)
-    assert known.failures == {}
     assert known.free_bytes is not None
     for cell_id, peak in known.peak_bytes.items():
         assert peak == pytest.approx(measured[cell_id], rel=0.01)
+        assert cells.estimated_peak_tensor_bytes[cell_id] == peak
     assert result.output.count("peak of live tensors: estimated") == 2
 
 
 def oversize(cells: list[Cell]) -> Preflight:
     """BPTT needs 4 GiB where 1 GiB is free."""
-    return Preflight(2**30, {cell.cell_id: 2**32 if cell.method == "bptt" else 2**20 for cell in cells})
+    return Preflight({cell.cell_id: 2**32 if cell.method == "bptt" else 2**20 for cell in cells}, 2**30)
 
 
 def test_a_cell_that_cannot_fit_is_warned_of_and_still_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "preflight", oversize)
+    monkeypatch.setattr(commands, "preflight", oversize)
     result = CliRunner().invoke(app, [*RUN, "--method", "bptt", "--out", str(tmp_path)])
     assert result.exit_code == 0
     assert "warning: digits · bptt · seed 0: its live tensors alone are estimated at 4 GiB" in result.output
@@ -49,7 +50,7 @@ def test_a_cell_that_cannot_fit_is_warned_of_and_still_runs(
 
 
 def test_skip_oversize_leaves_it_out_as_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "preflight", oversize)
+    monkeypatch.setattr(commands, "preflight", oversize)
     result = CliRunner().invoke(app, [*RUN, *BOTH, "--skip-oversize", "--out", str(tmp_path)])
     assert result.exit_code == 1
     (folder,) = (tmp_path / "digits").iterdir()

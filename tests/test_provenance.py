@@ -16,6 +16,7 @@ import torch
 
 import sltt_bench
 from sltt_bench import provenance
+from sltt_bench.results.private_paths import without_private_paths
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -167,14 +168,14 @@ def test_paths_are_shortened_to_what_says_nothing_of_their_owner(
     work.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(work)
-    assert provenance.without_private_paths(argument.format(home=home, cwd=work)) == shown
-    assert provenance.without_private_paths("/scratch/jane.doe") == "<path>"
+    assert without_private_paths(argument.format(home=home, cwd=work)) == shown
+    assert without_private_paths("/scratch/jane.doe") == "<path>"
 
 
 def test_above_the_home_relative_paths_name_its_owner_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/usr/jane.doe")
     monkeypatch.chdir("/usr")
-    assert provenance.without_private_paths("/usr/jane.doe/projects/recipe.yaml") == "<path>/recipe.yaml"
+    assert without_private_paths("/usr/jane.doe/projects/recipe.yaml") == "<path>/recipe.yaml"
 
 
 def test_no_host_user_or_home_appears_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

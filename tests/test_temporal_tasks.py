@@ -17,9 +17,10 @@ from sltt_bench.data.delayed_recall import DelayedRecall
 from sltt_bench.data.digits import digits_split
 from sltt_bench.data.sequential_digits import SequentialDigits
 from sltt_bench.experiment import assemble, time_steps
+from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import RecipeError, load_recipe
-from sltt_bench.worker import Reporter, train_cell
+from sltt_bench.worker import Reporter
 
 T = 18
 SMALL = DelayedRecall(train_samples=64, test_samples=32)

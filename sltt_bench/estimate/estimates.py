@@ -7,21 +7,16 @@ part; under BPTT it has λ and the reset's derivative for every neuron and step 
 """
 
 import math
-import multiprocessing
-import signal
-import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import Limits, find_limits
 from sltt_bench.measure.operations import Operations, Phase
 from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.measure.traced_iteration import DeviceType, Trace, trace_iteration
-from sltt_bench.plan import Cell, cell_from_dict
+from sltt_bench.plan import Cell
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ class Estimate:
     @property
     def run_cell(self) -> Cell:
         """The same cell as one that is run and measured, with the recipe's first seed."""
-        return replace(self.cell, kind="run", seed=self.cell.recipe.seeds[0])
+        return replace(self.cell, kind="run", options={}, seed=self.cell.recipe.seeds[0])
 
     def work(self, part: str) -> int:
         """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""
@@ -80,57 +75,6 @@ class Estimate:
     def epoch_multiplications(self) -> int:
         """All multiplications of an epoch's training, forward and backward."""
         return round(self.work("total") * self.iterations_per_epoch)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A cell that could not be estimated."""
-
-    cell: Cell
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Job:
-    """A cell and what is asked of it, in a form that another process can take."""
-
-    cell: dict[str, Any]
-    device_type: DeviceType
-    gpu: GPU | None
-    memory_bytes: int | None
-
-
-def estimate_cells(
-    cells: Sequence[Cell],
-    *,
-    device_type: DeviceType = "cuda",
-    gpu: GPU | None = None,
-    memory_bytes: int | None = None,
-    workers: int = 1,
-) -> Iterator[Estimate | Failure]:
-    """One result for each cell, in order, as each is done. `workers` processes share the cells.
-
-    With `memory_bytes`, the largest batch and T that fit are searched for each cell; a `gpu` gives
-    the lower bound on time.
-    """
-    jobs = [_Job(cell.to_dict(), device_type, gpu, memory_bytes) for cell in cells]
-    if workers == 1 or len(jobs) == 1:
-        yield from map(_estimate_job, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    # Ctrl-C reaches every process: this one ends the work, the others finish the cells that they have begun.
-    with ProcessPoolExecutor(
-        min(workers, len(jobs)), context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    ) as pool:
-        yield from pool.map(_estimate_job, jobs)
-
-
-def _estimate_job(job: _Job) -> Estimate | Failure:
-    cell = cell_from_dict(job.cell)
-    try:
-        return estimate_cell(cell, job.device_type, gpu=job.gpu, memory_bytes=job.memory_bytes)
-    except Exception as error:
-        return Failure(cell, _one_line(error))
 
 
 def estimate_cell(
@@ -219,9 +163,3 @@ def _is_inside(layer: str, outer: Iterable[str]) -> bool:
 
 def _multiply_adds(operations: Operations, phase: Phase) -> int:
     return sum(count for place, count in operations.multiply_adds.items() if place.phase == phase)
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or "no message"
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {text} ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"

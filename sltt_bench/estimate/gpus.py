@@ -12,18 +12,21 @@ Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual per
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sltt_bench.measure.operations import Work
 from sltt_bench.strict import Strict
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
+if TYPE_CHECKING:
+    import torch
+
+    from sltt_bench.measure.operations import Work
+
 Positive = Annotated[float, Field(gt=0, strict=False)]
 
-_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+_NAMES = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 class GPU(Strict):
@@ -64,7 +67,7 @@ def find_gpu(name: str, extra: Path | None = None) -> GPU:
     return gpus[name]
 
 
-def time_lower_bound_s(work: Mapping[Work, int], gpu: GPU) -> float:
+def time_lower_bound_s(work: "Mapping[Work, int]", gpu: GPU) -> float:
     """Seconds of one iteration. Raises GPUError where the GPU lacks the format of a matrix product."""
     cache = gpu.l2_mb * 2**20
     seconds = 0.0
@@ -77,8 +80,8 @@ def time_lower_bound_s(work: Mapping[Work, int], gpu: GPU) -> float:
     return seconds
 
 
-def _peak(gpu: GPU, dtype: torch.dtype) -> float:
-    name = _NAMES.get(dtype, "fp32")
+def _peak(gpu: GPU, dtype: "torch.dtype") -> float:
+    name = _NAMES.get(str(dtype), "fp32")
     if name not in gpu.tflops:
         raise GPUError(
             f"the GPU's data sheet gives no {name} arithmetic (only {', '.join(gpu.tflops)}); "

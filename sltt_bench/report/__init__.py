@@ -81,6 +81,25 @@ def make_report(
     return ReportOutcome(report.verdicts, results.skipped, tuple(written))
 
 
+def print_run(folders: Sequence[Path], *, console: "Console", baseline: str = "bptt") -> None:
+    """Print what a run's own folders say, one kind of cell after another."""
+    from sltt_bench.report.document import Context
+    from sltt_bench.report.render.terminal import print_sections
+    from sltt_bench.report.sections.estimates.section import estimated
+    from sltt_bench.report.sections.gradients import analysis_summary
+    from sltt_bench.report.tables import run_summary
+    from sltt_bench.results.reader import read_results
+
+    results = read_results(folders)
+    kinds = set(results.cells["kind"])
+    if "run" in kinds:
+        run_summary(folders, console=console, baseline=baseline)
+    if "analysis" in kinds:
+        analysis_summary(folders, console=console)
+    if "estimate" in kinds:
+        print_sections(estimated(Context(results, baseline)).sections, console)
+
+
 def _load(where: str) -> "Callable[[Context], Contribution]":
     module, function = where.split(":")
     maker: Callable[[Context], Contribution] = getattr(import_module(module), function)

@@ -1,10 +1,11 @@
 """Checkpoints: everything that a training run needs to go on as if it had not stopped."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sltt_bench.results.writer import atomic_file
 
 
 class CheckpointError(Exception):
@@ -13,13 +14,8 @@ class CheckpointError(Exception):
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint; the one before stays until the new one is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with atomic_file(path) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from sltt_bench.results.schema import (
     CHECKPOINTS_FOLDER,
     DRAWS_FILE,
     EPOCHS_FILE,
-    ESTIMATE_LAYERS_FILE,
     ESTIMATES_FILE,
     FILES,
     GRADIENTS_FILE,
@@ -300,7 +299,6 @@ _NEEDED = {
     DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
     ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
-    ESTIMATE_LAYERS_FILE: _KEY | {"layer"},
     BENCH_FILE: {
         "schema_version",
         "row",

@@ -17,14 +17,13 @@ GRADIENTS_FILE = "gradients.csv"
 DRAWS_FILE = "draws.csv"
 OPERATIONS_FILE = "operations.csv"
 ESTIMATES_FILE = "estimates.csv"
-ESTIMATE_LAYERS_FILE = "estimate_layers.csv"
 BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
-Kind = Literal["run", "estimate", "analysis", "bench"]
+Kind = Literal["run", "estimate", "analysis", "preflight"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
 
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("kind", "str", "run (measured), estimate, analysis or bench"),
+    Column("kind", "str", "run (measured), estimate or analysis"),
     Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
     Column("overrides", "str", "the --set overrides of the cell, as JSON"),
     Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
@@ -123,6 +122,11 @@ CELL_COLUMNS: tuple[Column, ...] = (
     Column("epochs_planned", "int", "epochs that the recipe asks for"),
     Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
     Column("parameters", "int", "trainable parameters of the network"),
+    Column(
+        "estimated_peak_tensor_bytes",
+        "int",
+        "peak of live tensor bytes as estimated before the run; empty without an estimate",
+    ),
     Column("best_epoch", "int", "epoch with the highest test_top1: chosen by looking at test data"),
     Column("best_test_top1", "float", "test_top1 of best_epoch"),
     Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
@@ -250,15 +254,6 @@ ESTIMATE_COLUMNS: tuple[Column, ...] = (
     ),
 )
 
-ESTIMATE_LAYER_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    Column("layer", "str", "name of the layer in the network; (loss) for what runs outside it"),
-    Column("forward_spatial_multiplications", "int", "as in estimates.csv, of this layer"),
-    Column("forward_temporal_multiplications", "int", "as in estimates.csv, of this layer"),
-    Column("backward_spatial_multiplications", "int", "as in estimates.csv, of this layer"),
-    Column("backward_temporal_multiplications", "int", "as in estimates.csv, of this layer"),
-)
-
 BENCH_COLUMNS: tuple[Column, ...] = (
     Column("schema_version", "int", "version of this format"),
     Column("row", "str", "name of the row of the benchmark's table"),
@@ -291,6 +286,5 @@ FILES: dict[str, tuple[Column, ...]] = {
     DRAWS_FILE: DRAW_COLUMNS,
     OPERATIONS_FILE: OPERATION_COLUMNS,
     ESTIMATES_FILE: ESTIMATE_COLUMNS,
-    ESTIMATE_LAYERS_FILE: ESTIMATE_LAYER_COLUMNS,
     BENCH_FILE: BENCH_COLUMNS,
 }

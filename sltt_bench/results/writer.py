@@ -5,10 +5,11 @@ import io
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -79,11 +80,6 @@ class RunFolder:
         text = json.dumps(provenance, indent=1, ensure_ascii=False) + "\n"
         write_atomically(self.path / PROVENANCE_FILE, text.encode())
 
-    def read_provenance(self) -> dict[str, Any]:
-        """What earlier attempts wrote, or nothing."""
-        path = self.path / PROVENANCE_FILE
-        return json.loads(path.read_text()) if path.exists() else {}
-
     def append(self, file: str, row: Mapping[str, Any]) -> None:
         """One row of cells.csv, epochs.csv, ... (a name in FILES), on disk when this returns.
 
@@ -97,19 +93,21 @@ class RunFolder:
         values = [_as_text(row.get(column.name), column) for column in columns]
         path = self.path / file
         try:
-            self._begin(path, columns)
+            self._begin(path, [column.name for column in columns])
             _append_line(path, values, durable=file != TIMELINE_FILE)
         except OSError as error:
             raise ResultsError(f"{path}: the row could not be written ({error}): {dict(row)}") from None
 
-    def _begin(self, path: Path, columns: tuple[Column, ...]) -> None:
-        """The header of a new file; an unfinished last line of an old one is set aside. Once is enough."""
+    def _begin(self, path: Path, columns: list[str]) -> None:
+        """The header of a new file; an old one is made ready for rows of today's columns. Once is enough."""
         if path in self._begun:
             return
         if path.exists():
             set_torn_line_aside(path)
         if not path.exists() or path.stat().st_size == 0:
-            _append_line(path, [column.name for column in columns], durable=True)
+            _append_line(path, columns, durable=True)
+        else:
+            _add_columns(path, columns)
         self._begun.add(path)
 
     def log_path(self, cell_id: str, attempt: int) -> Path:
@@ -123,6 +121,15 @@ class RunFolder:
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of one of the folder's CSV files so far; see `read_rows`."""
         return read_rows(self.path / file)
+
+
+def read_provenance(run: Path) -> dict[str, Any]:
+    """provenance.json of a run's folder; nothing if it is missing or no JSON object."""
+    try:
+        content = json.loads((run / PROVENANCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -144,15 +151,39 @@ def set_torn_line_aside(path: Path) -> None:
             file.truncate(whole)
 
 
+def _add_columns(path: Path, columns: list[str]) -> None:
+    """Give a file of an earlier version the columns that it lacks, empty: rows keep what they say."""
+    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
+    if header == columns:
+        return
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(columns)
+    for row in rows:
+        values = dict(zip(header, row, strict=False))
+        lines.writerow([values.get(column, "") for column in columns])
+    write_atomically(path, text.getvalue().encode())
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """A file that is whole or not there at all, whenever the power goes."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """What is written within takes the place of `path` when it is whole and on the disk, not before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _append_line(path: Path, values: list[str], *, durable: bool) -> None:

@@ -1,5 +1,6 @@
 """The report in a terminal."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
@@ -29,18 +30,23 @@ def print_report(report: Report, console: Console) -> None:
     if report.verdicts:
         console.print()
         _print_verdicts(report.verdicts, console)
-    tables = sum(isinstance(block, Table) for section in report.sections for block in section.blocks)
-    short = tables <= _MOST_TABLES
-    for section in report.sections:
-        _print_section(section, console, everything=short)
-    if not short:
-        console.print("[dim]More tables, and every plot, are in the report's files.[/dim]", highlight=False)
+    print_sections(report.sections, console)
     for path, reason in report.skipped[:_MOST_SKIPPED]:
         console.print(
             f"[dim]not read: {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True
         )
     if (more := len(report.skipped) - _MOST_SKIPPED) > 0:
         console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
+
+
+def print_sections(sections: Sequence[Section], console: Console) -> None:
+    """Every section's tables; where they are many, the first of each."""
+    tables = sum(isinstance(block, Table) for section in sections for block in section.blocks)
+    short = tables <= _MOST_TABLES
+    for section in sections:
+        _print_section(section, console, everything=short)
+    if not short:
+        console.print("[dim]More tables, and every plot, are in the report's files.[/dim]", highlight=False)
 
 
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:

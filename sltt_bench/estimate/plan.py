@@ -1,0 +1,47 @@
+"""Estimates as plans: every cell of a run becomes one of kind "estimate"."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sltt_bench.estimate.gpus import GPUError, find_gpu
+from sltt_bench.format import parse_bytes
+from sltt_bench.plan import Plan
+from sltt_bench.recipe import RecipeError
+
+MARGIN = 0.1
+"""Share of a memory that is not given to tensors: an allocator's rounding and fragmentation, workspaces."""
+
+
+def plan_estimates(
+    plans: Sequence[Plan],
+    *,
+    device_type: Literal["cpu", "cuda"],
+    gpu: str | None = None,
+    gpu_file: Path | None = None,
+    memory: str | None = None,
+) -> list[Plan]:
+    """`plans` with their cells turned into estimates of a run on `device_type`.
+
+    `gpu`, of the shipped data sheets or of `gpu_file`, gives a lower bound on time; into `memory` ("24GiB"),
+    less MARGIN, batch and T are fitted. Raises RecipeError for an unknown GPU or an amount that is none.
+    """
+    options: dict[str, Any] = {}
+    try:
+        if gpu is not None:
+            options["gpu"] = {"name": gpu, "data_sheet": find_gpu(gpu, gpu_file).model_dump()}
+    except GPUError as error:
+        raise RecipeError(error.option, [str(error)]) from None
+    try:
+        if memory is not None:
+            options["memory_bytes"] = int(parse_bytes(memory) * (1 - MARGIN))
+    except ValueError as error:
+        raise RecipeError("--memory", [str(error)]) from None
+    return [
+        replace(
+            plan,
+            cells=tuple(replace(cell, kind="estimate", device=device_type, options=options) for cell in plan),
+        )
+        for plan in plans
+    ]

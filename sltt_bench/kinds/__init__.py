@@ -1,0 +1,68 @@
+"""The kinds of cell: what a worker does with one, and which files its rows go to.
+
+A further kind is an entry of KINDS, a word of `results.schema.Kind`, and a function (cell, job, reporter)
+that sends what it measures to the reporter. Nothing here loads torch; the function's module may.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from sltt_bench.results.schema import (
+    DRAWS_FILE,
+    EPOCHS_FILE,
+    ESTIMATES_FILE,
+    GRADIENTS_FILE,
+    OPERATIONS_FILE,
+    TIMELINE_FILE,
+    Kind,
+)
+
+if TYPE_CHECKING:
+    from sltt_bench.plan import Cell
+    from sltt_bench.worker import Reporter
+
+Job = Mapping[str, Any]
+"""What a worker is told beside the cell: data_dir, checkpoint, resume, initial_weights."""
+
+
+@dataclass(frozen=True)
+class CellKind:
+    """How cells of one kind are worked on."""
+
+    function: str
+    """ "module:function" in the worker's process."""
+    files: tuple[str, ...] = ()
+    """Where its rows go, beside cells.csv."""
+    measures: bool = True
+    """Whether a cell has a fresh process to itself, as only then its memory is its own; what is
+    computed and not measured shares processes."""
+    needs_data: bool = True
+    """Whether the cell reads its data set."""
+    checkpoints: bool = False
+    """Whether an attempt that was cut off goes on from a checkpoint."""
+
+    def load(self) -> "Callable[[Cell, Job, Reporter], None]":
+        """The function. Loads torch."""
+        module, name = self.function.split(":")
+        function: Callable[[Cell, Job, Reporter], None] = getattr(import_module(module), name)
+        return function
+
+
+KINDS: dict[Kind, CellKind] = {
+    "run": CellKind(
+        "sltt_bench.kinds.training:train_cell", files=(EPOCHS_FILE, TIMELINE_FILE), checkpoints=True
+    ),
+    "analysis": CellKind(
+        "sltt_bench.kinds.analysis:analyse_cell",
+        files=(EPOCHS_FILE, TIMELINE_FILE, GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE),
+    ),
+    "estimate": CellKind(
+        "sltt_bench.kinds.estimates:estimate_iteration", files=(ESTIMATES_FILE,), measures=False, needs_data=False
+    ),
+    "preflight": CellKind(
+        "sltt_bench.kinds.estimates:estimate_memory", measures=False, needs_data=False
+    ),
+}  # fmt: skip
+"""Kind → how. A preflight leaves no row of its own: its figure is a column of the cell that is then run."""

@@ -1,0 +1,34 @@
+"""A cell whose gradients are taken apart, before and while it trains."""
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sltt_bench import engine
+from sltt_bench.analysis.watch import GradientWatch
+from sltt_bench.kinds import Job
+from sltt_bench.kinds.training import load_data, make_cell_loader, measuring, put_together
+from sltt_bench.plan import Cell
+
+if TYPE_CHECKING:
+    from sltt_bench.worker import Reporter
+
+
+def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
+    """Take the cell's gradients apart, before and while it trains."""
+    epochs, batches = cell.options["epochs"], cell.options["batches"]
+    with measuring(cell, reporter) as (device, profiler, backend):
+        bundle = load_data(cell, Path(job["data_dir"]), reporter)
+        loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
+        setup.epochs, setup.checkpoint_every = max(epochs), 0
+        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+        loaders["train"].set_epoch(0)
+        looked_at = [
+            (bundle.preprocess(x.to(device)), labels.to(device))
+            for x, labels in islice(loaders["train"], batches)
+        ]
+        watch = GradientWatch(cell.recipe, subject, looked_at, epochs, reporter.row, reporter)
+        watch.count_operations()
+        watch.look(0)
+        engine.train(subject, setup, profiler, watch)

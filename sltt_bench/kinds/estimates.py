@@ -1,0 +1,82 @@
+"""Cells that are computed on fake tensors: a whole estimate, and the memory alone before a run."""
+
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from sltt_bench.estimate.estimates import Estimate, estimate_cell
+from sltt_bench.estimate.gpus import GPU
+from sltt_bench.kinds import Job
+from sltt_bench.measure.tensor_bytes import Cause
+from sltt_bench.measure.traced_iteration import DeviceType, trace_memory
+from sltt_bench.plan import Cell
+from sltt_bench.results.schema import ESTIMATES_FILE
+
+if TYPE_CHECKING:
+    from sltt_bench.worker import Reporter
+
+CAUSE_COLUMNS: dict[Cause, str] = {
+    Cause.PARAMETERS: "parameter_bytes",
+    Cause.OPTIMIZER_STATE: "optimizer_state_bytes",
+    Cause.INPUTS: "input_bytes",
+    Cause.GRADIENTS: "gradient_bytes",
+    Cause.NEURON_STATE: "neuron_state_bytes",
+    Cause.ACTIVATIONS: "activation_bytes",
+    Cause.TEMPORARIES: "temporary_bytes",
+}
+_PARTS = ("forward_spatial", "forward_temporal", "backward_spatial", "backward_temporal")
+
+
+def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
+    """Memory by cause, work and, as the cell's options ask, limits and a lower bound on time."""
+    gpu, memory_bytes = cell.options.get("gpu"), cell.options.get("memory_bytes")
+    estimate = estimate_cell(
+        cell,
+        "cpu" if cell.device == "cpu" else "cuda",
+        gpu=None if gpu is None else GPU.model_validate(gpu["data_sheet"]),
+        memory_bytes=memory_bytes,
+    )
+    reporter.send(
+        "facts",
+        device=estimate.device_type,
+        device_name="fake tensors",
+        precision=estimate.precision,
+        parameters=estimate.parameters,
+    )
+    reporter.row(ESTIMATES_FILE, {**figures(estimate), "gpu": None if gpu is None else gpu["name"]})
+
+
+def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
+    """The peak of the cell's live tensors, and what is free on its device now."""
+    free_bytes, device_type = _free_memory(cell.device)
+    peak = trace_memory(cell, device_type).peak_bytes
+    reporter.send("facts", peak_tensor_bytes=peak, free_bytes=free_bytes)
+
+
+def figures(estimate: Estimate) -> dict[str, Any]:
+    """The columns of estimates.csv but for the cell's key."""
+    limits = estimate.limits
+    return {
+        "run_cell_id": estimate.run_cell.cell_id,
+        "parameters": estimate.parameters,
+        "peak_tensor_bytes": estimate.peak_bytes,
+        **{column: estimate.peak_by_cause[cause] for cause, column in CAUSE_COLUMNS.items()},
+        **{f"{part}_multiplications": estimate.work(part) for part in _PARTS},
+        "forward_multiply_adds": estimate.forward_multiply_adds,
+        "backward_multiply_adds": estimate.backward_multiply_adds,
+        "iterations_per_epoch": estimate.iterations_per_epoch,
+        "epoch_multiplications": estimate.epoch_multiplications,
+        "epoch_lower_bound_s": estimate.time_lower_bound_s,
+        "memory_bytes": None if limits is None else limits.memory_bytes,
+        "largest_batch_size": None if limits is None else limits.largest_batch_size,
+        "largest_timesteps": None if limits is None else limits.largest_timesteps,
+    }
+
+
+def _free_memory(device: str) -> tuple[int, DeviceType]:
+    """(free bytes, device type) of the device that a cell asks for."""
+    if device == "cpu" or not torch.cuda.is_available():
+        return psutil.virtual_memory().available, "cpu"
+    index = torch.device(device).index if device.startswith("cuda") else 0
+    return torch.cuda.mem_get_info(index or 0)[0], "cuda"

@@ -1,0 +1,173 @@
+"""A cell that is trained and measured, and what other kinds of measurement share with it."""
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sltt_bench import data, engine, experiment, initialise, provenance
+from sltt_bench.data.loading import make_loader
+from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.kinds import Job
+from sltt_bench.measure import Profiler
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.plan import Cell
+from sltt_bench.precision import resolve
+from sltt_bench.results import checkpoints
+
+if TYPE_CHECKING:
+    from sltt_bench.worker import Reporter
+
+
+def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
+    """Train and measure one cell, from its checkpoint if there is one."""
+    with measuring(cell, reporter) as (device, profiler, backend):
+        bundle = load_data(cell, Path(job["data_dir"]), reporter)
+        loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+        peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess)
+        reporter.send("facts", peak_tensor_bytes=peak)
+        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
+        if job["resume"]:
+            resume(subject, setup, Path(job["checkpoint"]))
+        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+        engine.train(subject, setup, profiler, reporter)
+
+
+@contextmanager
+def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
+    """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
+    device = choose_device(cell.device)
+    set_torch_flags(cell.recipe.train.deterministic)
+    reporter.send(
+        "facts",
+        device=str(device),
+        device_name=provenance.device_name(device),
+        precision=resolve(cell.recipe.train.precision, device.type),
+    )
+    profiler = Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample)))
+    reporter.memory_now = profiler.memory_now
+    backend = experiment.make_backend(cell)
+    try:
+        with profiler:
+            yield device, profiler, backend
+    finally:
+        reporter.send(
+            "measured_with",
+            provenance=provenance.collect_worker(profiler.description()),
+            backend=dict(backend.provenance()),
+            absent=profiler.absent,
+            notes=profiler.notes,
+        )
+
+
+def put_together(
+    cell: Cell,
+    job: Job,
+    reporter: "Reporter",
+    device: Any,
+    backend: Any,
+    loaders: Mapping[str, Any],
+    preprocess: Any,
+) -> tuple[Any, Any]:
+    """The cell's Experiment with its initial weights, and its TrainingSetup."""
+    subject = experiment.assemble(cell, device, backend)
+    load_initial_weights(job, subject.network, reporter)
+    setup = engine.TrainingSetup(
+        train=loaders["train"],
+        test=loaders["test"],
+        preprocess=preprocess,
+        schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+        epochs=cell.recipe.train.epochs,
+        checkpoint_every=cell.recipe.train.checkpoint_every,
+        report_accuracy=not cell.synthetic,
+    )
+    return subject, setup
+
+
+def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
+    """The batches of one split, in the order that the cell's seed gives."""
+    training = split == "train"
+    return make_loader(
+        getattr(bundle, split),
+        batch_size=cell.recipe.train.batch_size,
+        shuffle=training,
+        seed=cell.seed,
+        drop_last=training and cell.recipe.train.drop_last,
+        options=cell.recipe.data,
+        device=device,
+    )
+
+
+def resume(subject: Any, setup: Any, path: Path) -> None:
+    """Go on from the cell's checkpoint. Raises CheckpointError."""
+    engine.restore(subject, setup, checkpoints.load(path))
+
+
+def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> int:
+    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
+
+    The first iteration creates the optimiser's state; the second is counted.
+    """
+    subject = experiment.assemble(cell, device, experiment.make_backend(cell))
+    subject.network.train()
+    x, labels = batch[0].to(device), batch[1].to(device)
+    inputs = preprocess(x)
+    subject.training_iteration(inputs, labels)
+    subject.optimizer.zero_grad(set_to_none=True)
+    state = [
+        value
+        for entry in subject.optimizer.state.values()
+        for value in entry.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    existing = [*subject.network.parameters(), *subject.network.buffers(), *state, inputs, labels]
+    with TensorBytes(existing=existing) as counter:
+        subject.training_iteration(inputs, labels)
+    peak = int(counter.peak)
+    del subject, existing, state
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return peak
+
+
+def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
+    """The cell's data, or random data of their shapes. Raises DataError."""
+    if cell.synthetic:
+        return synthetic_bundle(cell.recipe.data, cell.recipe.timesteps)
+    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps, reporter.preparing))
+
+
+def load_initial_weights(job: Job, network: Any, reporter: "Reporter") -> None:
+    """From the prerequisite's checkpoint or --init, if the cell has either. Raises InitError."""
+    source = job["initial_weights"]
+    if source is not None and not job["resume"]:
+        report = initialise.load_initial_weights(network, Path(source))
+        reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
+
+
+def choose_device(asked: str) -> Any:
+    """The torch device; auto is the first GPU, or the CPU without one. Raises RuntimeError."""
+    if asked == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(asked)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
+            )
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise RuntimeError(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device)
+    return device
+
+
+def set_torch_flags(deterministic: bool) -> None:
+    """cuDNN as the recipe asks; recorded in the provenance."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic

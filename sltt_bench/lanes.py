@@ -1,0 +1,274 @@
+"""Processes that work on cells: each lane has one at a time, with a time limit on the wall clock.
+
+A lane's process is fresh for a cell that measures, and kept for the next cell where nothing is measured.
+Everything happens in the caller's thread but the reading of pipes, so that what hears of events needs no locks.
+"""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sltt_bench.kinds import KINDS
+from sltt_bench.plan import Cell
+from sltt_bench.results.cell_row import Outcome
+
+GRACE_S = 5.0
+"""Seconds between asking a process to end and killing it."""
+
+Event = dict[str, Any]
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One try at a cell; who keeps what comes of it, overrides `hear` and `ended`."""
+
+    cell: Cell
+    outcome: Outcome
+    job: dict[str, Any] = field(default_factory=lambda: dict(NO_FILES))
+    """What the worker is told beside the cell."""
+    log: Path | None = None
+    """Where the process that begins with this cell leaves what it prints; None: nowhere."""
+    begun: float = field(default=0.0, init=False)
+    """On the monotonic clock."""
+    kernel_kills: int = field(default=0, init=False)
+    """Processes that the kernel had killed for lack of memory before this began."""
+
+    def hear(self, event: Event) -> None:
+        """Called with each event of the cell but facts and its ending."""
+
+    def ended(self) -> None:
+        """Called when the outcome is known."""
+
+
+NO_FILES: Event = {"data_dir": "", "checkpoint": None, "resume": False, "initial_weights": None}
+"""The job of a cell that is only computed."""
+
+
+class Lanes:
+    """So many attempts at once, each in a process; leaving the context ends whatever still runs."""
+
+    def __init__(self, count: int = 1, *, timeout_s: float | None = None) -> None:
+        """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
+        self._timeout_s = timeout_s
+        self._events: queue.Queue[tuple[_Process, bytes | None]] = queue.Queue()
+        self._lanes: list[_Lane] = [_Lane(self._events) for _ in range(count)]
+
+    def __enter__(self) -> "Lanes":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for lane in self._lanes:
+            lane.end()
+
+    @property
+    def under_way(self) -> list[Attempt]:
+        """What has begun and not ended."""
+        return [lane.attempt for lane in self._lanes if lane.attempt is not None]
+
+    def run(self, attempts: Iterator[Attempt]) -> None:
+        """Work until all have ended. The next is taken from `attempts` when a lane is free for it."""
+        more = True
+        while more or self.under_way:
+            for lane in self._lanes:
+                while more and lane.attempt is None:
+                    if (attempt := next(attempts, None)) is None:
+                        more = False
+                    else:
+                        lane.begin(attempt)
+            if self.under_way:
+                self._wait()
+
+    def _wait(self) -> None:
+        """Handle one event, or what the clock ends."""
+        try:
+            process, line = self._events.get(timeout=self._patience())
+        except queue.Empty:
+            pass
+        else:
+            for lane in self._lanes:
+                if lane.process is process:
+                    lane.hear(line)
+        for lane in self._lanes:
+            if lane.attempt is not None and self._left(lane.attempt) <= 0:
+                lane.time_out(self._timeout_s or 0.0)
+
+    def _left(self, attempt: Attempt) -> float:
+        if self._timeout_s is None:
+            return 1.0
+        return self._timeout_s - (time.monotonic() - attempt.begun)
+
+    def _patience(self) -> float:
+        return max(0.0, min(0.5, *(self._left(attempt) for attempt in self.under_way)))
+
+
+class _Lane:
+    """One attempt at a time, and the process that works on it."""
+
+    def __init__(self, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
+        self._events = events
+        self.process: _Process | None = None
+        self.attempt: Attempt | None = None
+
+    def begin(self, attempt: Attempt) -> None:
+        attempt.outcome.started_utc = datetime.now(UTC).isoformat(timespec="seconds")
+        attempt.begun = time.monotonic()
+        attempt.kernel_kills = kernel_oom_kills()
+        self.attempt = attempt
+        if self.process is None:
+            self.process = _Process(attempt.log, self._events)
+        self.process.give({"cell": attempt.cell.to_dict(), **attempt.job})
+        if KINDS[attempt.cell.kind].measures:
+            self.process.give_no_more()
+
+    def hear(self, line: bytes | None) -> None:
+        """Handle a line of the process; None is its end."""
+        assert self.process is not None
+        if line is None:
+            process, self.process = self.process, None
+            code = process.wait()
+            if self.attempt is not None:
+                self._conclude(code, process.log)
+            return
+        if self.attempt is None:
+            return
+        event: Event = json.loads(line)
+        outcome = self.attempt.outcome
+        match event.pop("event"):
+            case "finished":
+                outcome.status = "ok"
+            case "failed":
+                outcome.status, outcome.reason = event["status"], event["reason"]
+            case "facts":
+                outcome.facts |= event
+                return
+            case name:
+                self.attempt.hear({"event": name, **event})
+                return
+        if not KINDS[self.attempt.cell.kind].measures:  # else its process ends, and tells with which code
+            self._conclude(None, self.process.log)
+
+    def time_out(self, limit_s: float) -> None:
+        """End the attempt and its process for want of time."""
+        assert self.process is not None
+        assert self.attempt is not None
+        process, self.process = self.process, None
+        process.end()
+        self.attempt.outcome.status = "timeout"
+        self.attempt.outcome.reason = f"ended after {limit_s:g} s (--timeout)"
+        self._conclude(process.wait(), process.log)
+
+    def end(self) -> None:
+        """End the process, if there is one; an attempt under way stays as it is."""
+        if self.process is None:
+            return
+        if self.attempt is None:
+            self.process.give_no_more()
+        else:
+            self.process.end()
+            self.attempt.outcome.wall_s = time.monotonic() - self.attempt.begun
+        self.process.wait()
+        self.process = None
+
+    def _conclude(self, code: int | None, log: Path | None) -> None:
+        """The attempt is over; `code` is the exit code of its process, None if that lives on."""
+        assert self.attempt is not None
+        attempt, self.attempt = self.attempt, None
+        attempt.outcome.wall_s = time.monotonic() - attempt.begun
+        attempt.outcome.exit_code = code
+        if code is not None:
+            _explain_ending(attempt, code, log)
+        attempt.ended()
+
+
+def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
+    """Status and reason of an attempt whose process ended without giving any."""
+    outcome = attempt.outcome
+    if outcome.status == "ok" or outcome.reason:
+        return
+    if code == -signal.SIGKILL and kernel_oom_kills() > attempt.kernel_kills:
+        outcome.status = "oom"
+        outcome.reason = "the operating system ended the process: out of memory"
+    elif code < 0:
+        outcome.status = "killed"
+        outcome.reason = f"the process was ended by {signal.Signals(-code).name}"
+    else:
+        see = f"; see {log}" if log is not None and log.exists() else ""
+        outcome.reason = f"the process ended with exit code {code} without a word{see}"
+
+
+class _Process:
+    """A process of `sltt_bench.worker` in a session of its own, so that Ctrl-C does not reach it."""
+
+    def __init__(self, log: Path | None, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
+        self.log = log
+        with open(os.devnull if log is None else log, "wb") as errors:
+            self._popen = subprocess.Popen(
+                [sys.executable, "-m", "sltt_bench.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+            )
+        threading.Thread(target=self._read, args=(events,), daemon=True).start()
+
+    def _read(self, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
+        """Every line as it arrives, then None. A line torn by the process's death is dropped."""
+        assert self._popen.stdout is not None
+        for line in self._popen.stdout:
+            if line.endswith(b"\n"):
+                events.put((self, line))
+        events.put((self, None))
+
+    def give(self, job: Event) -> None:
+        assert self._popen.stdin is not None
+        with suppress(BrokenPipeError):  # where it has ended, its exit code tells
+            self._popen.stdin.write(json.dumps(job).encode() + b"\n")
+            self._popen.stdin.flush()
+
+    def give_no_more(self) -> None:
+        assert self._popen.stdin is not None
+        with suppress(BrokenPipeError):
+            self._popen.stdin.close()
+
+    def wait(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self._popen.wait()
+        assert self._popen.stdin is not None
+        self.give_no_more()
+        if self.log is not None and self.log.exists() and not self.log.stat().st_size:
+            self.log.unlink()
+        return code
+
+    def end(self) -> None:
+        """End the process and its children (data workers): first asked, then killed."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.killpg(self._popen.pid, number)
+            except ProcessLookupError:
+                break
+            try:
+                self._popen.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def kernel_oom_kills() -> int:
+    """How many processes the kernel has killed for lack of memory; 0 where it does not say."""
+    try:
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    except OSError:
+        pass
+    return 0

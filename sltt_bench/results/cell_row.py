@@ -1,0 +1,75 @@
+"""The rows of a cell, once: the key with which each of them begins, and its row of cells.csv."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sltt_bench.results.private_paths import public, without_private_paths
+from sltt_bench.results.schema import SCHEMA_VERSION, Status
+
+if TYPE_CHECKING:
+    from sltt_bench.plan import Cell
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """How an attempt at a cell ended, and what is known of it."""
+
+    status: Status
+    reason: str = ""
+    attempt: int = 1
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the cell's process reported: device, device_name, precision, parameters, peak_tensor_bytes."""
+    wall_s: float | None = None
+    """Seconds from the start of the attempt to its end; None if it never started."""
+    exit_code: int | None = None
+    started_utc: str = ""
+
+
+def cell_key(cell: "Cell", outcome: Outcome) -> Row:
+    """The columns with which every row of a cell begins (`schema.CELL_KEY`)."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "cell_id": cell.cell_id,
+        "attempt": outcome.attempt,
+        "recipe": cell.recipe.name,
+        "recipe_hash": cell.recipe_hash,
+        "method": cell.method,
+        "backend": cell.backend,
+        "k": cell.k,
+        "timesteps": cell.recipe.timesteps,
+        "batch_size": cell.recipe.train.batch_size,
+        "precision": outcome.facts.get("precision", cell.recipe.train.precision),
+        "device": outcome.facts.get("device", cell.device),
+        "seed": cell.seed,
+    }
+
+
+def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> Row:
+    """The cell's row of cells.csv; `epochs` are its rows of epochs.csv by epoch, of all attempts."""
+    accuracy = {epoch: float(row["test_top1"]) for epoch, row in epochs.items() if row["test_top1"]}
+    best = max(accuracy, key=lambda epoch: (accuracy[epoch], -epoch), default=None)
+    last = max(epochs, default=0)
+    return {
+        **cell_key(cell, outcome),
+        "kind": cell.kind,
+        "device_name": outcome.facts.get("device_name"),
+        "overrides": json.dumps(public(cell.overrides), sort_keys=True),
+        "synthetic": cell.synthetic,
+        "smoke": cell.smoke,
+        "status": outcome.status,
+        "reason": without_private_paths(outcome.reason),
+        "started_utc": outcome.started_utc,
+        "wall_s": outcome.wall_s,
+        "epochs_planned": cell.recipe.train.epochs,
+        "epochs_done": last,
+        "parameters": outcome.facts.get("parameters"),
+        "estimated_peak_tensor_bytes": outcome.facts.get("estimated_peak_tensor_bytes"),
+        "best_epoch": best,
+        "best_test_top1": None if best is None else accuracy[best],
+        "last_test_top1": accuracy.get(last),
+        "exit_code": outcome.exit_code,
+    }

@@ -1,0 +1,38 @@
+"""Results name nobody: the places where somebody keeps things are taken out of every text that is written."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def without_private_paths(text: str) -> str:
+    """`text` (an argument, a setting) without the places where its author keeps things.
+
+    A path below the working directory becomes relative to it; of any other absolute path, and of
+    paths that begin with ~ or .., `<path>/` and the last name remain. Paths are looked for at the
+    start and after = , : ; quotes and brackets.
+    """
+    return "".join(_shorten(piece) for piece in re.split(r"""([=,:;"'()\[\]{}])""", text))
+
+
+def public(value: Any) -> Any:
+    """JSON without the paths that would tell who ran it."""
+    if isinstance(value, str):
+        return without_private_paths(value)
+    if isinstance(value, dict):
+        return {key: public(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [public(below) for below in value]
+    return value
+
+
+def _shorten(piece: str) -> str:
+    if not re.match(r"[/\\~]|\.\.(?:[/\\]|$)", piece):
+        return piece
+    path, here, home = Path(piece), Path.cwd(), Path.home()
+    # From above the home, a relative path would still name its owner.
+    if path.is_relative_to(here) and here not in home.parents:
+        return str(path.relative_to(here))
+    name = re.split(r"[/\\]", piece.rstrip("/\\"))[-1]
+    private = name in ("", "..", home.name) or name.startswith("~")
+    return "<path>" if private else f"<path>/{name}"

@@ -1,0 +1,175 @@
+"""What a run does before, between and after its processes: tested without starting one where that is enough."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from plugin import install
+from typer.testing import CliRunner
+
+from sltt_bench import lanes as lanes_module
+from sltt_bench.cli import app
+from sltt_bench.kinds import KINDS
+from sltt_bench.lanes import Attempt, Lanes
+from sltt_bench.plan import Cell, Plan, Request, make_plans
+from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
+from sltt_bench.results.schema import CELL_COLUMNS, CELL_KEY, CELLS_FILE, FILES, Kind
+from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
+from sltt_bench.terminal import _Lines
+
+MakeCell = Callable[..., Cell]
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["run", *arguments, "--device", "cpu", "--no-estimate"])
+    return result.exit_code, result.output
+
+
+def silent() -> Any:
+    from rich.console import Console
+
+    return _Lines(Console(quiet=True), {})
+
+
+def no_weights(cell: Cell) -> None:
+    return None
+
+
+def refused(cell: Cell) -> None:
+    raise NotRunnable("for want of a prerequisite")
+
+
+# Kinds of cell ----------------------------------------------------------------------------------
+
+
+def test_every_kind_has_an_entry_a_function_and_files_of_the_format() -> None:
+    assert set(KINDS) == set(get_args(Kind))
+    for kind in KINDS.values():
+        assert callable(kind.load())
+        assert set(kind.files) <= set(FILES)
+
+
+def test_rows_of_a_cell_have_the_documented_columns(smoke_cell: MakeCell) -> None:
+    cell, outcome = smoke_cell("sltt-k2"), Outcome("ok", attempt=3, facts={"precision": "fp32"})
+    assert list(cell_key(cell, outcome)) == [column.name for column in CELL_KEY]
+    row = cell_row(cell, outcome, {1: {"test_top1": "0.5"}, 2: {"test_top1": "0.5"}, 3: {"test_top1": ""}})
+    assert list(row) == [column.name for column in CELL_COLUMNS]
+    assert (row["best_epoch"], row["last_test_top1"], row["epochs_done"]) == (1, None, 3)
+
+
+# Before the first process -----------------------------------------------------------------------
+
+
+def test_a_missing_data_set_is_said_once_and_before_anything_runs(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, output = run("mnist", "--data-dir", str(tmp_path / "nowhere"), "--out", str(out))
+    assert code == 2
+    assert output.count("data set 'mnist' is not there") == 1
+    assert "--synthetic" in output
+    assert not out.exists()
+
+
+def test_data_that_nothing_reads_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.commands.start_runs", lambda runs, display, **options: [])
+    assert run("mnist", "--synthetic", "--data-dir", str(tmp_path))[0] == 0
+    estimate = ["estimate", "mnist", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, estimate).exit_code == 0
+
+
+def test_resume_finds_its_run_while_another_plan_of_the_recipe_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def open_only(runs: list[PlannedRun], display: Any, **options: Any) -> list[Outcome]:
+        for each in runs:
+            folder = each.open_folder()
+            opened.append(folder.path)
+            folder.write_provenance({"plan": [cell.cell_id for cell in each.plan]})
+            folder.close()
+        return []
+
+    monkeypatch.setattr("sltt_bench.commands.start_runs", open_only)
+    monkeypatch.setattr("sltt_bench.report.print_run", lambda folders, **options: None)
+    first = ("digits", "--smoke", "--method", "sltt", "--out", str(tmp_path))
+    assert run(*first)[0] == 0
+    other = RunFolder(tmp_path / "digits" / "99999999-999999-ffff")  # newer, and held by a run under way
+    other.write_provenance({"plan": ["another"]})
+    code, output = run(*first, "--resume")
+    other.close()
+    assert code == 0, output
+    assert opened[0] == opened[1]
+
+
+# Endings ----------------------------------------------------------------------------------------
+
+
+def folder_of(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, "digits")
+
+
+def two_cells() -> Plan:
+    (plan,) = make_plans("digits", Request(methods=["bptt", "sltt"], seeds=[0], smoke=True, device="cpu"))
+    return plan
+
+
+def test_a_cell_that_cannot_be_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    runs = [PlannedRun(two_cells(), lambda: folder)]
+    outcomes = run_plans(runs, silent(), data_dir=tmp_path, initial_weights=refused, provenance={})
+    assert [outcome.status for outcome in outcomes] == ["skipped", "skipped"]
+    rows = read_rows(folder.path / CELLS_FILE)
+    assert [row["reason"] for row in rows] == ["for want of a prerequisite"] * 2
+    assert [row["wall_s"] for row in rows] == ["", ""], "what never started took no time"
+
+
+@pytest.mark.parametrize("fault", [KeyError("colour"), IndexError(3), LookupError("any")])
+def test_a_fault_of_the_tool_is_no_skipped_cell(tmp_path: Path, fault: Exception) -> None:
+    display = silent()
+
+    def raises(*arguments: Any) -> None:
+        raise fault
+
+    display.cell_started = raises
+    folder = folder_of(tmp_path)
+    runs = [PlannedRun(two_cells(), lambda: folder)]
+    with pytest.raises(type(fault)):
+        run_plans(runs, display, data_dir=tmp_path, initial_weights=no_weights, provenance={})
+    rows = read_rows(folder.path / CELLS_FILE)
+    assert [row["method"] for row in rows] == ["bptt", "sltt"]
+    assert all(row["reason"].startswith(f"the run was ended by {type(fault).__name__}") for row in rows)
+
+
+def test_the_folder_holds_every_cell_of_the_plan_from_the_start(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    runs = [PlannedRun(two_cells(), lambda: folder)]
+    run_plans(runs, silent(), data_dir=tmp_path, initial_weights=refused, provenance={})
+    stored = {json.loads(path.read_text())["cell_id"] for path in (folder.path / "cells").iterdir()}
+    assert stored == {cell.cell_id for cell in two_cells()}
+
+
+def test_cells_that_measure_nothing_share_a_process_which_outlives_a_fault_and_is_replaced_if_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: MakeCell
+) -> None:
+    install(tmp_path, monkeypatch)
+    started: list[Any] = []
+    real = lanes_module._Process
+
+    def counted(*arguments: Any) -> Any:
+        started.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(lanes_module, "_Process", counted)
+    names = ("sltt", "raises", "bptt", "exits", "sltt")
+    attempts = [Attempt(replace(smoke_cell(name), kind="preflight"), Outcome("error")) for name in names]
+    with Lanes() as lanes:
+        lanes.run(iter(attempts))
+    assert [attempt.outcome.status for attempt in attempts] == ["ok", "error", "ok", "error", "ok"]
+    assert attempts[1].outcome.reason == "ZeroDivisionError: planted fault"
+    assert "exit code 7" in attempts[3].outcome.reason
+    assert len(started) == 2
+    assert attempts[0].outcome.facts["peak_tensor_bytes"] == attempts[4].outcome.facts["peak_tensor_bytes"]
