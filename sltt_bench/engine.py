@@ -7,6 +7,7 @@ and it writes no files: what it measures it hands to `Listener`.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,7 +18,9 @@ from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
+from sltt_bench.measure.neurobench import InferenceCosts
 from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.unroll import Unroll
 
 Batch = tuple[Tensor, Tensor]
 
@@ -187,20 +190,45 @@ def _evaluate(
         for layer in experiment.network.modules()
         if isinstance(layer, SpikingNeuron)
     ]
-    experiment.ranks.share_buffers(experiment.network)
-    setup.test.set_epoch(0)
-    with training_mode(experiment.network, False), profile.evaluate():
-        for x, labels in setup.test:
-            labels = labels.to(device, non_blocking=True)
-            inputs = setup.preprocess(x.to(device, non_blocking=True))
-            with experiment.backend.iteration(experiment.network):
-                unroll = experiment.unroll(inputs, labels)
-                for t in range(unroll.timesteps):
-                    unroll.step(t)
+    with profile.evaluate():
+        for unroll, labels in _test_sequences(experiment, setup, device, experiment.backend.iteration):
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
     for hook in hooks:
         hook.remove()
     return totals.over(experiment.ranks)
+
+
+def _test_sequences(
+    experiment: Experiment,
+    setup: TrainingSetup,
+    device: torch.device,
+    around: Callable[[nn.Module], AbstractContextManager[Any]],
+) -> Iterator[tuple[Unroll, Tensor]]:
+    """(unroll, labels) of every test batch after its T steps `around` them, the network in evaluation mode."""
+    experiment.ranks.share_buffers(experiment.network)
+    setup.test.set_epoch(0)
+    with training_mode(experiment.network, False):
+        for x, labels in setup.test:
+            labels = labels.to(device, non_blocking=True)
+            inputs = setup.preprocess(x.to(device, non_blocking=True))
+            with around(experiment.network):
+                unroll = experiment.unroll(inputs, labels)
+                for t in range(unroll.timesteps):
+                    unroll.step(t)
+            yield unroll, labels
+
+
+@torch.no_grad()
+def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, float]:
+    """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock."""
+    device = next(experiment.network.parameters()).device
+    with InferenceCosts(experiment.network) as costs:
+        # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
+        sequences = _test_sequences(experiment, setup, device, lambda _: nullcontext())
+        samples = sum(len(labels) for _, labels in sequences)
+    counts = costs.totals()
+    totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
+    return costs.figures(totals[:-1], int(totals[-1]))
 
 
 class _LiveFigures:

@@ -74,6 +74,19 @@ def test_measured_columns_are_plausible_and_absent_sensors_empty(
         assert "energy_j" in cell["absent"]
 
 
+def test_the_costs_of_inference_are_neurobenchs_columns(three_methods: tuple[Path, int, str]) -> None:
+    folder, _, _ = three_methods
+    cells, epochs = table(folder, CELLS_FILE), table(folder, EPOCHS_FILE)
+    assert (cells.footprint_bytes > 4 * cells.parameters).all(), "buffers count too"
+    # One neuron layer's zeros and spikes are all its outputs, and the last evaluation saw the same.
+    last = epochs.groupby("method").firing_rate.last()
+    assert (1 - cells.set_index("method").activation_sparsity).to_dict() == pytest.approx(last.to_dict())
+    assert (cells.effective_macs + cells.effective_acs < cells.dense_synops).all()
+    assert cells.dense_synops.nunique() == 1
+    energy = 4.6 * cells.effective_macs + 0.9 * cells.effective_acs
+    assert list(cells.estimated_energy_45nm_pj) == pytest.approx(list(energy))
+
+
 def test_bptt_needs_more_tensor_bytes_than_sltt(three_methods: tuple[Path, int, str]) -> None:
     peak = table(three_methods[0], EPOCHS_FILE).groupby("method").peak_tensor_bytes.first()
     assert peak["bptt"] > 2 * peak["sltt"]
@@ -110,6 +123,7 @@ def test_synthetic_data_leave_accuracy_empty(tmp_path: Path) -> None:
     for column in ("train_top1", "test_loss", "test_top1", "test_top5", "firing_rate"):
         assert epochs[column].isna().all()
     assert (epochs.train_s > 0).all()
+    assert table(only_run(tmp_path), CELLS_FILE).effective_macs.isna().all()
 
 
 def test_every_ending_of_a_cell_is_a_row_and_the_others_finish(

@@ -18,6 +18,7 @@ from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
 from sltt_bench.results import checkpoints
+from sltt_bench.results.schema import INFERENCE_COLUMNS
 
 if TYPE_CHECKING:
     from sltt_bench.worker import Reporter
@@ -35,6 +36,19 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             resume(subject, setup, Path(job["checkpoint"]))
         reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
+        report_costs(cell, subject, setup, profiler, reporter)
+
+
+def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, reporter: "Reporter") -> None:
+    """What the trained network costs at inference; a cell that lacks the memory for that is whole all the same."""
+    columns = [column.name for column in INFERENCE_COLUMNS]
+    if cell.synthetic:
+        profiler.absent |= dict.fromkeys(columns, "the data are random")
+        return
+    try:
+        reporter.send("facts", **engine.inference_costs(subject, setup))
+    except torch.OutOfMemoryError:
+        profiler.absent |= dict.fromkeys(columns, "out of memory while they were counted")
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.results.private_paths import public, without_private_paths
-from sltt_bench.results.schema import SCHEMA_VERSION, Status
+from sltt_bench.results.schema import INFERENCE_COLUMNS, SCHEMA_VERSION, Status
 
 if TYPE_CHECKING:
     from sltt_bench.plan import Cell
@@ -22,7 +22,7 @@ class Outcome:
     reason: str = ""
     attempt: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the cell's process reported: device, device_name, precision, parameters, peak_tensor_bytes."""
+    """What the cell's process reported: device, device_name, precision, parameters, peaks, costs."""
     wall_s: float | None = None
     """Seconds from the start of the attempt to its end; None if it never started."""
     exit_code: int | None = None
@@ -71,5 +71,6 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "best_epoch": best,
         "best_test_top1": None if best is None else accuracy[best],
         "last_test_top1": accuracy.get(last),
+        **{column.name: outcome.facts.get(column.name) for column in INFERENCE_COLUMNS},
         "exit_code": outcome.exit_code,
     }

@@ -108,6 +108,31 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column("finished_utc", "str", "when the epoch ended, ISO 8601"),
 )
 
+INFERENCE_COLUMNS: tuple[Column, ...] = (
+    Column("footprint_bytes", "int", "NeuroBench's footprint: bytes of parameters and buffers"),
+    Column("connection_sparsity", "float", "NeuroBench: share of synaptic weights that are exactly 0"),
+    Column(
+        "activation_sparsity",
+        "float",
+        "NeuroBench: share of spiking outputs that are 0, over T and the test set",
+    ),
+    Column(
+        "dense_synops", "float", "NeuroBench: synaptic operations of one test sample over T, zeros included"
+    ),
+    Column("effective_macs", "float", "NeuroBench: multiply-accumulates of one test sample, zeros left out"),
+    Column(
+        "effective_acs",
+        "float",
+        "NeuroBench: accumulates (the layer's input is all spikes) of one test sample",
+    ),
+    Column(
+        "estimated_energy_45nm_pj",
+        "float",
+        "4.6 pJ × effective_macs + 0.9 pJ × effective_acs (45 nm, 32 bits): an estimate, never beside energy_j",
+    ),
+)
+"""What the trained network costs at inference, counted over the test set; empty with synthetic data."""
+
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
     Column("kind", "str", "run (measured), estimate or analysis"),
@@ -130,6 +155,7 @@ CELL_COLUMNS: tuple[Column, ...] = (
     Column("best_epoch", "int", "epoch with the highest test_top1: chosen by looking at test data"),
     Column("best_test_top1", "float", "test_top1 of best_epoch"),
     Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
+    *INFERENCE_COLUMNS,
     Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
 )
 
