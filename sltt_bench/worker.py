@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from sltt_bench.failures import classify
 from sltt_bench.kinds import KINDS
 from sltt_bench.plan import cell_from_dict
 
@@ -87,23 +88,6 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
         return False
     reporter.send("finished")
     return True
-
-
-def classify(error: BaseException) -> tuple[str, str]:
-    """(status, reason in one line) of what ended a cell."""
-    import torch
-
-    text = " ".join(str(error).split())
-    out_of_memory = isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in text
-    )
-    if out_of_memory:
-        return "oom", text or "out of memory"
-    if isinstance(error, (KeyboardInterrupt, SystemExit)):
-        return "killed", type(error).__name__
-    if type(error).__module__.startswith("sltt_bench."):
-        return "error", text  # its message says all that its user needs
-    return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 if __name__ == "__main__":

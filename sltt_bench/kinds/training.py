@@ -1,7 +1,7 @@
 """A cell that is trained and measured, and what other kinds of measurement share with it."""
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from sltt_bench import data, engine, experiment, initialise, provenance
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.failures import classify, is_out_of_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
@@ -29,7 +30,12 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        peak = instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess)
+        peak = unless_memory_runs_out(
+            profiler,
+            "peak_tensor_bytes",
+            device,
+            lambda: instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess),
+        )
         reporter.send("facts", peak_tensor_bytes=peak)
         subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
         if job["resume"]:
@@ -49,6 +55,26 @@ def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, repor
         reporter.send("facts", **engine.inference_costs(subject, setup))
     except torch.OutOfMemoryError:
         profiler.absent |= dict.fromkeys(columns, "out of memory while they were counted")
+
+
+def unless_memory_runs_out(
+    profiler: Profiler, column: str, device: torch.device, measure: Callable[[], int]
+) -> int | None:
+    """A figure that is measured beside the training; None, and its column's reason, if memory runs out in it.
+
+    What it allocated is free afterwards either way.
+    """
+    figure: int | None = None
+    try:
+        figure = measure()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        profiler.absent[column] = f"out of memory while it was measured: {classify(error)[1]}"
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return figure
 
 
 @contextmanager
@@ -141,12 +167,7 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> i
     existing = [*subject.network.parameters(), *subject.network.buffers(), *state, inputs, labels]
     with TensorBytes(existing=existing) as counter:
         subject.training_iteration(inputs, labels)
-    peak = int(counter.peak)
-    del subject, existing, state
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    return peak
+    return int(counter.peak)
 
 
 def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:

@@ -1,0 +1,105 @@
+"""What ended a cell: its status and a reason in one line, above all whether memory ran out.
+
+Memory runs out in many dresses: as an exception of the allocator, as a library's status code, as a kernel
+that the system ended, and hidden behind the error of whoever tried to clean up. The texts are those of
+torch 2.6 to 2.14, cuDNN 9, CUDA 12 and 13, Triton 3, NCCL 2 and Linux.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import Literal
+
+FailureStatus = Literal["oom", "error", "killed"]
+
+_OUT_OF_MEMORY = re.compile(
+    r"""out\ of\ memory                       # CUDA, Triton, NCCL, torch's caching allocators
+      | can't\ allocate\ memory               # torch's DefaultCPUAllocator
+      | cannot\ allocate\ memory              # errno 12: mmap, fork
+      | not\ enough\ memory                   # torch's DefaultCPUAllocator on Windows
+      | unable\ to\ allocate .* \barray       # NumPy
+      | failed\ to\ cuda\ calloc              # NCCL
+      | (CUBLAS|CUDNN|CUSPARSE|CUSOLVER)_STATUS_ALLOC_FAILED | CUFFT_ALLOC_FAILED
+      | CUDNN_STATUS_INTERNAL_ERROR_(DEVICE|HOST)_ALLOCATION_FAILED
+      | cudaErrorMemoryAllocation
+      | DataLoader\ worker .* killed\ by\ signal:\ Killed   # by the system, which was short of memory
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_SMALL_SHARED_MEMORY = re.compile(
+    r"out of shared memory|insufficient shared memory|unable to write to file </torch_", re.IGNORECASE
+)
+_REMEDY_SHARED_MEMORY = (
+    "/dev/shm is too small for the loader's processes: --set data.workers=0, or a larger one "
+    "(docker run --shm-size=8g)"
+)
+_KILLED_LOADER = re.compile(r"DataLoader worker .* killed by signal: Killed", re.IGNORECASE | re.DOTALL)
+
+
+def classify(error: BaseException) -> tuple[FailureStatus, str]:
+    """(status, reason in one line) of what ended a cell.
+
+    "oom" only where less memory would have served: not for a Triton kernel that asks for more shared
+    memory than a multiprocessor has, nor for a small /dev/shm, which say nothing of the method.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "killed", type(error).__name__
+    cause = out_of_memory_cause(error)
+    if cause is not None:
+        reason = _one_line(cause) or "out of memory"
+        if _KILLED_LOADER.search(reason):
+            reason = f"the host ran out of memory: {reason}"
+        return (
+            "oom",
+            reason if cause is error else f"{reason} (then {type(error).__name__}: {_one_line(error)})",
+        )
+    text = _one_line(error)
+    if _SMALL_SHARED_MEMORY.search(text):
+        text = f"{_REMEDY_SHARED_MEMORY} ({text})"
+    if type(error).__module__.startswith("sltt_bench."):
+        return "error", text  # its message says all that its user needs
+    return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or of the host, here or behind this error."""
+    return out_of_memory_cause(error) is not None
+
+
+def out_of_memory_cause(error: BaseException) -> BaseException | None:
+    """The error that tells that memory ran out: this one, or one that it followed from; None if none does."""
+    return next((link for link in _chain(error) if _tells_of_memory(link)), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it contains, and what it followed from unless that was said not to matter; each once."""
+    pending, seen = [error], set()
+    while pending:
+        link = pending.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        behind = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+        if behind is not None:
+            pending.append(behind)
+        if isinstance(link, BaseExceptionGroup):
+            pending.extend(link.exceptions)
+
+
+def _tells_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in _class_names(error):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    # torch.AcceleratorError, and what torch.compile raises, are RuntimeErrors.
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _class_names(error: BaseException) -> set[str]:
+    """Those of its classes; torch need not be loaded to ask."""
+    return {kind.__name__ for kind in type(error).__mro__}
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,179 @@
+"""What ended a cell is told apart by the real messages of those who raise them."""
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sltt_bench.engine import TrainingDiverged
+from sltt_bench.failures import classify, is_out_of_memory
+from sltt_bench.kinds import training
+from sltt_bench.plan import Cell
+
+OUT_OF_MEMORY = {
+    "caching allocator": torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which "
+        "12.00 MiB is free."
+    ),
+    "CUDA runtime": RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+    ),
+    "cuBLAS handle": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cuDNN": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    "cuDNN 9": RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    "cuFFT": RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    "Triton": RuntimeError("Triton Error [CUDA]: out of memory"),
+    "NCCL": RuntimeError(
+        "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error, NCCL version 2.27.3\n"
+        "Last error:\nFailed to CUDA calloc async 608 bytes"
+    ),
+    "torch on a CPU": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+        "to allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    "shared tensor": RuntimeError("unable to mmap 2048 bytes from file </torch_7_1>: Cannot allocate memory (12)"),
+    "NumPy": MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000000000,)"),
+    "fork": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "loader": RuntimeError("DataLoader worker (pid 4242) is killed by signal: Killed. "),
+    "in a loader": RuntimeError(
+        "Caught OutOfMemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        "torch.OutOfMemoryError: CUDA out of memory."
+    ),
+}  # fmt: skip
+NO_MATTER_OF_MEMORY = {
+    "kernel too large for a multiprocessor": RuntimeError(
+        "out of resource: shared memory, Required: 262144, Hardware limit: 232448. Reducing block sizes or "
+        "`num_stages` may help."
+    ),
+    "small /dev/shm": RuntimeError(
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+        "out of shared memory. Please try to raise your shared memory limit."
+    ),
+    "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
+    "full disk": OSError(errno.ENOSPC, "No space left on device"),
+    "a word in a file's name": FileNotFoundError(errno.ENOENT, "No such file", "out of memory.pt"),
+    "segmentation fault": RuntimeError("DataLoader worker (pid 7) is killed by signal: Segmentation fault. "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUT_OF_MEMORY)
+def test_memory_that_runs_out_is_oom_whoever_says_it(name: str) -> None:
+    error = OUT_OF_MEMORY[name]
+    status, reason = classify(error)
+    assert status == "oom"
+    assert "\n" not in reason
+    assert str(error).split()[0] in reason
+
+
+@pytest.mark.parametrize("name", NO_MATTER_OF_MEMORY)
+def test_what_less_memory_would_not_have_saved_is_no_oom(name: str) -> None:
+    assert classify(NO_MATTER_OF_MEMORY[name])[0] == "error"
+
+
+@pytest.mark.skipif(not hasattr(torch, "AcceleratorError"), reason="this torch has no AcceleratorError")
+def test_an_accelerator_error_is_oom_by_its_text_alone() -> None:
+    error = torch.AcceleratorError("CUDA error: out of memory")
+    assert classify(error)[0] == "oom"
+    assert classify(torch.AcceleratorError("CUDA error: device-side assert triggered"))[0] == "error"
+
+
+def test_a_real_allocation_that_fails_is_oom() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert classify(caught.value)[0] == "oom"
+
+
+def raised(function: Callable[[], None]) -> Exception:
+    try:
+        function()
+    except Exception as error:
+        return error
+    raise AssertionError("nothing was raised")
+
+
+def test_an_oom_hidden_behind_another_error_is_found_and_both_are_named() -> None:
+    def while_cleaning_up() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        finally:
+            raise AttributeError("'NoneType' object has no attribute 'close'")
+
+    def as_a_cause() -> None:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        except RuntimeError as error:
+            raise ValueError("backend compiler failed") from error
+
+    for function, outer in ((while_cleaning_up, "AttributeError"), (as_a_cause, "ValueError")):
+        status, reason = classify(raised(function))
+        assert status == "oom"
+        assert reason.startswith("CUDA out of memory.")
+        assert outer in reason
+
+
+def test_an_oom_inside_a_group_of_errors_is_found() -> None:
+    assert is_out_of_memory(ExceptionGroup("ranks", [ValueError("x"), MemoryError("y")]))
+
+
+def test_an_oom_that_was_declared_no_part_of_the_error_is_none() -> None:
+    def smaller_batch_failed_too() -> None:
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise ValueError("wrong shape") from None
+
+    assert classify(raised(smaller_batch_failed_too)) == ("error", "ValueError: wrong shape")
+
+
+def test_errors_that_name_each_other_as_cause_come_to_an_end() -> None:
+    a, b = ValueError("a"), ValueError("b")
+    a.__cause__, b.__cause__ = b, a
+    assert classify(a)[0] == "error"
+
+
+def test_a_small_shared_memory_names_its_remedy() -> None:
+    assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY["small /dev/shm"])[1]
+
+
+def test_errors_of_this_package_speak_for_themselves_and_interruptions_are_kills() -> None:
+    assert classify(TrainingDiverged("the loss became nan")) == ("error", "the loss became nan")
+    assert classify(KeyboardInterrupt()) == ("killed", "KeyboardInterrupt")
+
+
+class RecordingReporter:
+    """Keeps what a cell sends."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, object] = {}
+        self.epochs = 0
+        self.absent: dict[str, str] = {}
+
+    def send(self, event: str, **details: object) -> None:
+        if event == "facts":
+            self.facts |= details
+        if event == "measured_with":
+            self.absent = dict(details["absent"])  # type: ignore[call-overload]
+
+    def epoch(self, figures: object) -> None:
+        self.epochs += 1
+
+    def batch(self, *_: object) -> None: ...
+    def preparing(self, *_: object) -> None: ...
+    def checkpoint(self, *_: object) -> None: ...
+
+
+def test_an_oom_in_the_instrumented_iteration_empties_its_column_and_the_cell_goes_on(
+    smoke_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def too_large(*_: object) -> int:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    monkeypatch.setattr(training, "instrumented_peak", too_large)
+    reporter = RecordingReporter()
+    job = {"data_dir": str(tmp_path), "checkpoint": None, "resume": False, "initial_weights": None}
+    training.train_cell(smoke_cell(train__epochs=1), job, reporter)  # type: ignore[arg-type]
+    assert reporter.epochs == 1
+    assert reporter.facts["peak_tensor_bytes"] is None
+    assert "Tried to allocate 9 GiB" in reporter.absent["peak_tensor_bytes"]
