@@ -108,8 +108,15 @@ def describe(cell: Cell) -> str:
 
 
 def finished_cells(folder: Path) -> set[str]:
-    """The ids of the cells that a run's folder holds as finished."""
-    return {row["cell_id"] for row in read_rows(folder / CELLS_FILE) if row["status"] == "ok"}
+    """The ids of the cells that a run's folder holds as finished, with all their epochs."""
+    epochs: dict[str, set[str]] = {}
+    for row in read_rows(folder / EPOCHS_FILE):
+        epochs.setdefault(row["cell_id"], set()).add(row["epoch"])
+    return {
+        row["cell_id"]
+        for row in read_rows(folder / CELLS_FILE)
+        if row["status"] == "ok" and len(epochs.get(row["cell_id"], ())) >= int(row.get("epochs_done") or 0)
+    }
 
 
 class _Recording:
@@ -136,6 +143,8 @@ class _Recording:
             record = _RunRecord(run.plan, run.open_folder(), self._display, self._provenance)
             self._records.append(record)
             self._display.run_opened(run.plan, record.folder.path)
+            for damage in record.folder.damage():
+                self._display.remark(f"{damage.path}: {damage.reason}; not read")
             finished = finished_cells(record.folder.path)
             for cell in run.plan:
                 if cell.cell_id in finished:

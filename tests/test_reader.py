@@ -184,31 +184,7 @@ def test_rows_of_another_schema_version_are_refused_by_name(tmp_path: Path, vers
         (run.path / name).write_text("\n".join(changed) + "\n")
     results = read_results([tmp_path])
     assert len(results.cells) == len(results.epochs) == 0
-    assert any("schema version" in reason and version in reason for reason in reasons(results))
-    assert any("newer than this sltt-bench" in reason for reason in reasons(results)) == (version == "2")
-
-
-def test_an_old_schema_version_is_migrated_where_a_migration_exists(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = HandmadeRun(tmp_path / "a")
-    run.cell(train_s=[5000.0, 2000.0])
-    for name in (CELLS_FILE, EPOCHS_FILE):
-        lines = (run.path / name).read_text().splitlines()
-        header = lines[0].replace("train_s", "train_ms")
-        (run.path / name).write_text(
-            "\n".join([header, *(line.replace("1,", "0,", 1) for line in lines[1:])]) + "\n"
-        )
-
-    def from_milliseconds(file: str, row: dict[str, str]) -> dict[str, str]:
-        if file == EPOCHS_FILE:
-            row["train_s"] = str(float(row.pop("train_ms")) / 1000)
-        return row
-
-    monkeypatch.setitem(reader.MIGRATIONS, 0, from_milliseconds)
-    results = read_results([tmp_path])
-    assert results.epochs["train_s"].tolist() == [5.0, 2.0]
-    assert set(results.cells["schema_version"]) == {1}
+    assert f"schema_version is {version!r}, not 1, the version of the format" in reasons(results)[0]
 
 
 def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
@@ -229,7 +205,7 @@ def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
     assert len(results.cells) == 1
     assert said["other/cells.csv"].startswith("not a cells.csv of sltt-bench: without column")
     assert said["."] == "files that belong to no run: notes.txt"
-    assert said["binary/cells.csv"].startswith("cannot be read as CSV")
+    assert said["binary/cells.csv"].startswith("cannot be read as CSV: UTF-16")
     assert said["empty/cells.csv"] == "empty file"
 
 
@@ -247,7 +223,8 @@ def test_broken_provenance_and_cell_files_do_not_hide_the_measurements(tmp_path:
     (run.path / "cells" / f"{cell_id}.json").write_text("[1]")
     results = read_results([tmp_path])
     assert len(results.cells) == 1
-    assert reasons(results) == ["missing or no JSON: versions are unknown"]
+    assert len(reasons(results)) == 1
+    assert reasons(results)[0].startswith("cannot be read as JSON: Expecting property name")
     assert results.runs[0].recipe_of(cell_id) == json.loads(json.dumps(RECIPE))
 
 

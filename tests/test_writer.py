@@ -1,11 +1,19 @@
 """Results on disk: appended, flushed, and never read from a torn line."""
 
+import csv
+import io
 from pathlib import Path
 
 import pytest
 
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
-from sltt_bench.results.writer import ResultsError, RunFolder, read_rows, set_torn_line_aside
+from sltt_bench.results.writer import ResultsError, RunFolder, set_torn_line_aside
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Every finished line as it stands, whether such a row is whole or not."""
+    text = path.read_text()
+    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
 
 
 @pytest.fixture

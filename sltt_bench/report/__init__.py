@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sltt_bench.report.document import Context, Contribution, Verdict
-    from sltt_bench.results.reader import Skipped
+    from sltt_bench.results.tables import Skipped
 
 FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex")
 

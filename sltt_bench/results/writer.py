@@ -9,13 +9,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
 from sltt_bench.results.schema import (
+    CELLS_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
+    EPOCHS_FILE,
     FILES,
     LOGS_FOLDER,
     PROVENANCE_FILE,
@@ -24,6 +26,9 @@ from sltt_bench.results.schema import (
     Column,
 )
 from sltt_bench.yaml_text import dump_yaml
+
+if TYPE_CHECKING:
+    from sltt_bench.results.tables import Skipped
 
 
 class ResultsError(Exception):
@@ -118,6 +123,15 @@ class RunFolder:
         """Where the checkpoint of a cell goes."""
         return self.path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
 
+    def damage(self) -> "list[Skipped]":
+        """What of its cells and epochs cannot be read, and why."""
+        from sltt_bench.results import tables
+
+        damage: list[Skipped] = []
+        for file in (CELLS_FILE, EPOCHS_FILE):
+            tables.read_rows(self.path / file, damage)
+        return damage
+
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of one of the folder's CSV files so far; see `read_rows`."""
         return read_rows(self.path / file)
@@ -127,17 +141,16 @@ def read_provenance(run: Path) -> dict[str, Any]:
     """provenance.json of a run's folder; nothing if it is missing or no JSON object."""
     try:
         content = json.loads((run / PROVENANCE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file as text, in order; none if there is no file, and never a torn last line."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    return list(csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1])))
+    """The sound rows of a CSV file as text, in order; none if there is no file."""
+    from sltt_bench.results import tables  # pandas: not for those who only write
+
+    return tables.read_rows(path, [])
 
 
 def set_torn_line_aside(path: Path) -> None:
@@ -152,17 +165,38 @@ def set_torn_line_aside(path: Path) -> None:
 
 
 def _add_columns(path: Path, columns: list[str]) -> None:
-    """Give a file of an earlier version the columns that it lacks, empty: rows keep what they say."""
-    header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")))
-    if header == columns:
+    """Give a file of an earlier version the columns that it lacks, empty: rows keep what they say.
+
+    Raises ResultsError if it is no such file: rows of this program do not belong there.
+    """
+    from sltt_bench.results import tables
+
+    content = path.read_bytes()
+    header, *lines = content.removesuffix(b"\n").split(b"\n")
+    if header.decode("utf-8", "replace").split(",") == columns:
         return
+    damage: list[tables.Skipped] = []
+    rows = dict(tables.whole_lines(path, damage))
+    fault = tables.header_fault(path.name, rows[1]) if 1 in rows else damage[0].reason
+    if fault is None and (unknown := sorted(set(rows[1]) - set(columns))):
+        fault = f"column {unknown[0]} is unknown here"
+    if fault is not None:
+        raise ResultsError(
+            f"{path}: {fault}; mend its first line, or start a run of its own without --resume"
+        )
     text = io.StringIO()
-    lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(columns)
-    for row in rows:
-        values = dict(zip(header, row, strict=False))
-        lines.writerow([values.get(column, "") for column in columns])
-    write_atomically(path, text.getvalue().encode())
+    csv.writer(text, lineterminator="\n").writerow(columns)
+    new = [text.getvalue().encode()]
+    for number, line in enumerate(lines, start=2):
+        fields = rows.get(number, [])
+        if len(fields) != len(rows[1]):  # damaged: it stays as it is, and no reader takes it for a row
+            new.append(line + b"\n")
+            continue
+        values = dict(zip(rows[1], fields, strict=True))
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerow([values.get(column, "") for column in columns])
+        new.append(text.getvalue().encode())
+    write_atomically(path, b"".join(new))
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,0 +1,305 @@
+"""The CSV files of results as typed rows; what a crash or a person has damaged is told apart, with file and line.
+
+The one reader of these files: reports, `--resume` and whoever else asks see the same rows. A row counts only if
+every value in it can be what its column says; nothing is repaired or guessed. Missing numbers are NaN, never 0.
+"""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+
+from sltt_bench.results.schema import (
+    BENCH_FILE,
+    CELL_KEY,
+    CELLS_FILE,
+    DRAWS_FILE,
+    EPOCHS_FILE,
+    ESTIMATES_FILE,
+    FILES,
+    GRADIENTS_FILE,
+    OPERATIONS_FILE,
+    SCHEMA_VERSION,
+    TIMELINE_FILE,
+    Column,
+    Kind,
+    Status,
+)
+
+Row = dict[str, str]
+
+_KEY = {column.name for column in CELL_KEY} - {"k"}
+NEEDED = {
+    CELLS_FILE: _KEY | {"kind", "synthetic", "smoke", "status"},
+    EPOCHS_FILE: _KEY | {"epoch", "cold"},
+    TIMELINE_FILE: {"cell_id", "attempt"},
+    GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "level", "depth"},
+    DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
+    OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
+    ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
+    BENCH_FILE: {
+        "schema_version",
+        "row",
+        "quantity",
+        "subject",
+        "baseline",
+        "problem",
+        "device_name",
+        "subject_value",
+        "baseline_value",
+        "ratio",
+        "finished_utc",
+    },
+}
+"""File → columns that it must have, never empty; any other may be missing."""
+
+_WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
+_SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
+_NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
+_FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
+_SIGNED = {"exit_code", "temperature_c"}
+_WHOLE = r"-?\d{1,30}(?:\.0)?"
+"""What a program writes for a whole number; 1.2E+09 has lost digits in somebody's spreadsheet."""
+_LARGEST = 1e100
+"""Beyond this no figure was measured, and sums of squares overflow."""
+_LARGEST_MEASURED = 1e19
+"""Beyond this no seconds, bytes, joules or samples were."""
+
+
+@dataclass(frozen=True, order=True)
+class Skipped:
+    """Something that was not read, and why."""
+
+    path: str
+    """A folder, a file, or `file:line`."""
+    reason: str
+
+
+class Tables:
+    """Rows of many CSV files, gathered as text and given their types all at once (that is fast)."""
+
+    def __init__(self, skipped: list[Skipped]) -> None:
+        self._skipped = skipped
+        self._rows: dict[tuple[str, tuple[str, ...]], list[list[str]]] = defaultdict(list)
+        self._places: dict[tuple[str, tuple[str, ...]], list[tuple[int, Path, int]]] = defaultdict(list)
+
+    def read(self, path: Path, run: int = 0) -> None:
+        """Add a file's rows; `run` is a number of the caller's for the file."""
+        lines = whole_lines(path, self._skipped)
+        if not lines:
+            return
+        (_, header), *rows = lines
+        if (fault := header_fault(path.name, header)) is not None:
+            self._skipped.append(Skipped(str(path), fault))
+            return
+        known = {column.name for column in FILES[path.name]}
+        if unknown := [name for name in header if name not in known]:
+            _refuse(self._skipped, path, 1, f"{_listed(unknown)} is unknown here and not read")
+        key = (path.name, tuple(header))
+        for number, row in rows:
+            if len(row) == len(header):
+                self._rows[key].append(row)
+                self._places[key].append((run, path, number))
+            else:
+                _refuse(self._skipped, path, number, f"{len(row)} fields instead of {len(header)}")
+
+    def frame(self, file: str) -> pd.DataFrame:
+        """Every sound row of the files with this name, typed, with the columns `run` and `line`."""
+        frames = [self._typed(key) for key in self._rows if key[0] == file]
+        columns = [*(column.name for column in FILES[file]), "run", "line"]
+        if not frames:
+            return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+        return pd.concat(frames, ignore_index=True)[columns]
+
+    def _typed(self, key: tuple[str, tuple[str, ...]]) -> pd.DataFrame:
+        file, header = key
+        text = pd.DataFrame(self._rows[key], columns=list(header), dtype=object)
+        typed: dict[str, Any] = {}
+        faulty: dict[int, str] = {}
+        for column in FILES[file]:
+            if column.name not in text:
+                typed[column.name] = np.full(len(text), "" if column.type == "str" else np.nan, dtype=object)
+                continue
+            values, wrong = _typed_column(text[column.name], column, file)
+            typed[column.name] = values
+            for position in np.flatnonzero(wrong).tolist():
+                value = text[column.name].iloc[position]
+                faulty.setdefault(position, f"{column.name} is {_quoted(value)}, not {_expected(column)}")
+        frame = pd.DataFrame(typed)
+        frame["run"] = [run for run, _, _ in self._places[key]]
+        frame["line"] = [line for _, _, line in self._places[key]]
+        for position, fault in faulty.items():
+            _, path, number = self._places[key][position]
+            _refuse(self._skipped, path, number, fault)
+        return frame.drop(index=list(faulty))
+
+
+def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
+    """The sound rows of one file as text, in order; none if there is no file."""
+    if not path.exists():
+        return []
+    tables = Tables(skipped)
+    tables.read(path)
+    sound = set(tables.frame(path.name)["line"])
+    lines = whole_lines(path, [])
+    return [dict(zip(lines[0][1], row, strict=True)) for number, row in lines[1:] if number in sound]
+
+
+def torn_at(path: Path) -> int | None:
+    """The number of a file's last line if that was never finished; cheap, however long the file is."""
+    with path.open("rb") as file:
+        if not file.seek(0, 2):
+            return None
+        file.seek(-1, 2)
+        if file.read(1) == b"\n":
+            return None
+        file.seek(0)
+        return file.read().count(b"\n") + 1
+
+
+# Text -------------------------------------------------------------------------------------------
+
+
+def whole_lines(path: Path, skipped: list[Skipped]) -> list[tuple[int, list[str]]]:
+    """(line number, fields) of each finished line, the header first; empty lines are none.
+
+    No field holds a line break (the writer takes care), so a damaged line damages no other one.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        skipped.append(Skipped(str(path), f"cannot be read: {error.strerror or error}"))
+        return []
+    if not content:
+        skipped.append(Skipped(str(path), "empty file"))
+        return []
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        skipped.append(Skipped(str(path), "cannot be read as CSV: UTF-16 text; save it as UTF-8"))
+        return []
+    *raw, torn = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if torn:
+        _refuse(skipped, path, len(raw) + 1, "torn: the line was never finished")
+    lines: list[tuple[int, list[str]]] = []
+    for number, line in enumerate(raw, start=1):
+        try:
+            fields = _fields(line.rstrip(b"\r").decode("utf-8"))
+        except (UnicodeDecodeError, csv.Error) as error:
+            _refuse(skipped, path, number, f"cannot be read as CSV: {error}")
+            if number == 1:
+                return []
+            continue
+        if fields:
+            lines.append((number, fields))
+    return lines
+
+
+def _fields(line: str) -> list[str]:
+    if '"' not in line:
+        return line.split(",") if line else []
+    if "\0" in line:
+        raise csv.Error("the line contains NUL")
+    return next(csv.reader([line], strict=True))
+
+
+def header_fault(file: str, header: list[str]) -> str | None:
+    """Why these are not the columns of such a file, or None."""
+    missing = sorted(NEEDED[file] - set(header))
+    if missing:
+        other = next((mark for mark in ";\t|" if mark in header[0]), None)
+        if other is not None:
+            return f"fields are separated by {other!r}; a {file} of sltt-bench has commas"
+        if not NEEDED[file] - {name.strip().lower() for name in header}:
+            return "column names are written otherwise than sltt-bench writes them: lower case, no spaces"
+        return f"not a {file} of sltt-bench: without {_listed(missing)}"
+    twice = sorted({name for name in header if header.count(name) > 1})
+    return f"{_listed(twice)} twice" if twice else None
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more columns" if names[4:] else ""
+    return "column " + ", ".join(names[:4]) + more
+
+
+def _quoted(value: str) -> str:
+    return repr(value if len(value) <= 60 else value[:59] + "…")
+
+
+def _refuse(skipped: list[Skipped], path: Path, number: int, fault: str) -> None:
+    skipped.append(Skipped(f"{path}:{number}", fault))
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+def _typed_column(text: "pd.Series[Any]", column: Column, file: str) -> tuple[Any, "np.ndarray[Any, Any]"]:
+    """The column's values (missing numbers are NaN) and where the text cannot be such a value."""
+    empty = (text == "").to_numpy()
+    refused_empty = empty if column.name in NEEDED[file] else np.zeros(len(text), dtype=bool)
+    if column.type == "str":
+        return text, refused_empty | _wrong_words(text, column)
+    if column.type == "bool":
+        lower = text.str.lower()
+        wrong = refused_empty | (~lower.isin(["true", "false"]).to_numpy() & ~empty)
+        true = (lower == "true").to_numpy()
+        if empty.any():  # neither: None
+            true = true.astype(object)
+            true[empty] = None
+        return true, wrong
+    values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=float)
+    not_a_number = (text.str.lower() == "nan").to_numpy()
+    wrong = refused_empty | (np.isnan(values) & ~empty & ~not_a_number)
+    size = np.abs(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
+    wrong |= size > _LARGEST
+    if column.type == "int":
+        wrong |= ~(text.str.fullmatch(_WHOLE).to_numpy(dtype=bool) | empty)
+        lowest = 1 if column.name in _FROM_ONE or (file, column.name) == (EPOCHS_FILE, "epoch") else 0
+        if column.name not in _SIGNED:
+            wrong |= values < lowest
+    elif column.name in NEEDED[file]:
+        wrong |= not_a_number
+    if column.name.endswith(_NOT_NEGATIVE):
+        wrong |= (values < 0) | np.isinf(values) | (size > _LARGEST_MEASURED)
+    if column.name.endswith(_SHARES):
+        wrong |= (values < 0) | (values > 1)
+    if column.name == "schema_version":
+        wrong |= values != SCHEMA_VERSION
+    return values, wrong
+
+
+def _wrong_words(text: "pd.Series[Any]", column: Column) -> "np.ndarray[Any, Any]":
+    if column.name in _WORDS:
+        return ~text.isin(_WORDS[column.name]).to_numpy()
+    if column.name == "overrides":
+        sound = {value: _is_json_object(value) for value in text.unique()}
+        return ~text.map(sound).to_numpy(dtype=bool)
+    return text.str.contains("\0", regex=False).to_numpy(dtype=bool)
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return text == "" or isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _expected(column: Column) -> str:
+    if column.name in _WORDS:
+        return "one of " + ", ".join(_WORDS[column.name])
+    if column.name == "overrides":
+        return "a JSON object"
+    if column.name == "schema_version":
+        return f"{SCHEMA_VERSION}, the version of the format that this sltt-bench reads; a newer one needs an update"
+    if column.name.endswith(_SHARES):
+        return "a share from 0 to 1"
+    return {
+        "int": "a whole number that can have been measured",
+        "float": "a number that can have been measured",
+        "bool": "true or false",
+        "str": "text",
+    }[column.type]

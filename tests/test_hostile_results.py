@@ -1,0 +1,384 @@
+"""Result files that a crash or a person has touched: named with file and line, never a figure, never a traceback."""
+
+import random
+import re
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from result_builder import MIB, HandmadeRun
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
+from sltt_bench.results.tables import Skipped, read_rows
+from sltt_bench.results.writer import ResultsError, RunFolder
+from sltt_bench.runner import finished_cells
+
+COMMITTED = Path(__file__).parent.parent / "results"
+Damage = Callable[[str], str | bytes]
+"""The text of a file → what became of it."""
+
+
+def handmade(folder: Path) -> Path:
+    run = HandmadeRun(folder / "digits" / "a")
+    for seed in (0, 1):
+        run.cell("bptt", seed, train_s=[5.0, 2.0, 3.0], top1=[0.2, 0.5, 0.6], peak_tensor_bytes=4 * MIB)
+        run.cell("sltt", seed, train_s=[4.0, 1.0, 1.5], top1=[0.2, 0.5, 0.6], peak_tensor_bytes=1 * MIB)
+    return run.path
+
+
+def with_value(column: str, value: str) -> Damage:
+    """Puts a value into a column of the second row."""
+
+    def change(text: str) -> str:
+        lines = text.split("\n")
+        fields = fields_of(lines[2])
+        fields[fields_of(lines[0]).index(column)] = value
+        return "\n".join([*lines[:2], ",".join(fields), *lines[3:]])
+
+    return change
+
+
+def fields_of(line: str) -> list[str]:
+    """The fields of a line, quotes kept."""
+    return re.findall(r'(?:^|(?<=,))(?:"(?:[^"]|"")*"|[^,]*)', line)
+
+
+def _without_column(text: str) -> str:
+    return "\n".join(line.partition(",")[2] for line in text.split("\n"))
+
+
+def _reversed_columns(text: str) -> str:
+    return "\n".join(",".join(reversed(fields_of(line))) for line in text.split("\n"))
+
+
+WHOLE_FILE: dict[str, tuple[Damage, str]] = {
+    "empty": (lambda text: "", "empty file"),
+    "without a first column": (_without_column, "without column schema_version"),
+    "semicolons": (lambda text: text.replace(",", ";"), "fields are separated by ';'"),
+    "tabs": (lambda text: text.replace(",", "\t"), "fields are separated by '\\t'"),
+    "capital letters": (lambda text: text.replace("cell_id", "Cell_ID"), "column names are written otherwise"),
+    "a column twice": (lambda text: text.replace("method", "backend", 1), "without column method"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
+    "binary": (lambda text: b"\x80\x81\x00\n" * 9, "cannot be read as CSV"),
+    "a page of HTML": (lambda text: "<html>\n<body>\n", "without column"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [CELLS_FILE, EPOCHS_FILE])
+@pytest.mark.parametrize("case", WHOLE_FILE)
+def test_a_file_that_is_no_such_table_is_named(tmp_path: Path, case: str, file: str) -> None:
+    damage, reason = WHOLE_FILE[case]
+    results = read_damaged(tmp_path, file, damage)
+    assert any(file in skip.path and reason in skip.reason for skip in results.skipped), results.skipped
+    assert results.cells.empty
+    assert results.epochs.empty
+
+
+HARMLESS: dict[str, Damage] = {
+    "columns in another order": _reversed_columns,
+    "a byte order mark": lambda text: "\ufeff" + text,
+    "Windows line ends": lambda text: text.replace("\n", "\r\n"),
+    "an empty last line": lambda text: text + "\n",
+}
+
+
+@pytest.mark.parametrize("file", [CELLS_FILE, EPOCHS_FILE])
+@pytest.mark.parametrize("case", HARMLESS)
+def test_what_changes_no_value_changes_no_figure(tmp_path: Path, case: str, file: str) -> None:
+    results = read_damaged(tmp_path, file, HARMLESS[case])
+    assert results.skipped == ()
+    assert len(results.cells) == 4
+    assert results.epochs["train_s"].sum() == 33.0
+
+
+def test_a_column_that_the_format_does_not_have_is_named(tmp_path: Path) -> None:
+    results = read_damaged(tmp_path, EPOCHS_FILE, lambda text: text.replace("train_loss", "trainloss"))
+    (skip,) = results.skipped
+    assert skip.path.endswith("epochs.csv:1")
+    assert skip.reason == "column trainloss is unknown here and not read"
+    assert results.epochs["train_loss"].isna().all()
+    assert results.epochs["train_s"].sum() == 33.0
+
+
+DAMAGED_ROW: dict[str, Damage] = {
+    "the header again": lambda text: text.replace("\n", "\n" + text.partition("\n")[0] + "\n", 1),
+    "decimal commas": with_value("train_s", "2,5"),
+    "quoted decimal commas": with_value("train_s", '"2,5"'),
+    "an open quote": with_value("train_s", '"2.5'),
+    "NUL": with_value("train_s", "2.\0005"),
+    "NUL in a word": with_value("finished_utc", "2026\0"),
+    "200 kB in a field": with_value("precision", '"' + "x" * 200_000 + '"'),
+    "an empty attempt": with_value("attempt", ""),
+    "attempt 0": with_value("attempt", "0"),
+    "a negative attempt": with_value("attempt", "-1"),
+    "a fractional attempt": with_value("attempt", "1.5"),
+    "attempt nan": with_value("attempt", "nan"),
+    "attempt 1e300": with_value("attempt", "1e300"),
+    "attempt inf": with_value("attempt", "inf"),
+    "an empty epoch": with_value("epoch", ""),
+    "epoch 0": with_value("epoch", "0"),
+    "a negative epoch": with_value("epoch", "-2"),
+    "a fractional epoch": with_value("epoch", "2.5"),
+    "epoch nan": with_value("epoch", "nan"),
+    "epoch 1e300": with_value("epoch", "1e300"),
+    "bytes of a spreadsheet": with_value("peak_tensor_bytes", "4.19E+06"),
+    "hexadecimal bytes": with_value("peak_tensor_bytes", "0x100"),
+    "bytes with a separator": with_value("peak_tensor_bytes", "4_194_304"),
+    "Arabic digits": with_value("peak_tensor_bytes", "٤١٩٤٣٠٤"),
+    "a time of 1e300": with_value("train_s", "1e300"),
+    "an infinite time": with_value("train_s", "inf"),
+    "a negative time": with_value("train_s", "-2"),
+    "a loss of 1e200": with_value("train_loss", "1e200"),
+    "94 of 1 right": with_value("test_top1", "94"),
+    "another method": with_value("method", "sltt-k2"),
+    "another seed": with_value("seed", "77"),
+    "another recipe": with_value("recipe_hash", "abc"),
+    "version 2": with_value("schema_version", "2"),
+    "version nan": with_value("schema_version", "nan"),
+    "no truth value": with_value("cold", "0"),
+    "two fields": lambda text: text.replace("\n", "\n1,abc\n", 1),
+    "a field too many": with_value("device", "cpu,cpu"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED_ROW)
+def test_a_damaged_row_is_named_with_its_line_and_is_no_figure(tmp_path: Path, case: str) -> None:
+    results = read_damaged(tmp_path, EPOCHS_FILE, DAMAGED_ROW[case])
+    inserted = case in ("the header again", "two fields")  # as line 2; the others change line 3
+    assert [Path(skip.path).name for skip in results.skipped] == [f"{EPOCHS_FILE}:{2 if inserted else 3}"]
+    assert len(results.cells) == 4
+    assert results.epochs["train_s"].sum() == (33.0 if inserted else 31.0)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("overrides", "{"),
+        ("overrides", "[" * 100_000),
+        ("overrides", "1"),
+        ("status", "fine"),
+        ("kind", ""),
+        ("wall_s", "-1"),
+        ("epochs_done", "3.5"),
+        ("attempt", "one"),
+    ],
+)  # fmt: skip
+def test_a_damaged_row_of_a_cell_takes_its_epochs_with_it(tmp_path: Path, column: str, value: str) -> None:
+    results = read_damaged(tmp_path, CELLS_FILE, with_value(column, value))
+    assert any(f"{CELLS_FILE}:3" in skip.path for skip in results.skipped)
+    assert len(results.cells) == 3
+    assert set(results.epochs["cell_id"]) == set(results.cells["cell_id"])
+
+
+def test_a_finished_cell_without_epochs_is_named_and_no_result(tmp_path: Path) -> None:
+    def first_row_only(text: str) -> str:
+        return "\n".join(text.split("\n")[:4]) + "\n"
+
+    results = read_damaged(tmp_path, EPOCHS_FILE, first_row_only)
+    assert len(results.cells) == 1
+    assert sum("epochs.csv has no row of it" in skip.reason for skip in results.skipped) == 3
+
+
+def test_a_torn_line_of_the_timeline_is_listed(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    (run / TIMELINE_FILE).write_text("cell_id,attempt\nabc,1\nab")
+    results = read_results([tmp_path])
+    assert [(Path(skip.path).name, skip.reason) for skip in results.skipped] == [
+        ("timeline.csv:3", "torn: the line was never finished")
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[1]", "null", "[" * 100_000, "\x80", '{"gpus": [1]}', '{"packages": 3}']
+)
+@pytest.mark.parametrize("file", [PROVENANCE_FILE, "recipe.yaml", "cells"])
+def test_damaged_descriptions_are_named_and_hide_no_measurement(
+    tmp_path: Path, file: str, content: str
+) -> None:
+    run = handmade(tmp_path)
+    path = run / file if file != "cells" else next((run / "cells").iterdir())
+    path.write_bytes(content.encode("latin-1"))
+    outcome = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "1.5" in outcome.output or "2.5" in outcome.output
+    if file == PROVENANCE_FILE:
+        assert "provenance.json" in " ".join(outcome.output.split())
+
+
+def test_a_cell_that_departs_from_its_run_has_no_recipe_without_its_file(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    results = read_damaged_run(run, CELLS_FILE, with_value("overrides", '"{""neuron.tau"": 2}"'))
+    departing = results.cells.loc[results.cells["overrides"] != "{}", "cell_id"].item()
+    for path in (run / "cells").iterdir():
+        path.write_text("{")
+    recipes = {cell_id: results.runs[0].recipe_of(cell_id) for cell_id in results.cells["cell_id"]}
+    assert recipes.pop(departing) == {}
+    assert all(recipes.values())
+
+
+@pytest.mark.parametrize("value", ["1e99", "inf", "nan", "-inf", "1e-300"])
+@pytest.mark.parametrize("column", ["train_loss", "test_loss", "lr"])
+def test_numbers_at_the_edge_leave_no_warning_on_the_terminal(
+    tmp_path: Path, column: str, value: str
+) -> None:
+    run = handmade(tmp_path)
+    path = run / EPOCHS_FILE
+    path.write_text(str(with_value(column, value)(path.read_text())))
+    with warnings.catch_warnings(), np.errstate(all="warn"):
+        warnings.simplefilter("error")
+        outcome = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"])
+    assert outcome.exit_code == 0, outcome.output or outcome.exception
+
+
+def test_resuming_and_reporting_read_the_same_rows(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    path = run / EPOCHS_FILE
+    path.write_text(str(with_value("train_s", "1e300")(path.read_text())))
+    skipped: list[Skipped] = []
+    rows = read_rows(path, skipped)
+    assert len(rows) == 11
+    assert [Path(skip.path).name for skip in skipped] == ["epochs.csv:3"]
+    assert {row["epoch"] for row in rows} == {"1", "2", "3"}
+
+
+def test_a_resumed_run_keeps_damaged_lines_and_appends_below_them(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    path = run / EPOCHS_FILE
+    older = [line.rpartition(",")[0] for line in path.read_text().split("\n")[:-1]]  # a column fewer
+    path.write_bytes("\n".join([*older[:2], "\x80 torn by hand", *older[2:]]).encode("latin-1") + b"\n")
+    folder = RunFolder(run)
+    assert [damage.reason.split(":")[0] for damage in folder.damage()] == ["cannot be read as CSV"]
+    row = folder.rows(EPOCHS_FILE)[-1]
+    folder.append(EPOCHS_FILE, {**{k: v for k, v in row.items() if v}, "epoch": 4, "cold": False})
+    folder.close()
+    results = read_results([tmp_path])
+    assert [Path(skip.path).name for skip in results.skipped] == ["epochs.csv:3"]
+    assert len(results.epochs) == 13
+
+
+@pytest.mark.parametrize("case", ["semicolons", "tabs", "capital letters", "a page of HTML"])
+def test_nothing_is_appended_to_a_file_that_is_no_such_table(tmp_path: Path, case: str) -> None:
+    run = handmade(tmp_path)
+    damaged = WHOLE_FILE[case][0]((run / EPOCHS_FILE).read_text())
+    (run / EPOCHS_FILE).write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+    before = (run / EPOCHS_FILE).read_bytes()
+    with pytest.raises(ResultsError, match=r"epochs\.csv: .*start a run of its own without --resume"):
+        RunFolder(run).append(EPOCHS_FILE, {"epoch": 1})
+    assert (run / EPOCHS_FILE).read_bytes() == before
+
+
+def test_a_finished_cell_that_lost_an_epoch_is_not_finished(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    assert len(finished_cells(run)) == 4
+    path = run / EPOCHS_FILE
+    path.write_text(str(with_value("train_s", "fast")(path.read_text())))
+    assert len(finished_cells(run)) == 3
+
+
+# The campaign -----------------------------------------------------------------------------------
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """What a crash, an editor or a failing disk makes of a file."""
+    lines = content.split(b"\n")
+    at, line = draw.randrange(len(content) or 1), draw.randrange(len(lines))
+    noise = draw.choice(
+        [b"", b"\0", b"\xff", b'"', b",", b";", b"\n", b"-", b"e", b"nan", b"1e300", b"9" * 40, b"[" * 9999]
+    )
+    match draw.randrange(9):
+        case 0:
+            return content[:at]
+        case 1:
+            return content[:at] + noise + content[at:]
+        case 2:
+            return content[:at] + noise + content[at + draw.randrange(1, 40) :]
+        case 3:
+            return b"\n".join([*lines[:line], *lines[line + 1 :]])
+        case 4:
+            return b"\n".join([*lines[:line], lines[line], *lines[line:]])
+        case 5:
+            return b"\n".join([*lines[:line], draw.choice(lines), *lines[line:]])
+        case 6:
+            return bytes(draw.randrange(256) for _ in range(draw.randrange(300)))
+        case 7:
+            fields = lines[line].split(b",")
+            fields[draw.randrange(len(fields))] = noise
+            return b"\n".join([*lines[:line], b",".join(fields), *lines[line + 1 :]])
+        case _:
+            return content[:at] + bytes([draw.randrange(256)]) + content[at + 1 :]
+
+
+COPIED = ("digits", "delayed-recall", "sequential-digits", "bench", "imagenet-resnet34")
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of each kind, as committed."""
+    top = tmp_path_factory.mktemp("committed")
+    for recipe in COPIED:
+        run = min(
+            (COMMITTED / recipe).iterdir(),
+            key=lambda path: sum(f.stat().st_size for f in path.rglob("*.csv")),
+        )
+        shutil.copytree(run, top / recipe / run.name)
+    return top
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**32))
+def test_any_damage_to_committed_files_is_read_around(committed: Path, sound: set[str], seed: int) -> None:
+    """What one damage reaches is listed, or differs in a value that could as well have been measured."""
+    draw = random.Random(seed)
+    path = draw.choice(sorted(path for path in committed.rglob("*.*") if path.is_file()))
+    whole = path.read_bytes()
+    content = mutated(whole, draw)
+    try:
+        path.write_bytes(content)
+        results = read_results([committed])
+        for run in results.runs:
+            assert isinstance(run.recipe, dict)
+            assert all(isinstance(run.recipe_of(file.stem), dict) for file in run.path.glob("cells/*.json"))
+    finally:
+        path.write_bytes(whole)
+    rows = rows_of(results)
+    lines_missing_only = set(content.split(b"\n")) <= set(whole.split(b"\n"))
+    assert len(rows - sound) <= 2 or any(skip.path.endswith(":1") for skip in results.skipped)
+    assert lines_missing_only or rows >= sound or rows - sound or results.skipped
+    assert not results.epochs.duplicated(["run", "cell_id", "epoch"]).any()
+    assert set(results.epochs["cell_id"]) <= set(results.cells["cell_id"])
+
+
+@pytest.fixture(scope="module")
+def sound(committed: Path) -> set[str]:
+    return rows_of(read_results([committed]))
+
+
+def rows_of(results: Results) -> set[str]:
+    """Cells and epochs, each as one text."""
+    frames = (
+        results.cells.drop(columns=["run", "line", "attempts"], errors="ignore"),
+        results.epochs.drop(columns=["run", "line", "attempts"], errors="ignore"),
+    )
+    return {repr(row) for frame in frames for row in frame.to_dict("records")}
+
+
+# What the tests share ---------------------------------------------------------------------------
+
+
+def read_damaged(folder: Path, file: str, damage: Damage) -> Results:
+    return read_damaged_run(handmade(folder), file, damage)
+
+
+def read_damaged_run(run: Path, file: str, damage: Damage) -> Results:
+    path = run / file
+    content = damage(path.read_bytes().decode())
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_results([run])
