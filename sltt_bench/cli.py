@@ -28,6 +28,8 @@ data_app = typer.Typer(help="Get data sets onto the disk, and check them.", no_a
 app.add_typer(data_app, name="data")
 analyze_app = typer.Typer(help="Look into what a method does.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
+submission_app = typer.Typer(help="Results for the shared table.", no_args_is_help=True)
+app.add_typer(submission_app, name="submission")
 
 
 class _State:
@@ -371,6 +373,19 @@ def doctor(as_json: AsJSON = False) -> None:
 
     with _errors_explained():
         raise typer.Exit(commands.doctor(as_json=as_json))
+
+
+@submission_app.command("check")
+def submission_check(
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with results.")],
+    as_json: AsJSON = False,
+) -> None:
+    """Say whether results meet the rules of docs/rules.md; exit code 1 if not."""
+    from sltt_bench import commands
+
+    with _errors_explained():
+        code = commands.check_submission(folders, as_json=as_json)
+    raise typer.Exit(code)
 
 
 @analyze_app.command()

@@ -281,6 +281,23 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
     print_run([folder], console=console)
 
 
+def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
+    """Show which rules results meet; 1 if they break any. Raises ResultsError."""
+    from sltt_bench.submission import RULES, check
+
+    _, breaches = check(folders)
+    if as_json:
+        _print_json([asdict(breach) for breach in breaches])
+        return int(bool(breaches))
+    console = Console()
+    for rule in RULES:
+        broken = [breach for breach in breaches if breach.rule == rule]
+        console.print(f"{'[red]✗[/red]' if broken else '[green]✓[/green]'} [bold]{rule}[/bold]")
+        for breach in broken:
+            console.print(f"    {escape(breach.where)}: {escape(breach.text)}", soft_wrap=True)
+    return int(bool(breaches))
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 

@@ -1,0 +1,182 @@
+"""Whether results meet the rules under which they stand beside others' (docs/rules.md): `submission check`.
+
+Each rule is a function of what was read, and says what is wrong and what to do. Nothing is run again.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.writer import ResultsError
+
+MINIMUM_SEEDS = 3
+MAXIMUM_FILE_BYTES = 5_000_000
+_PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\\\Users\\\\)[^\s\"',]*")
+_NOT_COMPARED = {"name", "description", "methods", "seeds", "smoke", "claims", "init_from"}
+"""What of a recipe decides nothing about one method's run."""
+
+
+@dataclass(frozen=True)
+class Breach:
+    """One way in which results fall short of a rule."""
+
+    rule: str
+    where: str
+    text: str
+
+
+def check(folders: list[Path]) -> tuple[Results, list[Breach]]:
+    """What was read, and every breach of every rule. Raises ResultsError for a folder without results."""
+    results = read_results(folders)
+    if results.cells[results.cells["kind"] == "run"].empty:
+        raise ResultsError(
+            f"{folders[0]}: no cell that was run is here; `sltt-bench run RECIPE` makes results"
+        )
+    return results, [
+        Breach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)
+    ]
+
+
+Findings = Iterator[tuple[str, str]]
+"""(where, what is wrong and what to do)"""
+
+
+def _readable(results: Results) -> Findings:
+    for skipped in results.skipped:
+        yield skipped.path, f"{skipped.reason}; a submission holds whole files only"
+
+
+def _provenance(results: Results) -> Findings:
+    for run in results.runs:
+        facts = run.provenance
+        if not facts.get("git_revision") and not facts.get("sltt_bench"):
+            yield str(run.path), "provenance.json names neither a version nor a revision of the code"
+        elif facts.get("git_dirty"):
+            yield str(run.path), "ran with uncommitted changes; commit them, so that the revision is what ran"
+        if not (facts.get("packages") or {}).get("torch"):
+            yield str(run.path), "provenance.json does not name torch's version"
+
+
+def _untouched_recipe(results: Results) -> Findings:
+    for (number, name), cells in _runs(results).groupby(["run", "recipe"]):
+        run, recipe = results.runs[int(str(number))], str(name)
+        path = run.path
+        if recipe not in recipe_names():
+            yield str(path), f"{recipe} is no shipped recipe; a pull request with it comes first"
+            continue
+        changed: dict[str, None] = {}
+        for cell_id in cells["cell_id"]:
+            try:
+                resolved = recipe_from_dict({**run.recipe_of(cell_id), "name": recipe})
+            except RecipeError as error:
+                yield str(path), f"its recipe cannot be read: {str(error).splitlines()[0]}"
+                break
+            changed |= dict.fromkeys(_differences(resolved, load_recipe(recipe)))
+        if changed:
+            yield (
+                str(path),
+                f"the recipe was changed ({', '.join(changed)}); a study of these is no submission",
+            )
+
+
+def _data_are_real(results: Results) -> Findings:
+    for _, cell in _runs(results).iterrows():
+        for flag in ("smoke", "synthetic"):
+            if cell[flag] is True or cell[flag] == "true":
+                yield _name(cell), f"--{flag} runs show that something works, not how well"
+
+
+def _enough_seeds(results: Results) -> Findings:
+    groups = _runs(results).groupby(
+        ["recipe", "recipe_hash", "method", "backend", "device_name"], dropna=False
+    )
+    for (recipe, _, method, backend, _), cells in groups:
+        seeds = cells["seed"].nunique()
+        if seeds < MINIMUM_SEEDS:
+            where = f"{recipe}, {method}, backend {backend}"
+            yield where, f"{seeds} seeds; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
+
+
+def _failures_included(results: Results) -> Findings:
+    for number, run in enumerate(results.runs):
+        there = set(results.cells.loc[results.cells["run"] == number, "cell_id"])
+        missing = [cell for cell in run.provenance.get("plan") or [] if cell not in there]
+        if missing:
+            yield (
+                str(run.path),
+                f"{len(missing)} planned cells have no row; --resume finishes or records them",
+            )
+
+
+def _every_epoch(results: Results) -> Findings:
+    rows = results.epochs.groupby(["run", "cell_id"])["epoch"].nunique()
+    for _, cell in _runs(results).iterrows():
+        done = rows.get((cell["run"], cell["cell_id"]), 0)
+        if cell["status"] == "ok" and done != cell["epochs_planned"]:
+            yield _name(cell), f"{done} of {cell['epochs_planned']} epochs have a row"
+
+
+def _hardware_named(results: Results) -> Findings:
+    for _, cell in _runs(results).iterrows():
+        if cell["status"] == "ok" and not (isinstance(cell["device_name"], str) and cell["device_name"]):
+            yield _name(cell), "device_name is empty: on what was it measured?"
+
+
+def _names_nobody(results: Results) -> Findings:
+    for run in results.runs:
+        for path in sorted(run.path.rglob("*")):
+            if path.suffix not in (".csv", ".json", ".yaml", ".log") or not path.is_file():
+                continue
+            if match := _PRIVATE.search(path.read_text(encoding="utf-8", errors="replace")):
+                yield str(path), f"names a private path ({match[0]}); take it out"
+
+
+def _no_large_files(results: Results) -> Findings:
+    for run in results.runs:
+        for path in sorted(run.path.rglob("*")):
+            if path.is_file() and (path.stat().st_size > MAXIMUM_FILE_BYTES or path.suffix == ".pt"):
+                yield str(path), f"{path.stat().st_size / 1e6:.1f} MB: checkpoints and large files stay out"
+
+
+RULES: Mapping[str, Callable[[Results], Findings]] = {
+    "whole files": _readable,
+    "provenance": _provenance,
+    "untouched recipe": _untouched_recipe,
+    "real data": _data_are_real,
+    "three seeds": _enough_seeds,
+    "failures included": _failures_included,
+    "every epoch": _every_epoch,
+    "hardware named": _hardware_named,
+    "names nobody": _names_nobody,
+    "no large files": _no_large_files,
+}
+"""Rule, by the name it has in docs/rules.md → what finds its breaches."""
+
+
+def _runs(results: Results) -> pd.DataFrame:
+    return results.cells[results.cells["kind"] == "run"]
+
+
+def _name(cell: "pd.Series[Any]") -> str:
+    return f"{cell['recipe']}, {cell['method']}, seed {cell['seed']}"
+
+
+def _differences(a: Recipe, b: Recipe) -> Iterator[str]:
+    """Dotted keys in which two recipes differ, of those that decide something."""
+    left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
+    for key in sorted(left.keys() | right.keys()):
+        if key.partition(".")[0] not in _NOT_COMPARED and left.get(key) != right.get(key):
+            yield key
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

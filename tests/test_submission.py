@@ -1,0 +1,146 @@
+"""`submission check`: a committed run meets every rule, and each way of falling short is said."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.submission import RULES
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "results/digits/20261123-213337-d52b"
+"""Three methods and three seeds of the shipped recipe."""
+
+
+def breaches(folder: Path) -> dict[str, str]:
+    """Rule → what is wrong, of those that are broken."""
+    result = CliRunner().invoke(app, ["submission", "check", str(folder), "--json"])
+    found = json.loads(result.output)
+    assert result.exit_code == int(bool(found))
+    return {breach["rule"]: f"{breach['where']}: {breach['text']}" for breach in found}
+
+
+def edit(folder: Path, name: str, change: Callable[[str], str]) -> None:
+    path = folder / name
+    before = path.read_text(encoding="utf-8")
+    after = change(before)
+    assert after != before
+    path.write_text(after, encoding="utf-8")
+
+
+def drop_rows(column_value: str) -> Callable[[str], str]:
+    return lambda text: "".join(line for line in text.splitlines(keepends=True) if column_value not in line)
+
+
+def drop_last_line(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[:-1])
+
+
+def change_every_cell(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for cell in (folder / "cells").glob("*.json"):
+            edit(folder, f"cells/{cell.name}", lambda text: text.replace(old, new))
+
+    return change
+
+
+SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
+    "a torn row": (
+        lambda run: edit(run, "epochs.csv", lambda text: text[:-40]),
+        {"whole files", "every epoch"},
+        "whole files only",
+    ),
+    "uncommitted changes": (
+        lambda run: edit(
+            run, "provenance.json", lambda text: text.replace('"git_dirty": false', '"git_dirty": true')
+        ),
+        {"provenance"},
+        "commit them",
+    ),
+    "no version of torch": (
+        lambda run: edit(run, "provenance.json", lambda text: text.replace('"torch": "2', '"tensors": "2')),
+        {"provenance"},
+        "torch's version",
+    ),
+    "another learning rate": (
+        change_every_cell('"lr": 0.1', '"lr": 0.2'),
+        {"untouched recipe"},
+        "the recipe was changed (train.lr)",
+    ),
+    "another split": (
+        change_every_cell('"train_samples": 1437', '"train_samples": 1500'),
+        {"untouched recipe"},
+        "data.train_samples",
+    ),
+    "two seeds": (
+        lambda run: (
+            edit(run, "cells.csv", drop_rows("fp32,cpu,2,run")),
+            edit(run, "epochs.csv", drop_rows("fp32,cpu,2,")),
+        ),
+        {"three seeds", "failures included"},
+        "2 seeds; at least 3",
+    ),
+    "a smoke run": (
+        lambda run: edit(run, "cells.csv", lambda text: text.replace(",false,false,ok", ",false,true,ok")),
+        {"real data"},
+        "--smoke",
+    ),
+    "random data": (
+        lambda run: edit(run, "cells.csv", lambda text: text.replace(",false,false,ok", ",true,false,ok")),
+        {"real data"},
+        "--synthetic",
+    ),
+    "a failure left out": (
+        lambda run: edit(run, "cells.csv", drop_last_line),
+        {"failures included", "three seeds", "whole files"},
+        "1 planned cells have no row",
+    ),
+    "no name of the processor": (
+        lambda run: edit(
+            run, "cells.csv", lambda text: text.replace("AMD EPYC", "").replace(" (2 threads)", "")
+        ),
+        {"hardware named"},
+        "on what was it measured",
+    ),
+    "somebody's home": (
+        lambda run: edit(
+            run, "provenance.json", lambda text: text.replace('"sltt-bench"', '"/home/me/sltt"', 1)
+        ),
+        {"names nobody"},
+        "/home/me",
+    ),
+    "a checkpoint": (
+        lambda run: (run / "checkpoints").mkdir() or (run / "checkpoints" / "a.pt").write_bytes(b"weights"),
+        {"no large files"},
+        "checkpoints and large files stay out",
+    ),
+}
+
+
+def test_a_committed_run_meets_every_rule_and_the_page_lists_them_all() -> None:
+    result = CliRunner().invoke(app, ["submission", "check", str(RUN)])
+    assert result.exit_code == 0, result.output
+    assert [line.removeprefix("✓ ") for line in result.output.splitlines()] == list(RULES)
+    rows = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8").splitlines()
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows if row.startswith("| ")][1:] == list(RULES)
+
+
+@pytest.mark.parametrize("shortcoming", SHORTCOMINGS)
+def test_what_falls_short_is_said(shortcoming: str, tmp_path: Path) -> None:
+    spoil, rules, text = SHORTCOMINGS[shortcoming]
+    folder = tmp_path / "digits" / RUN.name
+    shutil.copytree(RUN, folder)
+    spoil(folder)
+    broken = breaches(tmp_path)
+    assert set(broken) == rules
+    assert any(text in said for said in broken.values())
+
+
+def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["submission", "check", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "sltt-bench run" in result.output
