@@ -545,13 +545,22 @@ def _errors_explained() -> Iterator[None]:
     from sltt_bench.backends import UnknownBackend
     from sltt_bench.data import DataError
     from sltt_bench.methods import UnknownMethod
+    from sltt_bench.plugins import PluginFailed
     from sltt_bench.recipe import RecipeError
     from sltt_bench.results.writer import ResultsError
     from sltt_bench.tensorboard import TensorBoardMissing
 
     try:
         yield
-    except (RecipeError, UnknownMethod, UnknownBackend, DataError, ResultsError, TensorBoardMissing) as error:
+    except (
+        RecipeError,
+        UnknownMethod,
+        UnknownBackend,
+        PluginFailed,
+        DataError,
+        ResultsError,
+        TensorBoardMissing,
+    ) as error:
         if _State.debug:
             raise
         _fail(str(error).replace("\n", "\nerror: "))

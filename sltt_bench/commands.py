@@ -15,6 +15,7 @@ from rich.table import Table
 from sltt_bench import backends, data, methods, models
 from sltt_bench.kinds import KINDS
 from sltt_bench.plan import Cell, Plan
+from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import Preflight, preflight
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER
@@ -236,9 +237,9 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
     rows: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
-        "methods": lambda: list(methods.DESCRIPTIONS.items()),
-        "models": lambda: [(name, _first_line(models.options_type(name))) for name in models.names()],
-        "datasets": lambda: [(name, _first_line(data.source_type(name))) for name in data.names()],
+        "methods": lambda: [*methods.DESCRIPTIONS.items(), *_of_plugins("methods")],
+        "models": lambda: [(name, _first_line(models.options_type, name)) for name in models.names()],
+        "datasets": lambda: [(name, _first_line(data.source_type, name)) for name in data.names()],
         "backends": lambda: [(name, "") for name in backends.names()],
     }
     if what != "all" and what not in rows:
@@ -256,12 +257,21 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         console.print(f"[bold]{kind}[/bold]")
         table = Table.grid(padding=(0, 2))
         for name, description in rows[kind]():
-            table.add_row(f"  {name}", f"[dim]{description}[/dim]")
+            table.add_row(f"  {escape(name)}", f"[dim]{escape(description)}[/dim]")
         console.print(table)
 
 
-def _first_line(thing: Any) -> str:
-    return (thing.__doc__ or "").strip().splitlines()[0]
+def _first_line(load: Callable[[str], Any], name: str) -> str:
+    """What a registered thing says of itself; why not, where a plug-in cannot be loaded."""
+    try:
+        documentation = (load(name).__doc__ or "").strip()
+    except PluginFailed as error:
+        return str(error)
+    return documentation.partition("\n")[0]
+
+
+def _of_plugins(group: str) -> list[tuple[str, str]]:
+    return [(entry.name, f"plug-in: {entry.value}") for entry in plugins(group)]
 
 
 def show_run(folder: Path, *, as_json: bool = False) -> None:

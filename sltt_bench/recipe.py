@@ -22,6 +22,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.models.options import ModelOptions
+from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
@@ -410,6 +411,8 @@ def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any,
         return None, [f"{section}: must be a mapping with a `name`"]
     try:
         kind = options_type(value["name"])
+    except PluginFailed as error:
+        return None, [f"{section}.name: {error}"]
     except ValueError as error:
         module = data if section == "data" else models
         return None, [f"{section}.name: {error}{nearest(value['name'], module.names())}"]

@@ -8,8 +8,9 @@ group `sltt_bench.backends`: the object is a factory without arguments.
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
+
+from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,17 +52,16 @@ class UnknownBackend(ValueError):
 
 def names() -> list[str]:
     """Every backend name, third-party ones included."""
-    return [*BACKENDS, *(entry.name for entry in entry_points(group="sltt_bench.backends"))]
+    return [*BACKENDS, *(entry.name for entry in plugins("backends", BACKENDS))]
 
 
 def create(name: str, **options: Any) -> Backend:
-    """The backend called `name` with its options. Raises UnknownBackend; loads torch."""
+    """The backend called `name` with its options. Raises UnknownBackend, PluginFailed; loads torch."""
     if name in BACKENDS:
         module, factory = BACKENDS[name].split(":")
         backend: Backend = getattr(import_module(module), factory)(**options)
         return backend
-    for entry in entry_points(group="sltt_bench.backends"):
-        if entry.name == name:
-            third_party: Backend = entry.load()(**options)
-            return third_party
+    if (factory_of_plugin := find_plugin("backends", name)) is not None:
+        third_party: Backend = factory_of_plugin(**options)
+        return third_party
     raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")

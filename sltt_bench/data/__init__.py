@@ -6,7 +6,6 @@ Third parties add one with the entry-point group `sltt_bench.data`; the object i
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sltt_bench.data.source import (
     Samples,
     no_progress,
 )
+from sltt_bench.plugins import find_plugin, plugins
 
 __all__ = [
     "DATASETS",
@@ -65,20 +65,19 @@ class UnknownDataset(ValueError):
 
 def names() -> list[str]:
     """Every data set name, third-party ones included."""
-    return [*DATASETS, *(entry.name for entry in entry_points(group="sltt_bench.data"))]
+    return [*DATASETS, *(entry.name for entry in plugins("data", DATASETS))]
 
 
 def source_type(name: str) -> type[DataSource]:
-    """The class of the data set called `name`. Raises UnknownDataset."""
-    source: type[DataSource]
+    """The class of the data set called `name`. Raises UnknownDataset and PluginFailed."""
+    source: type[DataSource] | None
     if name in DATASETS:
         module, class_name = DATASETS[name].split(":")
         source = getattr(import_module(module), class_name)
+    else:
+        source = find_plugin("data", name, must_have=("load", "model_validate"))
+    if source is not None:
         return source
-    for entry in entry_points(group="sltt_bench.data"):
-        if entry.name == name:
-            source = entry.load()
-            return source
     raise UnknownDataset(f"unknown data set {name!r}; known: {', '.join(names())}")
 
 

@@ -7,8 +7,9 @@ is a regular expression for the whole method name, its object such a factory.
 
 import re
 from collections.abc import Callable
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Protocol
+
+from sltt_bench.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
     from sltt_bench.unroll import Unroll
@@ -71,6 +72,8 @@ def create(name: str, timesteps: int) -> Method:
         return factory(match, timesteps)
     except ValueError as error:
         raise UnknownMethod(f"method {name!r}: {error}") from None
+    except Exception as error:  # somebody else's factory
+        raise UnknownMethod(f"method {name!r}: {type(error).__name__}: {error}") from error
 
 
 def backward_steps(name: str) -> int | None:
@@ -104,8 +107,13 @@ def _find(name: str) -> tuple[re.Match[str], MethodFactory]:
     for pattern, factory in METHODS.items():
         if match := re.fullmatch(pattern, name):
             return match, factory
-    for entry in entry_points(group="sltt_bench.methods"):
-        if match := re.fullmatch(entry.name, name):
-            return match, entry.load()
-    known = [*DESCRIPTIONS, *(entry.name for entry in entry_points(group="sltt_bench.methods"))]
+    for entry in plugins("methods"):
+        try:
+            if match := re.fullmatch(entry.name, name):
+                return match, load_plugin(entry)
+        except PluginFailed as error:
+            raise UnknownMethod(str(error)) from error
+        except re.error:
+            continue  # its name is no regular expression: no method is called so
+    known = [*DESCRIPTIONS, *(entry.name for entry in plugins("methods"))]
     raise UnknownMethod(f"unknown method {name!r}; known: {', '.join(known)}")

@@ -8,11 +8,11 @@ one with the entry-point group `sltt_bench.models`; the object has `Options` and
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.models import options as _options
 from sltt_bench.models.options import ModelOptions
+from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,11 +46,11 @@ class UnknownModel(ValueError):
 
 def names() -> list[str]:
     """Every model name, third-party ones included."""
-    return [*MODELS, *(entry.name for entry in entry_points(group="sltt_bench.models"))]
+    return [*MODELS, *(entry.name for entry in plugins("models", MODELS))]
 
 
 def options_type(name: str) -> type[ModelOptions]:
-    """The options of the network called `name`. Raises UnknownModel."""
+    """The options of the network called `name`. Raises UnknownModel and PluginFailed."""
     if name in MODELS:
         return MODELS[name].options
     options: type[ModelOptions] = _third_party(name).Options
@@ -71,7 +71,6 @@ def build(
 
 
 def _third_party(name: str) -> Any:
-    for entry in entry_points(group="sltt_bench.models"):
-        if entry.name == name:
-            return entry.load()
+    if (model := find_plugin("models", name, must_have=("Options", "build"))) is not None:
+        return model
     raise UnknownModel(f"unknown model {name!r}; known: {', '.join(names())}")
