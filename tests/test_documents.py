@@ -1,6 +1,10 @@
 """Documents that are made from the code, or that name parts of it, say what the code says."""
 
+import re
+import runpy
 from pathlib import Path
+
+import pytest
 
 from sltt_bench.results.describe import describe
 
@@ -9,3 +13,49 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_documented_format_is_the_schema() -> None:
     assert (ROOT / "results" / "README.md").read_text(encoding="utf-8") == describe()
+
+
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "results" / "README.md",
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading_that_exist(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, heading = target.partition("#")
+        path = document.parent / name if name else document
+        assert path.exists(), target
+        assert not heading or heading in anchors(path), target
+
+
+def anchors(path: Path) -> set[str]:
+    """What the headings of a Markdown file are linked by."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_architecture_page_names_files_that_exist_and_every_part_of_the_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    names = {
+        name for name in re.findall(r"`([\w./-]+(?:\.\w+|/))`", text) if not name.startswith("sltt_bench.")
+    }
+    assert len(names) > 40
+    for name in names:
+        assert (ROOT / "sltt_bench" / name).exists() or (ROOT / name).exists(), name
+    folders = {path.parent.name for path in (ROOT / "sltt_bench").glob("*/__init__.py")}
+    assert {folder for folder in folders if f"`{folder}/" not in text} <= {"analysis", "bench"}
+
+
+def test_the_picture_names_the_files_of_the_page_and_is_what_its_command_draws() -> None:
+    boxes = runpy.run_path(str(ROOT / "docs" / "architecture.py"))["BOXES"]
+    drawn = (ROOT / "docs" / "figures" / "architecture.svg").read_text(encoding="utf-8")
+    for *_, title, files in boxes.values():
+        assert title in drawn, "python docs/architecture.py"
+        for name in re.findall(r"[\w./]+(?:\.py|/)", files):
+            assert name in drawn, "python docs/architecture.py"
+            assert (ROOT / "sltt_bench" / name).exists() or (ROOT / name).exists(), name
