@@ -351,7 +351,7 @@ def test_of_two_that_prepare_at_once_one_waits_and_finds_the_work_done(
     with ThreadPool(2) as pool:
         assert pool.map(run, range(2)) == [["done"]] * 2
     assert most_at_once == 1
-    assert waited == [f"waiting for another `data prepare` ({tmp_path / '.mnist.lock'})"]
+    assert waited == [f"waiting for another `data prepare` ({tmp_path / '.MNIST.lock'})"]
 
 
 # On the command line ----------------------------------------------------------------------------

@@ -9,9 +9,6 @@ from typer.testing import CliRunner
 from sltt_bench.cli import app
 from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
 
-WITHOUT_DOWNLOAD = {"digits", "digits-saccade", "delayed-recall", "sequential-digits"}
-"""Recipes whose data are made or shipped; the others run on random data of their shapes."""
-
 DEEPER = {"imagenet-resnet50", "imagenet-resnet101"}
 """imagenet-resnet34 with another network: one method tells whether that runs."""
 
@@ -19,7 +16,7 @@ DEEPER = {"imagenet-resnet50", "imagenet-resnet101"}
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
     files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
     assert files == set(recipe_names())
-    assert len(files) == 16
+    assert len(files) == 20
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -28,7 +25,8 @@ def test_the_recipe_smoke_runs_with_each_of_its_methods(name: str, tmp_path: Pat
     arguments = ["run", name, "--method", ",".join(chosen), "--smoke", "--no-estimate"]
     arguments += ["--device", "cpu", "--seed", "0"]
     arguments += ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-    if name not in WITHOUT_DOWNLOAD:
+    # Data that are made or shipped are used; for the others random data of their shapes.
+    if load_recipe(name).data.needed(tmp_path):
         arguments.append("--synthetic")
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

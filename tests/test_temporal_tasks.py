@@ -1,12 +1,15 @@
 """The tasks with temporal credit: what is shown when, and what cannot be learned without memory."""
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from data_files import write_mnist
 from torch import Tensor
 
 from sltt_bench import data
@@ -15,7 +18,8 @@ from sltt_bench.backends.reference import Reference
 from sltt_bench.data import DataPlace
 from sltt_bench.data.delayed_recall import DelayedRecall
 from sltt_bench.data.digits import digits_split
-from sltt_bench.data.sequential_digits import SequentialDigits
+from sltt_bench.data.pixel_sequences import PermutedDigits, SequentialDigits
+from sltt_bench.data.vowels import Vowels, utterances
 from sltt_bench.experiment import assemble, time_steps
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
@@ -148,8 +152,86 @@ def test_step_t_shows_row_t_of_the_digit() -> None:
 
 
 def test_a_digit_needs_eight_steps() -> None:
-    with pytest.raises(RecipeError, match="timesteps is 6, but a digit has 8 rows"):
+    with pytest.raises(RecipeError, match="timesteps is 6, but must be 8"):
         load_recipe("sequential-digits", {"timesteps": 6})
+
+
+# Pixel by pixel ---------------------------------------------------------------------------------
+
+
+def test_the_permutation_is_fixed_and_named_by_its_seed() -> None:
+    shown, _ = data.load(PermutedDigits(), DataPlace(Path("unused"), 64)).test[5]
+    image = digits_split("test")[0][5].flatten()
+    order = [45, 29, 43, 61, 34, 33, 31, 40]
+    assert shown.shape == (64, 1, 1, 1)
+    assert shown.flatten().tolist()[:8] == image[order].tolist()
+    assert sorted(shown.flatten().tolist()) == sorted(image.tolist())
+    assert np.random.RandomState(0).permutation(64)[:8].tolist() == order
+    by_eights, _ = data.load(PermutedDigits(pixels_per_step=8), DataPlace(Path("unused"), 8)).test[5]
+    assert torch.equal(by_eights.flatten(), shown.flatten())
+    other, _ = data.load(PermutedDigits(permutation=1), DataPlace(Path("unused"), 64)).test[5]
+    assert not torch.equal(other, shown)
+
+
+@pytest.mark.parametrize("name", ["sequential-mnist", "permuted-mnist"])
+def test_mnist_is_read_pixel_by_pixel_from_its_own_files(name: str, tmp_path: Path) -> None:
+    counts = write_mnist(tmp_path)
+    images = data.load(data.source_type("mnist")(**counts), DataPlace(tmp_path, 4)).test
+    source = data.source_type(name)(pixels_per_step=28, **counts)
+    sequences = data.load(source, DataPlace(tmp_path, 28))
+    x, label = sequences.test[7]
+    pixels = images[7][0].flatten()
+    if name == "permuted-mnist":
+        pixels = pixels[torch.from_numpy(np.random.RandomState(0).permutation(784))]
+    assert x.shape == (28, 28, 1, 1)
+    assert torch.equal(x.flatten(), pixels)
+    assert label == images[7][1]
+    torch.testing.assert_close(sequences.preprocess(x[None]).flatten(), (pixels / 255 - 0.1307) / 0.3081)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"timesteps": 783}, "timesteps is 783, but must be 784: 1 of an image's 784 pixels in each"),
+        ({"data.pixels_per_step": 5}, "data.pixels_per_step is 5, which does not divide an image's 784"),
+    ],
+)
+def test_steps_and_pixels_must_fit(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("sequential-mnist", overrides)
+
+
+# Vowels -----------------------------------------------------------------------------------------
+
+
+def test_vowels_are_the_published_utterances() -> None:
+    """Against the checksum of the numbers that aeon 1.6 distributes, in the order of its two files."""
+    steps = np.concatenate([step for split in ("train", "test") for step in utterances(split)[0]])
+    checksum = "ca43c43ffb87230ce889ee8b3418f39aff1aef95fdbfdb00460ac0864ab17b43"
+    assert hashlib.sha256(steps.tobytes()).hexdigest() == checksum
+    assert np.bincount(utterances("train")[1]).tolist() == [30] * 9
+    assert np.bincount(utterances("test")[1]).tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+
+
+def test_utterances_end_at_the_last_step_after_silence() -> None:
+    bundle = data.load(Vowels(), DataPlace(Path("unused"), 40))
+    x, label = bundle.train[0]
+    sequence = utterances("train")[0][0]
+    every = np.concatenate(utterances("train")[0])
+    assert (x.shape, x.dtype, int(label)) == ((40, 12, 1, 1), torch.float32, 0)
+    assert len(sequence) == 20
+    assert not x[:20].any()
+    expected = (sequence - every.mean(0)) / every.std(0)
+    np.testing.assert_allclose(x[20:, :, 0, 0].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_utterance_is_not_cut() -> None:
+    with pytest.raises(RecipeError, match="timesteps is 28, but the longest utterance has 29 steps"):
+        load_recipe("vowels", {"timesteps": 28})
+
+
+def test_bptt_tells_the_speakers_apart() -> None:
+    assert accuracy("vowels", "bptt", {"train.epochs": 6}) > 0.8
 
 
 # Learned or not ---------------------------------------------------------------------------------

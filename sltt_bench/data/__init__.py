@@ -45,16 +45,21 @@ __all__ = [
 DATASETS: Mapping[str, str] = {
     "digits": "sltt_bench.data.digits:Digits",
     "digits-saccade": "sltt_bench.data.digits_saccade:DigitsSaccade",
+    "vowels": "sltt_bench.data.vowels:Vowels",
+    "permuted-digits": "sltt_bench.data.pixel_sequences:PermutedDigits",
+    "sequential-mnist": "sltt_bench.data.pixel_sequences:SequentialMNIST",
+    "permuted-mnist": "sltt_bench.data.pixel_sequences:PermutedMNIST",
     "mnist": "sltt_bench.data.mnist:MNIST",
     "fashion-mnist": "sltt_bench.data.mnist:FashionMNIST",
     "cifar10": "sltt_bench.data.cifar:CIFAR10",
     "cifar100": "sltt_bench.data.cifar:CIFAR100",
     "imagenet": "sltt_bench.data.imagenet:ImageNet",
+    "arrays": "sltt_bench.data.arrays:Arrays",
     "image-folder": "sltt_bench.data.image_folder:ImageFolder",
     "dvs-cifar10": "sltt_bench.data.dvs_cifar10:DVSCIFAR10",
     "dvs-gesture": "sltt_bench.data.dvs_gesture:DVSGesture",
     "delayed-recall": "sltt_bench.data.delayed_recall:DelayedRecall",
-    "sequential-digits": "sltt_bench.data.sequential_digits:SequentialDigits",
+    "sequential-digits": "sltt_bench.data.pixel_sequences:SequentialDigits",
 }
 """Name → "module:class"; a module is imported when its data set is asked for."""
 
@@ -107,11 +112,14 @@ def prepare(
 ) -> list[str]:
     """Get the data set called `name`, or the named split of it; returns what was done. Raises DataError."""
     source = _default(name, split)
-    if not source.needed(data_dir):
+    needed = source.needed(data_dir)
+    if not needed:
         return source.prepare(data_dir, progress)
+    # Data sets that are made from the same files wait for each other.
+    lock_file = data_dir / f".{needed[0].relative_to(data_dir).parts[0]}.lock"
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
-        with _alone(data_dir / f".{name}.lock", progress):
+        with _alone(lock_file, progress):
             return source.prepare(data_dir, progress)
     except OSError as error:
         raise DataError(

@@ -6,25 +6,11 @@ counted when a run is planned, and stand in the resolved recipe.
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import AfterValidator, Field
+from typing import ClassVar, Literal
 
 from sltt_bench.data.errors import DataError, damaged
 from sltt_bench.data.images import ImageSource
-from sltt_bench.data.source import Progress
-
-Found = Annotated[int, Field(ge=0)]
-
-
-def _below(path: str) -> str:
-    if not path or Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ValueError(f"must be a path below --data-dir, but it is {path!r}")
-    return path
-
-
-Below = Annotated[str, AfterValidator(_below)]
-"""A file or folder below the data folder: results do not say where on a machine that is."""
+from sltt_bench.data.source import Below, Found, Progress
 
 
 class ImageFolder(ImageSource):
@@ -68,7 +54,8 @@ class ImageFolder(ImageSource):
     def _annotated(self, root: Path) -> dict[str, list[str]]:
         """Class → images, as Tiny ImageNet lists them: image, class and more, between tabs."""
         try:
-            return _annotated_images(root / self.annotations)
+            file = root / self.annotations
+            return _annotated_images(file, file.stat().st_mtime_ns)
         except (ValueError, OSError) as error:
             raise damaged(self.name, root / self.annotations, error) from None
 
@@ -103,7 +90,8 @@ class ImageFolder(ImageSource):
 
 
 @cache
-def _annotated_images(file: Path) -> dict[str, list[str]]:
+def _annotated_images(file: Path, changed_ns: int) -> dict[str, list[str]]:
+    """The content of the list, read once for each time that it was changed."""
     images: dict[str, list[str]] = {}
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
         fields = line.split("\t")

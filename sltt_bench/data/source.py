@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from sltt_bench.data.errors import DataError
 from sltt_bench.strict import Strict
@@ -20,6 +20,18 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1)]
 Shape = tuple[int, int, int]
+
+
+def _below(path: str) -> str:
+    if not path or Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError(f"must be a path below --data-dir, but it is {path!r}")
+    return path
+
+
+Below = Annotated[str, AfterValidator(_below)]
+"""A file or folder of the user's below the data folder: results do not say where on a machine that is."""
+Found = Annotated[int, Field(ge=0)]
+"""A count that 0 leaves to be found in the user's files; see DataSource.on_disk."""
 
 SPLITS = ("train", "test")
 VERIFIED_FILES = 500

@@ -1,0 +1,210 @@
+"""Anybody's arrays: one `.npz` of images or sequences with their labels; docs/own-data.md tells how.
+
+    x_train, x_test   images [N, H, W] or [N, C, H, W], sequences [N, T, C] or [N, T, C, H, W]
+    y_train, y_test   labels [N], whole numbers from 0
+
+Bytes are scaled to 0…1, other numbers are taken as they are. Shapes, classes and samples are read when a
+run is planned, and stand in the resolved recipe.
+"""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.source import (
+    SPLITS,
+    Below,
+    Count,
+    DataBundle,
+    DataPlace,
+    DataSource,
+    Found,
+    Progress,
+    Shape,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+class Arrays(DataSource):
+    """Your own arrays: an .npz of images or sequences with their labels (docs/own-data.md)."""
+
+    name: Literal["arrays"] = "arrays"
+    file: Below = "arrays.npz"
+    """Below --data-dir."""
+    layout: Literal["images", "sequences"] = "images"
+    """images are shown at every step; sequences have a time axis of T steps of their own."""
+    shape: Annotated[list[Count], Field(default_factory=list)]
+    """Of a sample in the file; empty: as found. To be given for --synthetic and estimates, which read nothing."""
+    num_classes: Found = 0
+    """0: one more than the largest label."""
+    train_samples: Found = 0
+    """0: as many as there are."""
+    test_samples: Found = 0
+    """0: as many as there are."""
+
+    dimensions: ClassVar[dict[str, tuple[int, int]]] = {"images": (2, 3), "sequences": (2, 4)}
+    """How many a sample has: [H, W] or [C, H, W]; [T, C] or [T, C, H, W]."""
+
+    @property
+    def sample_shape(self) -> Shape:
+        if self.layout == "images":
+            channels, height, width = [1, *self.shape][-3:]
+        else:
+            channels, height, width = [*self.shape[1:], 1, 1][:3]
+        return (channels, height, width)
+
+    @property
+    def classes(self) -> int:
+        return self.num_classes
+
+    @property
+    def temporal(self) -> bool:
+        return self.layout == "sequences"
+
+    def check_timesteps(self, timesteps: int) -> str | None:
+        if self.layout == "images" or not self.shape or timesteps == self.shape[0]:
+            return None
+        return f"timesteps is {timesteps}, but the sequences in {self.file} have {self.shape[0]} steps"
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / self.file]
+
+    # What the file holds ------------------------------------------------------------------------
+
+    def on_disk(self, data_dir: Path | None) -> "Arrays":
+        if self.shape and self.num_classes and self.train_samples and self.test_samples:
+            return self
+        if data_dir is None:
+            raise DataError(
+                f"data set {self.name!r}: without reading data, a recipe must state data.shape, "
+                "data.num_classes, data.train_samples and data.test_samples"
+            )
+        shapes = {split: self._shape(data_dir, f"x_{split}") for split in SPLITS}
+        sample = list(shapes["train"][1:])
+        if sample != list(shapes["test"][1:]):
+            raise self._damaged(
+                data_dir, f"samples are {sample} in x_train, but {shapes['test'][1:]} in x_test"
+            )
+        if len(sample) not in self.dimensions[self.layout]:
+            raise self._damaged(
+                data_dir,
+                f"samples in x_train have the shape {sample}, which data.layout {self.layout!r} has not",
+            )
+        labels = {split: self._labels(data_dir, split) for split in SPLITS}
+        return self.model_copy(
+            update={
+                "shape": self.shape or sample,
+                "num_classes": self.num_classes or 1 + max(int(of.max(initial=0)) for of in labels.values()),
+                "train_samples": self.train_samples or len(labels["train"]),
+                "test_samples": self.test_samples or len(labels["test"]),
+            }
+        )
+
+    def _shape(self, data_dir: Path, key: str) -> tuple[int, ...]:
+        """Of an array, without reading it. Raises DataError."""
+        path = self._present(data_dir)
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+                version = np.lib.format.read_magic(member)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape: tuple[int, ...] = read(member)[0]
+        except UNREADABLE as error:
+            raise self._damaged(data_dir, f"{key}: {error}") from None
+        return shape
+
+    def _read(self, data_dir: Path, key: str) -> np.ndarray:
+        path = self._present(data_dir)
+        try:
+            # Objects would have to be unpickled, and a pickle can hold any program.
+            with np.load(path, allow_pickle=False) as file:
+                array: np.ndarray = file[key]
+        except UNREADABLE as error:
+            raise self._damaged(data_dir, f"{key}: {error}") from None
+        return array
+
+    def _labels(self, data_dir: Path, split: str) -> np.ndarray:
+        """Labels [N] in int64. Raises DataError."""
+        key = f"y_{split}"
+        labels = self._read(data_dir, key)
+        if labels.ndim != 1 or labels.dtype.kind not in "iu":
+            raise self._damaged(
+                data_dir, f"{key} is {labels.dtype} of shape {labels.shape}, not whole numbers [N]"
+            )
+        highest = self.num_classes - 1 if self.num_classes else np.iinfo(np.int64).max
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= highest:
+            reason = f"{key} has labels {labels.min()}…{labels.max()}"
+            raise self._damaged(data_dir, f"{reason}, not from 0 up to data.num_classes − 1")
+        return labels.astype(np.int64)
+
+    def _samples(self, data_dir: Path, split: str) -> np.ndarray:
+        """Samples [N, ...] as in the file. Raises DataError."""
+        key = f"x_{split}"
+        samples = self._read(data_dir, key)
+        if samples.dtype.kind not in "uifb":
+            raise self._damaged(data_dir, f"{key} is {samples.dtype}, not numbers")
+        if list(samples.shape[1:]) != self.shape:
+            raise self._damaged(
+                data_dir, f"{key} has samples of shape {list(samples.shape[1:])}, not {self.shape}"
+            )
+        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
+            raise self._damaged(data_dir, f"{key} has numbers that are not finite")
+        return samples
+
+    def _present(self, data_dir: Path) -> Path:
+        path = data_dir / self.file
+        if not path.is_file():
+            raise absent(self.name, path, data_dir)
+        return path
+
+    def _damaged(self, data_dir: Path, reason: object) -> DataError:
+        return damaged(self.name, data_dir / self.file, reason)
+
+    # Loading, preparing, verifying --------------------------------------------------------------
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits, in memory; samples of bytes stay bytes, others become float32. Raises DataError."""
+        import torch
+        from torch.utils.data import TensorDataset
+
+        steps = self.shape[:1] if self.temporal else []
+        splits: list[Any] = []
+        for split in SPLITS:
+            samples, labels = self._samples(place.data_dir, split), self._labels(place.data_dir, split)
+            if len(samples) != len(labels):
+                reason = f"x_{split} has {len(samples)} samples, but y_{split} {len(labels)} labels"
+                raise self._damaged(place.data_dir, reason)
+            if samples.dtype != np.uint8:
+                samples = samples.astype(np.float32)
+            x = torch.from_numpy(samples).reshape(-1, *steps, *self.sample_shape)
+            splits.append(TensorDataset(x, torch.from_numpy(labels)))
+        return DataBundle(splits[0], splits[1], preprocess)
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        labels: list[int] = self._labels(data_dir, split).tolist()
+        return labels
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        raise DataError(
+            f"data set {self.name!r} is your own: put x_train, y_train, x_test and y_test into "
+            f"{data_dir / self.file} with numpy.savez (docs/own-data.md)"
+        )
+
+
+def preprocess(x: "Tensor") -> "Tensor":
+    """Bytes → 0…1; other numbers as they are."""
+    import torch
+
+    return x.float() / 255 if x.dtype == torch.uint8 else x

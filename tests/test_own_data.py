@@ -1,0 +1,161 @@
+"""Your own data: the examples of docs/own-data.md run as they stand, and faults in arrays are named."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from data_files import write_image_folder
+from typer.testing import CliRunner
+
+from sltt_bench import data
+from sltt_bench.cli import app
+from sltt_bench.data import DataBundle, DataError, DataPlace
+
+PAGE = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
+
+
+def example(language: str, number: int = 0) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)[number]
+
+
+def run(recipe: str, *arguments: str) -> pd.DataFrame:
+    """The rows of cells.csv of a run that went well."""
+    common = ["--no-estimate", "--device", "cpu", "--seed", "0", "--out", "out"]
+    result = CliRunner().invoke(app, ["run", recipe, *arguments, *common])
+    assert result.exit_code == 0, result.output
+    (cells,) = Path("out").glob("*/*/cells.csv")
+    return pd.read_csv(cells)
+
+
+def test_the_page_on_arrays_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my-data").mkdir()
+    exec(compile(example("python"), "own-data.md", "exec"), {})
+    Path("loud.yaml").write_text(example("yaml", 1))
+    cells = run("loud.yaml", "--data-dir", "my-data", "--method", "sltt")
+    assert list(cells.status) == ["ok"]
+    assert cells.last_test_top1.item() > 0.8
+    recipe = next(Path("out").glob("*/*/recipe.yaml")).read_text()
+    for fact in ("num_classes: 3", "train_samples: 240", "test_samples: 60"):
+        assert fact in recipe
+
+
+def test_the_page_on_images_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_image_folder(Path("DIR"), "imagenette2-160")
+    Path("imagenette.yaml").write_text(example("yaml", 0))
+    small = ["train.epochs=1", "train.batch_size=2", "model.width=2", "timesteps=2", "data.image_size=32"]
+    changes = [argument for change in small for argument in ("--set", change)]
+    cells = run("imagenette.yaml", "--data-dir", "DIR", "--method", "sltt", *changes)
+    assert list(cells.status) == ["ok"]
+
+
+def test_the_validation_images_of_tiny_imagenet_are_found_by_its_list(tmp_path: Path) -> None:
+    write_image_folder(tmp_path)
+    val = tmp_path / "images" / "val"
+    (val / "images").mkdir()
+    for number, class_name in enumerate(("ant", "bee")):
+        (val / class_name / "2.png").rename(val / "images" / f"val_{number}.png")
+        (val / class_name).rmdir()
+    (val / "val_annotations.txt").write_text("val_1.png\tbee\t0\t0\t9\t9\nval_0.png\tant\t0\t0\t9\t9\n")
+    source = data.source_type("image-folder")(image_size=16).on_disk(tmp_path)
+    samples = data.load(source, DataPlace(tmp_path, 2)).test
+    assert [(int(x[0, 8, 8]), label) for x, label in (samples[i] for i in range(2))] == [(2, 0), (12, 1)]
+    annotations = val / "val_annotations.txt"
+    annotations.write_text("val_0.png ant\n")
+    os.utime(annotations, (1, 1))
+    with pytest.raises(DataError, match=r"val_annotations\.txt cannot be read: line 1 is not"):
+        data.source_type("image-folder")(folder="images").on_disk(tmp_path)
+
+
+# Arrays -----------------------------------------------------------------------------------------
+
+
+def arrays(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    labels = np.array([0, 1, 2])
+    samples = np.arange(3 * 6 * 5, dtype=np.uint8).reshape(3, 6, 5)
+    content = {"x_train": samples, "y_train": labels, "x_test": samples[:2], "y_test": labels[:2], **changes}
+    return {key: array for key, array in content.items() if array is not None}
+
+
+def load(folder: Path, content: dict[str, np.ndarray], timesteps: int = 6, **options: Any) -> DataBundle:
+    np.savez(folder / "arrays.npz", **content)
+    source = data.source_type("arrays")(**options).on_disk(folder)
+    assert source.check_timesteps(timesteps) is None
+    return data.load(source, DataPlace(folder, timesteps))
+
+
+@pytest.mark.parametrize(
+    ("layout", "sample", "shown"),
+    [
+        ("images", (6, 5), (1, 6, 5)),
+        ("images", (2, 6, 5), (2, 6, 5)),
+        ("sequences", (6, 5), (6, 5, 1, 1)),
+        ("sequences", (6, 2, 3, 5), (6, 2, 3, 5)),
+    ],
+)
+def test_each_layout_is_shown_as_the_page_says(
+    layout: str, sample: tuple[int, ...], shown: tuple[int, ...], tmp_path: Path
+) -> None:
+    samples = np.arange(3 * np.prod(sample)).reshape(3, *sample)
+    bundle = load(tmp_path, arrays(x_train=samples, x_test=samples[:2]), layout=layout)
+    x, label = bundle.train[1]
+    assert (tuple(x.shape), x.dtype, int(label)) == (shown, torch.float32, 1)
+    assert x.flatten().tolist() == samples[1].flatten().tolist()
+    assert torch.equal(bundle.preprocess(x), x)
+
+
+def test_bytes_are_scaled_to_one(tmp_path: Path) -> None:
+    bundle = load(tmp_path, arrays(x_train=np.full((3, 6, 5), 255, np.uint8)))
+    assert set(bundle.preprocess(bundle.train[0][0]).flatten().tolist()) == {1.0}
+
+
+def test_sequences_of_another_length_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", **arrays())
+    source = data.source_type("arrays")(layout="sequences").on_disk(tmp_path)
+    assert source.check_timesteps(5) == "timesteps is 5, but the sequences in arrays.npz have 6 steps"
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "no labels": ({"y_test": None}, "y_test"),
+    "other shapes": (
+        {"x_test": np.zeros((2, 6, 4))},
+        r"samples are \[6, 5\] in x_train, but \(6, 4\) in x_test",
+    ),
+    "no layout": (
+        {"x_train": np.zeros((3, 1)), "x_test": np.zeros((2, 1))},
+        "which data.layout 'images' has not",
+    ),
+    "fractions as labels": ({"y_train": np.array([0.5, 1, 2])}, "y_train is float64 of shape"),
+    "negative labels": ({"y_train": np.array([-1, 1, 2])}, "y_train has labels -1…2"),
+    "too few labels": ({"y_train": np.array([0, 1])}, "x_train has 3 samples, but y_train 2 labels"),
+    "not finite": ({"x_train": np.full((3, 6, 5), np.nan)}, "x_train has numbers that are not finite"),
+    "text": ({"x_train": np.full((3, 6, 5), "a")}, "x_train is <U1, not numbers"),
+    "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train: .*allow_pickle"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_arrays_names_file_and_key(fault: str, tmp_path: Path) -> None:
+    changes, message = FAULTS[fault]
+    with pytest.raises(DataError, match=rf"{tmp_path}/arrays\.npz cannot be read: .*{message}"):
+        load(tmp_path, arrays(**changes))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 not much more", b"\x93NUMPY"])
+def test_what_is_no_npz_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "arrays.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"arrays\.npz cannot be read"):
+        data.source_type("arrays")().on_disk(tmp_path)
+
+
+def test_missing_arrays_say_where_they_were_looked_for_and_what_to_put_there(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"looked for {tmp_path}/arrays\.npz"):
+        data.source_type("arrays")().on_disk(tmp_path)
+    with pytest.raises(DataError, match=r"put x_train, y_train, x_test and y_test into .*arrays\.npz"):
+        data.prepare("arrays", tmp_path)
