@@ -544,6 +544,7 @@ def _errors_explained() -> Iterator[None]:
     """Errors that the user can mend become a message and exit code 2; --debug shows where they came from."""
     from sltt_bench.backends import UnknownBackend
     from sltt_bench.data import DataError
+    from sltt_bench.measure.gpu_support import UnusableGpu
     from sltt_bench.methods import UnknownMethod
     from sltt_bench.plugins import PluginFailed
     from sltt_bench.recipe import RecipeError
@@ -560,6 +561,7 @@ def _errors_explained() -> Iterator[None]:
         DataError,
         ResultsError,
         TensorBoardMissing,
+        UnusableGpu,
     ) as error:
         if _State.debug:
             raise

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
 from sltt_bench.kinds import KINDS
+from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import Preflight, preflight
@@ -58,6 +59,7 @@ def run_plans(
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
+    _check_devices(open_cells)
     _check_data(open_cells, data_dir)
     memory = _estimated(open_cells, console) if estimates else Preflight()
     folders: list[Path] = []
@@ -119,6 +121,12 @@ def _lanes(cells: Sequence[Cell]) -> int:
 
 WORTH_A_PROCESS = 6
 """Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
+
+
+def _check_devices(cells: Sequence[Cell]) -> None:
+    """Raises UnusableGpu if a cell that is measured would silently miss the GPU that is there."""
+    for device in {cell.device for cell in cells if KINDS[cell.kind].measures}:
+        check_gpu_is_usable(device)
 
 
 def _check_data(cells: Sequence[Cell], data_dir: Path) -> None:

@@ -4,13 +4,23 @@ torch is loaded in a process of its own, so that a broken installation is a find
 """
 
 import json
+import math
+import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from sltt_bench import provenance
+from sltt_bench.format import format_bytes
+from sltt_bench.measure.gpu_support import REMEDY_WHEEL, installed_wheel, shown_gpus, why_unusable
+from sltt_bench.recipe import Recipe, load_recipe, recipe_names
+
+SHARED_MEMORY = Path("/dev/shm")
 
 Level = Literal["ok", "note", "fault"]
 
@@ -21,24 +31,32 @@ EXTRAS = {
 }
 """Optional package → (extra that installs it, what it is for)."""
 
+SPARE_OPEN_FILES = 200
+"""What a cell's process holds open beside its loaders' batches: libraries, logs, pipes."""
+
 _TORCH_PROBE = """
 import json, torch, torchvision
 from sltt_bench.measure import Profiler
+from sltt_bench.measure.nvml import value_of
 device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+if device.type == "cuda":
+    torch.ones(1, device=device).item()  # NVML knows a process by its context
 with Profiler(device) as profiler:
     absent = dict(profiler.absent)
     notes = dict(profiler.notes)
+    process = None if profiler.watch is None else profiler.watch.process_bytes()
     description = profiler.description()
 print(json.dumps({
     "torch": torch.__version__, "torchvision": torchvision.__version__,
-    "device": str(device), "threads": torch.get_num_threads(), "cuda": torch.version.cuda,
+    "device": str(device), "threads": torch.get_num_threads(),
     "absent": absent, "notes": notes, "description": description,
+    "process_bytes": value_of(process), "no_process_bytes": getattr(process, "reason", None),
 }, default=str))
 """
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One line of the diagnosis."""
 
     level: Level
@@ -46,55 +64,111 @@ class Finding:
     text: str
 
 
-def examine() -> list[Finding]:
+def examine() -> list[DoctorFinding]:
     """Everything that decides what can be measured here."""
-    return [*_machine(), *_torch(), *_extras()]
+    return [*_machine(), *_gpus(), *_torch(), *_loading(), *_extras()]
 
 
-def _machine() -> list[Finding]:
+def _machine() -> list[DoctorFinding]:
     facts = provenance.collect([])
     return [
-        Finding("ok", "sltt-bench", str(facts["sltt_bench"])),
-        Finding("ok", "python", str(facts["python"])),
-        Finding("ok", "cpu", str(facts["cpu"])),
+        DoctorFinding("ok", "sltt-bench", str(facts["sltt_bench"])),
+        DoctorFinding("ok", "python", str(facts["python"])),
+        DoctorFinding("ok", "cpu", str(facts["cpu"])),
     ]
 
 
-def _torch() -> list[Finding]:
-    probe = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
-    if probe.returncode != 0:
-        last = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else "no message"
-        return [
-            Finding(
-                "fault", "torch", f"{last}; reinstall with `pip install --force-reinstall torch torchvision`"
-            )
-        ]
-    said = json.loads(probe.stdout.strip().splitlines()[-1])
-    findings = [
-        Finding(
-            "ok", "torch", f"{said['torch']}, torchvision {said['torchvision']}, {said['threads']} threads"
-        ),
-    ]
-    if said["device"] == "cpu":
-        built = f"this torch is built for CUDA {said['cuda']}" if said["cuda"] else "this torch has no CUDA"
-        findings.append(
-            Finding("note", "gpu", f"none that torch can use ({built}); everything runs on the CPU")
+def _gpus() -> list[DoctorFinding]:
+    """The driver's side: what NVML shows, and whether the wheel of torch was built for it."""
+    gpus, wheel = shown_gpus(), installed_wheel()
+    if not gpus:
+        built = (
+            f"torch is built for CUDA {wheel.cuda}" if wheel and wheel.cuda else "torch is built without CUDA"
         )
-    else:
-        findings.append(Finding("ok", "gpu", json.dumps(said["description"], default=str)))
-    findings += [
-        Finding("note", column, f"stays empty: {reason}") for column, reason in said["absent"].items()
+        text = f"NVML shows none, or CUDA_VISIBLE_DEVICES hides all ({built}); everything runs on the CPU"
+        return [DoctorFinding("note", "gpu", text)]
+    findings = [
+        DoctorFinding(
+            "ok",
+            "gpu",
+            f"{gpu.name}, {'memory shared with the host' if gpu.memory_total_bytes is None else format_bytes(gpu.memory_total_bytes)}, "
+            f"driver {gpu.driver} (CUDA {gpu.cuda_driver})",
+        )
+        for gpu in gpus
     ]
-    findings += [Finding("note", subject, text) for subject, text in said["notes"].items()]
+    if (reason := why_unusable(gpus, wheel)) is not None:
+        findings.append(DoctorFinding("fault", "driver", f"{reason}; {REMEDY_WHEEL}"))
     return findings
 
 
-def _extras() -> list[Finding]:
+def _torch() -> list[DoctorFinding]:
+    probe = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    if probe.returncode != 0:
+        last = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else "no message"
+        remedy = "reinstall with `pip install --force-reinstall torch torchvision`"
+        return [DoctorFinding("fault", "torch", f"{last}; {remedy}")]
+    facts = json.loads(probe.stdout.strip().splitlines()[-1])
+    versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {facts['threads']} threads"
+    findings = [DoctorFinding("ok", "torch", versions)]
+    if facts["device"] != "cpu":
+        findings.append(DoctorFinding("ok", "sensors", json.dumps(facts["description"], default=str)))
+        findings.append(_process_memory(facts))
+    findings += [
+        DoctorFinding("note", column, f"stays empty: {reason}") for column, reason in facts["absent"].items()
+    ]
+    return findings + [DoctorFinding("note", subject, text) for subject, text in facts["notes"].items()]
+
+
+def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:
+    """Whether NVML tells the memory of this process, or only that of the whole device."""
+    if facts["process_bytes"] is not None:
+        return DoctorFinding("ok", "nvml", "tells the memory of single processes")
+    reason = facts["no_process_bytes"] or "no sensors"
+    text = f"peak_nvml_bytes will be the whole device's, so let nothing else run on it: {reason}"
+    return DoctorFinding("note", "nvml", text)
+
+
+def _loading() -> list[DoctorFinding]:
+    """What loader processes need: their batches lie in /dev/shm, each held by two open files."""
+    needs = {name: _loader_needs(load_recipe(name)) for name in recipe_names()}
+    most = max(needs, key=lambda name: needs[name].shared_bytes)
+    shared, files = needs[most].shared_bytes, max(need.open_files for need in needs.values())
+    findings = []
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        text = f"{format_bytes(free)} free; the loaders of {most} fill up to {format_bytes(shared)}"
+        if free < shared:
+            text += ": a larger one (docker run --shm-size=…), fewer data.workers or a smaller data.prefetch_factor"
+        findings.append(DoctorFinding("ok" if free >= shared else "note", str(SHARED_MEMORY), text))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"{limit} at most; the loaders of the shipped recipes hold up to {files}"
+    if limit >= files or limit == resource.RLIM_INFINITY:
+        findings.append(DoctorFinding("ok", "open files", text))
+    else:
+        findings.append(DoctorFinding("note", "open files", f"{text}: ulimit -n {2 * files}"))
+    return findings
+
+
+class _LoaderNeeds(NamedTuple):
+    shared_bytes: int
+    open_files: int
+
+
+def _loader_needs(recipe: Recipe) -> _LoaderNeeds:
+    """Of the training loader and the test loader, whose processes live side by side; a pixel is a byte."""
+    source = recipe.data
+    batches = 2 * source.workers * source.prefetch_factor
+    steps = recipe.timesteps if source.temporal else 1
+    batch_bytes = recipe.train.batch_size * steps * math.prod(source.sample_shape)
+    return _LoaderNeeds(batches * batch_bytes, SPARE_OPEN_FILES + 2 * batches)
+
+
+def _extras() -> list[DoctorFinding]:
     findings = []
     for package, (extra, purpose) in EXTRAS.items():
         try:
-            findings.append(Finding("ok", package, version(package)))
+            findings.append(DoctorFinding("ok", package, version(package)))
         except PackageNotFoundError:
             text = f"not installed; for {purpose}: pip install 'sltt-bench[{extra}]'"
-            findings.append(Finding("note", package, text))
+            findings.append(DoctorFinding("note", package, text))
     return findings

@@ -15,6 +15,13 @@ from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.failures import classify, is_out_of_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
+from sltt_bench.measure.gpu_support import (
+    UnusableGpu,
+    installed_wheel,
+    shown_gpus,
+    unusable_text,
+    why_unusable,
+)
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
@@ -185,20 +192,25 @@ def load_initial_weights(job: Job, network: Any, reporter: "Reporter") -> None:
         reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
 
 
-def choose_device(asked: str) -> Any:
-    """The torch device; auto is the first GPU, or the CPU without one. Raises RuntimeError."""
-    if asked == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(asked)
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise RuntimeError(
-                f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
+def choose_device(asked: str) -> torch.device:
+    """The torch device; auto is the first GPU, or the CPU where there is none. Raises UnusableGpu."""
+    if asked == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        gpus = shown_gpus()
+        if gpus:
+            reason = (
+                why_unusable(gpus, installed_wheel())
+                or "torch cannot start CUDA; `sltt-bench doctor` tells more"
             )
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise RuntimeError(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)
+            raise UnusableGpu(unusable_text(asked, gpus, reason))
+        if asked == "auto":
+            return torch.device("cpu")
+        raise UnusableGpu(f"--device {asked}: torch sees no CUDA GPU here; `sltt-bench doctor` tells why")
+    device = torch.device("cuda", 0 if asked == "auto" else torch.device(asked).index or 0)
+    if device.index >= torch.cuda.device_count():
+        raise UnusableGpu(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(device)
     return device
 
 

@@ -1,0 +1,92 @@
+"""Whether the installed torch can use the GPUs of this machine, found out without loading torch.
+
+NVML shows what the driver knows; what a wheel of torch was built for stands in a file beside it. CUDA's
+minor versions are compatible with each other: a driver serves every wheel of its own major version and of
+older ones (NVIDIA, "CUDA Compatibility").
+"""
+
+import os
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
+
+REMEDY_WHEEL = "install a torch for this driver: https://pytorch.org/get-started/locally"
+REMEDY_CPU = "or say --device cpu to leave the GPU alone"
+
+
+class UnusableGpu(Exception):
+    """There is a GPU that torch cannot use; the message says why and what to do."""
+
+
+class Wheel(NamedTuple):
+    """What a wheel of torch was built for."""
+
+    torch: str
+    """Its version."""
+    cuda: str | None
+    """CUDA version; None: none."""
+
+
+def installed_wheel() -> Wheel | None:
+    """The wheel that `import torch` would load; None without one, or if its file says nothing."""
+    spec = find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        facts = runpy.run_path(str(Path(spec.origin).with_name("version.py")))
+        return Wheel(str(facts["__version__"]), facts.get("cuda"))
+    except (OSError, KeyError, SyntaxError):
+        return None
+
+
+def shown_gpus() -> list[Gpu]:
+    """The GPUs that NVML shows; none where CUDA_VISIBLE_DEVICES hides all of them, or without NVML."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # As in CUDA: the list ends at the first entry that names no device.
+    if visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
+        return []
+    try:
+        return list_gpus()
+    except NvmlUnavailable:
+        return []
+
+
+def why_unusable(gpus: list[Gpu], wheel: Wheel | None) -> str | None:
+    """Why this torch can use none of the GPUs; None if nothing speaks against it, or without either."""
+    if not gpus or wheel is None:
+        return None
+    gpu = gpus[0]
+    if wheel.cuda is None:
+        return f"torch {wheel.torch} is built without CUDA"
+    if _major(wheel.cuda) > _major(gpu.cuda_driver):
+        return (
+            f"torch {wheel.torch} is built for CUDA {wheel.cuda}, but driver {gpu.driver} serves CUDA "
+            f"{gpu.cuda_driver} at most"
+        )
+    return None
+
+
+def check_gpu_is_usable(device: str) -> None:
+    """Refuses to let "auto" become the CPU, or "cuda" fail in every cell, where a GPU stands idle beside it.
+
+    Raises UnusableGpu. What only torch itself can tell is left to the process that loads it.
+    """
+    if device == "cpu":
+        return
+    gpus = shown_gpus()
+    if (reason := why_unusable(gpus, installed_wheel())) is not None:
+        raise UnusableGpu(unusable_text(device, gpus, reason))
+
+
+def unusable_text(device: str, gpus: list[Gpu], reason: str) -> str:
+    """The refusal in words."""
+    more = f" and {len(gpus) - 1} more" if len(gpus) > 1 else ""
+    remedy = f"{REMEDY_WHEEL}, {REMEDY_CPU}" if device == "auto" else REMEDY_WHEEL
+    return f"--device {device}: there is a GPU ({gpus[0].name}{more}), but {reason}; {remedy}"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0])

@@ -1,0 +1,154 @@
+"""A GPU that torch cannot use is said and refused, never passed over in silence."""
+
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from test_nvml import compile_fake
+
+from sltt_bench import doctor
+from sltt_bench.kinds import training
+from sltt_bench.measure import gpu_support
+from sltt_bench.measure.gpu_support import (
+    UnusableGpu,
+    Wheel,
+    check_gpu_is_usable,
+    installed_wheel,
+    why_unusable,
+)
+from sltt_bench.measure.nvml import Gpu
+
+GPU = Gpu(name="NVIDIA H100", uuid="GPU-0", memory_total_bytes=80 << 30, driver="570.1", cuda_driver="12.8")
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML shows a GPU whose driver serves CUDA 12.8."""
+    monkeypatch.setattr(gpu_support, "list_gpus", lambda: [GPU])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.parametrize("cuda", ["11.8", "12.4", "12.9"])
+def test_a_driver_serves_wheels_of_its_own_major_version_and_of_older_ones(cuda: str) -> None:
+    assert why_unusable([GPU], Wheel("2.9", cuda)) is None
+
+
+def test_a_wheel_for_a_newer_cuda_than_the_driver_serves_is_unusable_and_so_is_one_without() -> None:
+    assert "driver 570.1 serves CUDA 12.8 at most" in str(why_unusable([GPU], Wheel("2.9", "13.0")))
+    assert "built without CUDA" in str(why_unusable([GPU], Wheel("2.9+cpu", None)))
+    assert why_unusable([], Wheel("2.9+cpu", None)) is None
+    assert why_unusable([GPU], None) is None
+
+
+def test_the_wheel_is_read_from_its_file_as_torch_itself_says() -> None:
+    assert installed_wheel() == Wheel(torch.__version__, torch.version.cuda)
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_auto_is_refused_beside_an_unusable_gpu_with_both_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_support, "installed_wheel", lambda: Wheel("2.9", "13.0"))
+    with pytest.raises(UnusableGpu, match=r"NVIDIA H100.*get-started.*--device cpu"):
+        check_gpu_is_usable("auto")
+    with pytest.raises(UnusableGpu):
+        check_gpu_is_usable("cuda:0")
+    check_gpu_is_usable("cpu")
+
+
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize("hidden", ["", "-1", "NoDevFiles"])
+def test_gpus_that_the_user_has_hidden_are_not_missed(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setattr(gpu_support, "installed_wheel", lambda: Wheel("2.9", "13.0"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    check_gpu_is_usable("auto")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU here")
+def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unusable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert training.choose_device("auto").type == "cpu"
+    with pytest.raises(UnusableGpu, match="torch sees no CUDA GPU here"):
+        training.choose_device("cuda:1")
+    monkeypatch.setattr(training, "shown_gpus", lambda: [GPU])
+    monkeypatch.setattr(training, "installed_wheel", lambda: Wheel("2.9", "12.8"))
+    with pytest.raises(UnusableGpu, match="torch cannot start CUDA"):
+        training.choose_device("auto")
+
+
+def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Path) -> None:
+    """The whole way: a driver for CUDA 12.8, as a real NVML library shows it, and the wheel that is installed."""
+    wheel = installed_wheel()
+    if wheel is not None and wheel.cuda is not None and wheel.cuda.startswith("12"):
+        pytest.skip("the fake driver serves this wheel")
+    library = compile_fake(tmp_path)
+    control = tmp_path / "fake_nvml.txt"
+    control.write_text("")
+    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    command = [
+        sys.executable,
+        "-m",
+        "sltt_bench",
+        "run",
+        "digits",
+        "--smoke",
+        "--out",
+        str(tmp_path / "results"),
+    ]
+    ended = subprocess.run(
+        command,
+        env={**environment, "LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(control)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "--device auto: there is a GPU" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "results").exists()
+
+
+# The doctor -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_the_doctor_holds_the_driver_against_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "installed_wheel", lambda: Wheel("2.9", "13.0"))
+    gpu, driver = doctor._gpus()
+    assert (gpu.level, gpu.text) == ("ok", "NVIDIA H100, 80 GiB, driver 570.1 (CUDA 12.8)")
+    assert driver.level == "fault"
+    assert "get-started" in driver.text
+
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize(("free", "limit", "levels"), [(64 << 20, 64, "note"), (1 << 40, 1 << 20, "ok")])
+def test_the_doctor_says_what_the_loaders_need_of_shared_memory_and_open_files(
+    monkeypatch: pytest.MonkeyPatch, free: int, limit: int, levels: str
+) -> None:
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(1 << 41, 0, free))
+    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (limit, limit))
+    findings = doctor._loading()
+    assert [finding.level for finding in findings] == [levels] * len(findings)
+    if levels == "note":
+        assert "--shm-size" in findings[0].text
+        assert "ulimit -n" in findings[-1].text
+
+
+def test_the_loaders_of_imagenet_hold_so_many_bytes() -> None:
+    from sltt_bench.recipe import load_recipe
+
+    recipe = load_recipe("imagenet-resnet34", {"data.workers": 3, "data.prefetch_factor": 2})
+    # 2 loaders × 3 processes × 2 batches of 256 images of 3 × 224 × 224 bytes
+    assert doctor._loader_needs(recipe).shared_bytes == 12 * 256 * 3 * 224 * 224
+
+
+@pytest.mark.parametrize(("reading", "level"), [(5 << 20, "ok"), (None, "note")])
+def test_the_doctor_says_whether_nvml_tells_single_processes(reading: int | None, level: str) -> None:
+    finding = doctor._process_memory({"process_bytes": reading, "no_process_bytes": "in a container"})
+    assert finding.level == level
+    assert level == "ok" or "in a container" in finding.text
