@@ -78,7 +78,12 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
     reporter = Reporter(events, Path(job["checkpoint"]) if job["checkpoint"] else None)
     try:
         cell = cell_from_dict(job["cell"])
-        KINDS[cell.kind].load()(cell, job, reporter)
+        work_on = KINDS[cell.kind].load()  # loads torch
+        from sltt_bench.torch_internals import leave_compiler_unloaded
+
+        if not cell.recipe.native.compile:
+            leave_compiler_unloaded()
+        work_on(cell, job, reporter)
     except BaseException as error:
         traceback.print_exc()
         status, reason = classify(error)

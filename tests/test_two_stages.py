@@ -77,7 +77,7 @@ def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
 
 
 def test_a_failed_prerequisite_skips_its_cells_with_the_reason(stages: Path) -> None:
-    recipe = (stages / "stage-1.yaml").read_text().replace("batch_size: 32", "batch_size: 32, lr: 1.0e+12")
+    recipe = (stages / "stage-1.yaml").read_text().replace("batch_size: 32", "batch_size: 32, lr: 1.0e+6")
     (stages / "stage-1.yaml").write_text(recipe.replace("epochs: 1", "epochs: 2"))
     code, _ = run("--seed", "0", "--method", "sltt")
     assert code == 1
