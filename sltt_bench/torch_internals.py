@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from torch import _compile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -17,21 +18,22 @@ def leave_compiler_unloaded() -> None:
     from. `Optimizer.step` loads it to break the graph that it might be tracing: the function below that is
     taken, with the gradient switched off as there. Only for processes that compile nothing.
     """
-    optimizers = [torch.optim.Optimizer, *_subclasses(torch.optim.Optimizer)]
+    optimizers: list[Any] = [torch.optim.Optimizer, *_subclasses(torch.optim.Optimizer)]
     for owner in (*optimizers, *_subclasses(TorchDispatchMode)):
         for function in vars(owner).values():
             if isinstance(function, FunctionType) and function.__code__.co_filename == _WRAPPER_FILE:
                 wrapped: Any = function.__wrapped__  # type: ignore[attr-defined]
-                setattr(wrapped, "__dynamo_disable", wrapped)  # noqa: B010 (a class would mangle the name)
+                setattr(wrapped, "__dynamo_disable", wrapped)
     for owner in optimizers[1:]:
         if "step" in vars(owner):
-            owner.step = torch.no_grad()(inspect.unwrap(owner.step))  # type: ignore[method-assign]
+            owner.step = torch.no_grad()(inspect.unwrap(owner.step))
 
 
-_WRAPPER_FILE = torch._disable_dynamo.__code__.co_filename
+_WRAPPER_FILE = _compile.__file__
 
 
 def _subclasses(kind: type) -> Iterator[type]:
+    below: type
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)
