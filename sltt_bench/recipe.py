@@ -90,8 +90,9 @@ class TrainRecipe(Strict):
     """L2 penalty (SGD) or decoupled decay (AdamW)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """Cosine annealing to 0 over the epochs, stepped once an epoch."""
-    precision: Literal["fp32", "amp", "fp16", "bf16"] = "amp"
-    """amp is fp16 with loss scaling on a GPU and bf16 on a CPU."""
+    precision: Literal["fp32", "tf32", "amp", "fp16", "bf16"] = "amp"
+    """amp is fp16 with loss scaling on a GPU and bf16 on a CPU. fp32 is IEEE single precision throughout; tf32
+    rounds what convolutions and matrix products multiply on a GPU to 10 bits, and is fp32 on a CPU."""
     drop_last: bool = False
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True

@@ -330,6 +330,7 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--device", "cuda:0", "--clock", "process"), "use --clock wall"),
         (("--rows", "memory-slt"), "no row memory-slt; known: memory-sltt"),
         (("--clock", "sun"), "choose wall or process"),
         (("--fake", "--device", "cuda"), "fake tensors are on the CPU"),

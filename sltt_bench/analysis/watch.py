@@ -14,6 +14,7 @@ from sltt_bench.analysis.operations import count_methods
 from sltt_bench.engine import Listener
 from sltt_bench.experiment import Experiment, time_steps, training_mode
 from sltt_bench.methods import backward_steps
+from sltt_bench.precision import ieee_float32
 from sltt_bench.recipe import Recipe
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 
@@ -63,7 +64,8 @@ class GradientWatch:
         """Record this epoch's rows, if it is one of the chosen. Raises GradientNotFinite."""
         if epoch not in self._epochs:
             return
-        grams = self._grams(epoch)
+        with ieee_float32():
+            grams = self._grams(epoch)
         key = {
             "epoch": epoch,
             **self._recipe.neuron.model_dump(include={"tau", "surrogate", "reset", "detach_reset"}),

@@ -45,6 +45,10 @@ def main(
         raise typer.BadParameter(f"{clock!r}; choose {' or '.join(CLOCKS)}", param_hint="--clock")
     if fake and device != "cpu":
         raise typer.BadParameter("fake tensors are on the CPU; leave --device out", param_hint="--fake")
+    if clock == "process" and device.startswith("cuda"):
+        raise typer.BadParameter(
+            "counts the CPU's time, which is not a GPU's; use --clock wall", param_hint="--clock"
+        )
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
     if threads:

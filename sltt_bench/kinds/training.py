@@ -24,7 +24,7 @@ from sltt_bench.measure.gpu_support import (
 )
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.plan import Cell
-from sltt_bench.precision import resolve
+from sltt_bench.precision import resolve, set_float32_arithmetic
 from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 
@@ -88,12 +88,14 @@ def unless_memory_runs_out(
 def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
     """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
     device = choose_device(cell.device)
+    precision = resolve(cell.recipe.train.precision, device.type)
     set_torch_flags(cell.recipe.train.deterministic)
+    set_float32_arithmetic(precision)
     reporter.send(
         "facts",
         device=str(device),
         device_name=provenance.device_name(device),
-        precision=resolve(cell.recipe.train.precision, device.type),
+        precision=precision,
     )
     profiler = Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample)))
     reporter.memory_now = profiler.memory_now

@@ -51,7 +51,9 @@ CELL_KEY: tuple[Column, ...] = (
     Column("k", "int", "K of SLTT-K; empty for other methods"),
     Column("timesteps", "int", "T, time steps of a sequence"),
     Column("batch_size", "int", "samples of a training iteration"),
-    Column("precision", "str", "fp32, fp16 (with loss scaling) or bf16 (mixed precision)"),
+    Column(
+        "precision", "str", "fp32 (IEEE), tf32 (on a GPU), fp16 (with loss scaling) or bf16 (mixed precision)"
+    ),
     Column("device", "str", "cpu or cuda:N"),
     Column("seed", "int", "seed of weights, data order, augmentation and dropout"),
 )
