@@ -5,6 +5,8 @@ import runpy
 from pathlib import Path
 
 import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 
 from sltt_bench.results.describe import describe
 
@@ -59,3 +61,14 @@ def test_the_picture_names_the_files_of_the_page_and_is_what_its_command_draws()
         for name in re.findall(r"[\w./]+(?:\.py|/)", files):
             assert name in drawn, "python docs/architecture.py"
             assert (ROOT / "sltt_bench" / name).exists() or (ROOT / name).exists(), name
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(config)
+    recipes = (tmp_path / "recipes" / "index.html").read_text(encoding="utf-8")
+    assert "Learning rate of the first epoch." in recipes
+    assert "--skip-oversize" in (tmp_path / "command-line" / "index.html").read_text(encoding="utf-8")
+    assert "peak_tensor_bytes" in (tmp_path / "format" / "index.html").read_text(encoding="utf-8")
+    assert 'src="figures/digits-methods.png"' in (tmp_path / "index.html").read_text(encoding="utf-8")

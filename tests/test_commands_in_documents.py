@@ -1,0 +1,131 @@
+"""Every command that README and docs show: the shell takes it apart, and the command line accepts it.
+
+What is quick is run; what trains is planned (`--dry-run`), which resolves recipe, methods, overrides and grid; the rest
+is parsed with every option and value.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "recipes").glob("*.yaml")),
+]
+PLACES = {
+    "DIR": "data",
+    "NAME": "digits",
+    "FOLDER": "results/digits",
+    "RECIPE": "digits",
+    "PATH": "random",
+    "FILE": "gpus.yaml",
+}
+"""What a reader puts in the place of a word in capitals."""
+RUN_AT_ONCE = {"list", "show", "schema"}
+PLANNED = {"run", "analyze"}
+SHELL = "PATH=/nonexistent; sltt-bench() { printf '%s\\x1f' \"$@\"; printf '\\n'; }\n"
+
+
+def code_of(document: Path) -> Iterator[str]:
+    """Blocks without a language or of a shell, and code in a line that is a command."""
+    text = document.read_text(encoding="utf-8")
+    if document.suffix == ".yaml":
+        yield from re.findall(r"^#   (sltt-bench .*)$", text, re.MULTILINE)
+        return
+    yield from re.findall(r"^```(?:sh|console|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"^((?:    [^\n]*\n)+)", without_blocks, re.MULTILINE)
+    yield from (code for code in re.findall(r"`(sltt-bench [^`]+)`", without_blocks) if "…" not in code)
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """The arguments of every call of sltt-bench, as a shell makes them of the document's code."""
+    calls: list[list[str]] = []
+    for code in code_of(document):
+        if "sltt-bench" not in code:
+            continue
+        code = re.sub(r"^\s*\$ ", "", code, flags=re.MULTILINE).replace("\\|", "|")
+        code = re.sub(r">\s*[\w./-]+", "", code)  # this shell writes no files
+        with tempfile.TemporaryDirectory() as nowhere:
+            command = ["bash", "-c", SHELL + code]
+            done = subprocess.run(command, cwd=nowhere, capture_output=True, text=True, check=False)
+        calls += [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
+    return [[PLACES.get(word, word) for word in call] for call in calls]
+
+
+CALLS = {
+    " ".join(call): call
+    for document in DOCUMENTS
+    for call in commands_of(document)
+    if not call[-1].endswith("...")
+}
+
+
+def accepted(arguments: list[str]) -> None:
+    """Parse as the command line does, verb by verb, without running. Raises UsageError (of click, which newer Typers bring along).
+
+    A sentence may name a verb alone, without what it needs.
+    """
+    command: Any = typer.main.get_command(app)
+    context = None
+    while True:
+        alone = context is not None and not arguments
+        context = command.make_context(
+            command.name or "sltt-bench", list(arguments), parent=context, resilient_parsing=alone
+        )
+        if not hasattr(command, "resolve_command"):
+            return
+        _, found, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert found is not None
+        command = found
+
+
+def test_documents_show_commands_of_every_verb() -> None:
+    assert len(CALLS) > 40
+    assert {call[0] for call in CALLS.values()} >= {
+        "run",
+        "report",
+        "estimate",
+        "analyze",
+        "list",
+        "doctor",
+        "init",
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        ("estimate digits --memry 24GiB", "No such option"),
+        ("reprot results", "No such command"),
+        ("compare results", "Missing argument|Missing parameter"),
+    ],
+)
+def test_what_the_command_line_does_not_know_is_not_accepted(call: str, fault: str) -> None:
+    with pytest.raises(Exception, match=fault):
+        accepted(call.split())
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_command_of_the_documents_works(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = CALLS[call]
+    monkeypatch.chdir(ROOT)
+    if arguments[0] in PLANNED and arguments not in (["run"], ["analyze", "gradients"]):
+        result = CliRunner().invoke(app, [*arguments, "--dry-run"])
+    elif arguments[0] in RUN_AT_ONCE:
+        result = CliRunner().invoke(app, arguments)
+    else:
+        accepted(arguments)
+        return
+    assert result.exit_code == 0, result.output
