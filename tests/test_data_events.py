@@ -3,6 +3,7 @@
 import builtins
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from data_files import (
     random_events,
     write_dvs_cifar10,
     write_ibm_gesture,
+    write_n_caltech101,
     write_tonic_gesture,
 )
 from PIL import Image
@@ -27,9 +29,24 @@ from PIL import Image
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
-from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, count_frames, file_key
+from sltt_bench.data.events import (
+    EVENT,
+    FrameCache,
+    Framing,
+    Recording,
+    count_frames,
+    file_key,
+    tested_places,
+)
 
 T = 4
+DRAWN_BY_SEED_0 = [
+    "cifar10_airplane_10",
+    "cifar10_airplane_16",
+    "cifar10_automobile_7",
+    "cifar10_automobile_15",
+]
+"""The first recordings of the random split, which must not change."""
 
 
 def load(name: str, data_dir: Path, timesteps: int = T, **options: Any) -> DataBundle:
@@ -106,6 +123,56 @@ def test_dvs_cifar10_splits_by_the_number_in_the_name(tmp_path: Path) -> None:
     first = Framing(T, 128, 48, "published").frames(random_events(50, seed=9))
     assert torch.equal(x, torch.from_numpy(first.copy()))
     assert 0 < float(bundle.preprocess(x).max()) <= 1
+
+
+def test_the_random_split_of_dvs_cifar10_is_named_by_its_seed(tmp_path: Path) -> None:
+    write_dvs_cifar10(tmp_path, numbers=range(20), events=5)
+
+    def tested(seed: int) -> list[str]:
+        source = data.source_type("dvs-cifar10")(split="random-900-of-each-class", split_seed=seed)
+        splits = {name: source.recordings(tmp_path, name) for name in ("train", "test")}
+        assert [len(splits["train"]), len(splits["test"])] == [180, 20]
+        assert not {r.key for r in splits["train"]} & {r.key for r in splits["test"]}
+        return [recording.file.stem for recording in splits["test"]]
+
+    assert tested(0)[:4] == DRAWN_BY_SEED_0
+    assert tested(0) == tested(0) != tested(1)
+    assert len({name.split("_")[-1] for name in tested(0)}) > 2  # each class has a draw of its own
+
+
+# N-Caltech101 -----------------------------------------------------------------------------------
+
+
+def test_n_caltech101_is_read_and_split_by_its_seed(tmp_path: Path) -> None:
+    counts = write_n_caltech101(tmp_path)
+    bundle = load("n-caltech101", tmp_path, image_size=32, **counts)
+    assert [bundle.test[i][1] for i in range(101)] == list(range(101))
+    (place,) = tested_places(10, seed=0, label=7)
+    x, label = bundle.test[7]
+    expected = Framing(T, 240, 32, "mean-count", 180).frames(random_events(60, seed=700 + place))
+    assert (x.shape, label) == ((T, 2, 32, 32), 7)
+    assert torch.equal(x, torch.from_numpy(expected))
+
+
+def test_a_wide_camera_has_as_many_rows_as_it_has() -> None:
+    events = np.array([(0, 239, 179, True)], dtype=EVENT)
+    assert count_frames(events, 1, 240, 180).shape == (1, 2, 180, 240)
+    assert Framing(1, 240, 60, "mean-count", 180).frames(events).shape == (1, 2, 60, 60)
+    with pytest.raises(ValueError, match="outside the 240×180 pixels"):
+        count_frames(np.array([(0, 5, 180, True)], dtype=EVENT), 1, 240, 180)
+
+
+def test_an_n_caltech101_recording_cut_short_and_a_missing_class_are_named(tmp_path: Path) -> None:
+    counts = write_n_caltech101(tmp_path)
+    file = tmp_path / "Caltech101" / "class005" / "image_0003.bin"
+    os.truncate(file, 13)
+    with pytest.raises(DataError, match=r"class005/image_0003\.bin cannot be read: not a whole recording"):
+        load("n-caltech101", tmp_path, image_size=32, **counts)
+    shutil.rmtree(file.parent)
+    with pytest.raises(
+        DataError, match=r"Caltech101 cannot be read: it has 100 class folders instead of 101"
+    ):
+        load("n-caltech101", tmp_path, **counts)
 
 
 def test_dvs_cifar10_file_without_a_number_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ DATASETS: Mapping[str, str] = {
     "image-folder": "sltt_bench.data.image_folder:ImageFolder",
     "dvs-cifar10": "sltt_bench.data.dvs_cifar10:DVSCIFAR10",
     "dvs-gesture": "sltt_bench.data.dvs_gesture:DVSGesture",
+    "n-caltech101": "sltt_bench.data.n_caltech101:NCaltech101",
     "delayed-recall": "sltt_bench.data.delayed_recall:DelayedRecall",
     "sequential-digits": "sltt_bench.data.pixel_sequences:SequentialDigits",
 }

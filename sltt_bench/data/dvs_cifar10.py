@@ -24,8 +24,9 @@ from sltt_bench.data.events import (
     UnreadableEvents,
     as_float,
     file_key,
+    tested_places,
 )
-from sltt_bench.data.source import Count, DataBundle, DataPlace, Progress, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, Progress, Seed, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +50,11 @@ class DVSCIFAR10(EventSource):
     """CIFAR10-DVS: CIFAR-10 images moved in front of a 128×128 event camera."""
 
     name: Literal["dvs-cifar10"] = "dvs-cifar10"
-    split: Literal["first-900-of-each-class"] = "first-900-of-each-class"
-    """Recordings 0–899 of each class train and 900–999 test, as in the paper's code."""
+    split: Literal["first-900-of-each-class", "random-900-of-each-class"] = "first-900-of-each-class"
+    """There is no official one. first-900-of-each-class: recordings 0–899 of each class train and 900–999
+    test, as in the paper's code. random-900-of-each-class: a tenth of each class, drawn by split_seed, tests."""
+    split_seed: Seed = 0
+    """Names the random split."""
     train_samples: Count = 9_000
     test_samples: Count = 1_000
     image_size: Annotated[int, Field(ge=8, le=128)] = 48
@@ -61,7 +65,6 @@ class DVSCIFAR10(EventSource):
     shrunk by antialiased bilinear interpolation."""
 
     folder: ClassVar[str] = "CIFAR10DVS"
-    sensor_size: ClassVar[int] = SENSOR_SIZE
     first_test_number: ClassVar[int] = 900
     classes: ClassVar[int] = len(CLASSES)
 
@@ -81,18 +84,26 @@ class DVSCIFAR10(EventSource):
         return DataBundle(bundle.train, bundle.test, to_float)
 
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
-        numbered = []
+        recordings = []
         for label, class_name in enumerate(CLASSES):
             folder = data_dir / self.folder / class_name
             if not folder.is_dir():
                 raise absent(self.name, folder, data_dir)
             files = sorted(folder.glob("*.aedat4")) or sorted(folder.glob("*.aedat"))
-            numbered += sorted((label, self._number(file), file) for file in files)
-        return [
-            Recording(file, (label,), partial(read, file), file_key(file))
-            for label, number, file in numbered
-            if (number >= self.first_test_number) == (split == "test")
-        ]
+            numbered = sorted((self._number(file), file) for file in files)
+            test = self._test_numbers([number for number, _ in numbered], label)
+            recordings += [
+                Recording(file, (label,), partial(read, file), file_key(file))
+                for number, file in numbered
+                if (number in test) == (split == "test")
+            ]
+        return recordings
+
+    def _test_numbers(self, numbers: list[int], label: int) -> set[int]:
+        """Which of a class's recordings test."""
+        if self.split == "first-900-of-each-class":
+            return {number for number in numbers if number >= self.first_test_number}
+        return {numbers[place] for place in tested_places(len(numbers), self.split_seed, label)}
 
     def _number(self, file: Path) -> int:
         match = re.search(r"_(\d+)$", file.stem)

@@ -53,27 +53,29 @@ class Framing:
     timesteps: int
     """T, the number of slices."""
     sensor_size: int
-    """Pixels of a side of the camera."""
+    """Columns of the camera."""
     image_size: int
     """Pixels of a side of a frame."""
     resize: Resize
     """How frames are shrunk; see DVSCIFAR10."""
+    sensor_height: int | None = None
+    """Rows of the camera, if it is not as high as it is wide; frames are square all the same."""
 
     def frames(self, events: np.ndarray) -> np.ndarray:
         """Events [N] of dtype EVENT → frames: bytes (published), counts (int16) or mean counts (float32).
 
         Raises ValueError if there are no events, or some outside the sensor.
         """
-        counts = count_frames(events, self.timesteps, self.sensor_size)
+        counts = count_frames(events, self.timesteps, self.sensor_size, self.sensor_height)
         if self.resize == "published":
             return _shrink_as_published(counts, self.image_size)
-        if self.image_size == self.sensor_size:
+        if counts.shape[2:] == (self.image_size, self.image_size):
             return counts
         return _shrink_counts(counts, self.image_size)
 
 
-def count_frames(events: np.ndarray, timesteps: int, sensor_size: int) -> np.ndarray:
-    """Counts [T, 2, H, W] in int16 of T slices with N // T events each; the last takes the rest.
+def count_frames(events: np.ndarray, timesteps: int, width: int, height: int | None = None) -> np.ndarray:
+    """Counts [T, 2, height or width, width] in int16 of T slices with N // T events each; the last takes the rest.
 
     Events are taken in the order of the recording, in which the camera sent them: a clock that wraps
     around or steps back changes nothing. Channel 0 counts the pixels that became darker, 1 those that became brighter. Raises ValueError.
@@ -81,12 +83,13 @@ def count_frames(events: np.ndarray, timesteps: int, sensor_size: int) -> np.nda
     if len(events) == 0:
         raise ValueError("it holds no events")
     x, y = events["x"].astype(np.int64), events["y"].astype(np.int64)
-    if min(x.min(), y.min()) < 0 or max(x.max(), y.max()) >= sensor_size:
-        raise ValueError(f"it has events outside the {sensor_size}×{sensor_size} pixels of the camera")
+    height = height or width
+    if min(x.min(), y.min()) < 0 or x.max() >= width or y.max() >= height:
+        raise ValueError(f"it has events outside the {width}×{height} pixels of the camera")
     slice_length = max(1, len(events) // timesteps)
     slices = np.minimum(np.arange(len(events)) // slice_length, timesteps - 1)
-    places = ((slices * 2 + events["p"]) * sensor_size + y) * sensor_size + x
-    shape = (timesteps, 2, sensor_size, sensor_size)
+    places = ((slices * 2 + events["p"]) * height + y) * width + x
+    shape = (timesteps, 2, height, width)
     counts = np.bincount(places, minlength=int(np.prod(shape))).reshape(shape)
     return np.minimum(counts, np.iinfo(np.int16).max).astype(np.int16)
 
@@ -256,6 +259,13 @@ def _save_atomically(path: Path, array: np.ndarray) -> None:
             raise
 
 
+def tested_places(samples: int, seed: int, label: int) -> list[int]:
+    """Which of a class's samples test in the random split of a seed: a tenth, rounded down."""
+    shuffled = np.random.RandomState([seed, label]).permutation(samples)
+    places: list[int] = sorted(shuffled[: samples // 10].tolist())
+    return places
+
+
 # The data set -----------------------------------------------------------------------------------
 
 
@@ -264,8 +274,6 @@ class EventSource(DataSource):
 
     folder: ClassVar[str]
     """Below the data folder."""
-    sensor_size: ClassVar[int]
-    """Pixels of a side of the camera."""
     temporal: ClassVar[bool] = True
 
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
@@ -303,7 +311,7 @@ class EventSource(DataSource):
         return [label for recording in self.recordings(data_dir, split) for label in recording.labels]
 
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
-        framing = Framing(1, self.sensor_size, self.sensor_size, "mean-count")
+        framing = self.framing(timesteps=1)
         return [
             (recording.file, partial(_frames_of, self.name, recording, framing))
             for recording in self.recordings(data_dir, split)

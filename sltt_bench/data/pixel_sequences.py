@@ -14,12 +14,10 @@ from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource
 from sltt_bench.data.mnist import IDXSource
-from sltt_bench.data.source import DataBundle, DataPlace, Shape
+from sltt_bench.data.source import DataBundle, DataPlace, Seed, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def as_sequences(images: "Tensor", pixels_per_step: int, permutation: int | None = None) -> "Tensor":

@@ -33,6 +33,9 @@ Below = Annotated[str, AfterValidator(_below)]
 Found = Annotated[int, Field(ge=0)]
 """A count that 0 leaves to be found in the user's files; see DataSource.on_disk."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of numpy.random.RandomState, whose numbers NumPy has frozen."""
+
 SPLITS = ("train", "test")
 VERIFIED_FILES = 500
 """So many images or recordings of a split, evenly spread, are read by `verify`; reading all can take hours."""

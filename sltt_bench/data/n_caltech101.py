@@ -1,0 +1,113 @@
+"""N-Caltech101: the images of Caltech101 in front of an event camera that makes saccades (Orchard et al. 2015).
+
+Read from `Caltech101/<class>/image_<number>.bin`. There is no official split.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.events import (
+    EVENT,
+    EventSource,
+    Framing,
+    Recording,
+    UnreadableEvents,
+    file_key,
+    tested_places,
+)
+from sltt_bench.data.images import class_folders
+from sltt_bench.data.source import Count, Progress, Seed, Shape
+
+EVENT_BYTES = 5
+
+
+class NCaltech101(EventSource):
+    """N-Caltech101: 100 kinds of objects and a background in front of a 240×180 event camera."""
+
+    name: Literal["n-caltech101"] = "n-caltech101"
+    split: Literal["random-90-10-of-each-class"] = "random-90-10-of-each-class"
+    """A tenth of each class, rounded down and drawn by split_seed, tests."""
+    split_seed: Seed = 0
+    """Names the split."""
+    train_samples: Count = 7_886
+    test_samples: Count = 823
+    image_size: Annotated[int, Field(ge=8, le=180)] = 48
+    """Pixels of a side of a frame, of mean counts."""
+
+    folder: ClassVar[str] = "Caltech101"
+    width: ClassVar[int] = 240
+    height: ClassVar[int] = 180
+    classes: ClassVar[int] = 101
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (2, self.image_size, self.image_size)
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [data_dir / self.folder]
+
+    def framing(self, timesteps: int) -> Framing:
+        return Framing(timesteps, self.width, self.image_size, "mean-count", self.height)
+
+    def recordings(self, data_dir: Path, split: str) -> list[Recording]:
+        root = data_dir / self.folder
+        if not root.is_dir():
+            raise absent(self.name, root, data_dir)
+        # The cache of frames is there, too.
+        class_names = [name for name in class_folders(self.name, root) if name != "frames"]
+        if len(class_names) != self.classes:
+            raise damaged(
+                self.name, root, f"it has {len(class_names)} class folders instead of {self.classes}"
+            )
+        recordings = []
+        for label, class_name in enumerate(class_names):
+            files = sorted(
+                file for file in (root / class_name).glob("*.bin") if not file.name.startswith(".")
+            )
+            test = tested_places(len(files), self.split_seed, label)
+            recordings += [
+                Recording(file, (label,), partial(read, file), file_key(file))
+                for place, file in enumerate(files)
+                if (place in test) == (split == "test")
+            ]
+        return recordings
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        root = data_dir / self.folder
+        if root.is_dir():
+            return [already_there(root)]
+        published = tonic_dataset("NCALTECH101")
+        archive, unpacked = data_dir / published.filename, data_dir / "N-Caltech101-archive"
+        fetch([published.url], archive, published.file_md5, progress)
+        all_or_nothing(unpacked, partial(unpack, archive, progress=progress))
+        inner = next(unpacked.rglob(published.data_filename), None)
+        if inner is None:
+            raise DataError(
+                f"{archive} holds no {published.data_filename}; delete it and prepare the data again"
+            )
+        all_or_nothing(root, partial(unpack, inner, progress=progress), inner=self.folder)
+        return [f"Unpacked {self.name} to {root}; {archive} and {unpacked} may be deleted."]
+
+
+def read(file: Path) -> list[np.ndarray]:
+    """The events of the one sample in a file. Raises UnreadableEvents, DataError."""
+    try:
+        from tonic.io import read_mnist_file
+    except ImportError as error:
+        raise DataError(
+            f"reading {file} needs the package tonic ({error}): pip install 'sltt-bench[events]'"
+        ) from None
+    # tonic's reader takes what is left of an event for one.
+    if file.stat().st_size % EVENT_BYTES:
+        raise UnreadableEvents("not a whole recording (it ends in the middle of an event)")
+    raw = read_mnist_file(str(file), dtype=np.dtype([(name, EVENT[name]) for name in ("x", "y", "t", "p")]))
+    events = np.empty(len(raw), dtype=EVENT)
+    for name in EVENT.names or ():
+        events[name] = raw[name]
+    return [events]
