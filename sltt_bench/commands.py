@@ -245,7 +245,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
     rows: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
-        "methods": lambda: [*methods.DESCRIPTIONS.items(), *_of_plugins("methods")],
+        "methods": lambda: [*methods.descriptions(), *_of_plugins("methods")],
         "models": lambda: [(name, _first_line(models.options_type, name)) for name in models.names()],
         "datasets": lambda: [(name, _first_line(data.source_type, name)) for name in data.names()],
         "backends": lambda: [(name, "") for name in backends.names()],

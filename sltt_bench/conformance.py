@@ -1,20 +1,29 @@
 """A conformance kit: what any training method must do for its measurements to be comparable.
 
-`check_method("my-method")` runs a method next to BPTT on a tiny network on the CPU, in a second, and
+`check_method("my-method")` runs a method next to BPTT on tiny networks on the CPU, in seconds, and
 raises NotConforming with every promise that it breaks. Authors of methods call it in a test.
 """
+
+import gc
+import weakref
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from sltt_bench import methods
 from sltt_bench.losses import step_loss
-from sltt_bench.methods import Method
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.methods import ChoosesSteps, Method, Promises
 from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.models.mlp import Recurrent
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
+WIDE = 64
+"""Batch of the runs whose memory is counted: activations then outweigh parameters."""
 
 
 class NotConforming(AssertionError):
@@ -24,22 +33,33 @@ class NotConforming(AssertionError):
 def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     """Raises NotConforming unless the method called `name` keeps every promise below.
 
-    1. It runs every step forward once, in order: outputs and normalisation statistics are BPTT's.
-    2. It leaves a finite gradient on every parameter.
+    1. It runs every step forward, in order: outputs and normalisation statistics are BPTT's.
+    2. It leaves a finite gradient on every parameter (an online one uses it up).
     3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
-    4. At T = 1 its gradient is BPTT's (up to a factor, for methods that scale).
+    4. It leaves nothing behind: no graph, no hook, no tensor of an iteration outlives it.
+    5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
+       BPTT's, if it is exact; it goes backward once, or steps the optimiser, if it says so; its
+       memory grows with T as it says, or less.
+
+    Feed-forward (with batch norm and dropout) and recurrent networks are used.
     """
-    broken = [
-        *_forward_differs(name, timesteps),
-        *_gradient_missing(name, timesteps),
-        *_not_reproducible(name, timesteps),
-        *_differs_at_one_step(name),
-    ]
+    promised = methods.promises(name)
+    broken: list[str] = []
+    for build in (_feedforward, _recurrent):
+        broken += [
+            *_forward_differs(name, timesteps, build),
+            *_gradient_missing(name, timesteps, build, promised),
+            *_not_reproducible(name, timesteps, build),
+            *_leaves_something(name, timesteps, build),
+            *_differs_at_one_step(name, build, promised),
+            *_says_otherwise(name, timesteps, build, promised),
+        ]
+    broken += _grows_otherwise(name, promised)
     if broken:
-        raise NotConforming(f"method {name!r}:\n  " + "\n  ".join(broken))
+        raise NotConforming(f"method {name!r}:\n  " + "\n  ".join(dict.fromkeys(broken)))
 
 
-def _network() -> nn.Module:
+def _feedforward() -> nn.Module:
     torch.manual_seed(0)
     neuron = LIFParameters(tau=2.0)
     return nn.Sequential(
@@ -53,11 +73,22 @@ def _network() -> nn.Module:
     )
 
 
-def _run(method: Method, timesteps: int) -> tuple[nn.Module, Unroll]:
-    network = _network()
+def _recurrent() -> nn.Module:
+    torch.manual_seed(0)
+    layer = Recurrent(nn.Linear(INPUTS, HIDDEN), LIF(LIFParameters(tau=2.0)))
+    return nn.Sequential(layer, nn.Linear(HIDDEN, CLASSES))
+
+
+Build = Callable[[], nn.Module]
+
+
+def _run(
+    method: Method, timesteps: int, build: Build, *, network: nn.Module | None = None, batch: int = BATCH
+) -> tuple[nn.Module, Unroll]:
+    network = build() if network is None else network
     torch.manual_seed(1)
-    steps = [2 * torch.randn(BATCH, INPUTS) for _ in range(timesteps)]
-    labels = torch.arange(BATCH) % CLASSES
+    steps = [2 * torch.randn(batch, INPUTS) for _ in range(timesteps)]
+    labels = torch.arange(batch) % CLASSES
     generator = torch.Generator().manual_seed(2)
     unroll = Unroll(
         network, steps, lambda output: step_loss(output, labels, 0.05, "ones"), generator=generator
@@ -66,25 +97,31 @@ def _run(method: Method, timesteps: int) -> tuple[nn.Module, Unroll]:
     return network, unroll
 
 
-def _gradients(network: nn.Module) -> list[Tensor]:
-    return [torch.zeros_like(p) if p.grad is None else p.grad for p in network.parameters()]
+def _gradients(network: nn.Module) -> Tensor:
+    return torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in network.parameters()]
+    )
 
 
-def _forward_differs(name: str, timesteps: int) -> list[str]:
+def _forward_differs(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
-    network, unroll = _run(methods.create(name, timesteps), timesteps)
-    standard, expected = _run(methods.create("bptt", timesteps), timesteps)
+    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    standard, expected = _run(methods.create("bptt", timesteps), timesteps, build)
     if not torch.allclose(unroll.summed_outputs, expected.summed_outputs, atol=1e-6):
-        broken.append("its forward outputs differ from BPTT's: call step(t) once for every t, in order")
-    for ours, theirs in zip(network.buffers(), standard.buffers(), strict=True):
-        if not torch.allclose(ours.float(), theirs.float(), atol=1e-6):
+        broken.append("its forward outputs differ from BPTT's: call step(t) for every t, in order")
+    for buffer, standard_buffer in zip(network.buffers(), standard.buffers(), strict=True):
+        if not torch.allclose(buffer.float(), standard_buffer.float(), atol=1e-6):
             broken.append("normalisation statistics differ from BPTT's: they must see all T steps once")
             break
     return broken
 
 
-def _gradient_missing(name: str, timesteps: int) -> list[str]:
-    network, _ = _run(methods.create(name, timesteps), timesteps)
+def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
+    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    if promised.online and not unroll.updates:
+        return ["it says that it learns online, but never calls update()"]
+    if unroll.updates and not promised.online:
+        return ["it calls update(), but does not say that it learns online"]
     missing = [key for key, parameter in network.named_parameters() if parameter.grad is None]
     wrong = [
         key
@@ -96,24 +133,110 @@ def _gradient_missing(name: str, timesteps: int) -> list[str]:
     ]
 
 
-def _not_reproducible(name: str, timesteps: int) -> list[str]:
+def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
-    first, _ = _run(methods.create(name, timesteps), timesteps)
+    first, _ = _run(methods.create(name, timesteps), timesteps, build)
     after = torch.get_rng_state()
-    second, _ = _run(methods.create(name, timesteps), timesteps)
-    if any(not torch.equal(a, b) for a, b in zip(_gradients(first), _gradients(second), strict=True)):
+    second, _ = _run(methods.create(name, timesteps), timesteps, build)
+    if not torch.equal(_gradients(first), _gradients(second)):
         broken.append("two runs from one state differ: draw random numbers from unroll.generator only")
-    _run(methods.create("bptt", timesteps), timesteps)
+    method = methods.create(name, timesteps)
+    _run(method, timesteps, build)
+    again, _ = _run(method, timesteps, build)
+    if not torch.equal(_gradients(first), _gradients(again)):
+        broken.append(
+            "its second iteration differs from its first: it must carry nothing from one to the next"
+        )
+    _run(methods.create("bptt", timesteps), timesteps, build)
     if not torch.equal(after, torch.get_rng_state()):
         broken.append("it draws from torch's global generator: use unroll.generator")
     return broken
 
 
-def _differs_at_one_step(name: str) -> list[str]:
-    if methods.backward_steps(name) not in (None, 1):
+def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
+    """After the iteration and the unroll are gone, so are its tensors; the network has no hooks."""
+    network = build()
+    storages: list[weakref.ref[torch.UntypedStorage]] = []
+    watch = [
+        layer.register_forward_hook(
+            lambda module, args, output: storages.append(weakref.ref(output.untyped_storage()))
+        )
+        for layer in network.modules()
+        if isinstance(layer, LIF)
+    ]
+    method = methods.create(name, timesteps)
+    _run(method, timesteps, build, network=network)
+    for handle in watch:
+        handle.remove()
+    for module in network.modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return [f"it leaves a hook on a {type(module).__name__}"]
+    for module in network.modules():
+        if isinstance(module, LIF | Recurrent | SequenceDropout):
+            module.reset_state()
+    gc.collect()
+    alive = sum(reference() is not None for reference in storages)
+    return (
+        [f"{alive} of its activations outlive the iteration: keep no tensor on the method"] if alive else []
+    )
+
+
+def _differs_at_one_step(name: str, build: Build, promised: Promises) -> list[str]:
+    if not (promised.bptt_at_one_step and methods.fits(name, 1)):
         return []
-    ours = torch.cat([g.flatten() for g in _gradients(_run(methods.create(name, 1), 1)[0])])
-    theirs = torch.cat([g.flatten() for g in _gradients(_run(methods.create("bptt", 1), 1)[0])])
-    if torch.cosine_similarity(ours, theirs, dim=0) < 1 - 1e-6:
+    one = _gradients(_run(methods.create(name, 1), 1, build)[0])
+    bptt = _gradients(_run(methods.create("bptt", 1), 1, build)[0])
+    if torch.cosine_similarity(one, bptt, dim=0) < 1 - 1e-6:
         return ["at T = 1 there is no past, but its gradient is not BPTT's"]
+    return []
+
+
+def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
+    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    broken = []
+    if promised.exact:
+        bptt = _gradients(_run(methods.create("bptt", timesteps), timesteps, build)[0])
+        if not torch.allclose(_gradients(network), bptt, rtol=1e-5, atol=1e-7):
+            broken.append("it says that it is exact, but its gradient is not BPTT's")
+    if promised.one_backward_pass and unroll.backward_passes != 1:
+        broken.append(f"it says that it goes backward once, but does so {unroll.backward_passes} times")
+    return broken
+
+
+def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
+    """Peak of live tensor bytes of the method's iteration, weights, gradients and inputs left out.
+
+    A method that chooses steps uses the last ones, which cost most.
+    """
+    network = build()
+    _run(methods.create("bptt", 2), 2, build, network=network)  # every gradient that there is exists
+    method = methods.create(name, timesteps)
+    if isinstance(method, ChoosesSteps):
+        method = method.at(range(timesteps - method.budget, timesteps))
+    with TensorBytes([], network=network) as memory:
+        before = memory.current
+        _run(method, timesteps, build, network=network, batch=WIDE)
+    return memory.peak - before - timesteps * WIDE * INPUTS * 4
+
+
+def _growth(name: str) -> int:
+    """Bytes by which memory grows from T = 4 to T = 8."""
+    return peak_bytes(name, 8) - peak_bytes(name, 4)
+
+
+@cache
+def _bptt_growth() -> int:
+    return _growth("bptt")
+
+
+def _grows_otherwise(name: str, promised: Promises) -> list[str]:
+    """The growth with T is compared with BPTT's."""
+    if promised.memory == "O(T)" or not methods.fits(name, 4):
+        return []
+    growth = _growth(name)
+    share = 0.75 if promised.memory == "O(T/N + N)" else 0.02
+    if growth > share * _bptt_growth():
+        return [
+            f"it says that its memory is {promised.memory}, but it grows by {growth} bytes from T = 4 to T = 8"
+        ]
     return []

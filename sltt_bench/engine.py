@@ -92,6 +92,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
             "train_loss": train_loss,
             "samples": trained.samples,
             "samples_per_s": trained.samples / float(figures["train_s"] or math.nan),
+            "backward_passes": trained.backward_passes / len(setup.train),
             **figures,
         }
         if setup.report_accuracy:
@@ -120,6 +121,7 @@ class _Totals:
         self.samples = 0
         self.spikes: torch.Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.neuron_steps = 0
+        self.backward_passes = 0
 
     def add(self, loss: Tensor, summed_outputs: Tensor, labels: Tensor) -> None:
         """Add one batch: its mean loss and how many labels are the best and among the five best."""
@@ -175,6 +177,7 @@ def _train_epoch(
             inputs = setup.preprocess(x.to(device, non_blocking=True))
             unroll = experiment.training_iteration(inputs, labels)
             totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+            totals.backward_passes += unroll.backward_passes
             if (figures := live.due(totals)) is not None:
                 listener.batch(epoch, done, batches, figures)
     return totals.over(experiment.ranks)

@@ -47,6 +47,8 @@ class Experiment:
     """(o[t] [batch, classes], labels [batch]) → a scalar."""
     window: int | None
     """Only the last so many steps count for loss and prediction; None: all T."""
+    average: str
+    """What L is a mean of: "losses" of the steps, or "outputs", whose mean has one loss."""
     generator: torch.Generator
     """The method's own source of randomness; draws the same on every rank."""
     ranks: Ranks = ALONE
@@ -63,6 +65,8 @@ class Experiment:
             backward=scaled_backward(self.scaler),
             autocast=self.precision.autocast,
             window=self.window,
+            average=self.average,
+            update=partial(self._update, len(labels)),
         )
 
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
@@ -73,10 +77,20 @@ class Experiment:
             unroll = self._accumulate_gradients(x, labels)
         else:
             unroll = graphs.run(self, self._accumulate_gradients, (x, labels))
-        self.ranks.exchange_gradients(self.network.parameters(), len(labels))
+        if not unroll.updates:
+            self._step(len(labels))
+        return unroll
+
+    def _step(self, samples: int) -> None:
+        """A step of the optimiser with the gradient of `samples` samples on this rank."""
+        self.ranks.exchange_gradients(self.network.parameters(), samples)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return unroll
+
+    def _update(self, samples: int) -> None:
+        """A step of the optimiser within the sequence: its gradients are used up."""
+        self._step(samples)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
         with self.backend.iteration(self.network):
@@ -96,7 +110,9 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     seed_everything(cell.seed)
     recipe = cell.recipe
     precision = Precision(resolve(recipe.train.precision, device.type), device.type)
-    reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
+    reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device)) or backends.unserved(
+        backend, cell.method
+    )
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
     network = build_network(recipe, backend)
@@ -116,6 +132,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
         temporal=recipe.data.temporal,
         loss=partial(step_loss, alpha=recipe.loss.alpha, mse_target=recipe.loss.mse_target),
         window=recipe.loss.window,
+        average=recipe.loss.average,
         generator=torch.Generator().manual_seed(cell.seed),
         ranks=ranks,
     )

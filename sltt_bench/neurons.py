@@ -13,11 +13,12 @@ Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (Sp
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from sltt_bench.surrogates import spike
+from sltt_bench.surrogates import SURROGATES, spike
 
 
 @dataclass(frozen=True)
@@ -70,28 +71,69 @@ def lif_step(current: Tensor, potential: Tensor | None, neuron: LIFParameters) -
     return spikes, reset(membrane, spikes, neuron)
 
 
+def pseudo_derivative(membrane: Tensor, neuron: LIFParameters) -> Tensor:
+    """ψ[t] = g(u[t] − V_th), the surrogate of ∂s[t]/∂u[t] (same shape)."""
+    return SURROGATES[neuron.surrogate](membrane - neuron.v_threshold)
+
+
+def state_derivative(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
+    """∂u[t+1]/∂u[t] = λ ∂v[t]/∂u[t] from u[t] and s[t] (same shape), the path through the reset included.
+
+    Soft reset: λ (1 − V_th ψ). Hard reset: λ (1 − s + (V_reset − u) ψ). A detached reset has no ψ.
+    """
+    kept = torch.ones_like(membrane) if neuron.reset == "soft" else 1 - spikes
+    if not neuron.detach_reset:
+        jump = -neuron.v_threshold if neuron.reset == "soft" else neuron.v_reset - membrane
+        kept = kept + jump * pseudo_derivative(membrane, neuron)
+    return neuron.decay * kept
+
+
 class Stateful(nn.Module):
     """A layer that carries something from step to step of one sequence.
 
     A network is a module that is called once per time step; methods reach what it carries only
-    through `reset_state` and `detach_state`.
+    through `reset_state`, `detach_state`, `scale_state_gradient`, `save_state` and `restore_state`.
     """
+
+    carried: tuple[str, ...] = ()
+    """Names of the attributes that a step hands to the next: a tensor, or None before the first step."""
 
     def reset_state(self) -> None:
         """Forget the past: the next call is step 1 of a new sequence."""
-        raise NotImplementedError
+        for name in self.state_names():
+            setattr(self, name, None)
+
+    def state_names(self) -> tuple[str, ...]:
+        """`carried`. Raises NotImplementedError where a layer detaches what it does not name."""
+        if not self.carried and type(self).detach_state is not Stateful.detach_state:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not name in `carried` what it carries from step to step, so that "
+                "its state can be detached but neither saved nor scaled; choose another method or backend"
+            )
+        return self.carried
+
+    def map_state(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Put `function` of each carried tensor in its place."""
+        for name in self.state_names():
+            value: Tensor | None = getattr(self, name)
+            if value is not None:
+                setattr(self, name, function(value))
 
     def detach_state(self) -> None:
         """Make what is carried a constant, through which no gradient flows."""
-        raise NotImplementedError
+        self.map_state(Tensor.detach)
 
 
 class SpikingNeuron(Stateful):
     """A layer of neurons, of any backend: currents of any shape in, spikes of that shape out."""
 
+    parameters_: LIFParameters
+
 
 class LIF(SpikingNeuron):
     """A layer of LIF neurons in plain autograd."""
+
+    carried = ("potential",)
 
     def __init__(self, parameters: LIFParameters) -> None:
         super().__init__()
@@ -102,13 +144,6 @@ class LIF(SpikingNeuron):
         spikes, self.potential = lif_step(current, self.potential, self.parameters_)
         return spikes
 
-    def reset_state(self) -> None:
-        self.potential = None
-
-    def detach_state(self) -> None:
-        if self.potential is not None:
-            self.potential = self.potential.detach()
-
     def extra_repr(self) -> str:
         p = self.parameters_
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
@@ -117,15 +152,59 @@ class LIF(SpikingNeuron):
 NeuronFactory = Callable[[], nn.Module]
 
 
+State = list[tuple[Tensor | None, ...]]
+"""What each stateful layer of a network carries, in the order of the network's modules."""
+
+
+def stateful_layers(network: nn.Module) -> list[Stateful]:
+    """The layers that carry something from step to step, in the network's order."""
+    return [module for module in network.modules() if isinstance(module, Stateful)]
+
+
 def reset_state(network: nn.Module) -> None:
     """Put every stateful layer of the network before step 1."""
-    for module in network.modules():
-        if isinstance(module, Stateful):
-            module.reset_state()
+    for layer in stateful_layers(network):
+        layer.reset_state()
 
 
 def detach_state(network: nn.Module) -> None:
     """Make every carried state a constant: the one visible act of SLTT."""
-    for module in network.modules():
-        if isinstance(module, Stateful):
-            module.detach_state()
+    for layer in stateful_layers(network):
+        layer.detach_state()
+
+
+def scale_state_gradient(network: nn.Module, factor: float) -> None:
+    """Multiply the gradient that flows back through every carried state by `factor`; no value changes."""
+    for layer in stateful_layers(network):
+        layer.map_state(lambda value: scaled_gradient(value, factor))
+
+
+def save_state(network: nn.Module) -> State:
+    """What every stateful layer carries now; the tensors themselves, not copies."""
+    return [tuple(getattr(layer, n) for n in layer.state_names()) for layer in stateful_layers(network)]
+
+
+def restore_state(network: nn.Module, state: State) -> None:
+    """Put back what `save_state` returned of the same network."""
+    for layer, values in zip(stateful_layers(network), state, strict=True):
+        for name, value in zip(layer.state_names(), values, strict=True):
+            setattr(layer, name, value)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.factor, None
+
+
+def scaled_gradient(x: Tensor, factor: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `factor` on the way back; x itself where it has none."""
+    if not x.requires_grad:
+        return x
+    result: Tensor = _ScaledGradient.apply(x, factor)
+    return result

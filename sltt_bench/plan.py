@@ -176,11 +176,7 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
             }
             points.append((changes, recipe.model_copy(update={"methods": fitting})))
     kept = {name for _, recipe in points for name in recipe.methods}
-    faults = [
-        f"method {name!r}: {methods.k_out_of_range(methods.backward_steps(name), max(at))}"
-        for name, at in missing.items()
-        if name not in kept
-    ]
+    faults = [methods.out_of_range(name, max(at)) for name, at in missing.items() if name not in kept]
     if faults:
         raise RecipeError(str(find_recipe(recipe_name)), faults)
     remarks = [

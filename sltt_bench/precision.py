@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sltt_bench.synapses import Backward
+
 _FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -61,10 +63,10 @@ class Precision:
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
 
 
-def scaled_backward(scaler: torch.amp.GradScaler) -> Callable[[Tensor], None]:
+def scaled_backward(scaler: torch.amp.GradScaler) -> Backward:
     """The backward pass that a method calls, once or many times, before the optimiser's step."""
 
-    def backward(loss: Tensor) -> None:
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def backward(loss: Tensor, /, *, retain_graph: bool = False) -> None:
+        scaler.scale(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     return backward

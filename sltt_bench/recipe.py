@@ -116,6 +116,9 @@ class LossRecipe(Strict):
     """Target of the MSE term; unused where alpha is 0."""
     window: Count | None = None
     """Only the last so many steps count for loss and prediction; null: all T."""
+    average: Annotated[Literal["losses", "outputs"], ADDED_LATER] = "losses"
+    """losses: the mean of the steps' losses (Deng et al. 2022, TET). outputs: the loss of the mean output,
+    for methods with one backward pass, since no step knows the mean before the last."""
 
 
 class NativeRecipe(Strict):
@@ -402,6 +405,11 @@ def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | Non
         try:
             if not (any_k and not methods.fits(method, recipe.timesteps)):
                 methods.check(method, recipe.timesteps)
+            if recipe.loss.average == "outputs" and not methods.promises(method).one_backward_pass:
+                faults.append(
+                    f"loss.average: {method} goes backward before the last step, when the mean output is not "
+                    "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
+                )
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")
     return recipe, faults

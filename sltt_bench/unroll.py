@@ -1,11 +1,29 @@
 """One batch as a method sees it: a sequence of time steps to run forward and backward."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import detach_state, reset_state
+from sltt_bench.neurons import (
+    LIFParameters,
+    SpikingNeuron,
+    State,
+    detach_state,
+    reset_state,
+    restore_state,
+    save_state,
+    scale_state_gradient,
+)
+from sltt_bench.synapses import (
+    Backward,
+    LocalError,
+    Presynaptic,
+    Synapses,
+    replaced_neurons,
+    watched_neurons,
+)
 
 StepLoss = Callable[[Tensor], Tensor]
 """o[t] [batch, classes] → a scalar."""
@@ -14,8 +32,10 @@ StepLoss = Callable[[Tensor], Tensor]
 class Unroll:
     """The T steps of one batch.
 
-    A method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` where the past is to be a
-    constant, and `backward(loss)` where gradients are to be added to the parameters' `.grad`.
+    Every method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` where the past is to be a
+    constant, and `backward(loss)` where gradients are to be added to the parameters' `.grad`. The
+    rest is for rules that need more: `scale_state_gradient`, `save_state` and `restore_state`,
+    `presynaptic`, `neurons` and `neurons_replaced`, `loss_of`, `update`.
     """
 
     def __init__(
@@ -25,52 +45,161 @@ class Unroll:
         loss: StepLoss,
         *,
         generator: torch.Generator,
-        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        backward: Backward = torch.Tensor.backward,
         autocast: Callable[[], torch.autocast] | None = None,
         window: int | None = None,
+        average: str = "losses",
+        update: Callable[[], None] | None = None,
     ) -> None:
         """`inputs` holds one tensor [batch, ...] per time step; a static image is one tensor T times.
 
-        Only the last `window` steps (None: all T) count for loss and prediction; L is their mean.
+        Only the last `window` steps (None: all T) count for loss and prediction. With `average`
+        "losses" L is the mean of their losses, with "outputs" the loss of their mean output.
         `generator` (on the CPU) is the method's own source of randomness, apart from the one that
-        data and dropout use, so that a method's draws disturb nothing else.
+        data and dropout use, so that a method's draws disturb nothing else. `update` steps the
+        optimiser; None where nothing is trained.
         """
         self.network = network
         self.inputs = inputs
         self.timesteps = len(inputs)
         self.counted_steps = len(inputs) if window is None else window
         self.generator = generator
+        self.backward_passes = 0
+        """How often `backward` was called so far."""
+        self.updates = 0
+        """How often `update` was called so far."""
+        self._steps_run = 0
         self._summed_outputs: Tensor | None = None
         self._summed_loss: Tensor | None = None
+        self._outputs: Tensor | None = None
         self._loss = loss
         self._backward = backward
         self._autocast = autocast
+        self._average = average
+        self._update = update
+        self._synapses: Synapses | None = None
         reset_state(network)
+
+    # What every method uses -----------------------------------------------------------------------
 
     def step(self, t: int) -> Tensor:
         """Run step t forward; returns its share of L, a scalar: loss(o[t]) / T if all steps count.
 
-        The share of a step outside the window is 0, which still can be backpropagated.
+        The share of a step outside the window is 0, which still can be backpropagated; so is every
+        share but the last where L is the loss of the mean output. A step that has run before is
+        computed again: it leaves prediction, loss and running statistics alone.
         """
-        if self._autocast is None:
-            output = self.network(self.inputs[t])
-        else:
-            with self._autocast():
-                output = self.network(self.inputs[t])
+        again = t < self._steps_run
+        if self._synapses is not None:
+            self._synapses.step_begins()
+        with normalisation_statistics_kept(self.network) if again else nullcontext():
+            output = self._forward(self.inputs[t])
+        self._steps_run = max(self._steps_run, t + 1)
+        if self._synapses is not None:
+            self._synapses.step_is_over()
         if t < self.timesteps - self.counted_steps:
-            nothing: Tensor = output.float().sum() * 0
-            return nothing
+            return output.float().sum() * 0
+        if self._average == "outputs":
+            return self._share_of_mean_output(t, output, again)
         loss = self._loss(output) / self.counted_steps
-        self._record(output.detach().float(), loss.detach())
+        if not again:
+            self._record(output.detach().float(), loss.detach())
         return loss
+
+    def counts(self, t: int) -> bool:
+        """Whether step t lies within the loss's window."""
+        return t >= self.timesteps - self.counted_steps
 
     def detach_state(self) -> None:
         """Make the state that the next step receives a constant."""
         detach_state(self.network)
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss` to the parameters and free its graph."""
-        self._backward(loss)
+    def backward(self, loss: Tensor, local_error: LocalError | None = None) -> None:
+        """Add the gradient of `loss` to the parameters and free its graph.
+
+        `local_error(neurons, ∂loss/∂s[t])`, within `presynaptic` only, is for three-factor rules: what it
+        returns is taken as one more error at the current I[t] of that layer of neurons, which the
+        weights of the synapses between it and the neurons before it receive, and nothing else.
+        Error and gradients carry the loss scale of mixed precision alike.
+        """
+        self.backward_passes += 1
+        if local_error is None:
+            self._backward(loss)
+        elif self._synapses is None:
+            raise RuntimeError(
+                "backward with a local error needs `with unroll.presynaptic(...)` around the step"
+            )
+        else:
+            self._synapses.backward(loss, local_error, self._backward)
+
+    # What some methods need -----------------------------------------------------------------------
+
+    def scale_state_gradient(self, factor: float) -> None:
+        """Multiply the gradient through the state that the next step receives; no value changes."""
+        scale_state_gradient(self.network, factor)
+
+    def save_state(self) -> State:
+        """What the network's layers carry to the next step: one tuple of tensors a stateful layer."""
+        return save_state(self.network)
+
+    def restore_state(self, state: State) -> None:
+        """Go back to a saved state; steps that have run already may then be computed again."""
+        restore_state(self.network, state)
+
+    def presynaptic(
+        self, *traces: Presynaptic, readout: bool = True, network_input: bool = True
+    ) -> AbstractContextManager[None]:
+        """Within, weight gradients are error ⊗ trace(x[t]) in place of error ⊗ x[t].
+
+        x[t] is the input of a synaptic layer (convolution, linear layer, recurrent weights) and
+        `trace(layer, x[t])` a tensor of its shape; outputs, and errors on their way to earlier layers,
+        stay as they are. The first trace serves the errors of the loss, a second one the local errors
+        of `backward` (by default the first serves both). Layers after the last neurons are left
+        out with `readout=False`, layers that read the network's input with `network_input=False`.
+        """
+        return self._with_synapses(Synapses(self.network, traces, readout, network_input))
+
+    def neurons(
+        self, callback: Callable[[SpikingNeuron, Tensor, Tensor], None]
+    ) -> AbstractContextManager[None]:
+        """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
+
+        u[t] is the potential before the reset; both are constants of the layer's shape.
+        """
+        return watched_neurons(self.network, callback)
+
+    def neurons_replaced(
+        self, function: Callable[[SpikingNeuron, Tensor], Tensor]
+    ) -> AbstractContextManager[None]:
+        """Within, `function(layer, I)` stands in for the step of every layer of neurons: I → output of its shape."""
+        return replaced_neurons(self.network, function)
+
+    @property
+    def neuron(self) -> LIFParameters:
+        """The parameters of the network's neurons, which all layers share. Raises ValueError without neurons."""
+        for module in self.network.modules():
+            if isinstance(module, SpikingNeuron):
+                return module.parameters_
+        raise ValueError("the network has no layer of spiking neurons")
+
+    def loss_of(self, x: Tensor) -> Tensor:
+        """L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.
+
+        It counts for neither prediction nor running statistics.
+        """
+        with normalisation_statistics_kept(self.network):
+            return self._loss(self._forward(x))
+
+    def update(self) -> None:
+        """A step of the optimiser within the sequence, for rules that learn online.
+
+        The gradients so far are used up. Where nothing is trained, it does nothing.
+        """
+        self.updates += 1
+        if self._update is not None:
+            self._update()
+
+    # What is read afterwards ----------------------------------------------------------------------
 
     @property
     def summed_outputs(self) -> Tensor:
@@ -88,12 +217,58 @@ class Unroll:
         """
         return _ran(self._summed_loss)
 
+    def _forward(self, x: Tensor) -> Tensor:
+        if self._autocast is None:
+            output: Tensor = self.network(x)
+        else:
+            with self._autocast():
+                output = self.network(x)
+        return output
+
+    def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:
+        """L at the last step, 0 before: the outputs are summed within the graph."""
+        share = output / self.counted_steps
+        self._outputs = share if self._outputs is None else self._outputs + share
+        last = t == self.timesteps - 1
+        loss = self._loss(self._outputs) if last else output.float().sum() * 0
+        if not again:
+            self._record(output.detach().float(), loss.detach())
+        if last:
+            self._outputs = None
+        return loss
+
     def _record(self, output: Tensor, loss: Tensor) -> None:
         if self._summed_outputs is None or self._summed_loss is None:
             self._summed_outputs, self._summed_loss = output.clone(), loss.clone()
         else:
             self._summed_outputs += output
             self._summed_loss += loss
+
+    @contextmanager
+    def _with_synapses(self, synapses: Synapses) -> Iterator[None]:
+        self._synapses = synapses
+        try:
+            with synapses.watched():
+                yield
+        finally:
+            self._synapses = None
+
+
+@contextmanager
+def normalisation_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within, batch norm uses the batch's statistics as it does in training, but learns none of them."""
+    learned = [
+        (module, dict(module._buffers))
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+    ]
+    for module, buffers in learned:
+        module._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
+    try:
+        yield
+    finally:
+        for module, buffers in learned:
+            module._buffers.update(buffers)
 
 
 def _ran(value: Tensor | None) -> Tensor:

@@ -8,10 +8,22 @@ import torch
 
 from sltt_bench import methods
 from sltt_bench.conformance import NotConforming, check_method
+from sltt_bench.methods import Promises
 from sltt_bench.unroll import Unroll
 
+NAMES = (
+    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2-unbiased", "sltt-a",
+    "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
+)  # fmt: skip
+"""Each kind of built-in method."""
 
-@pytest.mark.parametrize("name", ["bptt", "sltt", "sltt-k1", "sltt-k3", "sltt-k5", "sltt-k2-unbiased"])
+
+def test_each_kind_of_built_in_method_is_checked() -> None:
+    checked = {pattern for pattern in methods.METHODS for name in NAMES if re.fullmatch(pattern, name)}
+    assert checked == set(methods.METHODS)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_built_in_methods_conform(name: str) -> None:
     check_method(name)
 
@@ -37,18 +49,58 @@ class DrawsGlobally:
             unroll.backward(unroll.step(t))
 
 
+class Leaks:
+    def __init__(self) -> None:
+        self.kept: list[torch.Tensor] = []
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        with unroll.neurons(lambda layer, membrane, spikes: self.kept.append(spikes)):
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                unroll.backward(unroll.step(t))
+
+
+class Plain:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss = sum(unroll.step(t) for t in range(unroll.timesteps))
+        assert isinstance(loss, torch.Tensor)
+        unroll.backward(loss)
+
+
+class Truncated:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(unroll.step(t))
+
+
+class Updates(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        unroll.update()
+
+
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("broken", "promised", "message"),
     [
-        (SkipsTheLastStep, "forward outputs differ"),
-        (NoBackward, "no gradient reaches 0.weight"),
-        (DrawsGlobally, "torch's global generator"),
+        (SkipsTheLastStep, Promises(), "forward outputs differ"),
+        (NoBackward, Promises(), "no gradient reaches 0.weight"),
+        (DrawsGlobally, Promises(), "torch's global generator"),
+        (Leaks, Promises(), "activations outlive the iteration"),
+        (Plain, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
+        (Truncated, Promises(exact=True), "its gradient is not BPTT's"),
+        (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
+        (Truncated, Promises(online=True), "never calls update"),
+        (Updates, Promises(), "does not say that it learns online"),
     ],
 )
-def test_a_broken_promise_is_named(broken: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_promise_is_named(
+    broken: Any, promised: Promises, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def factory(match: re.Match[str], timesteps: int) -> Any:
         return broken()
 
-    monkeypatch.setitem(methods.METHODS, "broken", factory)
-    with pytest.raises(NotConforming, match=said):
+    factory.promises = promised  # type: ignore[attr-defined]
+    monkeypatch.setitem(methods.METHODS, "broken", factory)  # type: ignore[arg-type]
+    with pytest.raises(NotConforming, match=message):
         check_method("broken")

@@ -34,7 +34,7 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
         "run",
         "digits",
         "--method",
-        "bptt,tbptt-w3,tbptt-w6,sltt",
+        "bptt,traced-l0.0,traced-l0.5,sltt",
         "--smoke",
         "--device",
         "cpu",
@@ -44,7 +44,7 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
     assert result.exit_code == 0, result.output
     epochs = pd.concat(pd.read_csv(path) for path in (tmp_path / "out").glob("digits/*/epochs.csv"))
     peak = epochs.groupby("method").peak_tensor_bytes.first()
-    assert peak["sltt"] < peak["tbptt-w3"] < peak["bptt"]
+    assert peak["sltt"] < peak["traced-l0.5"] < peak["bptt"]
     losses = epochs.groupby("method").train_loss.apply(list)
-    assert losses["tbptt-w6"] == losses["bptt"]
-    assert losses["tbptt-w3"] != losses["bptt"]
+    assert losses["traced-l0.0"] == losses["sltt"]
+    assert losses["traced-l0.5"] != losses["sltt"]

@@ -113,7 +113,7 @@ def decompose(
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     collected: list[Named] = []
 
-    def collect(step_or_sum: Tensor) -> None:
+    def collect(step_or_sum: Tensor, /, *, retain_graph: bool = False) -> None:
         for parameter in trained.values():
             parameter.grad = None
         torch.autograd.backward(step_or_sum)

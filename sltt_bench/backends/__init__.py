@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sltt_bench import methods
 from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sltt_bench.methods import Need
     from sltt_bench.neurons import LIFParameters, SpikingNeuron
 
 BACKENDS: dict[str, str] = {
@@ -29,6 +31,8 @@ class Backend(Protocol):
     """What the engine asks of a backend."""
 
     name: str
+    serves: frozenset["Need"]
+    """What methods may need of it beyond `step`, `detach_state` and `backward`; nothing if it is absent."""
 
     def unsupported(self, neuron: "LIFParameters", precision: str, device: str) -> str | None:
         """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
@@ -44,6 +48,15 @@ class Backend(Protocol):
 
     def provenance(self) -> Mapping[str, str]:
         """The kernels and versions that really ran, for provenance.json."""
+
+
+def unserved(backend: Backend, method: str) -> str | None:
+    """Why the backend cannot serve the method of that name, or None. Raises UnknownMethod."""
+    missing = methods.promises(method).needs - getattr(backend, "serves", frozenset())
+    if not missing:
+        return None
+    what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
+    return f"method {method!r} needs {what}, which this backend does not offer; use --backend reference"
 
 
 class UnknownBackend(ValueError):

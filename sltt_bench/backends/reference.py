@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from sltt_bench.methods import NEEDS, Need
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
 
@@ -13,6 +14,7 @@ class Reference:
     """Nothing but the equations; the like-for-like reproduction and the yardstick of the others."""
 
     name = "reference"
+    serves: frozenset[Need] = frozenset(NEEDS)
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
         return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.backends import UnknownBackend
+from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 
 SURROGATES: dict[str, tuple[str, float]] = {
@@ -29,26 +30,36 @@ SURROGATES: dict[str, tuple[str, float]] = {
 class SpikingJellyLIF(SpikingNeuron):
     """A layer of SpikingJelly's neurons: currents of any shape in, spikes of that shape out."""
 
-    def __init__(self, node: Any) -> None:
-        """`node` is a SpikingJelly neuron in single-step mode."""
+    carried = ("potential",)
+
+    def __init__(self, node: Any, parameters: LIFParameters) -> None:
+        """`node` is a SpikingJelly neuron in single-step mode, with the project's `parameters`."""
         super().__init__()
         self.node = node
+        self.parameters_ = parameters
 
     def forward(self, current: Tensor) -> Tensor:
         spikes: Tensor = self.node(current)
         return spikes
 
-    def reset_state(self) -> None:
-        self.node.reset()
+    @property
+    def potential(self) -> Tensor | None:
+        """v[t], the potential after the reset; None before the first step."""
+        return self.node.v if isinstance(self.node.v, Tensor) else None
 
-    def detach_state(self) -> None:
-        self.node.detach()
+    @potential.setter
+    def potential(self, value: Tensor | None) -> None:
+        if value is None:
+            self.node.reset()
+        else:
+            self.node.v = value
 
 
 class SpikingJelly:
     """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
 
     name = "spikingjelly"
+    serves: frozenset[Need] = frozenset({"state", "synapses", "update"})
 
     def __init__(self) -> None:
         """Raises UnknownBackend if SpikingJelly is not installed."""
@@ -73,7 +84,7 @@ class SpikingJelly:
         return None
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
-        return SpikingJellyLIF(self.node(self._neuron.LIFNode, parameters))
+        return SpikingJellyLIF(self.node(self._neuron.LIFNode, parameters), parameters)
 
     def node(self, kind: Any, parameters: LIFParameters) -> Any:
         """SpikingJelly's neuron of a kind (`LIFNode`, `SLTTLIFNode`) with the project's parameters."""

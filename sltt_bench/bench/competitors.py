@@ -223,7 +223,8 @@ class _SpikingJellyNodes(_Baseline):
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
         node = self._jelly.node(self._kind, parameters)
         node.step_mode = self._step_mode
-        return _InFloat32(node) if self._float32_neurons else SpikingJellyLIF(node)
+        kind = _InFloat32 if self._float32_neurons else SpikingJellyLIF
+        return kind(node, parameters)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         return self._jelly.prepare(super().prepare(network, device), device)

@@ -1,18 +1,36 @@
 """The methods by name. A method says through what the gradient of one batch may flow, nothing else.
 
 A method is an object with `accumulate_gradients(unroll)`; its factory takes the match of its name
-and T. Third parties add methods with the entry-point group `sltt_bench.methods`: the entry's name
-is a regular expression for the whole method name, its object such a factory.
+and T. A built-in one is a module here with `create`, whose docstring holds its equations. Third
+parties add methods with the entry-point group `sltt_bench.methods`: the entry's name is a regular
+expression for the whole method name, its object such a factory, which may say what the method
+promises in an attribute `promises`.
 """
 
+import ast
+import inspect
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from sltt_bench.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
     from sltt_bench.unroll import Unroll
+
+Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
+"""How the memory of an iteration grows with T; w and N are numbers in the method's name."""
+Need = Literal["state", "synapses", "membrane", "update"]
+"""What a method uses of an unroll beyond `step`, `detach_state` and `backward`."""
+NEEDS: dict[Need, str] = {
+    "state": "the state of all layers to be saved, restored and scaled",
+    "synapses": "traces in place of the synapses' inputs",
+    "membrane": "the potential of every neuron before its reset",
+    "update": "steps of the optimiser within a sequence",
+}
 
 
 class Method(Protocol):
@@ -22,44 +40,230 @@ class Method(Protocol):
         """Run all T steps of `unroll` forward and add gradients to the parameters' `.grad`."""
 
 
+@runtime_checkable
+class ChoosesSteps(Method, Protocol):
+    """A method that uses some of the T steps, by chance or by what happens in them."""
+
+    @property
+    def budget(self) -> int:
+        """Most steps that an iteration uses (a method that draws their number: on average)."""
+
+    def at(self, steps: Collection[int]) -> Method:
+        """The same method at these steps (from 0), with nothing left to choose."""
+
+
 MethodFactory = Callable[[re.Match[str], int], Method]
 
 
-def _bptt(name: re.Match[str], timesteps: int) -> Method:
-    from sltt_bench.methods.bptt import BPTT
+@dataclass(frozen=True)
+class Promises:
+    """What a method says of itself; `sltt_bench.conformance.check_method` checks it."""
 
-    return BPTT()
-
-
-def _sltt(name: re.Match[str], timesteps: int) -> Method:
-    from sltt_bench.methods.sltt import SLTT
-
-    return SLTT()
-
-
-def _sltt_k(name: re.Match[str], timesteps: int) -> Method:
-    from sltt_bench.methods.sltt_k import SLTTK
-
-    return SLTTK(int(name["k"]), timesteps, unbiased=name["unbiased"] is not None)
+    exact: bool = False
+    """Its gradient is BPTT's, to rounding."""
+    bptt_at_one_step: bool = True
+    """At T = 1 its gradient is BPTT's, up to a factor."""
+    memory: Memory = "O(T)"
+    online: bool = False
+    """It steps the optimiser within the sequence."""
+    one_backward_pass: bool = False
+    """It calls `backward` once, after the last step: only then can L be the loss of the mean output."""
+    needs: frozenset[Need] = frozenset()
 
 
-METHODS: dict[str, MethodFactory] = {
-    r"bptt": _bptt,
-    r"sltt": _sltt,
-    r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)?": _sltt_k,
+@dataclass(frozen=True)
+class MethodEntry:
+    """A built-in method, or a family of them that a number in the name tells apart."""
+
+    label: str
+    """The name, with a capital letter or X for a number."""
+    pattern: str
+    """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T."""
+    module: str
+    """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
+    summary: str
+    """What it is, in a line."""
+    source: str
+    promises: Promises
+    family: str = ""
+    """What an error calls the methods of a family."""
+    counts: str = "N"
+    """What the number of steps in the name is called."""
+
+
+_EXACT = Promises(exact=True, one_backward_pass=True)
+_SPATIAL = Promises(memory="O(1)")
+_N = r"(?P<n>\d+)"
+
+METHODS: dict[str, MethodEntry] = {
+    entry.pattern: entry
+    for entry in (
+        MethodEntry(
+            "bptt",
+            r"bptt",
+            "bptt",
+            "backpropagation through time: gradient through space and time",
+            "Werbos 1990; Neftci et al. 2019",
+            _EXACT,
+        ),
+        MethodEntry(
+            "bptt-ckptN",
+            rf"bptt-ckpt{_N}",
+            "bptt_checkpointed",
+            "exact BPTT that keeps the state every N steps and computes the rest again",
+            "Gruslys et al. 2016",
+            Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
+            family="checkpointed BPTT",
+        ),
+        MethodEntry(
+            "bptt-dX",
+            r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
+            "bptt_damped",
+            "BPTT with the gradient through the state times X: 0 is SLTT, 1 is BPTT",
+            "this project",
+            Promises(one_backward_pass=True, needs=frozenset({"state"})),
+        ),
+        MethodEntry(
+            "tbptt-wN",
+            rf"tbptt-w{_N}",
+            "tbptt",
+            "truncated BPTT: a graph over N steps, then the state is detached",
+            "Williams & Peng 1990",
+            Promises(memory="O(w)"),
+            family="truncated BPTT",
+            counts="w",
+        ),
+        MethodEntry(
+            "sltt",
+            r"sltt",
+            "sltt",
+            "spatial learning through time: each step's gradient at once",
+            "Meng et al. 2023",
+            _SPATIAL,
+        ),
+        MethodEntry(
+            "sltt-kN",
+            r"sltt-k(?P<k>\d+)",
+            "sltt_k",
+            "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
+            "Meng et al. 2023",
+            _SPATIAL,
+            family="SLTT-K",
+            counts="K",
+        ),
+        MethodEntry(
+            "sltt-kN-unbiased",
+            r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
+            "sltt_k",
+            "SLTT-K with the gradient scaled by T/N",
+            "Meng et al. 2023; the scale is this project's",
+            _SPATIAL,
+            family="SLTT-K",
+            counts="K",
+        ),
+        MethodEntry(
+            "sltt-aN",
+            rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
+            "sltt_a",
+            "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
+            "this project",
+            _SPATIAL,
+            family="adaptive SLTT",
+        ),
+        MethodEntry(
+            "ottt",
+            r"ottt",
+            "ottt",
+            "online training through time: SLTT's error meets a trace of each synapse's input",
+            "Xiao et al. 2022",
+            Promises(memory="O(1)", needs=frozenset({"synapses"})),
+        ),
+        MethodEntry(
+            "ottt-o",
+            r"ottt(?P<online>-o)",
+            "ottt",
+            "OTTT with a step of the optimiser after every time step",
+            "Xiao et al. 2022",
+            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"})),
+        ),
+        MethodEntry(
+            "s-tllr",
+            r"s-tllr",
+            "s_tllr",
+            "three-factor rule with a causal and a non-causal trace",
+            "Apolinario & Roy 2024",
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
+        ),
+        MethodEntry(
+            "pp-prop",
+            r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
+            "pp_prop",
+            "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
+            "Wang et al. 2024",
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
+        ),
+        MethodEntry(
+            "e-prop",
+            r"e-prop",
+            "e_prop",
+            "eligibility propagation: traces of all inputs, the output's error as learning signal",
+            "Bellec et al. 2020",
+            Promises(memory="O(1)", needs=frozenset({"synapses"})),
+        ),
+        MethodEntry(
+            "rate",
+            r"rate",
+            "rate",
+            "rate-based backpropagation: T steps without a graph, one backward pass on firing rates",
+            "Yu et al. 2024",
+            Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"state", "membrane"})),
+        ),
+    )
 }
-"""Regular expression of the method's name → factory(match, T)."""
-
-DESCRIPTIONS: dict[str, str] = {
-    "bptt": "backpropagation through time: gradient through space and time, memory O(T)",
-    "sltt": "spatial learning through time: each step's gradient at once, memory O(1) in T",
-    "sltt-kN": "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
-    "sltt-kN-unbiased": "SLTT-K with the gradient scaled by T/N",
-}
+"""Regular expression of the method's name → the method."""
 
 
 class UnknownMethod(ValueError):
-    """No registered method has this name, or its K does not fit T."""
+    """No registered method has this name, or its number does not fit T."""
+
+
+def labels() -> list[str]:
+    """What method names look like, third-party ones included."""
+    return [
+        *(entry.label for entry in METHODS.values()),
+        *(entry.name for entry in plugins("methods")),
+    ]
+
+
+def descriptions() -> list[tuple[str, str]]:
+    """(label, what it is, its memory in T and its source) of every built-in method."""
+    return [
+        (entry.label, f"{entry.summary}; memory {entry.promises.memory}; {entry.source}")
+        for entry in METHODS.values()
+    ]
+
+
+def explanation(name: str) -> str:
+    """The equations, source and deviations of the method called `name`: its module's docstring.
+
+    Built-in methods do not load torch for it. Raises UnknownMethod.
+    """
+    match, entry = _find(name)
+    if isinstance(entry, MethodEntry):
+        path = Path(__file__).parent / f"{entry.module}.py"
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    else:
+        text = inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry)
+    return text or f"{match[0]} says nothing of itself"
+
+
+def promises(name: str) -> Promises:
+    """What the method called `name` promises; a third party's promises only what it says. Raises UnknownMethod."""
+    _, entry = _find(name)
+    if isinstance(entry, MethodEntry):
+        return entry.promises
+    given: Promises = getattr(entry, "promises", Promises())
+    return given
 
 
 def create(name: str, timesteps: int) -> Method:
@@ -67,9 +271,14 @@ def create(name: str, timesteps: int) -> Method:
 
     Raises UnknownMethod.
     """
-    match, factory = _find(name)
+    match, entry = _find(name)
+    if isinstance(entry, MethodEntry):
+        if not fits(name, timesteps):
+            raise UnknownMethod(out_of_range(name, timesteps))
+        built: Method = import_module(f"sltt_bench.methods.{entry.module}").create(match, timesteps)
+        return built
     try:
-        return factory(match, timesteps)
+        return entry(match, timesteps)
     except ValueError as error:
         raise UnknownMethod(f"method {name!r}: {error}") from None
     except Exception as error:  # somebody else's factory
@@ -77,7 +286,7 @@ def create(name: str, timesteps: int) -> Method:
 
 
 def backward_steps(name: str) -> int | None:
-    """K of "sltt-kK"; None for a method that uses every step. Raises UnknownMethod."""
+    """K of "sltt-kK"; None for a method that uses every step, or chooses their number. Raises UnknownMethod."""
     match, _ = _find(name)
     k = match.groupdict().get("k")
     return None if k is None else int(k)
@@ -85,35 +294,46 @@ def backward_steps(name: str) -> int | None:
 
 def check(name: str, timesteps: int) -> None:
     """Raises UnknownMethod unless `create` would succeed. Cheap: built-in names do not load torch."""
-    _, factory = _find(name)
-    if factory not in METHODS.values():
+    _, entry = _find(name)
+    if not isinstance(entry, MethodEntry):
         create(name, timesteps)
     elif not fits(name, timesteps):
-        raise UnknownMethod(f"method {name!r}: {k_out_of_range(backward_steps(name), timesteps)}")
+        raise UnknownMethod(out_of_range(name, timesteps))
 
 
 def fits(name: str, timesteps: int) -> bool:
-    """Whether 1 ≤ K ≤ T; a method without K fits any T. Raises UnknownMethod."""
-    k = backward_steps(name)
-    return k is None or 1 <= k <= timesteps
+    """Whether a number of steps in the name is from 1 to T; a name without fits any T. Raises UnknownMethod."""
+    number = _steps_in(name)
+    return number is None or 1 <= number <= timesteps
 
 
-def k_out_of_range(k: int | None, timesteps: int) -> str:
-    """The one sentence for a K that does not fit T."""
-    return f"SLTT-K needs 1 ≤ K ≤ T, but K = {k} and T = {timesteps}; choose another K or raise timesteps"
+def out_of_range(name: str, timesteps: int) -> str:
+    """The one sentence for a number of steps in the name that does not fit T. Raises UnknownMethod."""
+    _, entry = _find(name)
+    what, letter = (entry.family, entry.counts) if isinstance(entry, MethodEntry) else (name, "N")
+    return (
+        f"method {name!r}: {what} needs 1 ≤ {letter} ≤ T, but {letter} = {_steps_in(name)} and T = {timesteps}; "
+        f"choose another {letter} or raise timesteps"
+    )
 
 
-def _find(name: str) -> tuple[re.Match[str], MethodFactory]:
-    for pattern, factory in METHODS.items():
+def _steps_in(name: str) -> int | None:
+    match, entry = _find(name)
+    groups = match.groupdict()
+    number = groups.get("k") or (groups.get("n") if isinstance(entry, MethodEntry) else None)
+    return None if number is None else int(number)
+
+
+def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
+    for pattern, entry in METHODS.items():
         if match := re.fullmatch(pattern, name):
-            return match, factory
-    for entry in plugins("methods"):
+            return match, entry
+    for plugin in plugins("methods"):
         try:
-            if match := re.fullmatch(entry.name, name):
-                return match, load_plugin(entry)
+            if match := re.fullmatch(plugin.name, name):
+                return match, load_plugin(plugin)
         except PluginFailed as error:
             raise UnknownMethod(str(error)) from error
         except re.error:
             continue  # its name is no regular expression: no method is called so
-    known = [*DESCRIPTIONS, *(entry.name for entry in plugins("methods"))]
-    raise UnknownMethod(f"unknown method {name!r}; known: {', '.join(known)}")
+    raise UnknownMethod(f"unknown method {name!r}; known: {', '.join(labels())}")

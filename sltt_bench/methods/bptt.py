@@ -1,4 +1,11 @@
-"""Backpropagation through time: the gradient flows through space and time."""
+"""Backpropagation through time: the gradient flows through space and time.
+
+    ∂L/∂W = Σ_t ∂L[t]/∂W, exact but for the surrogate of the spike's derivative
+
+Source: Werbos 1990; with surrogate gradients Neftci et al. 2019.
+"""
+
+import re
 
 from sltt_bench.unroll import Unroll
 
@@ -11,3 +18,8 @@ class BPTT:
         for t in range(1, unroll.timesteps):
             loss = loss + unroll.step(t)
         unroll.backward(loss)
+
+
+def create(name: re.Match[str], timesteps: int) -> BPTT:
+    """The method called "bptt"."""
+    return BPTT()

@@ -1,4 +1,11 @@
-"""Spatial learning through time (Meng et al. 2023, section 4.2): the gradient flows through space only."""
+"""Spatial learning through time (Meng et al. 2023, section 4.2): the gradient flows through space only.
+
+    ∂L/∂W ≈ Σ_t ∂L[t]/∂W,   with the state v[t−1] a constant of step t
+
+Each step's graph is freed when its gradient is made, so that memory does not grow with T.
+"""
+
+import re
 
 from sltt_bench.unroll import Unroll
 
@@ -10,3 +17,8 @@ class SLTT:
         for t in range(unroll.timesteps):
             unroll.detach_state()
             unroll.backward(unroll.step(t))
+
+
+def create(name: re.Match[str], timesteps: int) -> SLTT:
+    """The method called "sltt"."""
+    return SLTT()

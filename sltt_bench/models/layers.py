@@ -24,10 +24,8 @@ class SequenceDropout(Stateful):
         return (x / (1 - self.p)).masked_fill_(self.dropped, 0)
 
     def reset_state(self) -> None:
+        """The mask is the sequence's: not carried, for a step that is computed again has it too."""
         self.dropped = None
-
-    def detach_state(self) -> None:
-        """The mask is a constant already."""
 
     def extra_repr(self) -> str:
         return f"p={self.p}"

@@ -29,6 +29,8 @@ def build(
 class Recurrent(Stateful):
     """I[t] = W x[t] + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes."""
 
+    carried = ("spikes",)
+
     def __init__(self, feedforward: nn.Linear, neuron: nn.Module) -> None:
         super().__init__()
         self.feedforward = feedforward
@@ -44,10 +46,3 @@ class Recurrent(Stateful):
         spikes: Tensor = self.neuron(current)
         self.spikes = spikes
         return spikes
-
-    def reset_state(self) -> None:
-        self.spikes = None
-
-    def detach_state(self) -> None:
-        if self.spikes is not None:
-            self.spikes = self.spikes.detach()

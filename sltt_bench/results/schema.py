@@ -82,6 +82,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column("data_wait_s", "float", "seconds of train_s spent waiting for the next batch"),
     Column("samples", "int", "training samples of the epoch"),
     Column("samples_per_s", "float", "samples / train_s"),
+    Column("backward_passes", "float", "backward passes of a training iteration, mean over the epoch"),
     Column(
         "peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"
     ),

@@ -23,6 +23,7 @@ from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
+from sltt_bench.methods import Need
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
@@ -31,6 +32,7 @@ class Native:
     """Neurons that keep one tensor, and an iteration that stores and computes little twice."""
 
     name = "native"
+    serves: frozenset[Need] = frozenset()
 
     def __init__(
         self,

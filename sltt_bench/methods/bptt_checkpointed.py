@@ -1,0 +1,49 @@
+"""BPTT with checkpoints in time: exact, and most of the steps are computed twice to save memory.
+
+The state is kept every N steps; what lies between is computed again, segment by segment from the last,
+when the backward pass arrives there. Memory is that of T/N states and N steps, least near N = √T; each
+step runs forward twice. Batch statistics are learned at the first run alone, and dropout masks,
+which belong to the sequence, are the same at the second.
+Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time", with equal segments
+(Chen et al. 2016, section 4.1).
+"""
+
+import re
+
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from sltt_bench.neurons import State
+from sltt_bench.unroll import Unroll
+
+
+class CheckpointedBPTT:
+    """One graph over all T steps of which only the state at each segment's start is kept."""
+
+    def __init__(self, segment: int) -> None:
+        self.segment = segment
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss, state = self._run(unroll, 0, unroll.save_state())
+        for start in range(self.segment, unroll.timesteps, self.segment):
+            further, state = self._run(unroll, start, state)
+            loss = loss + further
+        unroll.backward(loss)
+
+    def _run(self, unroll: Unroll, start: int, state: State) -> tuple[Tensor, State]:
+        """The segment's share of L and the state after it, from the state before it."""
+
+        def steps(state: State) -> tuple[Tensor, State]:
+            unroll.restore_state(state)
+            loss = unroll.step(start)
+            for t in range(start + 1, min(start + self.segment, unroll.timesteps)):
+                loss = loss + unroll.step(t)
+            return loss, unroll.save_state()
+
+        result: tuple[Tensor, State] = checkpoint(steps, state, use_reentrant=False)
+        return result
+
+
+def create(name: re.Match[str], timesteps: int) -> CheckpointedBPTT:
+    """The method of a name like "bptt-ckpt2"."""
+    return CheckpointedBPTT(int(name["n"]))

@@ -1,0 +1,32 @@
+"""BPTT with the gradient through the state times β: how much of the temporal part is needed?
+
+    ∂L/∂v[t−1] = β ∂v[t]/∂v[t−1] … at every step; the forward pass stays as it is
+
+where v is all that a step hands to the next: potentials, and the last spikes of recurrent layers.
+β = 0 is SLTT, β = 1 is BPTT. A gradient that crossed n steps is weighted by βⁿ, so that the result is
+a polynomial in β: discounted credit, in between the two.
+Source: this project; the idea is that of λ-returns and of discounted traces.
+"""
+
+import re
+
+from sltt_bench.unroll import Unroll
+
+
+class DampedBPTT:
+    """One graph over all T steps, one backward pass, memory O(T)."""
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss = unroll.step(0)
+        for t in range(1, unroll.timesteps):
+            unroll.scale_state_gradient(self.beta)
+            loss = loss + unroll.step(t)
+        unroll.backward(loss)
+
+
+def create(name: re.Match[str], timesteps: int) -> DampedBPTT:
+    """The method of a name like "bptt-d0.5"."""
+    return DampedBPTT(float(name["beta"]))

@@ -1,0 +1,114 @@
+"""SLTT at an adaptive choice of steps: those whose spikes differ most from those of the last used step.
+
+    m_i[t]   spikes of neuron i at step t, mean over the batch
+    d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
+
+A step whose activity repeats what was used has a gradient that repeats it. The first step is used; a
+later one if d[t] is not below the mean of d before it, and the budget of N steps lasts. K, the number of
+steps used, is at most N and is reported for every epoch (`backward_passes`). As in SLTT-K each step's loss
+keeps its factor 1/T. Every step runs with a graph, which is dropped where the step is not used:
+memory is SLTT's, and a step not used saves its backward pass.
+
+`-unbiased` draws instead: step t is used with probability p[t] = min(1, q max(1/4, d[t] / d̄[t])), q = N/T, t* the
+step before and d̄[t] the mean of d before t, and its gradient is weighted by 1/p[t]. The choice changes no forward
+pass, so that the expected gradient is SLTT's; K is then N on average, about, and not at most.
+Steps outside the loss's window, whose gradient is 0, are neither used nor counted.
+Source: this project.
+"""
+
+import re
+from collections.abc import Collection
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.unroll import Unroll
+
+
+class AdaptiveSLTT:
+    """At most (or, unbiased, on average about) `budget` backward passes, each of one step."""
+
+    def __init__(self, budget: int, unbiased: bool = False, steps: Collection[int] | None = None) -> None:
+        """`steps` are used whatever the activity, if they are given."""
+        self.budget = budget
+        self.unbiased = unbiased
+        self.steps = steps
+
+    def at(self, steps: Collection[int]) -> "AdaptiveSLTT":
+        """The same method with its choice made beforehand."""
+        return AdaptiveSLTT(self.budget, self.unbiased, steps)
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        activity = Activity()
+        with activity.watched(unroll.network):
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                self._step(t, activity, unroll)
+
+    def _step(self, t: int, activity: "Activity", unroll: Unroll) -> None:
+        with torch.set_grad_enabled(unroll.counts(t)):
+            loss = unroll.step(t)
+        if unroll.counts(t) and (weight := self._weight(t, activity, unroll)) is not None:
+            unroll.backward(loss if weight == 1 else loss * weight)
+
+    def _weight(self, t: int, activity: "Activity", unroll: Unroll) -> float | None:
+        """Of step t's gradient; None if the step is not used."""
+        if self.steps is not None:
+            return 1.0 if t in self.steps else None
+        difference, mean = activity.difference()
+        if self.unbiased:
+            activity.compare_with_this_step()
+            share = self.budget / unroll.counted_steps
+            probability = min(1.0, share * (1.0 if mean == 0 else max(0.25, difference / mean)))
+            drawn = torch.rand((), generator=unroll.generator).item() < probability
+            if not drawn and t == unroll.timesteps - 1 and unroll.backward_passes == 0:
+                return 0.0  # none drawn: a gradient of 0, so that momentum and weight decay go on
+            return 1 / probability if drawn else None
+        if unroll.backward_passes >= self.budget or difference < mean:
+            return None
+        activity.compare_with_this_step()
+        return 1.0
+
+
+class Activity:
+    """The spikes of the step that has just run, beside those of a step to compare with."""
+
+    def __init__(self) -> None:
+        self._spikes: dict[nn.Module, Tensor] = {}
+        self._reference: dict[nn.Module, Tensor] = {}
+        self._differences: list[float] = []
+
+    def watched(self, network: nn.Module) -> ExitStack:
+        """Within, every step's spikes are noted."""
+        stack = ExitStack()
+        for layer in network.modules():
+            if isinstance(layer, SpikingNeuron):
+                stack.callback(layer.register_forward_hook(self._note).remove)
+        return stack
+
+    def difference(self) -> tuple[float, float]:
+        """(d[t], mean of the d before); (1, 0) where there is nothing to compare with yet. Waits for the device."""
+        mean = sum(self._differences) / max(1, len(self._differences))
+        if not self._reference:
+            return 1.0, 0.0
+        pairs = [(m, self._reference[layer]) for layer, m in self._spikes.items()]
+        changed = torch.stack([(now - then).abs().sum() for now, then in pairs]).sum()
+        total = torch.stack([(now + then).sum() for now, then in pairs]).sum()
+        self._differences.append(float(changed / total.clamp(min=1e-12)))
+        return self._differences[-1], mean
+
+    def compare_with_this_step(self) -> None:
+        """From now on, the step that has just run is the one to compare with."""
+        self._reference = dict(self._spikes)
+
+    def _note(self, layer: nn.Module, args: Any, spikes: Tensor) -> None:
+        self._spikes[layer] = spikes.detach().mean(0, dtype=torch.float32)
+
+
+def create(name: re.Match[str], timesteps: int) -> AdaptiveSLTT:
+    """The method called "sltt-a" (budget T/2, rounded up) or of a name like "sltt-a2-unbiased"."""
+    budget = -(-timesteps // 2) if name["n"] is None else int(name["n"])
+    return AdaptiveSLTT(budget, unbiased=name["unbiased"] is not None)

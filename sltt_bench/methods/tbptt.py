@@ -1,0 +1,33 @@
+"""Truncated backpropagation through time: the gradient flows through windows of w time steps.
+
+    ∂L/∂W ≈ Σ_windows Σ_{t in window} ∂L[t]/∂W, the state at the window's start a constant
+
+w = 1 is SLTT, w = T is BPTT. Windows do not overlap: the first starts at step 1, and the last may be
+shorter. A graph over w steps is kept, so that memory is O(w) in T.
+Source: Williams & Peng 1990, "An efficient gradient-based algorithm for on-line training of recurrent
+network trajectories", in its form of one backward pass for each w steps (h = h' = w).
+"""
+
+import re
+
+from sltt_bench.unroll import Unroll
+
+
+class TruncatedBPTT:
+    """A graph over w steps at a time, backpropagated and freed."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for start in range(0, unroll.timesteps, self.window):
+            unroll.detach_state()
+            loss = unroll.step(start)
+            for t in range(start + 1, min(start + self.window, unroll.timesteps)):
+                loss = loss + unroll.step(t)
+            unroll.backward(loss)
+
+
+def create(name: re.Match[str], timesteps: int) -> TruncatedBPTT:
+    """The method of a name like "tbptt-w2"."""
+    return TruncatedBPTT(int(name["n"]))

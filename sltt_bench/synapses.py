@@ -1,0 +1,240 @@
+"""The synapses of a network: their inputs as traces, and errors that stay within one layer of neurons.
+
+A synaptic layer is a convolution or a linear layer (standardised and recurrent ones included). Its
+weight gradient is ∂L/∂y[t] ⊗ x[t] with its input x[t] and output y[t], and autograd keeps x[t] for that
+alone. A rule with eligibility traces puts a trace in its place: here a saved-tensor hook keeps the
+trace *instead of* x[t], so that a trace costs its own memory and no second forward pass.
+
+The neurons cut a network into sections. A local error at the current I[t] of a layer of neurons is
+backpropagated through the section before it (normalisation, shortcuts) to the weights that feed
+it, and goes no further: the neurons before it are closed gates.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.neurons import LIF, SpikingNeuron, integrate, save_state
+
+Presynaptic = Callable[[nn.Module, Tensor], Tensor]
+"""(synaptic layer, its input x[t]) → the trace that takes x[t]'s place in the weight gradient, of its shape."""
+LocalError = Callable[[SpikingNeuron, Tensor], Tensor | None]
+"""(layer of neurons, ∂L[t]/∂s[t]) → one more error at its current I[t], of the same shape; None for none."""
+
+SYNAPTIC = (nn.modules.conv._ConvNd, nn.Linear)
+
+
+class Backward(Protocol):
+    """The backward pass of a loss, which may scale it for mixed precision."""
+
+    def __call__(self, loss: Tensor, /, *, retain_graph: bool = False) -> None: ...
+
+
+class Synapses:
+    """The synaptic layers of a network, watched while a method runs its steps."""
+
+    def __init__(
+        self, network: nn.Module, traces: Sequence[Presynaptic], readout: bool, network_input: bool
+    ) -> None:
+        """`traces`: of the loss's errors, and of the local errors (one serves both).
+
+        `readout`: whether layers after the last neurons have a trace, `network_input`: whether layers
+        that read the network's input have one.
+        """
+        self.traces = traces
+        self.in_local_pass = False
+        """Whether the backward pass under way is one of local errors."""
+        self._network = network
+        self._readout = readout
+        self._network_input = network_input
+        self._layers = [m for m in network.modules() if isinstance(m, SYNAPTIC)]
+        self._without_trace: set[nn.Module] = set()
+        self._called: list[nn.Module] | None = []
+        """Synaptic layers and neurons in the order of their calls in the first step; None after it."""
+        self._gates: list[Gate] = []
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The layers' hooks are installed within."""
+        with ExitStack() as stack:
+            for layer in self._layers:
+                stack.callback(layer.register_forward_pre_hook(self._before_synapse).remove)
+                stack.callback(layer.register_forward_hook(self._after_synapse, always_call=True).remove)
+            for neurons in _neurons(self._network):
+                stack.callback(neurons.register_forward_hook(self._after_neurons).remove)
+            yield
+        self._gates.clear()
+
+    def step_begins(self) -> None:
+        """The network is about to run a step: errors of an earlier one will not be asked for."""
+        self._gates.clear()
+
+    def step_is_over(self) -> None:
+        """The network has run one step."""
+        if self._called is not None and not self._readout:
+            last = max((i for i, m in enumerate(self._called) if isinstance(m, SpikingNeuron)), default=-1)
+            self._without_trace.update(self._called[last + 1 :])
+        self._called = None
+
+    def backward(self, loss: Tensor, local_error: LocalError, backward: Backward) -> None:
+        """The gradient of `loss`, and then what the local errors add to the weights."""
+        gates, self._gates = self._gates, []
+        backward(loss, retain_graph=True)
+        local: list[tuple[Tensor, Tensor]] = []
+        for gate in gates:
+            gate.is_open = False
+            error = None if gate.error is None else local_error(gate.neurons, gate.error)
+            if error is not None:
+                local.append((gate.current, error.to(gate.current.dtype)))
+        self.in_local_pass = True
+        try:
+            torch.autograd.backward(
+                [current for current, _ in local],
+                [error for _, error in local],
+                inputs=[p for m in self._layers for n, p in m.named_parameters(recurse=False) if n != "bias"],
+            )
+        finally:
+            self.in_local_pass = False
+
+    def _before_synapse(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not torch.is_grad_enabled():
+            return None
+        x: Tensor = args[0]
+        if self._called is not None:
+            self._called.append(layer)
+            if not self._network_input and not x.requires_grad and not self._is_carried(x):
+                self._without_trace.add(layer)
+        if layer in self._without_trace:
+            return None
+        exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        traces = [trace(layer, exact) for trace in self.traces]
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # what the layer would do, seen from here
+        saving = _Saving(self, x, traces)
+        saving.__enter__()
+        layer.__dict__["_saving"] = saving
+        return (x, *args[1:])
+
+    def _after_synapse(self, layer: nn.Module, args: Any, output: Any) -> None:
+        saving: _Saving | None = layer.__dict__.pop("_saving", None)
+        if saving is not None:
+            saving.__exit__()
+            if not saving.replaced and output is not None:
+                raise RuntimeError(
+                    f"a {type(layer).__name__} does not keep its input for its weight gradient, so that no trace "
+                    "can take its place; choose a method without traces"
+                )
+
+    def _after_neurons(self, neurons: SpikingNeuron, args: tuple[Any, ...], spikes: Tensor) -> Tensor | None:
+        if self._called is not None:
+            self._called.append(neurons)
+        if not spikes.requires_grad:
+            return None
+        gate = Gate(neurons, args[0])
+        self._gates.append(gate)
+        result: Tensor = _ThroughGate.apply(spikes, gate)
+        return result
+
+    def _is_carried(self, x: Tensor) -> bool:
+        carried = [value for values in save_state(self._network) for value in values if value is not None]
+        return any(_same_storage(value, x) for value in carried)
+
+
+class _Saving(torch.autograd.graph.saved_tensors_hooks):
+    """Within a synaptic layer: what autograd keeps of the layer's input is its traces."""
+
+    def __init__(self, synapses: Synapses, x: Tensor, traces: list[Tensor]) -> None:
+        # Neither closure holds this object, which holds both: traces are freed with the graph, not by chance.
+        replaced: list[bool] = []
+        self.replaced = replaced
+
+        def pack(kept: Tensor) -> Any:
+            if not (_same_storage(kept, x) and kept.numel() == x.numel()):
+                return kept
+            replaced.append(True)
+            return [trace.to(kept.dtype).reshape(kept.shape) for trace in traces]
+
+        def unpack(kept: Any) -> Tensor:
+            if isinstance(kept, Tensor):
+                return kept
+            trace: Tensor = kept[-1] if synapses.in_local_pass else kept[0]
+            return trace
+
+        super().__init__(pack, unpack)
+
+
+class Gate:
+    """The output of a layer of neurons at one step: it notes the error that passes, unless it is closed."""
+
+    def __init__(self, neurons: SpikingNeuron, current: Tensor) -> None:
+        self.neurons = neurons
+        self.current = current
+        """I[t], within the graph."""
+        self.error: Tensor | None = None
+        """∂L[t]/∂s[t], once a backward pass has come by."""
+        self.is_open = True
+
+
+class _ThroughGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, spikes: Tensor, gate: Gate) -> Tensor:
+        ctx.gate = gate
+        return spikes.view_as(spikes)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
+        if not ctx.gate.is_open:
+            return None, None
+        ctx.gate.error = error
+        return error, None
+
+
+@contextmanager
+def watched_neurons(
+    network: nn.Module, callback: Callable[[SpikingNeuron, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons."""
+    membranes: dict[nn.Module, Tensor] = {}
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        neurons = cast(LIF, layer)
+        with torch.no_grad():
+            membranes[layer] = integrate(args[0].detach(), neurons.potential, neurons.parameters_)
+
+    def after(layer: nn.Module, args: Any, spikes: Tensor) -> None:
+        with torch.no_grad():
+            callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
+
+    with ExitStack() as stack:
+        for layer in _neurons(network):
+            stack.callback(layer.register_forward_pre_hook(before).remove)
+            stack.callback(layer.register_forward_hook(after).remove)
+        yield
+
+
+@contextmanager
+def replaced_neurons(
+    network: nn.Module, function: Callable[[SpikingNeuron, Tensor], Tensor]
+) -> Iterator[None]:
+    """Within, `function(layer, current)` stands in for the step of every layer of neurons."""
+    layers = _neurons(network)
+    for layer in layers:
+        layer.__dict__["forward"] = partial(function, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.__dict__["forward"]
+
+
+def _neurons(network: nn.Module) -> list[SpikingNeuron]:
+    return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
+
+
+def _same_storage(a: Tensor, b: Tensor) -> bool:
+    same: bool = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return same
