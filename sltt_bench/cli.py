@@ -267,12 +267,14 @@ def estimate(
     out: Out = Path("results"),
     resume: Resume = False,
     baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
+    as_json: AsJSON = False,
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench import commands
     from sltt_bench.estimate.plan import plan_estimates
     from sltt_bench.plan import Request, make_plans
     from sltt_bench.recipe import parse_overrides
+    from sltt_bench.results.schema import ESTIMATES_FILE
 
     with _errors_explained():
         grid = list(overrides or [])
@@ -295,7 +297,14 @@ def estimate(
         plans = plan_estimates(
             plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
         )
-        code = commands.run_plans(plans, out=out, resume=resume, command=_command_line(), baseline=baseline)
+        code = commands.run_plans(
+            plans,
+            out=out,
+            resume=resume,
+            command=_command_line(),
+            baseline=baseline,
+            json_rows=ESTIMATES_FILE if as_json else None,
+        )
     raise typer.Exit(code)
 
 

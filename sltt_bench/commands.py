@@ -46,16 +46,18 @@ def run_plans(
     estimates: bool = False,
     skip_oversize: bool = False,
     baseline: str = "bptt",
+    json_rows: str | None = None,
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
-    With `estimates`, the memory of each cell is estimated first; one that cannot fit is warned of, or
+    With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the memory of each cell is estimated first; one that cannot fit is warned of, or
     skipped with `skip_oversize`. Raises DataError where a data set is missing, ResultsError.
     """
     from sltt_bench import provenance
     from sltt_bench.report import print_run
+    from sltt_bench.results.reader import read_results
 
-    console = Console()
+    console = Console(stderr=json_rows is not None)
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
@@ -92,7 +94,10 @@ def run_plans(
         console.print(f"[yellow]interrupted by {interruption}; {kept}[/yellow]", soft_wrap=True)
         console.print("[dim]--resume goes on from here[/dim]")
         return 128 + interruption.signal_number
-    if folders:
+    if json_rows is not None:
+        rows = read_results(folders).rows(json_rows).drop(columns="run", errors="ignore")
+        print(rows.replace("", None).to_json(orient="records", indent=1))
+    elif folders:
         print_run(folders, console=console, baseline=baseline)
         console.print(f"[dim]plots and verdicts: sltt-bench report {_listed(folders)}[/dim]", soft_wrap=True)
     return int(any(outcome.status != "ok" for outcome in outcomes))

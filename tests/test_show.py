@@ -46,7 +46,7 @@ def test_show_run_as_json_has_a_row_for_each_cell(run_folder: Path) -> None:
 def test_show_says_what_failed_and_what_has_not_ended(run_folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     copy.mkdir()
-    for name in ("provenance.json", "recipe.yaml"):
+    for name in ("provenance.json", "recipe.yaml", "epochs.csv"):
         (copy / name).write_bytes((run_folder / name).read_bytes())
     header, *rows = (run_folder / "cells.csv").read_text().splitlines(keepends=True)
     (copy / "cells.csv").write_text(header + rows[0] + rows[1].replace(",ok,,", ",oom,no memory left,"))
@@ -84,3 +84,23 @@ def test_list_and_show_and_doctor_speak_json() -> None:
     findings = as_json("doctor")
     assert {"level", "subject", "text"} == set(findings[0])
     assert "sltt-bench" in {finding["subject"] for finding in findings}
+
+
+def test_estimate_gives_its_rows_and_nothing_else_to_standard_output(tmp_path: Path) -> None:
+    arguments = [
+        "estimate",
+        "digits",
+        "--smoke",
+        "--device",
+        "cpu",
+        "--method",
+        "bptt,sltt",
+        "--out",
+        str(tmp_path),
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--json"])
+    assert result.exit_code == 0, result.output
+    rows = {row["method"]: row for row in json.loads(result.stdout)}
+    assert set(rows) == {"bptt", "sltt"}
+    assert rows["bptt"]["peak_tensor_bytes"] > rows["sltt"]["peak_tensor_bytes"] > 0
+    assert rows["sltt"]["gpu"] is None
