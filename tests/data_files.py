@@ -3,6 +3,7 @@
 import os
 import pickle
 import struct
+import wave
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -219,3 +220,52 @@ def write_n_caltech101(data_dir: Path, each: int = 10, events: int = 60) -> Coun
             content = atis(random_events(events, seed=100 * label + number))
             (folder / f"image_{number + 1:04d}.bin").write_bytes(content)
     return counts(101 * (each - each // 10), 101 * (each // 10))
+
+
+# Speech -----------------------------------------------------------------------------------------
+
+
+def write_spiking_speech(data_dir: Path, name: str = "SHD", classes: int = 20) -> Counts:
+    """HDF5 files as published: times in half precision and units, of different number for each sample."""
+    import h5py
+
+    folder = data_dir / name
+    folder.mkdir(parents=True)
+    parts = {"train": 2 * classes, "test": classes} | ({"valid": classes} if name == "SSC" else {})
+    for part, samples in parts.items():
+        random = np.random.default_rng(len(part))
+        with h5py.File(folder / f"{name.lower()}_{part}.h5", "w") as file:
+            file["labels"] = np.arange(samples, dtype=np.uint16) % classes
+            lengths = [30 + number for number in range(samples)]
+            times = file.create_dataset("spikes/times", (samples,), dtype=h5py.vlen_dtype(np.float16))
+            units = file.create_dataset("spikes/units", (samples,), dtype=h5py.vlen_dtype(np.uint16))
+            for number, length in enumerate(lengths):
+                times[number] = np.sort(random.random(length)).astype(np.float16)
+                units[number] = random.integers(700, size=length)
+    return counts(2 * classes, classes)
+
+
+def write_wav(file: Path, samples: np.ndarray, rate: int = 16_000, channels: int = 1) -> None:
+    with wave.open(str(file), "wb") as sound:
+        sound.setnchannels(channels)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        sound.writeframes(samples.astype("<i2").tobytes())
+
+
+def write_speech_commands(data_dir: Path, words: int = 35) -> Counts:
+    """Four recordings of each word, one of which tests and one validates; word w is a tone of 200 + 100 w Hz."""
+    root = data_dir / "SpeechCommands" / "speech_commands_v0.02"
+    time = np.arange(16_000) / 16_000
+    for label in range(words):
+        folder = root / f"word{label:02d}"
+        folder.mkdir(parents=True)
+        for number in range(4):
+            tone = 8000 * np.sin(2 * np.pi * (200 + 100 * label) * time[: 16_000 - 1000 * number])
+            write_wav(folder / f"{number:08x}_nohash_0.wav", tone)
+    (root / "_background_noise_").mkdir()
+    write_wav(root / "_background_noise_" / "noise.wav", np.zeros(20))
+    for name, number in (("testing_list.txt", 2), ("validation_list.txt", 3)):
+        listed = [f"word{label:02d}/{number:08x}_nohash_0.wav\n" for label in range(words)]
+        (root / name).write_text("".join(listed))
+    return counts(2 * words, words)

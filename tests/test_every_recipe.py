@@ -16,7 +16,7 @@ DEEPER = {"imagenet-resnet50", "imagenet-resnet101"}
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
     files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
     assert files == set(recipe_names())
-    assert len(files) == 21
+    assert len(files) == 24
 
 
 @pytest.mark.parametrize("name", recipe_names())

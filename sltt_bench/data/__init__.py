@@ -59,6 +59,9 @@ DATASETS: Mapping[str, str] = {
     "dvs-cifar10": "sltt_bench.data.dvs_cifar10:DVSCIFAR10",
     "dvs-gesture": "sltt_bench.data.dvs_gesture:DVSGesture",
     "n-caltech101": "sltt_bench.data.n_caltech101:NCaltech101",
+    "shd": "sltt_bench.data.spiking_speech:SHD",
+    "ssc": "sltt_bench.data.spiking_speech:SSC",
+    "speech-commands": "sltt_bench.data.speech_commands:SpeechCommands",
     "delayed-recall": "sltt_bench.data.delayed_recall:DelayedRecall",
     "sequential-digits": "sltt_bench.data.pixel_sequences:SequentialDigits",
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.download import all_or_nothing, already_there, fetch, md5_of, unpack
+from sltt_bench.data.download import all_or_nothing, already_there, checksum_of, fetch, unpack
 from sltt_bench.data.errors import absent, damaged
 from sltt_bench.data.source import (
     Count,
@@ -99,7 +99,7 @@ class CIFARSource(DataSource):
         for name, md5 in published.train_list if split == "train" else published.test_list:
             file = data_dir / self.folder / name
             if file.is_file():
-                actual = md5_of(file, progress)
+                actual = checksum_of(file, md5, progress)
                 text = "MD5 as published" if actual == md5 else f"its MD5 is {actual}, not {md5}"
                 yield DataFinding(actual == md5, str(file), text)
         yield from super().verify_split(data_dir, split, progress)

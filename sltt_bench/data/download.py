@@ -26,13 +26,13 @@ TIMEOUT_S = 60
 RANGE_NOT_SATISFIABLE = 416
 
 
-def fetch(urls: list[str], target: Path, md5: str, progress: Progress) -> None:
-    """Download `target` from the first of `urls` that gives a file of this MD5; done if it is there.
+def fetch(urls: list[str], target: Path, checksum: str, progress: Progress) -> None:
+    """Download `target` from the first of `urls` that gives a file of this checksum; done if it is there.
 
     Goes on where an earlier download broke off, if the server allows. Raises DataError.
     """
     if target.exists():
-        check_md5(target, md5, progress)
+        check(target, checksum, progress)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
@@ -43,11 +43,11 @@ def fetch(urls: list[str], target: Path, md5: str, progress: Progress) -> None:
         except (urllib.error.URLError, OSError) as error:
             faults.append(f"{url}: {error}")
             continue
-        if md5_of(part, progress) == md5:
+        if checksum_of(part, checksum, progress) == checksum:
             os.replace(part, target)
             return
         part.unlink()
-        faults.append(f"{url}: the file's MD5 is not {md5}")
+        faults.append(f"{url}: the file's {_algorithm(checksum)} is not {checksum}")
     raise DataError(
         f"{target.name} could not be downloaded ({'; '.join(faults)}); "
         f"run the command again to go on, or put the file at {target} by hand"
@@ -78,9 +78,14 @@ def _append(url: str, part: Path, progress: Progress) -> None:
         raise OSError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
-def md5_of(file: Path, progress: Progress) -> str:
-    """The MD5 of a file in hexadecimal."""
-    digest, done, total = hashlib.md5(usedforsecurity=False), 0, file.stat().st_size
+def _algorithm(checksum: str) -> str:
+    return "MD5" if len(checksum) == 32 else "SHA-256"
+
+
+def checksum_of(file: Path, published: str, progress: Progress) -> str:
+    """The file's MD5 or SHA-256 in hexadecimal: whichever the published one is, by its length."""
+    name = "md5" if len(published) == 32 else "sha256"
+    digest, done, total = hashlib.new(name, usedforsecurity=False), 0, file.stat().st_size
     with file.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -89,11 +94,14 @@ def md5_of(file: Path, progress: Progress) -> str:
     return digest.hexdigest()
 
 
-def check_md5(file: Path, md5: str, progress: Progress) -> None:
-    """Raises DataError unless the file has this MD5."""
-    actual = md5_of(file, progress)
-    if actual != md5:
-        raise DataError(f"{file} is damaged or another version: its MD5 is {actual}, not {md5}; delete it")
+def check(file: Path, checksum: str, progress: Progress) -> None:
+    """Raises DataError unless the file has this checksum."""
+    actual = checksum_of(file, checksum, progress)
+    if actual != checksum:
+        raise DataError(
+            f"{file} is damaged or another version: its {_algorithm(checksum)} is {actual}, not {checksum}; "
+            "delete it"
+        )
 
 
 def tonic_dataset(class_name: str) -> Any:

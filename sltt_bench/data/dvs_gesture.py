@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import all_or_nothing, already_there, check_md5, fetch, tonic_dataset, unpack
+from sltt_bench.data.download import all_or_nothing, already_there, check, fetch, tonic_dataset, unpack
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import EVENT, EventSource, Framing, Recording, UnreadableEvents, file_key
 from sltt_bench.data.source import Count, Progress, Shape
@@ -129,7 +129,7 @@ class DVSGesture(EventSource):
                 "with --split tonic-1077-264 here and data.split=tonic-1077-264, data.train_samples=1077, "
                 "data.test_samples=264 in the recipe"
             )
-        check_md5(archive, self.archive_md5, progress)
+        check(archive, self.archive_md5, progress)
         all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=self.ibm_folder)
         return [f"Unpacked {archive} to {folder}."]
 

@@ -1,0 +1,186 @@
+"""Speech Commands v2: 35 words, spoken for a second each (Warden 2018), as mel spectrograms.
+
+Read from `SpeechCommands/speech_commands_v0.02/<word>/*.wav`, where torchaudio puts them; the lists that come
+with the recordings say which of them validate and test.
+"""
+
+import wave
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from sltt_bench.data.download import all_or_nothing, already_there, fetch, unpack
+from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.images import class_folders
+from sltt_bench.data.source import SPLITS, Count, DataBundle, DataPlace, DataSource, Progress, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RATE = 16_000
+"""Samples of sound a second, and of a recording: shorter ones are followed by silence, longer ones are cut."""
+
+
+class SpeechCommands(DataSource):
+    """Speech Commands v2: which of 35 words was said, from 40 mel bands a step."""
+
+    name: Literal["speech-commands"] = "speech-commands"
+    split: Literal["official", "official-validation"] = "official"
+    """official tests on testing_list.txt; official-validation on validation_list.txt, for choosing settings.
+    What neither list names trains."""
+    train_samples: Count = 84_843
+    test_samples: Count = 11_005
+    bands: Count = 40
+    """Mel bands from 0 to 8 kHz."""
+
+    split_samples: ClassVar[dict[str, tuple[int, int]]] = {"official-validation": (84_843, 9_981)}
+    folder: ClassVar[str] = "SpeechCommands"
+    version: ClassVar[str] = "speech_commands_v0.02"
+    url: ClassVar[str] = "http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz"
+    sha256: ClassVar[str] = "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58"
+    lists: ClassVar[dict[str, str]] = {
+        "official": "testing_list.txt",
+        "official-validation": "validation_list.txt",
+    }
+    noise: ClassVar[str] = "_background_noise_"
+    window: ClassVar[int] = 400
+    """Samples that a step's spectrum looks at: 25 ms."""
+    classes: ClassVar[int] = 35
+    temporal: ClassVar[bool] = True
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (self.bands, 1, 1)
+
+    def check_timesteps(self, timesteps: int) -> str | None:
+        if timesteps <= RATE // 16:
+            return None
+        return f"timesteps is {timesteps}, but a second of sound is cut into {RATE // 16} steps at most"
+
+    def _root(self, data_dir: Path) -> Path:
+        return data_dir / self.folder / self.version
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [self._root(data_dir) / name for name in self.lists.values()]
+
+    def files(self, data_dir: Path, split: str) -> list[tuple[Path, int]]:
+        """The recordings of a split with their labels; words are numbered in the order of the alphabet.
+
+        Raises DataError.
+        """
+        root = self._root(data_dir)
+        listed = {name: self._listed(root / name, data_dir) for name in self.lists.values()}
+        words = [name for name in class_folders(self.name, root) if name != self.noise]
+        if len(words) != self.classes:
+            raise damaged(self.name, root, f"it has {len(words)} folders of words instead of {self.classes}")
+        chosen = set(listed[self.lists[self.split]])
+        if split == "train":
+            recordings = (file for word in words for file in (root / word).glob("*.wav"))
+            names = {f"{file.parent.name}/{file.name}" for file in recordings if file.name[0] != "."}
+            chosen = names.difference(*listed.values())
+        elif lacking := sorted(name for name in chosen if not (root / name).is_file()):
+            raise absent(self.name, root / lacking[0], data_dir)
+        labels = {word: label for label, word in enumerate(words)}
+        return [(root / name, labels[name.partition("/")[0]]) for name in sorted(chosen)]
+
+    def _listed(self, file: Path, data_dir: Path) -> frozenset[str]:
+        if not file.is_file():
+            raise absent(self.name, file, data_dir)
+        try:
+            return frozenset(file.read_text(encoding="utf-8").split())
+        except (OSError, ValueError) as error:
+            raise damaged(self.name, file, error) from None
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as log mel spectrograms [T, bands, 1, 1] in float32. Raises DataError."""
+        spectrogram = mel_spectrogram(self.bands, place.timesteps, self.window)
+        train, test = (
+            Recordings(self.name, self.files(place.data_dir, split), spectrogram) for split in SPLITS
+        )
+        return DataBundle(train, test, preprocess)
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        return [label for _, label in self.files(data_dir, split)]
+
+    def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
+        return [(file, partial(read_sound, self.name, file)) for file, _ in self.files(data_dir, split)]
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        root = self._root(data_dir)
+        if root.is_dir():
+            return [already_there(root)]
+        archive = data_dir / self.folder / self.url.rpartition("/")[2]
+        fetch([self.url], archive, self.sha256, progress)
+        all_or_nothing(root, partial(unpack, archive, progress=progress))
+        return [f"Downloaded {archive} and unpacked it to {root}."]
+
+
+class Recordings:
+    """The recordings of one split, each read and analysed when it is asked for."""
+
+    def __init__(
+        self, name: str, files: Sequence[tuple[Path, int]], spectrogram: "Callable[[Tensor], Tensor]"
+    ) -> None:
+        self._name = name
+        self._files = [file for file, _ in files]
+        self._spectrogram = spectrogram
+        self.labels = [label for _, label in files]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+        import torch
+
+        sound = torch.from_numpy(read_sound(self._name, self._files[index]))
+        return self._spectrogram(sound)[..., None, None], self.labels[index]
+
+
+def read_sound(name: str, file: Path) -> np.ndarray:
+    """A second of sound [16000] in float32, −1…1. Raises DataError."""
+    try:
+        with wave.open(str(file)) as recording:
+            kind = (recording.getnchannels(), recording.getsampwidth(), recording.getframerate())
+            frames, content = recording.getnframes(), recording.readframes(recording.getnframes())
+    except (OSError, EOFError, wave.Error) as error:
+        raise damaged(name, file, f"not a whole WAV file ({error})") from None
+    if kind != (1, 2, RATE):
+        raise damaged(name, file, f"its sound is not of one channel of 16 bits at {RATE:,} Hz")
+    if len(content) != 2 * frames or not frames:
+        raise damaged(name, file, f"it has {len(content) // 2:,} of {frames:,} samples of sound")
+    sound = np.zeros(RATE, np.float32)
+    samples = np.frombuffer(content, "<i2")[:RATE]
+    sound[: len(samples)] = samples / 32_768
+    return sound
+
+
+def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tensor], Tensor]":
+    """Sound [16000] → [T, bands]: the logarithm of mel energies in T windows, evenly spread over the second.
+
+    The energies are torchaudio's. Raises DataError if it is not installed.
+    """
+    try:
+        from torchaudio.transforms import MelSpectrogram
+    # OSError: what a torchaudio for another torch says.
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"mel spectrograms need the package torchaudio ({error}): pip install 'sltt-bench[speech]'"
+        ) from None
+    energies = MelSpectrogram(
+        RATE, n_fft=512, win_length=window, hop_length=RATE // timesteps, n_mels=bands, center=True
+    )
+
+    def analysed(sound: "Tensor") -> "Tensor":
+        spectrum: Tensor = energies(sound)[:, :timesteps]
+        return (spectrum + 1e-6).log().T.contiguous()
+
+    return analysed
+
+
+def preprocess(x: "Tensor") -> "Tensor":
+    """Log energies [batch, T, bands, 1, 1], standardised over the steps and bands of each recording."""
+    deviation, mean = x.std(dim=(1, 2, 3, 4), keepdim=True), x.mean(dim=(1, 2, 3, 4), keepdim=True)
+    return (x - mean) / deviation.clamp(min=1e-3)

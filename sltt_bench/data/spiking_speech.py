@@ -1,0 +1,217 @@
+"""Spiking Heidelberg Digits and Spiking Speech Commands: speech as spikes of a model cochlea (Cramer et al. 2020).
+
+Read from HDF5 files as published: for each sample the times (in seconds) and units (0…699) of its spikes.
+They are binned to T slices of equal duration, and units next to each other to channels.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.source import (
+    SPLITS,
+    Count,
+    DataBundle,
+    DataPlace,
+    DataSource,
+    Progress,
+    Shape,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+UNITS = 700
+
+
+class SpikingSpeech(DataSource):
+    """What both data sets share."""
+
+    window_s: Annotated[float, Field(gt=0)]
+    """Seconds that are shown; later spikes are left out."""
+    units_per_channel: Literal[1, 2, 5, 7, 10, 20] = 1
+    """Neighbouring units of the 700 that are counted together: 1 as published, 5 in later work."""
+
+    tonic_name: ClassVar[str]
+    """The class in tonic.datasets, which knows addresses and checksums."""
+    temporal: ClassVar[bool] = True
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The published part that each of "train" and "test" is."""
+        return {"train": "train", "test": "test"}
+
+    @property
+    def sample_shape(self) -> Shape:
+        return (UNITS // self.units_per_channel, 1, 1)
+
+    def _file(self, data_dir: Path, split: str) -> Path:
+        prefix = self.tonic_name
+        return data_dir / prefix / f"{prefix.lower()}_{self.parts[split]}.h5"
+
+    def needed(self, data_dir: Path) -> list[Path]:
+        return [self._file(data_dir, split) for split in SPLITS]
+
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits as counts [T, channels, 1, 1] in uint8, binned when they are asked for. Raises DataError."""
+        train, test = (self.samples(place.data_dir, split, place.timesteps) for split in SPLITS)
+        return DataBundle(train, test, preprocess)
+
+    def samples(self, data_dir: Path, split: str, timesteps: int) -> "SpikeSamples":
+        """The samples of one split. Raises DataError."""
+        file = self._file(data_dir, split)
+        if not file.is_file():
+            raise absent(self.name, file, data_dir)
+        binned = partial(
+            bin_spikes, timesteps=timesteps, window=self.window_s, units_per_channel=self.units_per_channel
+        )
+        samples = SpikeSamples(self.name, file, binned)
+        if samples.labels and not 0 <= min(samples.labels) <= max(samples.labels) < self.classes:
+            raise damaged(self.name, file, f"it has labels outside 0…{self.classes - 1}")
+        return samples
+
+    def labels(self, data_dir: Path, split: str) -> list[int]:
+        return self.samples(data_dir, split, 1).labels
+
+    def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
+        samples = self.samples(data_dir, split, 1)
+        return [(samples.file, partial(samples.__getitem__, index)) for index in range(len(samples))]
+
+    def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
+        published, done = tonic_dataset(self.tonic_name), []
+        for split in SPLITS:
+            file, part = self._file(data_dir, split), self.parts[split]
+            if file.is_file():
+                done.append(already_there(file))
+                continue
+            archive = file.with_name(getattr(published, f"{part}_zip"))
+            fetch([published.base_url + archive.name], archive, getattr(published, f"{part}_md5"), progress)
+            staging = file.with_name(f"{part}-unpacked")
+            all_or_nothing(staging, partial(unpack, archive, progress=progress))
+            inner = next(staging.rglob(file.name), None)
+            if inner is None:
+                raise DataError(f"{archive} holds no {file.name}; delete it and prepare the data again")
+            inner.replace(file)
+            shutil.rmtree(staging)
+            done.append(f"Downloaded {archive} and unpacked it to {file}.")
+        return done
+
+
+class SHD(SpikingSpeech):
+    """Spiking Heidelberg Digits: spoken digits in English and German as spikes of 700 units."""
+
+    name: Literal["shd"] = "shd"
+    split: Literal["official"] = "official"
+    """The split that the data set is published with; two of the twelve speakers are in the test part alone."""
+    train_samples: Count = 8_156
+    test_samples: Count = 2_264
+    window_s: Annotated[float, Field(gt=0)] = 1.4
+    """Seconds that are shown, as in the authors' own experiments."""
+
+    tonic_name: ClassVar[str] = "SHD"
+    classes: ClassVar[int] = 20
+
+
+class SSC(SpikingSpeech):
+    """Spiking Speech Commands: 35 spoken words as spikes of 700 units."""
+
+    name: Literal["ssc"] = "ssc"
+    split: Literal["official", "official-validation"] = "official"
+    """official tests on the test part; official-validation on the validation part, for choosing settings."""
+    train_samples: Count = 75_466
+    test_samples: Count = 20_382
+    window_s: Annotated[float, Field(gt=0)] = 1.0
+    """Seconds that are shown; recordings last one."""
+
+    split_samples: ClassVar[dict[str, tuple[int, int]]] = {"official-validation": (75_466, 9_981)}
+    tonic_name: ClassVar[str] = "SSC"
+    classes: ClassVar[int] = 35
+
+    @property
+    def parts(self) -> dict[str, str]:
+        return {"train": "train", "test": "valid" if self.split == "official-validation" else "test"}
+
+
+# Binning ----------------------------------------------------------------------------------------
+
+
+def bin_spikes(
+    times: np.ndarray, units: np.ndarray, *, timesteps: int, window: float, units_per_channel: int
+) -> np.ndarray:
+    """Counts [T, 700 / units_per_channel] in uint8 of spikes at `times` [N] (s) of `units` [N].
+
+    Slice t holds the times from t to t + 1 of the T parts of `window`; later spikes are left out. Raises
+    ValueError for times that are negative or not finite, and for units that the cochlea has not.
+    """
+    times, units = times.astype(np.float64), units.astype(np.int64)
+    if len(times) != len(units):
+        raise ValueError(f"it has {len(times)} times, but {len(units)} units")
+    if len(times) and not (np.isfinite(times).all() and times.min() >= 0):
+        raise ValueError("it has spikes at times that are negative or not finite")
+    if len(units) and not 0 <= units.min() <= units.max() < UNITS:
+        raise ValueError(f"it has spikes of units outside 0…{UNITS - 1}")
+    shown = times < window
+    slices = (times[shown] * (timesteps / window)).astype(np.int64).clip(max=timesteps - 1)
+    channels = UNITS // units_per_channel
+    places = slices * channels + units[shown] // units_per_channel
+    counts = np.bincount(places, minlength=timesteps * channels).reshape(timesteps, channels)
+    return np.minimum(counts, 255).astype(np.uint8)
+
+
+class SpikeSamples:
+    """The samples of one HDF5 file, each read when it is asked for; a process opens the file for itself."""
+
+    def __init__(self, name: str, file: Path, binned: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
+        """Raises DataError if the file is no whole HDF5 file of spikes."""
+        self.file = file
+        self._name = name
+        self._binned = binned
+        self._open: Any = None
+        try:
+            content = self._opened()
+            self.labels: list[int] = [int(label) for label in content["labels"][()]]
+            lengths = {len(content["spikes"][key]) for key in ("times", "units")} | {len(self.labels)}
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise damaged(name, file, f"not a whole HDF5 file of spikes ({error})") from None
+        if len(lengths) > 1:
+            raise damaged(name, file, f"labels, times and units are of different length {sorted(lengths)}")
+        self._open = None
+
+    def _opened(self) -> Any:
+        if self._open is None:
+            try:
+                import h5py
+            except ImportError as error:
+                raise DataError(
+                    f"reading {self.file} needs the package h5py ({error}): pip install 'sltt-bench[speech]'"
+                ) from None
+            self._open = h5py.File(self.file, "r")
+        return self._open
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+        import torch
+
+        try:
+            spikes = self._opened()["spikes"]
+            counts = self._binned(spikes["times"][index], spikes["units"][index])
+        except (OSError, ValueError) as error:
+            raise damaged(self._name, self.file, f"sample {index}: {error}") from None
+        return torch.from_numpy(counts)[..., None, None], self.labels[index]
+
+
+def preprocess(x: "Tensor") -> "Tensor":
+    """Counts as float32."""
+    return x.float()
