@@ -384,6 +384,34 @@ def doctor(as_json: AsJSON = False) -> None:
         raise typer.Exit(commands.doctor(as_json=as_json))
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
+    seed: Annotated[int | None, typer.Option("--seed", help="The cell's seed, if several were run.")] = None,
+    format_name: Annotated[str, typer.Option("--format", help="nir or state-dict.")] = "nir",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file; by default named after the method.", dir_okay=False),
+    ] = None,
+) -> None:
+    """Write a trained network for elsewhere: as NIR for neuromorphic tools, or as torch's state-dict."""
+    endings = {"nir": ".nir", "state-dict": ".pt"}
+    with _errors_explained():
+        if format_name not in endings:
+            _fail(f"--format {format_name}: known are {', '.join(endings)}")
+        if not run.is_dir():
+            _fail(f"{run}: no such folder; `sltt-bench run` makes one")
+        from sltt_bench.export import ExportError
+        from sltt_bench.export import export as write
+
+        try:
+            path = write(run, method, seed, format_name, out or Path(f"{method}{endings[format_name]}"))
+        except ExportError as error:
+            _fail(str(error))
+    typer.echo(f"wrote {path}")
+
+
 @submission_app.command("check")
 def submission_check(
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Folders with results.")],

@@ -1,0 +1,191 @@
+"""`export`: a trained network as NIR gives the same spikes when it is read back; what NIR cannot say is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import nir
+import nirtorch
+import pytest
+import torch
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from sltt_bench.backends.reference import Reference
+from sltt_bench.cli import app
+from sltt_bench.experiment import build_network
+from sltt_bench.export import ExportError, nir_graph
+from sltt_bench.neurons import LIF, reset_state
+from sltt_bench.recipe import load_recipe
+
+# How a reader of the file runs its nodes: one Euler step of length 1, as their equations in NIR's paper say.
+
+
+class LeakyIntegrator(nn.Module):
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.tau, self.r, self.leak = (torch.tensor(value) for value in (node.tau, node.r, node.v_leak))
+
+    def forward(self, current: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        before = self.leak if state is None else state
+        potential = before + ((self.leak - before) + self.r * current) / self.tau
+        return potential, potential
+
+
+class ResettingNeuron(nn.Module):
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.integrate, self.node = LeakyIntegrator(node), node
+
+    def forward(self, current: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        potential, _ = self.integrate(current, state)
+        fires = potential > torch.tensor(self.node.v_threshold)
+        return fires.float(), torch.where(fires, torch.tensor(self.node.v_reset), potential)
+
+
+class Threshold(nn.Module):
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.threshold = torch.tensor(node.threshold)
+
+    def forward(self, potential: Tensor) -> Tensor:
+        return (potential > self.threshold).float()
+
+
+class Scale(nn.Module):
+    def __init__(self, node: Any) -> None:
+        super().__init__()
+        self.scale = torch.tensor(node.scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def affine(node: Any) -> nn.Linear:
+    layer = nn.Linear(node.weight.shape[1], node.weight.shape[0])
+    layer.weight.data, layer.bias.data = torch.tensor(node.weight), torch.tensor(node.bias)
+    return layer
+
+
+NODES = {
+    nir.LI: LeakyIntegrator,
+    nir.LIF: ResettingNeuron,
+    nir.Threshold: Threshold,
+    nir.Scale: Scale,
+    nir.Affine: affine,
+    nir.Flatten: lambda node: nn.Flatten(1),
+}
+
+
+def busy_network(recipe: str, **overrides: Any) -> tuple[nn.Module, tuple[int, ...]]:
+    """A network in which every layer fires."""
+    torch.manual_seed(0)
+    resolved = load_recipe(recipe, {f"neuron.{key}": value for key, value in overrides.items()}, smoke=True)
+    network = build_network(resolved, Reference())
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_var.uniform_(0.05, 0.2)
+                module.running_mean.uniform_(-0.2, 0.2)
+                module.bias.uniform_(-0.2, 0.4)
+    return network.eval(), resolved.data.sample_shape
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("digits", {"tau": 2.0}),
+        ("digits", {"tau": 1.0}),
+        ("digits", {"tau": 2.0, "reset": "hard", "v_reset": -0.3}),
+        ("cifar10-resnet18", {"tau": 1.5}),
+    ],
+    ids=str,
+)
+def test_what_is_read_back_gives_the_same_spikes_and_outputs(
+    recipe: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    network, shape = busy_network(recipe, **overrides)
+    nir.write(tmp_path / "network.nir", nir_graph(network, shape))
+    again = nirtorch.nir_to_torch(nir.read(tmp_path / "network.nir"), NODES)
+    spikes: dict[str, list[Tensor]] = {}
+    for side, module in (("ours", network), ("theirs", again)):
+        for name, layer in module.named_modules():
+            if isinstance(layer, (LIF, ResettingNeuron, Threshold)):
+                key = name.replace(".", "_")
+                layer.register_forward_hook(
+                    lambda _, inputs, output, key=key, side=side: spikes.setdefault(
+                        f"{side} {key}", []
+                    ).append(output[0] if isinstance(output, tuple) else output)
+                )
+    state = None
+    reset_state(network)
+    with torch.no_grad():
+        for x in 2 * torch.rand(5, 2, *shape):
+            output, (read_back, state) = network(x), again(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+    names = [key.removeprefix("ours ") for key in spikes if key.startswith("ours ")]
+    assert len(names) >= 2
+    for name in names:
+        ours, theirs = torch.stack(spikes[f"ours {name}"]), torch.stack(spikes[f"theirs {name}"])
+        assert 0 < ours.mean() < 1
+        assert torch.equal(ours, theirs), name
+
+
+def test_spikingjelly_reads_a_network_with_hard_reset_and_puts_out_the_same() -> None:
+    exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
+    network, shape = busy_network("digits", tau=2.0, reset="hard", v_reset=0.0)
+    theirs = exchange.import_from_nir(nir_graph(network, shape), dt=1.0).eval()
+    state = None
+    reset_state(network)
+    with torch.no_grad():
+        for x in 2 * torch.rand(5, 2, *shape):
+            output, (read_back, state) = network(x), theirs(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+    assert output.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fault"),
+    [
+        ("sequential-digits", r"NIR has no node for Recurrent \(layer1\)"),
+        ("imagenet-resnet34", "NIR has no node for"),
+        ("dvs-cifar10-vgg11", "NIR has no adaptive pool"),
+    ],
+)
+def test_what_nir_cannot_say_is_refused_by_name(recipe: str, fault: str) -> None:
+    network, shape = busy_network(recipe)
+    with pytest.raises(ExportError, match=fault):
+        nir_graph(network, shape)
+
+
+def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, arguments)
+        return result.exit_code, " ".join(result.output.split())
+
+    smoke = ("run", "digits", "--smoke", "--device", "cpu", "--no-estimate", "--method", "sltt")
+    assert call(*smoke, "--seed", "0,1", "--set", "train.keep_checkpoint=true")[0] == 0
+    (run,) = Path("results/digits").iterdir()
+    assert call("export", str(run), "--method", "sltt") == (
+        2,
+        f"error: {run}: 2 cells have the method sltt; name one by --method and --seed",
+    )
+    assert call("export", str(run), "--method", "sltt", "--seed", "1") == (0, "wrote sltt.nir")
+    assert {type(node).__name__ for node in nir.read("sltt.nir").nodes.values()} >= {
+        "LI",
+        "Threshold",
+        "Conv2d",
+    }
+    assert call("export", str(run), "-m", "sltt", "--seed", "1", "--format", "state-dict") == (
+        0,
+        "wrote sltt.pt",
+    )
+    assert "conv1.weight" in torch.load("sltt.pt", weights_only=True)
+    for checkpoint in run.glob("checkpoints/*.pt"):
+        checkpoint.unlink()
+    code, output = call("export", str(run), "--method", "sltt", "--seed", "0")
+    assert code == 2
+    assert "train.keep_checkpoint=true" in output
