@@ -302,6 +302,31 @@ def test_options_of_all_data_sets_are_known_without_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_synthetic_images_are_pinned_once_and_no_batch_of_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Page-locking needs a GPU; what is asked of it does not."""
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        copy = tensor.clone()
+        pinned.append(copy)
+        return copy
+
+    storages = lambda: {tensor.untyped_storage().data_ptr() for tensor in pinned}  # noqa: E731
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda tensor: tensor.untyped_storage().data_ptr() in storages())
+    options = Digits(synthetic_samples=640)
+    loader = make_loader(
+        synthetic_bundle(options, 6).train,
+        batch_size=64, shuffle=True, seed=0, drop_last=False, options=options, device=torch.device("cuda"),
+    )  # fmt: skip
+    images = [x for x, _ in loader]
+    assert len(images) == 10
+    assert all(x.is_pinned() for x in images)
+    assert [tensor.dtype for tensor in pinned].count(torch.uint8) == 1, (
+        "the pool, and nothing else of its kind"
+    )
+
+
 # On a GPU ---------------------------------------------------------------------------------------
 
 

@@ -36,6 +36,14 @@ class InMemory(Protocol):
         """x [batch, ...] and labels [batch] of the samples at `indices` [batch]."""
 
 
+@runtime_checkable
+class Pinnable(Protocol):
+    """A data set in memory whose batches are views, so that it can be page-locked as a whole."""
+
+    def pin_memory(self) -> None:
+        """Move what batches are views of into page-locked memory."""
+
+
 class Loader:
     """What the engine iterates over: (x, labels) batches of one split."""
 
@@ -81,6 +89,8 @@ def make_loader(
         )
     keys = BatchOrder(order, batch_size, drop_last=drop_last, shard=shard)
     pin = options.pin_memory and device.type == "cuda"
+    if pin and isinstance(dataset, Pinnable):
+        dataset.pin_memory()
     whole_batches = _whole_batches(dataset)
     if whole_batches is not None:
         batches: Callable[[], Iterator[Batch]] = _Indexed(whole_batches, keys, pin)
@@ -191,7 +201,12 @@ class _Indexed:
     def __call__(self) -> Iterator[Batch]:
         for indices in self.keys.indices():
             x, labels = self.batch(indices)
-            yield (x.pin_memory(), labels.pin_memory()) if self.pin else (x, labels)
+            yield (_pinned(x), _pinned(labels)) if self.pin else (x, labels)
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """In page-locked memory, from which a GPU copies while this process goes on; a copy unless it is there."""
+    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 # Batches by workers -----------------------------------------------------------------------------
