@@ -8,11 +8,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
 from sltt_bench import __version__
+from sltt_bench.lasting_output import LastingOutput
 
 app = typer.Typer(
     help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
@@ -609,6 +610,7 @@ def main() -> None:
     """Entry point of the command `sltt-bench`."""
     if "--debug" in sys.argv:
         _State.debug = True
+    sys.stdout, sys.stderr = (cast(TextIO, LastingOutput(stream)) for stream in (sys.stdout, sys.stderr))
     try:
         app(prog_name="sltt-bench")
     except Exception as error:

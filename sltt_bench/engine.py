@@ -47,7 +47,7 @@ class Listener(Protocol):
         """Called when an epoch is over: its columns of epochs.csv."""
 
     def checkpoint(self, state: dict[str, Any]) -> None:
-        """Called when a checkpoint is due."""
+        """Called when a checkpoint is due, before `epoch` is called with the same row (`state["row"]`)."""
 
 
 class TrainingDiverged(Exception):
@@ -104,13 +104,16 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
                 "test_top5": test_top5,
                 "firing_rate": evaluated.firing_rate(),
             }
-        listener.epoch(combined(experiment.ranks.gather(row)))
-        if not math.isfinite(train_loss) and setup.report_accuracy:
+        row = combined(experiment.ranks.gather(row))
+        diverged = not math.isfinite(train_loss) and setup.report_accuracy
+        due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
+        if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
+            listener.checkpoint({**training_state(experiment, setup, epoch), "row": row})
+        listener.epoch(row)
+        if diverged:
             raise TrainingDiverged(
                 f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
             )
-        if setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs):
-            listener.checkpoint(training_state(experiment, setup, epoch))
 
 
 class _Totals:

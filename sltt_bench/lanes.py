@@ -19,7 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sltt_bench.format import format_bytes
 from sltt_bench.kinds import KINDS
+from sltt_bench.memory_limit import memory_limit, oom_kills
 from sltt_bench.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 
@@ -123,11 +125,11 @@ class _Lane:
     def begin(self, attempt: Attempt) -> None:
         attempt.outcome.started_utc = datetime.now(UTC).isoformat(timespec="seconds")
         attempt.begun = time.monotonic()
-        attempt.kernel_kills = kernel_oom_kills()
+        attempt.kernel_kills = oom_kills()
         self.attempt = attempt
         if self.process is None:
             self.process = _Process(attempt.log, self._events)
-        self.process.give({"cell": attempt.cell.to_dict(), **attempt.job})
+        self.process.give({"cell": attempt.cell.to_dict(), "attempt": attempt.outcome.attempt, **attempt.job})
         if KINDS[attempt.cell.kind].measures:
             self.process.give_no_more()
 
@@ -196,9 +198,11 @@ def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
     outcome = attempt.outcome
     if outcome.status == "ok" or outcome.reason:
         return
-    if code == -signal.SIGKILL and kernel_oom_kills() > attempt.kernel_kills:
+    if code == -signal.SIGKILL and oom_kills() > attempt.kernel_kills:
         outcome.status = "oom"
-        outcome.reason = "the operating system ended the process: out of memory"
+        limit = memory_limit()
+        within = "" if limit is None else f" (its control group is allowed {format_bytes(limit)})"
+        outcome.reason = f"the operating system ended the process: out of memory{within}"
     elif code < 0:
         outcome.status = "killed"
         outcome.reason = f"the process was ended by {signal.Signals(-code).name}"
@@ -237,15 +241,15 @@ class _Process:
             self._popen.stdin.flush()
 
     def give_no_more(self) -> None:
-        assert self._popen.stdin is not None
-        with suppress(BrokenPipeError):
-            self._popen.stdin.close()
+        """It ends when it has done what it was given; its input stays open, as its end means ours."""
+        self.give({})
 
     def wait(self) -> int:
         """Wait for the end; the exit code."""
         code = self._popen.wait()
         assert self._popen.stdin is not None
-        self.give_no_more()
+        with suppress(BrokenPipeError):
+            self._popen.stdin.close()
         if self.log is not None and self.log.exists() and not self.log.stat().st_size:
             self.log.unlink()
         return code
@@ -261,14 +265,3 @@ class _Process:
                 self._popen.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 continue
-
-
-def kernel_oom_kills() -> int:
-    """How many processes the kernel has killed for lack of memory; 0 where it does not say."""
-    try:
-        for line in Path("/proc/vmstat").read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
-    except OSError:
-        pass
-    return 0

@@ -92,14 +92,11 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
-    """The run as the process that trained knows it, at its end.
-
-    `machine` is the same for all cells of a run; `torch_flags` and `profiler` are the cell's own.
-    """
+    """An attempt as the process that trained knows it, at its end."""
     import torch
 
     return {
-        "machine": {"torch": _torch_build(torch)},
+        "torch": _torch_build(torch),
         "torch_flags": _torch_flags(torch),
         "profiler": dict(profiler_description),
     }

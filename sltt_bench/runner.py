@@ -148,6 +148,7 @@ class _Recording:
             finished = finished_cells(record.folder.path)
             for cell in run.plan:
                 if cell.cell_id in finished:
+                    record.drop_checkpoint(cell)
                     self._display.remark(f"{describe(cell)}: finished before, kept")
                     self.outcomes.append(Outcome("ok", "finished before"))
             record.open_attempts = [
@@ -189,27 +190,34 @@ class _RunRecord:
     ) -> None:
         self.plan, self.folder, self.display = plan, folder, display
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
-        self.attempts = _attempts_so_far(folder)
+        self._attempts = _attempts_with_rows(folder)
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
-        before = read_provenance(folder.path)
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}
-        self._provenance = {**before, **provenance, **about}
-        self._provenance.setdefault("cells", {})
-        self._provenance["commands"] = [
-            *before.get("commands", []),
-            {"command": provenance.get("command"), "started_utc": provenance.get("started_utc")},
-        ]
+        self._provenance = read_provenance(folder.path) or {**provenance, **about}
+        for name, empty in (("commands", []), ("cells", {})):
+            self._provenance.setdefault(name, empty)
+        self._command = len(self._provenance["commands"])
+        self._provenance["commands"].append(dict(provenance))
         folder.write_provenance(self._provenance)
 
-    def note(self, cell: Cell, facts: Mapping[str, Any]) -> None:
-        """Add to what a cell was measured with."""
-        self._provenance["cells"].setdefault(cell.cell_id, {}).update(facts)
+    def note(self, cell: Cell, attempt: int, facts: Mapping[str, Any]) -> None:
+        """Add to what an attempt was measured with; what is known of earlier ones stays as it is."""
+        attempts = self._provenance["cells"].setdefault(cell.cell_id, {}).setdefault("attempts", {})
+        attempts.setdefault(str(attempt), {"command": self._command}).update(facts)
+        if "torch" in facts:
+            self._provenance.setdefault("torch", facts["torch"])
         self.folder.write_provenance(self._provenance)
 
-    def note_machine(self, facts: Mapping[str, Any]) -> None:
-        """Add to what holds for all cells of the run."""
-        self._provenance.update(facts)
+    def attempts_at(self, cell: Cell) -> int:
+        """How often a cell was tried, if only for a moment."""
+        noted = self._provenance["cells"].get(cell.cell_id, {}).get("attempts", {})
+        return max(self._attempts.get(cell.cell_id, 0), *map(int, noted), 0)
+
+    def drop_checkpoint(self, cell: Cell) -> None:
+        """A finished cell needs it no more: its row, which came first, says so."""
+        if not cell.recipe.train.keep_checkpoint:
+            self.folder.checkpoint_path(cell.cell_id).unlink(missing_ok=True)
 
     def epochs(self, cell: Cell) -> dict[int, dict[str, str]]:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""
@@ -217,10 +225,10 @@ class _RunRecord:
         return {int(row["epoch"]): row for row in rows}
 
 
-def _attempts_so_far(folder: RunFolder) -> dict[str, int]:
-    """cell_id → how often it was tried."""
+def _attempts_with_rows(folder: RunFolder) -> dict[str, int]:
+    """cell_id → its last attempt that left a row of any kind."""
     attempts: dict[str, int] = {}
-    for row in folder.rows(CELLS_FILE):
+    for row in (*folder.rows(CELLS_FILE), *folder.rows(EPOCHS_FILE)):
         attempts[row["cell_id"]] = max(attempts.get(row["cell_id"], 0), int(row["attempt"]))
     return attempts
 
@@ -229,7 +237,7 @@ class _RecordedAttempt(Attempt):
     """An attempt whose rows go into its run's folder as they come."""
 
     def __init__(self, record: _RunRecord, cell: Cell, number: int) -> None:
-        attempt = record.attempts.get(cell.cell_id, 0) + 1
+        attempt = record.attempts_at(cell) + 1
         super().__init__(cell, Outcome("error", attempt=attempt))
         self.log = record.folder.log_path(cell.cell_id, attempt)
         self._record, self._number = record, number
@@ -245,6 +253,7 @@ class _RecordedAttempt(Attempt):
         train = self.cell.recipe.train
         if KINDS[self.cell.kind].checkpoints and (train.checkpoint_every or train.keep_checkpoint):
             self._checkpoint = self._record.folder.checkpoint_path(self.cell.cell_id)
+        self._record.note(self.cell, self.outcome.attempt, {})
         self.job = {
             "data_dir": str(data_dir),
             "checkpoint": None if self._checkpoint is None else str(self._checkpoint),
@@ -265,19 +274,25 @@ class _RecordedAttempt(Attempt):
             case "batch":
                 display.batch(self.cell, event)
             case "epoch":
-                figures = {**event["row"], "peak_tensor_bytes": self.outcome.facts.get("peak_tensor_bytes")}
-                display.epoch(self.cell, self._append(EPOCHS_FILE, figures))
+                display.epoch(self.cell, self._append_epoch(self.outcome, event["row"]))
+            case "epochs":
+                there = self._record.epochs(self.cell)
+                for epoch in event["epochs"]:
+                    if epoch["row"]["epoch"] not in there:
+                        earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
+                        self._append_epoch(earlier, epoch["row"])
             case "row":
-                self._append(event["file"], event["row"])
+                self._append(event["file"], event["row"], self.outcome)
             case "sample":
                 key = {"cell_id": self.cell.cell_id, "attempt": self.outcome.attempt}
                 self._record.folder.append(TIMELINE_FILE, {**key, **event["row"]})
             case "measured_with":
-                self._record.note_machine(event["provenance"].pop("machine", {}))
-                self._record.note(self.cell, {key: event[key] for key in event if key != "event"})
+                self._note({key: event[key] for key in event if key != "event"})
             case "initial_weights":
-                facts = {key: event[key] for key in event if key != "event"}
-                self._record.note(self.cell, {"initial_weights": facts})
+                self._note({"initial_weights": {key: event[key] for key in event if key != "event"}})
+
+    def _note(self, facts: Mapping[str, Any]) -> None:
+        self._record.note(self.cell, self.outcome.attempt, facts)
 
     def write_row(self) -> None:
         """Its row of cells.csv."""
@@ -287,19 +302,19 @@ class _RecordedAttempt(Attempt):
 
     def ended(self) -> None:
         self.write_row()
-        if (
-            self._checkpoint is not None
-            and self.outcome.status == "ok"
-            and not self.cell.recipe.train.keep_checkpoint
-        ):
-            self._checkpoint.unlink(missing_ok=True)
+        if self.outcome.status == "ok":
+            self._record.drop_checkpoint(self.cell)
         self._record.display.cell_ended(self.cell, self.outcome)
 
-    def _append(self, file: str, figures: Mapping[str, Any]) -> dict[str, Any]:
+    def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
+        peak = outcome.facts.get("peak_tensor_bytes")
+        return self._append(EPOCHS_FILE, {**figures, "peak_tensor_bytes": peak}, outcome)
+
+    def _append(self, file: str, figures: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """A row with the cell's key; the row."""
         if file not in KINDS[self.cell.kind].files:
             raise ValueError(f"cells of kind {self.cell.kind} have no rows in {file}; see kinds.KINDS")
-        row = {**cell_key(self.cell, self.outcome), **figures}
+        row = {**cell_key(self.cell, outcome), **figures}
         self._record.folder.append(file, row)
         return row
 

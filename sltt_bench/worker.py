@@ -7,6 +7,7 @@ keeps as a log. It writes no results: only checkpoints.
 
 import json
 import os
+import queue
 import sys
 import threading
 import time
@@ -22,12 +23,20 @@ from sltt_bench.plan import cell_from_dict
 
 
 class Reporter:
-    """Sends events to the runner; the engine's Listener."""
+    """Sends events to the runner; the engine's Listener.
 
-    def __init__(self, stream: IO[str], checkpoint: Path | None) -> None:
+    A checkpoint carries the rows of all epochs up to it. Two processes write, the runner rows and this one
+    checkpoints, and either may die between the two: what the runner missed is sent again on resuming.
+    """
+
+    def __init__(self, stream: IO[str], checkpoint: Path | None, attempt: int = 1) -> None:
         self._stream = stream
         self._lock = threading.Lock()  # the profiler's samples come from a thread of their own
         self._checkpoint = checkpoint
+        self._attempt = attempt
+        self._facts: dict[str, Any] = {}
+        self._epochs: list[dict[str, Any]] = []
+        """{attempt, facts, row} of each epoch that the next checkpoint carries."""
         self.memory_now: Any = lambda: None
         self._next_word = 0.0
 
@@ -49,33 +58,75 @@ class Reporter:
             self._next_word = time.monotonic() + 1
             self.send("preparing", what=what, done=done, total=total)
 
+    def facts(self, **facts: Any) -> None:
+        """What belongs into all rows of the cell from now on (device, precision, ...)."""
+        self._facts |= facts
+        self.send("facts", **facts)
+
     def epoch(self, figures: Mapping[str, Any]) -> None:
-        self.send("epoch", row=dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds")))
+        if not self._epochs or self._epochs[-1]["row"]["epoch"] != figures["epoch"]:
+            self._add(figures)
+        self.send("epoch", row=self._epochs[-1]["row"])
+
+    def _add(self, figures: Mapping[str, Any]) -> None:
+        row = dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds"))
+        self._epochs.append({"attempt": self._attempt, "facts": dict(self._facts), "row": row})
 
     def row(self, file: str, row: Mapping[str, Any]) -> None:
         """A row for another of the run's files (a name in results.schema.FILES)."""
         self.send("row", file=file, row=dict(row))
 
     def checkpoint(self, state: dict[str, Any]) -> None:
+        self._add(state["row"])
         if self._checkpoint is not None:
             from sltt_bench.results import checkpoints
 
-            checkpoints.save(self._checkpoint, state)
+            checkpoints.save(self._checkpoint, {**state, "epochs": self._epochs})
+
+    def resume(self) -> dict[str, Any]:
+        """The state of the cell's checkpoint; its rows go to the runner, who keeps what it lacks.
+
+        Raises CheckpointError.
+        """
+        from sltt_bench.results import checkpoints
+
+        assert self._checkpoint is not None
+        state = checkpoints.load(self._checkpoint)
+        self._epochs = list(state.get("epochs", []))
+        self.send("epochs", epochs=self._epochs)
+        return state
 
 
 def main() -> None:
-    """Work on the jobs given on standard input until it ends; exit code 1 if a cell failed."""
+    """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     failed = False
-    for line in sys.stdin:
-        failed |= not work(json.loads(line), events)
+    for job in iter(_jobs().get, {}):
+        failed |= not work(job, events)
     sys.exit(int(failed))
+
+
+def _jobs() -> "queue.Queue[dict[str, Any]]":
+    """The lines of standard input as they come. Its end is the runner's end, and ends this process at once:
+    nobody would keep its rows, and whoever resumes must find the checkpoint at rest."""
+    jobs: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def read() -> None:
+        rest = b""
+        while piece := os.read(0, 2**16):  # sys.stdin has a lock that this thread would hold at our own end
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                jobs.put(json.loads(line))
+        os._exit(1)
+
+    threading.Thread(target=read, daemon=True).start()
+    return jobs
 
 
 def work(job: Mapping[str, Any], events: IO[str]) -> bool:
     """Work on one cell; whether it finished. What ends a cell becomes its row, whatever it is."""
-    reporter = Reporter(events, Path(job["checkpoint"]) if job["checkpoint"] else None)
+    reporter = Reporter(events, Path(job["checkpoint"]) if job["checkpoint"] else None, job["attempt"])
     try:
         cell = cell_from_dict(job["cell"])
         work_on = KINDS[cell.kind].load()  # loads torch

@@ -17,6 +17,13 @@ from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Campaigns have a short form, which always runs, and a long one."""
+    parser.addoption(
+        "--campaign", choices=("short", "long"), default="short", help="how much a campaign tries"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """GPU tests are skipped, with the reason, where there is no GPU."""
     if torch.cuda.is_available():

@@ -146,15 +146,16 @@ class RecordingReporter:
     """Keeps what a cell sends."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, object] = {}
+        self.known: dict[str, object] = {}
         self.epochs = 0
         self.absent: dict[str, str] = {}
 
     def send(self, event: str, **details: object) -> None:
-        if event == "facts":
-            self.facts |= details
         if event == "measured_with":
             self.absent = dict(details["absent"])  # type: ignore[call-overload]
+
+    def facts(self, **facts: object) -> None:
+        self.known |= facts
 
     def epoch(self, figures: object) -> None:
         self.epochs += 1
@@ -175,5 +176,5 @@ def test_an_oom_in_the_instrumented_iteration_empties_its_column_and_the_cell_go
     job = {"data_dir": str(tmp_path), "checkpoint": None, "resume": False, "initial_weights": None}
     training.train_cell(smoke_cell(train__epochs=1), job, reporter)  # type: ignore[arg-type]
     assert reporter.epochs == 1
-    assert reporter.facts["peak_tensor_bytes"] is None
+    assert reporter.known["peak_tensor_bytes"] is None
     assert "Tried to allocate 9 GiB" in reporter.absent["peak_tensor_bytes"]

@@ -76,8 +76,8 @@ def test_the_workers_part_records_the_flags_as_they_are() -> None:
         torch.set_num_threads(before[0])
         torch.set_float32_matmul_precision(before[1])
     assert facts["profiler"] == {"device": "cpu"}
-    assert facts["machine"]["torch"]["version"] == torch.__version__
-    assert facts["machine"]["torch"]["cuda"] == torch.version.cuda
+    assert facts["torch"]["version"] == torch.__version__
+    assert facts["torch"]["cuda"] == torch.version.cuda
     flags = facts["torch_flags"]
     assert flags["threads"] == 1
     assert flags["float32_matmul_precision"] == "medium"

@@ -70,8 +70,8 @@ def test_measured_columns_are_plausible_and_absent_sensors_empty(
     assert epochs.energy_j.isna().all()
     provenance = json.loads((folder / "provenance.json").read_text())
     for cell in provenance["cells"].values():
-        assert "peak_allocated_bytes" in cell["absent"]
-        assert "energy_j" in cell["absent"]
+        assert "peak_allocated_bytes" in cell["attempts"]["1"]["absent"]
+        assert "energy_j" in cell["attempts"]["1"]["absent"]
 
 
 def test_the_costs_of_inference_are_neurobenchs_columns(three_methods: tuple[Path, int, str]) -> None:

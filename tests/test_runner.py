@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -16,8 +17,9 @@ from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Attempt, Lanes
 from sltt_bench.plan import Cell, Plan, Request, make_plans
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
-from sltt_bench.results.schema import CELL_COLUMNS, CELL_KEY, CELLS_FILE, FILES, Kind
-from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.results.reader import Run
+from sltt_bench.results.schema import CELL_COLUMNS, CELL_KEY, CELLS_FILE, EPOCHS_FILE, FILES, Kind
+from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
 from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
 from sltt_bench.terminal import _Lines
 
@@ -173,3 +175,70 @@ def test_cells_that_measure_nothing_share_a_process_which_outlives_a_fault_and_i
     assert "exit code 7" in attempts[3].outcome.reason
     assert len(started) == 2
     assert attempts[0].outcome.facts["peak_tensor_bytes"] == attempts[4].outcome.facts["peak_tensor_bytes"]
+
+
+def test_each_attempt_keeps_what_it_was_measured_with(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    path = folder.path
+
+    folder.close()
+
+    def attempt(version: str, display: Any) -> None:
+        facts = {"command": ["sltt-bench", version], "packages": {"torch": version}, "started_utc": version}
+        runs = [PlannedRun(two_cells(), lambda: RunFolder(path))]
+        with suppress(KeyError):
+            run_plans(runs, display, data_dir=tmp_path, initial_weights=no_weights, provenance=facts)
+
+    class Failing(_Lines):
+        """Ends the run when the first cell's process has said what it runs on."""
+
+        def epoch(self, cell: Cell, row: Any) -> None:
+            raise KeyError("enough")
+
+    from rich.console import Console
+
+    attempt("2.4", Failing(Console(quiet=True), {}))
+    first = read_provenance(path)
+    attempt("2.14", Failing(Console(quiet=True), {}))
+    both = read_provenance(path)
+    assert both["packages"] == {"torch": "2.4"}, "what the run began with is never rewritten"
+    assert both["commands"][0] == first["commands"][0]
+    cell_id = two_cells().cells[0].cell_id
+    assert both["cells"][cell_id]["attempts"]["1"] == first["cells"][cell_id]["attempts"]["1"]
+    run = Run(path, both)
+    assert run.measured_with(cell_id, 1)["packages"] == {"torch": "2.4"}
+    assert run.measured_with(cell_id, 2)["packages"] == {"torch": "2.14"}
+    assert run.measured_with("unknown", 1)["packages"] == {"torch": "2.4"}
+    rows = [row for row in read_rows(path / CELLS_FILE) if row["cell_id"] == cell_id]
+    assert [row["attempt"] for row in rows] == ["1", "2"]
+
+
+@pytest.mark.parametrize("damage", [{"cells": 3}, {"cells": {"a": [1]}}, {"commands": {}}, {}])
+def test_damaged_provenance_is_read_as_far_as_it_goes(damage: dict[str, Any]) -> None:
+    old = {"packages": {"torch": "2.4"}, "cells": {"a": {"backend": {"neuron": "reference"}}}}
+    known = Run(Path(), {**old, **damage}).measured_with("a", 1)
+    assert known["packages"] == {"torch": "2.4"}
+    if not damage:
+        assert known["backend"] == {"neuron": "reference"}, "from before attempts were told apart"
+
+
+def test_a_full_disk_at_the_row_of_a_cell_does_not_train_it_again(tmp_path: Path) -> None:
+    real = RunFolder.append
+
+    def full(folder: RunFolder, file: str, row: Any) -> None:
+        if file == CELLS_FILE:
+            raise ResultsError(f"{folder.path / file}: a row could not be written (No space left on device)")
+        real(folder, file, row)
+
+    arguments = ("digits", "--smoke", "--method", "sltt", "--seed", "0", "--out", str(tmp_path))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "append", full)
+        code, output = run(*arguments)
+    assert code == 2
+    assert "No space left on device" in output
+    code, output = run(*arguments, "--resume")
+    assert code == 0, output
+    (folder,) = (tmp_path / "digits").iterdir()
+    assert [row["epoch"] for row in read_rows(folder / EPOCHS_FILE)] == ["1", "2"]
+    (cell,) = read_rows(folder / CELLS_FILE)
+    assert (cell["status"], cell["attempt"], cell["epochs_done"]) == ("ok", "2", "2")

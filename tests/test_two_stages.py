@@ -77,7 +77,11 @@ def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
 
 
 def test_a_failed_prerequisite_skips_its_cells_with_the_reason(stages: Path) -> None:
-    recipe = (stages / "stage-1.yaml").read_text().replace("batch_size: 32", "batch_size: 32, lr: 1.0e+6")
+    recipe = (
+        (stages / "stage-1.yaml")
+        .read_text()
+        .replace("batch_size: 32", "batch_size: 32, lr: 1.0e+6, weight_decay: 1.0e+6")
+    )
     (stages / "stage-1.yaml").write_text(recipe.replace("epochs: 1", "epochs: 2"))
     code, _ = run("--seed", "0", "--method", "sltt")
     assert code == 1
@@ -110,5 +114,7 @@ def test_init_overrides_the_prerequisite(stages: Path) -> None:
     assert losses.test_loss.nunique() == 1
     digest = hashlib.sha256(kept.read_bytes()).hexdigest()
     provenances = [json.loads(path.read_text()) for path in Path("results/stage-2").glob("*/provenance.json")]
-    sources = [cell["initial_weights"] for said in provenances for cell in said["cells"].values()]
+    sources = [
+        cell["attempts"]["1"]["initial_weights"] for said in provenances for cell in said["cells"].values()
+    ]
     assert [source["sha256"] for source in sources] == [digest, digest]

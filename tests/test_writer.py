@@ -1,7 +1,9 @@
 """Results on disk: appended, flushed, and never read from a torn line."""
 
 import csv
+import errno
 import io
+import os
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,24 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", "digits")
 
 
-def test_a_row_that_the_disk_refuses_is_in_the_error(folder: RunFolder) -> None:
-    (folder.path / EPOCHS_FILE).mkdir()
-    with pytest.raises(ResultsError, match=r"epochs\.csv.*'epoch': 7"):
-        folder.append(EPOCHS_FILE, {"epoch": 7})
+def test_a_full_disk_names_file_free_space_and_remedy_and_leaves_no_half_row(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    before = (folder.path / EPOCHS_FILE).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        message = (
+            r"epochs\.csv: a row could not be written \(No space left on device\); .*B are free .*--resume$"
+        )
+        with pytest.raises(ResultsError, match=message):
+            folder.append(EPOCHS_FILE, {"epoch": 7})
+        with pytest.raises(ResultsError, match=r"provenance\.json: could not be written .*make room"):
+            folder.write_provenance({})
+    assert (folder.path / EPOCHS_FILE).read_bytes() == before
+    assert not list(folder.path.glob(".*.tmp"))
+    folder.append(EPOCHS_FILE, {"epoch": 2})
+    assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["1", "2"]

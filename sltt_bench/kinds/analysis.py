@@ -22,7 +22,7 @@ def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
         subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
         setup.epochs, setup.checkpoint_every = max(epochs), 0
-        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+        reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         loaders["train"].set_epoch(0)
         looked_at = [
             (bundle.preprocess(x.to(device)), labels.to(device))

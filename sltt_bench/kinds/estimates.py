@@ -37,8 +37,7 @@ def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
         gpu=None if gpu is None else GPU.model_validate(gpu["data_sheet"]),
         memory_bytes=memory_bytes,
     )
-    reporter.send(
-        "facts",
+    reporter.facts(
         device=estimate.device_type,
         device_name="fake tensors",
         precision=estimate.precision,
@@ -51,7 +50,7 @@ def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """The peak of the cell's live tensors, and what is free on its device now."""
     free_bytes, device_type = _free_memory(cell.device)
     peak = trace_memory(cell, device_type).peak_bytes
-    reporter.send("facts", peak_tensor_bytes=peak, free_bytes=free_bytes)
+    reporter.facts(peak_tensor_bytes=peak, free_bytes=free_bytes)
 
 
 def figures(estimate: Estimate) -> dict[str, Any]:

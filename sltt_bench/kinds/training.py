@@ -25,7 +25,6 @@ from sltt_bench.measure.gpu_support import (
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve, set_float32_arithmetic
-from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 
 if TYPE_CHECKING:
@@ -43,11 +42,11 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             device,
             lambda: instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess),
         )
-        reporter.send("facts", peak_tensor_bytes=peak)
+        reporter.facts(peak_tensor_bytes=peak)
         subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
         if job["resume"]:
-            resume(subject, setup, Path(job["checkpoint"]))
-        reporter.send("facts", parameters=sum(p.numel() for p in subject.network.parameters()))
+            engine.restore(subject, setup, reporter.resume())
+        reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
         report_costs(cell, subject, setup, profiler, reporter)
 
@@ -59,7 +58,7 @@ def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, repor
         profiler.absent |= dict.fromkeys(columns, "the data are random")
         return
     try:
-        reporter.send("facts", **engine.inference_costs(subject, setup))
+        reporter.facts(**engine.inference_costs(subject, setup))
     except torch.OutOfMemoryError:
         profiler.absent |= dict.fromkeys(columns, "out of memory while they were counted")
 
@@ -91,8 +90,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     precision = resolve(cell.recipe.train.precision, device.type)
     set_torch_flags(cell.recipe.train.deterministic)
     set_float32_arithmetic(precision)
-    reporter.send(
-        "facts",
+    reporter.facts(
         device=str(device),
         device_name=provenance.device_name(device),
         precision=precision,
@@ -106,7 +104,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     finally:
         reporter.send(
             "measured_with",
-            provenance=provenance.collect_worker(profiler.description()),
+            **provenance.collect_worker(profiler.description()),
             backend=dict(backend.provenance()),
             absent=profiler.absent,
             notes=profiler.notes,
@@ -149,11 +147,6 @@ def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
         options=cell.recipe.data,
         device=device,
     )
-
-
-def resume(subject: Any, setup: Any, path: Path) -> None:
-    """Go on from the cell's checkpoint. Raises CheckpointError."""
-    engine.restore(subject, setup, checkpoints.load(path))
 
 
 def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> int:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sltt_bench.results.writer import atomic_file
+from sltt_bench.results.writer import ResultsError, atomic_file, room
 
 
 class CheckpointError(Exception):
@@ -13,9 +13,14 @@ class CheckpointError(Exception):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before stays until the new one is whole."""
-    with atomic_file(path) as file:
-        torch.save(state, file)
+    """Write a checkpoint; the one before stays until the new one is whole. Raises ResultsError."""
+    try:
+        with atomic_file(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # torch's own writer found the disk full
+        raise ResultsError(
+            f"{path}: could not be written ({str(error).splitlines()[0]}); {room(path)}"
+        ) from None
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | file | content |
 |---|---|
 | `recipe.yaml` | the recipe as resolved: `extends` followed, defaults filled in, overrides of the first grid point applied |
-| `provenance.json` | command lines, versions, git revision with a dirty flag, CPU, GPU, driver, flags; for each cell the kernels that ran, the sensors that were absent and why |
+| `provenance.json` | what the run was started with: command line, versions, git revision with a dirty flag, CPU, GPU, driver, settings; under `commands` the same of each command that worked on it, resumed ones included; under `cells`, cell_id, `attempts`, attempt: which of the commands (`command`, from 0), torch, its flags, the kernels that ran, the sensors that were absent and why. What is there is never rewritten |
 | `cells/<cell_id>.json` | one resolved cell: all that its process was told |
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
@@ -36,7 +36,8 @@ Rules for a reader:
 - An empty cell means "not measured" (the reason is in `provenance.json`); it never means 0.
 - A last line without a line break is torn: ignore it.
 - Of two rows of `epochs.csv` with the same `cell_id` and `epoch`, the later `attempt` counts; of two
-  rows of `cells.csv` with the same `cell_id`, likewise.
+  rows of `cells.csv` with the same `cell_id`, likewise. (With a checkpoint after each epoch, as recipes have it,
+  there are no two: a resumed cell goes on after the last epoch that has a row.)
 - Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`;
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.

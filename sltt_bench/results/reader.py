@@ -39,6 +39,11 @@ _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """The value if it is a JSON object; provenance may have been damaged."""
+    return value if isinstance(value, dict) else {}
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's folder, but for its rows."""
@@ -54,6 +59,22 @@ class Run:
     def cell(self, cell_id: str) -> Mapping[str, Any]:
         """The resolved cell as it was given to its process; empty if its file is missing or no JSON."""
         return _read_json_object(self.path / CELLS_FOLDER / f"{cell_id}.json", self.damage) or {}
+
+    def measured_with(self, cell_id: str, attempt: int) -> Mapping[str, Any]:
+        """What an attempt was measured with: versions and machine as its command had them, and what its
+        process said (torch, flags, kernels, absent sensors). Runs from before attempts were told apart have
+        one answer for all of them; empty where nothing is known.
+        """
+        entry = _mapping(_mapping(self.provenance.get("cells")).get(cell_id))
+        own = _mapping(_mapping(entry.get("attempts")).get(str(attempt)))
+        commands = self.provenance.get("commands")
+        number = own.get("command")
+        of_command = (
+            _mapping(commands[number])
+            if isinstance(commands, list) and isinstance(number, int) and 0 <= number < len(commands)
+            else {}
+        )
+        return {**self.provenance, **of_command, **(own or entry)}
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:

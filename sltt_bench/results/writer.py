@@ -1,18 +1,21 @@
 """Writing a run's folder: rows are appended and flushed as they happen, and nothing is overwritten."""
 
 import csv
+import errno
 import io
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from sltt_bench.format import format_bytes
 from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
@@ -41,8 +44,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         """Raises ResultsError if another process holds the folder or it cannot be written."""
         self.path = path
-        for folder in (CELLS_FOLDER, LOGS_FOLDER):
-            (path / folder).mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (CELLS_FOLDER, LOGS_FOLDER):
+                (path / folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be written ({error.strerror}); {room(path)}") from None
         self._begun: set[Path] = set()
         self._lock = FileLock(path / ".lock", timeout=0)
         try:
@@ -51,6 +57,8 @@ class RunFolder:
             raise ResultsError(
                 f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"
             ) from None
+        for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # of a process that was killed
+            left.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, out: Path, recipe: str) -> "RunFolder":
@@ -101,7 +109,10 @@ class RunFolder:
             self._begin(path, [column.name for column in columns])
             _append_line(path, values, durable=file != TIMELINE_FILE)
         except OSError as error:
-            raise ResultsError(f"{path}: the row could not be written ({error}): {dict(row)}") from None
+            raise ResultsError(
+                f"{path}: a row could not be written ({error.strerror or error}); {room(path)}; "
+                "then go on with --resume"
+            ) from None
 
     def _begin(self, path: Path, columns: list[str]) -> None:
         """The header of a new file; an old one is made ready for rows of today's columns. Once is enough."""
@@ -135,6 +146,15 @@ class RunFolder:
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of one of the folder's CSV files so far; see `read_rows`."""
         return read_rows(self.path / file)
+
+
+def room(path: Path) -> str:
+    """What is free where a file lies, as a remedy for a write that was refused."""
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return "see to the folder"
+    return f"{format_bytes(free)} are free on its disk: make room, or see to the folder's rights and quota"
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
@@ -208,14 +228,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """What is written within takes the place of `path` when it is whole and on the disk, not before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise ResultsError(
+            f"{path}: could not be written ({error.strerror or error}); {room(path)}"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -224,11 +248,17 @@ def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
     """A whole line at once; `durable` waits until the disk has it, too slow for many samples a second."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
-    with path.open("ab") as file:
-        file.write(line.getvalue().encode())
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        before = os.fstat(file.fileno()).st_size
+        try:
+            if file.write(content := line.getvalue().encode()) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if durable:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)  # half a row is none
+            raise
 
 
 def _as_text(value: Any, column: Column) -> str:

@@ -1,0 +1,65 @@
+"""What the operating system allows of memory, and whether it ended a process for want of it (Linux).
+
+A control group's own figures come first: in a container or a batch job those of the whole machine say little.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path("/")
+
+
+def oom_kills(root: Path = ROOT) -> int:
+    """How many processes of our control group (else of the machine) were ended for lack of memory; 0 if unknown."""
+    for group in _groups(root):
+        for file in ("memory.events", "memory.oom_control"):
+            if (count := _field(group / file, "oom_kill")) is not None:
+                return count
+    return _field(root / "proc/vmstat", "oom_kill") or 0
+
+
+def memory_limit(root: Path = ROOT) -> int | None:
+    """The smallest limit in bytes of our control group and those above it; None without one."""
+    limits = []
+    for group in _groups(root):
+        for file in ("memory.max", "memory.limit_in_bytes"):
+            text = _text(group / file).strip()
+            if text.isdigit() and int(text) < _NO_LIMIT:
+                limits.append(int(text))
+    return min(limits, default=None)
+
+
+_NO_LIMIT = 2**62
+"""Version 1 writes no limit as the largest number of pages."""
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """The folders of our memory control group and of those above it, the nearest first.
+
+    Inside a container its group may be mounted as the root while the path is still the machine's.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            mount = root / "sys/fs/cgroup"
+        elif "memory" in controllers.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+        else:
+            continue
+        group = mount / path.lstrip("/")
+        yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+
+
+def _field(file: Path, name: str) -> int | None:
+    for line in _text(file).splitlines():
+        key, _, value = line.partition(" ")
+        if key == name and value.strip().isdigit():
+            return int(value)
+    return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""

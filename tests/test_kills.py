@@ -1,0 +1,185 @@
+"""Runs that are killed at any moment and resumed: every epoch is there once, and as if nothing had happened.
+
+`python -m pytest tests/test_kills.py --campaign long` kills 50 runs at random moments.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from forked import fork_instead_of_spawning
+
+from sltt_bench import cli
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.results.writer import RunFolder
+
+ARGUMENTS = ("run", "digits", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "0")
+SAME = ["train_loss", "train_top1", "test_loss", "test_top1", "test_top5", "lr", "firing_rate", "samples"]
+"""Columns that a resumed run must reproduce to the last bit."""
+
+
+def command(
+    arguments: Sequence[str],
+    kill_at: tuple[str, int, str] | None,
+    begin: Callable[[], None],
+) -> None:
+    """`sltt-bench` in this process; `kill_at` ("before", 2, file): SIGKILL before the second row of the file."""
+    begin()
+    with pytest.MonkeyPatch.context() as patch:
+        fork_instead_of_spawning(patch)
+        if kill_at is not None:
+            patch.setattr(RunFolder, "append", dying_append(*kill_at))
+        sys.argv = ["sltt-bench", *arguments]
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        cli.main()
+
+
+def dying_append(when: str, number: int, name: str) -> Any:
+    real, calls = RunFolder.append, 0
+
+    def append(folder: RunFolder, file: str, row: Any) -> None:
+        nonlocal calls
+        calls += file == name
+        due = file == name and calls == number
+        if due and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(folder, file, row)
+        if due:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return append
+
+
+def nothing() -> None:
+    """What most commands begin with."""
+
+
+def start(
+    *arguments: str, kill_at: tuple[str, int, str] | None = None, begin: Callable[[], None] = nothing
+) -> Any:
+    process = multiprocessing.get_context("spawn").Process(target=command, args=(arguments, kill_at, begin))
+    process.start()
+    return process
+
+
+def finish(*arguments: str, kill_at: tuple[str, int, str] | None = None) -> int:
+    process = start(*arguments, kill_at=kill_at)
+    process.join()
+    return int(process.exitcode)
+
+
+def only_run(out: Path) -> Path:
+    """The run's folder; one that was killed before its plan was written holds nothing, and is not resumed."""
+    (folder,) = (path for path in (out / "digits").iterdir() if (path / CELLS_FILE).exists())
+    return folder
+
+
+def epochs(out: Path) -> pd.DataFrame:
+    return pd.read_csv(only_run(out) / EPOCHS_FILE).sort_values(["method", "epoch"], ignore_index=True)
+
+
+def assert_as_if_nothing_had_happened(out: Path, whole: Path) -> None:
+    resumed, uninterrupted = epochs(out), epochs(whole)
+    assert list(resumed.epoch) == list(uninterrupted.epoch), "each epoch once"
+    assert list(resumed.method) == list(uninterrupted.method)
+    for column in SAME:
+        assert list(resumed[column]) == list(uninterrupted[column]), column
+    last = pd.read_csv(only_run(out) / CELLS_FILE).groupby("method").last()
+    assert set(last.status) == {"ok"}
+    assert set(last.epochs_done) == {uninterrupted.epoch.max()}
+    assert not list(only_run(out).glob("checkpoints/*")), "a finished cell keeps no checkpoint"
+    assert not list(only_run(out).rglob("*.tmp"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody interrupts, of three epochs."""
+    out = tmp_path_factory.mktemp("whole")
+    assert finish(*ARGUMENTS, "--method", "sltt", "--set", "train.epochs=3", "--out", str(out)) == 0
+    return out
+
+
+def test_a_runner_killed_before_and_after_each_kind_of_row_loses_nothing(whole: Path, tmp_path: Path) -> None:
+    arguments = (
+        *ARGUMENTS,
+        "--method",
+        "sltt",
+        "--set",
+        "train.epochs=3",
+        "--out",
+        str(tmp_path),
+        "--resume",
+    )
+    moments = [
+        ("before", 1, EPOCHS_FILE),  # the checkpoint of epoch 1 is there, its row is not
+        ("after", 2, EPOCHS_FILE),
+        ("before", 1, CELLS_FILE),
+        ("after", 1, CELLS_FILE),  # the checkpoint of the finished cell is still there
+    ]
+    for moment in moments:
+        assert finish(*arguments, kill_at=moment) == -signal.SIGKILL, moment
+    assert finish(*arguments) == 0
+    assert_as_if_nothing_had_happened(tmp_path, whole)
+
+
+def test_a_worker_that_outruns_a_stopped_runner_leaves_no_gap(tmp_path: Path) -> None:
+    arguments = (*ARGUMENTS, "--method", "sltt", "--set", "train.epochs=12")
+    process = start(*arguments, "--out", str(tmp_path / "stopped"))
+    wait_until(lambda: rows(tmp_path / "stopped") >= 1)
+    os.kill(process.pid, signal.SIGSTOP)
+    recorded = rows(tmp_path / "stopped")
+    wait_until(lambda: checkpointed(tmp_path / "stopped") >= 11)
+    assert rows(tmp_path / "stopped") == recorded < 11
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert finish(*arguments, "--out", str(tmp_path / "stopped"), "--resume") == 0
+    assert finish(*arguments, "--out", str(tmp_path / "whole")) == 0
+    assert_as_if_nothing_had_happened(tmp_path / "stopped", tmp_path / "whole")
+
+
+def rows(out: Path) -> int:
+    return sum(len(path.read_text().splitlines()) - 1 for path in out.glob(f"digits/*/{EPOCHS_FILE}"))
+
+
+def checkpointed(out: Path) -> int:
+    """The epoch of the run's checkpoint."""
+    for path in out.glob("digits/*/checkpoints/*.pt"):
+        return int(torch.load(path, weights_only=True)["epoch"])
+    return 0
+
+
+def wait_until(condition: Any, patience_s: float = 120) -> None:
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_random_kills_of_runner_or_worker(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    kills = 50 if request.config.getoption("--campaign") == "long" else 2
+    arguments = (*ARGUMENTS, "--method", "bptt,sltt", "--set", "train.epochs=5")
+    began = time.monotonic()
+    assert finish(*arguments, "--out", str(tmp_path / "whole")) == 0
+    duration_s = time.monotonic() - began
+    dice = random.Random(0)
+    done = 0
+    while done < kills:
+        out = tmp_path / f"killed-{done}"
+        for _ in range(min(dice.randint(1, 3), kills - done)):
+            process = start(*arguments, "--out", str(out), "--resume")
+            process.join(dice.uniform(0, duration_s))
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+            done += 1
+        assert finish(*arguments, "--out", str(out), "--resume") == 0
+        assert_as_if_nothing_had_happened(out, tmp_path / "whole")
