@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sltt_bench.measure import Profiler, Sample, process_memory, session
+from sltt_bench.measure import Profiler, Sample, process_memory
+from sltt_bench.measure import profiler as profiler_module
 from sltt_bench.measure.devices import Cpu
 from sltt_bench.measure.nvml import Missing, Readings
 from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
@@ -60,7 +61,7 @@ class RecordingDevice(Cpu):
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
     recording = RecordingDevice()
-    monkeypatch.setattr(session, "compute_device", lambda _: recording)
+    monkeypatch.setattr(profiler_module, "compute_device", lambda _: recording)
     return recording
 
 
@@ -211,7 +212,7 @@ def test_every_figure_that_a_cpu_lacks_is_none_and_has_a_reason() -> None:
 
 
 def test_figures_and_samples_are_columns_of_the_files() -> None:
-    assert set(session.FIGURES) <= {column.name for column in EPOCH_COLUMNS}
+    assert set(profiler_module.FIGURES) <= {column.name for column in EPOCH_COLUMNS}
     of_the_cell = {"cell_id", "attempt"}
     assert [f.name for f in fields(Sample)] == [c.name for c in TIMELINE_COLUMNS if c.name not in of_the_cell]
 
