@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -248,30 +249,54 @@ def show_plans(plans: list[Plan]) -> None:
 
 def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
-    rows: dict[str, Callable[[], list[tuple[str, str]]]] = {
-        "recipes": lambda: [(name, load_recipe(name).description) for name in recipe_names()],
-        "methods": lambda: [*methods.descriptions(), *_of_plugins("methods")],
-        "models": lambda: [(name, _first_line(models.options_type, name)) for name in models.names()],
-        "datasets": lambda: [(name, _first_line(data.source_type, name)) for name in data.names()],
-        "backends": lambda: [(name, "") for name in backends.names()],
+    rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "recipes": _recipe_rows,
+        "methods": lambda: _named([*methods.descriptions(), *_of_plugins("methods")]),
+        "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),
+        "datasets": lambda: _named((name, _first_line(data.source_type, name)) for name in data.names()),
+        "backends": lambda: _named((name, "") for name in backends.names()),
     }
     if what != "all" and what not in rows:
         raise RecipeError("list", [f"unknown kind {what!r}{nearest(what, rows)}; known: {', '.join(rows)}"])
     kinds = list(rows) if what == "all" else [what]
     if as_json:
-        named = {
-            kind: [dict(zip(("name", "description"), row, strict=True)) for row in rows[kind]()]
-            for kind in kinds
-        }
-        _print_json(named)
+        _print_json({kind: rows[kind]() for kind in kinds})
         return
     console = Console()
     for kind in kinds:
-        console.print(f"[bold]{kind}[/bold]")
-        table = Table.grid(padding=(0, 2))
-        for name, description in rows[kind]():
-            table.add_row(f"  {escape(name)}", f"[dim]{escape(description)}[/dim]")
-        console.print(table)
+        by_modality = sorted(rows[kind](), key=_modality)
+        for modality, group in groupby(by_modality, key=_modality):
+            console.print(f"[bold]{kind}[/bold]" + (f": {modality}" if modality else ""))
+            table = Table.grid(padding=(0, 2))
+            for row in group:
+                facts = [f"T = {row['timesteps']}", row["data"]] if modality else []
+                table.add_row(f"  {escape(row['name'])}", *facts, f"[dim]{escape(row['description'])}[/dim]")
+            console.print(table)
+
+
+def _modality(row: dict[str, Any]) -> str:
+    return str(row.get("modality", ""))
+
+
+def _named(pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
+    return [{"name": name, "description": description} for name, description in pairs]
+
+
+def _recipe_rows() -> list[dict[str, Any]]:
+    """The recipes with modality, T and whether their data must be downloaded."""
+    rows = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        rows.append(
+            {
+                "name": name,
+                "description": recipe.description,
+                "modality": recipe.data.modality,
+                "timesteps": recipe.timesteps,
+                "data": "to be downloaded" if recipe.data.needed(Path()) else "no download",
+            }
+        )
+    return rows
 
 
 def _first_line(load: Callable[[str], Any], name: str) -> str:

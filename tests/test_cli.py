@@ -61,6 +61,15 @@ def test_list_names_what_is_registered() -> None:
         assert name in output
 
 
+def test_recipes_are_listed_by_modality_with_t_and_whether_they_need_a_download() -> None:
+    lines = CliRunner().invoke(app, ["list", "recipes"]).output.splitlines()
+    headings = [line for line in lines if line.startswith("recipes")]
+    assert headings == [f"recipes: {modality}" for modality in ("events", "images", "memory", "speech")]
+    vowels = lines.index(next(line for line in lines if line.strip().startswith("vowels")))
+    assert lines[vowels].split()[:5] == ["vowels", "T", "=", "29", "no"]
+    assert vowels > lines.index("recipes: speech")
+
+
 def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
     from pathlib import Path
 

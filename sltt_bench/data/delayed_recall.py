@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -33,6 +33,7 @@ class DelayedRecall(DataSource):
     noise_channels: Count = 16
     """Input channels that carry nothing but noise."""
 
+    modality: ClassVar[Modality] = "memory"
     temporal: ClassVar[bool] = True
     train_seed: ClassVar[int] = 0
     test_seed: ClassVar[int] = 1

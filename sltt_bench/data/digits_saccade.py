@@ -19,7 +19,7 @@ from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
 from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, as_float
-from sltt_bench.data.source import DataBundle, DataPlace, Shape
+from sltt_bench.data.source import DataBundle, DataPlace, Modality, Shape
 
 FOLDER = "digits-saccade"
 DIGIT_SIZE = 8
@@ -48,6 +48,7 @@ class DigitsSaccade(DigitsSource):
     amplitude: Annotated[float, Field(gt=0)] = 1.0
     """Length of a saccade's path in pixels of the 8×8 digit."""
 
+    modality: ClassVar[Modality] = "events"
     temporal: ClassVar[bool] = True
 
     @property

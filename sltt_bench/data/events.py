@@ -28,6 +28,7 @@ from sltt_bench.data.source import (
     DataBundle,
     DataPlace,
     DataSource,
+    Modality,
     Progress,
     no_progress,
 )
@@ -274,6 +275,7 @@ class EventSource(DataSource):
 
     folder: ClassVar[str]
     """Below the data folder."""
+    modality: ClassVar[Modality] = "events"
     temporal: ClassVar[bool] = True
 
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource
 from sltt_bench.data.mnist import IDXSource
-from sltt_bench.data.source import DataBundle, DataPlace, Seed, Shape
+from sltt_bench.data.source import DataBundle, DataPlace, Modality, Seed, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,7 @@ class PixelSteps:
 
     pixels: ClassVar[int]
     """Of an image."""
+    modality: ClassVar[Modality] = "memory"
     temporal: ClassVar[bool] = True
 
     @property

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -32,6 +32,9 @@ Below = Annotated[str, AfterValidator(_below)]
 """A file or folder of the user's below the data folder: results do not say where on a machine that is."""
 Found = Annotated[int, Field(ge=0)]
 """A count that 0 leaves to be found in the user's files; see DataSource.on_disk."""
+
+Modality = Literal["images", "events", "speech", "memory"]
+"""What a network is given; memory: tasks whose answer depends on steps long past."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of numpy.random.RandomState, whose numbers NumPy has frozen."""
@@ -134,6 +137,11 @@ class DataSource(Strict):
     def classes(self) -> int:
         """How many classes the labels have."""
         raise NotImplementedError
+
+    @property
+    def modality(self) -> Modality:
+        """What a network is given; lists are grouped by it."""
+        return "images"
 
     @property
     def temporal(self) -> bool:

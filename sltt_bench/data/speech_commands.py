@@ -15,7 +15,7 @@ import numpy as np
 from sltt_bench.data.download import all_or_nothing, already_there, fetch, unpack
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.images import class_folders
-from sltt_bench.data.source import SPLITS, Count, DataBundle, DataPlace, DataSource, Progress, Shape
+from sltt_bench.data.source import SPLITS, Count, DataBundle, DataPlace, DataSource, Modality, Progress, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +49,7 @@ class SpeechCommands(DataSource):
     window: ClassVar[int] = 400
     """Samples that a step's spectrum looks at: 25 ms."""
     classes: ClassVar[int] = 35
+    modality: ClassVar[Modality] = "speech"
     temporal: ClassVar[bool] = True
 
     @property

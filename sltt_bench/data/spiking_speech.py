@@ -21,6 +21,7 @@ from sltt_bench.data.source import (
     DataBundle,
     DataPlace,
     DataSource,
+    Modality,
     Progress,
     Shape,
 )
@@ -41,6 +42,7 @@ class SpikingSpeech(DataSource):
 
     tonic_name: ClassVar[str]
     """The class in tonic.datasets, which knows addresses and checksums."""
+    modality: ClassVar[Modality] = "speech"
     temporal: ClassVar[bool] = True
 
     @property

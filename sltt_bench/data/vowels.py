@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,6 +31,7 @@ class Vowels(DataSource):
 
     sample_shape: ClassVar[Shape] = (12, 1, 1)
     classes: ClassVar[int] = 9
+    modality: ClassVar[Modality] = "speech"
     temporal: ClassVar[bool] = True
 
     def check_timesteps(self, timesteps: int) -> str | None:
