@@ -14,6 +14,7 @@ import typer
 
 from sltt_bench import __version__
 from sltt_bench.lasting_output import LastingOutput
+from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
 app = typer.Typer(
     help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
@@ -205,8 +206,6 @@ def report(
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
 ) -> None:
     """Compare: tables, plots and a verdict on each claim, from any pile of result folders."""
-    from rich.console import Console
-
     from sltt_bench.report import make_report
 
     with _errors_explained():
@@ -214,7 +213,11 @@ def report(
         if missing:
             _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
         outcome = make_report(
-            results, out=out, baseline=baseline, formats=tuple(_comma_list(formats) or ()), console=Console()
+            results,
+            out=out,
+            baseline=baseline,
+            formats=tuple(_comma_list(formats) or ()),
+            console=make_console(),
         )
     if check and not outcome.claims_hold:
         raise typer.Exit(CELL_FAILED)
@@ -572,8 +575,14 @@ def _command_line() -> list[str]:
 # Errors -----------------------------------------------------------------------------------------
 
 
+def _print_error(text: str) -> None:
+    """Red on a terminal; not through click, which writes UTF-8 where a terminal says that it shows ASCII."""
+    red = sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    print(typer.style(text, fg=typer.colors.RED) if red else text, file=sys.stderr)
+
+
 def _fail(message: str) -> NoReturn:
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    _print_error(f"error: {printable(message)}")
     raise typer.Exit(WRONG_USAGE)
 
 
@@ -608,6 +617,7 @@ def _errors_explained() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the command `sltt-bench`."""
+    print_what_the_terminal_lacks_in_ascii()
     if "--debug" in sys.argv:
         _State.debug = True
     sys.stdout, sys.stderr = (cast(TextIO, LastingOutput(stream)) for stream in (sys.stdout, sys.stderr))
@@ -616,7 +626,7 @@ def main() -> None:
     except Exception as error:
         if _State.debug:
             raise
-        text: Any = " ".join(str(error).split()) or type(error).__name__
-        typer.secho(f"error: {text}", fg=typer.colors.RED, err=True)
-        typer.secho("This is a fault of sltt-bench; --debug before the command shows where.", err=True)
+        text: Any = printable(" ".join(str(error).split())) or type(error).__name__
+        _print_error(f"error: {text}")
+        _print_error("This is a fault of sltt-bench; --debug before the command shows where.")
         sys.exit(os.EX_SOFTWARE if hasattr(os, "EX_SOFTWARE") else 70)

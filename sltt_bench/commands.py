@@ -19,6 +19,7 @@ from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import Preflight, preflight
+from sltt_bench.printable import make_console
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER
 from sltt_bench.results.writer import RunFolder, read_provenance
@@ -58,7 +59,7 @@ def run_plans(
     from sltt_bench.report import print_run
     from sltt_bench.results.reader import read_results
 
-    console = Console(stderr=json_rows is not None)
+    console = make_console(stderr=json_rows is not None)
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
@@ -92,7 +93,7 @@ def run_plans(
             )
     except Interrupted as interruption:
         kept = f"what was measured is in {_listed(folders)}" if folders else "nothing was begun"
-        console.print(f"[yellow]interrupted by {interruption}; {kept}[/yellow]", soft_wrap=True)
+        console.print(f"[yellow]interrupted by {interruption}; {escape(kept)}[/yellow]", soft_wrap=True)
         console.print("[dim]--resume goes on from here[/dim]")
         return 128 + interruption.signal_number
     if json_rows is not None:
@@ -100,7 +101,9 @@ def run_plans(
         print(rows.replace("", None).to_json(orient="records", indent=1))
     elif folders:
         print_run(folders, console=console, baseline=baseline)
-        console.print(f"[dim]plots and verdicts: sltt-bench report {_listed(folders)}[/dim]", soft_wrap=True)
+        console.print(
+            f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
+        )
     return int(any(outcome.status != "ok" for outcome in outcomes))
 
 
@@ -171,7 +174,10 @@ def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
         return False
     checkpoint = finished_checkpoint(out, plan.recipe.name, plan.cells[0].cell_id)
     if checkpoint is not None:
-        console.print(f"[dim]{plan.recipe.name}: finished before, {checkpoint} is used[/dim]", soft_wrap=True)
+        console.print(
+            f"[dim]{plan.recipe.name}: finished before, {escape(str(checkpoint))} is used[/dim]",
+            soft_wrap=True,
+        )
     return checkpoint is not None
 
 
@@ -193,7 +199,9 @@ def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
         memory = preflight(measured)
     for cell in measured:
         if (reason := memory.too_large(cell)) is not None:
-            console.print(f"[yellow]warning: {escape(describe(cell))}: {reason}[/yellow]", soft_wrap=True)
+            console.print(
+                f"[yellow]warning: {escape(describe(cell))}: {escape(reason)}[/yellow]", soft_wrap=True
+            )
     return memory
 
 
@@ -225,11 +233,11 @@ def _listed(paths: Sequence[Path]) -> str:
 
 def show_plans(plans: list[Plan]) -> None:
     """The cells that a command would run."""
-    console = Console()
+    console = make_console()
     for plan in plans:
         table = Table(title=f"{plan.recipe.name}: {len(plan)} cells", title_justify="left")
         for heading in ("cell", "method", "backend", "seed", "T", "batch", "epochs", "overrides"):
-            table.add_column(heading)
+            table.add_column(heading, overflow="fold")
         for cell in plan:
             train = cell.recipe.train
             table.add_row(
@@ -240,11 +248,11 @@ def show_plans(plans: list[Plan]) -> None:
                 str(cell.recipe.timesteps),
                 str(train.batch_size),
                 str(train.epochs),
-                " ".join(f"{key}={value}" for key, value in cell.overrides.items()) or "–",
+                escape(" ".join(f"{key}={value}" for key, value in cell.overrides.items())) or "–",
             )
         console.print(table)
         for remark in (*plan.remarks, *plan.left_out):
-            console.print(f"[dim]{remark}[/dim]")
+            console.print(f"[dim]{escape(remark)}[/dim]")
 
 
 def show_list(what: str, *, as_json: bool = False) -> None:
@@ -262,7 +270,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     if as_json:
         _print_json({kind: rows[kind]() for kind in kinds})
         return
-    console = Console()
+    console = make_console()
     for kind in kinds:
         by_modality = sorted(rows[kind](), key=_modality)
         for modality, group in groupby(by_modality, key=_modality):
@@ -321,7 +329,7 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
     if as_json:
         _print_json(facts)
         return
-    console = Console()
+    console = make_console()
     table = Table.grid(padding=(0, 2))
     for subject, text in lines(facts):
         table.add_row(f"[bold]{escape(subject)}[/bold]", escape(text))
@@ -337,7 +345,7 @@ def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
     if as_json:
         _print_json([asdict(breach) for breach in breaches])
         return int(bool(breaches))
-    console = Console()
+    console = make_console()
     for rule in RULES:
         broken = [breach for breach in breaches if breach.rule == rule]
         console.print(f"{'[red]✗[/red]' if broken else '[green]✓[/green]'} [bold]{rule}[/bold]")
@@ -374,7 +382,7 @@ def doctor(*, as_json: bool = False) -> int:
     table = Table.grid(padding=(0, 2))
     for finding in findings:
         table.add_row(marks[finding.level], f"[bold]{finding.subject}[/bold]", escape(finding.text))
-    Console().print(table)
+    make_console().print(table)
     return int(any(finding.level == "fault" for finding in findings))
 
 
@@ -383,7 +391,7 @@ def doctor(*, as_json: bool = False) -> int:
 
 def prepare_data(name: str, data_dir: Path, split: str | None) -> None:
     """Get a data set and say what was done. Raises DataError."""
-    console = Console()
+    console = make_console()
     with data_progress(console) as progress:
         done = data.prepare(name, data_dir, progress, split=split)
     for sentence in done:
@@ -392,7 +400,7 @@ def prepare_data(name: str, data_dir: Path, split: str | None) -> None:
 
 def verify_data(name: str, data_dir: Path, split: str | None) -> int:
     """Show what is right and what is wrong with a data set; 1 if anything is wrong. Raises DataError."""
-    console = Console()
+    console = make_console()
     with data_progress(console) as progress:
         findings = data.verify(name, data_dir, progress, split=split)
     table = Table.grid(padding=(0, 2))

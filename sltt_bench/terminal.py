@@ -32,7 +32,7 @@ def run_display(console: Console, estimated: Mapping[str, int]) -> Iterator[Disp
 
     `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured.
     """
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console, estimated)
         return
     bars = _Bars(console, estimated)

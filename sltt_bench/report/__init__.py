@@ -59,6 +59,8 @@ def make_report(
     Files go to `out`, by default the folder `report` inside the first source. Raises ResultsError if a
     source is no folder, a format is unknown, or the report cannot be written.
     """
+    from rich.markup import escape
+
     from sltt_bench.report.assemble import assemble
     from sltt_bench.report.document import Context
     from sltt_bench.report.render import files
@@ -77,7 +79,9 @@ def make_report(
     target = out if out is not None else sources[0] / "report"
     written = files.write(report, frames, target, formats)
     if written:
-        console.print(f"[dim]report: {files.first_to_open(written)}[/dim]", soft_wrap=True, highlight=False)
+        console.print(
+            f"[dim]report: {escape(str(files.first_to_open(written)))}[/dim]", soft_wrap=True, highlight=False
+        )
     return ReportOutcome(report.verdicts, results.skipped, tuple(written))
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
 from sltt_bench.report.groups import (
     DIFFERENCE_WORDS,
@@ -74,7 +75,7 @@ def compare_sets(a: Path, b: Path, threshold: float, console: Console | None = N
     ResultsError if a folder cannot be read.
     """
     comparison = compare_groups(make_groups(read_results([a])), make_groups(read_results([b])), threshold)
-    print_comparison(comparison, console or Console())
+    print_comparison(comparison, console or make_console())
     return comparison
 
 

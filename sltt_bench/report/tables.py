@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Cell, Heading, Table, Tone
@@ -447,7 +448,9 @@ def run_summary(folders: Sequence[Path], *, console: Console, baseline: str = "b
     groups = make_groups(read_results(folders))
     for group in groups:
         console.print()
-        console.print(f"[bold]{group.key.recipe}[/bold]  [dim]{' · '.join(group.key.conditions())}[/dim]")
+        console.print(
+            f"[bold]{escape(group.key.recipe)}[/bold]  [dim]{escape(' · '.join(group.key.conditions()))}[/dim]"
+        )
         print_table(overview(group, baseline), console)
         if group.finished:
             print_table(every_figure(group, baseline), console)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
     BENCH_FILE,
     CELLS_FILE,
@@ -200,7 +201,7 @@ def _read_json_object(path: Path, damage: list[Skipped]) -> dict[str, Any] | Non
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_bytes())
+        value = _printable_values(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         damage.append(Skipped(str(path), f"cannot be read as JSON: {str(error)[:200]}"))
         return None
@@ -208,6 +209,14 @@ def _read_json_object(path: Path, damage: list[Skipped]) -> dict[str, Any] | Non
         damage.append(Skipped(str(path), "cannot be read: no JSON object"))
         return None
     return value
+
+
+def _printable_values(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): _printable_values(below) for key, below in value.items()}
+    return [_printable_values(below) for below in value] if isinstance(value, list) else value
 
 
 _PROVENANCE: dict[str, type] = {

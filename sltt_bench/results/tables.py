@@ -15,6 +15,7 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 
+from sltt_bench.printable import CONTROL, printable
 from sltt_bench.results.schema import (
     BENCH_FILE,
     CELL_KEY,
@@ -242,7 +243,10 @@ def _typed_column(text: "pd.Series[Any]", column: Column, file: str) -> tuple[An
     empty = (text == "").to_numpy()
     refused_empty = empty if column.name in NEEDED[file] else np.zeros(len(text), dtype=bool)
     if column.type == "str":
-        return text, refused_empty | _wrong_words(text, column)
+        wrong = refused_empty | _wrong_words(text, column)
+        if text.str.contains(CONTROL).any():
+            text = text.map(printable)
+        return text, wrong
     if column.type == "bool":
         lower = text.str.lower()
         wrong = refused_empty | (~lower.isin(["true", "false"]).to_numpy() & ~empty)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from sltt_bench.format import format_bytes
+from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
@@ -270,4 +271,4 @@ def _as_text(value: Any, column: Column) -> str:
         return str(int(value))
     if column.type == "float":
         return repr(float(value))
-    return " ".join(str(value).split())
+    return printable(" ".join(str(value).split()))

@@ -110,6 +110,7 @@ def _lines(axes: Axes, panel: Panel, looks: Mapping[str, Mapping[str, Any]]) -> 
     axes.set_xlabel(panel.x_label)
     if panel.logarithmic:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         style.plain_ticks(axes, "y")

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.text import Text
+from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
 
 from sltt_bench.report.document import Width
 
@@ -59,6 +61,7 @@ _RC: Any = {
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
     "xtick.color": SOFT_INK,
     "ytick.color": SOFT_INK,
     "xtick.labelsize": 7,
@@ -174,6 +177,30 @@ def files(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
 
     `Figure.savefig` would lay the figure out anew for each kind; here that is done once.
     """
+    with warnings.catch_warnings():  # letters that the font lacks are boxes in a PNG and text in an SVG
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+        return _drawn(figure, kinds)
+
+
+def _shorten_words(figure: Figure) -> None:
+    """A name longer than a line leaves no room for what is drawn: its middle is cut out."""
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_text(_with_short_words(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = axis.get_major_formatter()
+            if isinstance(labels, FixedFormatter):
+                labels.seq = [_with_short_words(label) for label in labels.seq]
+
+
+def _with_short_words(text: str) -> str:
+    return re.sub(r"(\S{20})\S{5,}(\S{8})", r"\1…\2", text)
+
+
+def _drawn(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
+    _shorten_words(figure)
     if layout := figure.get_layout_engine():
         layout.execute(figure)
         figure.set_layout_engine("none")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from sltt_bench.printable import printable
 from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.render import html, latex, markdown
@@ -28,21 +29,21 @@ def write(
     contents: dict[str, bytes] = {}
     if "csv" in formats:
         for name, frame in frames.items():
-            contents[name] = frame.to_csv(index=False).encode()
+            contents[name] = printable(frame.to_csv(index=False)).encode()
     drawings = draw_all(figures_of(report), formats)
     for (name, width, kind), content in drawings.items():
         if kind in formats:
             contents[figure_path(name, width, kind)] = content
     if "html" in formats:
         svgs = {(name, width): svg.decode() for (name, width, kind), svg in drawings.items() if kind == "svg"}
-        contents["report.html"] = html.render(report, svgs).encode()
+        contents["report.html"] = printable(html.render(report, svgs)).encode()
     if "markdown" in formats:
         shown = next((kind for kind in ("png", "svg") if kind in formats), None)
         pictures = {name: figure_path(name, "double", shown) for name, _, _ in drawings} if shown else {}
-        contents["report.md"] = markdown.render(report, pictures).encode()
+        contents["report.md"] = printable(markdown.render(report, pictures)).encode()
     if "latex" in formats:
         for table, conditions in _tables_of(report):
-            contents[f"{LATEX_FOLDER}/{table.name}.tex"] = latex.table(table, conditions).encode()
+            contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
     try:
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

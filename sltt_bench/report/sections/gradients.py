@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
@@ -109,7 +110,9 @@ def analysis_summary(folders: Sequence[Path], *, console: Console) -> None:
     """Print what an analysis found: the figures of each point of its grid."""
     for family in find_families(read_results(folders)):
         console.print()
-        console.print(f"[bold]{family.recipe}[/bold]  [dim]{' · '.join(family.conditions)}[/dim]")
+        console.print(
+            f"[bold]{escape(family.recipe)}[/bold]  [dim]{escape(' · '.join(family.conditions))}[/dim]"
+        )
         print_table(_overview(family, family.recipe), console)
 
 

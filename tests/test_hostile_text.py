@@ -1,0 +1,159 @@
+"""The tool's own text as markup, and terminals that can show little: printed as it is, everywhere."""
+
+import io
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from result_builder import MIB, RECIPE, HandmadeRun, varied
+from typer.testing import CliRunner
+
+from sltt_bench import cli
+from sltt_bench.printable import make_console, printable
+
+NAMES = {
+    "brackets": "a[b]c",
+    "markup": "[/dim]x[bold]",
+    "dollars": "a$b$c_{x",
+    "one dollar": "a$b",
+    "an escape": "a\x1b[31mb",
+    "non-Latin letters": "数字-γ",
+    "LaTeX": r"a\b{c}%&#~^_",
+    "HTML": "<script>alert(1)</script>&amp;",
+    "Markdown": "a|b*c*_d_",
+    "an emoji's name": "x:smile:",
+    "right to left": "a\u202eb",
+    "80 characters": "n" * 80,
+}
+
+
+def hostile_run(folder: Path, name: str) -> Path:
+    run = HandmadeRun(folder)
+    for method in ("bptt", name):
+        for seed in (0, 1):
+            run.cell(
+                method, seed, train_s=[5.0, 2.0], top1=[0.2, 0.5], peak_tensor_bytes=4 * MIB,
+                recipe=varied(RECIPE, name=name, description=name),
+            )  # fmt: skip
+    return run.path
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_a_name_is_printed_as_it_is_in_every_format(case: str, tmp_path: Path) -> None:
+    name = NAMES[case]
+    folder = hostile_run(tmp_path / name.replace("/", "-") / "r", name)
+    formats = "terminal,csv,markdown,html,latex" + (
+        ",svg" if case in ("dollars", "an escape", "HTML") else ""
+    )
+    result = CliRunner().invoke(
+        cli.app,
+        ["report", str(folder), "--out", str(tmp_path / "out"), "--format", formats],
+        env={"COLUMNS": "120"},
+    )
+    assert result.exit_code == 0, result.exception
+    shown = printable(name)
+    assert shown in result.output
+    files = {path.name: path for path in (tmp_path / "out").rglob("*.*")}
+    assert shown in files["summary.csv"].read_text()
+    page = files["report.html"].read_text()
+    assert "<script>alert" not in page
+    for path in files.values():
+        assert "\x1b" not in path.read_text()
+        assert "\u202e" not in path.read_text()
+        if path.suffix == ".svg":
+            words = [element.text for element in ET.parse(path).iter() if element.text]
+            assert shown in " ".join(words), "drawn letter by letter as it is"
+    (table, *_) = (path.read_text() for path in files.values() if path.suffix == ".tex")
+    for letter in "$%#&_{}":
+        assert table.count("\\" + letter) >= shown.count(letter)
+
+
+@pytest.mark.parametrize("case", NAMES)
+def test_folders_and_arguments_are_printed_as_they_are(case: str, tmp_path: Path) -> None:
+    name = NAMES[case].replace("/", "-")
+    for arguments, code in (
+        (["report", str(tmp_path / name)], 2),
+        (["show", name], 2),
+        (["run", "digits", "--method", name], 2),
+        (["run", "digits", "--dry-run", "--set", f"description='{name}'"], 2 if "\x1b" in name else 0),
+        (["run", "digits", "--set", f"{name}=1"], 2),
+        (["list", name], 2),
+        (["compare", str(tmp_path / name), str(tmp_path)], 2),
+    ):
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == code, (arguments, result.exception)
+        assert "\x1b" not in result.output
+        assert "Traceback" not in result.output
+
+
+def test_a_console_prints_names_and_not_what_they_could_mean() -> None:
+    stream = io.StringIO()
+    make_console(file=stream, width=80).print("x:smile: a\x1b[2Jb c\rd e\u202ef")
+    assert stream.getvalue() == "x:smile: a\\x1b[2Jb c\\rd e\\u202ef\n"
+
+
+ASCII_COMMANDS = {
+    "--help": "Usage",
+    "list": "sltt-kN",
+    "list recipes": "digits",
+    "show digits": "handwritten",
+    "run digits --dry-run": "digits: 3 cells",
+    "run digits --method sltt-k9": "1 <= K <= T",
+    "run digit": "did you mean",
+    "report RESULTS --format terminal": "bptt",
+    "report nowhere": "no such folder",
+    "compare RESULTS RESULTS": "",
+    "data verify digits": "",
+}
+
+
+@pytest.mark.parametrize("command", ASCII_COMMANDS)
+@pytest.mark.parametrize(("encoding", "columns"), [("ascii", "40"), ("cp1252", "20")])
+def test_a_terminal_without_the_letters_gets_others(
+    command: str, encoding: str, columns: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "RESULTS" in command:
+        hostile_run(tmp_path / "r", "γ-→")
+    written = io.BytesIO()
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(written, encoding=encoding, write_through=True))
+    monkeypatch.setattr(sys, "argv", ["sltt-bench", *command.replace("RESULTS", str(tmp_path)).split()])
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("TERM", "dumb")
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    output = written.getvalue().decode(encoding)
+    assert ended.value.code in (0, 2), output
+    assert "Traceback" not in output
+    if encoding == "ascii":
+        assert ASCII_COMMANDS[command] in " ".join(output.split())
+
+
+def test_a_run_on_the_poorest_of_terminals(tmp_path: Path) -> None:
+    """No home, no letters, no colours, 40 columns, and a folder that looks like markup."""
+    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "LANG", "LC_ALL")}
+    environment |= {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "40"}
+    out = tmp_path / "results [/dim] $x$ γ"
+    command = [
+        sys.executable,
+        "-m",
+        "sltt_bench",
+        "run",
+        "digits",
+        "--smoke",
+        "--method",
+        "sltt",
+        "--device",
+        "cpu",
+    ]
+    done = subprocess.run(
+        [*command, "--no-estimate", "--out", str(out)], capture_output=True, env=environment, timeout=300
+    )
+    output = done.stdout.decode("ascii")
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stderr == b""
+    assert "results [/dim] $x$ ?" in output
+    assert len(list(out.glob("digits/*/cells.csv"))) == 1
