@@ -1,13 +1,169 @@
-"""What is private in torch, each use in one function with a contract test: a new torch breaks this file alone."""
+"""Everything that this package uses of torch beyond its documented interface, each with a test of its contract.
+
+A torch that changes one of these breaks this file, at import or in tests/test_torch_internals.py, and nothing
+else. Supported are torch 2.6 and newer.
+"""
 
 import inspect
+import sys
 from collections.abc import Iterator
-from types import FunctionType
+from pathlib import Path
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
-from torch import _compile
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, _compile, nn
+
+try:
+    from torch._subclasses.fake_tensor import (
+        FakeTensor,
+        FakeTensorMode,
+        in_kernel_invocation_manager,
+        unset_fake_temporarily,
+    )
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+except ImportError as error:
+    raise ImportError(
+        f"torch {torch.__version__} has moved a part that sltt-bench needs ({error}); "
+        "use a torch that this version of sltt-bench names, or a newer sltt-bench"
+    ) from error
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "as_fake_tensor",
+    "autograd_nodes_made",
+    "called_by_autograd_engine",
+    "dtype_asked_of_to",
+    "empty_meta_tensor",
+    "fake_device",
+    "in_kernel_invocation_manager",
+    "inside_backward",
+    "leave_compiler_unloaded",
+    "module_hooks",
+    "result_of",
+    "running_backward_pass",
+    "running_node_number",
+    "saved_by",
+    "storage_address",
+    "times_changed",
+    "tree_leaves",
+    "unset_fake_temporarily",
+    "zero_all",
+]
+
+
+# Autograd ---------------------------------------------------------------------------------------
+
+
+def running_backward_pass() -> int:
+    """A number for the backward pass that runs in this thread, another for each; −1 outside of one."""
+    return torch._C._current_graph_task_id()
+
+
+def inside_backward() -> bool:
+    """Whether a backward pass runs in this thread."""
+    return running_backward_pass() != -1
+
+
+def running_node_number() -> int:
+    """The number of the autograd node that runs in this thread, in the order of creation; −1 outside."""
+    node = torch._C._current_autograd_node()
+    return -1 if node is None else node._sequence_nr()
+
+
+def autograd_nodes_made() -> int:
+    """How many autograd nodes this thread has made: the next one's number."""
+    return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined,no-any-return]
+
+
+def called_by_autograd_engine(file: str) -> bool:
+    """Whether the operation that a dispatch mode in `file` is given comes from the engine of a backward pass
+    itself, not from Python code that the pass runs."""
+    wrappers = (file, *_WRAPPERS)
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller.f_code.co_filename.startswith(wrappers):
+        caller = caller.f_back
+    return caller is None or caller.f_code.co_name == "_engine_run_backward"
+
+
+_WRAPPERS = tuple(str(Path(torch.__file__).parent / part) for part in ("_compile.py", "_dynamo"))
+"""What torch puts between a dispatch mode and who called the operation."""
+
+
+def saved_by(node: Any, name: str) -> Any:
+    """What an autograd node saved for its backward pass under `name`, e.g. "self" or "stride"."""
+    return getattr(node, f"_saved_{name}")
+
+
+def result_of(node: Any) -> Any:
+    """Shape and type of an autograd node's first result."""
+    return node._input_metadata[0]
+
+
+# Storages and modules ---------------------------------------------------------------------------
+
+
+def storage_address(tensor: Tensor | torch.UntypedStorage) -> int:
+    """What tells a living storage from every other one, that of fake tensors included."""
+    storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else tensor
+    address: int = storage._cdata
+    return address
+
+
+def zero_all(tensors: list[Tensor]) -> None:
+    """Set every element of every tensor to 0, on a GPU in few launches."""
+    torch._foreach_zero_(tensors)
+
+
+def times_changed(tensor: Tensor) -> int:
+    """How often a tensor was changed in place: what autograd compares before it uses a saved one."""
+    return tensor._version
+
+
+def dtype_asked_of_to(*args: Any, **kwargs: Any) -> torch.dtype | None:
+    """The type that the arguments of `Module.to` ask for; None if only a device or a format."""
+    dtype: torch.dtype | None = torch._C._nn._parse_to(*args, **kwargs)[1]
+    return dtype
+
+
+def module_hooks() -> Any:
+    """torch's module of hooks that see every layer of every network."""
+    return nn.modules.module
+
+
+# Fake tensors -----------------------------------------------------------------------------------
+
+
+def empty_meta_tensor(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor on the device "meta" that no dispatch mode sees being made."""
+    with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+
+
+def fake_device(attributes: dict[str, Any]) -> torch.device:
+    """The device among a fake tensor's attributes, by its name in older and in newer versions."""
+    device: torch.device = attributes["fake_device" if "fake_device" in attributes else "_fake_device"]
+    return device
+
+
+def as_fake_tensor(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any]) -> FakeTensor:
+    """What FakeTensor(mode, meta, device) returns, in a fifth of the time.
+
+    `attributes` are those of a fake tensor of the same looks, but for the mode that it belongs to.
+    """
+    device = fake_device(attributes)
+    tensor = Tensor._make_subclass(
+        FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
+    )
+    torch._C._set_throw_on_mutable_data_ptr(tensor)  # type: ignore[attr-defined]
+    tensor.__dict__.update(attributes, fake_mode=mode)
+    return tensor
+
+
+# The compiler ------------------------------------------------------------------------------------
 
 
 def leave_compiler_unloaded() -> None:

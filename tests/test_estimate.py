@@ -2,18 +2,19 @@
 
 import csv
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from typer.testing import CliRunner
 
+from sltt_bench import methods
 from sltt_bench.cli import app
 from sltt_bench.estimate.estimates import Estimate, LayerWork, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU, GPUError, find_gpu, known_gpus, time_lower_bound_s
@@ -25,18 +26,19 @@ from sltt_bench.estimate.search import (
     with_batch_size,
     with_timesteps,
 )
+from sltt_bench.estimate.trace import MOST_CHOICES, choices_to_trace, trace_iteration, trace_memory
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
+from sltt_bench.measure.fake_tensors import Executing
+from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import Work
-from sltt_bench.measure.tensor_bytes import Cause, TensorBytes
-from sltt_bench.measure.traced_iteration import Executing, late_draw_seed, trace_iteration, trace_memory
-from sltt_bench.neurons import reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
 from sltt_bench.runner import Interrupted
 from sltt_bench.terminal import _Count
+from sltt_bench.torch_internals import FakeTensorMode
 from tests import plugin
 
 MakeCell = Callable[..., Cell]
@@ -55,22 +57,32 @@ FAMILIES = {
 }
 
 
-def counted_peak(cell: Cell) -> tuple[int, dict[Cause, int]]:
-    """Peak of a real iteration of the cell on the CPU, its first iteration left out."""
+def counted(cell: Cell, steps: Collection[int] | None = None) -> IterationMemory:
+    """A real iteration of the cell on the CPU, its first iteration left out, at a choice of `steps`."""
     subject = assemble(cell, torch.device("cpu"), make_backend(cell))
     subject.network.train()
     recipe = cell.recipe
     batch = recipe.train.batch_size
-    steps = (recipe.timesteps,) if recipe.data.temporal else ()
-    x = torch.rand(batch, *steps, *recipe.data.sample_shape)
+    time_axis = (recipe.timesteps,) if recipe.data.temporal else ()
+    x = torch.rand(batch, *time_axis, *recipe.data.sample_shape)
     labels = torch.randint(recipe.data.classes, (batch,))
-    subject.training_iteration(x, labels)
-    subject.optimizer.zero_grad(set_to_none=True)
-    reset_state(subject.network)
-    subject.generator.manual_seed(late_draw_seed(recipe.timesteps))
-    with TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as counter:
+    if steps is not None:
+        assert isinstance(subject.method, methods.ChoosesSteps)
+        subject.method = subject.method.at(steps)
+
+    def iterate() -> None:
         subject.training_iteration(x, labels)
-    return counter.peak, counter.peak_by_cause
+
+    network = subject.network
+    return count_iteration(iterate, network, [x, labels], optimizer=subject.optimizer, warm_up=iterate)
+
+
+def costliest(cell: Cell) -> IterationMemory:
+    """The real iteration with the largest peak, of all choices of steps that the cell's method has."""
+    if cell.k is None:
+        return counted(cell)
+    choices = combinations(range(cell.recipe.timesteps), cell.k)
+    return max((counted(cell, steps) for steps in choices), key=lambda memory: memory.peak_bytes)
 
 
 # Memory -----------------------------------------------------------------------------------------
@@ -87,10 +99,44 @@ def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
     recipe, overrides = FAMILIES[family]
     steps = {"timesteps": 2 if "nf" in family else 3} | overrides
     cell = smoke_cell(method, recipe=recipe, train__precision="fp32", **steps)
-    trace = trace_memory(cell, "cpu")
-    peak, by_cause = counted_peak(cell)
-    assert trace.peak_bytes == peak
-    assert trace.peak_by_cause == by_cause
+    estimated, measured = trace_memory(cell, "cpu"), costliest(cell)
+    assert estimated.peak_bytes == measured.peak_bytes
+    assert sum(estimated.peak_by_cause.values()) == estimated.peak_bytes
+    if cell.k is None:
+        assert estimated.peak_by_cause == measured.peak_by_cause
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "method", "backend"),
+    [
+        ("recurrent mlp, row by row", {"timesteps": 8}, "sltt-k2", "reference"),
+        ("recurrent mlp, row by row", {"timesteps": 8}, "sltt-k5", "reference"),
+        ("mlp, loss on the last step", {"timesteps": 10}, "sltt-k2", "reference"),
+        ("cnn", {"timesteps": 6}, "sltt-k3", "reference"),
+        ("cnn", {"timesteps": 6}, "sltt-k2", "native"),
+    ],
+)
+def test_no_draw_of_steps_needs_more_than_is_estimated(
+    smoke_cell: MakeCell, family: str, overrides: dict[str, Any], method: str, backend: str
+) -> None:
+    recipe, shape = FAMILIES[family]
+    cell = smoke_cell(method, recipe=recipe, train__precision="fp32", **(shape | overrides))
+    cell = replace(cell, backend=backend)
+    assert cell.k is not None
+    draws = list(combinations(range(cell.recipe.timesteps), cell.k))
+    assert len(draws) > MOST_CHOICES
+    peaks = {steps: counted(cell, steps).peak_bytes for steps in draws}
+    assert len(set(peaks.values())) > 1, "the draw makes no difference: nothing is tested"
+    assert trace_memory(cell, "cpu").peak_bytes == max(peaks.values())
+
+
+def test_all_choices_of_steps_are_traced_where_they_are_few() -> None:
+    assert sorted(choices_to_trace(4, 1)) == [(0,), (1,), (2,), (3,)]
+    assert sorted(choices_to_trace(4, 2)) == list(combinations(range(4), 2))
+    many = choices_to_trace(20, 4)
+    assert len(set(many)) == MOST_CHOICES
+    assert all(len(set(steps)) == 4 and set(steps) <= set(range(20)) for steps in many)
+    assert {(16, 17, 18, 19), (0, 1, 2, 3), (0, 17, 18, 19), (0, 5, 10, 15)} <= set(many)
 
 
 def test_every_shipped_recipe_is_of_a_family_that_is_tested() -> None:
@@ -109,8 +155,8 @@ def test_mixed_precision_is_respected(smoke_cell: MakeCell, family: str, method:
 
     def peak(precision: str) -> int:
         cell = smoke_cell(method, recipe=recipe, timesteps=2, train__precision=precision, **overrides)
-        estimated = trace_iteration(cell, "cpu").peak_bytes
-        assert estimated == pytest.approx(counted_peak(cell)[0], rel=0.01)
+        estimated = trace_iteration(cell, "cpu").memory.peak_bytes
+        assert estimated == pytest.approx(costliest(cell).peak_bytes, rel=0.01)
         return estimated
 
     assert peak("bf16") < peak("fp32")
@@ -135,7 +181,7 @@ def test_backends_are_estimated_as_they_run(
     recipe, overrides = FAMILIES[family]
     cell = smoke_cell(method, recipe=recipe, timesteps=4, train__precision="fp32", **overrides)
     estimated = trace_memory(replace(cell, backend=backend), "cpu").peak_bytes
-    assert estimated == pytest.approx(counted_peak(replace(cell, backend=backend))[0], rel=0.01)
+    assert estimated == pytest.approx(costliest(replace(cell, backend=backend)).peak_bytes, rel=0.01)
     if backend == "native":
         assert estimated < trace_memory(cell, "cpu").peak_bytes
 
@@ -143,14 +189,14 @@ def test_backends_are_estimated_as_they_run(
 def test_what_only_real_tensors_can_be_compiled_into_is_estimated_without(smoke_cell: MakeCell) -> None:
     def peak(**options: bool) -> int:
         cell = replace(smoke_cell("sltt", **options), backend="native")
-        return trace_iteration(cell, "cuda").peak_bytes
+        return trace_iteration(cell, "cuda").memory.peak_bytes
 
     assert peak(native__compile=True) == peak(native__cuda_graph=True) == peak()
 
 
 def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
     def peaks(method: str) -> list[int]:
-        return [trace_iteration(smoke_cell(method, timesteps=t), "cuda").peak_bytes for t in (2, 4, 8)]
+        return [trace_iteration(smoke_cell(method, timesteps=t), "cuda").memory.peak_bytes for t in (2, 4, 8)]
 
     two, four, eight = peaks("bptt")
     assert len(set(peaks("sltt"))) == 1
@@ -161,12 +207,6 @@ def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
 def test_no_memory_is_used_for_what_is_estimated(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("bptt", train__batch_size=10**9)
     assert trace_memory(cell, "cuda").peak_bytes > 2**41, "more than any machine has"
-
-
-def test_slttk_is_estimated_at_a_draw_that_ends_with_the_last_step() -> None:
-    for timesteps in (1, 2, 6, 20):
-        generator = torch.Generator().manual_seed(late_draw_seed(timesteps))
-        assert torch.randperm(timesteps, generator=generator)[0] == timesteps - 1
 
 
 # Remembered operations --------------------------------------------------------------------------
@@ -242,7 +282,7 @@ def test_a_trace_from_memory_is_torchs_own(
     cell = replace(smoke_cell(method, recipe=recipe, timesteps=2, **overrides), backend=backend)
     remembered = trace_iteration(cell, "cuda")
     monkeypatch.setattr(
-        "sltt_bench.measure.traced_iteration.RememberedOperations",
+        "sltt_bench.measure.fake_tensors.RememberedOperations",
         lambda mode: lambda func, args, kwargs: func(*args, **kwargs),
     )
     assert remembered == trace_iteration(cell, "cuda")
@@ -357,15 +397,18 @@ def test_the_peak_at_another_batch_follows_from_two_traces(smoke_cell: MakeCell,
     peak_at = predicted_peaks(cell, "cuda")
     assert peak_at is not None
     for batch_size in (2, 16, 100):
-        assert peak_at(batch_size) == trace_iteration(with_batch_size(cell, batch_size), "cuda").peak_bytes
+        assert (
+            peak_at(batch_size)
+            == trace_iteration(with_batch_size(cell, batch_size), "cuda").memory.peak_bytes
+        )
 
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_memory_alone_is_traced_as_in_a_whole_trace(smoke_cell: MakeCell, backend: str) -> None:
     cell = replace(smoke_cell("sltt-k2"), backend=backend)
     memory, whole = trace_memory(cell, "cuda"), trace_iteration(cell, "cuda")
-    assert memory.changes == whole.changes
-    assert memory.peak_by_cause == whole.peak_by_cause
+    assert memory.changes == whole.memory.changes
+    assert memory.peak_by_cause == whole.memory.peak_by_cause
 
 
 def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bisection(
@@ -380,7 +423,7 @@ def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bis
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
 def test_the_largest_batch_fits_and_the_next_does_not(smoke_cell: MakeCell, method: str) -> None:
     cell = smoke_cell(method)
-    room = trace_iteration(with_batch_size(cell, 77), "cuda").peak_bytes
+    room = trace_iteration(with_batch_size(cell, 77), "cuda").memory.peak_bytes
     assert largest_batch_size(cell, "cuda", room) == 77
     assert largest_batch_size(cell, "cuda", room - 1) == 76
     assert largest_batch_size(cell, "cuda", 10) == 0
@@ -389,24 +432,27 @@ def test_the_largest_batch_fits_and_the_next_does_not(smoke_cell: MakeCell, meth
 
 def test_the_largest_t_fits_and_the_next_does_not(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("bptt")
-    room = trace_iteration(with_timesteps(cell, 11), "cuda").peak_bytes
+    room = trace_iteration(with_timesteps(cell, 11), "cuda").memory.peak_bytes
     assert largest_timesteps(cell, "cuda", room) == 11
     assert largest_timesteps(cell, "cuda", room - 1) == 10
-    assert largest_timesteps(cell, "cuda", trace_iteration(with_timesteps(cell, 1), "cuda").peak_bytes) == 1
+    assert (
+        largest_timesteps(cell, "cuda", trace_iteration(with_timesteps(cell, 1), "cuda").memory.peak_bytes)
+        == 1
+    )
     assert largest_timesteps(cell, "cuda", 10) == 0
 
 
 def test_for_a_method_that_is_flat_in_t_there_is_no_largest_t(smoke_cell: MakeCell) -> None:
     for method, bytes_a_step in (("sltt", 0), ("sltt-k2", 8)):  # SLTT-K's draw is a number for each step
         cell = smoke_cell(method)
-        room = trace_iteration(with_timesteps(cell, 4), "cuda").peak_bytes + 60 * bytes_a_step
+        room = trace_iteration(with_timesteps(cell, 4), "cuda").memory.peak_bytes + 60 * bytes_a_step
         assert largest_timesteps(cell, "cuda", room) is None
         assert largest_timesteps(cell, "cuda", 10) == 0
 
 
 def test_inputs_with_a_time_axis_limit_t_for_every_method(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("sltt", recipe="sequential-digits")
-    room = trace_iteration(with_timesteps(cell, 9), "cuda").peak_bytes
+    room = trace_iteration(with_timesteps(cell, 9), "cuda").memory.peak_bytes
     assert largest_timesteps(cell, "cuda", room) == 9
 
 

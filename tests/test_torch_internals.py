@@ -1,9 +1,177 @@
-"""What is private in torch still is what `torch_internals` takes it for."""
+"""The contract of each part of torch beyond its documented interface: a new torch that breaks one fails here."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+
+import sltt_bench
+from sltt_bench import torch_internals
+from sltt_bench.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    as_fake_tensor,
+    autograd_nodes_made,
+    called_by_autograd_engine,
+    dtype_asked_of_to,
+    empty_meta_tensor,
+    in_kernel_invocation_manager,
+    inside_backward,
+    module_hooks,
+    running_backward_pass,
+    running_node_number,
+    storage_address,
+    tree_leaves,
+    unset_fake_temporarily,
+    zero_all,
+)
+
+PRIVATE = re.compile(
+    r"torch\._[a-z]|torch\._C|torch\.\w+\._|from torch\.?\S*\._|\._cdata|_sequence_nr|_make_subclass"
+)
+
+
+def test_nothing_else_of_the_package_uses_what_torch_does_not_document() -> None:
+    package = Path(sltt_bench.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name != "torch_internals.py":
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                assert not PRIVATE.search(line), f"{path.relative_to(package)}:{number}: {line.strip()}"
+
+
+def test_a_backward_pass_has_a_number_of_its_own() -> None:
+    numbers: list[int] = []
+
+    def note(gradient: Tensor) -> None:
+        assert inside_backward()
+        numbers.append(running_backward_pass())
+
+    w = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        product = w * 2
+        product.register_hook(note)
+        product.sum().backward()
+    assert not inside_backward()
+    assert len(set(numbers)) == 2
+    assert running_backward_pass() == -1
+
+
+def test_nodes_are_numbered_in_the_order_in_which_they_are_made() -> None:
+    class NodeNumber(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten.cos.default:  # what the derivative of sin asks for
+                numbers.append(running_node_number())
+            return func(*args, **(kwargs or {}))
+
+    numbers: list[int] = []
+    w = torch.ones(2, requires_grad=True)
+    before = autograd_nodes_made()
+    first = w.sin()
+    between = autograd_nodes_made()
+    second = first.sin()
+    with NodeNumber():
+        second.sum().backward()
+    last, earlier = numbers
+    assert before <= earlier < between <= last
+    assert running_node_number() == -1
+
+
+def test_what_the_engine_adds_is_told_from_what_python_adds() -> None:
+    calls: list[bool] = []
+
+    class Additions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is torch.ops.aten.add.Tensor:
+                calls.append(called_by_autograd_engine(__file__.replace("test_torch", "none")))
+            return func(*args, **(kwargs or {}))
+
+    w = torch.ones(2, requires_grad=True)
+    v = w * 1
+    loss = (v * 2).sum() + (v * 3).sum()
+    with Additions():
+        loss.backward()  # the engine adds the two gradients of v
+        by_engine = len(calls)
+        torch.ones(1) + torch.ones(1)
+    assert by_engine == 1
+    assert calls == [True, False]
+
+
+def test_a_storage_has_one_address_and_views_share_it() -> None:
+    a, b = torch.zeros(4), torch.zeros(4)
+    assert storage_address(a) == storage_address(a[1:]) == storage_address(a.untyped_storage())
+    assert storage_address(a) != storage_address(b)
+    with FakeTensorMode():
+        fake = torch.zeros(4)
+        assert storage_address(fake) == storage_address(fake[1:]) != storage_address(torch.zeros(4))
+
+
+def test_the_type_that_module_to_is_asked_for_is_found() -> None:
+    assert dtype_asked_of_to("cpu") is None
+    assert dtype_asked_of_to(torch.float64) == dtype_asked_of_to("cpu", torch.float64) == torch.float64
+    assert dtype_asked_of_to(memory_format=torch.channels_last) is None
+
+
+def test_many_tensors_are_zeroed_at_once() -> None:
+    tensors = [torch.ones(2), torch.ones(3, 1)]
+    zero_all(tensors)
+    assert not any(bool(tensor.any()) for tensor in tensors)
+
+
+def test_hooks_of_all_modules_see_every_layer() -> None:
+    entered: list[nn.Module] = []
+    handle = module_hooks().register_module_forward_pre_hook(lambda module, args: entered.append(module))
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(1, 2))
+    handle.remove()
+    layer(torch.ones(1, 2))
+    assert entered == [layer]
+
+
+def test_a_fake_tensor_is_made_as_torch_makes_it() -> None:
+    with FakeTensorMode() as mode:
+        made = torch.empty_strided((2, 3), (3, 1), dtype=torch.float16)
+        attributes = {name: value for name, value in vars(made).items() if name != "fake_mode"}
+        again = as_fake_tensor(mode, empty_meta_tensor(torch.Size((2, 3)), (3, 1), torch.float16), attributes)
+        assert type(again) is FakeTensor
+        assert (again.device, again.dtype, again.shape) == (made.device, torch.float16, made.shape)
+        assert sorted(vars(again)) == sorted(vars(made))
+        assert (again + made).shape == (2, 3)
+        with in_kernel_invocation_manager(mode):
+            assert torch.as_strided(again, (3,), (1,), 0).device.type == "meta"
+        with unset_fake_temporarily():
+            assert type(torch.zeros(1)) is Tensor
+        assert type(torch.zeros(1)) is FakeTensor
+
+
+def test_an_empty_meta_tensor_is_seen_by_no_dispatch_mode() -> None:
+    seen: list[object] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        meta = empty_meta_tensor(torch.Size((2,)), (1,), torch.float32)
+    assert meta.device.type == "meta"
+    assert not seen
+
+
+def test_the_leaves_of_nested_containers_are_found() -> None:
+    assert tree_leaves([{"a": 1, "b": [2, (3,)]}, 4]) == [1, 2, 3, 4]
+
+
+def test_a_torch_without_a_part_is_named_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch._subclasses.fake_tensor.in_kernel_invocation_manager")
+    source = Path(torch_internals.__file__).read_text(encoding="utf-8")
+    with pytest.raises(ImportError, match=re.escape(f"torch {torch.__version__} has moved a part")):
+        exec(compile(source, torch_internals.__file__, "exec"), {"__name__": "again"})
+
 
 WITHOUT_COMPILER = """
 import sys

@@ -1,6 +1,5 @@
 """Two figures of a training iteration: its peak of live tensor bytes, and its time beside another's."""
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -8,11 +7,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sltt_bench.bench.competitors import Competitor, Made, Problem
-from sltt_bench.measure.tensor_bytes import TensorBytes
-from sltt_bench.measure.traced_iteration import modules_stay_where_they_are
+from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
+from sltt_bench.measure.iteration_memory import count_iteration
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
@@ -33,19 +31,15 @@ def peak_bytes(
     """
     with _fake_tensors() if fake else nullcontext():
         made = competitor.make(problem)
-        made.short_iteration()
-        made.network.zero_grad(set_to_none=True)
-        gc.collect()
-        with TensorBytes(made.batch, network=made.network) as counted:
-            made.iteration()
+        memory = count_iteration(made.iteration, made.network, made.batch, warm_up=made.short_iteration)
     if ran is not None:
         ran[competitor.name] = made.provenance()
-    return counted.peak
+    return memory.peak_bytes
 
 
 @contextmanager
 def _fake_tensors() -> Iterator[None]:
-    with FakeTensorMode(allow_non_fake_inputs=True), modules_stay_where_they_are():
+    with fake_tensors(), modules_stay_where_they_are():
         yield
 
 

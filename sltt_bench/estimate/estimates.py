@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import Limits, find_limits
+from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
 from sltt_bench.measure.operations import Operations, Phase
 from sltt_bench.measure.tensor_bytes import Cause
-from sltt_bench.measure.traced_iteration import DeviceType, Trace, trace_iteration
 from sltt_bench.plan import Cell
 
 
@@ -88,8 +88,8 @@ def estimate_cell(
         device_type=device_type,
         precision=trace.precision,
         parameters=trace.parameters,
-        peak_bytes=trace.peak_bytes,
-        peak_by_cause=trace.peak_by_cause,
+        peak_bytes=trace.memory.peak_bytes,
+        peak_by_cause=trace.memory.peak_by_cause,
         layers=layer_work(trace, first_step(cell, device_type)),
         forward_multiply_adds=_multiply_adds(trace.operations, "forward"),
         backward_multiply_adds=_multiply_adds(trace.operations, "backward"),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sltt_bench import methods
-from sltt_bench.measure.traced_iteration import DeviceType, trace_memory
+from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.plan import Cell
 
 LONGEST = 64

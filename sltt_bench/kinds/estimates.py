@@ -7,9 +7,9 @@ import torch
 
 from sltt_bench.estimate.estimates import Estimate, estimate_cell
 from sltt_bench.estimate.gpus import GPU
+from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure.tensor_bytes import Cause
-from sltt_bench.measure.traced_iteration import DeviceType, trace_memory
 from sltt_bench.plan import Cell
 from sltt_bench.results.schema import ESTIMATES_FILE
 

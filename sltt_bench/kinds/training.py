@@ -22,7 +22,7 @@ from sltt_bench.measure.gpu_support import (
     unusable_text,
     why_unusable,
 )
-from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.measure.iteration_memory import count_iteration
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve, set_float32_arithmetic
 from sltt_bench.results.schema import INFERENCE_COLUMNS
@@ -150,26 +150,17 @@ def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
 
 
 def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> int:
-    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
-
-    The first iteration creates the optimiser's state; the second is counted.
-    """
+    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away."""
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
-    x, labels = batch[0].to(device), batch[1].to(device)
-    inputs = preprocess(x)
-    subject.training_iteration(inputs, labels)
-    subject.optimizer.zero_grad(set_to_none=True)
-    state = [
-        value
-        for entry in subject.optimizer.state.values()
-        for value in entry.values()
-        if isinstance(value, torch.Tensor)
-    ]
-    existing = [*subject.network.parameters(), *subject.network.buffers(), *state, inputs, labels]
-    with TensorBytes(existing=existing) as counter:
+    inputs, labels = preprocess(batch[0].to(device)), batch[1].to(device)
+
+    def iterate() -> None:
         subject.training_iteration(inputs, labels)
-    return int(counter.peak)
+
+    return count_iteration(
+        iterate, subject.network, [inputs, labels], optimizer=subject.optimizer, warm_up=iterate
+    ).peak_bytes
 
 
 def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:

@@ -14,7 +14,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+
+from sltt_bench.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    as_fake_tensor,
+    empty_meta_tensor,
+    in_kernel_invocation_manager,
+    storage_address,
+)
 
 Key = tuple[Any, ...]
 
@@ -28,9 +36,8 @@ class _New(NamedTuple):
     attributes: dict[str, Any]
 
     def make(self, mode: FakeTensorMode, tensors: list[FakeTensor]) -> FakeTensor:
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
-            meta = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
-        return _fake(mode, meta, self.attributes)
+        meta = empty_meta_tensor(self.shape, self.stride, self.dtype)
+        return as_fake_tensor(mode, meta, self.attributes)
 
 
 class _View(NamedTuple):
@@ -46,7 +53,7 @@ class _View(NamedTuple):
         base = tensors[self.argument]
         with in_kernel_invocation_manager(mode):
             meta = torch.as_strided(base, self.shape, self.stride, self.offset)
-        return _fake(mode, meta, self.attributes)
+        return as_fake_tensor(mode, meta, self.attributes)
 
 
 class _Argument(NamedTuple):
@@ -140,18 +147,6 @@ _SCALARS = frozenset(
 """Types of arguments that are compared by value; True is another argument than 1, and 1 than 1.0."""
 
 
-def _fake(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any]) -> FakeTensor:
-    """What FakeTensor(mode, meta, device) returns, in a fifth of the time: the attributes are copied."""
-    # Its name in older and in newer versions of torch.
-    device = attributes["fake_device"] if "fake_device" in attributes else attributes["_fake_device"]
-    tensor = Tensor._make_subclass(
-        FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device
-    )
-    torch._C._set_throw_on_mutable_data_ptr(tensor)  # type: ignore[attr-defined]
-    tensor.__dict__.update(attributes, fake_mode=mode)
-    return tensor
-
-
 def _attributes(tensor: FakeTensor) -> dict[str, Any]:
     """Those of a new tensor, but for the mode that it belongs to."""
     return {name: value for name, value in vars(tensor).items() if name != "fake_mode"}
@@ -164,7 +159,7 @@ def _describe(result: Any, tensors: list[FakeTensor]) -> tuple[Callable[..., Any
     if not isinstance(result, tuple | list):
         raise Unknown
     made = tuple(_describe_tensor(tensor, tensors) for tensor in result)
-    storages = [_storage(tensor) for tensor in result if tensor is not None]
+    storages = [storage_address(tensor) for tensor in result if tensor is not None]
     if len(set(storages)) < len(storages):
         raise Unknown
     return type(result), made
@@ -175,8 +170,8 @@ def _describe_tensor(tensor: Any, tensors: list[FakeTensor]) -> _Made:
         return _Nothing()
     if type(tensor) is not FakeTensor or tensor.constant is not None:
         raise Unknown
-    storage = _storage(tensor)
-    same = [number for number, other in enumerate(tensors) if _storage(other) == storage]
+    storage = storage_address(tensor)
+    same = [number for number, other in enumerate(tensors) if storage_address(other) == storage]
     if not same:
         new = _New(tensor.shape, tensor.stride(), tensor.dtype, _attributes(tensor))
         if tensor.storage_offset() or _bytes(new) != tensor.untyped_storage().nbytes():
@@ -187,11 +182,6 @@ def _describe_tensor(tensor: Any, tensors: list[FakeTensor]) -> _Made:
     if tensors[same[0]] is tensor:
         return _Argument(same[0])
     return _View(same[0], tensor.shape, tensor.stride(), int(tensor.storage_offset()), _attributes(tensor))
-
-
-def _storage(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata
-    return address
 
 
 def _bytes(new: _New) -> int:

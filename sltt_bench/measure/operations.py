@@ -23,8 +23,15 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from sltt_bench.torch_internals import (
+    TorchDispatchMode,
+    autograd_nodes_made,
+    inside_backward,
+    module_hooks,
+    running_node_number,
+)
 
 Phase = Literal["forward", "backward", "optimizer"]
 
@@ -118,10 +125,10 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Layers and optimiser are watched within, for `count`; by hooks that are removed at the end."""
-        module_hooks = torch.nn.modules.module
+        hooks = module_hooks()
         handles = [
-            module_hooks.register_module_forward_pre_hook(self._enter_layer),
-            module_hooks.register_module_forward_hook(self._leave_layer, always_call=True),
+            hooks.register_module_forward_pre_hook(self._enter_layer),
+            hooks.register_module_forward_hook(self._leave_layer, always_call=True),
             self._optimizer.register_step_pre_hook(lambda *_: self._set_in_optimizer(True)),
             self._optimizer.register_step_post_hook(lambda *_: self._set_in_optimizer(False)),
         ]
@@ -158,19 +165,17 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _place(self) -> Place:
         if self._in_optimizer:
             return Place("optimizer", OUTSIDE, self._step)
-        if torch._C._current_graph_task_id() == -1:
+        if not inside_backward():
             return Place("forward", self._entered[-1] if self._entered else OUTSIDE, self._step)
         if self._entered:  # a forward pass inside the backward pass: recomputation
             return Place("backward", self._entered[-1], self._step)
-        node = torch._C._current_autograd_node()
-        number = -1 if node is None else node._sequence_nr()
-        layer, step = self._places[bisect_right(self._nodes_from, number) - 1]
+        layer, step = self._places[bisect_right(self._nodes_from, running_node_number()) - 1]
         return Place("backward", layer, step)
 
     def _enter_layer(self, module: nn.Module, args: Any) -> None:
         if id(module) not in self._names:
             return
-        if module is self._network and torch._C._current_graph_task_id() == -1:
+        if module is self._network and not inside_backward():
             self._step += 1
         self._entered.append(self._names[id(module)])
         self._note_place()
@@ -182,7 +187,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_place(self) -> None:
         """From here on, new autograd nodes belong to the layer that is on top."""
-        self._nodes_from.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self._nodes_from.append(autograd_nodes_made())
         self._places.append((self._entered[-1] if self._entered else OUTSIDE, self._step))
 
     def _set_in_optimizer(self, inside: bool) -> None:

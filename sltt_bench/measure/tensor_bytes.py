@@ -8,23 +8,25 @@ alone, so the figure is the same on every machine, for real tensors and for fake
 What it does not see: workspaces inside an operation, and an allocator's rounding and fragmentation.
 """
 
-import sys
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 from functools import partial
 from operator import attrgetter
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sltt_bench.neurons import Stateful
+from sltt_bench.torch_internals import (
+    TorchDispatchMode,
+    called_by_autograd_engine,
+    running_backward_pass,
+    storage_address,
+    tree_leaves,
+)
 
 Execute = Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]
 """Runs an operation, given as a dispatch mode is given it: (func, args, kwargs) → its result."""
@@ -152,9 +154,13 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return args[0].device
         self._notice_backward_pass()
         result = self._execute(func, args, kwargs or {})
-        if func is torch.ops.aten.add.Tensor and self._backward_task != -1 and _called_by_engine():
+        if (
+            func is torch.ops.aten.add.Tensor
+            and self._backward_task != -1
+            and called_by_autograd_engine(__file__)
+        ):
             self._settle()
-            reusable = tuple(_address(operand) for operand in args[:2] if not operand._is_view())
+            reusable = tuple(storage_address(operand) for operand in args[:2] if not operand._is_view())
             self._sum = _EngineSum(weakref.ref(result.untyped_storage()), reusable)
             return result
         for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
@@ -170,7 +176,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._notice(storage)
 
     def _notice(self, storage: torch.UntypedStorage) -> "_Live":
-        live = self._live.get(storage._cdata)
+        live = self._live.get(storage_address(storage))
         if live is None:
             live = _Live(self._next, forward=self._backward_task == -1)
             self._next += 1
@@ -182,7 +188,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _track(self, storage: torch.UntypedStorage, live: "_Live") -> None:
         # The callback runs in whatever thread drops the last reference, perhaps in the middle of our
         # own bookkeeping, so it only leaves a note that `_settle` finds.
-        address = storage._cdata
+        address = storage_address(storage)
         live.reference = weakref.ref(storage, partial(_note, self._freed, address))
         self._live[address] = live
 
@@ -229,7 +235,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def resize(storage: torch.UntypedStorage, size: int) -> Any:
             result = original(storage, size)
-            if storage._cdata in self._live:
+            if storage_address(storage) in self._live:
                 self._count(storage)
             return result
 
@@ -254,7 +260,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _notice_backward_pass(self) -> None:
         """Called before each operation: has a backward pass begun or ended since the last one?"""
-        task = torch._C._current_graph_task_id()
+        task = running_backward_pass()
         if task == self._backward_task:
             return
         self._settle()
@@ -321,19 +327,3 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _note(freed: deque[int], address: int, _: weakref.ref[Any]) -> None:
     freed.append(address)
-
-
-def _address(tensor: Tensor) -> int:
-    address: int = tensor.untyped_storage()._cdata
-    return address
-
-
-def _called_by_engine() -> bool:
-    """Whether the operation comes from the autograd engine itself, not from somebody's Python code."""
-    caller: FrameType | None = sys._getframe(1)  # __torch_dispatch__, in torch's wrappers
-    while caller is not None and caller.f_code.co_filename.startswith(_WRAPPERS):
-        caller = caller.f_back
-    return caller is None or caller.f_code.co_name == "_engine_run_backward"
-
-
-_WRAPPERS = (__file__, *(str(Path(torch.__file__).parent / part) for part in ("_compile.py", "_dynamo")))

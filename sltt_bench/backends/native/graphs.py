@@ -19,6 +19,7 @@ from sltt_bench.methods import Method
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
+from sltt_bench.torch_internals import zero_all
 from sltt_bench.unroll import Unroll
 
 WARM_UP = 3
@@ -137,7 +138,7 @@ class GraphedIterations:
         inputs = self._inputs
 
         def zero_and_iterate() -> None:
-            torch._foreach_zero_(self._gradients)
+            zero_all(self._gradients)
             unrolls.append(iterate(*inputs))
 
         for parameter, gradient in zip(parameters, self._gradients, strict=True):

@@ -15,8 +15,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from sltt_bench.backends.native.pooling import LeanAvgPool2d
+from sltt_bench.torch_internals import times_changed
 
 FIRST_LAYERS = (nn.Conv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
 """Layers without state and chance: equal inputs give equal outputs."""
@@ -46,14 +48,21 @@ class OncePerIteration:
         for patch in patches:
             patch.install()
         try:
-            yield
+            try:
+                yield
+            finally:
+                for patch in patches:
+                    patch.remove()
+            for result in reversed(shared):
+                result.settle()
+            self.computed_once |= {type(result.module).__name__ for result in shared}
+            self._learn(network, layers)
         finally:
-            for patch in patches:
-                patch.remove()
-        for result in reversed(shared):
-            result.settle()
-        self.computed_once |= {type(result.module).__name__ for result in shared}
-        self._learn(network, layers)
+            # A result and what shares it hold each other; without this they live until Python's collector
+            # runs, and one with a hook, which the collector does not see through, for ever.
+            for result in shared:
+                result.release()
+            shared.clear()
 
     def _watched(self, network: nn.Module) -> Iterable[nn.Module]:
         if not self._first_layers:
@@ -80,19 +89,26 @@ class Shared:
         """`pass_on` takes ∂L/∂value to the parameters."""
         self.module = module
         self.leaf = value.detach().requires_grad_(trainable)
-        self._pass_on = pass_on
+        self._pass_on: Callable[[Tensor], None] | None = pass_on
+        self._hook: RemovableHandle | None = None
         self._made_from = _versions(module)
 
     def settle(self) -> None:
         """Pass on what has been summed. Raises RuntimeError if the parameters are others now."""
         self.check()
         grad, self.leaf.grad = self.leaf.grad, None
-        if grad is not None:
+        if grad is not None and self._pass_on is not None:
             self._pass_on(grad)
 
     def settle_at_each_backward_pass(self) -> None:
         """Do not sum."""
-        self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())  # type: ignore[no-untyped-call]
+        self._hook = self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())  # type: ignore[no-untyped-call]
+
+    def release(self) -> None:
+        """Let go of the graph behind the value, which is not used any more."""
+        self._pass_on = None
+        if self._hook is not None:
+            self._hook.remove()
 
     def check(self) -> None:
         """Raises RuntimeError if the parameters are not those that the value was made from."""
@@ -118,6 +134,7 @@ class _Weight:
 
     def remove(self) -> None:
         del self.module.__dict__["standardised_weight"]
+        self._result = None
 
     def _call(self) -> Tensor:
         if self._result is None:
@@ -154,13 +171,14 @@ class _Layer:
 
     def remove(self) -> None:
         del self.module.__dict__["forward"]
+        self._result = None
 
     def _call(self, x: Tensor) -> Tensor:
         self.calls += 1
         if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(x):
             return self._forward(x)
-        again = self._seen is not None and self._seen[0]() is x and self._seen[1] == x._version
-        self._seen = weakref.ref(x), x._version
+        again = self._seen is not None and self._seen[0]() is x and self._seen[1] == times_changed(x)
+        self._seen = weakref.ref(x), times_changed(x)
         if not again:
             self._result = None
             if self.calls > 1 or not self.repeats:
@@ -201,4 +219,4 @@ def _is_first_layer(module: nn.Module) -> bool:
 
 def _versions(module: nn.Module) -> list[tuple[int, int]]:
     """Changes when a parameter is changed in place or replaced."""
-    return [(id(parameter), parameter._version) for parameter in module.parameters(recurse=False)]
+    return [(id(parameter), times_changed(parameter)) for parameter in module.parameters(recurse=False)]

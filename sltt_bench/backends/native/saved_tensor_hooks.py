@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.torch_internals import result_of, saved_by, times_changed
+
 Fire = Callable[[Tensor], Tensor]
 """u[t] → s[t]."""
 Node = Any
@@ -42,7 +44,7 @@ class Stored:
     def __init__(self, tensor: Tensor) -> None:
         # Detached: an output would hold the graph that holds it.
         self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
-        self._version = None if tensor.is_inference() else tensor._version
+        self._version = None if tensor.is_inference() else times_changed(tensor)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether this is the tensor."""
@@ -50,7 +52,7 @@ class Stored:
 
     def tensor(self) -> Tensor:
         """Raises RuntimeError if it was changed in place since it was saved."""
-        if self._version is not None and self._tensor._version != self._version:
+        if self._version is not None and times_changed(self._tensor) != self._version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(self._tensor.shape)} that the backward pass needs was changed in "
                 "place; use an operation that makes a new tensor instead"
@@ -177,7 +179,7 @@ class SavedTensors:
         """The way to a node's input; `saved` is the name under which a constant one is saved there."""
         before, output = node.next_functions[index]
         if before is None:
-            constant = getattr(node, saved) if saved else None
+            constant = saved_by(node, saved) if saved else None
             return None if constant is None else Stored(constant)
         if hasattr(before, "variable"):
             return Stored(before.variable)
@@ -202,11 +204,11 @@ def _computed(
 
 
 def _product(node: Node, operand: Operand) -> Computed | None:
-    return _computed(torch.mul, operand(node, 0, "_saved_self"), operand(node, 1, "_saved_other"))
+    return _computed(torch.mul, operand(node, 0, "self"), operand(node, 1, "other"))
 
 
 def _quotient(node: Node, operand: Operand) -> Computed | None:
-    return _computed(torch.div, operand(node, 0), operand(node, 1, "_saved_other"))
+    return _computed(torch.div, operand(node, 0), operand(node, 1, "other"))
 
 
 def _zeroed(node: Node, operand: Operand) -> Computed | None:
@@ -214,53 +216,53 @@ def _zeroed(node: Node, operand: Operand) -> Computed | None:
     if not node.metadata.get(_FILLS_WITH_ZERO, False):
         return None
     fill = partial(torch.masked_fill, value=0)
-    return _computed(fill, operand(node, 0), Stored(node._saved_mask))
+    return _computed(fill, operand(node, 0), Stored(saved_by(node, "mask")))
 
 
 def _sum(node: Node, operand: Operand) -> Computed | None:
-    add = partial(torch.add, alpha=node._saved_alpha)
+    add = partial(torch.add, alpha=saved_by(node, "alpha"))
     return _computed(add, operand(node, 0), operand(node, 1))
 
 
 def _average_pool(node: Node, operand: Operand) -> Computed | None:
     pool = partial(
         torch.ops.aten.avg_pool2d,
-        kernel_size=node._saved_kernel_size,
-        stride=node._saved_stride,
-        padding=node._saved_padding,
-        ceil_mode=node._saved_ceil_mode,
-        count_include_pad=node._saved_count_include_pad,
-        divisor_override=node._saved_divisor_override,
+        kernel_size=saved_by(node, "kernel_size"),
+        stride=saved_by(node, "stride"),
+        padding=saved_by(node, "padding"),
+        ceil_mode=saved_by(node, "ceil_mode"),
+        count_include_pad=saved_by(node, "count_include_pad"),
+        divisor_override=saved_by(node, "divisor_override"),
     )
     return _computed(pool, operand(node, 0), costly=True)
 
 
 def _adaptive_average_pool(node: Node, operand: Operand) -> Computed | None:
-    size = list(_result(node).shape[-2:])
+    size = list(result_of(node).shape[-2:])
     pool = partial(torch.ops.aten.adaptive_avg_pool2d, output_size=size)
     return _computed(pool, operand(node, 0), costly=True)
 
 
 def _reshaped(node: Node, operand: Operand) -> Computed | None:
-    return _computed(partial(torch.reshape, shape=tuple(_result(node).shape)), operand(node, 0))
+    return _computed(partial(torch.reshape, shape=tuple(result_of(node).shape)), operand(node, 0))
 
 
 def _cast(node: Node, operand: Operand) -> Computed | None:
-    return _computed(partial(torch.Tensor.to, dtype=_result(node).dtype), operand(node, 0))
+    return _computed(partial(torch.Tensor.to, dtype=result_of(node).dtype), operand(node, 0))
 
 
 def _convolution(node: Node, operand: Operand) -> Computed | None:
     convolve = partial(
         torch.ops.aten.convolution,
-        stride=node._saved_stride,
-        padding=node._saved_padding,
-        dilation=node._saved_dilation,
-        transposed=node._saved_transposed,
-        output_padding=node._saved_output_padding,
-        groups=node._saved_groups,
+        stride=saved_by(node, "stride"),
+        padding=saved_by(node, "padding"),
+        dilation=saved_by(node, "dilation"),
+        transposed=saved_by(node, "transposed"),
+        output_padding=saved_by(node, "output_padding"),
+        groups=saved_by(node, "groups"),
     )
-    x, weight = operand(node, 0, "_saved_input"), Stored(node._saved_weight)
-    if not any(node._saved_bias_sym_sizes_opt or ()):
+    x, weight = operand(node, 0, "input"), Stored(saved_by(node, "weight"))
+    if not any(saved_by(node, "bias_sym_sizes_opt") or ()):
         return _computed(partial(convolve, bias=None), x, weight, costly=True)
     return _computed(convolve, x, weight, operand(node, 2), costly=True)
 
@@ -273,11 +275,6 @@ def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
     node: Node = output.grad_fn
     if node is not None:
         node.metadata[_FILLS_WITH_ZERO] = True
-
-
-def _result(node: Node) -> Any:
-    """Shape and type of a node's result."""
-    return node._input_metadata[0]
 
 
 _CHEAP_WAYS: dict[str, Way] = {

@@ -1,0 +1,178 @@
+"""One training iteration of a cell's real network at its real size, on fake tensors: no memory, no data.
+
+Autograd, autocast, optimiser, method and backend are the real ones. The fake tensors live on the CPU also
+where a run on a GPU is estimated: without a GPU at hand the autograd engine refuses to run for CUDA tensors,
+fake or not. What differs between the two is imitated: the precision is the GPU's, in autocast of the CPU
+with the same format (for the operations of these networks both autocasts have the same lists), and the
+optimiser updates all tensors at once. Loss scaling is left out: it reads values, and takes a few bytes.
+
+A method that chooses among the T steps needs more memory for some choices than for others: a first step has
+no state yet, a first chosen one no gradients. A long run meets the costliest choice, so the estimate is the
+largest peak over the choices: all of them up to MOST_CHOICES, else those of `choices_to_trace`.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import combinations
+from math import comb
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench import methods
+from sltt_bench.experiment import Experiment, assemble, make_backend
+from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
+from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
+from sltt_bench.measure.operations import OperationCounter, Operations
+from sltt_bench.measure.tensor_bytes import Execute
+from sltt_bench.neurons import Stateful
+from sltt_bench.plan import Cell
+from sltt_bench.precision import resolve
+
+DeviceType = Literal["cuda", "cpu"]
+
+MOST_CHOICES = 6
+"""Up to so many choices of steps are traced one and all; of more, as many are tried."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one training iteration needs."""
+
+    memory: IterationMemory
+    operations: Operations
+    parameters: int
+    """Trainable parameters."""
+    layers: tuple[str, ...]
+    """Names of all layers, in the network's order."""
+    stateful_layers: tuple[str, ...]
+    """Names of the layers that carry state, without those inside another one."""
+    precision: str
+    """fp32, fp16 or bf16: what the device type makes of the recipe's."""
+
+
+def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
+    """Count one iteration in the steady state: it is not the first, and no gradients exist yet.
+
+    The operations are those of one choice of steps, the memory is that of the costliest. Raises
+    UnsupportedCell, UnknownBackend, UnknownMethod, and RuntimeError (from torch) where an operation
+    depends on values.
+    """
+    with _steady_state(cell, device_type) as (subject, batch, execute):
+        counter = OperationCounter(subject.network, subject.optimizer, execute=execute)
+        variants = list(_variants(subject))
+        with counter.watching():
+            first = _count(variants[0], batch, counter.count)
+        memory = _costliest([first, *(_count(variant, batch, execute) for variant in variants[1:])])
+        return Trace(
+            memory=memory,
+            operations=counter.operations,
+            parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
+            layers=tuple(name for name, _ in subject.network.named_modules()),
+            stateful_layers=_outermost_stateful(subject.network),
+            precision=resolve(cell.recipe.train.precision, device_type),
+        )
+
+
+def trace_memory(cell: Cell, device_type: DeviceType) -> IterationMemory:
+    """The memory of the same iteration alone, in less time. Raises what `trace_iteration` raises."""
+    with _steady_state(cell, device_type) as (subject, batch, execute):
+        return _costliest([_count(variant, batch, execute) for variant in _variants(subject)])
+
+
+def choices_to_trace(timesteps: int, k: int) -> list[tuple[int, ...]]:
+    """Choices of k of the T steps (from 0), in order: all where they are few, else MOST_CHOICES of them.
+
+    Those are the last and the first k steps, the first with the last ones, steps spread evenly, and others
+    drawn with a fixed seed.
+    """
+    if comb(timesteps, k) <= MOST_CHOICES:
+        return list(combinations(range(timesteps), k))[::-1]
+    every = range(timesteps)
+    spread = tuple(i * timesteps // k for i in range(k))
+    chosen = [tuple(every[-k:]), tuple(every[:k]), (0, *every[timesteps - k + 1 :]), spread]
+    draws = random.Random(0)
+    while len(chosen := list(dict.fromkeys(chosen))) < MOST_CHOICES:
+        chosen.append(tuple(sorted(draws.sample(every, k))))
+    return chosen
+
+
+def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
+    """Input [batch, (T,) C, H, W] and labels [batch], to be called where tensors are fake."""
+    recipe = cell.recipe
+    steps = (recipe.timesteps,) if recipe.data.temporal else ()
+    x = torch.zeros(recipe.train.batch_size, *steps, *recipe.data.sample_shape)
+    return x, torch.zeros(recipe.train.batch_size, dtype=torch.int64)
+
+
+@contextmanager
+def _steady_state(
+    cell: Cell, device_type: DeviceType
+) -> Iterator[tuple[Experiment, tuple[Tensor, Tensor], Execute]]:
+    """Within: the cell's experiment after its first iteration, a batch, all of it fake, and what runs
+    operations on them."""
+    with fake_tensors() as execute:
+        with modules_stay_where_they_are():
+            subject = _prepare(cell, device_type)
+        batch = fake_batch(cell)
+        _warm_up(subject, *batch)
+        yield subject, batch, execute
+
+
+def _variants(subject: Experiment) -> Iterator[Experiment]:
+    """The experiment with each choice of steps that is traced; itself where its method has no choice."""
+    method = subject.method
+    if not isinstance(method, methods.ChoosesSteps):
+        yield subject
+        return
+    for steps in choices_to_trace(subject.timesteps, method.budget):
+        yield replace(subject, method=method.at(steps))
+
+
+def _count(subject: Experiment, batch: tuple[Tensor, Tensor], execute: Execute) -> IterationMemory:
+    return count_iteration(
+        lambda: subject.training_iteration(*batch),
+        subject.network,
+        batch,
+        optimizer=subject.optimizer,
+        execute=execute,
+    )
+
+
+def _costliest(memories: list[IterationMemory]) -> IterationMemory:
+    return max(memories, key=lambda memory: memory.peak_bytes)
+
+
+def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
+    recipe = cell.recipe
+    train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
+    # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
+    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False})
+    cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
+    subject = assemble(cell, torch.device("cpu"), make_backend(cell))
+    subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
+    subject.network.train()
+    for group in subject.optimizer.param_groups:
+        group["foreach"] = device_type == "cuda"  # torch's own choice for each
+    return subject
+
+
+def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
+    """Reach the steady state: the optimiser creates what it carries, a backend may learn what repeats.
+
+    Two time steps of SLTT are enough for both.
+    """
+    steps = min(2, subject.timesteps)
+    first = replace(subject, method=methods.create("sltt", steps), timesteps=steps, window=None)
+    first.training_iteration(x[:, :steps] if subject.temporal else x, labels)
+
+
+def _outermost_stateful(network: nn.Module) -> tuple[str, ...]:
+    names: list[str] = []
+    for name, module in network.named_modules():
+        if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in names):
+            names.append(name)
+    return tuple(names)

@@ -1,0 +1,85 @@
+"""A world of fake tensors: they have shapes, strides and types but no values, and need no memory.
+
+Every operation runs only as far as to say what its result looks like. Autograd, optimiser, layers and whatever
+else runs within are the real ones, so that what they keep alive is what they keep alive in a real run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from sltt_bench.measure.fake_tensor_cache import RememberedOperations
+from sltt_bench.measure.operations import tensors_in
+from sltt_bench.measure.tensor_bytes import Execute
+from sltt_bench.torch_internals import (
+    FakeTensor,
+    FakeTensorMode,
+    TorchDispatchMode,
+    dtype_asked_of_to,
+    unset_fake_temporarily,
+)
+
+
+@contextmanager
+def fake_tensors() -> Iterator[Execute]:
+    """Within: new tensors are fake. Gives what runs an operation on them quickly, draws kept real."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        execute = RealDraws(RememberedOperations(mode))
+        with Executing(execute):
+            yield execute
+
+
+@contextmanager
+def modules_stay_where_they_are() -> Iterator[None]:
+    """`network.to(device)` does nothing to a network that is there already, but fails on fake parameters."""
+    original = nn.Module.to
+
+    def to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        return module if dtype_asked_of_to(*args, **kwargs) is None else original(module, *args, **kwargs)
+
+    nn.Module.to = to  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.to = original  # type: ignore[method-assign]
+
+
+class RealDraws:
+    """Keeps real what is drawn from a generator that is given by name, and what is computed from that alone.
+
+    A method may decide by such values what it does (SLTT-K: at which steps); a fake tensor has none.
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        """`execute` runs every other operation."""
+        self._execute = execute
+        self._drawn = False
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if kwargs.get("generator") is not None:
+            self._drawn = True
+        elif not (self._drawn and _all_real(args)):
+            return self._execute(func, args, kwargs)
+        with unset_fake_temporarily():
+            return func(*args, **kwargs)
+
+
+class Executing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Hands each operation on to `execute`."""
+
+    def __init__(self, execute: Execute) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._execute = execute
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._execute(func, args, kwargs or {})
+
+
+def _all_real(args: tuple[Any, ...]) -> bool:
+    """Whether there are tensors among the arguments, none of them fake."""
+    tensors = tensors_in(args)
+    return bool(tensors) and not any(isinstance(tensor, FakeTensor) for tensor in tensors)
