@@ -7,7 +7,6 @@ and it writes no files: what it measures it hands to `Listener`.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
-from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.neurons import SpikingNeuron, reset_state
 from sltt_bench.unroll import Unroll
 
 Batch = tuple[Tensor, Tensor]
@@ -175,15 +174,40 @@ def _train_epoch(
     setup.train.set_epoch(epoch)
     batches = len(setup.train)
     with training_mode(experiment.network, True), profile.train():
-        for done, (x, labels) in enumerate(profile.waiting(setup.train), start=1):
-            labels = labels.to(device, non_blocking=True)
-            inputs = setup.preprocess(x.to(device, non_blocking=True))
-            unroll = experiment.training_iteration(inputs, labels)
-            totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
-            totals.backward_passes += unroll.backward_passes
+        for done, batch in enumerate(profile.waiting(setup.train), start=1):
+            _train_batch(experiment, setup, batch, totals)
             if (figures := live.due(totals)) is not None:
                 listener.batch(epoch, done, batches, figures)
     return totals.over(experiment.ranks)
+
+
+def _train_batch(experiment: Experiment, setup: TrainingSetup, batch: Batch, totals: _Totals) -> None:
+    """One iteration; what it had on the device is gone when this returns, before the next batch comes."""
+    inputs, labels = _on_device(setup, batch, totals.sums.device)
+    unroll = experiment.training_iteration(inputs, labels)
+    totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+    totals.backward_passes += unroll.backward_passes
+
+
+def _evaluate_batch(experiment: Experiment, setup: TrainingSetup, batch: Batch, totals: _Totals) -> None:
+    """All steps forward, without a graph; leaves nothing on the device."""
+    inputs, labels = _on_device(setup, batch, totals.sums.device)
+    with experiment.backend.iteration(experiment.network):
+        unroll = _run_forward(experiment, inputs, labels)
+    totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+    reset_state(experiment.network)
+
+
+def _run_forward(experiment: Experiment, inputs: Tensor, labels: Tensor) -> Unroll:
+    unroll = experiment.unroll(inputs, labels)
+    for t in range(unroll.timesteps):
+        unroll.step(t)
+    return unroll
+
+
+def _on_device(setup: TrainingSetup, batch: Batch, device: torch.device) -> Batch:
+    x, labels = batch
+    return setup.preprocess(x.to(device, non_blocking=True)), labels.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -197,31 +221,19 @@ def _evaluate(
         if isinstance(layer, SpikingNeuron)
     ]
     with profile.evaluate():
-        for unroll, labels in _test_sequences(experiment, setup, device, experiment.backend.iteration):
-            totals.add(unroll.summed_loss, unroll.summed_outputs, labels)
+        for batch in _test_batches(experiment, setup):
+            _evaluate_batch(experiment, setup, batch, totals)
     for hook in hooks:
         hook.remove()
     return totals.over(experiment.ranks)
 
 
-def _test_sequences(
-    experiment: Experiment,
-    setup: TrainingSetup,
-    device: torch.device,
-    around: Callable[[nn.Module], AbstractContextManager[Any]],
-) -> Iterator[tuple[Unroll, Tensor]]:
-    """(unroll, labels) of every test batch after its T steps `around` them, the network in evaluation mode."""
+def _test_batches(experiment: Experiment, setup: TrainingSetup) -> Iterator[Batch]:
+    """The test batches, on the host; meanwhile the network is in evaluation mode."""
     experiment.ranks.share_buffers(experiment.network)
     setup.test.set_epoch(0)
     with training_mode(experiment.network, False):
-        for x, labels in setup.test:
-            labels = labels.to(device, non_blocking=True)
-            inputs = setup.preprocess(x.to(device, non_blocking=True))
-            with around(experiment.network):
-                unroll = experiment.unroll(inputs, labels)
-                for t in range(unroll.timesteps):
-                    unroll.step(t)
-            yield unroll, labels
+        yield from setup.test
 
 
 @torch.no_grad()
@@ -229,9 +241,12 @@ def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, f
     """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock."""
     device = next(experiment.network.parameters()).device
     with InferenceCosts(experiment.network) as costs:
-        # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
-        sequences = _test_sequences(experiment, setup, device, lambda _: nullcontext())
-        samples = sum(len(labels) for _, labels in sequences)
+        samples = 0
+        for batch in _test_batches(experiment, setup):
+            samples += len(batch[1])
+            # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
+            _run_forward(experiment, *_on_device(setup, batch, device))
+    reset_state(experiment.network)
     counts = costs.totals()
     totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
     return costs.figures(totals[:-1], int(totals[-1]))

@@ -19,7 +19,7 @@ from sltt_bench.backends import Backend
 from sltt_bench.distributed import ALONE, Ranks, synchronise_batch_norm
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
-from sltt_bench.neurons import LIFParameters
+from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import Precision, resolve, scaled_backward
 from sltt_bench.recipe import Recipe
@@ -70,7 +70,10 @@ class Experiment:
         )
 
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
-        """Forward, backward and optimiser step for one batch; returns what was unrolled."""
+        """Forward, backward and optimiser step for one batch; returns what was unrolled.
+
+        The network carries nothing from one iteration to the next.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         graphs = getattr(self.backend, "graphs", None)
         if graphs is None:
@@ -79,6 +82,7 @@ class Experiment:
             unroll = graphs.run(self, self._accumulate_gradients, (x, labels))
         if not unroll.updates:
             self._step(len(labels))
+        reset_state(self.network)
         return unroll
 
     def _step(self, samples: int) -> None:

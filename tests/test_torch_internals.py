@@ -87,7 +87,7 @@ def test_what_the_engine_adds_is_told_from_what_python_adds() -> None:
     class Additions(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             if func is torch.ops.aten.add.Tensor:
-                calls.append(called_by_autograd_engine(__file__.replace("test_torch", "none")))
+                calls.append(called_by_autograd_engine(__file__))
             return func(*args, **(kwargs or {}))
 
     w = torch.ones(2, requires_grad=True)
@@ -96,7 +96,7 @@ def test_what_the_engine_adds_is_told_from_what_python_adds() -> None:
     with Additions():
         loss.backward()  # the engine adds the two gradients of v
         by_engine = len(calls)
-        torch.ones(1) + torch.ones(1)
+        eval("torch.ones(1) + torch.ones(1)")  # called from another file than the mode's
     assert by_engine == 1
     assert calls == [True, False]
 

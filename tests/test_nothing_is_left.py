@@ -1,0 +1,148 @@
+"""Nothing survives an iteration but weights, optimiser state and what the method declares.
+
+Python's collector is switched off: what only a collection would free counts as left.
+"""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sltt_bench import experiment
+from sltt_bench.backends.native import loop_invariants
+from sltt_bench.engine import TrainingSetup, _evaluate_batch, _Totals, _train_batch
+from sltt_bench.experiment import Experiment
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.neurons import Stateful
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "recurrent": {"model": {"name": "mlp", "hidden": [8, 8], "recurrent": True, "dropout": 0.2}},
+    "batch norm": {"model": {"name": "cnn", "channels": [4, 4], "dropout": 0.2}},
+    "standardised": {"model": {"name": "nf-resnet34", "width": 2}},
+}
+METHODS = ("bptt", "sltt", "sltt-k2")
+BACKENDS = ("reference", "native", "spikingjelly")
+
+
+def cell_of(network: str, method: str, backend: str, **native: bool) -> Cell:
+    overrides = {**NETWORKS[network], "timesteps": 3, "train.precision": "fp32"}
+    overrides |= {f"native.{option}": value for option, value in native.items()}
+    return Cell(load_recipe("digits", overrides, chosen_methods=[method]), method, backend, 0, device="cpu")
+
+
+def assembled(cell: Cell) -> Experiment:
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    subject.network.train()
+    return subject
+
+
+def setup_of() -> TrainingSetup:
+    nothing: Any = None
+    return TrainingSetup(nothing, nothing, lambda x: x * 1.0, nothing, epochs=1, checkpoint_every=0)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.fixture(params=[1, 2**20], ids=["every output is large", "as shipped"])
+def large_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From which size on native passes the gradients of a repeated layer on at once, not summed."""
+    monkeypatch.setattr(loop_invariants, "SMALL", request.param)
+
+
+def live_bytes(subject: Experiment, iterations: int) -> list[int]:
+    """Live tensor bytes after each iteration of the engine, the last batch on the host included."""
+    setup, totals = setup_of(), _Totals(torch.device("cpu"))
+    after = []
+    with TensorBytes(network=subject.network, optimizer=subject.optimizer) as counter:
+        for _ in range(iterations):
+            batch = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
+            _train_batch(subject, setup, batch, totals)
+            after.append(counter.current)
+    return after
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("backend", "network", "method", "iterations"),
+    [
+        *(
+            (backend, "batch norm", method, 8)
+            for backend in ("reference", "spikingjelly")
+            for method in METHODS
+        ),
+        *(("native", network, method, 8) for network in ("batch norm", "recurrent") for method in METHODS),
+        ("native", "batch norm", "sltt", 50),
+        ("native", "standardised", "sltt", 4),
+    ],
+)
+def test_memory_after_an_iteration_is_flat_to_the_byte(
+    backend: str, network: str, method: str, iterations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    for large_from in (1, 2**20) if backend == "native" else (1,):
+        monkeypatch.setattr(loop_invariants, "SMALL", large_from)
+        after = live_bytes(assembled(cell_of(network, method, backend)), iterations)
+        assert len(set(after[1:])) == 1, after
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_state_and_graph_are_gone_when_an_iteration_ends(method: str, backend: str) -> None:
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    subject = assembled(cell_of("batch norm", method, backend))
+    inputs: list[weakref.ref[Tensor]] = []
+    states: list[weakref.ref[Tensor]] = []
+
+    def remember(x: Tensor) -> Tensor:
+        moved = x * 1.0
+        inputs.append(weakref.ref(moved))
+        return moved
+
+    for layer in subject.network.modules():
+        if isinstance(layer, Stateful):
+            layer.register_forward_hook(lambda module, args, output: states.append(weakref.ref(output)))
+    setup = setup_of()
+    setup.preprocess = remember
+    totals = _Totals(torch.device("cpu"))
+    batch = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
+    for _ in range(3):
+        _train_batch(subject, setup, batch, totals)
+        assert states
+        assert all(reference() is None for reference in (*inputs, *states))
+    _evaluate_batch(subject, setup, batch, totals)
+    assert all(reference() is None for reference in (*inputs, *states))
+
+
+@pytest.mark.usefixtures("no_collector", "large_from")
+@pytest.mark.parametrize("network", ["batch norm", "standardised"])
+def test_what_native_shares_over_the_steps_lives_as_long_as_the_iteration(
+    network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[loop_invariants.Shared]] = []
+    create = loop_invariants.Shared.__init__
+
+    def init(self: loop_invariants.Shared, *args: Any) -> None:
+        create(self, *args)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(loop_invariants.Shared, "__init__", init)
+    subject = assembled(cell_of(network, "sltt", "native"))
+    for _ in range(3):
+        live_bytes(subject, 1)
+        assert all(reference() is None for reference in made)
+    assert made
