@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import LIF, SpikingNeuron, integrate, save_state
+from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
 """(synaptic layer, its input x[t]) → the trace that takes x[t]'s place in the weight gradient, of its shape."""
@@ -236,5 +237,5 @@ def _neurons(network: nn.Module) -> list[SpikingNeuron]:
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:
-    same: bool = a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    same: bool = storage_address(a) == storage_address(b)
     return same
