@@ -143,7 +143,10 @@ def run(
         str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
     ] = None,
     log: Annotated[
-        str | None, typer.Option("--log", help="tensorboard: also log there, under the CSV's column names.")
+        str | None,
+        typer.Option(
+            "--log", help="Comma list: tensorboard, wandb, mlflow, mlperf. Columns keep their names."
+        ),
     ] = None,
     estimates: Annotated[
         bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
@@ -155,16 +158,18 @@ def run(
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
     from sltt_bench import commands
+    from sltt_bench.loggers import LOGGERS
     from sltt_bench.plan import Request, checkpoint_file, make_plans
-    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.recipe import nearest, parse_overrides
 
     with _errors_explained():
         if init is not None and init != "random":
             checkpoint_file(init)
         if skip_oversize and not estimates:
             _fail("--skip-oversize needs the estimate; leave --no-estimate out")
-        if log not in (None, "tensorboard"):
-            _fail(f"--log {log}: known is tensorboard")
+        logs = _comma_list(log) or []
+        if unknown := [name for name in logs if name not in LOGGERS]:
+            _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
         request = Request(
             methods=_comma_list(method),
             backends=tuple(_comma_list(backend) or ["reference"]),
@@ -188,7 +193,7 @@ def run(
             timeout_s=timeout_s,
             resume=resume,
             command=_command_line(),
-            log=log,
+            logs=logs,
             estimates=estimates,
             skip_oversize=skip_oversize,
         )
@@ -591,12 +596,12 @@ def _errors_explained() -> Iterator[None]:
     """Errors that the user can mend become a message and exit code 2; --debug shows where they came from."""
     from sltt_bench.backends import UnknownBackend
     from sltt_bench.data import DataError
+    from sltt_bench.loggers import LoggerMissing
     from sltt_bench.measure.gpu_support import UnusableGpu
     from sltt_bench.methods import UnknownMethod
     from sltt_bench.plugins import PluginFailed
     from sltt_bench.recipe import RecipeError
     from sltt_bench.results.writer import ResultsError
-    from sltt_bench.tensorboard import TensorBoardMissing
 
     try:
         yield
@@ -607,7 +612,7 @@ def _errors_explained() -> Iterator[None]:
         PluginFailed,
         DataError,
         ResultsError,
-        TensorBoardMissing,
+        LoggerMissing,
         UnusableGpu,
     ) as error:
         if _State.debug:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
 from sltt_bench.kinds import KINDS
+from sltt_bench.loggers import Displays, LogDisplay
 from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
@@ -32,7 +33,6 @@ from sltt_bench.runner import (
     finished_cells,
 )
 from sltt_bench.runner import run_plans as start_runs
-from sltt_bench.tensorboard import Displays, TensorBoardLog
 from sltt_bench.terminal import count_display, data_progress, run_display
 
 
@@ -44,7 +44,7 @@ def run_plans(
     timeout_s: float | None = None,
     resume: bool = False,
     command: list[str],
-    log: str | None = None,
+    logs: Sequence[str] = (),
     estimates: bool = False,
     skip_oversize: bool = False,
     baseline: str = "bptt",
@@ -78,7 +78,7 @@ def run_plans(
 
     runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
-        with _display(plans, console, memory, log) as display:
+        with _display(plans, console, memory, list(logs)) as display:
             if resume and None in earlier:
                 display.remark("--resume: no earlier run has this plan; a new one starts")
             outcomes = start_runs(
@@ -109,14 +109,14 @@ def run_plans(
 
 @contextmanager
 def _display(
-    plans: Sequence[Plan], console: Console, memory: Preflight, log: str | None
+    plans: Sequence[Plan], console: Console, memory: Preflight, logs: list[str]
 ) -> Iterator[Display]:
     """What is shown of a run: epochs where something trains, else how many cells are done."""
     cells = [cell for plan in plans for cell in plan]
     trains = any(KINDS[cell.kind].measures for cell in cells)
     shown = run_display(console, memory.peak_bytes) if trains else count_display(console, len(cells))
     with shown as display:
-        yield display if log is None else Displays(display, TensorBoardLog())
+        yield Displays(display, LogDisplay(logs)) if logs else display
 
 
 def _lanes(cells: Sequence[Cell]) -> int:

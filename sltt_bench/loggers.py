@@ -1,0 +1,232 @@
+"""Logs of a run beside its CSV files, under the names of their columns: `--log tensorboard,wandb,mlflow,mlperf`.
+
+Everything is written by the process that writes the CSV files, as epochs end; nothing is logged that they do not hold.
+Where a service keeps it is the service's own business (WANDB_MODE=offline, MLFLOW_TRACKING_URI).
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.results.cell_row import Outcome
+from sltt_bench.results.private_paths import public
+from sltt_bench.results.schema import CELL_KEY
+from sltt_bench.runner import Display
+
+_KEY = {column.name for column in CELL_KEY} | {"epoch"}
+
+
+class LoggerMissing(Exception):
+    """The package of a log is not installed; the message says how to get it."""
+
+
+class CellLog(Protocol):
+    """The log of one cell."""
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        """Column of epochs.csv → its number."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Nothing follows."""
+
+
+class _TensorBoard:
+    """An event file below `<run>/tensorboard/`."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(folder / "tensorboard" / _name(cell)))
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        scalars = [self._summary.Value(tag=column, simple_value=value) for column, value in values.items()]
+        event = self._event(wall_time=time.time(), step=epoch, summary=self._summary(value=scalars))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def end(self, outcome: Outcome) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run of the project sltt-bench; with WANDB_MODE=offline below `<run>/wandb/`."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project="sltt-bench",
+            group=cell.recipe.name,
+            name=_name(cell),
+            dir=str(folder),
+            config=public(cell.to_dict()),
+            reinit="create_new",
+        )
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=epoch)
+
+    def end(self, outcome: Outcome) -> None:
+        self._run.finish(exit_code=int(outcome.status != "ok"))
+
+
+class _MLflow:
+    """A run of the experiment that is named after the recipe."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric, Param
+
+        self._metric, self._client = Metric, MlflowClient()
+        experiment = self._client.get_experiment_by_name(cell.recipe.name)
+        identity = (
+            experiment.experiment_id if experiment else self._client.create_experiment(cell.recipe.name)
+        )
+        self._run_id = self._client.create_run(identity, run_name=_name(cell)).info.run_id
+        facts = {"cell_id": cell.cell_id, "method": cell.method, "backend": cell.backend, "seed": cell.seed}
+        self._client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in facts.items()])
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        metrics = [self._metric(column, value, now, epoch) for column, value in values.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
+
+    def end(self, outcome: Outcome) -> None:
+        self._client.set_terminated(self._run_id, "FINISHED" if outcome.status == "ok" else "FAILED")
+
+
+class _MLPerf:
+    """Lines as MLPerf's logging writes them, in `<run>/mlperf/`: start, seed, accuracy by epoch, stop."""
+
+    def __init__(self, cell: Cell, folder: Path) -> None:
+        path = folder / "mlperf" / f"{_name(cell)}.log"
+        path.parent.mkdir(exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._line("POINT_IN_TIME", "submission_benchmark", cell.recipe.name)
+        self._line("POINT_IN_TIME", "seed", cell.seed)
+        self._line("POINT_IN_TIME", "global_batch_size", cell.recipe.train.batch_size)
+        self._line("INTERVAL_START", "run_start", None)
+
+    def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+        if "test_top1" in values:
+            self._line("POINT_IN_TIME", "eval_accuracy", values["test_top1"], epoch_num=epoch)
+        self._line("INTERVAL_END", "epoch_stop", None, epoch_num=epoch)
+
+    def end(self, outcome: Outcome) -> None:
+        self._line(
+            "INTERVAL_END", "run_stop", None, status="success" if outcome.status == "ok" else "aborted"
+        )
+        self._file.close()
+
+    def _line(self, kind: str, key: str, value: Any, **metadata: Any) -> None:
+        entry = {
+            "namespace": "",
+            "time_ms": int(time.time() * 1000),
+            "event_type": kind,
+            "key": key,
+            "value": value,
+            "metadata": metadata,
+        }
+        self._file.write(f":::MLLOG {json.dumps(entry)}\n")
+        self._file.flush()
+
+
+LOGGERS: Mapping[str, Callable[[Cell, Path], CellLog]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
+    "mlflow": _MLflow,
+    "mlperf": _MLPerf,
+}
+"""Name for --log → what opens the log of a cell of a run in a folder."""
+
+PACKAGES: dict[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""Log → the module that it needs, and the extra that installs it."""
+
+
+class LogDisplay:
+    """A Display that logs the epochs of every cell."""
+
+    def __init__(self, names: list[str]) -> None:
+        """Raises LoggerMissing."""
+        from importlib.util import find_spec
+
+        for name in names:
+            if name in PACKAGES and find_spec(PACKAGES[name]) is None:
+                raise LoggerMissing(f"--log {name} needs its package: pip install 'sltt-bench[{name}]'")
+        self._openers = [LOGGERS[name] for name in names]
+        self._folders: dict[str, Path] = {}
+        self._logs: dict[str, list[CellLog]] = {}
+
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        self._folders |= {cell.cell_id: folder for cell in plan}
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        folder = self._folders[cell.cell_id]
+        self._logs[cell.cell_id] = [opener(cell, folder) for opener in self._openers]
+
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        """Only what is in the CSV files is logged."""
+
+    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        """Only what is in the CSV files is logged."""
+
+    def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
+        values = {
+            column: float(value)
+            for column, value in row.items()
+            if column not in _KEY and isinstance(value, (int, float)) and not isinstance(value, bool)
+        }
+        for log in self._logs.get(cell.cell_id, ()):
+            log.epoch(int(row["epoch"]), values)
+
+    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
+        for log in self._logs.pop(cell.cell_id, ()):
+            log.end(outcome)
+
+    def remark(self, text: str) -> None:
+        """Words are for the terminal."""
+
+
+class Displays:
+    """Several displays as one."""
+
+    def __init__(self, *displays: Display) -> None:
+        self._displays = displays
+
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        for display in self._displays:
+            display.run_opened(plan, folder)
+
+    def cell_started(self, cell: Cell, number: int, total: int) -> None:
+        for display in self._displays:
+            display.cell_started(cell, number, total)
+
+    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        for display in self._displays:
+            display.preparing(cell, event)
+
+    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
+        for display in self._displays:
+            display.batch(cell, event)
+
+    def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
+        for display in self._displays:
+            display.epoch(cell, row)
+
+    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
+        for display in self._displays:
+            display.cell_ended(cell, outcome)
+
+    def remark(self, text: str) -> None:
+        for display in self._displays:
+            display.remark(text)
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.method}-{cell.backend}-seed{cell.seed}-{cell.cell_id}"

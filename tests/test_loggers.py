@@ -1,0 +1,98 @@
+"""The logs of a run hold the CSV's columns under the same names, each in the place and form of its tool, offline."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from sltt_bench import loggers
+from sltt_bench.cli import app
+
+COLUMNS = ("train_loss", "test_top1", "train_s", "lr")
+SMOKE = ["run", "digits", "--method", "sltt", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "3"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run that every log has followed."""
+    out = tmp_path_factory.mktemp("out")
+    tools = [name for name in loggers.LOGGERS if find_spec(loggers.PACKAGES.get(name, "json"))]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("WANDB_SILENT", "true")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", (out / "mlruns").as_uri())
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        result = CliRunner().invoke(app, [*SMOKE, "--log", ",".join(tools), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    (folder,) = (out / "digits").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def epochs(run_folder: Path) -> pd.DataFrame:
+    return pd.read_csv(run_folder / "epochs.csv")
+
+
+def test_tensorboard_scalars_equal_the_csv(run_folder: Path, epochs: pd.DataFrame) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    (cell,) = (run_folder / "tensorboard").iterdir()
+    events = accumulator.EventAccumulator(str(cell))
+    events.Reload()
+    for column in COLUMNS:
+        logged = [(event.step, event.value) for event in events.Scalars(column)]
+        assert [step for step, _ in logged] == [1, 2]
+        assert [value for _, value in logged] == pytest.approx(list(epochs[column]), rel=1e-6)
+
+
+def test_mlflow_metrics_equal_the_csv(
+    run_folder: Path, epochs: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    client = mlflow.MlflowClient((run_folder.parent.parent / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("digits")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["method"] == "sltt"
+    for column in COLUMNS:
+        logged = sorted(
+            (metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, column)
+        )
+        assert logged == [(step, pytest.approx(value)) for step, value in enumerate(epochs[column], start=1)]
+
+
+def test_wandb_keeps_an_offline_run(run_folder: Path) -> None:
+    pytest.importorskip("wandb")
+    (file,) = run_folder.glob("wandb/offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    for column in COLUMNS:
+        assert column.encode() in content
+
+
+def test_mlperf_lines_are_json_from_start_to_stop(run_folder: Path, epochs: pd.DataFrame) -> None:
+    (file,) = (run_folder / "mlperf").iterdir()
+    lines = file.read_text().splitlines()
+    assert all(line.startswith(":::MLLOG ") for line in lines)
+    entries: list[dict[str, Any]] = [json.loads(line.removeprefix(":::MLLOG ")) for line in lines]
+    assert [entry["key"] for entry in entries] == [
+        *("submission_benchmark", "seed", "global_batch_size", "run_start"),
+        *("eval_accuracy", "epoch_stop") * 2,
+        "run_stop",
+    ]
+    assert entries[1]["value"] == 3
+    accuracy = [(e["metadata"]["epoch_num"], e["value"]) for e in entries if e["key"] == "eval_accuracy"]
+    assert accuracy == [(step, pytest.approx(value)) for step, value in enumerate(epochs.test_top1, start=1)]
+    assert entries[-1]["metadata"] == {"status": "success"}
+
+
+def test_an_unknown_log_is_refused_and_a_missing_package_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["run", "digits", "--log", "mlperf,tensorbord"])
+    assert result.exit_code == 2
+    assert "did you mean 'tensorboard'" in result.output
+    monkeypatch.setitem(loggers.PACKAGES, "wandb", "a_package_that_nobody_has")
+    with pytest.raises(loggers.LoggerMissing, match=r"pip install 'sltt-bench\[wandb\]'"):
+        loggers.LogDisplay(["wandb"])
