@@ -59,7 +59,7 @@ class Experiment:
         loss: StepLoss = partial(self._loss_of, labels)
         return Unroll(
             self.network,
-            time_steps(x, self.timesteps, self.temporal),
+            self.inputs(x),
             loss,
             generator=self.generator,
             backward=scaled_backward(self.scaler),
@@ -69,17 +69,17 @@ class Experiment:
             update=partial(self._update, len(labels)),
         )
 
+    def inputs(self, x: Tensor) -> Sequence[Tensor]:
+        """The input of each of the T steps, [batch, C, H, W]; a static image is one tensor T times."""
+        return time_steps(x, self.timesteps, self.temporal)
+
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
         """Forward, backward and optimiser step for one batch; returns what was unrolled.
 
         The network carries nothing from one iteration to the next.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        graphs = getattr(self.backend, "graphs", None)
-        if graphs is None:
-            unroll = self._accumulate_gradients(x, labels)
-        else:
-            unroll = graphs.run(self, self._accumulate_gradients, (x, labels))
+        unroll = self.backend.accumulate_gradients(self, x, labels)
         if not unroll.updates:
             self._step(len(labels))
         reset_state(self.network)
@@ -96,7 +96,8 @@ class Experiment:
         self._step(samples)
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
+    def accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
+        """Forward and backward pass of one batch, step by step: adds to the parameters' `.grad`."""
         with self.backend.iteration(self.network):
             unroll = self.unroll(x, labels)
             self.method.accumulate_gradients(unroll)

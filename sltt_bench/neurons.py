@@ -97,6 +97,8 @@ class Stateful(nn.Module):
 
     carried: tuple[str, ...] = ()
     """Names of the attributes that a step hands to the next: a tensor, or None before the first step."""
+    emits_spikes: bool = False
+    """Whether every element of the output is 0 or 1."""
 
     def reset_state(self) -> None:
         """Forget the past: the next call is step 1 of a new sequence."""
@@ -127,6 +129,7 @@ class Stateful(nn.Module):
 class SpikingNeuron(Stateful):
     """A layer of neurons, of any backend: currents of any shape in, spikes of that shape out."""
 
+    emits_spikes = True
     parameters_: LIFParameters
 
 

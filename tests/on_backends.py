@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
+from sltt_bench.backends.native import Native
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.models.options import (
@@ -103,15 +104,17 @@ def train(
         steps = 1 if repeated_image else timesteps
         inputs = [2 * torch.randn(batch, *shape, dtype=dtype) for _ in range(steps)]
         labels = torch.randint(CLASSES, (batch,))
+        driver = methods.create(method, timesteps) if isinstance(method, str) else method
+        sequence = inputs * (timesteps // steps)
+        unrolled = backend.unrolled(network, sequence, driver) if isinstance(backend, Native) else network
         with backend.iteration(network):
             unroll = Unroll(
-                network,
-                inputs * (timesteps // steps),
+                unrolled,
+                sequence,
                 partial(step_loss, labels=labels, alpha=0.05, mse_target="ones"),
                 generator=generator,
                 autocast=Precision(precision, "cpu").autocast,
             )
-            driver = methods.create(method, timesteps) if isinstance(method, str) else method
             driver.accumulate_gradients(unroll)
         outputs.append(unroll.summed_outputs)
     return Trained(

@@ -47,12 +47,16 @@ def problem() -> Problem:
 def graphs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replay calls the function again."""
 
-    def capture(function: Callable[[], None]) -> Callable[[], None]:
-        function()
-        return function
+    class Again:
+        def warm_up(self, function: Callable[[], None]) -> None:
+            function()
+
+        def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+            function()
+            return function
 
     def make() -> GraphedIterations:
-        return GraphedIterations(lambda: capture)
+        return GraphedIterations(Again)
 
     monkeypatch.setattr(competitors, "GraphedIterations", make)
     monkeypatch.setattr("sltt_bench.backends.native.GraphedIterations", make)

@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -14,13 +15,15 @@ from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
-from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
+from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.backends.native.saved_tensor_hooks import SpareRoom
+from sltt_bench.backends.native.packed_spikes import PackedSpikes
+from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.unroll import Unroll
 
 
@@ -224,15 +227,56 @@ def test_a_copied_network_saves_memory_too() -> None:
     assert "nothing" not in backend.provenance()["computed again in the backward pass"]
 
 
-def test_an_iteration_leaves_no_cycles_behind() -> None:
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is freed within is freed by its last reference, not by chance."""
     gc.collect()
     gc.disable()
-    try:
-        train("native", "cnn", "bptt", recompute=True)
-        alive = [o for o in gc.get_objects() if type(o).__name__ == "Membrane"]
-    finally:
-        gc.enable()
-    assert not alive
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["store", "recompute"])
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+@pytest.mark.parametrize("model", ["cnn", "nf-resnet34", "recurrent"])
+def test_nothing_of_an_iteration_is_left_when_it_has_ended(
+    model: str, method: str, recompute: bool, no_collector: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither what the steps shared, nor what was saved for the backward pass, nor the stem's output."""
+    made: list[weakref.ref[Any]] = []
+
+    def noted(kind: type) -> None:
+        original = kind.__init__
+
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            original(self, *args, **kwargs)
+            made.append(weakref.ref(self))
+            if isinstance(self, Shared):
+                made.append(weakref.ref(self.leaf))
+
+        monkeypatch.setattr(kind, "__init__", init)
+
+    for kind in (Shared, Stored, Computed, PackedSpikes):
+        noted(kind)
+    trained = train("native", model, method, recompute=recompute, iterations=4)
+    reset_state(trained.network)
+    assert len(made) > 8
+    assert not [reference() for reference in made if reference() is not None]
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_memory_is_flat_to_the_byte_over_fifty_iterations(method: str, no_collector: None) -> None:
+    """Of the stem's output, which is larger than its input; a leak of one tensor an iteration shows."""
+    backend = backends.create("native")
+    network = build(backend, "preact-resnet18", LIFParameters())
+    held = []
+    with TensorBytes(network=network) as counted:
+        for _ in range(50):
+            network.zero_grad()
+            iteration(backend, network, method)
+            reset_state(network)
+            held.append(sum(counted.changes))
+    assert len(set(held[2:])) == 1
 
 
 # Once an iteration -------------------------------------------------------------------------------
@@ -369,6 +413,9 @@ class Repeats:
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
+
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         drawn_from = self.generator.get_state()
         with torch.random.fork_rng():
@@ -448,6 +495,45 @@ def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replay
     gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, graphs)
     assert captured == [0] * math.comb(T, k)
     assert graphs.replayed == 5
+
+
+class Fails(Repeats):
+    """A capture that breaks off in the middle."""
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        function()
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_failed_capture_ends_the_cell_and_leaves_gradients_and_draws_alone() -> None:
+    generator = torch.Generator().manual_seed(3)
+    graphs = GraphedIterations(lambda: Fails(torch.Generator()))
+    layer = nn.Linear(2, 1)
+    subject = Subject(layer, methods.create("sltt-k1", 2), generator, 2)
+    batch = torch.ones(3, 2), torch.ones(3)
+    for _ in range(3):
+        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
+    before, drawn_from = layer.weight.grad, generator.get_state()
+    with pytest.raises(CaptureFailed, match=r"not permitted when stream is capturing.*cuda_graph=false"):
+        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
+    assert layer.weight.grad is before
+    assert torch.equal(before, torch.full((1, 2), 9.0))
+    assert torch.equal(generator.get_state(), drawn_from)
+    assert graphs.replayed == 0
+
+
+def test_the_largest_batch_is_recorded_whichever_comes_first() -> None:
+    captured: list[int] = []
+    graphs = GraphedIterations(lambda: Counts(torch.Generator(), captured, lambda: graphs.replayed))
+    layer = nn.Linear(2, 1)
+    subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
+    for samples in (2, 2, 2, 2, 5, 5, 2):
+        batch = torch.ones(samples, 2), torch.ones(samples)
+        layer.zero_grad()
+        graphs.run(subject, lambda x, y: layer(x).sum().backward(), batch)  # type: ignore[arg-type]
+        assert torch.equal(layer.weight.grad, torch.full((1, 2), float(samples)))
+    assert captured == [0, 1], "once for two samples, once more for five"
+    assert (graphs.usual, graphs.replayed) == (4, 3)
 
 
 def test_graphs_refuse_a_method_with_too_many_choices_of_steps() -> None:

@@ -14,10 +14,12 @@ from sltt_bench import methods
 from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from sltt_bench.experiment import Experiment
     from sltt_bench.methods import Need
     from sltt_bench.neurons import LIFParameters, SpikingNeuron
+    from sltt_bench.unroll import Unroll
 
 BACKENDS: dict[str, str] = {
     "reference": "sltt_bench.backends.reference:Reference",
@@ -44,7 +46,18 @@ class Backend(Protocol):
         """The network as this backend runs it, already on its device (same parameters and names)."""
 
     def iteration(self, network: "nn.Module") -> AbstractContextManager[None]:
-        """Entered around the T steps of one batch, forward and backward."""
+        """Entered around the T steps of one batch: of training, forward and backward, or of evaluation.
+
+        When it ends, all gradients have reached the parameters, and nothing of the batch is kept.
+        """
+
+    def accumulate_gradients(self, experiment: "Experiment", x: "Tensor", labels: "Tensor") -> "Unroll":
+        """Forward and backward pass of one batch: adds its gradients to the parameters' `.grad`.
+
+        `x` is [batch, C, H, W], or [batch, T, C, H, W] where `experiment.temporal`; `labels` [batch].
+        `experiment.accumulate_gradients(x, labels)` does it step by step within `iteration`; a backend
+        may do the same in another way. The sums of the unroll hold until the next iteration.
+        """
 
     def provenance(self) -> Mapping[str, str]:
         """The kernels and versions that really ran, for provenance.json."""

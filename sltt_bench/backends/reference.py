@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sltt_bench.methods import NEEDS, Need
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+from sltt_bench.unroll import Unroll
+
+if TYPE_CHECKING:
+    from sltt_bench.experiment import Experiment
 
 
 class Reference:
@@ -27,6 +32,9 @@ class Reference:
 
     def iteration(self, network: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
+        return experiment.accumulate_gradients(x, labels)
 
     def provenance(self) -> Mapping[str, str]:
         return {"neuron": "torch autograd", "torch": torch.__version__}

@@ -9,7 +9,7 @@ On CUDA, SpikingJelly chooses its fastest installed kernel itself (CUDA, Triton,
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from sltt_bench.backends import UnknownBackend
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.unroll import Unroll
+
+if TYPE_CHECKING:
+    from sltt_bench.experiment import Experiment
 
 SURROGATES: dict[str, tuple[str, float]] = {
     "triangle": ("PiecewiseQuadratic", 1.0),
@@ -105,6 +109,9 @@ class SpikingJelly:
 
     def iteration(self, network: nn.Module) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
+        return experiment.accumulate_gradients(x, labels)
 
     def provenance(self) -> Mapping[str, str]:
         return {

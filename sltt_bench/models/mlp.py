@@ -30,6 +30,7 @@ class Recurrent(Stateful):
     """I[t] = W x[t] + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes."""
 
     carried = ("spikes",)
+    emits_spikes = True
 
     def __init__(self, feedforward: nn.Linear, neuron: nn.Module) -> None:
         super().__init__()

@@ -2,20 +2,25 @@
 
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
     neuron                            a layer of neurons whose only state is u
-    saved                             what the potentials determine is not stored for the backward pass
-    once                              what is the same at all steps is computed once an iteration
+    saved_tensor_hooks                what the potentials determine is not stored for the backward pass
+    loop_invariants                   what is the same at all steps is computed once an iteration
     pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
+    units (packed_spikes)             BPTT unit after unit, of which only spikes are kept, as bits
+    compilation                       what torch.compile did
 
 `docs/native-backend.md` says what each idea saves.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.graphs import GraphedIterations
@@ -23,9 +28,20 @@ from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.methods import Need
+from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.methods import Method, Need
+from sltt_bench.methods.bptt import BPTT
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+from sltt_bench.unroll import Unroll
+
+if TYPE_CHECKING:
+    from sltt_bench.backends.native.compilation import Compilation
+    from sltt_bench.experiment import Experiment
+
+
+IN_UNITS = (BPTT,)
+"""Methods whose gradient is that of one backward pass through all steps, whatever the order of computation."""
 
 
 class Native:
@@ -44,7 +60,8 @@ class Native:
     ) -> None:
         """The options are those of a recipe's section `native`.
 
-        `recompute`: convolutions of spikes are computed again in the backward pass, not stored.
+        `recompute`: convolutions of spikes are computed again in the backward pass, not stored; BPTT keeps
+        the spikes between units of the network as bits, and computes unit after unit again.
         `channels_last`: the memory format of the network on a GPU.
         `compile`: torch.compile makes the step from the equations, in place of the kernels here; what
         it stores for the backward pass is its own choice.
@@ -53,14 +70,16 @@ class Native:
         self._recompute = recompute
         self._channels_last = channels_last
         self._compile = compile
+        self._compilation: Compilation | None = None
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
         self._once = OncePerIteration(first_layers=not recompute)
-        self.graphs = GraphedIterations() if cuda_graph else None
-        """What runs the iterations, if they are to be replayed."""
+        self._units: UnitNetwork | NotSeparable | None = None
+        """Of the network, once an iteration has asked for it."""
+        self._graphs = GraphedIterations() if cuda_graph else None
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
-        if self.graphs is not None and torch.device(device).type != "cuda":
+        if self._graphs is not None and torch.device(device).type != "cuda":
             return f"native.cuda_graph needs a CUDA device, but the device is {device}"
         if self._compile and self._recompute:
             return "native.compile decides by itself what to compute again; switch native.recompute off"
@@ -72,14 +91,18 @@ class Native:
         return NativeLIF(parameters, self._kernels, self._saved)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
-        for module in network.modules():
-            if isinstance(module, SequenceDropout):
-                module.register_forward_hook(fills_with_zero)
         if self._channels_last and torch.device(device).type == "cuda":
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._compile:
+            # Here, since torch's compiler takes seconds to load.
+            from sltt_bench.backends.native.compilation import Compilation
+
+            self._compilation = Compilation()
             network.compile(dynamic=False)
         else:
+            for module in network.modules():
+                if isinstance(module, SequenceDropout):
+                    module.register_forward_hook(fills_with_zero)
             make_lean(network)
         return network.to(device)
 
@@ -92,23 +115,55 @@ class Native:
         with self._saved.active(), self._once.active(network):
             yield
 
+    def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
+        """By replay where iterations are replayed; BPTT with `recompute` unit by unit."""
+        if self._graphs is None:
+            return self._accumulate_gradients(experiment, x, labels)
+        return self._graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
+
+    def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
+        network = self.unrolled(experiment.network, experiment.inputs(x), experiment.method)
+        return replace(experiment, network=network).accumulate_gradients(x, labels)
+
+    def unrolled(self, network: nn.Module, inputs: Sequence[Tensor], method: Method) -> nn.Module:
+        """What the method is to call at each step of a sequence: the network, or what stands in for it.
+
+        T `inputs` of [batch, ...].
+        """
+        if not self._recompute or not isinstance(method, IN_UNITS) or any(x.requires_grad for x in inputs):
+            return network
+        if self._units is None:
+            try:
+                self._units = UnitNetwork(network)
+            except NotSeparable as error:
+                self._units = error
+        if isinstance(self._units, NotSeparable):
+            return network
+        return self._units.sequence(inputs, partial(self._saved.active, costly=False))
+
     def provenance(self) -> Mapping[str, str]:
         """What has really run so far."""
-        said = {
+        facts = {
             "neuron": "torch.compile of the equations" if self._compile else _list(self._kernels.ran),
             "computed again in the backward pass": _list(self._saved.computed_again),
             "computed once an iteration": _list(self._once.computed_once),
             "torch": torch.__version__,
         }
-        if self.graphs is not None:
-            said["CUDA graphs"] = (
-                f"{self.graphs.replayed} iterations replayed, {self.graphs.usual} run as usual "
-                "(warm-up, and batches of another shape)"
+        if isinstance(self._units, UnitNetwork):
+            facts["units"] = f"{len(self._units.units)}, computed for all steps at once, and again"
+        elif self._units is not None:
+            facts["units"] = f"none, step by step instead: {self._units}"
+        if self._compilation is not None:
+            facts["torch.compile"] = str(self._compilation)
+        if self._graphs is not None:
+            facts["CUDA graphs"] = (
+                f"{self._graphs.replayed} iterations replayed, {self._graphs.usual} run as usual "
+                "(warm-up, and batches smaller than the largest)"
             )
         try:
-            return {**said, "triton": version("triton")}
+            return {**facts, "triton": version("triton")}
         except PackageNotFoundError:
-            return said
+            return facts
 
 
 def _list(things: set[str]) -> str:

@@ -32,8 +32,15 @@ MOST_GRAPHS = 64
 """Each takes about as long to capture as an iteration without graphs."""
 
 
+class CaptureFailed(RuntimeError):
+    """The device's work could not be recorded; the message says why, and what to switch off."""
+
+
 class Capture(Protocol):
     """Records what a function does on the device."""
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        """Runs the function where it may leave nothing behind that a capture would trip over."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Runs the function's Python code, and returns what runs its device code."""
@@ -44,10 +51,21 @@ class CudaCapture:
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        """On the stream of the captures: autograd's nodes of parameters remember the stream of their first use,
+        and a capture that has to wait for another stream fails."""
+        usual = torch.cuda.current_stream()
+        self._stream.wait_stream(usual)
+        with torch.cuda.stream(self._stream):
+            function()
+        usual.wait_stream(self._stream)
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Of other threads' calls, such as those of a loader that pins memory, the capture knows nothing.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             function()
         return graph.replay
 
@@ -78,8 +96,9 @@ class GraphedIterations:
         self._recorded: dict[Hashable, _Recorded] = {}
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._gradients: list[Tensor] = []
+        self._most_samples = 0
         self.usual = 0
-        """Iterations that ran as usual: warm-up, and batches of another shape than the first."""
+        """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
 
     def run(
@@ -91,16 +110,35 @@ class GraphedIterations:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
-        not known that it can be replayed, or that would need more than MOST_GRAPHS.
+        not known that it can be replayed, or that would need more than MOST_GRAPHS, and CaptureFailed.
         """
         graphs = _graphs_needed(subject.method, subject.timesteps)
+        self._make_room_for(batch)
         if self.usual < WARM_UP or not self._fits(batch):
             self.usual += 1
-            return iterate(*batch)
+            return self._warm_up(iterate, batch)
         if not self._recorded:
             self._record_all(subject, iterate, batch, graphs)
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
         return self._replay(subject.network, self._recorded[drawn], batch)
+
+    def _make_room_for(self, batch: tuple[Tensor, Tensor]) -> None:
+        """A batch larger than all before takes the place of what was recorded: most batches are of its size."""
+        if len(batch[1]) > self._most_samples:
+            self._most_samples = len(batch[1])
+            self._recorded, self._inputs = {}, None
+
+    def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
+        if self._inputs is None:
+            return len(batch[1]) == self._most_samples
+        return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
+
+    def _warm_up(self, iterate: Callable[[Tensor, Tensor], Unroll], batch: tuple[Tensor, Tensor]) -> Unroll:
+        unrolls: list[Unroll] = []
+        if self._capture is None:
+            self._capture = self._make_capture()
+        self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
+        return unrolls[0]
 
     def _record_all(
         self,
@@ -109,28 +147,31 @@ class GraphedIterations:
         batch: tuple[Tensor, Tensor],
         graphs: int,
     ) -> None:
-        """Record whatever the method can draw; its generator is left as it was."""
+        """Record whatever the method can draw; its generator is left as it was, whatever happens."""
         generator, before = subject.generator, subject.generator.get_state()
-        for seed in count():
-            if len(self._recorded) == graphs:
-                break
-            drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
-            if drawn not in self._recorded:
-                generator.manual_seed(seed)
-                self._recorded[drawn] = self._record(subject.network, iterate, batch)
-        generator.set_state(before)
-
-    def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
-        if self._inputs is None:
-            return True
-        return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
+        try:
+            for seed in count():
+                if len(self._recorded) == graphs:
+                    break
+                drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
+                if drawn not in self._recorded:
+                    generator.manual_seed(seed)
+                    self._recorded[drawn] = self._record(subject.network, iterate, batch)
+        except Exception as error:
+            self._recorded, self._inputs, self._gradients = {}, None, []
+            raise CaptureFailed(
+                f"native.cuda_graph: the iteration could not be captured ({type(error).__name__}: {error}); "
+                "set native.cuda_graph=false"
+            ) from error
+        finally:
+            generator.set_state(before)
 
     def _record(
         self, network: nn.Module, iterate: Callable[[Tensor, Tensor], Unroll], batch: tuple[Tensor, Tensor]
     ) -> _Recorded:
+        assert self._capture is not None, "a capture follows the warm-up"
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        if self._capture is None or self._inputs is None:
-            self._capture = self._make_capture()
+        if self._inputs is None:
             self._inputs = batch[0].clone(), batch[1].clone()
             self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         accumulated = [parameter.grad for parameter in parameters]
@@ -141,11 +182,13 @@ class GraphedIterations:
             zero_all(self._gradients)
             unrolls.append(iterate(*inputs))
 
-        for parameter, gradient in zip(parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-        replay = self._capture(zero_and_iterate)
-        for parameter, before in zip(parameters, accumulated, strict=True):
-            parameter.grad = before
+        try:
+            for parameter, gradient in zip(parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+            replay = self._capture(zero_and_iterate)
+        finally:
+            for parameter, before in zip(parameters, accumulated, strict=True):
+                parameter.grad = before
         return _Recorded(replay, unrolls[0])
 
     def _replay(self, network: nn.Module, recorded: _Recorded, batch: tuple[Tensor, Tensor]) -> Unroll:

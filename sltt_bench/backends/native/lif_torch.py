@@ -132,14 +132,14 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
     if first.device.type != "cpu" or first.numel() <= PIECE:
         yield tensors
-    elif all(tensor.stride() == first.stride() for tensor in tensors) and _is_dense(first):
+    elif all(tensor.stride() == first.stride() for tensor in tensors) and is_dense(first):
         flat = [tensor.as_strided((first.numel(),), (1,)) for tensor in tensors]
         yield from zip(*(torch.split(tensor, PIECE) for tensor in flat), strict=True)
     else:
         yield tensors
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill a stretch of memory without gaps, in any order of dimensions."""
     expected = 1
     for stride, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -163,6 +163,8 @@ class TritonKernels:
             FIRST=previous is None,
             SOFT=neuron.reset == "soft",
         )
+        if out is not None:  # autograd sees no kernel write; its check of saved tensors counts versions
+            torch.autograd.graph.increment_version(out)
         return spikes, membrane
 
     def backward(
@@ -206,7 +208,9 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], **constants: Any) -> None:
     compute = tl.float64 if first.dtype == torch.float64 else tl.float32
     grid = (triton.cdiv(elements, BLOCK),)
     with torch.cuda.device_of(first):
-        kernel[grid](*tensors, elements, **constants, COMPUTE=compute, BLOCK=BLOCK)
+        # No contraction to fused multiply-adds: they round once where the equations round twice, and a
+        # potential at the threshold would fire on one device only.
+        kernel[grid](*tensors, elements, **constants, COMPUTE=compute, BLOCK=BLOCK, enable_fp_fusion=False)
 
 
 def _laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class OncePerIteration:
             return ()
         if network in self._settled:
             return self._repeating[network]
-        return filter(_is_first_layer, network.modules())
+        return filter(is_first_layer, network.modules())
 
     def _learn(self, network: nn.Module, layers: list["_Layer"]) -> None:
         if not any(layer.calls > 1 for layer in layers):
@@ -212,7 +212,8 @@ def _standardises(module: nn.Module) -> bool:
     return hasattr(module, "standardised_weight")
 
 
-def _is_first_layer(module: nn.Module) -> bool:
+def is_first_layer(module: nn.Module) -> bool:
+    """Whether the layer has neither state nor chance, and nobody else watches or patches it."""
     known = type(module) in FIRST_LAYERS or _standardises(module)
     return known and not module._forward_pre_hooks and "forward" not in module.__dict__
 

@@ -120,7 +120,8 @@ class SavedTensors:
 
     def __init__(self, *, recompute: bool) -> None:
         """`recompute`: compute convolutions and pools of spikes again instead of storing their results."""
-        self._ways = {**_CHEAP_WAYS, **(_COSTLY_WAYS if recompute else {})}
+        self._recompute = recompute
+        self._rules = _CHEAP_RULES
         self._spare_room = SpareRoom()
         self._announced: Membrane | None = None
         self.is_active = False
@@ -132,14 +133,19 @@ class SavedTensors:
         return self
 
     @contextmanager
-    def active(self) -> Iterator[None]:
-        """Let the hooks see all that autograd saves inside."""
+    def active(self, *, costly: bool = True) -> Iterator[None]:
+        """Let the hooks see all that autograd saves inside.
+
+        `costly=False`: store the results of convolutions and pools, whatever `recompute` says.
+        """
+        outside = self.is_active, self._rules
         self.is_active = True
+        self._rules = {**_CHEAP_RULES, **_COSTLY_RULES} if self._recompute and costly else _CHEAP_RULES
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
                 yield
         finally:
-            self.is_active = False
+            self.is_active, self._rules = outside
 
     @contextmanager
     def announce(self, membrane: Membrane) -> Iterator[None]:
@@ -155,25 +161,28 @@ class SavedTensors:
             return self._announced
         if tensor.grad_fn is None or tensor.numel() <= SMALL:
             return Stored(tensor)
-        way = self._way_to(tensor.grad_fn, tensor.output_nr)
-        if way is None:
+        rule = self._recomputed(tensor.grad_fn, tensor.output_nr)
+        if rule is None:
             return Stored(tensor)
-        if way.costly and self._spare_room.fits(tensor):
+        if rule.costly and self._spare_room.fits(tensor):
             return self._spare_room.store(tensor)
         self.computed_again.add(tensor.grad_fn.name())
-        return way
+        return rule
 
     def _unpack(self, kept: Kept) -> Tensor:
         return kept.tensor()
 
-    def _way_to(self, node: Node, output: int) -> Computed | None:
-        """How to compute an output of a node again from what is kept anyway; None: there is no way."""
+    def _recomputed(self, node: Node, output: int) -> Computed | None:
+        """How to compute an output of a node again from what is kept anyway; None: there is no rule."""
+        beginning: Kept | None = getattr(node, "kept", None)
+        if beginning is not None:
+            return Computed(beginning.tensor, ())
         membrane = getattr(node, "membrane", None)
         if membrane is not None:
             kept = membrane()
             return None if kept is None or output != 0 else Computed(kept.fire, (kept,))
-        way = self._ways.get(node.name())
-        return None if way is None else way(node, self._operand)
+        rule = self._rules.get(node.name())
+        return None if rule is None else rule(node, self._operand)
 
     def _operand(self, node: Node, index: int, saved: str = "") -> Kept | None:
         """The way to a node's input; `saved` is the name under which a constant one is saved there."""
@@ -183,13 +192,13 @@ class SavedTensors:
             return None if constant is None else Stored(constant)
         if hasattr(before, "variable"):
             return Stored(before.variable)
-        return self._way_to(before, output)
+        return self._recomputed(before, output)
 
 
-# Ways through the graph, by the name of the node ------------------------------------------------
+# Recompute rules, by the name of the node in the graph  ------------------------------------------------
 
 Operand = Callable[..., Kept | None]
-Way = Callable[[Node, Operand], Computed | None]
+RecomputeRule = Callable[[Node, Operand], Computed | None]
 
 
 def _computed(
@@ -277,7 +286,7 @@ def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
         node.metadata[_FILLS_WITH_ZERO] = True
 
 
-_CHEAP_WAYS: dict[str, Way] = {
+_CHEAP_RULES: dict[str, RecomputeRule] = {
     "MulBackward0": _product,
     "DivBackward0": _quotient,
     "MaskedFillBackward0": _zeroed,
@@ -286,7 +295,7 @@ _CHEAP_WAYS: dict[str, Way] = {
     "UnsafeViewBackward0": _reshaped,
     "ToCopyBackward0": _cast,
 }
-_COSTLY_WAYS: dict[str, Way] = {
+_COSTLY_RULES: dict[str, RecomputeRule] = {
     "AvgPool2DBackward0": _average_pool,
     "AdaptiveAvgPool2DBackward0": _adaptive_average_pool,
     "ConvolutionBackward0": _convolution,

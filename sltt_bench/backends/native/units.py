@@ -1,0 +1,420 @@
+"""BPTT at little memory: the network unit after unit, each for all T steps, and again in the backward pass.
+
+The graph of one step is cut behind every layer that carries state. A unit is what lies between two
+cuts and the layer at its end, for example "convolutions – sum – batch norm – neurons". Of the forward
+pass the spikes at the cuts are kept, a bit each. The backward pass takes the units from last to first:
+it computes a unit again for all T steps, this time with its graph, and goes backward through it, from
+step T to step 1. So the potentials and currents of one unit are in memory, not those of all.
+
+A value that is no spike and that several units need (the residual stream of a normaliser-free network)
+is a cut too, and kept as it is. What an image that is shown at every step makes of the first layers is
+computed once. Units at the end of the network, whose tensors are small, keep their graph in the room
+that the largest unit needs anyway.
+
+The order of the operations of one step is that of the network, so that outputs, running statistics and
+masks are those of a run step by step; gradients are the same sums in another order.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from sltt_bench.backends.native.loop_invariants import is_first_layer
+from sltt_bench.backends.native.packed_spikes import PackedSpikes
+from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.neurons import Stateful, reset_state
+
+ROOM = 2.0
+"""Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
+the gradients of its spikes, and of a shortcut beside it, stand beside that graph."""
+
+CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
+CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
+"""What is rather computed in several units than kept."""
+
+
+class NotSeparable(Exception):
+    """The network cannot be cut into units; the message says why."""
+
+
+@dataclass(eq=False)
+class Unit:
+    """What is computed between cuts."""
+
+    target: fx.Node
+    """The cut at its end."""
+    nodes: list[fx.Node]
+    """What it computes, in order; the last is the target."""
+    last_uses: dict[fx.Node, list[fx.Node]]
+    """Node → the values of which it is the last user in this unit."""
+    core: Stateful | None
+    """The layer with state at its end."""
+    spiking: bool
+    """Whether its results are spikes."""
+    once: frozenset[fx.Node]
+    """What it computes from the input alone, without state: the same at all steps of a repeated image."""
+    modules: list[nn.Module]
+    graph_bytes: float = 0.0
+    """About what its graph keeps at one step, in the last iteration."""
+
+
+class UnitNetwork:
+    """A network cut into units."""
+
+    def __init__(self, network: nn.Module) -> None:
+        """Raises NotSeparable."""
+        self.network = network
+        graph = _trace(network)
+        self.units = _cut(graph, network)
+        (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+
+    def units_with_graph(self) -> set[Unit]:
+        """The last units, as far as their graphs fit into the room that the largest needs; none at first."""
+        room = ROOM * max(unit.graph_bytes for unit in self.units)
+        chosen: set[Unit] = set()
+        for unit in reversed(self.units):
+            room -= unit.graph_bytes
+            if room <= 0:
+                break
+            chosen.add(unit)
+        return chosen
+
+    def sequence(
+        self, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
+    ) -> "Sequenced":
+        """The network for one sequence of T inputs [batch, ...]; `hooks`: entered where graphs are made."""
+        return Sequenced(self, inputs, hooks)
+
+
+class Sequenced(nn.Module):
+    """Stands in for the network in one unroll: its call number t gives o[t]; the first computes all."""
+
+    def __init__(
+        self, units: UnitNetwork, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        super().__init__()
+        self.network = units.network
+        self._run = _Run(units, inputs, hooks)
+        self._outputs: Iterator[Tensor] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._outputs is None:
+            anchor = torch.zeros((), device=x.device, requires_grad=True)
+            self._outputs = iter(_AllSteps.apply(anchor, self._run))
+        return next(self._outputs)
+
+
+class _AllSteps(torch.autograd.Function):
+    """All outputs o[1], …, o[T] of a sequence."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, run: "_Run") -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.run = run
+        return tuple(run.forward())
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None]:
+        ctx.run.backward(gradients)
+        return None, None
+
+
+@dataclass
+class _Gradients:
+    """∂L/∂value of a cut's values, by step."""
+
+    by_step: dict[int, Tensor] = field(default_factory=dict)
+    _own: set[int] = field(default_factory=set)
+
+    def add(self, step: int, gradient: Tensor) -> None:
+        """Autograd may have given the same tensor to others: only sums made here are added to in place."""
+        if step not in self.by_step:
+            self.by_step[step] = gradient
+        elif step in self._own:
+            self.by_step[step] += gradient
+        else:
+            self.by_step[step] = self.by_step[step] + gradient
+            self._own.add(step)
+
+
+class _Run:
+    """One sequence, forward and backward."""
+
+    def __init__(
+        self, units: UnitNetwork, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._units = units
+        self._inputs = inputs
+        self._hooks = hooks
+        self._repeated = all(x is inputs[0] for x in inputs)
+        self._values: dict[fx.Node, list[Kept]] = {}
+        self._gradients: dict[fx.Node, _Gradients] = {}
+        self._graphs: dict[Unit, list[Tensor]] = {}
+        self._autocast: Callable[[], torch.autocast] | None = None
+
+    def forward(self) -> list[Tensor]:
+        """The outputs of all steps."""
+        device = self._inputs[0].device.type
+        enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+        self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
+        with_graph = self._units.units_with_graph()
+        for unit in self._units.units:
+            self._gradients[unit.target] = _Gradients()
+            self._values[unit.target] = []
+            if unit in with_graph:
+                with torch.enable_grad(), self._hooks():
+                    self._graphs[unit] = self._compute(unit, self._keep)
+            else:
+                self._compute(unit, self._keep)
+        return [value.tensor() for value in self._values.pop(self._units.units[-1].target)]
+
+    def backward(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add to the parameters' gradients."""
+        last = self._gradients[self._units.units[-1].target]
+        for step, gradient in enumerate(gradients):
+            if gradient is not None:
+                last.add(step, gradient)
+        for unit in reversed(self._units.units):
+            self._values.pop(unit.target, None)  # its users are through
+            if not self._gradients[unit.target].by_step:
+                self._graphs.pop(unit, None)
+                continue
+            ends = self._graphs.pop(unit, None) or self._compute_again(unit)
+            torch.autograd.backward([end for end in ends if end.requires_grad])
+
+    def _compute_again(self, unit: Unit) -> list[Tensor]:
+        """The unit with its graph; it leaves running statistics alone."""
+        assert self._autocast is not None
+        with torch.enable_grad(), self._autocast(), self._hooks(), _without_learning_statistics(unit.modules):
+            return self._compute(unit, lambda unit, value: None)
+
+    def _keep(self, unit: Unit, value: Tensor) -> None:
+        """One more value of a cut."""
+        unit.graph_bytes = 2 * value.nbytes
+        kept = PackedSpikes(value.detach()) if unit.spiking else Stored(value)
+        self._values[unit.target].append(kept)
+
+    def _compute(self, unit: Unit, keep: Callable[[Unit, Tensor], None]) -> list[Tensor]:
+        """All steps of a unit; the ends of their graphs, from which `backward` starts."""
+        if unit.core is not None:
+            reset_state(unit.core)
+        once: dict[fx.Node, Tensor] = {}
+        ends = []
+        for step in range(len(self._inputs)):
+            value = self._step(unit, step, once)
+            keep(unit, value)
+            if torch.is_grad_enabled() and value.requires_grad:
+                ends.append(_End.apply(value, self._gradients[unit.target], step))
+        if unit.core is not None:
+            reset_state(unit.core)
+        return ends
+
+    def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
+        """The value of the unit's target at a step."""
+        values: dict[fx.Node, Any] = {}
+
+        def value_of(node: fx.Node) -> Any:
+            if node not in values:
+                values[node] = once[node] if node in once else self._value_from_outside(node, step)
+            return values[node]
+
+        for node in unit.nodes:
+            if node in once:
+                continue
+            result = self._evaluate(node, value_of)
+            if self._repeated and node in unit.once:
+                once[node] = result
+            values[node] = result
+            for used in unit.last_uses[node]:
+                values.pop(used, None)
+        target: Tensor = values[unit.target] if unit.target in values else once[unit.target]
+        return target
+
+    def _value_from_outside(self, node: fx.Node, step: int) -> Any:
+        if node is self._units.input:
+            return self._inputs[step]
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self._units.network)
+        kept = self._values[node][step]
+        if not torch.is_grad_enabled():
+            return kept.tensor()
+        anchor = torch.zeros((), device=self._inputs[0].device, requires_grad=True)
+        return _Beginning.apply(anchor, kept, self._gradients[node], step)
+
+    def _evaluate(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
+        args = fx.map_arg(node.args, value_of)
+        kwargs = fx.map_arg(node.kwargs, value_of)
+        if node.op == "call_module":
+            return self._units.network.get_submodule(str(node.target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+class _Beginning(torch.autograd.Function):
+    """A kept value at the beginning of a unit's graph; its gradient goes to the cut."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, kept: Kept, gradients: _Gradients, step: int) -> Tensor:
+        # What later layers save of this value is kept already (`SavedTensors`).
+        ctx.kept, ctx.gradients, ctx.step = kept, gradients, step
+        return kept.tensor().detach()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        ctx.gradients.add(ctx.step, gradient)
+        return None, None, None, None
+
+
+class _End(torch.autograd.Function):
+    """The value of a unit at a step, as something to go backward from; its gradient is fetched, and gone, when
+    the backward pass has come to that step."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: _Gradients, step: int) -> Tensor:
+        ctx.gradients, ctx.step = gradients, step
+        return value.new_zeros(())
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None, None]:
+        return ctx.gradients.by_step.pop(ctx.step, None), None, None
+
+
+@contextmanager
+def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
+    """Within, batch norm in training uses the batch's statistics and learns nothing."""
+    learning = [
+        module
+        for module in modules
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.track_running_stats
+    ]
+    for module in learning:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.track_running_stats = True
+
+
+# Cutting ----------------------------------------------------------------------------------------
+
+
+class _Tracer(fx.Tracer):
+    """Sees the calls of layers, and looks into what consists of layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        has_children = next(m.children(), None) is not None
+        return not has_children or isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _trace(network: nn.Module) -> fx.Graph:
+    """The calls of one step. Raises NotSeparable."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            raise NotSeparable(f"{type(module).__name__} would draw anew when it is computed again")
+    try:
+        graph = _Tracer().trace(network)
+    except Exception as error:  # whatever a forward method may do with a value that is none yet
+        raise NotSeparable(
+            f"its forward method cannot be traced: {' '.join(str(error).split())[:200]}"
+        ) from error
+    for node in graph.nodes:
+        if node.op == "call_method" and str(node.target).endswith("_"):
+            raise NotSeparable(f"its forward method changes a value in place ({node.target})")
+        if node.op == "call_function" and node.target.__name__.startswith("i") and node.target in _IN_PLACE:
+            raise NotSeparable(f"its forward method changes a value in place ({node.target.__name__})")
+    return graph
+
+
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
+    """The units in the order of computation. Raises NotSeparable."""
+    modules = {
+        node: network.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"
+    }
+    cores = {
+        node: module
+        for node, module in modules.items()
+        if isinstance(module, Stateful) and not isinstance(module, SequenceDropout)
+    }
+    if len({id(core) for core in cores.values()}) < len(cores):
+        raise NotSeparable("a layer with state is called more than once in a step")
+    if not cores:
+        raise NotSeparable("it has no layer with state")
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    if not isinstance(output.args[0], fx.Node):
+        raise NotSeparable("it returns something else than one tensor")
+    cuts = {*cores, output.args[0]}
+    leads_to: dict[fx.Node, set[fx.Node]] = {}
+    for node in reversed(graph.nodes):
+        leads_to[node] = set()
+        for user in node.users:
+            leads_to[node] |= {user} if user in cuts else leads_to[user]
+        if len(leads_to[node]) > 1 and node.op.startswith("call") and not _is_cheap(node, modules):
+            cuts.add(node)
+    once = _computed_once(graph, modules)
+    return [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+
+
+def _is_cheap(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
+    return node.target in CHEAP_FUNCTIONS or isinstance(modules.get(node), CHEAP_LAYERS)
+
+
+def _computed_once(graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> frozenset[fx.Node]:
+    """What depends on nothing but the input."""
+    once: set[fx.Node] = set()
+    for node in graph.nodes:
+        known = node in modules and is_first_layer(modules[node])
+        constant = all(
+            before in once or before.op in ("placeholder", "get_attr") for before in node.all_input_nodes
+        )
+        if constant and (known or node.target in CHEAP_FUNCTIONS):
+            once.add(node)
+    return frozenset(once)
+
+
+def _unit(
+    target: fx.Node,
+    cuts: set[fx.Node],
+    cores: dict[fx.Node, Stateful],
+    modules: dict[fx.Node, nn.Module],
+    once: frozenset[fx.Node],
+) -> Unit:
+    inside: set[fx.Node] = {target}
+    open_nodes = [target]
+    while open_nodes:
+        for before in open_nodes.pop().all_input_nodes:
+            if before.op.startswith("call") and before not in cuts and before not in inside:
+                inside.add(before)
+                open_nodes.append(before)
+    nodes = [node for node in target.graph.nodes if node in inside]
+    last_user = {before: node for node in nodes for before in node.all_input_nodes}
+    last_uses: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    for before, node in last_user.items():
+        last_uses[node].append(before)
+    core = cores.get(target)
+    return Unit(
+        target=target,
+        nodes=nodes,
+        last_uses=last_uses,
+        core=core,
+        spiking=core is not None and core.emits_spikes,
+        once=once & inside,
+        modules=[part for node in nodes if node in modules for part in modules[node].modules()],
+    )

@@ -1,0 +1,216 @@
+"""BPTT unit by unit: the gradients of the reference, spikes kept as bits, and a reason where it cannot be."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from on_backends import T, gradient_error, train, train_reference
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models
+from sltt_bench.backends.native import units as units_module
+from sltt_bench.backends.native.packed_spikes import PackedSpikes
+from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.experiment import Experiment, assemble, make_backend
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGOptions
+from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+from sltt_bench.unroll import Unroll
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+
+
+# Spikes as bits ----------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 7), min_size=1, max_size=4), st.sampled_from([torch.float32, torch.bfloat16]))
+@settings(max_examples=40, deadline=None)
+def test_packed_spikes_come_back_as_they_were(shape: list[int], dtype: torch.dtype) -> None:
+    spikes = torch.randint(2, shape).to(dtype)
+    again = PackedSpikes(spikes).tensor()
+    assert again.dtype == dtype
+    assert torch.equal(again, spikes)
+
+
+def test_packed_spikes_keep_their_memory_format_and_take_a_bit_each() -> None:
+    spikes = torch.randint(2, (2, 8, 5, 6)).float().to(memory_format=torch.channels_last)
+    with TensorBytes([spikes]) as counted:
+        packed = PackedSpikes(spikes)
+        held = sum(counted.changes)
+    assert held - spikes.nbytes == spikes.numel() // 8
+    assert packed.tensor().stride() == spikes.stride()
+    assert torch.equal(packed.tensor(), spikes)
+
+
+# Gradients: test_backends compares them on every network ------------------------------------------
+
+
+@pytest.mark.parametrize("room", [0.0, 1e9], ids=["all again", "all with their graph"])
+@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34", "recurrent"])
+def test_it_makes_no_difference_which_units_are_computed_again(
+    model: str, room: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "ROOM", room)
+    how: Any = {"dtype": torch.float64, "iterations": 3, "repeated_image": False}
+    reference = train_reference(model, "bptt", **how)
+    native = train("native", model, "bptt", **how, recompute=True)
+    assert gradient_error(native, reference) < 1e-12
+    assert torch.equal(native.outputs, reference.outputs)
+    assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
+@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34"])
+def test_in_mixed_precision_it_differs_by_no_more_than_the_format(model: str) -> None:
+    exact = train_reference(model, "bptt")
+    rounded = train_reference(model, "bptt", precision="bf16")
+    native = train("native", model, "bptt", precision="bf16", recompute=True)
+    assert torch.equal(native.outputs, rounded.outputs)
+    assert gradient_error(native, rounded) < gradient_error(rounded, exact)
+
+
+def experiment(recompute: bool, backend: str = "native", method: str = "bptt", **fields: Any) -> Experiment:
+    fields = {"train.batch_size": 4, "model.channels": [8, 8], "timesteps": 3, **fields}
+    recipe = load_recipe("digits", {**fields, "native.recompute": recompute})
+    cell = Cell(recipe, method, backend, seed=0, synthetic=True)
+    subject = assemble(cell, torch.device("cpu"), make_backend(cell))
+    subject.network.train()
+    return subject
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    return 2 * torch.randn(4, 1, 8, 8, generator=generator), torch.randint(10, (4,), generator=generator)
+
+
+def test_training_with_it_goes_as_with_the_reference() -> None:
+    subjects = experiment(True), experiment(False, "reference")
+    for _ in range(3):
+        losses = [subject.training_iteration(*batch()).summed_loss for subject in subjects]
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert subjects[0].backend.provenance()["units"].startswith("3, ")
+    for one, other in zip(*(subject.network.parameters() for subject in subjects), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["sltt", "sltt-k2"])
+def test_other_methods_go_step_by_step(method: str) -> None:
+    subject = experiment(True, method=method)
+    subject.training_iteration(*batch())
+    assert "units" not in subject.backend.provenance()
+
+
+# Networks that have none --------------------------------------------------------------------------
+
+
+class InPlace(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).mul_(2)
+
+
+class Decides(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class Twice(nn.Module):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.neuron = layers[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.neuron(self.neuron(x))
+        return result
+
+
+class Dropped(nn.Sequential):
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(nn.Dropout(), *layers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (InPlace, "changes a value in place"),
+        (Decides, "cannot be traced"),
+        (Twice, "called more than once"),
+        (Dropped, "Dropout would draw anew"),
+    ],
+)
+def test_a_network_without_units_says_why(kind: Callable[..., nn.Module], reason: str) -> None:
+    network = kind(nn.Linear(3, 3), LIF(LIFParameters()))
+    with pytest.raises(NotSeparable, match=reason):
+        UnitNetwork(network)
+
+
+def test_a_network_without_units_is_trained_step_by_step_and_the_provenance_says_so() -> None:
+    subject, reference = experiment(True), experiment(False, "reference")
+    for one in (subject, reference):
+        one.network.__class__ = Decides
+    losses = [one.training_iteration(*batch()).summed_loss for one in (subject, reference)]
+    torch.testing.assert_close(*losses)
+    assert "cannot be traced" in subject.backend.provenance()["units"]
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def peak(options: Any, timesteps: int, **native: Any) -> float:
+    """Bytes of an iteration of BPTT."""
+    backend = backends.create("native", **native)
+    torch.manual_seed(0)
+    shape = (3, 64, 64)
+    network = models.build(
+        options, neuron=lambda: backend.neuron(LIFParameters()), input_shape=shape, classes=4
+    )
+    network = backend.prepare(network, "cpu")
+    x, method = torch.randn(4, *shape), methods.create("bptt", 1)
+    for steps in (2, timesteps):
+        network.zero_grad()
+        unrolled = backend.unrolled(network, [x] * steps, method)  # type: ignore[attr-defined]
+        with TensorBytes([x], network=network) as counted, backend.iteration(network):
+            unroll = Unroll(
+                unrolled, [x] * steps, lambda output: output.square().mean(), generator=torch.Generator()
+            )
+            method.accumulate_gradients(unroll)
+    return counted.peak - 2 * sum(parameter.nbytes for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        (PreActResNetOptions(width=8), 0.4),
+        (VGGOptions(width=8, dropout=0.2), 0.7),
+        (NFResNetOptions(name="nf-resnet34", width=8), 0.6),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_the_memory_of_bptt_shrinks_to_that_of_its_largest_unit(options: Any, most: float) -> None:
+    usual = peak(options, T)
+    assert peak(options, T, recompute=True) < most * usual
+
+
+def test_an_estimate_counts_what_an_iteration_takes() -> None:
+    from sltt_bench.measure.traced_iteration import trace_memory
+
+    recipe = load_recipe(
+        "digits", {"train.batch_size": 4, "model.channels": [8, 8], "timesteps": 3, "native.recompute": True}
+    )
+    cell = Cell(recipe, "bptt", "native", seed=0, synthetic=True)
+    estimated = trace_memory(cell, "cpu").peak_bytes
+    subject = experiment(True)
+    x, labels = batch()
+    short = replace(subject, timesteps=2)
+    short.training_iteration(x, labels)
+    subject.optimizer.zero_grad(set_to_none=True)
+    with TensorBytes([x, labels], network=subject.network, optimizer=subject.optimizer) as counted:
+        subject.training_iteration(x, labels)
+    assert counted.peak == pytest.approx(estimated, rel=0.02)
