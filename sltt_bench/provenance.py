@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 import sltt_bench
-from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
-from sltt_bench.measure.visible_devices import NoMatchingGpu, visible_uuids
+from sltt_bench.measure.nvml import NvmlUnavailable, list_gpus
 from sltt_bench.results.private_paths import without_private_paths
 from sltt_bench.results.schema import SCHEMA_VERSION
 
@@ -228,22 +227,7 @@ def _gpus() -> dict[str, Any]:
         gpus = list_gpus()
     except NvmlUnavailable as error:
         return {"gpus": [], "gpus_absent": str(error)}
-    indices = _cuda_indices(gpus)
-    return {"gpus": [{**asdict(gpu), "cuda_index": indices.get(gpu.uuid)} for gpu in gpus]}
-
-
-def _cuda_indices(gpus: Sequence[Gpu]) -> dict[str, int]:
-    """UUID → N of cuda:N for the visible GPUs; empty where CUDA's order cannot be told from here."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    named = visible is not None and visible.strip().upper().startswith("GPU-")
-    by_bus = os.environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) == 1
-    if not (named or by_bus):
-        return {}
-    try:
-        chosen = visible_uuids(visible, [gpu.uuid for gpu in gpus])
-    except NoMatchingGpu:
-        return {}
-    return {uuid: index for index, uuid in enumerate(chosen)}
+    return {"gpus": [asdict(gpu) for gpu in gpus]}
 
 
 def _settings() -> dict[str, str]:

@@ -32,8 +32,6 @@ _NAMES = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 class GPU(Strict):
     """The figures of one GPU; its name is the key in the file."""
 
-    memory_gb: Positive
-    """Memory in 10⁹ bytes."""
     bandwidth_gb_s: Positive
     """Memory bandwidth in 10⁹ bytes per second."""
     l2_mb: Positive
@@ -99,5 +97,5 @@ def _read(path: Path) -> dict[str, GPU]:
         faults = "; ".join(
             ": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors()
         )
-        remedy = "write NAME: {memory_gb, bandwidth_gb_s, l2_mb, tflops: {fp32, ...}, source}"
+        remedy = "write NAME: {bandwidth_gb_s, l2_mb, tflops: {fp32, ...}, source}"
         raise GPUError(f"{path}: {faults}; {remedy}", "--gpu-file") from None

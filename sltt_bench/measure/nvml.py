@@ -6,8 +6,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar
 
-from sltt_bench.measure.visible_devices import same_gpu
-
 
 @dataclass(frozen=True)
 class Missing:
@@ -225,3 +223,12 @@ def _describe(nvml: Any, handle: Any) -> Gpu:
         driver=nvml.nvmlSystemGetDriverVersion(),
         cuda_driver=f"{cuda // 1000}.{cuda % 1000 // 10}",
     )
+
+
+def same_gpu(uuid: str, other: str) -> bool:
+    """Whether two spellings (NVML's "GPU-8a56…", torch's "8A56…") name one GPU."""
+    return _plain(uuid) == _plain(other)
+
+
+def _plain(uuid: str) -> str:
+    return uuid.lower().removeprefix("gpu-")
