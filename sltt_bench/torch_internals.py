@@ -36,6 +36,8 @@ __all__ = [
     "as_fake_tensor",
     "autograd_nodes_made",
     "called_by_autograd_engine",
+    "compiled_so_far",
+    "compiler_raises_beyond",
     "dtype_asked_of_to",
     "empty_meta_tensor",
     "fake_device",
@@ -193,3 +195,21 @@ def _subclasses(kind: type) -> Iterator[type]:
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)
+
+
+# torch.compile ----------------------------------------------------------------------------------
+
+
+def compiler_raises_beyond(versions: int) -> None:
+    """A frame that would be compiled in more versions raises, where torch would run it uncompiled in silence."""
+    from torch._dynamo import config  # here, since the compiler takes seconds to load
+
+    config.cache_size_limit = versions  # type: ignore[attr-defined]
+    config.fail_on_cache_limit_hit = True  # type: ignore[attr-defined]
+
+
+def compiled_so_far() -> tuple[int, int]:
+    """Graphs that were compiled in this process, and breaks between them at which torch ran uncompiled."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

@@ -18,6 +18,8 @@ from sltt_bench.torch_internals import (
     as_fake_tensor,
     autograd_nodes_made,
     called_by_autograd_engine,
+    compiled_so_far,
+    compiler_raises_beyond,
     dtype_asked_of_to,
     empty_meta_tensor,
     in_kernel_invocation_manager,
@@ -213,3 +215,19 @@ assert without == [trained(make) for make in makers]
 @pytest.mark.spawned
 def test_training_does_not_load_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
+
+
+def test_a_frame_with_too_many_versions_raises_and_what_is_compiled_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from torch._dynamo import config
+
+    for name in ("cache_size_limit", "fail_on_cache_limit_hit"):
+        monkeypatch.setattr(config, name, getattr(config, name))
+    compiler_raises_beyond(1)
+    before = compiled_so_far()
+    doubled = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    assert torch.equal(doubled(torch.ones(2)), torch.full((2,), 2.0))
+    assert compiled_so_far()[0] == before[0] + 1
+    with pytest.raises(Exception, match=r"FailOnRecompileLimitHit|limit"):
+        doubled(torch.ones(3))

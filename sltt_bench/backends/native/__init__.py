@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.backends.native import kernels
+from sltt_bench.backends.native.compilation import Compilation
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -36,7 +37,6 @@ from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
-    from sltt_bench.backends.native.compilation import Compilation
     from sltt_bench.experiment import Experiment
 
 
@@ -94,9 +94,6 @@ class Native:
         if self._channels_last and torch.device(device).type == "cuda":
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._compile:
-            # Here, since torch's compiler takes seconds to load.
-            from sltt_bench.backends.native.compilation import Compilation
-
             self._compilation = Compilation()
             network.compile(dynamic=False)
         else:

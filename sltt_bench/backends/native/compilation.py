@@ -1,7 +1,6 @@
 """What torch.compile did to the network's step, and that it never goes back to plain torch in silence."""
 
-import torch._dynamo.config
-from torch._dynamo.utils import counters
+from sltt_bench.torch_internals import compiled_so_far, compiler_raises_beyond
 
 MOST_VERSIONS = 64
 """Versions of the step: for each shape of batch, with and without a graph, in training and evaluation."""
@@ -12,15 +11,10 @@ class Compilation:
 
     def __init__(self) -> None:
         """A step that would need more than MOST_VERSIONS raises torch's FailOnRecompileLimitHit."""
-        torch._dynamo.config.cache_size_limit = MOST_VERSIONS  # type: ignore[attr-defined]
-        torch._dynamo.config.fail_on_cache_limit_hit = True  # type: ignore[attr-defined]
-        self._before = self._counts()
+        compiler_raises_beyond(MOST_VERSIONS)
+        self._before = compiled_so_far()
 
     def __str__(self) -> str:
         """For the provenance."""
-        versions, breaks = (now - then for now, then in zip(self._counts(), self._before, strict=True))
+        versions, breaks = (now - then for now, then in zip(compiled_so_far(), self._before, strict=True))
         return f"{versions} graphs compiled, {breaks} breaks at which plain torch took over"
-
-    @staticmethod
-    def _counts() -> tuple[int, int]:
-        return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
