@@ -139,12 +139,16 @@ class Unroll:
         scale_state_gradient(self.network, factor)
 
     def save_state(self) -> State:
-        """What the network's layers carry to the next step: one tuple of tensors a stateful layer."""
-        return save_state(self.network)
+        """What the network's layers carry to the next step: one tuple of tensors a stateful layer.
+
+        The last tuple is the sum of the outputs, where L is the loss of their mean.
+        """
+        return [*save_state(self.network), (self._outputs,)]
 
     def restore_state(self, state: State) -> None:
         """Go back to a saved state; steps that have run already may then be computed again."""
-        restore_state(self.network, state)
+        *layers, (self._outputs,) = state
+        restore_state(self.network, layers)
 
     def presynaptic(
         self, *traces: Presynaptic, readout: bool = True, network_input: bool = True

@@ -4,7 +4,7 @@
     d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
 
 A step whose activity repeats what was used has a gradient that repeats it. The first step is used; a
-later one if d[t] is not below the mean of d before it, and the budget of N steps lasts. K, the number of
+later one if d[t] exceeds the mean of d before it, and the budget of N steps lasts. K, the number of
 steps used, is at most N and is reported for every epoch (`backward_passes`). As in SLTT-K each step's loss
 keeps its factor 1/T. Every step runs with a graph, which is dropped where the step is not used:
 memory is SLTT's, and a step not used saves its backward pass.
@@ -67,7 +67,7 @@ class AdaptiveSLTT:
             if not drawn and t == unroll.timesteps - 1 and unroll.backward_passes == 0:
                 return 0.0  # none drawn: a gradient of 0, so that momentum and weight decay go on
             return 1 / probability if drawn else None
-        if unroll.backward_passes >= self.budget or difference < mean:
+        if unroll.backward_passes >= self.budget or difference <= mean:
             return None
         activity.compare_with_this_step()
         return 1.0
