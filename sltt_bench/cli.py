@@ -204,11 +204,14 @@ def run(
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
-    baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
+    baseline: Annotated[
+        str | None, typer.Option("--baseline", help="Method that ratios refer to (default: bptt).")
+    ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Comma list: terminal,csv,png,svg,markdown,html,latex.")
+        str, typer.Option("--format", help="Comma list: terminal,csv,png,svg,markdown,html,latex,json.")
     ] = "terminal,csv,png,svg,markdown,html",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print every table, not only the answer.")] = False,
 ) -> None:
     """Compare: tables, plots and a verdict on each claim, from any pile of result folders."""
     from sltt_bench.report import make_report
@@ -222,6 +225,7 @@ def report(
             out=out,
             baseline=baseline,
             formats=tuple(_comma_list(formats) or ()),
+            full=full,
             console=make_console(),
         )
     if check and not outcome.claims_hold:

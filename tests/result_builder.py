@@ -42,6 +42,9 @@ class HandmadeRun:
     device: str = "cpu"
     device_name: str = "Example CPU, 2 threads"
     torch: str = "2.6.0"
+    git_revision: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What provenance.json says besides."""
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -53,6 +56,8 @@ class HandmadeRun:
             "command": ["sltt-bench", "run", self.recipe["name"]],
             "started_utc": "2026-01-01T00:00:00+00:00",
             "packages": {"torch": self.torch},
+            "git_revision": self.git_revision,
+            **self.facts,
         }
         (self.path / "provenance.json").write_text(json.dumps(provenance))
 
@@ -76,7 +81,8 @@ class HandmadeRun:
         """Write a cell with its epochs; a figure is one value for all epochs or a list. Returns its id."""
         said = recipe or self.recipe
         cell = {"kind": "run", "synthetic": False, "smoke": False, **(cell or {})}
-        recipe_hash = _hash([{k: v for k, v in said.items() if k != "claims"}, cell])
+        kinds = {name: cell[name] for name in ("kind", "synthetic", "smoke")}
+        recipe_hash = _hash([{k: v for k, v in said.items() if k != "claims"}, kinds])
         cell_id = _hash([recipe_hash, method, backend, seed])
         self.number += 1
         key = {
@@ -95,6 +101,7 @@ class HandmadeRun:
             "seed": seed,
         }
         count = len(train_s) if status == "ok" else 0
+        top1 = list(top1)[: len(train_s)] if top1 else None
         for index in range(count):
             figures = {
                 name: value[index] if isinstance(value, list | tuple) else value
@@ -106,7 +113,7 @@ class HandmadeRun:
                 "cold": cold[index] if cold else index == 0,
                 "train_s": train_s[index],
                 "samples": 1000,
-                "samples_per_s": 1000 / train_s[index],
+                "samples_per_s": 1000 / train_s[index] if train_s[index] else None,
                 "test_top1": top1[index] if top1 else None,
                 **figures,
             }
@@ -131,7 +138,9 @@ class HandmadeRun:
                 **cell,
             },
         )
-        (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": dict(said)}))
+        # The recipe asks for the epochs that are there, unless a test says how many were planned.
+        resolved = varied(said, train__epochs=cell.get("epochs_planned", len(train_s)))
+        (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": resolved}))
         return cell_id
 
     def estimate(
@@ -177,6 +186,11 @@ class HandmadeRun:
             if new:
                 writer.writerow(names)
             writer.writerow([_text(row.get(name)) for name in names])
+
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """Add to provenance.json."""
+        path = self.path / "provenance.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
 
     def timeline(self, cell_id: str, samples: Sequence[Mapping[str, Any]]) -> None:
         """NVML samples of a cell."""

@@ -22,7 +22,7 @@ from sltt_bench.experiment import assemble
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe
-from sltt_bench.report.document import Context, Contribution, Figure, Missing, Section, Table
+from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
 from sltt_bench.report.sections.gradients import gradients
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
@@ -274,7 +274,7 @@ def test_the_report_draws_t_tau_layers_course_and_k(section: Contribution) -> No
     for figure in figures.values():
         for width in ("column", "double"):
             assert isinstance(figure.draw(width), Drawing)  # type: ignore[arg-type]
-    assert not [block for block in only.blocks if isinstance(block, Missing)]
+    assert not [block for block in only.blocks if isinstance(block, MissingFigure)]
 
 
 def test_captions_say_what_was_held_fixed(section: Contribution) -> None:
@@ -349,7 +349,7 @@ def test_a_grid_of_one_point_names_the_command_for_more(copied: Path) -> None:
         rows = pd.read_csv(copied / file).query("tau == 2.0 and timesteps == 2 and epoch == 0")
         rows.to_csv(copied / file, index=False)
     (section,) = gradients(Context(read_results([copied]), "bptt")).sections
-    missing = {block.title: block.command for block in section.blocks if isinstance(block, Missing)}
+    missing = {block.title: block.command for block in section.blocks if isinstance(block, MissingFigure)}
     assert list(missing) == ["Cosine against T", "Cosine against τ", "Cosine over training"]
     assert missing["Cosine over training"] == "sltt-bench analyze gradients digits --epochs 0,1,5,last"
 

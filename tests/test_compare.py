@@ -7,7 +7,8 @@ import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 from rich.console import Console
 
-from sltt_bench.report.compare import Comparison, compare_sets
+from sltt_bench.report.compare import SetComparison, compare_sets
+from sltt_bench.results.writer import ResultsError
 
 QUIET = Console(quiet=True)
 
@@ -19,23 +20,25 @@ def make(folder: Path, seconds: list[float], *, method: str = "sltt", **machine:
     return run
 
 
-def compared(tmp_path: Path, threshold: float = 0.05) -> Comparison:
+def compared(tmp_path: Path, threshold: float = 0.05) -> SetComparison:
     return compare_sets(tmp_path / "a", tmp_path / "b", threshold, console=QUIET)
 
 
-def words(comparison: Comparison) -> dict[tuple[str, str], str]:
+def words(comparison: SetComparison) -> dict[tuple[str, str], str]:
     return {(change.method, change.metric): change.word for change in comparison.changes}
 
 
 @pytest.mark.parametrize(
     ("before", "after", "word"),
     [
-        ([2.0], [2.2], "worse"),
+        ([2.0], [2.12], "n too small"),
         ([2.0], [2.05], "within the noise"),
-        ([2.0], [1.0], "better"),
-        # Slower by 10 % on average, but one of three seeds became faster: the interval contains 1.
-        ([2.0, 2.0, 2.0], [2.6, 2.4, 1.6], "within the noise"),
-        ([2.0, 2.0, 2.0], [2.3, 2.2, 2.1], "worse"),
+        ([2.0], [1.0], "n too small"),
+        ([2.0, 2.0, 2.0], [4.0, 4.1, 4.2], "n too small"),
+        ([2.0] * 5, [2.3, 2.2, 2.1, 2.2, 2.3], "worse"),
+        ([2.0] * 5, [1.0, 1.1, 1.2, 1.1, 1.0], "better"),
+        # Slower by 10 % on average, but some seeds became faster: the interval contains 1.
+        ([2.0] * 5, [3.0, 2.6, 2.4, 1.6, 1.7], "inconclusive"),
     ],
 )
 def test_time_is_judged_by_threshold_and_interval(
@@ -45,7 +48,7 @@ def test_time_is_judged_by_threshold_and_interval(
     make(tmp_path / "b", after)
     comparison = compared(tmp_path)
     assert words(comparison)["sltt", "epoch_s"] == word
-    assert words(comparison)["sltt", "peak_tensor_bytes"] == "within the noise"
+    assert words(comparison)["sltt", "peak_tensor_bytes"] == "unchanged"
     assert words(comparison)["sltt", "last_test_top1"] == "within the noise"
     assert bool(comparison.regressions) == (word == "worse")
 
@@ -59,9 +62,39 @@ def test_the_change_is_told_with_both_values_and_the_ratio(tmp_path: Path) -> No
 
 def test_a_lower_accuracy_is_worse_and_counts_in_points(tmp_path: Path) -> None:
     for name, last in (("a", 0.9), ("b", 0.885)):
-        HandmadeRun(tmp_path / name / "run").cell("sltt", top1=[0.1, 0.5, last])
+        run = HandmadeRun(tmp_path / name / "run")
+        for seed in range(5):
+            run.cell("sltt", seed, top1=[0.1, 0.5, last + seed / 1000])
     (change,) = compared(tmp_path).regressions
-    assert (change.metric, change.change) == ("last_test_top1", "−1.50 points, n = 1")
+    assert (change.metric, change.change) == ("last_test_top1", "−1.50 points [−1.50, −1.50], n = 5")
+
+
+@pytest.mark.parametrize(("size", "word"), [(10 * MIB + 1, "worse"), (10 * MIB - 1, "better")])
+def test_an_exact_figure_counts_at_any_size_of_the_change_and_at_one_seed(
+    tmp_path: Path, size: int, word: str
+) -> None:
+    for name, peak in (("a", 10 * MIB), ("b", size)):
+        HandmadeRun(tmp_path / name / "run").cell("sltt", peak_tensor_bytes=peak)
+    change = next(c for c in compared(tmp_path).changes if c.metric == "peak_tensor_bytes")
+    assert change.word == word
+    assert "1.00×" not in change.change  # to as many digits as it takes to see it
+    assert change.change.endswith("exact")
+
+
+def test_a_folder_without_results_is_an_error_that_names_it(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0])
+    (tmp_path / "b").mkdir()
+    with pytest.raises(ResultsError, match=r"b: no results in or below it"):
+        compared(tmp_path)
+
+
+def test_the_sets_are_told_by_hardware_and_revision(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0], git_revision="aaaa")
+    make(tmp_path / "b", [2.0], git_revision="bbbb")
+    remarks = compared(tmp_path).remarks
+    assert remarks[0] == "A: Example CPU, 2 threads; torch 2.6.0; aaaa"
+    assert remarks[1] == "B: Example CPU, 2 threads; torch 2.6.0; bbbb"
+    assert remarks[2] == "The sets differ in revision of sltt-bench: aaaa (A), bbbb (B)."
 
 
 def test_a_method_that_fails_anew_is_a_regression_and_one_that_works_again_is_fixed(tmp_path: Path) -> None:
@@ -100,17 +133,17 @@ def test_another_recipe_version_is_not_comparable(tmp_path: Path) -> None:
     ("machine", "said"),
     [
         ({"device_name": "Other CPU"}, "hardware: Example CPU, 2 threads (A), Other CPU (B)"),
-        ({"torch": "9.9"}, "torch version: torch 2.6.0 (A), torch 9.9 (B)"),
+        ({"torch": "9.9"}, "torch or CUDA version: torch 2.6.0 (A), torch 9.9 (B)"),
     ],
 )
 def test_two_machines_are_compared_and_the_difference_is_named(
     tmp_path: Path, machine: dict[str, str], said: str
 ) -> None:
-    make(tmp_path / "a", [2.0])
-    make(tmp_path / "b", [1.0], **machine)
+    make(tmp_path / "a", [2.0] * 5)
+    make(tmp_path / "b", [1.0] * 5, **machine)
     comparison = compared(tmp_path)
     assert words(comparison)["sltt", "epoch_s"] == "better"
-    assert comparison.remarks == (f"The sets differ in {said}.",)
+    assert comparison.remarks[2:] == (f"The sets differ in {said}.",)
 
 
 def test_two_backends_are_compared(tmp_path: Path) -> None:
@@ -118,8 +151,8 @@ def test_two_backends_are_compared(tmp_path: Path) -> None:
         folder = tmp_path / ("a" if name == "reference" else "b") / "run"
         HandmadeRun(folder).cell("sltt", backend=name, train_s=[9.0, 2.0 if name == "reference" else 1.0])
     comparison = compared(tmp_path)
-    assert words(comparison)["sltt", "epoch_s"] == "better"
-    assert comparison.remarks == ("The sets differ in backend: reference (A), native (B).",)
+    assert words(comparison)["sltt", "epoch_s"] == "n too small"
+    assert comparison.remarks[2:] == ("The sets differ in backend: reference (A), native (B).",)
 
 
 def test_a_change_that_has_two_possible_causes_is_called_so(tmp_path: Path) -> None:
@@ -141,14 +174,14 @@ def test_where_a_set_has_two_machines_each_is_compared_with_its_own_kind(tmp_pat
 def test_a_set_against_itself_has_no_change(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0, 2.5])
     comparison = compare_sets(tmp_path / "a", tmp_path / "a", 0.0, console=QUIET)
-    assert set(words(comparison).values()) == {"within the noise"}
+    assert set(words(comparison).values()) == {"within the noise", "unchanged"}
 
 
 def test_the_printed_table_counts_the_words(tmp_path: Path) -> None:
-    make(tmp_path / "a", [2.0])
-    make(tmp_path / "b", [4.0])
+    make(tmp_path / "a", [2.0] * 5)
+    make(tmp_path / "b", [4.0] * 5)
     console = Console(record=True, width=160)
     compare_sets(tmp_path / "a", tmp_path / "b", 0.05, console=console)
     text = console.export_text()
-    assert "1 worse, 2 within the noise" in text
+    assert text.rstrip().endswith("1 worse, 1 unchanged, 1 within the noise")
     assert "2.00×" in text

@@ -10,8 +10,8 @@ from rich.console import Console
 from sltt_bench.report import make_report
 from sltt_bench.report.document import Context, Contribution, Figure, Table
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.baselines import Dot, draw_dots
-from sltt_bench.report.sections.baselines import beside_baselines
+from sltt_bench.report.plots.dots import Dot, draw_dots
+from sltt_bench.report.sections.benchmark import beside_baselines
 from sltt_bench.results.reader import read_results
 
 TIME = {
@@ -52,9 +52,9 @@ def test_each_row_shows_both_sides_the_ratio_the_target_and_whether_it_is_met(tm
 def test_the_summary_counts_the_targets_that_are_met_on_each_device(tmp_path: Path) -> None:
     bench_run(tmp_path / "a", {"target": 0.56, "met": True}, TIME, {"row": "told"})
     bench_run(tmp_path / "b", {"device_name": "Other GPU", "target": 0.4, "met": False})
-    assert contribution(tmp_path).sentences == (
+    assert contribution(tmp_path).sentence == (
         "Beside its baselines (3 rows of the benchmark): 1 of 2 targets met on Example GPU, 0 of 1 targets met "
-        "on Other GPU.",
+        "on Other GPU."
     )
 
 

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.report.document import Context, Figure, Missing, Table, Width
-from sltt_bench.report.measured import measured
+from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
 from sltt_bench.report.plots import style
+from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.results.reader import read_results
 
 METHODS = {
@@ -44,7 +44,7 @@ def fill(
 
 
 def figures(folder: Path) -> dict[str, Figure]:
-    sections = measured(Context(read_results([folder]), "bptt")).sections
+    sections = runs(Context(read_results([folder]), "bptt")).sections
     return {
         block.name.removeprefix("digits-T6-b64-fp32-reference-"): block
         for section in sections
@@ -53,9 +53,9 @@ def figures(folder: Path) -> dict[str, Figure]:
     }
 
 
-def missing(folder: Path) -> dict[str, Missing]:
-    sections = measured(Context(read_results([folder]), "bptt")).sections
-    return {b.title: b for section in sections for b in section.blocks if isinstance(b, Missing)}
+def missing(folder: Path) -> dict[str, MissingFigure]:
+    sections = runs(Context(read_results([folder]), "bptt")).sections
+    return {b.title: b for section in sections for b in section.blocks if isinstance(b, MissingFigure)}
 
 
 def drawn(figure: Figure, width: Width = "double") -> Drawing:
@@ -346,6 +346,6 @@ def test_no_method_has_the_colour_of_an_ink() -> None:
 
 
 def test_tables_and_figures_have_names_of_their_own(everything: Path) -> None:
-    sections = measured(Context(read_results([everything]), "bptt")).sections
+    sections = runs(Context(read_results([everything]), "bptt")).sections
     names = [b.name for section in sections for b in section.blocks if isinstance(b, Table | Figure)]
     assert len(names) == len(set(names))

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.report.groups import GroupKey, make_groups
-from sltt_bench.report.statistics import Estimate
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import GroupKey
+from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.results.reader import read_results
 
 Cell = tuple[str, int, float, int]
@@ -62,7 +63,7 @@ def ratios(*sources: Path) -> Ratios:
 
 
 def _rounded(ratio: Any) -> Any:
-    if not isinstance(ratio, Estimate):
+    if not isinstance(ratio, PairedEstimate):
         return ratio
     interval = ratio.interval and (ratio.interval.low, ratio.interval.high)
     return tuple(f"{value:.9g}" for value in (ratio.value, *(interval or ()))), ratio.n

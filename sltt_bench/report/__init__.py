@@ -5,24 +5,30 @@
 A further kind of section is a module of its own with one function, registered in SECTIONS.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.console import Console
 
-    from sltt_bench.report.document import Context, Contribution, Verdict
+    from sltt_bench.report.document import Context, Contribution, Report, Verdict
+    from sltt_bench.results.reader import Results
     from sltt_bench.results.tables import Skipped
 
-FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex")
+FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex", "json")
+
+BASELINE = "bptt"
+"""What ratios refer to, unless another method is asked for."""
 
 SECTIONS: dict[str, str] = {
-    "run": "sltt_bench.report.measured:measured",
+    "run": "sltt_bench.report.sections.runs.section:runs",
     "estimate": "sltt_bench.report.sections.estimates.section:estimated",
-    "bench": "sltt_bench.report.sections.baselines:beside_baselines",
+    "bench": "sltt_bench.report.sections.benchmark:beside_baselines",
     "analysis": "sltt_bench.report.sections.gradients:gradients",
 }
 """Kind of cell → "module:function" that makes sections of its results (Context → Contribution).
@@ -49,33 +55,48 @@ class ReportOutcome:
 def make_report(
     sources: Sequence[Path],
     out: Path | None = None,
-    baseline: str = "bptt",
+    baseline: str | None = None,
     formats: Sequence[str] = ("terminal", "csv", "png", "svg", "markdown", "html"),
     *,
+    full: bool = False,
     console: "Console",
 ) -> ReportOutcome:
     """Read the folders, compare what is comparable and write the report in the asked formats.
 
-    Files go to `out`, by default the folder `report` inside the first source. Raises ResultsError if a
-    source is no folder, a format is unknown, or the report cannot be written.
+    Files go to `out`, by default the folder `report` inside the first source. `baseline`: None is
+    BASELINE, whether it was run or not. Raises ResultsError if a source is no folder or none holds results, if
+    a format or the baseline is unknown, or if the report cannot be written.
     """
     from rich.markup import escape
 
-    from sltt_bench.report.assemble import assemble
-    from sltt_bench.report.document import Context
     from sltt_bench.report.render import files
     from sltt_bench.report.render.terminal import print_report
     from sltt_bench.results.reader import read_results
+    from sltt_bench.results.schema import BENCH_FILE, ESTIMATES_FILE
     from sltt_bench.results.writer import ResultsError
 
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
-        raise ResultsError(f"--format {unknown[0]}: known formats are {', '.join(FORMATS)}")
+        hint = _nearest(unknown[0], FORMATS)
+        raise ResultsError(f"--format {unknown[0]}: unknown{hint}; known formats are {', '.join(FORMATS)}")
     results = read_results(sources)
-    makers = {kind: _load(where) for kind, where in SECTIONS.items()}
-    report, frames = assemble(Context(results, baseline), makers)
+    if results.cells.empty and results.rows(BENCH_FILE).empty:
+        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in results.skipped[:3])
+        where = ", ".join(map(str, sources))
+        raise ResultsError(
+            f"{where}: no results in or below it{f' ({reasons})' if reasons else ''}; run a recipe first"
+        )
+    methods = {str(name) for name in results.cells["method"]} | {
+        str(m) for m in results.rows(ESTIMATES_FILE)["method"]
+    }
+    if baseline is not None and baseline not in methods:
+        known = ", ".join(sorted(methods))
+        raise ResultsError(
+            f"--baseline {baseline}: no such method here{_nearest(baseline, methods)}; there are {known}"
+        )
+    report, frames = _assembled(results, baseline or BASELINE)
     if "terminal" in formats:
-        print_report(report, console)
+        print_report(report, console, full=full)
     target = out if out is not None else sources[0] / "report"
     written = files.write(report, frames, target, formats)
     if written:
@@ -85,23 +106,29 @@ def make_report(
     return ReportOutcome(report.verdicts, results.skipped, tuple(written))
 
 
-def print_run(folders: Sequence[Path], *, console: "Console", baseline: str = "bptt") -> None:
-    """Print what a run's own folders say, one kind of cell after another."""
-    from sltt_bench.report.document import Context
+def print_run(folders: Sequence[Path], *, console: "Console", baseline: str = BASELINE) -> None:
+    """Print what the folders of a command's own runs say: the terminal form of their sections.
+
+    Whatever the kind of the cells: run, estimate, analysis.
+    """
     from sltt_bench.report.render.terminal import print_sections
-    from sltt_bench.report.sections.estimates.section import estimated
-    from sltt_bench.report.sections.gradients import analysis_summary
-    from sltt_bench.report.tables import run_summary
     from sltt_bench.results.reader import read_results
 
-    results = read_results(folders)
-    kinds = set(results.cells["kind"])
-    if "run" in kinds:
-        run_summary(folders, console=console, baseline=baseline)
-    if "analysis" in kinds:
-        analysis_summary(folders, console=console)
-    if "estimate" in kinds:
-        print_sections(estimated(Context(results, baseline)).sections, console)
+    report, _ = _assembled(read_results(folders), baseline)
+    print_sections(report.sections, console)
+
+
+def _assembled(results: "Results", baseline: str) -> "tuple[Report, dict[str, DataFrame]]":
+    from sltt_bench.report.assemble import assemble
+    from sltt_bench.report.document import Context
+
+    return assemble(Context(results, baseline), {kind: _load(where) for kind, where in SECTIONS.items()})
+
+
+def _nearest(word: str, known: Iterable[str]) -> str:
+    """The most similar known word as a question, or ''."""
+    close = get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def _load(where: str) -> "Callable[[Context], Contribution]":

@@ -8,9 +8,8 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
-from sltt_bench.report.document import Context, Contribution, Origin, Report, Verdict
+from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
-from sltt_bench.report.summary import claims_sentence
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -26,8 +25,9 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
     skipped += [item for part in contributions for item in part.skipped]
     report = Report(
         title=_title(results),
-        sentences=_sentences(contributions, verdicts),
+        sentences=tuple(part.sentence for part in contributions if part.sentence) or (_NOTHING,),
         verdicts=verdicts,
+        key_blocks=_key_blocks(contributions),
         sections=tuple(section for part in contributions for section in part.sections),
         provenance=_provenance(results.runs),
         skipped=tuple(skipped),
@@ -55,9 +55,11 @@ def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     return (*found, *open_ones)
 
 
-def _sentences(contributions: Sequence[Contribution], verdicts: Sequence[Verdict]) -> tuple[str, ...]:
-    said = [sentence for part in contributions for sentence in part.sentences] or [_NOTHING]
-    return tuple(sentence for sentence in (*said, claims_sentence(verdicts)) if sentence)
+def _key_blocks(contributions: Sequence[Contribution]) -> tuple[Block, ...]:
+    """The first screen: the first figure and the first table that is offered for it."""
+    figures = [part.key_figure for part in contributions if part.key_figure]
+    tables = [part.key_table for part in contributions if part.key_table]
+    return (*figures[:1], *tables[:1])
 
 
 _NOTHING = "There is nothing to compare: no results were found."
@@ -157,10 +159,12 @@ def _verdict_frame(report: Report) -> pd.DataFrame:
                 "low": verdict.low,
                 "high": verdict.high,
                 "limit": verdict.limit,
-                "seeds": verdict.n,
+                "pairs": verdict.n,
+                "exact": verdict.exact,
                 "figure": verdict.figure,
                 "estimated": verdict.estimated,
                 "conditions": ", ".join(verdict.conditions),
+                "caveats": "; ".join(verdict.caveats),
                 "reason": verdict.reason,
                 "command": verdict.command,
                 "says": verdict.claim.get("says"),

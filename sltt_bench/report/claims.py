@@ -6,12 +6,14 @@ accuracy, no overrides but those that `when` names or that cannot change the fig
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import METRICS, Group, NotComparable, Unit, natural_order
-from sltt_bench.report.statistics import Estimate, Interval, mean_with_interval
+from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.report.statistics import Interval, PairedEstimate
 
 Claim = Mapping[str, Any]
 
@@ -48,10 +50,24 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
         of_recipe = [group for group in groups if group.key.recipe == recipe]
         # The reason that is given for a claim nobody measured is that of the group nearest to it.
         of_recipe.sort(key=lambda g: (g.key.smoke, g.key.synthetic, len(g.overrides), g.key))
-        for claim in _claims_of(of_recipe):
-            said = [judge_group(claim, group) for group in of_recipe if claim in _claims_of([group])]
-            verdicts += [verdict for verdict in said if verdict.is_finding] or [said[0]]
+        claims = _claims_of(of_recipe)
+        for claim in claims:
+            own = [judge_group(claim, group) for group in of_recipe if claim in _claims_of([group])]
+            own = [verdict for verdict in own if verdict.is_finding] or [own[0]]
+            if variants := _variants(claim, claims):
+                own = [replace(verdict, caveats=(*verdict.caveats, variants)) for verdict in own]
+            verdicts += own
     return verdicts
+
+
+def _variants(claim: Claim, claims: Sequence[Claim]) -> str:
+    """What to say of a claim whose threshold or words are not the same in all runs of the recipe, else ''."""
+    about = ("metric", "method", "baseline", "relation", "when")
+    alike = [other for other in claims if all(other.get(key) == claim.get(key) for key in about)]
+    if len(alike) == 1:
+        return ""
+    thresholds = ", ".join(f"{float(other['threshold']):g}" for other in alike)
+    return f"the recipe's claim is not the same in all runs: thresholds {thresholds}"
 
 
 def judge_group(claim: Claim, group: Group) -> Verdict:
@@ -59,15 +75,21 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     if (lost := _out_of_memory(claim, group)) is not None:
         return lost
     figure = _figure(claim, group)
-    reason = _unfit(claim, group) or ("" if figure else f"no {_WORDS[claim['metric']]} that all cells have")
+    reason = _unfit(claim, group) or ("" if figure else _no_figure(claim, group))
     estimate = NotComparable(reason) if reason or figure is None else _estimate(claim, group, figure)
     if figure is None or isinstance(estimate, NotComparable):
+        reason = estimate.reason if isinstance(estimate, NotComparable) else reason
+        blocked = figure is not None and any(
+            breach.blocks and breach.text == reason and breach.concerns(figure, _named(claim))
+            for breach in group.breaches
+        )
         return Verdict(
             recipe=group.key.recipe,
             claim=claim,
-            word="not measured",
+            word="not comparable" if blocked else "not measured",
             statement=statement(claim),
-            reason=estimate.reason if isinstance(estimate, NotComparable) else reason,
+            conditions=tuple(group.key.conditions()) if blocked else (),
+            reason=reason,
             command=command_for(claim, group.key.recipe),
         )
     interval = estimate.interval
@@ -85,10 +107,27 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         limit=limit * unit,
         at_most=at_most,
         n=estimate.n,
+        exact=estimate.exact,
         figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
         conditions=tuple(group.key.conditions()),
-        reason="" if interval else "n = 1 seed: no interval",
+        caveats=_caveats(claim, group, figure),
     )
+
+
+def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
+    named = _named(claim)
+    caveats = list(group.breaches_of(figure, named))
+    if METRICS[figure].unit == "bytes" and (remark := group.headline_remark(named)):
+        caveats.append(remark)
+    if METRICS[figure].unit == "accuracy":
+        caveats += [f"{name} is at chance" for name in named if group.at_chance(name)]
+    return tuple(caveats)
+
+
+def _no_figure(claim: Claim, group: Group) -> str:
+    if claim["metric"] == "peak_memory" and (remark := group.headline_remark(_named(claim))):
+        return remark
+    return f"no {_WORDS[claim['metric']]} that all cells have"
 
 
 def judge_estimated(
@@ -99,7 +138,7 @@ def judge_estimated(
     `unit` is that of the figure, for claims about the value itself.
     """
     at_most, limit = _limit(claim)
-    estimate = Estimate(value, None, 0)
+    estimate = PairedEstimate(value, None, 0, exact=True)
     return Verdict(
         recipe=recipe,
         claim=claim,
@@ -111,6 +150,7 @@ def judge_estimated(
         at_most=at_most,
         figure=figure,
         conditions=tuple(conditions),
+        exact=True,
         estimated=True,
     )
 
@@ -155,7 +195,7 @@ def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
 
 
 def _claims_of(groups: Iterable[Group]) -> list[Claim]:
-    said = [claim for group in groups for claim in claims_of_recipe(group.recipe)]
+    said = [claim for group in groups for claim in group.claims]
     return list({json.dumps(claim, sort_keys=True): claim for claim in said}.values())
 
 
@@ -165,11 +205,8 @@ def _unfit(claim: Claim, group: Group) -> str | None:
         return reason
     named = _named(claim)
     for name in named:
-        if name not in group.methods:
-            return f"no run of {name}"
-        if not group.methods[name].finished:
-            failure = group.methods[name].failures[0]
-            return f"{name} did not finish: {failure.status}, {failure.reason}"
+        if (refusal := group.refusal("wall_s", name)) is not None:
+            return refusal.reason
     if claim["metric"] == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
         return "only cold epochs: run at least two"
     return None
@@ -246,7 +283,7 @@ def _figure(claim: Claim, group: Group) -> str | None:
 # The relations ----------------------------------------------------------------------------------
 
 
-def _estimate(claim: Claim, group: Group, figure: str) -> Estimate | NotComparable:
+def _estimate(claim: Claim, group: Group, figure: str) -> PairedEstimate | NotComparable:
     """What the claim's threshold is set against: a ratio, a value, or method − baseline as a share."""
     method, baseline = str(claim["method"]), str(claim.get("baseline"))
     match claim["relation"]:
@@ -255,7 +292,7 @@ def _estimate(claim: Claim, group: Group, figure: str) -> Estimate | NotComparab
         case "within_points" | "exceeds_by_points":
             return group.difference(figure, method, baseline)
         case _:
-            return mean_with_interval(group.methods[method].values[figure])
+            return group.mean(figure, method)
 
 
 _IN_POINTS = ("within_points", "exceeds_by_points")
@@ -273,8 +310,13 @@ def _limit(claim: Claim) -> tuple[bool, float]:
     }[claim["relation"]]
 
 
-def _word(claim: Claim, estimate: Estimate) -> VerdictWord:
-    """Held or not held if the whole interval is on one side of the limit, else inconclusive."""
+def _word(claim: Claim, estimate: PairedEstimate) -> VerdictWord:
+    """Held or not held if the whole interval is on one side of the limit, else inconclusive.
+
+    Of an exact figure the value decides; of a noisy one a single pair decides nothing.
+    """
+    if not estimate.exact and estimate.interval is None:
+        return "n too small"
     at_most, limit = _limit(claim)
     sign = 1 if at_most else -1
     interval = estimate.interval or Interval(estimate.value, estimate.value)
@@ -288,16 +330,21 @@ _ROUNDING = 1e-12
 """So that 0.92 is within 2 points of 0.94 in binary numbers too."""
 
 
-def _shown(claim: Claim, estimate: Estimate, unit: Unit) -> str:
-    interval = estimate.interval
+def _shown(claim: Claim, estimate: PairedEstimate, unit: Unit) -> str:
+    """The value with its interval, to as many digits as it takes to tell them from the limit."""
+    interval, (_, limit) = estimate.interval, _limit(claim)
     match claim["relation"]:
         case "at_most_ratio":
-            parts = [numbers.ratio(estimate.value), numbers.ratio_interval(interval)]
+            parts = [numbers.ratio(estimate.value, limit), numbers.ratio_interval(interval, limit)]
         case "within_points" | "exceeds_by_points":
-            parts = [f"{numbers.points(estimate.value)} points", numbers.points_interval(interval)]
+            parts = [
+                f"{numbers.points(estimate.value, limit)} points",
+                numbers.points_interval(interval, limit),
+            ]
         case _:
             scale = numbers.scale_for(unit, [estimate.value])
-            number = numbers.percent if unit == "accuracy" else scale.number
-            edges = f"[{number(interval.low)}, {number(interval.high)}]" if interval else ""
-            parts = [f"{number(estimate.value)} {scale.unit}".strip(), edges]
+            parts = [
+                f"{numbers.value_beside(estimate.value, scale, unit, limit)} {scale.unit}".strip(),
+                numbers.value_interval(interval, scale, unit, limit),
+            ]
     return " ".join(part for part in parts if part)

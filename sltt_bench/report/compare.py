@@ -1,4 +1,4 @@
-"""Two result sets side by side: better, worse, within the noise, newly failed, fixed, not comparable.
+"""Two result sets side by side, in a small vocabulary (`Word`), each word with one rule.
 
 A method of set A is set against the same method of the same experiment in set B. What defines the
 experiment must be equal; the circumstances (hardware, torch version, backend) may differ, but only
@@ -13,28 +13,40 @@ from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
-from sltt_bench.report.groups import (
-    DIFFERENCE_WORDS,
-    METRICS,
-    Group,
-    MethodResult,
-    make_groups,
-    method_order,
-)
-from sltt_bench.report.statistics import Estimate, paired_difference, paired_ratio
-from sltt_bench.results.reader import read_results
+from sltt_bench.report.document import Heading, Table, TableCell, Tone
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import DIFFERENCE_WORDS, Group, MethodResult, method_order
+from sltt_bench.report.metrics import METRICS, Metric
+from sltt_bench.report.render.terminal import print_table
+from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio, stat
+from sltt_bench.results.reader import Results, read_results
+from sltt_bench.results.writer import ResultsError
 
-Word = Literal["better", "worse", "within the noise", "newly failed", "fixed", "not comparable"]
+Word = Literal[
+    "better",
+    "worse",
+    "unchanged",
+    "within the noise",
+    "inconclusive",
+    "n too small",
+    "newly failed",
+    "fixed",
+    "not comparable",
+]
+"""better, worse: an exact figure at any difference; a noisy one beyond the threshold, from five pairs on, with an
+interval that excludes no change. unchanged: an exact figure that is equal. within the noise: at most the threshold.
+inconclusive: beyond it, but the interval contains no change. n too small: beyond it with fewer than five pairs."""
 
 ACCURACY_POINTS = 1.0
 """Percentage points of accuracy that count as a change."""
 
 EXPERIMENT = ("recipe", "recipe_hash", "precision", "timesteps", "batch_size", "synthetic", "smoke")
-CIRCUMSTANCES = ("hardware", "software", "backend")
+CIRCUMSTANCES = (
+    "hardware", "software", "backend", "library", "revision", "device_memory", "driver", "cpu", "threads", "flags",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SetComparison:
     """Every change, and what differs between the sets beside the results."""
 
     changes: tuple[Change, ...]
@@ -67,19 +79,27 @@ class Comparison:
         return tuple(change for change in self.changes if change.word in ("worse", "newly failed"))
 
 
-def compare_sets(a: Path, b: Path, threshold: float, console: Console | None = None) -> Comparison:
+def compare_sets(a: Path, b: Path, threshold: float, console: Console | None = None) -> SetComparison:
     """Compare the results in two folders and print the table.
 
-    `threshold` is the relative change of a memory or time figure that counts; for accuracy it is
-    ACCURACY_POINTS. With several seeds the interval must exclude "no change" as well. Raises
-    ResultsError if a folder cannot be read.
+    `threshold` is the relative change of a noisy figure that counts; for accuracy it is ACCURACY_POINTS.
+    Raises ResultsError if a folder cannot be read or holds no results.
     """
-    comparison = compare_groups(make_groups(read_results([a])), make_groups(read_results([b])), threshold)
+    comparison = compare_groups(make_groups(_read(a)), make_groups(_read(b)), threshold)
     print_comparison(comparison, console or make_console())
     return comparison
 
 
-def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> Comparison:
+def _read(folder: Path) -> Results:
+    results = read_results([folder])
+    if results.cells.empty:
+        raise ResultsError(
+            f"{folder}: no results in or below it; give a folder with runs, for example results/"
+        )
+    return results
+
+
+def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> SetComparison:
     """The same from groups that were read already."""
     free = [name for name in CIRCUMSTANCES if len(_values(a, name)) == 1 and len(_values(b, name)) == 1]
     matched = [*EXPERIMENT, *(name for name in CIRCUMSTANCES if name not in free)]
@@ -87,7 +107,7 @@ def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> 
     changes: list[Change] = []
     for key in sorted(left.keys() | right.keys(), key=str):
         changes += _changes(left.get(key), right.get(key), threshold)
-    return Comparison(tuple(changes), tuple(_remarks(a, b, free)))
+    return SetComparison(tuple(changes), tuple(_remarks(a, b, free)))
 
 
 def _values(groups: Sequence[Group], name: str) -> set[object]:
@@ -100,13 +120,23 @@ def _by_key(groups: Sequence[Group], names: Sequence[str]) -> dict[tuple[object,
 
 def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> list[str]:
     differing = [name for name in free if _values(a, name) != _values(b, name)]
-    remarks = [
+    remarks = [f"{letter}: {_described(groups)}" for letter, groups in (("A", a), ("B", b)) if groups]
+    remarks += [
         f"The sets differ in {DIFFERENCE_WORDS[name]}: {_only(a, name)} (A), {_only(b, name)} (B)."
         for name in differing
     ]
     if len(differing) > 1:
         remarks.append("A change cannot be put down to one of them alone.")
     return remarks
+
+
+def _described(groups: Sequence[Group]) -> str:
+    """What a set was measured on and with."""
+    parts = [sorted({str(getattr(group.key, name)) for group in groups}) for name in _DESCRIBED]
+    return "; ".join(", ".join(part for part in values if part) or "unknown revision" for values in parts)
+
+
+_DESCRIBED = ("hardware", "software", "revision")
 
 
 def _only(groups: Sequence[Group], name: str) -> object:
@@ -184,66 +214,87 @@ def _figure_changes(
 
 
 def _figure_change(experiment: str, name: str, a: MethodResult, b: MethodResult, threshold: float) -> Change:
-    in_points = METRICS[name].unit == "accuracy"
-    compared = paired_difference if in_points else paired_ratio
-    estimate = compared(b.values[name], a.values[name])
+    metric = METRICS[name]
+    if metric.unit == "accuracy":
+        estimate = paired_difference(b.values[name], a.values[name])
+    else:
+        estimate = paired_ratio(b.values[name], a.values[name], exact=metric.exact)
     if estimate is None:
         return Change(experiment, a.method, name, "not comparable", reason="no seed in common")
-    scale = numbers.scale_of_metric(name, means := [_mean(side.values[name]) for side in (a, b)])
-    if in_points:
+    means = [_mean(metric, side.values[name], a.values[name], b.values[name]) for side in (a, b)]
+    if metric.unit == "accuracy":
         before, after = (f"{numbers.percent(mean)} %" for mean in means)
+        limits = (-ACCURACY_POINTS / 100, ACCURACY_POINTS / 100)
         shown = f"{numbers.points(estimate.value)} points {numbers.points_interval(estimate.interval)}"
-        word = _word(estimate, 0.0, ACCURACY_POINTS / 100, METRICS[name].better)
+        word = _word(estimate, 0.0, limits, metric.better)
     else:
+        scale = numbers.scale_of_metric(name, means)
         before, after = (scale.text(mean) for mean in means)
-        shown = f"{numbers.ratio(estimate.value)} {numbers.ratio_interval(estimate.interval)}"
-        word = _word(estimate, 1.0, threshold, METRICS[name].better)
-    return Change(experiment, a.method, name, word, before, after, f"{shown.strip()}, n = {estimate.n}")
+        shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio_interval(estimate.interval, 1.0)}"
+        word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
+    basis = "exact" if estimate.exact else f"n = {estimate.n}"
+    return Change(experiment, a.method, name, word, before, after, f"{shown.strip()}, {basis}")
 
 
-def _mean(values: Mapping[int, float]) -> float:
-    return sum(values.values()) / len(values)
+def _mean(metric: Metric, values: Mapping[int, float], *sides: Mapping[int, float]) -> float:
+    """Over the seeds that both sets have."""
+    common = set.intersection(*(set(side) for side in sides))
+    return stat([values[seed] for seed in common], geometric=metric.as_ratio).mean
 
 
-def _word(estimate: Estimate, no_change: float, threshold: float, better: str) -> Word:
-    change = estimate.value - no_change
-    certain = estimate.interval is None or numbers.excludes(estimate, no_change)
-    if abs(change) <= threshold or not certain:
+def _word(estimate: PairedEstimate, no_change: float, limits: tuple[float, float], better: str) -> Word:
+    word: Word = "better" if (estimate.value < no_change) == (better == "lower") else "worse"
+    if estimate.exact:
+        return word if estimate.excludes(no_change) else "unchanged"
+    low, high = limits
+    if low <= estimate.value <= high:
         return "within the noise"
-    return "better" if (change < 0) == (better == "lower") else "worse"
+    if not estimate.certain:
+        return "n too small"
+    return word if estimate.excludes(no_change) else "inconclusive"
 
 
 # Printing ---------------------------------------------------------------------------------------
 
-_STYLES: dict[Word, str] = {
-    "better": "green",
-    "worse": "bold red",
-    "within the noise": "dim",
-    "newly failed": "bold red",
-    "fixed": "green",
-    "not comparable": "yellow",
+_TONES: dict[Word, Tone] = {
+    "better": "good",
+    "worse": "bad",
+    "unchanged": "muted",
+    "within the noise": "muted",
+    "inconclusive": "plain",
+    "n too small": "plain",
+    "newly failed": "bad",
+    "fixed": "good",
+    "not comparable": "muted",
 }
 
 
-def print_comparison(comparison: Comparison, console: Console) -> None:
-    """A table for each experiment, the remarks, and how often each word fell."""
+def print_comparison(comparison: SetComparison, console: Console) -> None:
+    """What the sets are, a table for each experiment, and last how often each word fell."""
     for remark in comparison.remarks:
-        console.print(f"[yellow]{escape(remark)}[/yellow]", highlight=False)
-    for experiment in dict.fromkeys(change.experiment for change in comparison.changes):
-        console.print(_table(experiment, [c for c in comparison.changes if c.experiment == experiment]))
+        console.print(escape(remark), highlight=False)
+    for number, experiment in enumerate(dict.fromkeys(change.experiment for change in comparison.changes)):
+        console.print()
+        print_table(
+            _table(experiment, [c for c in comparison.changes if c.experiment == experiment], number), console
+        )
     counts = Counter(change.word for change in comparison.changes)
-    said = ", ".join(f"{counts[word]} {word}" for word in _STYLES if counts[word])
-    console.print(said or "Nothing to compare: neither folder has measured cells.", highlight=False)
+    answer = ", ".join(f"{counts[word]} {word}" for word in _TONES if counts[word])
+    console.print()
+    console.print(answer or "Nothing to compare: no cell of kind run in either folder.", highlight=False)
 
 
-def _table(experiment: str, changes: Sequence[Change]) -> Table:
-    table = Table(title=escape(experiment), title_justify="left", title_style="italic")
-    for heading in ("method", "figure", "A", "B", "B against A", ""):
-        table.add_column(heading, justify="right" if heading in ("A", "B", "B against A") else "left")
+def _table(experiment: str, changes: Sequence[Change], number: int) -> Table:
+    headings = (
+        Heading("method", numeric=False), Heading("figure", numeric=False), Heading("A"), Heading("B"),
+        Heading("B against A"), Heading("", numeric=False),
+    )  # fmt: skip
+    rows = []
+    reasons: dict[str, None] = {}
     for change in changes:
-        style = _STYLES[change.word]
         label = METRICS[change.metric].label if change.metric in METRICS else change.metric
-        word = f"[{style}]{change.word}[/{style}]"
-        reason = f" [dim]{escape(change.reason)}[/dim]" if change.reason else ""
-        table.add_row(change.method, label, change.a, change.b, escape(change.change), word + reason)
-    return table
+        texts = (change.method, label, change.a, change.b, change.change)
+        rows.append((*map(TableCell, texts), TableCell(change.word, tone=_TONES[change.word])))
+        if change.reason:
+            reasons[f"{change.method}, {label}: {change.reason}."] = None
+    return Table(f"compare-{number}", experiment, headings, tuple(rows), tuple(reasons))

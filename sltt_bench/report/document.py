@@ -3,7 +3,8 @@
 Whoever computes writes these; whoever renders (terminal, HTML, Markdown, LaTeX) reads nothing else.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ Width = Literal["column", "double"]
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One table cell."""
 
     text: str
@@ -49,7 +50,7 @@ class Table:
     """Unique in the report; part of file names."""
     title: str
     headings: tuple[Heading, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     notes: tuple[str, ...] = ()
     secondary: bool = False
     """Whether a reader in a hurry may leave it folded."""
@@ -68,7 +69,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Missing:
+class MissingFigure:
     """A plot that the data cannot support, and the command that would change that."""
 
     title: str
@@ -76,7 +77,7 @@ class Missing:
     command: str
 
 
-Block = Table | Figure | Missing
+Block = Table | Figure | MissingFigure
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ class Section:
     """Whether a page may show the heading only, until it is asked for more."""
     chips: tuple[str, ...] = ()
     """The conditions under which everything below was measured."""
+    page: str = ""
+    """Level 1: whose page it stands on, a recipe's name or another heading; '' for its own title."""
 
 
-VerdictWord = Literal["held", "not held", "inconclusive", "not measured"]
+VerdictWord = Literal["held", "not held", "inconclusive", "n too small", "not comparable", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,17 @@ class Verdict:
     at_most: bool = True
     """Whether the value must not exceed the limit (else: not fall below it)."""
     n: int = 0
-    """Paired seeds."""
+    """Pairs, or seeds of a single method."""
+    exact: bool = False
+    """Whether the figure is counted, so that the value alone decides."""
     figure: str = ""
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
     """Where it was measured, or tried and found impossible; empty if nobody tried."""
     reason: str = ""
-    """Why there is no verdict, or what limits it."""
+    """Why there is no verdict."""
+    caveats: tuple[str, ...] = ()
+    """What the integrity pass objects to, and what else a reader must know of the value."""
     command: str = ""
     """What would measure it."""
     estimated: bool = False
@@ -139,7 +146,87 @@ class Verdict:
     @property
     def basis(self) -> str:
         """What the value is a figure of, and how often it was measured."""
-        return f"{self.figure}, " + ("estimated" if self.estimated else f"n = {self.n}")
+        exact = ", exact" if self.exact and not self.estimated else ""
+        return f"{self.figure}, " + ("estimated" if self.estimated else f"n = {self.n}{exact}")
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether a published source makes the claim, and not this project."""
+        return not str(self.claim.get("source", "")).startswith(_OWN_SOURCES)
+
+    @property
+    def short(self) -> str:
+        """Where and what in a few words: "0.27× exact (digits, reference)"."""
+        where = [
+            self.recipe,
+            *(word.removeprefix("backend ") for word in self.conditions if "backend " in word),
+        ]
+        basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
+        value = f"{self.measured}, {basis}" if self.measured else self.reason
+        return f"{value} ({', '.join(where)})"
+
+
+_OWN_SOURCES = ("this project", "derived")
+"""How the source of a claim begins that nobody but this project makes."""
+
+
+@dataclass(frozen=True)
+class ClaimCard:
+    """One claim of one source with everything that was found out about it, on whatever network or backend."""
+
+    says: str
+    source: str
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def of_paper(self) -> bool:
+        """Whether a published source makes the claim."""
+        return self.verdicts[0].of_paper
+
+    @property
+    def findings(self) -> tuple[Verdict, ...]:
+        """The verdicts that say something."""
+        return tuple(verdict for verdict in self.verdicts if verdict.is_finding)
+
+    @property
+    def word(self) -> str:
+        """The verdict that all findings share, or how often each fell; estimates are marked."""
+        counts = Counter(f"{v.word} by estimate" if v.estimated else v.word for v in self.findings)
+        if not counts:
+            return "not measured"
+        if len(counts) == 1:
+            return next(iter(counts))
+        return ", ".join(f"{count} {word}" for word, count in counts.items())
+
+    @property
+    def answer(self) -> str:
+        """The values behind the word; of what nobody measured, what would measure it."""
+        if not self.findings:
+            open_one = self.verdicts[0]
+            return f"{open_one.reason}; {open_one.command}" if open_one.command else open_one.reason
+        shown = [verdict.short for verdict in self.findings[:_MOST_VALUES]]
+        more = len(self.findings) - len(shown)
+        return "; ".join(shown) + (f" and {more} more" if more else "")
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What stands beside some of its verdicts."""
+        return tuple(dict.fromkeys(caveat for verdict in self.findings for caveat in verdict.caveats))
+
+
+_MOST_VALUES = 3
+"""Values that a claim's sentence names."""
+
+
+def claim_cards(verdicts: Sequence[Verdict]) -> tuple[ClaimCard, ...]:
+    """One card for each claim; the published ones first, and of each kind what was found out before the rest."""
+    cards: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in verdicts:
+        cards.setdefault((str(verdict.claim.get("says")), str(verdict.claim.get("source"))), []).append(
+            verdict
+        )
+    made = [ClaimCard(says, source, tuple(own)) for (says, source), own in cards.items()]
+    return tuple(sorted(made, key=lambda card: (not card.of_paper, not card.findings)))
 
 
 @dataclass(frozen=True)
@@ -150,8 +237,12 @@ class Contribution:
     verdicts: tuple[Verdict, ...] = ()
     frames: Mapping[str, "pd.DataFrame"] = field(default_factory=dict)
     """File name → table for readers with other tools."""
-    sentences: tuple[str, ...] = ()
-    """For the summary at the top."""
+    sentence: str = ""
+    """For the top: what was looked at."""
+    key_table: Table | None = None
+    """The answer in one table."""
+    key_figure: Figure | None = None
+    """The answer in one figure."""
     skipped: tuple[tuple[str, str], ...] = ()
     """What was read but cannot be shown: path and reason."""
 
@@ -166,7 +257,7 @@ class Context:
     @cached_property
     def groups(self) -> "list[Group]":
         """The measured cells in comparable groups."""
-        from sltt_bench.report.groups import make_groups
+        from sltt_bench.report.grouping import make_groups
 
         return make_groups(self.results)
 
@@ -187,10 +278,18 @@ class Report:
 
     title: str
     sentences: tuple[str, ...]
+    """What was looked at."""
     verdicts: tuple[Verdict, ...]
+    key_blocks: tuple[Block, ...]
+    """The first screen's figure and table."""
     sections: tuple[Section, ...]
     provenance: tuple[Origin, ...]
     skipped: tuple[tuple[str, str], ...]
     """What was not read: path and reason."""
     baseline: str
     made_by: str
+
+    @property
+    def cards(self) -> tuple[ClaimCard, ...]:
+        """The claims, one card each."""
+        return claim_cards(self.verdicts)

@@ -1,87 +1,38 @@
 """What may be compared with what: cells sorted into groups, and ratios that never leave one.
 
-Within a group everything is equal but method and seed. A ratio exists only between methods of one
-group, over the seeds that both finished, for one figure measured the same way; anything else is a
-`NotComparable` with its reason.
+Within a group everything that decides comparability is equal, but method and seed. A ratio exists only
+between methods of one group, over pairs of sound cells, for one figure measured the same way; anything
+else is a `NotComparable` with its reason.
 """
 
-import json
-import math
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
-from sltt_bench.report.statistics import Estimate, Stat, paired_difference, paired_ratio, stat
-from sltt_bench.results.reader import Results, Run
-
-Phase = Literal["warm", "cold"]
-Unit = Literal["bytes", "s", "per_s", "J", "share", "accuracy", "count"]
+from sltt_bench.report.integrity import Breach
+from sltt_bench.report.metrics import (
+    ABOVE_CHANCE,
+    CLASSES,
+    HEADLINE_ON_CPU,
+    HEADLINE_ON_GPU,
+    METRICS,
+    Phase,
+)
+from sltt_bench.report.statistics import (
+    PairedEstimate,
+    Stat,
+    mean_with_interval,
+    paired_difference,
+    paired_ratio,
+    pareto_front,
+    stat,
+)
 
 UNKNOWN_HARDWARE = "unknown hardware"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One figure of a cell."""
-
-    name: str
-    """Column of summary.csv, with the unit."""
-    label: str
-    """Heading of tables and axes, without the unit."""
-    unit: Unit
-    better: Literal["lower", "higher"]
-    of_phase: bool = True
-    """Whether it comes from warm epochs (from cold ones if there are no others)."""
-
-    @property
-    def of_the_moment(self) -> bool:
-        """Whether it depends on how fast and how busy the machine was just then."""
-        return self.of_phase and self.unit in ("s", "per_s", "J")
-
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("last_test_top1", "last-epoch top-1", "accuracy", "higher", of_phase=False),
-        Metric("best_test_top1", "best-epoch top-1", "accuracy", "higher", of_phase=False),
-        Metric("epoch_s", "epoch time", "s", "lower"),
-        Metric("eval_s", "evaluation time", "s", "lower"),
-        Metric("data_wait_s", "waiting for data", "s", "lower"),
-        Metric("samples_per_s", "samples per second", "per_s", "higher"),
-        Metric("energy_j", "energy per epoch", "J", "lower"),
-        Metric("gpu_util", "GPU utilisation", "share", "higher"),
-        Metric("peak_allocated_bytes", "allocated (CUDA)", "bytes", "lower"),
-        Metric("peak_reserved_bytes", "reserved (CUDA)", "bytes", "lower"),
-        Metric("peak_nvml_process_bytes", "NVML (process)", "bytes", "lower"),
-        Metric("peak_nvml_device_bytes", "NVML (device)", "bytes", "lower"),
-        Metric("peak_tensor_bytes", "live tensors", "bytes", "lower", of_phase=False),
-        Metric("peak_rss_bytes", "resident set (CPU)", "bytes", "lower"),
-        Metric("firing_rate", "firing rate", "share", "lower", of_phase=False),
-        Metric("wall_s", "whole cell", "s", "lower", of_phase=False),
-        Metric("parameters", "parameters", "count", "lower", of_phase=False),
-    )
-}
-MEMORY_FIGURES = tuple(name for name, metric in METRICS.items() if metric.unit == "bytes")
-
-_PEAKS_OF_EPOCHS = tuple(name for name in MEMORY_FIGURES if METRICS[name].of_phase)
-COLD_FIGURES = ("cold_epoch_s", *(f"cold_{name}" for name in _PEAKS_OF_EPOCHS))
-"""Figures of cold epochs, which summary.csv holds beside the others."""
-
-# The headline is the first figure that every compared cell has. On a GPU the allocator's peak comes
-# first: it belongs to the process alone and holds no cache. On a CPU only live tensor bytes are free
-# of interpreter and libraries, which hide what a method needs.
-_HEADLINE_ON_GPU = (
-    "peak_allocated_bytes",
-    "peak_reserved_bytes",
-    "peak_nvml_process_bytes",
-    "peak_tensor_bytes",
-    "peak_nvml_device_bytes",
-)
-_HEADLINE_ON_CPU = ("peak_tensor_bytes", "peak_rss_bytes")
 
 
 @dataclass(frozen=True)
@@ -97,6 +48,7 @@ class GroupKey:
 
     recipe: str
     hardware: str
+    """GPU with its MIG slice, or CPU with the number of threads."""
     precision: str
     backend: str
     timesteps: int
@@ -104,7 +56,22 @@ class GroupKey:
     synthetic: bool
     smoke: bool
     recipe_hash: str
+    """Of all of the resolved recipe that is not method, backend or seed: data, split and counts included."""
     software: str
+    """torch, and the major version of its CUDA."""
+    library: str
+    """Version of the library behind a foreign backend."""
+    revision: str
+    """Of sltt-bench; a tree with local changes equals no other run's."""
+    device_memory: str
+    """Bytes of the GPU, or of its slice."""
+    driver: str
+    """Major version of the GPU's driver."""
+    cpu: str
+    """Model and instruction set."""
+    threads: str
+    flags: str
+    """TF32, cuDNN and determinism as torch reported them."""
     schema_version: int
 
     def slug(self) -> str:
@@ -131,7 +98,14 @@ DIFFERENCE_WORDS = {
     "synthetic": "synthetic or real data",
     "smoke": "smoke or full run",
     "recipe_hash": "recipe version or overrides",
-    "software": "torch version",
+    "software": "torch or CUDA version",
+    "library": "version of the backend's library",
+    "revision": "revision of sltt-bench",
+    "device_memory": "memory of the GPU",
+    "driver": "GPU driver",
+    "cpu": "CPU",
+    "threads": "CPU threads",
+    "flags": "kernel flags (TF32, cuDNN, determinism)",
     "schema_version": "schema version",
 }
 
@@ -143,12 +117,15 @@ def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
     }
     if words.keys() & {"timesteps", "batch_size", "recipe"}:
         words.pop("recipe_hash", None)  # it follows from these
+    if "hardware" in words:
+        for name in ("device_memory", "driver", "cpu", "threads"):
+            words.pop(name, None)
     return list(words.values())
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Cells of one method that did not finish for the same reason."""
+class FailedCells:
+    """Cells of one method that did not finish, or are not sound, for the same reason."""
 
     status: str
     reason: str
@@ -162,33 +139,51 @@ class MethodResult:
 
     method: str
     values: Mapping[str, Mapping[int, float]]
-    """Metric → seed → value, finished cells only; repetitions of a seed are averaged."""
+    """Metric → seed → value, finished and sound cells only; repetitions of a seed are averaged."""
     phase: Phase
     """Which epochs the figures of a phase come from."""
     finished: int
-    """Cells that finished."""
-    failures: tuple[Failure, ...] = ()
+    """Cells that finished and are sound."""
+    failures: tuple[FailedCells, ...] = ()
     epochs: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
     """Epoch rows of the finished cells."""
     cells: tuple[tuple[int, str], ...] = ()
     """(run, cell_id) of the finished cells."""
     by_run: Mapping[str, Mapping[tuple[int, int], float]] = field(default_factory=dict)
-    """Metric of the moment → (run, seed) → value."""
+    """Metric → (run, seed) → value."""
 
     @property
     def seeds(self) -> list[int]:
         """Seeds with a finished cell."""
         return sorted(self.values.get("wall_s", {}))
 
+    @property
+    def lost_seeds(self) -> list[int]:
+        """Seeds of which no cell finished."""
+        return sorted({seed for failure in self.failures for seed in failure.seeds} - set(self.seeds))
+
     def stat(self, metric: str) -> Stat | None:
-        """Mean over seeds; None if no cell measured it."""
+        """Mean over seeds (geometric for what is compared as a ratio); None if no cell measured it."""
         values = self.values.get(metric)
-        return stat([values[seed] for seed in sorted(values)]) if values else None
+        geometric = metric in METRICS and METRICS[metric].as_ratio
+        return stat([values[seed] for seed in sorted(values)], geometric=geometric) if values else None
 
     @property
     def failure_text(self) -> str:
         """The failures in one line, or ''."""
-        return "; ".join(f"{f.status} ({_seeds_text(f.seeds)}): {f.reason}" for f in self.failures)
+        return "; ".join(f"{f.status} ({seeds_text(f.seeds)}): {f.reason}" for f in self.failures)
+
+    @property
+    def survivors_text(self) -> str:
+        """ "1 of 3 seeds finished (2 oom)" where seeds were lost, else ''."""
+        lost = self.lost_seeds
+        if not lost:
+            return ""
+        by_status: dict[str, set[int]] = {}
+        for failure in self.failures:
+            by_status.setdefault(failure.status, set()).update(set(failure.seeds) & set(lost))
+        counts = ", ".join(f"{len(seeds)} {status}" for status, seeds in by_status.items() if seeds)
+        return f"{self.method}: {len(self.seeds)} of {len(self.seeds) + len(lost)} seeds finished ({counts})"
 
     @property
     def out_of_memory(self) -> bool:
@@ -211,47 +206,210 @@ class Group:
     on_gpu: bool = False
     device_bytes: float | None = None
     """Memory of the GPU; None if unknown or not the same in all runs."""
+    breaches: tuple[Breach, ...] = ()
+    """What the integrity pass objects to."""
+    claims: tuple[Mapping[str, Any], ...] = ()
+    """Every claim that the recipe makes in some run of the group."""
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    """Method that this group lacks → in what the nearest group of the recipe that has it differs."""
 
     @property
     def finished(self) -> list[MethodResult]:
         """Methods with at least one finished cell."""
         return [result for result in self.methods.values() if result.finished]
 
-    def ratio(self, metric: str, method: str, baseline: str) -> Estimate | NotComparable:
-        """value(method) ÷ value(baseline) over paired seeds."""
+    # Comparing ----------------------------------------------------------------------------------
+
+    def ratio(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
+        """value(method) ÷ value(baseline) over pairs."""
         asked = (metric, method, baseline)
         if asked not in self._ratios:
             self._ratios[asked] = self._ratio(*asked)
         return self._ratios[asked]
 
     @cached_property
-    def _ratios(self) -> dict[tuple[str, str, str], Estimate | NotComparable]:
+    def _ratios(self) -> dict[tuple[str, str, str], PairedEstimate | NotComparable]:
         """What was asked for before: tables, plots and sentences ask for the same ratios."""
         return {}
 
-    def _ratio(self, metric: str, method: str, baseline: str) -> Estimate | NotComparable:
-        pair = self._pair(metric, method, baseline)
-        if isinstance(pair, NotComparable):
-            return pair
-        if min(pair[1].values()) <= 0:
-            return NotComparable(f"{METRICS[metric].label} of {baseline} is 0")
-        return paired_ratio(*pair) or NotComparable(f"no seed that {method} and {baseline} share")
+    def _ratio(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
+        pairs = self.pairs(metric, method, baseline)
+        if isinstance(pairs, NotComparable):
+            return pairs
+        for name, side in zip((method, baseline), pairs, strict=True):
+            if min(side.values()) <= 0:
+                return NotComparable(f"{METRICS[metric].label} of {name} is 0")
+        estimate = paired_ratio(*pairs, exact=METRICS[metric].exact)
+        return estimate or NotComparable(f"no seed that {method} and {baseline} share")
 
-    def difference(self, metric: str, method: str, baseline: str) -> Estimate | NotComparable:
-        """value(method) − value(baseline) over paired seeds."""
-        pair = self._pair(metric, method, baseline)
-        if isinstance(pair, NotComparable):
-            return pair
-        return paired_difference(*pair) or NotComparable(f"no seed that {method} and {baseline} share")
+    def difference(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
+        """value(method) − value(baseline) over pairs."""
+        pairs = self.pairs(metric, method, baseline)
+        if isinstance(pairs, NotComparable):
+            return pairs
+        return paired_difference(*pairs, resolution=self.accuracy_resolution) or NotComparable(
+            f"no seed that {method} and {baseline} share"
+        )
+
+    def mean(self, metric: str, method: str) -> PairedEstimate | NotComparable:
+        """value(method) over its seeds."""
+        if (refusal := self.refusal(metric, method)) is not None:
+            return refusal
+        known, values = METRICS[metric], self.methods[method].values[metric].values()
+        if known.unit == "accuracy":
+            return mean_with_interval(values, resolution=self.accuracy_resolution, bounds=(0.0, 1.0))
+        return mean_with_interval(values, geometric=known.as_ratio, exact=known.exact)
+
+    def pairs(
+        self, metric: str, method: str, baseline: str
+    ) -> tuple[Mapping[Hashable, float], Mapping[Hashable, float]] | NotComparable:
+        """Both sides of each pair: a seed, and for what depends on the moment a run and a seed.
+
+        Where the two were never timed in one run, their seeds are paired over runs; `breaches_of` says so.
+        """
+        for name in (method, baseline):
+            if (refusal := self.refusal(metric, name)) is not None:
+                return refusal
+        one, other = self.methods[method], self.methods[baseline]
+        if METRICS[metric].of_phase and one.phase != other.phase:
+            return NotComparable(f"{one.phase} epochs of {method} against {other.phase} ones of {baseline}")
+        sides: tuple[Mapping[Any, float], ...] = (one.values[metric], other.values[metric])
+        if METRICS[metric].of_the_moment and {*one.by_run[metric]} & {*other.by_run[metric]}:
+            sides = (one.by_run[metric], other.by_run[metric])
+        common = {*sides[0]} & {*sides[1]}
+        if not common:
+            return NotComparable(f"no seed that {method} and {baseline} share")
+        first, second = ({pair: side[pair] for pair in sorted(common)} for side in sides)
+        return first, second
+
+    def refusal(self, metric: str, method: str) -> NotComparable | None:
+        """Why this figure of the method cannot be compared, or None."""
+        result = self.methods.get(method)
+        if result is None:
+            found = self.elsewhere.get(method)
+            return NotComparable(
+                f"{method} ran, but not under these conditions: it differs in {found}"
+                if found
+                else f"no run of {method}"
+            )
+        if not result.finished:
+            failure = result.failures[0]
+            return NotComparable(f"{method} did not finish: {failure.status}, {failure.reason}")
+        if not result.values.get(metric):
+            return NotComparable(f"{method}: {METRICS[metric].label} not measured")
+        if (breach := self.blocking(metric, method)) is not None:
+            return NotComparable(breach.text)
+        return None
+
+    def blocking(self, metric: str, method: str) -> Breach | None:
+        """The breach for which this figure of the method cannot be trusted at all, or None."""
+        breaches = (
+            breach for breach in self.breaches if breach.blocks and breach.concerns(metric, (method,))
+        )
+        return next(breaches, None)
+
+    def breaches_of(self, metric: str, methods: Sequence[str]) -> tuple[str, ...]:
+        """What stands beside a verdict on this figure of these methods: breaches, lost and unpaired seeds."""
+        results = [self.methods[name] for name in methods if name in self.methods]
+        texts = [result.survivors_text for result in results]
+        if len(results) == 2 and set(results[0].seeds) != set(results[1].seeds):
+            shared = set(results[0].seeds) & set(results[1].seeds)
+            everything = set(results[0].seeds) | set(results[1].seeds)
+            texts.append(f"only {len(shared)} of {len(everything)} seeds finished on both sides")
+        if len(results) == 2 and METRICS[metric].of_the_moment:
+            texts += self._apart(metric, *results)
+        texts += [breach.text for breach in self.breaches if breach.concerns(metric, methods)]
+        return tuple(dict.fromkeys(text for text in texts if text))
+
+    def _apart(self, metric: str, one: MethodResult, other: MethodResult) -> list[str]:
+        sides = [set(result.by_run.get(metric, {})) for result in (one, other)]
+        if not all(sides) or sides[0] & sides[1]:
+            return []
+        return [
+            f"{one.method} and {other.method} were timed in different runs: the ratio holds only if the machine "
+            "was as fast and as free in both"
+        ]
+
+    # Memory and accuracy ------------------------------------------------------------------------
 
     def headline_memory(self, methods: Sequence[str] | None = None) -> str | None:
         """The memory figure to compare by: the first of the order that all these methods' cells have."""
-        results = [self.methods[name] for name in methods] if methods else self.finished
-        results = [result for result in results if result.finished]
-        for name in _HEADLINE_ON_GPU if self.on_gpu else _HEADLINE_ON_CPU:
+        results = self._finished_of(methods)
+        for name in self._headline_order:
             if results and all(len(r.values.get(name, {})) == len(r.seeds) for r in results):
                 return name
         return None
+
+    def headline_remark(self, methods: Sequence[str] | None = None) -> str:
+        """What to say if the headline is not the figure that some of these cells have first, else ''."""
+        chosen, results = self.headline_memory(methods), self._finished_of(methods)
+        for name in self._headline_order:
+            if name == chosen:
+                return ""
+            having = [r.method for r in results if r.values.get(name)]
+            if having:
+                lacking = [r.method for r in results if len(r.values.get(name, {})) < len(r.seeds)]
+                instead = f"; {METRICS[chosen].label} is compared instead" if chosen else ""
+                return f"{METRICS[name].label} is missing in {', '.join(lacking)}{instead}"
+        return ""
+
+    @property
+    def _headline_order(self) -> tuple[str, ...]:
+        return HEADLINE_ON_GPU if self.on_gpu else HEADLINE_ON_CPU
+
+    def _finished_of(self, methods: Sequence[str] | None) -> list[MethodResult]:
+        results = (
+            [self.methods[name] for name in methods if name in self.methods] if methods else self.finished
+        )
+        return [result for result in results if result.finished]
+
+    @property
+    def test_samples(self) -> int | None:
+        """Samples that an accuracy was taken over, as the recipe says; None if it does not."""
+        data = self.recipe.get("data") or {}
+        count, limit = data.get("test_samples"), data.get("limit")
+        return min(int(count), int(limit or count)) if count else None
+
+    @property
+    def accuracy_resolution(self) -> float:
+        """The share of one test sample; 0 if their number is unknown."""
+        return 1 / self.test_samples if self.test_samples else 0.0
+
+    @property
+    def accuracy_floor(self) -> float | None:
+        """Up to here an accuracy is none: a stated multiple of guessing; None if the classes are unknown."""
+        classes = CLASSES.get(str((self.recipe.get("data") or {}).get("name")))
+        return min(ABOVE_CHANCE / classes, 1.0) if classes else None
+
+    def at_chance(self, method: str) -> bool:
+        """Whether the method learned nothing: its mean accuracy is no better than the floor."""
+        accuracy = self.methods[method].stat("last_test_top1")
+        return (
+            accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
+        )
+
+    @cached_property
+    def pareto_front(self) -> set[str]:
+        """Methods that no other beats in accuracy, memory and time at once; empty below two methods.
+
+        Accuracies within one test sample are equal; a method at chance is on no front and dominates none.
+        Without accuracy (random data) the front is that of memory and time. Means over seeds decide.
+        """
+        memory = self.headline_memory()
+        results = [result for result in self.finished if not self.at_chance(result.method)]
+        if memory is None or len(results) < 2 or len({result.phase for result in results}) > 1:
+            return set()
+        signs, ties = {memory: 1, "epoch_s": 1}, [0.0, 0.0]
+        if any(result.stat("last_test_top1") for result in results):
+            signs["last_test_top1"] = -1
+            ties.append(self.accuracy_resolution * (1 + 1e-9))
+        points = {}
+        for result in results:
+            stats = [(result.stat(name), sign) for name, sign in signs.items()]
+            if any(known is None for known, _ in stats):
+                return set()
+            points[result.method] = [sign * known.mean for known, sign in stats if known is not None]
+        return pareto_front(points, ties)
 
     @property
     def phase(self) -> Phase:
@@ -264,50 +422,16 @@ class Group:
         left_out = {"name", "description", "methods", "seeds", "smoke", "claims"}
         return flat({key: value for key, value in self.recipe.items() if key not in left_out})
 
-    def _pair(
-        self, metric: str, method: str, baseline: str
-    ) -> tuple[Mapping[int, float], Mapping[int, float]] | NotComparable:
-        sides = []
-        for name in (method, baseline):
-            result = self.methods.get(name)
-            if result is None:
-                return NotComparable(f"no {name} in this group")
-            if not result.finished:
-                return NotComparable(f"{name} did not finish: {result.failures[0].status}")
-            if not result.values.get(metric):
-                return NotComparable(f"{name}: {METRICS[metric].label} not measured")
-            sides.append(result)
-        ours, theirs = sides
-        if METRICS[metric].of_phase and ours.phase != theirs.phase:
-            return NotComparable(f"{ours.phase} epochs of {method} against {theirs.phase} ones of {baseline}")
-        shared = self.shared_runs(metric, method, baseline)
-        return _side_by_side(ours, metric, shared), _side_by_side(theirs, metric, shared)
 
-    def shared_runs(self, metric: str, method: str, baseline: str) -> set[tuple[int, int]]:
-        """The (run, seed) in which both measured a metric of the moment."""
-        sides = (self.methods[name].by_run.get(metric, {}) for name in (method, baseline))
-        ours, theirs = (set(side) for side in sides)
-        return ours & theirs
-
-
-def _side_by_side(result: MethodResult, metric: str, shared: Collection[tuple[int, int]]) -> dict[int, float]:
-    """Seed → mean over the runs that are shared for it; over all runs where none is."""
-    by_seed: dict[int, list[float]] = {}
-    for run, seed in sorted(shared):
-        by_seed.setdefault(seed, []).append(result.by_run[metric][run, seed])
-    means = {seed: sum(found) / len(found) for seed, found in by_seed.items()}
-    return {**result.values[metric], **means}
-
-
-def flat(said: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as one with dotted keys."""
-    found: dict[str, Any] = {}
-    for key, value in said.items():
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            leaves |= flat(value, f"{prefix}{key}.")
         else:
-            found[prefix + key] = value
-    return found
+            leaves[prefix + key] = value
+    return leaves
 
 
 def method_order(name: str) -> tuple[int, int, str]:
@@ -323,216 +447,6 @@ def natural_order(name: str) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-def _seeds_text(seeds: Sequence[int]) -> str:
+def seeds_text(seeds: Sequence[int]) -> str:
+    """ "seed 0" or "seeds 0, 1, 2"."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
-
-
-# From rows to groups ----------------------------------------------------------------------------
-
-
-def make_groups(results: Results) -> list[Group]:
-    """The measured cells (kind "run") in comparable groups, ordered by key."""
-    cells = results.cells[results.cells["kind"] == "run"]
-    if cells.empty:
-        return []
-    cells = _with_facts_of_siblings(cells)
-    cells = cells.join(_measures(results.epochs), on=["run", "cell_id"])
-    # Random data have no accuracy, whatever a file says.
-    cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = None
-    cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
-    cells["software"] = _software(cells, results.runs)
-    epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
-    names = [part.name for part in fields(GroupKey)]
-    groups = []
-    for values, members in cells.groupby(names, sort=False):
-        said: Any = dict(zip(names, values, strict=True))
-        for name in ("timesteps", "batch_size", "schema_version"):
-            said[name] = int(said[name])
-        groups.append(_group(GroupKey(**said), members, results.runs, epochs))
-    return sorted(groups, key=lambda group: group.key)
-
-
-def _with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
-    """A cell that failed before it reported has no device name: it ran where its run's cells ran."""
-    cells = cells.copy()
-    unknown = (cells["device_name"] == "") & (cells["status"] != "ok")
-    for run in cells.loc[unknown, "run"].unique():
-        in_run = cells["run"] == run
-        known = cells[in_run & (cells["device_name"] != "")]
-        if known["device_name"].nunique() == 1:
-            cells.loc[in_run & unknown, "device_name"] = known["device_name"].iloc[0]
-            cells.loc[in_run & unknown, "device"] = known["device"].iloc[0]
-            amp = cells["precision"] == "amp"
-            if known["precision"].nunique() == 1:
-                cells.loc[in_run & unknown & amp, "precision"] = known["precision"].iloc[0]
-    return cells
-
-
-def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
-    """The figures of each cell from its epochs, indexed by (run, cell_id)."""
-    key = ["run", "cell_id"]
-    epochs = epochs.assign(cold=epochs["cold"].astype(bool), **_nvml_by_scope(epochs))
-    for name in _OF_EPOCHS:
-        epochs[name] = epochs[name].astype(float)
-    by_cell = epochs.groupby(key, sort=False)
-    warm = ~epochs["cold"]
-    has_warm = warm.groupby([epochs[name] for name in key], sort=False).transform("any")
-    chosen = epochs[warm | ~has_warm].groupby(key, sort=False)
-    medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
-    peaks = list(_PEAKS_OF_EPOCHS)
-    table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
-    table[peaks] = chosen[peaks].max()
-    table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
-    cold = epochs[epochs["cold"]].groupby(key, sort=False)
-    for name in peaks:
-        table[f"cold_{name}"] = cold[name].max()
-    table["cold_epoch_s"] = cold["train_s"].median()
-    last = epochs.sort_values("epoch", kind="stable").groupby(key, sort=False).tail(1).set_index(key)
-    table["firing_rate"] = last["firing_rate"]
-    table["phase"] = has_warm.groupby([epochs[name] for name in key], sort=False).first().map(_PHASES)
-    return table
-
-
-_PHASES = {True: "warm", False: "cold"}
-_OF_EPOCHS = (
-    "train_s",
-    "eval_s",
-    "data_wait_s",
-    "samples_per_s",
-    "energy_j",
-    "gpu_util_mean",
-    "firing_rate",
-    *MEMORY_FIGURES,
-)
-
-
-def _nvml_by_scope(epochs: pd.DataFrame) -> dict[str, Any]:
-    """NVML's figure under the name of what it covers: a process's memory is never set beside a device's."""
-    return {
-        f"peak_nvml_{scope}_bytes": epochs["peak_nvml_bytes"].where(epochs["peak_nvml_scope"] == scope)
-        for scope in ("process", "device")
-    }
-
-
-def _software(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
-    return [torch_version(runs[int(run)]) for run in cells["run"]]
-
-
-def torch_version(run: Run) -> str:
-    """The torch that a run used, as its provenance tells."""
-    packages = run.provenance.get("packages")
-    version = packages.get("torch") if isinstance(packages, dict) else None
-    return f"torch {version}" if version else "torch of unknown version"
-
-
-def _group(
-    key: GroupKey,
-    members: pd.DataFrame,
-    runs: Sequence[Run],
-    epochs: Mapping[Any, pd.DataFrame],
-) -> Group:
-    methods = {
-        str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
-    }
-    first = members.sort_values("cell_id").iloc[0]
-    run_indices = tuple(sorted({int(run) for run in members["run"]}))
-    return Group(
-        key=key,
-        methods={name: methods[name] for name in sorted(methods, key=method_order)},
-        recipe=runs[int(first["run"])].recipe_of(first["cell_id"]),
-        overrides=_overrides(first["overrides"]),
-        runs=run_indices,
-        notes=_notes([runs[index] for index in run_indices]),
-        on_gpu=bool(members["device"].str.startswith("cuda").any()),
-        device_bytes=_device_bytes(key.hardware, [runs[index] for index in run_indices]),
-    )
-
-
-def _overrides(said: str) -> Mapping[str, Any]:
-    try:
-        overrides = json.loads(said or "{}")
-    except json.JSONDecodeError:
-        return {"unreadable overrides": said}
-    return overrides if isinstance(overrides, dict) else {"unreadable overrides": said}
-
-
-def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame]) -> MethodResult:
-    ok = rows[rows["status"] == "ok"]
-    phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
-    of_phase = ok[ok["phase"] == phase]
-    values = _by_seed(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
-    others = [name for name, metric in METRICS.items() if not metric.of_phase]
-    values |= _by_seed(ok, [*others, *COLD_FIGURES])
-    cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
-    frames = [epochs[cell] for cell in cells if cell in epochs]
-    return MethodResult(
-        method=method,
-        values=values,
-        phase=phase,
-        finished=len(ok),
-        failures=_failures(rows[rows["status"] != "ok"]),
-        epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
-        cells=cells,
-        by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_the_moment]),
-    )
-
-
-def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
-    """Figure → (run, seed) → value, where it was measured."""
-    keys = list(zip(rows["run"].astype(int), rows["seed"].astype(int), strict=True))
-    return {
-        name: {
-            key: value
-            for key, value in zip(keys, rows[name].astype(float), strict=True)
-            if not math.isnan(value)
-        }
-        for name in names
-    }
-
-
-def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Figure → seed → mean over repetitions, where it was measured."""
-    means = rows[list(names)].astype(float).groupby(rows["seed"].astype(int)).mean()
-    return {
-        name: {int(str(seed)): float(value) for seed, value in means[name].dropna().items()} for name in names
-    }
-
-
-def _failures(rows: pd.DataFrame) -> tuple[Failure, ...]:
-    found = []
-    for (status, reason), same in rows.groupby(["status", "reason"]):
-        seeds = tuple(sorted({int(seed) for seed in same["seed"]}))
-        found.append(Failure(str(status), str(reason) or "no reason given", seeds, len(same)))
-    return tuple(found)
-
-
-def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
-    """What differs between the runs of a group without making them incomparable."""
-    said = {
-        "revisions of sltt-bench": {_revision(run) for run in runs},
-        "GPUs of this model": {_gpus(run, "uuid") for run in runs},
-        "GPU drivers": {_gpus(run, "driver") for run in runs},
-        "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
-    }
-    return tuple(f"measured with {len(values)} {what}" for what, values in said.items() if len(values) > 1)
-
-
-def _device_bytes(name: str, runs: Sequence[Run]) -> float | None:
-    sizes = {
-        gpu.get("memory_total_bytes")
-        for run in runs
-        for gpu in run.provenance.get("gpus") or []
-        if isinstance(gpu, dict) and gpu.get("name") == name
-    }
-    size = sizes.pop() if len(sizes) == 1 else None
-    return float(size) if isinstance(size, int) else None
-
-
-def _revision(run: Run) -> str:
-    names = ("sltt_bench", "git_revision", "git_dirty")
-    return " ".join(str(run.provenance.get(name)) for name in names)
-
-
-def _gpus(run: Run, what: str) -> str:
-    gpus = run.provenance.get("gpus") or []
-    return " ".join(str(gpu.get(what)) for gpu in gpus if isinstance(gpu, dict))

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from sltt_bench.report.groups import METRICS, Unit
-from sltt_bench.report.statistics import Estimate, Interval, Stat
+from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.report.statistics import Interval, Stat
 
 DASH = "–"
 _STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
@@ -77,32 +77,85 @@ def percent(share: float, decimals: int = 2) -> str:
     return f"{100 * share:.{decimals}f}"
 
 
-def ratio(value: float) -> str:
-    """0.2345 → "0.23×"; two decimals below 10, since that is what is compared."""
+def ratio(value: float, beside: float | None = None) -> str:
+    """0.2345 → "0.23×"; two decimals below 10, since that is what is compared.
+
+    As many more digits as it takes to tell it from `beside`, a limit that it is not equal to.
+    """
+    return _told_from(_ratio, value, beside)
+
+
+def _ratio(value: float, more: int) -> str:
     if value >= 10:
-        return f"{significant(value)}×"
-    return f"{value:.2f}×" if value >= 0.1 else f"{significant(value, 2)}×"
+        return f"{significant(value, 3 + more)}×"
+    return f"{value:.{2 + more}f}×" if value >= 0.1 else f"{significant(value, 2 + more)}×"
 
 
-def ratio_interval(interval: Interval | None) -> str:
-    """ "[0.22, 0.25]"; nothing for a single seed or where the last digit hides it."""
-    return _edges(interval, lambda edge: ratio(edge)[:-1])
+def ratio_interval(interval: Interval | None, beside: float | None = None) -> str:
+    """ "[0.22, 0.25]", with more digits where the edges, or an edge and a limit, would look the same."""
+    return _edges(interval, lambda value, more: _ratio(value, more)[:-1], beside)
 
 
-def points(value: float) -> str:
+def points(value: float, beside: float | None = None) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return f"{100 * value:+.2f}".replace("-", "−")
+    return _told_from(_points, value, beside)
 
 
-def points_interval(interval: Interval | None) -> str:
-    """ "[−0.31, +0.12]"; nothing for a single seed or where the last digit hides it."""
-    return _edges(interval, points)
+def _points(value: float, more: int) -> str:
+    text = f"{100 * value:+.{2 + more}f}".replace("-", "−")
+    return text.lstrip("+−") if float(text.replace("−", "-")) == 0 else text
 
 
-def _edges(interval: Interval | None, shown: Callable[[float], str]) -> str:
-    if interval is None or shown(interval.low) == shown(interval.high):
+def points_interval(interval: Interval | None, beside: float | None = None) -> str:
+    """ "[−0.31, +0.12]", with more digits where the edges, or an edge and a limit, would look the same."""
+    return _edges(interval, _points, beside)
+
+
+def value_beside(value: float, scale: Scale, unit: Unit, beside: float | None = None) -> str:
+    """A value without its unit, told from `beside`."""
+    return _told_from(_writer(scale, unit), value, beside)
+
+
+def value_interval(interval: Interval | None, scale: Scale, unit: Unit, beside: float | None = None) -> str:
+    """An interval of values without their unit."""
+    return _edges(interval, _writer(scale, unit), beside)
+
+
+def _writer(scale: Scale, unit: Unit) -> Callable[[float, int], str]:
+    if unit == "accuracy":
+        return lambda value, more: percent(value, 2 + more)
+    return lambda value, more: significant(value / scale.factor, 3 + more)
+
+
+_MOST_DIGITS = 4
+"""Digits beyond the usual, at most, to keep two numbers apart."""
+
+
+def _told_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
+    same = other is None or math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12)
+    if same or other is None:
+        return shown(value, 0)
+    return next(
+        (text for more in range(_MOST_DIGITS) if (text := shown(value, more)) != shown(other, more)),
+        shown(value, _MOST_DIGITS),
+    )
+
+
+def _edges(interval: Interval | None, shown: Callable[[float, int], str], beside: float | None) -> str:
+    """The edges, told from each other and from the limit where they differ; '' for a single pair."""
+    if interval is None:
         return ""
-    return f"[{shown(interval.low)}, {shown(interval.high)}]"
+    low, high = interval.low, interval.high
+    others = [pair for pair in ((low, high), (low, beside), (high, beside)) if None not in pair]
+    for more in range(_MOST_DIGITS + 1):
+        alike = any(
+            shown(a, more) == shown(b, more) and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+            for a, b in others
+            if a is not None and b is not None
+        )
+        if not alike:
+            break
+    return f"[{shown(low, more)}, {shown(high, more)}]"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -115,8 +168,3 @@ def listed(words: Sequence[str]) -> str:
 def seeds(n: int) -> str:
     """ "n = 3 seeds"."""
     return f"n = {n} seed" + "s" * (n != 1)
-
-
-def excludes(estimate: Estimate, value: float) -> bool:
-    """Whether the estimate is clearly not `value`: the interval excludes it (a single seed never does)."""
-    return estimate.interval is not None and not estimate.interval.low <= value <= estimate.interval.high

@@ -1,18 +1,27 @@
-"""The report's arithmetic: mean and spread over seeds, and bootstrap intervals over paired seeds."""
+"""The report's arithmetic: mean and spread over seeds, and paired t intervals.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+Ratios of times, rates, energy and memory are compared as logarithms, so that their mean is the geometric
+one and an interval never reaches below 0; differences of accuracy as they are. Student's t is exact for
+normal differences at any n ≥ 2 (Student, Biometrika 6, 1908); a bootstrap of three pairs covers 69 % where
+it promises 95.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
-from itertools import product
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Pair = TypeVar("Pair", bound=Hashable)
+"""What tells pairs apart: a seed, or a run and a seed."""
 
 CONFIDENCE = 0.95
-_EXACT_UP_TO = 5
-_DRAWS = 10_000
+COLOURED_FROM = 5
+"""Pairs from which on an interval is trusted with a colour and the words better and worse."""
 
 
 @dataclass(frozen=True)
@@ -27,104 +36,135 @@ class Stat:
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap percentile interval at the confidence CONFIDENCE."""
+    """A t interval at the confidence CONFIDENCE."""
 
     low: float
     high: float
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A comparison of two methods over the seeds that both have finished."""
+class PairedEstimate:
+    """A comparison of two methods over pairs of cells, or one method's mean over its seeds."""
 
     value: float
     interval: Interval | None
-    """None for a single seed: one pair says nothing about the spread."""
+    """None for a single pair, which says nothing about the spread, and for an exact figure."""
     n: int
-    """Paired seeds."""
+    """Pairs."""
+    exact: bool = False
+    """Whether the figure is counted, so that the value alone decides at any n."""
+
+    @property
+    def certain(self) -> bool:
+        """Whether it may be called better or worse, or be given a colour, if its interval excludes a value."""
+        return self.exact or self.n >= COLOURED_FROM
+
+    def excludes(self, value: float) -> bool:
+        """Whether it is clearly not `value`."""
+        if self.exact:
+            return not math.isclose(self.value, value, rel_tol=1e-12, abs_tol=1e-15)
+        return self.interval is not None and not self.interval.low <= value <= self.interval.high
 
 
-def stat(values: Sequence[float]) -> Stat:
-    """Mean, standard deviation and count of at least one value."""
+def stat(values: Sequence[float], *, geometric: bool = False) -> Stat:
+    """Mean, standard deviation and count of at least one value; of positive ones the geometric mean if asked."""
     array = np.sort(np.asarray(values, dtype=float))
     if array[0] == array[-1]:  # equal values have no spread: not even that of rounding
         return Stat(float(array[0]), 0.0 if len(array) > 1 else None, len(array))
-    return Stat(float(array.mean()), float(array.std(ddof=1)), len(array))
+    mean = np.exp(np.log(array).mean()) if geometric and array[0] > 0 else array.mean()
+    return Stat(float(mean), float(array.std(ddof=1)), len(array))
 
 
-def paired_ratio(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
-    """mean(values) ÷ mean(baseline) over the seeds of both; None without a common seed."""
-    return _paired(values, baseline, lambda a, b: a / b)
+def paired_ratio(
+    values: Mapping[Pair, float], baseline: Mapping[Pair, float], *, exact: bool = False
+) -> PairedEstimate | None:
+    """Geometric mean of values ÷ baseline over common pairs; None without one, or if some value is ≤ 0.
+
+    An exact figure whose ratio is the same in all pairs has no interval and needs none.
+    """
+    common = sorted(set(values) & set(baseline), key=repr)
+    ratios = np.array([values[pair] / baseline[pair] if baseline[pair] else 0.0 for pair in common])
+    if not common or ratios.min() <= 0:
+        return None
+    if exact and math.isclose(ratios.min(), ratios.max(), rel_tol=1e-12):
+        return PairedEstimate(float(ratios[0]), None, len(common), exact=True)
+    logs = t_estimate(np.log(ratios))
+    interval = logs.interval and Interval(math.exp(logs.interval.low), math.exp(logs.interval.high))
+    return PairedEstimate(math.exp(logs.value), interval, logs.n)
 
 
-def paired_difference(values: Mapping[int, float], baseline: Mapping[int, float]) -> Estimate | None:
-    """mean(values) − mean(baseline) over the seeds of both; None without a common seed."""
-    return _paired(values, baseline, lambda a, b: a - b)
+def paired_difference(
+    values: Mapping[Pair, float], baseline: Mapping[Pair, float], *, resolution: float = 0.0
+) -> PairedEstimate | None:
+    """Mean of values − baseline over common pairs; None without one.
+
+    `resolution` is the smallest difference that can be seen (one test sample): no interval is narrower.
+    """
+    common = sorted(set(values) & set(baseline), key=repr)
+    if not common:
+        return None
+    return t_estimate(np.array([values[pair] - baseline[pair] for pair in common]), resolution)
 
 
-def mean_with_interval(values: Mapping[int, float]) -> Estimate:
-    """The mean over seeds of at least one value, with its interval."""
-    array = np.array([values[seed] for seed in sorted(values)])
-    return Estimate(float(array.mean()), _interval(_resampled_means(array)), len(array))
+def mean_with_interval(
+    values: Iterable[float],
+    *,
+    geometric: bool = False,
+    resolution: float = 0.0,
+    exact: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+) -> PairedEstimate:
+    """The mean of at least one value, with its interval; of positive ones the geometric mean if asked.
+
+    `bounds`: between which the figure must lie, whatever the spread.
+    """
+    array = np.array(list(values))
+    if exact and array.min() == array.max():
+        return PairedEstimate(float(array[0]), None, len(array), exact=True)
+    if not geometric or array.min() <= 0:
+        estimate = t_estimate(array, resolution)
+        edges = estimate.interval
+        kept = edges and Interval(max(edges.low, bounds[0]), min(edges.high, bounds[1]))
+        return replace(estimate, interval=kept)
+    logs = t_estimate(np.log(array))
+    interval = logs.interval and Interval(math.exp(logs.interval.low), math.exp(logs.interval.high))
+    return PairedEstimate(math.exp(logs.value), interval, logs.n)
 
 
-def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
+def t_estimate(sample: Floats, resolution: float = 0.0) -> PairedEstimate:
+    """Mean of a sample with its t interval: mean ± t(n − 1) · s/√n, and no less than ± `resolution`."""
+    n = len(sample)
+    mean = float(sample[0]) if sample.min() == sample.max() else float(sample.mean())
+    if n == 1:
+        return PairedEstimate(mean, None, 1)
+    deviation = 0.0 if sample.min() == sample.max() else float(sample.std(ddof=1))
+    half = max(_quantile(n - 1) * deviation / math.sqrt(n), resolution)
+    return PairedEstimate(mean, Interval(mean - half, mean + half), n)
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Of Student's t, for a two-sided interval. scipy is loaded only where there is a spread."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def pareto_front(points: Mapping[str, Sequence[float]], ties: Sequence[float] = ()) -> set[str]:
     """The names that no other point dominates: at least as good in all coordinates and better in one.
 
-    Every coordinate counts as better when smaller. Equal points are all on the front.
+    Every coordinate counts as better when smaller; values that differ by no more than the coordinate's
+    entry of `ties` are equal. Equal points are all on the front.
     """
 
     def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-        return all(x <= y for x, y in zip(a, b, strict=True)) and tuple(a) != tuple(b)
+        margins = ties or [0.0] * len(a)
+        differences = [x - y for x, y in zip(a, b, strict=True)]
+        no_worse = all(d <= margin for d, margin in zip(differences, margins, strict=True))
+        return no_worse and any(d < -margin for d, margin in zip(differences, margins, strict=True))
 
     return {
         name
         for name, point in points.items()
         if not any(dominates(other, point) for other in points.values())
     }
-
-
-def _paired(
-    values: Mapping[int, float],
-    baseline: Mapping[int, float],
-    combine: Callable[..., Floats],
-) -> Estimate | None:
-    seeds = sorted(set(values) & set(baseline))
-    if not seeds:
-        return None
-    ours = np.array([values[seed] for seed in seeds])
-    theirs = np.array([baseline[seed] for seed in seeds])
-    drawn = combine(_resampled_means(ours), _resampled_means(theirs))
-    return Estimate(float(combine(ours.mean(), theirs.mean())), _interval(drawn), len(seeds))
-
-
-def _resampled_means(values: Floats) -> Floats:
-    if len(values) <= _EXACT_UP_TO:
-        means: Floats = values[_resamples(len(values))].mean(axis=1)
-        return means
-    return np.asarray(_weights(len(values)) @ values)
-
-
-def _interval(drawn: Floats) -> Interval | None:
-    if len(drawn) == 1:
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return Interval(float(low), float(high))
-
-
-@cache
-def _weights(n: int) -> Floats:
-    """Each bootstrap sample as the share of every seed in it: a mean is then one product."""
-    drawn = _resamples(n)
-    counts = np.zeros((len(drawn), n))
-    np.add.at(counts, (np.arange(len(drawn))[:, None], drawn), 1)
-    return counts / n
-
-
-@cache
-def _resamples(n: int) -> npt.NDArray[np.intp]:
-    """Which seeds each bootstrap sample draws: all n^n ways for few seeds, else 10,000 fixed draws."""
-    if n <= _EXACT_UP_TO:
-        return np.array(list(product(range(n), repeat=n)))
-    return np.random.default_rng(0).integers(0, n, size=(_DRAWS, n))

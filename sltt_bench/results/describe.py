@@ -5,6 +5,39 @@ Its output is `results/README.md`; a test keeps the two equal, so that the schem
 
 from sltt_bench.results.schema import FILES, SCHEMA_VERSION
 
+_EXAMPLE = """\
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+runs = []
+for folder in (path.parent for path in Path("results").glob("digits*/*/cells.csv")):
+    cells = pd.read_csv(folder / "cells.csv").sort_values("attempt").drop_duplicates("cell_id", keep="last")
+    cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok") & ~cells["smoke"] & ~cells["synthetic"]]
+    if len(cells):
+        epochs = pd.read_csv(folder / "epochs.csv").sort_values("attempt")
+        epochs = epochs.drop_duplicates(["cell_id", "epoch"], keep="last")
+        warm, by_cell = epochs[~epochs["cold"]].groupby("cell_id"), epochs.groupby("cell_id")
+        cells["epoch_s"] = cells["cell_id"].map(warm["train_s"].median())
+        cells["peak"] = cells["cell_id"].map(by_cell["peak_tensor_bytes"].max())
+        provenance = json.loads((folder / "provenance.json").read_text())
+        runs.append(cells.assign(run=folder.name, revision=provenance["git_revision"][:12]))
+alike = ["recipe", "recipe_hash", "backend", "device_name", "precision", "revision"]
+for group, cells in pd.concat(runs).groupby(alike):
+    pairs = cells.pivot(index=["run", "seed"], columns="method", values=["epoch_s", "peak", "last_test_top1"])
+    for method in pairs["peak"].columns:
+        top1, ratio = 100 * pairs["last_test_top1"][method], pairs["epoch_s"][method] / pairs["epoch_s"]["bptt"]
+        logs = np.log(ratio.dropna())
+        low, high = np.exp(logs.mean() + t.interval(0.95, len(logs) - 1) * np.array(logs.std() / len(logs) ** 0.5))
+        memory = (pairs["peak"][method] / pairs["peak"]["bptt"]).mean()
+        print(group[0], group[2], group[5], method, f"{top1.mean():.2f} ± {top1.std():.2f}",
+              f"{np.exp(logs.mean()):.2f} [{low:.2f}, {high:.2f}]", f"{memory:.2f}", f"n = {len(logs)}")
+"""
+"""Forms the comparisons with pandas alone."""
+
 _INTRODUCTION = f"""# Results: the format on disk
 
 Schema version {SCHEMA_VERSION}. This page is made from the schema itself
@@ -35,13 +68,35 @@ Rules for a reader:
 
 - An empty cell means "not measured" (the reason is in `provenance.json`); it never means 0.
 - A last line without a line break is torn: ignore it.
-- Of two rows of `epochs.csv` with the same `cell_id` and `epoch`, the later `attempt` counts; of two
-  rows of `cells.csv` with the same `cell_id`, likewise. (With a checkpoint after each epoch, as recipes have it,
-  there are no two: a resumed cell goes on after the last epoch that has a row.)
-- Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`;
+- Within one run's folder: of two rows of `epochs.csv` with the same `cell_id` and `epoch`, and of two rows of
+  `cells.csv` with the same `cell_id`, the later `attempt` counts. (With a checkpoint after each epoch, as recipes have it,
+  there are no two: a resumed cell goes on after the last epoch that has a row.) In another folder the same `cell_id` is a
+  repetition, a measurement of its own: neither replaces the other.
+- Use a cell only if its status is ok, its epochs are all there (`epochs_planned`), and its attempts ran on one
+  `device_name`.
+- Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
+  `provenance.json` the same revision without local changes, torch, CUDA, driver, CPU, threads and flags;
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.
 - The first epoch of a process is `cold`; times are compared over the others.
+
+How a comparison is formed:
+
+1. A cell's time is the median of `train_s` over its warm epochs; its memory the largest peak of the same epochs
+   (`peak_tensor_bytes`: of all); its accuracy that of the last epoch.
+2. A pair is one seed of one run, measured with both methods: a machine is not equally fast on all days. (Bytes and
+   accuracies do not depend on the day: there repetitions of a seed are averaged, and a pair is a seed.)
+3. The ratio of times or bytes is the geometric mean of the pairs' ratios; the means beside it are the geometric means
+   of the same pairs, so that their quotient is the ratio. A difference of accuracy is the mean of the pairs'
+   differences.
+4. The interval is Student's t at 95 % over the pairs, of ratios over their logarithms. `peak_tensor_bytes` is exact and
+   needs none.
+
+These lines do it for the recipes whose names begin with `digits` (pandas and scipy alone, from the folder above
+`results/`); they print the table of `docs/results.md`, and a test holds them to it:
+
+```python
+{_EXAMPLE}```
 """
 
 

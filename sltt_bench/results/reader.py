@@ -119,8 +119,8 @@ class Results:
 
     runs: tuple[Run, ...]
     cells: pd.DataFrame
-    """cells.csv of all runs, one row a cell: its last attempt. Three columns more: `run`, the index
-    into `runs`, `line` of the file, and `attempts`."""
+    """cells.csv of all runs, one row a cell: its last attempt. Four columns more: `run`, the index
+    into `runs`, `line` of the file, `attempts`, and `attempt_devices`, on how many devices those ran."""
     epochs: pd.DataFrame
     """epochs.csv of the cells in `cells`, one row an epoch: the last attempt's. Columns `run`, `line` as above."""
     damage: list[Skipped] = field(default_factory=list)
@@ -303,8 +303,11 @@ def _each_execution_once(
     cells = cells.drop_duplicates(["run", "cell_id", "attempt"], keep="last")
     firsts = cells.groupby(["run", "cell_id"], sort=False)[["started_utc", "wall_s"]].first()
     attempts = cells.groupby(["run", "cell_id"], sort=False)["attempt"].size()
+    named = cells[cells["device_name"] != ""].groupby(["run", "cell_id"], sort=False)["device_name"]
+    devices = named.nunique()
     cells = cells.drop_duplicates(["run", "cell_id"], keep="last").set_index(["run", "cell_id"])
     cells["attempts"] = attempts
+    cells["attempt_devices"] = devices
     cells["first_started"], cells["first_wall_s"] = firsts["started_utc"], firsts["wall_s"]
     cells = cells.reset_index()
 

@@ -4,14 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from sltt_bench.format import format_bytes
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
-from sltt_bench.report.groups import METRICS
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.sweeps import value_axis
 
@@ -29,7 +31,7 @@ _MEASURED_MARKS = {"peak_tensor_bytes": "o", "peak_allocated_bytes": "D"}
 
 
 @dataclass(frozen=True)
-class Points:
+class PeakPanel:
     """One panel: peaks against one field."""
 
     against: str
@@ -40,6 +42,8 @@ class Points:
     """Method → (T or batch size, bytes)."""
     measured: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]] = field(default_factory=dict)
     """Measured figure → method → (T or batch size, bytes)."""
+    slopes: bool = False
+    """Whether each line's slope stands in its label."""
     rooms: Sequence[float] = ()
     """Memories into which things were to fit, bytes."""
 
@@ -52,7 +56,7 @@ class Bar:
     causes: Mapping[str, float]
 
 
-def draw_peaks(panels: Sequence[Points], width: Width) -> Figure:
+def draw_peaks(panels: Sequence[PeakPanel], width: Width) -> Figure:
     """Dashed lines with hollow marks are estimates; filled marks were measured."""
     figure, axes = style.panels(width, len(panels), 2.25)
     for place, points in zip(axes, panels, strict=True):
@@ -70,7 +74,7 @@ def draw_peaks(panels: Sequence[Points], width: Width) -> Figure:
     return figure
 
 
-def _peaks(axes: Axes, points: Points) -> None:
+def _peaks(axes: Axes, points: PeakPanel) -> None:
     peaks = [peak for line in points.estimated.values() for _, peak in line]
     scale = numbers.scale_for("bytes", peaks)
     for number, (method, line) in enumerate(points.estimated.items()):
@@ -78,7 +82,7 @@ def _peaks(axes: Axes, points: Points) -> None:
         axes.plot(
             [x for x, _ in line], [peak / scale.factor for _, peak in line], linestyle=(0, (4, 2)), linewidth=0.65 * thickness,
             color=style.colour(method), marker=style.marker(method), markerfacecolor=style.SURFACE, markersize=size,
-            label=method,
+            label=f"{method} {_slope(line)}" if points.slopes else method,
         )  # fmt: skip
     for figure, lines in points.measured.items():
         for method, line in lines.items():
@@ -99,6 +103,16 @@ def _peaks(axes: Axes, points: Points) -> None:
     value_axis(
         axes, sorted({x for line in points.estimated.values() for x, _ in line}), _AXES[points.against]
     )
+
+
+def _slope(line: Sequence[tuple[float, float]]) -> str:
+    """ "+4.3 GiB per step": of the least-squares line from T = 2 on."""
+    points = [(x, y) for x, y in line if x >= 2] or list(line)
+    if len(points) < 2:
+        return ""
+    slope = float(np.polyfit([x for x, _ in points], [y for _, y in points], 1)[0])
+    negligible = abs(slope) < 1e-3 * max(y for _, y in points)
+    return "flat" if negligible else f"{format_bytes(slope)} a step"
 
 
 def draw_causes(bars: Sequence[Bar], width: Width) -> Figure:

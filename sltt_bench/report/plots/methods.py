@@ -5,7 +5,8 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
-from sltt_bench.report.groups import METRICS, Group, MethodResult, NotComparable
+from sltt_bench.report.groups import Group, MethodResult, NotComparable
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots import style
 
 

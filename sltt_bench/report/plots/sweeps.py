@@ -12,7 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
-from sltt_bench.report.groups import METRICS, Group, Phase
+from sltt_bench.report.groups import Group
+from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots import style
 from sltt_bench.report.statistics import Stat
 

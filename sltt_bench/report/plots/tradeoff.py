@@ -5,10 +5,10 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
-from sltt_bench.report.groups import METRICS, Group
+from sltt_bench.report.groups import Group
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots import style
 from sltt_bench.report.statistics import Stat, pareto_front
-from sltt_bench.report.tables import pareto_members
 
 
 def draw_tradeoff(group: Group, width: Width) -> Figure:
@@ -34,7 +34,7 @@ def _panel(axes: Axes, group: Group, x: str, y: str) -> None:
         numbers.scale_of_metric(name, [pair[i].mean for pair in points.values()])
         for i, name in enumerate((x, y))
     ]
-    front = pareto_members(group)
+    front = group.pareto_front
     _front_line(axes, points, scales, METRICS[y].better)
     for method, pair in points.items():
         (at, width), (height, rise) = (

@@ -14,7 +14,7 @@ import pandas as pd
 from sltt_bench.printable import printable
 from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.render import html, latex, markdown
+from sltt_bench.report.render import html, json_file, latex, markdown
 from sltt_bench.results.writer import ResultsError
 
 FIGURES_FOLDER = "figures"
@@ -34,16 +34,24 @@ def write(
     for (name, width, kind), content in drawings.items():
         if kind in formats:
             contents[figure_path(name, width, kind)] = content
-    if "html" in formats:
-        svgs = {(name, width): svg.decode() for (name, width, kind), svg in drawings.items() if kind == "svg"}
-        contents["report.html"] = printable(html.render(report, svgs)).encode()
     if "markdown" in formats:
         shown = next((kind for kind in ("png", "svg") if kind in formats), None)
         pictures = {name: figure_path(name, "double", shown) for name, _, _ in drawings} if shown else {}
         contents["report.md"] = printable(markdown.render(report, pictures)).encode()
+    if "json" in formats:
+        contents["report.json"] = json_file.render(report).encode()
     if "latex" in formats:
         for table, conditions in _tables_of(report):
             contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
+    if "html" in formats:
+        svgs = {
+            name: svg.decode()
+            for (name, width, kind), svg in drawings.items()
+            if (kind, width) == ("svg", "double")
+        }
+        beside = [name for name in contents if "/" not in name]
+        pages = html.render(report, svgs, _downloads(drawings, formats), beside)
+        contents |= {name: printable(page).encode() for name, page in pages.items()}
     try:
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -55,9 +63,23 @@ def write(
     return [target / name for name in contents]
 
 
+def _downloads(
+    drawings: Mapping[tuple[str, Width, str], bytes], formats: Sequence[str]
+) -> dict[str, list[tuple[str, str]]]:
+    """Figure → (label, file) of what was written of it."""
+    links: dict[str, list[tuple[str, str]]] = {}
+    for name, width, kind in drawings:
+        if kind in formats:
+            label = f"{kind.upper()}{', one column' if width == 'column' else ''}"
+            links.setdefault(name, []).append((label, figure_path(name, width, kind)))
+    return links
+
+
 def figures_of(report: Report) -> list[Figure]:
     """Every figure of the report, in order."""
-    return [block for section in report.sections for block in section.blocks if isinstance(block, Figure)]
+    blocks = (*report.key_blocks, *(block for section in report.sections for block in section.blocks))
+    figures = [block for block in blocks if isinstance(block, Figure)]
+    return list({figure.name: figure for figure in figures}.values())
 
 
 def _tables_of(report: Report) -> list[tuple[Table, str]]:
@@ -77,7 +99,8 @@ def figure_path(name: str, width: Width, kind: str) -> str:
 def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[str, Width, str], bytes]:
     """(name, width, "svg" or "png") → the file's content, for what the formats need."""
     kinds = [kind for kind in ("svg", "png") if kind in formats or (kind == "svg" and "html" in formats)]
-    jobs = list(product(range(len(figures)), WIDTHS)) if kinds else []
+    widths = WIDTHS if {"svg", "png"} & set(formats) else WIDTHS[:1]  # a page has each figure once
+    jobs = list(product(range(len(figures)), widths)) if kinds else []
     return {
         (figures[number].name, width, kind): content
         for (number, width), contents in zip(jobs, _drawn(figures, kinds, jobs), strict=True)

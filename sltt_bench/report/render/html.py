@@ -1,7 +1,7 @@
-"""The report as one self-contained HTML page: no network, light and dark, on paper and on a phone."""
+"""The report as HTML pages that need no network: the answer, and one page a recipe."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from sltt_bench.report.document import Figure, Missing, Report, Table, Verdict, Width
+from sltt_bench.report.document import Figure, MissingFigure, Report, Section, Table, Verdict
 from sltt_bench.report.plots import style
 
 _INKS = {
@@ -20,28 +20,85 @@ _INKS = {
     style.SURFACE: "var(--surface)",
     style.FAILED: "var(--bad)",
 }
-"""Colours of the plots that follow the page's theme; those of the methods are the same in both."""
+"""Inks of the plots that follow the page's theme."""
+_METHOD_INKS = (
+    "#d55e00", "#0072b2", "#5ccaa6", "#009e73", "#00755a", "#4d7f91", "#7d6ba8", "#cc79a7", "#b8860b", "#56b4e9",
+    "#8c6d46", "#7a6fb0",
+)  # fmt: skip
+"""Colours of methods: report.css has each of them, lighter on a dark page."""
 
 
-def render(report: Report, drawings: Mapping[tuple[str, Width], str]) -> str:
-    """The page. `drawings` has the SVG text of each figure (by name) in both widths."""
+@dataclass(frozen=True)
+class Page:
+    """One file of the report: the answer, or a recipe."""
 
-    def inline(figure: Figure, width: Width) -> Markup:
-        return Markup(inline_svg(drawings[figure.name, width], f"{figure.name}-{width}", figure.title))
+    file: str
+    title: str
+    sections: tuple[Section, ...] = ()
+    first: bool = False
+
+
+def pages_of(report: Report) -> list[Page]:
+    """The answer first, then a page for each recipe, and one for what belongs to none."""
+    parts: dict[str, list[Section]] = {}
+    for section in report.sections:
+        if section.level == 1:
+            own = parts.setdefault(section.page or section.title, [])
+        own.append(section)
+    first = Page("report.html", report.title, first=True)
+    return [first, *(Page(f"{_slug(name)}.html", name, tuple(own)) for name, own in parts.items())]
+
+
+def _slug(name: str) -> str:
+    return "page-" + re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-")
+
+
+def render(
+    report: Report,
+    drawings: Mapping[str, str],
+    downloads: Mapping[str, Sequence[tuple[str, str]]],
+    files: Sequence[str],
+) -> dict[str, str]:
+    """File name → page. `drawings`: the SVG text of each figure by name; `downloads`: its files, by label; `files`:
+    what was written beside the pages."""
+
+    def inline(figure: Figure) -> Markup:
+        return Markup(inline_svg(drawings[figure.name], figure.name, figure.title))
 
     template = _environment().get_template("report.html.j2")
-    return template.render(
-        report=report,
-        judged=[verdict for verdict in report.verdicts if verdict.is_finding],
-        unmeasured=[verdict for verdict in report.verdicts if not verdict.is_finding],
-        recipes=[section for section in report.sections if section.level == 1],
-        inline=inline,
-        gauge=gauge,
-        kind=_kind,
-        colour=style.colour,
-        style=Markup(_template("report.css")),
-        script=Markup(_template("report.js")),
-    )
+    pages = pages_of(report)
+    cards = report.cards
+    return {
+        page.file: template.render(
+            report=report,
+            page=page,
+            pages=pages,
+            claims=[
+                ("Claims of the paper", "claims", [card for card in cards if card.of_paper]),
+                (
+                    "Expectations of this project",
+                    "expectations",
+                    [card for card in cards if not card.of_paper],
+                ),
+            ],
+            files=files,
+            inline=inline,
+            downloads_of=lambda figure: downloads.get(figure.name, ()),
+            gauge=gauge,
+            kind=_kind,
+            colour=lambda method: _in_theme(style.colour(method)),
+            style=Markup(_template("report.css")),
+            script=Markup(_template("report.js")),
+        )
+        for page in pages
+    }
+
+
+def _in_theme(text: str) -> str:
+    """Colours of methods as variables that a dark page makes lighter."""
+    for ink in _METHOD_INKS:
+        text = text.replace(ink, f"var(--c{ink[1:]})")
+    return text
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> str:
@@ -54,6 +111,7 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
     body = re.sub(r"'DejaVu Sans'(?:, [^;\"]+)?", "var(--sans)", body)
     for ink, variable in _INKS.items():
         body = body.replace(ink, variable)
+    body = _in_theme(body)
     label = f'<svg role="img" aria-label="{Markup.escape(title)}" '
     return body.replace("<svg ", label, 1)
 
@@ -90,7 +148,7 @@ def gauge(verdict: Verdict) -> Gauge | None:
 
 
 def _kind(block: Any) -> str:
-    return {Table: "table", Figure: "figure", Missing: "missing"}[type(block)]
+    return {Table: "table", Figure: "figure", MissingFigure: "missing"}[type(block)]
 
 
 @cache

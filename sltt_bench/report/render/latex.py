@@ -2,7 +2,7 @@ r"""Tables as LaTeX (booktabs, graphicx), one file each, for \input in a paper."
 
 from collections.abc import Sequence
 
-from sltt_bench.report.document import Cell, Table
+from sltt_bench.report.document import Table, TableCell
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -54,14 +54,14 @@ def table(block: Table, conditions: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(block: Table, row: Sequence[Cell]) -> list[str]:
+def _cells(block: Table, row: Sequence[TableCell]) -> list[str]:
     return [
         _cell(cell, "r" if heading.numeric else "l", stacked=not block.secondary)
         for cell, heading in zip(row, block.headings, strict=True)
     ]
 
 
-def _cell(cell: Cell, side: str, *, stacked: bool) -> str:
+def _cell(cell: TableCell, side: str, *, stacked: bool) -> str:
     """The text with its detail below it, or beside it in a table of many rows."""
     text, detail = escape(cell.text), escape(cell.detail)
     if not detail:

@@ -2,14 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 
-from sltt_bench.report.document import Block, Cell, Figure, Origin, Report, Section, Table, Verdict
+from sltt_bench.report.document import (
+    Block,
+    ClaimCard,
+    Figure,
+    Origin,
+    Report,
+    Section,
+    Table,
+    TableCell,
+    Verdict,
+)
 
 
 def render(report: Report, figure_files: Mapping[str, str]) -> str:
     """The whole report. `figure_files` has the path of each figure (by name), relative to the page."""
     parts = [f"# {_escape(report.title)}", " ".join(_escape(sentence) for sentence in report.sentences)]
+    for heading, of_paper in (("Claims of the paper", True), ("Expectations of this project", False)):
+        cards = [card for card in report.cards if card.of_paper is of_paper]
+        parts += [f"## {heading}", "\n".join(_card(card) for card in cards)] if cards else []
+    parts += [_block(block, figure_files) for block in report.key_blocks]
     if report.verdicts:
-        parts += ["## Claims", verdict_table(report.verdicts)]
+        parts += ["## Verdicts", verdict_table(report.verdicts)]
     for section in report.sections:
         parts += _section(section, figure_files)
     parts += ["## Commands and provenance", *(_made_with(made) for made in report.provenance)]
@@ -35,7 +49,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
         found = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
-        found = "; ".join(text for text in (found, verdict.reason) if text)
+        found = "; ".join(text for text in (found, verdict.reason, *verdict.caveats) if text)
         command = f" `{verdict.command}`" if verdict.command else ""
         rows.append(
             [
@@ -49,6 +63,11 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
         )
     headings = ("verdict", "recipe", "claim", "measured", "on", "source")
     return _pipes(headings, rows, ["---"] * len(headings))
+
+
+def _card(card: ClaimCard) -> str:
+    caveats = "".join(f" **!** {_escape(caveat)}." for caveat in card.caveats)
+    return f"- {_escape(card.says)}: **{card.word}**. {_escape(card.answer)}.{caveats}"
 
 
 def _section(section: Section, figure_files: Mapping[str, str]) -> list[str]:
@@ -76,7 +95,7 @@ def _made_with(origin: Origin) -> str:
     return "\n".join([*facts, *commands])
 
 
-def _cell(cell: Cell) -> str:
+def _cell(cell: TableCell) -> str:
     return _escape(f"{cell.text} {cell.detail}".strip())
 
 

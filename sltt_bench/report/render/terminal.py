@@ -1,6 +1,7 @@
 """The report in a terminal."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from rich.box import SIMPLE_HEAD
@@ -10,43 +11,77 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 
-from sltt_bench.report.document import Cell, Report, Section, Table, Tone, Verdict
+from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
 
 _MOST_SKIPPED = 20
-_MOST_UNMEASURED = 3
 _MOST_TABLES = 8
 """Above so many, those that a reader in a hurry may leave folded are not printed."""
+_RECORD_INDENT = 2
 Justify = Literal["left", "right"]
 
 _STYLES: dict[Tone, str] = {"plain": "", "good": "green", "bad": "red", "muted": "dim"}
-_VERDICT_STYLES = {"held": "green", "not held": "bold red", "inconclusive": "yellow", "not measured": "dim"}
+_WORD_STYLES = {"held": "green", "not held": "bold red"}
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Summary, verdicts, every section's first tables, and how much was skipped."""
+def print_report(report: Report, console: Console, *, full: bool = False) -> None:
+    """What was looked at, the table that answers, and last each claim with its verdict.
+
+    `full`: before them every section's tables, and every place that was not read.
+    """
+    if full:
+        print_sections(report.sections, console, everything=True)
     console.print()
     for sentence in report.sentences:
         console.print(escape(sentence), highlight=False)
-    if report.verdicts:
+    for block in report.key_blocks:
+        if isinstance(block, Table):
+            console.print()
+            print_table(block, console)
+    _print_skipped(report.skipped, console, full=full)
+    for heading, of_paper in (("Claims of the paper", True), ("Expectations of this project", False)):
+        _print_cards(
+            heading, [card for card in report.cards if card.of_paper is of_paper], console, full=full
+        )
+    if not full:
+        console.print("[dim]every table: --full; every plot: the report's files[/dim]", highlight=False)
+
+
+def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full: bool) -> None:
+    if skipped and not full:
         console.print()
-        _print_verdicts(report.verdicts, console)
-    print_sections(report.sections, console)
-    for path, reason in report.skipped[:_MOST_SKIPPED]:
+        console.print(f"[dim]not read: {len(skipped)} places, listed by --full and in the files[/dim]")
+        return
+    for path, reason in skipped[:_MOST_SKIPPED]:
         console.print(
             f"[dim]not read: {escape(path)}: {escape(reason)}[/dim]", highlight=False, soft_wrap=True
         )
-    if (more := len(report.skipped) - _MOST_SKIPPED) > 0:
+    if (more := len(skipped) - _MOST_SKIPPED) > 0:
         console.print(f"[dim]not read: {more} more, listed in the report's files[/dim]")
 
 
-def print_sections(sections: Sequence[Section], console: Console) -> None:
-    """Every section's tables; where they are many, the first of each."""
+def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, full: bool) -> None:
+    if not cards:
+        return
+    console.print()
+    console.print(f"[bold]{heading}[/bold]", highlight=False)
+    for card in cards:
+        style = _WORD_STYLES.get(card.word.removesuffix(" by estimate"), "yellow" if card.findings else "dim")
+        lines = [f"{escape(card.says)}: [{style}]{card.word}[/{style}]", f"[dim]{escape(card.answer)}[/dim]"]
+        lines += [f"[yellow]! {escape(caveat)}[/yellow]" for caveat in card.caveats]
+        if full:
+            lines.append(f"[dim]source: {escape(card.source)}[/dim]")
+        for number, line in enumerate(lines):
+            console.print(Padding(line, (0, 0, 0, 2 if number else 0)), highlight=False)
+
+
+def print_sections(sections: Sequence[Section], console: Console, *, everything: bool = False) -> None:
+    """Every section's tables; where they are many and not everything is wanted, the first of each."""
     tables = sum(isinstance(block, Table) for section in sections for block in section.blocks)
-    short = tables <= _MOST_TABLES
+    short = everything or tables <= _MOST_TABLES
     for section in sections:
         _print_section(section, console, everything=short)
     if not short:
-        console.print("[dim]More tables, and every plot, are in the report's files.[/dim]", highlight=False)
+        console.print("[dim]More tables, and every plot: sltt-bench report.[/dim]", highlight=False)
 
 
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:
@@ -67,13 +102,53 @@ def _print_section(section: Section, console: Console, *, everything: bool) -> N
 
 
 def print_table(table: Table, console: Console) -> None:
-    """One table with its notes; turned on its side where only that fits the terminal."""
+    """One table with its notes, in the first form that fits: nothing is folded inside a word or number.
+
+    As it is; without the columns that are the same in all rows, which become a line; turned on its side; as
+    records, one block a row.
+    """
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
-    ways = (_upright(table), _turned(table))
-    fitting = (rich for rich in ways if _width(rich, console) <= console.width)
-    console.print(next(fitting, _upright(table, names_wrap=True)))
-    for note in table.notes:
+    narrow, constant = _without_constant_columns(table)
+    remarks = [constant] if constant else []
+    if _width(whole := _upright(table), console) <= console.width:
+        console.print(whole)
+        remarks = []
+    elif fitting := next(
+        (r for r in (_upright(narrow), _turned(narrow)) if _width(r, console) <= console.width), None
+    ):
+        console.print(fitting)
+    else:
+        _print_records(narrow, console)
+    for note in (*remarks, *table.notes):
         console.print(Padding(f"[dim]{escape(note)}[/dim]", (0, 0, 0, 2)), highlight=False)
+
+
+def _without_constant_columns(table: Table) -> tuple[Table, str]:
+    """The table without columns (but the first) whose cells are all equal, and what they say."""
+    if len(table.rows) < 2:
+        return table, ""
+    keep, words = [0], []
+    for place in range(1, len(table.headings)):
+        texts = {(row[place].text, row[place].detail) for row in table.rows}
+        if len(texts) > 1:
+            keep.append(place)
+            continue
+        text, detail = texts.pop()
+        words.append(f"{table.headings[place].text or 'verdict'} {text} {detail}".strip())
+    rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
+    narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
+    return narrow, f"In all rows: {'; '.join(words)}." if words else ""
+
+
+def _print_records(table: Table, console: Console) -> None:
+    for row in table.rows:
+        console.print(
+            f"[bold]{escape(row[0].text)}[/bold] [dim]{escape(row[0].detail)}[/dim]", highlight=False
+        )
+        for heading, cell in zip(table.headings[1:], row[1:], strict=True):
+            unit = f" [dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
+            line = f"{escape(heading.text)}: {_markup(cell)}{unit}"
+            console.print(Padding(line, (0, 0, 0, _RECORD_INDENT)), highlight=False)
 
 
 def _width(rich: RichTable, console: Console) -> int:
@@ -81,13 +156,13 @@ def _width(rich: RichTable, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
 
 
-def _upright(table: Table, *, names_wrap: bool = False) -> RichTable:
+def _upright(table: Table) -> RichTable:
     rich = _frame()
     for heading in table.headings:
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
         justify: Justify = "right" if heading.numeric else "left"
         rich.add_column(
-            escape(heading.text) + unit, justify=justify, no_wrap=not (heading.numeric or names_wrap), overflow="fold"
+            escape(heading.text) + unit, justify=justify, no_wrap=True
         )  # fmt: skip
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))
@@ -110,38 +185,8 @@ def _frame() -> RichTable:
     return RichTable(box=SIMPLE_HEAD, header_style="bold", pad_edge=False)
 
 
-def _markup(cell: Cell, between: str = " ") -> str:
+def _markup(cell: TableCell, between: str = " ") -> str:
     style = _STYLES[cell.tone]
     text = f"[{style}]{escape(cell.text)}[/{style}]" if style else escape(cell.text)
-    return f"{text}{between}[dim]{escape(cell.detail)}[/dim]" if cell.detail else text
-
-
-def _print_verdicts(verdicts: tuple[Verdict, ...], console: Console) -> None:
-    rich = RichTable(box=None, show_header=False, pad_edge=False)
-    rich.add_column(no_wrap=True)
-    rich.add_column()
-    judged = [verdict for verdict in verdicts if verdict.is_finding]
-    unmeasured = [verdict for verdict in verdicts if not verdict.is_finding]
-    shown = judged + unmeasured[:_MOST_UNMEASURED]
-    for verdict in shown:
-        rich.add_row(*_verdict_cells(verdict))
-    console.print("[italic]Claims[/italic]")
-    console.print(Padding(rich, (0, 0, 0, 1)))
-    if more := len(verdicts) - len(shown):
-        console.print(f"  [dim]{more} more not measured, listed in the report's files[/dim]", highlight=False)
-
-
-def _verdict_cells(verdict: Verdict) -> tuple[str, str]:
-    style = _VERDICT_STYLES[verdict.word]
-    estimated = "\nestimated" if verdict.estimated else ""
-    lines = [f"[bold]{escape(verdict.recipe)}[/bold]: {escape(verdict.statement)}"]
-    if verdict.measured:
-        lines.append(f"[bold]{escape(verdict.measured)}[/bold] {escape(verdict.basis)}")
-    found = (
-        ", ".join(verdict.conditions),
-        verdict.reason,
-        verdict.command,
-        f"source: {verdict.claim.get('source')}",
-    )
-    lines += [f"[dim]{escape(text)}[/dim]" for text in found if text]
-    return f"[{style}]{verdict.word}[/{style}]{estimated}", "\n".join(lines)
+    detail = cell.detail.replace(" n = ", f"{between}n = ")
+    return f"{text}{between}[dim]{escape(detail)}[/dim]" if detail else text

@@ -4,29 +4,25 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
-    Cell,
     Context,
     Contribution,
     Figure,
     Heading,
-    Missing,
+    MissingFigure,
     Section,
     Table,
+    TableCell,
 )
 from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
-from sltt_bench.report.render.terminal import print_table
-from sltt_bench.results.reader import Results, Run, read_results
+from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
@@ -40,7 +36,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Family:
+class GradientFamily:
     """The analyses of one recipe that differ in T and in the neuron alone."""
 
     recipe: str
@@ -102,24 +98,14 @@ def gradients(context: Context) -> Contribution:
             section for number, family in enumerate(families) for section in _section(family, number)
         ),
         frames=_frames(context.results) if families else {},
-        sentences=_sentences(families),
+        sentence=f"{len(families)} analyses of the gradient." if families else "",
     )
-
-
-def analysis_summary(folders: Sequence[Path], *, console: Console) -> None:
-    """Print what an analysis found: the figures of each point of its grid."""
-    for family in find_families(read_results(folders)):
-        console.print()
-        console.print(
-            f"[bold]{escape(family.recipe)}[/bold]  [dim]{escape(' · '.join(family.conditions))}[/dim]"
-        )
-        print_table(_overview(family, family.recipe), console)
 
 
 # Reading ----------------------------------------------------------------------------------------
 
 
-def find_families(results: Results) -> list[Family]:
+def find_families(results: Results) -> list[GradientFamily]:
     """The analyses in families, ordered by recipe."""
     cells = results.cells[results.cells["kind"] == "analysis"]
     if cells.empty:
@@ -147,7 +133,7 @@ def _family(
     draws: pd.DataFrame,
     operations: pd.DataFrame,
     epochs: pd.DataFrame,
-) -> Family:
+) -> GradientFamily:
     first = cells.iloc[0]
     failed = cells[cells["status"] != "ok"]
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
@@ -156,7 +142,7 @@ def _family(
     conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
     conditions += [f"batch {int(first['batch_size'])}", *settings]
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
-    return Family(
+    return GradientFamily(
         recipe=str(first["recipe"]),
         settings=tuple(settings),
         method=str(first["method"]),
@@ -218,7 +204,7 @@ def _frames(results: Results) -> dict[str, pd.DataFrame]:
 # Sections ---------------------------------------------------------------------------------------
 
 
-def _section(family: Family, number: int) -> list[Section]:
+def _section(family: GradientFamily, number: int) -> list[Section]:
     name = f"gradients-{family.recipe}-{number + 1}"
     blocks: list[Block] = [_overview(family, name)]
     for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
@@ -234,7 +220,8 @@ def _section(family: Family, number: int) -> list[Section]:
             name,
             f"The gradient taken apart: {family.title}",
             tuple(blocks),
-            lead=_LEAD if number == 0 else (),
+            lead=(f"{_told(family)}.", *(_LEAD if number == 0 else ())),
+            page=family.recipe,
             chips=family.conditions,
             folded=bool(family.settings) and number > 0,
         )
@@ -249,19 +236,7 @@ _LEAD = (
 )
 
 
-def _sentences(families: Sequence[Family]) -> tuple[str, ...]:
-    """One sentence: the recipes as they are before those with other settings, full ones before smoke-sized."""
-    telling = sorted(families, key=lambda family: ("smoke run" in family.conditions, bool(family.settings)))
-    said = [_told(family) for family in telling[:_MOST]]
-    said += [f"{len(telling) - _MOST} more below"] * (len(telling) > _MOST)
-    return (f"{'; '.join(said)}.",) if said else ()
-
-
-_MOST = 3
-"""Analyses that the sentence names."""
-
-
-def _told(family: Family) -> str:
+def _told(family: GradientFamily) -> str:
     network = family.level("network").dropna(subset=["cosine_mean"])
     if network.empty:
         return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart"
@@ -281,7 +256,7 @@ def _told(family: Family) -> str:
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _overview(family: Family, name: str) -> Table:
+def _overview(family: GradientFamily, name: str) -> Table:
     notes = [
         f"Mean over {family.batches} batches{_and_seeds(family)}; ± standard deviation over batches.",
         f"{family.when[0].upper()}{family.when[1:]}.",
@@ -292,17 +267,22 @@ def _overview(family: Family, name: str) -> Table:
     )
 
 
-def _every_epoch(family: Family, name: str) -> Table:
+def _every_epoch(family: GradientFamily, name: str) -> Table:
     rows = family.gradients[family.gradients["level"] == "network"]
     title = "At every epoch that was looked at"
     return _table_of_points(family, f"{name}-epochs", title, rows, [], secondary=True)
 
 
 def _table_of_points(
-    family: Family, name: str, title: str, rows: pd.DataFrame, notes: Sequence[str], secondary: bool = False
+    family: GradientFamily,
+    name: str,
+    title: str,
+    rows: pd.DataFrame,
+    notes: Sequence[str],
+    secondary: bool = False,
 ) -> Table:
     varied = _varied(family, keep=("timesteps", "tau"))
-    columns: list[tuple[Heading, Callable[[Any], Cell]]] = [
+    columns: list[tuple[Heading, Callable[[Any], TableCell]]] = [
         (Heading(_WORDS[field], numeric=field in ("timesteps", "tau")), partial(_setting_cell, field=field))
         for field in varied
     ]
@@ -326,43 +306,43 @@ def _table_of_points(
     )
 
 
-def _plain(text: str, value: Any) -> Cell:
-    return Cell(text, value=value)
+def _plain(text: str, value: Any) -> TableCell:
+    return TableCell(text, value=value)
 
 
-def _setting_cell(row: Any, field: str) -> Cell:
+def _setting_cell(row: Any, field: str) -> TableCell:
     return _plain(f"{row[field]:g}" if field in ("timesteps", "tau") else str(row[field]), row[field])
 
 
-def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> Cell:
+def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> TableCell:
     mean, std = row[f"{quantity}_mean"], row[f"{quantity}_std"]
     if not np.isfinite(mean):
-        return Cell(numbers.DASH, tone="muted")
+        return TableCell(numbers.DASH, tone="muted")
     shown = np.isfinite(std) and std > ROUNDING
-    return Cell(text(mean), f"± {numbers.significant(std, 1)}" if shown else "", mean)
+    return TableCell(text(mean), f"± {numbers.significant(std, 1)}" if shown else "", mean)
 
 
-def _lowest_layer_cell(family: Family, row: Any) -> Cell:
+def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
     layers = family.level("layer", int(row["epoch"]))
     same = (layers[POINT] == row[POINT].to_numpy()).all(axis=1)
     known = layers[same].dropna(subset=["cosine_mean"])
     if known.empty:
-        return Cell(numbers.DASH, tone="muted")
+        return TableCell(numbers.DASH, tone="muted")
     lowest = known.sort_values("cosine_mean", kind="stable").iloc[0]
     value = float(lowest["cosine_mean"])
-    return Cell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
+    return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
 
 
-def _accuracy_cell(family: Family, row: Any) -> Cell:
+def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
     known = family.accuracy
     same = (known[[*POINT, "epoch"]] == row[[*POINT, "epoch"]].to_numpy()).all(axis=1)
     values = known[same]["test_top1"].dropna()
     if values.empty:
-        return Cell(numbers.DASH, tone="muted")
-    return Cell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
+        return TableCell(numbers.DASH, tone="muted")
+    return TableCell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
 
 
-def _operations(family: Family, name: str) -> Table:
+def _operations(family: GradientFamily, name: str) -> Table:
     headings = (
         Heading("T"),
         Heading("method", numeric=False),
@@ -382,7 +362,7 @@ def _operations(family: Family, name: str) -> Table:
                 _plain(f"{row['timesteps']:g}", row["timesteps"]),
                 _plain(str(row["counted_method"]), str(row["counted_method"])),
                 *(_plain(numbers.significant(count, 4), count) for count in per_sample),
-                Cell(numbers.percent(share), value=share),
+                TableCell(numbers.percent(share), value=share),
             )
         )
     notes = (
@@ -405,17 +385,17 @@ _WORDS = {
 _AXES = {"timesteps": "T, time steps", "tau": "τ, membrane time constant [steps]"}
 
 
-def _against(field: str) -> Callable[[Family, str], Figure | Missing | None]:
+def _against(field: str) -> Callable[[GradientFamily, str], Figure | MissingFigure | None]:
     """The figure of cosine against T or τ."""
     return partial(_cosine_against, field)
 
 
-def _cosine_against(field: str, family: Family, name: str) -> Figure | Missing:
+def _cosine_against(field: str, family: GradientFamily, name: str) -> Figure | MissingFigure:
     title = f"Cosine against {_WORDS[field]}"
     drawn = _along(field, family.level("network"))
     if drawn.empty:
         example = "timesteps=1,2,4,8" if field == "timesteps" else "tau=1.1,1.5,2.0,4.0"
-        return Missing(
+        return MissingFigure(
             title,
             f"only one {_WORDS[field]} was looked at",
             f"sltt-bench analyze gradients {family.recipe} --over {example}",
@@ -440,12 +420,12 @@ def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(others)[field].transform("nunique") > 1]
 
 
-def _panel(family: Family, field: str, rows: pd.DataFrame, title: str) -> Panel:
+def _panel(family: GradientFamily, field: str, rows: pd.DataFrame, title: str) -> Panel:
     lines = _lines(family, rows, field, "cosine_mean", "cosine_std")
     return Panel(title, lines, _AXES.get(field, field), COSINE)
 
 
-def _lines(family: Family, rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
+def _lines(family: GradientFamily, rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
     """A line for each point of the grid but for what the x axis shows; points without a value are left out."""
     others = [field for field in POINT if field != x]
     told = [field for field in others if rows[field].nunique() > 1]
@@ -458,7 +438,7 @@ def _lines(family: Family, rows: pd.DataFrame, x: str, y: str, spread: str) -> t
     return tuple(lines)
 
 
-def _heat_maps(family: Family, name: str) -> Figure | None:
+def _heat_maps(family: GradientFamily, name: str) -> Figure | None:
     others = [field for field in POINT if field != "timesteps"]
     drawn = _along("timesteps", family.level("layer"))
     if drawn.empty:
@@ -485,10 +465,10 @@ def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
     return HeatMap(title, layers, tuple(int(steps) for steps in table.columns), table.to_numpy(dtype=float))
 
 
-def _course(family: Family, name: str) -> Figure | Missing:
+def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     title = "Cosine over training"
     if len(family.epochs) < 2:
-        return Missing(
+        return MissingFigure(
             title,
             "only one epoch was looked at",
             f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last",
@@ -511,7 +491,7 @@ def _course(family: Family, name: str) -> Figure | Missing:
     return Figure(f"{name}-course", title, caption, partial(draw_lines, tuple(panels)))
 
 
-def _draws(family: Family, name: str) -> Figure | None:
+def _draws(family: GradientFamily, name: str) -> Figure | None:
     steps = family.values("timesteps")[-1]
     rows = family.draws
     if rows.empty or steps < 2:
@@ -541,11 +521,11 @@ def _draws(family: Family, name: str) -> Figure | None:
 # Words ------------------------------------------------------------------------------------------
 
 
-def _varied(family: Family, keep: Sequence[str] = ()) -> list[str]:
+def _varied(family: GradientFamily, keep: Sequence[str] = ()) -> list[str]:
     return [field for field in POINT if field in keep or len(family.values(field)) > 1]
 
 
-def _fixed_words(family: Family, drawn: pd.DataFrame, but: Sequence[str] = ()) -> str:
+def _fixed_words(family: GradientFamily, drawn: pd.DataFrame, but: Sequence[str] = ()) -> str:
     """What was held fixed among the rows that are drawn, as a sentence for a caption."""
     fixed = [field for field in POINT if field not in but and drawn[field].nunique() == 1]
     words = [_point_words(drawn.iloc[0], [field]) for field in fixed]
@@ -564,7 +544,7 @@ def _setting_words(field: str, value: Any) -> str:
     return f"{value} reset" if field == "reset" else f"surrogate {value}"
 
 
-def _and_seeds(family: Family) -> str:
+def _and_seeds(family: GradientFamily) -> str:
     return f" and {family.seeds} seeds" if family.seeds > 1 else ""
 
 

@@ -2,8 +2,8 @@
 (() => {
   // Sorting: a second click turns the order round; what has no value comes last either way.
   const value = (row, column) => {
-    const said = row.cells[column].dataset.value;
-    return said === "" ? null : isNaN(said) ? said : Number(said);
+    const text = row.cells[column].dataset.value;
+    return text === "" ? null : isNaN(text) ? text : Number(text);
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells];
@@ -19,6 +19,24 @@
       });
       table.tBodies[0].append(...rows);
     }));
+  }
+
+  // A table as CSV: what stands in it, the detail in a column of its own.
+  const quoted = (text) => `"${text.trim().replaceAll('"', '""')}"`;
+  for (const button of document.querySelectorAll("button.csv")) {
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      const rows = [...document.getElementById(button.dataset.table).rows].map((row) => [...row.cells].flatMap((cell) => {
+        const small = cell.querySelector("small"), text = (cell.querySelector("span:not(.unit)") || cell).innerText;
+        return row.parentElement.tagName === "THEAD" ? [quoted(cell.innerText), quoted(`${cell.innerText} detail`)]
+          : [quoted(text), quoted(small ? small.innerText : "")];
+      }).join(","));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([rows.join("\n") + "\n"], { type: "text/csv" }));
+      link.download = button.dataset.file;
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
   }
 
   const root = document.documentElement;

@@ -28,7 +28,7 @@ MEASURED = ("peak_tensor_bytes", "peak_allocated_bytes")
 
 
 @dataclass(frozen=True)
-class Family:
+class EstimateFamily:
     """Estimates of one recipe that differ in T, batch size and method alone."""
 
     recipe: str
@@ -91,7 +91,7 @@ class Family:
         return None if ours is None or not theirs else ours / theirs
 
 
-def find_families(context: Context) -> list[Family]:
+def find_families(context: Context) -> list[EstimateFamily]:
     """The estimates in families, full networks before smoke-sized ones."""
     results = context.results
     cells = results.cells[(results.cells["kind"] == "estimate") & (results.cells["status"] == "ok")]
@@ -110,7 +110,7 @@ def find_families(context: Context) -> list[Family]:
             continue
         same = (str(recipe), str(precision), str(backend), str(settings))
         found.append(
-            Family(
+            EstimateFamily(
                 recipe=str(recipe),
                 settings=json.loads(str(settings)),
                 conditions=_conditions(str(precision), str(backend), str(device), bool(smoke), newest),
@@ -135,7 +135,7 @@ def estimate_rows(results: Results) -> pd.DataFrame:
     return rows.sort_values("started_utc", kind="stable").drop(columns="started_utc")
 
 
-def not_shown(context: Context, families: Sequence[Family]) -> Iterator[tuple[str, str]]:
+def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[tuple[str, str]]:
     """Runs with estimates that failed in a recipe without any, or whose figures are missing: why."""
     results = context.results
     cells = results.cells[results.cells["kind"] == "estimate"]

@@ -1,10 +1,11 @@
 """Plots of a family of estimates, and what would make the others."""
 
+from dataclasses import replace
 from functools import partial
 
-from sltt_bench.report.document import Figure, Missing
-from sltt_bench.report.plots.estimates import CAUSES, Bar, Points, draw_causes, draw_peaks
-from sltt_bench.report.sections.estimates.families import MEASURED, Family
+from sltt_bench.report.document import Figure, MissingFigure
+from sltt_bench.report.plots.estimates import CAUSES, Bar, PeakPanel, draw_causes, draw_peaks
+from sltt_bench.report.sections.estimates.families import MEASURED, EstimateFamily
 
 _SWEEPS = (
     ("timesteps", "T", "--timesteps 1,2,4,6,8"),
@@ -13,7 +14,7 @@ _SWEEPS = (
 """What peaks are drawn against: the field, its word, and the option of `estimate` that varies it."""
 
 
-def figures(family: Family, name: str) -> list[Figure]:
+def figures(family: EstimateFamily, name: str) -> list[Figure]:
     """Peaks against T and batch size with what was measured, and the causes of the peak."""
     steps, batch = family.home
     causes = (
@@ -29,11 +30,26 @@ def figures(family: Family, name: str) -> list[Figure]:
     return drawn
 
 
-def missing(family: Family) -> list[Missing]:
+def slope_figure(family: EstimateFamily) -> Figure | None:
+    """Peaks against T alone, with their slope per time step; None for a family of one T."""
+    points = _against(family, 0)
+    if points is None:
+        return None
+    caption = (
+        f"{_peaks_caption(family)} The slope is that of the least-squares line through the points of T ≥ 2, where SLTT "
+        "has reached its plateau."
+    )
+    return Figure(
+        f"memory-against-t-{family.recipe}", f"Memory against T: {family.recipe}", caption,
+        partial(draw_peaks, [replace(points, slopes=True)]),
+    )  # fmt: skip
+
+
+def missing(family: EstimateFamily) -> list[MissingFigure]:
     """The curves that these estimates cannot support, with the command that would make them."""
     there = {points.against for points in _panels(family)}
     return [
-        Missing(
+        MissingFigure(
             f"Estimated memory against {word}",
             f"estimated at one {word} alone",
             f"sltt-bench estimate {family.recipe} {option}",
@@ -43,7 +59,7 @@ def missing(family: Family) -> list[Missing]:
     ]
 
 
-def _bars(family: Family) -> list[Bar]:
+def _bars(family: EstimateFamily) -> list[Bar]:
     bars = []
     for method in family.methods:
         row = family.at(family.home, method)
@@ -53,11 +69,11 @@ def _bars(family: Family) -> list[Bar]:
     return bars
 
 
-def _panels(family: Family) -> list[Points]:
+def _panels(family: EstimateFamily) -> list[PeakPanel]:
     return [points for axis in (0, 1) if (points := _against(family, axis)) is not None]
 
 
-def _against(family: Family, axis: int) -> Points | None:
+def _against(family: EstimateFamily, axis: int) -> PeakPanel | None:
     """The peaks along T (axis 0) or batch size (axis 1), the other one held at the recipe's own."""
     fixed = family.home[1 - axis]
     along = sorted({point[axis] for point in family.points if point[1 - axis] == fixed})
@@ -71,7 +87,7 @@ def _against(family: Family, axis: int) -> Points | None:
                 lines.setdefault(method, []).append((value, peak))
     field, other = (_SWEEPS[axis][0], _SWEEPS[1 - axis][0])
     seen = family.measured[(family.measured[other] == fixed) & family.measured["method"].isin(list(lines))]
-    return Points(
+    return PeakPanel(
         against=field,
         fixed=f"batch {fixed}" if axis == 0 else f"T = {fixed}",
         estimated={method: tuple(points) for method, points in lines.items()},
@@ -87,7 +103,7 @@ def _against(family: Family, axis: int) -> Points | None:
     )
 
 
-def _peaks_caption(family: Family) -> str:
+def _peaks_caption(family: EstimateFamily) -> str:
     parts = ["Dashed, hollow marks: estimated peak of live tensors."]
     if len(family.measured):
         hardware = ", ".join(sorted(family.measured["hardware"].unique()))
@@ -99,6 +115,6 @@ def _peaks_caption(family: Family) -> str:
     return f"{' '.join(parts)} {_conditions(family)}"
 
 
-def _conditions(family: Family) -> str:
+def _conditions(family: EstimateFamily) -> str:
     words = ", ".join(family.conditions)
     return f"{words[0].upper()}{words[1:]}, not measured."

@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 
-from sltt_bench.report import numbers
-from sltt_bench.report.document import Block, Context, Contribution, Section
+from sltt_bench.report.document import Block, Context, Contribution, Figure, Section
 from sltt_bench.report.numbers import listed
-from sltt_bench.report.sections.estimates.families import Family, estimate_rows, find_families, not_shown
-from sltt_bench.report.sections.estimates.figures import figures, missing
+from sltt_bench.report.sections.estimates.families import (
+    EstimateFamily,
+    estimate_rows,
+    find_families,
+    not_shown,
+)
+from sltt_bench.report.sections.estimates.figures import figures, missing, slope_figure
 from sltt_bench.report.sections.estimates.tables import (
     beside_table,
     cause_table,
@@ -17,9 +21,6 @@ from sltt_bench.report.sections.estimates.tables import (
 )
 from sltt_bench.report.sections.estimates.verdicts import judge
 from sltt_bench.results.schema import ESTIMATES_FILE
-
-_MOST = 3
-"""Recipes that the sentence names."""
 
 _LEAD = (
     "One training iteration of the real network at its real size on tensors without values: exact counts of "
@@ -35,50 +36,29 @@ def estimated(context: Context) -> Contribution:
         sections=tuple(_sections(families, context.baseline)),
         verdicts=tuple(verdict for family in families for verdict in judge(family)),
         frames={ESTIMATES_FILE: rows} if families else {},
-        sentences=tuple(_sentences(families, context.baseline)),
+        sentence=_sentence(families),
+        key_figure=_key_figure(families),
         skipped=tuple(not_shown(context, families)),
     )
 
 
-def _sentences(families: Sequence[Family], baseline: str) -> Iterator[str]:
-    """One sentence: what the estimates of full networks say at each recipe's own T and batch size.
-
-    Recipes whose claims an estimate can judge come first.
-    """
-    said: dict[str, list[str]] = {}
-    for family in sorted(
-        families, key=lambda family: not any(v.word != "not measured" for v in judge(family))
-    ):
-        if family.as_published and (ratios := _ratios(family, baseline)):
-            said.setdefault(ratios, []).append(family.recipe)
-    if not said:
-        return
-    told = [f"{listed(recipes)} {ratios}" for ratios, recipes in list(said.items())[:_MOST]]
-    more = len(said) - len(told)
-    told += [f"{more} more below"] * (more > 0)
-    yield (
-        f"Estimated, not measured: live tensors and multiplications of an iteration against {baseline}: "
-        f"{'; '.join(told)}."
-    )
+def _sentence(families: Sequence[EstimateFamily]) -> str:
+    recipes = list(dict.fromkeys(family.recipe for family in families))
+    return f"Estimated, not measured: {listed(recipes)}." if recipes else ""
 
 
-def _ratios(family: Family, baseline: str) -> str:
-    steps, batch = family.home
-    ratios = []
-    for method in family.methods:
-        memory = family.ratio(family.home, method, baseline, "peak_tensor_bytes")
-        work = family.ratio(family.home, method, baseline, "multiplications")
-        if method != baseline and memory is not None and work is not None:
-            ratios.append(f"{method} {numbers.ratio(memory)} and {numbers.ratio(work)}")
-    return f"(T = {steps}, batch {batch}) {', '.join(ratios)}" if ratios else ""
+def _key_figure(families: Sequence[EstimateFamily]) -> Figure | None:
+    """Memory against T: of the first family that a published claim is about and that varies T."""
+    judged = sorted(families, key=lambda f: not any(v.of_paper and v.is_finding for v in judge(f)))
+    return next((figure for family in judged if (figure := slope_figure(family))), None)
 
 
-def _sections(families: Sequence[Family], baseline: str) -> Iterator[Section]:
+def _sections(families: Sequence[EstimateFamily], baseline: str) -> Iterator[Section]:
     """For each recipe a heading, and below it a part for each of its families."""
     recipes = dict.fromkeys(family.recipe for family in families)
     for place, recipe in enumerate(recipes):
         name, of_recipe = f"estimate-{recipe}", [family for family in families if family.recipe == recipe]
-        yield Section(name, f"Estimated: {recipe}", lead=_LEAD if place == 0 else ())
+        yield Section(name, f"Estimated: {recipe}", lead=_LEAD if place == 0 else (), page=recipe)
         for number, family in enumerate(of_recipe, start=1):
             own = f"{name}-{number}" if number > 1 else name
             yield Section(
@@ -89,13 +69,13 @@ def _sections(families: Sequence[Family], baseline: str) -> Iterator[Section]:
             yield Section(f"{name}-missing", "Not drawn, for want of estimates", gaps, level=2, folded=True)
 
 
-def _title(family: Family, siblings: Sequence[Family]) -> str:
+def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
     told = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
     return ", ".join(["Memory and multiplications", *told])
 
 
-def _blocks(family: Family, name: str, baseline: str) -> Iterator[Block]:
+def _blocks(family: EstimateFamily, name: str, baseline: str) -> Iterator[Block]:
     yield memory_table(family, name, baseline)
     yield from figures(family, name)
     yield work_table(family, name, baseline)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Cell, Heading, Table
-from sltt_bench.report.groups import METRICS, Unit
+from sltt_bench.report.document import Heading, Table, TableCell
+from sltt_bench.report.metrics import METRICS, Unit
 from sltt_bench.report.numbers import DASH
 from sltt_bench.report.plots.estimates import CAUSES
-from sltt_bench.report.sections.estimates.families import MEASURED, WORK, Family, Point
+from sltt_bench.report.sections.estimates.families import MEASURED, WORK, EstimateFamily, Point
 
-_EMPTY = Cell(DASH, tone="muted")
+_EMPTY = TableCell(DASH, tone="muted")
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,22 @@ class _Pivot:
     scale: Callable[[Sequence[float]], numbers.Scale]
     compared: bool
     """Whether ratios to the baseline stand beside the values."""
-    note: Callable[[Family], str]
+    note: Callable[[EstimateFamily], str]
 
 
-def memory_table(family: Family, name: str, baseline: str) -> Table:
+def memory_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     """The peak at each T and batch size, with what else a reader of it must know."""
     notes = [f"{failure}." for failure in family.failures]
     notes += [f"{family.again} older estimates of the same cells do not count."] * (family.again > 0)
     return _pivot(family, name, baseline, "peak_tensor_bytes", notes)
 
 
-def work_table(family: Family, name: str, baseline: str) -> Table:
+def work_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     """The multiplications at each T and batch size."""
     return _pivot(family, name, baseline, "multiplications")
 
 
-def limit_tables(family: Family, name: str, baseline: str) -> Iterator[Table]:
+def limit_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[Table]:
     """What was asked for beside: the largest batch and T that fit, and the lower bound on time."""
     searched = family.rows["memory_bytes"].notna().any()
     for column in ("largest_batch_size", "largest_timesteps", "epoch_lower_bound_s"):
@@ -47,7 +47,7 @@ def limit_tables(family: Family, name: str, baseline: str) -> Iterator[Table]:
             yield _pivot(family, name, baseline, column)
 
 
-def _pivot(family: Family, name: str, baseline: str, column: str, notes: Sequence[str] = ()) -> Table:
+def _pivot(family: EstimateFamily, name: str, baseline: str, column: str, notes: Sequence[str] = ()) -> Table:
     """A row for each T and batch size, a column for each method."""
     look = _PIVOTS[column]
     scale = look.scale(list(family.rows[column].dropna().astype(float)))
@@ -60,7 +60,7 @@ def _pivot(family: Family, name: str, baseline: str, column: str, notes: Sequenc
             cells = [
                 cell
                 if method == baseline or ratio is None
-                else Cell(cell.text, numbers.ratio(ratio), cell.value)
+                else TableCell(cell.text, numbers.ratio(ratio), cell.value)
                 for cell, (method, ratio) in zip(cells, against.items(), strict=True)
             ]
         rows.append((*_point_cells(point), *cells))
@@ -72,17 +72,19 @@ def _pivot(family: Family, name: str, baseline: str, column: str, notes: Sequenc
 _POINT_HEADINGS = (Heading("T"), Heading("batch"))
 
 
-def _point_cells(point: Point) -> tuple[Cell, Cell]:
+def _point_cells(point: Point) -> tuple[TableCell, TableCell]:
     steps, batch = point
-    return Cell(str(steps), value=steps), Cell(str(batch), value=batch)
+    return TableCell(str(steps), value=steps), TableCell(str(batch), value=batch)
 
 
-def _value_cell(family: Family, point: Point, method: str, column: str, scale: numbers.Scale) -> Cell:
+def _value_cell(
+    family: EstimateFamily, point: Point, method: str, column: str, scale: numbers.Scale
+) -> TableCell:
     value = family.value(point, method, column)
     if value is not None:
-        return Cell(scale.number(value), value=value)
+        return TableCell(scale.number(value), value=value)
     searched = family.value(point, method, "memory_bytes") is not None
-    return Cell("no limit met") if column == "largest_timesteps" and searched else _EMPTY
+    return TableCell("no limit met") if column == "largest_timesteps" and searched else _EMPTY
 
 
 def _powers(values: Sequence[float]) -> numbers.Scale:
@@ -128,12 +130,12 @@ _PIVOTS = {
 }  # fmt: skip
 
 
-def _room(family: Family) -> str:
+def _room(family: EstimateFamily) -> str:
     rooms = sorted(family.rows["memory_bytes"].dropna().astype(float).unique())
     return " or ".join(numbers.scale_for("bytes", [room]).text(room) for room in rooms) + ", margin taken off"
 
 
-def beside_table(family: Family, name: str) -> Table | None:
+def beside_table(family: EstimateFamily, name: str) -> Table | None:
     """Estimated and measured figures of the same experiment, each under its own name; None without any."""
     rows = []
     for keys, same in family.measured.groupby(["timesteps", "batch_size", "method", "hardware"], sort=True):
@@ -143,12 +145,12 @@ def beside_table(family: Family, name: str) -> Table | None:
             continue
         figures = dict(zip(same["figure"], same["bytes"], strict=True))
         cells = [*_point_cells((int(steps), int(batch)))]
-        cells += [Cell(method, value=method), Cell(_bytes(estimate), value=estimate)]
+        cells += [TableCell(method, value=method), TableCell(_bytes(estimate), value=estimate)]
         for figure in MEASURED:
             value = figures.get(figure)
             beside = "" if value is None else f"{value / estimate:.3f} of the estimate"
-            cells.append(_EMPTY if value is None else Cell(_bytes(value), beside, value))
-        rows.append((*cells, Cell(hardware, value=hardware)))
+            cells.append(_EMPTY if value is None else TableCell(_bytes(value), beside, value))
+        rows.append((*cells, TableCell(hardware, value=hardware)))
     headings = (
         *_POINT_HEADINGS, Heading("method", numeric=False), Heading("estimated live tensors"),
         *(Heading(f"measured: {METRICS[figure].label}") for figure in MEASURED), Heading("on", numeric=False),
@@ -167,14 +169,14 @@ def _bytes(value: float) -> str:
     return numbers.scale_for("bytes", [value]).text(value)
 
 
-def cause_table(family: Family, name: str) -> Table:
+def cause_table(family: EstimateFamily, name: str) -> Table:
     """What the peak consists of."""
     parts = {**{label: list(columns) for label, columns in CAUSES.items()}, "peak": ["peak_tensor_bytes"]}
     notes = ("The causes add up to the peak.",)
     return _parts_table(family, f"{name}-composition", "What the peak consists of", "bytes", parts, notes)
 
 
-def part_table(family: Family, name: str) -> Table:
+def part_table(family: EstimateFamily, name: str) -> Table:
     """Where the multiplications are made."""
     parts = {label: [column] for column, label in WORK.items()}
     parts |= {"all": list(WORK), "an epoch": ["epoch_multiplications"]}
@@ -183,7 +185,12 @@ def part_table(family: Family, name: str) -> Table:
 
 
 def _parts_table(
-    family: Family, name: str, title: str, unit: Unit, parts: Mapping[str, list[str]], notes: tuple[str, ...]
+    family: EstimateFamily,
+    name: str,
+    title: str,
+    unit: Unit,
+    parts: Mapping[str, list[str]],
+    notes: tuple[str, ...],
 ) -> Table:
     """A row for each point and method, a column for each part: a sum of columns of estimates.csv."""
     rows = []
@@ -191,7 +198,7 @@ def _parts_table(
         for method in family.methods:
             if family.at(point, method) is None:
                 continue
-            cells = [*_point_cells(point), Cell(method, value=method)]
+            cells = [*_point_cells(point), TableCell(method, value=method)]
             for columns in parts.values():
                 values = [family.value(point, method, column) for column in columns]
                 cells.append(_sum_cell(values, unit))
@@ -200,8 +207,8 @@ def _parts_table(
     return Table(name, title, headings, tuple(rows), notes, secondary=True)
 
 
-def _sum_cell(values: Sequence[float | None], unit: Unit) -> Cell:
+def _sum_cell(values: Sequence[float | None], unit: Unit) -> TableCell:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return _EMPTY
-    return Cell(numbers.scale_for(unit, [sum(known)]).text(sum(known)), value=sum(known))
+    return TableCell(numbers.scale_for(unit, [sum(known)]).text(sum(known)), value=sum(known))

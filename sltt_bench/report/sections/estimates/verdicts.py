@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
 from sltt_bench.report.document import Verdict
-from sltt_bench.report.groups import Unit
-from sltt_bench.report.sections.estimates.families import Family, Point
+from sltt_bench.report.metrics import Unit
+from sltt_bench.report.sections.estimates.families import EstimateFamily, Point
 
 _CLAIMED: dict[str, tuple[str, str, Unit]] = {
     "peak_memory": ("peak_tensor_bytes", "live tensors", "bytes"),
@@ -14,13 +14,13 @@ _CLAIMED: dict[str, tuple[str, str, Unit]] = {
 """Metric of a claim → the estimate's column, the words for it, and its unit."""
 
 
-def judge(family: Family) -> Iterator[Verdict]:
+def judge(family: EstimateFamily) -> Iterator[Verdict]:
     """A verdict on each claim about memory or compute that these estimates speak of; the others are open."""
     for claim in family.claims:
         yield _judge(family, claim)
 
 
-def _judge(family: Family, claim: Claim) -> Verdict:
+def _judge(family: EstimateFamily, claim: Claim) -> Verdict:
     if claim["metric"] not in _CLAIMED:
         return _open(family, claim, "only estimated")
     column, figure, unit = _CLAIMED[claim["metric"]]
@@ -33,7 +33,7 @@ def _judge(family: Family, claim: Claim) -> Verdict:
     return _open(family, claim, "no estimate of the claim's own experiment")
 
 
-def _open(family: Family, claim: Claim, reason: str) -> Verdict:
+def _open(family: EstimateFamily, claim: Claim, reason: str) -> Verdict:
     return Verdict(
         recipe=family.recipe,
         claim=claim,
@@ -44,7 +44,7 @@ def _open(family: Family, claim: Claim, reason: str) -> Verdict:
     )
 
 
-def _value(family: Family, claim: Claim, point: Point, column: str) -> float | None:
+def _value(family: EstimateFamily, claim: Claim, point: Point, column: str) -> float | None:
     """What the threshold is set against; None if this point is not the claim's experiment."""
     method, baseline = str(claim["method"]), str(claim.get("baseline"))
     ours = family.at(point, method)

@@ -1,17 +1,19 @@
-"""The report's main part: what was measured, recipe by recipe and group by group."""
+"""What was measured by runs: sections recipe by recipe and group by group, in the order of telling."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from sltt_bench.report.claims import judge
-from sltt_bench.report.document import Context, Contribution, Figure, Section
-from sltt_bench.report.figures import group_figures, missing_figures, sweep_figures
+from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
 from sltt_bench.report.groups import Group, differing_fields
-from sltt_bench.report.summary import leading_first, sentences
-from sltt_bench.report.tables import backend_tables, every_figure, overview, smoke_table, summary_frame
+from sltt_bench.report.sections.runs.figures import group_figures, missing_figures, sweep_figures
+from sltt_bench.report.sections.runs.frames import seeds_frame, summary_frame
+from sltt_bench.report.sections.runs.tables import backend_tables, every_figure, overview, smoke_table
+from sltt_bench.report.statistics import PairedEstimate
+from sltt_bench.report.summary import leading_first, sentence
 
 
-def measured(context: Context) -> Contribution:
+def runs(context: Context) -> Contribution:
     """Tables, plots and verdicts of all finished and failed cells of kind "run"."""
     groups = leading_first(context.groups)
     verdicts = judge(groups)
@@ -28,9 +30,38 @@ def measured(context: Context) -> Contribution:
     return Contribution(
         sections=tuple(sections),
         verdicts=tuple(verdicts),
-        frames={"summary.csv": summary_frame(groups, context.baseline)} if groups else {},
-        sentences=sentences(shown, aside, context.baseline),
+        frames={
+            "summary.csv": summary_frame(groups, context.baseline),
+            "seeds.csv": seeds_frame(groups, context.results.runs),
+        }
+        if groups
+        else {},
+        sentence=sentence(shown, aside, context.baseline),
+        key_table=_key_table(shown, context.baseline),
+        key_figure=_key_figure(shown),
     )
+
+
+def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
+    """Of the first group that has a ratio, one in which every method learned something before the others."""
+    for group in sorted(groups, key=lambda group: any(group.at_chance(r.method) for r in group.finished)):
+        others = [name for name in group.methods if name != baseline]
+        if any(isinstance(group.ratio("epoch_s", name, baseline), PairedEstimate) for name in others):
+            table = overview(group, baseline, brief=True)
+            return replace(
+                table, name="answer", title=f"{group.key.recipe}: {', '.join(group.key.conditions())}"
+            )
+    return None
+
+
+def _key_figure(groups: Sequence[Group]) -> Figure | None:
+    """Memory against T where it was measured."""
+    for recipe in dict.fromkeys(group.key.recipe for group in groups):
+        of_recipe = [group for group in groups if group.key.recipe == recipe]
+        for figure in sweep_figures(recipe, of_recipe):
+            if "-sweep-timesteps-" in figure.name:
+                return figure
+    return None
 
 
 def _names(groups: Sequence[Group]) -> dict[str, Group]:
@@ -59,7 +90,10 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         drawn += figures
         folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
         of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
-    sections = [Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead)), of_groups[0]]
+    sections = [
+        Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead), page=recipe),
+        of_groups[0],
+    ]
     if sweeps := tuple(sweep_figures(recipe, groups)):
         sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
     sections += of_groups[1:]

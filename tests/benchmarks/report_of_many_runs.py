@@ -1,4 +1,4 @@
-"""How long a report of many runs takes: `python -m sltt_bench.report.benchmark [RUNS]`.
+"""How long a report of many runs takes: `python tests/benchmarks/report_of_many_runs.py [RUNS]`.
 
 Makes RUNS result folders (2,000 unless told otherwise; one cell of 30 epochs each, five methods,
 ten recipes, the rest seeds) in a temporary place, reports them in the default formats and prints

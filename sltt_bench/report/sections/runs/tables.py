@@ -1,45 +1,38 @@
-"""Comparison tables of a group of cells, and the table that closes a run."""
+"""Comparison tables of a group of cells."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from rich.console import Console
-from rich.markup import escape
-
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Cell, Heading, Table, Tone
-from sltt_bench.report.groups import (
-    COLD_FIGURES,
-    MEMORY_FIGURES,
-    METRICS,
-    Group,
-    MethodResult,
-    NotComparable,
-    make_groups,
-)
+from sltt_bench.report.document import Heading, Table, TableCell, Tone
+from sltt_bench.report.groups import Group, MethodResult, NotComparable
+from sltt_bench.report.metrics import MEMORY_FIGURES, METRICS
 from sltt_bench.report.numbers import DASH
-from sltt_bench.report.statistics import Estimate, pareto_front
+from sltt_bench.report.statistics import PairedEstimate, Stat, stat
 
-EMPTY = Cell(DASH, tone="muted")
+EMPTY = TableCell(DASH, tone="muted")
 
 
-def overview(group: Group, baseline: str) -> Table:
-    """The answer in one table: accuracy, epoch time and headline memory of each method, with ratios."""
+def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
+    """The answer in one table: accuracy, memory and epoch time of each method, with ratios and their n.
+
+    `brief`: without the best epoch and the Pareto front.
+    """
     memory = group.headline_memory()
+    shown_beside = baseline if _can_compare(group, baseline) else None
     columns = [_method_column(), _seeds_column(group)]
     if any(result.stat("last_test_top1") for result in group.finished):
-        columns.append(_value_column(group, "last_test_top1", "top-1, last epoch"))
+        columns.append(_value_column(group, "last_test_top1", "top-1, last epoch", shown_beside))
         if _can_compare(group, baseline):
             columns.append(_difference_column(group, "last_test_top1", baseline))
-        columns.append(_value_column(group, "best_test_top1", "best epoch"))
+        if not brief:
+            columns.append(_value_column(group, "best_test_top1", "best epoch"))
     columns += _with_ratio(group, "epoch_s", f"{group.phase} epoch", baseline)
     if memory:
         columns += _with_ratio(group, memory, METRICS[memory].label, baseline)
-    if front := pareto_members(group):
+    if not brief and (front := group.pareto_front):
         columns.append(_pareto_column(front))
     compared = ["epoch_s", *([memory] if memory else [])]
     notes = [*_failure_notes(group), *_ratio_notes(group, baseline, compared)]
@@ -58,7 +51,7 @@ def every_figure(group: Group, baseline: str) -> Table:
             if METRICS[name].of_phase:
                 label = f"{label}, {group.phase} epochs"
             cells = [_figure_cell(group, name, method, baseline, has_baseline) for method in methods]
-            rows.append((Cell(label, value=label), *cells))
+            rows.append((TableCell(label, value=label), *cells))
     notes = ["Memory: peak while training. Its figures count different things and are never mixed."]
     if has_baseline:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
@@ -80,42 +73,23 @@ _FIGURES = (
 _WITHOUT_RATIO = ("data_wait_s", "gpu_util", "firing_rate", "parameters", "wall_s")
 
 
-def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseline: bool) -> Cell:
+def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseline: bool) -> TableCell:
     result = group.methods[method]
     stat = result.stat(name)
     if stat is None:
         return _absent(result)
+    if group.blocking(name, method):
+        return TableCell("contradictory", tone="bad")
     text = numbers.scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
     if not has_baseline or method == baseline or name in _WITHOUT_RATIO:
-        return Cell(text, value=stat.mean)
+        return TableCell(text, value=stat.mean)
     compared = ratio_cell(group.ratio(name, method, baseline), METRICS[name].better)
-    return Cell(text, compared.text, stat.mean, compared.tone)
-
-
-def pareto_members(group: Group) -> set[str]:
-    """Methods that no other beats in accuracy, memory and time at once; empty below two methods.
-
-    Without accuracy (random data) the front is that of memory and time. Means over seeds decide.
-    """
-    memory = group.headline_memory()
-    results = group.finished
-    if memory is None or len(results) < 2 or len({result.phase for result in results}) > 1:
-        return set()
-    signs = {memory: 1, "epoch_s": 1}
-    if any(result.stat("last_test_top1") for result in results):
-        signs["last_test_top1"] = -1
-    points = {}
-    for result in results:
-        stats = [(result.stat(name), sign) for name, sign in signs.items()]
-        if any(stat is None for stat, _ in stats):
-            return set()
-        points[result.method] = [sign * stat.mean for stat, sign in stats if stat is not None]
-    return pareto_front(points)
+    return TableCell(text, compared.text, stat.mean, compared.tone)
 
 
 # Columns ----------------------------------------------------------------------------------------
 
-_Column = tuple[Heading, Callable[[MethodResult], Cell]]
+_Column = tuple[Heading, Callable[[MethodResult], TableCell]]
 
 
 def _table(
@@ -135,42 +109,84 @@ def _table(
 
 
 def _method_column() -> _Column:
-    return Heading("method", numeric=False), lambda result: Cell(result.method, value=result.method)
+    return Heading("method", numeric=False), lambda result: TableCell(result.method, value=result.method)
 
 
 def _seeds_column(group: Group) -> _Column:
-    def cell(result: MethodResult) -> Cell:
+    def cell(result: MethodResult) -> TableCell:
         n, failed = len(result.seeds), {seed for failure in result.failures for seed in failure.seeds}
         repeated = f"{result.finished} runs" if result.finished > n else ""
         if failed:
-            return Cell(f"{n} of {len(failed.union(result.seeds))}", repeated, n, "bad")
-        return Cell(str(n), repeated, n)
+            return TableCell(f"{n} of {len(failed.union(result.seeds))}", repeated, n, "bad")
+        return TableCell(str(n), repeated, n)
 
     return Heading("seeds"), cell
 
 
-def _value_column(group: Group, metric: str, label: str) -> _Column:
-    stats = [stat for result in group.finished if (stat := result.stat(metric))]
-    scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats])
+def _value_column(group: Group, metric: str, label: str, baseline: str | None = None) -> _Column:
+    """The mean of each method; beside a ratio to the baseline, over the pairs that the ratio is of."""
+    stats = {
+        r.method: stat for r in group.finished if (stat := _stat_beside(group, metric, r.method, baseline))
+    }
+    scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats.values()])
 
-    def cell(result: MethodResult) -> Cell:
-        stat = result.stat(metric)
+    def cell(result: MethodResult) -> TableCell:
+        stat = stats.get(result.method)
         if stat is None:
             return _absent(result)
+        if group.blocking(metric, result.method):
+            return TableCell("contradictory", tone="bad")
+        spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
         if METRICS[metric].unit == "accuracy":
-            spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
-            return Cell(numbers.percent(stat.mean), spread, stat.mean)
-        return Cell(*scale.mean(stat), stat.mean)
+            return TableCell(numbers.percent(stat.mean), spread, stat.mean, _chance_tone(group, result))
+        return TableCell(*scale.mean(stat), stat.mean)
 
     return Heading(label, scale.unit), cell
 
 
-def _absent(result: MethodResult) -> Cell:
-    return Cell(result.failures[0].status, tone="bad") if not result.finished and result.failures else EMPTY
+def _chance_tone(group: Group, result: MethodResult) -> Tone:
+    return "muted" if group.at_chance(result.method) else "plain"
+
+
+def _stat_beside(group: Group, metric: str, method: str, baseline: str | None) -> Stat | None:
+    """The method's mean over the pairs of its ratio; the baseline's over the pairs that all its ratios share.
+
+    Where a method shares other pairs with the baseline than these, a note gives the baseline's mean over them.
+    """
+    whole = group.methods[method].stat(metric)
+    if baseline is None or whole is None:
+        return whole
+    if method != baseline:
+        pairs = group.pairs(metric, method, baseline)
+        return whole if isinstance(pairs, NotComparable) else _stat_of(metric, pairs[0])
+    shared = _shared_pairs(group, metric, baseline)
+    return _stat_of(metric, shared) if shared else whole
+
+
+def _shared_pairs(group: Group, metric: str, baseline: str) -> Mapping[Hashable, float]:
+    """The baseline's values in the pairs that every comparable method shares with it."""
+    sides = [
+        pairs[1]
+        for method in group.methods
+        if method != baseline
+        and not isinstance(pairs := group.pairs(metric, method, baseline), NotComparable)
+    ]
+    common = set.intersection(*(set(side) for side in sides)) if sides else set()
+    return {pair: sides[0][pair] for pair in common}
+
+
+def _stat_of(metric: str, values: Mapping[Hashable, float]) -> Stat:
+    return stat(list(values.values()), geometric=METRICS[metric].as_ratio)
+
+
+def _absent(result: MethodResult) -> TableCell:
+    return (
+        TableCell(result.failures[0].status, tone="bad") if not result.finished and result.failures else EMPTY
+    )
 
 
 def _with_ratio(group: Group, metric: str, label: str, baseline: str) -> list[_Column]:
-    value = _value_column(group, metric, label)
+    value = _value_column(group, metric, label, baseline if _can_compare(group, baseline) else None)
     return [value, _ratio_column(group, metric, baseline)] if _can_compare(group, baseline) else [value]
 
 
@@ -180,7 +196,7 @@ def _can_compare(group: Group, baseline: str) -> bool:
 
 
 def _ratio_column(group: Group, metric: str, baseline: str) -> _Column:
-    def cell(result: MethodResult) -> Cell:
+    def cell(result: MethodResult) -> TableCell:
         return ratio_cell(
             group.ratio(metric, result.method, baseline), METRICS[metric].better, result.method == baseline
         )
@@ -188,41 +204,48 @@ def _ratio_column(group: Group, metric: str, baseline: str) -> _Column:
     return Heading(f"÷ {baseline}"), cell
 
 
-def ratio_cell(estimate: Estimate | NotComparable, better: str, is_baseline: bool = False) -> Cell:
-    """A ratio with its interval, coloured where the interval excludes 1."""
+def ratio_cell(estimate: PairedEstimate | NotComparable, better: str, is_baseline: bool = False) -> TableCell:
+    """A ratio with its interval and count, coloured as far as `_tone` allows."""
     if isinstance(estimate, NotComparable):
-        return Cell("not comparable", tone="muted")
+        return TableCell("not comparable", tone="muted")
     if is_baseline:
-        return Cell("1", value=1.0, tone="muted")
-    tone: Tone = "plain"
-    if numbers.excludes(estimate, 1.0):
-        tone = "good" if (estimate.value < 1) == (better == "lower") else "bad"
-    interval = numbers.ratio_interval(estimate.interval)
-    return Cell(numbers.ratio(estimate.value), interval, estimate.value, tone)
+        return TableCell("1", value=1.0, tone="muted")
+    detail = _detail(estimate, numbers.ratio_interval(estimate.interval))
+    return TableCell(numbers.ratio(estimate.value, 1.0), detail, estimate.value, _tone(estimate, 1.0, better))
+
+
+def _detail(estimate: PairedEstimate, interval: str) -> str:
+    return "exact" if estimate.exact else f"{interval} n = {estimate.n}".strip()
+
+
+def _tone(estimate: PairedEstimate, no_change: float, better: str) -> Tone:
+    """Green and red only for an exact figure, or from five pairs on where the interval excludes no change."""
+    if not estimate.certain or not estimate.excludes(no_change):
+        return "plain"
+    return "good" if (estimate.value < no_change) == (better == "lower") else "bad"
 
 
 def _difference_column(group: Group, metric: str, baseline: str) -> _Column:
-    def cell(result: MethodResult) -> Cell:
+    def cell(result: MethodResult) -> TableCell:
         estimate = group.difference(metric, result.method, baseline)
         if isinstance(estimate, NotComparable):
-            return Cell("not comparable", tone="muted")
+            return TableCell("not comparable", tone="muted")
         if result.method == baseline:
-            return Cell("0", value=0.0, tone="muted")
-        tone: Tone = "plain"
-        if numbers.excludes(estimate, 0.0):
-            tone = "good" if estimate.value > 0 else "bad"
-        interval = numbers.points_interval(estimate.interval)
-        return Cell(numbers.points(estimate.value), interval, estimate.value, tone)
+            return TableCell("0", value=0.0, tone="muted")
+        detail = _detail(estimate, numbers.points_interval(estimate.interval))
+        return TableCell(
+            numbers.points(estimate.value), detail, estimate.value, _tone(estimate, 0.0, "higher")
+        )
 
     return Heading(f"− {baseline}", "points"), cell
 
 
 def _pareto_column(front: set[str]) -> _Column:
-    def cell(result: MethodResult) -> Cell:
+    def cell(result: MethodResult) -> TableCell:
         if not result.finished:
             return EMPTY
         on_front = result.method in front
-        return Cell("on the front" if on_front else "dominated", value=float(not on_front))
+        return TableCell("on the front" if on_front else "dominated", value=float(not on_front))
 
     return Heading("Pareto", numeric=False), cell
 
@@ -242,6 +265,14 @@ def _failure_notes(group: Group) -> list[str]:
         notes.append("Random data: memory and time mean something, accuracy does not and is left empty.")
     if group.phase == "cold" and group.finished:
         notes.append("Only cold epochs were run: times include warm-up. More epochs give warm ones.")
+    notes += [
+        f"{r.method} is at chance (at most {numbers.percent(group.accuracy_floor or 0)} %): that is no accuracy, and "
+        "on no Pareto front."
+        for r in group.finished
+        if group.at_chance(r.method)
+    ]
+    if remark := group.headline_remark():
+        notes.append(f"{remark[0].upper()}{remark[1:]}.")
     return [*notes, *(f"Note: {note}." for note in group.notes)]
 
 
@@ -249,53 +280,54 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     if baseline not in group.methods:
         return [f"No ratios: no {baseline} in this group."]
     refused: dict[str, list[str]] = {}
-    unpaired: list[str] = []
+    beside: list[str] = []
     estimates = []
     for method, metric in product(group.methods, metrics):
         if method == baseline:
             continue
         estimate = group.ratio(metric, method, baseline)
-        if isinstance(estimate, Estimate):
+        if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
-            unpaired += _moment_notes(group, metric, method, baseline)
-            if set(group.methods[method].seeds) != set(group.methods[baseline].seeds):
-                unpaired.append(
-                    f"Ratios of {method} use only the seeds it shares with {baseline}: {estimate.n}."
-                )
+            beside += _pair_notes(group, metric, method, baseline)
         elif method not in refused.setdefault(estimate.reason, []):
             refused[estimate.reason].append(method)
     notes = [
         f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
         for reason, methods in refused.items()
     ]
-    return [*notes, *unpaired, *_spread_notes(estimates)]
+    return [*notes, *beside, *_spread_notes(estimates)]
 
 
-def _moment_notes(group: Group, metric: str, method: str, baseline: str) -> list[str]:
-    """What to know of a ratio of times where there are several runs."""
-    if not METRICS[metric].of_the_moment:
-        return []
-    ours, theirs = (set(group.methods[name].by_run.get(metric, {})) for name in (method, baseline))
-    together = {seed for _, seed in ours & theirs}
-    apart = {seed for _, seed in ours} & {seed for _, seed in theirs} - together
-    notes = []
-    if any(seed in together for _, seed in ours ^ theirs):
-        notes.append("Ratios of times set cells of the same run side by side; the means are over all runs.")
-    if apart:
+def _pair_notes(group: Group, metric: str, method: str, baseline: str) -> list[str]:
+    """What to know of one ratio: breaches, and the baseline's mean where it is not the one in its row."""
+    notes = [f"{_sentence(text)}" for text in group.breaches_of(metric, (method, baseline))]
+    pairs = group.pairs(metric, method, baseline)
+    shared = _shared_pairs(group, metric, baseline)
+    if not isinstance(pairs, NotComparable) and shared and set(pairs[1]) != set(shared):
+        mean = _stat_of(metric, pairs[1]).mean
+        text = numbers.scale_of_metric(metric, [mean]).text(mean)
         notes.append(
-            f"{method} and {baseline} were timed in different runs: their ratio holds if the machine was as "
-            "fast and as free in both."
+            f"{METRICS[metric].label} of {method}: {len(pairs[1])} pairs, over which {baseline} has {text}."
         )
+    elif not isinstance(pairs, NotComparable) and len(group.methods[baseline].values[metric]) > len(
+        {pair if isinstance(pair, int) else pair[1] for pair in pairs[1]}  # type: ignore[index]
+    ):
+        notes.append(f"Means and ratios of {method} are over the pairs that both have.")
     return notes
 
 
-def _spread_notes(estimates: Sequence[Estimate]) -> list[str]:
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}." if not text.startswith(("bptt", "sltt")) else f"{text}."
+
+
+def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
     if any(estimate.interval for estimate in estimates):
         return [
-            "±: standard deviation over seeds. [ ]: 95 % bootstrap interval over paired seeds, "
-            "left out where it is narrower than the last digit."
+            "±: standard deviation over seeds. [ ]: 95 % t interval over pairs, of ratios on a logarithmic scale "
+            "(their mean is the geometric one). No colour below five pairs unless the figure is exact."
         ]
-    return ["n = 1 seed: no spread, no interval."] if estimates else []
+    noisy = any(not estimate.exact for estimate in estimates)
+    return ["n = 1 pair: no spread, no interval; n is too small to say more."] if noisy else []
 
 
 # Backends ---------------------------------------------------------------------------------------
@@ -366,7 +398,7 @@ def smoke_table(groups: Sequence[Group]) -> Table:
     return Table("smoke-runs", "What ran", headings, tuple(map(_smoke_row, groups)), tuple(notes))
 
 
-def _smoke_row(group: Group) -> tuple[Cell, ...]:
+def _smoke_row(group: Group) -> tuple[TableCell, ...]:
     key = group.key
     failed = ", ".join(
         f"{result.method} ({failure.status})"
@@ -375,84 +407,11 @@ def _smoke_row(group: Group) -> tuple[Cell, ...]:
     )
     finished = ", ".join(result.method for result in group.finished)
     return (
-        Cell(key.recipe, value=key.recipe),
-        Cell(str(key.timesteps), value=key.timesteps),
-        Cell(str(key.batch_size), value=key.batch_size),
-        Cell(finished or DASH, value=finished),
-        Cell(failed or DASH, value=failed, tone="bad" if failed else "muted"),
-        Cell("random" if key.synthetic else "real", value=str(key.synthetic)),
-        Cell(", ".join([key.hardware, key.precision, key.backend]), value=key.hardware),
+        TableCell(key.recipe, value=key.recipe),
+        TableCell(str(key.timesteps), value=key.timesteps),
+        TableCell(str(key.batch_size), value=key.batch_size),
+        TableCell(finished or DASH, value=finished),
+        TableCell(failed or DASH, value=failed, tone="bad" if failed else "muted"),
+        TableCell("random" if key.synthetic else "real", value=str(key.synthetic)),
+        TableCell(", ".join([key.hardware, key.precision, key.backend]), value=key.hardware),
     )
-
-
-# For readers with other tools -------------------------------------------------------------------
-
-
-def summary_frame(groups: Sequence[Group], baseline: str) -> pd.DataFrame:
-    """summary.csv: one row for each group and method, in base units, ratios with their intervals."""
-    return pd.DataFrame(
-        [_summary_row(group, result, baseline) for group in groups for result in group.methods.values()]
-    )
-
-
-def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        **vars(group.key),
-        "overrides": " ".join(f"{key}={value}" for key, value in group.overrides.items()),
-        "method": result.method,
-        "seeds": len(result.seeds),
-        "finished_cells": result.finished,
-        "failed_cells": sum(failure.cells for failure in result.failures),
-        "failures": result.failure_text,
-        "epochs_used": result.phase if result.finished else "",
-        "headline_memory": group.headline_memory() or "",
-        "baseline": baseline,
-    }
-    for name, metric in METRICS.items():
-        stat = result.stat(name)
-        row[f"{name}_mean"] = stat and stat.mean
-        row[f"{name}_std"] = stat and stat.std
-        if metric.unit in ("bytes", "s", "per_s", "J") and name != "wall_s":
-            row |= _estimate_columns(f"{name}_ratio", group.ratio(name, result.method, baseline))
-    row |= _estimate_columns(
-        "last_test_top1_minus", group.difference("last_test_top1", result.method, baseline)
-    )
-    for name in COLD_FIGURES:
-        stat = result.stat(name)
-        row[f"{name}_mean"] = stat and stat.mean
-    front = pareto_members(group)
-    row["pareto"] = result.method in front if front and result.finished else None
-    return row
-
-
-def _estimate_columns(name: str, estimate: Estimate | NotComparable) -> dict[str, Any]:
-    if isinstance(estimate, NotComparable):
-        return {name: None, f"{name}_low": None, f"{name}_high": None, f"{name}_n": 0}
-    interval = estimate.interval
-    return {
-        name: estimate.value,
-        f"{name}_low": interval and interval.low,
-        f"{name}_high": interval and interval.high,
-        f"{name}_n": estimate.n,
-    }
-
-
-# After a run ------------------------------------------------------------------------------------
-
-
-def run_summary(folders: Sequence[Path], *, console: Console, baseline: str = "bptt") -> None:
-    """Print what a run's folders say: accuracy, warm epoch time and every memory figure, with ratios."""
-    from sltt_bench.report.render.terminal import print_table
-    from sltt_bench.results.reader import read_results
-
-    groups = make_groups(read_results(folders))
-    for group in groups:
-        console.print()
-        console.print(
-            f"[bold]{escape(group.key.recipe)}[/bold]  [dim]{escape(' · '.join(group.key.conditions()))}[/dim]"
-        )
-        print_table(overview(group, baseline), console)
-        if group.finished:
-            print_table(every_figure(group, baseline), console)
-    for table in backend_tables(groups):
-        print_table(table, console)

@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Cell, Context, Contribution, Figure, Heading, Section, Table
-from sltt_bench.report.groups import UNKNOWN_HARDWARE, Unit
+from sltt_bench.report.document import Context, Contribution, Figure, Heading, Section, Table, TableCell
+from sltt_bench.report.groups import UNKNOWN_HARDWARE
+from sltt_bench.report.metrics import Unit
 from sltt_bench.report.numbers import DASH
-from sltt_bench.report.plots.baselines import Dot, draw_dots
+from sltt_bench.report.plots.dots import Dot, draw_dots
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import BENCH_FILE
 
@@ -53,7 +54,7 @@ def beside_baselines(context: Context) -> Contribution:
     return Contribution(
         sections=(top, *sections) if sections or failed else (),
         frames={BENCH_FILE: rows.drop(columns="run")} if len(rows) else {},
-        sentences=(_sentence(rows),) if len(rows) else (),
+        sentence=_sentence(rows) if len(rows) else "",
         skipped=tuple(_cells_without_rows(context.results)),
     )
 
@@ -137,36 +138,38 @@ def _table(rows: pd.DataFrame, name: str, replaced: int) -> Table:
     return Table(name, "Subjects beside their baselines", headings, cells, tuple(dict.fromkeys(notes)))
 
 
-def _cells(row: "pd.Series[Any]") -> tuple[Cell, ...]:
+def _cells(row: "pd.Series[Any]") -> tuple[TableCell, ...]:
     words, _ = _quantity(row)
     spread = ""
     if pd.notna(row["ratio_low"]) and pd.notna(row["ratio_high"]):
         spread = f"[{numbers.ratio(row['ratio_low'])[:-1]}, {numbers.ratio(row['ratio_high'])[:-1]}]"
     return (
-        Cell(row["row"], f"{words}: {row['problem']}", row["row"]),
+        TableCell(row["row"], f"{words}: {row['problem']}", row["row"]),
         *(_side(row, side) for side in ("subject", "baseline")),
-        Cell(numbers.ratio(row["ratio"]), spread, row["ratio"]),
-        Cell(DASH, tone="muted")
+        TableCell(numbers.ratio(row["ratio"]), spread, row["ratio"]),
+        TableCell(DASH, tone="muted")
         if pd.isna(row["target"])
-        else Cell(f"≤ {row['target']:g}", value=row["target"]),
+        else TableCell(f"≤ {row['target']:g}", value=row["target"]),
         _verdict(row),
     )
 
 
-def _side(row: "pd.Series[Any]", side: str) -> Cell:
+def _side(row: "pd.Series[Any]", side: str) -> TableCell:
     _, unit = _quantity(row)
     value = float(row[f"{side}_value"])
-    return Cell(str(row[side]), numbers.scale_for(unit, [value]).text(value), str(row[side]))
+    return TableCell(str(row[side]), numbers.scale_for(unit, [value]).text(value), str(row[side]))
 
 
 def _quantity(row: "pd.Series[Any]") -> tuple[str, Unit]:
     return _QUANTITIES.get(row["quantity"], (str(row["quantity"]), "count"))
 
 
-def _verdict(row: "pd.Series[Any]") -> Cell:
+def _verdict(row: "pd.Series[Any]") -> TableCell:
     if pd.isna(row["target"]):
-        return Cell("only reported", tone="muted")
-    return Cell("met", value=0.0, tone="good") if _met(row) else Cell("not met", value=1.0, tone="bad")
+        return TableCell("only reported", tone="muted")
+    return (
+        TableCell("met", value=0.0, tone="good") if _met(row) else TableCell("not met", value=1.0, tone="bad")
+    )
 
 
 def _met(row: "pd.Series[Any]") -> bool | None:

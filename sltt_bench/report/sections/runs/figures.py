@@ -6,11 +6,11 @@ from functools import partial
 import pandas as pd
 
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Context, Figure, Missing
-from sltt_bench.report.groups import METRICS, Group
+from sltt_bench.report.document import Context, Figure, MissingFigure
+from sltt_bench.report.groups import Group
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots import accuracy, sweeps, timeline, tradeoff
 from sltt_bench.report.plots.methods import draw_methods
-from sltt_bench.report.tables import pareto_members
 
 
 def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
@@ -18,7 +18,7 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
     figures = [_methods(group, name, context.baseline)]
     if found := accuracy.curves(group):
         figures.append(_accuracy(group, name, found))
-    if pareto_members(group):
+    if group.pareto_front:
         figures.append(_tradeoff(group, name))
     if sweeps.can_draw_k(group):
         figures.append(_against_k(group, name))
@@ -58,7 +58,7 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         )
 
 
-def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure]) -> list[Missing]:
+def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure]) -> list[MissingFigure]:
     """The kinds of plot that no group of the recipe supports, each with the command that would make it."""
     finished = [group for group in groups if group.finished]
     if not finished:
@@ -98,7 +98,7 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
             f"{run} --method {methods}   # on a machine with an NVIDIA GPU",
         ),
     ]
-    return [Missing(title, reason, command) for there, title, reason, command in wanted if not there]
+    return [MissingFigure(title, reason, command) for there, title, reason, command in wanted if not there]
 
 
 def _no_accuracy(groups: Sequence[Group]) -> str:

@@ -1,0 +1,333 @@
+"""From the rows of results to groups of comparable cells, through the integrity pass."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import pandas as pd
+
+from sltt_bench.report.groups import (
+    UNKNOWN_HARDWARE,
+    FailedCells,
+    Group,
+    GroupKey,
+    MethodResult,
+    differing_fields,
+    method_order,
+)
+from sltt_bench.report.integrity import (
+    Breach,
+    cell_fault,
+    gpu_state,
+    method_breaches,
+    moment_breaches,
+    sample_breaches,
+)
+from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
+from sltt_bench.results.reader import Results, Run
+
+UNSOUND = "unsound"
+"""Status of a cell that says ok but does not pass the integrity pass."""
+
+
+def make_groups(results: Results) -> list[Group]:
+    """The measured cells (kind "run") in comparable groups, ordered by key."""
+    cells = results.cells[results.cells["kind"] == "run"]
+    if cells.empty:
+        return []
+    cells = _with_facts_of_siblings(cells)
+    cells = cells.join(_measures(results.epochs), on=["run", "cell_id"])
+    # Random data have no accuracy, whatever a file says.
+    cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = None
+    cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
+    epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
+    cells = _judged(cells, epochs, results.runs)
+    cells = cells.assign(**_circumstances(cells, results.runs))
+    names = [part.name for part in fields(GroupKey)]
+    groups = []
+    for values, members in cells.groupby(names, sort=False):
+        parts: Any = dict(zip(names, values, strict=True))
+        for name in ("timesteps", "batch_size", "schema_version"):
+            parts[name] = int(parts[name])
+        groups.append(_group(GroupKey(**parts), members, results.runs, epochs))
+    return _told_where_else(sorted(groups, key=lambda group: group.key))
+
+
+def _told_where_else(groups: Sequence[Group]) -> list[Group]:
+    """The groups with the reason why a method that they lack is in another group of their recipe."""
+    linked = []
+    for group in groups:
+        siblings = [g for g in groups if g.key.recipe == group.key.recipe and g is not group]
+        elsewhere: dict[str, str] = {}
+        for method in {name for g in siblings for name in g.methods} - set(group.methods):
+            found = [differing_fields([group.key, g.key]) for g in siblings if method in g.methods]
+            elsewhere[method] = ", ".join(sorted(found, key=len)[0])
+        linked.append(replace(group, elsewhere=elsewhere) if elsewhere else group)
+    return linked
+
+
+def _judged(cells: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame], runs: Sequence[Run]) -> pd.DataFrame:
+    """The cells with those that are not sound marked as such: status and reason."""
+    cells = cells.copy()
+    status, reason = cells["status"].tolist(), cells["reason"].tolist()
+    for place, cell in enumerate(cells.to_dict("records")):
+        if cell["status"] != "ok":
+            continue
+        cell_id = str(cell["cell_id"])
+        recipe = runs[int(cell["run"])].recipe_of(cell_id)
+        fault = cell_fault(cell, epochs.get((cell["run"], cell_id), _NO_EPOCHS), recipe)
+        if fault:
+            status[place], reason[place] = UNSOUND, fault
+    return cells.assign(status=status, reason=reason)
+
+
+_NO_EPOCHS = pd.DataFrame()
+
+
+def _circumstances(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[str]]:
+    """The columns of a group's key that provenance.json tells."""
+    found = [
+        circumstances_of(runs[int(run)], str(cell_id), str(device), str(backend))
+        for run, cell_id, device, backend in zip(
+            cells["run"], cells["cell_id"], cells["device_name"], cells["backend"], strict=True
+        )
+    ]
+    return {name: [facts[name] for facts in found] for name in found[0]}
+
+
+def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> dict[str, str]:
+    """What a cell ran on and with, as far as its run recorded it; '' for what it did not.
+
+    A cell that ended before it could report is taken to have had its run's flags.
+    """
+    facts = run.provenance
+    build = _mapping(facts.get("torch"))
+    packages = _mapping(facts.get("packages"))
+    torch = packages.get("torch") or build.get("version")
+    cuda = str(build.get("cuda") or "").partition(".")[0]
+    gpu = gpu_state(run, cell_id) or next((g for g in _gpus(run) if g.get("name") == device_name), {})
+    flags = _flags(run, cell_id)
+    threads = flags.pop("threads", "")
+    flags.pop("interop_threads", None)
+    words = [str(facts.get("cpu") or ""), str(build.get("cpu_capability") or "")]
+    return {
+        "software": (f"torch {torch}" if torch else "torch of unknown version")
+        + (f", CUDA {cuda}" if cuda else ""),
+        "library": str(packages.get(backend) or ""),
+        "revision": _revision(run),
+        "device_memory": str(gpu.get("memory_total_bytes") or ""),
+        "driver": str(gpu.get("driver") or "").partition(".")[0],
+        "cpu": ", ".join(word for word in words if word),
+        "threads": str(threads),
+        "flags": ", ".join(f"{name} {value}" for name, value in sorted(flags.items())),
+    }
+
+
+def _flags(run: Run, cell_id: str) -> dict[str, Any]:
+    cells = _mapping(run.provenance.get("cells"))
+    own = _mapping(_mapping(_mapping(cells.get(cell_id)).get("provenance")).get("torch_flags"))
+    if own:
+        return dict(own)
+    known = {
+        json.dumps(flags, sort_keys=True): flags
+        for cell in cells.values()
+        if (flags := _mapping(_mapping(_mapping(cell).get("provenance")).get("torch_flags")))
+    }
+    return dict(next(iter(known.values()))) if len(known) == 1 else {}
+
+
+def _revision(run: Run) -> str:
+    """Version and commit of sltt-bench; with local changes the run's own, which equals no other's."""
+    facts = run.provenance
+    words = [str(facts.get("sltt_bench") or ""), str(facts.get("git_revision") or "")[:12]]
+    words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
+    return ", ".join(word for word in words if word)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _gpus(run: Run) -> list[Mapping[str, Any]]:
+    return [gpu for gpu in run.provenance.get("gpus") or [] if isinstance(gpu, Mapping)]
+
+
+def _with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
+    """A cell that failed before it reported has no device name: it ran where its run's cells ran."""
+    cells = cells.copy()
+    unknown = (cells["device_name"] == "") & (cells["status"] != "ok")
+    for run in cells.loc[unknown, "run"].unique():
+        in_run = cells["run"] == run
+        known = cells[in_run & (cells["device_name"] != "")]
+        if known["device_name"].nunique() == 1:
+            cells.loc[in_run & unknown, "device_name"] = known["device_name"].iloc[0]
+            cells.loc[in_run & unknown, "device"] = known["device"].iloc[0]
+            amp = cells["precision"] == "amp"
+            if known["precision"].nunique() == 1:
+                cells.loc[in_run & unknown & amp, "precision"] = known["precision"].iloc[0]
+    return cells
+
+
+def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
+    """The figures of each cell from its epochs, indexed by (run, cell_id)."""
+    key = ["run", "cell_id"]
+    epochs = epochs.assign(cold=epochs["cold"].astype(bool), **_nvml_by_scope(epochs))
+    for name in _OF_EPOCHS:
+        epochs[name] = epochs[name].astype(float)
+    by_cell = epochs.groupby(key, sort=False)
+    warm = ~epochs["cold"]
+    has_warm = warm.groupby([epochs[name] for name in key], sort=False).transform("any")
+    chosen = epochs[warm | ~has_warm].groupby(key, sort=False)
+    medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
+    peaks = list(PEAKS_OF_EPOCHS)
+    table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
+    table[peaks] = chosen[peaks].max()
+    table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
+    cold = epochs[epochs["cold"]].groupby(key, sort=False)
+    for name in peaks:
+        table[f"cold_{name}"] = cold[name].max()
+    table["cold_epoch_s"] = cold["train_s"].median()
+    last = epochs.sort_values("epoch", kind="stable").groupby(key, sort=False).tail(1).set_index(key)
+    table["firing_rate"] = last["firing_rate"]
+    table["phase"] = has_warm.groupby([epochs[name] for name in key], sort=False).first().map(_PHASES)
+    return table
+
+
+_PHASES = {True: "warm", False: "cold"}
+_OF_EPOCHS = (
+    "train_s",
+    "eval_s",
+    "data_wait_s",
+    "samples_per_s",
+    "energy_j",
+    "gpu_util_mean",
+    "firing_rate",
+    *MEMORY_FIGURES,
+)
+
+
+def _nvml_by_scope(epochs: pd.DataFrame) -> dict[str, Any]:
+    """NVML's figure under the name of what it covers: a process's memory is never set beside a device's."""
+    return {
+        f"peak_nvml_{scope}_bytes": epochs["peak_nvml_bytes"].where(epochs["peak_nvml_scope"] == scope)
+        for scope in ("process", "device")
+    }
+
+
+def _group(
+    key: GroupKey,
+    members: pd.DataFrame,
+    runs: Sequence[Run],
+    epochs: Mapping[Any, pd.DataFrame],
+) -> Group:
+    methods = {
+        str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
+    }
+    first = members.sort_values("cell_id").iloc[0]
+    run_indices = tuple(sorted({int(run) for run in members["run"]}))
+    group = Group(
+        key=key,
+        methods={name: methods[name] for name in sorted(methods, key=method_order)},
+        recipe=runs[int(first["run"])].recipe_of(first["cell_id"]),
+        overrides=_overrides(first["overrides"]),
+        claims=_claims(members, runs),
+        runs=run_indices,
+        notes=_notes([runs[index] for index in run_indices]),
+        on_gpu=bool(members["device"].str.startswith("cuda").any()),
+        device_bytes=float(key.device_memory) if key.device_memory else None,
+    )
+    sound = members[members["status"] == "ok"]
+    return replace(group, breaches=tuple(_breaches(sound, runs, group)))
+
+
+def _claims(members: pd.DataFrame, runs: Sequence[Run]) -> tuple[Mapping[str, Any], ...]:
+    """The claims of all runs of a group, each once; those of one run are taken from its first cell."""
+    claims: dict[str, Mapping[str, Any]] = {}
+    for run, cell_id in members.groupby("run", sort=True)["cell_id"].first().items():
+        for claim in runs[int(str(run))].recipe_of(str(cell_id)).get("claims") or ():
+            claims.setdefault(json.dumps(claim, sort_keys=True), claim)
+    return tuple(claims.values())
+
+
+def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterator[Breach]:
+    for method in group.methods:
+        rows = sound[sound["method"] == method]
+        yield from method_breaches(method, rows, group.accuracy_resolution)
+        yield from moment_breaches(method, rows, runs)
+    samples = {
+        result.method: {int(count) for count in result.epochs["samples"].dropna()}
+        for result in group.finished
+        if len(result.epochs)
+    }
+    yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
+
+
+def _overrides(text: str) -> Mapping[str, Any]:
+    try:
+        overrides = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {"unreadable overrides": text}
+    return overrides if isinstance(overrides, dict) else {"unreadable overrides": text}
+
+
+def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame]) -> MethodResult:
+    ok = rows[rows["status"] == "ok"]
+    phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
+    of_phase = ok[ok["phase"] == phase]
+    values = _by_seed(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
+    others = [name for name, metric in METRICS.items() if not metric.of_phase]
+    values |= _by_seed(ok, [*others, *COLD_FIGURES])
+    cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
+    frames = [epochs[cell] for cell in cells if cell in epochs]
+    return MethodResult(
+        method=method,
+        values=values,
+        phase=phase,
+        finished=len(ok),
+        failures=_failures(rows[rows["status"] != "ok"]),
+        epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
+        cells=cells,
+        by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_phase]) | _by_run(ok, others),
+    )
+
+
+def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
+    """Figure → (run, seed) → value, where it was measured."""
+    keys = list(zip(rows["run"].astype(int), rows["seed"].astype(int), strict=True))
+    return {
+        name: {
+            key: value
+            for key, value in zip(keys, rows[name].astype(float), strict=True)
+            if not math.isnan(value)
+        }
+        for name in names
+    }
+
+
+def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:
+    """Figure → seed → mean over repetitions, where it was measured."""
+    means = rows[list(names)].astype(float).groupby(rows["seed"].astype(int)).mean()
+    return {
+        name: {int(str(seed)): float(value) for seed, value in means[name].dropna().items()} for name in names
+    }
+
+
+def _failures(rows: pd.DataFrame) -> tuple[FailedCells, ...]:
+    failures = []
+    for (status, reason), same in rows.groupby(["status", "reason"]):
+        seeds = tuple(sorted({int(seed) for seed in same["seed"]}))
+        failures.append(FailedCells(str(status), str(reason) or "no reason given", seeds, len(same)))
+    return tuple(failures)
+
+
+def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    """What differs between the runs of a group without making them incomparable."""
+    differing = {
+        "GPUs of this model": {" ".join(str(gpu.get("uuid")) for gpu in _gpus(run)) for run in runs},
+        "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
+    }
+    return tuple(
+        f"measured with {len(values)} {what}" for what, values in differing.items() if len(values) > 1
+    )

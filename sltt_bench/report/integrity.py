@@ -1,0 +1,198 @@
+"""The integrity pass: what is wrong with cells, before any of them enters a ratio.
+
+A cell that is not whole, or that contradicts itself, counts as not finished, with its reason. What is wrong
+with a method's cells together, or with the machine meanwhile, is a `Breach`: it stands beside the verdict, and
+blocks the ratio where the figure cannot be trusted at all.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.results.reader import Run
+
+REPETITION_SHARE = 0.01
+"""Accuracies of repetitions of one cell that differ by more are an alarm."""
+WAITING_SHARE = 0.2
+"""A share of the epoch spent waiting for data from which on its time is not the method's."""
+LIMITED_SHARE = 0.05
+"""A share of the readings with the clocks held down by heat or power from which on it is said."""
+
+_TIME: tuple[Unit, ...] = ("s", "per_s", "J")
+_HELD_DOWN = (
+    "sw_power_cap",
+    "hw_slowdown",
+    "sw_thermal_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+)
+
+
+@dataclass(frozen=True)
+class Breach:
+    """Something that a reader of a comparison must know."""
+
+    text: str
+    methods: tuple[str, ...]
+    """Whose cells it concerns."""
+    units: tuple[Unit, ...]
+    """Which kinds of figure it concerns."""
+    blocks: bool = False
+    """Whether there can be no ratio."""
+
+    def concerns(self, metric: str, methods: Sequence[str]) -> bool:
+        """Whether it stands beside a comparison of this figure of these methods."""
+        return METRICS[metric].unit in self.units and bool(set(self.methods) & set(methods))
+
+
+# One cell ---------------------------------------------------------------------------------------
+
+
+def cell_fault(cell: Mapping[Any, Any], epochs: pd.DataFrame, recipe: Mapping[str, Any]) -> str:
+    """Why a cell that says ok is not sound, or ''. `epochs` are its rows, of the attempts that count."""
+    return next(_faults(cell, epochs, recipe), "")
+
+
+def _faults(cell: Mapping[Any, Any], epochs: pd.DataFrame, recipe: Mapping[str, Any]) -> Iterator[str]:
+    if cell.get("attempt_devices", 1) > 1:
+        yield "its attempts ran on different hardware"
+    rows = len(epochs)
+    train = recipe.get("train") or {}
+    for source, wanted in (("its recipe", train.get("epochs")), ("its plan", cell["epochs_planned"])):
+        if pd.notna(wanted) and rows != int(wanted):
+            yield f"{rows} of the {int(wanted)} epochs of {source}"
+    if pd.notna(cell["epochs_done"]) and rows != int(cell["epochs_done"]):
+        yield f"cells.csv has {int(cell['epochs_done'])} epochs, epochs.csv {rows}"
+    if rows == 0:
+        return
+    if sorted(epochs["epoch"].to_numpy(dtype=float)) != list(range(1, rows + 1)):
+        yield "its epochs are not numbered from 1 without gaps"
+    yield from _sample_faults(epochs, recipe, bool(cell["synthetic"]))
+    yield from _value_faults(epochs, bool(cell["synthetic"]))
+    yield from _contradictions(cell, epochs)
+
+
+def _sample_faults(epochs: pd.DataFrame, recipe: Mapping[str, Any], synthetic: bool) -> Iterator[str]:
+    counts = sorted({int(count) for count in _known(epochs, "samples")})
+    if len(counts) > 1:
+        yield f"its epochs have different numbers of samples: {', '.join(map(str, counts))}"
+    data, train = recipe.get("data") or {}, recipe.get("train") or {}
+    wanted = data.get("train_samples")
+    if not counts or not wanted or synthetic:
+        return
+    wanted = min(int(wanted), int(data.get("limit") or wanted))
+    if train.get("drop_last") and train.get("batch_size"):
+        wanted -= wanted % int(train["batch_size"])
+    if counts[-1] != wanted:
+        yield f"{counts[-1]} samples an epoch, not the {wanted} of its recipe"
+
+
+def _value_faults(epochs: pd.DataFrame, synthetic: bool) -> Iterator[str]:
+    for name in _POSITIVE:
+        values = _known(epochs, name)
+        if len(values) and not (np.isfinite(values) & (values > 0)).all():
+            yield f"{name} is not a finite number above 0 in some epoch"
+    if synthetic:
+        return  # random data have no accuracy, and no loss that means something
+    for name in ("train_loss", "test_top1"):
+        finite = int(np.isfinite(_known(epochs, name)).sum())
+        if len(_known(epochs, name)) and finite < len(epochs):
+            yield f"{name} is not a finite number in {len(epochs) - finite} of {len(epochs)} epochs"
+
+
+_POSITIVE = (
+    "train_s",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_nvml_bytes",
+    "peak_rss_bytes",
+    "peak_tensor_bytes",
+)
+
+
+def _known(epochs: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:
+    """The values of a column that are there, in the order of the rows."""
+    values: npt.NDArray[np.float64] = epochs[name].to_numpy(dtype=float)
+    return values[~np.isnan(values)]
+
+
+def _contradictions(cell: Mapping[Any, Any], epochs: pd.DataFrame) -> Iterator[str]:
+    top1 = epochs["test_top1"].to_numpy(dtype=float)
+    if np.isnan(top1).any() or cell["synthetic"]:
+        return
+    last = top1[int(epochs["epoch"].to_numpy(dtype=float).argmax())]
+    for name, value in (("last_test_top1", last), ("best_test_top1", top1.max())):
+        if pd.notna(cell[name]) and abs(float(cell[name]) - value) > 1e-9:
+            yield f"{name} is {float(cell[name]):.4f} in cells.csv, {value:.4f} by epochs.csv"
+
+
+# A method's cells together ----------------------------------------------------------------------
+
+
+def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
+    """What repetitions of a method's cells contradict. `cells`: sound ones, with figures beside their keys."""
+    for (_, seed), same in cells.groupby(["cell_id", "seed"], sort=False):
+        if len(same) < 2:
+            continue
+        exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
+        if len(exact) > 1:
+            yield Breach(
+                f"{method}, seed {seed}: repetitions of one cell counted different live tensor bytes, "
+                f"{exact[0]:,} and {exact[-1]:,}",
+                (method,), ("bytes",), blocks=True,
+            )  # fmt: skip
+        top1 = same["last_test_top1"].astype(float).dropna()
+        if len(top1) > 1 and top1.max() - top1.min() > max(REPETITION_SHARE, 1.5 * resolution):
+            yield Breach(
+                f"{method}, seed {seed}: repetitions of one cell reached {100 * top1.min():.2f} % and "
+                f"{100 * top1.max():.2f} %",
+                (method,), ("accuracy",), blocks=True,
+            )  # fmt: skip
+
+
+def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
+    """Methods of one group whose epochs have different numbers of samples (method → counts)."""
+    if len({count for counts in samples.values() for count in counts}) > 1:
+        told = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
+        everything: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
+        yield Breach(
+            f"different numbers of samples an epoch: {told}", tuple(samples), everything, blocks=True
+        )
+
+
+def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """What disturbed the machine while a method's cells ran."""
+    shares = (cells["data_wait_s"].astype(float) / cells["epoch_s"].astype(float)).dropna()
+    if len(shares) and shares.max() > WAITING_SHARE:
+        yield Breach(f"{method} waited for data {shares.max():.0%} of the epoch", (method,), _TIME)
+    limited: dict[str, float] = {}
+    others = 0
+    for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):
+        gpu = gpu_state(runs[int(run)], str(cell_id))
+        for reason, share in (gpu.get("clock_limits_while_training") or {}).items():
+            limited[reason] = max(limited.get(reason, 0.0), float(share))
+        for state in (gpu.get("at_start") or {}, gpu.get("at_end") or {}):
+            others = max(others, int(state.get("other_compute_processes") or 0))
+    for reason, share in limited.items():
+        if reason in _HELD_DOWN and share > LIMITED_SHARE:
+            words = reason.replace("sw_", "").replace("hw_", "").replace("_", " ")
+            yield Breach(
+                f"{method}: clocks held down ({words}) in {share:.0%} of the readings", (method,), _TIME
+            )
+    if others:
+        yield Breach(
+            f"{method}: {others} other process{'es' * (others > 1)} on the GPU", (method,), (*_TIME, "bytes")
+        )
+
+
+def gpu_state(run: Run, cell_id: str) -> Mapping[str, Any]:
+    """What provenance.json says of the GPU while a cell ran; empty if nothing."""
+    cell = (run.provenance.get("cells") or {}).get(cell_id) or {}
+    profiler = (cell.get("provenance") or {}).get("profiler") or {}
+    gpu = profiler.get("gpu")
+    return gpu if isinstance(gpu, dict) else {}

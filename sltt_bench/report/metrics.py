@@ -1,0 +1,91 @@
+"""The figures of a cell that a report compares: their names, units, and which may stand for peak memory."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["warm", "cold"]
+Unit = Literal["bytes", "s", "per_s", "J", "share", "accuracy", "count"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a cell."""
+
+    name: str
+    """Column of summary.csv, with the unit."""
+    label: str
+    """Heading of tables and axes, without the unit."""
+    unit: Unit
+    better: Literal["lower", "higher"]
+    of_phase: bool = True
+    """Whether it comes from warm epochs (from cold ones if there are no others)."""
+    exact: bool = False
+    """Whether it is counted and not measured: equal in every repetition."""
+
+    @property
+    def of_the_moment(self) -> bool:
+        """Whether it depends on how fast and how busy the machine was just then."""
+        return self.of_phase and self.unit in ("s", "per_s", "J")
+
+    @property
+    def as_ratio(self) -> bool:
+        """Whether it is compared as a ratio, so that its mean is the geometric one."""
+        return self.unit in ("bytes", "s", "per_s", "J")
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("last_test_top1", "last-epoch top-1", "accuracy", "higher", of_phase=False),
+        Metric("best_test_top1", "best-epoch top-1", "accuracy", "higher", of_phase=False),
+        Metric("epoch_s", "epoch time", "s", "lower"),
+        Metric("eval_s", "evaluation time", "s", "lower"),
+        Metric("data_wait_s", "waiting for data", "s", "lower"),
+        Metric("samples_per_s", "samples per second", "per_s", "higher"),
+        Metric("energy_j", "energy per epoch", "J", "lower"),
+        Metric("gpu_util", "GPU utilisation", "share", "higher"),
+        Metric("peak_allocated_bytes", "allocated (CUDA)", "bytes", "lower"),
+        Metric("peak_reserved_bytes", "reserved (CUDA)", "bytes", "lower"),
+        Metric("peak_nvml_process_bytes", "NVML (process)", "bytes", "lower"),
+        Metric("peak_nvml_device_bytes", "NVML (device)", "bytes", "lower"),
+        Metric("peak_tensor_bytes", "live tensors", "bytes", "lower", of_phase=False, exact=True),
+        Metric("peak_rss_bytes", "resident set (CPU)", "bytes", "lower"),
+        Metric("firing_rate", "firing rate", "share", "lower", of_phase=False),
+        Metric("wall_s", "whole cell", "s", "lower", of_phase=False),
+        Metric("parameters", "parameters", "count", "lower", of_phase=False, exact=True),
+    )
+}
+MEMORY_FIGURES = tuple(name for name, metric in METRICS.items() if metric.unit == "bytes")
+PEAKS_OF_EPOCHS = tuple(name for name in MEMORY_FIGURES if METRICS[name].of_phase)
+COLD_FIGURES = ("cold_epoch_s", *(f"cold_{name}" for name in PEAKS_OF_EPOCHS))
+"""Figures of cold epochs, which summary.csv holds beside the others."""
+
+HEADLINE_ON_GPU = (
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "peak_nvml_process_bytes",
+    "peak_tensor_bytes",
+    "peak_nvml_device_bytes",
+)
+"""What stands for peak memory on a GPU, first to last. The allocator's peak comes first: it belongs to the
+process alone and holds no cache."""
+HEADLINE_ON_CPU = ("peak_tensor_bytes",)
+"""On a CPU only live tensor bytes are free of interpreter and libraries, which hide what a method needs: the
+resident set never stands for them."""
+
+CLASSES = {
+    "cifar10": 10,
+    "cifar100": 100,
+    "delayed-recall": 4,
+    "digits": 10,
+    "digits-saccade": 10,
+    "dvs-cifar10": 10,
+    "dvs-gesture": 11,
+    "fashion-mnist": 10,
+    "imagenet": 1000,
+    "mnist": 10,
+    "sequential-digits": 10,
+}
+"""Data set → classes, equally frequent: guessing reaches 1 / classes."""
+ABOVE_CHANCE = 1.5
+"""An accuracy up to this multiple of guessing is none: no Pareto membership, no time to accuracy."""

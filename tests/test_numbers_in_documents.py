@@ -1,0 +1,161 @@
+"""The numbers in README and docs, made again from the committed results."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], list[str]]:
+    """What the example of results/README.md prints: (recipe, backend, revision, method) → its figures."""
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert found
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.chdir(ROOT)
+        exec(compile(found[1], "results/README.md", "exec"), {})
+    lines = [
+        re.split(r" (?=[\d.]+ ±|[\d.]+ \[|[\d.]+ n =|n =)", line) for line in out.getvalue().splitlines()
+    ]
+    return {tuple(keys.split()): figures for keys, *figures in lines}
+
+
+def rows_of(document: str, heading: str) -> Iterator[list[str]]:
+    """The cells of the first table below a heading."""
+    below = document[document.index(heading) :]
+    table = re.search(r"(?:^\|.*\|$\n?)+", below, re.MULTILINE)
+    assert table
+    for row in csv.reader(table[0].splitlines()[2:], delimiter="|"):
+        yield [cell.strip().strip("`") for cell in row[1:-1]]
+
+
+def test_twenty_lines_of_pandas_make_the_table_of_digits(printed: dict[tuple[str, ...], list[str]]) -> None:
+    recipe, seen = "", 0
+    for name, method, top1, time, _, memory in rows_of(RESULTS, "## Accuracy, time and memory on digits"):
+        recipe = name or recipe
+        revision = "e2952ed0ed1c" if recipe == "digits" else "1efb4884f603"
+        figures = printed[recipe, "reference", revision, method]
+        assert top1 == figures[0]
+        assert figures[3] == "n = 3"
+        if method != "bptt":
+            assert (time, memory) == (figures[1], figures[2])
+        seen += 1
+    assert seen == 6
+    for method, text in (
+        ("sltt", "0.93 [0.42, 2.08] for SLTT,"),
+        ("sltt-k2", "0.62 [0.31, 1.24] for SLTT-K"),
+    ):
+        assert " ".join(RESULTS.split()).count(text) == 1
+        assert text.startswith(printed["digits", "reference", "1efb4884f603", method][1])
+
+
+def test_the_report_has_the_numbers_of_the_table(printed: dict[tuple[str, ...], list[str]]) -> None:
+    from sltt_bench.report.grouping import make_groups
+    from sltt_bench.report.sections.runs.tables import overview
+    from sltt_bench.results.reader import read_results
+
+    groups = make_groups(read_results([ROOT / "results" / "digits", ROOT / "results" / "digits-saccade"]))
+    compared = 0
+    for group in groups:
+        if group.key.smoke:
+            continue
+        revision = group.key.revision.split(", ")[1]
+        for row in overview(group, "bptt", brief=True).rows:
+            figures = printed[group.key.recipe, group.key.backend, revision, row[0].text]
+            assert f"{row[2].text} {row[2].detail}" == figures[0]
+            if row[0].text != "bptt":
+                ratio, interval = row[5].text.rstrip("×"), row[5].detail.removesuffix(" n = 3")
+                assert [f"{ratio} {interval}", row[7].text.rstrip("×")] == figures[1:3]
+                compared += 1
+    assert compared == 10
+
+
+def estimates(recipe: str) -> pd.DataFrame:
+    frames = [pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/estimates.csv")]
+    rows = pd.concat(frames)
+    rows = rows[(rows["timesteps"] == 6) & (rows["batch_size"] == 256) & (rows["precision"] == "fp16")]
+    return rows[rows["backend"] == "reference"].drop_duplicates("method", keep="last").set_index("method")
+
+
+@pytest.mark.parametrize("depth", [34, 50, 101])
+def test_the_table_of_the_imagenet_networks_is_that_of_the_estimates(depth: int) -> None:
+    rows = {row[0]: row[1:] for row in rows_of(RESULTS, "## The paper's ImageNet networks, estimated")}
+    table = estimates(f"imagenet-resnet{depth}")
+    peak = table["peak_tensor_bytes"] / 2**30
+    work = table.filter(like="_multiplications").drop(columns="epoch_multiplications").sum(axis=1)
+    expected = [
+        f"{peak['bptt']:.1f} GiB", f"{peak['sltt']:.3g} GiB", f"{100 * (1 - peak['sltt'] / peak['bptt']):.0f} %",
+        *(f"{work[method] / work['bptt']:.3f}" for method in ("sltt", "sltt-k2", "sltt-k1")),
+    ]  # fmt: skip
+    assert rows[f"NF-ResNet-{depth}"] == expected
+
+
+def gradients(recipe: str, **where: float) -> pd.DataFrame:
+    rows = pd.concat(pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/gradients.csv"))
+    rows = rows[(rows["surrogate"] == "triangle") & (rows["reset"] == "soft") & ~rows["detach_reset"]]
+    for name, value in where.items():
+        rows = rows[rows[name] == value]
+    return rows
+
+
+def test_the_cosines_of_resnet18_are_those_of_the_analysis() -> None:
+    rows = gradients("cifar10-resnet18", epoch=0, batch_size=8)
+    network = rows[rows["level"] == "network"].set_index(["tau", "timesteps"])["cosine_mean"]
+    first = rows[(rows["level"] == "layer") & (rows["name"] == "conv1")].set_index(["tau", "timesteps"])[
+        "cosine_mean"
+    ]
+    page = (ROOT / "docs" / "gradients.md").read_text(encoding="utf-8")
+    seen = 0
+    for tau, _, one, *cosines, conv1 in rows_of(page, "### τ: the argument for dropping"):
+        assert one == "1"
+        expected = [f"{network[float(tau), steps]:.3f}" for steps in (2, 4, 6, 8)]
+        assert (cosines, conv1) == (expected, f"{first[float(tau), 8]:.3f}")
+        seen += 1
+    assert seen == 5
+    short = {row[0]: row[1:] for row in rows_of(RESULTS, "## When the temporal gradient may be dropped")}
+    taus = (1.1, 1.25, 1.5, 2.0, 4.0)
+    assert short["whole network"] == [f"{network[tau, 8]:.3f}" for tau in taus]
+    assert short["first convolution"] == [f"{first[tau, 8]:.3f}" for tau in taus]
+
+
+def test_what_is_said_of_the_tasks_in_time_is_what_their_runs_reached() -> None:
+    from sltt_bench.report.grouping import make_groups
+    from sltt_bench.report.statistics import PairedEstimate
+    from sltt_bench.results.reader import read_results
+
+    text = " ".join(RESULTS.split())
+    (rows,) = [
+        group
+        for group in make_groups(read_results([ROOT / "results" / "sequential-digits"]))
+        if not group.key.smoke
+    ]
+    ahead = rows.difference("last_test_top1", "bptt", "sltt")
+    assert isinstance(ahead, PairedEstimate)
+    assert ahead.interval is not None
+    bptt, sltt = (rows.methods[name].stat("last_test_top1") for name in ("bptt", "sltt"))
+    assert bptt is not None
+    assert sltt is not None
+    assert (
+        f"`sequential-digits` {100 * bptt.mean:.1f} against {100 * sltt.mean:.1f} %, {100 * ahead.value:.2f} points "
+        f"[{100 * ahead.interval.low:.2f}, {100 * ahead.interval.high:.2f}]"
+    ) in text
+    recall = [
+        group
+        for group in make_groups(read_results([ROOT / "results" / "delayed-recall"]))
+        if group.settings["data.delay"] == 8 and len(group.methods["sltt"].seeds) == 3 and not group.key.smoke
+    ]
+    (recalled,) = recall
+    sltt = recalled.methods["sltt"].stat("last_test_top1")
+    assert sltt is not None
+    assert sltt.std is not None
+    assert f"BPTT 100.0 %, SLTT {100 * sltt.mean:.1f} ± {100 * sltt.std:.1f} %" in text

@@ -1,0 +1,641 @@
+"""Result sets made to tempt a report into a misleading statement: what it must say of each, and what it must not.
+
+Each temptation builds folders and names the words that must stand in the report and those that must not. The
+report is the Markdown page without pictures: every sentence, verdict, table and note of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_builder import MIB, RECIPE, HandmadeRun, varied
+
+from sltt_bench.report import SECTIONS, _load
+from sltt_bench.report.assemble import assemble
+from sltt_bench.report.document import Context, Report
+from sltt_bench.report.render import markdown
+from sltt_bench.results.reader import read_results
+
+Build = Callable[[Path], None]
+
+PAPER: dict[str, Any] = {"says": "the claim", "source": "Meng et al. 2023, abstract", "when": {}}
+MEMORY = {
+    **PAPER, "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio", "threshold": 0.3,
+}  # fmt: skip
+TIME = {**MEMORY, "metric": "warm_epoch_time", "threshold": 0.5}
+ACCURACY = {**MEMORY, "metric": "test_top1", "relation": "within_points", "threshold": 2.0}
+
+PEAKS = {"bptt": 100 * MIB, "sltt": 25 * MIB, "sltt-k2": 24 * MIB}
+SECONDS = {"bptt": 4.0, "sltt": 1.9, "sltt-k2": 1.0}
+
+
+def recipe(*claims: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """With 1,000 training samples, as the builder's epochs have, and 1,000 test samples."""
+    return varied(RECIPE, claims=list(claims), data__train_samples=1000, data__test_samples=1000, **changes)
+
+
+def run(folder: Path, *claims: Mapping[str, Any], number: int = 0, **how: Any) -> HandmadeRun:
+    return HandmadeRun(folder, recipe=recipe(*claims), number=number, **how)
+
+
+def measure(
+    into: HandmadeRun,
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] = ("bptt", "sltt"),
+    *,
+    last: Mapping[str, float] | None = None,
+    **how: Any,
+) -> None:
+    """Sound cells: bptt 4 s, 100 MiB, 90 %; sltt 1.9 s, 25 MiB, 90 %; both a little slower from seed to seed."""
+    for seed in seeds:
+        for method in methods:
+            seconds, top1 = SECONDS[method] * (1 + 0.01 * seed), (last or {}).get(method, 0.9)
+            how.setdefault("peak_tensor_bytes", None)
+            into.cell(
+                method, seed, train_s=[9.0, seconds, seconds], top1=[0.5, 0.8, top1],
+                **{**how, "peak_tensor_bytes": how["peak_tensor_bytes"] or PEAKS[method]},
+            )  # fmt: skip
+
+
+def assembled(folder: Path) -> Report:
+    context = Context(read_results([folder]), "bptt")
+    report, _ = assemble(context, {"run": _load(SECTIONS["run"])})
+    return report
+
+
+@dataclass(frozen=True)
+class Temptation:
+    """A result set, and what a report of it must and must not say."""
+
+    name: str
+    build: Build
+    says: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    words: tuple[str, ...] | None = None
+    """The verdicts, in order; None: of no interest."""
+
+
+TEMPTATIONS: list[Temptation] = []
+
+
+def temptation(
+    *says: str, never: Sequence[str] = (), words: Sequence[str] | None = None
+) -> Callable[[Build], Build]:
+    """Adds the function below to the temptations."""
+
+    def add(build: Build) -> Build:
+        expected = None if words is None else tuple(words)
+        TEMPTATIONS.append(Temptation(build.__name__, build, says, tuple(never), expected))
+        return build
+
+    return add
+
+
+# Cells that are not whole -----------------------------------------------------------------------
+
+
+@temptation("2 of the 15 epochs of its recipe", "did not finish: unsound", words=["not measured"])
+def a_run_of_two_of_fifteen_epochs_is_no_run(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    into.cell(
+        "sltt", train_s=[9, 1], top1=[0.5, 0.9], peak_tensor_bytes=25 * MIB, cell={"epochs_planned": 15}
+    )
+
+
+@temptation("sltt: 3 of 4 seeds finished (1 unsound)", words=["held"])
+def one_seed_that_stopped_early_is_counted(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into)
+    HandmadeRun(top / "b", recipe=recipe(MEMORY), number=50).cell(
+        "sltt", 3, train_s=[9, 1], top1=[0.5, 0.9], cell={"epochs_planned": 15}
+    )
+
+
+@temptation("500 samples an epoch, not the 1000 of its recipe", words=["not measured"])
+def half_of_the_data_in_half_of_the_time(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], samples=500)
+
+
+@temptation("different numbers of samples an epoch: bptt 1,000, sltt 500", words=["not comparable"])
+def half_of_the_data_where_the_recipe_names_no_count(top: Path) -> None:
+    into = HandmadeRun(top / "a", recipe=varied(RECIPE, claims=[TIME]))
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], samples=500)
+
+
+@temptation("its epochs have different numbers of samples: 500, 1000")
+def an_epoch_that_lost_half_of_its_samples(top: Path) -> None:
+    measure(run(top / "a"), samples=[1000, 500, 1000])
+
+
+@temptation("cells.csv has 7 epochs, epochs.csv 3")
+def cells_and_epochs_that_disagree_on_the_count(top: Path) -> None:
+    measure(run(top / "a"), cell={"epochs_done": 7})
+
+
+@temptation("last_test_top1 is 0.9900 in cells.csv, 0.9000 by epochs.csv", never=["99.00"])
+def an_accuracy_in_the_cell_that_no_epoch_reached(top: Path) -> None:
+    measure(run(top / "a"), cell={"last_test_top1": 0.99})
+
+
+@temptation("best_test_top1 is 0.9900 in cells.csv", never=["99.00"])
+def a_best_accuracy_that_no_epoch_reached(top: Path) -> None:
+    measure(run(top / "a"), cell={"best_test_top1": 0.99})
+
+
+@temptation("train_s is not a finite number above 0", words=["not measured"])
+def a_time_of_zero(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    for seed in range(3):
+        into.cell("sltt", seed, train_s=[9.0, 0.0, 1.0])
+
+
+@temptation("peak_tensor_bytes is not a finite number above 0", words=["not measured"], never=["0.00×"])
+def a_peak_of_zero_bytes(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    for seed in range(3):
+        into.cell("sltt", seed, peak_tensor_bytes=0)
+
+
+@temptation("train_loss is not a finite number in 2 of 3 epochs", words=["not measured"])
+def a_training_that_diverged(top: Path) -> None:
+    into = run(top / "a", ACCURACY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], train_loss=[0.5, "nan", "inf"])
+
+
+@temptation("test_top1 is not a finite number in 1 of 3 epochs")
+def an_accuracy_that_is_missing_in_one_epoch(top: Path) -> None:
+    into = run(top / "a")
+    into.cell("sltt", top1=[0.5, 0.8, 0.9], test_top1=[0.5, None, 0.9])
+
+
+@temptation("its attempts ran on different hardware", words=["not measured"])
+def a_cell_that_was_resumed_on_another_machine(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    into.device_name = "Slow CPU"
+    into.cell("sltt", status="killed", reason="killed")
+    into.device_name = "Example CPU, 2 threads"
+    into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB)
+
+
+# Repetitions ------------------------------------------------------------------------------------
+
+
+def _twice(claim: Mapping[str, Any], top: Path, **second: Any) -> None:
+    measure(run(top / "a", claim))
+    measure(run(top / "b", claim, number=50), **second)
+
+
+@temptation("repetitions of one cell reached 15.00 % and 95.00 %", words=["not comparable"], never=["55.00"])
+def a_seed_that_reached_95_percent_once_and_15_the_other_time(top: Path) -> None:
+    into = run(top / "a", ACCURACY)
+    measure(into, last={"sltt": 0.95, "bptt": 0.95})
+    measure(run(top / "b", ACCURACY, number=50), last={"sltt": 0.15, "bptt": 0.95})
+
+
+@temptation("counted different live tensor bytes, 26,214,400 and 52,428,800", words=["not comparable"])
+def exact_bytes_that_differ_between_repetitions(top: Path) -> None:
+    measure(run(top / "a", MEMORY))
+    into = run(top / "b", MEMORY, number=50)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], peak_tensor_bytes=50 * MIB)
+
+
+@temptation(never=["repetitions of one cell"], words=["held"])
+def repetitions_that_differ_by_one_test_sample_are_no_alarm(top: Path) -> None:
+    measure(run(top / "a", MEMORY))
+    measure(run(top / "b", MEMORY, number=50), last={"sltt": 0.901})
+
+
+@temptation("0.47×", never=["0.92×"])
+def times_of_a_fast_and_a_slow_day_are_pairs_within_runs(top: Path) -> None:
+    """On a fast day bptt alone, on a slow one both: pooled means would make sltt look as slow as bptt."""
+    measure(run(top / "fast"), methods=["bptt"])
+    slow = run(top / "slow", number=50)
+    for seed in range(3):
+        slow.cell("bptt", seed, train_s=[9, 8.0, 8.0], top1=[0.5, 0.8, 0.9], peak_tensor_bytes=PEAKS["bptt"])
+        slow.cell("sltt", seed, train_s=[9, 3.8, 3.8], top1=[0.5, 0.8, 0.9], peak_tensor_bytes=PEAKS["sltt"])
+
+
+@temptation("timed in different runs", words=["held"])
+def methods_that_were_timed_in_different_runs(top: Path) -> None:
+    measure(run(top / "a", TIME), methods=["bptt"])
+    measure(run(top / "b", TIME, number=50), methods=["sltt"])
+
+
+# Seeds ------------------------------------------------------------------------------------------
+
+
+@temptation("sltt: 1 of 3 seeds finished (2 oom)", words=["n too small"])
+def one_survivor_of_three_seeds(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    measure(into, [0], ["sltt"])
+    for seed in (1, 2):
+        into.cell("sltt", seed, status="oom", reason="CUDA out of memory")
+
+
+@temptation("only 2 of 3 seeds finished on both sides", words=["held"])
+def a_seed_on_one_side_only(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, [0, 1], ["sltt"])
+
+
+@temptation("no seed that sltt and bptt share", words=["not measured"])
+def no_seed_in_common(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, [0], ["bptt"])
+    measure(into, [1], ["sltt"])
+
+
+@temptation("n too small", words=["n too small"], never=["**held**"])
+def half_the_time_at_one_seed(top: Path) -> None:
+    measure(run(top / "a", TIME), [0])
+
+
+@temptation("exact", words=["held"])
+def exact_bytes_decide_at_one_seed(top: Path) -> None:
+    measure(run(top / "a", MEMORY), [0])
+
+
+@temptation("inconclusive", words=["inconclusive"])
+def three_seeds_of_which_one_is_slower_than_claimed(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    for seed, seconds in enumerate((1.0, 1.1, 2.4)):
+        into.cell("sltt", seed, train_s=[9, seconds, seconds], peak_tensor_bytes=PEAKS["sltt"])
+
+
+@temptation("inconclusive", "[−12.42, +12.42]", words=["inconclusive"])
+def a_lucky_mean_of_three_accuracies(top: Path) -> None:
+    into = run(top / "a", ACCURACY)
+    measure(into, methods=["bptt"])
+    for seed, last in enumerate((0.95, 0.90, 0.85)):
+        measure(into, [seed], ["sltt"], last={"sltt": last})
+
+
+@temptation("[−0.10, +0.10]", words=["held"])
+def equal_accuracies_are_known_to_one_test_sample_and_no_better(top: Path) -> None:
+    measure(run(top / "a", ACCURACY))
+
+
+@temptation("oom (seeds 0, 1, 2)", "bptt ran out of memory where sltt peaked", words=["not measured"])
+def a_baseline_without_room_gives_no_ratio(top: Path) -> None:
+    into = run(top / "a", MEMORY, device="cuda:0", device_name="Example GPU")
+    for seed in range(3):
+        into.cell("bptt", seed, status="oom", reason="CUDA out of memory")
+        into.cell("sltt", seed, peak_allocated_bytes=25 * MIB)
+
+
+# Thresholds and rounding ------------------------------------------------------------------------
+
+
+@temptation("0.3004×", words=["not held"], never=["0.30× (live"])
+def a_ratio_just_above_the_threshold(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], peak_tensor_bytes=int(30.04 * MIB))
+
+
+@temptation("0.2996×", words=["held"])
+def a_ratio_just_below_the_threshold(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], peak_tensor_bytes=int(29.96 * MIB))
+
+
+@temptation("0.30×", words=["held"])
+def a_ratio_at_the_threshold(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], peak_tensor_bytes=30 * MIB)
+
+
+@temptation("thresholds 0.3, 0.9", "the recipe's claim is not the same in all runs")
+def a_claim_that_was_softened_between_runs(top: Path) -> None:
+    measure(run(top / "a", MEMORY))
+    measure(run(top / "b", {**MEMORY, "threshold": 0.9}, number=50))
+
+
+@temptation("inconclusive", words=["inconclusive"])
+def a_mean_at_the_claimed_accuracy(top: Path) -> None:
+    claim = {**ACCURACY, "relation": "at_least", "baseline": None, "threshold": 0.9}
+    into = run(top / "a", claim)
+    for seed, last in enumerate((0.89, 0.91, 0.92)):
+        measure(into, [seed], ["sltt"], last={"sltt": last})
+
+
+# Figures that stand in for others ---------------------------------------------------------------
+
+
+@temptation("live tensors is missing in sltt", words=["not measured"], never=["resident set (CPU)"])
+def live_tensors_that_are_missing_are_not_replaced_by_the_resident_set(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    for seed in range(3):
+        into.cell("sltt", seed, peak_tensor_bytes=None)
+
+
+@temptation("no peak memory that all cells have", words=["not measured"], never=["÷ bptt ≤ 0.3 | 0.5"])
+def a_resident_set_cannot_judge_a_memory_claim(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    for method, mib in (("bptt", 1000), ("sltt", 500)):
+        for seed in range(3):
+            into.cell(method, seed, peak_rss_bytes=mib * MIB)
+
+
+@temptation("allocated (CUDA) is missing in sltt; reserved (CUDA) is compared instead")
+def reserved_memory_in_place_of_allocated_is_said(top: Path) -> None:
+    into = run(top / "a", MEMORY, device="cuda:0", device_name="Example GPU")
+    for seed in range(3):
+        into.cell("bptt", seed, peak_allocated_bytes=80 * MIB, peak_reserved_bytes=90 * MIB)
+        into.cell("sltt", seed, peak_reserved_bytes=20 * MIB)
+
+
+@temptation("not comparable", words=["not measured"])
+def nvml_of_a_process_is_not_nvml_of_a_device(top: Path) -> None:
+    into = run(top / "a", MEMORY, device="cuda:0", device_name="Example GPU")
+    for seed in range(3):
+        into.cell("bptt", seed, peak_nvml_bytes=80 * MIB, peak_nvml_scope="device")
+        into.cell("sltt", seed, peak_nvml_bytes=20 * MIB, peak_nvml_scope="process")
+
+
+@temptation("only cold epochs", words=["not measured"])
+def cold_epochs_cannot_judge_warm_time(top: Path) -> None:
+    into = run(top / "a", TIME)
+    for seed in range(3):
+        into.cell("bptt", seed, train_s=[4.0], top1=[0.9])
+        into.cell("sltt", seed, train_s=[1.0], top1=[0.9])
+
+
+@temptation("warm epochs of sltt against cold ones of bptt", words=["not measured"])
+def a_warm_epoch_against_a_cold_one(top: Path) -> None:
+    into = run(top / "a", TIME)
+    for seed in range(3):
+        into.cell("bptt", seed, train_s=[4.0], top1=[0.9])
+        into.cell("sltt", seed, train_s=[4.0, 1.0], top1=[0.8, 0.9])
+
+
+# Accuracy that is none --------------------------------------------------------------------------
+
+
+@temptation("sltt is at chance (at most 15.00 %)", "**!** sltt is at chance", never=["on the front"])
+def a_method_that_learned_nothing_is_on_no_front(top: Path) -> None:
+    claim = {
+        **ACCURACY,
+        "relation": "exceeds_by_points",
+        "method": "bptt",
+        "baseline": "sltt",
+        "threshold": 5.0,
+    }
+    measure(run(top / "a", claim), last={"sltt": 0.11})
+
+
+@temptation("dominated", never=["sltt is at chance"])
+def accuracies_within_one_test_sample_are_ties(top: Path) -> None:
+    """bptt is better by one test sample, and dearer in all else."""
+    measure(run(top / "a"), last={"bptt": 0.901, "sltt": 0.9})
+
+
+@temptation("only random data: no accuracy", words=["not measured"], never=["90.00"])
+def random_data_have_no_accuracy(top: Path) -> None:
+    measure(run(top / "a", ACCURACY), cell={"synthetic": True})
+
+
+@temptation("only smoke runs", words=["not measured"])
+def a_smoke_run_judges_nothing(top: Path) -> None:
+    measure(run(top / "a", MEMORY), cell={"smoke": True})
+
+
+@temptation("train.lr = 0.9", words=["not measured"])
+def a_run_with_another_learning_rate_judges_nothing(top: Path) -> None:
+    measure(run(top / "a", ACCURACY), overrides={"train.lr": 0.9})
+
+
+# The machine ------------------------------------------------------------------------------------
+
+
+def gpu_facts(cell: Mapping[str, Any], name: str = "Example GPU", **gpu: Any) -> dict[str, Any]:
+    """provenance.json of a run whose cells (id → what the profiler saw of the GPU) ran on one GPU."""
+    known = {"name": name, "uuid": "GPU-1", "memory_total_bytes": 80 * 2**30, "driver": "570.1", **gpu}
+    return {
+        "gpus": [known],
+        "cells": {i: {"provenance": {"profiler": {"gpu": {**known, **s}}}} for i, s in cell.items()},
+    }
+
+
+def _on_gpu(top: Path, state: Mapping[str, Any], *claims: Mapping[str, Any]) -> None:
+    into = run(top / "a", *claims, device="cuda:0", device_name="Example GPU")
+    ids = []
+    for seed in range(3):
+        for method in ("bptt", "sltt"):
+            seconds = SECONDS[method] * (1 + 0.01 * seed)
+            ids.append(
+                into.cell(method, seed, train_s=[9, seconds, seconds], peak_allocated_bytes=PEAKS[method])
+            )
+    into.tell(gpu_facts(dict.fromkeys(ids, state)))
+
+
+@temptation("clocks held down (thermal slowdown) in 40% of the readings", words=["held"])
+def a_gpu_that_was_too_hot(top: Path) -> None:
+    _on_gpu(top, {"clock_limits_while_training": {"hw_thermal_slowdown": 0.4, "gpu_idle": 0.9}}, TIME)
+
+
+@temptation("2 other processes on the GPU", words=["held"])
+def a_gpu_that_others_used_as_well(top: Path) -> None:
+    _on_gpu(top, {"at_start": {"other_compute_processes": 2}}, TIME)
+
+
+@temptation("waited for data 51% of the epoch", words=["held"])
+def an_epoch_half_of_which_was_waiting(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], data_wait_s=[1.0, 0.95, 0.97])
+
+
+@temptation(never=["clocks held down", "other process"], words=["held"])
+def an_idle_gpu_is_no_breach(top: Path) -> None:
+    _on_gpu(
+        top,
+        {"clock_limits_while_training": {"gpu_idle": 0.9}, "at_start": {"other_compute_processes": 0}},
+        TIME,
+    )
+
+
+def _apart(
+    top: Path,
+    one: Mapping[str, Any],
+    other: Mapping[str, Any],
+    claim: Mapping[str, Any] = MEMORY,
+    **cells: Any,
+) -> None:
+    """bptt in one run and sltt in another, which differ in what is told."""
+    measure(run(top / "a", claim, **one), methods=["bptt"])
+    measure(run(top / "b", claim, number=50, **other), methods=["sltt"], **cells)
+
+
+def differs(words: str, one: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+    """A temptation to set bptt's run beside sltt's, though they differ in one condition."""
+    build = partial(_apart, one=one, other=other)
+    TEMPTATIONS.append(
+        Temptation(name, build, (f"sltt ran, but not under these conditions: it differs in {words}",), ("0.25×",), ("not measured",))
+    )  # fmt: skip
+
+
+def flags(**values: Any) -> dict[str, Any]:
+    return {"facts": {"cells": {"x": {"provenance": {"torch_flags": values}}}}}
+
+
+differs("hardware", {}, {"device_name": "Other CPU"}, "another_cpu")
+differs("torch or CUDA version", {}, {"torch": "9.9"}, "another_torch")
+differs(
+    "torch or CUDA version",
+    {"facts": {"torch": {"cuda": "12.4"}}}, {"facts": {"torch": {"cuda": "13.0"}}}, "another_cuda",
+)  # fmt: skip
+differs("revision of sltt-bench", {"git_revision": "aaa"}, {"git_revision": "bbb"}, "another_revision")
+differs(
+    "revision of sltt-bench",
+    {"git_revision": "aaa", "facts": {"git_dirty": True}}, {"git_revision": "aaa", "facts": {"git_dirty": True}},
+    "two_trees_with_local_changes",
+)  # fmt: skip
+differs(
+    "CPU",
+    {"facts": {"cpu": "Example", "torch": {"cpu_capability": "AVX2"}}},
+    {"facts": {"cpu": "Example", "torch": {"cpu_capability": "AVX512"}}}, "another_instruction_set",
+)  # fmt: skip
+differs("CPU threads", flags(threads=2), flags(threads=8), "other_threads")
+differs(
+    "kernel flags (TF32, cuDNN, determinism)",
+    flags(matmul_allow_tf32=False), flags(matmul_allow_tf32=True), "tf32_on_one_side",
+)  # fmt: skip
+differs(
+    "kernel flags (TF32, cuDNN, determinism)",
+    flags(cudnn_benchmark=False), flags(cudnn_benchmark=True), "cudnn_benchmark_on_one_side",
+)  # fmt: skip
+
+
+def _two_gpus(top: Path, **second: Any) -> None:
+    for number, (method, gpu) in enumerate((("bptt", {}), ("sltt", second))):
+        into = run(top / method, MEMORY, number=50 * number, device="cuda:0", device_name="Example GPU")
+        ids = [into.cell(method, seed, peak_allocated_bytes=PEAKS[method]) for seed in range(3)]
+        into.tell(gpu_facts({cell: {} for cell in ids}, **gpu))
+
+
+@temptation("it differs in memory of the GPU", words=["not measured"], never=["0.25×"])
+def a_gpu_of_the_same_name_with_half_of_the_memory(top: Path) -> None:
+    _two_gpus(top, memory_total_bytes=40 * 2**30)
+
+
+@temptation("it differs in GPU driver", words=["not measured"], never=["0.25×"])
+def another_major_version_of_the_driver(top: Path) -> None:
+    _two_gpus(top, driver="580.2")
+
+
+@temptation("0.25×", words=["held"])
+def another_minor_version_of_the_driver_is_the_same(top: Path) -> None:
+    _two_gpus(top, driver="570.9")
+
+
+@temptation("it differs in hardware", words=["not measured"], never=["0.25×"])
+def a_slice_of_a_gpu_is_another_gpu(top: Path) -> None:
+    measure(run(top / "a", MEMORY, device="cuda:0", device_name="Example GPU"), methods=["bptt"])
+    into = run(top / "b", MEMORY, number=50, device="cuda:0", device_name="Example GPU MIG 3g.40gb")
+    measure(into, methods=["sltt"])
+
+
+@temptation("it differs in version of the backend's library", words=["not measured"], never=["0.25×"])
+def another_version_of_the_foreign_library(top: Path) -> None:
+    for number, (method, version) in enumerate((("bptt", "0.14"), ("sltt", "2.0"))):
+        facts = {"packages": {"torch": "2.6.0", "spikingjelly": version}}
+        measure(
+            run(top / method, MEMORY, number=50 * number, facts=facts),
+            methods=[method],
+            backend="spikingjelly",
+        )
+
+
+@temptation("it differs in backend", words=["not measured"], never=["0.25×"])
+def methods_on_different_backends(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], backend="native")
+
+
+@temptation("it differs in recipe version or overrides", words=["not measured"], never=["0.25×"])
+def another_split_of_the_data(top: Path) -> None:
+    measure(run(top / "a", MEMORY), methods=["bptt"])
+    other = varied(recipe(MEMORY), data__split="another")
+    measure(HandmadeRun(top / "b", recipe=other, number=50), methods=["sltt"])
+
+
+@temptation("it differs in T", words=["not measured"], never=["0.25×"])
+def another_number_of_time_steps(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["sltt"], recipe=recipe(MEMORY, timesteps=2), overrides={"timesteps": 2})
+
+
+@temptation("no run of sltt", never=["it differs in"], words=["not measured"])
+def a_method_that_nobody_ran(top: Path) -> None:
+    measure(run(top / "a", MEMORY), methods=["bptt"])
+
+
+# Colours and words ------------------------------------------------------------------------------
+
+
+def tones(report: Report, heading: str) -> list[str]:
+    """The tones of the cells below a heading of the first table, row by row."""
+    table = report.key_blocks[-1]
+    place = [h.text for h in table.headings].index(heading)  # type: ignore[union-attr]
+    return [row[place + 1].tone for row in table.rows]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("n", "tone"), [(1, "plain"), (2, "plain"), (4, "plain"), (5, "good")])
+def test_a_time_is_coloured_from_five_pairs_on(tmp_path: Path, n: int, tone: str) -> None:
+    measure(run(tmp_path / "a"), range(n))
+    assert tones(assembled(tmp_path), "warm epoch") == ["muted", tone]
+
+
+def test_an_exact_figure_is_coloured_at_one_seed(tmp_path: Path) -> None:
+    measure(run(tmp_path / "a"), [0])
+    assert tones(assembled(tmp_path), "live tensors") == ["muted", "good"]
+
+
+def test_means_and_the_ratio_beside_them_come_from_the_same_pairs(tmp_path: Path) -> None:
+    """bptt has a third, slow seed that sltt lacks: its mean over all would contradict the ratio."""
+    into = run(tmp_path / "a")
+    measure(into, [0, 1])
+    into.cell("bptt", 2, train_s=[9, 40.0, 40.0], top1=[0.5, 0.8, 0.9], peak_tensor_bytes=PEAKS["bptt"])
+    table = assembled(tmp_path).key_blocks[-1]
+    place = [h.text for h in table.headings].index("warm epoch")  # type: ignore[union-attr]
+    bptt, sltt = table.rows  # type: ignore[union-attr]
+    assert float(sltt[place].value) / float(bptt[place].value) == pytest.approx(float(sltt[place + 1].value))  # type: ignore[arg-type]
+    assert "40" not in bptt[place].text
+
+
+@pytest.mark.parametrize("case", TEMPTATIONS, ids=[case.name for case in TEMPTATIONS])
+def test_a_report_is_not_tempted(tmp_path: Path, case: Temptation) -> None:
+    case.build(tmp_path)
+    report = assembled(tmp_path)
+    text = markdown.render(report, {}).replace("\\", "")
+    for words in case.says:
+        assert words in text
+    for words in case.never:
+        assert words not in text
+    if case.words is not None:
+        assert tuple(verdict.word for verdict in report.verdicts) == case.words
+
+
+def test_there_are_as_many_temptations_as_the_report_has_been_led_into() -> None:
+    assert len(TEMPTATIONS) >= 60
