@@ -298,6 +298,7 @@ class _RecordedAttempt(Attempt):
         """Its row of cells.csv."""
         row = cell_row(self.cell, self.outcome, self._record.epochs(self.cell))
         self._record.folder.append(CELLS_FILE, row)
+        self.outcome.facts["doubts"] = row["doubts"]
         self._record.open_attempts.remove(self)
 
     def ended(self) -> None:

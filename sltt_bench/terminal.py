@@ -69,6 +69,8 @@ class _Lines:
         after = "" if outcome.wall_s is None else f" after {outcome.wall_s:.1f} s"
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
         self._print(f"      [{style}]{outcome.status}[/{style}]{after}{reason}")
+        if doubts := outcome.facts.get("doubts"):
+            self._print(f"      [yellow]this may mean nothing: {escape(doubts)}[/yellow]")
         if (estimate := self._estimated.get(cell.cell_id)) is not None:
             measured = format_bytes(outcome.facts.get("peak_tensor_bytes"))
             self._print(

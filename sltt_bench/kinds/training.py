@@ -36,6 +36,7 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
+        check_smallest_batch(cell, device, loaders["train"], bundle.preprocess)
         peak = unless_memory_runs_out(
             profiler,
             "peak_tensor_bytes",
@@ -49,6 +50,25 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
         report_costs(cell, subject, setup, profiler, reporter)
+
+
+def check_smallest_batch(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:
+    """Raises ValueError, before anything is trained, if a batch of one sample is too small for the network."""
+    if loader.samples % cell.recipe.train.batch_size != 1 and cell.recipe.train.batch_size != 1:
+        return
+    subject = experiment.assemble(cell, device, experiment.make_backend(cell))
+    subject.network.train()
+    x, labels = (part[:1].to(device) for part in next(iter(loader))[:2])
+    try:
+        subject.training_iteration(preprocess(x), labels)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"a batch of an epoch has one sample ({loader.samples} samples, train.batch_size "
+            f"{cell.recipe.train.batch_size}), and batch norm needs more than one value per channel: "
+            "set train.drop_last=true or another train.batch_size"
+        ) from None
 
 
 def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, reporter: "Reporter") -> None:

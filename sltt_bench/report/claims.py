@@ -121,6 +121,9 @@ def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
         caveats.append(remark)
     if METRICS[figure].unit == "accuracy":
         caveats += [f"{name} is at chance" for name in named if group.at_chance(name)]
+    caveats += [
+        f"{name}: {doubt}" for name in named if name in group.methods for doubt in group.methods[name].doubts
+    ]
     return tuple(caveats)
 
 

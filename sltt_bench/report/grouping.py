@@ -16,6 +16,7 @@ from sltt_bench.report.groups import (
     MethodResult,
     differing_fields,
     method_order,
+    seeds_text,
 )
 from sltt_bench.report.integrity import (
     Breach,
@@ -290,6 +291,10 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
         epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
         cells=cells,
         by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_phase]) | _by_run(ok, others),
+        doubts=tuple(
+            f"{reason} ({seeds_text(sorted(set(doubted['seed'].astype(int))))})"
+            for reason, doubted in ok[ok["doubts"] != ""].groupby("doubts", sort=False)
+        ),
     )
 
 

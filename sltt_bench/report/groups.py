@@ -151,6 +151,8 @@ class MethodResult:
     """(run, cell_id) of the finished cells."""
     by_run: Mapping[str, Mapping[tuple[int, int], float]] = field(default_factory=dict)
     """Metric → (run, seed) → value."""
+    doubts: tuple[str, ...] = ()
+    """Why finished cells' figures may mean nothing, with their seeds."""
 
     @property
     def seeds(self) -> list[int]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from sltt_bench.results.doubts import doubts
 from sltt_bench.results.private_paths import public, without_private_paths
 from sltt_bench.results.schema import INFERENCE_COLUMNS, SCHEMA_VERSION, Status
 
@@ -72,5 +73,12 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "best_test_top1": None if best is None else accuracy[best],
         "last_test_top1": accuracy.get(last),
         **{column.name: outcome.facts.get(column.name) for column in INFERENCE_COLUMNS},
+        "doubts": "; ".join(_doubts(cell, epochs)),
         "exit_code": outcome.exit_code,
     }
+
+
+def _doubts(cell: "Cell", epochs: Mapping[int, Mapping[str, str]]) -> list[str]:
+    data = cell.recipe.data
+    samples = min(data.test_samples, data.limit or data.test_samples)
+    return doubts([epochs[epoch] for epoch in sorted(epochs)], classes=data.classes, test_samples=samples)

@@ -159,6 +159,11 @@ CELL_COLUMNS: tuple[Column, ...] = (
     Column("best_test_top1", "float", "test_top1 of best_epoch"),
     Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
     *INFERENCE_COLUMNS,
+    Column(
+        "doubts",
+        "str",
+        "why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it",
+    ),
     Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
 )
 

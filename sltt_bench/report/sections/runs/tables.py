@@ -35,7 +35,10 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     if not brief and (front := group.pareto_front):
         columns.append(_pareto_column(front))
     compared = ["epoch_s", *([memory] if memory else [])]
-    notes = [*_failure_notes(group), *_ratio_notes(group, baseline, compared)]
+    doubts = [
+        f"{result.method} may mean nothing: {doubt}." for result in group.finished for doubt in result.doubts
+    ]
+    notes = [*doubts, *_failure_notes(group), *_ratio_notes(group, baseline, compared)]
     return _table(group, "overview", "Accuracy, time and memory", columns, notes)
 
 

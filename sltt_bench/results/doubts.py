@@ -1,0 +1,34 @@
+"""Training that means nothing: what a cell's epochs say against its own figures."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+Epoch = Mapping[str, str]
+"""A row of epochs.csv as text."""
+
+
+def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[str]:
+    """Why the figures of these epochs, in their order, may mean nothing; one clause each, none for sound training."""
+    found = []
+    if _all_are(epochs, "firing_rate", 0.0):
+        found.append("no neuron fired in any epoch (lower neuron.v_threshold, or look at the input)")
+    if _all_are(epochs, "lr", 0.0):
+        found.append("the learning rate was 0: nothing was trained")
+    losses = [float(epoch["train_loss"]) for epoch in epochs if epoch.get("train_loss")]
+    if len(losses) > 1 and max(losses) - min(losses) <= 1e-9 * abs(losses[0]):
+        found.append("the training loss never moved")
+    top1 = [float(epoch["test_top1"]) for epoch in epochs if epoch.get("test_top1")]
+    if top1 and top1[-1] <= at_chance(classes, test_samples):
+        found.append(f"test accuracy is at chance ({top1[-1]:.1%} with {classes} classes)")
+    return found
+
+
+def at_chance(classes: int, samples: int) -> float:
+    """The accuracy that guessing reaches once in twenty: 1/C plus 1.64 binomial standard deviations."""
+    chance = 1 / classes
+    return chance + 1.64 * math.sqrt(chance * (1 - chance) / samples)
+
+
+def _all_are(epochs: Sequence[Epoch], column: str, value: float) -> bool:
+    known = [float(epoch[column]) for epoch in epochs if epoch.get(column)]
+    return bool(known) and all(number == value for number in known)

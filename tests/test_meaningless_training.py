@@ -1,0 +1,107 @@
+"""Training that means nothing says so: in the run, as a column, and in the report beside its verdict."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from result_builder import MIB, RECIPE, HandmadeRun, varied
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.plan import Cell
+from sltt_bench.report.claims import judge
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.results.doubts import at_chance, doubts
+from sltt_bench.results.reader import read_results
+
+
+def rows(
+    *, lr: str = "0.1", loss: str = "2.{}", rate: str = "0.2", top1: str = "0.{}"
+) -> list[dict[str, str]]:
+    return [
+        {"lr": lr, "train_loss": loss.format(9 - i), "firing_rate": rate, "test_top1": top1.format(i)}
+        for i in range(2, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "doubt"),
+    [
+        (rows(rate="0.0"), "no neuron fired"),
+        (rows(lr="0.0"), "the learning rate was 0"),
+        (rows(loss="2.302585"), "the training loss never moved"),
+        (rows(top1="0.1"), r"test accuracy is at chance (10.0% with 10 classes)"),
+        (rows(top1="0.11"), "test accuracy is at chance"),
+    ],
+)
+def test_each_sign_of_meaningless_training_is_named(epochs: list[dict[str, str]], doubt: str) -> None:
+    (said,) = doubts(epochs, classes=10, test_samples=360)
+    assert doubt in said
+
+
+def test_sound_training_raises_no_doubt() -> None:
+    assert doubts(rows(), classes=10, test_samples=360) == []
+    assert doubts(rows()[:1], classes=10, test_samples=360) == []
+    assert doubts([], classes=10, test_samples=360) == []
+    synthetic = [{"lr": "0.1", "train_loss": f"2.{i}", "firing_rate": "", "test_top1": ""} for i in range(3)]
+    assert doubts(synthetic, classes=10, test_samples=360) == []
+    cosine = [
+        {**row, "lr": lr} for row, lr in zip(rows(), ["0.1", "0.05", "0.0", "0.0", "0.0", "0.0"], strict=True)
+    ]
+    assert doubts(cosine, classes=10, test_samples=360) == []
+
+
+def test_chance_narrows_with_more_samples() -> None:
+    assert at_chance(10, 360) == pytest.approx(0.1259, abs=1e-4)
+    assert at_chance(10, 10_000) == pytest.approx(0.1049, abs=1e-4)
+
+
+def test_a_network_that_never_fires_says_so_in_the_run_and_its_row(tmp_path: Path) -> None:
+    arguments = ["run", "digits", "--smoke", "--method", "sltt", "--device", "cpu", "--no-estimate"]
+    hostile = ["--set", "neuron.v_threshold=1000000.0", "--set", "train.lr=0.0"]
+    result = CliRunner().invoke(app, [*arguments, *hostile, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "this may mean nothing: no neuron fired in any epoch" in text
+    assert "the learning rate was 0" in text
+    (path,) = tmp_path.glob("digits/*/cells.csv")
+    assert "the training loss never moved" in pd.read_csv(path)["doubts"][0]
+
+
+def test_the_report_says_it_in_its_table_and_beside_the_verdict(tmp_path: Path) -> None:
+    claim = {
+        "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio", "threshold": 0.5,
+        "says": "half", "source": "made by hand",
+    }  # fmt: skip
+    recipe = varied(RECIPE, claims=[claim])
+    run = HandmadeRun(tmp_path / "r")
+    for seed in (0, 1):
+        doubted = {"doubts": "the training loss never moved"}
+        run.cell("bptt", seed, peak_tensor_bytes=4 * MIB, cell=doubted, recipe=recipe)
+        run.cell("sltt", seed, peak_tensor_bytes=1 * MIB, cell=doubted, recipe=recipe)
+    groups = make_groups(read_results([tmp_path]))
+    findings = [verdict for verdict in judge(groups) if verdict.is_finding]
+    assert findings
+    assert all("bptt: the training loss never moved (seeds 0, 1)" in verdict.caveats for verdict in findings)
+    output = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"]).output
+    assert "bptt may mean nothing: the training loss never moved (seeds 0, 1)" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("size", [{"data__limit": 33, "train__batch_size": 32}, {"train__batch_size": 1}])
+def test_a_batch_of_one_sample_on_one_pixel_is_refused_before_training(
+    size: dict[str, int], smoke_cell: Callable[..., Cell]
+) -> None:
+    import torch
+
+    from sltt_bench import data
+    from sltt_bench.data import DataPlace
+    from sltt_bench.kinds.training import check_smallest_batch, make_cell_loader
+
+    cell = smoke_cell(model={"name": "preact-resnet18", "width": 4}, **size)  # its last stage is 1×1
+    bundle = data.load(cell.recipe.data, DataPlace(Path("data"), cell.recipe.timesteps))
+    loader = make_cell_loader(cell, bundle, "train", torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"has one sample .*set train\.drop_last=true"):
+        check_smallest_batch(cell, torch.device("cpu"), loader, bundle.preprocess)
+    roomy = smoke_cell(**size)
+    check_smallest_batch(roomy, torch.device("cpu"), loader, bundle.preprocess)
