@@ -56,10 +56,10 @@ def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
 
 
 def _key_blocks(contributions: Sequence[Contribution]) -> tuple[Block, ...]:
-    """The first screen: the first figure and the first table that is offered for it."""
+    """The first screen: the last figure that is offered for it (estimates show what was measured too), the first table."""
     figures = [part.key_figure for part in contributions if part.key_figure]
     tables = [part.key_table for part in contributions if part.key_table]
-    return (*figures[:1], *tables[:1])
+    return (*figures[-1:], *tables[:1])
 
 
 _NOTHING = "There is nothing to compare: no results were found."
