@@ -340,8 +340,8 @@ def show(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE|RUN",
-            help="A recipe's name or file, or the folder of a run.",
+            metavar="RECIPE|METHOD|RUN",
+            help="A recipe's name or file, a method's name, or the folder of a run.",
             autocompletion=_complete_recipe,
         ),
     ],
@@ -349,7 +349,7 @@ def show(
     smoke: Smoke = False,
     as_json: AsJSON = False,
 ) -> None:
-    """Show a recipe as it resolves, with `extends`, --set and --smoke applied; or a run at a glance."""
+    """Show a recipe as it resolves, with `extends`, --set and --smoke applied; a method's equations; or a run."""
     from sltt_bench import commands
     from sltt_bench.recipe import load_recipe, parse_overrides
 
@@ -358,6 +358,9 @@ def show(
             if overrides or smoke:
                 _fail(f"{what} is the folder of a run: --set and --smoke belong to a recipe")
             commands.show_run(Path(what), as_json=as_json)
+            return
+        if commands.is_method(what):
+            commands.show_method(what, as_json=as_json)
             return
         for point in parse_overrides(overrides or []):
             commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)

@@ -370,6 +370,31 @@ def show_recipe(recipe: Recipe, *, as_json: bool = False) -> None:
     print(dump_yaml(values), end="")
 
 
+def is_method(name: str) -> bool:
+    """Whether a training rule, and no recipe, is called `name`."""
+    if name in recipe_names() or Path(name).exists():
+        return False
+    try:
+        methods.promises(name)
+    except methods.UnknownMethod:
+        return False
+    return True
+
+
+def show_method(name: str, *, as_json: bool = False) -> None:
+    """A training rule's equations, source and deviations, and what it promises."""
+    promises = asdict(methods.promises(name)) | {"needs": sorted(methods.promises(name).needs)}
+    if as_json:
+        _print_json({"method": name, "explanation": methods.explanation(name), "promises": promises})
+        return
+    print(f"# {name}\n\n{methods.explanation(name)}\n")
+    for promise, value in promises.items():
+        text = (
+            {True: "yes", False: "no"}.get(value, value) if not isinstance(value, list) else ", ".join(value)
+        )
+        print(f"{promise.replace('_', ' ')}: {text or 'nothing beyond steps and backward passes'}")
+
+
 def doctor(*, as_json: bool = False) -> int:
     """Show the diagnosis; 1 if something is broken."""
     from sltt_bench.doctor import examine

@@ -104,3 +104,15 @@ def test_estimate_gives_its_rows_and_nothing_else_to_standard_output(tmp_path: P
     assert set(rows) == {"bptt", "sltt"}
     assert rows["bptt"]["peak_tensor_bytes"] > rows["sltt"]["peak_tensor_bytes"] > 0
     assert rows["sltt"]["gpu"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "equation"),
+    [("sltt-k4", "Σ_{t drawn}"), ("ottt", "a[t]"), ("bptt-d0.5", "β"), ("rate", "Yu et al.")],
+)
+def test_show_prints_the_equations_and_promises_of_a_method(method: str, equation: str) -> None:
+    result = CliRunner().invoke(app, ["show", method])
+    assert result.exit_code == 0, result.output
+    assert equation in result.output
+    assert "memory: O(" in result.output
+    assert as_json("show", method)["promises"]["memory"].startswith("O(")
