@@ -53,7 +53,7 @@ class DVSCIFAR10(EventSource):
     split: Literal["first-900-of-each-class", "random-900-of-each-class"] = "first-900-of-each-class"
     """There is no official one. first-900-of-each-class: recordings 0–899 of each class train and 900–999
     test, as in the paper's code. random-900-of-each-class: a tenth of each class, drawn by split_seed, tests."""
-    split_seed: Seed = 0
+    split_seed: Annotated[Seed, ADDED_LATER] = 0
     """Names the random split."""
     train_samples: Count = 9_000
     test_samples: Count = 1_000
