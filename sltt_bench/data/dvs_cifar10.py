@@ -27,6 +27,7 @@ from sltt_bench.data.events import (
     tested_places,
 )
 from sltt_bench.data.source import Count, DataBundle, DataPlace, Progress, Seed, Shape
+from sltt_bench.strict import ADDED_LATER
 
 if TYPE_CHECKING:
     from torch import Tensor
