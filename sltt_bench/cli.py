@@ -452,6 +452,10 @@ def gradients(
         str, typer.Option("--epochs", help="When to look: comma list of epochs; 0 is before training, `last` works.")
     ] = "0",
     batches: Annotated[int, typer.Option("--batches", help="Training batches to look at.")] = 8,
+    compared: Annotated[
+        str | None, typer.Option("--method-gradients", help="Methods whose gradients are set beside BPTT's (comma list).",
+                                 autocompletion=_complete_methods)
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="Weights to start from.", dir_okay=False)
     ] = None,
@@ -488,7 +492,9 @@ def gradients(
             init=None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint")),
             data_dir=data_dir,
         )
-        plans = plan_analysis(recipe, request, epochs=epochs, batches=batches)
+        plans = plan_analysis(
+            recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
+        )
         timeout_s = _seconds(timeout)
         if dry_run:
             commands.show_plans(plans)

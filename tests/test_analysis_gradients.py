@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench import methods
-from sltt_bench.analysis.gradients import GradientParts, decompose, figures, layers
+from sltt_bench.analysis.gradients import GradientParts, decompose, figures, gradient_of, layers
+from sltt_bench.analysis.watch import agreement_rows
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import build
 from sltt_bench.models.options import MLPOptions
@@ -304,3 +305,30 @@ def test_stateful_layers_are_reset_for_the_next_sequence() -> None:
     assert any(isinstance(module, Stateful) for module in network.modules())
     for name in first.names:
         assert torch.equal(first.full[name], second.full[name])
+
+
+def test_a_methods_gradient_is_set_beside_bptts_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    neuron = LIFParameters(tau=2.0)
+    network = nn.Sequential(nn.Linear(3, 8), LIF(neuron), nn.Linear(8, 2)).double()
+    with torch.no_grad():
+        network[0].weight *= 3
+    inputs = list(torch.randn(4, 5, 3, dtype=torch.float64))
+    labels = torch.tensor([0, 1, 1, 0, 1])
+
+    def loss(output: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(output, labels)
+
+    sizes = {name: p.numel() for name, p in network.named_parameters()}
+    full = gradient_of("bptt", network, inputs, loss)
+    assert all(p.grad is None for p in network.parameters())
+    for method, exact in (("bptt-ckpt2", True), ("sltt", False), ("ottt-o", False)):
+        made = gradient_of(method, network, inputs, loss)
+        rows = {(row["level"], row["name"]): row for row in agreement_rows([full], [made], sizes)}
+        assert list(rows)[:3] == [("network", ""), ("layer", "0"), ("layer", "2")]
+        g, m = full["0.weight"].flatten(), made["0.weight"].flatten()
+        row = rows["parameter", "0.weight"]
+        assert row["cosine_mean"] == pytest.approx(float(g @ m / (g.norm() * m.norm())))
+        assert row["norm_ratio_mean"] == pytest.approx(float(m.norm() / g.norm()))
+        assert (abs(rows["network", ""]["cosine_mean"] - 1) < 1e-12) == exact
+        assert row["zero_batches"] == 0

@@ -15,8 +15,10 @@ from one_batch import (
     relative_difference,
     run,
 )
+from typer.testing import CliRunner
 
 from sltt_bench import methods
+from sltt_bench.cli import app
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout
@@ -315,3 +317,23 @@ def test_only_the_steps_of_the_window_count_for_loss_and_prediction(method):
     losses = [torch.nn.functional.cross_entropy(output, labels) for output in outputs]
     assert torch.allclose(unroll.summed_outputs, outputs[-2] + outputs[-1])
     assert unroll.summed_loss.item() == pytest.approx((losses[-2] + losses[-1]).item() / 2)
+
+
+def test_the_equations_of_every_method_are_shown_with_their_source():
+    for name in (
+        "bptt",
+        "bptt-ckpt2",
+        "bptt-d0.5",
+        "tbptt-w2",
+        "sltt-k2",
+        "sltt-a",
+        "ottt-o",
+        "s-tllr",
+        "rate",
+    ):
+        result = CliRunner().invoke(app, ["show", name])
+        assert result.exit_code == 0
+        assert methods.explanation(name).splitlines()[0] in result.output
+        assert "Source:" in result.output or "Meng et al. 2023" in result.output
+    assert "a[t] = λ a[t−1] + x[t]" in methods.explanation("ottt")
+    assert all(summary.count(";") >= 2 for _, summary in methods.descriptions())

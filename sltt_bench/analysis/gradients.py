@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sltt_bench import methods
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.neurons import reset_state
@@ -126,6 +127,48 @@ def decompose(
             )
             method.accumulate_gradients(unroll)
     return GradientParts(full=collected[0], steps=tuple(collected[1:]))
+
+
+def gradient_of(
+    method: str,
+    network: nn.Module,
+    inputs: Sequence[Tensor],
+    loss: StepLoss,
+    *,
+    window: int | None = None,
+) -> Named:
+    """The gradient that a method makes of one batch; leaves the network as it was.
+
+    A method that draws does so with seed 0, one that learns online makes no update. Raises UnknownMethod.
+    """
+    with undisturbed(network):
+        for parameter in network.parameters():
+            parameter.grad = None
+        generator = torch.Generator().manual_seed(0)
+        unroll = Unroll(network, inputs, loss, generator=generator, window=window)
+        methods.create(method, len(inputs)).accumulate_gradients(unroll)
+        return {name: _gradient(p) for name, p in network.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a method's gradient g_m of one part of the network relates to BPTT's; None where a norm that divides is 0."""
+
+    cosine: float | None
+    """cosine(g, g_m)."""
+    norm_ratio: float | None
+    """‖g_m‖ / ‖g‖."""
+
+
+def agreement(full: Named, made: Named, names: Iterable[str]) -> Agreement:
+    """Of some parameters' gradients, `full` BPTT's and `made` the method's; in float64."""
+    chosen = list(names)
+    g, m = (torch.cat([named[name].double().flatten() for name in chosen]) for named in (full, made))
+    full_norm, made_norm = float(g.norm()), float(m.norm())
+    if full_norm == 0:
+        return Agreement(None, None)
+    cosine = float(g @ m) / (full_norm * made_norm) if made_norm > 0 else None
+    return Agreement(None if cosine is None else min(1.0, max(-1.0, cosine)), made_norm / full_norm)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

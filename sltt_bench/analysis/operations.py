@@ -25,7 +25,7 @@ class Multiplications:
     spatial: int
     """Of the backward pass, in space."""
     temporal: int
-    """Of the backward pass, through time; 0 for SLTT and SLTT-K."""
+    """Of the backward pass beyond SLTT's: through time, or for traces and what is computed again."""
 
 
 def count_methods(
@@ -48,7 +48,7 @@ def count_methods(
     rows = []
     for name in names:
         forward, backward = counted[name]
-        spatial = in_space if name == "bptt" else backward
+        spatial = min(backward, in_space)
         rows.append(Multiplications(name, forward, spatial, backward - spatial))
     return rows
 

@@ -1,8 +1,9 @@
 """An analysis as a plan: every point of the grid is a cell, whose process trains and looks on the way."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from sltt_bench import methods
 from sltt_bench.plan import Plan, Request, make_plans
 from sltt_bench.recipe import NeuronRecipe, RecipeError, parse_overrides
 
@@ -10,27 +11,41 @@ LAST = "last"
 """The word for the recipe's last epoch."""
 
 
-def plan_analysis(recipe_name: str, request: Request, *, epochs: str, batches: int) -> list[Plan]:
+def plan_analysis(
+    recipe_name: str, request: Request, *, epochs: str, batches: int, compared: Sequence[str] = ()
+) -> list[Plan]:
     """`request`'s plans with its cells turned into analyses.
 
     A cell trains with its method (where `epochs` goes beyond 0) and takes the gradients of `batches`
-    batches apart after each of `epochs`, a comma list like "0,1,5,last". Gradients are plain
-    autograd's, so that only the reference backend serves. Raises RecipeError.
+    batches apart after each of `epochs`, a comma list like "0,1,5,last"; the gradients of `compared`
+    methods are set beside BPTT's. Gradients are plain autograd's, so that only the reference backend serves. Raises RecipeError.
     """
     if request.backends != ("reference",):
         raise RecipeError("--backend", ["gradients are taken apart on the backend `reference` only"])
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
+    faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe.timesteps))]
+    if faults:
+        raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))
+    further = {"compared": list(compared)} if compared else {}
     cells = tuple(
         replace(
             cell,
             kind="analysis",
-            options={"epochs": parse_epochs(epochs, cell.recipe.train.epochs), "batches": batches},
+            options={"epochs": parse_epochs(epochs, cell.recipe.train.epochs), "batches": batches, **further},
         )
         for cell in plan.cells
     )
     return [*before, replace(plan, cells=cells)]
+
+
+def _fault(method: str, timesteps: int) -> str | None:
+    try:
+        methods.check(method, timesteps)
+    except methods.UnknownMethod as error:
+        return str(error)
+    return None
 
 
 def parse_over(assignments: Iterable[str]) -> list[dict[str, object]]:

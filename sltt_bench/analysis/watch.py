@@ -9,14 +9,24 @@ import torch
 from torch import Tensor
 
 from sltt_bench.analysis.draws import DrawnGradient, relate
-from sltt_bench.analysis.gradients import Figures, GradientParts, decompose, figures, layers
+from sltt_bench.analysis.gradients import (
+    Agreement,
+    Figures,
+    GradientParts,
+    Named,
+    agreement,
+    decompose,
+    figures,
+    gradient_of,
+    layers,
+)
 from sltt_bench.analysis.operations import count_methods
 from sltt_bench.engine import Listener
 from sltt_bench.experiment import Experiment, time_steps, training_mode
 from sltt_bench.methods import backward_steps
 from sltt_bench.precision import ieee_float32
 from sltt_bench.recipe import Recipe
-from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
+from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
 
 Row = dict[str, Any]
 Record = Callable[[str, Row], None]
@@ -41,8 +51,10 @@ class GradientWatch:
         epochs: Sequence[int],
         record: Record,
         listener: Listener,
+        compared: Sequence[str] = (),
     ) -> None:
-        """`batches` are (inputs, labels) on the experiment's device."""
+        """`batches` are (inputs, labels) on the experiment's device; `compared` methods are set beside BPTT."""
+        self._compared = compared
         self._recipe = recipe
         self._experiment = experiment
         self._batches = batches
@@ -77,9 +89,14 @@ class GradientWatch:
             self._record(GRADIENTS_FILE, key | part)
         for part in draw_rows([_sum(gram.values()) for gram in grams]):
             self._record(DRAWS_FILE, key | part)
+        full = [self._gradient_of("bptt", *batch) for batch in self._batches] if self._compared else []
+        for method in self._compared:
+            made = [self._gradient_of(method, *batch) for batch in self._batches]
+            for part in agreement_rows(full, made, sizes):
+                self._record(METHOD_GRADIENTS_FILE, key | {"compared_method": method} | part)
 
     def count_operations(self) -> None:
-        """Record the multiplications of an iteration of BPTT, SLTT and SLTT-K at K = 1, 2, 4, … < T."""
+        """Record the multiplications of an iteration of BPTT, SLTT, SLTT-K at K = 1, 2, 4, … < T, and what is compared."""
         timesteps = self._experiment.timesteps
         ks = [2**i for i in range(timesteps.bit_length()) if 2**i < timesteps]
         x, labels = self._batches[0]
@@ -88,7 +105,7 @@ class GradientWatch:
                 self._experiment.network,
                 self._steps(x),
                 partial(self._loss, labels),
-                ["bptt", "sltt", *(f"sltt-k{k}" for k in ks)],
+                list(dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self._compared])),
                 window=self._experiment.window,
             )
         for row in rows:
@@ -123,6 +140,16 @@ class GradientWatch:
                     )
         return grams
 
+    def _gradient_of(self, method: str, x: Tensor, labels: Tensor) -> Named:
+        with training_mode(self._experiment.network, True):
+            return gradient_of(
+                method,
+                self._experiment.network,
+                self._steps(x),
+                partial(self._loss, labels),
+                window=self._experiment.window,
+            )
+
     def _steps(self, x: Tensor) -> Sequence[Tensor]:
         return time_steps(x, self._experiment.timesteps, self._experiment.temporal)
 
@@ -138,20 +165,39 @@ def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int
 
     `grams` holds for each batch the Gram matrix of every parameter, `sizes` their numbers of elements.
     """
-    names = list(grams[0])
+    return [
+        place | _over_batches([figures(_sum(gram[name] for name in members)) for gram in grams])
+        for place, members in _parts(list(grams[0]), sizes)
+    ]
+
+
+def agreement_rows(full: Sequence[Named], made: Sequence[Named], sizes: Mapping[str, int]) -> list[Row]:
+    """The network, its layers and its parameters: a method's gradients beside BPTT's, one each a batch."""
+    return [
+        place | _agreement([agreement(g, m, members) for g, m in zip(full, made, strict=True)])
+        for place, members in _parts(list(full[0]), sizes)
+    ]
+
+
+def _agreement(measured: Sequence[Agreement]) -> Row:
+    row: Row = {"zero_batches": sum(one.cosine is None for one in measured)}
+    for name in ("cosine", "norm_ratio"):
+        row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std([getattr(one, name) for one in measured])
+    return row
+
+
+def _parts(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[Row, list[str]]]:
+    """Each part of a network: the columns that say which, and its parameters."""
     levels = {
-        "network": {"": names},
+        "network": {"": list(names)},
         "layer": layers(names),
         "parameter": {name: [name] for name in names},
     }
     return [
-        {
-            "level": level,
-            "name": part,
-            "depth": depth,
-            "elements": sum(sizes[name] for name in members),
-            **_over_batches([figures(_sum(gram[name] for name in members)) for gram in grams]),
-        }
+        (
+            {"level": level, "name": part, "depth": depth, "elements": sum(sizes[name] for name in members)},
+            members,
+        )
         for level, parts in levels.items()
         for depth, (part, members) in enumerate(parts.items(), start=1)
     ]

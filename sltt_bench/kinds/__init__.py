@@ -14,6 +14,7 @@ from sltt_bench.results.schema import (
     EPOCHS_FILE,
     ESTIMATES_FILE,
     GRADIENTS_FILE,
+    METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
     TIMELINE_FILE,
     Kind,
@@ -56,7 +57,7 @@ KINDS: dict[Kind, CellKind] = {
     ),
     "analysis": CellKind(
         "sltt_bench.kinds.analysis:analyse_cell",
-        files=(EPOCHS_FILE, TIMELINE_FILE, GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE),
+        files=(EPOCHS_FILE, TIMELINE_FILE, GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE),
     ),
     "estimate": CellKind(
         "sltt_bench.kinds.estimates:estimate_iteration", files=(ESTIMATES_FILE,), measures=False, needs_data=False

@@ -28,7 +28,9 @@ def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             (bundle.preprocess(x.to(device)), labels.to(device))
             for x, labels in islice(loaders["train"], batches)
         ]
-        watch = GradientWatch(cell.recipe, subject, looked_at, epochs, reporter.row, reporter)
+        watch = GradientWatch(
+            cell.recipe, subject, looked_at, epochs, reporter.row, reporter, cell.options.get("compared", ())
+        )
         watch.count_operations()
         watch.look(0)
         engine.train(subject, setup, profiler, watch)

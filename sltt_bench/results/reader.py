@@ -24,6 +24,7 @@ from sltt_bench.results.schema import (
     ESTIMATES_FILE,
     GRADIENTS_FILE,
     LOGS_FOLDER,
+    METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
     PROVENANCE_FILE,
     RECIPE_FILE,
@@ -34,7 +35,7 @@ from sltt_bench.results.writer import ResultsError
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
-_BESIDE = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE, ESTIMATES_FILE, BENCH_FILE)
+_BESIDE = (GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE, ESTIMATES_FILE, BENCH_FILE)
 """What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"

@@ -15,6 +15,7 @@ EPOCHS_FILE = "epochs.csv"
 TIMELINE_FILE = "timeline.csv"
 GRADIENTS_FILE = "gradients.csv"
 DRAWS_FILE = "draws.csv"
+METHOD_GRADIENTS_FILE = "method_gradients.csv"
 OPERATIONS_FILE = "operations.csv"
 ESTIMATES_FILE = "estimates.csv"
 BENCH_FILE = "bench.csv"
@@ -231,6 +232,20 @@ DRAW_COLUMNS: tuple[Column, ...] = (
     Column("relative_variance_std", "float", "standard deviation over batches"),
 )
 
+METHOD_GRADIENT_COLUMNS: tuple[Column, ...] = (
+    *ANALYSIS_KEY,
+    Column("compared_method", "str", "method whose gradient g_m is compared with BPTT's gradient g"),
+    Column("level", "str", "network, layer (the module that owns parameters) or parameter (one tensor)"),
+    Column("name", "str", "name of the layer or parameter; empty for the network"),
+    Column("depth", "int", "place in the network's order within its level, 1 for the first"),
+    Column("elements", "int", "numbers in this part's gradient"),
+    Column("zero_batches", "int", "batches in which g or g_m of this part was exactly 0: no cosine"),
+    Column("cosine_mean", "float", "cosine(g, g_m), mean over batches"),
+    Column("cosine_std", "float", "standard deviation over batches"),
+    Column("norm_ratio_mean", "float", "‖g_m‖ / ‖g‖, mean over batches"),
+    Column("norm_ratio_std", "float", "standard deviation over batches"),
+)
+
 OPERATION_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
     Column("counted_method", "str", "method whose training iteration (one batch, all T steps) was counted"),
@@ -238,7 +253,11 @@ OPERATION_COLUMNS: tuple[Column, ...] = (
     Column("samples", "int", "samples of the batch"),
     Column("forward_multiplications", "int", "multiplications of the forward pass"),
     Column("spatial_multiplications", "int", "multiplications of the backward pass in space: all of SLTT's"),
-    Column("temporal_multiplications", "int", "what BPTT's backward pass multiplies beyond SLTT's"),
+    Column(
+        "temporal_multiplications",
+        "int",
+        "what the backward pass multiplies beyond SLTT's: all of that is temporal in BPTT",
+    ),
 )
 
 ESTIMATE_COLUMNS: tuple[Column, ...] = (
@@ -318,6 +337,7 @@ FILES: dict[str, tuple[Column, ...]] = {
     TIMELINE_FILE: TIMELINE_COLUMNS,
     GRADIENTS_FILE: GRADIENT_COLUMNS,
     DRAWS_FILE: DRAW_COLUMNS,
+    METHOD_GRADIENTS_FILE: METHOD_GRADIENT_COLUMNS,
     OPERATIONS_FILE: OPERATION_COLUMNS,
     ESTIMATES_FILE: ESTIMATE_COLUMNS,
     BENCH_FILE: BENCH_COLUMNS,

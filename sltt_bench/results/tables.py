@@ -25,6 +25,7 @@ from sltt_bench.results.schema import (
     ESTIMATES_FILE,
     FILES,
     GRADIENTS_FILE,
+    METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
     SCHEMA_VERSION,
     TIMELINE_FILE,
@@ -42,6 +43,7 @@ NEEDED = {
     TIMELINE_FILE: {"cell_id", "attempt"},
     GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "level", "depth"},
     DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
+    METHOD_GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "compared_method", "level"},
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
     ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
     BENCH_FILE: {
