@@ -201,7 +201,7 @@ class HandmadeRun:
 def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | None = None) -> None:
     """A folder of the benchmark: rows of bench.csv, of which only what matters needs to be told."""
     path.mkdir(parents=True)
-    said = {"kind": "bench", "run": path.name, "command": ["python", "-m", "sltt_bench.bench"]}
+    said = {"kind": "bench", "run": path.name, "command": ["python", "-m", "tests.benchmarks"]}
     (path / "provenance.json").write_text(json.dumps(said | {"failed": dict(failed or {})}))
     names = [column.name for column in FILES[BENCH_FILE]]
     with (path / BENCH_FILE).open("w", newline="") as stream:

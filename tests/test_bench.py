@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 import torch
 import typer
-from torch import Tensor, nn
-from typer.testing import CliRunner
-
-from sltt_bench.backends.native.graphs import GraphedIterations
-from sltt_bench.bench import __main__ as command
-from sltt_bench.bench import competitors, measure, rows
-from sltt_bench.bench.competitors import (
+from benchmarks import __main__ as command
+from benchmarks import competitors, measure, rows
+from benchmarks.competitors import (
     ABLATIONS,
     Competitor,
     Made,
@@ -26,11 +22,16 @@ from sltt_bench.bench.competitors import (
     ours,
     relu_network,
     spikingjelly_bptt,
+    spikingjelly_bptt_with_less_memory,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
 )
-from sltt_bench.bench.measure import paired_times, peak_bytes
-from sltt_bench.bench.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
+from benchmarks.measure import paired_times, peak_bytes
+from benchmarks.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 
@@ -110,6 +111,11 @@ def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(proble
         spikingjelly_bptt(multi_step=True, float32_neurons=True),
     ):
         assert_same_gradients(bptt, ours("reference", "bptt"), problem)
+    for saving in (
+        spikingjelly_bptt_with_less_memory(multi_step=False, compress=True),
+        spikingjelly_bptt_with_less_memory(multi_step=True, chunks=3),
+    ):
+        assert_same_gradients(saving, ours("reference", "bptt"), problem)
     sltt_gradient, bptt_gradient = (gradients(ours("reference", m), problem) for m in ("sltt", "bptt"))
     assert (sltt_gradient - bptt_gradient).norm() > 1e-3 * bptt_gradient.norm(), "the two can be told apart"
 

@@ -138,7 +138,7 @@ def spikingjelly_sltt_with_less_memory(*, compress: bool) -> Competitor:
     said = "spikes as bits" if compress else "blocks checkpointed"
 
     def make(problem: Problem) -> Made:
-        return _step_by_step(problem, _Checkpointed(compress=compress), "sltt")
+        return _step_by_step(problem, _Checkpointed("SLTTLIFNode", compress=compress), "sltt")
 
     return Competitor(f"SpikingJelly SLTTLIFNode, {said}", make)
 
@@ -158,6 +158,27 @@ def spikingjelly_bptt(
     return Competitor(
         f"SpikingJelly LIFNode {mode}" + FLOAT32_NEURONS * float32_neurons + CUDA_GRAPH * cuda_graph, make
     )
+
+
+def spikingjelly_bptt_with_less_memory(
+    *, multi_step: bool, compress: bool = False, chunks: int = 1
+) -> Competitor:
+    """`LIFNode` and SpikingJelly's memory optimisation, as above, exact as BPTT is.
+
+    Its levels 2 to 4 search for finer blocks and for chunks of time by measuring on a GPU; what they can arrive at
+    is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only).
+    """
+    said = "spikes as bits" if compress else "blocks checkpointed"
+    mode = "multi-step" if multi_step else "single-step"
+
+    def make(problem: Problem) -> Made:
+        nodes = _Checkpointed(
+            "LIFNode", compress=compress, step_mode=mode[0], chunks=min(chunks, problem.timesteps)
+        )
+        return _layer_by_layer(problem, nodes) if multi_step else _step_by_step(problem, nodes, "bptt")
+
+    in_chunks = f" in {chunks} chunks" if chunks > 1 else ""
+    return Competitor(f"SpikingJelly LIFNode {mode}, {said}{in_chunks}", make)
 
 
 def relu_network(*, cuda_graph: bool = False) -> Competitor:
@@ -245,11 +266,12 @@ class _InFloat32(SpikingJellyLIF):
 
 
 class _Checkpointed(_SpikingJellyNodes):
-    """`SLTTLIFNode` under SpikingJelly's own memory optimisation."""
+    """Nodes under SpikingJelly's own memory optimisation."""
 
-    def __init__(self, *, compress: bool) -> None:
-        super().__init__("SLTTLIFNode")
+    def __init__(self, kind: str, *, compress: bool, step_mode: str = "s", chunks: int = 1) -> None:
+        super().__init__(kind, step_mode=step_mode)
         self._compress = compress
+        self._chunks = chunks
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         from spikingjelly.activation_based.memopt import BitSpikeCompressor, checkpoint_module
@@ -260,7 +282,7 @@ class _Checkpointed(_SpikingJellyNodes):
             del layers[next(iter(layers))]  # the stem receives an image
         for name, module in layers.items():
             compressor = BitSpikeCompressor() if self._compress else None
-            network.set_submodule(name, checkpoint_module(module, compressor=compressor))
+            network.set_submodule(name, checkpoint_module(module, compressor=compressor, chunks=self._chunks))
         return network
 
     def _is_chosen(self, module: nn.Module) -> bool:
@@ -325,10 +347,14 @@ def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
         return _Subject(network, methods.create(method, timesteps), generator, timesteps)
 
     def iterate(subject: _Subject, x: Tensor, labels: Tensor) -> Unroll:
+        inputs = [x] * subject.timesteps
+        unrolled = network
+        if isinstance(backend, Native):
+            unrolled = backend.unrolled(network, inputs, subject.method)
         with backend.iteration(network):
             unroll = Unroll(
-                network,
-                [x] * subject.timesteps,
+                unrolled,
+                inputs,
                 partial(step_loss, labels=labels, alpha=ALPHA, mse_target="ones"),
                 generator=subject.generator,
                 backward=backward,
@@ -402,7 +428,7 @@ def _layer_by_layer(problem: Problem, backend: Backend) -> Made:
     return Made(
         network,
         iteration=partial(iteration, problem.timesteps),
-        short_iteration=partial(iteration, min(2, problem.timesteps)),
+        short_iteration=partial(iteration, problem.timesteps),  # of two steps, there are no chunks of time
         batch=(x, labels),
         warm_up=_warm_up(problem),
         provenance=backend.provenance,

@@ -1,4 +1,4 @@
-"""`python -m sltt_bench.bench`: measures the rows of the benchmark, prints and keeps their ratios."""
+"""`python -m tests.benchmarks`: measures the rows of the benchmark, prints and keeps their ratios."""
 
 import sys
 from dataclasses import asdict, replace
@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 
 from sltt_bench import provenance
-from sltt_bench.bench.measure import CLOCKS, in_one_line
-from sltt_bench.bench.rows import ROWS, Finding, Row, Size, rows_for
 from sltt_bench.results.schema import BENCH_FILE, SCHEMA_VERSION
 from sltt_bench.results.writer import RunFolder
+
+from .measure import CLOCKS, in_one_line
+from .rows import ROWS, Finding, Row, Size, rows_for
 
 
 def main(
@@ -78,7 +79,7 @@ def _chosen(names: str, device: str) -> list[Row]:
 
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
     """Measure, print and write row by row; whether any failed."""
-    facts = provenance.collect(["python", "-m", "sltt_bench.bench", *sys.argv[1:]])
+    facts = provenance.collect(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
     facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
     del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))

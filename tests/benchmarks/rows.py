@@ -6,7 +6,9 @@ Every row names the targets' wording, measures both sides in one run, and gives 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from sltt_bench.bench.competitors import (
+from sltt_bench.models.options import CNNOptions
+
+from .competitors import (
     ABLATIONS,
     Competitor,
     Problem,
@@ -17,11 +19,11 @@ from sltt_bench.bench.competitors import (
     ours,
     relu_network,
     spikingjelly_bptt,
+    spikingjelly_bptt_with_less_memory,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
 )
-from sltt_bench.bench.measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
-from sltt_bench.models.options import CNNOptions
+from .measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
 
 FAKE = "counted on fake tensors"
 
@@ -268,6 +270,26 @@ def _bptt_memory(size: Size) -> Iterator[Finding]:
     yield from _peaks("memory-bptt", cifar_resnet18(), ours("native", "bptt"), [(baselines, 0.75)], size)
 
 
+def _bptt_recompute(size: Size) -> Iterator[Finding]:
+    """The exact gradient at little memory, also against what SpikingJelly does to that end; and its time."""
+    subject = ours("native", "bptt", recompute=True)
+    usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
+    saving = _saving_bptt()
+    yield from _peaks("recompute-bptt", cifar_resnet18(), subject, [(usual, 0.20), (saving, 1.0)], size)
+    if not size.fake:
+        against = [([ours("native", "bptt")], 1.35), (saving, None)]
+        yield from _times("recompute-bptt", cifar_resnet18(), [subject], against, size)
+
+
+def _saving_bptt() -> list[Competitor]:
+    return [
+        spikingjelly_bptt_with_less_memory(multi_step=False, compress=True),
+        spikingjelly_bptt_with_less_memory(multi_step=False),
+        spikingjelly_bptt_with_less_memory(multi_step=True),
+        *(spikingjelly_bptt_with_less_memory(multi_step=True, chunks=chunks) for chunks in (2, 3, 6)),
+    ]
+
+
 def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator[Finding]]:
     """Native without each of its ideas, against native with all of them."""
 
@@ -344,6 +366,7 @@ ROWS: tuple[Row, ...] = (
     Row("recompute", "the same with activation recomputation: memory and time", "any", _recompute),
     Row("growth", "growth of SLTT's peak from T = 1 to T = 32", "any", _growth),
     Row("memory-bptt", "peak live tensor bytes, BPTT, T = 6", "any", _bptt_memory),
+    Row("recompute-bptt", "BPTT with recomputation: memory and time", "any", _bptt_recompute),
     Row("cpu-time-sltt", "CPU time of an iteration, SLTT", "cpu", _cpu_time_sltt),
     Row("cpu-time-bptt", "CPU time of an iteration, BPTT", "cpu", _cpu_time_bptt),
     *(

@@ -1,4 +1,4 @@
-"""The native backend side by side with the strongest that others offer: `python -m sltt_bench.bench`.
+"""The native backend side by side with the strongest that others offer: `python -m tests.benchmarks`.
 
 competitors    who runs: native, SpikingJelly's neurons in their modes, a network of ReLUs
 measure        peak live tensor bytes; times of alternated iterations

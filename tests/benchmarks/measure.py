@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from sltt_bench.bench.competitors import Competitor, Made, Problem
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.measure.iteration_memory import count_iteration
+
+from .competitors import Competitor, Made, Problem
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
