@@ -121,6 +121,8 @@ class _Totals:
     def __init__(self, device: torch.device) -> None:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self.samples = 0
+        self.batches = 0
+        """On this rank."""
         self.spikes: torch.Tensor = torch.zeros((), dtype=torch.float64, device=device)
         self.neuron_steps = 0
         self.backward_passes = 0
@@ -128,6 +130,7 @@ class _Totals:
     def add(self, loss: Tensor, summed_outputs: Tensor, labels: Tensor) -> None:
         """Add one batch: its mean loss and how many labels are the best and among the five best."""
         count = len(labels)
+        self.batches += 1
         self.sums += torch.stack(
             [
                 loss.double() * count,
@@ -174,10 +177,11 @@ def _train_epoch(
     setup.train.set_epoch(epoch)
     batches = len(setup.train)
     with training_mode(experiment.network, True), profile.train():
-        for done, batch in enumerate(profile.waiting(setup.train), start=1):
+        for batch in profile.waiting(setup.train):
             _train_batch(experiment, setup, batch, totals)
+            del batch  # or it would live until the next has come
             if (figures := live.due(totals)) is not None:
-                listener.batch(epoch, done, batches, figures)
+                listener.batch(epoch, totals.batches, batches, figures)
     return totals.over(experiment.ranks)
 
 
@@ -223,6 +227,7 @@ def _evaluate(
     with profile.evaluate():
         for batch in _test_batches(experiment, setup):
             _evaluate_batch(experiment, setup, batch, totals)
+            del batch
     for hook in hooks:
         hook.remove()
     return totals.over(experiment.ranks)

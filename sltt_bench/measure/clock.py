@@ -27,4 +27,5 @@ class WaitClock:
             finally:
                 self.seconds = (self.seconds or 0.0) + time.perf_counter() - started
             yield item
+            del item  # or it would live until the next has come
             started = time.perf_counter()
