@@ -64,7 +64,7 @@ class Ranks:
             if parameter.grad is not None:
                 parameter.grad.copy_(piece.view_as(parameter))
             elif somewhere:
-                parameter.grad = piece.view_as(parameter).clone()
+                parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
 
     def add_up(self, figures: Tensor) -> Tensor:
         """The sum of `figures` over the ranks, in place."""

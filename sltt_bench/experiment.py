@@ -130,7 +130,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
         network=network,
         method=methods.create(cell.method, recipe.timesteps),
         backend=backend,
-        optimizer=build_optimizer(recipe, network),
+        optimizer=build_optimizer(recipe, network, fused=device.type == "cuda"),
         scaler=precision.make_scaler(),
         precision=precision,
         timesteps=recipe.timesteps,
@@ -165,13 +165,23 @@ def neuron_parameters(recipe: Recipe) -> LIFParameters:
     return LIFParameters(**recipe.neuron.model_dump())
 
 
-def build_optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over all parameters."""
+def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
+    """SGD with momentum or AdamW over all parameters.
+
+    `fused`: one launch for all of them, without copies of gradients; and the loss scaler of fp16 leaves it to
+    the device whether a step is skipped, where it would wait for the device in every iteration otherwise.
+    """
     train = recipe.train
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(network.parameters(), lr=train.lr, weight_decay=train.weight_decay)
+        return torch.optim.AdamW(
+            network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=fused
+        )
     return torch.optim.SGD(
-        network.parameters(), lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay
+        network.parameters(),
+        lr=train.lr,
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        fused=fused,
     )
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench import methods
-from sltt_bench.experiment import Experiment, assemble, make_backend
+from sltt_bench.experiment import Experiment, assemble, build_optimizer, make_backend
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
@@ -155,8 +155,7 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     subject = assemble(cell, torch.device("cpu"), make_backend(cell))
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()
-    for group in subject.optimizer.param_groups:
-        group["foreach"] = device_type == "cuda"  # torch's own choice for each
+    subject.optimizer = build_optimizer(recipe, subject.network, fused=device_type == "cuda")
     return subject
 
 
