@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from result_builder import MIB, HandmadeRun
 from typer.testing import CliRunner
 
@@ -332,9 +330,15 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return top
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(seed=st.integers(0, 2**32))
-def test_any_damage_to_committed_files_is_read_around(committed: Path, sound: set[str], seed: int) -> None:
+def test_any_damage_to_committed_files_is_read_around(
+    committed: Path, sound: set[str], request: pytest.FixtureRequest
+) -> None:
+    """`--campaign long` damages a thousand times."""
+    for seed in range(1000 if request.config.getoption("--campaign") == "long" else 25):
+        check_damage(committed, sound, seed)
+
+
+def check_damage(committed: Path, sound: set[str], seed: int) -> None:
     """What one damage reaches is listed, or differs in a value that could as well have been measured."""
     draw = random.Random(seed)
     path = draw.choice(sorted(path for path in committed.rglob("*.*") if path.is_file()))
