@@ -158,7 +158,7 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             first[column] = sum(values) / len(values)  # type: ignore[arg-type]
         elif column in SMALLEST:
             first[column] = min(values)  # type: ignore[type-var]
-        elif column.startswith("peak_") or column.endswith("_s"):
+        elif column.endswith(("_bytes", "_s")):
             first[column] = max(values)  # type: ignore[type-var]
     return first
 

@@ -221,6 +221,7 @@ figures = None
 """)
     assert said["absent"] == {
         "energy_j": "nvmlDeviceGetTotalEnergyConsumption: Not Supported (at the start)",
+        "allocated_at_reset_bytes": "the device is the CPU",
         "peak_allocated_bytes": "the device is the CPU",
         "peak_reserved_bytes": "the device is the CPU",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sltt_bench import backends
 from sltt_bench.measure import Profiler, Sample, process_memory
 from sltt_bench.measure import profiler as profiler_module
 from sltt_bench.measure.devices import Cpu
@@ -52,6 +53,9 @@ class RecordingDevice(Cpu):
 
     def reset_peaks(self) -> None:
         self.calls.append("reset_peaks")
+
+    def allocated_bytes(self) -> int | None:
+        return 2 * MIB if self.calls[-1] == "reset_peaks" else 9 * MIB
 
     def allocator_peaks(self) -> dict[str, int | None]:
         self.calls.append("allocator_peaks")
@@ -130,6 +134,35 @@ def test_the_device_is_synchronised_before_the_clock_starts_and_before_it_stops(
     assert_slept(figures["eval_s"], 0.25)
     assert figures["peak_allocated_bytes"] == 3 * MIB
     assert figures["peak_reserved_bytes"] == 4 * MIB
+
+
+def test_what_was_allocated_before_training_is_a_column_of_its_own(device: RecordingDevice) -> None:
+    """Weights, optimiser state and workspaces: what a small network's peak mostly consists of."""
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            device.calls.append("body")
+    assert epoch.figures()["allocated_at_reset_bytes"] == 2 * MIB
+
+
+def test_a_figure_that_a_technique_makes_meaningless_is_empty_with_its_reason(
+    device: RecordingDevice,
+) -> None:
+    device.gpu_uuid = "GPU-1"
+    with Profiler(CPU, unmeasurable={"peak_allocated_bytes": "iterations are replayed"}) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            device.calls.append("body")
+    assert epoch.figures()["peak_allocated_bytes"] is None
+    assert epoch.figures()["peak_reserved_bytes"] == 4 * MIB
+    assert profiler.absent["peak_allocated_bytes"] == "iterations are replayed"
+
+
+def test_replayed_graphs_have_no_allocator_peak_and_other_iterations_do() -> None:
+    graphs = backends.create("native", cuda_graph=True)
+    assert "peak_reserved_bytes holds" in backends.unmeasurable(graphs)["peak_allocated_bytes"]
+    for plain in (backends.create("native"), backends.create("reference")):
+        assert not backends.unmeasurable(plain)
 
 
 def test_an_epoch_that_raises_leaves_no_figures() -> None:

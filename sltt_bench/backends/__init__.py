@@ -62,6 +62,8 @@ class Backend(Protocol):
     def provenance(self) -> Mapping[str, str]:
         """The kernels and versions that really ran, for provenance.json."""
 
+    # It may also have `unmeasurable`, see the function of that name.
+
 
 def unserved(backend: Backend, method: str) -> str | None:
     """Why the backend cannot serve the method of that name, or None. Raises UnknownMethod."""
@@ -70,6 +72,12 @@ def unserved(backend: Backend, method: str) -> str | None:
         return None
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
     return f"method {method!r} needs {what}, which this backend does not offer; use --backend reference"
+
+
+def unmeasurable(backend: Backend) -> Mapping[str, str]:
+    """Columns of epochs.csv that would mean nothing under the backend → why: its attribute of that name, if any."""
+    columns: Mapping[str, str] = getattr(backend, "unmeasurable", {})
+    return columns
 
 
 class UnknownBackend(ValueError):

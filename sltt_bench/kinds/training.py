@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sltt_bench import data, engine, experiment, initialise, provenance
+from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.failures import classify, is_out_of_memory
@@ -115,9 +116,13 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
         device_name=provenance.device_name(device),
         precision=precision,
     )
-    profiler = Profiler(device, on_sample=lambda sample: reporter.send("sample", row=asdict(sample)))
-    reporter.memory_now = profiler.memory_now
     backend = experiment.make_backend(cell)
+    profiler = Profiler(
+        device,
+        on_sample=lambda sample: reporter.send("sample", row=asdict(sample)),
+        unmeasurable=unmeasurable(backend),
+    )
+    reporter.memory_now = profiler.memory_now
     try:
         with profiler:
             yield device, profiler, backend

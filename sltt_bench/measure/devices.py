@@ -23,6 +23,9 @@ class ComputeDevice(Protocol):
     def allocator_peaks(self) -> dict[str, int | None]:
         """peak_allocated_bytes and peak_reserved_bytes since the last reset; None without an allocator."""
 
+    def allocated_bytes(self) -> int | None:
+        """What the allocator has given to tensors now; None without an allocator."""
+
     def reserved_bytes(self) -> int:
         """What the allocator holds of the device's memory now."""
 
@@ -43,6 +46,9 @@ class Cpu:
 
     def allocator_peaks(self) -> dict[str, int | None]:
         return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
+
+    def allocated_bytes(self) -> int | None:
+        return None
 
     def reserved_bytes(self) -> int:
         return 0
@@ -73,6 +79,9 @@ class Cuda:
             "peak_allocated_bytes": self._cuda.max_memory_allocated(self._device),
             "peak_reserved_bytes": self._cuda.max_memory_reserved(self._device),
         }
+
+    def allocated_bytes(self) -> int | None:
+        return self._cuda.memory_allocated(self._device)
 
     def reserved_bytes(self) -> int:
         return self._cuda.memory_reserved(self._device)

@@ -1,7 +1,7 @@
 """The profiler of one process: measures epochs, and says which figures it cannot give and why."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Figure = float | int | str | None
 
-ALLOCATOR_COLUMNS = ("peak_allocated_bytes", "peak_reserved_bytes")
+ALLOCATOR_COLUMNS = ("allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
 NVML_COLUMNS = ("peak_nvml_bytes", "peak_nvml_scope", "energy_j", "gpu_util_mean")
 FIGURES = ("train_s", "eval_s", "data_wait_s", *ALLOCATOR_COLUMNS, "peak_rss_bytes", *NVML_COLUMNS)
 """The columns of epochs.csv that a profiler fills."""
@@ -37,11 +37,13 @@ class Profiler:
         on_sample: Callable[[Sample], None] | None = None,
         interval_s: float = 0.1,
         gpu_uuid: str | None = None,
+        unmeasurable: Mapping[str, str] | None = None,
     ) -> None:
         """`on_sample` gets every sample of the sensors, mostly from another thread. `gpu_uuid` is the GPU
-        to watch, by default that of `device`."""
-        self.absent: dict[str, str] = {}
+        to watch, by default that of `device`. `unmeasurable` columns stay empty, each for its reason."""
+        self.absent: dict[str, str] = dict(unmeasurable or {})
         """Column of epochs.csv → why it stays empty, altogether or in the epochs named."""
+        self.unmeasurable = frozenset(self.absent)
         self.notes: dict[str, str] = {}
         """Column of epochs.csv → what to know about its figures."""
         self.compute = compute_device(device)
@@ -150,6 +152,7 @@ class EpochProfile:
         with profiler.phase("train", self._number) as readings:
             compute.synchronize()
             compute.reset_peaks()
+            allocated_at_reset = compute.allocated_bytes()
             reset_peak_resident()
             energy_before = None if watch is None else watch.energy_j()
             self._waits = WaitClock()
@@ -161,6 +164,7 @@ class EpochProfile:
                 self._keep("energy_j", _energy_between(energy_before, watch.energy_j()))
             self._figures |= {"train_s": train_s, "data_wait_s": self._waits.seconds}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
+            self._figures["allocated_at_reset_bytes"] = allocated_at_reset
         if watch is not None and readings is not None:
             watch.count_clock_limits(readings)
             self._keep("gpu_util_mean", readings.utilisation.mean())
@@ -183,7 +187,10 @@ class EpochProfile:
 
     def figures(self) -> dict[str, Figure]:
         """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
-        return dict(self._figures)
+        return {
+            column: None if column in self._profiler.unmeasurable else figure
+            for column, figure in self._figures.items()
+        }
 
     def _keep(self, column: str, reading: Reading[float]) -> None:
         self._figures[column] = value_of(reading)

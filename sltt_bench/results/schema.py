@@ -85,6 +85,12 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column("samples_per_s", "float", "samples / train_s"),
     Column("backward_passes", "float", "backward passes of a training iteration, mean over the epoch"),
     Column(
+        "allocated_at_reset_bytes",
+        "int",
+        "CUDA allocator: what it had given out when its peaks were reset, before the epoch's training: weights, "
+        "optimiser state, and workspaces of libraries, which are no part of live tensors",
+    ),
+    Column(
         "peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"
     ),
     Column(

@@ -78,6 +78,17 @@ class Native:
         """Of the network, once an iteration has asked for it."""
         self._graphs = GraphedIterations() if cuda_graph else None
 
+    @property
+    def unmeasurable(self) -> Mapping[str, str]:
+        """A replayed iteration uses its graph's own memory, of which the allocator's counters see nothing."""
+        if self._graphs is None:
+            return {}
+        reason = (
+            "iterations are replayed as CUDA graphs, which do not move the allocator's counters; "
+            "peak_reserved_bytes holds their memory"
+        )
+        return {"peak_allocated_bytes": reason}
+
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
         if self._graphs is not None and torch.device(device).type != "cuda":
             return f"native.cuda_graph needs a CUDA device, but the device is {device}"
