@@ -52,8 +52,9 @@ def run_plans(
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
-    With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the memory of each cell is estimated first; one that cannot fit is warned of, or
-    skipped with `skip_oversize`. Raises DataError where a data set is missing, ResultsError.
+    With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the
+    memory of each cell is estimated first; one that cannot fit is warned of, or skipped with
+    `skip_oversize`. Raises DataError where a data set is missing, ResultsError.
     """
     from sltt_bench import provenance
     from sltt_bench.report import print_run
@@ -150,12 +151,15 @@ def _check_data(cells: Sequence[Cell], data_dir: Path) -> None:
 
 
 def _earlier_run(plan: Plan, out: Path) -> Path | None:
-    """The newest run of the same plan, whoever holds others of the recipe now."""
+    """The newest run of the same plan, one with unfinished cells first (a clock may have been set back);
+    other plans of the recipe may be running now."""
     wanted = [cell.cell_id for cell in plan]
-    for path in sorted((out / plan.recipe.name).glob("*/"), reverse=True):
-        if read_provenance(path).get("plan") == wanted:
-            return path
-    return None
+    runs = [
+        path
+        for path in sorted((out / plan.recipe.name).glob("*/"), reverse=True)
+        if read_provenance(path).get("plan") == wanted
+    ]
+    return next((path for path in runs if _left_of(plan, path)), runs[0] if runs else None)
 
 
 def _left_of(plan: Plan, path: Path | None) -> list[Cell]:

@@ -2,13 +2,14 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_kills import ARGUMENTS, only_run, start
+from test_kills import ARGUMENTS, only_run, rows, start, wait_until
 
 from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.memory_limit import memory_limit, oom_kills
@@ -64,6 +65,26 @@ def test_limit_and_kills_are_those_of_the_control_group(tmp_path: Path) -> None:
     bare = group(tmp_path / "0", {"proc/self/cgroup": "0::/\n", "proc/vmstat": "pgfault 1\noom_kill 70\n"})
     assert (oom_kills(bare), memory_limit(bare)) == (70, None)
     assert (oom_kills(tmp_path / "nowhere"), memory_limit(tmp_path / "nowhere")) == (0, None)
+
+
+def with_a_dead_terminal() -> None:
+    """Nothing can be written to standard output any more, as after the window was closed."""
+    read, write = os.pipe()
+    os.close(read)
+    os.dup2(write, 1)
+    os.close(write)
+
+
+def test_a_closed_terminal_ends_a_run_with_its_rows(tmp_path: Path) -> None:
+    arguments = (*ARGUMENTS, "--method", "sltt,bptt", "--set", "train.epochs=200", "--out", str(tmp_path))
+    process = start(*arguments, begin=with_a_dead_terminal, silent=False)
+    wait_until(lambda: rows(tmp_path) >= 1)
+    os.kill(process.pid, signal.SIGHUP)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGHUP
+    cells = pd.read_csv(only_run(tmp_path) / CELLS_FILE)
+    assert list(cells.status) == ["killed", "skipped"]
+    assert set(cells.reason) == {"interrupted by SIGHUP"}
 
 
 def with_few_files() -> None:

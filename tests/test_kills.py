@@ -31,6 +31,7 @@ def command(
     arguments: Sequence[str],
     kill_at: tuple[str, int, str] | None,
     begin: Callable[[], None],
+    silent: bool,
 ) -> None:
     """`sltt-bench` in this process; `kill_at` ("before", 2, file): SIGKILL before the second row of the file."""
     begin()
@@ -39,7 +40,8 @@ def command(
         if kill_at is not None:
             patch.setattr(RunFolder, "append", dying_append(*kill_at))
         sys.argv = ["sltt-bench", *arguments]
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if silent:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         cli.main()
 
 
@@ -64,9 +66,14 @@ def nothing() -> None:
 
 
 def start(
-    *arguments: str, kill_at: tuple[str, int, str] | None = None, begin: Callable[[], None] = nothing
+    *arguments: str,
+    kill_at: tuple[str, int, str] | None = None,
+    begin: Callable[[], None] = nothing,
+    silent: bool = True,
 ) -> Any:
-    process = multiprocessing.get_context("spawn").Process(target=command, args=(arguments, kill_at, begin))
+    process = multiprocessing.get_context("spawn").Process(
+        target=command, args=(arguments, kill_at, begin, silent)
+    )
     process.start()
     return process
 
@@ -157,7 +164,7 @@ def checkpointed(out: Path) -> int:
     return 0
 
 
-def wait_until(condition: Any, patience_s: float = 120) -> None:
+def wait_until(condition: Any, patience_s: float = 600) -> None:
     deadline = time.monotonic() + patience_s
     while not condition():
         assert time.monotonic() < deadline

@@ -11,6 +11,7 @@ import pytest
 from plugin import install
 from typer.testing import CliRunner
 
+from sltt_bench import commands
 from sltt_bench import lanes as lanes_module
 from sltt_bench.cli import app
 from sltt_bench.kinds import KINDS
@@ -105,6 +106,19 @@ def test_resume_finds_its_run_while_another_plan_of_the_recipe_runs(
     other.close()
     assert code == 0, output
     assert opened[0] == opened[1]
+
+
+def test_an_unfinished_run_is_resumed_before_a_finished_one_of_a_later_name(tmp_path: Path) -> None:
+    plan = two_cells()
+    for name, status in (("20260101-110000-aaaa", "killed"), ("20260101-120000-bbbb", "ok")):
+        folder = RunFolder(tmp_path / "digits" / name)  # the clock was set back an hour between the two
+        folder.write_provenance({"plan": [cell.cell_id for cell in plan]})
+        for cell in plan:
+            folder.append(CELLS_FILE, cell_row(cell, Outcome(status), {}))  # type: ignore[arg-type]
+        folder.close()
+    earlier = commands._earlier_run(plan, tmp_path)
+    assert earlier is not None
+    assert earlier.name == "20260101-110000-aaaa"
 
 
 # Endings ----------------------------------------------------------------------------------------
