@@ -78,7 +78,7 @@ def with_a_dead_terminal() -> None:
 def test_a_closed_terminal_ends_a_run_with_its_rows(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "--method", "sltt,bptt", "--set", "train.epochs=200", "--out", str(tmp_path))
     process = start(*arguments, begin=with_a_dead_terminal, silent=False)
-    wait_until(lambda: rows(tmp_path) >= 1)
+    wait_until(lambda: rows(tmp_path) >= 1, process)
     os.kill(process.pid, signal.SIGHUP)
     process.join()
     assert process.exitcode == 128 + signal.SIGHUP

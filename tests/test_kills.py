@@ -141,10 +141,10 @@ def test_a_runner_killed_before_and_after_each_kind_of_row_loses_nothing(whole: 
 def test_a_worker_that_outruns_a_stopped_runner_leaves_no_gap(tmp_path: Path) -> None:
     arguments = (*ARGUMENTS, "--method", "sltt", "--set", "train.epochs=12")
     process = start(*arguments, "--out", str(tmp_path / "stopped"))
-    wait_until(lambda: rows(tmp_path / "stopped") >= 1)
+    wait_until(lambda: rows(tmp_path / "stopped") >= 1, process)
     os.kill(process.pid, signal.SIGSTOP)
     recorded = rows(tmp_path / "stopped")
-    wait_until(lambda: checkpointed(tmp_path / "stopped") >= 11)
+    wait_until(lambda: checkpointed(tmp_path / "stopped") >= 11, process)
     assert rows(tmp_path / "stopped") == recorded < 11
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -164,10 +164,10 @@ def checkpointed(out: Path) -> int:
     return 0
 
 
-def wait_until(condition: Any, patience_s: float = 600) -> None:
-    deadline = time.monotonic() + patience_s
+def wait_until(condition: Callable[[], bool], process: Any) -> None:
+    """Wait for something that the process does."""
     while not condition():
-        assert time.monotonic() < deadline
+        assert process.exitcode is None, f"it ended with {process.exitcode}"
         time.sleep(0.02)
 
 
