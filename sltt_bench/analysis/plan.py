@@ -58,16 +58,16 @@ def parse_over(assignments: Iterable[str]) -> list[dict[str, object]]:
 
 def parse_epochs(text: str, last: int) -> list[int]:
     """ "0,1,5,last" → [0, 1, 5, last], in order and each once. Raises RecipeError."""
-    found: set[int] = set()
+    epochs: set[int] = set()
     for part in (word.strip() for word in text.split(",")):
         if part == LAST:
-            found.add(last)
+            epochs.add(last)
         elif part.isdigit() and int(part) <= last:
-            found.add(int(part))
+            epochs.add(int(part))
         else:
             fault = f"{part!r}: give numbers from 0 to {last} (train.epochs) or `{LAST}`, e.g. 0,1,5,{LAST}"
             raise RecipeError("--epochs", [fault])
-    return sorted(found)
+    return sorted(epochs)
 
 
 def _full_path(assignment: str) -> str:

@@ -131,7 +131,7 @@ _first_steps: dict[tuple[str, DeviceType], Trace] = {}
 
 def layer_work(trace: Trace, first: Trace) -> tuple[LayerWork, ...]:
     """Each layer's multiplications, with the temporal part told apart by the trace of a first step."""
-    by_step, once = _by_layer(trace.operations), _by_layer(first.operations)
+    by_step, at_one_step = _by_layer(trace.operations), _by_layer(first.operations)
     worked = {layer for _, layer in by_step}
     result = []
     for layer in (*(name for name in trace.layers if name in worked), *sorted(worked - set(trace.layers))):
@@ -140,7 +140,9 @@ def layer_work(trace: Trace, first: Trace) -> tuple[LayerWork, ...]:
         for phase in ("forward", "backward"):
             steps = by_step.get((phase, layer), Counter())
             total = sum(steps.values())
-            spatial = sum(once.get((phase, layer), Counter()).values()) * len(steps) if stateful else total
+            spatial = (
+                sum(at_one_step.get((phase, layer), Counter()).values()) * len(steps) if stateful else total
+            )
             parts[f"{phase}_spatial"] = min(total, spatial)
             parts[f"{phase}_temporal"] = total - min(total, spatial)
         result.append(LayerWork(layer, **parts))

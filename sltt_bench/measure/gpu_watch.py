@@ -82,5 +82,5 @@ class GpuWatch:
             "device_bytes": now.device_bytes,
             "other_compute_processes": sensors.other_compute_processes(),
         }
-        missing = {name: said.reason for name, said in readings.items() if isinstance(said, Missing)}
-        return {**{name: value_of(said) for name, said in readings.items()}, "missing": missing}
+        missing = {name: reading.reason for name, reading in readings.items() if isinstance(reading, Missing)}
+        return {**{name: value_of(reading) for name, reading in readings.items()}, "missing": missing}

@@ -196,13 +196,13 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among an operation's arguments or results, those in lists included."""
-    found = []
+    tensors = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, list | tuple):
-            found += tensors_in(value)
-    return found
+            tensors += tensors_in(value)
+    return tensors
 
 
 @cache

@@ -1,0 +1,141 @@
+"""What only a card can show: kernels against equations, replay against eager, memory that is flat, a real OOM."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sltt_bench import experiment
+from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
+from sltt_bench.experiment import Experiment
+from sltt_bench.failures import classify
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+
+pytestmark = pytest.mark.gpu
+
+METHODS = ("bptt", "sltt", "sltt-k2")
+NETWORK = {"model": {"name": "cnn", "channels": [32, 32], "dropout": 0.2}, "timesteps": 4}
+
+
+def subject_of(method: str, backend: str, precision: str = "fp32", **native: bool) -> Experiment:
+    overrides = {**NETWORK, "train.precision": precision}
+    overrides |= {f"native.{option}": value for option, value in native.items()}
+    recipe = load_recipe("digits", overrides, chosen_methods=[method])
+    cell = Cell(recipe, method, backend, 0, device="cuda:0")
+    subject = experiment.assemble(cell, torch.device("cuda", 0), experiment.make_backend(cell))
+    subject.network.train()
+    return subject
+
+
+def batches(count: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.rand(32, 1, 8, 8, generator=generator), torch.randint(10, (32,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def train(subject: Experiment, data: list[tuple[Tensor, Tensor]]) -> list[int]:
+    """Trains on the batches in order; allocated bytes after each."""
+    nothing: Any = None
+    setup = TrainingSetup(nothing, nothing, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0)
+    totals = _Totals(torch.device("cuda", 0))
+    allocated = []
+    for batch in data:
+        _train_batch(subject, setup, batch, totals)
+        allocated.append(torch.cuda.memory_allocated())
+    return allocated
+
+
+def weights(subject: Experiment) -> Tensor:
+    return torch.cat([parameter.detach().flatten().float() for parameter in subject.network.parameters()])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("backend", ["reference", "native", "spikingjelly"])
+@pytest.mark.parametrize("method", METHODS)
+def test_allocated_memory_is_flat_over_fifty_iterations(method: str, backend: str, precision: str) -> None:
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    allocated = train(subject_of(method, backend, precision), batches(50))
+    assert len(set(allocated[5:])) == 1, allocated
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_kernels_of_native_train_as_the_equations_do(method: str) -> None:
+    results = []
+    for backend in ("reference", "native"):
+        subject = subject_of(method, backend, **({"channels_last": False} if backend == "native" else {}))
+        torch.manual_seed(3)  # dropout
+        train(subject, batches(3))
+        results.append(weights(subject))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
+    """Without dropout, whose draws a graph makes in another order."""
+    results = []
+    for cuda_graph in (False, True):
+        subject = subject_of(method, "native", precision, cuda_graph=cuda_graph)
+        for module in subject.network.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        train(subject, batches(12))
+        results.append(weights(subject))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_real_oom_is_oom_and_leaves_the_device_usable() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**46, dtype=torch.uint8, device="cuda")
+    assert classify(caught.value)[0] == "oom"
+    assert float(torch.ones(2, device="cuda").sum()) == 2
+
+
+def rows_of(folder: Path, file: str) -> list[dict[str, str]]:
+    with next(folder.glob(f"digits/*/{file}")).open(encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def run(out: Path, *arguments: str) -> int:
+    command = [
+        sys.executable,
+        "-m",
+        "sltt_bench",
+        "run",
+        "digits",
+        "--synthetic",
+        "--no-estimate",
+        "--out",
+        str(out),
+    ]
+    return subprocess.run([*command, *arguments], timeout=300, check=False).returncode
+
+
+def test_a_cell_that_runs_out_of_memory_is_a_row_and_the_next_one_runs(tmp_path: Path) -> None:
+    settings = ("--set", "timesteps=20000", "--set", "train.batch_size=4096", "--set", "train.epochs=1")
+    assert run(tmp_path, "--method", "bptt,sltt-k1", "--timeout", "200s", *settings) == 1
+    statuses = {row["method"]: row for row in rows_of(tmp_path, "cells.csv")}
+    assert statuses["bptt"]["status"] == "oom"
+    assert "out of memory" in statuses["bptt"]["reason"]
+    assert statuses["sltt-k1"]["status"] in ("ok", "timeout")
+
+
+def test_a_cell_of_replayed_iterations_has_no_allocator_peak_but_a_reason(tmp_path: Path) -> None:
+    graph = ("--backend", "native", "--set", "native.cuda_graph=true", "--set", "train.epochs=2")
+    assert run(tmp_path, "--method", "sltt", *graph) == 0
+    for row in rows_of(tmp_path, "epochs.csv"):
+        assert row["peak_allocated_bytes"] == ""
+        assert int(row["peak_reserved_bytes"]) > 0
+        assert int(row["allocated_at_reset_bytes"]) > 0
+    provenance = json.loads(next(tmp_path.glob("digits/*/provenance.json")).read_text(encoding="utf-8"))
+    assert "do not move the allocator's counters" in json.dumps(provenance)
