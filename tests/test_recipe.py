@@ -153,6 +153,7 @@ def test_every_shipped_recipe_is_valid_also_as_a_smoke_run(name: str) -> None:
     assert isinstance(full, Recipe)
     assert smoke.train.epochs <= 2
     assert smoke.data.limit is not None
-    first_lines = find_recipe(name).read_text().splitlines()[:12]
+    schema, *first_lines = find_recipe(name).read_text().splitlines()[:13]
+    assert schema == "# yaml-language-server: $schema=recipe.schema.json"
     assert first_lines[0].startswith(f"# {name}: "), "a recipe opens with its purpose"
     assert any(f"sltt-bench run {name}" in line for line in first_lines), "and the command that runs it"
