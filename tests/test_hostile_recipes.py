@@ -171,6 +171,8 @@ IMPOSSIBLE = {
     "neuron.v_reset": ["-.inf", ".nan"],
     "loss.alpha": [".nan", "-0.1", "1.1"],
     "seeds": ["[-1]", "[9223372036854775808]", "[]", "[1.5]"],
+    "data.workers": ["-1", "1000000"],
+    "data.prefetch_factor": ["0", "1000000"],
     "model.channels": ["[0]", "[-1]", "[1000000000]", "[2.5]"],
     "model.dropout": ["1.0", ".nan", "-0.1"],
 }

@@ -105,9 +105,9 @@ class DataSource(Strict):
     """Expected size of the test split; another size on disk is an error."""
     limit: Count | None = None
     """Use only so many samples of each split, spread evenly over it (smoke runs)."""
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1_024)] = 0
     """Worker processes that load data; 0 loads in the training process."""
-    prefetch_factor: Count = 2
+    prefetch_factor: Annotated[int, Field(ge=1, le=1_024)] = 2
     """Batches that each worker prepares ahead."""
     pin_memory: bool = True
     """Page-locked host memory, for faster copies to a GPU (ignored on a CPU)."""
