@@ -4,7 +4,7 @@ Autograd, autocast, optimiser, method and backend are the real ones. The fake te
 where a run on a GPU is estimated: without a GPU at hand the autograd engine refuses to run for CUDA tensors,
 fake or not. What differs between the two is imitated: the precision is the GPU's, in autocast of the CPU
 with the same format (for the operations of these networks both autocasts have the same lists), and the
-optimiser updates all tensors at once. Loss scaling is left out: it reads values, and takes a few bytes.
+optimiser is fused. Loss scaling is left out: it reads values, and takes a few bytes.
 
 A method that chooses among the T steps needs more memory for some choices than for others: a first step has
 no state yet, a first chosen one no gradients. A long run meets the costliest choice, so the estimate is the
