@@ -92,7 +92,7 @@ class Ranks:
         if batch_size < self.size:
             raise NotDivisible(
                 f"train.batch_size is {batch_size}, fewer than the {self.size} processes that share a batch; "
-                "raise it or lower train.devices"
+                "raise it or use fewer processes"
             )
         if last and last < self.size and not drop_last:
             raise NotDivisible(
