@@ -97,6 +97,8 @@ class TrainRecipe(Strict):
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True
     """cuDNN's deterministic algorithms, as in the paper's code; false lets cuDNN choose by timing."""
+    devices: Annotated[int, Field(ge=1, le=1), ADDED_LATER] = 1
+    """Processes, each with a device of its own, that share every batch of a cell: one, until a command starts more."""
     synchronise_batch_norm: Annotated[bool, ADDED_LATER] = False
     """Batch statistics over all processes that share a batch; false: over each one's own samples."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
