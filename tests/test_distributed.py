@@ -89,7 +89,12 @@ def test_processes_divide_every_batch_without_repetition(processes: int, drop_la
 
 @pytest.mark.parametrize(
     ("batch_size", "samples", "drop_last", "remedy"),
-    [(3, 12, False, "fewer processes"), (8, 18, False, "drop_last"), (8, 18, True, None), (8, 20, False, None)],
+    [
+        (3, 12, False, "fewer processes"),
+        (8, 18, False, "drop_last"),
+        (8, 18, True, None),
+        (8, 20, False, None),
+    ],
 )
 def test_a_batch_that_leaves_a_process_without_a_sample_is_refused(
     batch_size: int, samples: int, drop_last: bool, remedy: str | None
