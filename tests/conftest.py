@@ -12,9 +12,14 @@ from typing import Any
 import pytest
 import torch
 from forked import fork_instead_of_spawning
+from hypothesis import HealthCheck, settings
 
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
+
+# A busy machine is no fault of the code.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -36,7 +36,9 @@ from sltt_bench.data.events import (
     Recording,
     count_frames,
     file_key,
-    tested_places,
+)
+from sltt_bench.data.events import (
+    tested_places as places_that_test,
 )
 
 T = 4
@@ -147,7 +149,7 @@ def test_n_caltech101_is_read_and_split_by_its_seed(tmp_path: Path) -> None:
     counts = write_n_caltech101(tmp_path)
     bundle = load("n-caltech101", tmp_path, image_size=32, **counts)
     assert [bundle.test[i][1] for i in range(101)] == list(range(101))
-    (place,) = tested_places(10, seed=0, label=7)
+    (place,) = places_that_test(10, seed=0, label=7)
     x, label = bundle.test[7]
     expected = Framing(T, 240, 32, "mean-count", 180).frames(random_events(60, seed=700 + place))
     assert (x.shape, label) == ((T, 2, 32, 32), 7)

@@ -204,6 +204,8 @@ def test_synthetic_data_have_the_shapes_of_every_data_set(name: str) -> None:
         options: DataSource = source_type(name)()
     except ValueError:
         pytest.skip("has no defaults")
+    if not options.classes:
+        pytest.skip("has the shapes and classes of somebody's files")
     bundle = synthetic_bundle(options, 3)
     x, label = bundle.train[0]
     assert x.shape == ((3, *options.sample_shape) if options.temporal else options.sample_shape)

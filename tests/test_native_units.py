@@ -199,7 +199,7 @@ def test_the_memory_of_bptt_shrinks_to_that_of_its_largest_unit(options: Any, mo
 
 
 def test_an_estimate_counts_what_an_iteration_takes() -> None:
-    from sltt_bench.measure.traced_iteration import trace_memory
+    from sltt_bench.estimate.trace import trace_memory
 
     recipe = load_recipe(
         "digits", {"train.batch_size": 4, "model.channels": [8, 8], "timesteps": 3, "native.recompute": True}

@@ -50,9 +50,11 @@ def test_tf32_computes_on_float32_tensors_without_autocast() -> None:
 class Silent:
     """A reporter that keeps what a cell was measured with."""
 
+    def facts(self, **facts: object) -> None: ...
+
     def send(self, event: str, **details: object) -> None:
         if event == "measured_with":
-            self.provenance = details["provenance"]
+            self.provenance = details
 
 
 def test_a_cell_in_fp32_runs_without_tf32_and_its_provenance_says_so(smoke_cell: Callable[..., Cell]) -> None:
