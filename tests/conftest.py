@@ -12,13 +12,18 @@ from typing import Any
 import pytest
 import torch
 from forked import fork_instead_of_spawning
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
-# A busy machine is no fault of the code.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# A busy machine is no fault of the code. Shrinking a failure takes minutes: developers want it, CI does not.
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    phases=[phase for phase in Phase if phase is not Phase.shrink or not os.environ.get("CI")],
+)
 settings.load_profile("any machine")
 
 

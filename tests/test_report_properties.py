@@ -64,7 +64,8 @@ def ratios(*sources: Path) -> Ratios:
 
 def _rounded(ratio: Any) -> Any:
     if not isinstance(ratio, PairedEstimate):
-        return ratio
+        # The reason may change with the company: "no run of bptt", or "not under these conditions".
+        return type(ratio)
     interval = ratio.interval and (ratio.interval.low, ratio.interval.high)
     return tuple(f"{value:.9g}" for value in (ratio.value, *(interval or ()))), ratio.n
 
