@@ -13,15 +13,9 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Breach
-from sltt_bench.report.metrics import (
-    ABOVE_CHANCE,
-    CLASSES,
-    HEADLINE_ON_CPU,
-    HEADLINE_ON_GPU,
-    METRICS,
-    Phase,
-)
+from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase
 from sltt_bench.report.statistics import (
     PairedEstimate,
     Stat,
@@ -377,11 +371,10 @@ class Group:
         """The share of one test sample; 0 if their number is unknown."""
         return 1 / self.test_samples if self.test_samples else 0.0
 
-    @property
+    @cached_property
     def accuracy_floor(self) -> float | None:
         """Up to here an accuracy is none: a stated multiple of guessing; None if the classes are unknown."""
-        classes = CLASSES.get(str((self.recipe.get("data") or {}).get("name")))
-        return min(ABOVE_CHANCE / classes, 1.0) if classes else None
+        return accuracy_floor(self.recipe.get("data") or {})
 
     def at_chance(self, method: str) -> bool:
         """Whether the method learned nothing: its mean accuracy is no better than the floor."""

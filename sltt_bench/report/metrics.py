@@ -72,20 +72,3 @@ process alone and holds no cache."""
 HEADLINE_ON_CPU = ("peak_tensor_bytes",)
 """On a CPU only live tensor bytes are free of interpreter and libraries, which hide what a method needs: the
 resident set never stands for them."""
-
-CLASSES = {
-    "cifar10": 10,
-    "cifar100": 100,
-    "delayed-recall": 4,
-    "digits": 10,
-    "digits-saccade": 10,
-    "dvs-cifar10": 10,
-    "dvs-gesture": 11,
-    "fashion-mnist": 10,
-    "imagenet": 1000,
-    "mnist": 10,
-    "sequential-digits": 10,
-}
-"""Data set → classes, equally frequent: guessing reaches 1 / classes."""
-ABOVE_CHANCE = 1.5
-"""An accuracy up to this multiple of guessing is none: no Pareto membership, no time to accuracy."""

@@ -1,0 +1,28 @@
+"""Up to where an accuracy is none: a stated multiple of guessing among the classes of a data set."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sltt_bench.data import source_type
+
+ABOVE_CHANCE = 1.5
+"""An accuracy up to this multiple of guessing is none: no Pareto membership, no time to accuracy."""
+
+
+def accuracy_floor(data: Mapping[str, Any]) -> float | None:
+    """The accuracy, 0 to 1, up to which a method has learned nothing of the data set with these options.
+
+    Guessing reaches 1 / classes. `data`: a resolved recipe's part of that name. None if the number of classes
+    is unknown: a data set that is not installed here, or options that it does not take any more.
+    """
+    classes = _classes(data)
+    return min(ABOVE_CHANCE / classes, 1.0) if classes else None
+
+
+def _classes(data: Mapping[str, Any]) -> int | None:
+    try:
+        source = source_type(str(data.get("name")))
+        fixed = getattr(source, "classes", None)
+        return fixed if isinstance(fixed, int) else source.model_validate(dict(data)).classes
+    except ValueError:  # no such data set, a plug-in that cannot be loaded, options that are refused
+        return None
