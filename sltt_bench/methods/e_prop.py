@@ -8,7 +8,7 @@
 x[t] is the network's input for input weights and the spikes s[t−1] for recurrent ones. The readout, which
 does not leak, has the exact gradient. Memory: that of SLTT and one trace a layer.
 Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking
-neurons", equations 1, 22–24 and 28, without adaptation; as there, the reset's path is left out of ε.
+neurons" (Nature Communications 11:3625), its LIF case without adaptation; as there, the reset's path is left out of ε.
 Deviations: in a network of several layers the learning signal of a lower layer comes by
 backpropagation in space (the paper has one recurrent layer that feeds the readout); a refractory
 period and a leaky readout do not exist here, so that the paper's output filter κ is 0.

@@ -9,7 +9,7 @@ The learning signal ∂L[t]/∂s[t] is backpropagated in space, through ψ[t]. T
 authors' command for DVS-Gesture: λ_post = 0.2, λ_pre = 0.75, α_pre = −1, α_post = 1. At T = 1 there are no
 traces yet, and it is SLTT. Memory: that of SLTT and two traces a layer.
 Source: Apolinario & Roy 2024, "S-TLLR: STDP-inspired temporal local learning rule for spiking neural
-networks" (TMLR), equations 10 and 11, and their published code.
+networks" (TMLR), and their published code (mapolinario94/S-TLLR).
 Deviations: ψ is the recipe's surrogate (theirs is a function of its own); the learning signal
 exists at every step that counts for the loss (theirs at the last ones); the readout and biases
 learn from SLTT's error.
