@@ -1,6 +1,7 @@
 """What the tests of the backends share: training iterations of small networks on any backend."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -107,7 +108,8 @@ def train(
         driver = methods.create(method, timesteps) if isinstance(method, str) else method
         sequence = inputs * (timesteps // steps)
         unrolled = backend.unrolled(network, sequence, driver) if isinstance(backend, Native) else network
-        with backend.iteration(network):
+        sharing = backend.sharing(driver) if isinstance(backend, Native) else nullcontext()
+        with sharing, backend.iteration(network):
             unroll = Unroll(
                 unrolled,
                 sequence,

@@ -54,6 +54,27 @@ def test_native_equals_reference_on_every_network_and_method(
     assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
 
 
+@pytest.mark.parametrize("model", ["cnn", "nf-resnet34", "recurrent"])
+@pytest.mark.parametrize(
+    ("method", "recompute"),
+    [
+        *(("bptt-ckpt2", recompute) for recompute in (False, True)),
+        *(("bptt-d0.5", recompute) for recompute in (False, True)),
+        ("tbptt-w2", False),
+        ("sltt-a2", False),
+    ],
+)
+def test_native_equals_reference_under_rules_that_keep_or_scale_the_state(
+    model: str, method: str, recompute: bool
+) -> None:
+    how: Any = {"dtype": torch.float64, "iterations": 2}  # in the second, native knows what repeats
+    reference = train_reference(model, method, **how)
+    native = train("native", model, method, **how, recompute=recompute)
+    assert gradient_error(native, reference) < 1e-12
+    assert torch.equal(native.outputs, reference.outputs)
+    assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", ["bptt", "sltt"])
 def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> None:
@@ -169,6 +190,24 @@ def test_what_a_backend_cannot_serve_it_says_before_the_run(monkeypatch: pytest.
     assert "known to equal 'mine'" in str(jelly.unsupported(own, "fp32", "cpu"))
     monkeypatch.setattr("sltt_bench.backends.native.kernels.find_spec", lambda name: None)
     assert "pip install triton" in str(native.unsupported(fine, "fp32", "cuda:0"))
+
+
+@pytest.mark.parametrize("method", ["ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop", "rate"])
+def test_native_refuses_by_name_what_it_does_not_serve(method: str) -> None:
+    assert f"method {method!r} needs" in str(backends.unserved(backends.create("native"), method))
+
+
+@pytest.mark.parametrize(
+    "method", ["bptt", "bptt-ckpt2", "bptt-d0.5", "tbptt-w2", "sltt", "sltt-k2", "sltt-a2"]
+)
+def test_native_serves_the_exact_and_the_sltt_family(method: str) -> None:
+    assert backends.unserved(backends.create("native"), method) is None
+
+
+def test_a_compiled_step_keeps_its_state_to_itself() -> None:
+    compiled = backends.create("native", compile=True)
+    assert backends.unserved(compiled, "tbptt-w2") is None
+    assert "the state of all layers" in str(backends.unserved(compiled, "bptt-ckpt2"))
 
 
 def test_a_backend_whose_package_is_missing_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

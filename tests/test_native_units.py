@@ -101,7 +101,16 @@ def test_training_with_it_goes_as_with_the_reference() -> None:
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["sltt", "sltt-k2"])
+def test_the_gradient_through_the_state_is_scaled_within_units() -> None:
+    subjects = experiment(True, method="bptt-d0.5"), experiment(False, "reference", "bptt-d0.5")
+    for subject in subjects:
+        subject.backend.accumulate_gradients(subject, *batch())
+    assert subjects[0].backend.provenance()["units"].startswith("3, ")
+    for one, other in zip(*(subject.network.parameters() for subject in subjects), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])
 def test_other_methods_go_step_by_step(method: str) -> None:
     subject = experiment(True, method=method)
     subject.training_iteration(*batch())

@@ -13,7 +13,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -32,6 +32,8 @@ from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_wi
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
+from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
+from sltt_bench.methods.bptt_damped import DampedBPTT
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from sltt_bench.experiment import Experiment
 
 
-IN_UNITS = (BPTT,)
+IN_UNITS = (BPTT, DampedBPTT)
 """Methods whose gradient is that of one backward pass through all steps, whatever the order of computation."""
 
 
@@ -48,7 +50,6 @@ class Native:
     """Neurons that keep one tensor, and an iteration that stores and computes little twice."""
 
     name = "native"
-    serves: frozenset[Need] = frozenset()
 
     def __init__(
         self,
@@ -77,6 +78,11 @@ class Native:
         self._units: UnitNetwork | NotSeparable | None = None
         """Of the network, once an iteration has asked for it."""
         self._graphs = GraphedIterations() if cuda_graph else None
+
+    @property
+    def serves(self) -> frozenset[Need]:
+        """The state of all layers; a step that torch.compile makes keeps its own."""
+        return frozenset() if self._compile else frozenset({"state"})
 
     @property
     def unmeasurable(self) -> Mapping[str, str]:
@@ -131,7 +137,16 @@ class Native:
 
     def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
         network = self.unrolled(experiment.network, experiment.inputs(x), experiment.method)
-        return replace(experiment, network=network).accumulate_gradients(x, labels)
+        with self.sharing(experiment.method):
+            return replace(experiment, network=network).accumulate_gradients(x, labels)
+
+    def sharing(self, method: Method) -> AbstractContextManager[None]:
+        """Entered around an iteration of the method: what its steps may share.
+
+        A checkpoint counts what each run of a step saves; outputs of first layers that one run computes and
+        the next finds computed would not add up.
+        """
+        return self._once.weights_alone() if isinstance(method, CheckpointedBPTT) else nullcontext()
 
     def unrolled(self, network: nn.Module, inputs: Sequence[Tensor], method: Method) -> nn.Module:
         """What the method is to call at each step of a sequence: the network, or what stands in for it.
@@ -147,7 +162,8 @@ class Native:
                 self._units = error
         if isinstance(self._units, NotSeparable):
             return network
-        return self._units.sequence(inputs, partial(self._saved.active, costly=False))
+        factor = method.beta if isinstance(method, DampedBPTT) else 1.0
+        return self._units.sequence(inputs, partial(self._saved.active, costly=False), factor)
 
     def provenance(self) -> Mapping[str, str]:
         """What has really run so far."""

@@ -64,6 +64,15 @@ class OncePerIteration:
                 result.release()
             shared.clear()
 
+    @contextmanager
+    def weights_alone(self) -> Iterator[None]:
+        """Iterations that begin inside keep no outputs of first layers."""
+        usual, self._first_layers = self._first_layers, False
+        try:
+            yield
+        finally:
+            self._first_layers = usual
+
     def _watched(self, network: nn.Module) -> Iterable[nn.Module]:
         if not self._first_layers:
             return ()

@@ -20,6 +20,8 @@ class NativeLIF(SpikingNeuron):
     u[t] takes the place of u[t−1] in memory where no graph needs u[t−1] any more.
     """
 
+    carried = ("linked_membrane",)
+
     def __init__(self, parameters: LIFParameters, kernels: Kernels, saved: SavedTensors) -> None:
         super().__init__()
         self.parameters_ = parameters
@@ -48,8 +50,8 @@ class NativeLIF(SpikingNeuron):
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_))
         with self._saved.announce(kept):
             spikes, link = _Step.apply(current, link, _Done(spikes, kept, self._kernels, self.parameters_))
-        # Outside an iteration autograd holds u[t] itself, and nobody tells when it lets go.
-        holder = weakref.ref(kept) if self._saved.is_active else _somebody
+        # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
+        holder = weakref.ref(kept) if kept.is_kept else _somebody
         self._carried = _Carried(membrane, link, holder)
         return spikes
 
@@ -67,6 +69,19 @@ class NativeLIF(SpikingNeuron):
     def detach_state(self) -> None:
         if self._carried is not None:
             self._carried = self._carried._replace(link=None)
+
+    @property
+    def linked_membrane(self) -> Tensor | None:
+        """u[t] with its way back in time, as methods save, scale and restore it; None before the first step."""
+        if self._carried is None:
+            return None
+        self._carried = self._carried._replace(holder=_somebody)  # whoever reads it may keep it
+        return self._carried.membrane if self._carried.link is None else self._carried.link
+
+    @linked_membrane.setter
+    def linked_membrane(self, value: Tensor | None) -> None:
+        link = value if value is not None and value.requires_grad else None
+        self._carried = None if value is None else _Carried(value.detach(), link, _somebody)
 
     def extra_repr(self) -> str:
         p = self.parameters_

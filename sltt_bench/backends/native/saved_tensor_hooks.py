@@ -66,6 +66,8 @@ class Membrane(Stored):
     def __init__(self, tensor: Tensor, fire: Fire) -> None:
         super().__init__(tensor)
         self.fire = fire
+        self.is_kept = False
+        """Whether it stands for the potential in a graph."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,6 @@ class SavedTensors:
         self._rules = _CHEAP_RULES
         self._spare_room = SpareRoom()
         self._announced: Membrane | None = None
-        self.is_active = False
-        """Whether the hooks see what autograd saves now."""
         self.computed_again: set[str] = set()
         """Names of the operations whose results were not stored so far."""
 
@@ -138,14 +138,13 @@ class SavedTensors:
 
         `costly=False`: store the results of convolutions and pools, whatever `recompute` says.
         """
-        outside = self.is_active, self._rules
-        self.is_active = True
+        outside = self._rules
         self._rules = {**_CHEAP_RULES, **_COSTLY_RULES} if self._recompute and costly else _CHEAP_RULES
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
                 yield
         finally:
-            self.is_active, self._rules = outside
+            self._rules = outside
 
     @contextmanager
     def announce(self, membrane: Membrane) -> Iterator[None]:
@@ -158,6 +157,7 @@ class SavedTensors:
 
     def _pack(self, tensor: Tensor) -> Kept:
         if self._announced is not None and self._announced.holds(tensor):
+            self._announced.is_kept = True
             return self._announced
         if tensor.grad_fn is None or tensor.numel() <= SMALL:
             return Stored(tensor)
@@ -256,6 +256,10 @@ def _reshaped(node: Node, operand: Operand) -> Computed | None:
     return _computed(partial(torch.reshape, shape=tuple(result_of(node).shape)), operand(node, 0))
 
 
+def _same(node: Node, operand: Operand) -> Computed | None:
+    return _computed(torch.Tensor.detach, operand(node, 0))
+
+
 def _cast(node: Node, operand: Operand) -> Computed | None:
     return _computed(partial(torch.Tensor.to, dtype=result_of(node).dtype), operand(node, 0))
 
@@ -294,6 +298,7 @@ _CHEAP_RULES: dict[str, RecomputeRule] = {
     "ViewBackward0": _reshaped,
     "UnsafeViewBackward0": _reshaped,
     "ToCopyBackward0": _cast,
+    "_ScaledGradientBackward": _same,
 }
 _COSTLY_RULES: dict[str, RecomputeRule] = {
     "AvgPool2DBackward0": _average_pool,

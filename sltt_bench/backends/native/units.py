@@ -29,7 +29,7 @@ from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import Stateful, reset_state
+from sltt_bench.neurons import Stateful, reset_state, scale_state_gradient
 
 ROOM = 2.0
 """Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
@@ -87,21 +87,26 @@ class UnitNetwork:
         return chosen
 
     def sequence(
-        self, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
+        self,
+        inputs: Sequence[Tensor],
+        hooks: Callable[[], AbstractContextManager[None]],
+        state_gradient: float = 1.0,
     ) -> "Sequenced":
-        """The network for one sequence of T inputs [batch, ...]; `hooks`: entered where graphs are made."""
-        return Sequenced(self, inputs, hooks)
+        """The network for one sequence of T inputs [batch, ...].
+
+        `hooks`: entered where graphs are made. `state_gradient`: what the gradient through the state is
+        multiplied by from step to step.
+        """
+        return Sequenced(self, _Run(self, inputs, hooks, state_gradient))
 
 
 class Sequenced(nn.Module):
     """Stands in for the network in one unroll: its call number t gives o[t]; the first computes all."""
 
-    def __init__(
-        self, units: UnitNetwork, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, units: UnitNetwork, run: "_Run") -> None:
         super().__init__()
         self.network = units.network
-        self._run = _Run(units, inputs, hooks)
+        self._run = run
         self._outputs: Iterator[Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -149,11 +154,16 @@ class _Run:
     """One sequence, forward and backward."""
 
     def __init__(
-        self, units: UnitNetwork, inputs: Sequence[Tensor], hooks: Callable[[], AbstractContextManager[None]]
+        self,
+        units: UnitNetwork,
+        inputs: Sequence[Tensor],
+        hooks: Callable[[], AbstractContextManager[None]],
+        state_gradient: float,
     ) -> None:
         self._units = units
         self._inputs = inputs
         self._hooks = hooks
+        self._state_gradient = state_gradient
         self._repeated = all(x is inputs[0] for x in inputs)
         self._values: dict[fx.Node, list[Kept]] = {}
         self._gradients: dict[fx.Node, _Gradients] = {}
@@ -209,6 +219,8 @@ class _Run:
         once: dict[fx.Node, Tensor] = {}
         ends = []
         for step in range(len(self._inputs)):
+            if unit.core is not None and step and self._state_gradient != 1:
+                scale_state_gradient(unit.core, self._state_gradient)
             value = self._step(unit, step, once)
             keep(unit, value)
             if torch.is_grad_enabled() and value.requires_grad:
