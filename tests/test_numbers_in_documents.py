@@ -100,6 +100,31 @@ def test_the_table_of_the_imagenet_networks_is_that_of_the_estimates(depth: int)
     assert rows[f"NF-ResNet-{depth}"] == expected
 
 
+def test_the_price_of_the_exact_gradient_is_that_of_the_benchmark() -> None:
+    rows = pd.concat(pd.read_csv(path) for path in sorted((ROOT / "results" / "bench").glob("*/bench.csv")))
+    rows = rows[rows["quantity"] == "peak_tensor_bytes"].drop_duplicates(["row", "baseline"], keep="last")
+    plain, optimised = (
+        rows[(rows["row"] == "recompute-bptt") & rows["baseline"].str.contains(mode)].iloc[0]
+        for mode in ("LIFNode single-step", "checkpointed")
+    )
+    (sltt,) = rows.loc[rows["row"] == "memory-sltt", "subject_value"] / 2**20
+    exact = plain["subject_value"] / 2**20
+    table = {row[0]: row[1:4] for row in rows_of(RESULTS, "## The native backend beside SpikingJelly")}
+    for name, row, digits in (
+        ("memory, BPTT, fp32, unit by unit", plain, 3),
+        ("the same, beside its memory optimisation at its best", optimised, 2),
+    ):
+        baseline = row["baseline_value"] / 2**20
+        assert table[name] == [f"{exact:.0f} MiB", f"{baseline:.0f} MiB", f"{exact / baseline:.{digits}f}"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    native = " ".join((ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    times, ratio = f"{exact / sltt:.1f}", f"{exact / (plain['baseline_value'] / 2**20):.3f}"
+    assert f"takes {times} times the memory of native SLTT" in " ".join(RESULTS.split())
+    assert f"{ratio} of the memory of SpikingJelly's BPTT, {times} times that of native SLTT" in readme
+    assert f"{exact:.1f} MiB, {ratio} of SpikingJelly's BPTT" in native
+    assert f"{times} of native SLTT ({sltt:.1f})" in native
+
+
 def gradients(recipe: str, **where: float) -> pd.DataFrame:
     rows = pd.concat(pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/gradients.csv"))
     rows = rows[(rows["surrogate"] == "triangle") & (rows["reset"] == "soft") & ~rows["detach_reset"]]
