@@ -253,6 +253,40 @@ def compare(
 
 
 @app.command()
+def power(
+    results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
+    effect: Annotated[
+        str, typer.Option("--effect", help="Comma list: points of accuracy, percent of other figures.")
+    ] = "0.5,1,2",
+    method: Annotated[
+        str | None,
+        typer.Option("--method", "-m", help="Comma list. Default: all.", autocompletion=_complete_methods),
+    ] = None,
+    baseline: Annotated[str, typer.Option("--baseline", help="Method that is paired with each.")] = "bptt",
+    figure: Annotated[
+        str, typer.Option("--figure", help="Column of seeds.csv: last_test_top1, epoch_s, energy_j, ...")
+    ] = "last_test_top1",
+    wanted: Annotated[
+        float, typer.Option("--power", min=0.5, max=0.999, help="Probability of seeing the effect.")
+    ] = 0.8,
+    as_json: AsJSON = False,
+) -> None:
+    """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
+    from sltt_bench import commands
+
+    with _errors_explained():
+        commands.show_power(
+            results,
+            effects=_effects(effect),
+            power=wanted,
+            figure=figure,
+            baseline=baseline,
+            methods=_comma_list(method),
+            as_json=as_json,
+        )
+
+
+@app.command()
 def estimate(
     recipes: RecipeNames,
     method: Methods = None,
@@ -564,6 +598,17 @@ def _counts(option: str, key: str, text: str | None) -> list[str]:
     if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
     return [f"{key}={','.join(parts)}"]
+
+
+def _effects(text: str) -> list[float]:
+    """A comma list of sizes above 0, each once."""
+    try:
+        effects = [float(part) for part in _comma_list(text) or ()]
+    except ValueError:
+        effects = []
+    if not effects or not all(0 < effect < 1000 for effect in effects):
+        _fail(f"--effect {text}: wants numbers above 0 and below 1000, e.g. --effect 0.5,1")
+    return list(dict.fromkeys(effects))
 
 
 def _seconds(text: str | None) -> float | None:

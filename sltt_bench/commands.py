@@ -341,6 +341,26 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
     print_run([folder], console=console)
 
 
+def show_power(
+    sources: Sequence[Path],
+    *,
+    effects: Sequence[float],
+    power: float,
+    figure: str,
+    baseline: str,
+    methods: Sequence[str] | None,
+    as_json: bool = False,
+) -> None:
+    """How many seeds would show each effect. Raises ResultsError."""
+    from sltt_bench.report.power import print_seeds_needed, seeds_needed
+
+    rows = seeds_needed(sources, effects, power=power, figure=figure, baseline=baseline, methods=methods)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    print_seeds_needed(rows, make_console())
+
+
 def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
     """Show which rules results meet; 1 if they break any. Raises ResultsError."""
     from sltt_bench.submission import RULES, check

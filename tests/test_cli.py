@@ -24,6 +24,7 @@ ERRORS = {
     ("list", "recipe"): "did you mean 'recipes'",
     ("report", "nowhere"): "no such folder",
     ("compare", "nowhere", "nowhere"): "no such folder",
+    ("power", "nowhere"): "nowhere: does not exist",
 }
 
 
