@@ -215,3 +215,23 @@ def test_the_table_of_rules_is_what_their_runs_reached() -> None:
         ]
         for rule, tasks in made.items()
     }
+
+
+def test_what_is_said_of_e_prop_at_other_learning_rates_is_what_its_runs_reached() -> None:
+    folder = ROOT / "results" / "sequential-digits" / "20261126-064232-3549"
+    epochs = pd.read_csv(folder / "epochs.csv").merge(
+        pd.read_csv(folder / "cells.csv")[["cell_id", "overrides"]], on="cell_id"
+    )
+    last = epochs.sort_values("epoch").groupby("cell_id").tail(1)
+    top1 = 100 * last.groupby(["overrides", "method"]).test_top1.agg(["mean", "std"])
+
+    def reached(lr: str, method: str) -> str:
+        mean, std = top1.loc[(f'{{"train.lr": {lr}}}', method)]
+        return f"{mean:.1f} ± {std:.1f}"
+
+    page = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    assert (
+        f"at a third of it, 0.001, it reaches {reached('0.001', 'e-prop')} % and SLTT {reached('0.001', 'sltt')} %, "
+        f"at 0.01 {reached('0.01', 'e-prop')} and {reached('0.01', 'sltt')} % (`pp-prop`: "
+        f"{reached('0.001', 'pp-prop')} and {reached('0.01', 'pp-prop')} %)"
+    ) in page
