@@ -19,7 +19,7 @@ from sltt_bench.loggers import Displays, LogDisplay
 from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
-from sltt_bench.preflight import Preflight, preflight
+from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER
@@ -66,7 +66,6 @@ def run_plans(
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_devices(open_cells)
     _check_data(open_cells, data_dir)
-    memory = _estimated(open_cells, console) if estimates else Preflight()
     folders: list[Path] = []
 
     def opener(plan: Plan, path: Path | None) -> Callable[[], RunFolder]:
@@ -79,6 +78,7 @@ def run_plans(
 
     runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
+        memory = _estimated(open_cells, console) if estimates else Preflight()
         with _display(plans, console, memory, list(logs)) as display:
             if resume and None in earlier:
                 display.remark("--resume: no earlier run has this plan; a new one starts")
@@ -206,6 +206,9 @@ def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
             console.print(
                 f"[yellow]warning: {escape(describe(cell))}: {escape(reason)}[/yellow]", soft_wrap=True
             )
+        if cell.cell_id in memory.gave_up:
+            remark = f"no estimate of {describe(cell)}: it took more than {PREFLIGHT_LIMIT_S:g} s"
+            console.print(f"[yellow]{escape(remark)}[/yellow]", soft_wrap=True)
     return memory
 
 

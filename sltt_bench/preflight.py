@@ -7,6 +7,9 @@ from sltt_bench.format import format_bytes
 from sltt_bench.plan import Cell
 from sltt_bench.runner import computed
 
+PREFLIGHT_LIMIT_S = 60.0
+"""Longer than this nobody waits for the estimate of a cell before it runs: thousands of time steps take longer."""
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -16,6 +19,8 @@ class Preflight:
     """cell_id → peak of live tensors; none where the estimate failed."""
     free_bytes: int | None = None
     """Memory free on the device now."""
+    gave_up: frozenset[str] = frozenset()
+    """cell_ids whose estimate took too long."""
 
     def too_large(self, cell: Cell) -> str | None:
         """Why the cell cannot fit, or None. Live tensors alone: an allocator needs more than they do."""
@@ -29,8 +34,9 @@ class Preflight:
 
 
 def preflight(cells: Sequence[Cell]) -> Preflight:
-    """The estimates of cells that share one device."""
-    outcomes = computed([replace(cell, kind="preflight") for cell in cells])
+    """The estimates of cells that share one device, each within PREFLIGHT_LIMIT_S. Raises Interrupted."""
+    questions = [replace(cell, kind="preflight") for cell in cells]
+    outcomes = computed(questions, timeout_s=PREFLIGHT_LIMIT_S)
     known = {
         cell.cell_id: outcome.facts
         for cell, outcome in zip(cells, outcomes, strict=True)
@@ -39,4 +45,7 @@ def preflight(cells: Sequence[Cell]) -> Preflight:
     return Preflight(
         {cell_id: int(facts["peak_tensor_bytes"]) for cell_id, facts in known.items()},
         next((int(facts["free_bytes"]) for facts in known.values()), None),
+        frozenset(
+            cell.cell_id for cell, outcome in zip(cells, outcomes, strict=True) if outcome.status == "timeout"
+        ),
     )

@@ -89,10 +89,13 @@ def run_plans(
     return recording.outcomes
 
 
-def computed(cells: Sequence[Cell]) -> list[Outcome]:
-    """The outcomes, with their facts, of cells that leave no rows; one process works on all of them."""
+def computed(cells: Sequence[Cell], *, timeout_s: float | None = None) -> list[Outcome]:
+    """The outcomes, with their facts, of cells that leave no rows; one process works on all of them.
+
+    A cell that takes longer than `timeout_s` has the status timeout. Raises Interrupted.
+    """
     attempts = [Attempt(cell, Outcome("error")) for cell in cells]
-    with _signals_raise(), Lanes() as processes:
+    with _signals_raise(), Lanes(timeout_s=timeout_s) as processes:
         processes.run(iter(attempts))
     return [attempt.outcome for attempt in attempts]
 

@@ -1,5 +1,6 @@
 """Before a run: the estimate of every cell, and cells that cannot fit."""
 
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,8 @@ from sltt_bench import commands
 from sltt_bench.cli import app
 from sltt_bench.plan import Cell
 from sltt_bench.preflight import Preflight, preflight
+from sltt_bench.results.cell_row import Outcome
+from sltt_bench.runner import Interrupted
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 BOTH = ["--method", "bptt,sltt"]
@@ -62,3 +65,28 @@ def test_skip_oversize_leaves_it_out_as_a_row(tmp_path: Path, monkeypatch: pytes
 def test_skip_oversize_without_an_estimate_is_a_contradiction() -> None:
     result = CliRunner().invoke(app, [*RUN, "--skip-oversize", "--no-estimate"])
     assert result.exit_code == 2
+
+
+def test_an_estimate_that_takes_too_long_is_given_up_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_slow(cells: list[Cell], *, timeout_s: float) -> list[Outcome]:
+        assert timeout_s == 60
+        return [Outcome("timeout") for _ in cells]
+
+    monkeypatch.setattr("sltt_bench.preflight.computed", too_slow)
+    result = CliRunner().invoke(app, [*RUN, "--method", "sltt", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert "no estimate of digits · sltt · seed 0: it took more than 60 s" in " ".join(result.output.split())
+
+
+def test_an_interruption_of_the_estimate_ends_the_run_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(cells: list[Cell]) -> Preflight:
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr(commands, "preflight", interrupted)
+    result = CliRunner().invoke(app, [*RUN, "--method", "sltt", "--out", str(tmp_path)])
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "interrupted by SIGTERM; nothing was begun" in result.output
