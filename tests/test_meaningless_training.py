@@ -88,6 +88,27 @@ def test_the_report_says_it_in_its_table_and_beside_the_verdict(tmp_path: Path) 
     assert "bptt may mean nothing: the training loss never moved (seeds 0, 1)" in " ".join(output.split())
 
 
+def test_the_report_says_chance_once_and_other_doubts_beside_it(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "r")
+    for seed in (0, 1):
+        doubted = {
+            "doubts": f"the training loss never moved; test accuracy is at chance (1{seed}.0% with 10 classes)"
+        }
+        run.cell(
+            "bptt",
+            seed,
+            train_s=[5.0, 2.0],
+            top1=[0.1, 0.1 + seed / 100],
+            peak_tensor_bytes=4 * MIB,
+            cell=doubted,
+        )
+        run.cell("sltt", seed, train_s=[5.0, 2.0], top1=[0.2, 0.5], peak_tensor_bytes=MIB)
+    output = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"]).output
+    text = " ".join(output.split())
+    assert text.count("at chance") == 1
+    assert "bptt may mean nothing: the training loss never moved (seeds 0, 1)" in text
+
+
 @pytest.mark.parametrize("size", [{"data__limit": 33, "train__batch_size": 32}, {"train__batch_size": 1}])
 def test_a_batch_of_one_sample_on_one_pixel_is_refused_before_training(
     size: dict[str, int], smoke_cell: Callable[..., Cell]

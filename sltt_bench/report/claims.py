@@ -98,7 +98,7 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     return Verdict(
         recipe=group.key.recipe,
         claim=claim,
-        word="inconclusive" if _undecided(claim, group, figure, estimate) else _word(claim, estimate),
+        word=_word(claim, estimate),
         statement=statement(claim),
         measured=_shown(claim, estimate, METRICS[figure].unit),
         value=estimate.value * unit,
@@ -114,21 +114,17 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     )
 
 
-def _undecided(claim: Claim, group: Group, figure: str, estimate: PairedEstimate) -> bool:
-    """Whether the figure has an interval, but what was measured is not the methods' alone."""
-    return estimate.interval is not None and group.undecided(figure, _named(claim))
-
-
 def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
     named = _named(claim)
     caveats = list(group.breaches_of(figure, named))
     if METRICS[figure].unit == "bytes" and (remark := group.headline_remark(named)):
         caveats.append(remark)
-    if METRICS[figure].unit == "accuracy":
-        caveats += [f"{name} is at chance" for name in named if group.at_chance(name)]
-    caveats += [
-        f"{name}: {doubt}" for name in named if name in group.methods for doubt in group.methods[name].doubts
-    ]
+    for name in (name for name in named if name in group.methods):
+        if METRICS[figure].unit == "accuracy" and group.at_chance(name):
+            caveats.append(f"{name} is at chance")
+            caveats += [f"{name}: {doubt}" for doubt in group.doubts_beside_chance(name)]
+        else:
+            caveats += [f"{name}: {doubt}" for doubt in group.methods[name].doubts]
     return tuple(caveats)
 
 
@@ -203,8 +199,8 @@ def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
 
 
 def _claims_of(groups: Iterable[Group]) -> list[Claim]:
-    claims = [claim for group in groups for claim in group.claims]
-    return list({json.dumps(claim, sort_keys=True): claim for claim in claims}.values())
+    said = [claim for group in groups for claim in group.claims]
+    return list({json.dumps(claim, sort_keys=True): claim for claim in said}.values())
 
 
 def _unfit(claim: Claim, group: Group) -> str | None:

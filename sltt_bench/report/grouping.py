@@ -291,10 +291,17 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
         epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
         cells=cells,
         by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_phase]) | _by_run(ok, others),
-        doubts=tuple(
-            f"{reason} ({seeds_text(sorted(set(doubted['seed'].astype(int))))})"
-            for reason, doubted in ok[ok["doubts"] != ""].groupby("doubts", sort=False)
-        ),
+        doubts=_doubts(ok),
+    )
+
+
+def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Each reason of column `doubts` once, with the seeds that it is about."""
+    doubted = rows[rows["doubts"] != ""]
+    reasons = doubted.assign(doubts=doubted["doubts"].str.split("; ")).explode("doubts")
+    return tuple(
+        f"{reason} ({seeds_text(sorted(set(cells['seed'].astype(int))))})"
+        for reason, cells in reasons.groupby("doubts", sort=False)
     )
 
 

@@ -25,6 +25,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
     stat,
 )
+from sltt_bench.results.doubts import CHANCE
 
 UNKNOWN_HARDWARE = "unknown hardware"
 
@@ -282,10 +283,10 @@ class Group:
         """Why this figure of the method cannot be compared, or None."""
         result = self.methods.get(method)
         if result is None:
-            difference = self.elsewhere.get(method)
+            found = self.elsewhere.get(method)
             return NotComparable(
-                f"{method} ran, but not under these conditions: it differs in {difference}"
-                if difference
+                f"{method} ran, but not under these conditions: it differs in {found}"
+                if found
                 else f"no run of {method}"
             )
         if not result.finished:
@@ -303,10 +304,6 @@ class Group:
             breach for breach in self.breaches if breach.blocks and breach.concerns(metric, (method,))
         )
         return next(breaches, None)
-
-    def undecided(self, metric: str, methods: Sequence[str]) -> bool:
-        """Whether a breach leaves every verdict on this figure of these methods open."""
-        return any(breach.undecides and breach.concerns(metric, methods) for breach in self.breaches)
 
     def breaches_of(self, metric: str, methods: Sequence[str]) -> tuple[str, ...]:
         """What stands beside a verdict on this figure of these methods: breaches, lost and unpaired seeds."""
@@ -386,6 +383,11 @@ class Group:
         return (
             accuracy is not None and self.accuracy_floor is not None and accuracy.mean <= self.accuracy_floor
         )
+
+    def doubts_beside_chance(self, method: str) -> list[str]:
+        """The method's doubts, without that of its cells' chance level where `at_chance` says so of their mean."""
+        doubts = self.methods[method].doubts
+        return [doubt for doubt in doubts if not (doubt.startswith(CHANCE) and self.at_chance(method))]
 
     @cached_property
     def pareto_front(self) -> set[str]:

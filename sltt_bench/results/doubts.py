@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+CHANCE = "test accuracy is at chance"
+
 Epoch = Mapping[str, str]
 """A row of epochs.csv as text."""
 
@@ -19,7 +21,7 @@ def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[
         found.append("the training loss never moved")
     top1 = [float(epoch["test_top1"]) for epoch in epochs if epoch.get("test_top1")]
     if top1 and top1[-1] <= at_chance(classes, test_samples):
-        found.append(f"test accuracy is at chance ({top1[-1]:.1%} with {classes} classes)")
+        found.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
     return found
 
 
