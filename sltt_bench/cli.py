@@ -4,6 +4,7 @@ Nothing heavy is imported here: torch never in this process, the rest inside the
 """
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,10 +49,12 @@ def _complete_recipe(incomplete: str) -> list[str]:
 
 
 def _complete_methods(incomplete: str) -> list[str]:
-    """Completes the last of a comma list."""
+    """Completes the last of a comma list; a name with a number in it as far as the number."""
+    from sltt_bench import methods
+
     done, comma, last = incomplete.rpartition(",")
-    known = ["bptt", "sltt", *(f"sltt-k{k}" for k in (1, 2, 4)), "sltt-k2-unbiased"]
-    return [f"{done}{comma}{name}" for name in known if name.startswith(last)]
+    known = [re.split(r"[NX(\[\\]", label)[0] for label in methods.labels()]
+    return [f"{done}{comma}{name}" for name in dict.fromkeys(known) if name.startswith(last)]
 
 
 def _complete_datasets(incomplete: str) -> list[str]:
@@ -65,6 +68,13 @@ def _complete_backends(incomplete: str) -> list[str]:
 
     done, comma, last = incomplete.rpartition(",")
     return [f"{done}{comma}{name}" for name in backends.names() if name.startswith(last)]
+
+
+_EXPORT_ENDINGS = {"nir": ".nir", "state-dict": ".pt"}
+
+
+def _complete_export_formats(incomplete: str) -> list[str]:
+    return [name for name in _EXPORT_ENDINGS if name.startswith(incomplete)]
 
 
 # Shared options ---------------------------------------------------------------------------------
@@ -439,24 +449,27 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
     seed: Annotated[int | None, typer.Option("--seed", help="The cell's seed, if several were run.")] = None,
-    format_name: Annotated[str, typer.Option("--format", help="nir or state-dict.")] = "nir",
+    format_name: Annotated[
+        str, typer.Option("--format", help="nir or state-dict.", autocompletion=_complete_export_formats)
+    ] = "nir",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The file; by default named after the method.", dir_okay=False),
     ] = None,
 ) -> None:
     """Write a trained network for elsewhere: as NIR for neuromorphic tools, or as torch's state-dict."""
-    endings = {"nir": ".nir", "state-dict": ".pt"}
     with _errors_explained():
-        if format_name not in endings:
-            _fail(f"--format {format_name}: known are {', '.join(endings)}")
+        if format_name not in _EXPORT_ENDINGS:
+            _fail(f"--format {format_name}: known are {', '.join(_EXPORT_ENDINGS)}")
         if not run.is_dir():
             _fail(f"{run}: no such folder; `sltt-bench run` makes one")
         from sltt_bench.export import ExportError
         from sltt_bench.export import export as write
 
         try:
-            path = write(run, method, seed, format_name, out or Path(f"{method}{endings[format_name]}"))
+            path = write(
+                run, method, seed, format_name, out or Path(f"{method}{_EXPORT_ENDINGS[format_name]}")
+            )
         except ExportError as error:
             _fail(str(error))
     typer.echo(f"wrote {path}")

@@ -87,3 +87,35 @@ def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
 def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
     assert "digits" in _complete_recipe("dig")
     assert _complete_methods("bptt,sl")[0] == "bptt,sltt"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("sltt-bench run digits-s", ["digits-saccade"]),
+        ("sltt-bench run digits --method bptt,sltt-k", ["bptt,sltt-k"]),
+        ("sltt-bench run digits --backend reference,na", ["reference,native"]),
+        ("sltt-bench export runs --format state", ["state-dict"]),
+        ("sltt-bench data prep", ["prepare"]),
+        ("sltt-bench report results --basel", ["--baseline"]),
+    ],
+)
+def test_a_shell_is_offered_what_goes_on_from_what_is_typed(typed: str, offered: list[str]) -> None:
+    environment = {
+        "_SLTT_BENCH_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    result = CliRunner().invoke(app, [], prog_name="sltt-bench", env=environment)
+    assert result.exit_code == 0
+    assert result.output.split() == offered
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish", "pwsh"])
+def test_completion_is_installed_under_the_name_of_the_command(
+    shell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    result = CliRunner().invoke(app, ["--show-completion", shell], prog_name="sltt-bench")
+    assert result.exit_code == 0
+    assert "_SLTT_BENCH_COMPLETE" in result.output
