@@ -168,8 +168,7 @@ class Unroll:
     ) -> AbstractContextManager[None]:
         """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
 
-        u[t] is the potential before the reset; both are constants of the layer's shape. Raises
-        NotImplementedError where neurons are not plain LIF, whose u[t] would be another.
+        u[t] is the potential before the reset; both are constants of the layer's shape.
         """
         return watched_neurons(self.network, callback)
 

@@ -43,7 +43,8 @@ def code_of(document: Path) -> Iterator[str]:
     if document.suffix == ".yaml":
         yield from re.findall(r"^#   (sltt-bench .*)$", text, re.MULTILINE)
         return
-    yield from re.findall(r"^```(?:sh|console|bash)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    yield from (code for language, code in fences if language in ("", "sh", "console", "bash"))
     without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     yield from re.findall(r"^((?:    [^\n]*\n)+)", without_blocks, re.MULTILINE)
     yield from (code for code in re.findall(r"`(sltt-bench [^`]+)`", without_blocks) if "…" not in code)
@@ -69,6 +70,7 @@ CALLS = {
     for document in DOCUMENTS
     for call in commands_of(document)
     if not call[-1].endswith("...")
+    and call[0] != "--install-completion"  # it would, for whoever runs the tests
 }
 
 
@@ -121,11 +123,14 @@ def test_what_the_command_line_does_not_know_is_not_accepted(call: str, fault: s
 def test_a_command_of_the_documents_works(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = CALLS[call]
     monkeypatch.chdir(ROOT)
-    if arguments[0] in PLANNED and arguments not in (["run"], ["analyze", "gradients"]):
+    result = None
+    if any(word.endswith(".yaml") and not Path(word).exists() for word in arguments):
+        accepted(arguments)  # a recipe that its page makes: the page's own test runs it
+    elif arguments[0] in PLANNED and arguments not in (["run"], ["analyze", "gradients"]):
         result = CliRunner().invoke(app, [*arguments, "--dry-run"])
     elif arguments[0] in RUN_AT_ONCE:
         result = CliRunner().invoke(app, arguments)
     else:
         accepted(arguments)
-        return
-    assert result.exit_code == 0, result.output
+    if result is not None:
+        assert result.exit_code == 0, result.output

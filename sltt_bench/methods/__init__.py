@@ -69,8 +69,6 @@ class Promises:
     one_backward_pass: bool = False
     """It calls `backward` once, after the last step: only then can L be the loss of the mean output."""
     needs: frozenset[Need] = frozenset()
-    lif_only: bool = False
-    """Its derivation is of neurons with one fixed λ whose potential is their whole state."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "online training through time: SLTT's error meets a trace of each synapse's input",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses"})),
         ),
         MethodEntry(
             "ottt-o",
@@ -186,7 +184,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), lif_only=True),
+            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"})),
         ),
         MethodEntry(
             "s-tllr",
@@ -194,7 +192,7 @@ METHODS: dict[str, MethodEntry] = {
             "s_tllr",
             "three-factor rule with a causal and a non-causal trace",
             "Apolinario & Roy 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
         ),
         MethodEntry(
             "pp-prop",
@@ -202,7 +200,7 @@ METHODS: dict[str, MethodEntry] = {
             "pp_prop",
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
         ),
         MethodEntry(
             "e-prop",
@@ -210,7 +208,7 @@ METHODS: dict[str, MethodEntry] = {
             "e_prop",
             "eligibility propagation: traces of all inputs, the output's error as learning signal",
             "Bellec et al. 2020",
-            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses"})),
         ),
         MethodEntry(
             "rate",
@@ -218,12 +216,7 @@ METHODS: dict[str, MethodEntry] = {
             "rate",
             "rate-based backpropagation: T steps without a graph, one backward pass on firing rates",
             "Yu et al. 2024",
-            Promises(
-                memory="O(1)",
-                one_backward_pass=True,
-                needs=frozenset({"state", "membrane"}),
-                lif_only=True,
-            ),
+            Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"state", "membrane"})),
         ),
     )
 }
@@ -321,17 +314,6 @@ def out_of_range(name: str, timesteps: int) -> str:
     return (
         f"method {name!r}: {what} needs 1 ≤ {letter} ≤ T, but {letter} = {_steps_in(name)} and T = {timesteps}; "
         f"choose another {letter} or raise timesteps"
-    )
-
-
-def unsuited(name: str, neuron_kind: str) -> str | None:
-    """Why the method does not hold for neurons of that kind, or None. Raises UnknownMethod."""
-    promised = promises(name)
-    if neuron_kind == "lif" or not (promised.lif_only or "membrane" in promised.needs):
-        return None
-    return (
-        f"method {name!r} is derived for neurons of kind lif (one fixed λ, no state but the potential), not "
-        f"{neuron_kind}; choose bptt, tbptt-wN, sltt or another rule without traces, or neuron.kind: lif"
     )
 
 
