@@ -162,7 +162,7 @@ def build_network(recipe: Recipe, backend: Backend) -> nn.Module:
 
 def neuron_parameters(recipe: Recipe) -> LIFParameters:
     """The recipe's neuron as the equations take it."""
-    return LIFParameters(**recipe.neuron.model_dump())
+    return LIFParameters(**recipe.neuron.model_dump(exclude_none=True))
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:

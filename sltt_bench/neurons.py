@@ -8,6 +8,7 @@
 v is the potential after the reset: the only state that a step hands to the next. Under soft reset
 it starts and rests at 0; under hard reset at V_reset, towards which the potential then leaks
 (u[t] = λ (v[t−1] − V_reset) + V_reset + I[t]). The input is not scaled by 1/τ.
+The neurons that are more than this are in `neuron_kinds.py`.
 Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (SpikingJelly).
 """
 
@@ -23,7 +24,7 @@ from sltt_bench.surrogates import SURROGATES, spike
 
 @dataclass(frozen=True)
 class LIFParameters:
-    """What a LIF neuron is, apart from its weights."""
+    """What a neuron is, apart from its weights; the other kinds are a LIF neuron and something more."""
 
     tau: float = 1.1
     """Membrane time constant τ ≥ 1 in time steps; λ = 1 − 1/τ."""
@@ -34,11 +35,29 @@ class LIFParameters:
     detach_reset: bool = False
     """Whether the gradient ignores the reset's dependence on the spike."""
     surrogate: str = "triangle"
+    kind: str = "lif"
+    """Which neuron: a name in `neuron_kinds.LAYERS`."""
+    tau_synapse: float = 1.0
+    """Time constant τ_s ≥ 1 of the synaptic current (cuba-lif); 1 is a current without memory."""
+    tau_adaptation: float = 1.0
+    """Time constant τ_a ≥ 1 of the threshold (alif)."""
+    adaptation: float = 0.0
+    """β, what a spike adds to the threshold (alif)."""
 
     @property
     def decay(self) -> float:
         """λ, the fraction of the potential that survives one time step."""
         return 1.0 - 1.0 / self.tau
+
+    @property
+    def synaptic_decay(self) -> float:
+        """λ_s, the fraction of the synaptic current that survives one time step."""
+        return 1.0 - 1.0 / self.tau_synapse
+
+    @property
+    def adaptation_decay(self) -> float:
+        """ρ, the fraction of the threshold's adaptation that survives one time step."""
+        return 1.0 - 1.0 / self.tau_adaptation
 
     @property
     def resting_potential(self) -> float:

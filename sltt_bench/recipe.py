@@ -51,8 +51,11 @@ def _one_path_component(name: str) -> str:
 
 
 class NeuronRecipe(Strict):
-    """The LIF neuron; every field must be spelled out, since libraries' defaults differ."""
+    """The neuron; every field that its kind has must be spelled out, since libraries' defaults differ."""
 
+    kind: Annotated[Literal["lif", "plif", "cuba-lif", "alif"], ADDED_LATER] = "lif"
+    """lif: leaky integrate-and-fire. plif: tau is where a learned one starts, one a layer. cuba-lif: with a synaptic
+    current that leaks (tau_synapse). alif: with a threshold that rises with every spike (tau_adaptation, adaptation)."""
     tau: Annotated[float, Field(ge=1, le=1e6)]
     """Membrane time constant in time steps; λ = 1 − 1/τ."""
     v_threshold: Annotated[float, Field(ge=1e-6, le=1e6)]
@@ -65,6 +68,27 @@ class NeuronRecipe(Strict):
     """Whether BPTT's gradient ignores the reset."""
     surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"]
     """Stand-in for the derivative of the spike."""
+    tau_synapse: Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER] = None
+    """Time constant of the synaptic current in time steps (cuba-lif); 1 is a current without memory."""
+    tau_adaptation: Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER] = None
+    """Time constant in time steps with which the threshold relaxes (alif)."""
+    adaptation: Annotated[float | None, Field(ge=0, le=1e6), ADDED_LATER] = None
+    """What every spike adds to the threshold (alif); 0 is no adaptation."""
+
+    @model_validator(mode="after")
+    def _fields_are_those_of_the_kind(self) -> "NeuronRecipe":
+        wanted = {"cuba-lif": ("tau_synapse",), "alif": ("tau_adaptation", "adaptation")}.get(self.kind, ())
+        for field in ("tau_synapse", "tau_adaptation", "adaptation"):
+            given = getattr(self, field) is not None
+            if given and field not in wanted:
+                raise ValueError(
+                    f"{field} is not a field of kind {self.kind}; set it to null or choose another kind"
+                )
+            if field in wanted and not given:
+                raise ValueError(f"kind {self.kind} needs {field}, which has no default")
+        if self.kind == "plif" and self.tau <= 1:
+            raise ValueError("a learned tau starts above 1 (tau = 1 + exp(-w)); set tau, e.g. 2.0")
+        return self
 
     @model_validator(mode="after")
     def _v_reset_belongs_to_hard_reset(self) -> "NeuronRecipe":
@@ -170,7 +194,7 @@ class Recipe(Strict):
     model: SerializeAsAny[ModelOptions]
     """The network and its options."""
     neuron: NeuronRecipe
-    """The LIF neuron."""
+    """The neuron."""
     timesteps: TimeSteps
     """T."""
     loss: LossRecipe
@@ -412,6 +436,8 @@ def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | Non
                     f"loss.average: {method} goes backward before the last step, when the mean output is not "
                     "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
                 )
+            if (reason := methods.unsuited(method, recipe.neuron.kind)) is not None:
+                faults.append(f"methods: {reason}")
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")
     return recipe, faults

@@ -198,7 +198,16 @@ class _ThroughGate(torch.autograd.Function):
 def watched_neurons(
     network: nn.Module, callback: Callable[[SpikingNeuron, Tensor, Tensor], None]
 ) -> Iterator[None]:
-    """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons."""
+    """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
+
+    Raises NotImplementedError for neurons of another kind.
+    """
+    for layer in _neurons(network):
+        if layer.parameters_.kind != "lif":
+            kind = layer.parameters_.kind
+            raise NotImplementedError(
+                f"the potential before the reset is known of kind lif only, not of {kind}"
+            )
     membranes: dict[nn.Module, Tensor] = {}
 
     def before(layer: nn.Module, args: tuple[Any, ...]) -> None:

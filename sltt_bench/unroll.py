@@ -168,7 +168,8 @@ class Unroll:
     ) -> AbstractContextManager[None]:
         """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
 
-        u[t] is the potential before the reset; both are constants of the layer's shape.
+        u[t] is the potential before the reset; both are constants of the layer's shape. Raises
+        NotImplementedError where neurons are not plain LIF, whose u[t] would be another.
         """
         return watched_neurons(self.network, callback)
 

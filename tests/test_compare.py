@@ -185,3 +185,11 @@ def test_the_printed_table_counts_the_words(tmp_path: Path) -> None:
     text = console.export_text()
     assert text.rstrip().endswith("1 worse, 1 unchanged, 1 within the noise")
     assert "2.00×" in text
+
+
+def test_a_slower_epoch_that_waited_for_data_is_no_regression_of_the_method(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0] * 5)
+    slower = HandmadeRun(tmp_path / "b", device_name="Example CPU, 2 threads")
+    for seed in range(5):
+        slower.cell("sltt", seed, train_s=[9.0, 3.0, 3.0], top1=None, data_wait_s=[0.0, 0.9, 0.9])
+    assert words(compared(tmp_path))["sltt", "epoch_s"] == "inconclusive"

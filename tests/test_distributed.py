@@ -18,7 +18,7 @@ from tests import distributed_ranks
 from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.long), 3])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of 2 or 3 gloo ranks has after training, launched once by torchrun."""
     folder = tmp_path_factory.mktemp(f"ranks-{request.param}")

@@ -25,7 +25,7 @@ TWINS = {
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
     files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
     assert files == set(recipe_names())
-    assert len(files) == 24
+    assert len(files) == 25
 
 
 @pytest.mark.parametrize("name", recipe_names())

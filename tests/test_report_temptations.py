@@ -457,11 +457,23 @@ def a_gpu_that_others_used_as_well(top: Path) -> None:
     _on_gpu(top, {"at_start": {"other_compute_processes": 2}}, TIME)
 
 
-@temptation("waited for data 51% of the epoch", words=["held"])
+@temptation("waited for data 51% of the epoch", words=["inconclusive"])
 def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, methods=["bptt"])
     measure(into, methods=["sltt"], data_wait_s=[1.0, 0.95, 0.97])
+
+
+@temptation("waited for data 6% of the epoch", words=["inconclusive"])
+def an_epoch_a_little_of_which_was_waiting(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"], data_wait_s=[0.1, 0.01, 0.01])
+    measure(into, methods=["sltt"], data_wait_s=[0.1, 0.12, 0.12])
+
+
+@temptation(never=["waited for data"], words=["held"])
+def an_epoch_that_hardly_waited(top: Path) -> None:
+    measure(run(top / "a", TIME), data_wait_s=[0.1, 0.09, 0.09])
 
 
 @temptation(never=["clocks held down", "other process"], words=["held"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sltt_bench import methods
 from sltt_bench.plan import Plan, Request, make_plans
-from sltt_bench.recipe import NeuronRecipe, RecipeError, parse_overrides
+from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError, parse_overrides
 
 LAST = "last"
 """The word for the recipe's last epoch."""
@@ -25,7 +25,7 @@ def plan_analysis(
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
-    faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe.timesteps))]
+    faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))
     further = {"compared": list(compared)} if compared else {}
@@ -40,12 +40,12 @@ def plan_analysis(
     return [*before, replace(plan, cells=cells)]
 
 
-def _fault(method: str, timesteps: int) -> str | None:
+def _fault(method: str, recipe: Recipe) -> str | None:
     try:
-        methods.check(method, timesteps)
+        methods.check(method, recipe.timesteps)
+        return methods.unsuited(method, recipe.neuron.kind)
     except methods.UnknownMethod as error:
         return str(error)
-    return None
 
 
 def parse_over(assignments: Iterable[str]) -> list[dict[str, object]]:

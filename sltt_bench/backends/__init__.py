@@ -40,7 +40,7 @@ class Backend(Protocol):
         """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
 
     def neuron(self, parameters: "LIFParameters") -> "SpikingNeuron":
-        """A layer of LIF neurons."""
+        """A layer of neurons of the kind that the parameters name."""
 
     def prepare(self, network: "nn.Module", device: str) -> "nn.Module":
         """The network as this backend runs it, already on its device (same parameters and names)."""
@@ -72,6 +72,13 @@ def unserved(backend: Backend, method: str) -> str | None:
         return None
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
     return f"method {method!r} needs {what}, which this backend does not offer; use --backend reference"
+
+
+def other_than_lif(neuron: "LIFParameters") -> str | None:
+    """Why a backend whose neurons are plain LIF cannot serve this one, or None."""
+    if neuron.kind == "lif":
+        return None
+    return f"its neurons are of neuron.kind lif, not {neuron.kind}; use --backend reference"
 
 
 def unmeasurable(backend: Backend) -> Mapping[str, str]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.methods import NEEDS, Need
-from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+from sltt_bench.neuron_kinds import layer_of_neurons
+from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Reference:
         return None
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
-        return LIF(parameters)
+        return layer_of_neurons(parameters)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         return network.to(device)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.backends import UnknownBackend
+from sltt_bench.backends import UnknownBackend, other_than_lif
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
@@ -78,6 +78,8 @@ class SpikingJelly:
         self._device = torch.device("cpu")
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
+        if (reason := other_than_lif(neuron)) is not None:
+            return reason
         if neuron.tau <= 1:
             return f"SpikingJelly's LIFNode needs tau > 1, but neuron.tau is {neuron.tau}"
         if neuron.surrogate not in SURROGATES:

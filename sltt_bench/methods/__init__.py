@@ -69,6 +69,8 @@ class Promises:
     one_backward_pass: bool = False
     """It calls `backward` once, after the last step: only then can L be the loss of the mean output."""
     needs: frozenset[Need] = frozenset()
+    lif_only: bool = False
+    """Its derivation is of neurons with one fixed λ whose potential is their whole state."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "online training through time: SLTT's error meets a trace of each synapse's input",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", needs=frozenset({"synapses"})),
+            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
         ),
         MethodEntry(
             "ottt-o",
@@ -184,7 +186,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"})),
+            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), lif_only=True),
         ),
         MethodEntry(
             "s-tllr",
@@ -192,7 +194,7 @@ METHODS: dict[str, MethodEntry] = {
             "s_tllr",
             "three-factor rule with a causal and a non-causal trace",
             "Apolinario & Roy 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
         ),
         MethodEntry(
             "pp-prop",
@@ -200,7 +202,7 @@ METHODS: dict[str, MethodEntry] = {
             "pp_prop",
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"})),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
         ),
         MethodEntry(
             "e-prop",
@@ -208,7 +210,7 @@ METHODS: dict[str, MethodEntry] = {
             "e_prop",
             "eligibility propagation: traces of all inputs, the output's error as learning signal",
             "Bellec et al. 2020",
-            Promises(memory="O(1)", needs=frozenset({"synapses"})),
+            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
         ),
         MethodEntry(
             "rate",
@@ -216,7 +218,12 @@ METHODS: dict[str, MethodEntry] = {
             "rate",
             "rate-based backpropagation: T steps without a graph, one backward pass on firing rates",
             "Yu et al. 2024",
-            Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"state", "membrane"})),
+            Promises(
+                memory="O(1)",
+                one_backward_pass=True,
+                needs=frozenset({"state", "membrane"}),
+                lif_only=True,
+            ),
         ),
     )
 }
@@ -314,6 +321,17 @@ def out_of_range(name: str, timesteps: int) -> str:
     return (
         f"method {name!r}: {what} needs 1 ≤ {letter} ≤ T, but {letter} = {_steps_in(name)} and T = {timesteps}; "
         f"choose another {letter} or raise timesteps"
+    )
+
+
+def unsuited(name: str, neuron_kind: str) -> str | None:
+    """Why the method does not hold for neurons of that kind, or None. Raises UnknownMethod."""
+    promised = promises(name)
+    if neuron_kind == "lif" or not (promised.lif_only or "membrane" in promised.needs):
+        return None
+    return (
+        f"method {name!r} is derived for neurons of kind lif (one fixed λ, no state but the potential), not "
+        f"{neuron_kind}; choose bptt, tbptt-wN, sltt or another rule without traces, or neuron.kind: lif"
     )
 
 

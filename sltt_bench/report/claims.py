@@ -98,7 +98,7 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     return Verdict(
         recipe=group.key.recipe,
         claim=claim,
-        word=_word(claim, estimate),
+        word="inconclusive" if _undecided(claim, group, figure, estimate) else _word(claim, estimate),
         statement=statement(claim),
         measured=_shown(claim, estimate, METRICS[figure].unit),
         value=estimate.value * unit,
@@ -112,6 +112,11 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         conditions=tuple(group.key.conditions()),
         caveats=_caveats(claim, group, figure),
     )
+
+
+def _undecided(claim: Claim, group: Group, figure: str, estimate: PairedEstimate) -> bool:
+    """Whether the figure has an interval, but what was measured is not the methods' alone."""
+    return estimate.interval is not None and group.undecided(figure, _named(claim))
 
 
 def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
@@ -199,8 +204,8 @@ def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
 
 
 def _claims_of(groups: Iterable[Group]) -> list[Claim]:
-    said = [claim for group in groups for claim in group.claims]
-    return list({json.dumps(claim, sort_keys=True): claim for claim in said}.values())
+    claims = [claim for group in groups for claim in group.claims]
+    return list({json.dumps(claim, sort_keys=True): claim for claim in claims}.values())
 
 
 def _unfit(claim: Claim, group: Group) -> str | None:

@@ -7,7 +7,7 @@ if each set has a single one of them, and then the table says so.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,8 @@ Word = Literal[
 ]
 """better, worse: an exact figure at any difference; a noisy one beyond the threshold, from five pairs on, with an
 interval that excludes no change. unchanged: an exact figure that is equal. within the noise: at most the threshold.
-inconclusive: beyond it, but the interval contains no change. n too small: beyond it with fewer than five pairs."""
+inconclusive: beyond it, but the interval contains no change, or more than 5 % of an epoch was
+waiting for data. n too small: beyond it with fewer than five pairs."""
 
 ACCURACY_POINTS = 1.0
 """Percentage points of accuracy that count as a change."""
@@ -156,15 +157,15 @@ def _changes(a: Group | None, b: Group | None, threshold: float) -> list[Change]
         return [Change(experiment, m, "status", "not comparable", reason=reason) for m in present.methods]
     changes: list[Change] = []
     for method in sorted(a.methods.keys() | b.methods.keys(), key=method_order):
-        ours, theirs = a.methods.get(method), b.methods.get(method)
-        if ours is None or theirs is None:
-            reason = f"only in {'A' if theirs is None else 'B'}"
+        before, after = a.methods.get(method), b.methods.get(method)
+        if before is None or after is None:
+            reason = f"only in {'A' if after is None else 'B'}"
             changes.append(Change(experiment, method, "status", "not comparable", reason=reason))
-        elif not (ours.finished and theirs.finished):
-            changes.append(_status_change(experiment, ours, theirs))
+        elif not (before.finished and after.finished):
+            changes.append(_status_change(experiment, before, after))
         else:
-            changes += _seeds_changed(experiment, ours, theirs)
-            changes += _figure_changes(experiment, (a, ours), (b, theirs), threshold)
+            changes += _seeds_changed(experiment, before, after)
+            changes += _figure_changes(experiment, (a, before), (b, after), threshold)
     return changes
 
 
@@ -200,16 +201,18 @@ def _figure_changes(
     names = ["last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"]
     changes = []
     for name in names:
-        ours, theirs = a[1].stat(name), b[1].stat(name)
-        if ours is None and theirs is None:
+        before, after = a[1].stat(name), b[1].stat(name)
+        if before is None and after is None:
             continue
-        unmeasured = "" if ours and theirs else f"not measured in {'B' if ours else 'A'}"
+        unmeasured = "" if before and after else f"not measured in {'B' if before else 'A'}"
         if not unmeasured and METRICS[name].of_phase and a[1].phase != b[1].phase:
             unmeasured = f"{a[1].phase} epochs in A, {b[1].phase} ones in B"
-        if unmeasured or ours is None or theirs is None:
+        if unmeasured or before is None or after is None:
             changes.append(Change(experiment, a[1].method, name, "not comparable", reason=unmeasured))
         else:
-            changes.append(_figure_change(experiment, name, a[1], b[1], threshold))
+            change = _figure_change(experiment, name, a[1], b[1], threshold)
+            undecided = any(group.undecided(name, (a[1].method,)) for group, _ in (a, b))
+            changes.append(_left_open(change) if undecided else change)
     return changes
 
 
@@ -234,6 +237,11 @@ def _figure_change(experiment: str, name: str, a: MethodResult, b: MethodResult,
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
     basis = "exact" if estimate.exact else f"n = {estimate.n}"
     return Change(experiment, a.method, name, word, before, after, f"{shown.strip()}, {basis}")
+
+
+def _left_open(change: Change) -> Change:
+    """The change without a judgement on it: a set's figure is not its method's alone."""
+    return replace(change, word="inconclusive") if change.word in ("better", "worse") else change
 
 
 def _mean(metric: Metric, values: Mapping[int, float], *sides: Mapping[int, float]) -> float:

@@ -283,10 +283,10 @@ class Group:
         """Why this figure of the method cannot be compared, or None."""
         result = self.methods.get(method)
         if result is None:
-            found = self.elsewhere.get(method)
+            difference = self.elsewhere.get(method)
             return NotComparable(
-                f"{method} ran, but not under these conditions: it differs in {found}"
-                if found
+                f"{method} ran, but not under these conditions: it differs in {difference}"
+                if difference
                 else f"no run of {method}"
             )
         if not result.finished:
@@ -304,6 +304,10 @@ class Group:
             breach for breach in self.breaches if breach.blocks and breach.concerns(metric, (method,))
         )
         return next(breaches, None)
+
+    def undecided(self, metric: str, methods: Sequence[str]) -> bool:
+        """Whether a breach leaves every verdict on this figure of these methods open."""
+        return any(breach.undecides and breach.concerns(metric, methods) for breach in self.breaches)
 
     def breaches_of(self, metric: str, methods: Sequence[str]) -> tuple[str, ...]:
         """What stands beside a verdict on this figure of these methods: breaches, lost and unpaired seeds."""

@@ -18,10 +18,10 @@ from sltt_bench.results.reader import Run
 
 REPETITION_SHARE = 0.01
 """Accuracies of repetitions of one cell that differ by more are an alarm."""
-WAITING_SHARE = 0.2
-"""A share of the epoch spent waiting for data from which on its time is not the method's."""
+WAITING_SHARE = 0.05
+"""A share of the epoch spent waiting for data beyond which its time is not the method's, and decides nothing."""
 LIMITED_SHARE = 0.05
-"""A share of the readings with the clocks held down by heat or power from which on it is said."""
+"""A share of the readings with the clocks held down by heat or power beyond which it is a breach."""
 
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
 _HELD_DOWN = (
@@ -44,6 +44,8 @@ class Breach:
     """Which kinds of figure it concerns."""
     blocks: bool = False
     """Whether there can be no ratio."""
+    undecides: bool = False
+    """Whether there is a ratio, but a verdict on it is inconclusive, whatever its interval."""
 
     def concerns(self, metric: str, methods: Sequence[str]) -> bool:
         """Whether it stands beside a comparison of this figure of these methods."""
@@ -158,10 +160,10 @@ def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iter
 def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     """Methods of one group whose epochs have different numbers of samples (method → counts)."""
     if len({count for counts in samples.values() for count in counts}) > 1:
-        told = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
+        listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
         everything: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
         yield Breach(
-            f"different numbers of samples an epoch: {told}", tuple(samples), everything, blocks=True
+            f"different numbers of samples an epoch: {listing}", tuple(samples), everything, blocks=True
         )
 
 
@@ -169,7 +171,8 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     """What disturbed the machine while a method's cells ran."""
     shares = (cells["data_wait_s"].astype(float) / cells["epoch_s"].astype(float)).dropna()
     if len(shares) and shares.max() > WAITING_SHARE:
-        yield Breach(f"{method} waited for data {shares.max():.0%} of the epoch", (method,), _TIME)
+        text = f"{method} waited for data {shares.max():.0%} of the epoch"
+        yield Breach(text, (method,), _TIME, undecides=True)
     limited: dict[str, float] = {}
     others = 0
     for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):

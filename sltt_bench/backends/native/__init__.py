@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.compilation import Compilation
 from sltt_bench.backends.native.graphs import GraphedIterations
@@ -100,7 +101,7 @@ class Native:
             return f"native.cuda_graph needs a CUDA device, but the device is {device}"
         if self._compile and self._recompute:
             return "native.compile decides by itself what to compute again; switch native.recompute off"
-        return kernels.unsupported(neuron, device)
+        return other_than_lif(neuron) or kernels.unsupported(neuron, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
         if self._compile:

@@ -88,7 +88,7 @@ def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseli
     text = numbers.scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
     if not has_baseline or method == baseline or name in _WITHOUT_RATIO:
         return TableCell(text, value=stat.mean)
-    compared = ratio_cell(group.ratio(name, method, baseline), METRICS[name].better)
+    compared = ratio_cell(group, name, method, baseline)
     return TableCell(text, compared.text, stat.mean, compared.tone)
 
 
@@ -202,21 +202,22 @@ def _can_compare(group: Group, baseline: str) -> bool:
 
 def _ratio_column(group: Group, metric: str, baseline: str) -> _Column:
     def cell(result: MethodResult) -> TableCell:
-        return ratio_cell(
-            group.ratio(metric, result.method, baseline), METRICS[metric].better, result.method == baseline
-        )
+        return ratio_cell(group, metric, result.method, baseline)
 
     return Heading(f"÷ {baseline}"), cell
 
 
-def ratio_cell(estimate: PairedEstimate | NotComparable, better: str, is_baseline: bool = False) -> TableCell:
-    """A ratio with its interval and count, coloured as far as `_tone` allows."""
+def ratio_cell(group: Group, metric: str, method: str, baseline: str) -> TableCell:
+    """A ratio with its interval and count, coloured as far as `_tone` and the group's breaches allow."""
+    estimate = group.ratio(metric, method, baseline)
     if isinstance(estimate, NotComparable):
         return TableCell("not comparable", tone="muted")
-    if is_baseline:
+    if method == baseline:
         return TableCell("1", value=1.0, tone="muted")
     detail = _detail(estimate, numbers.ratio_interval(estimate.interval))
-    return TableCell(numbers.ratio(estimate.value, 1.0), detail, estimate.value, _tone(estimate, 1.0, better))
+    undecided = group.undecided(metric, (method, baseline))
+    tone = "plain" if undecided else _tone(estimate, 1.0, METRICS[metric].better)
+    return TableCell(numbers.ratio(estimate.value, 1.0), detail, estimate.value, tone)
 
 
 def _detail(estimate: PairedEstimate, interval: str) -> str:
@@ -353,8 +354,8 @@ def backend_tables(groups: Sequence[Group]) -> list[Table]:
 def _alike_but_for_backend(groups: Sequence[Group]) -> list[list[Group]]:
     families: dict[Any, list[Group]] = {}
     for group in groups:
-        said = {**vars(group.key), "backend": ""}
-        families.setdefault(tuple(said.values()), []).append(group)
+        conditions = {**vars(group.key), "backend": ""}
+        families.setdefault(tuple(conditions.values()), []).append(group)
     return [family for family in families.values() if len(family) > 1]
 
 

@@ -1,0 +1,168 @@
+"""The neurons beside plain LIF, each a pure function of (input, state), and the table of all kinds by name.
+
+    plif       u[t] = λ v[t−1] + I[t],  λ = 1 − σ(w)            w is learned, one a layer; starts at τ of the recipe
+    cuba-lif   i[t] = λ_s i[t−1] + I[t],  λ_s = 1 − 1/τ_s       synaptic current
+               u[t] = λ v[t−1] + i[t]
+    alif       s[t] = H(u[t] − V_th − β a[t−1])                 the threshold rises with every spike
+               a[t] = ρ a[t−1] + s[t],  ρ = 1 − 1/τ_a
+
+All else is as in `neurons.py`: the leak towards rest under hard reset, both resets, the surrogate. All states start at
+rest (i = 0, a = 0). A state that a method detaches is a constant of the next step. So SLTT keeps, of the gradient
+of w, what each step's own leak does, −σ'(w) (v[t−1] − rest), and drops what w did to v[t−1] through earlier steps; it
+drops all credit through i and a. At step 1 the gradient of w is 0.
+Sources: Fang et al. 2021, "Incorporating learnable membrane time constant to enhance learning of spiking
+neural networks" (plif); Neftci et al. 2019, "Surrogate gradient learning in spiking neural networks" (cuba-lif);
+Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons" (alif).
+Deviations: Fang et al. scale the input by 1/τ; decays are 1 − 1/τ (exp(−1/τ) in Neftci et al. and Bellec et al.), and
+i[t] has its share of I[t] at once. As in Bellec et al. the soft reset subtracts V_th alone, not what adaptation has
+added to it. `detach_reset` cuts the gradient through the reset and leaves that through a.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, integrate, lif_step, reset
+from sltt_bench.surrogates import spike
+
+
+class SynapticState(NamedTuple):
+    """What a current-based neuron hands to the next step."""
+
+    synaptic_current: Tensor
+    """i[t]."""
+    potential: Tensor
+    """v[t]."""
+
+
+class AdaptiveState(NamedTuple):
+    """What a neuron with an adaptive threshold hands to the next step."""
+
+    potential: Tensor
+    """v[t]."""
+    adaptation: Tensor
+    """a[t]."""
+
+
+def plif_step(
+    current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters
+) -> tuple[Tensor, Tensor]:
+    """One time step with λ = 1 − σ(w): (I[t], v[t−1], w of shape []) → (s[t], v[t]); `neuron.tau` is not used."""
+    rest = neuron.resting_potential
+    # Before step 1 the potential rests: the term is 0 and w has a gradient, which is 0 too.
+    distance = current.new_zeros(()) if potential is None else potential - rest
+    membrane = torch.sigmoid(-w) * distance + (current + rest)
+    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate)
+    return spikes, reset(membrane, spikes, neuron)
+
+
+def cuba_lif_step(
+    current: Tensor, state: SynapticState | None, neuron: LIFParameters
+) -> tuple[Tensor, SynapticState]:
+    """One time step: (I[t], (i[t−1], v[t−1])) → (s[t], (i[t], v[t])), all of one shape; None before step 1."""
+    if state is None:
+        spikes, potential = lif_step(current, None, neuron)
+        return spikes, SynapticState(current, potential)
+    synaptic = neuron.synaptic_decay * state.synaptic_current + current
+    spikes, potential = lif_step(synaptic, state.potential, neuron)
+    return spikes, SynapticState(synaptic, potential)
+
+
+def alif_step(
+    current: Tensor, state: AdaptiveState | None, neuron: LIFParameters
+) -> tuple[Tensor, AdaptiveState]:
+    """One time step: (I[t], (v[t−1], a[t−1])) → (s[t], (v[t], a[t])), all of one shape; None before step 1."""
+    if state is None:
+        spikes, potential = lif_step(current, None, neuron)
+        return spikes, AdaptiveState(potential, spikes)
+    membrane = integrate(current, state.potential, neuron)
+    threshold = neuron.v_threshold + neuron.adaptation * state.adaptation
+    spikes = spike(membrane - threshold, neuron.surrogate)
+    adaptation = neuron.adaptation_decay * state.adaptation + spikes
+    return spikes, AdaptiveState(reset(membrane, spikes, neuron), adaptation)
+
+
+class PLIF(SpikingNeuron):
+    """A layer of LIF neurons that share a learned time constant, as SpikingJelly's ParametricLIFNode has it."""
+
+    carried = ("potential",)
+
+    def __init__(self, parameters: LIFParameters) -> None:
+        """`parameters.tau` > 1 is where τ starts."""
+        super().__init__()
+        self.parameters_ = parameters
+        self.w = nn.Parameter(torch.tensor(-math.log(parameters.tau - 1)))
+        """1/τ = σ(w). Weight decay, which treats it as any parameter, pulls τ towards 2."""
+        self.potential: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes, self.potential = plif_step(current, self.potential, self.w, self.parameters_)
+        return spikes
+
+    def extra_repr(self) -> str:
+        p = self.parameters_
+        return (
+            f"tau={p.tau} (at first), v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
+        )
+
+
+class CubaLIF(SpikingNeuron):
+    """A layer of LIF neurons whose input leaks on its way: current-based synapses."""
+
+    carried = ("synaptic_current", "potential")
+
+    def __init__(self, parameters: LIFParameters) -> None:
+        super().__init__()
+        self.parameters_ = parameters
+        self.synaptic_current: Tensor | None = None
+        self.potential: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        before = None
+        if self.synaptic_current is not None and self.potential is not None:
+            before = SynapticState(self.synaptic_current, self.potential)
+        spikes, (self.synaptic_current, self.potential) = cuba_lif_step(current, before, self.parameters_)
+        return spikes
+
+    def extra_repr(self) -> str:
+        p = self.parameters_
+        return f"tau={p.tau}, tau_synapse={p.tau_synapse}, reset={p.reset}, surrogate={p.surrogate}"
+
+
+class ALIF(SpikingNeuron):
+    """A layer of LIF neurons whose threshold rises with every spike and relaxes slowly."""
+
+    carried = ("potential", "adaptation")
+
+    def __init__(self, parameters: LIFParameters) -> None:
+        super().__init__()
+        self.parameters_ = parameters
+        self.potential: Tensor | None = None
+        self.adaptation: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        before = None
+        if self.potential is not None and self.adaptation is not None:
+            before = AdaptiveState(self.potential, self.adaptation)
+        spikes, (self.potential, self.adaptation) = alif_step(current, before, self.parameters_)
+        return spikes
+
+    def extra_repr(self) -> str:
+        p = self.parameters_
+        return f"tau={p.tau}, tau_adaptation={p.tau_adaptation}, adaptation={p.adaptation}, reset={p.reset}"
+
+
+LAYERS: dict[str, type[LIF | PLIF | CubaLIF | ALIF]] = {
+    "lif": LIF,
+    "plif": PLIF,
+    "cuba-lif": CubaLIF,
+    "alif": ALIF,
+}
+"""Kind of neuron → its layer in plain autograd."""
+
+
+def layer_of_neurons(parameters: LIFParameters) -> SpikingNeuron:
+    """A layer of neurons of the kind that the parameters name. Raises KeyError for another."""
+    return LAYERS[parameters.kind](parameters)

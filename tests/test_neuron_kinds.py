@@ -1,0 +1,267 @@
+"""Neurons beside plain LIF: against recurrences worked out in plain numbers, SpikingJelly's, and finite differences."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from one_batch import CLASSES, INPUT_SHAPE, RESETS, batch, flat, gradients, run
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models, neuron_kinds, neurons
+from sltt_bench.analysis.plan import plan_analysis
+from sltt_bench.experiment import neuron_parameters
+from sltt_bench.models.options import MLPOptions
+from sltt_bench.neuron_kinds import LAYERS, PLIF, layer_of_neurons
+from sltt_bench.neurons import LIFParameters, detach_state, reset_state
+from sltt_bench.plan import Request
+from sltt_bench.recipe import RecipeError, load_recipe
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plif": {},
+    "cuba-lif": {"tau_synapse": 1.6},
+    "alif": {"tau_adaptation": 5.0, "adaptation": 0.4},
+}
+"""Every kind beside lif, with fields at which it differs from LIF clearly."""
+T = 4
+
+every_kind = pytest.mark.parametrize("kind", sorted(KINDS))
+every_reset = pytest.mark.parametrize("reset", sorted(RESETS))
+
+
+def parameters(kind: str, reset: str = "soft", **fields: Any) -> LIFParameters:
+    common = {"tau": 1.7, "v_threshold": 0.8} | RESETS[reset]
+    return LIFParameters(kind=kind, **(common | KINDS.get(kind, {}) | fields))
+
+
+def recurrence(neuron: LIFParameters, currents: list[float]) -> tuple[list[float], list[float]]:
+    """s[t] and v[t] of one neuron, the textbook's equations in Python's float64."""
+    rest = neuron.v_reset if neuron.reset == "hard" else 0.0
+    v, i, a = rest, 0.0, 0.0
+    spikes, potentials = [], []
+    for current in currents:
+        i = (1 - 1 / neuron.tau_synapse) * i + current if neuron.kind == "cuba-lif" else current
+        u = rest + (1 - 1 / neuron.tau) * (v - rest) + i
+        fires = u >= neuron.v_threshold + (neuron.adaptation * a if neuron.kind == "alif" else 0.0)
+        a = (1 - 1 / neuron.tau_adaptation) * a + fires
+        if fires:
+            u = neuron.v_reset if neuron.reset == "hard" else u - neuron.v_threshold
+        v = u
+        spikes.append(float(fires))
+        potentials.append(v)
+    return spikes, potentials
+
+
+def test_every_kind_of_the_table_is_tested_and_one_that_recipes_know():
+    assert set(LAYERS) == {"lif", *KINDS}
+    for kind, fields in KINDS.items():
+        recipe = load_recipe("digits", {"neuron.kind": kind} | {f"neuron.{k}": v for k, v in fields.items()})
+        assert neuron_parameters(recipe) == LIFParameters(kind=kind, **fields)
+    assert neuron_parameters(load_recipe("digits")) == LIFParameters()
+
+
+@every_reset
+@every_kind
+def test_a_layer_follows_the_recurrence_in_plain_numbers(kind, reset):
+    neuron = parameters(kind, reset)
+    sequence = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.3
+    layer = layer_of_neurons(neuron).double()
+    steps = [(layer(current).detach(), layer.potential.detach()) for current in sequence]
+    for column in range(6):
+        spikes, potentials = recurrence(neuron, sequence[:, column].tolist())
+        assert [s[column].item() for s, _ in steps] == spikes
+        # w is a float32 parameter before .double(), which is where τ loses digits
+        assert [v[column].item() for _, v in steps] == pytest.approx(
+            potentials, abs=1e-6 if kind == "plif" else 1e-12
+        )
+    assert 0.1 < torch.stack([s for s, _ in steps]).mean() < 0.9
+    lif = layer_of_neurons(parameters("lif", reset))
+    if kind != "plif":
+        assert not torch.equal(torch.stack([lif(c) for c in sequence]), torch.stack([s for s, _ in steps]))
+
+
+@every_kind
+def test_without_what_it_adds_a_neuron_is_lif(kind):
+    fields = {"cuba-lif": {"tau_synapse": 1.0}, "alif": {"adaptation": 0.0}}.get(kind, {})
+    ours, lif = layer_of_neurons(parameters(kind, **fields)), layer_of_neurons(parameters("lif"))
+    for current in 2 * torch.randn(20, 3, 4, generator=torch.Generator().manual_seed(0)):
+        assert torch.equal(ours(current), lif(current))
+        torch.testing.assert_close(ours.potential, lif.potential)
+
+
+@every_kind
+def test_after_a_reset_a_layer_repeats_itself_and_detaching_cuts_all_that_it_carries(kind):
+    layer = nn.Sequential(layer_of_neurons(parameters(kind)))
+    sequence = (2 * torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))).requires_grad_()
+    first = torch.stack([layer(current) for current in sequence])
+    values = [getattr(layer[0], name) for name in layer[0].carried]
+    detach_state(layer)
+    for name, before in zip(layer[0].carried, values, strict=True):
+        assert before.requires_grad
+        assert not getattr(layer[0], name).requires_grad
+        assert torch.equal(getattr(layer[0], name), before)
+    reset_state(layer)
+    assert all(getattr(layer[0], name) is None for name in layer[0].carried)
+    assert torch.equal(torch.stack([layer(current) for current in sequence]), first)
+
+
+@every_reset
+def test_a_learned_tau_fires_and_learns_as_spikingjellys_does(reset):
+    neuron_module = pytest.importorskip("spikingjelly.activation_based.neuron")
+    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
+    neuron = parameters("plif", reset, tau=2.5)
+    ours = PLIF(neuron).double()
+    theirs = neuron_module.ParametricLIFNode(
+        init_tau=neuron.tau,
+        decay_input=False,
+        v_threshold=neuron.v_threshold,
+        v_reset=neuron.v_reset if neuron.reset == "hard" else None,
+        surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0),
+        detach_reset=neuron.detach_reset,
+        step_mode="s",
+    ).double()
+    weights = torch.randn(20, 4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    currents = torch.randn(20, 4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    total = {}
+    for layer in (ours, theirs):
+        spikes = torch.stack([layer(current) for current in currents])
+        (weights * spikes).sum().backward()
+        total[layer] = spikes.detach()
+    assert torch.equal(total[ours], total[theirs])
+    torch.testing.assert_close(ours.potential, theirs.v, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.w.grad, theirs.w.grad, rtol=1e-9, atol=1e-12)
+    assert abs(float(ours.w.grad)) > 1e-3
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@every_kind
+def test_gradients_through_time_are_those_of_finite_differences(kind, reset, monkeypatch):
+    """With a smooth step in place of the spike, whose derivative the sigmoid surrogate is."""
+    for module in (neurons, neuron_kinds):
+        monkeypatch.setattr(module, "spike", lambda x, surrogate: torch.sigmoid(4 * x))
+    layer = layer_of_neurons(parameters(kind, reset)).double()
+    names = [name for name, _ in layer.named_parameters()]
+    assert names == (["w"] if kind == "plif" else [])
+
+    def outputs(currents: Tensor, *values: Tensor) -> Tensor:
+        reset_state(layer)
+        named = dict(zip(names, values, strict=True))
+        return torch.stack([torch.func.functional_call(layer, named, (current,)) for current in currents])
+
+    generator = torch.Generator().manual_seed(0)
+    currents = torch.randn(5, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    assert torch.autograd.gradcheck(
+        outputs, (currents, *(p.detach().requires_grad_() for p in layer.parameters()))
+    )
+
+
+def test_sltt_gives_a_learned_tau_what_each_steps_own_leak_does():
+    """∂L/∂w = −σ'(w) Σ_t δ[t] (v[t−1] − rest), with δ[t] = ψ[t] the error of a loss that sums all spikes."""
+    neuron = parameters("plif", "hard")
+    layer, sigma = PLIF(neuron).double(), 1 / (1 + math.exp(-PLIF(neuron).w.item()))
+    expected = 0.0
+    currents = torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for current in currents:
+        detach_state(layer)
+        before = torch.full_like(current, neuron.v_reset) if layer.potential is None else layer.potential
+        u = neuron.v_reset + (1 - sigma) * (before - neuron.v_reset) + current
+        psi = (1 - (u - neuron.v_threshold).abs()).clamp(min=0)
+        expected -= sigma * (1 - sigma) * float((psi * (before - neuron.v_reset)).sum())
+        layer(current).sum().backward()
+    assert float(layer.w.grad) == pytest.approx(expected, rel=1e-9)
+    assert abs(expected) > 1e-3
+
+
+def network(kind: str) -> nn.Module:
+    """Two recurrent layers that fire; always the same weights."""
+    torch.manual_seed(0)
+    options = MLPOptions(hidden=[24, 16], recurrent=True)
+    neuron = parameters(kind)
+    built = models.build(
+        options, neuron=lambda: layer_of_neurons(neuron), input_shape=INPUT_SHAPE, classes=CLASSES
+    )
+    with torch.no_grad():
+        for parameter in built.parameters():
+            if parameter.ndim:
+                parameter *= 3
+    return built.double()
+
+
+def gradient(kind: str, method: str, timesteps: int = T) -> Tensor:
+    """Of every parameter, each of which must receive one."""
+    built = network(kind)
+    inputs, labels = batch(timesteps)
+    run(built, method, [x.double() for x in inputs], labels)
+    return flat(gradients(built))
+
+
+@every_kind
+def test_the_identities_of_the_methods_hold(kind):
+    bptt, sltt = gradient(kind, "bptt"), gradient(kind, "sltt")
+    assert (bptt - sltt).norm() > 1e-2 * bptt.norm()
+    for same in ("bptt-ckpt2", "bptt-d1", f"tbptt-w{T}"):
+        torch.testing.assert_close(gradient(kind, same), bptt, rtol=1e-9, atol=1e-12)
+    for same in ("bptt-d0", "tbptt-w1", f"sltt-k{T}"):
+        torch.testing.assert_close(gradient(kind, same), sltt, rtol=1e-9, atol=1e-12)
+    for method in ("sltt-k1", "sltt-k2-unbiased", "sltt-a2", "sltt-a2-unbiased"):
+        built = network(kind)
+        inputs, labels = batch(T)
+        run(built, method, [x.double() for x in inputs], labels)
+        assert all(p.grad is None or p.grad.isfinite().all() for p in built.parameters())
+        assert built.layer1.feedforward.weight.grad.norm() > 0
+
+
+@every_kind
+def test_at_one_step_all_methods_give_the_same_gradient(kind):
+    bptt = network(kind)
+    inputs, labels = batch(1)
+    inputs = [x.double() for x in inputs]
+    run(bptt, "bptt", inputs, labels)
+    for method in ("sltt", "sltt-k1", "sltt-a1", "bptt-ckpt1", "bptt-d0.5", "tbptt-w1"):
+        other = network(kind)
+        run(other, method, inputs, labels)
+        for (name, p), q in zip(bptt.named_parameters(), other.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None and q.grad is not None:
+                torch.testing.assert_close(q.grad, p.grad, rtol=1e-9, atol=1e-12)
+
+
+@every_kind
+def test_rules_that_are_derived_for_lif_are_refused_by_name(kind):
+    fields = {"neuron.kind": kind, "neuron.tau": 2.0} | {f"neuron.{k}": v for k, v in KINDS[kind].items()}
+    refused = ["ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate"]
+    for method in refused:
+        with pytest.raises(
+            RecipeError, match=rf"methods: method '{method}' is derived for neurons of kind lif.*{kind}"
+        ):
+            load_recipe("digits", fields, chosen_methods=[method])
+        assert methods.unsuited(method, "lif") is None
+    with pytest.raises(RecipeError, match="--method-gradients: method 'e-prop' is derived for"):
+        plan_analysis("digits", Request(grid=(fields,)), epochs="0", batches=1, compared=["e-prop"])
+    with pytest.raises(NotImplementedError, match=f"kind lif only, not of {kind}"):
+        run(network(kind), "rate", *batch(2))
+
+
+@pytest.mark.parametrize("backend", ["native", "spikingjelly"])
+@every_kind
+def test_backends_whose_neurons_are_lif_refuse_the_others_by_name(backend, kind):
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    reason = backends.create(backend).unsupported(parameters(kind), "fp32", "cpu")
+    assert reason == f"its neurons are of neuron.kind lif, not {kind}; use --backend reference"
+    assert backends.create("reference").unsupported(parameters(kind), "fp32", "cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"neuron.tau_synapse": 2.0}, "tau_synapse is not a field of kind lif"),
+        ({"neuron.kind": "cuba-lif"}, "kind cuba-lif needs tau_synapse"),
+        ({"neuron.kind": "alif", "neuron.adaptation": 0.2}, "kind alif needs tau_adaptation"),
+        ({"neuron.kind": "plif", "neuron.tau": 1.0}, "a learned tau starts above 1"),
+        ({"neuron.kind": "alfi"}, "neuron.kind: Input should be 'lif', 'plif', 'cuba-lif' or 'alif'"),
+    ],
+)
+def test_a_recipe_says_what_its_kind_of_neuron_has_and_nothing_else(fields, fault):
+    with pytest.raises(RecipeError, match=fault):
+        load_recipe("digits", fields)
