@@ -109,6 +109,18 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="A tiny subset, network and
 Synthetic = Annotated[
     bool, typer.Option("--synthetic", help="Random data of the right shapes: memory and time, no accuracy.")
 ]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", "-j", min=1, help="Cells that run side by side, threads shared among them."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option("--devices", help="Comma list, e.g. cuda:0,cuda:1: a cell at a time on each, side by side."),
+]
+Oversubscribe = Annotated[
+    bool,
+    typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
+]
 
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
@@ -143,6 +155,9 @@ def run(
     synthetic: Synthetic = False,
     data_dir: DataDir = Path("data"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    jobs: Jobs = None,
+    devices: Devices = None,
+    oversubscribe: Oversubscribe = False,
     backend: Backends = "reference",
     init: Annotated[
         str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
@@ -168,6 +183,7 @@ def run(
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
     from sltt_bench import commands
+    from sltt_bench.jobs import make_places
     from sltt_bench.loggers import LOGGERS
     from sltt_bench.plan import Request, checkpoint_file, make_plans
     from sltt_bench.recipe import nearest, parse_overrides
@@ -180,12 +196,13 @@ def run(
         logs = _comma_list(log) or []
         if unknown := [name for name in logs if name not in LOGGERS]:
             _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
+        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
         request = Request(
             methods=_comma_list(method),
             backends=tuple(_comma_list(backend) or ["reference"]),
             seeds=_seeds(seed),
             grid=tuple(parse_overrides(overrides or [])),
-            device=_device(device),
+            device=places[0].device or device,
             smoke=smoke,
             synthetic=synthetic,
             init=init,
@@ -206,6 +223,7 @@ def run(
             logs=logs,
             estimates=estimates,
             skip_oversize=skip_oversize,
+            places=places,
         )
     raise typer.Exit(code)
 
@@ -516,6 +534,9 @@ def gradients(
     synthetic: Synthetic = False,
     data_dir: DataDir = Path("data"),
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    jobs: Jobs = None,
+    devices: Devices = None,
+    oversubscribe: Oversubscribe = False,
     out: Out = Path("results"),
     resume: Resume = False,
     timeout: Annotated[
@@ -526,14 +547,16 @@ def gradients(
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
     from sltt_bench import commands
     from sltt_bench.analysis.plan import parse_over, plan_analysis
+    from sltt_bench.jobs import make_places
     from sltt_bench.plan import Request, checkpoint_file
 
     with _errors_explained():
+        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
         request = Request(
             methods=_comma_list(method),
             seeds=_seeds(seed),
             grid=tuple(parse_over([*(overrides or []), *(over or [])])),
-            device=_device(device),
+            device=places[0].device or device,
             smoke=smoke,
             synthetic=synthetic,
             init=None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint")),
@@ -547,7 +570,13 @@ def gradients(
             commands.show_plans(plans)
             return
         code = commands.run_plans(
-            plans, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume, command=_command_line()
+            plans,
+            out=out,
+            data_dir=data_dir,
+            timeout_s=timeout_s,
+            resume=resume,
+            command=_command_line(),
+            places=places,
         )
     raise typer.Exit(code)
 
@@ -644,6 +673,17 @@ def _device(text: str) -> str:
     _fail(f"--device {text}: known are auto, cpu, cuda and cuda:N")
 
 
+def _device_list(text: str | None) -> list[str]:
+    devices = _comma_list(text)
+    if devices is None:
+        return []
+    if not devices or not all(
+        name == "cpu" or (name.startswith("cuda:") and name[5:].isdigit()) for name in devices
+    ):
+        _fail(f"--devices {text}: wants a comma list of cuda:N, e.g. cuda:0,cuda:1")
+    return devices
+
+
 def _command_line() -> list[str]:
     return ["sltt-bench", *sys.argv[1:]]
 
@@ -667,6 +707,7 @@ def _errors_explained() -> Iterator[None]:
     """Errors that the user can mend become a message and exit code 2; --debug shows where they came from."""
     from sltt_bench.backends import UnknownBackend
     from sltt_bench.data import DataError
+    from sltt_bench.jobs import JobsRefused
     from sltt_bench.loggers import LoggerMissing
     from sltt_bench.measure.gpu_support import UnusableGpu
     from sltt_bench.methods import UnknownMethod
@@ -683,6 +724,7 @@ def _errors_explained() -> Iterator[None]:
         PluginFailed,
         DataError,
         ResultsError,
+        JobsRefused,
         LoggerMissing,
         UnusableGpu,
     ) as error:

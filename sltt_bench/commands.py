@@ -1,7 +1,6 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -14,7 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
+from sltt_bench.jobs import usable_processors
 from sltt_bench.kinds import KINDS
+from sltt_bench.lanes import Place
 from sltt_bench.loggers import Displays, LogDisplay
 from sltt_bench.measure.gpu_support import check_gpu_is_usable
 from sltt_bench.plan import Cell, Plan
@@ -49,12 +50,13 @@ def run_plans(
     skip_oversize: bool = False,
     baseline: str = "bptt",
     json_rows: str | None = None,
+    places: Sequence[Place] = (Place(),),
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
     With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the
     memory of each cell is estimated first; one that cannot fit is warned of, or skipped with
-    `skip_oversize`. Raises DataError where a data set is missing, ResultsError.
+    `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. Raises DataError where a data set is missing, ResultsError.
     """
     from sltt_bench import provenance
     from sltt_bench.report import print_run
@@ -62,6 +64,8 @@ def run_plans(
 
     console = make_console(stderr=json_rows is not None)
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
+    if len(places) > 1:
+        plans.sort(key=lambda plan: not _is_prerequisite(plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_devices(open_cells)
@@ -79,7 +83,7 @@ def run_plans(
     runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
         memory = _estimated(open_cells, console) if estimates else Preflight()
-        with _display(plans, console, memory, list(logs)) as display:
+        with _display(plans, console, memory, list(logs), len(places) > 1) as display:
             if resume and None in earlier:
                 display.remark("--resume: no earlier run has this plan; a new one starts")
             outcomes = start_runs(
@@ -89,7 +93,7 @@ def run_plans(
                 initial_weights=_weights_finder(out, memory if skip_oversize else Preflight()),
                 provenance=provenance.collect(command),
                 estimated_peaks=memory.peak_bytes,
-                lanes=_lanes(open_cells),
+                places=_places(open_cells, places),
                 timeout_s=timeout_s,
             )
     except Interrupted as interruption:
@@ -110,23 +114,30 @@ def run_plans(
 
 @contextmanager
 def _display(
-    plans: Sequence[Plan], console: Console, memory: Preflight, logs: list[str]
+    plans: Sequence[Plan], console: Console, memory: Preflight, logs: list[str], several: bool
 ) -> Iterator[Display]:
-    """What is shown of a run: epochs where something trains, else how many cells are done."""
+    """What is shown of a run: epochs where something trains, else how many cells are done.
+
+    `several`: whether cells run side by side.
+    """
     cells = [cell for plan in plans for cell in plan]
     trains = any(KINDS[cell.kind].measures for cell in cells)
-    shown = run_display(console, memory.peak_bytes) if trains else count_display(console, len(cells))
+    shown = (
+        run_display(console, memory.peak_bytes, several=several)
+        if trains
+        else count_display(console, len(cells))
+    )
     with shown as display:
         yield Displays(display, LogDisplay(logs)) if logs else display
 
 
-def _lanes(cells: Sequence[Cell]) -> int:
-    """Processes at once: one where something is measured; else as many as there are processors, if that pays."""
+def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:
+    """Processes at once: as asked where something is measured; else as many as there are processors, if that pays."""
     if any(KINDS[cell.kind].measures for cell in cells):
-        return 1
+        return places
     searched = any("memory_bytes" in cell.options for cell in cells)
     worth_it = len(cells) >= (2 if searched else WORTH_A_PROCESS)
-    return min(os.cpu_count() or 1, len(cells)) if worth_it else 1
+    return [Place()] * (min(usable_processors(), len(cells)) if worth_it else 1)
 
 
 WORTH_A_PROCESS = 6

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -43,6 +43,10 @@ class Attempt:
     """Where the process that begins with this cell leaves what it prints; None: nowhere."""
     begun: float = field(default=0.0, init=False)
     """On the monotonic clock."""
+    neighbours: int = field(default=0, init=False)
+    """Attempts under way beside this one now."""
+    most_neighbours: int = field(default=0, init=False)
+    """The most at any time since it began, or since whoever counts them for an epoch began to count anew."""
     kernel_kills: int = field(default=0, init=False)
     """Processes that the kernel had killed for lack of memory before this began."""
 
@@ -57,14 +61,24 @@ NO_FILES: Event = {"data_dir": "", "checkpoint": None, "resume": False, "initial
 """The job of a cell that is only computed."""
 
 
-class Lanes:
-    """So many attempts at once, each in a process; leaving the context ends whatever still runs."""
+@dataclass(frozen=True)
+class Place:
+    """Where the attempts of one lane run."""
 
-    def __init__(self, count: int = 1, *, timeout_s: float | None = None) -> None:
+    device: str | None = None
+    """The device in place of the cell's own; None: as the cell says."""
+    threads: int | None = None
+    """CPU threads of an operation; None: what torch chooses for a machine of its own."""
+
+
+class Lanes:
+    """An attempt at a time at each place, each in a process; leaving the context ends whatever still runs."""
+
+    def __init__(self, places: Sequence[Place] = (Place(),), *, timeout_s: float | None = None) -> None:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
         self._timeout_s = timeout_s
         self._events: queue.Queue[tuple[_Process, bytes | None]] = queue.Queue()
-        self._lanes: list[_Lane] = [_Lane(self._events) for _ in range(count)]
+        self._lanes: list[_Lane] = [_Lane(self._events, place) for place in places]
 
     def __enter__(self) -> "Lanes":
         return self
@@ -78,18 +92,34 @@ class Lanes:
         """What has begun and not ended."""
         return [lane.attempt for lane in self._lanes if lane.attempt is not None]
 
-    def run(self, attempts: Iterator[Attempt]) -> None:
-        """Work until all have ended. The next is taken from `attempts` when a lane is free for it."""
+    def run(self, attempts: Iterator[Attempt | None]) -> None:
+        """Work until all have ended. The next is taken from `attempts` when a lane is free for it.
+
+        None in the place of an attempt: the next must wait until one that is under way has ended.
+        """
         more = True
         while more or self.under_way:
             for lane in self._lanes:
-                while more and lane.attempt is None:
-                    if (attempt := next(attempts, None)) is None:
-                        more = False
-                    else:
-                        lane.begin(attempt)
+                if not more or lane.attempt is not None:
+                    continue
+                try:
+                    attempt = next(attempts)
+                except StopIteration:
+                    more = False
+                    break
+                if attempt is None:
+                    break
+                lane.begin(attempt)
+            self._count_neighbours()
             if self.under_way:
                 self._wait()
+                self._count_neighbours()
+
+    def _count_neighbours(self) -> None:
+        under_way = self.under_way
+        for attempt in under_way:
+            attempt.neighbours = len(under_way) - 1
+            attempt.most_neighbours = max(attempt.most_neighbours, attempt.neighbours)
 
     def _wait(self) -> None:
         """Handle one event, or what the clock ends."""
@@ -117,8 +147,8 @@ class Lanes:
 class _Lane:
     """One attempt at a time, and the process that works on it."""
 
-    def __init__(self, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
-        self._events = events
+    def __init__(self, events: "queue.Queue[tuple[_Process, bytes | None]]", place: Place) -> None:
+        self._events, self._place = events, place
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
 
@@ -129,7 +159,9 @@ class _Lane:
         self.attempt = attempt
         if self.process is None:
             self.process = _Process(attempt.log, self._events)
-        self.process.give({"cell": attempt.cell.to_dict(), "attempt": attempt.outcome.attempt, **attempt.job})
+        cell = attempt.cell.to_dict() | ({} if self._place.device is None else {"device": self._place.device})
+        job = {"cell": cell, "attempt": attempt.outcome.attempt, "threads": self._place.threads}
+        self.process.give({**job, **attempt.job})
         if KINDS[attempt.cell.kind].measures:
             self.process.give_no_more()
 

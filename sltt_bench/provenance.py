@@ -82,8 +82,8 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         "cpu": cpu_model(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
-        "cores_usable": _usable_cores(),
-        "cores_quota": _core_quota(),
+        "cores_usable": usable_cores(),
+        "cores_quota": core_quota(),
         "memory_total_bytes": psutil.virtual_memory().total,
         **_gpus(),
         "environment": _settings(),
@@ -206,14 +206,14 @@ def _output_of(*command: str) -> str | None:
         return None
 
 
-def _usable_cores() -> int | None:
+def usable_cores() -> int | None:
     """Cores on which this process may run, fewer than there are under taskset or a batch system."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return psutil.cpu_count()
 
 
-def _core_quota() -> float | None:
+def core_quota() -> float | None:
     """Cores' worth of time that a container grants (cgroup version 2); None: no limit, or not known."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from sltt_bench.kinds import KINDS
-from sltt_bench.lanes import Attempt, Event, Lanes
+from sltt_bench.lanes import Attempt, Event, Lanes, Place
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
 from sltt_bench.results.private_paths import public
@@ -62,17 +62,18 @@ def run_plans(
     initial_weights: Callable[[Cell], Path | None],
     provenance: Mapping[str, Any],
     estimated_peaks: Mapping[str, int] | None = None,
-    lanes: int = 1,
+    places: Sequence[Place] = (Place(),),
     timeout_s: float | None = None,
 ) -> list[Outcome]:
     """Run the cells that their folders do not hold as finished; how each of all cells ended.
 
     `initial_weights` gives a cell's checkpoint to start from; it raises NotRunnable for a cell that is to
-    be skipped. `estimated_peaks` (cell_id → bytes) are recorded beside what is measured. After an
+    be skipped. `estimated_peaks` (cell_id → bytes) are recorded beside what is measured. A cell runs at
+    each of `places`, side by side; one that needs another waits until that has ended. After an
     Interrupted the folders are complete: the cells under way and those not begun have their rows.
     """
     recording = _Recording(runs, display, data_dir, initial_weights, provenance, estimated_peaks or {})
-    processes = Lanes(lanes, timeout_s=timeout_s)
+    processes = Lanes(places, timeout_s=timeout_s)
     with _signals_raise():
         try:
             with processes:
@@ -140,8 +141,11 @@ class _Recording:
         self._estimated_peaks = estimated_peaks
         self._records: list[_RunRecord] = []
 
-    def attempts(self) -> Iterator[Attempt]:
-        """What is to be tried, in order; what need not or cannot be tried is settled on the way."""
+    def attempts(self) -> Iterator[Attempt | None]:
+        """What is to be tried, in order; what need not or cannot be tried is settled on the way.
+
+        None while the next waits for its prerequisite.
+        """
         for run in self._runs:
             record = _RunRecord(run.plan, run.open_folder(), self._display, self._provenance)
             self._records.append(record)
@@ -163,6 +167,8 @@ class _Recording:
                 self.outcomes.append(attempt.outcome)
                 peak = self._estimated_peaks.get(attempt.cell.cell_id)
                 attempt.outcome.facts["estimated_peak_tensor_bytes"] = peak
+                while self._is_open(attempt.cell.needs):
+                    yield None
                 attempt.announce()
                 try:
                     weights = self._initial_weights(attempt.cell)
@@ -171,6 +177,12 @@ class _Recording:
                 else:
                     attempt.prepare(self._data_dir, weights)
                     yield attempt
+
+    def _is_open(self, cell_id: str | None) -> bool:
+        """Whether this cell has begun, or is to begin, and has not ended."""
+        return any(
+            attempt.cell.cell_id == cell_id for record in self._records for attempt in record.open_attempts
+        )
 
     def cut_off(self, reason: str) -> None:
         """The rows of what has begun and of what has not, in the runs whose turn has come."""
@@ -277,7 +289,10 @@ class _RecordedAttempt(Attempt):
             case "batch":
                 display.batch(self.cell, event)
             case "epoch":
-                display.epoch(self.cell, self._append_epoch(self.outcome, event["row"]))
+                beside = {"neighbours": self.most_neighbours}
+                self.outcome.neighbours = max(self.outcome.neighbours, self.most_neighbours)
+                self.most_neighbours = self.neighbours
+                display.epoch(self.cell, self._append_epoch(self.outcome, event["row"] | beside))
             case "epochs":
                 there = self._record.epochs(self.cell)
                 for epoch in event["epochs"]:
@@ -299,6 +314,7 @@ class _RecordedAttempt(Attempt):
 
     def write_row(self) -> None:
         """Its row of cells.csv."""
+        self.outcome.neighbours = max(self.outcome.neighbours, self.most_neighbours)
         row = cell_row(self.cell, self.outcome, self._record.epochs(self.cell))
         self._record.folder.append(CELLS_FILE, row)
         self.outcome.facts["doubts"] = row["doubts"]

@@ -27,15 +27,18 @@ _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 
 
 @contextmanager
-def run_display(console: Console, estimated: Mapping[str, int]) -> Iterator[Display]:
+def run_display(
+    console: Console, estimated: Mapping[str, int], *, several: bool = False
+) -> Iterator[Display]:
     """Bars if the console is a terminal, else lines.
 
-    `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured.
+    `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured. With `several`, cells
+    run side by side: each line and bar names its own.
     """
     if not console.is_terminal or console.is_dumb_terminal:
-        yield _Lines(console, estimated)
+        yield _Lines(console, estimated, several)
         return
-    bars = _Bars(console, estimated)
+    bars = _Bars(console, estimated, several)
     with bars.progress:
         yield bars
 
@@ -43,9 +46,14 @@ def run_display(console: Console, estimated: Mapping[str, int]) -> Iterator[Disp
 class _Lines:
     """One line for each epoch and each ended cell."""
 
-    def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
+    def __init__(self, console: Console, estimated: Mapping[str, int], several: bool = False) -> None:
         self._console = console
         self._estimated = estimated
+        self._several = several
+
+    def _name(self, cell: Cell) -> str:
+        """What a line begins with where cells run side by side."""
+        return f"{escape(describe(cell))}: " if self._several else ""
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
         for remark in (*plan.remarks, *plan.left_out):
@@ -62,19 +70,21 @@ class _Lines:
         """Too often for lines."""
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
-        self._print(f"      epoch {row['epoch']}/{cell.recipe.train.epochs}  {_epoch_text(row)}")
+        self._print(
+            f"      {self._name(cell)}epoch {row['epoch']}/{cell.recipe.train.epochs}  {_epoch_text(row)}"
+        )
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
         style = _STATUS_STYLE.get(outcome.status, "red")
         after = "" if outcome.wall_s is None else f" after {outcome.wall_s:.1f} s"
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
-        self._print(f"      [{style}]{outcome.status}[/{style}]{after}{reason}")
+        self._print(f"      {self._name(cell)}[{style}]{outcome.status}[/{style}]{after}{reason}")
         if doubts := outcome.facts.get("doubts"):
-            self._print(f"      [yellow]this may mean nothing: {escape(doubts)}[/yellow]")
+            self._print(f"      {self._name(cell)}[yellow]this may mean nothing: {escape(doubts)}[/yellow]")
         if (estimate := self._estimated.get(cell.cell_id)) is not None:
             measured = format_bytes(outcome.facts.get("peak_tensor_bytes"))
             self._print(
-                f"      [dim]peak of live tensors: estimated {format_bytes(estimate)}, measured {measured}[/dim]"
+                f"      {self._name(cell)}[dim]peak of live tensors: estimated {format_bytes(estimate)}, measured {measured}[/dim]"
             )
 
     def remark(self, text: str) -> None:
@@ -85,12 +95,12 @@ class _Lines:
 
 
 class _Bars(_Lines):
-    """A bar over the batches of the cell under way, with the time left, loss, accuracy and memory."""
+    """A bar over the batches of each cell under way, with the time left, loss, accuracy and memory."""
 
-    def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
-        super().__init__(console, estimated)
+    def __init__(self, console: Console, estimated: Mapping[str, int], several: bool) -> None:
+        super().__init__(console, estimated, several)
         self.progress = Progress(
-            TextColumn("      epoch {task.fields[epoch]}"),
+            TextColumn("      {task.description}epoch {task.fields[epoch]}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
             TimeElapsedColumn(),
@@ -100,30 +110,35 @@ class _Bars(_Lines):
             console=console,
             transient=True,
         )
-        self._task: TaskID | None = None
-        self._total: int | None = None
+        self._tasks: dict[str, TaskID] = {}
+        """cell_id → its bar, while it is under way."""
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         super().cell_started(cell, number, total)
-        self._total = None
-        self._task = self.progress.add_task(
-            "", total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
+        self._tasks[cell.cell_id] = self.progress.add_task(
+            self._name(cell), total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
         )
 
+    def _total(self, cell: Cell) -> float | None:
+        """Batches of all its epochs; None before they are known."""
+        task = self._tasks[cell.cell_id]
+        return next(bar.total for bar in self.progress.tasks if bar.id == task)
+
     def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        if self._task is not None:
+        if cell.cell_id in self._tasks:
             of = "" if event["total"] is None else f" of {event['total']}"
-            self.progress.update(self._task, live=escape(f"{event['what']}: {event['done']}{of}"))
+            self.progress.update(
+                self._tasks[cell.cell_id], live=escape(f"{event['what']}: {event['done']}{of}")
+            )
 
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        if self._task is None:
+        if cell.cell_id not in self._tasks:
             return
         epochs, per_epoch = cell.recipe.train.epochs, event["total"]
-        self._total = epochs * per_epoch
         live = f"loss {event['loss']:.3f}  top-1 {format_percent(event['top1'])}  {format_bytes(event['memory'])}"
         self.progress.update(
-            self._task,
-            total=self._total,
+            self._tasks[cell.cell_id],
+            total=epochs * per_epoch,
             completed=(event["epoch"] - 1) * per_epoch + event["done"],
             epoch=f"{event['epoch']}/{epochs}",
             live=live,
@@ -131,20 +146,19 @@ class _Bars(_Lines):
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
         super().epoch(cell, row)
-        if self._task is not None:
+        if cell.cell_id in self._tasks:
             epochs = cell.recipe.train.epochs
-            total = self._total or epochs
+            total = self._total(cell) or epochs
             self.progress.update(
-                self._task,
+                self._tasks[cell.cell_id],
                 total=total,
                 completed=total * row["epoch"] / epochs,
                 epoch=f"{row['epoch']}/{epochs}",
             )
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
-        if self._task is not None:
-            self.progress.remove_task(self._task)
-            self._task = None
+        if (task := self._tasks.pop(cell.cell_id, None)) is not None:
+            self.progress.remove_task(task)
         super().cell_ended(cell, outcome)
 
 

@@ -134,6 +134,10 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
 
         if not cell.recipe.native.compile:
             leave_compiler_unloaded()
+        if job["threads"] is not None:
+            import torch
+
+            torch.set_num_threads(job["threads"])
         work_on(cell, job, reporter)
     except BaseException as error:
         traceback.print_exc()

@@ -45,7 +45,7 @@ def make_groups(results: Results) -> list[Group]:
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
     cells = _judged(cells, epochs, results.runs)
-    cells = cells.assign(**_circumstances(cells, results.runs))
+    cells = cells.assign(**_circumstances(cells, results.runs), beside=cells["neighbours"].astype(float) > 0)
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):

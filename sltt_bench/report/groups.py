@@ -68,11 +68,14 @@ class GroupKey:
     flags: str
     """TF32, cuDNN and determinism as torch reported them."""
     schema_version: int
+    beside: bool
+    """Whether other cells of the same command ran beside these."""
 
     def slug(self) -> str:
         """A file name's part that tells groups apart."""
         marks = [f"T{self.timesteps}", f"b{self.batch_size}", self.precision, self.backend]
         marks += ["synthetic"] * self.synthetic + ["smoke"] * self.smoke
+        marks += ["beside"] * self.beside
         return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([self.recipe, *marks]))
 
     def conditions(self) -> list[str]:
@@ -80,6 +83,7 @@ class GroupKey:
         words = [self.hardware, self.precision, f"backend {self.backend}"]
         words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
         words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
+        words += ["beside other cells"] * self.beside
         return words
 
 
@@ -102,6 +106,7 @@ DIFFERENCE_WORDS = {
     "threads": "CPU threads",
     "flags": "kernel flags (TF32, cuDNN, determinism)",
     "schema_version": "schema version",
+    "beside": "measured alone or beside other cells",
 }
 
 

@@ -173,6 +173,10 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     if len(shares) and shares.max() > WAITING_SHARE:
         text = f"{method} waited for data {shares.max():.0%} of the epoch"
         yield Breach(text, (method,), _TIME, undecides=True)
+    neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
+    if neighbours:
+        others_text = f"{neighbours} other cell{'s' * (neighbours > 1)}"
+        yield Breach(f"{method}: measured beside up to {others_text}", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
     for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):

@@ -28,6 +28,8 @@ class Outcome:
     """Seconds from the start of the attempt to its end; None if it never started."""
     exit_code: int | None = None
     started_utc: str = ""
+    neighbours: int = 0
+    """The most cells that ran beside it at any time."""
 
 
 def cell_key(cell: "Cell", outcome: Outcome) -> Row:
@@ -65,6 +67,9 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "reason": without_private_paths(outcome.reason),
         "started_utc": outcome.started_utc,
         "wall_s": outcome.wall_s,
+        "neighbours": max(
+            [outcome.neighbours, *(int(row.get("neighbours") or 0) for row in epochs.values())]
+        ),
         "epochs_planned": cell.recipe.train.epochs,
         "epochs_done": last,
         "parameters": outcome.facts.get("parameters"),

@@ -116,6 +116,12 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         "spikes per neuron and time step over the evaluation, mean over all neurons; empty with synthetic data",
     ),
     Column("finished_utc", "str", "when the epoch ended, ISO 8601"),
+    Column(
+        "neighbours",
+        "int",
+        "the most cells of the same command (--jobs, --devices) that ran beside this one until the epoch ended; "
+        "empty where only one could run, in files of earlier versions",
+    ),
 )
 
 INFERENCE_COLUMNS: tuple[Column, ...] = (
@@ -154,6 +160,12 @@ CELL_COLUMNS: tuple[Column, ...] = (
     Column("reason", "str", "one line that explains any status but ok"),
     Column("started_utc", "str", "when the cell's process started, ISO 8601"),
     Column("wall_s", "float", "seconds from the start of the cell's process to its end"),
+    Column(
+        "neighbours",
+        "int",
+        "the most cells of the same command that ran beside this one, in any of its epochs: above 0, its times are "
+        "never compared with times measured alone; empty as in epochs.csv",
+    ),
     Column("epochs_planned", "int", "epochs that the recipe asks for"),
     Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
     Column("parameters", "int", "trainable parameters of the network"),
