@@ -30,6 +30,12 @@ def make_places(
     """
     if devices and device != "auto":
         raise JobsRefused(f"--device {device}, --devices {','.join(devices)}: say one of them")
+    if len({name.partition(":")[0] for name in devices}) > 1:
+        raise JobsRefused(
+            f"--devices {','.join(devices)}: times on a CPU and on a GPU are never compared; name one kind"
+        )
+    if jobs is not None and jobs < len(devices):
+        raise JobsRefused(f"--jobs {jobs}: leaves devices of --devices {','.join(devices)} idle; name fewer")
     count = jobs or len(devices) or 1
     places = list(devices) or _devices_for(device, count)
     if not oversubscribe:

@@ -84,6 +84,8 @@ class Lanes:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        for lane in self._lanes:  # all are asked before any is waited for
+            lane.ask_to_end()
         for lane in self._lanes:
             lane.end()
 
@@ -159,7 +161,9 @@ class _Lane:
         self.attempt = attempt
         if self.process is None:
             self.process = _Process(attempt.log, self._events)
-        cell = attempt.cell.to_dict() | ({} if self._place.device is None else {"device": self._place.device})
+        cell = attempt.cell.to_dict()
+        if self._place.device is not None:  # in the row too of an attempt that ends before it can say so
+            cell["device"] = attempt.outcome.facts["device"] = self._place.device
         job = {"cell": cell, "attempt": attempt.outcome.attempt, "threads": self._place.threads}
         self.process.give({**job, **attempt.job})
         if KINDS[attempt.cell.kind].measures:
@@ -201,6 +205,11 @@ class _Lane:
         self.attempt.outcome.status = "timeout"
         self.attempt.outcome.reason = f"ended after {limit_s:g} s (--timeout)"
         self._conclude(process.wait(), process.log)
+
+    def ask_to_end(self) -> None:
+        """Ask the process of an attempt under way to end, without waiting for it."""
+        if self.process is not None and self.attempt is not None:
+            self.process.signal(signal.SIGTERM)
 
     def end(self) -> None:
         """End the process, if there is one; an attempt under way stays as it is."""
@@ -289,11 +298,17 @@ class _Process:
     def end(self) -> None:
         """End the process and its children (data workers): first asked, then killed."""
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.killpg(self._popen.pid, number)
-            except ProcessLookupError:
+            if not self.signal(number):
                 break
             try:
                 self._popen.wait(GRACE_S)
             except subprocess.TimeoutExpired:
                 continue
+
+    def signal(self, number: signal.Signals) -> bool:
+        """Send a signal to the process and its children; False if there is none any more."""
+        try:
+            os.killpg(self._popen.pid, number)
+        except ProcessLookupError:
+            return False
+        return True

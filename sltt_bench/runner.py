@@ -142,10 +142,34 @@ class _Recording:
         self._records: list[_RunRecord] = []
 
     def attempts(self) -> Iterator[Attempt | None]:
-        """What is to be tried, in order; what need not or cannot be tried is settled on the way.
+        """What is to be tried, in order but for what waits for its prerequisite: None while nothing else is left.
 
-        None while the next waits for its prerequisite.
+        What need not or cannot be tried is settled on the way.
         """
+        waiting: list[_RecordedAttempt] = []
+        for attempt in self._planned():
+            waiting.append(attempt)
+            yield from self._startable(waiting)
+        while waiting:
+            yield from self._startable(waiting)
+            if waiting:
+                yield None
+
+    def _startable(self, waiting: "list[_RecordedAttempt]") -> Iterator[Attempt]:
+        """Those that wait for no cell that is still to end, taken out of `waiting`; what cannot be tried is skipped."""
+        for attempt in [each for each in waiting if not self._is_open(each.cell.needs)]:
+            waiting.remove(attempt)
+            attempt.announce()
+            try:
+                weights = self._initial_weights(attempt.cell)
+            except NotRunnable as reason:
+                attempt.skip(str(reason))
+            else:
+                attempt.prepare(self._data_dir, weights)
+                yield attempt
+
+    def _planned(self) -> "Iterator[_RecordedAttempt]":
+        """Every cell that is not finished; a run's folder is opened as its turn comes."""
         for run in self._runs:
             record = _RunRecord(run.plan, run.open_folder(), self._display, self._provenance)
             self._records.append(record)
@@ -167,16 +191,7 @@ class _Recording:
                 self.outcomes.append(attempt.outcome)
                 peak = self._estimated_peaks.get(attempt.cell.cell_id)
                 attempt.outcome.facts["estimated_peak_tensor_bytes"] = peak
-                while self._is_open(attempt.cell.needs):
-                    yield None
-                attempt.announce()
-                try:
-                    weights = self._initial_weights(attempt.cell)
-                except NotRunnable as reason:
-                    attempt.skip(str(reason))
-                else:
-                    attempt.prepare(self._data_dir, weights)
-                    yield attempt
+                yield attempt
 
     def _is_open(self, cell_id: str | None) -> bool:
         """Whether this cell has begun, or is to begin, and has not ended."""
@@ -290,7 +305,7 @@ class _RecordedAttempt(Attempt):
                 display.batch(self.cell, event)
             case "epoch":
                 beside = {"neighbours": self.most_neighbours}
-                self.outcome.neighbours = max(self.outcome.neighbours, self.most_neighbours)
+                self._count_neighbours()
                 self.most_neighbours = self.neighbours
                 display.epoch(self.cell, self._append_epoch(self.outcome, event["row"] | beside))
             case "epochs":
@@ -312,9 +327,13 @@ class _RecordedAttempt(Attempt):
     def _note(self, facts: Mapping[str, Any]) -> None:
         self._record.note(self.cell, self.outcome.attempt, facts)
 
+    def _count_neighbours(self) -> None:
+        self.outcome.neighbours = max(self.outcome.neighbours or 0, self.most_neighbours)
+
     def write_row(self) -> None:
         """Its row of cells.csv."""
-        self.outcome.neighbours = max(self.outcome.neighbours, self.most_neighbours)
+        if self.begun:
+            self._count_neighbours()
         row = cell_row(self.cell, self.outcome, self._record.epochs(self.cell))
         self._record.folder.append(CELLS_FILE, row)
         self.outcome.facts["doubts"] = row["doubts"]

@@ -193,3 +193,11 @@ def test_a_slower_epoch_that_waited_for_data_is_no_regression_of_the_method(tmp_
     for seed in range(5):
         slower.cell("sltt", seed, train_s=[9.0, 3.0, 3.0], top1=None, data_wait_s=[0.0, 0.9, 0.9])
     assert words(compared(tmp_path))["sltt", "epoch_s"] == "inconclusive"
+
+
+def test_times_beside_other_cells_are_not_set_beside_times_measured_alone(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0] * 5)
+    beside = HandmadeRun(tmp_path / "b" / "run")
+    for seed in range(5):
+        beside.cell("sltt", seed, train_s=[9.0, 4.0], top1=[0.1, 0.9], cell={"neighbours": 1})
+    assert {change.word for change in compared(tmp_path).changes} == {"not comparable"}

@@ -92,6 +92,21 @@ def test_one_device_and_a_list_of_devices_contradict_each_other(monkeypatch: pyt
         make_places("cpu", devices=["cuda:0"])
 
 
+@pytest.mark.parametrize(
+    ("count", "devices", "reason"),
+    [
+        (None, ("cuda:0", "cpu"), "never compared"),
+        (1, ("cuda:0", "cuda:1"), "--jobs 1: leaves devices .* idle"),
+    ],
+)
+def test_devices_that_would_be_wasted_or_not_comparable_are_refused(
+    count: int | None, devices: Sequence[str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 8, 2)
+    with pytest.raises(JobsRefused, match=reason):
+        make_places("auto", count, devices, oversubscribe=True)
+
+
 def test_a_users_own_number_of_threads_is_not_exceeded(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 8)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

@@ -3,15 +3,24 @@
 import hashlib
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
+from sltt_bench import lanes
 from sltt_bench.cli import app
-from sltt_bench.plan import Request, make_plans
+from sltt_bench.lanes import Place
+from sltt_bench.plan import Cell, Request, make_plans
+from sltt_bench.results.schema import CELLS_FILE
+from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
+from sltt_bench.terminal import run_display
 
 STAGE_1 = """
 extends: digits
@@ -118,3 +127,46 @@ def test_init_overrides_the_prerequisite(stages: Path) -> None:
         cell["attempts"]["1"]["initial_weights"] for said in provenances for cell in said["cells"].values()
     ]
     assert [source["sha256"] for source in sources] == [digest, digest]
+
+
+def test_side_by_side_what_is_ready_overtakes_what_waits_and_each_row_names_its_device(
+    stages: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[str, str]] = []
+
+    @dataclass(eq=False)
+    class DyingProcess:
+        """Ends with exit code 7 when it has its cell."""
+
+        log: Path | None
+        events: Any
+
+        def give(self, job: dict[str, Any]) -> None:
+            begun.append((job["cell"]["recipe"]["name"], job["cell"]["device"]))
+
+        def give_no_more(self) -> None:
+            self.events.put((self, None))
+
+        def wait(self) -> int:
+            return 7
+
+    def weights(cell: Cell) -> None:
+        if cell.needs is not None:
+            raise NotRunnable(f"after {len(begun)} cells")
+
+    monkeypatch.setattr(lanes, "_Process", DyingProcess)
+    plans = [
+        *make_plans("./stage-2.yaml", Request(device="cuda:0")),
+        *make_plans("digits", Request(seeds=[0])),
+    ]
+    runs = [PlannedRun(plan, lambda plan=plan: RunFolder.create(stages, plan.recipe.name)) for plan in plans]
+    with run_display(Console(quiet=True), {}) as display:
+        places = [Place("cuda:0", 1), Place("cuda:1", 1)]
+        run_plans(runs, display, data_dir=stages, initial_weights=weights, provenance={}, places=places)
+    assert begun[:2] == [("stage-1", "cuda:0"), ("digits", "cuda:1")]
+    rows = {
+        name: read_rows(*stages.glob(f"{name}/*/{CELLS_FILE}")) for name in ("stage-1", "stage-2", "digits")
+    }
+    assert (rows["stage-1"][0]["device"], rows["digits"][0]["device"]) == ("cuda:0", "cuda:1")
+    assert (rows["stage-1"][0]["neighbours"], rows["digits"][0]["neighbours"]) == ("1", "1")
+    assert {(row["status"], row["neighbours"]) for row in rows["stage-2"]} == {("skipped", "")}

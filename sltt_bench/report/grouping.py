@@ -45,7 +45,7 @@ def make_groups(results: Results) -> list[Group]:
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
     cells = _judged(cells, epochs, results.runs)
-    cells = cells.assign(**_circumstances(cells, results.runs), beside=cells["neighbours"].astype(float) > 0)
+    cells = cells.assign(**_circumstances(cells, results.runs), beside=_beside(cells))
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):
@@ -169,6 +169,20 @@ def _with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
             if known["precision"].nunique() == 1:
                 cells.loc[in_run & unknown & amp, "precision"] = known["precision"].iloc[0]
     return cells
+
+
+def _beside(cells: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether each cell had neighbours; one that never started goes where its run's cells are.
+
+    In rows from before cells could have neighbours the count is empty: they had none.
+    """
+    beside = cells["neighbours"].astype(float) > 0
+    unknown = cells["neighbours"].isna() & (cells["status"] != "ok")
+    for run in cells.loc[unknown, "run"].unique():
+        in_run = cells["run"] == run
+        if (known := beside[in_run & ~unknown]).nunique() == 1:
+            beside[in_run & unknown] = known.iloc[0]
+    return beside
 
 
 def _measures(epochs: pd.DataFrame) -> pd.DataFrame:

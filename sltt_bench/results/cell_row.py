@@ -28,8 +28,8 @@ class Outcome:
     """Seconds from the start of the attempt to its end; None if it never started."""
     exit_code: int | None = None
     started_utc: str = ""
-    neighbours: int = 0
-    """The most cells that ran beside it at any time."""
+    neighbours: int | None = None
+    """The most cells that ran beside it at any time; None if it never started."""
 
 
 def cell_key(cell: "Cell", outcome: Outcome) -> Row:
@@ -67,9 +67,7 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "reason": without_private_paths(outcome.reason),
         "started_utc": outcome.started_utc,
         "wall_s": outcome.wall_s,
-        "neighbours": max(
-            [outcome.neighbours, *(int(row.get("neighbours") or 0) for row in epochs.values())]
-        ),
+        "neighbours": _neighbours(outcome, epochs),
         "epochs_planned": cell.recipe.train.epochs,
         "epochs_done": last,
         "parameters": outcome.facts.get("parameters"),
@@ -81,6 +79,14 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "doubts": "; ".join(_doubts(cell, epochs)),
         "exit_code": outcome.exit_code,
     }
+
+
+def _neighbours(outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> int | None:
+    """The most of all attempts; None where no count is known."""
+    counts = [int(row["neighbours"]) for row in epochs.values() if row.get("neighbours")]
+    if outcome.neighbours is not None:
+        counts.append(outcome.neighbours)
+    return max(counts, default=None)
 
 
 def _doubts(cell: "Cell", epochs: Mapping[int, Mapping[str, str]]) -> list[str]:

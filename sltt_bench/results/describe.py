@@ -75,7 +75,8 @@ Rules for a reader:
 - Use a cell only if its status is ok, its epochs are all there (`epochs_planned`), and its attempts ran on one
   `device_name`.
 - Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
-  `provenance.json` the same revision without local changes, torch, CUDA, driver, CPU, threads and flags;
+  `provenance.json` the same revision without local changes, torch, CUDA, driver, CPU, threads and flags,
+  and `neighbours` above 0 in both or in none;
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.
 - The first epoch of a process is `cold`; times are compared over the others.

@@ -164,7 +164,7 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "neighbours",
         "int",
         "the most cells of the same command that ran beside this one, in any of its epochs: above 0, its times are "
-        "never compared with times measured alone; empty as in epochs.csv",
+        "never compared with times measured alone; empty as in epochs.csv, and for a cell that never started",
     ),
     Column("epochs_planned", "int", "epochs that the recipe asks for"),
     Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
