@@ -235,3 +235,48 @@ def test_what_is_said_of_e_prop_at_other_learning_rates_is_what_its_runs_reached
         f"at 0.01 {reached('0.01', 'e-prop')} and {reached('0.01', 'sltt')} % (`pp-prop`: "
         f"{reached('0.001', 'pp-prop')} and {reached('0.01', 'pp-prop')} %)"
     ) in page
+
+
+def test_the_cosines_of_the_rules_are_those_of_their_analyses() -> None:
+    def column(recipe: str, run: str, epoch: int, decimals: int) -> dict[str, str]:
+        rows = pd.read_csv(ROOT / "results" / recipe / run / "method_gradients.csv")
+        rows = rows[(rows["level"] == "network") & (rows["epoch"] == epoch)].set_index("compared_method")
+        return {
+            str(rule): f"{row.cosine_mean:.{decimals}f}, {row.norm_ratio_mean:.2f}".replace("nan", "–")
+            for rule, row in rows.iterrows()
+        }
+
+    columns = [
+        column("digits", "20261126-030756-c93c", 0, 5),
+        column("digits-saccade", "20261126-030850-808d", 0, 5),
+        column("sequential-digits", "20261126-030756-fce0", 0, 3),
+        column("sequential-digits", "20261126-030756-fce0", 5, 3),
+    ]
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    seen = 0
+    for rule, *cells in rows_of(page, "## How near the gradient is to BPTT's"):
+        assert cells == [figures.get(rule, "–") for figures in columns], rule
+        seen += 1
+    assert seen == 11
+
+
+def test_the_report_sets_each_rules_gradient_beside_bptts() -> None:
+    from sltt_bench.report.sections.gradients import _rules, _rules_by_layer, find_families
+    from sltt_bench.results.reader import read_results
+
+    run = ROOT / "results" / "sequential-digits" / "20261126-030756-fce0"
+    (family,) = find_families(read_results([run]))
+    figures = pd.read_csv(run / "method_gradients.csv")
+    last = figures[figures["epoch"] == 5]
+    network = last[last["level"] == "network"].sort_values("cosine_mean", ascending=False)
+    rows = _rules(family, "g").rows
+    assert (
+        [row[0].text for row in rows[2:5]]
+        == list(network["compared_method"][2:5])
+        == ["bptt-d0.5", "tbptt-w2", "e-prop"]
+    )
+    assert [row[1].value for row in rows if row[1].value] == list(network["cosine_mean"].dropna())
+    assert rows[-1][0].text == "sltt-k2"
+    assert rows[-1][1].text == "–"
+    assert [row[3].detail for row in rows[2:5]] == ["layer1.feedforward"] * 3
+    assert len(_rules_by_layer(family, "g").rows) == (last["level"] == "layer").sum()

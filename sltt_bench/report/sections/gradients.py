@@ -23,7 +23,7 @@ from sltt_bench.report.document import (
 )
 from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
 from sltt_bench.results.reader import Results, Run
-from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, OPERATIONS_FILE
+from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""
@@ -50,6 +50,8 @@ class GradientFamily:
     """Rows of gradients.csv, averaged over seeds; NaN where a gradient was 0."""
     draws: pd.DataFrame
     operations: pd.DataFrame
+    rules: pd.DataFrame
+    """Rows of method_gradients.csv, averaged over seeds: each rule's gradient beside BPTT's."""
     accuracy: pd.DataFrame
     """Test accuracy by point and epoch, averaged over seeds; empty for synthetic data."""
     seeds: int
@@ -132,6 +134,7 @@ def _family(
     rows: pd.DataFrame,
     draws: pd.DataFrame,
     operations: pd.DataFrame,
+    rules: pd.DataFrame,
     epochs: pd.DataFrame,
 ) -> GradientFamily:
     first = cells.iloc[0]
@@ -150,6 +153,7 @@ def _family(
         gradients=_mean_over_seeds(rows, [*POINT, "epoch", "level", "name", "depth"]),
         draws=_mean_over_seeds(draws, [*POINT, "epoch", "drawn"]),
         operations=operations.drop_duplicates(["timesteps", "counted_method"]),
+        rules=_mean_over_seeds(rules, [*POINT, "epoch", "compared_method", "level", "name", "depth"]),
         accuracy=epochs.groupby([*POINT, "epoch"])["test_top1"].mean().reset_index(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
@@ -164,7 +168,7 @@ def _mean_over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return rows.groupby(by, sort=True, dropna=False).mean(numeric_only=True).reset_index()
 
 
-_FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE)
+_FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE, METHOD_GRADIENTS_FILE)
 
 
 def _rows(results: Results, file: str) -> pd.DataFrame:
@@ -211,6 +215,8 @@ def _section(family: GradientFamily, number: int) -> list[Section]:
         drawn = figure(family, name)
         if drawn is not None:
             blocks.append(drawn)
+    if not family.rules.empty:
+        blocks += [_rules(family, name), _rules_by_layer(family, name)]
     if not family.operations.empty:
         blocks.append(_operations(family, name))
     if len(family.epochs) > 1:
@@ -340,6 +346,85 @@ def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
     if values.empty:
         return TableCell(numbers.DASH, tone="muted")
     return TableCell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
+
+
+def _rules(family: GradientFamily, name: str) -> Table:
+    """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
+    layers = _last_of_rules(family, "layer")
+
+    def lowest_layer(row: Any) -> TableCell:
+        same = (layers[[*POINT, "compared_method"]] == row[[*POINT, "compared_method"]].to_numpy()).all(
+            axis=1
+        )
+        known = layers[same].dropna(subset=["cosine_mean"])
+        if known.empty:
+            return TableCell(numbers.DASH, tone="muted")
+        lowest = known.loc[known["cosine_mean"].idxmin()]
+        value = float(lowest["cosine_mean"])
+        return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
+
+    return _table_of_rules(
+        family,
+        f"{name}-rules",
+        "Each rule's gradient beside BPTT's",
+        _last_of_rules(family, "network").sort_values("cosine_mean", ascending=False, kind="stable"),
+        (Heading("lowest layer", numeric=False), lowest_layer),
+        notes=(
+            f"{family.when[0].upper()}{family.when[1:]}; mean over {family.batches} batches"
+            f"{_and_seeds(family)}, ± standard deviation over batches. Empty where a gradient was 0.",
+        ),
+    )
+
+
+def _rules_by_layer(family: GradientFamily, name: str) -> Table:
+    def layer(row: Any) -> TableCell:
+        return _plain(str(row["name"]), str(row["name"]))
+
+    return _table_of_rules(
+        family,
+        f"{name}-rules-layers",
+        "Each rule's gradient beside BPTT's, layer by layer",
+        _last_of_rules(family, "layer").sort_values(["compared_method", "depth"], kind="stable"),
+        (Heading("layer", numeric=False), layer),
+        secondary=True,
+    )
+
+
+def _last_of_rules(family: GradientFamily, level: str) -> pd.DataFrame:
+    rows = family.rules
+    return rows[(rows["level"] == level) & (rows["epoch"] == family.epochs[-1])]
+
+
+def _table_of_rules(
+    family: GradientFamily,
+    name: str,
+    title: str,
+    rows: pd.DataFrame,
+    column: tuple[Heading, Callable[[Any], TableCell]],
+    notes: tuple[str, ...] = (),
+    secondary: bool = False,
+) -> Table:
+    columns: list[tuple[Heading, Callable[[Any], TableCell]]] = [
+        (Heading(_WORDS[field], numeric=field in ("timesteps", "tau")), partial(_setting_cell, field=field))
+        for field in _varied(family)
+    ]
+    columns += [
+        (
+            Heading("rule", numeric=False),
+            lambda row: _plain(str(row["compared_method"]), str(row["compared_method"])),
+        ),
+        (Heading("cosine with BPTT"), lambda row: _measured_cell(row, "cosine", _cosine)),
+        (Heading("norm ÷ BPTT"), lambda row: _measured_cell(row, "norm_ratio", numbers.significant)),
+        column,
+    ]
+    return Table(
+        name=name,
+        title=title,
+        headings=tuple(heading for heading, _ in columns),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for _, row in rows.iterrows()),
+        notes=notes,
+        secondary=secondary,
+    )
 
 
 def _operations(family: GradientFamily, name: str) -> Table:
