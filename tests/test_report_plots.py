@@ -1,5 +1,6 @@
 """Plots: what is drawn (values, labels, units), and that nothing overlaps at the shipped sizes."""
 
+import re
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -351,3 +352,14 @@ def test_tables_and_figures_have_names_of_their_own(everything: Path) -> None:
     sections = runs(Context(read_results([everything]), "bptt")).sections
     names = [b.name for section in sections for b in section.blocks if isinstance(b, Table | Figure)]
     assert len(names) == len(set(names))
+
+
+def test_no_two_shipped_rules_look_alike() -> None:
+    names = "bptt bptt-ckpt2 bptt-ckpt4 bptt-d0 bptt-d0.5 bptt-d1 tbptt-w2 tbptt-w4 tbptt-w8 sltt sltt-k1 sltt-k2 sltt-k3 sltt-k4"
+    names += " sltt-a sltt-a2 ottt ottt-o e-prop s-tllr pp-prop rate"
+    looks = {name: (style.colour(name), style.marker(name)) for name in names.split()}
+    assert len({colour for colour, _ in looks.values()}) == len(looks)
+    alone = {
+        name: looks[name] for name in names.split() if not re.search(r"\d$", name) or name == "bptt-ckpt2"
+    }
+    assert len({marker for _, marker in alone.values()}) == len(alone)

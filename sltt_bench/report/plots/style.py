@@ -36,6 +36,19 @@ FAILED = "#c0392b"
 # SLTT-K is one hue, lighter for smaller K; markers and labels tell its members apart as well.
 _COLOURS = {"bptt": "#d55e00", "sltt": "#0072b2"}
 _SLTT_K_SHADES = ("#5ccaa6", "#009e73", "#00755a", "#4d7f91", "#7d6ba8")
+_RULES = {
+    "bptt-ckpt": ("#cc79a7", "p"),
+    "bptt-d": ("#e69f00", "X"),
+    "tbptt-w": ("#8c6d46", "h"),
+    "sltt-a": ("#56b4e9", ">"),
+    "ottt": ("#7a6fb0", "*"),
+    "ottt-o": ("#3d2f8f", "P"),
+    "e-prop": ("#a3a500", "8"),
+    "s-tllr": ("#4a4f57", "d"),
+    "pp-prop": ("#c2185b", "<"),
+    "rate": ("#00a2a2", "D"),
+}
+"""Rule without its number → colour and marker: a look of its own for each that ships."""
 _OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
 _MARKERS = {"bptt": "s", "sltt": "o"}
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
@@ -98,6 +111,12 @@ def colour(method: str) -> str:
         low, share = int(place), place - int(place)
         light, dark = to_rgb(_SLTT_K_SHADES[low]), to_rgb(_SLTT_K_SHADES[min(low + 1, 4)])
         return to_hex(tuple((1 - share) * a + share * b for a, b in zip(light, dark, strict=True)))  # type: ignore[arg-type]
+    rule, number = _rule_and_number(method)
+    if rule in _RULES:
+        # Members of a family differ in shade, the larger number the darker: a share of the state's gradient or steps.
+        share = 1.0 if number is None else number if rule == "bptt-d" else math.log2(max(1.0, number)) / 5
+        paleness = 0.5 * (1 - min(1.0, share))
+        return to_hex(tuple(part + paleness * (1 - part) for part in to_rgb(_RULES[rule][0])))  # type: ignore[arg-type]
     return _COLOURS.get(method) or _OTHER_COLOURS[_fixed(method) % len(_OTHER_COLOURS)]
 
 
@@ -105,12 +124,21 @@ def marker(method: str) -> str:
     """The marker of a method, the same in every plot."""
     if k := _k_of(method):
         return _SLTT_K_MARKERS.get(k, "d")
+    if look := _RULES.get(_rule_and_number(method)[0]):
+        return look[1]
     return _MARKERS.get(method) or _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
 
 
 def line(method: str) -> Literal["-", "--"]:
     """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
     return "--" if method.endswith("-unbiased") else "-"
+
+
+def _rule_and_number(method: str) -> tuple[str, float | None]:
+    """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
+    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
+    assert parts
+    return parts[1], None if parts[2] is None else float(parts[2])
 
 
 def _k_of(method: str) -> int | None:
