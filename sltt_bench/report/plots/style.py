@@ -153,9 +153,7 @@ def _fixed(method: str) -> int:
 # Figures ----------------------------------------------------------------------------------------
 
 
-def panels(
-    width: Width, count: int, height: float, *, row_heights: Sequence[float] = ()
-) -> tuple[Figure, list[Axes]]:
+def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels: side by side across two columns, one below the other in one column.
 
     `height` is that of one panel in inches; the caller adds what it needs for legends itself.
