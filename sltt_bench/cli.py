@@ -43,9 +43,9 @@ class _State:
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
-    from sltt_bench.recipe import recipe_names
+    from sltt_bench.recipe import recipe_names, study_names
 
-    return [name for name in recipe_names() if name.startswith(incomplete)]
+    return [name for name in (*recipe_names(), *study_names()) if name.startswith(incomplete)]
 
 
 def _complete_methods(incomplete: str) -> list[str]:
@@ -386,11 +386,14 @@ def estimate(
 @app.command("list")
 def list_(
     what: Annotated[
-        str, typer.Argument(help="recipes, methods, models, datasets or backends; everything by default.")
+        str,
+        typer.Argument(
+            help="recipes, studies, methods, models, datasets or backends; everything by default."
+        ),
     ] = "all",
     as_json: AsJSON = False,
 ) -> None:
-    """Show the recipes, methods, models, data sets and backends by name."""
+    """Show the recipes, studies, methods, models, data sets and backends by name."""
     from sltt_bench import commands
 
     with _errors_explained():

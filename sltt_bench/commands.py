@@ -22,7 +22,7 @@ from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names, study_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import (
@@ -277,6 +277,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
     rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "recipes": _recipe_rows,
+        "studies": lambda: _named((name, load_recipe(name).description) for name in study_names()),
         "methods": lambda: _named([*methods.descriptions(), *_of_plugins("methods")]),
         "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),
         "datasets": lambda: _named((name, _first_line(data.source_type, name)) for name in data.names()),
@@ -410,7 +411,7 @@ def show_recipe(recipe: Recipe, *, as_json: bool = False) -> None:
 
 def is_method(name: str) -> bool:
     """Whether a training rule, and no recipe, is called `name`."""
-    if name in recipe_names() or Path(name).exists():
+    if name in (*recipe_names(), *study_names()) or Path(name).exists():
         return False
     try:
         methods.promises(name)

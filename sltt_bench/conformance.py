@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench import methods
+from sltt_bench.conversion import ConvertedNeuron
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import ChoosesSteps, Method, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
@@ -41,13 +42,15 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
        BPTT's, if it is exact; it goes backward once, or steps the optimiser, if it says so; its
        memory grows with T as it says, or less.
 
-    Feed-forward (with batch norm and dropout) and recurrent networks are used.
+    Feed-forward (with batch norm and dropout) and recurrent networks are used; for a method that converts a
+    network of rectifiers, such a one, in place of whose T steps it runs one: 1. says nothing of it.
     """
     promised = methods.promises(name)
     broken: list[str] = []
-    for build in (_feedforward, _recurrent):
+    converts = "conversion" in promised.needs
+    for build in (_rectified,) if converts else (_feedforward, _recurrent):
         broken += [
-            *_forward_differs(name, timesteps, build),
+            *([] if converts else _forward_differs(name, timesteps, build)),
             *_gradient_missing(name, timesteps, build, promised),
             *_not_reproducible(name, timesteps, build),
             *_leaves_something(name, timesteps, build),
@@ -59,18 +62,22 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
         raise NotConforming(f"method {name!r}:\n  " + "\n  ".join(dict.fromkeys(broken)))
 
 
-def _feedforward() -> nn.Module:
+def _feedforward(kind: type[LIF] | type[ConvertedNeuron] = LIF) -> nn.Module:
     torch.manual_seed(0)
     neuron = LIFParameters(tau=2.0)
     return nn.Sequential(
         nn.Linear(INPUTS, HIDDEN),
         nn.BatchNorm1d(HIDDEN),
-        LIF(neuron),
+        kind(neuron),
         SequenceDropout(0.2),
         nn.Linear(HIDDEN, HIDDEN),
-        LIF(neuron),
+        kind(neuron),
         nn.Linear(HIDDEN, CLASSES),
     )
+
+
+def _rectified() -> nn.Module:
+    return _feedforward(ConvertedNeuron)
 
 
 def _recurrent() -> nn.Module:
@@ -162,7 +169,7 @@ def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
             lambda module, args, output: storages.append(weakref.ref(output.untyped_storage()))
         )
         for layer in network.modules()
-        if isinstance(layer, LIF)
+        if isinstance(layer, SpikingNeuron)
     ]
     method = methods.create(name, timesteps)
     _run(method, timesteps, build, network=network)
@@ -172,7 +179,7 @@ def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return [f"it leaves a hook on a {type(module).__name__}"]
     for module in network.modules():
-        if isinstance(module, LIF | Recurrent | SequenceDropout):
+        if isinstance(module, SpikingNeuron | Recurrent | SequenceDropout):
             module.reset_state()
     gc.collect()
     alive = sum(reference() is not None for reference in storages)

@@ -160,7 +160,7 @@ class _Totals:
 
     def count_spikes(self, module: nn.Module, inputs: Any, spikes: Tensor) -> None:
         """A forward hook of every layer of neurons."""
-        self.spikes += spikes.sum(dtype=torch.float64)
+        self.spikes += spikes.count_nonzero()  # a converted neuron's spike is as high as its threshold
         self.neuron_steps += spikes.numel()
 
 

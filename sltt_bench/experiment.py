@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
+from sltt_bench.conversion import ConvertedNeuron, unconvertible
 from sltt_bench.distributed import ALONE, Ranks, synchronise_batch_norm
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
@@ -53,9 +54,14 @@ class Experiment:
     """The method's own source of randomness; draws the same on every rank."""
     ranks: Ranks = ALONE
     """The processes that share every batch."""
+    test_timesteps: int | None = None
+    """T in evaluation, where it is not that of training; static images only."""
 
     def unroll(self, x: Tensor, labels: Tensor) -> Unroll:
-        """The T steps of one batch, with the loss against its labels; resets the network's state."""
+        """The T steps of one batch, with the loss against its labels; resets the network's state.
+
+        T is that of training or that of evaluation, as the network's mode is.
+        """
         loss: StepLoss = partial(self._loss_of, labels)
         return Unroll(
             self.network,
@@ -71,7 +77,10 @@ class Experiment:
 
     def inputs(self, x: Tensor) -> Sequence[Tensor]:
         """The input of each of the T steps, [batch, C, H, W]; a static image is one tensor T times."""
-        return time_steps(x, self.timesteps, self.temporal)
+        timesteps = self.timesteps
+        if self.test_timesteps is not None and not self.network.training:
+            timesteps = self.test_timesteps
+        return time_steps(x, timesteps, self.temporal)
 
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
         """Forward, backward and optimiser step for one batch; returns what was unrolled.
@@ -120,7 +129,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     )
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
-    network = build_network(recipe, backend)
+    network = build_network(recipe, backend, converted="conversion" in methods.promises(cell.method).needs)
     if ranks.size > 1:
         torch.manual_seed(cell.seed + ranks.rank)
         if recipe.train.synchronise_batch_norm:
@@ -140,6 +149,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
         average=recipe.loss.average,
         generator=torch.Generator().manual_seed(cell.seed),
         ranks=ranks,
+        test_timesteps=recipe.test_timesteps,
     )
 
 
@@ -149,15 +159,22 @@ def make_backend(cell: Cell) -> Backend:
     return backends.create(cell.backend, **options)
 
 
-def build_network(recipe: Recipe, backend: Backend) -> nn.Module:
-    """The recipe's network with the backend's neurons, initialised from torch's global generator."""
+def build_network(recipe: Recipe, backend: Backend, *, converted: bool = False) -> nn.Module:
+    """The recipe's network with the backend's neurons, initialised from torch's global generator.
+
+    `converted`: with neurons that are rectifiers while it learns. Raises UnsupportedCell if its layers carry
+    more than those can.
+    """
     parameters = neuron_parameters(recipe)
-    return models.build(
+    network = models.build(
         recipe.model,
-        neuron=lambda: backend.neuron(parameters),
+        neuron=lambda: ConvertedNeuron(parameters) if converted else backend.neuron(parameters),
         input_shape=recipe.data.sample_shape,
         classes=recipe.data.classes,
     )
+    if converted and (reason := unconvertible(network)) is not None:
+        raise UnsupportedCell(reason)
+    return network
 
 
 def neuron_parameters(recipe: Recipe) -> LIFParameters:

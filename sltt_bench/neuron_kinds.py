@@ -54,7 +54,7 @@ def plif_step(
     # Before step 1 the potential rests: the term is 0 and w has a gradient, which is 0 too.
     distance = current.new_zeros(()) if potential is None else potential - rest
     membrane = torch.sigmoid(-w) * distance + (current + rest)
-    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate)
+    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
     return spikes, reset(membrane, spikes, neuron)
 
 
@@ -79,7 +79,7 @@ def alif_step(
         return spikes, AdaptiveState(potential, spikes)
     membrane = integrate(current, state.potential, neuron)
     threshold = neuron.v_threshold + neuron.adaptation * state.adaptation
-    spikes = spike(membrane - threshold, neuron.surrogate)
+    spikes = spike(membrane - threshold, neuron.surrogate, neuron.surrogate_width)
     adaptation = neuron.adaptation_decay * state.adaptation + spikes
     return spikes, AdaptiveState(reset(membrane, spikes, neuron), adaptation)
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.surrogates import SURROGATES, spike
+from sltt_bench.surrogates import derivative, spike
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class LIFParameters:
     detach_reset: bool = False
     """Whether the gradient ignores the reset's dependence on the spike."""
     surrogate: str = "triangle"
+    surrogate_width: float = 1.0
+    """w of the surrogate g(x / w) / w."""
     kind: str = "lif"
     """Which neuron: a name in `neuron_kinds.LAYERS`."""
     tau_synapse: float = 1.0
@@ -86,13 +88,13 @@ def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
 def lif_step(current: Tensor, potential: Tensor | None, neuron: LIFParameters) -> tuple[Tensor, Tensor]:
     """One time step: (I[t], v[t−1]) → (s[t], v[t]), all of one shape."""
     membrane = integrate(current, potential, neuron)
-    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate)
+    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
     return spikes, reset(membrane, spikes, neuron)
 
 
 def pseudo_derivative(membrane: Tensor, neuron: LIFParameters) -> Tensor:
     """ψ[t] = g(u[t] − V_th), the surrogate of ∂s[t]/∂u[t] (same shape)."""
-    return SURROGATES[neuron.surrogate](membrane - neuron.v_threshold)
+    return derivative(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
 
 
 def state_derivative(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
@@ -189,10 +191,24 @@ def reset_state(network: nn.Module) -> None:
         layer.reset_state()
 
 
-def detach_state(network: nn.Module) -> None:
-    """Make every carried state a constant: the one visible act of SLTT."""
+def detach_state(network: nn.Module, but_for: int | None = None) -> None:
+    """Make every carried state a constant: the one visible act of SLTT.
+
+    `but_for`: the place of a layer of neurons, 1 for the first, whose state stays as it is, that of recurrent
+    weights around it included. Raises ValueError if there are not so many.
+    """
+    kept = None if but_for is None else layer_of_neurons(network, but_for)
     for layer in stateful_layers(network):
-        layer.detach_state()
+        if kept is None or all(module is not kept for module in layer.modules()):
+            layer.detach_state()
+
+
+def layer_of_neurons(network: nn.Module, place: int) -> SpikingNeuron:
+    """A layer of neurons by its place in the network's order, 1 for the first. Raises ValueError."""
+    layers = [module for module in network.modules() if isinstance(module, SpikingNeuron)]
+    if not 1 <= place <= len(layers):
+        raise ValueError(f"there is no layer of neurons {place}: the network has {len(layers)}")
+    return layers[place - 1]
 
 
 def scale_state_gradient(network: nn.Module, factor: float) -> None:

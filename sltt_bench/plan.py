@@ -1,5 +1,6 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,7 @@ from sltt_bench.recipe import (
     short_hash,
 )
 from sltt_bench.results.schema import Kind
+from sltt_bench.studies import TASK, Point, points
 
 Device = str
 """auto, cpu or cuda:N."""
@@ -127,55 +129,92 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     RecipeError, also for a K that fits no point.
     """
     _check_backends(request.backends)
-    points, left_out = _points(recipe_name, request)
-    base = points[0][1]
+    main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
+    resolved, left_out = _points(recipe_name, main, request)
+    base = resolved[0].recipe
     stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
     cells = [
         Cell(
-            recipe=recipe,
+            recipe=point.recipe,
             method=method,
             backend=backend,
             seed=seed,
-            device=request.device,
+            device=request.device if point.study.kind != "estimate" else _estimated_for(request.device),
             synthetic=request.synthetic,
             smoke=request.smoke,
-            overrides=overrides,
+            overrides=point.overrides,
             init=init,
             needs=None if stage is None else stage.cells[0].cell_id,
+            kind=point.study.kind,
+            options=point.study.options(point.recipe.train.epochs),
         )
-        for overrides, recipe in points
-        for seed in (request.seeds or recipe.seeds)
+        for point in resolved
+        for seed in _seeds_of(point, main, request)
         for backend in request.backends
-        for method in dict.fromkeys(recipe.methods)
+        for method in dict.fromkeys(point.recipe.methods)
     ]
-    plan = Plan(base, tuple({cell.cell_id: cell for cell in cells}.values()), remarks, tuple(left_out))
+    plan = Plan(
+        base if main.study is None else main,
+        tuple({cell.cell_id: cell for cell in cells}.values()),
+        remarks,
+        tuple(left_out),
+    )
     return [plan] if stage is None else [stage, plan]
 
 
-def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, Any], Recipe]], list[str]]:
-    """The recipe at each point of the grid, with the methods that fit T there; what was left out.
+@dataclass(frozen=True)
+class _ResolvedPoint:
+    """A recipe at one point of a grid, with the methods that fit there."""
+
+    overrides: dict[str, Any]
+    recipe: Recipe
+    study: Point
+    """Which point of a study this is; of a recipe that is none, its only one."""
+
+
+def _seeds_of(point: _ResolvedPoint, main: Recipe, request: Request) -> list[int]:
+    """As asked, else the recipe's; the first of them for what no seed changes and in a study's smoke run."""
+    seeds = request.seeds or point.study.seeds or point.recipe.seeds
+    return seeds[:1] if point.study.kind == "estimate" or (main.study and request.smoke) else seeds
+
+
+def _estimated_for(device: Device) -> Device:
+    return "cpu" if device == "cpu" else "cuda"
+
+
+def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_ResolvedPoint], list[str]]:
+    """The recipe `main` at each point of the grid, with the methods that fit T there; what was left out.
 
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
-    points: list[tuple[dict[str, Any], Recipe]] = []
+    resolved: list[_ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
-    as_published = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    for overrides in request.grid:
+    of_study = [Point()] if main.study is None else list(points(main.study, smoke=request.smoke))
+    for overrides, study in itertools.product(request.grid, of_study):
+        source = study.recipe or recipe_name
+        as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         chosen = load_recipe(
-            recipe_name, overrides, smoke=request.smoke, chosen_methods=request.methods, any_k=True
+            source,
+            {**study.overrides, **overrides},
+            smoke=request.smoke,
+            chosen_methods=request.methods or study.methods,
+            any_k=True,
         )
-        recipe = _on_disk(chosen, request)
+        recipe = _as_part_of(main, _on_disk(chosen, request))
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in set(recipe.methods) - set(fitting):
             missing.setdefault(name, []).append(recipe.timesteps)
         if fitting:
             changes = {
                 key: value
-                for key, value in overrides.items()
+                for key, value in {**study.overrides, **overrides}.items()
                 if _value_at(recipe, key) != _value_at(as_published, key)
             }
-            points.append((changes, recipe.model_copy(update={"methods": fitting})))
-    kept = {name for _, recipe in points for name in recipe.methods}
+            if study.recipe is not None:
+                changes = {TASK: study.recipe, **changes}
+            fits = recipe.model_copy(update={"methods": fitting})
+            resolved.append(_ResolvedPoint(changes, fits, study))
+    kept = {name for point in resolved for name in point.recipe.methods}
     faults = [methods.out_of_range(name, max(at)) for name, at in missing.items() if name not in kept]
     if faults:
         raise RecipeError(str(find_recipe(recipe_name)), faults)
@@ -183,7 +222,18 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
-    return points, remarks
+    return resolved, remarks
+
+
+def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe of a study's point under the study's name, with its seeds and claims; nothing comes before it.
+
+    The study itself is left to the run's recipe: no cell is more than one of its points.
+    """
+    if study.study is None:
+        return recipe
+    shared = {key: getattr(study, key) for key in ("name", "description", "seeds", "claims")}
+    return recipe.model_copy(update={**shared, "init_from": None, "study": None})
 
 
 def _on_disk(recipe: Recipe, request: Request) -> Recipe:

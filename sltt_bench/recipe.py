@@ -24,6 +24,8 @@ from sltt_bench.data.source import DataSource
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
+from sltt_bench.studies import FOLDER as STUDIES
+from sltt_bench.studies import Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
 TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
@@ -41,8 +43,9 @@ _MAX_EXTENDS = 16
 
 
 def _one_path_component(name: str) -> str:
-    """A recipe's name is also that of its folder of results."""
-    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > 100:
+    """A recipe's name is also that of its folder of results; a study's is in a folder of studies."""
+    own = name.removeprefix(f"{STUDIES}/")
+    if not re.fullmatch(r"\w[\w.-]*", own) or len(own.encode()) > 100:
         raise ValueError(
             f"{shortened(name)} is no recipe's name: letters, digits, '.', '_' and '-', at most 100 bytes, "
             "first a letter or digit; it is the file's name without its ending"
@@ -68,6 +71,8 @@ class NeuronRecipe(Strict):
     """Whether BPTT's gradient ignores the reset."""
     surrogate: Literal["triangle", "rectangle", "sigmoid", "arctan"]
     """Stand-in for the derivative of the spike."""
+    surrogate_width: Annotated[float, Field(gt=0, le=1e3), ADDED_LATER] = 1.0
+    """How many times as wide it is, its area kept: g(x / w) / w."""
     tau_synapse: Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER] = None
     """Time constant of the synaptic current in time steps (cuba-lif); 1 is a current without memory."""
     tau_adaptation: Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER] = None
@@ -174,7 +179,7 @@ class Claim(Strict):
     not worse than the baseline by more. exceeds_by_points: better than the baseline by at least."""
     threshold: float
     """A ratio, a share (0 to 1), or percentage points, as the relation says."""
-    when: dict[str, int | float | str | bool] = {}
+    when: dict[str, int | float | str | bool | list[int]] = {}
     """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8."""
     says: str
     """The claim in words."""
@@ -197,6 +202,8 @@ class Recipe(Strict):
     """The neuron."""
     timesteps: TimeSteps
     """T."""
+    test_timesteps: Annotated[TimeSteps | None, ADDED_LATER] = None
+    """T at test, where it is not that of training; for static images only. null: as trained."""
     loss: LossRecipe
     """The loss of a step."""
     train: TrainRecipe
@@ -213,11 +220,22 @@ class Recipe(Strict):
     """Overrides (dotted) that --smoke applies: a tiny subset, network and input."""
     claims: list[Claim] = []
     """What the source claims about this experiment."""
+    study: Annotated[Study | None, ADDED_LATER] = None
+    """A question that the recipe asks by grids over its fields; null: it is a single experiment."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
         if self.loss.window is not None and self.loss.window > self.timesteps:
             raise ValueError(f"loss.window is {self.loss.window}, more than timesteps ({self.timesteps})")
+        if self.test_timesteps not in (None, self.timesteps):
+            if self.data.temporal:
+                raise ValueError(
+                    "test_timesteps is for static images: these data come with their own time steps"
+                )
+            if self.loss.window is not None and self.loss.window > self.test_timesteps:
+                raise ValueError(
+                    f"loss.window is {self.loss.window}, more than test_timesteps ({self.test_timesteps})"
+                )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
         return self
@@ -225,8 +243,8 @@ class Recipe(Strict):
     def fingerprint(self) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
         decisive = self.significant()
-        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
-            del decisive[key]
+        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from", "study"):
+            decisive.pop(key, None)
         for key in ("checkpoint_every", "keep_checkpoint"):
             del decisive["train"][key]
         return short_hash(decisive)
@@ -263,8 +281,20 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipe_folder().glob("*.yaml") if not path.stem.startswith("_"))
 
 
+def study_names() -> list[str]:
+    """The names of all shipped studies, as `run` takes them."""
+    return sorted(f"{STUDIES}/{path.stem}" for path in (recipe_folder() / STUDIES).glob("[!_]*.yaml"))
+
+
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a shipped recipe's name, or the given path. Raises RecipeError."""
+    """The file of a shipped recipe's or study's name, or the given path. Raises RecipeError."""
+    if name_or_path in study_names():
+        return recipe_folder() / f"{name_or_path}.yaml"
+    if name_or_path.startswith(f"{STUDIES}/") and not name_or_path.endswith((".yaml", ".yml")):
+        hint = nearest(name_or_path, study_names())
+        raise RecipeError(
+            name_or_path, [f"no study has this name{hint}; `sltt-bench list studies` shows all"]
+        )
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
         if not _is_file(path):
@@ -321,7 +351,7 @@ def load_recipe(
     """
     path = find_recipe(name_or_path)
     raw = _read_extended(path, below=())
-    raw["name"] = path.stem
+    raw["name"] = f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem
     faults: list[str] = []
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
         for key, value in raw["smoke"].items():

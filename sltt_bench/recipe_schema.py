@@ -37,7 +37,9 @@ def recipe_schema() -> dict[str, Any]:
         definitions.pop(unused, None)
     whole = [key for key in recipe["required"] if key != "name"]
     required = {
-        name: definition.pop("required", []) for name, definition in definitions.items() if name != "Claim"
+        name: definition.pop("required", [])
+        for name, definition in definitions.items()
+        if name not in ("Claim", "Study", "Panel")
     }
     return {
         "$schema": DIALECT,

@@ -43,25 +43,35 @@ SURROGATES: dict[str, Derivative] = {
 }
 
 
+def derivative(x: Tensor, surrogate: str, width: float = 1.0) -> Tensor:
+    """g(x / w) / w of `x` = u − V_th (any shape): w times as wide, of the same area.
+
+    The triangle is then max(0, w − |x|) / w² (Deng et al. 2022, with γ for w).
+    """
+    if width == 1:
+        return SURROGATES[surrogate](x)
+    return SURROGATES[surrogate](x / width) / width
+
+
 class _Spike(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, surrogate: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, surrogate: str, width: float) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.surrogate = surrogate
+        ctx.surrogate, ctx.width = surrogate, width
         return (x >= 0).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_spikes: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        return grad_spikes * SURROGATES[ctx.surrogate](x), None
+        return grad_spikes * derivative(x, ctx.surrogate, ctx.width), None, None
 
 
-def spike(x: Tensor, surrogate: str) -> Tensor:
-    """Heaviside step of `x` = u − V_th (any shape); its gradient is the surrogate's.
+def spike(x: Tensor, surrogate: str, width: float = 1.0) -> Tensor:
+    """Heaviside step of `x` = u − V_th (any shape); its gradient is the surrogate's, `width` times as wide.
 
     Raises KeyError for a surrogate that is not in SURROGATES.
     """
     if surrogate not in SURROGATES:
         raise KeyError(f"unknown surrogate {surrogate!r}; known: {', '.join(SURROGATES)}")
-    result: Tensor = _Spike.apply(x, surrogate)
+    result: Tensor = _Spike.apply(x, surrogate, width)
     return result

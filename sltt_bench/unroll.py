@@ -110,9 +110,9 @@ class Unroll:
         """Whether step t lies within the loss's window."""
         return t >= self.timesteps - self.counted_steps
 
-    def detach_state(self) -> None:
-        """Make the state that the next step receives a constant."""
-        detach_state(self.network)
+    def detach_state(self, but_for: int | None = None) -> None:
+        """Make the state that the next step receives a constant, but for that of one layer of neurons (1: first)."""
+        detach_state(self.network, but_for)
 
     def backward(self, loss: Tensor, local_error: LocalError | None = None) -> None:
         """Add the gradient of `loss` to the parameters and free its graph.
@@ -194,6 +194,14 @@ class Unroll:
         """
         with normalisation_statistics_kept(self.network):
             return self._loss(self._forward(x))
+
+    def in_one_step(self, x: Tensor) -> Tensor:
+        """L of one forward pass on `x` [batch, ...] in place of all T steps: prediction, loss and running
+        statistics are its own."""
+        output = self._forward(x)
+        loss = self._loss(output)
+        self._record(output.detach().float(), loss.detach())
+        return loss
 
     def update(self) -> None:
         """A step of the optimiser within the sequence, for rules that learn online.

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    *sorted((ROOT / "recipes").glob("*.yaml")),
+    *sorted((ROOT / "recipes").rglob("*.yaml")),
 ]
 PLACES = {
     "DIR": "data",

@@ -7,7 +7,7 @@ import pytest
 
 from sltt_bench.plan import cell_from_dict
 
-CELLS = sorted((Path(__file__).parents[1] / "results").glob("*/*/cells/*.json"))
+CELLS = sorted((Path(__file__).parents[1] / "results").rglob("cells/*.json"))
 
 
 def test_there_are_committed_cells() -> None:

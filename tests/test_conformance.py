@@ -12,8 +12,9 @@ from sltt_bench.methods import Promises
 from sltt_bench.unroll import Unroll
 
 NAMES = (
-    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2-unbiased", "sltt-a",
+    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "bptt-l1", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2-unbiased", "sltt-a",
     "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
+    "conversion",
 )  # fmt: skip
 """Each kind of built-in method."""
 

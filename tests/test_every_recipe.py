@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
-from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
+from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names, study_names
 
 TWINS = {
     *("imagenet-resnet50", "imagenet-resnet101"),  # imagenet-resnet34 with more layers
@@ -23,8 +23,10 @@ TWINS = {
 
 
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
-    files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
-    assert files == set(recipe_names())
+    files = {path for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
+    names = {path.relative_to(recipe_folder()).with_suffix("").as_posix() for path in files}
+    assert names == {*recipe_names(), *study_names()}
+    files = {path for path in files if path.parent == recipe_folder()}
     assert len(files) == 25
 
 

@@ -217,7 +217,9 @@ def test_k_outside_1_to_t_is_refused(k, suffix):
 
 @pytest.mark.parametrize("name", ["sltt-k", "sltt-k-1", "slttk2", "SLTT", "bptt ", "sltt-k2.5", ""])
 def test_an_unknown_method_is_refused_with_the_known_ones(name):
-    with pytest.raises(UnknownMethod, match="known: bptt, bptt-ckptN, bptt-dX, tbptt-wN, sltt, sltt-kN"):
+    with pytest.raises(
+        UnknownMethod, match="known: bptt, bptt-ckptN, bptt-dX, bptt-lN, tbptt-wN, sltt, sltt-kN"
+    ):
         methods.check(name, T)
 
 

@@ -33,6 +33,7 @@ METHODS = ("bptt", "sltt", "sltt-k2")
 FURTHER_METHODS = (
     "bptt-ckpt2",
     "bptt-d0.5",
+    "bptt-l1",
     "tbptt-w2",
     "sltt-a2",
     "sltt-a2-unbiased",
@@ -42,6 +43,7 @@ FURTHER_METHODS = (
     "pp-prop",
     "e-prop",
     "rate",
+    "conversion",
 )
 BACKENDS = ("reference", "native", "spikingjelly")
 

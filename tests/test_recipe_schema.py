@@ -13,7 +13,7 @@ from sltt_bench.cli import app
 from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
 from sltt_bench.yaml_text import read_yaml
 
-FILES = sorted(recipe_folder().glob("*.yaml"))
+FILES = sorted(recipe_folder().rglob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def test_the_schema_beside_the_shipped_recipes_is_the_one_that_the_command_print
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_file_names_the_schema_and_satisfies_it(path: Path, validator: Any) -> None:
     first, _, rest = path.read_text(encoding="utf-8").partition("\n")
-    assert first == f"# yaml-language-server: $schema={recipe_schema.FILE}"
+    above = "../" * (len(path.relative_to(recipe_folder()).parts) - 1)
+    assert first == f"# yaml-language-server: $schema={above}{recipe_schema.FILE}"
     assert rest.startswith("# ")
     assert not list(validator.iter_errors(read_yaml(path)))
 

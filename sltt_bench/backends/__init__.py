@@ -75,10 +75,12 @@ def unserved(backend: Backend, method: str) -> str | None:
 
 
 def other_than_lif(neuron: "LIFParameters") -> str | None:
-    """Why a backend whose neurons are plain LIF cannot serve this one, or None."""
-    if neuron.kind == "lif":
-        return None
-    return f"its neurons are of neuron.kind lif, not {neuron.kind}; use --backend reference"
+    """Why a backend whose neurons are plain LIF, with surrogates of width 1, cannot serve this one, or None."""
+    if neuron.kind != "lif":
+        return f"its neurons are of neuron.kind lif, not {neuron.kind}; use --backend reference"
+    if neuron.surrogate_width != 1:
+        return f"its surrogates have neuron.surrogate_width 1, not {neuron.surrogate_width:g}; use --backend reference"
+    return None
 
 
 def unmeasurable(backend: Backend) -> Mapping[str, str]:

@@ -23,13 +23,15 @@ if TYPE_CHECKING:
 
 Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
 """How the memory of an iteration grows with T; w and N are numbers in the method's name."""
-Need = Literal["state", "synapses", "membrane", "update"]
+Need = Literal["state", "synapses", "membrane", "update", "layers", "conversion"]
 """What a method uses of an unroll beyond `step`, `detach_state` and `backward`."""
 NEEDS: dict[Need, str] = {
     "state": "the state of all layers to be saved, restored and scaled",
     "synapses": "traces in place of the synapses' inputs",
     "membrane": "the potential of every neuron before its reset",
     "update": "steps of the optimiser within a sequence",
+    "layers": "the past of one layer of neurons apart from that of the others",
+    "conversion": "neurons that are rectifiers while the network learns",
 }
 
 
@@ -124,6 +126,14 @@ METHODS: dict[str, MethodEntry] = {
             "BPTT with the gradient through the state times X: 0 is SLTT, 1 is BPTT",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"state"})),
+        ),
+        MethodEntry(
+            "bptt-lN",
+            r"bptt-l(?P<layer>[1-9]\d*)",
+            "bptt_layer",
+            "SLTT but for the Nth layer of neurons, which keeps its gradient through time",
+            "this project",
+            Promises(one_backward_pass=True, needs=frozenset({"layers"})),
         ),
         MethodEntry(
             "tbptt-wN",
@@ -224,6 +234,14 @@ METHODS: dict[str, MethodEntry] = {
                 needs=frozenset({"state", "membrane"}),
                 lif_only=True,
             ),
+        ),
+        MethodEntry(
+            "conversion",
+            r"conversion",
+            "conversion",
+            "trains a network of rectifiers in one step and converts it: balanced thresholds, soft reset",
+            "Diehl et al. 2015; Rueckauer et al. 2017; Bu et al. 2022",
+            Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"conversion"})),
         ),
     )
 }

@@ -26,12 +26,13 @@ BASELINE = "bptt"
 """What ratios refer to, unless another method is asked for."""
 
 SECTIONS: dict[str, str] = {
+    "study": "sltt_bench.report.sections.studies:studies",
     "run": "sltt_bench.report.sections.runs.section:runs",
     "estimate": "sltt_bench.report.sections.estimates.section:estimated",
     "bench": "sltt_bench.report.sections.benchmark:beside_baselines",
     "analysis": "sltt_bench.report.sections.gradients:gradients",
 }
-"""Kind of cell → "module:function" that makes sections of its results (Context → Contribution).
+"""Kind of cell, or study → "module:function" that makes sections of its results (Context → Contribution).
 
 Cells of a kind that is not listed are named among what was skipped.
 """

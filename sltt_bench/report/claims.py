@@ -14,6 +14,7 @@ from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.metrics import METRICS, Unit
 from sltt_bench.report.statistics import Interval, PairedEstimate
+from sltt_bench.studies import FOLDER as STUDIES
 
 Claim = Mapping[str, Any]
 
@@ -185,6 +186,8 @@ def command_for(claim: Claim, recipe: str) -> str:
     """The command whose results would give the claim a verdict."""
     if claim["metric"] == "compute":
         return f"sltt-bench estimate {recipe}"
+    if recipe.startswith(STUDIES):
+        return f"sltt-bench run {recipe}"
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
     settings = "".join(f" --set {key}={_written(value)}" for key, value in (claim.get("when") or {}).items())
     return f"sltt-bench run {recipe} --method {methods}{settings}"
@@ -236,7 +239,7 @@ def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str
     """Why cells with these settings (dotted keys) are not the claim's experiment, or None."""
     metric, when = claim["metric"], claim.get("when") or {}
     for key, value in when.items():
-        if settings.get(key) != value:
+        if overrides.get(key, settings.get(key)) != value:
             return f"no run with {key} = {_written(value)}"
     absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
     foreign = set(overrides) - set(when) - (_NEVER_MATTERS if absolute_time else HARMLESS[metric])

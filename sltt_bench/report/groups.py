@@ -429,7 +429,7 @@ class Group:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
-        left_out = {"name", "description", "methods", "seeds", "smoke", "claims"}
+        left_out = {"name", "description", "methods", "seeds", "smoke", "claims", "study"}
         return flat({key: value for key, value in self.recipe.items() if key not in left_out})
 
 

@@ -49,7 +49,7 @@ _RULES = {
     "rate": ("#00a2a2", "D"),
 }
 """Rule without its number → colour and marker: a look of its own for each that ships."""
-_OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
+OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
 _MARKERS = {"bptt": "s", "sltt": "o"}
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
 _OTHER_MARKERS = ("X", ">", "p", "h", "*")
@@ -111,20 +111,20 @@ def colour(method: str) -> str:
         low, share = int(place), place - int(place)
         light, dark = to_rgb(_SLTT_K_SHADES[low]), to_rgb(_SLTT_K_SHADES[min(low + 1, 4)])
         return to_hex(tuple((1 - share) * a + share * b for a, b in zip(light, dark, strict=True)))  # type: ignore[arg-type]
-    rule, number = _rule_and_number(method)
+    rule, number = rule_and_number(method)
     if rule in _RULES:
         # Members of a family differ in shade, the larger number the darker: a share of the state's gradient or steps.
         share = 1.0 if number is None else number if rule == "bptt-d" else math.log2(max(1.0, number)) / 5
         paleness = 0.5 * (1 - min(1.0, share))
         return to_hex(tuple(part + paleness * (1 - part) for part in to_rgb(_RULES[rule][0])))  # type: ignore[arg-type]
-    return _COLOURS.get(method) or _OTHER_COLOURS[_fixed(method) % len(_OTHER_COLOURS)]
+    return _COLOURS.get(method) or OTHER_COLOURS[_fixed(method) % len(OTHER_COLOURS)]
 
 
 def marker(method: str) -> str:
     """The marker of a method, the same in every plot."""
     if k := _k_of(method):
         return _SLTT_K_MARKERS.get(k, "d")
-    if look := _RULES.get(_rule_and_number(method)[0]):
+    if look := _RULES.get(rule_and_number(method)[0]):
         return look[1]
     return _MARKERS.get(method) or _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
 
@@ -134,7 +134,7 @@ def line(method: str) -> Literal["-", "--"]:
     return "--" if method.endswith("-unbiased") else "-"
 
 
-def _rule_and_number(method: str) -> tuple[str, float | None]:
+def rule_and_number(method: str) -> tuple[str, float | None]:
     """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
     parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
     assert parts

@@ -184,7 +184,7 @@ def _belonging(rows: pd.DataFrame, cells: pd.DataFrame, key: list[str]) -> pd.Da
 def _held_fixed(run: Run, cell_id: str) -> str:
     """What two cells must share to be points of one grid: all but T and what POINT has of the neuron."""
     cell, recipe = run.cell(cell_id), run.recipe_of(cell_id)
-    left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims")
+    left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims", "study")
     shared = {key: value for key, value in recipe.items() if key not in left_out}
     shared["neuron"] = {key: value for key, value in recipe.get("neuron", {}).items() if key not in POINT}
     shared |= {"batches": cell.get("options", {}).get("batches")}
@@ -209,7 +209,7 @@ def _frames(results: Results) -> dict[str, pd.DataFrame]:
 
 
 def _section(family: GradientFamily, number: int) -> list[Section]:
-    name = f"gradients-{family.recipe}-{number + 1}"
+    name = f"gradients-{family.recipe.replace('/', '-')}-{number + 1}"
     blocks: list[Block] = [_overview(family, name)]
     for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
         drawn = figure(family, name)

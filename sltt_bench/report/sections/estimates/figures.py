@@ -40,7 +40,7 @@ def slope_figure(family: EstimateFamily) -> Figure | None:
         "has reached its plateau."
     )
     return Figure(
-        f"memory-against-t-{family.recipe}", f"Memory against T: {family.recipe}", caption,
+        f"memory-against-t-{family.recipe.replace('/', '-')}", f"Memory against T: {family.recipe}", caption,
         partial(draw_peaks, [replace(points, slopes=True)]),
     )  # fmt: skip
 

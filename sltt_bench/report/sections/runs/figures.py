@@ -51,7 +51,7 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
             f"{n} seeds a point; {', '.join(fixed)}."
         )
         yield Figure(
-            f"{recipe}-sweep-{sweep.field.replace('.', '-')}-{number + 1}",
+            f"{recipe.replace('/', '-')}-sweep-{sweep.field.replace('.', '-')}-{number + 1}",
             f"Against {words}",
             caption,
             partial(sweeps.draw_sweep, sweep),

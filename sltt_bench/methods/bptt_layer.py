@@ -1,0 +1,32 @@
+"""SLTT, but for one layer of neurons whose gradient also flows through time: which layer's past matters?
+
+    ∂L/∂W with the states v_l[t−1] of all layers l ≠ n constants of step t
+
+v is all that a step hands to the next, the last spikes of recurrent weights around layer n included. Errors of later
+steps reach the layers below n through its past.
+Source: this project.
+"""
+
+import re
+
+from sltt_bench.unroll import Unroll
+
+
+class OneLayerThroughTime:
+    """One graph over all T steps, one backward pass, memory O(T)."""
+
+    def __init__(self, layer: int) -> None:
+        """`layer`: its place among the layers of neurons, 1 for the first; ValueError at the first step if there is none."""
+        self.layer = layer
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        loss = unroll.step(0)
+        for t in range(1, unroll.timesteps):
+            unroll.detach_state(but_for=self.layer)
+            loss = loss + unroll.step(t)
+        unroll.backward(loss)
+
+
+def create(name: re.Match[str], timesteps: int) -> OneLayerThroughTime:
+    """The method of a name like "bptt-l2"."""
+    return OneLayerThroughTime(int(name["layer"]))

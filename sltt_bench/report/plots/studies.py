@@ -1,0 +1,184 @@
+"""Plot: the one figure of a study, a panel for each measure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import Width
+from sltt_bench.report.metrics import Unit
+from sltt_bench.report.plots import style
+from sltt_bench.report.plots.sweeps import FIELD_WORDS, value_axis
+from sltt_bench.report.statistics import Stat
+
+_MEASURES: dict[str, tuple[str, Unit | None]] = {
+    "test_top1": ("test top-1", "accuracy"),
+    "epoch_s": ("epoch time", "s"),
+    "peak_tensor_bytes": ("peak live tensors", "bytes"),
+    "firing_rate": ("firing rate", "share"),
+    "cosine": ("cosine(g, g_s)", None),
+    "temporal_share": ("‖g − g_s‖ / ‖g‖", None),
+    "multiplications": ("multiplications an epoch", "count"),
+    "estimated_peak_bytes": ("peak live tensors, estimated", "bytes"),
+}
+"""Measure → its words and unit; None for a number without."""
+_X_WORDS = {
+    **FIELD_WORDS,
+    "number": "number in the method's name",
+    "neuron.tau": "τ, time steps",
+    "extends": "",
+    "layer": "",
+    "method": "",
+}
+_LINES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What has one label: x → mean over seeds. x None is a level that belongs to every x."""
+
+    label: str
+    method: str | None
+    """Whose colour it has; None: it is no method's."""
+    points: Mapping[Any, Stat]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A panel with its lines."""
+
+    measure: str
+    x: str
+    title: str
+    lines: tuple[Line, ...]
+
+    @property
+    def heading(self) -> str:
+        """The panel's title, or what it shows."""
+        return self.title or _MEASURES[self.measure][0]
+
+    @property
+    def categories(self) -> list[Any] | None:
+        """The places on the x axis if they are no numbers, in order; else None."""
+        places = list(dict.fromkeys(p for line in self.lines for p in line.points if p is not None))
+        numeric = all(isinstance(p, int | float) and not isinstance(p, bool) for p in places)
+        return None if numeric else places
+
+    def text(self, mean: Stat) -> tuple[str, str]:
+        """The mean with its unit, and the standard deviation."""
+        unit = _MEASURES[self.measure][1]
+        if unit is None:
+            return f"{mean.mean:.3f}", f"± {mean.std:.3f}" if mean.std is not None else ""
+        if unit == "accuracy":
+            spread = f"± {numbers.percent(mean.std)}" if mean.std is not None else ""
+            return f"{numbers.percent(mean.mean)} %", spread
+        scale = numbers.scale_for(unit, [mean.mean])
+        text, spread = scale.mean(mean)
+        return f"{text} {scale.unit}".strip(), spread
+
+    def place_text(self, place: Any) -> str:
+        """A place on the x axis in words."""
+        if place is None:
+            return numbers.DASH
+        unit = _MEASURES[self.x][1] if self.x in _MEASURES else None
+        if unit:
+            return numbers.scale_for(unit, [place]).text(place)
+        return f"{place:g}" if isinstance(place, float) else str(place)
+
+
+def rule_and_number(method: str) -> tuple[str, float | None]:
+    """ "sltt-k4-unbiased" → ("sltt-kN-unbiased", 4.0); a name without a number is its own rule."""
+    rule, number = style.rule_and_number(method)
+    if number is None:
+        return method, None
+    return f"{rule}N" + ("-unbiased" if method.endswith("-unbiased") else ""), number
+
+
+def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
+    """One panel beside the other; the legend names each line once."""
+    figure, axes = style.panels(width, len(panels), 2.4)
+    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
+    others = [
+        label for label in labels if all(_is_no_method(line, label) for p in panels for line in p.lines)
+    ]
+    drawn: set[str] = set()
+    for place, panel in zip(axes, panels, strict=True):
+        _draw(place, panel, labels, others)
+        handles, names = place.get_legend_handles_labels()
+        for handle, name in zip(handles, names, strict=True):
+            if name in drawn:
+                handle.set_label("_" + name)
+            drawn.add(name)
+    handles = [h for place in axes for h in place.get_legend_handles_labels()[0]]
+    if len(labels) > 1:
+        columns = 3 if width == "column" else min(6, len(labels))
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2)
+    return figure
+
+
+def _is_no_method(line: Line, label: str) -> bool:
+    return line.label != label or line.method is None
+
+
+def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]) -> None:
+    words, unit = _MEASURES[panel.measure]
+    means = [point.mean for line in panel.lines for point in line.points.values()]
+    scale = numbers.scale_for(unit, means) if unit else numbers.Scale(1.0, "")
+    x_unit = _MEASURES[panel.x][1] if panel.x in _MEASURES else None
+    xs = [p for line in panel.lines for p in line.points if p is not None]
+    x_scale = numbers.scale_for(x_unit, xs) if x_unit else numbers.Scale(1.0, "")
+    categories = panel.categories
+    for line in panel.lines:
+        number = labels.index(line.label)
+        same = [
+            label for label in labels if line.method and label.split(", ")[0] == line.label.split(", ")[0]
+        ]
+        variant = same.index(line.label) if same else others.index(line.label)
+        colour = style.colour(line.method) if line.method else _own_colour(others.index(line.label))
+        marker = style.marker(line.method) if line.method and len(same) < 2 else _MARKERS[variant % 6]
+        dashes = style.line(line.method) if line.method and len(same) < 2 else _LINES[variant % 4]
+        look: dict[str, Any] = {"color": colour, "label": line.label}
+        if None in line.points:
+            axes.axhline(line.points[None].mean / scale.factor, linestyle="--", linewidth=1.2, **look)
+            continue
+        if categories is None:
+            places = [place / x_scale.factor for place in line.points]
+        else:
+            shift = (number - (len(labels) - 1) / 2) * min(0.12, 0.6 / len(labels))
+            places = [categories.index(place) + shift for place in line.points]
+        ys = [point.mean / scale.factor for point in line.points.values()]
+        spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
+        thickness, size = style.weight(number)
+        axes.errorbar(
+            places, ys, spreads if any(spreads) else None, linestyle=dashes if categories is None else "none",
+            marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9,
+            linewidth=thickness, markersize=size, **look,
+        )  # fmt: skip
+    axes.set_ylabel(f"{words} [{scale.unit}]" if scale.unit else words)
+    if panel.title:
+        axes.set_title(panel.title)
+    axes.margins(y=0.12)
+    if unit in ("bytes", "s", "count"):
+        style.from_zero(axes, "y")
+    style.plain_ticks(axes, "y")
+    x_words = _MEASURES[panel.x][0] if panel.x in _MEASURES else _X_WORDS.get(panel.x, panel.x)
+    if categories is not None:
+        long = any(len(str(place)) > 6 for place in categories) and len(categories) > 2
+        axes.set_xticks(range(len(categories)), [str(place) for place in categories])
+        axes.tick_params(axis="x", rotation=30 if long else 0)
+        axes.set_xlim(-0.6, len(categories) - 0.4)
+        axes.set_xlabel(x_words)
+    elif panel.x in _MEASURES:
+        axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
+        style.plain_ticks(axes, "x")
+    else:
+        value_axis(axes, sorted(set(xs)), x_words)
+
+
+def _own_colour(place: int) -> str:
+    """Of a line that is no method's."""
+    return (style.INK, *style.OTHER_COLOURS)[place % (1 + len(style.OTHER_COLOURS))]

@@ -1,0 +1,352 @@
+"""The report's part on studies: the question, one figure, one sentence with its verdict, and the limits."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from sltt_bench.report.claims import judge
+from sltt_bench.report.document import (
+    Context,
+    Contribution,
+    Figure,
+    Heading,
+    Section,
+    Table,
+    TableCell,
+    Verdict,
+    claim_cards,
+)
+from sltt_bench.report.groups import Group, flat, natural_order
+from sltt_bench.report.plots.studies import Drawn, Line, draw_study, rule_and_number
+from sltt_bench.report.statistics import stat
+from sltt_bench.results.reader import Results
+from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
+from sltt_bench.studies import TASK
+
+OF_RUNS = {
+    "test_top1": "last_test_top1",
+    "epoch_s": "epoch_s",
+    "peak_tensor_bytes": "peak_tensor_bytes",
+    "firing_rate": "firing_rate",
+}
+"""A panel's measure → the metric of a run's cell."""
+OF_ANALYSES = {"cosine": "cosine_mean", "temporal_share": "temporal_share_mean"}
+"""A panel's measure → the column of gradients.csv."""
+OF_ESTIMATES = {"multiplications": "epoch_multiplications", "estimated_peak_bytes": "peak_tensor_bytes"}
+"""A panel's measure → the column of estimates.csv."""
+MEASURES = (*OF_RUNS, *OF_ANALYSES, *OF_ESTIMATES)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One figure of one cell."""
+
+    measure: str
+    value: float
+    method: str
+    seed: int
+    point: str
+    """The cell's overrides as JSON: what it has in common with the cells of the study's point."""
+    settings: Mapping[str, Any]
+    """The resolved recipe with dotted keys, and of an analysis the epoch."""
+    layer: str = ""
+
+
+def studies(context: Context) -> Contribution:
+    """A section for every study that some run belongs to."""
+    found = _studies(context.results)
+    parts = [_section(name, study, context) for name, study in sorted(found.items(), key=_natural)]
+    shown = [part for part in parts if part is not None]
+    frames = [frame for _, frame in shown if not frame.empty]
+    answers = [f"{section.title}: {section.lead[0]} {section.lead[1]}" for section, _ in shown]
+    return Contribution(
+        sections=tuple(section for section, _ in shown),
+        frames={"studies.csv": pd.concat(frames, ignore_index=True)} if frames else {},
+        sentence=" ".join(answers) if len(answers) <= _MOST_ANSWERS else f"{len(answers)} studies.",
+    )
+
+
+_MOST_ANSWERS = 3
+"""Studies whose answers stand on top of the report."""
+
+
+def _natural(item: tuple[str, Any]) -> list[str | int]:
+    return natural_order(item[0])
+
+
+def _studies(results: Results) -> dict[str, Mapping[str, Any]]:
+    """Recipe → its study as the last of its runs has it."""
+    names: dict[str, Mapping[str, Any]] = {}
+    for run, recipe in results.cells[["run", "recipe"]].drop_duplicates().to_numpy():
+        study = results.runs[int(run)].recipe.get("study")
+        if isinstance(study, dict) and study.get("figure"):
+            names[str(recipe)] = study
+    return names
+
+
+def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Section, pd.DataFrame] | None:
+    groups, aside = _bench(name, context.groups)
+    cells = context.results.cells
+    cells = cells[cells["recipe"] == name]
+    if groups:
+        runs = {run for group in groups for run in group.runs}
+        cells = cells[cells["run"].isin(runs) & (cells["smoke"].astype(bool) == groups[0].key.smoke)]
+    observations = [*_of_runs(groups), *_beside_runs(cells, context.results)]
+    if not observations:
+        return None
+    panels = [drawn for panel in study["figure"] if (drawn := _panel(panel, observations)).lines]
+    slug = name.replace("/", "-")
+    blocks: list[Figure | Table] = []
+    if panels:
+        caption = f"Mean over seeds, bars one standard deviation. {_basis(panels, groups, cells)}"
+        blocks = [
+            Figure(slug, str(study["question"]), caption, partial(draw_study, panels)),
+            _table(slug, panels),
+        ]
+    verdicts = [verdict for verdict in judge(groups) if verdict.is_finding]
+    lead = [str(study["question"]), _answer(verdicts), f"Limits: {study['limits']}"]
+    lead += _gaps(cells, aside)
+    section = Section(f"study-{slug}", name, tuple(blocks), tuple(lead), page=name)
+    return section, _frame(name, panels)
+
+
+# What was measured ------------------------------------------------------------------------------
+
+
+def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
+    """The study's groups that may stand in one figure (one machine, one version, full runs before smoke
+    runs), most cells first; how many others there are."""
+    benches: dict[tuple[Any, ...], list[Group]] = {}
+    for group in groups:
+        if group.key.recipe == name:
+            varied = ("recipe_hash", "timesteps", "batch_size", "precision")
+            key = tuple(value for field, value in vars(group.key).items() if field not in varied)
+            benches.setdefault((group.key.smoke, group.key.synthetic, *key), []).append(group)
+    if not benches:
+        return [], 0
+    chosen = min(benches, key=lambda key: (key[:2], -_finished(benches[key])))
+    return benches[chosen], sum(len(others) for key, others in benches.items() if key != chosen)
+
+
+def _finished(groups: Sequence[Group]) -> int:
+    return sum(result.finished for group in groups for result in group.finished)
+
+
+def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
+    for group in groups:
+        point, settings = _point(group.overrides), {**group.settings, **_task(group.overrides)}
+        for result in group.finished:
+            for measure, metric in OF_RUNS.items():
+                for seed, value in result.values.get(metric, {}).items():
+                    yield Observation(measure, value, result.method, seed, point, settings)
+
+
+def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]:
+    """What analyses and estimates found."""
+    for kind, file, columns in (
+        ("analysis", GRADIENTS_FILE, OF_ANALYSES),
+        ("estimate", ESTIMATES_FILE, OF_ESTIMATES),
+    ):
+        rows = results.rows(file)
+        for cell in cells[(cells["kind"] == kind) & (cells["status"] == "ok")].to_dict("records"):
+            overrides = _overrides(str(cell["overrides"]))
+            recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
+            settings = {**flat(recipe), **_task(overrides)}
+            own = rows[(rows[_CELL] == pd.Series({key: cell[key] for key in _CELL})).all(axis=1)]
+            for row in own.to_dict("records"):
+                if row.get("level") == "parameter":
+                    continue
+                at = {**settings, "epoch": int(row["epoch"])} if "epoch" in row else settings
+                layer = str(row["name"]) if row.get("level") == "layer" else ""
+                about = (str(cell["method"]), int(cell["seed"]), _point(overrides), at, layer)
+                for measure, column in columns.items():
+                    if pd.notna(value := row[column]):
+                        yield Observation(measure, float(value), *about)
+
+
+_CELL = ["run", "cell_id", "attempt"]
+
+
+def _overrides(text: str) -> dict[str, Any]:
+    try:
+        overrides = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return overrides if isinstance(overrides, dict) else {}
+
+
+def _task(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {TASK: overrides[TASK]} if TASK in overrides else {}
+
+
+def _point(overrides: Mapping[str, Any]) -> str:
+    return json.dumps(dict(overrides), sort_keys=True)
+
+
+# From observations to lines ---------------------------------------------------------------------
+
+
+def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Drawn:
+    """A panel's lines: everything that shares x and line is one point, averaged over seeds."""
+    x, keys, where = str(panel["x"]), list(panel["lines"]), dict(panel["where"])
+    shown = [
+        each
+        for each in observations
+        if each.measure == panel["y"]
+        and bool(each.layer) == (x == "layer")
+        and all(each.settings.get(key) == value for key, value in where.items())
+    ]
+    if not {"epoch"} & {x, *keys, *where}:
+        last = {each.point: each.settings.get("epoch") or 0 for each in sorted(shown, key=_epoch)}
+        shown = [each for each in shown if _epoch(each) == last[each.point]]
+    means = _means(observations, x) if x in MEASURES else {}
+    values: dict[tuple[str, ...], dict[Any, list[float]]] = {}
+    first: dict[tuple[str, ...], Observation] = {}
+    for each in shown:
+        place = means.get((each.method, each.point)) if x in MEASURES else _value(each, x)
+        if place is None and x != "number":
+            continue
+        line = tuple(_word(each, key) for key in keys)
+        if x == "number" and place is not None and keys == ["method"]:
+            line = (_word(each, "rule"),)
+        first.setdefault(line, each)
+        values.setdefault(line, {}).setdefault(place, []).append(each.value)
+    lines = [
+        Line(
+            label=", ".join(line),
+            method=first[line].method if keys[0] in ("method", "rule") else None,
+            points={place: stat(list(own)) for place, own in _in_order(points).items()},
+        )
+        for line, points in values.items()
+    ]
+    return Drawn(str(panel["y"]), x, str(panel.get("title") or ""), tuple(lines))
+
+
+def _epoch(observation: Observation) -> int:
+    return int(observation.settings.get("epoch") or 0)
+
+
+def _in_order(points: Mapping[Any, list[float]]) -> dict[Any, list[float]]:
+    """Numbers in rising order, else as they come."""
+    if all(isinstance(place, int | float) and not isinstance(place, bool) for place in points):
+        return dict(sorted(points.items()))
+    return dict(points)
+
+
+def _means(observations: Sequence[Observation], measure: str) -> dict[tuple[str, str], float]:
+    values: dict[tuple[str, str], list[float]] = {}
+    for each in observations:
+        if each.measure == measure and not each.layer:
+            values.setdefault((each.method, each.point), []).append(each.value)
+    return {key: sum(own) / len(own) for key, own in values.items()}
+
+
+def _value(observation: Observation, key: str) -> Any:
+    """Where an observation stands on an axis: None if it does not."""
+    match key:
+        case "number":
+            return rule_and_number(observation.method)[1]
+        case "rule":
+            return rule_and_number(observation.method)[0]
+        case "method" | "layer":
+            return getattr(observation, key)
+        case _:
+            value = observation.settings.get(key)
+            return value if value is None or isinstance(value, int | float | str) else str(value)
+
+
+def _word(observation: Observation, key: str) -> str:
+    value = _value(observation, key)
+    if key in ("method", "rule", TASK):
+        return str(value)
+    return f"{key.rpartition('.')[2]} {value}"
+
+
+# Words ------------------------------------------------------------------------------------------
+
+
+def _answer(verdicts: Sequence[Verdict]) -> str:
+    """Every claim with what became of it, as one sentence."""
+    cards = claim_cards(verdicts)
+    if not cards:
+        return "No verdict: nothing that its claims speak of was measured."
+    return "; ".join(f"{card.says}: {card.word} ({card.answer})" for card in cards) + "."
+
+
+def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame) -> str:
+    counts = sorted({point.n for panel in panels for line in panel.lines for point in line.points.values()})
+    n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
+    key = groups[0].key if groups else None
+    told = [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
+    smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
+    return f"{n} seeds a point; {', '.join([*told, *smoke])}."
+
+
+def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
+    sentences = []
+    failed = cells[cells["status"] != "ok"]
+    if len(failed):
+        reasons = Counter(zip(failed["status"], failed["reason"], strict=True))
+        words = "; ".join(f"{count} {status}: {reason}" for (status, reason), count in reasons.items())
+        sentences.append(f"{len(failed)} of {len(cells)} cells did not finish: {words}.")
+    if aside:
+        sentences.append(
+            f"{aside} groups of the study that ran on another machine, version or as smoke runs are left out here."
+        )
+    return sentences
+
+
+def _table(slug: str, panels: Sequence[Drawn]) -> Table:
+    rows = []
+    for panel in panels:
+        for line in panel.lines:
+            for place, mean in line.points.items():
+                text, spread = panel.text(mean)
+                rows.append(
+                    (
+                        TableCell(panel.heading),
+                        TableCell(line.label),
+                        TableCell(
+                            panel.place_text(place), value=place if isinstance(place, int | float) else None
+                        ),
+                        TableCell(text, detail=spread, value=mean.mean),
+                        TableCell(str(mean.n), value=mean.n),
+                    )
+                )
+    headings = (
+        Heading("figure", numeric=False),
+        Heading("line", numeric=False),
+        Heading("at"),
+        Heading("mean"),
+        Heading("n"),
+    )
+    return Table(f"{slug}-numbers", "The figure in numbers", headings, tuple(rows), secondary=True)
+
+
+def _frame(name: str, panels: Sequence[Drawn]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "study": name,
+                "panel": panel.heading,
+                "measure": panel.measure,
+                "x": panel.x,
+                "line": line.label,
+                "at": place,
+                "mean": point.mean,
+                "std": point.std,
+                "n": point.n,
+                "at_text": panel.place_text(place),
+                "text": panel.text(point)[0],
+                "spread": panel.text(point)[1],
+            }
+            for panel in panels
+            for line in panel.lines
+            for place, point in line.points.items()
+        ]
+    )

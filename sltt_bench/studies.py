@@ -1,0 +1,127 @@
+"""Studies: a question asked of a recipe, as grids over its fields, and the one figure that answers it.
+
+A study is a recipe like any other (`recipes/studies/*.yaml`, `extends:` an embedded one) with a section `study`.
+`points` expands it; what the points' cells measured is told by `report/sections/studies.py`.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sltt_bench.strict import Count, Strict
+
+FOLDER = "studies"
+"""Where studies are among the recipes, and how their names begin."""
+TASK = "extends"
+"""Among a cell's overrides, the recipe that its grid extends in place of the study's own."""
+
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+Measure = Literal[
+    "test_top1",
+    "epoch_s",
+    "peak_tensor_bytes",
+    "firing_rate",
+    "cosine",
+    "temporal_share",
+    "multiplications",
+    "estimated_peak_bytes",
+]
+"""What a panel shows: of runs the first four, of analyses cosine and temporal_share, of estimates the last two."""
+
+
+class Grid(Strict):
+    """Every combination of its axes and methods; all seeds of the study."""
+
+    recipe: str | None = None
+    """A shipped recipe in place of the one that the study extends: another task. null: the study's own."""
+    settings: dict[str, Any] = {}
+    """Recipe fields (dotted) that all points have."""
+    over: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """Recipe fields (dotted) and the values that they take; several axes multiply."""
+    methods: Annotated[list[str], Field(min_length=1)] | None = None
+    """null: the recipe's."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
+    """null: the study's. One may do for an analysis; an estimate has the first alone, since no seed changes it."""
+    kind: Literal["run", "analysis", "estimate"] = "run"
+    """run trains and measures, analysis takes gradients apart on the way, estimate computes on fake tensors."""
+    epochs: Annotated[list[Annotated[int, Field(ge=0)] | Literal["last"]], Field(min_length=1)] = [0]
+    """When an analysis looks; 0 is before training."""
+    batches: Count = 4
+    """Training batches that an analysis looks at."""
+
+
+class Panel(Strict):
+    """One part of a study's figure: a measure against something."""
+
+    y: Measure
+    """What is shown."""
+    x: str
+    """A recipe field (dotted); or number (in the method's name, as K), method, layer, or another measure."""
+    lines: list[str] = ["method"]
+    """What a line has in common: method, rule (the method's name without its number) and recipe fields."""
+    where: dict[str, Any] = {}
+    """Recipe fields (dotted) that what is shown must have."""
+    title: Label | None = None
+
+
+class Study(Strict):
+    """A question, where it is asked, and how its answer is shown."""
+
+    question: Label
+    """One sentence."""
+    grids: Annotated[list[Grid], Field(min_length=1, max_length=40)]
+    """What is run."""
+    figure: Annotated[list[Panel], Field(min_length=1, max_length=4)]
+    """The panels of the study's one figure."""
+    limits: str
+    """What the answer does not cover."""
+    cost: str
+    """How long it takes, and on what."""
+
+    @model_validator(mode="after")
+    def _grids_are_small(self) -> "Study":
+        if len(list(points(self))) > MAX_POINTS:
+            raise ValueError(f"its grids have more than {MAX_POINTS} points; a study runs on two cores")
+        return self
+
+
+MAX_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Point:
+    """The cells of a study that differ in method and seed alone."""
+
+    recipe: str | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    methods: list[str] | None = None
+    seeds: list[int] | None = None
+    kind: Literal["run", "analysis", "estimate"] = "run"
+    epochs: tuple[int | Literal["last"], ...] = ()
+    batches: int = 0
+
+    def options(self, train_epochs: int) -> dict[str, Any]:
+        """What the point's kind of cell is told beside its recipe."""
+        if self.kind != "analysis":
+            return {}
+        epochs = {train_epochs if epoch == "last" else min(epoch, train_epochs) for epoch in self.epochs}
+        return {"epochs": sorted(epochs), "batches": self.batches}
+
+
+def points(study: Study, *, smoke: bool = False) -> Iterator[Point]:
+    """The points of all grids, in the order of the file; of each axis the first value alone with `smoke`."""
+    for grid in study.grids:
+        axes = {key: values[:1] if smoke else values for key, values in grid.over.items()}
+        for values in itertools.product(*axes.values()):
+            yield Point(
+                recipe=grid.recipe,
+                overrides={**grid.settings, **dict(zip(axes, values, strict=True))},
+                methods=grid.methods,
+                seeds=grid.seeds,
+                kind=grid.kind,
+                epochs=tuple(grid.epochs),
+                batches=grid.batches,
+            )

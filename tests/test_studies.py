@@ -1,0 +1,266 @@
+"""Studies: their grids expand into cells, their files are whole, and the report answers their questions."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from result_builder import RECIPE, HandmadeRun, varied
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+from sltt_bench.plan import Cell, Request, make_plans
+from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
+from sltt_bench.report.claims import unfit_when
+from sltt_bench.report.groups import flat
+from sltt_bench.studies import Study, points
+
+NAMES = study_names()
+QUESTIONS = {
+    "k", "time-gradient", "layers", "tau", "reset", "surrogate", "normalisation", "recurrence", "latency", "size",
+    "adaptive", "loss", "modality",
+}  # fmt: skip
+
+
+def cells_of(name: str, **request: Any) -> list[Cell]:
+    (plan,) = make_plans(name, Request(device="cpu", data_dir=Path("data"), **request))
+    return list(plan)
+
+
+def test_a_study_for_every_question() -> None:
+    assert set(NAMES) == {f"studies/{question}" for question in QUESTIONS - {"normalisation"}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_file_of_a_study_says_what_it_asks_and_what_it_costs(name: str) -> None:
+    schema, first, *lines = find_recipe(name).read_text(encoding="utf-8").splitlines()[:12]
+    assert schema == "# yaml-language-server: $schema=../recipe.schema.json"
+    assert first.startswith(f"# {name}: ")
+    assert f"#   sltt-bench run {name}" in lines
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.study is not None
+    assert recipe.study.question.endswith("?")
+    assert "minutes" in recipe.study.cost
+    assert len(recipe.seeds) >= 3
+    assert recipe.claims
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_claim_of_a_study_speaks_of_cells_that_it_runs(name: str) -> None:
+    cells = [cell for cell in cells_of(name) if cell.kind == "run"]
+    for claim in load_recipe(name).model_dump(mode="json")["claims"]:
+        named = {claim["method"], *([claim["baseline"]] if claim["baseline"] else [])}
+        fitting = {
+            cell.method
+            for cell in cells
+            if unfit_when(claim, flat(cell.recipe.model_dump(mode="json")), cell.overrides) is None
+        }
+        assert named <= fitting, claim["says"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_panel_of_a_study_shows_something_that_it_runs(name: str) -> None:
+    from sltt_bench.report.sections.studies import OF_ANALYSES, OF_RUNS
+
+    study = load_recipe(name).study
+    assert study is not None
+    cells = cells_of(name)
+    for panel in study.figure:
+        kind = "run" if panel.y in OF_RUNS else "analysis" if panel.y in OF_ANALYSES else "estimate"
+        settings = [
+            flat(cell.recipe.model_dump(mode="json")) | cell.overrides for cell in cells if cell.kind == kind
+        ]
+        shown = [
+            each for each in settings if all(each.get(key) == value for key, value in panel.where.items())
+        ]
+        assert len(shown) >= 2, panel
+
+
+def test_the_smoke_form_is_small_and_the_full_one_fits_an_hour() -> None:
+    for name in NAMES:
+        assert len(cells_of(name, smoke=True)) <= 40
+        assert len(cells_of(name)) <= 150
+
+
+def test_a_study_expands_into_its_grids_and_takes_what_the_user_asks_for() -> None:
+    cells = cells_of("studies/tau")
+    counts = Counter((cell.kind, cell.method) for cell in cells)
+    assert counts == {("run", "bptt"): 12, ("run", "sltt"): 12, ("analysis", "bptt"): 4}
+    assert {cell.recipe.neuron.tau for cell in cells} == {1.1, 2.0, 5.0, 20.0}
+    assert all(cell.recipe.study is None for cell in cells), "no cell is more than a point"
+    analysis = next(cell for cell in cells if cell.kind == "analysis")
+    assert analysis.options == {"epochs": [0, 10], "batches": 4}
+    chosen = cells_of("studies/tau", methods=["sltt"], seeds=[7], grid=({"train.epochs": 3},))
+    assert {(cell.method, cell.seed, cell.recipe.train.epochs) for cell in chosen} == {("sltt", 7, 3)}
+    assert len(chosen) == 8
+
+
+def test_a_grid_may_extend_another_recipe_which_its_cells_record() -> None:
+    cells = cells_of("studies/modality")
+    by_task = Counter(cell.overrides["extends"] for cell in cells)
+    assert set(by_task) == {"digits", "digits-saccade", "vowels", "sequential-digits"}
+    assert {cell.recipe.name for cell in cells} == {"studies/modality"}
+    assert len({cell.recipe_hash for cell in cells}) == 4
+
+
+def test_estimates_of_a_study_are_made_once_whatever_the_seeds() -> None:
+    cells = [cell for cell in cells_of("studies/k") if cell.kind == "estimate"]
+    assert {cell.seed for cell in cells} == {0}
+
+
+def test_an_unknown_study_names_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'studies/tau'"):
+        find_recipe("studies/tao")
+
+
+def test_a_grid_of_too_many_points_and_a_word_that_no_panel_knows_are_refused() -> None:
+    panel = {"y": "test_top1", "x": "neuron.tau"}
+    about = {"question": "?", "limits": "", "cost": ""}
+    with pytest.raises(ValueError, match="more than 200 points"):
+        Study(grids=[{"over": {"timesteps": list(range(1, 202))}}], figure=[panel], **about)
+    with pytest.raises(ValueError, match="figure"):
+        Study(grids=[{}], figure=[{**panel, "y": "happiness"}], **about)
+
+
+def test_of_each_axis_a_smoke_run_takes_the_first_value() -> None:
+    study = load_recipe("studies/recurrence").study
+    assert study is not None
+    assert len(list(points(study))) == 4
+    assert [dict(point.overrides) for point in points(study, smoke=True)] == [
+        {"model.recurrent": False, "neuron.tau": 2.0}
+    ]
+
+
+# The report ---------------------------------------------------------------------------------------
+
+STUDY: dict[str, Any] = {
+    "question": "Does τ matter?",
+    "grids": [{"over": {"neuron.tau": [1.1, 5.0]}}],
+    "figure": [{"y": "test_top1", "x": "neuron.tau", "lines": ["method"], "where": {}, "title": None}],
+    "limits": "made by hand",
+    "cost": "nothing",
+}
+CLAIM = {
+    "metric": "test_top1",
+    "method": "sltt",
+    "baseline": "bptt",
+    "relation": "within_points",
+    "threshold": 2.0,
+    "when": {"neuron.tau": 5.0},
+    "says": "at τ = 5 SLTT is within 2 points",
+    "source": "this project's expectation",
+}
+
+
+def handmade_study(folder: Path, *, lost: float = 0.10, name: str = "made", **facts: Any) -> HandmadeRun:
+    """BPTT at 90 % everywhere; SLTT the same at τ = 1.1 and `lost` below at τ = 5."""
+    recipe = {**RECIPE, "name": f"studies/{name}", "claims": [CLAIM], "study": STUDY}
+    stamp = f"20260101-000000-{len(list(folder.rglob('cells.csv'))):04}"
+    run = HandmadeRun(folder / "studies" / name / stamp, recipe=recipe, **facts)
+    for tau in (1.1, 5.0):
+        for seed in range(3):
+            for method in ("bptt", "sltt"):
+                top1 = 0.9 + 0.001 * seed - (lost if (method, tau) == ("sltt", 5.0) else 0.0)
+                overrides = {} if tau == 1.1 else {"neuron.tau": tau}
+                at = varied({**recipe, "study": None}, neuron__tau=tau)
+                run.cell(method, seed, overrides=overrides, recipe=at, top1=(0.5, 0.6, top1))
+    return run
+
+
+def studied(folder: Path) -> tuple[Any, pd.DataFrame]:
+    from sltt_bench.report.document import Context
+    from sltt_bench.report.sections.studies import studies
+    from sltt_bench.results.reader import read_results
+
+    part = studies(Context(read_results([folder]), "bptt"))
+    return part.sections, part.frames.get("studies.csv", pd.DataFrame())
+
+
+def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path: Path) -> None:
+    from sltt_bench.report.document import Figure
+
+    handmade_study(tmp_path)
+    (section,), frame = studied(tmp_path)
+    question, answer, limits = section.lead
+    assert question == "Does τ matter?"
+    assert answer.startswith("at τ = 5 SLTT is within 2 points: not held (−10.00 points")
+    assert "n = 3" in answer
+    assert limits == "Limits: made by hand"
+    (figure,) = (block for block in section.blocks if isinstance(block, Figure))
+    assert "n = 3 seeds a point" in figure.caption
+    means = {(row.line, row.at): (row.mean, row.n) for row in frame.itertuples()}
+    assert means == {
+        ("bptt", 1.1): (pytest.approx(0.901), 3),
+        ("bptt", 5.0): (pytest.approx(0.901), 3),
+        ("sltt", 1.1): (pytest.approx(0.901), 3),
+        ("sltt", 5.0): (pytest.approx(0.801), 3),
+    }
+    drawn = figure.draw("double")
+    (axes,) = drawn.axes
+    lines = {
+        line.get_label(): list(line.get_ydata()) for line in axes.get_lines() if len(line.get_xdata()) == 2
+    }
+    assert [pytest.approx(90.1), pytest.approx(80.1)] in list(lines.values())
+
+
+def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path: Path) -> None:
+    run = handmade_study(tmp_path)
+    run.cell("sltt", 3, status="error", reason="RuntimeError: made up", train_s=())
+    handmade_study(tmp_path, lost=0.0, device_name="Another CPU, 2 threads")
+    (section,), frame = studied(tmp_path)
+    assert set(frame["n"]) == {3}
+    text = " ".join(section.lead)
+    assert "1 of 13 cells did not finish: 1 error: RuntimeError: made up." in text
+    assert "2 groups of the study that ran on another machine" in text
+
+
+def test_each_study_of_a_report_has_its_page(tmp_path: Path) -> None:
+    from sltt_bench.report import make_report
+
+    handmade_study(tmp_path, name="one")
+    handmade_study(tmp_path, name="two")
+    console = Console(file=None, record=True, width=200)
+    outcome = make_report(
+        [tmp_path], out=tmp_path / "report", formats=("csv", "html", "svg"), console=console
+    )
+    names = {path.relative_to(tmp_path / "report").as_posix() for path in outcome.files}
+    assert {
+        "page-studies-one.html",
+        "page-studies-two.html",
+        "figures/studies-one.svg",
+        "studies.csv",
+    } <= names
+    page = (tmp_path / "report" / "page-studies-one.html").read_text(encoding="utf-8")
+    assert "Does τ matter?" in page
+
+
+# Run ----------------------------------------------------------------------------------------------
+
+
+def test_a_study_smoke_runs_and_its_answer_is_printed(tmp_path: Path) -> None:
+    arguments = ["run", "studies/tau", "--smoke", "--no-estimate", "--device", "cpu", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "From which time constant on does SLTT lose accuracy" in " ".join(result.output.split())
+    (folder,) = (tmp_path / "studies" / "tau").iterdir()
+    cells = pd.read_csv(folder / "cells.csv")
+    assert list(zip(cells.kind, cells.method, strict=True)) == [
+        ("run", "bptt"), ("run", "sltt"), ("analysis", "bptt"),
+    ]  # fmt: skip
+    assert set(cells.status) == {"ok"}
+    assert json.loads((folder / "cells" / f"{cells.cell_id[0]}.json").read_text())["recipe"]["study"] is None
+    assert load_recipe(str(folder / "recipe.yaml")).study is not None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_every_study_smoke_runs(name: str, tmp_path: Path) -> None:
+    arguments = ["run", name, "--smoke", "--no-estimate", "--device", "cpu", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    cells = pd.concat(pd.read_csv(path) for path in (tmp_path / name).glob("*/cells.csv"))
+    assert set(cells.status) == {"ok"}
