@@ -191,7 +191,7 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
     missing: dict[str, list[int]] = {}
     of_study = [Point()] if main.study is None else list(points(main.study, smoke=request.smoke))
     for overrides, study in itertools.product(request.grid, of_study):
-        source = study.recipe or recipe_name
+        source = _recipe_of(study, recipe_name)
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         chosen = load_recipe(
             source,
@@ -223,6 +223,14 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
         for name, at in sorted(missing.items())
     ]
     return resolved, remarks
+
+
+def _recipe_of(point: Point, study_name: str) -> str:
+    """What a study's point extends, beside the study's file or shipped; the study itself if it names nothing else."""
+    if point.recipe is None:
+        return study_name
+    beside = find_recipe(study_name).parent / f"{point.recipe}.yaml"
+    return str(beside) if beside.is_file() else point.recipe
 
 
 def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:

@@ -36,7 +36,7 @@ class Grid(Strict):
     """Every combination of its axes and methods; all seeds of the study."""
 
     recipe: str | None = None
-    """A shipped recipe in place of the one that the study extends: another task. null: the study's own."""
+    """A recipe, beside the study's file or shipped, in place of the one that the study extends: another task."""
     settings: dict[str, Any] = {}
     """Recipe fields (dotted) that all points have."""
     over: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}

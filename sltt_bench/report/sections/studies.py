@@ -257,6 +257,8 @@ def _value(observation: Observation, key: str) -> Any:
             return getattr(observation, key)
         case _:
             value = observation.settings.get(key)
+            if key == TASK and value is not None:
+                return str(value).lstrip("_")  # a base that only studies extend
             return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
