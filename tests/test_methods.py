@@ -22,8 +22,9 @@ from sltt_bench.cli import app
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neurons import LIF, LIFParameters, lif_step
 from sltt_bench.surrogates import SURROGATES
+from sltt_bench.unroll import Unroll
 
 T = 4
 ROUNDING = 2e-6
@@ -339,3 +340,46 @@ def test_the_equations_of_every_method_are_shown_with_their_source():
         assert "Source:" in result.output or "Meng et al. 2023" in result.output
     assert "a[t] = λ a[t−1] + x[t]" in methods.explanation("ottt")
     assert all(summary.count(";") >= 2 for _, summary in methods.descriptions())
+
+
+def test_the_past_of_one_layer_alone_reaches_its_gradient():
+    """bptt-lN on two layers of neurons, against a computation in which the other layer's state is a constant."""
+    parameters = LIFParameters(tau=3.0, surrogate="sigmoid")
+    torch.manual_seed(0)
+    first, second = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    xs = torch.randn(4, 6, 4, dtype=torch.float64)
+    labels = torch.arange(6) % 3
+
+    def by_hand(kept: int) -> list[torch.Tensor]:
+        w, v = first.clone().requires_grad_(), second.clone().requires_grad_()
+        states: list[torch.Tensor | None] = [None, None]
+        loss = torch.zeros((), dtype=torch.float64)
+        for x in xs:
+            states = [s if s is None or n == kept else s.detach() for n, s in enumerate(states, start=1)]
+            spikes, states[0] = lif_step(x @ w.T, states[0], parameters)
+            out, states[1] = lif_step(spikes @ v.T, states[1], parameters)
+            loss = loss + torch.nn.functional.cross_entropy(out, labels) / len(xs)
+        return list(torch.autograd.grad(loss, [w, v]))
+
+    network = torch.nn.Sequential(
+        torch.nn.Linear(4, 5, bias=False), LIF(parameters), torch.nn.Linear(5, 3, bias=False), LIF(parameters)
+    ).double()
+    with torch.no_grad():
+        network[0].weight.copy_(first)
+        network[2].weight.copy_(second)
+    found = {}
+    for kept in (1, 2):
+        network.zero_grad()
+        unroll = Unroll(
+            network,
+            list(xs),
+            lambda output: torch.nn.functional.cross_entropy(output, labels),
+            generator=torch.Generator(),
+        )
+        methods.create(f"bptt-l{kept}", 4).accumulate_gradients(unroll)
+        found[kept] = [network[0].weight.grad.clone(), network[2].weight.grad.clone()]
+        for gradient, expected in zip(found[kept], by_hand(kept), strict=True):
+            assert torch.allclose(gradient, expected, atol=1e-12)
+    assert not torch.allclose(found[1][0], found[2][0])
+    with pytest.raises(ValueError, match="no layer of neurons 3: the network has 2"):
+        methods.create("bptt-l3", 4).accumulate_gradients(unroll)

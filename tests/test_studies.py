@@ -77,7 +77,7 @@ def test_every_panel_of_a_study_shows_something_that_it_runs(name: str) -> None:
         shown = [
             each for each in settings if all(each.get(key) == value for key, value in panel.where.items())
         ]
-        assert len(shown) >= 2, panel
+        assert len(shown) >= (1 if panel.x == "layer" else 2), panel
 
 
 def test_the_smoke_form_is_small_and_the_full_one_fits_an_hour() -> None:
@@ -209,12 +209,13 @@ def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path
 
 def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path: Path) -> None:
     run = handmade_study(tmp_path)
-    run.cell("sltt", 3, status="error", reason="RuntimeError: made up", train_s=())
+    run.cell("sltt", 3, status="error", reason="RuntimeError: made up")
+    run.cell("bptt", 3)
     handmade_study(tmp_path, lost=0.0, device_name="Another CPU, 2 threads")
     (section,), frame = studied(tmp_path)
-    assert set(frame["n"]) == {3}
+    assert frame["mean"].min() == pytest.approx(0.801), "of the machine with more cells"
     text = " ".join(section.lead)
-    assert "1 of 13 cells did not finish: 1 error: RuntimeError: made up." in text
+    assert "1 of 14 cells did not finish: 1 error: RuntimeError: made up." in text
     assert "2 groups of the study that ran on another machine" in text
 
 

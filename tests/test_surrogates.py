@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sltt_bench.surrogates import SURROGATES, spike
+from sltt_bench.surrogates import SURROGATES, derivative, spike
 
 FORMULAS = {
     "triangle": lambda x: np.maximum(0.0, 1 - np.abs(x)),
@@ -82,3 +82,22 @@ def test_a_neuron_at_the_threshold_fires_and_one_just_below_does_not(surrogate):
 def test_an_unknown_surrogate_is_refused_with_the_known_ones():
     with pytest.raises(KeyError, match="unknown surrogate 'step'; known: triangle, rectangle"):
         spike(torch.zeros(1), "step")
+
+
+@every_surrogate
+@pytest.mark.parametrize("width", [0.5, 2.0])
+def test_a_surrogate_of_another_width_keeps_its_area(surrogate, width):
+    x = torch.linspace(-50, 50, 1_000_001, dtype=torch.float64)
+    area = torch.trapezoid(derivative(x, surrogate), x)
+    assert torch.trapezoid(derivative(x, surrogate, width), x) == pytest.approx(area.item(), rel=0.02)
+    near = torch.tensor([-0.7, -0.2, 0.0, 0.3], dtype=torch.float64)
+    assert torch.allclose(derivative(near, surrogate, width), SURROGATES[surrogate](near / width) / width)
+    near.requires_grad_()
+    spike(near, surrogate, width).sum().backward()
+    assert torch.equal(near.grad, derivative(near.detach(), surrogate, width))
+
+
+def test_the_triangle_of_another_width_is_the_published_one():
+    x = torch.tensor([-1.5, -0.4, 0.0, 1.0], dtype=torch.float64)
+    published = (2.0 - x.abs()).clamp(min=0) / 2.0**2
+    assert torch.allclose(derivative(x, "triangle", 2.0), published)
