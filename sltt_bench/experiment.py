@@ -115,8 +115,10 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     seed_everything(cell.seed)
     recipe = cell.recipe
     precision = Precision(resolve(recipe.train.precision, device.type), device.type)
-    reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device)) or backends.unserved(
-        backend, cell.method
+    reason = (
+        backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
+        or backends.unserved(backend, cell.method)
+        or backends.unserved_network(backend, recipe.model)
     )
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
@@ -157,6 +159,8 @@ def build_network(recipe: Recipe, backend: Backend) -> nn.Module:
         neuron=lambda: backend.neuron(parameters),
         input_shape=recipe.data.sample_shape,
         classes=recipe.data.classes,
+        timesteps=recipe.timesteps,
+        v_threshold=recipe.neuron.v_threshold,
     )
 
 

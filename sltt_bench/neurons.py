@@ -171,6 +171,17 @@ class LIF(SpikingNeuron):
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
 
+class PerStep(nn.Module):
+    """A layer that has something of its own for each step of a sequence; whoever runs a step says which."""
+
+    timestep: int = 0
+    """t, from 0."""
+
+
+class OverTime(nn.Module):
+    """A layer that, in training, sees all T steps at once: its input is [T · batch, …], step after step."""
+
+
 NeuronFactory = Callable[[], nn.Module]
 
 
@@ -181,6 +192,15 @@ State = list[tuple[Tensor | None, ...]]
 def stateful_layers(network: nn.Module) -> list[Stateful]:
     """The layers that carry something from step to step, in the network's order."""
     return [module for module in network.modules() if isinstance(module, Stateful)]
+
+
+def outermost_stateful(network: nn.Module) -> dict[str, Stateful]:
+    """The layers that carry something, but for those inside another one, by name."""
+    layers: dict[str, Stateful] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in layers):
+            layers[name] = module
+    return layers
 
 
 def reset_state(network: nn.Module) -> None:

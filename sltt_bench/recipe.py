@@ -218,6 +218,12 @@ class Recipe(Strict):
     def _fits_together(self) -> "Recipe":
         if self.loss.window is not None and self.loss.window > self.timesteps:
             raise ValueError(f"loss.window is {self.loss.window}, more than timesteps ({self.timesteps})")
+        normalisation = getattr(self.model, "normalisation", "batch")
+        if self.train.synchronise_batch_norm and (normalisation == "tdbn" or self.model.name == "mlp"):
+            raise ValueError(
+                f"train.synchronise_batch_norm is for the batch norm of images, but model {self.model.name} has "
+                f"normalisation {normalisation}; set it to false, or choose a convolutional network with batch"
+            )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
         return self
@@ -436,7 +442,7 @@ def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | Non
                     f"loss.average: {method} goes backward before the last step, when the mean output is not "
                     "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
                 )
-            if (reason := methods.unsuited(method, recipe.neuron.kind)) is not None:
+            if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)) is not None:
                 faults.append(f"methods: {reason}")
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")

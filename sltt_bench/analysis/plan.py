@@ -25,6 +25,9 @@ def plan_analysis(
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
+    if any("sequence" in cell.recipe.model.needs for cell in plan):
+        fault = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
+        raise RecipeError(recipe_name, [fault])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))
@@ -43,7 +46,7 @@ def plan_analysis(
 def _fault(method: str, recipe: Recipe) -> str | None:
     try:
         methods.check(method, recipe.timesteps)
-        return methods.unsuited(method, recipe.neuron.kind)
+        return methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)
     except methods.UnknownMethod as error:
         return str(error)
 

@@ -20,7 +20,7 @@ from math import comb
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sltt_bench import methods
 from sltt_bench.experiment import Experiment, assemble, build_optimizer, make_backend
@@ -28,7 +28,7 @@ from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_the
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import outermost_stateful
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
 
@@ -72,7 +72,7 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
             operations=counter.operations,
             parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
             layers=tuple(name for name, _ in subject.network.named_modules()),
-            stateful_layers=_outermost_stateful(subject.network),
+            stateful_layers=tuple(outermost_stateful(subject.network)),
             precision=resolve(cell.recipe.train.precision, device_type),
         )
 
@@ -167,11 +167,3 @@ def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
     steps = min(2, subject.timesteps)
     first = replace(subject, method=methods.create("sltt", steps), timesteps=steps, window=None)
     first.training_iteration(x[:, :steps] if subject.temporal else x, labels)
-
-
-def _outermost_stateful(network: nn.Module) -> tuple[str, ...]:
-    names: list[str] = []
-    for name, module in network.named_modules():
-        if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in names):
-            names.append(name)
-    return tuple(names)

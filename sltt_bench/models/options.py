@@ -2,14 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from sltt_bench.strict import Strict
+from sltt_bench.strict import ADDED_LATER, Strict
 
 Probability = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 """Channels or neurons of one layer."""
 Widths = Annotated[list[Width], Field(max_length=64)]
+NormalisationKind = Literal["batch", "tdbn", "bntt", "group", "none"]
 
 
 class ModelOptions(Strict):
@@ -18,8 +19,27 @@ class ModelOptions(Strict):
     name: str
     """The network's name in the registry."""
 
+    @property
+    def needs(self) -> frozenset[Literal["sequence", "timestep"]]:
+        """What the network asks of whoever runs it: whole sequences at once, or to be told which step runs."""
+        return frozenset()
 
-class MLPOptions(ModelOptions):
+
+class NormalisedOptions(ModelOptions):
+    """The options of a network whose builder takes `normalisation=factory`, which makes its normalising layers."""
+
+    normalisation: Annotated[NormalisationKind, ADDED_LATER] = "batch"
+    """Of the neurons' currents. batch: statistics of each step. tdbn: of all steps (Zheng et al. 2021; BPTT only).
+    bntt: of each step, with parameters of its own (Kim & Panda 2021). group: of each sample (Wu & He 2018)."""
+
+    @property
+    def needs(self) -> frozenset[Literal["sequence", "timestep"]]:
+        if self.normalisation == "tdbn":
+            return frozenset({"sequence"})
+        return frozenset({"timestep"}) if self.normalisation == "bntt" else frozenset()
+
+
+class MLPOptions(NormalisedOptions):
     """Fully connected spiking layers and a linear readout; optionally recurrent."""
 
     name: Literal["mlp"] = "mlp"
@@ -28,10 +48,21 @@ class MLPOptions(ModelOptions):
     recurrent: bool = False
     """Whether each hidden layer also receives its own spikes of the step before."""
     dropout: Probability = 0.0
+    normalisation: Annotated[NormalisationKind, ADDED_LATER] = "none"
+    """Of what a hidden layer's weights make of its input, before recurrent currents are added; see `cnn`."""
+
+    @model_validator(mode="after")
+    def _recurrence_goes_step_by_step(self) -> "MLPOptions":
+        if self.recurrent and self.normalisation == "tdbn":
+            raise ValueError(
+                "normalisation tdbn sees all steps of a layer at once, a recurrent layer goes step by step; "
+                "set recurrent: false or another normalisation"
+            )
+        return self
 
 
-class CNNOptions(ModelOptions):
-    """Blocks of convolution 3×3, batch norm, LIF and average pooling, and a linear readout."""
+class CNNOptions(NormalisedOptions):
+    """Blocks of convolution 3×3, normalisation, LIF and average pooling, and a linear readout."""
 
     name: Literal["cnn"] = "cnn"
     channels: Widths = [32, 64]
@@ -39,7 +70,7 @@ class CNNOptions(ModelOptions):
     dropout: Probability = 0.0
 
 
-class PreActResNetOptions(ModelOptions):
+class PreActResNetOptions(NormalisedOptions):
     """Pre-activation ResNet-18 with batch norm (the paper's network for CIFAR)."""
 
     name: Literal["preact-resnet18"] = "preact-resnet18"
@@ -48,7 +79,7 @@ class PreActResNetOptions(ModelOptions):
     """Channels of the first stage; 64 is published, less makes smoke runs small."""
 
 
-class VGGOptions(ModelOptions):
+class VGGOptions(NormalisedOptions):
     """VGG-11 with batch norm and average pooling (the paper's network for event data)."""
 
     name: Literal["vgg11"] = "vgg11"
