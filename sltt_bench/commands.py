@@ -295,9 +295,15 @@ def show_list(what: str, *, as_json: bool = False) -> None:
             console.print(f"[bold]{kind}[/bold]" + (f": {modality}" if modality else ""))
             table = Table.grid(padding=(0, 2))
             for row in group:
-                facts = [f"T = {row['timesteps']}", row["data"]] if modality else []
+                facts = (
+                    [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []
+                )
                 table.add_row(f"  {escape(row['name'])}", *facts, f"[dim]{escape(row['description'])}[/dim]")
             console.print(table)
+
+
+def _minutes(minutes: float | None) -> str:
+    return "" if minutes is None else f"{minutes:g} min"
 
 
 def _modality(row: dict[str, Any]) -> str:
@@ -309,7 +315,7 @@ def _named(pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _recipe_rows() -> list[dict[str, Any]]:
-    """The recipes with modality, T and whether their data must be downloaded."""
+    """The recipes with modality, T, whether their data must be downloaded, and minutes of BPTT on a CPU."""
     rows = []
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -320,6 +326,7 @@ def _recipe_rows() -> list[dict[str, Any]]:
                 "modality": recipe.data.modality,
                 "timesteps": recipe.timesteps,
                 "data": "to be downloaded" if recipe.data.needed(Path()) else "no download",
+                "cpu_minutes": recipe.cpu_minutes,
             }
         )
     return rows

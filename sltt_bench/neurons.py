@@ -74,12 +74,12 @@ def integrate(current: Tensor, potential: Tensor | None, neuron: LIFParameters) 
     return leaked + (1 - neuron.decay) * rest if rest else leaked
 
 
-def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
-    """v[t] from u[t] and s[t] (same shape)."""
+def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters, threshold: Tensor | None = None) -> Tensor:
+    """v[t] from u[t] and s[t] (same shape); `threshold` (shape []) takes the place of the neuron's, if given."""
     if neuron.detach_reset:
         spikes = spikes.detach()
     if neuron.reset == "soft":
-        return membrane - neuron.v_threshold * spikes
+        return membrane - (neuron.v_threshold if threshold is None else threshold) * spikes
     return (1 - spikes) * membrane + neuron.v_reset * spikes
 
 

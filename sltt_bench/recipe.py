@@ -53,8 +53,9 @@ def _one_path_component(name: str) -> str:
 class NeuronRecipe(Strict):
     """The neuron; every field that its kind has must be spelled out, since libraries' defaults differ."""
 
-    kind: Annotated[Literal["lif", "plif", "cuba-lif", "alif"], ADDED_LATER] = "lif"
-    """lif: leaky integrate-and-fire. plif: tau is where a learned one starts, one a layer. cuba-lif: with a synaptic
+    kind: Annotated[Literal["lif", "plif", "diet-lif", "cuba-lif", "alif"], ADDED_LATER] = "lif"
+    """lif: leaky integrate-and-fire. plif: tau is where a learned one starts, one a layer. diet-lif: so is
+    v_threshold. cuba-lif: with a synaptic
     current that leaks (tau_synapse). alif: with a threshold that rises with every spike (tau_adaptation, adaptation)."""
     tau: Annotated[float, Field(ge=1, le=1e6)]
     """Membrane time constant in time steps; λ = 1 − 1/τ."""
@@ -86,7 +87,7 @@ class NeuronRecipe(Strict):
                 )
             if field in wanted and not given:
                 raise ValueError(f"kind {self.kind} needs {field}, which has no default")
-        if self.kind == "plif" and self.tau <= 1:
+        if self.kind in ("plif", "diet-lif") and self.tau <= 1:
             raise ValueError("a learned tau starts above 1 (tau = 1 + exp(-w)); set tau, e.g. 2.0")
         return self
 
@@ -213,6 +214,8 @@ class Recipe(Strict):
     """Overrides (dotted) that --smoke applies: a tiny subset, network and input."""
     claims: list[Claim] = []
     """What the source claims about this experiment."""
+    cpu_minutes: Annotated[float | None, Field(gt=0), ADDED_LATER] = None
+    """Minutes that BPTT took on one thread of a CPU, as a hint; null where nobody has measured."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -231,8 +234,8 @@ class Recipe(Strict):
     def fingerprint(self) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
         decisive = self.significant()
-        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
-            del decisive[key]
+        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from", "cpu_minutes"):
+            decisive.pop(key, None)
         for key in ("checkpoint_every", "keep_checkpoint"):
             del decisive["train"][key]
         return short_hash(decisive)

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.experiment import assemble, make_backend
+from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
 
 TWINS = {
@@ -21,14 +24,45 @@ TWINS = {
 }
 """What another recipe runs with all of its methods: one method tells whether the rest fits."""
 
+FURTHER_NETWORKS = [
+    "cifar10-spikformer",
+    "imagenet-ms-resnet18",
+    "imagenet-sew-resnet18",
+    "imagenet-sew-resnet34",
+]
+"""Data and engine are those of the paper's recipes: an iteration with each method tells whether the network fits."""
+
 
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
     files = {path.stem for path in recipe_folder().rglob("*.yaml") if not path.stem.startswith("_")}
     assert files == set(recipe_names())
-    assert len(files) == 25
+    assert len(files) == 30
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", FURTHER_NETWORKS)
+def test_the_recipes_of_further_networks_train_with_each_of_their_methods(name: str) -> None:
+    (plan,) = make_plans(name, Request(smoke=True, synthetic=True))
+    assert [cell.method for cell in plan.cells] == load_recipe(name).methods
+    for cell in plan.cells:
+        experiment = assemble(cell, torch.device("cpu"), make_backend(cell))
+        recipe = cell.recipe
+        x = torch.randn(recipe.train.batch_size, *recipe.data.sample_shape)
+        before = [parameter.clone() for parameter in experiment.network.parameters()]
+        unroll = experiment.training_iteration(x, torch.zeros(len(x), dtype=torch.int64))
+        assert unroll.summed_loss.isfinite()
+        changed = [
+            not torch.equal(a, b) for a, b in zip(before, experiment.network.parameters(), strict=True)
+        ]
+        assert sum(changed) > len(changed) / 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in FURTHER_NETWORKS else name
+        for name in recipe_names()
+    ],
+)
 def test_the_recipe_smoke_runs_with_each_of_its_methods(name: str, tmp_path: Path) -> None:
     chosen = ["sltt-k2"] if name in TWINS else load_recipe(name).methods
     arguments = ["run", name, "--method", ",".join(chosen), "--smoke", "--no-estimate"]

@@ -26,8 +26,8 @@ def plan_analysis(
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
     if any("sequence" in cell.recipe.model.needs for cell in plan):
-        fault = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
-        raise RecipeError(recipe_name, [fault])
+        refusal = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
+        raise RecipeError(recipe_name, [refusal])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))

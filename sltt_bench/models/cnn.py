@@ -5,6 +5,7 @@ from torch import nn
 from sltt_bench.models.layers import SequenceDropout, classifier_init
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import CNNOptions
+from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import NeuronFactory
 
 
@@ -41,4 +42,6 @@ def build(
     network.add_module("flatten", nn.Flatten())
     network.add_module("dropout", SequenceDropout(options.dropout))
     network.add_module("classifier", classifier_init(nn.Linear(channels * height * width, classes)))
+    if options.readout_tau is not None:
+        network.add_module("readout", Readout(options.readout_tau))
     return network

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import MLPOptions
+from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import NeuronFactory, Stateful
 
 
@@ -34,6 +35,8 @@ def build(
         network.add_module(f"dropout{number}", SequenceDropout(options.dropout))
         features = neurons
     network.add_module("classifier", nn.Linear(features, classes))
+    if options.readout_tau is not None:
+        network.add_module("readout", Readout(options.readout_tau))
     return network
 
 

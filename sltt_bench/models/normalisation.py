@@ -100,3 +100,10 @@ _MAKERS: dict[str, Callable[[Normalisation, int, int], nn.Module]] = {
     "none": lambda of, channels, dimensions: nn.Identity(),
 }
 KINDS = tuple(_MAKERS)
+
+
+def start_at_zero(layer: nn.Module) -> None:
+    """Let the layer put out 0 at first: its scales γ are 0. What has none (`none`) stays as it is."""
+    for name, parameter in layer.named_parameters():
+        if name.rpartition(".")[2] == "weight":
+            nn.init.zeros_(parameter)

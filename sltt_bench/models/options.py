@@ -10,6 +10,7 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 """Channels or neurons of one layer."""
 Widths = Annotated[list[Width], Field(max_length=64)]
+ReadoutTau = Annotated[float | None, Field(ge=1, le=1e6), ADDED_LATER]
 NormalisationKind = Literal["batch", "tdbn", "bntt", "group", "none"]
 
 
@@ -50,6 +51,8 @@ class MLPOptions(NormalisedOptions):
     dropout: Probability = 0.0
     normalisation: Annotated[NormalisationKind, ADDED_LATER] = "none"
     """Of what a hidden layer's weights make of its input, before recurrent currents are added; see `cnn`."""
+    readout_tau: ReadoutTau = None
+    """Time constant in time steps of output neurons that sum their currents and never fire; null: no sum."""
 
     @model_validator(mode="after")
     def _recurrence_goes_step_by_step(self) -> "MLPOptions":
@@ -68,6 +71,8 @@ class CNNOptions(NormalisedOptions):
     channels: Widths = [32, 64]
     """Output channels of each block."""
     dropout: Probability = 0.0
+    readout_tau: ReadoutTau = None
+    """Time constant in time steps of output neurons that sum their currents and never fire; null: no sum."""
 
 
 class PreActResNetOptions(NormalisedOptions):
@@ -86,6 +91,53 @@ class VGGOptions(NormalisedOptions):
     dropout: Probability = 0.0
     width: Width = 64
     """Channels of the first stage; 64 is published, less makes smoke runs small."""
+
+
+Stem = Literal["7x7", "3x3"]
+
+
+class SEWResNetOptions(NormalisedOptions):
+    """Spike-element-wise ResNet: shortcuts that carry spikes (Fang et al. 2021)."""
+
+    name: Literal["sew-resnet18", "sew-resnet34"]
+    connection: Literal["add", "and", "iand"] = "add"
+    """What joins a block's spikes and its shortcut; add is the paper's best."""
+    stem: Stem = "7x7"
+    """7x7 is published: stride 2, then a max pool. 3x3 is for small images."""
+    width: Width = 64
+    """Channels of the first stage; 64 is published, less makes smoke runs small."""
+
+
+class MSResNetOptions(NormalisedOptions):
+    """Membrane-shortcut ResNet: shortcuts that carry currents (Hu et al. 2024)."""
+
+    name: Literal["ms-resnet18", "ms-resnet34"]
+    stem: Stem = "7x7"
+    """7x7 is published: stride 2. 3x3 is for small images."""
+    width: Width = 64
+    """Channels of the first stage; 64 is published, less makes smoke runs small."""
+
+
+class SpikformerOptions(NormalisedOptions):
+    """Spikformer: a transformer whose attention multiplies spikes (Zhou et al. 2023)."""
+
+    name: Literal["spikformer"] = "spikformer"
+    dim: Annotated[int, Field(ge=8, le=8192, multiple_of=8)] = 384
+    """Channels of a patch; 384 is published for CIFAR."""
+    heads: Annotated[int, Field(ge=1, le=1024)] = 12
+    """Heads of the attention; they divide dim."""
+    depth: Annotated[int, Field(ge=1, le=256)] = 4
+    """Blocks of attention and MLP."""
+    mlp_ratio: Annotated[int, Field(ge=1, le=64)] = 4
+    """Hidden channels of an MLP, in dim."""
+    halvings: Annotated[int, Field(ge=0, le=4)] = 2
+    """Max pools between image and patches; 2 makes patches of 4×4 pixels."""
+
+    @model_validator(mode="after")
+    def _heads_divide_channels(self) -> "SpikformerOptions":
+        if self.dim % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim}); change one of them")
+        return self
 
 
 class NFResNetOptions(ModelOptions):
