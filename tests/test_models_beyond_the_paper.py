@@ -223,7 +223,10 @@ def test_every_rule_gives_every_network_a_finite_gradient(name, method):
     assert len(gradients) == len(list(network.parameters()))
 
 
-@every_network
+@pytest.mark.parametrize(
+    "name",
+    ["spikformer", *(pytest.param(n, marks=pytest.mark.long) for n in ("sew-resnet18", "ms-resnet18"))],
+)
 def test_the_memory_of_sltt_does_not_grow_with_the_steps_and_that_of_bptt_does(name):
     def peak(method: str, timesteps: int) -> int:
         network = small(name)
