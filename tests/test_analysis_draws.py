@@ -12,7 +12,7 @@ from torch import Tensor
 from sltt_bench import methods
 from sltt_bench.analysis.draws import MOST_SUBSETS, relate, relative_variance, subsets
 from sltt_bench.analysis.gradients import decompose
-from sltt_bench.models.mlp import build
+from sltt_bench.models import build
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.unroll import Unroll
