@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
-from sltt_bench.plan import Plan, Request, make_plans
+from sltt_bench.plan import Plan, Request, make_plans, processes_per_cell
 from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError, parse_overrides
 
 LAST = "last"
@@ -25,6 +25,8 @@ def plan_analysis(
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
+    if processes_per_cell([plan]) > 1:
+        raise RecipeError(recipe_name, ["train.devices: an analysis has one process; --set train.devices=1"])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))
