@@ -219,7 +219,7 @@ def run(
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
         per_cell = processes_per_cell(plans)
         places = make_places(
-            device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=oversubscribe
+            device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=oversubscribe or dry_run
         )
         plans = on_device(plans, places[0].device)
         timeout_s = _seconds(timeout)
@@ -565,7 +565,9 @@ def gradients(
     from sltt_bench.plan import Request, checkpoint_file
 
     with _errors_explained():
-        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
+        places = make_places(
+            _device(device), jobs, _device_list(devices), oversubscribe=oversubscribe or dry_run
+        )
         request = Request(
             methods=_comma_list(method),
             seeds=_seeds(seed),
