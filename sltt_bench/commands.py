@@ -82,7 +82,7 @@ def run_plans(
 
     runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
-        memory = _estimated(open_cells, console) if estimates else Preflight()
+        memory = _estimated(open_cells, console, places) if estimates else Preflight()
         with _display(plans, console, memory, list(logs), len(places) > 1) as display:
             if resume and None in earlier:
                 display.remark("--resume: no earlier run has this plan; a new one starts")
@@ -205,7 +205,7 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     return None
 
 
-def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
+def _estimated(cells: Sequence[Cell], console: Console, places: Sequence[Place]) -> Preflight:
     """The memory of cells before they run, with a warning for each that cannot fit."""
     measured = [cell for cell in cells if cell.kind == "run"]
     if not measured:
@@ -220,6 +220,8 @@ def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
         if cell.cell_id in memory.gave_up:
             remark = f"no estimate of {describe(cell)}: it took more than {PREFLIGHT_LIMIT_S:g} s"
             console.print(f"[yellow]{escape(remark)}[/yellow]", soft_wrap=True)
+    if (crowd := memory.too_many(measured, places)) is not None:
+        console.print(f"[yellow]warning: {escape(crowd)}[/yellow]", soft_wrap=True)
     return memory
 
 

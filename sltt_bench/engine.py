@@ -6,7 +6,7 @@ and it writes no files: what it measures it hands to `Listener`.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,6 +44,9 @@ class Listener(Protocol):
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
         """Called when an epoch is over: its columns of epochs.csv."""
+
+    def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Called when an epoch that several processes share is over: what each measured, in their order."""
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Called when a checkpoint is due, before `epoch` is called with the same row (`state["row"]`)."""
@@ -103,7 +106,10 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
                 "test_top5": test_top5,
                 "firing_rate": evaluated.firing_rate(),
             }
-        row = combined(experiment.ranks.gather(row))
+        rows = experiment.ranks.gather(row)
+        if len(rows) > 1:
+            listener.ranks(epoch, rows)
+        row = combined(rows)
         diverged = not math.isfinite(train_loss) and setup.report_accuracy
         due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
         if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
@@ -243,15 +249,24 @@ def _test_batches(experiment: Experiment, setup: TrainingSetup) -> Iterator[Batc
 
 @torch.no_grad()
 def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, float]:
-    """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock."""
+    """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock.
+
+    Raises torch.OutOfMemoryError on every rank if one runs out.
+    """
     device = next(experiment.network.parameters()).device
+    shortage: torch.OutOfMemoryError | None = None
     with InferenceCosts(experiment.network) as costs:
         samples = 0
-        for batch in _test_batches(experiment, setup):
-            samples += len(batch[1])
-            # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
-            _run_forward(experiment, *_on_device(setup, batch, device))
+        try:
+            for batch in _test_batches(experiment, setup):
+                samples += len(batch[1])
+                # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
+                _run_forward(experiment, *_on_device(setup, batch, device))
+        except torch.OutOfMemoryError as error:
+            shortage = error
     reset_state(experiment.network)
+    if any(rank["shortage"] for rank in experiment.ranks.gather({"shortage": shortage is not None})):
+        raise shortage or torch.OutOfMemoryError("on another rank")
     counts = costs.totals()
     totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
     return costs.figures(totals[:-1], int(totals[-1]))
@@ -291,29 +306,39 @@ class _LiveFigures:
 
 
 def training_state(experiment: Experiment, setup: TrainingSetup, epoch: int) -> dict[str, Any]:
-    """Everything that the next epoch depends on, after `epoch` has ended."""
+    """Everything that the next epoch depends on, after `epoch` has ended; the same on every rank."""
+    draws = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
     return {
         "epoch": epoch,
         "model": experiment.network.state_dict(),
         "optimizer": experiment.optimizer.state_dict(),
         "schedule": setup.schedule.state_dict(),
         "scaler": experiment.scaler.state_dict(),
-        "rng": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "method": experiment.generator.get_state(),
-        },
+        "rng": {"ranks": experiment.ranks.gather(draws), "method": experiment.generator.get_state()},
     }
 
 
 def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, Any]) -> None:
-    """Go on after the epoch at which `state` was taken."""
+    """Go on after the epoch at which `state` was taken, on as many ranks or on others.
+
+    On as many, every number is as if nothing had happened. On others the sums over a batch are rounded
+    differently, and a rank that is new draws its dropout anew.
+    """
     experiment.network.load_state_dict(state["model"])
     experiment.optimizer.load_state_dict(state["optimizer"])
     setup.schedule.load_state_dict(state["schedule"])
     experiment.scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"]["torch"])
-    if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    ranks, draws = experiment.ranks, state["rng"].get("ranks") or [state["rng"]]  # as before there were ranks
+    if ranks.rank < len(draws):
+        torch.set_rng_state(draws[ranks.rank]["torch"])
+        for device, generator in zip(
+            range(torch.cuda.device_count()), draws[ranks.rank]["cuda"], strict=False
+        ):
+            torch.cuda.set_rng_state(generator, device)
+    else:
+        torch.manual_seed(torch.initial_seed() + state["epoch"] * ranks.size)
     experiment.generator.set_state(state["rng"]["method"])
     setup.first_epoch = state["epoch"] + 1

@@ -126,7 +126,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     if ranks.size > 1:
         torch.manual_seed(cell.seed + ranks.rank)
         if recipe.train.synchronise_batch_norm:
-            network = synchronise_batch_norm(network)
+            network = synchronise_batch_norm(network, ranks)
     network = backend.prepare(network, str(device))
     return Experiment(
         network=network,

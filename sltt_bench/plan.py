@@ -1,7 +1,7 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,18 @@ class Plan:
         return len(self.cells)
 
 
+def processes_per_cell(plans: Iterable[Plan]) -> int:
+    """The most that share the batches of one cell."""
+    return max((cell.recipe.train.devices for plan in plans for cell in plan), default=1)
+
+
+def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
+    """The plans with their cells on another device; None: as they are."""
+    if device is None:
+        return list(plans)
+    return [replace(plan, cells=tuple(replace(cell, device=device) for cell in plan)) for plan in plans]
+
+
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """The plan of the recipe, preceded by that of its prerequisite if it has one.
 
@@ -157,6 +169,11 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
 
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
+    if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
+        fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
+        raise RecipeError(
+            "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
+        )
     points: list[tuple[dict[str, Any], Recipe]] = []
     missing: dict[str, list[int]] = {}
     as_published = load_recipe(recipe_name, smoke=request.smoke, any_k=True)

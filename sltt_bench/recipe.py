@@ -124,8 +124,9 @@ class TrainRecipe(Strict):
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True
     """cuDNN's deterministic algorithms, as in the paper's code; false lets cuDNN choose by timing."""
-    devices: Annotated[int, Field(ge=1, le=1), ADDED_LATER] = 1
-    """Processes, each with a device of its own, that share every batch of a cell: one, until a command starts more."""
+    devices: Annotated[int, Field(ge=1, le=4096), ADDED_LATER] = 1
+    """Processes, each with a device of its own, that share every batch of a cell (--nproc-per-cell). It says where a
+    cell runs and not what it is: an interrupted cell goes on with another number."""
     synchronise_batch_norm: Annotated[bool, ADDED_LATER] = False
     """Batch statistics over all processes that share a batch; false: over each one's own samples."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
@@ -222,10 +223,17 @@ class Recipe(Strict):
         if self.loss.window is not None and self.loss.window > self.timesteps:
             raise ValueError(f"loss.window is {self.loss.window}, more than timesteps ({self.timesteps})")
         normalisation = getattr(self.model, "normalisation", "batch")
-        if self.train.synchronise_batch_norm and (normalisation == "tdbn" or self.model.name == "mlp"):
+        if self.train.synchronise_batch_norm and (
+            normalisation == "tdbn" or self.model.name in ("mlp", "spikformer")
+        ):
             raise ValueError(
                 f"train.synchronise_batch_norm is for the batch norm of images, but model {self.model.name} has "
                 f"normalisation {normalisation}; set it to false, or choose a convolutional network with batch"
+            )
+        if self.train.devices > self.train.batch_size:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, fewer than the {self.train.devices} processes of "
+                "train.devices (--nproc-per-cell) that share a batch; raise it or use fewer processes"
             )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
@@ -236,8 +244,8 @@ class Recipe(Strict):
         decisive = self.significant()
         for key in ("description", "methods", "seeds", "smoke", "claims", "init_from", "cpu_minutes"):
             decisive.pop(key, None)
-        for key in ("checkpoint_every", "keep_checkpoint"):
-            del decisive["train"][key]
+        for key in ("checkpoint_every", "keep_checkpoint", "devices"):
+            decisive["train"].pop(key, None)
         return short_hash(decisive)
 
 

@@ -313,7 +313,8 @@ class _RecordedAttempt(Attempt):
                 for epoch in event["epochs"]:
                     if epoch["row"]["epoch"] not in there:
                         earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
-                        self._append_epoch(earlier, epoch["row"])
+                        beside = {"neighbours": epoch["facts"].get("neighbours")}
+                        self._append_epoch(earlier, epoch["row"] | beside)
             case "row":
                 self._append(event["file"], event["row"], self.outcome)
             case "sample":
@@ -346,8 +347,8 @@ class _RecordedAttempt(Attempt):
         self._record.display.cell_ended(self.cell, self.outcome)
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
-        peak = outcome.facts.get("peak_tensor_bytes")
-        return self._append(EPOCHS_FILE, {**figures, "peak_tensor_bytes": peak}, outcome)
+        of_the_cell = {name: outcome.facts.get(name) for name in ("peak_tensor_bytes", "ranks")}
+        return self._append(EPOCHS_FILE, {**figures, **of_the_cell}, outcome)
 
     def _append(self, file: str, figures: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """A row with the cell's key; the row."""

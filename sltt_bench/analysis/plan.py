@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
-from sltt_bench.plan import Plan, Request, make_plans
+from sltt_bench.plan import Plan, Request, make_plans, processes_per_cell
 from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError, parse_overrides
 
 LAST = "last"
@@ -28,6 +28,8 @@ def plan_analysis(
     if any("sequence" in cell.recipe.model.needs for cell in plan):
         refusal = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
         raise RecipeError(recipe_name, [refusal])
+    if processes_per_cell([plan]) > 1:
+        raise RecipeError(recipe_name, ["train.devices: an analysis has one process; --set train.devices=1"])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))

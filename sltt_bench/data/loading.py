@@ -141,10 +141,13 @@ class BatchOrder(Sampler[list[Key]]):
         return self._length
 
     def indices(self) -> Iterator[Tensor]:
-        """The indices of each batch's part [about batch / processes]."""
+        """The indices of each batch's part [about batch / processes]; a part without any (of a last batch of fewer
+        samples than processes) is left out.
+        """
         part, parts = self._shard
         for batch in torch.split(self.order.indices()[: self.samples], self._batch_size):
-            yield torch.tensor_split(batch, parts)[part]
+            if len(indices := torch.tensor_split(batch, parts)[part]):
+                yield indices
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.order.epoch

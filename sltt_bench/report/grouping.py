@@ -45,7 +45,9 @@ def make_groups(results: Results) -> list[Group]:
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
     cells = _judged(cells, epochs, results.runs)
-    cells = cells.assign(**_circumstances(cells, results.runs), beside=_beside(cells))
+    cells = cells.assign(
+        **_circumstances(cells, results.runs), beside=_beside(cells), ranks=_ranks(cells, results.epochs)
+    )
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):
@@ -183,6 +185,16 @@ def _beside(cells: pd.DataFrame) -> "pd.Series[bool]":
         if (known := beside[in_run & ~unknown]).nunique() == 1:
             beside[in_run & unknown] = known.iloc[0]
     return beside
+
+
+def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
+    """How many processes shared the batches in each cell's epochs ("1, 2" where it went on with another number);
+    of one without epochs, how many were to. Rows from before there could be more than one are empty.
+    """
+    planned = cells["ranks"].astype(float).fillna(1).astype(int).astype(str)
+    counts = epochs["ranks"].astype(float).fillna(1).groupby([epochs["run"], epochs["cell_id"]])
+    trained = counts.agg(lambda ranks: ", ".join(str(int(count)) for count in sorted(set(ranks))))
+    return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
 
 
 def _measures(epochs: pd.DataFrame) -> pd.DataFrame:

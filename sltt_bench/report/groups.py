@@ -70,12 +70,15 @@ class GroupKey:
     schema_version: int
     beside: bool
     """Whether other cells of the same command ran beside these."""
+    ranks: str
+    """How many processes shared every batch; several numbers where a cell went on with another."""
 
     def slug(self) -> str:
         """A file name's part that tells groups apart."""
         marks = [f"T{self.timesteps}", f"b{self.batch_size}", self.precision, self.backend]
         marks += ["synthetic"] * self.synthetic + ["smoke"] * self.smoke
         marks += ["beside"] * self.beside
+        marks += [f"{self.ranks}-ranks"] * (self.ranks != "1")
         return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([self.recipe, *marks]))
 
     def conditions(self) -> list[str]:
@@ -84,6 +87,9 @@ class GroupKey:
         words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
         words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
         words += ["beside other cells"] * self.beside
+        words += [f"each batch divided over {self.ranks.replace(', ', ' and ')} processes"] * (
+            self.ranks != "1"
+        )
         return words
 
 
@@ -107,6 +113,7 @@ DIFFERENCE_WORDS = {
     "flags": "kernel flags (TF32, cuDNN, determinism)",
     "schema_version": "schema version",
     "beside": "measured alone or beside other cells",
+    "ranks": "processes that share a batch",
 }
 
 

@@ -54,6 +54,7 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `cells/<cell_id>.json` | one resolved cell: all that its process was told |
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
+| `ranks.csv` | the figures of each process in each finished epoch (only where several share a cell's batches) |
 | `timeline.csv` | samples of the GPU over time (only where there is one) |
 | `gradients.csv` | `analyze gradients`: full gradient and spatial part, by network, layer and parameter |
 | `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
@@ -76,7 +77,7 @@ Rules for a reader:
   `device_name`.
 - Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
   `provenance.json` the same revision without local changes, torch, CUDA, driver, CPU, threads and flags,
-  and `neighbours` above 0 in both or in none;
+  `neighbours` above 0 in both or in none, and the same `ranks` in all their epochs;
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.
 - The first epoch of a process is `cold`; times are compared over the others.

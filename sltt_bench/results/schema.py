@@ -13,6 +13,7 @@ PROVENANCE_FILE = "provenance.json"
 CELLS_FILE = "cells.csv"
 EPOCHS_FILE = "epochs.csv"
 TIMELINE_FILE = "timeline.csv"
+RANKS_FILE = "ranks.csv"
 GRADIENTS_FILE = "gradients.csv"
 DRAWS_FILE = "draws.csv"
 METHOD_GRADIENTS_FILE = "method_gradients.csv"
@@ -122,6 +123,12 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         "the most cells of the same command (--jobs, --devices) that ran beside this one until the epoch ended; "
         "empty where only one could run, in files of earlier versions",
     ),
+    Column(
+        "ranks",
+        "int",
+        "processes that shared every batch (--nproc-per-cell); of their times and memory the largest is here, of "
+        "their energy the sum, and ranks.csv has each; empty where there was one, in files of earlier versions",
+    ),
 )
 
 INFERENCE_COLUMNS: tuple[Column, ...] = (
@@ -166,6 +173,9 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "the most cells of the same command that ran beside this one, in any of its epochs: above 0, its times are "
         "never compared with times measured alone; empty as in epochs.csv, and for a cell that never started",
     ),
+    Column(
+        "ranks", "int", "processes that were to share every batch in this attempt; empty as in epochs.csv"
+    ),
     Column("epochs_planned", "int", "epochs that the recipe asks for"),
     Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
     Column("parameters", "int", "trainable parameters of the network"),
@@ -184,6 +194,19 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it",
     ),
     Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
+)
+
+RANK_FIGURES = (
+    "train_s", "eval_s", "data_wait_s", "allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
+    "peak_nvml_bytes", "peak_nvml_scope", "peak_rss_bytes", "energy_j", "gpu_util_mean",
+)  # fmt: skip
+"""The columns of epochs.csv that each process of a cell has figures of its own for."""
+
+RANK_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("epoch", "int", "1 for the first"),
+    Column("rank", "int", "the process among those that share the cell's batches, 0 for the first"),
+    *(column for column in EPOCH_COLUMNS if column.name in RANK_FIGURES),
 )
 
 TIMELINE_COLUMNS: tuple[Column, ...] = (
@@ -314,6 +337,17 @@ ESTIMATE_COLUMNS: tuple[Column, ...] = (
         "training iterations of an epoch; a last, smaller batch counts by its share of samples",
     ),
     Column("epoch_multiplications", "int", "all multiplications of an epoch's training"),
+    Column(
+        "ranks",
+        "int",
+        "processes that share every batch (--nproc-per-cell): memory and multiplications are those of the one with the "
+        "largest share; empty in files of earlier versions, where it was one",
+    ),
+    Column(
+        "exchanged_bytes",
+        "int",
+        "bytes that each of the processes sends (and receives) in an iteration's exchange of gradients by a ring",
+    ),
     Column("gpu", "str", "GPU of the lower bound on time, by its data sheet"),
     Column("epoch_lower_bound_s", "float", "seconds of an epoch's training that this GPU cannot undercut"),
     Column("memory_bytes", "int", "memory into which batch and T were fitted, margin taken off"),
@@ -353,6 +387,7 @@ FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,
     TIMELINE_FILE: TIMELINE_COLUMNS,
+    RANKS_FILE: RANK_COLUMNS,
     GRADIENTS_FILE: GRADIENT_COLUMNS,
     DRAWS_FILE: DRAW_COLUMNS,
     METHOD_GRADIENTS_FILE: METHOD_GRADIENT_COLUMNS,
