@@ -293,9 +293,11 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     console = make_console()
     for kind in kinds:
         by_modality = sorted(rows[kind](), key=_modality)
+        widest = max((len(row["name"]) for row in by_modality), default=0)
         for modality, group in groupby(by_modality, key=_modality):
             console.print(f"[bold]{kind}[/bold]" + (f": {modality}" if modality else ""))
             table = Table.grid(padding=(0, 2))
+            table.add_column(min_width=widest + 2)  # a name is typed: it is never cut
             for row in group:
                 facts = (
                     [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []

@@ -216,7 +216,7 @@ class Recipe(Strict):
     claims: list[Claim] = []
     """What the source claims about this experiment."""
     cpu_minutes: Annotated[float | None, Field(gt=0), ADDED_LATER] = None
-    """Minutes that BPTT took on one thread of a CPU, as a hint; null where nobody has measured."""
+    """About how many minutes BPTT takes on one thread of a CPU; null where nobody has measured."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -389,7 +389,9 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not _is_file(base_path):
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
-    return _merged(_read_extended(base_path, (*below, where)), raw)
+    extended = _read_extended(base_path, (*below, where))
+    extended.pop("cpu_minutes", None)  # of another experiment
+    return _merged(extended, raw)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
