@@ -242,6 +242,77 @@ def run(
 
 
 @app.command()
+def tune(
+    recipe: RecipeName,
+    method: Methods = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="Comma list of seeds of the final training; no trial's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="key=value for one recipe field, in trials and final training. Repeatable."
+        ),
+    ] = None,
+    smoke: Smoke = False,
+    data_dir: DataDir = Path("data"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    jobs: Jobs = None,
+    devices: Devices = None,
+    oversubscribe: Oversubscribe = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="The backend.", autocompletion=_complete_backends)
+    ] = "reference",
+    out: Out = Path("results"),
+    resume: Resume = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
+    ] = None,
+    estimates: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials and stop.")] = False,
+) -> None:
+    """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
+    from sltt_bench import commands
+    from sltt_bench.jobs import make_places
+    from sltt_bench.plan import Request
+    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.tuning.plan import FinalTraining, plan_tuning
+
+    with _errors_explained():
+        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
+        request = Request(
+            methods=_comma_list(method),
+            backends=tuple(_comma_list(backend) or ["reference"]),
+            seeds=_seeds(seed),
+            grid=tuple(parse_overrides(overrides or [])),
+            device=places[0].device or device,
+            smoke=smoke,
+            data_dir=data_dir,
+        )
+        plans = plan_tuning(recipe, request)
+        timeout_s = _seconds(timeout)
+        if dry_run:
+            commands.show_plans(plans)
+            return
+        code = commands.run_plans(
+            plans,
+            out=out,
+            data_dir=data_dir,
+            timeout_s=timeout_s,
+            resume=resume,
+            command=_command_line(),
+            estimates=estimates,
+            places=places,
+        )
+        final = plans[-1].then
+        if isinstance(final, FinalTraining) and final.unchosen:
+            code = code or CELL_FAILED
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
     out: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,

@@ -109,7 +109,7 @@ def run_plans(
         console.print(
             f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
         )
-    return int(any(outcome.status != "ok" for outcome in outcomes))
+    return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _display(
 
 def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:
     """Processes at once: as asked where something is measured; else as many as there are processors, if that pays."""
-    if any(KINDS[cell.kind].measures for cell in cells):
+    if not cells or any(KINDS[cell.kind].measures for cell in cells):
         return places
     searched = any("memory_bytes" in cell.options for cell in cells)
     worth_it = len(cells) >= (2 if searched else WORTH_A_PROCESS)
@@ -207,7 +207,7 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
 
 def _estimated(cells: Sequence[Cell], console: Console, places: Sequence[Place]) -> Preflight:
     """The memory of cells before they run, with a warning for each that cannot fit."""
-    measured = [cell for cell in cells if cell.kind == "run"]
+    measured = [cell for cell in cells if cell.kind in ("run", "trial")]
     if not measured:
         return Preflight()
     with console.status("estimating the memory of each cell"):

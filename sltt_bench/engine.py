@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
+from sltt_bench.failures import DIVERGED
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
@@ -61,7 +62,8 @@ class TrainingSetup:
     """What the epoch loop needs beside the experiment."""
 
     train: Loader
-    test: Loader
+    test: Loader | None
+    """None: test data are not looked at."""
     preprocess: Callable[[Tensor], Tensor]
     """A batch on the device → float32 input, normalised."""
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -70,6 +72,14 @@ class TrainingSetup:
     report_accuracy: bool = True
     """False for synthetic data: accuracy is left empty."""
     first_epoch: int = field(default=1)
+    validation: Loader | None = None
+    """Samples held back from training, evaluated after each epoch too; None: there are none."""
+
+    @property
+    def evaluated(self) -> dict[str, Loader]:
+        """The splits that are evaluated after each epoch, by the names that their columns begin with."""
+        splits = {"validation": self.validation, "test": self.test}
+        return {name: loader for name, loader in splits.items() if loader is not None}
 
 
 def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, listener: Listener) -> None:
@@ -83,7 +93,11 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         profile = profiler.epoch(epoch)
         lr = experiment.optimizer.param_groups[0]["lr"]
         trained = _train_epoch(experiment, setup, profile, listener, live, epoch)
-        evaluated = _evaluate(experiment, setup, profile, device)
+        with profile.evaluate():
+            evaluated = {
+                split: _evaluate(experiment, setup, loader, device)
+                for split, loader in setup.evaluated.items()
+            }
         setup.schedule.step()
         figures = profile.figures()
         train_loss, train_top1, _ = trained.means()
@@ -98,14 +112,12 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
             **figures,
         }
         if setup.report_accuracy:
-            test_loss, test_top1, test_top5 = evaluated.means()
-            row |= {
-                "train_top1": train_top1,
-                "test_loss": test_loss,
-                "test_top1": test_top1,
-                "test_top5": test_top5,
-                "firing_rate": evaluated.firing_rate(),
-            }
+            row["train_top1"] = train_top1
+            for split, totals in evaluated.items():
+                row |= dict(
+                    zip((f"{split}_loss", f"{split}_top1", f"{split}_top5"), totals.means(), strict=True)
+                )
+                row["firing_rate"] = totals.firing_rate()
         rows = experiment.ranks.gather(row)
         if len(rows) > 1:
             listener.ranks(epoch, rows)
@@ -117,7 +129,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         listener.epoch(row)
         if diverged:
             raise TrainingDiverged(
-                f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
+                f"{DIVERGED} {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
             )
 
 
@@ -221,30 +233,27 @@ def _on_device(setup: TrainingSetup, batch: Batch, device: torch.device) -> Batc
 
 
 @torch.no_grad()
-def _evaluate(
-    experiment: Experiment, setup: TrainingSetup, profile: EpochProfile, device: torch.device
-) -> _Totals:
+def _evaluate(experiment: Experiment, setup: TrainingSetup, loader: Loader, device: torch.device) -> _Totals:
     totals = _Totals(device)
     hooks = [
         layer.register_forward_hook(totals.count_spikes)
         for layer in experiment.network.modules()
         if isinstance(layer, SpikingNeuron)
     ]
-    with profile.evaluate():
-        for batch in _test_batches(experiment, setup):
-            _evaluate_batch(experiment, setup, batch, totals)
-            del batch
+    for batch in _evaluation_batches(experiment, loader):
+        _evaluate_batch(experiment, setup, batch, totals)
+        del batch
     for hook in hooks:
         hook.remove()
     return totals.over(experiment.ranks)
 
 
-def _test_batches(experiment: Experiment, setup: TrainingSetup) -> Iterator[Batch]:
-    """The test batches, on the host; meanwhile the network is in evaluation mode."""
+def _evaluation_batches(experiment: Experiment, loader: Loader) -> Iterator[Batch]:
+    """The batches of a split, on the host; meanwhile the network is in evaluation mode."""
     experiment.ranks.share_buffers(experiment.network)
-    setup.test.set_epoch(0)
+    loader.set_epoch(0)
     with training_mode(experiment.network, False):
-        yield from setup.test
+        yield from loader
 
 
 @torch.no_grad()
@@ -253,12 +262,13 @@ def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, f
 
     Raises torch.OutOfMemoryError on every rank if one runs out.
     """
+    assert setup.test is not None
     device = next(experiment.network.parameters()).device
     shortage: torch.OutOfMemoryError | None = None
     with InferenceCosts(experiment.network) as costs:
         samples = 0
         try:
-            for batch in _test_batches(experiment, setup):
+            for batch in _evaluation_batches(experiment, setup.test):
                 samples += len(batch[1])
                 # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
                 _run_forward(experiment, *_on_device(setup, batch, device))

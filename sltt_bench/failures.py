@@ -14,6 +14,9 @@ from typing import Literal
 from sltt_bench.format import format_bytes
 from sltt_bench.memory_limit import memory_limit, oom_kills
 
+DIVERGED = "the training loss became"
+"""How the reason of a cell begins whose loss is no longer a number."""
+
 FailureStatus = Literal["oom", "error", "killed"]
 
 _OUT_OF_MEMORY = re.compile(

@@ -1,10 +1,10 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
 from sltt_bench.recipe import (
@@ -18,8 +18,13 @@ from sltt_bench.recipe import (
 )
 from sltt_bench.results.schema import Kind
 
+if TYPE_CHECKING:
+    from sltt_bench.results.writer import RunFolder
+
 Device = str
 """auto, cpu or cuda:N."""
+TUNED = "tuned"
+"""The option of a cell with tuned settings: protocol (grid, seeds, epochs, validation), trials, chosen."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,26 @@ class Cell:
     """cell_id of the cell whose checkpoint this one starts from."""
     kind: Kind = "run"
     options: dict[str, Any] = field(default_factory=dict)
-    """What a kind other than "run" adds (an analysis: epochs, batches, ...)."""
+    """What a kind other than "run" adds (an analysis: epochs, batches, ...), and TUNED."""
 
     @cached_property
     def recipe_hash(self) -> str:
-        """Equal for cells that differ in method, backend or seed alone."""
-        return short_hash(
-            [self.recipe.fingerprint(), self.synthetic, self.smoke, self.init or self.needs, self.kind]
-        )
+        """Equal for cells that differ in method, backend or seed alone; tuned alike, in what was chosen too."""
+        tuned = self.options.get(TUNED)
+        searched = tuned["protocol"]["grid"] if tuned else ()
+        fingerprint = self.recipe.fingerprint(apart_from=searched)
+        parts = [fingerprint, self.synthetic, self.smoke, self.init or self.needs, self.kind]
+        return short_hash([*parts, tuned["protocol"]] if tuned else parts)
 
     @cached_property
     def cell_id(self) -> str:
         """Equal for repetitions of one experiment, on whatever machine."""
         return short_hash([self.recipe_hash, self.method, self.backend, self.seed, self.options])
+
+    @property
+    def trials(self) -> int | None:
+        """Trials from which its settings were chosen; None: it is not tuned."""
+        return self.options[TUNED]["trials"] if TUNED in self.options else None
 
     @property
     def k(self) -> int | None:
@@ -112,6 +124,8 @@ class Plan:
     """What the user should know: a prerequisite that is left out, for example."""
     left_out: tuple[str, ...] = ()
     """Methods that some points of the grid lack, and why."""
+    then: "Callable[[RunFolder], Plan] | None" = None
+    """What is run in the same folder when all cells have ended, which decide it; None: nothing."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
@@ -189,7 +203,7 @@ def _points(recipe_name: str, request: Request) -> tuple[list[tuple[dict[str, An
             changes = {
                 key: value
                 for key, value in overrides.items()
-                if _value_at(recipe, key) != _value_at(as_published, key)
+                if value_at(recipe, key) != value_at(as_published, key)
             }
             points.append((changes, recipe.model_copy(update={"methods": fitting})))
     kept = {name for _, recipe in points for name in recipe.methods}
@@ -211,7 +225,7 @@ def _on_disk(recipe: Recipe, request: Request) -> Recipe:
     return recipe.model_copy(update={"data": source})
 
 
-def _value_at(recipe: Recipe, dotted: str) -> Any:
+def value_at(recipe: Recipe, dotted: str) -> Any:
     """The value of a field, None where the recipe has no such section."""
     place: Any = recipe.model_dump(mode="json")
     for part in dotted.split("."):

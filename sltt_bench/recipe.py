@@ -21,6 +21,7 @@ from pydantic import (
 
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
+from sltt_bench.data.validation import ValidationSplit
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
@@ -162,6 +163,51 @@ class NativeRecipe(Strict):
     """Replay the whole iteration as one CUDA graph where shapes are static."""
 
 
+class TuningRecipe(Strict):
+    """How `sltt-bench tune` chooses settings: for every method alike, on validation data alone."""
+
+    grid: Annotated[dict[str, list[int | float | str | bool]], Field(min_length=1)]
+    """The fields searched (dotted) and the values of each, the learning rate first; every combination is tried."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Each combination is tried with each; none of the recipe's own `seeds`, which the final training uses."""
+    epochs: Epochs | None = None
+    """Of a trial, if fewer than train.epochs; null: as many."""
+    validation: ValidationSplit
+    """What trials hold back of the training data; the final training uses all of them."""
+
+    @model_validator(mode="after")
+    def _every_value_is_tried_with_every_seed_once(self) -> "TuningRecipe":
+        for name, values in self.grid.items():
+            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+                raise ValueError(f"grid: {name} needs two values or more, each once")
+            if name.partition(".")[0] not in _SEARCHABLE or name in _NOT_SEARCHABLE:
+                raise ValueError(
+                    f"grid: {name} cannot be searched; it must be a field of {', '.join(_SEARCHABLE)}, "
+                    f"but for {', '.join(_NOT_SEARCHABLE)}"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each once")
+        if math.prod(map(len, self.grid.values())) * len(self.seeds) > MAX_GRID_POINTS:
+            raise ValueError(f"grid: at most {MAX_GRID_POINTS} trials of a method are taken")
+        return self
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The points of the grid in order: the last field changes fastest."""
+        return [
+            dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
+        ]
+
+    @property
+    def trials(self) -> int:
+        """The budget: how many trainings each method is given."""
+        return len(self.settings()) * len(self.seeds)
+
+
+_SEARCHABLE = ("train", "neuron", "loss", "model")
+_NOT_SEARCHABLE = ("train.epochs", "train.batch_size", "train.precision", "train.devices", "model.name")
+"""What budgets, or reports' groups, are told apart by."""
+
+
 class Claim(Strict):
     """What a source claims; the report gives it a verdict."""
 
@@ -211,6 +257,12 @@ class Recipe(Strict):
     """A recipe whose finished checkpoint this one starts from (stage 1 before stage 2)."""
     native: NativeRecipe = NativeRecipe()
     """Options of the native backend."""
+    validation: Annotated[ValidationSplit | None, ADDED_LATER] = None
+    """Training samples that every run holds back; the best epoch is then chosen on them. null: none, and all train."""
+    tuning: Annotated[TuningRecipe | None, ADDED_LATER] = None
+    """What `sltt-bench tune` searches; other commands ignore it."""
+    target: Annotated[Share | None, ADDED_LATER] = None
+    """Test accuracy (0 to 1) that counts as reached: the report compares time and energy until then. null: none."""
     smoke: dict[str, Any] = {}
     """Overrides (dotted) that --smoke applies: a tiny subset, network and input."""
     claims: list[Claim] = []
@@ -237,13 +289,23 @@ class Recipe(Strict):
             )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
+        samples = self.data.train_samples if self.data.limit is None else 0
+        if self.validation is not None and (fault := self.validation.fault(samples)) is not None:
+            raise ValueError(fault)
         return self
 
-    def fingerprint(self) -> str:
-        """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
+    def fingerprint(self, apart_from: Iterable[str] = ()) -> str:
+        """Hash of everything that decides what one method's run computes: 12 hexadecimal digits.
+
+        `apart_from`: dotted fields that are left out, such as those that were tuned.
+        """
         decisive = self.significant()
-        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from", "cpu_minutes"):
+        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
+            del decisive[key]
+        for key in ("tuning", "target", "cpu_minutes"):
             decisive.pop(key, None)
+        for section, _, key in (dotted.partition(".") for dotted in apart_from):
+            decisive[section].pop(key, None)
         for key in ("checkpoint_every", "keep_checkpoint", "devices"):
             decisive["train"].pop(key, None)
         return short_hash(decisive)

@@ -162,11 +162,18 @@ def derived_seed(*parts: int) -> int:
 # Choosing samples -------------------------------------------------------------------------------
 
 
-def labels_of(dataset: Samples) -> Tensor:
-    """The label of every sample [samples], without loading any; zeros if the data set does not say."""
+def labels_of(dataset: Samples, *, needed: bool = False) -> Tensor:
+    """The label of every sample [samples], without loading any; zeros if the data set does not say.
+
+    Raises DataError in that case if they are `needed`.
+    """
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
     labels = getattr(dataset, "labels", None)
+    if labels is None and needed:
+        raise DataError(
+            f"{type(dataset).__name__} has no attribute `labels`, so that its classes cannot be divided alike"
+        )
     if labels is None:
         return torch.zeros(len(dataset), dtype=torch.int64)
     return torch.as_tensor(labels)

@@ -116,6 +116,8 @@ def iterations_per_epoch(cell: Cell) -> float:
     samples = data.train_samples if data.limit is None else min(data.limit, data.train_samples)
     if cell.synthetic:
         samples = min(samples, data.synthetic_samples)
+    if cell.recipe.validation is not None:
+        samples -= cell.recipe.validation.held_back(samples)
     exact = samples / train.batch_size
     return math.floor(exact) if train.drop_last else exact
 

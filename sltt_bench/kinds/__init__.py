@@ -59,6 +59,9 @@ KINDS: dict[Kind, CellKind] = {
         "sltt_bench.kinds.training:train_cell", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
         divisible=True,
     ),
+    "trial": CellKind(
+        "sltt_bench.kinds.tuning:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE), checkpoints=True
+    ),
     "analysis": CellKind(
         "sltt_bench.kinds.analysis:analyse_cell",
         files=(EPOCHS_FILE, TIMELINE_FILE, GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE),

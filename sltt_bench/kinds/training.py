@@ -1,7 +1,7 @@
 """A cell that is trained and measured, and what other kinds of measurement share with it."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from sltt_bench import data, distributed, engine, experiment, initialise, proven
 from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.data.validation import hold_back
 from sltt_bench.failures import classify, is_out_of_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
@@ -34,10 +35,17 @@ if TYPE_CHECKING:
 
 def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
+    held_back = ("validation",) if cell.recipe.validation is not None else ()
+    train_and_evaluate(cell, job, reporter, (*held_back, "test"))
+
+
+def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:
+    """Train and measure, and look after each epoch at the splits in `evaluated` alone."""
     with measuring(cell, reporter) as (device, profiler, backend):
         ranks = join_ranks(cell, job, device, profiler, reporter)
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
-        loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in ("train", "test")}
+        splits = ("train", *evaluated)
+        loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
         check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
         peak = unless_memory_runs_out(
             profiler,
@@ -51,7 +59,8 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             engine.restore(subject, setup, reporter.resume())
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
-        report_costs(cell, subject, setup, profiler, reporter)
+        if "test" in evaluated:
+            report_costs(cell, subject, setup, profiler, reporter)
 
 
 def join_ranks(
@@ -176,7 +185,8 @@ def put_together(
     load_initial_weights(job, subject.network, reporter)
     setup = engine.TrainingSetup(
         train=loaders["train"],
-        test=loaders["test"],
+        test=loaders.get("test"),
+        validation=loaders.get("validation"),
         preprocess=preprocess,
         schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
         epochs=cell.recipe.train.epochs,
@@ -224,10 +234,13 @@ def instrumented_peak(
 
 
 def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
-    """The cell's data, or random data of their shapes. Raises DataError."""
+    """The cell's data, or random data of their shapes, with what the recipe holds back. Raises DataError."""
+    recipe = cell.recipe
     if cell.synthetic:
-        return synthetic_bundle(cell.recipe.data, cell.recipe.timesteps)
-    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps, reporter.preparing))
+        bundle = synthetic_bundle(recipe.data, recipe.timesteps)
+    else:
+        bundle = data.load(recipe.data, data.DataPlace(data_dir, recipe.timesteps, reporter.preparing))
+    return bundle if recipe.validation is None else hold_back(bundle, recipe.validation, recipe.data.limit)
 
 
 def load_initial_weights(job: Job, network: Any, reporter: "Reporter") -> None:

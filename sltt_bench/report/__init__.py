@@ -27,6 +27,7 @@ BASELINE = "bptt"
 
 SECTIONS: dict[str, str] = {
     "run": "sltt_bench.report.sections.runs.section:runs",
+    "trial": "sltt_bench.report.sections.tuning:tuning",
     "estimate": "sltt_bench.report.sections.estimates.section:estimated",
     "bench": "sltt_bench.report.sections.benchmark:beside_baselines",
     "analysis": "sltt_bench.report.sections.gradients:gradients",

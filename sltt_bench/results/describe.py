@@ -60,6 +60,7 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
 | `operations.csv` | `analyze gradients`: counted multiplications of each method |
 | `estimates.csv` | `estimate`: memory by cause, multiplications and limits of each cell, computed and not measured |
+| `tuning.csv` | `tune`: each trial with its validation accuracy, and which setting was chosen for each method |
 | `bench.csv` | `python -m tests.benchmarks`: the native backend beside the strongest baselines |
 | `logs/<cell_id>-<attempt>.log` | what the cell's process printed (only where it printed anything) |
 | `checkpoints/<cell_id>.pt` | while a cell is unfinished, or where a later stage starts from it; not kept in git |

@@ -29,13 +29,22 @@ from sltt_bench.results.schema import (
     PROVENANCE_FILE,
     RECIPE_FILE,
     TIMELINE_FILE,
+    TUNING_FILE,
 )
 from sltt_bench.results.tables import Skipped, Tables, torn_at
 from sltt_bench.results.writer import ResultsError
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
-_BESIDE = (GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE, ESTIMATES_FILE, BENCH_FILE)
+_BESIDE = (
+    GRADIENTS_FILE,
+    DRAWS_FILE,
+    METHOD_GRADIENTS_FILE,
+    OPERATIONS_FILE,
+    ESTIMATES_FILE,
+    TUNING_FILE,
+    BENCH_FILE,
+)
 """What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"

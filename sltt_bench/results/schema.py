@@ -19,13 +19,14 @@ DRAWS_FILE = "draws.csv"
 METHOD_GRADIENTS_FILE = "method_gradients.csv"
 OPERATIONS_FILE = "operations.csv"
 ESTIMATES_FILE = "estimates.csv"
+TUNING_FILE = "tuning.csv"
 BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
-Kind = Literal["run", "estimate", "analysis", "preflight"]
+Kind = Literal["run", "trial", "estimate", "analysis", "preflight"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,27 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column(
         "train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"
     ),
-    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data"),
-    Column("test_top1", "float", "share of test samples predicted right, 0 to 1; empty with synthetic data"),
+    Column(
+        "validation_loss",
+        "float",
+        "mean of L over the validation samples; empty where none are held back, and with synthetic data",
+    ),
+    Column(
+        "validation_top1",
+        "float",
+        "share of validation samples predicted right, 0 to 1; empty as validation_loss",
+    ),
+    Column(
+        "validation_top5",
+        "float",
+        "share of validation samples with the label among the five best, 0 to 1; empty as validation_loss",
+    ),
+    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data and in trials"),
+    Column(
+        "test_top1",
+        "float",
+        "share of test samples predicted right, 0 to 1; empty with synthetic data and in trials",
+    ),
     Column(
         "test_top5",
         "float",
@@ -158,11 +178,22 @@ INFERENCE_COLUMNS: tuple[Column, ...] = (
 
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("kind", "str", "run (measured), estimate or analysis"),
+    Column(
+        "kind", "str", "run (measured), trial (of `tune`, looked at on validation data), estimate or analysis"
+    ),
     Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
     Column("overrides", "str", "the --set overrides of the cell, as JSON"),
     Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
     Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
+    Column(
+        "validation", "str", "name of the split held back from training (its share, its seed); empty: none"
+    ),
+    Column(
+        "trials",
+        "int",
+        "trials from which `tune` chose the cell's settings, as many for each method; empty: they are the recipe's, "
+        "or those of overrides",
+    ),
     Column("status", "str", "ok, oom, error, timeout, killed or skipped"),
     Column("reason", "str", "one line that explains any status but ok"),
     Column("started_utc", "str", "when the cell's process started, ISO 8601"),
@@ -184,8 +215,14 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "int",
         "peak of live tensor bytes as estimated before the run; empty without an estimate",
     ),
-    Column("best_epoch", "int", "epoch with the highest test_top1: chosen by looking at test data"),
+    Column(
+        "best_epoch",
+        "int",
+        "epoch with the highest validation_top1; without a validation split the highest test_top1: chosen by looking "
+        "at test data",
+    ),
     Column("best_test_top1", "float", "test_top1 of best_epoch"),
+    Column("last_validation_top1", "float", "validation_top1 of the last epoch"),
     Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
     *INFERENCE_COLUMNS,
     Column(
@@ -359,6 +396,45 @@ ESTIMATE_COLUMNS: tuple[Column, ...] = (
     ),
 )
 
+TUNING_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column(
+        "protocol",
+        "str",
+        "hash of grid, seeds, epochs and validation split, which all methods of a study share",
+    ),
+    Column("setting", "str", "the values of the searched fields, as JSON"),
+    Column("trial", "int", "number of the method's trial, 1 for the first"),
+    Column("trials", "int", "the budget: trials of each method"),
+    Column("status", "str", "how the trial ended, as in cells.csv"),
+    Column(
+        "validation_top1",
+        "float",
+        "share of validation samples predicted right after the last epoch, 0 to 1; empty: the loss diverged, or "
+        "memory ran out",
+    ),
+    Column(
+        "setting_top1",
+        "float",
+        "mean of validation_top1 over the seeds of this setting, which decides; empty if one of them is",
+    ),
+    Column(
+        "chosen",
+        "bool",
+        "whether the method is trained with this setting: the largest setting_top1; of equal ones that nearest to the "
+        "middle of the grid, then the first",
+    ),
+    Column(
+        "as_recipe", "bool", "whether the setting is what the recipe says, so what is trained without tuning"
+    ),
+    Column(
+        "at_edge",
+        "str",
+        "fields of the chosen setting with the first or last value of the grid: a better one may lie beyond",
+    ),
+    Column("reason", "str", "one line that explains any status but ok"),
+)
+
 BENCH_COLUMNS: tuple[Column, ...] = (
     Column("schema_version", "int", "version of this format"),
     Column("row", "str", "name of the row of the benchmark's table"),
@@ -393,5 +469,6 @@ FILES: dict[str, tuple[Column, ...]] = {
     METHOD_GRADIENTS_FILE: METHOD_GRADIENT_COLUMNS,
     OPERATIONS_FILE: OPERATION_COLUMNS,
     ESTIMATES_FILE: ESTIMATE_COLUMNS,
+    TUNING_FILE: TUNING_COLUMNS,
     BENCH_FILE: BENCH_COLUMNS,
 }

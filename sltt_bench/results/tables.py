@@ -29,6 +29,7 @@ from sltt_bench.results.schema import (
     OPERATIONS_FILE,
     SCHEMA_VERSION,
     TIMELINE_FILE,
+    TUNING_FILE,
     Column,
     Kind,
     Status,
@@ -46,6 +47,7 @@ NEEDED = {
     METHOD_GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "compared_method", "level"},
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
     ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
+    TUNING_FILE: _KEY | {"protocol", "setting", "trial", "trials", "status", "chosen"},
     BENCH_FILE: {
         "schema_version",
         "row",
@@ -65,6 +67,7 @@ NEEDED = {
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
 _SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
+_JSON = ("overrides", "setting")
 _FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
 _SIGNED = {"exit_code", "temperature_c"}
 _WHOLE = r"-?\d{1,30}(?:\.0)?"
@@ -281,7 +284,7 @@ def _typed_column(text: "pd.Series[Any]", column: Column, file: str) -> tuple[An
 def _wrong_words(text: "pd.Series[Any]", column: Column) -> "np.ndarray[Any, Any]":
     if column.name in _WORDS:
         return ~text.isin(_WORDS[column.name]).to_numpy()
-    if column.name == "overrides":
+    if column.name in _JSON:
         sound = {value: _is_json_object(value) for value in text.unique()}
         return ~text.map(sound).to_numpy(dtype=bool)
     return text.str.contains("\0", regex=False).to_numpy(dtype=bool)
@@ -297,7 +300,7 @@ def _is_json_object(text: str) -> bool:
 def _expected(column: Column) -> str:
     if column.name in _WORDS:
         return "one of " + ", ".join(_WORDS[column.name])
-    if column.name == "overrides":
+    if column.name in _JSON:
         return "a JSON object"
     if column.name == "schema_version":
         return f"{SCHEMA_VERSION}, the version of the format that this sltt-bench reads; a newer one needs an update"
