@@ -14,7 +14,7 @@ Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (Sp
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,25 @@ class SpikingNeuron(Stateful):
     emits_spikes = True
     parameters_: LIFParameters
 
+    def scaled(self, x: Tensor, divisor: float, gain: float) -> Tensor:
+        """γ s[t] for the currents x / β, as networks without normalisation have it; a backend may fuse the three."""
+        spikes: Tensor = self(x if divisor == 1 else x / divisor)
+        return spikes * gain
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def reads_no_values(hook: Hook) -> Hook:
+    """Marks a forward hook that asks of a layer only that it ran: its currents and spikes need not exist as such."""
+    hook.reads_no_values = True  # type: ignore[attr-defined]
+    return hook
+
+
+def reads_values(hook: Callable[..., Any]) -> bool:
+    """Whether a forward hook is not marked so."""
+    return not getattr(hook, "reads_no_values", False)
+
 
 class LIF(SpikingNeuron):
     """A layer of LIF neurons in plain autograd."""
@@ -171,7 +190,7 @@ class LIF(SpikingNeuron):
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
 
-NeuronFactory = Callable[[], nn.Module]
+NeuronFactory = Callable[[], SpikingNeuron]
 
 
 State = list[tuple[Tensor | None, ...]]

@@ -24,7 +24,7 @@ METHODS = ("bptt", "sltt", "sltt-k2")
 NETWORK = {"model": {"name": "cnn", "channels": [32, 32], "dropout": 0.2}, "timesteps": 4}
 
 
-def subject_of(method: str, backend: str, precision: str = "fp32", **native: bool) -> Experiment:
+def subject_of(method: str, backend: str, precision: str = "fp32", **native: Any) -> Experiment:
     overrides = {**NETWORK, "train.precision": precision}
     overrides |= {f"native.{option}": value for option, value in native.items()}
     recipe = load_recipe("digits", overrides, chosen_methods=[method])
@@ -84,8 +84,8 @@ def test_the_kernels_of_native_train_as_the_equations_do(method: str) -> None:
 def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
     """Without dropout, whose draws a graph makes in another order."""
     results = []
-    for cuda_graph in (False, True):
-        subject = subject_of(method, "native", precision, cuda_graph=cuda_graph)
+    for graphs in ("never", "always"):
+        subject = subject_of(method, "native", precision, graphs=graphs)
         for module in subject.network.modules():
             if hasattr(module, "p"):
                 module.p = 0.0
@@ -131,7 +131,7 @@ def test_a_cell_that_runs_out_of_memory_is_a_row_and_the_next_one_runs(tmp_path:
 
 
 def test_a_cell_of_replayed_iterations_has_no_allocator_peak_but_a_reason(tmp_path: Path) -> None:
-    graph = ("--backend", "native", "--set", "native.cuda_graph=true", "--set", "train.epochs=2")
+    graph = ("--backend", "native", "--set", "native.graphs=always", "--set", "train.epochs=2")
     assert run(tmp_path, "--method", "sltt", *graph) == 0
     for row in rows_of(tmp_path, "epochs.csv"):
         assert row["peak_allocated_bytes"] == ""
