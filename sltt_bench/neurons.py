@@ -151,9 +151,9 @@ class SpikingNeuron(Stateful):
     emits_spikes = True
     parameters_: LIFParameters
 
-    def scaled(self, x: Tensor, divisor: float, gain: float) -> Tensor:
-        """γ s[t] for the currents x / β, as networks without normalisation have it; a backend may fuse the three."""
-        spikes: Tensor = self(x if divisor == 1 else x / divisor)
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
+        spikes: Tensor = self(x if divisor is None else x / divisor)
         return spikes * gain
 
 

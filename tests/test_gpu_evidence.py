@@ -24,6 +24,13 @@ def rows(evidence: Evidence) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def csv_rows(evidence: Evidence, name: str) -> list[dict[str, str]]:
+    """Of the one file of that name among the results."""
+    (path,) = evidence.results.glob(f"*/*/{name}")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def in_this_process(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int:
     """As `gpu.execute`, without the seconds that a process takes to load torch; cells are forked."""
     command = app
@@ -171,23 +178,21 @@ def rehearsal(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> An
     return CliRunner().invoke(command, ["--out", str(out), "--rehearse", *arguments])
 
 
-def test_a_rehearsal_measures_estimates_compares_and_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rehearsal_measures_estimates_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.setattr(gpu.collect, "__kwdefaults__", {**gpu.collect.__kwdefaults__, "run": in_this_process})
-    monkeypatch.setattr(gpu, "PAPER", {**gpu.PAPER, "cifar10-resnet18": (128, ("bptt", "sltt"))})
+    monkeypatch.setattr(gpu, "PAPER", {**gpu.PAPER, "cifar10-resnet18": (128, ("sltt",))})
     done = rehearsal(tmp_path, monkeypatch, "--steps", "paper-cifar10,estimate-cifar10,nvml-sampling")
     assert done.exit_code == 0, done.output
     evidence = Evidence(tmp_path)
     assert evidence.statuses() == dict.fromkeys(("paper-cifar10", "estimate-cifar10", "nvml-sampling"), "ok")
-    report = CliRunner().invoke(
-        app, ["report", str(evidence.results), "--format", "markdown", "--out", str(tmp_path / "report")]
-    )
-    assert report.exit_code == 0, report.output
-    text = next((tmp_path / "report").glob("*.md")).read_text(encoding="utf-8")
-    assert "Estimated beside measured" in text
-    assert "nvml-sampling" in text
+    measured = csv_rows(evidence, "epochs.csv")
+    assert [row["method"] for row in measured] == ["sltt", "sltt"]
+    assert all(float(row["train_s"]) > 0 for row in measured)
+    (estimated,) = csv_rows(evidence, "estimates.csv")
+    assert int(estimated["peak_tensor_bytes"]) > 0
+    (sampling,) = csv_rows(evidence, "bench.csv")
+    assert sampling["row"] == "nvml-sampling"
 
 
 def test_steps_are_chosen_by_name_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,4 +210,12 @@ def test_a_rehearsal_of_all_steps_in_processes_of_their_own(
 ) -> None:
     done = rehearsal(tmp_path, monkeypatch, "--minutes", "30")
     assert done.exit_code == 0, done.output
-    assert set(Evidence(tmp_path).statuses().values()) == {"ok"}
+    evidence = Evidence(tmp_path)
+    assert set(evidence.statuses().values()) == {"ok"}
+    report = CliRunner().invoke(
+        app, ["report", str(evidence.results), "--format", "markdown", "--out", str(tmp_path / "report")]
+    )
+    assert report.exit_code == 0, report.output
+    text = next((tmp_path / "report").glob("*.md")).read_text(encoding="utf-8")
+    assert "Estimated beside measured" in text
+    assert "nvml-sampling" in text

@@ -167,8 +167,10 @@ def test_the_new_potential_may_take_the_place_of_the_old() -> None:
     lif = neuron()
     current, before = numbers(3, 1000), numbers(3, 1000, seed=1)
     spikes, membrane = kernels().forward(current, before, lif, None)
+    version = before._version
     in_place_spikes, in_place = kernels().forward(current, before, lif, before)
     assert in_place is before
+    assert before._version > version, "autograd sees that it was written to"
     assert torch.equal(in_place, membrane)
     assert torch.equal(in_place_spikes, spikes)
 
@@ -257,6 +259,28 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         assert assembly.count("ld.global.v4.b32") == loads * accesses
         assert assembly.count("st.global.v4.b32") == stores * accesses
         assert assembly.count("ld.global") == loads * accesses
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused multiply-add rounds once where the equations round twice."""
+    pytest.importorskip("triton")
+    from sltt_bench.backends.native import lif_triton
+
+    options: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *tensors, **given: options.append(given["enable_fp_fusion"])
+
+    for name in ("_forward_kernel", "_backward_kernel", "_fire_kernel"):
+        monkeypatch.setattr(lif_triton, name, Kernel())
+    x, lif = numbers(4), neuron()
+    on_gpus = lif_triton.TritonKernels()
+    on_gpus.forward(x, x, lif, None)
+    on_gpus.backward(x, x, x, lif)
+    on_gpus.fire(x, lif)
+    assert options == [False] * 3
 
 
 def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) -> str:

@@ -362,8 +362,8 @@ class _ReLUs(_Baseline):
 class _ReLU(nn.ReLU):
     """ReLU where a network scales its neurons."""
 
-    def scaled(self, x: Tensor, divisor: float, gain: float) -> Tensor:
-        return self(x if divisor == 1 else x / divisor) * gain
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        return self(x if divisor is None else x / divisor) * gain
 
 
 def _build(problem: Problem, backend: Backend) -> nn.Module:

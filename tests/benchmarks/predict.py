@@ -13,7 +13,7 @@ from math import ceil, prod
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sltt_bench import models
 from sltt_bench.estimate.gpus import find_gpu
@@ -38,8 +38,10 @@ class Layers:
     """Elements that each batch norm takes."""
     neurons: tuple[int, ...]
     """Of each layer."""
-    scaled: bool
-    """Whether neurons stand between a quotient and a product."""
+    divided: tuple[int, ...]
+    """Of those that receive a quotient."""
+    multiplied: tuple[int, ...]
+    """Of those whose spikes go into a product."""
     parameters: int
     """Tensors of parameters."""
 
@@ -64,6 +66,17 @@ def layers_of(problem: Problem) -> Layers:
     convolutions: list[tuple[int, int, int, int]] = []
     normalised: list[int] = []
     neurons: list[int] = []
+    divided: list[int] = []
+    multiplied: list[int] = []
+
+    class Noted(LIF):
+        """Notes how it is scaled."""
+
+        def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+            multiplied.append(x.numel())
+            if divisor is not None:
+                divided.append(x.numel())
+            return super().scaled(x, gain, divisor)
 
     def note(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(module, nn.Conv2d):
@@ -78,15 +91,16 @@ def layers_of(problem: Problem) -> Layers:
 
     with torch.device("meta"), torch.no_grad():
         network = models.build(
-            problem.network, neuron=partial(LIF, LIFParameters()), input_shape=problem.image,
+            problem.network, neuron=partial(Noted, LIFParameters()), input_shape=problem.image,
             classes=problem.classes,
         )  # fmt: skip
         for module in network.modules():
             module.register_forward_hook(note)
         network(torch.empty(problem.batch_size, *problem.image))
     tensors = len(list(network.parameters()))
-    scaled = problem.network.name.startswith("nf-")
-    return Layers(tuple(convolutions), tuple(normalised), tuple(neurons), scaled, tensors)
+    return Layers(
+        tuple(convolutions), tuple(normalised), tuple(neurons), tuple(divided), tuple(multiplied), tensors
+    )
 
 
 def _each(sizes: tuple[int, ...], tensors: int, launches: int) -> Cost:
@@ -98,13 +112,15 @@ def whole(layers: Layers) -> Cost:
     """Native before the options below: fused neurons, each operation around them by itself."""
     convolutions = Cost(sum(3 * (a + b) for a, b, _, _ in layers.convolutions), 3 * len(layers.convolutions))
     normalisation = _each(layers.normalised, 8, 4)  # 3 forward (statistics, result), 5 backward
-    neurons = _each(layers.neurons, 4 + 3 + 2, 3)  # forward, backward, spikes made again for the weights' gradient
-    return convolutions + normalisation + neurons + (unscaled(layers))
+    neurons = _each(
+        layers.neurons, 4 + 3 + 2, 3
+    )  # forward, backward, spikes made again for the weights' gradient
+    return convolutions + normalisation + neurons + unscaled(layers)
 
 
 def unscaled(layers: Layers) -> Cost:
-    """Quotient and product around each layer, forward and backward, and the product made again."""
-    return _each(layers.neurons, 10, 5) if layers.scaled else Cost()
+    """Quotients and products around neurons, forward and backward, and the product made again."""
+    return _each(layers.divided, 4, 2) + _each(layers.multiplied, 6, 3)
 
 
 def norm_and_neurons(layers: Layers) -> Cost:

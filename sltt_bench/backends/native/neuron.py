@@ -30,12 +30,12 @@ class NativeLIF(SpikingNeuron):
         self._saved = saved
         self._carried: _Carried | None = None
 
-    def scaled(self, x: Tensor, divisor: float, gain: float) -> Tensor:
-        """γ s[t] for the currents x / β by one kernel, where nobody looks at currents and spikes themselves."""
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves."""
         hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
         if not isinstance(x, Tensor) or "forward" in self.__dict__ or any(map(reads_values, hooks)):
-            return super().scaled(x, divisor, gain)
-        result: Tensor = self(x, Scale(divisor, gain))
+            return super().scaled(x, gain, divisor)
+        result: Tensor = self(x, Scale(1.0 if divisor is None else divisor, gain))
         return result
 
     def forward(self, current: Tensor, scale: Scale = UNSCALED) -> Tensor:
