@@ -7,6 +7,7 @@ import gc
 import re
 import weakref
 from collections.abc import Iterator
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,22 +145,21 @@ def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_netwo
 @pytest.mark.parametrize(
     ("backend", "method", "recompute"),
     [
-        ("reference", "bptt", False), ("reference", "sltt", False), ("native", "sltt", False),
-        ("native", "bptt", True), ("spikingjelly", "sltt", False),
+        ("native", "sltt", False), ("native", "bptt", True), ("spikingjelly", "sltt", False),
     ],
 )  # fmt: skip
 def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: str, recompute: bool) -> None:
-    """What is no tensor counts too. A tensor of the first layer, of 2 MiB, that stayed behind each time would add up
-    to 60."""
+    """What is no tensor counts too. A tensor of the first layer, of 1 MiB, that stayed behind each time would add up
+    to 30 MiB between the two medians."""
     if backend == "spikingjelly":
         pytest.importorskip("spikingjelly")
     subject = assembled(cell_of("batch norm", method, backend, recompute=recompute))
     setup, totals = setup_of(), _Totals(torch.device("cpu"))
     resident = []
     for _ in range(50):
-        _train_batch(subject, setup, (torch.rand(2048, 1, 8, 8), torch.randint(10, (2048,))), totals)
+        _train_batch(subject, setup, (torch.rand(1024, 1, 8, 8), torch.randint(10, (1024,))), totals)
         resident.append(resident_bytes())
-    assert max(resident[20:]) - max(resident[:20]) < 8 * 2**20, resident
+    assert median(resident[35:]) - median(resident[5:20]) < 10 * 2**20, resident
 
 
 @pytest.mark.usefixtures("no_collector")
