@@ -147,7 +147,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
 
 def make_backend(cell: Cell) -> Backend:
     """The cell's backend with the recipe's options for it. Raises UnknownBackend."""
-    options = cell.recipe.native.model_dump() if cell.backend == "native" else {}
+    options = cell.recipe.native.backend_options() if cell.backend == "native" else {}
     return backends.create(cell.backend, **options)
 
 

@@ -14,7 +14,7 @@ Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (Sp
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -151,6 +151,25 @@ class SpikingNeuron(Stateful):
     emits_spikes = True
     parameters_: LIFParameters
 
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
+        spikes: Tensor = self(x if divisor is None else x / divisor)
+        return spikes * gain
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def reads_no_values(hook: Hook) -> Hook:
+    """Marks a forward hook that asks of a layer only that it ran: its currents and spikes need not exist as such."""
+    hook.reads_no_values = True  # type: ignore[attr-defined]
+    return hook
+
+
+def reads_values(hook: Callable[..., Any]) -> bool:
+    """Whether a forward hook is not marked so."""
+    return not getattr(hook, "reads_no_values", False)
+
 
 class LIF(SpikingNeuron):
     """A layer of LIF neurons in plain autograd."""
@@ -182,7 +201,7 @@ class OverTime(nn.Module):
     """A layer that, in training, sees all T steps at once: its input is [T · batch, …], step after step."""
 
 
-NeuronFactory = Callable[[], nn.Module]
+NeuronFactory = Callable[[], SpikingNeuron]
 
 
 State = list[tuple[Tensor | None, ...]]

@@ -160,7 +160,21 @@ class NativeRecipe(Strict):
     compile: bool = False
     """torch.compile for the network's step (its warm-up stays out of the measured epochs)."""
     cuda_graph: bool = False
-    """Replay the whole iteration as one CUDA graph where shapes are static."""
+    """true is graphs: always, in the words of recipes that are older than that field."""
+    graphs: Annotated[Literal["auto", "always", "never"], ADDED_LATER] = "auto"
+    """Replay whole iterations as CUDA graphs. auto: on a GPU, where method and settings allow it; the provenance
+    says what does not. always: a cell that cannot be replayed is refused."""
+
+    @model_validator(mode="after")
+    def _graphs_are_spelled_one_way(self) -> "NativeRecipe":
+        if self.cuda_graph and self.graphs == "never":
+            raise ValueError("cuda_graph is true and graphs is never; leave cuda_graph out")
+        return self
+
+    def backend_options(self) -> dict[str, Any]:
+        """As the backend takes them."""
+        options = self.model_dump()
+        return {**options, "graphs": "always"} if options.pop("cuda_graph") else options
 
 
 class TuningRecipe(Strict):

@@ -231,7 +231,7 @@ def test_what_only_real_tensors_can_be_compiled_into_is_estimated_without(smoke_
         cell = replace(smoke_cell("sltt", **options), backend="native")
         return trace_iteration(cell, "cuda").memory.peak_bytes
 
-    assert peak(native__compile=True) == peak(native__cuda_graph=True) == peak()
+    assert peak(native__compile=True) == peak(native__graphs="always") == peak()
 
 
 def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:

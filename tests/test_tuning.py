@@ -414,6 +414,7 @@ def test_a_study_that_is_interrupted_in_mid_trial_goes_on_to_the_same_choices(
             row["cell_id"] not in trials,
         )
     assert {cell["trials"] for cell in cells if cell["kind"] == "run"} == {"2"}
+    assert {cell["overrides"] for cell in cells if cell["kind"] == "run"} == {"{}"}
     groups = make_groups(read_results([tmp_path / "whole"]))
     assert [(group.key.tuning, sorted(group.methods)) for group in groups] == [
         ("tuned, 2 trials each", ["bptt", "sltt"])

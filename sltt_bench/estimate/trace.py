@@ -158,7 +158,7 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     recipe = cell.recipe
     train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
-    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False})
+    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False, "graphs": "never"})
     cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
     ranks = Ranks(0, recipe.train.devices, connected=False)
     subject = assemble(cell, torch.device("cpu"), make_backend(cell), ranks)

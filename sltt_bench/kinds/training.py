@@ -4,6 +4,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +155,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     profiler = Profiler(
         device,
         on_sample=lambda sample: reporter.send("sample", row=asdict(sample)),
-        unmeasurable=unmeasurable(backend),
+        unmeasurable=partial(unmeasurable, backend),
     )
     reporter.memory_now = profiler.memory_now
     try:

@@ -150,12 +150,14 @@ class Spikformer(nn.Module):
         normalisation: NormalisationFactory,
     ) -> None:
         super().__init__()
-        parts = {"neuron": neuron, "normalisation": normalisation}
         dim, hidden = options.dim, options.dim * options.mlp_ratio
-        self.patches = Patches(in_channels, dim, options.halvings, **parts)
+        self.patches = Patches(in_channels, dim, options.halvings, neuron=neuron, normalisation=normalisation)
         self.flatten = nn.Flatten(2)
         self.blocks = nn.Sequential(
-            *(Block(dim, options.heads, hidden, **parts) for _ in range(options.depth))
+            *(
+                Block(dim, options.heads, hidden, neuron=neuron, normalisation=normalisation)
+                for _ in range(options.depth)
+            )
         )
         self.head = nn.Linear(dim, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)

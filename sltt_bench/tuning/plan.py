@@ -1,7 +1,7 @@
 """Tuning as a plan: every trial is a cell, and so is every training with what was chosen from them."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,8 +58,18 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
 
 def _trial(cell: Cell, tuning: TuningRecipe) -> Cell:
     setting = {name: value_at(cell.recipe, name) for name in tuning.grid}
-    overrides = {key: value for key, value in cell.overrides.items() if key != "validation"}
+    overrides = _without(cell.overrides, ("validation",))
     return replace(cell, kind="trial", overrides={**overrides, **setting}, options={"setting": setting})
+
+
+def _without(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The overrides that are neither of these names nor about the tuning itself, which a cell's options tell."""
+    left_out = set(names)
+    return {
+        key: value
+        for key, value in overrides.items()
+        if key not in left_out and key.partition(".")[0] != "tuning"
+    }
 
 
 @dataclass
@@ -159,7 +169,7 @@ class FinalTraining:
     def _tuned(self, cell: Cell, choice: Choice) -> Cell:
         return replace(
             cell,
-            overrides={key: value for key, value in cell.overrides.items() if key not in self.tuning.grid},
+            overrides=_without(cell.overrides, self.tuning.grid),
             options={
                 TUNED: {
                     "protocol": self.protocol,

@@ -5,7 +5,7 @@ gradients of the batch, for the same image at T steps. Normalisation sees one st
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from sltt_bench.backends.native.pooling import LEAN
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.spikingjelly import SpikingJelly, SpikingJellyLIF
 from sltt_bench.losses import step_loss
+from sltt_bench.measure import Profiler
 from sltt_bench.methods import Method
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.models.preact_resnet import PreActBlock
@@ -89,6 +90,8 @@ class Made(NamedTuple):
     native learns what repeats."""
     provenance: Callable[[], Mapping[str, str]] = dict
     """What has really run."""
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered around what is timed, outside the clock."""
 
 
 WARM_UP = {"cpu": 3, "cuda": 5}
@@ -103,11 +106,12 @@ class Competitor:
     make: Callable[[Problem], Made]
 
 
-def ours(backend: str, method: str, **options: Any) -> Competitor:
+def this_project(backend: str, method: str, **options: Any) -> Competitor:
     """A backend of the project under one of its methods."""
-    said = "".join(f", {key}" for key, value in options.items() if value)
+    options_on = "".join(f", {key}" for key, value in options.items() if value is True)
+    options_on += CUDA_GRAPH * (options.get("graphs") == "always")
     return Competitor(
-        f"{backend} {method}{said}",
+        f"{backend} {method}{options_on}",
         lambda problem: _step_by_step(problem, backends.create(backend, **options), method),
     )
 
@@ -117,7 +121,7 @@ def spikingjelly_sltt(*, float32_neurons: bool = False, cuda_graph: bool = False
 
     `float32_neurons`: under mixed precision, cast the currents to float32, the only format for whose
     states SpikingJelly has fused kernels; otherwise a state has the format of the currents.
-    `cuda_graph`: iterations are replayed as CUDA graphs, as SpikingJelly's own trainers offer.
+    `cuda_graph`: iterations are replayed, as SpikingJelly's own trainers offer.
     """
 
     def make(problem: Problem) -> Made:
@@ -135,12 +139,12 @@ def spikingjelly_sltt_with_less_memory(*, compress: bool) -> Competitor:
     Residual blocks are checkpointed; or, to `compress`, each convolution of spikes is, its input kept
     as bits.
     """
-    said = "spikes as bits" if compress else "blocks checkpointed"
+    how = "spikes as bits" if compress else "blocks checkpointed"
 
     def make(problem: Problem) -> Made:
         return _step_by_step(problem, _Checkpointed("SLTTLIFNode", compress=compress), "sltt")
 
-    return Competitor(f"SpikingJelly SLTTLIFNode, {said}", make)
+    return Competitor(f"SpikingJelly SLTTLIFNode, {how}", make)
 
 
 def spikingjelly_bptt(
@@ -168,7 +172,7 @@ def spikingjelly_bptt_with_less_memory(
     Its levels 2 to 4 search for finer blocks and for chunks of time by measuring on a GPU; what they can arrive at
     is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only).
     """
-    said = "spikes as bits" if compress else "blocks checkpointed"
+    how = "spikes as bits" if compress else "blocks checkpointed"
     mode = "multi-step" if multi_step else "single-step"
 
     def make(problem: Problem) -> Made:
@@ -178,7 +182,7 @@ def spikingjelly_bptt_with_less_memory(
         return _layer_by_layer(problem, nodes) if multi_step else _step_by_step(problem, nodes, "bptt")
 
     in_chunks = f" in {chunks} chunks" if chunks > 1 else ""
-    return Competitor(f"SpikingJelly LIFNode {mode}, {said}{in_chunks}", make)
+    return Competitor(f"SpikingJelly LIFNode {mode}, {how}{in_chunks}", make)
 
 
 def relu_network(*, cuda_graph: bool = False) -> Competitor:
@@ -187,6 +191,39 @@ def relu_network(*, cuda_graph: bool = False) -> Competitor:
         "ReLU network, T times" + CUDA_GRAPH * cuda_graph,
         lambda problem: _step_by_step(problem, _ReLUs(_graphs(cuda_graph)), "sltt"),
     )
+
+
+def in_blocks(competitor: Competitor, iterations: int, *, sampled: bool) -> Competitor:
+    """So many iterations at once; `sampled`: while the GPU's sensors are read from a thread, as in a run.
+
+    Raises NoSensors, when it is made, if there are none to read.
+    """
+
+    def make(problem: Problem) -> Made:
+        made = competitor.make(problem)
+        device = torch.device(problem.device)
+        profiler = Profiler(device)
+        if sampled and device.type == "cuda" and profiler.watch is None:
+            raise NoSensors(profiler.absent["peak_nvml_bytes"])
+
+        @contextmanager
+        def sampling() -> Iterator[None]:
+            with Profiler(device) as profiler:
+                profiler.epoch(1)  # ends its warm-up
+                with profiler.phase("train", 1):
+                    yield
+
+        def block() -> None:
+            for _ in range(iterations):
+                made.iteration()
+
+        return made._replace(iteration=block, around=sampling if sampled else nullcontext)
+
+    return Competitor(f"{competitor.name}, {'with' if sampled else 'without'} sensors", make)
+
+
+class NoSensors(Exception):
+    """NVML cannot be read; the message says why."""
 
 
 ABLATIONS = ("spikes not stored", "once an iteration", "lean pooling")
@@ -202,7 +239,7 @@ def ablated(idea: str, method: str) -> Competitor:
 
 
 FLOAT32_NEURONS = ", neurons in float32"
-CUDA_GRAPH = ", cuda_graph"
+CUDA_GRAPH = ", CUDA graphs"
 
 
 def _graphs(wanted: bool) -> GraphedIterations | None:
@@ -251,8 +288,8 @@ class _SpikingJellyNodes(_Baseline):
         return self._jelly.prepare(super().prepare(network, device), device)
 
     def provenance(self) -> Mapping[str, str]:
-        said = self._jelly.provenance()
-        return {**said, "neuron": said["neuron"].replace("LIFNode, step_mode='s'", self._what())}
+        facts = self._jelly.provenance()
+        return {**facts, "neuron": facts["neuron"].replace("LIFNode, step_mode='s'", self._what())}
 
     def _what(self) -> str:
         return f"{self._kind.__name__}, step_mode={self._step_mode!r}"
@@ -316,10 +353,17 @@ class _ReLUs(_Baseline):
     """No neurons at all."""
 
     def neuron(self, parameters: LIFParameters) -> Any:
-        return nn.ReLU()
+        return _ReLU()
 
     def provenance(self) -> Mapping[str, str]:
         return {"neuron": "none: torch's ReLU", "torch": torch.__version__}
+
+
+class _ReLU(nn.ReLU):
+    """ReLU where a network scales its neurons."""
+
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        return self(x if divisor is None else x / divisor) * gain
 
 
 def _build(problem: Problem, backend: Backend) -> nn.Module:
