@@ -47,7 +47,7 @@ class Channels(nn.Sequential):
     ) -> None:
         super().__init__()
         linear = nn.Conv1d(channels, out_channels, kernel_size=1)
-        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.normal_(linear.weight, std=0.02)
         assert linear.bias is not None
         nn.init.zeros_(linear.bias)
         self.add_module("linear", linear)
@@ -160,7 +160,7 @@ class Spikformer(nn.Module):
             )
         )
         self.head = nn.Linear(dim, classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ def build(
 ) -> Spikformer:
     """The network, initialised as published.
 
-    Weights on patches and the head are truncated-normal of deviation 0.02, their biases 0; convolutions keep
-    PyTorch's default.
+    Weights on patches and the head are normal of deviation 0.02 (published as truncated at 2, which never
+    happens), their biases 0; convolutions keep PyTorch's default.
     """
     return Spikformer(input_shape[0], classes, options, neuron=neuron, normalisation=normalisation)
