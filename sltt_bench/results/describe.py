@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.stats import t
 
 runs = []
-for folder in (path.parent for path in Path("results").glob("digits*/*/cells.csv")):
+for path in (path for name in ("digits", "digits-saccade") for path in Path("results", name).glob("*/cells.csv")):
+    folder = path.parent
     cells = pd.read_csv(folder / "cells.csv").sort_values("attempt").drop_duplicates("cell_id", keep="last")
     cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok") & ~cells["smoke"] & ~cells["synthetic"]]
     if len(cells):
