@@ -90,10 +90,10 @@ class Cell:
         }
 
 
-def cell_from_dict(said: dict[str, Any]) -> Cell:
+def cell_from_dict(resolved: dict[str, Any]) -> Cell:
     """A cell read back from JSON. Raises RecipeError."""
-    fields = {key: value for key, value in said.items() if key not in ("cell_id", "recipe")}
-    return Cell(recipe=recipe_from_dict(said["recipe"]), **fields)
+    fields = {key: value for key, value in resolved.items() if key not in ("cell_id", "recipe")}
+    return Cell(recipe=recipe_from_dict(resolved["recipe"]), **fields)
 
 
 @dataclass(frozen=True)

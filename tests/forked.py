@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -29,12 +30,15 @@ if TYPE_CHECKING:
 LOADED = (
     "torch._dynamo",  # torch loads it with the first optimiser
     "torchvision",
+    "pandas",
+    "sltt_bench.commands",
+    "sltt_bench.report",
     "sltt_bench.data.digits",
     "sltt_bench.worker",
     "sltt_bench.engine",
     "sltt_bench.data.loading",
 )
-"""What every cell would load anew."""
+"""What every cell, and every command whose process is forked, would load anew."""
 
 
 class ForkedModule:
@@ -176,4 +180,9 @@ _original_context = multiprocessing.get_context
 def fork_instead_of_spawning(monkeypatch: "pytest.MonkeyPatch") -> None:
     """Cells and pools of processes are forked while the patch holds."""
     monkeypatch.setattr(multiprocessing, "get_context", _forks)
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if (
+        server.get_inherited_fds() is not None
+    ):  # this process was forked: its own children come from the same server
+        monkeypatch.setattr(server, "ensure_running", lambda: None)
     monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))

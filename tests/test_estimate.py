@@ -211,7 +211,7 @@ def test_amp_is_fp16_on_a_gpu_and_bf16_on_a_cpu(smoke_cell: MakeCell) -> None:
 
 
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
-@pytest.mark.parametrize("family", ["cnn", "vgg11"])
+@pytest.mark.parametrize("family", ["cnn", pytest.param("vgg11", marks=pytest.mark.long)])
 @pytest.mark.parametrize("backend", ["native", "spikingjelly"])
 def test_backends_are_estimated_as_they_run(
     smoke_cell: MakeCell, backend: str, family: str, method: str
@@ -312,7 +312,7 @@ def test_a_remembered_operation_makes_what_torch_makes(name: str) -> None:
         ("recurrent mlp", "reference", "sltt-k2"),
         ("cnn", "native", "sltt"),
         ("vgg11", "reference", "bptt"),
-        ("nf-resnet34", "reference", "sltt-k2"),
+        pytest.param("nf-resnet34", "reference", "sltt-k2", marks=pytest.mark.long),
     ],
 )
 def test_a_trace_from_memory_is_torchs_own(

@@ -7,6 +7,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
@@ -89,9 +90,18 @@ class GradientsOfHalf:
                 unroll.backward(loss)
 
 
-@pytest.mark.parametrize("method", [TruncatedBPTT(), TwoBackwardPasses(), LateBackward(), GradientsOfHalf()])
-@pytest.mark.parametrize("recompute", [False, True], ids=["store", "recompute"])
-@pytest.mark.parametrize("model", ["cnn", "nf-resnet34", "recurrent"])
+HOLDING_ON = [TruncatedBPTT(), TwoBackwardPasses(), LateBackward(), GradientsOfHalf()]
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "recompute"),
+    [
+        *product(("cnn", "recurrent"), HOLDING_ON, (False, True)),
+        # What standardised weights share is one path, whatever the method.
+        ("nf-resnet34", LateBackward(), False),
+        ("nf-resnet34", TruncatedBPTT(), True),
+    ],
+)
 def test_methods_that_hold_on_to_old_graphs_get_the_right_gradient(
     model: str, method: Any, recompute: bool
 ) -> None:
@@ -244,7 +254,7 @@ def no_collector() -> Iterator[None]:
         ("bptt-d0.5", True),
     ],
 )
-@pytest.mark.parametrize("model", ["cnn", "nf-resnet34", "recurrent"])
+@pytest.mark.parametrize("model", ["cnn", pytest.param("nf-resnet34", marks=pytest.mark.long), "recurrent"])
 def test_nothing_of_an_iteration_is_left_when_it_has_ended(
     model: str, method: str, recompute: bool, no_collector: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -579,7 +589,14 @@ def assert_compiled_equals_reference(model: str, method: str) -> None:
     assert compiled.backend.provenance()["neuron"] == "torch.compile of the equations"
 
 
-@pytest.mark.parametrize(("model", "method"), [("mlp", "bptt"), ("cnn", "sltt"), ("mlp", "sltt-k2")])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("mlp", "bptt"),
+        pytest.param("cnn", "sltt", marks=pytest.mark.long),
+        pytest.param("mlp", "sltt-k2", marks=pytest.mark.long),
+    ],
+)
 def test_the_traced_step_gives_the_gradients_of_the_reference(
     model: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -644,7 +661,7 @@ def test_recomputing_stores_one_tensor_a_neuron_and_step() -> None:
 
 
 def test_the_peak_of_sltt_does_not_grow_with_the_steps() -> None:
-    assert peak("native", "sltt", 12) <= 1.001 * peak("native", "sltt", 2)
+    assert peak("native", "sltt", 8) <= 1.001 * peak("native", "sltt", 3)
 
 
 def test_spare_room_takes_small_tensors_until_it_is_full_and_is_free_again_when_they_die() -> None:

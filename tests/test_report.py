@@ -314,7 +314,7 @@ from sltt_bench.report import make_report
 
 def drawn(out, worth_a_process):
     files.WORTH_A_PROCESS = worth_a_process
-    make_report([pathlib.Path({str(tmp_path / "results")!r})], out=out, formats=("png", "svg"), console=Console(quiet=True))
+    make_report([pathlib.Path({str(tmp_path / "results")!r})], out=out, formats=("svg",), console=Console(quiet=True))
     return {{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("figures/*")}}
 
 pools = []
@@ -325,7 +325,7 @@ alone = drawn(pathlib.Path({str(tmp_path / "alone")!r}), 10_000)
 assert not pools
 together = drawn(pathlib.Path({str(tmp_path / "together")!r}), 2)
 assert len(pools) == 1
-assert alone == together and len(alone) > 8, (len(alone), len(together))
+assert alone == together and len(alone) > 4, (len(alone), len(together))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -277,13 +277,13 @@ def _without_contradictions(
     known = key.isin(about.index)
     wrong = pd.Series(False, index=epochs.index)
     for column in _SAME:
-        ours, theirs = epochs[column].to_numpy(), wanted[column].to_numpy()
-        differs = known & (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
+        values, expected = epochs[column].to_numpy(), wanted[column].to_numpy()
+        differs = known & (values != expected) & ~(pd.isna(values) & pd.isna(expected))
         for position in differs.nonzero()[0].tolist():
             row = epochs.iloc[position]
             path = runs[int(row["run"])].path / EPOCHS_FILE
             fault = (
-                f"{column} is {row[column]!r}, but its cell's row in {CELLS_FILE} says {theirs[position]!r}"
+                f"{column} is {row[column]!r}, but its cell's row in {CELLS_FILE} says {expected[position]!r}"
             )
             damage.append(Skipped(f"{path}:{row['line']}", fault))
         wrong |= differs
