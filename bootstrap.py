@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -62,12 +63,18 @@ def run_tests(arguments: list[str], cpu: bool) -> None:
     step([python, "-m", "ruff", "format", "--check", "."])
     say("import directions")
     step([str(Path(python).with_name("lint-imports"))])
-    say("mypy")
-    step([python, "-m", "mypy"])
-    say("pytest, two processes with one thread each")
+    say("mypy, and beside it pytest, two processes with one thread each")
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     chosen = arguments or ["-n", "2", "--dist", "worksteal", "-q"]
-    step([python, "-m", "pytest", *chosen], env={**os.environ, **single})
+    with ThreadPoolExecutor() as side:
+        types = side.submit(
+            subprocess.run, [python, "-m", "mypy"], capture_output=True, text=True, check=False
+        )
+        tests = subprocess.run([python, "-m", "pytest", *chosen], env={**os.environ, **single}, check=False)
+        checked = types.result()
+    say("mypy")
+    print(checked.stdout, checked.stderr, flush=True)
+    sys.exit(tests.returncode or checked.returncode)
 
 
 def environment(folder: Path, requirement: str, cpu: bool) -> str:

@@ -5,6 +5,7 @@
 Only ratios are set side by side: a gigabyte of 2022 was counted by another allocator on another card.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,11 @@ def page() -> str:
         "weighs more in the smaller figure, so that a measured ratio is to be expected above the estimated one. "
         "Ours, measured: the allocator's reserved peak, which is what the paper's code printed.\n",
         _memory_table(recipes, estimates, epochs),
+        "## Memory, beside the exact gradient at its leanest\n",
+        "The same estimates, in GiB, with the native backend: BPTT as it is, BPTT unit by unit (`native.recompute`, the "
+        "same gradient, part of the network computed again: [how](native-backend.md#bptt-unit-by-unit)), and SLTT. "
+        "`sltt-bench estimate RECIPE --method bptt,sltt --backend reference,native --set native.recompute=false,true`.\n",
+        _exact_gradient_table(recipes, results),
         "## Time\n",
         "Ours, multiplications: of a whole epoch's training, forward and backward, counted by the same estimates; "
         "where a GPU is kept busy they bound what time can be saved. Ours, measured: median warm epoch on one GPU.\n",
@@ -114,6 +120,30 @@ def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, epochs: p
     return _table(
         ["experiment", "T", "batch", "method", "paper: BPTT, GB", "paper: method, GB", "paper: ratio",
          "estimated: BPTT, GB", "estimated: method, GB", "estimated: ratio", "measured: ratio", "ours ÷ paper's"],
+        rows,
+    )  # fmt: skip
+
+
+def _exact_gradient_table(recipes: dict[str, Recipe], results: Results) -> str:
+    rows = []
+    for name, recipe in recipes.items():
+        values = [
+            _own(_estimates(results, backend, unit_by_unit=units), recipe, method, "peak_tensor_bytes", "last")
+            for backend, method, units in (
+                ("reference", "bptt", False), ("reference", "sltt", False), ("native", "bptt", False),
+                ("native", "bptt", True), ("native", "sltt", False),
+            )
+        ]  # fmt: skip
+        if values[3] is None:
+            continue
+        base, _, _, units, sltt = values
+        rows.append([
+            f"`{name}`", str(recipe.timesteps), str(recipe.train.batch_size), "bptt, sltt", *map(_gibibytes, values),
+            _number(_ratio(units, base), 2), _number(_ratio(units, sltt), 2),
+        ])  # fmt: skip
+    return _table(
+        ["experiment", "T", "batch", "methods", "reference: BPTT", "reference: SLTT", "native: BPTT",
+         "native: BPTT unit by unit", "native: SLTT", "unit by unit ÷ reference: BPTT", "… ÷ native: SLTT"],
         rows,
     )  # fmt: skip
 
@@ -170,12 +200,16 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 # Figures ----------------------------------------------------------------------------------------
 
 
-def _estimates(results: Results) -> pd.DataFrame:
-    """The estimates of the reference backend in the paper's precision, the newest last."""
+def _estimates(results: Results, backend: str = "reference", *, unit_by_unit: bool = False) -> pd.DataFrame:
+    """The estimates of a backend in the paper's precision, the newest last."""
     rows = results.rows(ESTIMATES_FILE)
+    about = results.cells[["run", "cell_id", "attempt", "overrides"]]
+    rows = rows.merge(about, on=["run", "cell_id", "attempt"])
     begun = rows.run.map(lambda number: results.runs[number].path.name)
     rows = rows.loc[begun.sort_values(kind="stable").index]
-    return rows[(rows.backend == "reference") & (rows.precision == "fp16") & (rows.device == "cuda")]
+    recomputed = rows.overrides.map(lambda text: bool(json.loads(text or "{}").get("native.recompute")))
+    rows = rows[(rows.backend == backend) & (recomputed == unit_by_unit)]
+    return rows[(rows.precision == "fp16") & (rows.device == "cuda")]
 
 
 def _measured_cells(results: Results) -> pd.DataFrame:
@@ -224,6 +258,10 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 def _number(value: float | None, digits: int) -> str:
     return NONE if value is None else f"{value:.{digits}f}"
+
+
+def _gibibytes(value: float | None) -> str:
+    return NONE if value is None else f"{value / 2**30:.2f}"
 
 
 def _gigabytes(value: float | None) -> str:

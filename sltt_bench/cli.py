@@ -122,6 +122,14 @@ Oversubscribe = Annotated[
     typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
 ]
 
+ProcessesPerCell = Annotated[
+    int | None,
+    typer.Option(
+        "--nproc-per-cell",
+        min=1,
+        help="Processes that share each batch of a cell, a device each (train.devices).",
+    ),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
 
@@ -157,6 +165,7 @@ def run(
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
     jobs: Jobs = None,
     devices: Devices = None,
+    nproc_per_cell: ProcessesPerCell = None,
     oversubscribe: Oversubscribe = False,
     backend: Backends = "reference",
     init: Annotated[
@@ -185,7 +194,7 @@ def run(
     from sltt_bench import commands
     from sltt_bench.jobs import make_places
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import Request, checkpoint_file, make_plans
+    from sltt_bench.plan import Request, checkpoint_file, make_plans, on_device, processes_per_cell
     from sltt_bench.recipe import nearest, parse_overrides
 
     with _errors_explained():
@@ -196,19 +205,23 @@ def run(
         logs = _comma_list(log) or []
         if unknown := [name for name in logs if name not in LOGGERS]:
             _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
-        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
         request = Request(
             methods=_comma_list(method),
             backends=tuple(_comma_list(backend) or ["reference"]),
             seeds=_seeds(seed),
-            grid=tuple(parse_overrides(overrides or [])),
-            device=places[0].device or device,
+            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
+            device=_device(device),
             smoke=smoke,
             synthetic=synthetic,
             init=init,
             data_dir=data_dir,
         )
         plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+        per_cell = processes_per_cell(plans)
+        places = make_places(
+            device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=oversubscribe or dry_run
+        )
+        plans = on_device(plans, places[0].device)
         timeout_s = _seconds(timeout)
         if dry_run:
             commands.show_plans(plans)
@@ -225,6 +238,77 @@ def run(
             skip_oversize=skip_oversize,
             places=places,
         )
+    raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    recipe: RecipeName,
+    method: Methods = None,
+    seed: Annotated[
+        str | None, typer.Option("--seed", help="Comma list of seeds of the final training; no trial's.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="key=value for one recipe field, in trials and final training. Repeatable."
+        ),
+    ] = None,
+    smoke: Smoke = False,
+    data_dir: DataDir = Path("data"),
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    jobs: Jobs = None,
+    devices: Devices = None,
+    oversubscribe: Oversubscribe = False,
+    backend: Annotated[
+        str, typer.Option("--backend", help="The backend.", autocompletion=_complete_backends)
+    ] = "reference",
+    out: Out = Path("results"),
+    resume: Resume = False,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
+    ] = None,
+    estimates: Annotated[
+        bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials and stop.")] = False,
+) -> None:
+    """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
+    from sltt_bench import commands
+    from sltt_bench.jobs import make_places
+    from sltt_bench.plan import Request
+    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.tuning.plan import FinalTraining, plan_tuning
+
+    with _errors_explained():
+        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
+        request = Request(
+            methods=_comma_list(method),
+            backends=tuple(_comma_list(backend) or ["reference"]),
+            seeds=_seeds(seed),
+            grid=tuple(parse_overrides(overrides or [])),
+            device=places[0].device or device,
+            smoke=smoke,
+            data_dir=data_dir,
+        )
+        plans = plan_tuning(recipe, request)
+        timeout_s = _seconds(timeout)
+        if dry_run:
+            commands.show_plans(plans)
+            return
+        code = commands.run_plans(
+            plans,
+            out=out,
+            data_dir=data_dir,
+            timeout_s=timeout_s,
+            resume=resume,
+            command=_command_line(),
+            estimates=estimates,
+            places=places,
+        )
+        final = plans[-1].then
+        if isinstance(final, FinalTraining) and final.unchosen:
+            code = code or CELL_FAILED
     raise typer.Exit(code)
 
 
@@ -334,6 +418,7 @@ def estimate(
         Path | None, typer.Option("--gpu-file", help="A YAML file with more GPUs.", dir_okay=False)
     ] = None,
     overrides: Overrides = None,
+    nproc_per_cell: ProcessesPerCell = None,
     backend: Backends = "reference",
     device: Annotated[
         str, typer.Option("--device", help="cuda or cpu: the run that is estimated; neither is needed here.")
@@ -352,7 +437,7 @@ def estimate(
     from sltt_bench.results.schema import ESTIMATES_FILE
 
     with _errors_explained():
-        grid = list(overrides or [])
+        grid = [*(overrides or []), *_processes(nproc_per_cell)]
         grid += _counts("--timesteps", "timesteps", timesteps)
         grid += _counts("--batch-size", "train.batch_size", batch_size)
         if gpu_file is not None and gpu is None:
@@ -554,7 +639,9 @@ def gradients(
     from sltt_bench.plan import Request, checkpoint_file
 
     with _errors_explained():
-        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
+        places = make_places(
+            _device(device), jobs, _device_list(devices), oversubscribe=oversubscribe or dry_run
+        )
         request = Request(
             methods=_comma_list(method),
             seeds=_seeds(seed),
@@ -643,6 +730,11 @@ def _counts(option: str, key: str, text: str | None) -> list[str]:
     if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
     return [f"{key}={','.join(parts)}"]
+
+
+def _processes(per_cell: int | None) -> list[str]:
+    """--nproc-per-cell as the override of its recipe field."""
+    return [] if per_cell is None else [f"train.devices={per_cell}"]
 
 
 def _effects(text: str) -> list[float]:

@@ -82,7 +82,7 @@ def run_plans(
 
     runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
-        memory = _estimated(open_cells, console) if estimates else Preflight()
+        memory = _estimated(open_cells, console, places) if estimates else Preflight()
         with _display(plans, console, memory, list(logs), len(places) > 1) as display:
             if resume and None in earlier:
                 display.remark("--resume: no earlier run has this plan; a new one starts")
@@ -109,7 +109,7 @@ def run_plans(
         console.print(
             f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
         )
-    return int(any(outcome.status != "ok" for outcome in outcomes))
+    return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def _display(
 
 def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:
     """Processes at once: as asked where something is measured; else as many as there are processors, if that pays."""
-    if any(KINDS[cell.kind].measures for cell in cells):
+    if not cells or any(KINDS[cell.kind].measures for cell in cells):
         return places
     searched = any("memory_bytes" in cell.options for cell in cells)
     worth_it = len(cells) >= (2 if searched else WORTH_A_PROCESS)
@@ -205,9 +205,9 @@ def finished_checkpoint(out: Path, recipe: str, cell_id: str) -> Path | None:
     return None
 
 
-def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
+def _estimated(cells: Sequence[Cell], console: Console, places: Sequence[Place]) -> Preflight:
     """The memory of cells before they run, with a warning for each that cannot fit."""
-    measured = [cell for cell in cells if cell.kind == "run"]
+    measured = [cell for cell in cells if cell.kind in ("run", "trial")]
     if not measured:
         return Preflight()
     with console.status("estimating the memory of each cell"):
@@ -220,6 +220,8 @@ def _estimated(cells: Sequence[Cell], console: Console) -> Preflight:
         if cell.cell_id in memory.gave_up:
             remark = f"no estimate of {describe(cell)}: it took more than {PREFLIGHT_LIMIT_S:g} s"
             console.print(f"[yellow]{escape(remark)}[/yellow]", soft_wrap=True)
+    if (crowd := memory.too_many(measured, places)) is not None:
+        console.print(f"[yellow]warning: {escape(crowd)}[/yellow]", soft_wrap=True)
     return memory
 
 
@@ -292,13 +294,21 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     console = make_console()
     for kind in kinds:
         by_modality = sorted(rows[kind](), key=_modality)
+        widest = max((len(row["name"]) for row in by_modality), default=0)
         for modality, group in groupby(by_modality, key=_modality):
             console.print(f"[bold]{kind}[/bold]" + (f": {modality}" if modality else ""))
             table = Table.grid(padding=(0, 2))
+            table.add_column(min_width=widest + 2)  # a name is typed: it is never cut
             for row in group:
-                facts = [f"T = {row['timesteps']}", row["data"]] if modality else []
+                facts = (
+                    [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []
+                )
                 table.add_row(f"  {escape(row['name'])}", *facts, f"[dim]{escape(row['description'])}[/dim]")
             console.print(table)
+
+
+def _minutes(minutes: float | None) -> str:
+    return "" if minutes is None else f"{minutes:g} min"
 
 
 def _modality(row: dict[str, Any]) -> str:
@@ -310,7 +320,7 @@ def _named(pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _recipe_rows() -> list[dict[str, Any]]:
-    """The recipes with modality, T and whether their data must be downloaded."""
+    """The recipes with modality, T, whether their data must be downloaded, and minutes of BPTT on a CPU."""
     rows = []
     for name in recipe_names():
         recipe = load_recipe(name)
@@ -321,6 +331,7 @@ def _recipe_rows() -> list[dict[str, Any]]:
                 "modality": recipe.data.modality,
                 "timesteps": recipe.timesteps,
                 "data": "to be downloaded" if recipe.data.needed(Path()) else "no download",
+                "cpu_minutes": recipe.cpu_minutes,
             }
         )
     return rows

@@ -22,8 +22,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-TIMEOUT = timedelta(minutes=10)
-"""Until a rank that hears nothing from the others gives up."""
+TIMEOUT = timedelta(days=1)
+"""Until a rank that hears nothing from the others gives up: the launcher ends it long before, when another has
+failed, and one may wait for hours while another makes its data ready."""
 
 
 class NotDivisible(ValueError):
@@ -36,6 +37,8 @@ class Ranks:
 
     rank: int = 0
     size: int = 1
+    connected: bool = True
+    """False: everything is done but the exchange itself, where the memory of one rank is counted without others."""
 
     def part(self, batch: Tensor) -> Tensor:
         """This rank's share [about batch/size, ...] of the samples [batch, ...]: every one has one rank."""
@@ -54,11 +57,11 @@ class Ranks:
         flat = torch.cat([head.to(gradients[0].device), *(gradient.reshape(-1) for gradient in gradients)])
         own = flat[len(head) :]
         own *= samples
-        dist.all_reduce(flat)
+        self.add_up(flat)
         own /= flat[0]
         pieces = torch.split(own, [gradient.numel() for gradient in gradients])
         # Only a missing gradient makes the host wait for the device.
-        missing = any(parameter.grad is None for parameter in trained)
+        missing = self.connected and any(parameter.grad is None for parameter in trained)
         known = (flat[1 : len(head)] > 0).tolist() if missing else [True] * len(trained)
         for parameter, piece, somewhere in zip(trained, pieces, known, strict=True):
             if parameter.grad is not None:
@@ -68,7 +71,7 @@ class Ranks:
 
     def add_up(self, figures: Tensor) -> Tensor:
         """The sum of `figures` over the ranks, in place."""
-        if self.size > 1:
+        if self.size > 1 and self.connected:
             dist.all_reduce(figures)
         return figures
 
@@ -104,14 +107,14 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join() -> Ranks:
-    """This process's rank as torchrun's environment gives it; joins the others. ALONE outside torchrun."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
-        return ALONE
+def join(device: torch.device) -> Ranks:
+    """This process's rank as torchrun's environment gives it; joins the others, by NCCL for tensors on a GPU.
+
+    On a GPU, `device` is the current one already.
+    """
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    return Ranks(dist.get_rank(), size)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    return Ranks(dist.get_rank(), int(os.environ["WORLD_SIZE"]))
 
 
 def leave() -> None:
@@ -173,6 +176,8 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     exchanges, on any device, so that it can be tested without one.
     """
 
+    ranks: Ranks = ALONE
+
     def forward(self, x: Tensor) -> Tensor:
         """The normalised batch in the type of `x`; statistics in float32 or wider."""
         if not self.training:
@@ -182,11 +187,11 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         over = (0, 2, 3)
         own = wide.new_tensor([wide.numel() / wide.shape[1]])
-        sums = _over_all_ranks(torch.cat([wide.sum(over), own]), len(x))
+        sums = self._over_all_ranks(torch.cat([wide.sum(over), own]), len(x))
         count = sums[-1].detach()
         mean = sums[:-1] / count
         centred = wide - _per_channel(mean)
-        variance = _over_all_ranks(centred.square().sum(over), len(x)) / count
+        variance = self._over_all_ranks(centred.square().sum(over), len(x)) / count
         self._count(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
@@ -195,6 +200,10 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         if self.bias is not None:
             normalised = normalised + _per_channel(self.bias)
         return normalised.to(x.dtype)
+
+    def _over_all_ranks(self, values: Tensor, samples: int) -> Tensor:
+        total: Tensor = _OverAllRanks.apply(values, samples, self.ranks)  # type: ignore[no-untyped-call]
+        return total
 
     @torch.no_grad()
     def _count(self, mean: Tensor, unbiased: Tensor) -> None:
@@ -215,30 +224,21 @@ class _OverAllRanks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, samples: int) -> Tensor:
-        ctx.samples = samples
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
+    def forward(ctx: Any, values: Tensor, samples: int, ranks: Ranks) -> Tensor:
+        ctx.samples, ctx.ranks = samples, ranks
+        return ranks.add_up(values.clone())
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        total = gradient * ctx.samples
-        dist.all_reduce(total)
-        return total / ctx.samples, None
-
-
-def _over_all_ranks(values: Tensor, samples: int) -> Tensor:
-    total: Tensor = _OverAllRanks.apply(values, samples)  # type: ignore[no-untyped-call]
-    return total
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return ctx.ranks.add_up(gradient * ctx.samples) / ctx.samples, None, None
 
 
 def _per_channel(values: Tensor) -> Tensor:
     return values.view(1, -1, 1, 1)
 
 
-def synchronise_batch_norm(network: nn.Module) -> nn.Module:
-    """The network with every BatchNorm2d synchronised; names, parameters and buffers stay as they are."""
+def synchronise_batch_norm(network: nn.Module, ranks: Ranks) -> nn.Module:
+    """The network with every BatchNorm2d synchronised over `ranks`; names, parameters and buffers stay as they are."""
     for name, module in network.named_children():
         if type(module) is nn.BatchNorm2d:
             same = SynchronisedBatchNorm2d(
@@ -248,10 +248,11 @@ def synchronise_batch_norm(network: nn.Module) -> nn.Module:
                 affine=module.affine,
                 track_running_stats=module.track_running_stats,
             )
+            same.ranks = ranks
             same._parameters = module._parameters
             same._buffers = module._buffers
             same.train(module.training)
             setattr(network, name, same)
         else:
-            synchronise_batch_norm(module)
+            synchronise_batch_norm(module, ranks)
     return network

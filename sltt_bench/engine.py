@@ -6,7 +6,7 @@ and it writes no files: what it measures it hands to `Listener`.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
+from sltt_bench.failures import DIVERGED
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
@@ -45,6 +46,9 @@ class Listener(Protocol):
     def epoch(self, figures: Mapping[str, Any]) -> None:
         """Called when an epoch is over: its columns of epochs.csv."""
 
+    def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Called when an epoch that several processes share is over: what each measured, in their order."""
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Called when a checkpoint is due, before `epoch` is called with the same row (`state["row"]`)."""
 
@@ -58,7 +62,8 @@ class TrainingSetup:
     """What the epoch loop needs beside the experiment."""
 
     train: Loader
-    test: Loader
+    test: Loader | None
+    """None: test data are not looked at."""
     preprocess: Callable[[Tensor], Tensor]
     """A batch on the device → float32 input, normalised."""
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -67,6 +72,14 @@ class TrainingSetup:
     report_accuracy: bool = True
     """False for synthetic data: accuracy is left empty."""
     first_epoch: int = field(default=1)
+    validation: Loader | None = None
+    """Samples held back from training, evaluated after each epoch too; None: there are none."""
+
+    @property
+    def evaluated(self) -> dict[str, Loader]:
+        """The splits that are evaluated after each epoch, by the names that their columns begin with."""
+        splits = {"validation": self.validation, "test": self.test}
+        return {name: loader for name, loader in splits.items() if loader is not None}
 
 
 def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, listener: Listener) -> None:
@@ -80,7 +93,11 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         profile = profiler.epoch(epoch)
         lr = experiment.optimizer.param_groups[0]["lr"]
         trained = _train_epoch(experiment, setup, profile, listener, live, epoch)
-        evaluated = _evaluate(experiment, setup, profile, device)
+        with profile.evaluate():
+            evaluated = {
+                split: _evaluate(experiment, setup, loader, device)
+                for split, loader in setup.evaluated.items()
+            }
         setup.schedule.step()
         figures = profile.figures()
         train_loss, train_top1, _ = trained.means()
@@ -95,15 +112,16 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
             **figures,
         }
         if setup.report_accuracy:
-            test_loss, test_top1, test_top5 = evaluated.means()
-            row |= {
-                "train_top1": train_top1,
-                "test_loss": test_loss,
-                "test_top1": test_top1,
-                "test_top5": test_top5,
-                "firing_rate": evaluated.firing_rate(),
-            }
-        row = combined(experiment.ranks.gather(row))
+            row["train_top1"] = train_top1
+            for split, totals in evaluated.items():
+                row |= dict(
+                    zip((f"{split}_loss", f"{split}_top1", f"{split}_top5"), totals.means(), strict=True)
+                )
+                row["firing_rate"] = totals.firing_rate()
+        rows = experiment.ranks.gather(row)
+        if len(rows) > 1:
+            listener.ranks(epoch, rows)
+        row = combined(rows)
         diverged = not math.isfinite(train_loss) and setup.report_accuracy
         due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
         if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
@@ -111,7 +129,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         listener.epoch(row)
         if diverged:
             raise TrainingDiverged(
-                f"the training loss became {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
+                f"{DIVERGED} {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
             )
 
 
@@ -215,43 +233,50 @@ def _on_device(setup: TrainingSetup, batch: Batch, device: torch.device) -> Batc
 
 
 @torch.no_grad()
-def _evaluate(
-    experiment: Experiment, setup: TrainingSetup, profile: EpochProfile, device: torch.device
-) -> _Totals:
+def _evaluate(experiment: Experiment, setup: TrainingSetup, loader: Loader, device: torch.device) -> _Totals:
     totals = _Totals(device)
     hooks = [
         layer.register_forward_hook(totals.count_spikes)
         for layer in experiment.network.modules()
         if isinstance(layer, SpikingNeuron)
     ]
-    with profile.evaluate():
-        for batch in _test_batches(experiment, setup):
-            _evaluate_batch(experiment, setup, batch, totals)
-            del batch
+    for batch in _evaluation_batches(experiment, loader):
+        _evaluate_batch(experiment, setup, batch, totals)
+        del batch
     for hook in hooks:
         hook.remove()
     return totals.over(experiment.ranks)
 
 
-def _test_batches(experiment: Experiment, setup: TrainingSetup) -> Iterator[Batch]:
-    """The test batches, on the host; meanwhile the network is in evaluation mode."""
+def _evaluation_batches(experiment: Experiment, loader: Loader) -> Iterator[Batch]:
+    """The batches of a split, on the host; meanwhile the network is in evaluation mode."""
     experiment.ranks.share_buffers(experiment.network)
-    setup.test.set_epoch(0)
+    loader.set_epoch(0)
     with training_mode(experiment.network, False):
-        yield from setup.test
+        yield from loader
 
 
 @torch.no_grad()
 def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, float]:
-    """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock."""
+    """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock.
+
+    Raises torch.OutOfMemoryError on every rank if one runs out.
+    """
+    assert setup.test is not None
     device = next(experiment.network.parameters()).device
+    shortage: torch.OutOfMemoryError | None = None
     with InferenceCosts(experiment.network) as costs:
         samples = 0
-        for batch in _test_batches(experiment, setup):
-            samples += len(batch[1])
-            # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
-            _run_forward(experiment, *_on_device(setup, batch, device))
+        try:
+            for batch in _evaluation_batches(experiment, setup.test):
+                samples += len(batch[1])
+                # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
+                _run_forward(experiment, *_on_device(setup, batch, device))
+        except torch.OutOfMemoryError as error:
+            shortage = error
     reset_state(experiment.network)
+    if any(rank["shortage"] for rank in experiment.ranks.gather({"shortage": shortage is not None})):
+        raise shortage or torch.OutOfMemoryError("on another rank")
     counts = costs.totals()
     totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
     return costs.figures(totals[:-1], int(totals[-1]))
@@ -291,29 +316,39 @@ class _LiveFigures:
 
 
 def training_state(experiment: Experiment, setup: TrainingSetup, epoch: int) -> dict[str, Any]:
-    """Everything that the next epoch depends on, after `epoch` has ended."""
+    """Everything that the next epoch depends on, after `epoch` has ended; the same on every rank."""
+    draws = {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
     return {
         "epoch": epoch,
         "model": experiment.network.state_dict(),
         "optimizer": experiment.optimizer.state_dict(),
         "schedule": setup.schedule.state_dict(),
         "scaler": experiment.scaler.state_dict(),
-        "rng": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "method": experiment.generator.get_state(),
-        },
+        "rng": {"ranks": experiment.ranks.gather(draws), "method": experiment.generator.get_state()},
     }
 
 
 def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, Any]) -> None:
-    """Go on after the epoch at which `state` was taken."""
+    """Go on after the epoch at which `state` was taken, on as many ranks or on others.
+
+    On as many, every number is as if nothing had happened. On others the sums over a batch are rounded
+    differently, and a rank that is new draws its dropout anew.
+    """
     experiment.network.load_state_dict(state["model"])
     experiment.optimizer.load_state_dict(state["optimizer"])
     setup.schedule.load_state_dict(state["schedule"])
     experiment.scaler.load_state_dict(state["scaler"])
-    torch.set_rng_state(state["rng"]["torch"])
-    if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    ranks, draws = experiment.ranks, state["rng"].get("ranks") or [state["rng"]]  # as before there were ranks
+    if ranks.rank < len(draws):
+        torch.set_rng_state(draws[ranks.rank]["torch"])
+        for device, generator in zip(
+            range(torch.cuda.device_count()), draws[ranks.rank]["cuda"], strict=False
+        ):
+            torch.cuda.set_rng_state(generator, device)
+    else:
+        torch.manual_seed(torch.initial_seed() + state["epoch"] * ranks.size)
     experiment.generator.set_state(state["rng"]["method"])
     setup.first_epoch = state["epoch"] + 1

@@ -124,8 +124,10 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     seed_everything(cell.seed)
     recipe = cell.recipe
     precision = Precision(resolve(recipe.train.precision, device.type), device.type)
-    reason = backend.unsupported(neuron_parameters(recipe), precision.name, str(device)) or backends.unserved(
-        backend, cell.method
+    reason = (
+        backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
+        or backends.unserved(backend, cell.method)
+        or backends.unserved_network(backend, recipe.model)
     )
     if reason is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
@@ -133,7 +135,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     if ranks.size > 1:
         torch.manual_seed(cell.seed + ranks.rank)
         if recipe.train.synchronise_batch_norm:
-            network = synchronise_batch_norm(network)
+            network = synchronise_batch_norm(network, ranks)
     network = backend.prepare(network, str(device))
     return Experiment(
         network=network,
@@ -155,7 +157,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
 
 def make_backend(cell: Cell) -> Backend:
     """The cell's backend with the recipe's options for it. Raises UnknownBackend."""
-    options = cell.recipe.native.model_dump() if cell.backend == "native" else {}
+    options = cell.recipe.native.backend_options() if cell.backend == "native" else {}
     return backends.create(cell.backend, **options)
 
 
@@ -171,6 +173,8 @@ def build_network(recipe: Recipe, backend: Backend, *, converted: bool = False) 
         neuron=lambda: ConvertedNeuron(parameters) if converted else backend.neuron(parameters),
         input_shape=recipe.data.sample_shape,
         classes=recipe.data.classes,
+        timesteps=recipe.timesteps,
+        v_threshold=recipe.neuron.v_threshold,
     )
     if converted and (reason := unconvertible(network)) is not None:
         raise UnsupportedCell(reason)

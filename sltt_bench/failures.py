@@ -7,8 +7,15 @@ torch 2.6 to 2.14, cuDNN 9, CUDA 12 and 13, Triton 3, NCCL 2 and Linux.
 
 import errno
 import re
+import signal
 from collections.abc import Iterator
 from typing import Literal
+
+from sltt_bench.format import format_bytes
+from sltt_bench.memory_limit import memory_limit, oom_kills
+
+DIVERGED = "the training loss became"
+"""How the reason of a cell begins whose loss is no longer a number."""
 
 FailureStatus = Literal["oom", "error", "killed"]
 
@@ -36,12 +43,36 @@ _REMEDY_SHARED_MEMORY = (
 _KILLED_LOADER = re.compile(r"DataLoader worker .* killed by signal: Killed", re.IGNORECASE | re.DOTALL)
 
 
+class CellFailure(Exception):
+    """What ended a cell, as another of its processes told."""
+
+    def __init__(self, status: FailureStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+def unexplained_end(code: int, kernel_kills: int) -> tuple[FailureStatus, str]:
+    """(status, reason) of a process that ended without giving any, by its exit code.
+
+    `kernel_kills`: `oom_kills()` before it began.
+    """
+    if code == -signal.SIGKILL and oom_kills() > kernel_kills:
+        limit = memory_limit()
+        within = "" if limit is None else f" (its control group is allowed {format_bytes(limit)})"
+        return "oom", f"the operating system ended the process: out of memory{within}"
+    if code < 0:
+        return "killed", f"the process was ended by {signal.Signals(-code).name}"
+    return "error", f"the process ended with exit code {code} without a word"
+
+
 def classify(error: BaseException) -> tuple[FailureStatus, str]:
     """(status, reason in one line) of what ended a cell.
 
     "oom" only where less memory would have served: not for a Triton kernel that asks for more shared
     memory than a multiprocessor has, nor for a small /dev/shm, which say nothing of the method.
     """
+    if isinstance(error, CellFailure):
+        return error.status, str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "killed", type(error).__name__
     cause = out_of_memory_cause(error)

@@ -91,11 +91,11 @@ def _state_dict(content: Any, path: Path) -> tuple[Layout, dict[str, Tensor]]:
                 return layout, dict(content[key])
         if _is_state_dict(content):
             return "state dict", dict(content)
-        found = "a mapping with the keys " + ", ".join(repr(key) for key in content)
+        kind = "a mapping with the keys " + ", ".join(repr(key) for key in content)
     else:
-        found = f"a {type(content).__name__}"
+        kind = f"a {type(content).__name__}"
     raise InitError(
-        f"{path}: holds no weights where they are looked for: it is {found}, but neither a state dict nor "
+        f"{path}: holds no weights where they are looked for: it is {kind}, but neither a state dict nor "
         'a mapping with one under "model" or "net"; save the state dict alone with torch.save'
     )
 
@@ -108,21 +108,21 @@ def _is_state_dict(value: Any) -> bool:
     )
 
 
-def _mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """One line for each name that is missing, not wanted, or of another shape."""
     faults = [
         f"{name}: missing from the file; the network has {tuple(wanted[name].shape)}"
         for name in wanted
-        if name not in found
+        if name not in given
     ]
     faults += [
-        f"{name}: {tuple(found[name].shape)} in the file; the network has no such name"
-        for name in found
+        f"{name}: {tuple(given[name].shape)} in the file; the network has no such name"
+        for name in given
         if name not in wanted
     ]
     faults += [
-        f"{name}: {tuple(found[name].shape)} in the file; the network has {tuple(wanted[name].shape)}"
+        f"{name}: {tuple(given[name].shape)} in the file; the network has {tuple(wanted[name].shape)}"
         for name in wanted
-        if name in found and wanted[name].shape != found[name].shape
+        if name in given and wanted[name].shape != given[name].shape
     ]
     return faults

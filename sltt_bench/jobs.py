@@ -1,4 +1,6 @@
-"""How many cells run side by side, and where each lane of them does: what --jobs and --devices ask for."""
+"""How many cells run side by side, and where each lane of them does: what --jobs, --devices and --nproc-per-cell ask
+for.
+"""
 
 import os
 from collections.abc import Sequence
@@ -19,14 +21,19 @@ def usable_processors() -> int:
 
 
 def make_places(
-    device: str, jobs: int | None = None, devices: Sequence[str] = (), *, oversubscribe: bool = False
+    device: str,
+    jobs: int | None = None,
+    devices: Sequence[str] = (),
+    *,
+    per_cell: int = 1,
+    oversubscribe: bool = False,
 ) -> list[Place]:
-    """A place for each cell that runs at once; threads are shared evenly where there is more than one.
+    """A place for each cell that runs at once; threads are shared evenly where there is more than one process.
 
     `device` is what --device says: with "auto" or "cuda", `jobs` cells get the first so many GPUs, or the CPU
-    where there is none. `devices` names one for each cell instead. One cell at a time changes nothing: it has
-    the whole machine. Raises JobsRefused for more cells than processors, or than devices, unless
-    `oversubscribe`, and for contradictions.
+    where there is none. `devices` names one for each cell instead. `per_cell` processes share the batches of a cell,
+    each on a device of its own. One process at a time changes nothing: it has the whole machine. Raises JobsRefused
+    for more processes than processors, or than devices, unless `oversubscribe`, and for contradictions.
     """
     if devices and device != "auto":
         raise JobsRefused(f"--device {device}, --devices {','.join(devices)}: say one of them")
@@ -34,16 +41,26 @@ def make_places(
         raise JobsRefused(
             f"--devices {','.join(devices)}: times on a CPU and on a GPU are never compared; name one kind"
         )
-    if jobs is not None and jobs < len(devices):
+    if jobs is not None and jobs * per_cell < len(devices):
         raise JobsRefused(f"--jobs {jobs}: leaves devices of --devices {','.join(devices)} idle; name fewer")
-    count = jobs or len(devices) or 1
-    places = list(devices) or _devices_for(device, count)
+    if len(devices) % per_cell:
+        raise JobsRefused(
+            f"--devices {','.join(devices)}: {len(devices)} cannot be shared out to cells of {per_cell} processes each "
+            "(--nproc-per-cell, train.devices)"
+        )
+    cells = jobs or len(devices) // per_cell or 1
+    processes = cells * per_cell
+    names = list(devices) or _devices_for(device, processes)
     if not oversubscribe:
-        _check(count, places)
-    if count == 1:
+        _check(cells, per_cell, names)
+    if processes == 1:
         return [Place(devices[0] if devices else None)]
-    threads = _threads(count)
-    return [Place(places[number % len(places)], threads) for number in range(count)]
+    threads = _threads(processes)
+    places = [names[number % len(names)] for number in range(processes)]
+    return [
+        Place(places[first], threads, tuple(places[first + 1 : first + per_cell]))
+        for first in range(0, processes, per_cell)
+    ]
 
 
 def _devices_for(device: str, count: int) -> list[str]:
@@ -61,18 +78,21 @@ def _visible_gpus() -> int:
     return gpus if visible is None else min(gpus, len(visible.split(",")))
 
 
-def _check(count: int, devices: Sequence[str]) -> None:
-    remedy = "lower --jobs, or say --oversubscribe: times then measure the crowd"
+def _check(cells: int, per_cell: int, devices: Sequence[str]) -> None:
+    remedy = "or say --oversubscribe: times then measure the crowd"
+    count = cells * per_cell
+    what = f"{cells} cells" if per_cell == 1 else f"{count} processes ({cells} × {per_cell})"
+    lower = "lower --jobs" if per_cell == 1 else "lower --jobs or --nproc-per-cell (train.devices)"
     processors = usable_processors()
     if count > processors:
-        raise JobsRefused(f"{count} cells at once on {processors} processors: {remedy}")
+        raise JobsRefused(f"{what} at once on {processors} processors: {lower}, {remedy}")
     gpus = [device for device in devices if device != "cpu"]
     if gpus and (count > len(devices) or len(set(gpus)) < len(gpus)):
-        raise JobsRefused(f"{count} cells at once on {', '.join(dict.fromkeys(devices))}: {remedy}")
+        raise JobsRefused(f"{what} at once on {', '.join(dict.fromkeys(devices))}: {lower}, {remedy}")
 
 
 def _threads(count: int) -> int:
-    """Each cell's share of the processors; fewer if OMP_NUM_THREADS asks for fewer."""
+    """Each process's share of the processors; fewer if OMP_NUM_THREADS asks for fewer."""
     share = max(1, usable_processors() // count)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share

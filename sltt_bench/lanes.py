@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sltt_bench.format import format_bytes
+from sltt_bench.failures import unexplained_end
 from sltt_bench.kinds import KINDS
-from sltt_bench.memory_limit import memory_limit, oom_kills
+from sltt_bench.memory_limit import oom_kills
 from sltt_bench.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 
@@ -69,6 +69,8 @@ class Place:
     """The device in place of the cell's own; None: as the cell says."""
     threads: int | None = None
     """CPU threads of an operation; None: what torch chooses for a machine of its own."""
+    further_devices: tuple[str, ...] = ()
+    """Those of the further processes, where several share a cell's batches."""
 
 
 class Lanes:
@@ -78,7 +80,7 @@ class Lanes:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
         self._timeout_s = timeout_s
         self._events: queue.Queue[tuple[_Process, bytes | None]] = queue.Queue()
-        self._lanes: list[_Lane] = [_Lane(self._events, place) for place in places]
+        self._lanes: list[_Lane] = [_Lane(self._events, place, len(places) - 1) for place in places]
 
     def __enter__(self) -> "Lanes":
         return self
@@ -149,8 +151,10 @@ class Lanes:
 class _Lane:
     """One attempt at a time, and the process that works on it."""
 
-    def __init__(self, events: "queue.Queue[tuple[_Process, bytes | None]]", place: Place) -> None:
-        self._events, self._place = events, place
+    def __init__(
+        self, events: "queue.Queue[tuple[_Process, bytes | None]]", place: Place, neighbours: int
+    ) -> None:
+        self._events, self._place, self._neighbours = events, place, neighbours
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
 
@@ -164,7 +168,14 @@ class _Lane:
         cell = attempt.cell.to_dict()
         if self._place.device is not None:  # in the row too of an attempt that ends before it can say so
             cell["device"] = attempt.outcome.facts["device"] = self._place.device
-        job = {"cell": cell, "attempt": attempt.outcome.attempt, "threads": self._place.threads}
+        place = self._place
+        job = {
+            "cell": cell,
+            "attempt": attempt.outcome.attempt,
+            "threads": place.threads,
+            "devices": [] if place.device is None else [place.device, *place.further_devices],
+            "neighbours": self._neighbours,
+        }
         self.process.give({**job, **attempt.job})
         if KINDS[attempt.cell.kind].measures:
             self.process.give_no_more()
@@ -239,17 +250,9 @@ def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
     outcome = attempt.outcome
     if outcome.status == "ok" or outcome.reason:
         return
-    if code == -signal.SIGKILL and oom_kills() > attempt.kernel_kills:
-        outcome.status = "oom"
-        limit = memory_limit()
-        within = "" if limit is None else f" (its control group is allowed {format_bytes(limit)})"
-        outcome.reason = f"the operating system ended the process: out of memory{within}"
-    elif code < 0:
-        outcome.status = "killed"
-        outcome.reason = f"the process was ended by {signal.Signals(-code).name}"
-    else:
-        see = f"; see {log}" if log is not None and log.exists() else ""
-        outcome.reason = f"the process ended with exit code {code} without a word{see}"
+    outcome.status, outcome.reason = unexplained_end(code, attempt.kernel_kills)
+    if outcome.status == "error" and log is not None and log.exists():
+        outcome.reason += f"; see {log}"
 
 
 class _Process:

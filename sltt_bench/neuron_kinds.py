@@ -1,19 +1,24 @@
 """The neurons beside plain LIF, each a pure function of (input, state), and the table of all kinds by name.
 
     plif       u[t] = λ v[t−1] + I[t],  λ = 1 − σ(w)            w is learned, one a layer; starts at τ of the recipe
+    diet-lif   as plif, and H(u[t] − θ),  θ = exp(ϑ)            ϑ is learned, one a layer; θ starts at V_th
     cuba-lif   i[t] = λ_s i[t−1] + I[t],  λ_s = 1 − 1/τ_s       synaptic current
                u[t] = λ v[t−1] + i[t]
     alif       s[t] = H(u[t] − V_th − β a[t−1])                 the threshold rises with every spike
                a[t] = ρ a[t−1] + s[t],  ρ = 1 − 1/τ_a
+    readout    u[t] = λ u[t−1] + I[t]                           never fires; its potential is the network's output
 
 All else is as in `neurons.py`: the leak towards rest under hard reset, both resets, the surrogate. All states start at
 rest (i = 0, a = 0). A state that a method detaches is a constant of the next step. So SLTT keeps, of the gradient
-of w, what each step's own leak does, −σ'(w) (v[t−1] − rest), and drops what w did to v[t−1] through earlier steps; it
-drops all credit through i and a. At step 1 the gradient of w is 0.
+of w, what each step's own leak does, −σ'(w) (v[t−1] − rest), and drops what w did to v[t−1] through earlier steps; of
+ϑ it keeps −θ ψ[t] at the spike and drops what θ took from v in soft resets; it drops all credit through i, a and the
+readout's u. At step 1 the gradient of w is 0.
 Sources: Fang et al. 2021, "Incorporating learnable membrane time constant to enhance learning of spiking
-neural networks" (plif); Neftci et al. 2019, "Surrogate gradient learning in spiking neural networks" (cuba-lif);
+neural networks" (plif); Rathi & Roy 2021, "DIET-SNN: a low-latency spiking neural network with direct input encoding
+and leakage and threshold optimization" (diet-lif); Neftci et al. 2019, "Surrogate gradient learning in spiking neural networks" (cuba-lif);
 Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons" (alif).
-Deviations: Fang et al. scale the input by 1/τ; decays are 1 − 1/τ (exp(−1/τ) in Neftci et al. and Bellec et al.), and
+Deviations: Fang et al. scale the input by 1/τ; Rathi & Roy learn λ and θ themselves, which may leave (0, 1) and fall
+below 0; decays are 1 − 1/τ (exp(−1/τ) in Neftci et al. and Bellec et al.), and
 i[t] has its share of I[t] at once. As in Bellec et al. the soft reset subtracts V_th alone, not what adaptation has
 added to it. `detach_reset` cuts the gradient through the reset and leaves that through a.
 """
@@ -24,7 +29,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, integrate, lif_step, reset
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, Stateful, integrate, lif_step, reset
 from sltt_bench.surrogates import spike
 
 
@@ -50,12 +55,32 @@ def plif_step(
     current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters
 ) -> tuple[Tensor, Tensor]:
     """One time step with λ = 1 − σ(w): (I[t], v[t−1], w of shape []) → (s[t], v[t]); `neuron.tau` is not used."""
+    membrane = integrate_learned(current, potential, w, neuron)
+    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
+    return spikes, reset(membrane, spikes, neuron)
+
+
+def integrate_learned(current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters) -> Tensor:
+    """u[t] with λ = 1 − σ(w), from I[t] and v[t−1] (same shape; None before step 1)."""
     rest = neuron.resting_potential
     # Before step 1 the potential rests: the term is 0 and w has a gradient, which is 0 too.
     distance = current.new_zeros(()) if potential is None else potential - rest
-    membrane = torch.sigmoid(-w) * distance + (current + rest)
-    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
-    return spikes, reset(membrane, spikes, neuron)
+    return torch.sigmoid(-w) * distance + (current + rest)
+
+
+def diet_lif_step(
+    current: Tensor, potential: Tensor | None, w: Tensor, log_threshold: Tensor, neuron: LIFParameters
+) -> tuple[Tensor, Tensor]:
+    """One time step with λ = 1 − σ(w) and θ = exp(ϑ), both of shape []: (I[t], v[t−1], w, ϑ) → (s[t], v[t])."""
+    membrane = integrate_learned(current, potential, w, neuron)
+    threshold = log_threshold.exp()
+    spikes = spike(membrane - threshold, neuron.surrogate, neuron.surrogate_width)
+    return spikes, reset(membrane, spikes, neuron, threshold)
+
+
+def readout_step(current: Tensor, potential: Tensor | None, decay: float) -> Tensor:
+    """One time step of a neuron that never fires: (I[t], u[t−1]) → u[t], of one shape; None before step 1."""
+    return current if potential is None else decay * potential + current
 
 
 def cuba_lif_step(
@@ -108,6 +133,22 @@ class PLIF(SpikingNeuron):
         )
 
 
+class DietLIF(PLIF):
+    """A layer of LIF neurons that share a learned time constant and a learned threshold."""
+
+    def __init__(self, parameters: LIFParameters) -> None:
+        """`parameters.tau` > 1 and `parameters.v_threshold` > 0 are where they start."""
+        super().__init__(parameters)
+        self.log_threshold = nn.Parameter(torch.tensor(math.log(parameters.v_threshold)))
+        """ϑ = ln θ, so that θ stays above 0. Weight decay pulls θ towards 1."""
+
+    def forward(self, current: Tensor) -> Tensor:
+        spikes, self.potential = diet_lif_step(
+            current, self.potential, self.w, self.log_threshold, self.parameters_
+        )
+        return spikes
+
+
 class CubaLIF(SpikingNeuron):
     """A layer of LIF neurons whose input leaks on its way: current-based synapses."""
 
@@ -154,9 +195,29 @@ class ALIF(SpikingNeuron):
         return f"tau={p.tau}, tau_adaptation={p.tau_adaptation}, adaptation={p.adaptation}, reset={p.reset}"
 
 
+class Readout(Stateful):
+    """Neurons without a threshold: currents [batch, n] in, their leaky sums [batch, n] out."""
+
+    carried = ("potential",)
+
+    def __init__(self, tau: float) -> None:
+        """`tau` ≥ 1: time constant in time steps; at 1 a step's output is its current."""
+        super().__init__()
+        self.tau = tau
+        self.potential: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        self.potential = readout_step(current, self.potential, 1 - 1 / self.tau)
+        return self.potential
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}"
+
+
 LAYERS: dict[str, type[LIF | PLIF | CubaLIF | ALIF]] = {
     "lif": LIF,
     "plif": PLIF,
+    "diet-lif": DietLIF,
     "cuba-lif": CubaLIF,
     "alif": ALIF,
 }

@@ -14,7 +14,7 @@ Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (Sp
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -76,12 +76,12 @@ def integrate(current: Tensor, potential: Tensor | None, neuron: LIFParameters) 
     return leaked + (1 - neuron.decay) * rest if rest else leaked
 
 
-def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
-    """v[t] from u[t] and s[t] (same shape)."""
+def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters, threshold: Tensor | None = None) -> Tensor:
+    """v[t] from u[t] and s[t] (same shape); `threshold` (shape []) takes the place of the neuron's, if given."""
     if neuron.detach_reset:
         spikes = spikes.detach()
     if neuron.reset == "soft":
-        return membrane - neuron.v_threshold * spikes
+        return membrane - (neuron.v_threshold if threshold is None else threshold) * spikes
     return (1 - spikes) * membrane + neuron.v_reset * spikes
 
 
@@ -153,6 +153,25 @@ class SpikingNeuron(Stateful):
     emits_spikes = True
     parameters_: LIFParameters
 
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
+        spikes: Tensor = self(x if divisor is None else x / divisor)
+        return spikes * gain
+
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def reads_no_values(hook: Hook) -> Hook:
+    """Marks a forward hook that asks of a layer only that it ran: its currents and spikes need not exist as such."""
+    hook.reads_no_values = True  # type: ignore[attr-defined]
+    return hook
+
+
+def reads_values(hook: Callable[..., Any]) -> bool:
+    """Whether a forward hook is not marked so."""
+    return not getattr(hook, "reads_no_values", False)
+
 
 class LIF(SpikingNeuron):
     """A layer of LIF neurons in plain autograd."""
@@ -173,7 +192,18 @@ class LIF(SpikingNeuron):
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
 
-NeuronFactory = Callable[[], nn.Module]
+class PerStep(nn.Module):
+    """A layer that has something of its own for each step of a sequence; whoever runs a step says which."""
+
+    timestep: int = 0
+    """t, from 0."""
+
+
+class OverTime(nn.Module):
+    """A layer that, in training, sees all T steps at once: its input is [T · batch, …], step after step."""
+
+
+NeuronFactory = Callable[[], SpikingNeuron]
 
 
 State = list[tuple[Tensor | None, ...]]
@@ -183,6 +213,15 @@ State = list[tuple[Tensor | None, ...]]
 def stateful_layers(network: nn.Module) -> list[Stateful]:
     """The layers that carry something from step to step, in the network's order."""
     return [module for module in network.modules() if isinstance(module, Stateful)]
+
+
+def outermost_stateful(network: nn.Module) -> dict[str, Stateful]:
+    """The layers that carry something, but for those inside another one, by name."""
+    layers: dict[str, Stateful] = {}
+    for name, module in network.named_modules():
+        if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in layers):
+            layers[name] = module
+    return layers
 
 
 def reset_state(network: nn.Module) -> None:

@@ -1,11 +1,11 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
 from sltt_bench.recipe import (
@@ -20,8 +20,13 @@ from sltt_bench.recipe import (
 from sltt_bench.results.schema import Kind
 from sltt_bench.studies import TASK, Point, points
 
+if TYPE_CHECKING:
+    from sltt_bench.results.writer import RunFolder
+
 Device = str
 """auto, cpu or cuda:N."""
+TUNED = "tuned"
+"""The option of a cell with tuned settings: protocol (grid, seeds, epochs, validation), trials, chosen."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +47,26 @@ class Cell:
     """cell_id of the cell whose checkpoint this one starts from."""
     kind: Kind = "run"
     options: dict[str, Any] = field(default_factory=dict)
-    """What a kind other than "run" adds (an analysis: epochs, batches, ...)."""
+    """What a kind other than "run" adds (an analysis: epochs, batches, ...), and TUNED."""
 
     @cached_property
     def recipe_hash(self) -> str:
-        """Equal for cells that differ in method, backend or seed alone."""
-        return short_hash(
-            [self.recipe.fingerprint(), self.synthetic, self.smoke, self.init or self.needs, self.kind]
-        )
+        """Equal for cells that differ in method, backend or seed alone; tuned alike, in what was chosen too."""
+        tuned = self.options.get(TUNED)
+        searched = tuned["protocol"]["grid"] if tuned else ()
+        fingerprint = self.recipe.fingerprint(apart_from=searched)
+        parts = [fingerprint, self.synthetic, self.smoke, self.init or self.needs, self.kind]
+        return short_hash([*parts, tuned["protocol"]] if tuned else parts)
 
     @cached_property
     def cell_id(self) -> str:
         """Equal for repetitions of one experiment, on whatever machine."""
         return short_hash([self.recipe_hash, self.method, self.backend, self.seed, self.options])
+
+    @property
+    def trials(self) -> int | None:
+        """Trials from which its settings were chosen; None: it is not tuned."""
+        return self.options[TUNED]["trials"] if TUNED in self.options else None
 
     @property
     def k(self) -> int | None:
@@ -80,10 +92,10 @@ class Cell:
         }
 
 
-def cell_from_dict(said: dict[str, Any]) -> Cell:
+def cell_from_dict(resolved: dict[str, Any]) -> Cell:
     """A cell read back from JSON. Raises RecipeError."""
-    fields = {key: value for key, value in said.items() if key not in ("cell_id", "recipe")}
-    return Cell(recipe=recipe_from_dict(said["recipe"]), **fields)
+    fields = {key: value for key, value in resolved.items() if key not in ("cell_id", "recipe")}
+    return Cell(recipe=recipe_from_dict(resolved["recipe"]), **fields)
 
 
 @dataclass(frozen=True)
@@ -114,12 +126,26 @@ class Plan:
     """What the user should know: a prerequisite that is left out, for example."""
     left_out: tuple[str, ...] = ()
     """Methods that some points of the grid lack, and why."""
+    then: "Callable[[RunFolder], Plan] | None" = None
+    """What is run in the same folder when all cells have ended, which decide it; None: nothing."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
 
     def __len__(self) -> int:
         return len(self.cells)
+
+
+def processes_per_cell(plans: Iterable[Plan]) -> int:
+    """The most that share the batches of one cell."""
+    return max((cell.recipe.train.devices for plan in plans for cell in plan), default=1)
+
+
+def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
+    """The plans with their cells on another device; None: as they are."""
+    if device is None:
+        return list(plans)
+    return [replace(plan, cells=tuple(replace(cell, device=device) for cell in plan)) for plan in plans]
 
 
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
@@ -187,6 +213,11 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
 
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
+    if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
+        fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
+        raise RecipeError(
+            "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
+        )
     resolved: list[_ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
     of_study = [Point()] if main.study is None else list(points(main.study, smoke=request.smoke))
@@ -208,7 +239,7 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
             changes = {
                 key: value
                 for key, value in {**study.overrides, **overrides}.items()
-                if _value_at(recipe, key) != _value_at(as_published, key)
+                if value_at(recipe, key) != value_at(as_published, key)
             }
             if study.recipe is not None:
                 changes = {TASK: study.recipe, **changes}
@@ -252,7 +283,7 @@ def _on_disk(recipe: Recipe, request: Request) -> Recipe:
     return recipe.model_copy(update={"data": source})
 
 
-def _value_at(recipe: Recipe, dotted: str) -> Any:
+def value_at(recipe: Recipe, dotted: str) -> Any:
     """The value of a field, None where the recipe has no such section."""
     place: Any = recipe.model_dump(mode="json")
     for part in dotted.split("."):

@@ -1,9 +1,11 @@
 """Before a run: the estimated peak of every cell, and whether it fits into the device's free memory."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from sltt_bench.format import format_bytes
+from sltt_bench.lanes import Place
 from sltt_bench.plan import Cell
 from sltt_bench.runner import computed
 
@@ -30,6 +32,26 @@ class Preflight:
         return (
             f"its live tensors alone are estimated at {format_bytes(peak)}, "
             f"but {format_bytes(self.free_bytes)} are free"
+        )
+
+    def too_many(self, cells: Sequence[Cell], places: Sequence[Place]) -> str | None:
+        """Why cells that run at `places` at once, and their processes, cannot all fit, or None.
+
+        What counts is the device that most of them share; the largest cells may meet there.
+        """
+        shares = [Counter(each for each in (place.device, *place.further_devices)) for place in places]
+        device, at_once = max(
+            Counter(name for share in shares for name in share).items(), key=lambda item: item[1]
+        )
+        processes = max(share[device] for share in shares)
+        largest = sorted((self.peak_bytes.get(cell.cell_id, 0) for cell in cells), reverse=True)[:at_once]
+        total = processes * sum(largest)
+        if self.free_bytes is None or total <= self.free_bytes or (at_once == 1 and processes == 1):
+            return None
+        return (
+            f"{len(largest)} of these cells at once{f' on {device}' if device else ''}, {processes} "
+            f"process{'es' * (processes > 1)} each: their live tensors alone may take {format_bytes(total)}, but "
+            f"{format_bytes(self.free_bytes)} are free; lower --jobs or --nproc-per-cell"
         )
 
 

@@ -192,8 +192,8 @@ def cpu_model_from(cpuinfo: str, lscpu: Callable[[], str]) -> str | None:
 
 
 def _field(text: str, key: str) -> str | None:
-    found = re.search(rf"^{key}[ \t]*:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE)
-    return None if found is None or found.group(1) == "-" else found.group(1)
+    match = re.search(rf"^{key}[ \t]*:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE)
+    return None if match is None or match[1] == "-" else match[1]
 
 
 def _output_of(*command: str) -> str | None:

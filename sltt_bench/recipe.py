@@ -21,6 +21,7 @@ from pydantic import (
 
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
+from sltt_bench.data.validation import ValidationSplit
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
@@ -56,8 +57,9 @@ def _one_path_component(name: str) -> str:
 class NeuronRecipe(Strict):
     """The neuron; every field that its kind has must be spelled out, since libraries' defaults differ."""
 
-    kind: Annotated[Literal["lif", "plif", "cuba-lif", "alif"], ADDED_LATER] = "lif"
-    """lif: leaky integrate-and-fire. plif: tau is where a learned one starts, one a layer. cuba-lif: with a synaptic
+    kind: Annotated[Literal["lif", "plif", "diet-lif", "cuba-lif", "alif"], ADDED_LATER] = "lif"
+    """lif: leaky integrate-and-fire. plif: tau is where a learned one starts, one a layer. diet-lif: so is
+    v_threshold. cuba-lif: with a synaptic
     current that leaks (tau_synapse). alif: with a threshold that rises with every spike (tau_adaptation, adaptation)."""
     tau: Annotated[float, Field(ge=1, le=1e6)]
     """Membrane time constant in time steps; λ = 1 − 1/τ."""
@@ -91,7 +93,7 @@ class NeuronRecipe(Strict):
                 )
             if field in wanted and not given:
                 raise ValueError(f"kind {self.kind} needs {field}, which has no default")
-        if self.kind == "plif" and self.tau <= 1:
+        if self.kind in ("plif", "diet-lif") and self.tau <= 1:
             raise ValueError("a learned tau starts above 1 (tau = 1 + exp(-w)); set tau, e.g. 2.0")
         return self
 
@@ -128,8 +130,9 @@ class TrainRecipe(Strict):
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True
     """cuDNN's deterministic algorithms, as in the paper's code; false lets cuDNN choose by timing."""
-    devices: Annotated[int, Field(ge=1, le=1), ADDED_LATER] = 1
-    """Processes, each with a device of its own, that share every batch of a cell: one, until a command starts more."""
+    devices: Annotated[int, Field(ge=1, le=4096), ADDED_LATER] = 1
+    """Processes, each with a device of its own, that share every batch of a cell (--nproc-per-cell). It says where a
+    cell runs and not what it is: an interrupted cell goes on with another number."""
     synchronise_batch_norm: Annotated[bool, ADDED_LATER] = False
     """Batch statistics over all processes that share a batch; false: over each one's own samples."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
@@ -162,7 +165,66 @@ class NativeRecipe(Strict):
     compile: bool = False
     """torch.compile for the network's step (its warm-up stays out of the measured epochs)."""
     cuda_graph: bool = False
-    """Replay the whole iteration as one CUDA graph where shapes are static."""
+    """true is graphs: always, in the words of recipes that are older than that field."""
+    graphs: Annotated[Literal["auto", "always", "never"], ADDED_LATER] = "auto"
+    """Replay whole iterations as CUDA graphs. auto: on a GPU, where method and settings allow it; the provenance
+    says what does not. always: a cell that cannot be replayed is refused."""
+
+    @model_validator(mode="after")
+    def _graphs_are_spelled_one_way(self) -> "NativeRecipe":
+        if self.cuda_graph and self.graphs == "never":
+            raise ValueError("cuda_graph is true and graphs is never; leave cuda_graph out")
+        return self
+
+    def backend_options(self) -> dict[str, Any]:
+        """As the backend takes them."""
+        options = self.model_dump()
+        return {**options, "graphs": "always"} if options.pop("cuda_graph") else options
+
+
+class TuningRecipe(Strict):
+    """How `sltt-bench tune` chooses settings: for every method alike, on validation data alone."""
+
+    grid: Annotated[dict[str, list[int | float | str | bool]], Field(min_length=1)]
+    """The fields searched (dotted) and the values of each, the learning rate first; every combination is tried."""
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    """Each combination is tried with each; none of the recipe's own `seeds`, which the final training uses."""
+    epochs: Epochs | None = None
+    """Of a trial, if fewer than train.epochs; null: as many."""
+    validation: ValidationSplit
+    """What trials hold back of the training data; the final training uses all of them."""
+
+    @model_validator(mode="after")
+    def _every_value_is_tried_with_every_seed_once(self) -> "TuningRecipe":
+        for name, values in self.grid.items():
+            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+                raise ValueError(f"grid: {name} needs two values or more, each once")
+            if name.partition(".")[0] not in _SEARCHABLE or name in _NOT_SEARCHABLE:
+                raise ValueError(
+                    f"grid: {name} cannot be searched; it must be a field of {', '.join(_SEARCHABLE)}, "
+                    f"but for {', '.join(_NOT_SEARCHABLE)}"
+                )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: each once")
+        if math.prod(map(len, self.grid.values())) * len(self.seeds) > MAX_GRID_POINTS:
+            raise ValueError(f"grid: at most {MAX_GRID_POINTS} trials of a method are taken")
+        return self
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The points of the grid in order: the last field changes fastest."""
+        return [
+            dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())
+        ]
+
+    @property
+    def trials(self) -> int:
+        """The budget: how many trainings each method is given."""
+        return len(self.settings()) * len(self.seeds)
+
+
+_SEARCHABLE = ("train", "neuron", "loss", "model")
+_NOT_SEARCHABLE = ("train.epochs", "train.batch_size", "train.precision", "train.devices", "model.name")
+"""What budgets, or reports' groups, are told apart by."""
 
 
 class Claim(Strict):
@@ -216,12 +278,20 @@ class Recipe(Strict):
     """A recipe whose finished checkpoint this one starts from (stage 1 before stage 2)."""
     native: NativeRecipe = NativeRecipe()
     """Options of the native backend."""
+    validation: Annotated[ValidationSplit | None, ADDED_LATER] = None
+    """Training samples that every run holds back; the best epoch is then chosen on them. null: none, and all train."""
+    tuning: Annotated[TuningRecipe | None, ADDED_LATER] = None
+    """What `sltt-bench tune` searches; other commands ignore it."""
+    target: Annotated[Share | None, ADDED_LATER] = None
+    """Test accuracy (0 to 1) that counts as reached: the report compares time and energy until then. null: none."""
     smoke: dict[str, Any] = {}
     """Overrides (dotted) that --smoke applies: a tiny subset, network and input."""
     claims: list[Claim] = []
     """What the source claims about this experiment."""
     study: Annotated[Study | None, ADDED_LATER] = None
     """A question that the recipe asks by grids over its fields; null: it is a single experiment."""
+    cpu_minutes: Annotated[float | None, Field(gt=0), ADDED_LATER] = None
+    """About how many minutes BPTT takes on one thread of a CPU; null where nobody has measured."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Recipe":
@@ -236,17 +306,40 @@ class Recipe(Strict):
                 raise ValueError(
                     f"loss.window is {self.loss.window}, more than test_timesteps ({self.test_timesteps})"
                 )
+        normalisation = getattr(self.model, "normalisation", "batch")
+        if self.train.synchronise_batch_norm and (
+            normalisation == "tdbn" or self.model.name in ("mlp", "spikformer")
+        ):
+            raise ValueError(
+                f"train.synchronise_batch_norm is for the batch norm of images, but model {self.model.name} has "
+                f"normalisation {normalisation}; set it to false, or choose a convolutional network with batch"
+            )
+        if self.train.devices > self.train.batch_size:
+            raise ValueError(
+                f"train.batch_size is {self.train.batch_size}, fewer than the {self.train.devices} processes of "
+                "train.devices (--nproc-per-cell) that share a batch; raise it or use fewer processes"
+            )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
+        samples = self.data.train_samples if self.data.limit is None else 0
+        if self.validation is not None and (fault := self.validation.fault(samples)) is not None:
+            raise ValueError(fault)
         return self
 
-    def fingerprint(self) -> str:
-        """Hash of everything that decides what one method's run computes: 12 hexadecimal digits."""
+    def fingerprint(self, apart_from: Iterable[str] = ()) -> str:
+        """Hash of everything that decides what one method's run computes: 12 hexadecimal digits.
+
+        `apart_from`: dotted fields that are left out, such as those that were tuned.
+        """
         decisive = self.significant()
-        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from", "study"):
+        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
+            del decisive[key]
+        for key in ("tuning", "target", "cpu_minutes", "study"):
             decisive.pop(key, None)
-        for key in ("checkpoint_every", "keep_checkpoint"):
-            del decisive["train"][key]
+        for section, _, key in (dotted.partition(".") for dotted in apart_from):
+            decisive[section].pop(key, None)
+        for key in ("checkpoint_every", "keep_checkpoint", "devices"):
+            decisive["train"].pop(key, None)
         return short_hash(decisive)
 
 
@@ -402,7 +495,9 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not _is_file(base_path):
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
-    return _merged(_read_extended(base_path, (*below, where)), raw)
+    extended = _read_extended(base_path, (*below, where))
+    extended.pop("cpu_minutes", None)  # of another experiment
+    return _merged(extended, raw)
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -466,7 +561,7 @@ def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | Non
                     f"loss.average: {method} goes backward before the last step, when the mean output is not "
                     "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
                 )
-            if (reason := methods.unsuited(method, recipe.neuron.kind)) is not None:
+            if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)) is not None:
                 faults.append(f"methods: {reason}")
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")

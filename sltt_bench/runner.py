@@ -20,6 +20,7 @@ from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
 from sltt_bench.results.private_paths import public
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, TIMELINE_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
+from sltt_bench.tuning.choice import is_lost
 
 
 class Display(Protocol):
@@ -154,6 +155,11 @@ class _Recording:
             yield from self._startable(waiting)
             if waiting:
                 yield None
+        for record in self._records:
+            if record.plan.then is not None:
+                while record.open_attempts:
+                    yield None
+                yield from self._startable(list(self._opened(record, record.plan.then(record.folder))))
 
     def _startable(self, waiting: "list[_RecordedAttempt]") -> Iterator[Attempt]:
         """Those that wait for no cell that is still to end, taken out of `waiting`; what cannot be tried is skipped."""
@@ -173,25 +179,29 @@ class _Recording:
         for run in self._runs:
             record = _RunRecord(run.plan, run.open_folder(), self._display, self._provenance)
             self._records.append(record)
-            self._display.run_opened(run.plan, record.folder.path)
-            for damage in record.folder.damage():
-                self._display.remark(f"{damage.path}: {damage.reason}; not read")
-            finished = finished_cells(record.folder.path)
-            for cell in run.plan:
-                if cell.cell_id in finished:
-                    record.drop_checkpoint(cell)
-                    self._display.remark(f"{describe(cell)}: finished before, kept")
-                    self.outcomes.append(Outcome("ok", "finished before"))
-            record.open_attempts = [
-                _RecordedAttempt(record, cell, number)
-                for number, cell in enumerate(run.plan, start=1)
-                if cell.cell_id not in finished
-            ]
-            for attempt in list(record.open_attempts):
-                self.outcomes.append(attempt.outcome)
-                peak = self._estimated_peaks.get(attempt.cell.cell_id)
-                attempt.outcome.facts["estimated_peak_tensor_bytes"] = peak
-                yield attempt
+            yield from self._opened(record, run.plan)
+
+    def _opened(self, record: "_RunRecord", plan: Plan) -> "Iterator[_RecordedAttempt]":
+        """The cells of a plan that its run's folder does not hold as finished."""
+        self._display.run_opened(plan, record.folder.path)
+        for damage in record.folder.damage():
+            self._display.remark(f"{damage.path}: {damage.reason}; not read")
+        finished = finished_cells(record.folder.path)
+        for cell in plan:
+            if cell.cell_id in finished:
+                record.drop_checkpoint(cell)
+                self._display.remark(f"{describe(cell)}: finished before, kept")
+                self.outcomes.append(Outcome("ok", "finished before"))
+        record.open_attempts = [
+            _RecordedAttempt(record, cell, (number, len(plan)))
+            for number, cell in enumerate(plan, start=1)
+            if cell.cell_id not in finished
+        ]
+        for attempt in list(record.open_attempts):
+            self.outcomes.append(attempt.outcome)
+            peak = self._estimated_peaks.get(attempt.cell.cell_id)
+            attempt.outcome.facts["estimated_peak_tensor_bytes"] = peak
+            yield attempt
 
     def _is_open(self, cell_id: str | None) -> bool:
         """Whether this cell has begun, or is to begin, and has not ended."""
@@ -266,7 +276,8 @@ def _attempts_with_rows(folder: RunFolder) -> dict[str, int]:
 class _RecordedAttempt(Attempt):
     """An attempt whose rows go into its run's folder as they come."""
 
-    def __init__(self, record: _RunRecord, cell: Cell, number: int) -> None:
+    def __init__(self, record: _RunRecord, cell: Cell, number: tuple[int, int]) -> None:
+        """`number`: (its place in the plan, counted from 1; cells of the plan)."""
         attempt = record.attempts_at(cell) + 1
         super().__init__(cell, Outcome("error", attempt=attempt))
         self.log = record.folder.log_path(cell.cell_id, attempt)
@@ -276,7 +287,7 @@ class _RecordedAttempt(Attempt):
 
     def announce(self) -> None:
         """Its turn has come."""
-        self._record.display.cell_started(self.cell, self._number, len(self._record.plan))
+        self._record.display.cell_started(self.cell, *self._number)
 
     def prepare(self, data_dir: Path, initial_weights: Path | None) -> None:
         """What its process will be told."""
@@ -313,7 +324,8 @@ class _RecordedAttempt(Attempt):
                 for epoch in event["epochs"]:
                     if epoch["row"]["epoch"] not in there:
                         earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
-                        self._append_epoch(earlier, epoch["row"])
+                        beside = {"neighbours": epoch["facts"].get("neighbours")}
+                        self._append_epoch(earlier, epoch["row"] | beside)
             case "row":
                 self._append(event["file"], event["row"], self.outcome)
             case "sample":
@@ -340,14 +352,16 @@ class _RecordedAttempt(Attempt):
         self._record.open_attempts.remove(self)
 
     def ended(self) -> None:
+        outcome = self.outcome
+        outcome.answers = self.cell.kind == "trial" and is_lost(outcome.status, outcome.reason)
         self.write_row()
         if self.outcome.status == "ok":
             self._record.drop_checkpoint(self.cell)
         self._record.display.cell_ended(self.cell, self.outcome)
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
-        peak = outcome.facts.get("peak_tensor_bytes")
-        return self._append(EPOCHS_FILE, {**figures, "peak_tensor_bytes": peak}, outcome)
+        of_the_cell = {name: outcome.facts.get(name) for name in ("peak_tensor_bytes", "ranks")}
+        return self._append(EPOCHS_FILE, {**figures, **of_the_cell}, outcome)
 
     def _append(self, file: str, figures: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """A row with the cell's key; the row."""

@@ -18,7 +18,9 @@ from sltt_bench.results.writer import ResultsError
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
 _PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\\\Users\\\\)[^\s\"',]*")
-_NOT_COMPARED = {"name", "description", "methods", "seeds", "smoke", "claims", "init_from"}
+_NOT_COMPARED = {
+    "name", "description", "methods", "seeds", "smoke", "claims", "init_from", "tuning", "target", "cpu_minutes",
+}  # fmt: skip
 """What of a recipe decides nothing about one method's run."""
 
 

@@ -204,8 +204,9 @@ class _Count(_Lines):
 
 def _epoch_text(row: Mapping[str, Any]) -> str:
     parts = [f"loss {row['train_loss']:.4f}"]
-    if row.get("test_top1") is not None:
-        parts.append(f"test top-1 {format_percent(row['test_top1'])}")
+    for split in ("validation", "test"):
+        if row.get(f"{split}_top1") is not None:
+            parts.append(f"{split} top-1 {format_percent(row[f'{split}_top1'])}")
     parts.append(f"train {row['train_s']:.2f} s")
     for column, name in (
         ("peak_allocated_bytes", "allocated"),

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import (
     LIFParameters,
+    OverTime,
+    PerStep,
     SpikingNeuron,
     State,
+    Stateful,
     detach_state,
+    outermost_stateful,
     reset_state,
     restore_state,
     save_state,
@@ -78,6 +83,10 @@ class Unroll:
         self._average = average
         self._update = update
         self._synapses: Synapses | None = None
+        modules = list(network.modules())
+        self._per_step = [module for module in modules if isinstance(module, PerStep)]
+        self._over_time = any(isinstance(module, OverTime) and module.training for module in modules)
+        self._sequence_outputs: list[Tensor] = []
         reset_state(network)
 
     # What every method uses -----------------------------------------------------------------------
@@ -87,13 +96,14 @@ class Unroll:
 
         The share of a step outside the window is 0, which still can be backpropagated; so is every
         share but the last where L is the loss of the mean output. A step that has run before is
-        computed again: it leaves prediction, loss and running statistics alone.
+        computed again: it leaves prediction, loss and running statistics alone. Where layers see all steps
+        at once (`OverTime`), the first step runs them all.
         """
         again = t < self._steps_run
         if self._synapses is not None:
             self._synapses.step_begins()
         with normalisation_statistics_kept(self.network) if again else nullcontext():
-            output = self._forward(self.inputs[t])
+            output = self._output(t)
         self._steps_run = max(self._steps_run, t + 1)
         if self._synapses is not None:
             self._synapses.step_is_over()
@@ -112,6 +122,7 @@ class Unroll:
 
     def detach_state(self, but_for: int | None = None) -> None:
         """Make the state that the next step receives a constant, but for that of one layer of neurons (1: first)."""
+        self._needs_steps()
         detach_state(self.network, but_for)
 
     def backward(self, loss: Tensor, local_error: LocalError | None = None) -> None:
@@ -136,6 +147,7 @@ class Unroll:
 
     def scale_state_gradient(self, factor: float) -> None:
         """Multiply the gradient through the state that the next step receives; no value changes."""
+        self._needs_steps()
         scale_state_gradient(self.network, factor)
 
     def save_state(self) -> State:
@@ -143,6 +155,7 @@ class Unroll:
 
         The last tuple is the sum of the outputs, where L is the loss of their mean.
         """
+        self._needs_steps()
         return [*save_state(self.network), (self._outputs,)]
 
     def restore_state(self, state: State) -> None:
@@ -190,8 +203,11 @@ class Unroll:
     def loss_of(self, x: Tensor) -> Tensor:
         """L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.
 
-        It counts for neither prediction nor running statistics.
+        It counts for neither prediction nor running statistics. Raises NotImplementedError where layers
+        have something of their own for each step.
         """
+        if self._per_step:
+            raise NotImplementedError("a pass on rates is none of the T steps, whose layers the network has")
         with normalisation_statistics_kept(self.network):
             return self._loss(self._forward(x))
 
@@ -257,14 +273,52 @@ class Unroll:
             self._summed_outputs += output
             self._summed_loss += loss
 
+    def _output(self, t: int) -> Tensor:
+        """o[t] [batch, classes]."""
+        if not self._over_time:
+            for layer in self._per_step:
+                layer.timestep = t
+            return self._forward(self.inputs[t])
+        if t == 0:
+            with whole_sequences(self.network, self.timesteps):
+                outputs = self._forward(torch.cat(list(self.inputs)))
+            self._sequence_outputs = list(outputs.chunk(self.timesteps))
+        return self._sequence_outputs.pop(0)
+
+    def _needs_steps(self) -> None:
+        if self._over_time:
+            raise NotImplementedError(
+                "a layer of the network sees all steps at once, so that nothing lies between two steps; "
+                "choose method bptt, or another normalisation"
+            )
+
     @contextmanager
     def _with_synapses(self, synapses: Synapses) -> Iterator[None]:
+        self._needs_steps()
         self._synapses = synapses
         try:
             with synapses.watched():
                 yield
         finally:
             self._synapses = None
+
+
+@contextmanager
+def whole_sequences(network: nn.Module, timesteps: int) -> Iterator[None]:
+    """Within, the network takes [T · batch, ...], step after step: what carries a state goes through the steps
+    one by one, all else sees them at once."""
+
+    def through_steps(layer: Stateful, x: Tensor) -> Tensor:
+        return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
+
+    layers = outermost_stateful(network)
+    for layer in layers.values():
+        layer.__dict__["forward"] = partial(through_steps, layer)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del layer.__dict__["forward"]
 
 
 @contextmanager

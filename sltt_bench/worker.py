@@ -5,6 +5,7 @@ on its original standard output; everything that is printed goes to standard err
 keeps as a log. It writes no results: only checkpoints.
 """
 
+import gc
 import json
 import os
 import queue
@@ -12,14 +13,15 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from sltt_bench.failures import classify
 from sltt_bench.kinds import KINDS
-from sltt_bench.plan import cell_from_dict
+from sltt_bench.plan import Cell, cell_from_dict
+from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
 
 
 class Reporter:
@@ -29,12 +31,15 @@ class Reporter:
     checkpoints, and either may die between the two: what the runner missed is sent again on resuming.
     """
 
-    def __init__(self, stream: IO[str], checkpoint: Path | None, attempt: int = 1) -> None:
+    def __init__(
+        self, stream: IO[str], checkpoint: Path | None, attempt: int = 1, neighbours: int | None = None
+    ) -> None:
+        """`neighbours`: the most cells that may run beside this one, for the rows of a checkpoint."""
         self._stream = stream
         self._lock = threading.Lock()  # the profiler's samples come from a thread of their own
         self._checkpoint = checkpoint
         self._attempt = attempt
-        self._facts: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {"neighbours": neighbours}
         self._epochs: list[dict[str, Any]] = []
         """{attempt, facts, row} of each epoch that the next checkpoint carries."""
         self.memory_now: Any = lambda: None
@@ -72,6 +77,12 @@ class Reporter:
         row = dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds"))
         self._epochs.append({"attempt": self._attempt, "facts": dict(self._facts), "row": row})
 
+    def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What each process of the cell measured in an epoch."""
+        for rank, figures in enumerate(rows):
+            kept = {name: figures[name] for name in RANK_FIGURES if name in figures}
+            self.row(RANKS_FILE, {"epoch": epoch, "rank": rank, **kept})
+
     def row(self, file: str, row: Mapping[str, Any]) -> None:
         """A row for another of the run's files (a name in results.schema.FILES)."""
         self.send("row", file=file, row=dict(row))
@@ -99,12 +110,18 @@ class Reporter:
 
 def main() -> None:
     """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    events = take_standard_output()
     failed = False
     for job in iter(_jobs().get, {}):
         failed |= not work(job, events)
     sys.exit(int(failed))
+
+
+def take_standard_output() -> IO[str]:
+    """The stream of events to the runner; what else is printed goes to standard error from now on."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return events
 
 
 def _jobs() -> "queue.Queue[dict[str, Any]]":
@@ -126,19 +143,15 @@ def _jobs() -> "queue.Queue[dict[str, Any]]":
 
 def work(job: Mapping[str, Any], events: IO[str]) -> bool:
     """Work on one cell; whether it finished. What ends a cell becomes its row, whatever it is."""
-    reporter = Reporter(events, Path(job["checkpoint"]) if job["checkpoint"] else None, job["attempt"])
+    reporter = reporter_of(job, events)
     try:
         cell = cell_from_dict(job["cell"])
-        work_on = KINDS[cell.kind].load()  # loads torch
-        from sltt_bench.torch_internals import leave_compiler_unloaded
+        if KINDS[cell.kind].divisible and cell.recipe.train.devices > 1:
+            from sltt_bench.launch import launch_ranks
 
-        if not cell.recipe.native.compile:
-            leave_compiler_unloaded()
-        if job["threads"] is not None:
-            import torch
-
-            torch.set_num_threads(job["threads"])
-        work_on(cell, job, reporter)
+            launch_ranks(job, events, cell.recipe.train.devices)
+        else:
+            work_on(cell, job, reporter)
     except BaseException as error:
         traceback.print_exc()
         status, reason = classify(error)
@@ -148,6 +161,28 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
         return False
     reporter.send("finished")
     return True
+
+
+def reporter_of(job: Mapping[str, Any], events: IO[str], kind: type[Reporter] = Reporter) -> Reporter:
+    """Who tells the runner of a job."""
+    checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
+    return kind(events, checkpoint, job["attempt"], job.get("neighbours"))
+
+
+def work_on(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
+    """What the cell's kind does, in this process. Raises whatever ends it."""
+    function = KINDS[cell.kind].load()  # loads torch
+    if not gc.get_freeze_count():
+        gc.freeze()  # what is loaded is no garbage: a collection takes 0.2 s with it, and each count makes one
+    from sltt_bench.torch_internals import leave_compiler_unloaded
+
+    if not cell.recipe.native.compile:
+        leave_compiler_unloaded()
+    if job["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(job["threads"])
+    function(cell, job, reporter)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all tests share: one thread, forked processes, GPU tests kept apart, and small recipes."""
 
+import gc
 import os
 
 # Before torch: the library behind several threads does not survive the forks of tests/forked.py.
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from forked import fork_instead_of_spawning
 from hypothesis import HealthCheck, Phase, settings
 
@@ -40,6 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="one of many alike: --campaign long tries them all"))
+    import torch  # here: the process that only hands tests to pytest-xdist's workers does without
+
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs an NVIDIA GPU")
@@ -51,6 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True, scope="module")
 def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cells run in forks of the test's process; a module marked `spawned` starts them as users do."""
+    # What is there stays: a collection, of which every count of an iteration makes one, need not look at it again.
+    gc.collect()
+    gc.freeze()
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.node.get_closest_marker("spawned") is None:
             fork_instead_of_spawning(monkeypatch)

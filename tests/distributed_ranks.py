@@ -1,6 +1,6 @@
-"""What the ranks of tests/test_distributed.py do: one launch trains every combination, rank 0 keeps the results."""
+"""What the ranks of tests/test_distributed.py do: one group of them trains every combination, each keeps its results."""
 
-import sys
+import os
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -18,6 +18,8 @@ SAMPLES = (6, 6, 6, 6, 5)
 """The last batch is smaller and divides unevenly."""
 
 METHODS = SERVED_BY_NATIVE = ("bptt", "sltt", "sltt-k2")
+FURTHER_METHODS = ("bptt-ckpt2", "ottt")
+"""One of checkpoints in time, and one of traces."""
 BACKENDS = ("reference", "native")
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {"model": {"name": "mlp", "hidden": [12, 8], "recurrent": True}},
@@ -65,13 +67,18 @@ class Case:
 def cases() -> list[Case]:
     """Every case that is tested: the large network with its standardised weights once a method."""
     small = product(("plain", "batch norm"), METHODS, BACKENDS, (torch.float32, torch.float64))
+    further = product(("plain", "batch norm"), FURTHER_METHODS, ("reference",), (torch.float64,))
     large = product(("standardised",), METHODS, ("reference",), (torch.float64,))
-    served = [Case(*case) for case in (*small, *large)]
+    served = [Case(*case) for case in (*small, *further, *large)]
     return [case for case in served if case.backend == "reference" or case.method in SERVED_BY_NATIVE]
 
 
-def main(out: Path) -> None:
-    ranks = join()
+def main(rank: int, size: int, port: int, out: Path) -> None:
+    """Train every case as one rank of `size`, which meet at a port of this machine."""
+    torch.set_num_threads(1)
+    address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(size), **address})
+    ranks = join(torch.device("cpu"))
     results: dict[str, Any] = {}
     for case in cases():
         cell = cell_of(case.network, case.method, case.backend)
@@ -83,7 +90,3 @@ def main(out: Path) -> None:
     figures = [dict(row) for row in ranks.gather({"rank": ranks.rank, "peak_rss_bytes": 10 + ranks.rank})]
     torch.save({"states": results, "figures": figures}, out / f"rank-{ranks.rank}.pt")
     leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

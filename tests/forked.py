@@ -14,13 +14,15 @@ import random
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.reduction import DupFd
 from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from sltt_bench import lanes
+from sltt_bench import lanes, launch
 
 if TYPE_CHECKING:
     import pytest
@@ -28,12 +30,15 @@ if TYPE_CHECKING:
 LOADED = (
     "torch._dynamo",  # torch loads it with the first optimiser
     "torchvision",
+    "pandas",
+    "sltt_bench.commands",
+    "sltt_bench.report",
     "sltt_bench.data.digits",
     "sltt_bench.worker",
     "sltt_bench.engine",
     "sltt_bench.data.loading",
 )
-"""What every cell would load anew."""
+"""What every cell, and every command whose process is forked, would load anew."""
 
 
 class ForkedModule:
@@ -95,7 +100,8 @@ def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoRet
     code = 1
     try:
         gc.freeze()  # what this process inherits is not its garbage
-        os.setsid()
+        if os.getpgrp() != os.getpid():
+            os.setsid()
         os.environ.clear()
         os.environ.update(environment)
         for number, stream in enumerate(streams):
@@ -107,6 +113,7 @@ def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoRet
         torch.seed()
         np.random.seed()
         random.seed()
+        _fork_ranks()
         importlib.import_module(module).main()
         code = 0
     except SystemExit as end:
@@ -117,6 +124,46 @@ def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoRet
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+class ForkedRank:
+    """What torch's launcher needs of subprocess.Popen for a rank; forked from its agent, which has torch loaded."""
+
+    def __init__(self, args: tuple[str, ...], env: dict[str, str], **_: Any) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+                signal.signal(number, signal.SIG_DFL)  # the agent's handlers are not the rank's
+            _become(args[args.index("-m") + 1], env)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        end = time.monotonic() + (60 if timeout is None else timeout)
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("a forked rank", timeout or 0)
+            time.sleep(0.01)
+        return self.returncode or 0
+
+
+def _fork_ranks() -> None:
+    """Ranks of a cell are forked, too."""
+    real = launch.launch_ranks
+
+    def launch_ranks(*arguments: Any) -> None:
+        from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+        subprocess_handler.Popen = ForkedRank  # type: ignore[misc,assignment]
+        real(*arguments)
+
+    launch.launch_ranks = launch_ranks
 
 
 def _forks(method: str | None = "spawn") -> Any:
@@ -133,4 +180,9 @@ _original_context = multiprocessing.get_context
 def fork_instead_of_spawning(monkeypatch: "pytest.MonkeyPatch") -> None:
     """Cells and pools of processes are forked while the patch holds."""
     monkeypatch.setattr(multiprocessing, "get_context", _forks)
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if (
+        server.get_inherited_fds() is not None
+    ):  # this process was forked: its own children come from the same server
+        monkeypatch.setattr(server, "ensure_running", lambda: None)
     monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))

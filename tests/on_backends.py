@@ -82,18 +82,20 @@ def train(
     accumulate: bool = False,
     precision: str = "fp32",
     dtype: torch.dtype | None = None,
+    watched: bool = True,
     context: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Trained:
     """Gradients of the last iteration (of the sum of all, with `accumulate`); no optimiser runs.
 
-    Dropout and the method draw the same on every backend.
+    Dropout and the method draw the same on every backend. `watched`: spikes are noted, so that nothing is fused
+    with the layers that make them.
     """
     backend = backends.create(name, **options) if isinstance(name, str) else name
     network = build(backend, model, neuron or LIFParameters(), dtype)
     spikes: list[Tensor] = []
     for layer in network.modules():
-        if isinstance(layer, SpikingNeuron):
+        if watched and isinstance(layer, SpikingNeuron):
             layer.register_forward_hook(lambda _, __, out: spikes.append(out.detach().clone()))
     torch.manual_seed(5)
     generator = torch.Generator().manual_seed(7)

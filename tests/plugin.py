@@ -65,6 +65,26 @@ class Killed(Plain):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class OnRankOne(Plain):
+    """Something happens to the second of several processes; each leaves a file with its number."""
+
+    def __init__(self, event):
+        self.event = event
+
+    def accumulate_gradients(self, unroll):
+        Path(__file__).with_name(f"rank-{os.getpid()}").touch()
+        super().accumulate_gradients(unroll)
+        if os.environ["RANK"] == "1" and torch.distributed.is_initialized():
+            {
+                "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+                "out-of-memory": lambda: torch.empty(1 << 60, dtype=torch.uint8),
+                "hangs": lambda: time.sleep(3600),
+            }[self.event]()
+
+
+def on_rank_one(match, timesteps):
+    return OnRankOne(match[1])
+
 def plain(match, timesteps):
     return Plain()
 
@@ -92,6 +112,7 @@ out-of-memory = third_party_methods:out_of_memory
 hangs = third_party_methods:hangs
 exits = third_party_methods:exits
 killed = third_party_methods:killed
+on-rank-1-(.*) = third_party_methods:on_rank_one
 """
 
 

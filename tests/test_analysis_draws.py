@@ -12,7 +12,7 @@ from torch import Tensor
 from sltt_bench import methods
 from sltt_bench.analysis.draws import MOST_SUBSETS, relate, relative_variance, subsets
 from sltt_bench.analysis.gradients import decompose
-from sltt_bench.models.mlp import build
+from sltt_bench.models import build
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.unroll import Unroll
@@ -38,7 +38,7 @@ def gram_of(vectors: Tensor, temporal: Tensor) -> Tensor:
     return everything @ everything.T
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25)
 @given(timesteps=st.integers(1, 7), data=st.data())
 def test_the_closed_form_of_the_variance_equals_the_mean_over_all_subsets(
     timesteps: int, data: st.DataObject
@@ -92,7 +92,7 @@ def test_the_variance_falls_and_the_cosine_rises_with_k() -> None:
 
 @pytest.mark.parametrize(("name", "scale"), [("sltt-k2", 2 / TIMESTEPS), ("sltt-k2-unbiased", 1.0)])
 def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: float) -> None:
-    draws = 2000
+    draws = 500
     network, inputs = small_network()
     parts = decompose(network, inputs, loss)
     spatial = torch.cat([parts.spatial(n).flatten() for n in parts.names])
@@ -114,9 +114,9 @@ def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: flo
     assert deviation.mean() < 1.2
 
     squared = (drawn / scale - spatial).square().sum(1) / spatial.square().sum()
-    assert expected.relative_variance == pytest.approx(float(squared.mean()), rel=0.05)
+    assert expected.relative_variance == pytest.approx(float(squared.mean()), rel=0.1)
     cosines = F.cosine_similarity(drawn, spatial[None])
-    assert expected.cosine_to_sltt == pytest.approx(float(cosines.mean()), abs=0.01)
+    assert expected.cosine_to_sltt == pytest.approx(float(cosines.mean()), abs=0.02)
 
 
 def test_too_many_subsets_are_sampled_and_that_is_said() -> None:

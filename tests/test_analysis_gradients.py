@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sltt_bench import methods
 from sltt_bench.analysis.gradients import GradientParts, decompose, figures, gradient_of, layers
 from sltt_bench.analysis.watch import agreement_rows
+from sltt_bench.models import build
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.models.mlp import build
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
 from sltt_bench.surrogates import SURROGATES

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench.analysis.operations import count, count_methods
-from sltt_bench.models.mlp import build
+from sltt_bench.models import build
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neurons import LIF, LIFParameters
 

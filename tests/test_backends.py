@@ -12,6 +12,8 @@ from one_batch import RESETS
 
 from sltt_bench import backends
 from sltt_bench.backends import UnknownBackend
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scale, TorchKernels
+from sltt_bench.models.nf_resnet import GAMMA
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
@@ -24,8 +26,8 @@ def set_aside(models: Iterable[str], known: str) -> list[str]:
 
 
 def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFParameters:
-    said: Any = {"tau": tau, "v_threshold": 0.8, "surrogate": surrogate, **RESETS[reset]}
-    return LIFParameters(**said)
+    fields: Any = {"tau": tau, "v_threshold": 0.8, "surrogate": surrogate, **RESETS[reset]}
+    return LIFParameters(**fields)
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +75,36 @@ def test_native_equals_reference_under_rules_that_keep_or_scale_the_state(
     assert gradient_error(native, reference) < 1e-12
     assert torch.equal(native.outputs, reference.outputs)
     assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
+@pytest.mark.parametrize(
+    ("method", "recompute", "precision"),
+    [
+        ("bptt", False, "fp32"), ("sltt", False, "fp32"), ("sltt", True, "fp32"), ("tbptt-w2", False, "fp32"),
+        ("bptt-ckpt2", False, "fp32"), ("bptt-d0.5", False, "fp32"), ("sltt-k2", False, "fp32"),
+        ("bptt", False, "bf16"), ("sltt", False, "fp16"),
+    ],
+)  # fmt: skip
+def test_neurons_that_scale_by_themselves_equal_the_reference(
+    method: str, recompute: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A normaliser-free network whose spikes nobody notes: β and γ are within the kernels."""
+    gains = set()
+    forward = TorchKernels.forward
+
+    def noted(
+        self: TorchKernels, x: Any, previous: Any, neuron: Any, out: Any, scale: Scale = UNSCALED
+    ) -> Any:
+        gains.add(scale.gain)
+        return forward(self, x, previous, neuron, out, scale)
+
+    monkeypatch.setattr(TorchKernels, "forward", noted)
+    how: Any = {"precision": precision} if precision != "fp32" else {"dtype": torch.float64}
+    reference = train_reference("nf-resnet34", method, **how)
+    native = train("native", "nf-resnet34", method, **how, recompute=recompute, watched=False)
+    assert gains == {GAMMA}
+    assert torch.equal(native.outputs, reference.outputs)
+    assert gradient_error(native, reference) < (1e-12 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -19,12 +19,12 @@ from benchmarks.competitors import (
     Problem,
     ablated,
     cifar_resnet18,
-    ours,
     relu_network,
     spikingjelly_bptt,
     spikingjelly_bptt_with_less_memory,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
+    this_project,
 )
 from benchmarks.measure import paired_times, peak_bytes
 from benchmarks.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
@@ -93,7 +93,9 @@ def assert_same_gradients(competitor: Competitor, reference: Competitor, problem
 def test_native_computes_the_gradients_of_the_reference(
     method: str, recompute: bool, problem: Problem
 ) -> None:
-    assert_same_gradients(ours("native", method, recompute=recompute), ours("reference", method), problem)
+    assert_same_gradients(
+        this_project("native", method, recompute=recompute), this_project("reference", method), problem
+    )
 
 
 def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(problem: Problem) -> None:
@@ -104,19 +106,21 @@ def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(proble
         spikingjelly_sltt_with_less_memory(compress=False),
         spikingjelly_sltt_with_less_memory(compress=True),
     ):
-        assert_same_gradients(sltt, ours("reference", "sltt"), problem)
+        assert_same_gradients(sltt, this_project("reference", "sltt"), problem)
     for bptt in (
         spikingjelly_bptt(multi_step=False),
         spikingjelly_bptt(multi_step=True),
         spikingjelly_bptt(multi_step=True, float32_neurons=True),
     ):
-        assert_same_gradients(bptt, ours("reference", "bptt"), problem)
+        assert_same_gradients(bptt, this_project("reference", "bptt"), problem)
     for saving in (
         spikingjelly_bptt_with_less_memory(multi_step=False, compress=True),
         spikingjelly_bptt_with_less_memory(multi_step=True, chunks=3),
     ):
-        assert_same_gradients(saving, ours("reference", "bptt"), problem)
-    sltt_gradient, bptt_gradient = (gradients(ours("reference", m), problem) for m in ("sltt", "bptt"))
+        assert_same_gradients(saving, this_project("reference", "bptt"), problem)
+    sltt_gradient, bptt_gradient = (
+        gradients(this_project("reference", m), problem) for m in ("sltt", "bptt")
+    )
     assert (sltt_gradient - bptt_gradient).norm() > 1e-3 * bptt_gradient.norm(), "the two can be told apart"
 
 
@@ -135,12 +139,12 @@ def test_replayed_competitors_compute_the_same_gradients(
 
 @pytest.mark.parametrize("idea", ABLATIONS)
 def test_native_without_an_idea_computes_the_same_gradients(idea: str, problem: Problem) -> None:
-    assert_same_gradients(ablated(idea, "sltt"), ours("reference", "sltt"), problem)
+    assert_same_gradients(ablated(idea, "sltt"), this_project("reference", "sltt"), problem)
 
 
 def test_both_sides_have_the_same_weights_and_batch(problem: Problem) -> None:
     pytest.importorskip("spikingjelly")
-    one, other = ours("native", "sltt").make(problem), spikingjelly_sltt().make(problem)
+    one, other = this_project("native", "sltt").make(problem), spikingjelly_sltt().make(problem)
     assert all(torch.equal(a, b) for a, b in zip(one.batch, other.batch, strict=True))
     mine, theirs = one.network.state_dict(), other.network.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -252,7 +256,7 @@ def test_the_leanest_baseline_is_the_one_that_counts(problem: Problem) -> None:
 def test_fake_tensors_take_the_bytes_of_real_ones(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
     problem = replace(problem, timesteps=2)
-    for competitor in (ours("native", "bptt"), ours("native", "sltt", recompute=True)):
+    for competitor in (this_project("native", "bptt"), this_project("native", "sltt", recompute=True)):
         assert peak_bytes(competitor, problem, fake=True) == peak_bytes(competitor, problem)
 
 
@@ -277,7 +281,9 @@ def test_names_of_rows_are_unique_and_each_device_has_its_own() -> None:
     assert "memory-sltt" in on_cpu & on_gpu
     assert "cpu-time-sltt" in on_cpu - on_gpu
     assert "gpu-time-bptt" in on_gpu - on_cpu
-    assert set(names) - on_cpu - on_gpu == {"ideas-sltt", "ideas-bptt", "ideas-sltt-vgg11"}
+    assert set(names) - on_cpu - on_gpu == {
+        "ideas-sltt", "ideas-bptt", "ideas-sltt-vgg11", "recompute-bptt-time-memopt",
+    }  # fmt: skip
 
 
 def test_sizes_are_the_papers_unless_told_otherwise() -> None:

@@ -19,7 +19,7 @@ class Recorder:
 
     def __call__(self, command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
         self.commands.append(list(map(str, command)))
-        fails = bool(self.failing) and self.failing in command[0]
+        fails = bool(self.failing) and self.failing in (Path(command[0]).name, *command[2:3], command[0])
         return subprocess.CompletedProcess(command, int(fails))
 
 
@@ -72,12 +72,16 @@ def test_run_installs_once_then_trains_estimates_and_reports(
 def test_test_runs_every_check_and_ends_at_the_first_that_fails(
     bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    call(bootstrap, monkeypatch, "test")
+    with pytest.raises(SystemExit, match="0"):
+        call(bootstrap, monkeypatch, "test")
     text = [" ".join(command) for command in commands.commands]
-    for number, part in enumerate(
-        (".[test]", "ruff check", "ruff format", "lint-imports", "mypy", "pytest -n 2")
-    ):
+    for number, part in enumerate((".[test]", "ruff check", "ruff format", "lint-imports")):
         assert part in text[number]
+    assert {command[2] for command in commands.commands[4:]} == {"mypy", "pytest"}
+    for failing in ("mypy", "pytest"):
+        commands.failing = failing
+        with pytest.raises(SystemExit, match="1"):
+            call(bootstrap, monkeypatch, "test")
     commands.commands.clear()
     commands.failing = "lint-imports"
     with pytest.raises(SystemExit, match="1"):

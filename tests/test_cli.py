@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
+from sltt_bench.recipe import recipe_names
 
 ERRORS = {
     ("run", "digit"): "did you mean 'digits'",
@@ -68,7 +69,10 @@ def test_recipes_are_listed_by_modality_with_t_and_whether_they_need_a_download(
     assert headings == [f"recipes: {modality}" for modality in ("events", "images", "memory", "speech")]
     vowels = lines.index(next(line for line in lines if line.strip().startswith("vowels")))
     assert lines[vowels].split()[:5] == ["vowels", "T", "=", "29", "no"]
+    assert lines[vowels].split()[5:8] == ["download", "0.5", "min"]
     assert vowels > lines.index("recipes: speech")
+    words = " ".join(lines).split()
+    assert all(name in words for name in recipe_names())
 
 
 def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:

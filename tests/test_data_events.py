@@ -378,7 +378,7 @@ from sltt_bench.data import events
 def die(file):
     os._exit(9)
 
-events.os.fsync = die
+os.fsync = die
 cache = events.FrameCache("test", Path(sys.argv[1]), events.Framing(2, 8, 8, "mean-count"))
 sample = np.ones(100, dtype=events.EVENT)
 cache.make(events.Recording(Path("one"), (0,), lambda: [sample], "key"))
@@ -390,7 +390,7 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) 
     assert killed.returncode == 9
     left = [file.name for file in tmp_path.rglob("*") if file.is_file()]
     assert len(left) == 1
-    assert left[0].endswith(".incomplete")
+    assert left[0].endswith(".tmp")
     cache = FrameCache("test", tmp_path, Framing(2, 8, 8, "mean-count"))
     sample = np.ones(100, dtype=EVENT)
     recording = Recording(Path("one"), (0,), lambda: [sample], "key")

@@ -1,9 +1,8 @@
 """One cell over several processes: the weights after training are those of one process with whole batches."""
 
 import math
-import os
-import subprocess
-import sys
+import multiprocessing
+import socket
 from itertools import chain
 from typing import Any
 
@@ -20,13 +19,23 @@ from tests.distributed_ranks import Case, cases, cell_of, parameters_after_train
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.long), 3])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What each of 2 or 3 gloo ranks has after training, launched once by torchrun."""
-    folder = tmp_path_factory.mktemp(f"ranks-{request.param}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, f"--nproc-per-node={request.param}", "-m", distributed_ranks.__name__, str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, env=environment, timeout=300)
-    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(request.param)]
+    """What each of 2 or 3 gloo ranks has after training."""
+    folder, size = tmp_path_factory.mktemp(f"ranks-{request.param}"), request.param
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        multiprocessing.get_context("spawn").Process(
+            target=distributed_ranks.main, args=(rank, size, port, folder)
+        )
+        for rank in range(size)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+    assert [process.exitcode for process in ranks] == [0] * size
+    return [torch.load(folder / f"rank-{rank}.pt") for rank in range(size)]
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)

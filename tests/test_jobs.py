@@ -56,13 +56,18 @@ def machine(monkeypatch: pytest.MonkeyPatch, processors: int, gpus: int = 0) -> 
         (("auto", 2), 4, [Place("cuda:0", 4), Place("cuda:1", 4)]),
         (("auto", None, ("cuda:1", "cuda:3")), 4, [Place("cuda:1", 4), Place("cuda:3", 4)]),
         (("auto", None, ("cuda:1",)), 4, [Place("cuda:1")]),
+        (("auto", None, (), 2), 4, [Place("cuda:0", 4, ("cuda:1",))]),
+        (("auto", 2, (), 2), 4, [Place("cuda:0", 2, ("cuda:1",)), Place("cuda:2", 2, ("cuda:3",))]),
+        (("auto", None, ("cuda:1", "cuda:3"), 2), 4, [Place("cuda:1", 4, ("cuda:3",))]),
+        (("cpu", 1, (), 4), 0, [Place("cpu", 2, ("cpu",) * 3)]),
     ],
 )
 def test_each_lane_has_a_device_and_its_share_of_threads(
     arguments: Sequence[Any], gpus: int, places: list[Place], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, 8, gpus)
-    assert make_places(*arguments) == places
+    per_cell = arguments[3] if len(arguments) > 3 else 1
+    assert make_places(*arguments[:3], per_cell=per_cell) == places
 
 
 @pytest.mark.parametrize(

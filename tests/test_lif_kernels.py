@@ -16,7 +16,7 @@ import torch
 from one_batch import RESETS
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import PIECE, TorchKernels, representable_threshold
+from sltt_bench.backends.native.lif_torch import PIECE, Scale, TorchKernels, representable_threshold
 from sltt_bench.neurons import LIFParameters, integrate, lif_step
 from sltt_bench.surrogates import SURROGATES
 
@@ -35,8 +35,8 @@ def kernels() -> Any:
 
 
 def neuron(reset: str = "soft", surrogate: str = "triangle", **others: float) -> LIFParameters:
-    said: Any = {"tau": 1.7, "v_threshold": 0.7, "surrogate": surrogate, **RESETS[reset], **others}
-    return LIFParameters(**said)
+    fields: Any = {"tau": 1.7, "v_threshold": 0.7, "surrogate": surrogate, **RESETS[reset], **others}
+    return LIFParameters(**fields)
 
 
 def numbers(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -74,7 +74,7 @@ def test_kernels_follow_the_equations(reset: str, surrogate: str) -> None:
     got_spikes, got_membrane = kernels().forward(current, before, lif, None)
     assert torch.equal(got_spikes, spikes)
     torch.testing.assert_close(got_membrane, membrane, rtol=0, atol=1e-14)
-    got_grad = kernels().backward(grad_spikes, grad_next, before, lif)
+    got_grad, _ = kernels().backward(grad_spikes, grad_next, before, lif)
     torch.testing.assert_close(got_grad, grad, rtol=0, atol=1e-13)
     assert torch.equal(kernels().fire(membrane, lif), spikes)
     assert 0.1 < spikes.mean() < 0.6
@@ -86,10 +86,9 @@ def test_a_missing_gradient_counts_as_zero(reset: str) -> None:
     membrane, grad = numbers(4, 9, seed=1), numbers(4, 9, seed=2)
     zero = torch.zeros_like(grad)
     for with_none, with_zero in (((grad, None), (grad, zero)), ((None, grad), (zero, grad))):
-        expected = kernels().backward(*with_zero, membrane, lif)
-        torch.testing.assert_close(
-            kernels().backward(*with_none, membrane, lif), expected, rtol=0, atol=1e-15
-        )
+        expected, _ = kernels().backward(*with_zero, membrane, lif)
+        got, _ = kernels().backward(*with_none, membrane, lif)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
@@ -115,8 +114,43 @@ def test_every_format_and_layout(dtype: torch.dtype, layout: str) -> None:
     assert torch.equal(got_spikes.double()[~near_threshold], spikes[~near_threshold])
     assert got_membrane.dtype == got_spikes.dtype == dtype
     torch.testing.assert_close(got_membrane.double(), membrane, rtol=0, atol=ROUNDING[dtype])
-    got_grad = kernels().backward(grad_spikes, grad_next.contiguous(), before, lif)
+    got_grad, _ = kernels().backward(grad_spikes, grad_next.contiguous(), before, lif)
     torch.testing.assert_close(got_grad.double(), grad, rtol=ROUNDING[dtype], atol=2 * ROUNDING[dtype])
+
+
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize("reset", RESETS)
+def test_scaled_neurons_give_to_the_last_bit_what_a_quotient_a_step_and_a_product_give(
+    reset: str, dtype: torch.dtype
+) -> None:
+    if INTERPRETED and dtype == torch.bfloat16:
+        pytest.skip("the interpreter cuts bfloat16 off where torch and GPUs round")
+    lif, scale = neuron(reset), Scale(divisor=1.3, gain=2.74)
+    x, before, grad_output, grad_next = (2 * numbers(2, 3, 5, 7, dtype=dtype, seed=seed) for seed in range(4))
+
+    def divided(tensor: Tensor) -> Tensor:
+        if not INTERPRETED:
+            return tensor / scale.divisor
+        from sltt_bench.backends.native.lif_triton import _reciprocal
+
+        return tensor * _reciprocal(scale.divisor, dtype)  # as torch divides on CUDA
+
+    for previous in (None, before):
+        spikes, membrane = kernels().forward(divided(x), previous, lif, None)
+        scaled, scaled_membrane = kernels().forward(x, previous, lif, None, scale)
+        assert torch.equal(scaled_membrane, membrane)
+        assert torch.equal(scaled, spikes * scale.gain)
+    assert torch.equal(kernels().fire(before, lif, scale.gain), kernels().fire(before, lif) * scale.gain)
+    for past in (None, grad_next):
+        grad, _ = kernels().backward(grad_output * scale.gain, past, before, lif)
+        grad_x, grad_u = kernels().backward(grad_output, past, before, lif, scale)
+        assert torch.equal(grad_u, grad)
+        assert torch.equal(grad_x, divided(grad))
+        alone, nothing = kernels().backward(grad_output, past, before, lif, scale, through_time=False)
+        assert torch.equal(alone, grad_x)
+        assert nothing is None
+    grad, _ = kernels().backward(None, grad_next, before, lif)
+    assert torch.equal(kernels().backward(None, grad_next, before, lif, scale)[0], divided(grad))
 
 
 @pytest.mark.parametrize("elements", [0, 1, 1023, 1024, 1025, 4099])
@@ -133,8 +167,10 @@ def test_the_new_potential_may_take_the_place_of_the_old() -> None:
     lif = neuron()
     current, before = numbers(3, 1000), numbers(3, 1000, seed=1)
     spikes, membrane = kernels().forward(current, before, lif, None)
+    version = before._version
     in_place_spikes, in_place = kernels().forward(current, before, lif, before)
     assert in_place is before
+    assert before._version > version, "autograd sees that it was written to"
     assert torch.equal(in_place, membrane)
     assert torch.equal(in_place_spikes, spikes)
 
@@ -168,12 +204,12 @@ def test_pieces_give_what_the_whole_gives(reset: str) -> None:
     elements = 2 * PIECE + 7
     current, before = numbers(elements, dtype=torch.float32), numbers(elements, dtype=torch.float32, seed=1)
     spikes, membrane = kernels().forward(current, before, lif, None)
-    grad = kernels().backward(current, before, membrane, lif)
+    grad, _ = kernels().backward(current, before, membrane, lif)
     strided = torch.stack([before, before], dim=1)[:, 0]  # not in one stretch: computed whole
     whole_spikes, whole_membrane = kernels().forward(current, strided, lif, None)
     assert torch.equal(whole_membrane, membrane)
     assert torch.equal(whole_spikes, spikes)
-    assert torch.equal(kernels().backward(current, strided, membrane, lif), grad)
+    assert torch.equal(kernels().backward(current, strided, membrane, lif)[0], grad)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that interprets")
@@ -201,12 +237,20 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
     from sltt_bench.backends.native import lif_triton
 
     common = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "BLOCK": lif_triton.BLOCK}
+    common |= {"FACTOR": 1 / 1.3, "GAIN": 2.74}
     forward = {**common, "REST": 0.0, "FIRST": False}
-    backward = {**common, "FROM_SPIKES": True, "FROM_NEXT": False, "DETACHED": False, "SURROGATE": 0}
+    backward = {
+        **common,
+        "FROM_OUTPUT": True,
+        "FROM_NEXT": False,
+        "TO_PAST": False,
+        "DETACHED": False,
+        "SURROGATE": 0,
+    }
     tensors_in_and_out = {
         lif_triton._forward_kernel: (forward, 2, 2),
         lif_triton._backward_kernel: (backward, 2, 1),
-        lif_triton._fire_kernel: ({"THRESHOLD": 1.0, "BLOCK": lif_triton.BLOCK}, 1, 1),
+        lif_triton._fire_kernel: ({"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
     }
     bytes_of_one = 4 if element == "fp32" else 2
     accesses = lif_triton.BLOCK * bytes_of_one // (128 * 16)  # 128 threads, 16 bytes each
@@ -215,6 +259,28 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         assert assembly.count("ld.global.v4.b32") == loads * accesses
         assert assembly.count("st.global.v4.b32") == stores * accesses
         assert assembly.count("ld.global") == loads * accesses
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused multiply-add rounds once where the equations round twice."""
+    pytest.importorskip("triton")
+    from sltt_bench.backends.native import lif_triton
+
+    options: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *tensors, **given: options.append(given["enable_fp_fusion"])
+
+    for name in ("_forward_kernel", "_backward_kernel", "_fire_kernel"):
+        monkeypatch.setattr(lif_triton, name, Kernel())
+    x, lif = numbers(4), neuron()
+    on_gpus = lif_triton.TritonKernels()
+    on_gpus.forward(x, x, lif, None)
+    on_gpus.backward(x, x, x, lif)
+    on_gpus.fire(x, lif)
+    assert options == [False] * 3
 
 
 def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) -> str:

@@ -555,11 +555,11 @@ def test_the_expected_gradient_of_the_unbiased_adaptive_sltt_is_slttss():
     sltt = flat(gradients(network))
     draws = []
     passes = []
-    for seed in range(400):
+    for seed in range(100):
         passes.append(run(network, "sltt-a2-unbiased", inputs, labels, seed=seed).backward_passes)
         draws.append(float(flat(gradients(network)) @ sltt / (sltt @ sltt)))
     error = np.std(draws, ddof=1) / len(draws) ** 0.5
-    assert 0 < error < 0.1
+    assert 0 < error < 0.2
     assert np.mean(draws) == pytest.approx(1, abs=4 * error)
     assert 1 < np.mean(passes) < 3
 

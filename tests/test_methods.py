@@ -190,11 +190,11 @@ def test_the_expected_gradient_of_sltt_k_is_k_over_t_of_slttss(method, share):
     run(network, "sltt", inputs, labels)
     sltt = flat(gradients(network))
     projections = []
-    for seed in range(300):
+    for seed in range(100):
         run(network, method, inputs, labels, seed=seed)
         projections.append(float(flat(gradients(network)) @ sltt / (sltt @ sltt)))
     standard_error = statistics.stdev(projections) / len(projections) ** 0.5
-    assert 0 < standard_error < 0.05
+    assert 0 < standard_error < 0.1
     assert statistics.mean(projections) == pytest.approx(share, abs=4 * standard_error)
 
 

@@ -309,7 +309,14 @@ def test_an_unknown_network_is_refused_with_the_known_ones():
 # --- Once at full size --------------------------------------------------------------------------------------
 
 
-@every_full_size
+@pytest.mark.parametrize(
+    "name",
+    [
+        # The deeper ones are more of the same blocks.
+        pytest.param(name, marks=[pytest.mark.long] if name in ("nf-resnet50", "nf-resnet101") else [])
+        for name in FULL_SIZE
+    ],
+)
 def test_a_full_size_network_runs_forward_and_backward(name):
     _, input_shape, classes, _ = FULL_SIZE[name]
     network = full_size(name)

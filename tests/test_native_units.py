@@ -68,11 +68,36 @@ def test_it_makes_no_difference_which_units_are_computed_again(
     assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
 
 
-@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34"])
-def test_in_mixed_precision_it_differs_by_no_more_than_the_format(model: str) -> None:
+@pytest.mark.parametrize("method", ["bptt", "bptt-d0.5"])
+@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34", "recurrent"])
+def test_chunks_of_time_give_the_gradients_of_the_whole(
+    model: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 1)
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    how: Any = {"dtype": torch.float64, "timesteps": 5}  # chunks of 3 and 2 steps
+    reference = train_reference(model, method, **how)
+    native = train("native", model, method, **how, recompute=True)
+    assert gradient_error(native, reference) < 1e-12
+    assert torch.equal(native.outputs, reference.outputs)
+    assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
+def test_with_many_steps_a_unit_holds_the_graph_of_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = VGGOptions(width=4)
+    in_chunks = peak(options, 25, recompute=True)
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 25)
+    assert in_chunks < 0.6 * peak(options, 25, recompute=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("preact-resnet18", "bf16"), ("nf-resnet34", "bf16"), ("cnn", "fp16"), ("recurrent", "fp16")],
+)
+def test_in_mixed_precision_it_differs_by_no_more_than_the_format(model: str, precision: str) -> None:
     exact = train_reference(model, "bptt")
-    rounded = train_reference(model, "bptt", precision="bf16")
-    native = train("native", model, "bptt", precision="bf16", recompute=True)
+    rounded = train_reference(model, "bptt", precision=precision)
+    native = train("native", model, "bptt", precision=precision, recompute=True)
     assert torch.equal(native.outputs, rounded.outputs)
     assert gradient_error(native, rounded) < gradient_error(rounded, exact)
 

@@ -1,6 +1,7 @@
 """Neurons beside plain LIF: against recurrences worked out in plain numbers, SpikingJelly's, and finite differences."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,17 +13,21 @@ from sltt_bench import backends, methods, models, neuron_kinds, neurons
 from sltt_bench.analysis.plan import plan_analysis
 from sltt_bench.experiment import neuron_parameters
 from sltt_bench.models.options import MLPOptions
-from sltt_bench.neuron_kinds import LAYERS, PLIF, layer_of_neurons
+from sltt_bench.neuron_kinds import LAYERS, PLIF, DietLIF, Readout, layer_of_neurons
 from sltt_bench.neurons import LIFParameters, detach_state, reset_state
 from sltt_bench.plan import Request
 from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.surrogates import spike
 
 KINDS: dict[str, dict[str, Any]] = {
     "plif": {},
+    "diet-lif": {},
     "cuba-lif": {"tau_synapse": 1.6},
     "alif": {"tau_adaptation": 5.0, "adaptation": 0.4},
 }
 """Every kind beside lif, with fields at which it differs from LIF clearly."""
+LEARNED = {"plif": ["w"], "diet-lif": ["w", "log_threshold"]}
+"""Kind → its parameters."""
 T = 4
 
 every_kind = pytest.mark.parametrize("kind", sorted(KINDS))
@@ -72,11 +77,11 @@ def test_a_layer_follows_the_recurrence_in_plain_numbers(kind, reset):
         assert [s[column].item() for s, _ in steps] == spikes
         # w is a float32 parameter before .double(), which is where τ loses digits
         assert [v[column].item() for _, v in steps] == pytest.approx(
-            potentials, abs=1e-6 if kind == "plif" else 1e-12
+            potentials, abs=1e-6 if kind in LEARNED else 1e-12
         )
     assert 0.1 < torch.stack([s for s, _ in steps]).mean() < 0.9
     lif = layer_of_neurons(parameters("lif", reset))
-    if kind != "plif":
+    if kind not in LEARNED:
         assert not torch.equal(torch.stack([lif(c) for c in sequence]), torch.stack([s for s, _ in steps]))
 
 
@@ -141,7 +146,7 @@ def test_gradients_through_time_are_those_of_finite_differences(kind, reset, mon
         monkeypatch.setattr(module, "spike", lambda x, surrogate: torch.sigmoid(4 * x))
     layer = layer_of_neurons(parameters(kind, reset)).double()
     names = [name for name, _ in layer.named_parameters()]
-    assert names == (["w"] if kind == "plif" else [])
+    assert names == LEARNED.get(kind, [])
 
     def outputs(currents: Tensor, *values: Tensor) -> Tensor:
         reset_state(layer)
@@ -170,6 +175,110 @@ def test_sltt_gives_a_learned_tau_what_each_steps_own_leak_does():
         layer(current).sum().backward()
     assert float(layer.w.grad) == pytest.approx(expected, rel=1e-9)
     assert abs(expected) > 1e-3
+
+
+def test_sltt_gives_a_learned_threshold_what_each_steps_own_spike_does():
+    """∂L/∂ϑ = −θ Σ_t ψ[t]; bptt adds what soft resets took from later potentials."""
+    neuron = parameters("diet-lif")
+    currents = torch.randn(6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    totals = {}
+    for detached in (True, False):
+        layer, expected = DietLIF(neuron).double(), 0.0
+        spikes = []
+        for current in currents:
+            if detached:
+                detach_state(layer)
+                before = 0.0 if layer.potential is None else layer.potential
+                u = (1 - torch.sigmoid(layer.w.detach())) * before + current
+                psi = (1 - (u - neuron.v_threshold).abs()).clamp(min=0)
+                expected -= neuron.v_threshold * float(psi.sum())
+            spikes.append(layer(current))
+        torch.stack(spikes).sum().backward()
+        totals[detached] = float(layer.log_threshold.grad)
+        if detached:
+            assert totals[True] == pytest.approx(expected, rel=1e-6)
+    assert abs(totals[True] - totals[False]) > 1e-2
+
+
+def test_a_readout_sums_its_currents_and_never_fires():
+    layer = Readout(4.0)
+    currents = torch.randn(5, 2, 3)
+    u = torch.zeros(2, 3)
+    for current in currents:
+        u = 0.75 * u + current
+        torch.testing.assert_close(layer(current), u)
+    options = MLPOptions(hidden=[8], readout_tau=4.0)
+    built = models.build(
+        options, neuron=lambda: layer_of_neurons(LIFParameters()), input_shape=INPUT_SHAPE, classes=CLASSES
+    )
+    inputs, labels = batch(T)
+    totals = {}
+    for method in (
+        "bptt",
+        "bptt-ckpt2",
+        "sltt",
+        f"sltt-k{T}",
+        "bptt-d0",
+        "ottt",
+        "s-tllr",
+        "pp-prop",
+        "e-prop",
+        "rate",
+    ):
+        run(built, method, inputs, labels)
+        totals[method] = flat(gradients(built))
+        assert totals[method].isfinite().all()
+    torch.testing.assert_close(totals["bptt-ckpt2"], totals["bptt"])
+    torch.testing.assert_close(totals[f"sltt-k{T}"], totals["sltt"])
+    torch.testing.assert_close(totals["bptt-d0"], totals["sltt"])
+    assert (totals["bptt"] - totals["sltt"]).norm() > 1e-2 * totals["bptt"].norm()
+    native = models.build(
+        options, neuron=lambda: backends.create("native").neuron(LIFParameters()), input_shape=INPUT_SHAPE,
+        classes=CLASSES,
+    )  # fmt: skip
+    native.load_state_dict(built.state_dict())
+    run(native, "bptt", inputs, labels)
+    torch.testing.assert_close(flat(gradients(native)), totals["bptt"])
+
+
+@pytest.mark.parametrize("kind", ["lif", "cuba-lif", "diet-lif", "readout"])
+def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
+    snn = pytest.importorskip("snntorch")
+    neuron = parameters(kind if kind in LAYERS else "lif")
+    beta = 1 - 1 / neuron.tau
+    common = {
+        "threshold": neuron.v_threshold, "spike_grad": partial(spike, surrogate="triangle"), "reset_delay": False,
+        "reset_mechanism": "none" if kind == "readout" else "subtract", "init_hidden": False,
+    }  # fmt: skip
+    if kind == "cuba-lif":
+        theirs = snn.Synaptic(alpha=1 - 1 / neuron.tau_synapse, beta=beta, **common)
+    else:
+        theirs = snn.Leaky(
+            beta=beta, learn_beta=kind == "diet-lif", learn_threshold=kind == "diet-lif", **common
+        )
+    ours = (Readout(neuron.tau) if kind == "readout" else layer_of_neurons(neuron)).double()
+    theirs = theirs.double()
+    generator = torch.Generator().manual_seed(0)
+    currents = (0.5 * torch.rand(15, 40, dtype=torch.float64, generator=generator)).requires_grad_()
+    weights = torch.randn(15, 40, dtype=torch.float64, generator=generator)
+    outputs, state = [], ()
+    for current in currents:
+        spikes, *state = theirs(current, *state)
+        outputs.append(state[-1] if kind == "readout" else spikes)
+        assert kind == "readout" or bool((state[-1] < neuron.v_threshold).all())  # else they reset again
+    mine = torch.stack([ours(current) for current in currents])
+    torch.testing.assert_close(mine, torch.stack(outputs), rtol=1e-6, atol=1e-7)
+    gradients_of = [torch.autograd.grad((weights * y).sum(), currents, retain_graph=True)[0]
+                    for y in (mine, torch.stack(outputs))]  # fmt: skip
+    torch.testing.assert_close(*gradients_of, rtol=1e-5, atol=1e-7)
+    assert gradients_of[0].norm() > 1
+    if kind == "diet-lif":
+        sigma, theta = 1 / neuron.tau, neuron.v_threshold
+        (weights * mine).sum().backward(retain_graph=True)
+        (weights * torch.stack(outputs)).sum().backward()
+        # dλ/dw = −σ(w) (1 − σ(w)), dθ/dϑ = θ
+        assert float(ours.w.grad) == pytest.approx(-sigma * (1 - sigma) * float(theirs.beta.grad), rel=1e-4)
+        assert float(ours.log_threshold.grad) == pytest.approx(theta * float(theirs.threshold.grad), rel=1e-4)
 
 
 def network(kind: str) -> nn.Module:
@@ -259,7 +368,10 @@ def test_backends_whose_neurons_are_lif_refuse_the_others_by_name(backend, kind)
         ({"neuron.kind": "cuba-lif"}, "kind cuba-lif needs tau_synapse"),
         ({"neuron.kind": "alif", "neuron.adaptation": 0.2}, "kind alif needs tau_adaptation"),
         ({"neuron.kind": "plif", "neuron.tau": 1.0}, "a learned tau starts above 1"),
-        ({"neuron.kind": "alfi"}, "neuron.kind: Input should be 'lif', 'plif', 'cuba-lif' or 'alif'"),
+        (
+            {"neuron.kind": "alfi"},
+            "neuron.kind: Input should be 'lif', 'plif', 'diet-lif', 'cuba-lif' or 'alif'",
+        ),
     ],
 )
 def test_a_recipe_says_what_its_kind_of_neuron_has_and_nothing_else(fields, fault):

@@ -7,6 +7,7 @@ import gc
 import re
 import weakref
 from collections.abc import Iterator
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,7 @@ from sltt_bench.backends.native import loop_invariants
 from sltt_bench.engine import TrainingSetup, _evaluate_batch, _Totals, _train_batch, train
 from sltt_bench.experiment import Experiment
 from sltt_bench.measure import Profiler
+from sltt_bench.measure.process_memory import resident_bytes
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.neurons import Stateful
 from sltt_bench.plan import Cell
@@ -45,6 +47,8 @@ FURTHER_METHODS = (
     "rate",
     "conversion",
 )
+NATIVE_TOO = re.compile("bptt-|tbptt-|sltt-a")
+"""Of those, the ones that native serves."""
 BACKENDS = ("reference", "native", "spikingjelly")
 
 
@@ -114,6 +118,50 @@ def test_memory_after_an_iteration_is_flat_to_the_byte(
         monkeypatch.setattr(loop_invariants, "SMALL", large_from)
         after = live_bytes(assembled(cell_of(network, method, backend)), iterations)
         assert len(set(after[1:])) == 1, after
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("backend", "native", "method"),
+    [
+        *(("reference", {}, method) for method in (*METHODS, *FURTHER_METHODS)),
+        *(("spikingjelly", {}, method) for method in METHODS),
+        *(("native", {}, method) for method in (*METHODS, *(m for m in FURTHER_METHODS if NATIVE_TOO.match(m)))),
+        *(("native", {"recompute": True}, method) for method in (*METHODS, "bptt-d0.5", "bptt-ckpt2")),
+    ],
+)  # fmt: skip
+def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_network(
+    backend: str, native: dict[str, bool], method: str, network: str
+) -> None:
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    if method == "rate" and network == "recurrent":
+        pytest.skip("rate-based backpropagation has no recurrent networks")
+    after = live_bytes(assembled(cell_of(network, method, backend, **native)), 50)
+    assert len(set(after[2:])) == 1, after
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize(
+    ("backend", "method", "recompute"),
+    [
+        ("native", "sltt", False), ("native", "bptt", True), ("spikingjelly", "sltt", False),
+    ],
+)  # fmt: skip
+def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: str, recompute: bool) -> None:
+    """What is no tensor counts too. A tensor of the first layer, of 1 MiB, that stayed behind each time would add up
+    to 30 MiB between the two medians."""
+    if backend == "spikingjelly":
+        pytest.importorskip("spikingjelly")
+    subject = assembled(cell_of("batch norm", method, backend, recompute=recompute))
+    setup, totals = setup_of(), _Totals(torch.device("cpu"))
+    resident = []
+    for _ in range(50):
+        _train_batch(subject, setup, (torch.rand(1024, 1, 8, 8), torch.randint(10, (1024,))), totals)
+        resident.append(resident_bytes())
+    assert median(resident[35:]) - median(resident[5:20]) < 10 * 2**20, resident
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -4,12 +4,14 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from sltt_bench import experiment
 from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
@@ -24,8 +26,10 @@ METHODS = ("bptt", "sltt", "sltt-k2")
 NETWORK = {"model": {"name": "cnn", "channels": [32, 32], "dropout": 0.2}, "timesteps": 4}
 
 
-def subject_of(method: str, backend: str, precision: str = "fp32", **native: bool) -> Experiment:
-    overrides = {**NETWORK, "train.precision": precision}
+def subject_of(
+    method: str, backend: str, precision: str = "fp32", network: dict[str, Any] | None = None, **native: Any
+) -> Experiment:
+    overrides = {**NETWORK, **(network or {}), "train.precision": precision}
     overrides |= {f"native.{option}": value for option, value in native.items()}
     recipe = load_recipe("digits", overrides, chosen_methods=[method])
     cell = Cell(recipe, method, backend, 0, device="cuda:0")
@@ -42,7 +46,7 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def train(subject: Experiment, data: list[tuple[Tensor, Tensor]]) -> list[int]:
+def train(subject: Experiment, data: Iterable[Any]) -> list[int]:
     """Trains on the batches in order; allocated bytes after each."""
     nothing: Any = None
     setup = TrainingSetup(nothing, nothing, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0)
@@ -84,12 +88,37 @@ def test_the_kernels_of_native_train_as_the_equations_do(method: str) -> None:
 def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
     """Without dropout, whose draws a graph makes in another order."""
     results = []
-    for cuda_graph in (False, True):
-        subject = subject_of(method, "native", precision, cuda_graph=cuda_graph)
+    for graphs in ("never", "always"):
+        subject = subject_of(method, "native", precision, graphs=graphs)
         for module in subject.network.modules():
             if hasattr(module, "p"):
                 module.p = 0.0
         train(subject, batches(12))
+        results.append(weights(subject))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+def test_iterations_are_captured_while_a_loader_pins_batches_in_a_thread_of_its_own() -> None:
+    x, labels = (torch.cat(part) for part in zip(*batches(40), strict=True))
+    results = []
+    for graphs in ("never", "always"):
+        subject = subject_of("sltt", "native", graphs=graphs)
+        for module in subject.network.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        loader = DataLoader(TensorDataset(x, labels), batch_size=32, num_workers=2, pin_memory=True)
+        train(subject, loader)
+        results.append(weights(subject))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+def test_neurons_that_scale_by_themselves_train_as_the_equations_do() -> None:
+    results = []
+    for backend in ("reference", "native"):
+        network = {"model": {"name": "nf-resnet34", "width": 8}}
+        native = {"channels_last": False, "graphs": "never"} if backend == "native" else {}
+        subject = subject_of("bptt", backend, network=network, **native)
+        train(subject, batches(3))
         results.append(weights(subject))
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
@@ -131,7 +160,7 @@ def test_a_cell_that_runs_out_of_memory_is_a_row_and_the_next_one_runs(tmp_path:
 
 
 def test_a_cell_of_replayed_iterations_has_no_allocator_peak_but_a_reason(tmp_path: Path) -> None:
-    graph = ("--backend", "native", "--set", "native.cuda_graph=true", "--set", "train.epochs=2")
+    graph = ("--backend", "native", "--set", "native.graphs=always", "--set", "train.epochs=2")
     assert run(tmp_path, "--method", "sltt", *graph) == 0
     for row in rows_of(tmp_path, "epochs.csv"):
         assert row["peak_allocated_bytes"] == ""

@@ -1,6 +1,7 @@
 """Before a run: the estimate of every cell, and cells that cannot fit."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import commands
 from sltt_bench.cli import app
+from sltt_bench.lanes import Place
 from sltt_bench.plan import Cell
 from sltt_bench.preflight import Preflight, preflight
 from sltt_bench.results.cell_row import Outcome
@@ -90,3 +92,15 @@ def test_an_interruption_of_the_estimate_ends_the_run_in_a_sentence(
     result = CliRunner().invoke(app, [*RUN, "--method", "sltt", "--out", str(tmp_path)])
     assert result.exit_code == 128 + signal.SIGTERM
     assert "interrupted by SIGTERM; nothing was begun" in result.output
+
+
+def test_cells_side_by_side_are_warned_of_where_together_they_do_not_fit(
+    smoke_cell: Callable[..., Cell],
+) -> None:
+    cells = [smoke_cell(seed=seed) for seed in (0, 1, 2)]
+    peaks = {cell.cell_id: size for cell, size in zip(cells, (3, 5, 4), strict=True)}
+    memory = Preflight({cell_id: size << 20 for cell_id, size in peaks.items()}, free_bytes=8 << 20)
+    assert memory.too_many(cells, [Place()]) is None
+    assert memory.too_many(cells, [Place("cuda:0"), Place("cuda:1")]) is None
+    assert "may take 9 MiB, but 8 MiB" in (memory.too_many(cells, [Place("cpu")] * 2) or "")
+    assert "may take 10 MiB" in (memory.too_many(cells, [Place("cpu", 1, ("cpu",))]) or "")

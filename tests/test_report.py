@@ -168,7 +168,8 @@ def test_the_first_screen_says_what_was_run_the_claims_and_one_table(tmp_path: P
     assert card.startswith(
         "- less than \\<a third\\> & more: **1 held, 1 not measured**. 0.25×, exact (digits, reference); bptt ran"
     )
-    assert title == "**digits: Example CPU, 2 threads, fp32, backend reference, T = 6, batch 64**"
+    conditions = "Example CPU, 2 threads, fp32, backend reference, T = 6, batch 64"
+    assert title == f"**digits: {conditions}, at the recipe's learning rate**"
     assert "| sltt | 3 | 91.00 ± 1.00 | 0.00 [0.00, 0.00] n = 3 |" in table
 
 
@@ -313,7 +314,7 @@ from sltt_bench.report import make_report
 
 def drawn(out, worth_a_process):
     files.WORTH_A_PROCESS = worth_a_process
-    make_report([pathlib.Path({str(tmp_path / "results")!r})], out=out, formats=("png", "svg"), console=Console(quiet=True))
+    make_report([pathlib.Path({str(tmp_path / "results")!r})], out=out, formats=("svg",), console=Console(quiet=True))
     return {{path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("figures/*")}}
 
 pools = []
@@ -324,7 +325,7 @@ alone = drawn(pathlib.Path({str(tmp_path / "alone")!r}), 10_000)
 assert not pools
 together = drawn(pathlib.Path({str(tmp_path / "together")!r}), 2)
 assert len(pools) == 1
-assert alone == together and len(alone) > 8, (len(alone), len(together))
+assert alone == together and len(alone) > 4, (len(alone), len(together))
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -3,13 +3,13 @@
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
@@ -32,7 +32,7 @@ CELLS = st.lists(
     max_size=6,
     unique_by=lambda cell: cell[:2],
 )
-FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FEW = settings(max_examples=6)
 Ratios = dict[GroupKey, dict[tuple[str, str], Any]]
 
 
@@ -50,12 +50,15 @@ def add(run: HandmadeRun, cells: list[Cell], **how: Any) -> None:
         )  # fmt: skip
 
 
-def ratios(*sources: Path) -> Ratios:
+TIMES, MEMORY = ("epoch_s",), ("peak_tensor_bytes", "peak_rss_bytes")
+
+
+def ratios(*sources: Path, metrics: Sequence[str] = TIMES + MEMORY) -> Ratios:
     """Every ratio of every group, the values rounded beyond what the order of a sum can do."""
     return {
         group.key: {
             (metric, method): _rounded(group.ratio(metric, method, "bptt"))
-            for metric in ("epoch_s", "peak_tensor_bytes", "peak_rss_bytes")
+            for metric in metrics
             for method in group.methods
         }
         for group in make_groups(read_results(sources))
@@ -80,7 +83,9 @@ def test_neither_order_nor_how_cells_are_spread_over_runs_matters(
         shuffled = order.sample(cells, len(cells))
         for part in range(parts):
             add(HandmadeRun(top / "spread" / f"run{part}", number=100 * part), shuffled[part::parts])
-        assert ratios(top / "all") == ratios(top / "spread")
+        # Times are paired within runs, which the spread takes apart.
+        metrics = MEMORY if parts > 1 else TIMES + MEMORY
+        assert ratios(top / "all", metrics=metrics) == ratios(top / "spread", metrics=metrics)
 
 
 @FEW
@@ -112,7 +117,7 @@ COMPANY: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("company", list(COMPANY))
-@settings(FEW, max_examples=5)
+@settings(max_examples=2)
 @given(cells=CELLS, others=CELLS)
 def test_runs_that_are_not_comparable_change_no_ratio(
     company: str, cells: list[Cell], others: list[Cell]

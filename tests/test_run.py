@@ -209,7 +209,7 @@ def test_resuming_a_finished_run_runs_nothing(tmp_path: Path) -> None:
     assert table(only_run(tmp_path), EPOCHS_FILE).equals(before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupt_closes_the_files_and_ends_the_worker(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from sltt_bench.cli import app
 pytestmark = pytest.mark.spawned
 
 COMMANDS = {
-    "run": ["run", "digits", "--smoke", "--device", "cpu"],
+    "run": ["run", "digits", "--smoke", "--device", "cpu", "--no-estimate"],
     "analysis": ["analyze", "gradients", "digits", "--smoke", "--device", "cpu", "--method", "sltt"],
     "estimate": ["estimate", "digits", "--smoke", "--device", "cpu"],
 }

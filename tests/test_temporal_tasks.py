@@ -271,7 +271,9 @@ def test_bptt_recalls_after_eight_steps_and_sltt_stays_at_chance(
     assert lowest <= accuracy("delayed-recall", method, overrides) <= highest
 
 
-@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
+@pytest.mark.parametrize(
+    "method", ["bptt", *(pytest.param(name, marks=pytest.mark.long) for name in ("sltt", "sltt-k2"))]
+)
 def test_without_memory_no_method_beats_chance(method: str) -> None:
     forgetful = {"neuron.tau": 1.0, "data.delay": 1, "data.train_samples": 512, "train.epochs": 2}
     assert accuracy("delayed-recall", method, forgetful) == 0.25

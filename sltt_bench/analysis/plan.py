@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
-from sltt_bench.plan import Plan, Request, make_plans
+from sltt_bench.plan import Plan, Request, make_plans, processes_per_cell
 from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError, parse_overrides
 
 LAST = "last"
@@ -25,6 +25,11 @@ def plan_analysis(
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
+    if any("sequence" in cell.recipe.model.needs for cell in plan):
+        refusal = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
+        raise RecipeError(recipe_name, [refusal])
+    if processes_per_cell([plan]) > 1:
+        raise RecipeError(recipe_name, ["train.devices: an analysis has one process; --set train.devices=1"])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
     if faults:
         raise RecipeError("--method-gradients", list(dict.fromkeys(faults)))
@@ -43,7 +48,7 @@ def plan_analysis(
 def _fault(method: str, recipe: Recipe) -> str | None:
     try:
         methods.check(method, recipe.timesteps)
-        return methods.unsuited(method, recipe.neuron.kind)
+        return methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)
     except methods.UnknownMethod as error:
         return str(error)
 

@@ -69,6 +69,9 @@ class GradientWatch:
         self._listener.epoch(figures)
         self.look(int(figures["epoch"]))
 
+    def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """An analysis has one process."""
+
     def checkpoint(self, state: dict[str, Any]) -> None:
         """An analysis that was cut off starts anew."""
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sltt_bench.experiment import Experiment
     from sltt_bench.methods import Need
+    from sltt_bench.models.options import ModelOptions
     from sltt_bench.neurons import LIFParameters, SpikingNeuron
     from sltt_bench.unroll import Unroll
 
@@ -34,7 +35,7 @@ class Backend(Protocol):
 
     name: str
     serves: frozenset["Need"]
-    """What methods may need of it beyond `step`, `detach_state` and `backward`; nothing if it is absent."""
+    """What methods and networks may need of it beyond `step`, `detach_state` and `backward`; nothing if absent."""
 
     def unsupported(self, neuron: "LIFParameters", precision: str, device: str) -> str | None:
         """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
@@ -72,6 +73,15 @@ def unserved(backend: Backend, method: str) -> str | None:
         return None
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
     return f"method {method!r} needs {what}, which this backend does not offer; use --backend reference"
+
+
+def unserved_network(backend: Backend, model: "ModelOptions") -> str | None:
+    """Why the backend cannot serve a network of those options, or None."""
+    missing = model.needs - getattr(backend, "serves", frozenset())
+    if not missing:
+        return None
+    what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
+    return f"model {model.name!r} with its normalisation has {what}, which this backend does not offer; use --backend reference"
 
 
 def other_than_lif(neuron: "LIFParameters") -> str | None:

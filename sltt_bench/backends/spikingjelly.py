@@ -63,7 +63,7 @@ class SpikingJelly:
     """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
 
     name = "spikingjelly"
-    serves: frozenset[Need] = frozenset({"state", "synapses", "update"})
+    serves: frozenset[Need] = frozenset({"state", "synapses", "update", "sequence", "timestep"})
 
     def __init__(self) -> None:
         """Raises UnknownBackend if SpikingJelly is not installed."""

@@ -62,7 +62,12 @@ class CIFARSource(DataSource):
 
         transform = v2.Compose([v2.RandomCrop(32, padding=4), GreyErasing(), v2.RandomHorizontalFlip()])
         train, test = (self.read_split(place.data_dir, split) for split in self.batches)
-        return DataBundle(Augmented(*train, transform), TensorDataset(*test), Normalise(self.mean, self.std))
+        return DataBundle(
+            Augmented(*train, transform),
+            TensorDataset(*test),
+            Normalise(self.mean, self.std),
+            plain_train=TensorDataset(*train),
+        )
 
     def read_split(self, data_dir: Path, split: str) -> "tuple[Tensor, Tensor]":
         """Images [samples, 3, 32, 32] in uint8 and labels [samples]. Raises DataError, which names the file."""

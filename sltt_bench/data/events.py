@@ -11,8 +11,6 @@ Frames are made once and kept in a file for each recording.
 import hashlib
 import json
 import multiprocessing
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from sltt_bench.atomic_files import atomic_file
 from sltt_bench.data.errors import DataError, damaged
 from sltt_bench.data.source import (
     SPLITS,
@@ -212,8 +211,8 @@ class FrameCache:
         """Convert one recording and keep its frames. Raises DataError."""
         frames = _frames_of(self._source, recording, self._framing)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _save_atomically(self.path(recording), frames)
+            with atomic_file(self.path(recording)) as file:
+                np.save(file, frames)
         except OSError as error:
             raise DataError(
                 f"data set {self._source!r}: cannot keep frames in {self.folder}: {error.strerror or error}; "
@@ -244,20 +243,6 @@ class FrameCache:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _save_atomically(path: Path, array: np.ndarray) -> None:
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=path.stem, suffix=".incomplete", delete=False
-    ) as file:
-        try:
-            np.save(file, array)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def tested_places(samples: int, seed: int, label: int) -> list[int]:

@@ -90,11 +90,12 @@ class ImageSource(DataSource):
         size = self.image_size
         augmentation = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
         centre = [v2.Resize(round(size * self.resized), antialias=True), v2.CenterCrop(size)]
-        train, test = (
-            ImageFiles(self.name, self.files(place.data_dir, split), v2.Compose([*steps, v2.PILToTensor()]))
-            for split, steps in (("train", augmentation), ("test", centre))
+        files = {split: self.files(place.data_dir, split) for split in SPLITS}
+        train, test, plain_train = (
+            ImageFiles(self.name, files[split], v2.Compose([*steps, v2.PILToTensor()]))
+            for split, steps in (("train", augmentation), ("test", centre), ("train", centre))
         )
-        return DataBundle(train, test, Normalise(self.mean, self.std))
+        return DataBundle(train, test, Normalise(self.mean, self.std), plain_train=plain_train)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         return [label for _, label in self.files(data_dir, split)]

@@ -141,10 +141,13 @@ class BatchOrder(Sampler[list[Key]]):
         return self._length
 
     def indices(self) -> Iterator[Tensor]:
-        """The indices of each batch's part [about batch / processes]."""
+        """The indices of each batch's part [about batch / processes]; a part without any (of a last batch of fewer
+        samples than processes) is left out.
+        """
         part, parts = self._shard
         for batch in torch.split(self.order.indices()[: self.samples], self._batch_size):
-            yield torch.tensor_split(batch, parts)[part]
+            if len(indices := torch.tensor_split(batch, parts)[part]):
+                yield indices
 
     def __iter__(self) -> Iterator[list[Key]]:
         epoch = self.order.epoch
@@ -159,11 +162,18 @@ def derived_seed(*parts: int) -> int:
 # Choosing samples -------------------------------------------------------------------------------
 
 
-def labels_of(dataset: Samples) -> Tensor:
-    """The label of every sample [samples], without loading any; zeros if the data set does not say."""
+def labels_of(dataset: Samples, *, needed: bool = False) -> Tensor:
+    """The label of every sample [samples], without loading any; zeros if the data set does not say.
+
+    Raises DataError in that case if they are `needed`.
+    """
     if isinstance(dataset, TensorDataset):
         return dataset.tensors[1]
     labels = getattr(dataset, "labels", None)
+    if labels is None and needed:
+        raise DataError(
+            f"{type(dataset).__name__} has no attribute `labels`, so that its classes cannot be divided alike"
+        )
     if labels is None:
         return torch.zeros(len(dataset), dtype=torch.int64)
     return torch.as_tensor(labels)

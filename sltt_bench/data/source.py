@@ -83,6 +83,10 @@ class DataBundle:
     test: Samples
     preprocess: "Callable[[Tensor], Tensor]"
     """A batch of x on the device → the float32 input [batch, (T,) C, H, W], normalised."""
+    plain_train: Samples | None = None
+    """The training samples as test samples are shown; None where training does not augment."""
+    validation: Samples | None = None
+    """What was held back of the training samples (data/validation.py); a source leaves it None."""
 
 
 @dataclass(frozen=True)

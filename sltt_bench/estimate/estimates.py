@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sltt_bench.distributed import exchanged_bytes
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import Limits, find_limits
 from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
@@ -57,6 +58,8 @@ class Estimate:
     backward_multiply_adds: int
     iterations_per_epoch: float
     """A last, smaller batch counts by its share of samples."""
+    exchange_bytes: int
+    """Bytes of all gradients, in the type in which they are exchanged."""
     time_lower_bound_s: float | None = None
     """Seconds of an epoch that no implementation of these operations on the GPU can be faster than."""
     limits: Limits | None = None
@@ -70,6 +73,11 @@ class Estimate:
     def work(self, part: str) -> int:
         """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""
         return sum(int(getattr(layer, part)) for layer in self.layers)
+
+    @property
+    def exchanged_bytes(self) -> int:
+        """Bytes that each of the processes that share a batch sends in an iteration; 0 where there is one."""
+        return exchanged_bytes(self.exchange_bytes, self.cell.recipe.train.devices)
 
     @property
     def epoch_multiplications(self) -> int:
@@ -94,6 +102,7 @@ def estimate_cell(
         forward_multiply_adds=_multiply_adds(trace.operations, "forward"),
         backward_multiply_adds=_multiply_adds(trace.operations, "backward"),
         iterations_per_epoch=iterations,
+        exchange_bytes=trace.gradient_bytes,
         time_lower_bound_s=None
         if gpu is None
         else iterations * time_lower_bound_s(trace.operations.work, gpu),
@@ -107,6 +116,8 @@ def iterations_per_epoch(cell: Cell) -> float:
     samples = data.train_samples if data.limit is None else min(data.limit, data.train_samples)
     if cell.synthetic:
         samples = min(samples, data.synthetic_samples)
+    if cell.recipe.validation is not None:
+        samples -= cell.recipe.validation.held_back(samples)
     exact = samples / train.batch_size
     return math.floor(exact) if train.drop_last else exact
 
@@ -119,13 +130,13 @@ def first_step(cell: Cell, device_type: DeviceType) -> Trace:
     loss = cell.recipe.loss.model_copy(update={"window": None})
     recipe = cell.recipe.model_copy(update={"timesteps": 1, "loss": loss})
     alone = replace(cell, recipe=recipe, method="bptt", seed=0)
-    key = (alone.cell_id, device_type)
+    key = (alone.cell_id, recipe.train.devices, device_type)
     if key not in _first_steps:
         _first_steps[key] = trace_iteration(alone, device_type)
     return _first_steps[key]
 
 
-_first_steps: dict[tuple[str, DeviceType], Trace] = {}
+_first_steps: dict[tuple[str, int, DeviceType], Trace] = {}
 """Shared by all methods and all T of a network."""
 
 

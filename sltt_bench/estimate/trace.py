@@ -11,6 +11,7 @@ no state yet, a first chosen one no gradients. A long run meets the costliest ch
 largest peak over the choices: all of them up to MOST_CHOICES, else those of `choices_to_trace`.
 """
 
+import math
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +21,16 @@ from math import comb
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sltt_bench import methods
+from sltt_bench.distributed import Ranks
 from sltt_bench.experiment import Experiment, assemble, build_optimizer, make_backend
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import outermost_stateful
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
 
@@ -46,6 +48,8 @@ class Trace:
     operations: Operations
     parameters: int
     """Trainable parameters."""
+    gradient_bytes: int
+    """Of all their gradients."""
     layers: tuple[str, ...]
     """Names of all layers, in the network's order."""
     stateful_layers: tuple[str, ...]
@@ -71,8 +75,9 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
             memory=memory,
             operations=counter.operations,
             parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
+            gradient_bytes=sum(p.nbytes for p in subject.network.parameters() if p.requires_grad),
             layers=tuple(name for name, _ in subject.network.named_modules()),
-            stateful_layers=_outermost_stateful(subject.network),
+            stateful_layers=tuple(outermost_stateful(subject.network)),
             precision=resolve(cell.recipe.train.precision, device_type),
         )
 
@@ -101,11 +106,14 @@ def choices_to_trace(timesteps: int, k: int) -> list[tuple[int, ...]]:
 
 
 def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
-    """Input [batch, (T,) C, H, W] and labels [batch], to be called where tensors are fake."""
+    """Input [batch, (T,) C, H, W] and labels [batch], to be called where tensors are fake; of the ranks that
+    divide a batch, the largest share.
+    """
     recipe = cell.recipe
+    samples = math.ceil(recipe.train.batch_size / recipe.train.devices)
     steps = (recipe.timesteps,) if recipe.data.temporal else ()
-    x = torch.zeros(recipe.train.batch_size, *steps, *recipe.data.sample_shape)
-    return x, torch.zeros(recipe.train.batch_size, dtype=torch.int64)
+    x = torch.zeros(samples, *steps, *recipe.data.sample_shape)
+    return x, torch.zeros(samples, dtype=torch.int64)
 
 
 @contextmanager
@@ -150,9 +158,10 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     recipe = cell.recipe
     train = recipe.train.model_copy(update={"precision": resolve(recipe.train.precision, device_type)})
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
-    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False})
+    native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False, "graphs": "never"})
     cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
-    subject = assemble(cell, torch.device("cpu"), make_backend(cell))
+    ranks = Ranks(0, recipe.train.devices, connected=False)
+    subject = assemble(cell, torch.device("cpu"), make_backend(cell), ranks)
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()
     subject.optimizer = build_optimizer(recipe, subject.network, fused=device_type == "cuda")
@@ -167,11 +176,3 @@ def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
     steps = min(2, subject.timesteps)
     first = replace(subject, method=methods.create("sltt", steps), timesteps=steps, window=None)
     first.training_iteration(x[:, :steps] if subject.temporal else x, labels)
-
-
-def _outermost_stateful(network: nn.Module) -> tuple[str, ...]:
-    names: list[str] = []
-    for name, module in network.named_modules():
-        if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in names):
-            names.append(name)
-    return tuple(names)

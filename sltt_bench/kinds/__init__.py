@@ -16,6 +16,7 @@ from sltt_bench.results.schema import (
     GRADIENTS_FILE,
     METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
+    RANKS_FILE,
     TIMELINE_FILE,
     Kind,
 )
@@ -43,6 +44,8 @@ class CellKind:
     """Whether the cell reads its data set."""
     checkpoints: bool = False
     """Whether an attempt that was cut off goes on from a checkpoint."""
+    divisible: bool = False
+    """Whether several processes may share its batches (train.devices)."""
 
     def load(self) -> "Callable[[Cell, Job, Reporter], None]":
         """The function. Loads torch."""
@@ -53,7 +56,11 @@ class CellKind:
 
 KINDS: dict[Kind, CellKind] = {
     "run": CellKind(
-        "sltt_bench.kinds.training:train_cell", files=(EPOCHS_FILE, TIMELINE_FILE), checkpoints=True
+        "sltt_bench.kinds.training:train_cell", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
+        divisible=True,
+    ),
+    "trial": CellKind(
+        "sltt_bench.kinds.tuning:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE), checkpoints=True
     ),
     "analysis": CellKind(
         "sltt_bench.kinds.analysis:analyse_cell",

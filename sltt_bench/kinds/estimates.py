@@ -65,6 +65,8 @@ def figures(estimate: Estimate) -> dict[str, Any]:
         "forward_multiply_adds": estimate.forward_multiply_adds,
         "backward_multiply_adds": estimate.backward_multiply_adds,
         "iterations_per_epoch": estimate.iterations_per_epoch,
+        "ranks": estimate.cell.recipe.train.devices,
+        "exchanged_bytes": estimate.exchanged_bytes,
         "epoch_multiplications": estimate.epoch_multiplications,
         "epoch_lower_bound_s": estimate.time_lower_bound_s,
         "memory_bytes": None if limits is None else limits.memory_bytes,

@@ -1,18 +1,20 @@
 """A cell that is trained and measured, and what other kinds of measurement share with it."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sltt_bench import data, engine, experiment, initialise, provenance
+from sltt_bench import data, distributed, engine, experiment, initialise, provenance
 from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.data.validation import hold_back
 from sltt_bench.failures import classify, is_out_of_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
@@ -34,28 +36,61 @@ if TYPE_CHECKING:
 
 def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
+    held_back = ("validation",) if cell.recipe.validation is not None else ()
+    train_and_evaluate(cell, job, reporter, (*held_back, "test"))
+
+
+def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:
+    """Train and measure, and look after each epoch at the splits in `evaluated` alone."""
     with measuring(cell, reporter) as (device, profiler, backend):
+        ranks = join_ranks(cell, job, device, profiler, reporter)
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
-        loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        check_smallest_batch(cell, device, loaders["train"], bundle.preprocess)
+        splits = ("train", *evaluated)
+        loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
+        check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
         peak = unless_memory_runs_out(
             profiler,
             "peak_tensor_bytes",
             device,
-            lambda: instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess),
+            lambda: instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess, ranks),
         )
         reporter.facts(peak_tensor_bytes=peak)
-        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
+        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess, ranks)
         if job["resume"]:
             engine.restore(subject, setup, reporter.resume())
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
-        report_costs(cell, subject, setup, profiler, reporter)
+        if "test" in evaluated:
+            report_costs(cell, subject, setup, profiler, reporter)
 
 
-def check_smallest_batch(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:
-    """Raises ValueError, before anything is trained, if a batch of one sample is too small for the network."""
-    if loader.samples % cell.recipe.train.batch_size != 1 and cell.recipe.train.batch_size != 1:
+def join_ranks(
+    cell: Cell, job: Job, device: torch.device, profiler: Profiler, reporter: "Reporter"
+) -> distributed.Ranks:
+    """The other processes of the cell, where its batches are divided; how many they are, and on what, is kept."""
+    if not job.get("launched"):
+        reporter.facts(ranks=1)
+        return distributed.ALONE
+    ranks = distributed.join(device)
+    reporter.facts(ranks=ranks.size)
+    reporter.send("measured_with", ranks=ranks.gather(profiler.description()))
+    return ranks
+
+
+def check_smallest_batch(
+    cell: Cell,
+    device: torch.device,
+    loader: Any,
+    preprocess: Any,
+    ranks: distributed.Ranks = distributed.ALONE,
+) -> None:
+    """Raises ValueError, before anything is trained, if a share of one sample is too small for the network, or if a
+    batch leaves a rank without any.
+    """
+    train = cell.recipe.train
+    ranks.check_divisible(train.batch_size, loader.samples, train.drop_last)
+    shares = [size // ranks.size for size in (train.batch_size, loader.samples % train.batch_size) if size]
+    if min(shares) != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
         return
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
@@ -66,8 +101,8 @@ def check_smallest_batch(cell: Cell, device: torch.device, loader: Any, preproce
         if "more than 1 value per channel" not in str(error):
             raise
         raise ValueError(
-            f"a batch of an epoch has one sample ({loader.samples} samples, train.batch_size "
-            f"{cell.recipe.train.batch_size}), and batch norm needs more than one value per channel: "
+            f"a batch of an epoch has one sample{' for some process' * (ranks.size > 1)} ({loader.samples} samples, "
+            f"train.batch_size {train.batch_size}), and batch norm needs more than one value per channel: "
             "set train.drop_last=true or another train.batch_size"
         ) from None
 
@@ -120,7 +155,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     profiler = Profiler(
         device,
         on_sample=lambda sample: reporter.send("sample", row=asdict(sample)),
-        unmeasurable=unmeasurable(backend),
+        unmeasurable=partial(unmeasurable, backend),
     )
     reporter.memory_now = profiler.memory_now
     try:
@@ -144,13 +179,15 @@ def put_together(
     backend: Any,
     loaders: Mapping[str, Any],
     preprocess: Any,
+    ranks: distributed.Ranks = distributed.ALONE,
 ) -> tuple[Any, Any]:
     """The cell's Experiment with its initial weights, and its TrainingSetup."""
-    subject = experiment.assemble(cell, device, backend)
+    subject = experiment.assemble(cell, device, backend, ranks)
     load_initial_weights(job, subject.network, reporter)
     setup = engine.TrainingSetup(
         train=loaders["train"],
-        test=loaders["test"],
+        test=loaders.get("test"),
+        validation=loaders.get("validation"),
         preprocess=preprocess,
         schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
         epochs=cell.recipe.train.epochs,
@@ -160,8 +197,10 @@ def put_together(
     return subject, setup
 
 
-def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
-    """The batches of one split, in the order that the cell's seed gives."""
+def make_cell_loader(
+    cell: Cell, bundle: Any, split: str, device: Any, ranks: distributed.Ranks = distributed.ALONE
+) -> Any:
+    """The batches of one split, in the order that the cell's seed gives; of each the part of this rank."""
     training = split == "train"
     return make_loader(
         getattr(bundle, split),
@@ -171,12 +210,19 @@ def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any) -> Any:
         drop_last=training and cell.recipe.train.drop_last,
         options=cell.recipe.data,
         device=device,
+        shard=(ranks.rank, ranks.size),
     )
 
 
-def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> int:
-    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away."""
-    subject = experiment.assemble(cell, device, experiment.make_backend(cell))
+def instrumented_peak(
+    cell: Cell, device: Any, batch: Any, preprocess: Any, ranks: distributed.Ranks = distributed.ALONE
+) -> int:
+    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
+
+    With all that an exchange between ranks takes, but without one: a rank that runs out of memory here goes on.
+    """
+    alone = replace(ranks, connected=False)
+    subject = experiment.assemble(cell, device, experiment.make_backend(cell), alone)
     subject.network.train()
     inputs, labels = preprocess(batch[0].to(device)), batch[1].to(device)
 
@@ -189,10 +235,13 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any) -> i
 
 
 def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
-    """The cell's data, or random data of their shapes. Raises DataError."""
+    """The cell's data, or random data of their shapes, with what the recipe holds back. Raises DataError."""
+    recipe = cell.recipe
     if cell.synthetic:
-        return synthetic_bundle(cell.recipe.data, cell.recipe.timesteps)
-    return data.load(cell.recipe.data, data.DataPlace(data_dir, cell.recipe.timesteps, reporter.preparing))
+        bundle = synthetic_bundle(recipe.data, recipe.timesteps)
+    else:
+        bundle = data.load(recipe.data, data.DataPlace(data_dir, recipe.timesteps, reporter.preparing))
+    return bundle if recipe.validation is None else hold_back(bundle, recipe.validation, recipe.data.limit)
 
 
 def load_initial_weights(job: Job, network: Any, reporter: "Reporter") -> None:

@@ -37,13 +37,14 @@ class Profiler:
         on_sample: Callable[[Sample], None] | None = None,
         interval_s: float = 0.1,
         gpu_uuid: str | None = None,
-        unmeasurable: Mapping[str, str] | None = None,
+        unmeasurable: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """`on_sample` gets every sample of the sensors, mostly from another thread. `gpu_uuid` is the GPU
-        to watch, by default that of `device`. `unmeasurable` columns stay empty, each for its reason."""
-        self.absent: dict[str, str] = dict(unmeasurable or {})
+        to watch, by default that of `device`. `unmeasurable` gives, at the end of an epoch, the columns that stay empty, each with
+        its reason."""
+        self.absent: dict[str, str] = {}
         """Column of epochs.csv → why it stays empty, altogether or in the epochs named."""
-        self.unmeasurable = frozenset(self.absent)
+        self.unmeasurable = unmeasurable
         self.notes: dict[str, str] = {}
         """Column of epochs.csv → what to know about its figures."""
         self.compute = compute_device(device)
@@ -187,9 +188,10 @@ class EpochProfile:
 
     def figures(self) -> dict[str, Figure]:
         """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
+        unmeasurable = self._profiler.unmeasurable()
+        self._profiler.absent |= unmeasurable
         return {
-            column: None if column in self._profiler.unmeasurable else figure
-            for column, figure in self._figures.items()
+            column: None if column in unmeasurable else figure for column, figure in self._figures.items()
         }
 
     def _keep(self, column: str, reading: Reading[float]) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import Stateful, reads_no_values
 from sltt_bench.torch_internals import (
     TorchDispatchMode,
     called_by_autograd_engine,
@@ -278,6 +278,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(module, Stateful):
                 self._undo.append(module.register_forward_hook(self._after_stateful_layer).remove)
 
+    @reads_no_values
     def _after_stateful_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         held = frozenset(
             self._count(tensor.untyped_storage()).number

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
 """How the memory of an iteration grows with T; w and N are numbers in the method's name."""
-Need = Literal["state", "synapses", "membrane", "update", "layers", "conversion"]
-"""What a method uses of an unroll beyond `step`, `detach_state` and `backward`."""
+Need = Literal["state", "synapses", "membrane", "update", "layers", "conversion", "sequence", "timestep"]
+"""What a method uses of an unroll beyond `step`, `detach_state` and `backward`; or a network, the last two."""
 NEEDS: dict[Need, str] = {
     "state": "the state of all layers to be saved, restored and scaled",
     "synapses": "traces in place of the synapses' inputs",
@@ -32,6 +32,8 @@ NEEDS: dict[Need, str] = {
     "update": "steps of the optimiser within a sequence",
     "layers": "the past of one layer of neurons apart from that of the others",
     "conversion": "neurons that are rectifiers while the network learns",
+    "sequence": "layers that see all steps of a sequence at once",
+    "timestep": "layers that are told which step runs",
 }
 
 
@@ -73,6 +75,13 @@ class Promises:
     needs: frozenset[Need] = frozenset()
     lif_only: bool = False
     """Its derivation is of neurons with one fixed λ whose potential is their whole state."""
+    pass_on_rates: bool = False
+    """It goes backward through a pass on mean rates, which is none of the T steps."""
+
+    @property
+    def whole_sequence(self) -> bool:
+        """Whether it asks for nothing between the first step and the backward pass after the last."""
+        return self.one_backward_pass and not self.needs
 
 
 @dataclass(frozen=True)
@@ -233,6 +242,7 @@ METHODS: dict[str, MethodEntry] = {
                 one_backward_pass=True,
                 needs=frozenset({"state", "membrane"}),
                 lif_only=True,
+                pass_on_rates=True,
             ),
         ),
         MethodEntry(
@@ -342,9 +352,22 @@ def out_of_range(name: str, timesteps: int) -> str:
     )
 
 
-def unsuited(name: str, neuron_kind: str) -> str | None:
-    """Why the method does not hold for neurons of that kind, or None. Raises UnknownMethod."""
+def unsuited(name: str, neuron_kind: str, network_needs: Collection[str] = ()) -> str | None:
+    """Why the method does not hold for neurons of that kind in a network of those needs, or None.
+
+    Raises UnknownMethod.
+    """
     promised = promises(name)
+    if "sequence" in network_needs and not promised.whole_sequence:
+        return (
+            f"method {name!r} goes through the network step by step, but model.normalisation tdbn sees all steps "
+            "at once; choose method bptt, or model.normalisation: batch, bntt or group"
+        )
+    if "timestep" in network_needs and promised.pass_on_rates:
+        return (
+            f"method {name!r} goes backward through mean rates, which have no step, but model.normalisation bntt "
+            "has parameters of each step; choose another method, or model.normalisation: batch or group"
+        )
     if neuron_kind == "lif" or not (promised.lif_only or "membrane" in promised.needs):
         return None
     return (

@@ -1,17 +1,19 @@
 """The networks by name. A network is called once per time step: [batch, C, H, W] → [batch, classes].
 
 An entry names the options (typed fields, free of torch) and the builder:
-`build(options, neuron=factory, input_shape=(C, H, W), classes=n) -> nn.Module`. Third parties add
-one with the entry-point group `sltt_bench.models`; the object has `Options` and `build`.
+`build(options, neuron=factory, input_shape=(C, H, W), classes=n) -> nn.Module`. Where the options are
+`NormalisedOptions`, the builder receives `normalisation=factory` too. Third parties add one with the
+entry-point group `sltt_bench.models`; the object has `Options` and `build`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.models import options as _options
-from sltt_bench.models.options import ModelOptions
+from sltt_bench.models.options import ModelOptions, NormalisedOptions
 from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
@@ -34,6 +36,11 @@ MODELS: dict[str, ModelEntry] = {
     "cnn": ModelEntry(_options.CNNOptions, "sltt_bench.models.cnn:build"),
     "preact-resnet18": ModelEntry(_options.PreActResNetOptions, "sltt_bench.models.preact_resnet:build"),
     "vgg11": ModelEntry(_options.VGGOptions, "sltt_bench.models.vgg:build"),
+    "sew-resnet18": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:build"),
+    "sew-resnet34": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:build"),
+    "ms-resnet18": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:build"),
+    "ms-resnet34": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:build"),
+    "spikformer": ModelEntry(_options.SpikformerOptions, "sltt_bench.models.spikformer:build"),
     "nf-resnet34": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
     "nf-resnet50": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
     "nf-resnet101": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
@@ -58,15 +65,28 @@ def options_type(name: str) -> type[ModelOptions]:
 
 
 def build(
-    options: ModelOptions, *, neuron: "NeuronFactory", input_shape: tuple[int, ...], classes: int
+    options: ModelOptions,
+    *,
+    neuron: "NeuronFactory",
+    input_shape: tuple[int, ...],
+    classes: int,
+    timesteps: int | None = None,
+    v_threshold: float = 1.0,
 ) -> "nn.Module":
-    """The network, freshly initialised from torch's global generator. Raises UnknownModel."""
+    """The network, freshly initialised from torch's global generator. Raises UnknownModel.
+
+    `timesteps` and `v_threshold` are for normalisations that depend on them.
+    """
     builder: Callable[..., nn.Module]
     if options.name in MODELS:
         module, function = MODELS[options.name].builder.split(":")
         builder = getattr(import_module(module), function)
     else:
         builder = _third_party(options.name).build
+    if isinstance(options, NormalisedOptions):
+        from sltt_bench.models.normalisation import Normalisation
+
+        builder = partial(builder, normalisation=Normalisation(options.normalisation, timesteps, v_threshold))
     return builder(options, neuron=neuron, input_shape=input_shape, classes=classes)
 
 

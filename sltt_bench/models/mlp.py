@@ -5,12 +5,19 @@ import math
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import MLPOptions
+from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import NeuronFactory, Stateful
 
 
 def build(
-    options: MLPOptions, *, neuron: NeuronFactory, input_shape: tuple[int, ...], classes: int
+    options: MLPOptions,
+    *,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
+    input_shape: tuple[int, ...],
+    classes: int,
 ) -> nn.Sequential:
     """The network for inputs [batch, *input_shape], which are flattened."""
     features = math.prod(input_shape)
@@ -18,23 +25,36 @@ def build(
     network.add_module("flatten", nn.Flatten())
     for number, neurons in enumerate(options.hidden, start=1):
         linear = nn.Linear(features, neurons)
-        layer = Recurrent(linear, neuron()) if options.recurrent else nn.Sequential(linear, neuron())
+        norm = None if options.normalisation == "none" else normalisation(neurons, dimensions=0)
+        layer: nn.Module
+        if options.recurrent:
+            layer = Recurrent(linear, neuron(), norm)
+        else:
+            layer = nn.Sequential(linear, *([] if norm is None else [norm]), neuron())
         network.add_module(f"layer{number}", layer)
         network.add_module(f"dropout{number}", SequenceDropout(options.dropout))
         features = neurons
     network.add_module("classifier", nn.Linear(features, classes))
+    if options.readout_tau is not None:
+        network.add_module("readout", Readout(options.readout_tau))
     return network
 
 
 class Recurrent(Stateful):
-    """I[t] = W x[t] + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes."""
+    """I[t] = N(W x[t]) + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes.
+
+    N is a normalisation, or nothing.
+    """
 
     carried = ("spikes",)
     emits_spikes = True
 
-    def __init__(self, feedforward: nn.Linear, neuron: nn.Module) -> None:
+    def __init__(
+        self, feedforward: nn.Linear, neuron: nn.Module, normalisation: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.feedforward = feedforward
+        self.normalisation = normalisation
         self.recurrent = nn.Linear(feedforward.out_features, feedforward.out_features, bias=False)
         nn.init.orthogonal_(self.recurrent.weight)
         self.neuron = neuron
@@ -42,6 +62,8 @@ class Recurrent(Stateful):
 
     def forward(self, x: Tensor) -> Tensor:
         current = self.feedforward(x)
+        if self.normalisation is not None:
+            current = self.normalisation(current)
         if self.spikes is not None:
             current = current + self.recurrent(self.spikes)
         spikes: Tensor = self.neuron(current)

@@ -105,7 +105,7 @@ class Block(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        activated = self.neuron1(x / self.beta) * GAMMA
+        activated = self.neuron1.scaled(x, GAMMA, self.beta)
         shortcut = x if self.downsample is None else self.downsample(activated)
         return self.residual(activated) * self.skipinit_gain * ALPHA + shortcut
 
@@ -124,7 +124,7 @@ class BasicBlock(Block):
         self.conv2 = ScaledWSConv2d(channels, channels, kernel_size=3)
 
     def residual(self, activated: Tensor) -> Tensor:
-        result: Tensor = self.conv2(self.neuron2(self.conv1(activated)) * GAMMA)
+        result: Tensor = self.conv2(self.neuron2.scaled(self.conv1(activated), GAMMA))
         return result
 
 
@@ -144,8 +144,8 @@ class Bottleneck(Block):
         self.conv3 = ScaledWSConv2d(channels, channels * self.expansion, kernel_size=1)
 
     def residual(self, activated: Tensor) -> Tensor:
-        hidden = self.neuron2(self.conv1(activated)) * GAMMA
-        result: Tensor = self.conv3(self.neuron3(self.conv2(hidden)) * GAMMA)
+        hidden = self.neuron2.scaled(self.conv1(activated), GAMMA)
+        result: Tensor = self.conv3(self.neuron3.scaled(self.conv2(hidden), GAMMA))
         return result
 
 

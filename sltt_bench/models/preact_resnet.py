@@ -1,8 +1,8 @@
-"""Pre-activation ResNet-18 with batch norm: the paper's network for CIFAR.
+"""Pre-activation ResNet-18: the paper's network for CIFAR.
 
     stem       convolution 3×3
     4 stages   2 blocks each; channels width × (1, 2, 4, 8); stages 2, 3, 4 halve the image
-    head       batch norm – LIF – global average pool – dropout – linear
+    head       normalisation – LIF – global average pool – dropout – linear
 
 A block of input x computes
 
@@ -13,9 +13,12 @@ shape changes. All convolutions but the stem have a bias.
 Source: Meng et al. 2023, section 5.1 and their published code; He et al. 2016 for pre-activation.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions
+from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import NeuronFactory
 
@@ -24,13 +27,20 @@ class PreActBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, stride: int, *, dropout: float, neuron: NeuronFactory
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        dropout: float,
+        neuron: NeuronFactory,
+        normalisation: NormalisationFactory,
     ) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.bn1 = normalisation(in_channels)
         self.neuron1 = neuron()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
-        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.bn2 = normalisation(out_channels)
         self.neuron2 = neuron()
         self.dropout = SequenceDropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
@@ -47,12 +57,19 @@ class PreActBlock(nn.Module):
 
 
 def stage(
-    in_channels: int, out_channels: int, stride: int, *, dropout: float, neuron: NeuronFactory
+    in_channels: int,
+    out_channels: int,
+    stride: int,
+    *,
+    dropout: float,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
 ) -> nn.Sequential:
     """Two blocks, the first of which changes the shape."""
+    block = partial(PreActBlock, dropout=dropout, neuron=neuron, normalisation=normalisation)
     return nn.Sequential(
-        PreActBlock(in_channels, out_channels, stride, dropout=dropout, neuron=neuron),
-        PreActBlock(out_channels, out_channels, 1, dropout=dropout, neuron=neuron),
+        block(in_channels, out_channels, stride),
+        block(out_channels, out_channels, 1),
     )
 
 
@@ -60,15 +77,23 @@ class PreActResNet(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
 
     def __init__(
-        self, in_channels: int, classes: int, *, width: int, dropout: float, neuron: NeuronFactory
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        width: int,
+        dropout: float,
+        neuron: NeuronFactory,
+        normalisation: NormalisationFactory,
     ) -> None:
         super().__init__()
+        next_stage = partial(stage, dropout=dropout, neuron=neuron, normalisation=normalisation)
         self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
-        self.layer1 = stage(width, width, 1, dropout=dropout, neuron=neuron)
-        self.layer2 = stage(width, width * 2, 2, dropout=dropout, neuron=neuron)
-        self.layer3 = stage(width * 2, width * 4, 2, dropout=dropout, neuron=neuron)
-        self.layer4 = stage(width * 4, width * 8, 2, dropout=dropout, neuron=neuron)
-        self.bn1 = nn.BatchNorm2d(width * 8)
+        self.layer1 = next_stage(width, width, 1)
+        self.layer2 = next_stage(width, width * 2, 2)
+        self.layer3 = next_stage(width * 2, width * 4, 2)
+        self.layer4 = next_stage(width * 4, width * 8, 2)
+        self.bn1 = normalisation(width * 8)
         self.neuron1 = neuron()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
@@ -85,7 +110,12 @@ class PreActResNet(nn.Module):
 
 
 def build(
-    options: PreActResNetOptions, *, neuron: NeuronFactory, input_shape: tuple[int, int, int], classes: int
+    options: PreActResNetOptions,
+    *,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
+    input_shape: tuple[int, int, int],
+    classes: int,
 ) -> PreActResNet:
     """The network, initialised as published.
 
@@ -93,7 +123,12 @@ def build(
     biases and the classifier's weight keep PyTorch's defaults.
     """
     network = PreActResNet(
-        input_shape[0], classes, width=options.width, dropout=options.dropout, neuron=neuron
+        input_shape[0],
+        classes,
+        width=options.width,
+        dropout=options.dropout,
+        neuron=neuron,
+        normalisation=normalisation,
     )
     kaiming_convolutions(network)
     nn.init.zeros_(network.linear.bias)

@@ -8,9 +8,12 @@ Below 224×224 pixels the adaptive pool repeats values instead of averaging them
 Source: Meng et al. 2023, section 5.1 and their published code; Simonyan & Zisserman 2015.
 """
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout, classifier_init, kaiming_convolutions
+from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import VGGOptions
 from sltt_bench.neurons import NeuronFactory
 
@@ -19,12 +22,18 @@ SMALLEST_IMAGE = 32
 """Five pools halve the image."""
 
 
-def stage(in_channels: int, *out_channels: int, dropout: float, neuron: NeuronFactory) -> nn.Sequential:
+def stage(
+    in_channels: int,
+    *out_channels: int,
+    dropout: float,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
+) -> nn.Sequential:
     """One convolution for each of `out_channels`, then a pool that halves H and W."""
     layers = nn.Sequential()
     for channels in out_channels:
         layers.append(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))
-        layers.append(nn.BatchNorm2d(channels))
+        layers.append(normalisation(channels))
         layers.append(neuron())
         layers.append(SequenceDropout(dropout))
         in_channels = channels
@@ -35,14 +44,22 @@ class VGG(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free from 32 up."""
 
     def __init__(
-        self, in_channels: int, classes: int, *, width: int, dropout: float, neuron: NeuronFactory
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        width: int,
+        dropout: float,
+        neuron: NeuronFactory,
+        normalisation: NormalisationFactory,
     ) -> None:
         super().__init__()
-        self.layer1 = stage(in_channels, width, dropout=dropout, neuron=neuron)
-        self.layer2 = stage(width, width * 2, dropout=dropout, neuron=neuron)
-        self.layer3 = stage(width * 2, width * 4, width * 4, dropout=dropout, neuron=neuron)
-        self.layer4 = stage(width * 4, width * 8, width * 8, dropout=dropout, neuron=neuron)
-        self.layer5 = stage(width * 8, width * 8, width * 8, dropout=dropout, neuron=neuron)
+        next_stage = partial(stage, dropout=dropout, neuron=neuron, normalisation=normalisation)
+        self.layer1 = next_stage(in_channels, width)
+        self.layer2 = next_stage(width, width * 2)
+        self.layer3 = next_stage(width * 2, width * 4, width * 4)
+        self.layer4 = next_stage(width * 4, width * 8, width * 8)
+        self.layer5 = next_stage(width * 8, width * 8, width * 8)
         self.avgpool = nn.AdaptiveAvgPool2d(POOLED_SIZE)
         linear = classifier_init(nn.Linear(width * 8 * POOLED_SIZE**2, classes))
         self.classifier = nn.Sequential(nn.Flatten(), linear)
@@ -54,7 +71,12 @@ class VGG(nn.Module):
 
 
 def build(
-    options: VGGOptions, *, neuron: NeuronFactory, input_shape: tuple[int, int, int], classes: int
+    options: VGGOptions,
+    *,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
+    input_shape: tuple[int, int, int],
+    classes: int,
 ) -> VGG:
     """The network, initialised as published.
 
@@ -68,6 +90,13 @@ def build(
             f"{SMALLEST_IMAGE} pixels, but the data are {height}×{width}; "
             "enlarge them in the recipe's data section or choose another model"
         )
-    network = VGG(channels, classes, width=options.width, dropout=options.dropout, neuron=neuron)
+    network = VGG(
+        channels,
+        classes,
+        width=options.width,
+        dropout=options.dropout,
+        neuron=neuron,
+        normalisation=normalisation,
+    )
     kaiming_convolutions(network, zero_bias=True)
     return network

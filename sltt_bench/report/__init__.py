@@ -28,6 +28,7 @@ BASELINE = "bptt"
 SECTIONS: dict[str, str] = {
     "study": "sltt_bench.report.sections.studies:studies",
     "run": "sltt_bench.report.sections.runs.section:runs",
+    "trial": "sltt_bench.report.sections.tuning:tuning",
     "estimate": "sltt_bench.report.sections.estimates.section:estimated",
     "bench": "sltt_bench.report.sections.benchmark:beside_baselines",
     "analysis": "sltt_bench.report.sections.gradients:gradients",

@@ -44,7 +44,9 @@ waiting for data. n too small: beyond it with fewer than five pairs."""
 ACCURACY_POINTS = 1.0
 """Percentage points of accuracy that count as a change."""
 
-EXPERIMENT = ("recipe", "recipe_hash", "precision", "timesteps", "batch_size", "synthetic", "smoke", "beside")
+EXPERIMENT = (
+    "recipe", "recipe_hash", "precision", "timesteps", "batch_size", "synthetic", "smoke", "beside", "ranks",
+)  # fmt: skip
 CIRCUMSTANCES = (
     "hardware", "software", "backend", "library", "revision", "device_memory", "driver", "cpu", "threads", "flags",
 )  # fmt: skip

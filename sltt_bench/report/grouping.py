@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.report.groups import (
+    TUNED,
     UNKNOWN_HARDWARE,
     FailedCells,
     Group,
@@ -45,7 +46,12 @@ def make_groups(results: Results) -> list[Group]:
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
     cells = _judged(cells, epochs, results.runs)
-    cells = cells.assign(**_circumstances(cells, results.runs), beside=_beside(cells))
+    cells = cells.assign(
+        **_circumstances(cells, results.runs),
+        beside=_beside(cells),
+        ranks=_ranks(cells, results.epochs),
+        tuning=_tuning(cells),
+    )
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):
@@ -185,6 +191,28 @@ def _beside(cells: pd.DataFrame) -> "pd.Series[bool]":
     return beside
 
 
+def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
+    """How many processes shared the batches in each cell's epochs ("1, 2" where it went on with another number);
+    of one without epochs, how many were to. Rows from before there could be more than one are empty.
+    """
+    planned = cells["ranks"].astype(float).fillna(1).astype(int).astype(str)
+    counts = epochs["ranks"].astype(float).fillna(1).groupby([epochs["run"], epochs["cell_id"]])
+    trained = counts.agg(lambda ranks: ", ".join(str(int(count)) for count in sorted(set(ranks))))
+    return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
+
+
+def _tuning(cells: pd.DataFrame) -> list[str]:
+    """Whose each cell's settings are, as `GroupKey.tuning` has it."""
+    words = []
+    for trials, overrides in zip(cells["trials"], cells["overrides"], strict=True):
+        rate = _overrides(overrides).get("train.lr")
+        if pd.notna(trials):
+            words.append(f"{TUNED}, {int(trials)} trials each")
+        else:
+            words.append("at the recipe's learning rate" if rate is None else f"at learning rate {rate}")
+    return words
+
+
 def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     """The figures of each cell from its epochs, indexed by (run, cell_id)."""
     key = ["run", "cell_id"]
@@ -245,7 +273,7 @@ def _group(
     group = Group(
         key=key,
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
-        recipe=runs[int(first["run"])].recipe_of(first["cell_id"]),
+        recipe=_recipe_of_group(runs[int(first["run"])], str(first["cell_id"])),
         overrides=_overrides(first["overrides"]),
         claims=_claims(members, runs),
         runs=run_indices,
@@ -255,6 +283,16 @@ def _group(
     )
     sound = members[members["status"] == "ok"]
     return replace(group, breaches=tuple(_breaches(sound, runs, group)))
+
+
+def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
+    """The resolved recipe of a group's cells; what was tuned, and so is not the same in all, reads "tuned"."""
+    recipe = run.recipe_of(cell_id)
+    tuned = _mapping(_mapping(run.cell(cell_id).get("options")).get(TUNED))
+    for dotted in _mapping(_mapping(tuned.get("protocol")).get("grid")):
+        section, _, key = str(dotted).partition(".")
+        recipe = {**recipe, section: {**_mapping(recipe.get(section)), key: TUNED}}
+    return recipe
 
 
 def _claims(members: pd.DataFrame, runs: Sequence[Run]) -> tuple[Mapping[str, Any], ...]:

@@ -28,6 +28,8 @@ from sltt_bench.report.statistics import (
 from sltt_bench.results.doubts import CHANCE
 
 UNKNOWN_HARDWARE = "unknown hardware"
+TUNED = "tuned"
+"""How the conditions of cells begin that `tune` chose the settings of."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +72,20 @@ class GroupKey:
     schema_version: int
     beside: bool
     """Whether other cells of the same command ran beside these."""
+    ranks: str
+    """How many processes shared every batch; several numbers where a cell went on with another."""
+    validation: str
+    """Name of the split that was held back from training; '' for none."""
+    tuning: str
+    """Whose the settings are: "tuned, 6 trials each", or at which learning rate all methods were trained."""
 
     def slug(self) -> str:
         """A file name's part that tells groups apart."""
         marks = [f"T{self.timesteps}", f"b{self.batch_size}", self.precision, self.backend]
         marks += ["synthetic"] * self.synthetic + ["smoke"] * self.smoke
         marks += ["beside"] * self.beside
+        marks += [f"{self.ranks}-ranks"] * (self.ranks != "1")
+        marks += ["tuned"] * self.tuned
         return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([self.recipe, *marks]))
 
     def conditions(self) -> list[str]:
@@ -84,7 +94,16 @@ class GroupKey:
         words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
         words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
         words += ["beside other cells"] * self.beside
-        return words
+        words += [f"each batch divided over {self.ranks.replace(', ', ' and ')} processes"] * (
+            self.ranks != "1"
+        )
+        words += [f"validation split {self.validation}"] * bool(self.validation)
+        return [*words, self.tuning]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether each method has settings of its own, chosen on validation data."""
+        return self.tuning.startswith(TUNED)
 
 
 DIFFERENCE_WORDS = {
@@ -107,6 +126,9 @@ DIFFERENCE_WORDS = {
     "flags": "kernel flags (TF32, cuDNN, determinism)",
     "schema_version": "schema version",
     "beside": "measured alone or beside other cells",
+    "ranks": "processes that share a batch",
+    "validation": "validation split",
+    "tuning": "tuned, or at which learning rate",
 }
 
 
@@ -115,7 +137,7 @@ def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
     words = {
         name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
     }
-    if words.keys() & {"timesteps", "batch_size", "recipe"}:
+    if words.keys() & {"timesteps", "batch_size", "recipe", "validation", "tuning"}:
         words.pop("recipe_hash", None)  # it follows from these
     if "hardware" in words:
         for name in ("device_memory", "driver", "cpu", "threads"):
@@ -429,7 +451,7 @@ class Group:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
-        left_out = {"name", "description", "methods", "seeds", "smoke", "claims", "study"}
+        left_out = {"name", "description", "methods", "seeds", "smoke", "claims", "tuning", "target", "study"}
         return flat({key: value for key, value in self.recipe.items() if key not in left_out})
 
 

@@ -5,6 +5,7 @@ with a method's cells together, or with the machine meanwhile, is a `Breach`: it
 blocks the ratio where the figure cannot be trusted at all.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,8 @@ def _sample_faults(epochs: pd.DataFrame, recipe: Mapping[str, Any], synthetic: b
     if not counts or not wanted or synthetic:
         return
     wanted = min(int(wanted), int(data.get("limit") or wanted))
+    if share := (recipe.get("validation") or {}).get("share"):
+        wanted -= math.floor(share * wanted + 0.5)
     if train.get("drop_last") and train.get("batch_size"):
         wanted -= wanted % int(train["batch_size"])
     if counts[-1] != wanted:

@@ -40,7 +40,7 @@ def leading_first(groups: Sequence[Group]) -> list[Group]:
 def _departs(group: Group) -> tuple[object, ...]:
     """In what a group is not its recipe's own experiment on the backend of the equations; the smallest is."""
     key = group.key
-    return key.smoke, key.synthetic, bool(group.overrides), key.backend != "reference"
+    return key.smoke, key.synthetic, bool(group.overrides), key.backend != "reference", key.tuned
 
 
 def _what(groups: Sequence[Group], aside: Sequence[Group]) -> str:

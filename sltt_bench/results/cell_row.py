@@ -30,6 +30,8 @@ class Outcome:
     started_utc: str = ""
     neighbours: int | None = None
     """The most cells that ran beside it at any time; None if it never started."""
+    answers: bool = False
+    """Whether that it did not finish is what its cell was to find out: a trial of a setting that cannot be trained."""
 
 
 def cell_key(cell: "Cell", outcome: Outcome) -> Row:
@@ -53,8 +55,9 @@ def cell_key(cell: "Cell", outcome: Outcome) -> Row:
 
 def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> Row:
     """The cell's row of cells.csv; `epochs` are its rows of epochs.csv by epoch, of all attempts."""
-    accuracy = {epoch: float(row["test_top1"]) for epoch, row in epochs.items() if row["test_top1"]}
-    best = max(accuracy, key=lambda epoch: (accuracy[epoch], -epoch), default=None)
+    accuracy, validation = _by_epoch(epochs, "test_top1"), _by_epoch(epochs, "validation_top1")
+    judged = validation or accuracy
+    best = max(judged, key=lambda epoch: (judged[epoch], -epoch), default=None)
     last = max(epochs, default=0)
     return {
         **cell_key(cell, outcome),
@@ -63,22 +66,30 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "overrides": json.dumps(public(cell.overrides), sort_keys=True),
         "synthetic": cell.synthetic,
         "smoke": cell.smoke,
+        "validation": None if cell.recipe.validation is None else cell.recipe.validation.name,
+        "trials": cell.trials,
         "status": outcome.status,
         "reason": without_private_paths(outcome.reason),
         "started_utc": outcome.started_utc,
         "wall_s": outcome.wall_s,
         "neighbours": _neighbours(outcome, epochs),
+        "ranks": outcome.facts.get("ranks", cell.recipe.train.devices if cell.kind == "run" else None),
         "epochs_planned": cell.recipe.train.epochs,
         "epochs_done": last,
         "parameters": outcome.facts.get("parameters"),
         "estimated_peak_tensor_bytes": outcome.facts.get("estimated_peak_tensor_bytes"),
         "best_epoch": best,
-        "best_test_top1": None if best is None else accuracy[best],
+        "best_test_top1": None if best is None else accuracy.get(best),
+        "last_validation_top1": validation.get(last),
         "last_test_top1": accuracy.get(last),
         **{column.name: outcome.facts.get(column.name) for column in INFERENCE_COLUMNS},
         "doubts": "; ".join(_doubts(cell, epochs)),
         "exit_code": outcome.exit_code,
     }
+
+
+def _by_epoch(epochs: Mapping[int, Mapping[str, str]], column: str) -> dict[int, float]:
+    return {epoch: float(row[column]) for epoch, row in epochs.items() if row.get(column)}
 
 
 def _neighbours(outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> int | None:

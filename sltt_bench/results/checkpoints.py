@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sltt_bench.results.writer import ResultsError, atomic_file, room
+from sltt_bench.results.writer import ResultsError, atomic_result, room
 
 
 class CheckpointError(Exception):
@@ -15,7 +15,7 @@ class CheckpointError(Exception):
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint; the one before stays until the new one is whole. Raises ResultsError."""
     try:
-        with atomic_file(path) as file:
+        with atomic_result(path) as file:
             torch.save(state, file)
     except RuntimeError as error:  # torch's own writer found the disk full
         raise ResultsError(

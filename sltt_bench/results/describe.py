@@ -14,7 +14,8 @@ import pandas as pd
 from scipy.stats import t
 
 runs = []
-for folder in (path.parent for path in Path("results").glob("digits*/*/cells.csv")):
+for path in (path for name in ("digits", "digits-saccade") for path in Path("results", name).glob("*/cells.csv")):
+    folder = path.parent
     cells = pd.read_csv(folder / "cells.csv").sort_values("attempt").drop_duplicates("cell_id", keep="last")
     cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok") & ~cells["smoke"] & ~cells["synthetic"]]
     if len(cells):
@@ -54,11 +55,13 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `cells/<cell_id>.json` | one resolved cell: all that its process was told |
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
+| `ranks.csv` | the figures of each process in each finished epoch (only where several share a cell's batches) |
 | `timeline.csv` | samples of the GPU over time (only where there is one) |
 | `gradients.csv` | `analyze gradients`: full gradient and spatial part, by network, layer and parameter |
 | `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
 | `operations.csv` | `analyze gradients`: counted multiplications of each method |
 | `estimates.csv` | `estimate`: memory by cause, multiplications and limits of each cell, computed and not measured |
+| `tuning.csv` | `tune`: each trial with its validation accuracy, and which setting was chosen for each method |
 | `bench.csv` | `python -m tests.benchmarks`: the native backend beside the strongest baselines |
 | `logs/<cell_id>-<attempt>.log` | what the cell's process printed (only where it printed anything) |
 | `checkpoints/<cell_id>.pt` | while a cell is unfinished, or where a later stage starts from it; not kept in git |
@@ -76,7 +79,7 @@ Rules for a reader:
   `device_name`.
 - Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
   `provenance.json` the same revision without local changes, torch, CUDA, driver, CPU, threads and flags,
-  and `neighbours` above 0 in both or in none;
+  `neighbours` above 0 in both or in none, and the same `ranks` in all their epochs;
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.
 - The first epoch of a process is `cold`; times are compared over the others.

@@ -11,18 +11,18 @@ Epoch = Mapping[str, str]
 
 def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[str]:
     """Why the figures of these epochs, in their order, may mean nothing; one clause each, none for sound training."""
-    found = []
+    clauses = []
     if _all_are(epochs, "firing_rate", 0.0):
-        found.append("no neuron fired in any epoch (lower neuron.v_threshold, or look at the input)")
+        clauses.append("no neuron fired in any epoch (lower neuron.v_threshold, or look at the input)")
     if _all_are(epochs, "lr", 0.0):
-        found.append("the learning rate was 0: nothing was trained")
+        clauses.append("the learning rate was 0: nothing was trained")
     losses = [float(epoch["train_loss"]) for epoch in epochs if epoch.get("train_loss")]
     if len(losses) > 1 and max(losses) - min(losses) <= 1e-9 * abs(losses[0]):
-        found.append("the training loss never moved")
+        clauses.append("the training loss never moved")
     top1 = [float(epoch["test_top1"]) for epoch in epochs if epoch.get("test_top1")]
     if top1 and top1[-1] <= at_chance(classes, test_samples):
-        found.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
-    return found
+        clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
+    return clauses
 
 
 def at_chance(classes: int, samples: int) -> float:

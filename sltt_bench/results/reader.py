@@ -29,13 +29,22 @@ from sltt_bench.results.schema import (
     PROVENANCE_FILE,
     RECIPE_FILE,
     TIMELINE_FILE,
+    TUNING_FILE,
 )
 from sltt_bench.results.tables import Skipped, Tables, torn_at
 from sltt_bench.results.writer import ResultsError
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
-_BESIDE = (GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE, ESTIMATES_FILE, BENCH_FILE)
+_BESIDE = (
+    GRADIENTS_FILE,
+    DRAWS_FILE,
+    METHOD_GRADIENTS_FILE,
+    OPERATIONS_FILE,
+    ESTIMATES_FILE,
+    TUNING_FILE,
+    BENCH_FILE,
+)
 """What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"
@@ -268,13 +277,13 @@ def _without_contradictions(
     known = key.isin(about.index)
     wrong = pd.Series(False, index=epochs.index)
     for column in _SAME:
-        ours, theirs = epochs[column].to_numpy(), wanted[column].to_numpy()
-        differs = known & (ours != theirs) & ~(pd.isna(ours) & pd.isna(theirs))
+        values, expected = epochs[column].to_numpy(), wanted[column].to_numpy()
+        differs = known & (values != expected) & ~(pd.isna(values) & pd.isna(expected))
         for position in differs.nonzero()[0].tolist():
             row = epochs.iloc[position]
             path = runs[int(row["run"])].path / EPOCHS_FILE
             fault = (
-                f"{column} is {row[column]!r}, but its cell's row in {CELLS_FILE} says {theirs[position]!r}"
+                f"{column} is {row[column]!r}, but its cell's row in {CELLS_FILE} says {expected[position]!r}"
             )
             damage.append(Skipped(f"{path}:{row['line']}", fault))
         wrong |= differs

@@ -13,18 +13,20 @@ PROVENANCE_FILE = "provenance.json"
 CELLS_FILE = "cells.csv"
 EPOCHS_FILE = "epochs.csv"
 TIMELINE_FILE = "timeline.csv"
+RANKS_FILE = "ranks.csv"
 GRADIENTS_FILE = "gradients.csv"
 DRAWS_FILE = "draws.csv"
 METHOD_GRADIENTS_FILE = "method_gradients.csv"
 OPERATIONS_FILE = "operations.csv"
 ESTIMATES_FILE = "estimates.csv"
+TUNING_FILE = "tuning.csv"
 BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
 
 Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
-Kind = Literal["run", "estimate", "analysis", "preflight"]
+Kind = Literal["run", "trial", "estimate", "analysis", "preflight"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,27 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
     Column(
         "train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"
     ),
-    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data"),
-    Column("test_top1", "float", "share of test samples predicted right, 0 to 1; empty with synthetic data"),
+    Column(
+        "validation_loss",
+        "float",
+        "mean of L over the validation samples; empty where none are held back, and with synthetic data",
+    ),
+    Column(
+        "validation_top1",
+        "float",
+        "share of validation samples predicted right, 0 to 1; empty as validation_loss",
+    ),
+    Column(
+        "validation_top5",
+        "float",
+        "share of validation samples with the label among the five best, 0 to 1; empty as validation_loss",
+    ),
+    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data and in trials"),
+    Column(
+        "test_top1",
+        "float",
+        "share of test samples predicted right, 0 to 1; empty with synthetic data and in trials",
+    ),
     Column(
         "test_top5",
         "float",
@@ -122,6 +143,12 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         "the most cells of the same command (--jobs, --devices) that ran beside this one until the epoch ended; "
         "empty where only one could run, in files of earlier versions",
     ),
+    Column(
+        "ranks",
+        "int",
+        "processes that shared every batch (--nproc-per-cell); of their times and memory the largest is here, of "
+        "their energy the sum, and ranks.csv has each; empty where there was one, in files of earlier versions",
+    ),
 )
 
 INFERENCE_COLUMNS: tuple[Column, ...] = (
@@ -151,11 +178,22 @@ INFERENCE_COLUMNS: tuple[Column, ...] = (
 
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("kind", "str", "run (measured), estimate or analysis"),
+    Column(
+        "kind", "str", "run (measured), trial (of `tune`, looked at on validation data), estimate or analysis"
+    ),
     Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
     Column("overrides", "str", "the --set overrides of the cell, as JSON"),
     Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
     Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
+    Column(
+        "validation", "str", "name of the split held back from training (its share, its seed); empty: none"
+    ),
+    Column(
+        "trials",
+        "int",
+        "trials from which `tune` chose the cell's settings, as many for each method; empty: they are the recipe's, "
+        "or those of overrides",
+    ),
     Column("status", "str", "ok, oom, error, timeout, killed or skipped"),
     Column("reason", "str", "one line that explains any status but ok"),
     Column("started_utc", "str", "when the cell's process started, ISO 8601"),
@@ -166,6 +204,9 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "the most cells of the same command that ran beside this one, in any of its epochs: above 0, its times are "
         "never compared with times measured alone; empty as in epochs.csv, and for a cell that never started",
     ),
+    Column(
+        "ranks", "int", "processes that were to share every batch in this attempt; empty as in epochs.csv"
+    ),
     Column("epochs_planned", "int", "epochs that the recipe asks for"),
     Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
     Column("parameters", "int", "trainable parameters of the network"),
@@ -174,8 +215,14 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "int",
         "peak of live tensor bytes as estimated before the run; empty without an estimate",
     ),
-    Column("best_epoch", "int", "epoch with the highest test_top1: chosen by looking at test data"),
+    Column(
+        "best_epoch",
+        "int",
+        "epoch with the highest validation_top1; without a validation split the highest test_top1: chosen by looking "
+        "at test data",
+    ),
     Column("best_test_top1", "float", "test_top1 of best_epoch"),
+    Column("last_validation_top1", "float", "validation_top1 of the last epoch"),
     Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
     *INFERENCE_COLUMNS,
     Column(
@@ -184,6 +231,19 @@ CELL_COLUMNS: tuple[Column, ...] = (
         "why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it",
     ),
     Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
+)
+
+RANK_FIGURES = (
+    "train_s", "eval_s", "data_wait_s", "allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
+    "peak_nvml_bytes", "peak_nvml_scope", "peak_rss_bytes", "energy_j", "gpu_util_mean",
+)  # fmt: skip
+"""The columns of epochs.csv that each process of a cell has figures of its own for."""
+
+RANK_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column("epoch", "int", "1 for the first"),
+    Column("rank", "int", "the process among those that share the cell's batches, 0 for the first"),
+    *(column for column in EPOCH_COLUMNS if column.name in RANK_FIGURES),
 )
 
 TIMELINE_COLUMNS: tuple[Column, ...] = (
@@ -314,6 +374,17 @@ ESTIMATE_COLUMNS: tuple[Column, ...] = (
         "training iterations of an epoch; a last, smaller batch counts by its share of samples",
     ),
     Column("epoch_multiplications", "int", "all multiplications of an epoch's training"),
+    Column(
+        "ranks",
+        "int",
+        "processes that share every batch (--nproc-per-cell): memory and multiplications are those of the one with the "
+        "largest share; empty in files of earlier versions, where it was one",
+    ),
+    Column(
+        "exchanged_bytes",
+        "int",
+        "bytes that each of the processes sends (and receives) in an iteration's exchange of gradients by a ring",
+    ),
     Column("gpu", "str", "GPU of the lower bound on time, by its data sheet"),
     Column("epoch_lower_bound_s", "float", "seconds of an epoch's training that this GPU cannot undercut"),
     Column("memory_bytes", "int", "memory into which batch and T were fitted, margin taken off"),
@@ -323,6 +394,45 @@ ESTIMATE_COLUMNS: tuple[Column, ...] = (
         "int",
         "largest T at this batch that fits into memory_bytes; 0: none does; empty: no limit was met",
     ),
+)
+
+TUNING_COLUMNS: tuple[Column, ...] = (
+    *CELL_KEY,
+    Column(
+        "protocol",
+        "str",
+        "hash of grid, seeds, epochs and validation split, which all methods of a study share",
+    ),
+    Column("setting", "str", "the values of the searched fields, as JSON"),
+    Column("trial", "int", "number of the method's trial, 1 for the first"),
+    Column("trials", "int", "the budget: trials of each method"),
+    Column("status", "str", "how the trial ended, as in cells.csv"),
+    Column(
+        "validation_top1",
+        "float",
+        "share of validation samples predicted right after the last epoch, 0 to 1; empty: the loss diverged, or "
+        "memory ran out",
+    ),
+    Column(
+        "setting_top1",
+        "float",
+        "mean of validation_top1 over the seeds of this setting, which decides; empty if one of them is",
+    ),
+    Column(
+        "chosen",
+        "bool",
+        "whether the method is trained with this setting: the largest setting_top1; of equal ones that nearest to the "
+        "middle of the grid, then the first",
+    ),
+    Column(
+        "as_recipe", "bool", "whether the setting is what the recipe says, so what is trained without tuning"
+    ),
+    Column(
+        "at_edge",
+        "str",
+        "fields of the chosen setting with the first or last value of the grid: a better one may lie beyond",
+    ),
+    Column("reason", "str", "one line that explains any status but ok"),
 )
 
 BENCH_COLUMNS: tuple[Column, ...] = (
@@ -353,10 +463,12 @@ FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,
     TIMELINE_FILE: TIMELINE_COLUMNS,
+    RANKS_FILE: RANK_COLUMNS,
     GRADIENTS_FILE: GRADIENT_COLUMNS,
     DRAWS_FILE: DRAW_COLUMNS,
     METHOD_GRADIENTS_FILE: METHOD_GRADIENT_COLUMNS,
     OPERATIONS_FILE: OPERATION_COLUMNS,
     ESTIMATES_FILE: ESTIMATE_COLUMNS,
+    TUNING_FILE: TUNING_COLUMNS,
     BENCH_FILE: BENCH_COLUMNS,
 }

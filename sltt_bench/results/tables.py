@@ -6,6 +6,7 @@ every value in it can be what its column says; nothing is repaired or guessed. M
 
 import csv
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.printable import CONTROL, printable
+from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
     BENCH_FILE,
     CELL_KEY,
@@ -29,12 +31,14 @@ from sltt_bench.results.schema import (
     OPERATIONS_FILE,
     SCHEMA_VERSION,
     TIMELINE_FILE,
+    TUNING_FILE,
     Column,
     Kind,
     Status,
 )
 
 Row = dict[str, str]
+Mask = npt.NDArray[np.bool_]
 
 _KEY = {column.name for column in CELL_KEY} - {"k"}
 NEEDED = {
@@ -46,6 +50,7 @@ NEEDED = {
     METHOD_GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "compared_method", "level"},
     OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
     ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
+    TUNING_FILE: _KEY | {"protocol", "setting", "trial", "trials", "status", "chosen"},
     BENCH_FILE: {
         "schema_version",
         "row",
@@ -65,9 +70,11 @@ NEEDED = {
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
 _SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
+_JSON = ("overrides", "setting")
 _FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
 _SIGNED = {"exit_code", "temperature_c"}
-_WHOLE = r"-?\d{1,30}(?:\.0)?"
+_BOOLEANS = {"true": True, "false": False}
+_WHOLE = re.compile(r"-?\d{1,30}(?:\.0)?")
 """What a program writes for a whole number; 1.2E+09 has lost digits in somebody's spreadsheet."""
 _LARGEST = 1e100
 """Beyond this no figure was measured, and sums of squares overflow."""
@@ -117,26 +124,31 @@ class Tables:
         frames = [self._typed(key) for key in self._rows if key[0] == file]
         columns = [*(column.name for column in FILES[file]), "run", "line"]
         if not frames:
-            return pd.DataFrame({name: pd.Series(dtype=object) for name in columns})
+            return pd.DataFrame(columns=columns, dtype=object)
         return pd.concat(frames, ignore_index=True)[columns]
 
     def _typed(self, key: tuple[str, tuple[str, ...]]) -> pd.DataFrame:
         file, header = key
-        text = pd.DataFrame(self._rows[key], columns=list(header), dtype=object)
+        rows = self._rows[key]
+        texts = dict(zip(header, zip(*rows, strict=True), strict=True))
         typed: dict[str, Any] = {}
         faulty: dict[int, str] = {}
+        index = pd.RangeIndex(len(rows))
         for column in FILES[file]:
-            if column.name not in text:
-                typed[column.name] = np.full(len(text), "" if column.type == "str" else np.nan, dtype=object)
+            if column.name not in texts:
+                typed[column.name] = np.full(len(rows), "" if column.type == "str" else np.nan, dtype=object)
                 continue
-            values, wrong = _typed_column(text[column.name], column, file)
-            typed[column.name] = values
+            text = texts[column.name]
+            values, wrong = _typed_column(text, column, file)
+            typed[column.name] = (
+                pd.Series(values, index, dtype=object) if column.type == "str" else np.asarray(values)
+            )
             for position in np.flatnonzero(wrong).tolist():
-                value = text[column.name].iloc[position]
-                faulty.setdefault(position, f"{column.name} is {_quoted(value)}, not {_expected(column)}")
-        frame = pd.DataFrame(typed)
-        frame["run"] = [run for run, _, _ in self._places[key]]
-        frame["line"] = [line for _, _, line in self._places[key]]
+                fault = f"{column.name} is {_quoted(text[position])}, not {_expected(column)}"
+                faulty.setdefault(position, fault)
+        typed["run"] = [run for run, _, _ in self._places[key]]
+        typed["line"] = [line for _, _, line in self._places[key]]
+        frame = pd.DataFrame(typed, index)
         for position, fault in faulty.items():
             _, path, number = self._places[key][position]
             _refuse(self._skipped, path, number, fault)
@@ -240,30 +252,23 @@ def _refuse(skipped: list[Skipped], path: Path, number: int, fault: str) -> None
 # Values -----------------------------------------------------------------------------------------
 
 
-def _typed_column(text: "pd.Series[Any]", column: Column, file: str) -> tuple[Any, "np.ndarray[Any, Any]"]:
+def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
     """The column's values (missing numbers are NaN) and where the text cannot be such a value."""
-    empty = (text == "").to_numpy()
+    empty = np.array([value == "" for value in text])
     refused_empty = empty if column.name in NEEDED[file] else np.zeros(len(text), dtype=bool)
     if column.type == "str":
-        wrong = refused_empty | _wrong_words(text, column)
-        if text.str.contains(CONTROL).any():
-            text = text.map(printable)
-        return text, wrong
+        return [printable(value) for value in text], refused_empty | _wrong_words(text, column)
     if column.type == "bool":
-        lower = text.str.lower()
-        wrong = refused_empty | (~lower.isin(["true", "false"]).to_numpy() & ~empty)
-        true = (lower == "true").to_numpy()
-        if empty.any():  # neither: None
-            true = true.astype(object)
-            true[empty] = None
-        return true, wrong
-    values = pd.to_numeric(text, errors="coerce").to_numpy(dtype=float)
-    not_a_number = (text.str.lower() == "nan").to_numpy()
+        booleans = [_BOOLEANS.get(value.lower()) for value in text]
+        wrong = refused_empty | (np.array([value is None for value in booleans]) & ~empty)
+        return (booleans if empty.any() else [bool(value) for value in booleans]), wrong
+    values = pd.to_numeric(np.array(text, dtype=object), errors="coerce").astype(float)
+    not_a_number = np.array([value.lower() == "nan" for value in text])
     wrong = refused_empty | (np.isnan(values) & ~empty & ~not_a_number)
     size = np.abs(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
     wrong |= size > _LARGEST
     if column.type == "int":
-        wrong |= ~(text.str.fullmatch(_WHOLE).to_numpy(dtype=bool) | empty)
+        wrong |= ~(np.array([_WHOLE.fullmatch(value) is not None for value in text]) | empty)
         lowest = 1 if column.name in _FROM_ONE or (file, column.name) == (EPOCHS_FILE, "epoch") else 0
         if column.name not in _SIGNED:
             wrong |= values < lowest
@@ -278,13 +283,13 @@ def _typed_column(text: "pd.Series[Any]", column: Column, file: str) -> tuple[An
     return values, wrong
 
 
-def _wrong_words(text: "pd.Series[Any]", column: Column) -> "np.ndarray[Any, Any]":
+def _wrong_words(text: Sequence[str], column: Column) -> Mask:
     if column.name in _WORDS:
-        return ~text.isin(_WORDS[column.name]).to_numpy()
-    if column.name == "overrides":
-        sound = {value: _is_json_object(value) for value in text.unique()}
-        return ~text.map(sound).to_numpy(dtype=bool)
-    return text.str.contains("\0", regex=False).to_numpy(dtype=bool)
+        return np.array([value not in _WORDS[column.name] for value in text])
+    if column.name in _JSON:
+        sound = {value: _is_json_object(value) for value in set(text)}
+        return np.array([not sound[value] for value in text])
+    return np.array(["\0" in value for value in text])
 
 
 def _is_json_object(text: str) -> bool:
@@ -297,7 +302,7 @@ def _is_json_object(text: str) -> bool:
 def _expected(column: Column) -> str:
     if column.name in _WORDS:
         return "one of " + ", ".join(_WORDS[column.name])
-    if column.name == "overrides":
+    if column.name in _JSON:
         return "a JSON object"
     if column.name == "schema_version":
         return f"{SCHEMA_VERSION}, the version of the format that this sltt-bench reads; a newer one needs an update"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
+from sltt_bench.atomic_files import atomic_file
 from sltt_bench.format import format_bytes
 from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
@@ -221,28 +222,21 @@ def _add_columns(path: Path, columns: list[str]) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file that is whole or not there at all, whenever the power goes."""
-    with atomic_file(path) as file:
+    """A file that is whole or not there at all. Raises ResultsError."""
+    with atomic_result(path) as file:
         file.write(content)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """What is written within takes the place of `path` when it is whole and on the disk, not before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def atomic_result(path: Path) -> Iterator[BinaryIO]:
+    """An `atomic_file` among the results. Raises ResultsError, which says how much room is left."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
+        with atomic_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
     except OSError as error:
         raise ResultsError(
             f"{path}: could not be written ({error.strerror or error}); {room(path)}"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _append_line(path: Path, values: list[str], *, durable: bool) -> None:

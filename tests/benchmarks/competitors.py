@@ -5,7 +5,7 @@ gradients of the batch, for the same image at T steps. Normalisation sees one st
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,12 +20,13 @@ from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.pooling import LEAN
 from sltt_bench.backends.reference import Reference
 from sltt_bench.backends.spikingjelly import SpikingJelly, SpikingJellyLIF
+from sltt_bench.experiment import Experiment
 from sltt_bench.losses import step_loss
-from sltt_bench.methods import Method
+from sltt_bench.measure import Profiler
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.models.preact_resnet import PreActBlock
-from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset_state
-from sltt_bench.precision import Precision, scaled_backward
+from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.precision import Precision
 from sltt_bench.unroll import Unroll
 
 ALPHA = 0.05
@@ -89,6 +90,8 @@ class Made(NamedTuple):
     native learns what repeats."""
     provenance: Callable[[], Mapping[str, str]] = dict
     """What has really run."""
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Entered around what is timed, outside the clock."""
 
 
 WARM_UP = {"cpu": 3, "cuda": 5}
@@ -103,12 +106,13 @@ class Competitor:
     make: Callable[[Problem], Made]
 
 
-def ours(backend: str, method: str, **options: Any) -> Competitor:
+def this_project(backend: str, method: str, **options: Any) -> Competitor:
     """A backend of the project under one of its methods."""
-    said = "".join(f", {key}" for key, value in options.items() if value)
+    options_on = "".join(f", {key}" for key, value in options.items() if value is True)
+    options_on += CUDA_GRAPH * (options.get("graphs") == "always")
     return Competitor(
-        f"{backend} {method}{said}",
-        lambda problem: _step_by_step(problem, backends.create(backend, **options), method),
+        f"{backend} {method}{options_on}",
+        lambda problem: _made(problem, backends.create(backend, **options), method),
     )
 
 
@@ -117,12 +121,12 @@ def spikingjelly_sltt(*, float32_neurons: bool = False, cuda_graph: bool = False
 
     `float32_neurons`: under mixed precision, cast the currents to float32, the only format for whose
     states SpikingJelly has fused kernels; otherwise a state has the format of the currents.
-    `cuda_graph`: iterations are replayed as CUDA graphs, as SpikingJelly's own trainers offer.
+    `cuda_graph`: iterations are replayed, as SpikingJelly's own trainers offer.
     """
 
     def make(problem: Problem) -> Made:
-        nodes = _SpikingJellyNodes("SLTTLIFNode", float32_neurons=float32_neurons, graphs=_graphs(cuda_graph))
-        return _step_by_step(problem, nodes, "sltt")
+        nodes = _SpikingJellyNodes("SLTTLIFNode", float32_neurons=float32_neurons, cuda_graph=cuda_graph)
+        return _made(problem, nodes, "sltt")
 
     return Competitor(
         "SpikingJelly SLTTLIFNode" + FLOAT32_NEURONS * float32_neurons + CUDA_GRAPH * cuda_graph, make
@@ -135,12 +139,14 @@ def spikingjelly_sltt_with_less_memory(*, compress: bool) -> Competitor:
     Residual blocks are checkpointed; or, to `compress`, each convolution of spikes is, its input kept
     as bits.
     """
-    said = "spikes as bits" if compress else "blocks checkpointed"
+    return Competitor(
+        f"SpikingJelly SLTTLIFNode, {_memory_saving(compress)}",
+        lambda problem: _made(problem, _Checkpointed("SLTTLIFNode", compress=compress), "sltt"),
+    )
 
-    def make(problem: Problem) -> Made:
-        return _step_by_step(problem, _Checkpointed("SLTTLIFNode", compress=compress), "sltt")
 
-    return Competitor(f"SpikingJelly SLTTLIFNode, {said}", make)
+def _memory_saving(compress: bool) -> str:
+    return "spikes as bits" if compress else "blocks checkpointed"
 
 
 def spikingjelly_bptt(
@@ -151,9 +157,9 @@ def spikingjelly_bptt(
 
     def make(problem: Problem) -> Made:
         nodes = _SpikingJellyNodes(
-            "LIFNode", float32_neurons=float32_neurons, step_mode=mode[0], graphs=_graphs(cuda_graph)
+            "LIFNode", float32_neurons=float32_neurons, step_mode=mode[0], cuda_graph=cuda_graph
         )
-        return _layer_by_layer(problem, nodes) if multi_step else _step_by_step(problem, nodes, "bptt")
+        return _made(problem, nodes, "bptt")
 
     return Competitor(
         f"SpikingJelly LIFNode {mode}" + FLOAT32_NEURONS * float32_neurons + CUDA_GRAPH * cuda_graph, make
@@ -168,62 +174,100 @@ def spikingjelly_bptt_with_less_memory(
     Its levels 2 to 4 search for finer blocks and for chunks of time by measuring on a GPU; what they can arrive at
     is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only).
     """
-    said = "spikes as bits" if compress else "blocks checkpointed"
     mode = "multi-step" if multi_step else "single-step"
 
     def make(problem: Problem) -> Made:
         nodes = _Checkpointed(
             "LIFNode", compress=compress, step_mode=mode[0], chunks=min(chunks, problem.timesteps)
         )
-        return _layer_by_layer(problem, nodes) if multi_step else _step_by_step(problem, nodes, "bptt")
+        # In fewer steps there would be fewer chunks of time.
+        return _made(problem, nodes, "bptt", shorter=problem.timesteps if multi_step else 2)
 
     in_chunks = f" in {chunks} chunks" if chunks > 1 else ""
-    return Competitor(f"SpikingJelly LIFNode {mode}, {said}{in_chunks}", make)
+    return Competitor(f"SpikingJelly LIFNode {mode}, {_memory_saving(compress)}{in_chunks}", make)
 
 
 def relu_network(*, cuda_graph: bool = False) -> Competitor:
     """The floor: ReLU in place of the neurons, forward and backward T times."""
     return Competitor(
         "ReLU network, T times" + CUDA_GRAPH * cuda_graph,
-        lambda problem: _step_by_step(problem, _ReLUs(_graphs(cuda_graph)), "sltt"),
+        lambda problem: _made(problem, _ReLUs(cuda_graph=cuda_graph), "sltt"),
     )
 
 
+def in_blocks(competitor: Competitor, iterations: int, *, sampled: bool) -> Competitor:
+    """So many iterations at once; `sampled`: while the GPU's sensors are read from a thread, as in a run.
+
+    Raises NoSensors, when it is made, if there are none to read.
+    """
+
+    def make(problem: Problem) -> Made:
+        made = competitor.make(problem)
+        device = torch.device(problem.device)
+        profiler = Profiler(device)
+        if sampled and device.type == "cuda" and profiler.watch is None:
+            raise NoSensors(profiler.absent["peak_nvml_bytes"])
+
+        @contextmanager
+        def sampling() -> Iterator[None]:
+            with Profiler(device) as profiler:
+                profiler.epoch(1)  # ends its warm-up
+                with profiler.phase("train", 1):
+                    yield
+
+        def block() -> None:
+            for _ in range(iterations):
+                made.iteration()
+
+        return made._replace(iteration=block, around=sampling if sampled else nullcontext)
+
+    return Competitor(f"{competitor.name}, {'with' if sampled else 'without'} sensors", make)
+
+
+class NoSensors(Exception):
+    """NVML cannot be read; the message says why."""
+
+
 ABLATIONS = ("spikes not stored", "once an iteration", "lean pooling")
-"""What `without` can switch off."""
+"""What `ablated` can switch off."""
 
 
 def ablated(idea: str, method: str) -> Competitor:
     """Native under a method, with one of its ABLATIONS switched off."""
     return Competitor(
         f"native {method} without: {idea}",
-        lambda problem: _step_by_step(problem, _NativeWithout(idea), method),
+        lambda problem: _made(problem, _NativeWithout(idea), method),
     )
 
 
 FLOAT32_NEURONS = ", neurons in float32"
-CUDA_GRAPH = ", cuda_graph"
-
-
-def _graphs(wanted: bool) -> GraphedIterations | None:
-    return GraphedIterations() if wanted else None
+CUDA_GRAPH = ", CUDA graphs"
 
 
 class _Baseline(Reference):
     """Everything as in the reference but the neurons; channels-last on a GPU, as native is."""
 
-    def __init__(self, graphs: GraphedIterations | None = None) -> None:
-        """`graphs`: what replays the iterations."""
-        self.graphs = graphs
+    def __init__(self, *, cuda_graph: bool = False) -> None:
+        """`cuda_graph`: iterations are replayed."""
+        self._graphs = GraphedIterations() if cuda_graph else None
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         if torch.device(device).type == "cuda":
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network.to(device)
 
+    def accumulate_gradients(self, experiment: Experiment, x: Tensor, labels: Tensor) -> Unroll:
+        iterate = partial(self._accumulate_gradients, experiment)
+        if self._graphs is None:
+            return iterate(x, labels)
+        return self._graphs.run(experiment, iterate, (x, labels))
+
+    def _accumulate_gradients(self, experiment: Experiment, x: Tensor, labels: Tensor) -> Unroll:
+        return experiment.accumulate_gradients(x, labels)
+
 
 class _SpikingJellyNodes(_Baseline):
-    """One kind of SpikingJelly's nodes."""
+    """One kind of SpikingJelly's nodes, which see one step at a time (`step_mode` "s") or all at once ("m")."""
 
     def __init__(
         self,
@@ -231,9 +275,9 @@ class _SpikingJellyNodes(_Baseline):
         *,
         float32_neurons: bool = False,
         step_mode: str = "s",
-        graphs: GraphedIterations | None = None,
+        cuda_graph: bool = False,
     ) -> None:
-        super().__init__(graphs)
+        super().__init__(cuda_graph=cuda_graph)
         from spikingjelly.activation_based import neuron
 
         self._jelly = SpikingJelly()
@@ -248,11 +292,26 @@ class _SpikingJellyNodes(_Baseline):
         return kind(node, parameters)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
-        return self._jelly.prepare(super().prepare(network, device), device)
+        network = self._jelly.prepare(super().prepare(network, device), device)
+        if self._step_mode == "m":
+            _take_all_steps_at_once(network)
+        return network
+
+    def _accumulate_gradients(self, experiment: Experiment, x: Tensor, labels: Tensor) -> Unroll:
+        """In multi-step mode BPTT layer by layer: the network sees [T, batch, ...]."""
+        if self._step_mode == "s":
+            return super()._accumulate_gradients(experiment, x, labels)
+        unroll = experiment.unroll(x, labels)
+        autocast = experiment.precision.autocast
+        with autocast() if autocast else nullcontext():
+            outputs = experiment.network(x.expand(experiment.timesteps, *x.shape))
+        losses = [experiment.loss(output, labels) for output in outputs]
+        unroll.backward(torch.stack(losses).mean())
+        return unroll
 
     def provenance(self) -> Mapping[str, str]:
-        said = self._jelly.provenance()
-        return {**said, "neuron": said["neuron"].replace("LIFNode, step_mode='s'", self._what())}
+        facts = self._jelly.provenance()
+        return {**facts, "neuron": facts["neuron"].replace("LIFNode, step_mode='s'", self._what())}
 
     def _what(self) -> str:
         return f"{self._kind.__name__}, step_mode={self._step_mode!r}"
@@ -306,9 +365,9 @@ class _NativeWithout(Native):
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
-        saved = nullcontext() if self._idea == "spikes not stored" else self._saved.active()
-        once = nullcontext() if self._idea == "once an iteration" else self._once.active(network)
-        with saved, once:
+        hooks = nullcontext() if self._idea == "spikes not stored" else self._saved.active()
+        sharing = nullcontext() if self._idea == "once an iteration" else self._once.active(network)
+        with hooks, sharing:
             yield
 
 
@@ -316,14 +375,21 @@ class _ReLUs(_Baseline):
     """No neurons at all."""
 
     def neuron(self, parameters: LIFParameters) -> Any:
-        return nn.ReLU()
+        return _ReLU()
 
     def provenance(self) -> Mapping[str, str]:
         return {"neuron": "none: torch's ReLU", "torch": torch.__version__}
 
 
-def _build(problem: Problem, backend: Backend) -> nn.Module:
-    """The network on its device, with the weights of seed 0."""
+class _ReLU(nn.ReLU):
+    """ReLU where a network scales its neurons."""
+
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        return self(x if divisor is None else x / divisor) * gain
+
+
+def _made(problem: Problem, backend: Backend, method: str, *, shorter: int = 2) -> Made:
+    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most."""
     torch.manual_seed(0)
     network = models.build(
         problem.network,
@@ -331,72 +397,42 @@ def _build(problem: Problem, backend: Backend) -> nn.Module:
         input_shape=problem.image,
         classes=problem.classes,
     )
-    return backend.prepare(network, problem.device)
-
-
-def _step_by_step(problem: Problem, backend: Backend, method: str) -> Made:
-    """The method drives the network through the T steps."""
-    network = _build(problem, backend)
-    x, labels = problem.batch()
+    network = backend.prepare(network, problem.device)
     precision = Precision(problem.precision, torch.device(problem.device).type)
-    generator = torch.Generator().manual_seed(0)
-    backward = scaled_backward(precision.make_scaler())
-    graphs = getattr(backend, "graphs", None)
+    whole = Experiment(
+        network=network,
+        method=methods.create(method, problem.timesteps),
+        backend=backend,
+        optimizer=torch.optim.SGD(network.parameters()),
+        scaler=precision.make_scaler(),
+        precision=precision,
+        timesteps=problem.timesteps,
+        temporal=False,
+        loss=partial(step_loss, alpha=ALPHA, mse_target="ones"),
+        window=None,
+        average="losses",
+        generator=torch.Generator().manual_seed(0),
+    )
+    steps = min(shorter, problem.timesteps)
+    short = replace(whole, method=methods.create(method, steps), timesteps=steps)
+    x, labels = problem.batch()
 
-    def subject(timesteps: int) -> _Subject:
-        return _Subject(network, methods.create(method, timesteps), generator, timesteps)
-
-    def iterate(subject: _Subject, x: Tensor, labels: Tensor) -> Unroll:
-        inputs = [x] * subject.timesteps
-        unrolled = network
-        if isinstance(backend, Native):
-            unrolled = backend.unrolled(network, inputs, subject.method)
-        with backend.iteration(network):
-            unroll = Unroll(
-                unrolled,
-                inputs,
-                partial(step_loss, labels=labels, alpha=ALPHA, mse_target="ones"),
-                generator=subject.generator,
-                backward=backward,
-                autocast=precision.autocast,
-            )
-            subject.method.accumulate_gradients(unroll)
-        return unroll
-
-    def iteration(subject: _Subject) -> None:
+    def iteration(experiment: Experiment) -> None:
         network.zero_grad(set_to_none=True)
-        if graphs is None:
-            iterate(subject, x, labels)
-        else:
-            graphs.run(subject, partial(iterate, subject), (x, labels))
+        backend.accumulate_gradients(experiment, x, labels)
 
     return Made(
         network,
-        iteration=partial(iteration, subject(problem.timesteps)),
-        short_iteration=partial(iteration, subject(min(2, problem.timesteps))),
+        iteration=partial(iteration, whole),
+        short_iteration=partial(iteration, short),
         batch=(x, labels),
-        warm_up=_warm_up(problem),
+        warm_up=WARM_UP[torch.device(problem.device).type],
         provenance=backend.provenance,
     )
 
 
-def _warm_up(problem: Problem) -> int:
-    return WARM_UP[torch.device(problem.device).type]
-
-
-@dataclass
-class _Subject:
-    """What replaying an iteration needs to know."""
-
-    network: nn.Module
-    method: Method
-    generator: torch.Generator
-    timesteps: int
-
-
-def _layer_by_layer(problem: Problem, backend: Backend) -> Made:
-    """The network sees [T, batch, ...] at once; only batch norm still goes step by step."""
-    network = _build(problem, backend)
+def _take_all_steps_at_once(network: nn.Module) -> None:
+    """Layers take [T, batch, ...]; only batch norm still goes step by step."""
     for module in network.modules():
         if isinstance(module, nn.Flatten):
             module.start_dim = 2
@@ -404,35 +440,6 @@ def _layer_by_layer(problem: Problem, backend: Backend) -> Made:
             module.__dict__["forward"] = partial(_all_steps_at_once, module.forward)
         elif isinstance(module, nn.BatchNorm2d):
             module.__dict__["forward"] = partial(_one_step_after_the_other, module.forward)
-    x, labels = problem.batch()
-    precision = Precision(problem.precision, torch.device(problem.device).type)
-    scaler = precision.make_scaler()
-    generator = torch.Generator()
-    graphs: GraphedIterations | None = getattr(backend, "graphs", None)
-
-    def iterate(timesteps: int, x: Tensor, labels: Tensor) -> Any:
-        reset_state(network)
-        with precision.autocast() if precision.autocast else nullcontext():
-            outputs = network(x.expand(timesteps, *x.shape))
-        losses = [step_loss(output, labels=labels, alpha=ALPHA, mse_target="ones") for output in outputs]
-        torch.autograd.backward(scaler.scale(torch.stack(losses).mean()))
-
-    def iteration(timesteps: int) -> None:
-        network.zero_grad(set_to_none=True)
-        if graphs is None:
-            iterate(timesteps, x, labels)
-        else:
-            subject = _Subject(network, methods.create("bptt", timesteps), generator, timesteps)
-            graphs.run(subject, partial(iterate, timesteps), (x, labels))
-
-    return Made(
-        network,
-        iteration=partial(iteration, problem.timesteps),
-        short_iteration=partial(iteration, problem.timesteps),  # of two steps, there are no chunks of time
-        batch=(x, labels),
-        warm_up=_warm_up(problem),
-        provenance=backend.provenance,
-    )
 
 
 def _all_steps_at_once(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

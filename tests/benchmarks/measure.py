@@ -109,11 +109,12 @@ def in_one_line(error: Exception) -> str:
 
 
 def _seconds(made: Made, device: torch.device, clock: Clock) -> float:
-    _wait_for(device)
-    start = clock()
-    made.iteration()
-    _wait_for(device)
-    return clock() - start
+    with made.around():
+        _wait_for(device)
+        start = clock()
+        made.iteration()
+        _wait_for(device)
+        return clock() - start
 
 
 def _wait_for(device: torch.device) -> None:

@@ -16,12 +16,13 @@ from .competitors import (
     cifar_resnet18,
     gesture_vgg11,
     imagenet_nf_resnet34,
-    ours,
+    in_blocks,
     relu_network,
     spikingjelly_bptt,
     spikingjelly_bptt_with_less_memory,
     spikingjelly_sltt,
     spikingjelly_sltt_with_less_memory,
+    this_project,
 )
 from .measure import CLOCKS, PairedTimes, Ran, in_one_line, paired_times, peak_bytes
 
@@ -227,18 +228,18 @@ def _half(size: Size) -> str:
 
 def _sltt_memory(size: Size) -> Iterator[Finding]:
     against = [([spikingjelly_sltt()], 0.56)]
-    yield from _peaks("memory-sltt", cifar_resnet18(), ours("native", "sltt"), against, size)
+    yield from _peaks("memory-sltt", cifar_resnet18(), this_project("native", "sltt"), against, size)
 
 
 def _sltt_memory_mixed(size: Size) -> Iterator[Finding]:
     problem = cifar_resnet18(precision=_half(size))
     against = [([spikingjelly_sltt(float32_neurons=single) for single in (False, True)], 0.62)]
-    yield from _peaks("memory-sltt-mixed", problem, ours("native", "sltt"), against, size)
+    yield from _peaks("memory-sltt-mixed", problem, this_project("native", "sltt"), against, size)
 
 
 def _recompute(size: Size) -> Iterator[Finding]:
     """Also against what SpikingJelly does to save memory."""
-    subject, baseline = ours("native", "sltt", recompute=True), spikingjelly_sltt()
+    subject, baseline = this_project("native", "sltt", recompute=True), spikingjelly_sltt()
     saving = [spikingjelly_sltt_with_less_memory(compress=choice) for choice in (False, True)]
     yield from _peaks("recompute", cifar_resnet18(), subject, [([baseline], 0.35), (saving, None)], size)
     if not size.fake:
@@ -246,7 +247,7 @@ def _recompute(size: Size) -> Iterator[Finding]:
 
 
 def _growth(size: Size) -> Iterator[Finding]:
-    subject = ours("native", "sltt")
+    subject = this_project("native", "sltt")
     short, long = (
         replace(size.shaped(cifar_resnet18(), for_time=False), timesteps=steps) for steps in (1, 32)
     )
@@ -267,18 +268,32 @@ def _growth(size: Size) -> Iterator[Finding]:
 
 def _bptt_memory(size: Size) -> Iterator[Finding]:
     baselines = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
-    yield from _peaks("memory-bptt", cifar_resnet18(), ours("native", "bptt"), [(baselines, 0.75)], size)
+    yield from _peaks(
+        "memory-bptt", cifar_resnet18(), this_project("native", "bptt"), [(baselines, 0.75)], size
+    )
 
 
 def _bptt_recompute(size: Size) -> Iterator[Finding]:
-    """The exact gradient at little memory, also against what SpikingJelly does to that end; and its time."""
-    subject = ours("native", "bptt", recompute=True)
+    """The exact gradient at little memory, also against what SpikingJelly does to that end."""
+    subject = this_project("native", "bptt", recompute=True)
     usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
-    saving = _saving_bptt()
-    yield from _peaks("recompute-bptt", cifar_resnet18(), subject, [(usual, 0.20), (saving, 1.0)], size)
-    if not size.fake:
-        against = [([ours("native", "bptt")], 1.35), (saving, None)]
-        yield from _times("recompute-bptt", cifar_resnet18(), [subject], against, size)
+    against = [(usual, 0.20), (_saving_bptt(), 1.0)]
+    yield from _peaks("recompute-bptt", cifar_resnet18(), subject, against, size)
+
+
+def _bptt_recompute_time(*, also_saving: bool) -> Callable[[Size], Iterator[Finding]]:
+    """What that costs; `also_saving`: against SpikingJelly's way too."""
+
+    def measure(size: Size) -> Iterator[Finding]:
+        subject = this_project("native", "bptt", recompute=True)
+        against: list[Group] = [([this_project("native", "bptt")], 1.35)]
+        name = "recompute-bptt-time"
+        if also_saving:
+            against, name = [(_saving_bptt(), None)], "recompute-bptt-time-memopt"
+        problem = cifar_resnet18(precision="fp16" if size.device.startswith("cuda") else "fp32")
+        yield from _times(name, problem, [subject], against, size)
+
+    return measure
 
 
 def _saving_bptt() -> list[Competitor]:
@@ -294,7 +309,7 @@ def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator
     """Native without each of its ideas, against native with all of them."""
 
     def measure(size: Size) -> Iterator[Finding]:
-        whole = ours("native", method)
+        whole = this_project("native", method)
         shaped = size.shaped(problem, for_time=False)
         peak = peak_bytes(whole, shaped, fake=size.fake, ran=size.ran)
         for idea in ABLATIONS:
@@ -313,17 +328,19 @@ def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator
 
 def _cpu_time_sltt(size: Size) -> Iterator[Finding]:
     against = [([spikingjelly_sltt()], 0.95), ([relu_network()], 1.05)]
-    yield from _times("cpu-time-sltt", cifar_resnet18(), [ours("native", "sltt")], against, size)
+    yield from _times("cpu-time-sltt", cifar_resnet18(), [this_project("native", "sltt")], against, size)
 
 
 def _cpu_time_bptt(size: Size) -> Iterator[Finding]:
     baselines = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
-    yield from _times("cpu-time-bptt", cifar_resnet18(), [ours("native", "bptt")], [(baselines, 1.0)], size)
+    yield from _times(
+        "cpu-time-bptt", cifar_resnet18(), [this_project("native", "bptt")], [(baselines, 1.0)], size
+    )
 
 
 def _on_gpu(method: str) -> list[Competitor]:
     """Native as it is, and with its iterations replayed as CUDA graphs."""
-    return [ours("native", method), ours("native", method, cuda_graph=True)]
+    return [this_project("native", method, graphs=graphs) for graphs in ("never", "always")]
 
 
 def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
@@ -360,13 +377,35 @@ def _k1_against_bptt(size: Size) -> Iterator[Finding]:
     yield from _times("sltt-k1-against-bptt", problem, _on_gpu("sltt-k1"), against, size)
 
 
+ITERATIONS_OF_A_BLOCK = 10
+"""So many take about a second at the paper's size, in which the sensors are read about ten times."""
+
+
+def _sampling_cost(size: Size) -> Iterator[Finding]:
+    """Reading the GPU's sensors, on and off in turn."""
+    iterations = 1 if size.quick else ITERATIONS_OF_A_BLOCK
+    on, off = (
+        in_blocks(this_project("native", "sltt"), iterations, sampled=sampled) for sampled in (True, False)
+    )
+    yield from _times("nvml-sampling", cifar_resnet18(precision=_half(size)), [on], [([off], 1.01)], size)
+
+
 ROWS: tuple[Row, ...] = (
     Row("memory-sltt", "peak live tensor bytes, SLTT, ResNet-18, fp32", "any", _sltt_memory),
     Row("memory-sltt-mixed", "the same in mixed precision", "any", _sltt_memory_mixed),
     Row("recompute", "the same with activation recomputation: memory and time", "any", _recompute),
     Row("growth", "growth of SLTT's peak from T = 1 to T = 32", "any", _growth),
     Row("memory-bptt", "peak live tensor bytes, BPTT, T = 6", "any", _bptt_memory),
-    Row("recompute-bptt", "BPTT with recomputation: memory and time", "any", _bptt_recompute),
+    Row("recompute-bptt", "BPTT with recomputation: memory", "any", _bptt_recompute),
+    Row(
+        "recompute-bptt-time", "its time: native BPTT without", "any", _bptt_recompute_time(also_saving=False)
+    ),
+    Row(
+        "recompute-bptt-time-memopt",
+        "its time: SpikingJelly's memory optimisation",
+        "named",
+        _bptt_recompute_time(also_saving=True),
+    ),
     Row("cpu-time-sltt", "CPU time of an iteration, SLTT", "cpu", _cpu_time_sltt),
     Row("cpu-time-bptt", "CPU time of an iteration, BPTT", "cpu", _cpu_time_bptt),
     *(
@@ -383,6 +422,7 @@ ROWS: tuple[Row, ...] = (
         )
     ),
     Row("gpu-time-bptt", "GPU time of an iteration, BPTT, ResNet-18", "cuda", _gpu_time_bptt),
+    Row("nvml-sampling", "an epoch's time with the sensors read meanwhile", "cuda", _sampling_cost),
     Row("sltt-k1-against-bptt", "SLTT-K1 against BPTT, both native", "cuda", _k1_against_bptt),
     *(
         Row(name, f"peak live tensor bytes without each idea, {what}", "named", _ideas(name, method, problem))

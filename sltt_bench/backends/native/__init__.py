@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.compilation import Compilation
-from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
@@ -58,7 +58,7 @@ class Native:
         recompute: bool = False,
         channels_last: bool = True,
         compile: bool = False,
-        cuda_graph: bool = False,
+        graphs: Literal["auto", "always", "never"] = "auto",
     ) -> None:
         """The options are those of a recipe's section `native`.
 
@@ -67,7 +67,8 @@ class Native:
         `channels_last`: the memory format of the network on a GPU.
         `compile`: torch.compile makes the step from the equations, in place of the kernels here; what
         it stores for the backward pass is its own choice.
-        `cuda_graph`: iterations are replayed as CUDA graphs.
+        `graphs`: iterations are replayed as CUDA graphs; `auto` where that can serve, and `provenance` says
+        what cannot.
         """
         self._recompute = recompute
         self._channels_last = channels_last
@@ -78,7 +79,11 @@ class Native:
         self._once = OncePerIteration(first_layers=not recompute)
         self._units: UnitNetwork | NotSeparable | None = None
         """Of the network, once an iteration has asked for it."""
-        self._graphs = GraphedIterations() if cuda_graph else None
+        self.graphs = None if graphs == "never" else GraphedIterations()
+        """What replays iterations; None where they run as usual."""
+        self._graphs_are_wanted = graphs == "always"
+        self._not_replayed = ""
+        """Why iterations on a GPU run as usual although nobody asked for it."""
 
     @property
     def serves(self) -> frozenset[Need]:
@@ -87,8 +92,11 @@ class Native:
 
     @property
     def unmeasurable(self) -> Mapping[str, str]:
-        """A replayed iteration uses its graph's own memory, of which the allocator's counters see nothing."""
-        if self._graphs is None:
+        """A replayed iteration uses its graph's own memory, of which the allocator's counters see nothing.
+
+        Nothing until one has been replayed.
+        """
+        if self.graphs is None or not self.graphs.replayed:
             return {}
         reason = (
             "iterations are replayed as CUDA graphs, which do not move the allocator's counters; "
@@ -97,8 +105,8 @@ class Native:
         return {"peak_allocated_bytes": reason}
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
-        if self._graphs is not None and torch.device(device).type != "cuda":
-            return f"native.cuda_graph needs a CUDA device, but the device is {device}"
+        if self._graphs_are_wanted and torch.device(device).type != "cuda":
+            return f"native.graphs=always needs a CUDA device, but the device is {device}"
         if self._compile and self._recompute:
             return "native.compile decides by itself what to compute again; switch native.recompute off"
         return other_than_lif(neuron) or kernels.unsupported(neuron, device)
@@ -109,6 +117,8 @@ class Native:
         return NativeLIF(parameters, self._kernels, self._saved)
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
+        if torch.device(device).type != "cuda" and not self._graphs_are_wanted:
+            self.graphs = None
         if self._channels_last and torch.device(device).type == "cuda":
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self._compile:
@@ -132,9 +142,21 @@ class Native:
 
     def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
         """By replay where iterations are replayed; BPTT with `recompute` unit by unit."""
-        if self._graphs is None:
+        if self.graphs is not None and not self._graphs_are_wanted:
+            self._settle_for_usual_iterations(experiment)
+        if self.graphs is None:
             return self._accumulate_gradients(experiment, x, labels)
-        return self._graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
+        return self.graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
+
+    def _settle_for_usual_iterations(self, experiment: "Experiment") -> None:
+        """Give graphs up, by name, where they cannot serve."""
+        if (reason := unsuited(experiment.method, experiment.timesteps)) is None:
+            if self._compile:
+                reason = "torch.compile makes the step; native.graphs=always replays it too"
+            elif experiment.ranks.size > 1:
+                reason = "several processes share each batch"
+        if reason is not None:
+            self.graphs, self._not_replayed = None, reason
 
     def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
         network = self.unrolled(experiment.network, experiment.inputs(x), experiment.method)
@@ -180,11 +202,13 @@ class Native:
             facts["units"] = f"none, step by step instead: {self._units}"
         if self._compilation is not None:
             facts["torch.compile"] = str(self._compilation)
-        if self._graphs is not None:
+        if self.graphs is not None:
             facts["CUDA graphs"] = (
-                f"{self._graphs.replayed} iterations replayed, {self._graphs.usual} run as usual "
+                f"{self.graphs.replayed} iterations replayed, {self.graphs.usual} run as usual "
                 "(warm-up, and batches smaller than the largest)"
             )
+        elif self._not_replayed:
+            facts["CUDA graphs"] = f"none: {self._not_replayed}"
         try:
             return {**facts, "triton": version("triton")}
         except PackageNotFoundError:

@@ -112,13 +112,14 @@ class GraphedIterations:
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
         not known that it can be replayed, or that would need more than MOST_GRAPHS, and CaptureFailed.
         """
-        graphs = _graphs_needed(subject.method, subject.timesteps)
+        if (reason := unsuited(subject.method, subject.timesteps)) is not None:
+            raise ValueError(f"native.graphs: {reason}; set native.graphs=never")
         self._make_room_for(batch)
         if self.usual < WARM_UP or not self._fits(batch):
             self.usual += 1
             return self._warm_up(iterate, batch)
         if not self._recorded:
-            self._record_all(subject, iterate, batch, graphs)
+            self._record_all(subject, iterate, batch)
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
         return self._replay(subject.network, self._recorded[drawn], batch)
 
@@ -145,10 +146,10 @@ class GraphedIterations:
         subject: Subject,
         iterate: Callable[[Tensor, Tensor], Unroll],
         batch: tuple[Tensor, Tensor],
-        graphs: int,
     ) -> None:
         """Record whatever the method can draw; its generator is left as it was, whatever happens."""
         generator, before = subject.generator, subject.generator.get_state()
+        graphs = _graphs_needed(subject.method, subject.timesteps)
         try:
             for seed in count():
                 if len(self._recorded) == graphs:
@@ -160,8 +161,8 @@ class GraphedIterations:
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
-                f"native.cuda_graph: the iteration could not be captured ({type(error).__name__}: {error}); "
-                "set native.cuda_graph=false"
+                f"native.graphs: the iteration could not be captured ({type(error).__name__}: {error}); "
+                "set native.graphs=never"
             ) from error
         finally:
             generator.set_state(before)
@@ -203,20 +204,21 @@ class GraphedIterations:
         return recorded.unroll
 
 
-def _graphs_needed(method: Method, timesteps: int) -> int:
-    """How many sequences of steps with and without a graph the method can draw. Raises ValueError."""
+def unsuited(method: Method, timesteps: int) -> str | None:
+    """Why iterations of the method cannot be replayed, or None."""
     if not isinstance(method, REPLAYABLE):
-        raise ValueError(
-            f"native.cuda_graph cannot replay the method {type(method).__name__}, which may do "
-            "something else in each iteration; set native.cuda_graph=false"
+        return f"the method {type(method).__name__} cannot be replayed, since it may do something else in each iteration"
+    if (graphs := _graphs_needed(method, timesteps)) > MOST_GRAPHS:
+        return (
+            f"a graph is needed for each choice of steps, but there are {graphs} ways to choose K of {timesteps} "
+            f"steps, more than {MOST_GRAPHS}"
         )
-    graphs = math.comb(timesteps, method.k) if isinstance(method, SLTTK) else 1
-    if graphs > MOST_GRAPHS:
-        raise ValueError(
-            f"native.cuda_graph needs a graph for each choice of steps, but there are {graphs} ways to choose "
-            f"K of {timesteps} steps, more than {MOST_GRAPHS}; set native.cuda_graph=false"
-        )
-    return graphs
+    return None
+
+
+def _graphs_needed(method: Method, timesteps: int) -> int:
+    """How many sequences of steps with and without a graph the method can draw."""
+    return math.comb(timesteps, method.k) if isinstance(method, SLTTK) else 1
 
 
 def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hashable:

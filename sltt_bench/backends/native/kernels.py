@@ -6,29 +6,48 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import TorchKernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scale, TorchKernels
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
 
 class Kernels(Protocol):
-    """What computes a step; all tensors have one shape and lie on one device."""
+    """What computes a step; all tensors have one shape and lie on one device.
+
+    A layer of neurons may be scaled: from x to γ s[t] with I[t] = x / β. Every product is rounded to the tensors'
+    type, so that the results are those of a quotient, a step and a product one after another.
+    """
 
     def forward(
-        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        neuron: LIFParameters,
+        out: Tensor | None,
+        scale: Scale = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
-        """(s[t], u[t]) from I[t] and u[t−1] (None before the first step).
+        """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
         u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own.
         """
 
     def backward(
-        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
-    ) -> Tensor:
-        """∂L/∂u[t] from ∂L/∂s[t], ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scale = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (None means zero, but not for both) and u[t].
 
-    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
-        """s[t] from u[t], of its shape, type and memory format."""
+        They are one tensor where β = 1. Without `through_time` the second is not wanted, and None.
+        """
+
+    def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
+        """γ s[t] from u[t], of its shape, type and memory format."""
 
 
 class KernelsByDevice:
@@ -44,20 +63,33 @@ class KernelsByDevice:
         return self
 
     def forward(
-        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        neuron: LIFParameters,
+        out: Tensor | None,
+        scale: Scale = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
         """As Kernels.forward."""
-        return self._of(current, "forward").forward(current, previous, neuron, out)
+        return self._of(x, "forward").forward(x, previous, neuron, out, scale)
 
     def backward(
-        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
-    ) -> Tensor:
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scale = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
         """As Kernels.backward."""
-        return self._of(membrane, "backward").backward(grad_spikes, grad_next, membrane, neuron)
+        kernels = self._of(membrane, "backward")
+        return kernels.backward(grad_output, grad_next, membrane, neuron, scale, through_time=through_time)
 
-    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
+    def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """As Kernels.fire."""
-        return self._of(membrane, "fire").fire(membrane, neuron)
+        return self._of(membrane, "fire").fire(membrane, neuron, gain)
 
     def _of(self, tensor: Tensor, function: str) -> Kernels:
         if not tensor.is_cuda:

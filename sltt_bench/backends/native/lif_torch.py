@@ -4,13 +4,15 @@
     backward   ∂L/∂s[t], ∂L/∂u[t+1], u[t] → ∂L/∂u[t] = ∂L/∂I[t]
     fire       u[t] → s[t]
 
-All carry u, the potential before the reset, and recompute spike and reset from it. The operations
+All carry u, the potential before the reset, and recompute spike and reset from it. A scaled layer receives
+x = β I and hands on γ s. The operations
 and their order are those of `sltt_bench.neurons`, so that spikes agree to the last bit. On the CPU
 they run over pieces that stay in the cache: a chain of operations then costs one pass over memory.
 """
 
 from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,49 +25,86 @@ PIECE = 524_288
 their number, so that peaks of memory are the same on every machine."""
 
 
+class Scale(NamedTuple):
+    """What stands before and behind a layer of neurons: γ LIF(x / β)."""
+
+    divisor: float = 1.0
+    """β."""
+    gain: float = 1.0
+    """γ."""
+
+
+UNSCALED = Scale()
+
+
 class TorchKernels:
     """The kernels of any device."""
 
     def forward(
-        self, current: Tensor, previous: Tensor | None, neuron: LIFParameters, out: Tensor | None
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        neuron: LIFParameters,
+        out: Tensor | None,
+        scale: Scale = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
-        """(s[t], u[t]) from I[t] and u[t−1] (None before the first step), all of one shape.
+        """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
         `out` receives u[t]; it may be `previous` itself.
         """
         if previous is None:
-            membrane = current + neuron.resting_potential
-            return self.fire(membrane, neuron), membrane
-        membrane = torch.empty_like(current) if out is None else out
-        spikes = torch.empty_like(current)
-        for current_, previous_, membrane_, spikes_ in _pieces(current, previous, membrane, spikes):
+            if scale.divisor == 1:
+                membrane = x + neuron.resting_potential
+            else:
+                membrane = (x / scale.divisor).add_(neuron.resting_potential)
+            return self.fire(membrane, neuron, scale.gain), membrane
+        membrane = torch.empty_like(x) if out is None else out
+        spikes = torch.empty_like(x)
+        for x_, previous_, membrane_, spikes_ in _pieces(x, previous, membrane, spikes):
+            current_ = x_ if scale.divisor == 1 else x_ / scale.divisor
             _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron)
+            if scale.gain != 1:
+                spikes_.mul_(scale.gain)
         return spikes, membrane
 
     def backward(
-        self, grad_spikes: Tensor | None, grad_next: Tensor | None, membrane: Tensor, neuron: LIFParameters
-    ) -> Tensor:
-        """∂L/∂u[t] from ∂L/∂s[t], ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scale = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
         grad = torch.empty_like(membrane)
         if grad_next is None:
-            assert grad_spikes is not None
-            for grad_spikes_, membrane_, grad_ in _pieces(grad_spikes, membrane, grad):
-                torch.mul(grad_spikes_, _surrogate(membrane_, neuron), out=grad_)
-        elif grad_spikes is None:
+            assert grad_output is not None
+            for grad_output_, membrane_, grad_ in _pieces(grad_output, membrane, grad):
+                torch.mul(_times(grad_output_, scale.gain), _surrogate(membrane_, neuron), out=grad_)
+        elif grad_output is None:
             for grad_next_, membrane_, grad_ in _pieces(grad_next, membrane, grad):
                 _through_time(None, grad_next_, membrane_, grad_, neuron)
         else:
-            for grad_spikes_, grad_next_, membrane_, grad_ in _pieces(grad_spikes, grad_next, membrane, grad):
-                _through_time(grad_spikes_, grad_next_, membrane_, grad_, neuron)
-        return grad
+            for grad_output_, grad_next_, membrane_, grad_ in _pieces(grad_output, grad_next, membrane, grad):
+                _through_time(_times(grad_output_, scale.gain), grad_next_, membrane_, grad_, neuron)
+        if not through_time:
+            return grad if scale.divisor == 1 else grad.div_(scale.divisor), None
+        return grad if scale.divisor == 1 else grad / scale.divisor, grad
 
-    def fire(self, membrane: Tensor, neuron: LIFParameters) -> Tensor:
-        """s[t] from u[t], of its shape, type and memory format."""
-        return torch.ge(
+    def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
+        """γ s[t] from u[t], of its shape, type and memory format."""
+        spikes = torch.ge(
             membrane,
             representable_threshold(neuron.v_threshold, membrane.dtype),
             out=torch.empty_like(membrane),
         )
+        return spikes if gain == 1 else spikes.mul_(gain)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x * factor
 
 
 @cache

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.kernels import Kernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scale
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
-from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset
+from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
 
 
 class NativeLIF(SpikingNeuron):
@@ -29,7 +30,15 @@ class NativeLIF(SpikingNeuron):
         self._saved = saved
         self._carried: _Carried | None = None
 
-    def forward(self, current: Tensor) -> Tensor:
+    def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves."""
+        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
+        if not isinstance(x, Tensor) or "forward" in self.__dict__ or any(map(reads_values, hooks)):
+            return super().scaled(x, gain, divisor)
+        result: Tensor = self(x, Scale(1.0 if divisor is None else divisor, gain))
+        return result
+
+    def forward(self, current: Tensor, scale: Scale = UNSCALED) -> Tensor:
         before = self._carried
         previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
@@ -38,18 +47,21 @@ class NativeLIF(SpikingNeuron):
                 f"{tuple(current.shape)}; call reset_state before a new sequence"
             )
         reuse = previous if before is not None and before.holder() is None else None
-        spikes, membrane = self._kernels.forward(current.detach(), previous, self.parameters_, reuse)
+        spikes, membrane = self._kernels.forward(current.detach(), previous, self.parameters_, reuse, scale)
         link = None if before is None else before.link
         if torch.is_grad_enabled() and (current.requires_grad or link is not None):
-            return self._recorded(current, link, spikes, membrane)
+            return self._recorded(current, link, spikes, membrane, scale)
         self._carried = _Carried(membrane, None, _nobody)
         return spikes
 
-    def _recorded(self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor) -> Tensor:
+    def _recorded(
+        self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor, scale: Scale
+    ) -> Tensor:
         """The spikes as part of the graph."""
-        kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_))
+        kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
+        done = _Done(spikes, kept, self._kernels, self.parameters_, scale)
         with self._saved.announce(kept):
-            spikes, link = _Step.apply(current, link, _Done(spikes, kept, self._kernels, self.parameters_))
+            spikes, link = _Step.apply(current, link, done)
         # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
         holder = weakref.ref(kept) if kept.is_kept else _somebody
         self._carried = _Carried(membrane, link, holder)
@@ -114,10 +126,11 @@ class _Done(NamedTuple):
     membrane: Membrane
     kernels: Kernels
     neuron: LIFParameters
+    scale: Scale
 
 
 class _Step(torch.autograd.Function):
-    """(I[t], link to step t−1) → (s[t], link to step t+1).
+    """(β I[t], link to step t−1) → (γ s[t], link to step t+1).
 
     A link has the shape of u, and ∂L/∂u of the *later* step as its gradient, so that the same tensor
     goes to the currents and back in time.
@@ -129,7 +142,7 @@ class _Step(torch.autograd.Function):
         membrane = done.membrane.tensor()
         ctx.save_for_backward(membrane)
         ctx.membrane = weakref.ref(done.membrane)
-        ctx.kernels, ctx.neuron = done.kernels, done.neuron
+        ctx.kernels, ctx.neuron, ctx.scale = done.kernels, done.neuron, done.scale
         return done.spikes, membrane.detach()
 
     @staticmethod
@@ -140,5 +153,8 @@ class _Step(torch.autograd.Function):
         if grad_spikes is None and grad_next is None:
             return None, None, None
         (membrane,) = ctx.saved_tensors
-        grad = ctx.kernels.backward(grad_spikes, grad_next, membrane, ctx.neuron)
-        return grad, grad if ctx.needs_input_grad[1] else None, None
+        through_time = ctx.needs_input_grad[1]
+        gradients = ctx.kernels.backward(
+            grad_spikes, grad_next, membrane, ctx.neuron, ctx.scale, through_time=through_time
+        )
+        return *gradients, None

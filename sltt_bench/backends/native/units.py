@@ -4,7 +4,9 @@ The graph of one step is cut behind every layer that carries state. A unit is wh
 cuts and the layer at its end, for example "convolutions – sum – batch norm – neurons". Of the forward
 pass the spikes at the cuts are kept, a bit each. The backward pass takes the units from last to first:
 it computes a unit again for all T steps, this time with its graph, and goes backward through it, from
-step T to step 1. So the potentials and currents of one unit are in memory, not those of all.
+step T to step 1. So the potentials and currents of one unit are in memory, not those of all. Where no state
+leads from step to step, a unit is computed again step by step; where T is large, in chunks of √T steps, from the states
+at their beginnings, for which the unit is computed once more.
 
 A value that is no spike and that several units need (the residual stream of a normaliser-free network)
 is a cut too, and kept as it is. What an image that is shown at every step makes of the first layers is
@@ -19,6 +21,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -29,11 +32,21 @@ from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import Stateful, reset_state, scale_state_gradient
+from sltt_bench.neurons import (
+    State,
+    Stateful,
+    reset_state,
+    restore_state,
+    save_state,
+    scale_state_gradient,
+)
 
 ROOM = 2.0
 """Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
 the gradients of its spikes, and of a shortcut beside it, stand beside that graph."""
+
+CHUNKS_BEYOND = 12
+"""Time steps up to which all of a unit's are computed again at once."""
 
 CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
 CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
@@ -75,12 +88,15 @@ class UnitNetwork:
         self.units = _cut(graph, network)
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
 
-    def units_with_graph(self) -> set[Unit]:
-        """The last units, as far as their graphs fit into the room that the largest needs; none at first."""
-        room = ROOM * max(unit.graph_bytes for unit in self.units)
+    def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
+        """The last units, as far as their graphs fit into the room that the largest needs; none at first.
+
+        `chunk_of`: how many of the T steps of a unit are computed again at once.
+        """
+        room = ROOM * max(unit.graph_bytes * chunk_of(unit) for unit in self.units)
         chosen: set[Unit] = set()
         for unit in reversed(self.units):
-            room -= unit.graph_bytes
+            room -= unit.graph_bytes * timesteps
             if room <= 0:
                 break
             chosen.add(unit)
@@ -175,15 +191,17 @@ class _Run:
         device = self._inputs[0].device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
-        with_graph = self._units.units_with_graph()
+        with_graph = self._units.units_with_graph(self._chunk_of, len(self._inputs))
+        every_step = range(len(self._inputs))
         for unit in self._units.units:
             self._gradients[unit.target] = _Gradients()
             self._values[unit.target] = []
-            if unit in with_graph:
-                with torch.enable_grad(), self._hooks():
-                    self._graphs[unit] = self._compute(unit, self._keep)
-            else:
-                self._compute(unit, self._keep)
+            with _state_of_its_own(unit):
+                if unit in with_graph:
+                    with torch.enable_grad(), self._hooks():
+                        self._graphs[unit] = self._compute(unit, every_step, self._keep)
+                else:
+                    self._compute(unit, every_step, self._keep)
         return [value.tensor() for value in self._values.pop(self._units.units[-1].target)]
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
@@ -197,14 +215,57 @@ class _Run:
             if not self._gradients[unit.target].by_step:
                 self._graphs.pop(unit, None)
                 continue
-            ends = self._graphs.pop(unit, None) or self._compute_again(unit)
-            torch.autograd.backward([end for end in ends if end.requires_grad])
+            if unit in self._graphs:
+                torch.autograd.backward(self._graphs.pop(unit))
+            else:
+                with _state_of_its_own(unit):
+                    self._backward_again(unit)
 
-    def _compute_again(self, unit: Unit) -> list[Tensor]:
-        """The unit with its graph; it leaves running statistics alone."""
+    def _chunk_of(self, unit: Unit) -> int:
+        """How many steps are computed again at once."""
+        timesteps = len(self._inputs)
+        if unit.core is None:
+            return timesteps if self._repeated and unit.once else 1
+        return timesteps if timesteps <= CHUNKS_BEYOND else ceil(sqrt(timesteps))
+
+    def _backward_again(self, unit: Unit) -> None:
+        """Compute a unit again, with its graph, and go backward through it, the last chunk of steps first."""
+        length = self._chunk_of(unit)
+        chunks = [
+            range(first, min(first + length, len(self._inputs)))
+            for first in range(0, len(self._inputs), length)
+        ]
+        states = self._states_before(unit, chunks)
+        later: list[Tensor | None] = []
+        while chunks:
+            steps, state = chunks.pop(), states.pop()
+            beginnings = _restore_as_leaves(unit, state)
+            with torch.enable_grad(), self._computing_again(unit):
+                ends = self._compute(unit, steps, _forget)
+            gradients: list[Tensor | None] = [None] * len(ends)
+            for value, gradient in zip(_carried_by(unit) if later else [], later, strict=True):
+                if gradient is not None and value.requires_grad:
+                    ends.append(value)
+                    gradients.append(gradient)
+            torch.autograd.backward(ends, gradients)
+            later = [leaf.grad for leaf in beginnings]
+
+    def _states_before(self, unit: Unit, chunks: list[range]) -> list[State]:
+        """What the unit carries when each chunk begins: nothing before the first."""
+        states: list[State] = []
+        for number, steps in enumerate(chunks):
+            states.append([] if unit.core is None or not number else save_state(unit.core))
+            if unit.core is not None and number + 1 < len(chunks):
+                with torch.no_grad(), self._computing_again(unit):
+                    self._compute(unit, steps, _forget)
+        return states
+
+    @contextmanager
+    def _computing_again(self, unit: Unit) -> Iterator[None]:
+        """As the first time, but running statistics are left alone."""
         assert self._autocast is not None
-        with torch.enable_grad(), self._autocast(), self._hooks(), _without_learning_statistics(unit.modules):
-            return self._compute(unit, lambda unit, value: None)
+        with self._autocast(), self._hooks(), _without_learning_statistics(unit.modules):
+            yield
 
     def _keep(self, unit: Unit, value: Tensor) -> None:
         """One more value of a cut."""
@@ -212,21 +273,17 @@ class _Run:
         kept = PackedSpikes(value.detach()) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
 
-    def _compute(self, unit: Unit, keep: Callable[[Unit, Tensor], None]) -> list[Tensor]:
-        """All steps of a unit; the ends of their graphs, from which `backward` starts."""
-        if unit.core is not None:
-            reset_state(unit.core)
+    def _compute(self, unit: Unit, steps: range, keep: Callable[[Unit, Tensor], None]) -> list[Tensor]:
+        """Steps of a unit; the ends of their graphs, from which `backward` starts."""
         once: dict[fx.Node, Tensor] = {}
-        ends = []
-        for step in range(len(self._inputs)):
+        ends: list[Tensor] = []
+        for step in steps:
             if unit.core is not None and step and self._state_gradient != 1:
                 scale_state_gradient(unit.core, self._state_gradient)
             value = self._step(unit, step, once)
             keep(unit, value)
             if torch.is_grad_enabled() and value.requires_grad:
                 ends.append(_End.apply(value, self._gradients[unit.target], step))
-        if unit.core is not None:
-            reset_state(unit.core)
         return ends
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
@@ -301,6 +358,37 @@ class _End(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None, None]:
         return ctx.gradients.by_step.pop(ctx.step, None), None, None
+
+
+def _forget(unit: Unit, value: Tensor) -> None:
+    """Of a unit that is computed again, values are kept already."""
+
+
+@contextmanager
+def _state_of_its_own(unit: Unit) -> Iterator[None]:
+    """The unit begins at step 1, and leaves nothing."""
+    if unit.core is not None:
+        reset_state(unit.core)
+    yield
+    if unit.core is not None:
+        reset_state(unit.core)
+
+
+def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
+    """Put the unit before the step at which the state was saved; what it carries, as leaves of a new graph."""
+    if unit.core is None:
+        return []
+    if not state:
+        reset_state(unit.core)
+        return []
+    leaves = [tuple(None if v is None else v.detach().requires_grad_() for v in layer) for layer in state]
+    restore_state(unit.core, leaves)
+    return [leaf for layer in leaves for leaf in layer if leaf is not None]
+
+
+def _carried_by(unit: Unit) -> list[Tensor]:
+    assert unit.core is not None
+    return [value for layer in save_state(unit.core) for value in layer if value is not None]
 
 
 @contextmanager

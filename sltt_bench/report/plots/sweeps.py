@@ -97,8 +97,9 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
     key = {
         field: value
         for field, value in vars(group.key).items()
-        if field not in ("recipe_hash", "timesteps", "batch_size")
+        if field not in ("recipe_hash", "timesteps", "batch_size", "tuning")
     }
+    key["tuned"] = group.key.tuned
     settings = {field: value for field, value in group.settings.items() if field != name}
     return (*key.values(), repr(sorted(settings.items(), key=lambda item: item[0])))
 

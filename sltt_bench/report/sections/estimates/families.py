@@ -210,4 +210,6 @@ def _conditions(
     for column, word in (("timesteps", "T = "), ("batch_size", "batch ")):
         if rows[column].nunique() == 1:
             words.append(f"{word}{int(rows[column].iloc[0])}")
+    divided = [int(ranks) for ranks in rows["ranks"].dropna().unique() if ranks > 1]
+    words += [f"each batch divided over {ranks} processes, figures of one" for ranks in divided]
     return (*words, *["smoke-sized"] * smoke)

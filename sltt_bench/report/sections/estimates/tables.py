@@ -45,6 +45,8 @@ def limit_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[T
     for column in ("largest_batch_size", "largest_timesteps", "epoch_lower_bound_s"):
         if family.rows[column].notna().any() or (column == "largest_timesteps" and searched):
             yield _pivot(family, name, baseline, column)
+    if (family.rows["exchanged_bytes"].fillna(0) > 0).any():
+        yield _pivot(family, name, baseline, "exchanged_bytes")
 
 
 def _pivot(family: EstimateFamily, name: str, baseline: str, column: str, notes: Sequence[str] = ()) -> Table:
@@ -121,6 +123,10 @@ _PIVOTS = {
     "largest_timesteps": _Pivot(
         "largest-t", "Largest T that fits, estimated", lambda _: _COUNT, False,
         lambda family: f"At the row's batch, into {_room(family)}; searched up to T = 64.",
+    ),
+    "exchanged_bytes": _Pivot(
+        "exchanged", "Exchanged in each iteration, by each process", partial(numbers.scale_for, "bytes"), False,
+        lambda family: "Gradients over all processes by a ring: what each sends, and receives.",
     ),
     "epoch_lower_bound_s": _Pivot(
         "time", "Lower bound on an epoch's training time", partial(numbers.scale_for, "s"), False,

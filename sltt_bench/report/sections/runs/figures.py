@@ -42,6 +42,7 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         fixed += [] if sweep.field == "timesteps" else [f"T = {first.timesteps}"]
         fixed += [] if sweep.field == "train.batch_size" else [f"batch {first.batch_size}"]
         fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
+        fixed += [] if sweep.field == "train.lr" else [first.tuning]
         others = varied - {sweep.field, *sweeps.FIELD_WORDS}
         fixed += [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
         lost = any(sweep.first_lost(method) is not None for method in sweep.methods)

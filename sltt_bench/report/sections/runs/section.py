@@ -145,4 +145,4 @@ def _title(group: Group, siblings: Sequence[Group]) -> str:
     return ", ".join(told) or "Methods compared"
 
 
-_IN_CONDITIONS = {"timesteps", "train.batch_size", "train.precision"}
+_IN_CONDITIONS = {"timesteps", "train.batch_size", "train.precision", "train.lr"}

@@ -1,0 +1,171 @@
+"""A cell whose batches several processes share: torch's elastic launcher (torchrun's) starts them and ends them all.
+
+The worker that was given the cell is the launcher's agent and trains nothing itself. Each rank is a process of this
+module: rank 0 speaks to the runner through the agent's standard output and writes the checkpoints, the others are
+mute. What ends one of them ends all, and the cell's reason is that of the rank that failed by itself. A rank whose
+agent dies ends itself, so that nothing stays behind, whoever was killed.
+"""
+
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from sltt_bench import worker
+from sltt_bench.failures import CellFailure, classify, unexplained_end
+from sltt_bench.jobs import usable_processors
+from sltt_bench.memory_limit import oom_kills
+from sltt_bench.plan import Cell, cell_from_dict
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+JOB, AGENT = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT"
+"""Environment variables of a rank: its job as JSON, and the process that launched it."""
+
+WATCH_S = 0.5
+"""How often a rank looks whether its agent lives."""
+
+_LOST_PEER = re.compile(
+    r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|rendezvous|timed out", re.IGNORECASE
+)
+
+
+def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
+    """Work on the job's cell with `size` processes of this machine. Raises CellFailure with the reason of the rank
+    that failed.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    threads = job["threads"] or max(1, usable_processors() // size)
+    variables = {JOB: json.dumps({**job, "threads": threads, "launched": True}), AGENT: str(os.getpid())}
+    kernel_kills = oom_kills()
+    os.environ.update(variables)
+    os.dup2(events.fileno(), 1)  # the ranks inherit it
+    try:
+        with tempfile.TemporaryDirectory(prefix="sltt-bench-ranks-") as records:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=size,
+                run_id=f"{job['cell']['cell_id']}-{job['attempt']}-{os.getpid()}",
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                local_addr="localhost",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(log_dir=records),
+            )
+            elastic_launch(config, sys.executable)("-m", "sltt_bench.launch")
+    except ChildFailedError as error:
+        raise root_failure(error.failures, size, kernel_kills) from None
+    finally:
+        os.dup2(2, 1)
+        for name in variables:
+            del os.environ[name]
+
+
+def root_failure(failures: "Mapping[int, ProcessFailure]", size: int, kernel_kills: int) -> CellFailure:
+    """The failure from which the others followed, with the number of its rank."""
+    rank, failure = min(failures.items(), key=lambda item: (_follows(item[1]), item[0]))
+    record = _record(failure)
+    status, reason = record or unexplained_end(failure.exitcode, kernel_kills)
+    return CellFailure(status, f"rank {rank} of {size}: {reason}")
+
+
+def _follows(failure: "ProcessFailure") -> int:
+    """0 for what failed by itself, more for what may be another's consequence: a lost peer, the launcher's SIGTERM."""
+    if failure.exitcode == -signal.SIGTERM:
+        return 2
+    record = _record(failure)
+    return int(record is not None and record[0] == "error" and _LOST_PEER.search(record[1]) is not None)
+
+
+def _record(failure: "ProcessFailure") -> tuple[Any, str] | None:
+    """(status, reason) as the rank left them; None if it left nothing."""
+    message = failure.error_file_data.get("message")
+    text = message.get("message", "") if isinstance(message, dict) else ""
+    try:
+        record = json.loads(text.partition(": ")[2])
+        return record["status"], record["reason"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+# In each rank -----------------------------------------------------------------------------------
+
+
+class MuteReporter(worker.Reporter):
+    """Of a rank other than 0: it reads the checkpoint as rank 0 does, and says and writes nothing."""
+
+    def send(self, event: str, **details: Any) -> None:
+        pass
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class _Record(Exception):
+    """What a rank leaves to its agent: status and reason as JSON."""
+
+
+def main() -> None:
+    """Work on this rank's share of the job in the environment; exit code 1 if the cell failed."""
+    events = worker.take_standard_output()
+    with suppress(PermissionError):
+        os.setsid()
+    threading.Thread(target=_end_with, args=(int(os.environ[AGENT]),), daemon=True).start()
+    rank, job = int(os.environ["RANK"]), json.loads(os.environ[JOB])
+    try:
+        cell = _at_own_device(cell_from_dict(job["cell"]), job["devices"], int(os.environ["LOCAL_RANK"]))
+        reporter = worker.reporter_of(job, events, worker.Reporter if rank == 0 else MuteReporter)
+        worker.work_on(cell, job, reporter)
+        from sltt_bench.distributed import leave
+
+        leave()
+    except BaseException as error:
+        _leave_record(error)
+
+
+def _at_own_device(cell: Cell, devices: Sequence[str], local_rank: int) -> Cell:
+    """The cell on this rank's device: one of those that its lane has, else the GPU of its number."""
+    if devices:
+        return replace(cell, device=devices[local_rank % len(devices)])
+    if cell.device in ("auto", "cuda"):
+        import torch
+
+        gpus = torch.cuda.device_count()
+        return replace(cell, device=f"cuda:{local_rank}" if gpus else cell.device)
+    return cell
+
+
+def _leave_record(error: BaseException) -> NoReturn:
+    """Tell the agent why this rank ends, and end at once: a group with a dead member cannot be left in order."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    traceback.print_exc()
+    sys.stderr.flush()
+    status, reason = classify(error)
+    get_error_handler().record_exception(_Record(json.dumps({"status": status, "reason": reason})))
+    os._exit(1)
+
+
+def _end_with(agent: int) -> None:
+    """End this process and its children when its agent is gone."""
+    while os.getppid() == agent:
+        time.sleep(WATCH_S)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

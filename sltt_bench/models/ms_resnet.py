@@ -1,0 +1,126 @@
+"""MS-ResNet-18 and -34: residual networks whose shortcuts carry potentials (currents), not spikes.
+
+    stem       convolution 7×7 stride 2 – normalisation; or, for small images, convolution 3×3 – normalisation
+    4 stages   blocks of two 3×3 convolutions; channels width × (1, 2, 4, 8); each stage halves the image,
+               the first of them not after the 3×3 stem
+    head       LIF – global average pool – linear
+
+A block of currents x computes
+
+    y = N(conv(LIF(N(conv(LIF(x)))))) + shortcut(x)
+
+so that no neuron lies on the way from the first block to the last: the shortcut is x itself, or N(conv 1×1(x)) where
+the shape changes. The scale of a block's second normalisation starts at 0, so that every block is its shortcut at
+first. It differs from `preact_resnet.py`, whose shortcut leaves behind the first neuron and carries spikes, and from
+`sew_resnet.py`, which adds spikes to spikes.
+Source: Hu et al. 2024, "Advancing spiking neural networks toward deep residual learning" (arXiv 2112.08954), section
+III, and their published code, whose normalisation is `tdbn`: BPTT's alone, so the default here is `batch`.
+Deviation: the 3×3 stem.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from sltt_bench.models.layers import kaiming_convolutions
+from sltt_bench.models.normalisation import NormalisationFactory, start_at_zero
+from sltt_bench.models.options import MSResNetOptions
+from sltt_bench.neurons import NeuronFactory
+
+BLOCKS_PER_STAGE = {"ms-resnet18": (2, 2, 2, 2), "ms-resnet34": (3, 4, 6, 3)}
+
+
+class MSBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        *,
+        neuron: NeuronFactory,
+        normalisation: NormalisationFactory,
+    ) -> None:
+        super().__init__()
+        self.neuron1 = neuron()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = normalisation(out_channels)
+        self.neuron2 = neuron()
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = normalisation(out_channels)
+        start_at_zero(self.bn2)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+                normalisation(out_channels),
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        residual: Tensor = self.bn2(self.conv2(self.neuron2(self.bn1(self.conv1(self.neuron1(x))))))
+        shortcut: Tensor = self.shortcut(x)
+        return residual + shortcut
+
+
+class MSResNet(nn.Module):
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        options: MSResNetOptions,
+        *,
+        neuron: NeuronFactory,
+        normalisation: NormalisationFactory,
+    ) -> None:
+        super().__init__()
+        block = partial(MSBlock, neuron=neuron, normalisation=normalisation)
+
+        def stage(channels: int, out_channels: int, stride: int, blocks: int) -> nn.Sequential:
+            return nn.Sequential(
+                block(channels, out_channels, stride),
+                *(block(out_channels, out_channels, 1) for _ in range(blocks - 1)),
+            )
+
+        width, blocks = options.width, BLOCKS_PER_STAGE[options.name]
+        large = options.stem == "7x7"
+        self.conv1 = nn.Conv2d(
+            in_channels,
+            width,
+            7 if large else 3,
+            stride=2 if large else 1,
+            padding=3 if large else 1,
+            bias=False,
+        )
+        self.bn1 = normalisation(width)
+        self.layer1 = stage(width, width, 2 if large else 1, blocks[0])
+        self.layer2 = stage(width, width * 2, 2, blocks[1])
+        self.layer3 = stage(width * 2, width * 4, 2, blocks[2])
+        self.layer4 = stage(width * 4, width * 8, 2, blocks[3])
+        self.neuron = neuron()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.fc = nn.Linear(width * 8, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(x))
+        for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
+            x = block(x)  # one by one: a stage would keep its input in memory to its end
+        output: Tensor = self.fc(self.flatten(self.avgpool(self.neuron(x))))
+        return output
+
+
+def build(
+    options: MSResNetOptions,
+    *,
+    neuron: NeuronFactory,
+    normalisation: NormalisationFactory,
+    input_shape: tuple[int, int, int],
+    classes: int,
+) -> MSResNet:
+    """The network with Kaiming-normal convolutions (fan-out); else PyTorch's defaults."""
+    network = MSResNet(input_shape[0], classes, options, neuron=neuron, normalisation=normalisation)
+    kaiming_convolutions(network)
+    return network

@@ -1,0 +1,305 @@
+"""Sections on tuning and targets: what was chosen from which trials, what an untuned comparison loses, when a
+target accuracy is reached, and how often a method is near the fastest."""
+
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import pandas as pd
+
+from sltt_bench.report import numbers
+from sltt_bench.report.document import (
+    Block,
+    Context,
+    Contribution,
+    Figure,
+    Heading,
+    MissingFigure,
+    Section,
+    Table,
+    TableCell,
+)
+from sltt_bench.report.groups import Group
+from sltt_bench.report.numbers import DASH
+from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
+from sltt_bench.report.statistics import PairedEstimate
+from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
+from sltt_bench.report.tuning import Gain, Study, counterpart, gains, studies, tuned_groups
+from sltt_bench.results.schema import TUNING_FILE
+
+EMPTY = TableCell(DASH, tone="muted")
+
+
+def tuning(context: Context) -> Contribution:
+    """Studies of `tune`, and for all measured groups whose recipe states a target the way to it."""
+    found = studies(context.results)
+    groups = context.groups
+    sections = [section for study in found for section in _study_sections(study, groups)]
+    sections += _target_sections([group for group in groups if not group.key.smoke])
+    rows = context.results.rows(TUNING_FILE)
+    frames = {TUNING_FILE: rows.drop(columns=["run", "line"], errors="ignore")} if len(rows) else {}
+    if len(targets := _targets_frame(groups)):
+        frames["targets.csv"] = targets
+    return Contribution(sections=tuple(sections), frames=frames, sentence=_sentence(found))
+
+
+def _sentence(found: Sequence[Study]) -> str:
+    told = [
+        f"{numbers.listed(list(study.methods))} on {study.recipe} ({study.trials} trials each)"
+        for study in found
+    ]
+    return f"Tuned on validation data with equal budgets: {'; '.join(told)}." if told else ""
+
+
+# Studies ----------------------------------------------------------------------------------------
+
+
+def _study_sections(study: Study, groups: Sequence[Group]) -> Iterator[Section]:
+    name = f"tuning-{study.recipe}-{study.trials}"
+    blocks: list[Block] = []
+    if numeric_fields(study):
+        blocks.append(
+            Figure(
+                f"{name}-search",
+                "Accuracy against what was searched",
+                f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
+                f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
+                f"{study.trials} trials each; {', '.join(study.conditions)}.",
+                partial(draw_search, study),
+            )
+        )
+    blocks.append(_choices(study, name))
+    fields = ", ".join(study.fields)
+    lead = (
+        f"{fields}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
+        "What decides is validation accuracy alone; the methods are then trained on all training data with other seeds.",
+    )
+    own = [
+        g
+        for g in tuned_groups(groups)
+        if g.key.recipe == study.recipe and set(g.methods) & set(study.methods)
+    ]
+    for group in own:
+        if f"{study.trials} trials" in group.key.tuning:
+            blocks.append(_loss(group, groups, name))
+    yield Section(
+        name, f"Tuning {study.recipe}", tuple(blocks), lead, chips=study.conditions, page=study.recipe
+    )
+
+
+def _choices(study: Study, name: str) -> Table:
+    headings = (
+        Heading("method", numeric=False), Heading("chosen", numeric=False), Heading("validation top-1", "%"),
+        Heading("at the recipe's", "%"), Heading("lost trials"), Heading("at the grid's edge", numeric=False),
+    )  # fmt: skip
+    rows = []
+    for method, settings in study.methods.items():
+        best, lost = study.chosen(method), sum(tried.lost for tried in settings)
+        own = next((tried for tried in settings if tried.as_recipe), None)
+        rows.append(
+            (
+                TableCell(method, value=method),
+                EMPTY if best is None else TableCell(_setting(best.setting), value=_setting(best.setting)),
+                _percent(None if best is None else best.mean),
+                _percent(None if own is None else own.mean),
+                TableCell(str(lost), value=lost, tone="bad" if lost else "plain"),
+                TableCell(", ".join(best.at_edge) if best and best.at_edge else DASH, tone="muted"),
+            )
+        )
+    notes = [
+        "Chosen: the best mean over seeds; of equal ones that nearest to the middle of the grid, then the first.",
+    ]
+    edge = [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]
+    if edge:
+        notes.append(
+            f"{numbers.listed(edge)}: the best value is the grid's last or first; a better one may lie beyond."
+        )
+    none = [method for method in study.methods if study.chosen(method) is None]
+    if none:
+        notes.append(
+            f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
+        )
+    return Table(
+        f"{name}-choices", f"What was chosen, {study.trials} trials each", headings, tuple(rows), tuple(notes)
+    )
+
+
+def _setting(setting: object) -> str:
+    assert isinstance(setting, dict)
+    return ", ".join(f"{key} = {value}" for key, value in setting.items())
+
+
+def _percent(share: float | None) -> TableCell:
+    return EMPTY if share is None else TableCell(numbers.percent(share), value=share)
+
+
+def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
+    """Accuracy and rank at the recipe's learning rate beside those at each method's own."""
+    title = "What an untuned comparison loses"
+    untuned = counterpart(tuned, groups)
+    methods = ",".join(tuned.methods)
+    if untuned is None or not (found := gains(tuned, untuned)):
+        return MissingFigure(
+            title,
+            "the same methods were not run at the recipe's learning rate under the same conditions",
+            f"sltt-bench run {tuned.key.recipe} --method {methods}",
+        )
+    headings = (
+        Heading("method", numeric=False), Heading("recipe's: top-1", "%"), Heading("rank"),
+        Heading("tuned: top-1", "%"), Heading("rank"), Heading("tuned − recipe's", "points"),
+    )  # fmt: skip
+    rows = tuple(_gain_row(gain) for gain in found)
+    notes = [
+        "Test accuracy after the last epoch, mean over seeds. The two columns are two comparisons: ranks and differences "
+        "between methods are taken within each.",
+        _order_note(found),
+    ]
+    n = {gain.difference.n for gain in found if gain.difference}
+    if n:
+        notes.append(
+            f"[ ]: 95 % t interval over {'–'.join(map(str, sorted({min(n), max(n)})))} seeds that both sides share."
+        )
+    return Table(f"{name}-loss", title, headings, rows, tuple(notes))
+
+
+def _gain_row(gain: Gain) -> tuple[TableCell, ...]:
+    moved = gain.tuned_rank - gain.untuned_rank
+    return (
+        TableCell(gain.method, value=gain.method),
+        _percent(gain.untuned),
+        TableCell(str(gain.untuned_rank), value=gain.untuned_rank),
+        _percent(gain.tuned),
+        TableCell(str(gain.tuned_rank), f"{-moved:+d}".replace("-", "−") if moved else "", gain.tuned_rank),
+        EMPTY if gain.difference is None else _points(gain.difference),
+    )
+
+
+def _points(estimate: PairedEstimate) -> TableCell:
+    detail = f"{numbers.points_interval(estimate.interval)} n = {estimate.n}".strip()
+    return TableCell(numbers.points(estimate.value), detail, estimate.value)
+
+
+def _order_note(found: Sequence[Gain]) -> str:
+    moved = [gain for gain in found if gain.tuned_rank != gain.untuned_rank]
+    if not moved:
+        return "The order of the methods is the same."
+    told = [f"{gain.method} from {gain.untuned_rank} to {gain.tuned_rank}" for gain in moved]
+    return f"Tuning changes the order: {numbers.listed(told)}."
+
+
+# Targets ----------------------------------------------------------------------------------------
+
+
+def _target_sections(groups: Sequence[Group]) -> Iterator[Section]:
+    for number, group in enumerate(groups):
+        ways = to_target(group)
+        if len(ways) > 1:
+            name = f"target-{group.key.slug()}-{number}"
+            title = f"Until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
+            table = _target_table(group, ways, name)
+            yield Section(
+                name, title, (table,), chips=tuple(group.key.conditions()), page=group.key.recipe, folded=True
+            )
+    for number, profile in enumerate(profiles(groups)):
+        name = f"profile-{'tuned' if profile.tuned else 'untuned'}-{number + 1}"
+        blocks = (_profile_figure(profile, name), _profile_table(profile, name))
+        yield Section(name, "Near the fastest, over tasks", blocks, chips=profile.conditions)
+
+
+def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
+    with_energy = all(way.joules for way in ways)
+    headings = [
+        Heading("method", numeric=False),
+        Heading("reached"),
+        Heading("epochs"),
+        Heading("training time"),
+    ]
+    headings += [Heading("energy")] * with_energy
+    times = numbers.scale_for("s", [way.median_s for way in ways])
+    joules = numbers.scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
+    rows = []
+    for way in ways:
+        missed = way.reached < len(way.epochs)
+        row = [
+            TableCell(way.method, value=way.method),
+            TableCell(
+                f"{way.reached} of {len(way.epochs)}", value=way.reached, tone="bad" if missed else "plain"
+            ),
+            _until(median(way.epochs), numbers.significant),
+            _until(way.median_s, times.text),
+        ]
+        rows.append((*row, _until(median(way.joules), joules.text)) if with_energy else tuple(row))
+    notes = [
+        f"Target: test accuracy of {numbers.percent(target_of(group) or 0, 0)} %, which the recipe states. Median over seeds of "
+        "what training takes until the first epoch at it; a seed that misses it takes for ever, and so does the median of a "
+        "method of which half the seeds do.",
+        *dict.fromkeys(text for way in ways for text in group.breaches_of("epoch_s", [way.method]) if text),
+    ]
+    title = f"Until the target, {group.key.tuning}"
+    return Table(f"{name}-table", title, tuple(headings), tuple(rows), tuple(notes), secondary=True)
+
+
+def _until(value: float, text: object) -> TableCell:
+    assert callable(text)
+    if not math.isfinite(value):
+        return TableCell("never", value=None, tone="bad")
+    return TableCell(str(text(value)), value=value)
+
+
+def _profile_figure(profile: Profile, name: str) -> Figure:
+    caption = (
+        f"For each factor the share of {len(profile.tasks)} tasks ({', '.join(profile.tasks)}) on which a method's median time "
+        f"to the task's target is at most so many times the fastest method's; a target that is missed is never within. "
+        f"{', '.join(profile.conditions)}."
+    )
+    return Figure(name, "Performance profile", caption, partial(draw_profile, profile))
+
+
+def _profile_table(profile: Profile, name: str) -> Table:
+    headings = [
+        Heading("method", numeric=False),
+        *(Heading(f"within {factor:g}×", "%") for factor in _FACTORS),
+    ]
+    headings += [Heading("ever", "%")]
+    rows = tuple(
+        (
+            TableCell(method, value=method),
+            *(_share(profile.share(method, factor)) for factor in _FACTORS),
+            _share(sum(map(math.isfinite, factors)) / len(factors)),
+        )
+        for method, factors in profile.factors.items()
+    )
+    notes = [f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}."]
+    if profile.left_out:
+        notes.append(f"{numbers.listed(profile.left_out)}: not run on every task, so not here.")
+    return Table(f"{name}-table", "Share of tasks", tuple(headings), rows, tuple(notes), secondary=True)
+
+
+_FACTORS = (1, 1.5, 2, 4)
+
+
+def _share(share: float) -> TableCell:
+    return TableCell(numbers.percent(share, 0), value=share)
+
+
+def _targets_frame(groups: Sequence[Group]) -> pd.DataFrame:
+    """targets.csv: a row for each group and method, in base units; what was never reached is empty."""
+    rows = [
+        {
+            **vars(group.key),
+            "method": way.method,
+            "target": target_of(group),
+            "cells": len(way.epochs),
+            "reached": way.reached,
+            "median_epochs": _or_none(median(way.epochs)),
+            "median_s": _or_none(way.median_s),
+            "median_j": _or_none(median(way.joules)) if way.joules else None,
+        }
+        for group in groups
+        for way in to_target(group)
+    ]
+    return pd.DataFrame(rows)
+
+
+def _or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,151 @@
+"""Time and energy until a target accuracy, with a miss as never, and performance profiles over tasks.
+
+The target is the recipe's (`target`), fixed before anything is run. A seed's time is that of training until the end
+of the first epoch whose test accuracy is at least the target, evaluation not counted; a seed that never gets there
+takes for ever, so that leaving out what failed cannot flatter a method. A method's time is the median over seeds.
+
+The profile (Dolan and Moré 2002, as AlgoPerf has it: Dahl et al. 2023) is, for each factor f, the share of tasks on
+which a method's time is at most f times that of the fastest method of the task.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sltt_bench.report.groups import Group, MethodResult
+
+NEVER = math.inf
+
+
+@dataclass(frozen=True)
+class ToTarget:
+    """One method's way to the target of its group."""
+
+    method: str
+    epochs: tuple[float, ...]
+    """Of each seed's cell until the target; NEVER for a miss."""
+    seconds: tuple[float, ...]
+    joules: tuple[float, ...]
+    """Empty where energy was not measured."""
+
+    @property
+    def reached(self) -> int:
+        """Cells that reached it."""
+        return sum(map(math.isfinite, self.epochs))
+
+    @property
+    def median_s(self) -> float:
+        """Over all cells; NEVER if half of them or more missed it."""
+        return median(self.seconds)
+
+
+def median(values: Sequence[float]) -> float:
+    """Of an even number the mean of the middle two, so that one miss of two is a miss."""
+    ordered = sorted(values)
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    return high if low == high else (low + high) / 2
+
+
+def target_of(group: Group) -> float | None:
+    """The recipe's target; None where it states none, or accuracies mean nothing."""
+    target = group.recipe.get("target")
+    return None if target is None or group.key.synthetic else float(target)
+
+
+def to_target(group: Group) -> list[ToTarget]:
+    """Every finished method's way to the group's target; none without a target.
+
+    A seed of which no cell finished is a miss too.
+    """
+    target = target_of(group)
+    if target is None:
+        return []
+    return [_of_method(result, target) for result in group.finished if len(result.epochs)]
+
+
+def _of_method(result: MethodResult, target: float) -> ToTarget:
+    cells = [_of_cell(rows, target) for _, rows in result.epochs.groupby(["seed", "run"], sort=True)]
+    cells += [(NEVER, NEVER, NEVER)] * len(result.lost_seeds)
+    epochs, seconds, joules = zip(*cells, strict=True)
+    measured = not any(map(math.isnan, joules))
+    return ToTarget(result.method, epochs, seconds, joules if measured else ())
+
+
+def _of_cell(rows: pd.DataFrame, target: float) -> tuple[float, float, float]:
+    """(epochs, seconds, joules) until the target; joules NaN where some epoch lacks them."""
+    rows = rows.sort_values("epoch", kind="stable")
+    above = np.flatnonzero(rows["test_top1"].astype(float).to_numpy() >= target)
+    energy = rows["energy_j"].astype(float).to_numpy()
+    unmeasured = bool(np.isnan(energy).any())
+    if not len(above):
+        return NEVER, NEVER, math.nan if unmeasured else NEVER
+    until = int(above[0]) + 1
+    seconds = float(rows["train_s"].astype(float).to_numpy()[:until].sum())
+    return float(until), seconds, math.nan if unmeasured else float(energy[:until].sum())
+
+
+# Profiles ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How near to the fastest each method is, over several tasks measured alike."""
+
+    tasks: tuple[str, ...]
+    """Recipes."""
+    factors: dict[str, tuple[float, ...]]
+    """Method → its time over the fastest method's, task by task; NEVER where it missed the target."""
+    tuned: bool
+    conditions: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Methods that did not run on every task."""
+
+    def share(self, method: str, factor: float) -> float:
+        """Of the tasks on which the method takes at most `factor` times as long as the fastest."""
+        return sum(own <= factor * (1 + 1e-12) for own in self.factors[method]) / len(self.tasks)
+
+
+_OF_THE_TASK = ("recipe", "recipe_hash", "timesteps", "batch_size", "tuning", "precision")
+"""Parts of a group's key in which tasks may differ."""
+
+
+def profiles(groups: Sequence[Group]) -> list[Profile]:
+    """One for each set of two tasks or more that were measured alike with two methods or more.
+
+    Tuned methods and methods at the recipe's learning rate are in no profile together.
+    """
+    families: dict[tuple[Any, ...], dict[str, Group]] = {}
+    for group in groups:
+        if to_target(group) and not group.overrides:
+            alike = tuple(value for name, value in vars(group.key).items() if name not in _OF_THE_TASK)
+            families.setdefault((group.key.tuned, *alike), {}).setdefault(group.key.recipe, group)
+    return [profile for tasks in families.values() if (profile := _profile(tasks)) is not None]
+
+
+def _profile(tasks: dict[str, Group]) -> Profile | None:
+    times = {
+        task: {way.method: way.median_s for way in to_target(group)} for task, group in sorted(tasks.items())
+    }
+    everywhere = set.intersection(*(set(of_task) for of_task in times.values()))
+    methods = [name for name in next(iter(times.values())) if name in everywhere]
+    if len(tasks) < 2 or len(methods) < 2:
+        return None
+    best = {task: min(of_task[name] for name in methods) for task, of_task in times.items()}
+    first = next(iter(tasks.values())).key
+    return Profile(
+        tasks=tuple(times),
+        factors={
+            name: tuple(
+                of_task[name] / best[task] if math.isfinite(of_task[name]) else NEVER
+                for task, of_task in times.items()
+            )
+            for name in methods
+        },
+        tuned=first.tuned,
+        conditions=(first.hardware, f"backend {first.backend}", "tuned" if first.tuned else first.tuning),
+        left_out=tuple(sorted({name for of_task in times.values() for name in of_task} - everywhere)),
+    )

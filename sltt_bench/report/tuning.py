@@ -1,0 +1,196 @@
+"""Studies of tuning as results tell them: what each trial reached, what was chosen, and what an untuned comparison loses."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sltt_bench.report.groups import TUNED, Group, NotComparable, method_order
+from sltt_bench.report.statistics import PairedEstimate, paired_difference
+from sltt_bench.results.reader import Results
+from sltt_bench.results.schema import TUNING_FILE
+
+
+@dataclass(frozen=True)
+class TriedSetting:
+    """One point of the grid, for one method."""
+
+    setting: Mapping[str, Any]
+    """Searched field (dotted) → value."""
+    top1: tuple[float, ...]
+    """Validation accuracy after the last epoch of each trial that has one, 0 to 1."""
+    lost: int
+    """Trials whose loss diverged or whose memory ran out."""
+    chosen: bool
+    at_edge: tuple[str, ...]
+    as_recipe: bool
+    """Whether it is what the recipe says."""
+
+    @property
+    def mean(self) -> float | None:
+        """Over its trials; None if one was lost: then it cannot be chosen."""
+        return sum(self.top1) / len(self.top1) if self.top1 and not self.lost else None
+
+
+@dataclass(frozen=True)
+class Study:
+    """The trials of some methods under one protocol and else equal conditions."""
+
+    recipe: str
+    trials: int
+    """The budget of each method."""
+    fields: tuple[str, ...]
+    """Searched, dotted."""
+    conditions: tuple[str, ...]
+    methods: Mapping[str, tuple[TriedSetting, ...]]
+    """In the order of tables; the settings in that of the grid."""
+
+    def chosen(self, method: str) -> TriedSetting | None:
+        """What the method was then trained with; None if every setting was lost."""
+        return next((tried for tried in self.methods[method] if tried.chosen), None)
+
+    @property
+    def as_recipe(self) -> Mapping[str, Any] | None:
+        """The recipe's own setting, if it is one of the grid's."""
+        settings = (tried.setting for of in self.methods.values() for tried in of if tried.as_recipe)
+        return next(settings, None)
+
+
+def studies(results: Results) -> list[Study]:
+    """Every study of which some method's choice is recorded, by recipe."""
+    rows = results.rows(TUNING_FILE)
+    if rows.empty:
+        return []
+    about = results.cells.drop_duplicates(["run", "cell_id"])[["run", "cell_id", "device_name", "smoke"]]
+    rows = rows.drop_duplicates(["run", "cell_id"], keep="last").merge(
+        about, on=["run", "cell_id"], how="left"
+    )
+    rows = rows.assign(
+        device_name=rows["device_name"].fillna(""), smoke=rows["smoke"].fillna(False).astype(bool)
+    )
+    alike = ["recipe", "protocol", "backend", "timesteps", "batch_size", "precision", "device_name", "smoke"]
+    return [_study(same) for _, same in rows.groupby(alike, sort=True)]
+
+
+def _study(rows: pd.DataFrame) -> Study:
+    first = rows.iloc[0]
+    methods = {
+        str(method): tuple(
+            _tried(same) for _, same in of_method.sort_values("trial").groupby("setting", sort=False)
+        )
+        for method, of_method in rows.groupby("method")
+    }
+    conditions = [str(first["device_name"]), str(first["precision"]), f"backend {first['backend']}"]
+    conditions += [f"T = {int(first['timesteps'])}", f"batch {int(first['batch_size'])}"]
+    conditions += ["smoke run"] * bool(first["smoke"])
+    return Study(
+        recipe=str(first["recipe"]),
+        trials=int(first["trials"]),
+        fields=tuple(json.loads(first["setting"])),
+        conditions=tuple(word for word in conditions if word),
+        methods={name: methods[name] for name in sorted(methods, key=method_order)},
+    )
+
+
+def _tried(rows: pd.DataFrame) -> TriedSetting:
+    known = rows["validation_top1"].astype(float)
+    return TriedSetting(
+        setting=json.loads(rows["setting"].iloc[0]),
+        top1=tuple(known.dropna()),
+        lost=int(known.isna().sum()),
+        chosen=bool(rows["chosen"].any()),
+        at_edge=tuple(dict.fromkeys(word for text in rows["at_edge"] for word in str(text or "").split())),
+        as_recipe=bool((rows["as_recipe"] == True).any()),  # noqa: E712  # empty in files without the column
+    )
+
+
+# Tuned beside untuned ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gain:
+    """One method at the recipe's learning rate and at its own, each in a group of its own."""
+
+    method: str
+    untuned: float
+    """Mean accuracy over seeds, 0 to 1."""
+    untuned_rank: int
+    tuned: float
+    tuned_rank: int
+    difference: PairedEstimate | None
+    """tuned − untuned over the seeds that both have; None if there is none."""
+
+
+def counterpart(tuned: Group, groups: Sequence[Group]) -> Group | None:
+    """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate."""
+
+    def conditions(group: Group) -> dict[str, Any]:
+        return {
+            name: value for name, value in vars(group.key).items() if name not in ("recipe_hash", "tuning")
+        }
+
+    return next(
+        (
+            group
+            for group in groups
+            if not group.key.tuned
+            and conditions(group) == conditions(tuned)
+            and group.overrides == tuned.overrides
+            and _settings_agree(group, tuned)
+        ),
+        None,
+    )
+
+
+def _settings_agree(group: Group, tuned: Group) -> bool:
+    """Equal in every field of the recipe but those that were tuned."""
+    names = {*group.settings, *tuned.settings}
+    return all(
+        group.settings.get(name) == tuned.settings.get(name)
+        for name in names
+        if tuned.settings.get(name) != TUNED
+    )
+
+
+def gains(tuned: Group, untuned: Group) -> list[Gain]:
+    """Both accuracies of every method that finished in both groups, with its rank among these."""
+    shared = [name for name in tuned.methods if _accuracy(tuned, name) and _accuracy(untuned, name)]
+    ranks = {id(group): _ranks(group, shared) for group in (tuned, untuned)}
+    return [
+        Gain(
+            method=name,
+            untuned=_mean(untuned, name),
+            untuned_rank=ranks[id(untuned)][name],
+            tuned=_mean(tuned, name),
+            tuned_rank=ranks[id(tuned)][name],
+            difference=paired_difference(
+                _accuracy(tuned, name), _accuracy(untuned, name), resolution=tuned.accuracy_resolution
+            ),
+        )
+        for name in shared
+    ]
+
+
+def _accuracy(group: Group, method: str) -> Mapping[int, float]:
+    if isinstance(group.refusal("last_test_top1", method), NotComparable):
+        return {}
+    return group.methods[method].values["last_test_top1"]
+
+
+def _mean(group: Group, method: str) -> float:
+    stat = group.methods[method].stat("last_test_top1")
+    assert stat is not None
+    return stat.mean
+
+
+def _ranks(group: Group, methods: Sequence[str]) -> dict[str, int]:
+    """1 for the best mean; equal means share a rank."""
+    means = {name: _mean(group, name) for name in methods}
+    return {name: 1 + sum(other > mean + 1e-12 for other in means.values()) for name, mean in means.items()}
+
+
+def tuned_groups(groups: Sequence[Group]) -> Iterator[Group]:
+    """Those whose methods have settings of their own."""
+    return (group for group in groups if group.key.tuned and group.finished)

@@ -1,0 +1,362 @@
+"""`python -m tests.benchmarks.gpu --out DIR`: all that only a GPU can show, most important first, in one command.
+
+Steps of the project's own commands, each in a process of its own: what runs out of memory, crashes or hangs ends
+that step alone. A step's rows are written as they are measured, and its outcome when it ends (`steps.csv`). A second
+start skips what has ended, goes on with what was cut off, and runs what there was no time for.
+
+Until a step starts nothing is imported but Python's own library and typer: a machine may lack the rest, which
+`--wheels` brings along.
+"""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ROOT = Path(__file__).parent.parent.parent
+STEPS_FILE, RESULTS, PACKAGES, LOGS = "steps.csv", "results", "packages", "logs"
+LEAST_S = 20.0
+"""With less time left no step is begun."""
+GRACE_S = 10.0
+"""What a step that is stopped may take to write the rows of what it was at."""
+ITERATIONS = 4
+"""Of an epoch; three epochs, of which the first is cold."""
+
+MODULES = ("sltt_bench.worker", "spikingjelly.activation_based.neuron", "pytest", "hypothesis", "triton")
+"""What the steps import that a machine may lack."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command, `python -m MODULE ARGUMENTS`."""
+
+    name: str
+    says: str
+    module: str
+    arguments: tuple[str, ...]
+    limit_s: float = 150.0
+
+    @property
+    def command(self) -> list[str]:
+        """As a process is started with it."""
+        return [sys.executable, "-m", self.module, *self.arguments]
+
+    def __str__(self) -> str:
+        return " ".join(("python", "-m", self.module, *self.arguments))
+
+
+class Evidence:
+    """The folder of the evidence: where the steps' results go, and which steps have ended how."""
+
+    COLUMNS = ("step", "status", "exit_code", "seconds", "limit_s", "command", "started_utc")
+    ENDED = ("ok", "failed")
+    """Of the statuses; the others are cut (there was no time to end it)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.results = folder / RESULTS
+        (folder / LOGS).mkdir(parents=True, exist_ok=True)
+
+    def statuses(self) -> dict[str, str]:
+        """Step → how it went the last time."""
+        path = self.folder / STEPS_FILE
+        if not path.exists():
+            return {}
+        with path.open(encoding="utf-8", newline="") as file:
+            return {row["step"]: row["status"] for row in csv.DictReader(file)}
+
+    def append(self, row: Mapping[str, object]) -> None:
+        """One more outcome, on the disk when this returns."""
+        path = self.folder / STEPS_FILE
+        new = not path.exists()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, self.COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+# What is run ------------------------------------------------------------------------------------
+
+PAPER = {
+    "imagenet-resnet34": (256, ("bptt", "sltt", "sltt-k1", "sltt-k2")),
+    "cifar10-resnet18": (128, ("bptt", "sltt", "sltt-k1", "sltt-k2")),
+    "dvs-cifar10-vgg11": (128, ("bptt", "sltt", "sltt-k1", "sltt-k2")),
+    "dvs-gesture-vgg11": (16, ("bptt", "sltt", "sltt-k1", "sltt-k4")),
+    "imagenet-resnet101": (256, ("bptt", "sltt")),
+}
+"""Recipe → the paper's batch, and the methods that are measured; the widest ones run out of memory."""
+
+
+def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
+    """All steps, the most important first: of each question its core, then what completes the answer.
+
+    `rehearse`: at toy size on a CPU.
+    """
+    commands = _Commands(out, rehearse)
+    run, bench = commands.run, commands.bench
+    return [
+        commands.tests("tests", "kernels, replay, precision and flat memory on the card itself", "not cell"),
+        run("paper-imagenet", "imagenet-resnet34"),
+        run("paper-cifar10", "cifar10-resnet18"),
+        run("curve-imagenet101", "imagenet-resnet101", grid="6,4,2,1,8", limit_s=240),
+        run("exact-imagenet", "imagenet-resnet34", "native", ("bptt",), "native.recompute=true"),
+        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1")),
+        commands.estimate("estimate-imagenet", "imagenet-resnet34"),
+        commands.estimate("estimate-cifar10", "cifar10-resnet18"),
+        bench("gpu-time-sltt-preact-resnet18"),
+        bench("nvml-sampling"),
+        bench("gpu-time-bptt"),
+        bench("gpu-time-sltt-nf-resnet34"),
+        bench("sltt-k1-against-bptt"),
+        run("paper-dvs-gesture", "dvs-gesture-vgg11"),
+        run("paper-dvs-cifar10", "dvs-cifar10-vgg11"),
+        run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
+        bench("recompute-bptt-time"),
+        bench("gpu-time-sltt-vgg11"),
+        run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1")),
+        run("more-rules", "cifar10-resnet18", methods=("bptt-ckpt2", "tbptt-w2", "ottt", "rate")),
+        commands.tests("tests-of-cells", "out of memory and replay, as cells", "cell"),
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Commands:
+    out: Path
+    rehearse: bool
+
+    def run(
+        self,
+        name: str,
+        recipe: str,
+        backend: str = "reference",
+        methods: Sequence[str] = (),
+        *settings: str,
+        grid: str = "",
+        limit_s: float = 150.0,
+    ) -> Step:
+        """A recipe at the paper's batch and precision; few iterations of random data."""
+        _, usual = PAPER[recipe]
+        arguments = ["run", recipe, "--method", self._few(methods or usual), "--backend", backend]
+        arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
+        arguments += ["--device", "cpu" if self.rehearse else "cuda:0", *self._size(recipe, grid, settings)]
+        return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments), limit_s)
+
+    def estimate(self, name: str, recipe: str) -> Step:
+        """What was estimated of that, which the report sets beside what was measured."""
+        arguments = ["estimate", recipe, "--method", self._few(PAPER[recipe][1]), "--resume"]
+        arguments += ["--device", "cpu" if self.rehearse else "cuda", *self._size(recipe, "", ())]
+        return Step(name, f"{recipe}: the estimates of what was measured", "sltt_bench", tuple(arguments))
+
+    def bench(self, row: str) -> Step:
+        """A row of the benchmark: native against the strongest that others offer."""
+        arguments = ["--rows", row, "--out", str(self.out / RESULTS)]
+        arguments += (
+            ["--device", "cpu", "--quick", "--rounds", "2"] if self.rehearse else ["--device", "cuda:0"]
+        )
+        return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments))
+
+    def tests(self, name: str, says: str, which: str) -> Step:
+        """The tests that need a GPU, without those of cells, or those alone."""
+        files = [
+            path
+            for path in sorted((ROOT / "tests").glob("test_*.py"))
+            if "mark.gpu" in path.read_text("utf-8")
+        ]
+        arguments = [f"tests/{path.name}" for path in files]
+        arguments += ["-m", "gpu", "-k", which, "-v", "-p", "no:cacheprovider"]
+        return Step(name, says, "pytest", (*arguments, *["--collect-only"] * self.rehearse))
+
+    def _size(self, recipe: str, grid: str, settings: Sequence[str]) -> Iterator[str]:
+        batch, _ = PAPER[recipe]
+        if self.rehearse:
+            yield "--smoke"
+            grid = ",".join(sorted(grid.split(",")[-2:]))
+            settings = (*settings, "train.epochs=2", "train.checkpoint_every=0")
+        else:
+            samples = f"data.synthetic_samples={ITERATIONS * batch}"
+            settings = (*settings, samples, "train.epochs=3", "train.checkpoint_every=0")
+        for setting in (*settings, *([f"timesteps={grid}"] if grid else [])):
+            yield from ("--set", setting)
+        yield from ("--out", str(self.out / RESULTS))
+
+    def _few(self, methods: Sequence[str]) -> str:
+        return ",".join(methods[:2] if self.rehearse else methods)
+
+
+# Running it -------------------------------------------------------------------------------------
+
+Execute = Callable[[Step, Path, float, Mapping[str, str]], int | None]
+"""(step, file for its output, seconds, environment) → exit code; None: it was stopped when they were over."""
+
+
+def execute(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int | None:
+    """In a process of its own with what it starts; after `limit_s` it is asked to end, then made to."""
+    with log.open("ab") as output:
+        output.write(f"$ {step}\n".encode())
+        output.flush()
+        process = subprocess.Popen(
+            step.command, cwd=ROOT, env=dict(environment), stdout=output, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """The process, if it still runs, and whatever it left."""
+    if process.poll() is None:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def collect(
+    evidence: Evidence,
+    chosen: Sequence[Step],
+    *,
+    seconds: float,
+    environment: Mapping[str, str],
+    run: Execute = execute,
+    say: Callable[[str], None] = print,
+) -> list[Step]:
+    """Run the steps that have not ended yet, as far as `seconds` suffice; those there was no time for."""
+    deadline = time.monotonic() + seconds
+    left = []
+    statuses = evidence.statuses()
+    for step in chosen:
+        if statuses.get(step.name) in Evidence.ENDED:
+            say(f"{step.name}: {statuses[step.name]} before")
+            continue
+        time_left_s = deadline - time.monotonic()
+        if time_left_s < LEAST_S:
+            left.append(step)
+            continue
+        limit_s = min(step.limit_s, time_left_s - GRACE_S)
+        say(f"{step.name}: {step.says}")
+        started, begun = time.monotonic(), datetime.now(UTC)
+        code = run(step, evidence.folder / LOGS / f"{step.name}.log", limit_s, environment)
+        status = "cut" if code is None else "ok" if code == 0 else "failed"
+        evidence.append({
+            "step": step.name, "status": status, "exit_code": code,
+            "seconds": f"{time.monotonic() - started:.1f}", "limit_s": f"{limit_s:.0f}", "command": str(step),
+            "started_utc": begun.isoformat(timespec="seconds"),
+        })  # fmt: skip
+        say(f"  {status} after {time.monotonic() - started:.0f} s")
+        if status == "cut":
+            left.append(step)
+    return left
+
+
+def install(wheels: Path, target: Path) -> list[str]:
+    """Those of the wheels in a folder whose packages this machine lacks, into `target`; their names.
+
+    Nothing that is there is shadowed: torch stays with the versions that it was installed with.
+    """
+    missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel.name.split("-")[0])]
+    if missing:
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile"]
+        subprocess.run([*pip, "--upgrade", "--target", str(target), *map(str, missing)], check=True)
+    return [wheel.name for wheel in missing]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def lacking(environment: Mapping[str, str]) -> dict[str, str]:
+    """Module of MODULES that cannot be imported → why."""
+    code = (
+        "import importlib\n"
+        f"for name in {MODULES!r}:\n"
+        "    try: importlib.import_module(name)\n"
+        "    except Exception as error: print(name, type(error).__name__, error, sep='\\t')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.findall(r"^([\w.]+)\t(.*)$", done.stdout, flags=re.MULTILINE)
+    return {name: reason.replace("\t", ": ") for name, reason in found}
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="The folder of the evidence; a second start goes on in it.")],
+    minutes: Annotated[float, typer.Option(min=0.1, help="No step runs beyond this.")] = 8.0,
+    wheels: Annotated[
+        Path | None,
+        typer.Option(help="Folder of wheels for what this machine lacks.", exists=True, file_okay=False),
+    ] = None,
+    only: Annotated[str, typer.Option("--steps", help="Names of steps, separated by commas.")] = "",
+    rehearse: Annotated[bool, typer.Option(help="At toy size on a CPU: does every step run?")] = False,
+    list_steps: Annotated[bool, typer.Option("--list", help="Show the steps in order and stop.")] = False,
+) -> None:
+    """Exit codes: 0 all steps ended well, 1 some failed or were not run, 2 wrong usage."""
+    began = time.monotonic()
+    out = out.resolve()
+    known = {step.name: step for step in steps(out, rehearse=rehearse)}
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(known)
+    if unknown := [name for name in names if name not in known]:
+        raise typer.BadParameter(
+            f"no step {', '.join(unknown)}; known: {', '.join(known)}", param_hint="--steps"
+        )
+    if list_steps:
+        for name in names:
+            print(f"{name:32} {known[name]}")
+        return
+    evidence = Evidence(out)
+    if wheels is not None:
+        print(
+            "installed beside:", ", ".join(install(wheels.resolve(), out / PACKAGES)) or "nothing was missing"
+        )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(
+            (str(ROOT), str(out / PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")]))
+        ),
+        "PYTHONUNBUFFERED": "1",
+    }
+    for module, reason in lacking(environment).items():
+        print(
+            f"{module} is missing here ({reason}): the steps that need it will fail; --wheels DIR brings it along"
+        )
+    seconds = minutes * 60 - (time.monotonic() - began)
+    left = collect(evidence, [known[name] for name in names], seconds=seconds, environment=environment)
+    for step in left:
+        print(f"no time for {step.name}: {step}")
+    print(f"tables and verdicts: sltt-bench report {evidence.results}")
+    statuses = evidence.statuses()
+    raise typer.Exit(int(any(statuses.get(name) != "ok" for name in names)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

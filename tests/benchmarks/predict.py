@@ -1,0 +1,206 @@
+"""`python -m tests.benchmarks.predict`: what each way to be faster on a GPU saves, on paper, before a GPU is at hand.
+
+The layers of a network give the tensors that its kernels read and write and the kernels that are launched, an
+iteration of SLTT at the paper's batch and T in fp16. Bytes over the data sheet's bandwidth are a bound on time;
+a launch costs the host a few microseconds (LAUNCH_US, assumed, not measured), which counts where it is more than the
+GPU's own work.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench import models
+from sltt_bench.estimate.gpus import find_gpu
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+
+from .competitors import Problem, cifar_resnet18, gesture_vgg11, imagenet_nf_resnet34
+
+GPU = "h100-sxm"
+LAUNCH_US = 5.0
+MULTIPROCESSORS, TILE = 132, 128
+"""Of the GPU; and the edge of a convolution's tile of output, by which few tiles leave multiprocessors idle."""
+BYTES = 2
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a step consists of: elements of tensors, for the whole batch."""
+
+    convolutions: tuple[tuple[int, int, int, int], ...]
+    """(input, output, multiply-adds, tiles of output) of each."""
+    normalised: tuple[int, ...]
+    """Elements that each batch norm takes."""
+    neurons: tuple[int, ...]
+    """Of each layer."""
+    divided: tuple[int, ...]
+    """Of those that receive a quotient."""
+    multiplied: tuple[int, ...]
+    """Of those whose spikes go into a product."""
+    parameters: int
+    """Tensors of parameters."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one step's forward and backward pass."""
+
+    tensors: int = 0
+    """Elements read and written."""
+    launches: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.tensors + other.tensors, self.launches + other.launches)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.tensors - other.tensors, self.launches - other.launches)
+
+
+def layers_of(problem: Problem) -> Layers:
+    """By one step on tensors without memory."""
+    convolutions: list[tuple[int, int, int, int]] = []
+    normalised: list[int] = []
+    neurons: list[int] = []
+    divided: list[int] = []
+    multiplied: list[int] = []
+
+    class Noted(LIF):
+        """Notes how it is scaled."""
+
+        def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
+            multiplied.append(x.numel())
+            if divisor is not None:
+                divided.append(x.numel())
+            return super().scaled(x, gain, divisor)
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            pixels = output.numel() // output.shape[1]
+            tiles = ceil(pixels / TILE) * ceil(output.shape[1] / TILE)
+            work = output.numel() * prod(module.weight.shape[1:])
+            convolutions.append((inputs[0].numel(), output.numel(), work, tiles))
+        elif isinstance(module, nn.BatchNorm2d):
+            normalised.append(output.numel())
+        elif isinstance(module, SpikingNeuron):
+            neurons.append(output.numel())
+
+    with torch.device("meta"), torch.no_grad():
+        network = models.build(
+            problem.network, neuron=partial(Noted, LIFParameters()), input_shape=problem.image,
+            classes=problem.classes,
+        )  # fmt: skip
+        for module in network.modules():
+            module.register_forward_hook(note)
+        network(torch.empty(problem.batch_size, *problem.image))
+    tensors = len(list(network.parameters()))
+    return Layers(
+        tuple(convolutions), tuple(normalised), tuple(neurons), tuple(divided), tuple(multiplied), tensors
+    )
+
+
+def _each(sizes: tuple[int, ...], tensors: int, launches: int) -> Cost:
+    """So many tensors of each size, so many launches."""
+    return Cost(tensors * sum(sizes), launches * len(sizes))
+
+
+def whole(layers: Layers) -> Cost:
+    """Native before the options below: fused neurons, each operation around them by itself."""
+    convolutions = Cost(sum(3 * (a + b) for a, b, _, _ in layers.convolutions), 3 * len(layers.convolutions))
+    normalisation = _each(layers.normalised, 8, 4)  # 3 forward (statistics, result), 5 backward
+    neurons = _each(
+        layers.neurons, 4 + 3 + 2, 3
+    )  # forward, backward, spikes made again for the weights' gradient
+    return convolutions + normalisation + neurons + unscaled(layers)
+
+
+def unscaled(layers: Layers) -> Cost:
+    """Quotients and products around neurons, forward and backward, and the product made again."""
+    return _each(layers.divided, 4, 2) + _each(layers.multiplied, 6, 3)
+
+
+def norm_and_neurons(layers: Layers) -> Cost:
+    """Batch norm's result is not stored but used by the neurons: 2 forward, and 1 backward."""
+    return _each(layers.normalised, 3, 1)
+
+
+def transposing(layers: Layers) -> Cost:
+    """Convolutions on tensor cores want channels last: input and output are turned, forward and backward."""
+    return Cost(sum(2 * 3 * (a + b) for a, b, _, _ in layers.convolutions), 6 * len(layers.convolutions))
+
+
+def half_of_convolutions(layers: Layers) -> Cost:
+    """Two time steps in one call."""
+    return Cost(0, 3 * len(layers.convolutions) // 2)
+
+
+OPTIONS: tuple[tuple[str, Callable[[Layers], Cost]], ...] = (
+    ("β and γ within the neurons' kernel", unscaled),
+    ("batch norm and neurons in one kernel", norm_and_neurons),
+    ("channels last", transposing),
+    ("two time steps per convolution", half_of_convolutions),
+)
+
+
+def busy(layers: Layers, steps: int) -> float:
+    """The share of multiprocessors with a tile of a convolution, weighted by work, `steps` at a time."""
+    work = sum(one[2] for one in layers.convolutions)
+    share = 0.0
+    for _, _, own, tiles in layers.convolutions:
+        rounds = ceil(steps * tiles / MULTIPROCESSORS)
+        share += own / work * (steps * tiles / (rounds * MULTIPROCESSORS))
+    return share
+
+
+def main() -> None:
+    """Print the tables in Markdown."""
+    gpu = find_gpu(GPU)
+    problems = (cifar_resnet18(), imagenet_nf_resnet34(), gesture_vgg11())
+    found = [(problem, layers_of(problem)) for problem in problems]
+    print("| an iteration of SLTT, fp16 | " + " | ".join(p.network.name for p in problems) + " |")
+    print("|---|" + "---:|" * len(problems))
+
+    def row(title: str, figure: Callable[[Problem, Layers], str]) -> None:
+        print(f"| {title} | " + " | ".join(figure(*one) for one in found) + " |")
+
+    def gib(problem: Problem, cost: Cost) -> float:
+        return cost.tensors * BYTES * problem.timesteps / 2**30
+
+    def ms(problem: Problem, cost: Cost) -> float:
+        return gib(problem, cost) * 2**30 / (gpu.bandwidth_gb_s * 1e9) * 1e3
+
+    row("batch, T", lambda p, _: f"{p.batch_size}, {p.timesteps}")
+    row("moved, GiB", lambda p, layers: f"{gib(p, whole(layers)):.1f}")
+    row("… at the sheet's bandwidth, ms", lambda p, layers: f"{ms(p, whole(layers)):.1f}")
+    row(
+        "convolutions at the sheet's peak, ms",
+        lambda p, layers: (
+            f"{6 * p.timesteps * sum(c[2] for c in layers.convolutions) / (gpu.tflops['fp16'] * 1e12) * 1e3:.1f}"
+        ),
+    )
+    row("launches", lambda p, layers: f"{p.timesteps * whole(layers).launches}")
+    row(
+        f"… at {LAUNCH_US:.0f} µs each, ms",
+        lambda p, layers: f"{p.timesteps * whole(layers).launches * LAUNCH_US / 1e3:.1f}",
+    )
+    row(
+        "multiprocessors with a tile, one step | two steps at a time".replace("|", "/"),
+        lambda p, layers: f"{busy(layers, 1):.2f} / {busy(layers, 2):.2f}",
+    )
+    row("tensors of parameters", lambda p, layers: f"{layers.parameters}")
+    for title, saved in OPTIONS:
+        row(
+            f"{title}: saves",
+            lambda p, layers, saved=saved: (
+                f"{gib(p, saved(layers)):.1f} GiB ({100 * saved(layers).tensors / whole(layers).tensors:.0f} %), "
+                f"{p.timesteps * saved(layers).launches} launches"
+            ),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The command that collects what only a GPU can show: its order, its limits, its second start; and a rehearsal."""
+
+import csv
+import os
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from benchmarks import __main__ as benchmarks_command
+from benchmarks import gpu
+from benchmarks.gpu import Evidence, Step, collect, steps
+from benchmarks.rows import ROWS
+from typer.testing import CliRunner
+
+from sltt_bench.cli import app
+
+
+def rows(evidence: Evidence) -> list[dict[str, str]]:
+    with (evidence.folder / gpu.STEPS_FILE).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def csv_rows(evidence: Evidence, name: str) -> list[dict[str, str]]:
+    """Of the one file of that name among the results."""
+    (path,) = evidence.results.glob(f"*/*/{name}")
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def in_this_process(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int:
+    """As `gpu.execute`, without the seconds that a process takes to load torch; cells are forked."""
+    command = app
+    if step.module == "tests.benchmarks":
+        command = typer.Typer()
+        command.command()(benchmarks_command.main)
+    done = CliRunner().invoke(command, list(step.arguments))
+    log.write_text(done.output, encoding="utf-8")
+    return done.exit_code
+
+
+# The steps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", steps(Path("out")), ids=lambda step: step.name)
+def test_every_step_is_a_command_that_the_project_understands(step: Step) -> None:
+    if step.module == "tests.benchmarks":
+        assert step.arguments[1] in {row.name for row in ROWS if row.on != "cpu"}
+    elif step.module == "pytest":
+        assert "tests/test_on_a_gpu.py" in step.arguments
+    else:
+        arguments = [*step.arguments, "--dry-run"]
+        if arguments[0] == "estimate":
+            arguments = ["run", *arguments[1:], "--init", "random"]
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+
+
+def test_the_paper_comes_first_at_its_own_size() -> None:
+    in_order = steps(Path("out"))
+    assert len({step.name for step in in_order}) == len(in_order)
+    assert [step.name for step in in_order][:3] == ["tests", "paper-imagenet", "paper-cifar10"]
+    paper = next(step for step in in_order if step.name == "paper-imagenet")
+    done = CliRunner().invoke(app, [*paper.arguments, "--dry-run"])
+    assert "4 cells" in done.output.replace("\n", " "), done.output
+    assert not any("timesteps" in argument or "batch_size" in argument for argument in paper.arguments)
+
+
+# Running them -------------------------------------------------------------------------------------
+
+
+def python(name: str, code: str, limit_s: float = 60) -> Step:
+    """A step that is a line of Python; unittest, of all modules, runs one given as a file."""
+    return Step(name, "", "timeit", ("-n", "1", "-r", "1", code), limit_s)
+
+
+def collected(evidence: Evidence, *chosen: Step, seconds: float = 300) -> list[str]:
+    left = collect(evidence, chosen, seconds=seconds, environment=os.environ, say=lambda line: None)
+    return [step.name for step in left]
+
+
+def test_what_crashes_or_hangs_ends_its_own_step_alone(tmp_path: Path) -> None:
+    evidence = Evidence(tmp_path)
+    crash = python("crash", "import os; os.abort()")
+    child = "import subprocess, time; subprocess.Popen(['sleep', '987']); print('begun', flush=True); time.sleep(60)"
+    hang = python("hang", child, limit_s=1)
+    assert collected(evidence, crash, hang, python("fine", "print(6 * 7)")) == ["hang"]
+    assert [(row["step"], row["status"]) for row in rows(evidence)] == [
+        ("crash", "failed"), ("hang", "cut"), ("fine", "ok"),
+    ]  # fmt: skip
+    assert rows(evidence)[0]["exit_code"] == "-6"
+    assert "42" in (tmp_path / "logs" / "fine.log").read_text(encoding="utf-8")
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert b"sleep\x00987\x00" not in running, "what a step started ends with it"
+
+
+def test_a_second_start_runs_what_was_cut_off_or_not_begun_and_nothing_else(tmp_path: Path) -> None:
+    evidence = Evidence(tmp_path)
+    chosen = [python("done", "pass"), python("bad", "1 / 0"), python("slow", "pass"), python("late", "pass")]
+    ran: list[str] = []
+    codes = {"bad": 1, "slow": None}
+
+    def run(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int | None:
+        ran.append(step.name)
+        return codes.get(step.name, 0)
+
+    def start(*of: Step, seconds: float) -> list[str]:
+        left = collect(evidence, of, seconds=seconds, environment={}, run=run, say=lambda line: None)
+        return [step.name for step in left]
+
+    assert start(*chosen[:3], seconds=300) == ["slow"]
+    assert start(chosen[3], seconds=gpu.LEAST_S - 1) == ["late"], "there is too little time to begin it"
+    ran.clear()
+    codes["slow"] = 0
+    assert start(*chosen, seconds=300) == []
+    assert ran == ["slow", "late"]
+    assert evidence.statuses() == {"done": "ok", "bad": "failed", "slow": "ok", "late": "ok"}
+
+
+def test_no_step_may_run_beyond_the_time_that_is_left(tmp_path: Path) -> None:
+    limits = []
+
+    def run(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int:
+        limits.append(limit_s)
+        return 0
+
+    chosen = [python("short", "", limit_s=30), python("long", "", limit_s=1000)]
+    collect(Evidence(tmp_path), chosen, seconds=100, environment={}, run=run, say=lambda line: None)
+    assert limits == [30, pytest.approx(100 - gpu.GRACE_S, abs=1)]
+
+
+# What a machine lacks ------------------------------------------------------------------------------
+
+
+def wheel(folder: Path, package: str, code: str) -> None:
+    about = f"{package}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{package}-1.0-py3-none-any.whl", "w") as file:
+        file.writestr(f"{package}.py", code)
+        file.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        file.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(f"{about}/RECORD", "")
+
+
+def test_wheels_bring_what_is_missing_and_shadow_nothing(tmp_path: Path) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel(wheels, "sltt_bench_absent", "here = True\n")
+    wheel(wheels, "torch", "raise RuntimeError('another torch')\n")
+    assert gpu.install(wheels, tmp_path / "packages") == ["sltt_bench_absent-1.0-py3-none-any.whl"]
+    assert (tmp_path / "packages" / "sltt_bench_absent.py").exists()
+    assert not (tmp_path / "packages" / "torch.py").exists()
+
+
+def test_modules_that_cannot_be_imported_are_named_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "MODULES", ("json", "no_such.module"))
+    assert gpu.lacking(os.environ) == {"no_such.module": "ModuleNotFoundError: No module named 'no_such'"}
+
+
+def test_it_starts_with_nothing_but_typer() -> None:
+    """What a machine lacks is installed by it."""
+    source = Path(gpu.__file__).read_text(encoding="utf-8")
+    imported = {
+        line.split()[1].split(".")[0] for line in source.splitlines() if line.startswith(("import", "from"))
+    }
+    assert imported - set(sys.stdlib_module_names) == {"typer"}
+
+
+# The rehearsal -------------------------------------------------------------------------------------
+
+
+def rehearsal(out: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    monkeypatch.setattr(gpu, "lacking", lambda environment: {})
+    command = typer.Typer()
+    command.command()(gpu.main)
+    return CliRunner().invoke(command, ["--out", str(out), "--rehearse", *arguments])
+
+
+def test_a_rehearsal_measures_estimates_and_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.setattr(gpu.collect, "__kwdefaults__", {**gpu.collect.__kwdefaults__, "run": in_this_process})
+    monkeypatch.setattr(gpu, "PAPER", {**gpu.PAPER, "cifar10-resnet18": (128, ("sltt",))})
+    done = rehearsal(tmp_path, monkeypatch, "--steps", "paper-cifar10,estimate-cifar10,nvml-sampling")
+    assert done.exit_code == 0, done.output
+    evidence = Evidence(tmp_path)
+    assert evidence.statuses() == dict.fromkeys(("paper-cifar10", "estimate-cifar10", "nvml-sampling"), "ok")
+    measured = csv_rows(evidence, "epochs.csv")
+    assert [row["method"] for row in measured] == ["sltt", "sltt"]
+    assert all(float(row["train_s"]) > 0 for row in measured)
+    (estimated,) = csv_rows(evidence, "estimates.csv")
+    assert int(estimated["peak_tensor_bytes"]) > 0
+    (sampling,) = csv_rows(evidence, "bench.csv")
+    assert sampling["row"] == "nvml-sampling"
+
+
+def test_steps_are_chosen_by_name_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = rehearsal(tmp_path, monkeypatch, "--list", "--steps", "nvml-sampling")
+    assert listed.exit_code == 0
+    assert "python -m tests.benchmarks --rows nvml-sampling" in listed.output
+    wrong = rehearsal(tmp_path, monkeypatch, "--steps", "nvml")
+    assert wrong.exit_code == 2
+    assert "no step nvml" in wrong.output
+
+
+@pytest.mark.long
+def test_a_rehearsal_of_all_steps_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = rehearsal(tmp_path, monkeypatch, "--minutes", "30")
+    assert done.exit_code == 0, done.output
+    evidence = Evidence(tmp_path)
+    assert set(evidence.statuses().values()) == {"ok"}
+    report = CliRunner().invoke(
+        app, ["report", str(evidence.results), "--format", "markdown", "--out", str(tmp_path / "report")]
+    )
+    assert report.exit_code == 0, report.output
+    text = next((tmp_path / "report").glob("*.md")).read_text(encoding="utf-8")
+    assert "Estimated beside measured" in text
+    assert "nvml-sampling" in text

@@ -1,0 +1,246 @@
+"""A cell whose batches several processes share, started by torch's launcher: its rows, its failures, its resumption."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+from plugin import install
+from rich.console import Console
+from typer.testing import CliRunner
+
+from sltt_bench import launch
+from sltt_bench.cli import app
+from sltt_bench.estimate.estimates import estimate_cell
+from sltt_bench.estimate.trace import trace_memory
+from sltt_bench.measure.tensor_bytes import Cause
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.recipe import load_recipe
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE
+from sltt_bench.results.writer import RunFolder
+from sltt_bench.runner import Interrupted, PlannedRun, run_plans
+from sltt_bench.terminal import _Lines
+
+MakeCell = Callable[..., Cell]
+
+
+class InterruptedAfter(_Lines):
+    """Ends the run when an epoch has its row."""
+
+    last: int | None = None
+
+    def epoch(self, cell: Cell, row: Any) -> None:
+        if row["epoch"] == self.last:
+            raise Interrupted(2)
+
+
+def over(cell: Cell, devices: int) -> Cell:
+    """The cell with its batches shared by so many processes."""
+    train = cell.recipe.train.model_copy(update={"devices": devices})
+    return replace(cell, recipe=cell.recipe.model_copy(update={"train": train}))
+
+
+def run(
+    cell: Cell, folder: Path, interrupted_after: int | None = None, timeout_s: float | None = None
+) -> None:
+    display = InterruptedAfter(Console(quiet=True), {})
+    display.last = interrupted_after
+    planned = PlannedRun(Plan(cell.recipe, (cell,)), lambda: RunFolder(folder))
+    run_plans(
+        [planned],
+        display,
+        data_dir=folder,
+        initial_weights=lambda cell: None,
+        provenance={},
+        timeout_s=timeout_s,
+    )
+
+
+def row_of(folder: Path) -> "pd.Series[Any]":
+    return pd.read_csv(folder / CELLS_FILE).iloc[-1]
+
+
+# What comes of it -------------------------------------------------------------------------------
+
+
+def test_a_cell_goes_on_with_another_number_of_processes(tmp_path: Path, smoke_cell: MakeCell) -> None:
+    cell = smoke_cell(train__epochs=3, train__precision="fp32", train__synchronise_batch_norm=True)
+    assert over(cell, 2).cell_id == cell.cell_id
+    run(cell, tmp_path / "alone")
+    shared = tmp_path / "shared"
+    for devices, last in ((2, 1), (1, 2)):
+        with pytest.raises(Interrupted):
+            run(over(cell, devices), shared, interrupted_after=last)
+    run(over(cell, 2), shared)
+    alone, epochs = pd.read_csv(tmp_path / "alone" / EPOCHS_FILE), pd.read_csv(shared / EPOCHS_FILE)
+    assert list(epochs.ranks) == [2, 1, 2]
+    assert list(epochs.attempt) == [1, 2, 3]
+    for column in ("train_loss", "test_loss", "train_top1", "test_top1", "firing_rate"):
+        assert list(epochs[column]) == pytest.approx(list(alone[column]), rel=1e-4), column
+    assert list(epochs.samples) == list(alone.samples)
+    assert row_of(shared).status == "ok"
+    assert row_of(shared).ranks == 2
+    assert not list(shared.glob("checkpoints/*"))
+    ranks = pd.read_csv(shared / RANKS_FILE)
+    assert list(zip(ranks.epoch, ranks["rank"], strict=True)) == [(1, 0), (1, 1), (3, 0), (3, 1)]
+    assert ranks.train_s.min() > 0
+    assert ranks.peak_rss_bytes.nunique() > 1
+    assert epochs.peak_rss_bytes[2] == ranks.peak_rss_bytes[2:].max()
+    assert epochs.peak_tensor_bytes[2] == trace_memory(over(cell, 2), "cpu").peak_bytes
+    assert epochs.peak_tensor_bytes[2] < alone.peak_tensor_bytes[2]
+    assert {group.key.ranks for group in make_groups(read_results([tmp_path]))} == {"1", "1, 2"}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["bptt", "sltt-k1"])
+def test_as_many_processes_go_on_bit_by_bit(method: str, tmp_path: Path, smoke_cell: MakeCell) -> None:
+    cell = over(smoke_cell(method, train__epochs=2, model__dropout=0.2), 2)
+    run(cell, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(cell, tmp_path / "parts", interrupted_after=1)
+    run(cell, tmp_path / "parts")
+    whole, parts = (pd.read_csv(tmp_path / name / EPOCHS_FILE) for name in ("whole", "parts"))
+    for column in ("train_loss", "test_loss", "firing_rate"):
+        assert list(whole[column]) == list(parts[column])
+
+
+@pytest.mark.long
+@pytest.mark.spawned
+def test_freshly_started_processes_do_the_same(tmp_path: Path) -> None:
+    command = ["run", "digits", "--smoke", "--device", "cpu", "--no-estimate", "--method", "sltt"]
+    result = CliRunner().invoke(
+        app, [*command, "--nproc-per-cell", "2", "--oversubscribe", "--out", str(tmp_path)]
+    )
+    assert result.exit_code == 0, result.output
+    (folder,) = (tmp_path / "digits").glob("*/")
+    assert list(pd.read_csv(folder / EPOCHS_FILE).ranks.unique()) == [2]
+
+
+# What ends it -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "reason"),
+    [
+        ("on-rank-1-killed", "killed", "rank 1 of 2: the process was ended by SIGKILL"),
+        ("on-rank-1-out-of-memory", "oom", "rank 1 of 2: "),
+        ("on-rank-1-hangs", "timeout", "--timeout"),
+    ],
+)
+def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(
+    method: str,
+    status: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    smoke_cell: MakeCell,
+) -> None:
+    site = install(tmp_path, monkeypatch)
+    cell = over(smoke_cell(method), 2)
+    run(cell, tmp_path / "out", timeout_s=8.0 if status == "timeout" else 120.0)
+    row = row_of(tmp_path / "out")
+    assert row.status == status, row.reason
+    assert reason in row.reason
+    pids = [int(path.name.partition("-")[2]) for path in site.glob("rank-*")]
+    assert len(pids) == 2
+    end = time.monotonic() + 20
+    while any(map(alive, pids)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(map(alive, pids))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def failure(exitcode: int, status: str | None = None, reason: str = "") -> Any:
+    """What the launcher knows of a process that failed."""
+    record = f'_Record: {{"status": "{status}", "reason": "{reason}"}}'
+    data = {"message": "<NONE>"} if status is None else {"message": {"message": record}}
+    return SimpleNamespace(exitcode=exitcode, error_file_data=data)
+
+
+@pytest.mark.parametrize(
+    ("failures", "status", "reason"),
+    [
+        ({0: failure(1, "error", "RuntimeError: Connection closed by peer"), 1: failure(-9)}, "killed", "rank 1 .*SIGKILL"),
+        ({0: failure(-15), 1: failure(1, "oom", "CUDA out of memory")}, "oom", "rank 1 of 2: CUDA out of memory"),
+        ({0: failure(1, "error", "ncclRemoteError"), 1: failure(7)}, "error", "rank 1 of 2: .* exit code 7"),
+        ({0: failure(1, "error", "no such file"), 1: failure(1, "error", "no such file")}, "error", "rank 0"),
+        ({0: failure(-15), 1: failure(1, "error", "RuntimeError: gloo timed out")}, "error", "rank 1.*timed out"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_that_of_the_process_that_failed_by_itself(
+    failures: dict[int, Any], status: str, reason: str
+) -> None:
+    found = launch.root_failure(failures, 2, 10**9)
+    assert found.status == status
+    assert pd.Series([str(found)]).str.contains(reason).all(), str(found)
+
+
+def test_a_process_whose_launcher_is_killed_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "WATCH_S", 0.01)
+    reading, writing = os.pipe()
+    if (agent := os.fork()) == 0:
+        if (rank := os.fork()) == 0:
+            os.setsid()
+            launch._end_with(os.getppid())
+        os.write(writing, str(rank).encode())
+        time.sleep(60)
+    os.close(writing)
+    rank = int(os.read(reading, 20))
+    time.sleep(0.1)
+    assert alive(rank)
+    os.kill(agent, 9)
+    os.waitpid(agent, 0)
+    end = time.monotonic() + 20
+    while alive(rank) and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not alive(rank)
+
+
+# What is refused, and what is estimated ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--nproc-per-cell", "2", "--set", "train.batch_size=1"), "train.batch_size is 1, fewer than the 2 processes"),
+        (("--set", "train.devices=1,2"), "one number for each command"),
+        (("--nproc-per-cell", "2000", "--set", "train.batch_size=2000"), "lower --jobs or --nproc-per-cell"),
+        (("--nproc-per-cell", "2", "--devices", "cuda:0,cuda:1,cuda:2"), "cannot be shared out to cells of 2"),
+    ],
+)  # fmt: skip
+def test_what_no_processes_can_share_is_refused_before_anything_runs(
+    arguments: tuple[str, ...], text: str, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["run", "digits", "--smoke", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert text in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_is_of_one_device_and_says_what_is_exchanged(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell(train__batch_size=8)
+    one, four = estimate_cell(cell, "cpu"), estimate_cell(over(cell, 4), "cpu")
+    assert one.exchanged_bytes == 0
+    assert four.exchanged_bytes == round(2 * 3 / 4 * 4 * four.parameters)
+    assert 3.9 < one.work("total") / four.work("total") < 4
+    assert one.peak_by_cause[Cause.PARAMETERS] == four.peak_by_cause[Cause.PARAMETERS]
+    assert one.peak_by_cause[Cause.INPUTS] > 3 * four.peak_by_cause[Cause.INPUTS]
+
+
+def test_how_many_processes_share_a_cell_is_not_part_of_its_identity() -> None:
+    digits = load_recipe("digits")
+    assert load_recipe("digits", {"train.devices": 4}).fingerprint() == digits.fingerprint()

@@ -1,0 +1,245 @@
+"""The report on tuning and targets: tuned beside untuned but never in one ratio, and a missed target is never."""
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from result_builder import RECIPE, HandmadeRun, varied
+from rich.console import Console
+
+from sltt_bench.report import make_report
+from sltt_bench.report.document import Context, Figure, MissingFigure, Table
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import NotComparable
+from sltt_bench.report.plots.sweeps import find_sweeps
+from sltt_bench.report.sections.tuning import tuning
+from sltt_bench.report.targets import NEVER, profiles, to_target
+from sltt_bench.report.tuning import counterpart, gains, studies
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import TUNING_FILE
+
+RATES = (0.01, 0.1, 1.0)
+TARGET = varied(RECIPE, target=0.7, train__lr=0.1, data__test_samples=100)
+
+
+def trial(run: HandmadeRun, method: str, lr: float, seed: int, top1: float | None, **facts: Any) -> None:
+    """A trial with its row of tuning.csv."""
+    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2)
+    cell = {"kind": "trial", "validation": "stratified 0.2, seed 0", "last_validation_top1": top1}
+    cell_id = run.cell(method, seed, recipe=recipe, top1=None, cell=cell, overrides={"train.lr": lr})
+    run.append(
+        TUNING_FILE,
+        {
+            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": recipe["name"], "recipe_hash": f"at {lr}",
+            "method": method, "backend": "reference", "timesteps": 6, "batch_size": 64, "precision": "fp32",
+            "device": "cpu", "seed": seed, "protocol": "alike", "setting": json.dumps({"train.lr": lr}), "trial": 1,
+            "trials": 6, "status": "ok" if top1 is not None else "error", "validation_top1": top1, "chosen": False,
+            "as_recipe": lr == 0.1, **facts,
+        },
+    )  # fmt: skip
+
+
+def tuned_cell(run: HandmadeRun, method: str, seed: int, lr: float, last: float) -> None:
+    """A cell of the final training, whose hash is that of the protocol and not of its learning rate."""
+    about = {"recipe_hash": "tuned alike"}
+    cell_id = run.cell(method, seed, top1=(0.1, 0.2, last), cell={"trials": 6, **about}, **about)
+    (run.path / "cells" / f"{cell_id}.json").write_text(
+        json.dumps(
+            {
+                "recipe": varied(run.recipe, train__epochs=3, train__lr=lr),
+                "options": {"tuned": {"protocol": {"grid": {"train.lr": list(RATES)}}, "trials": 6}},
+            }
+        )
+    )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two methods: sltt is better at the recipe's 0.1, bptt once each has its own learning rate."""
+    run = HandmadeRun(tmp_path / "tuned", recipe=TARGET)
+    for method, values, chosen in (("bptt", (0.92, 0.5, None), 0.01), ("sltt", (0.6, 0.8, 0.7), 0.1)):
+        for lr, value in zip(RATES, values, strict=True):
+            for seed in (7, 8):
+                top1 = None if value is None else value + 0.01 * (seed - 7)
+                edge = "train.lr" if lr == chosen == 0.01 else None
+                trial(run, method, lr, seed, top1, chosen=lr == chosen, at_edge=edge)
+    for seed in (0, 1, 2):
+        tuned_cell(run, "bptt", seed, 0.01, 0.9 + 0.01 * seed)
+        tuned_cell(run, "sltt", seed, 0.1, 0.8)
+    untuned = HandmadeRun(tmp_path / "untuned", recipe=TARGET)
+    for seed in (0, 1, 2):
+        untuned.cell("bptt", seed, top1=(0.1, 0.2, 0.6))
+        untuned.cell("sltt", seed, top1=(0.1, 0.2, 0.8))
+    return tmp_path
+
+
+def blocks(folder: Path) -> dict[str, Any]:
+    part = tuning(Context(read_results([folder]), "bptt"))
+    return {block.title: block for section in part.sections for block in section.blocks}
+
+
+def text_of(table: Table) -> list[list[str]]:
+    return [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
+
+
+def test_tuned_and_untuned_cells_are_in_groups_of_their_own_and_say_so(study: Path) -> None:
+    groups = {group.key.tuning: group for group in make_groups(read_results([study]))}
+    assert set(groups) == {"tuned, 6 trials each", "at the recipe's learning rate"}
+    tuned = groups["tuned, 6 trials each"]
+    assert not isinstance(tuned.difference("last_test_top1", "sltt", "bptt"), NotComparable)
+    assert tuned.settings["train.lr"] == "tuned"
+    assert all(group.key.tuning in group.key.conditions() for group in groups.values())
+    assert not find_sweeps(list(groups.values()))
+
+
+def test_a_method_that_ran_tuned_only_is_refused_beside_an_untuned_one(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    tuned_cell(run, "sltt", 0, 0.1, 0.8)
+    run.cell("bptt", 0)
+    group = next(g for g in make_groups(read_results([tmp_path])) if not g.key.tuned)
+    refused = group.ratio("epoch_s", "sltt", "bptt")
+    assert isinstance(refused, NotComparable)
+    assert "tuned, or at which learning rate" in refused.reason
+
+
+def test_learning_rates_set_by_hand_are_told_apart_and_still_make_a_sweep(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    run.cell("bptt", 0)
+    run.cell("bptt", 0, recipe=varied(TARGET, train__lr=0.5), overrides={"train.lr": 0.5})
+    groups = make_groups(read_results([tmp_path]))
+    assert {g.key.tuning for g in groups} == {"at the recipe's learning rate", "at learning rate 0.5"}
+    assert [list(sweep.groups) for sweep in find_sweeps(groups)] == [[0.1, 0.5]]
+
+
+def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Path) -> None:
+    (found,) = studies(read_results([study]))
+    assert (found.recipe, found.trials, found.fields) == ("digits", 6, ("train.lr",))
+    means = {m: [None if t.mean is None else round(t.mean, 3) for t in of] for m, of in found.methods.items()}
+    assert means == {"bptt": [0.925, 0.505, None], "sltt": [0.605, 0.805, 0.705]}
+    assert found.as_recipe == {"train.lr": 0.1}
+    shown = blocks(study)
+    assert text_of(shown["What was chosen, 6 trials each"]) == [
+        ["bptt", "train.lr = 0.01", "92.50", "50.50", "2", "train.lr"],
+        ["sltt", "train.lr = 0.1", "80.50", "80.50", "0", "–"],
+    ]
+    figure = shown["Accuracy against what was searched"]
+    assert isinstance(figure, Figure)
+    assert "Tuned, 6 trials each" in figure.caption
+    (axes,) = figure.draw("double").axes
+    lines = {str(line.get_label()): line for line in axes.lines}
+    assert list(lines["bptt"].get_xdata()) == [0.01, 0.1]
+    assert list(lines["sltt"].get_ydata()) == pytest.approx([60.5, 80.5, 70.5])
+
+
+def test_the_loss_of_an_untuned_comparison_is_ranks_and_paired_gains(study: Path) -> None:
+    groups = make_groups(read_results([study]))
+    tuned = next(group for group in groups if group.key.tuned)
+    untuned = counterpart(tuned, groups)
+    assert untuned is not None
+    told = {gain.method: gain for gain in gains(tuned, untuned)}
+    assert (told["bptt"].untuned_rank, told["bptt"].tuned_rank) == (2, 1)
+    assert told["bptt"].difference is not None
+    assert told["bptt"].difference.value == pytest.approx(0.31)
+    assert told["bptt"].difference.n == 3
+    table = blocks(study)["What an untuned comparison loses"]
+    assert [row[:5] for row in text_of(table)] == [
+        ["bptt", "60.00", "2", "91.00", "1 +1"],
+        ["sltt", "80.00", "1", "80.00", "2 −1"],
+    ]
+    assert "Tuning changes the order: bptt from 2 to 1 and sltt from 1 to 2." in table.notes
+
+
+@pytest.mark.parametrize("change", [{"timesteps": 4}, {"train__weight_decay": 0.1}])
+def test_an_untuned_run_under_other_conditions_is_no_counterpart(
+    study: Path, change: Mapping[str, Any]
+) -> None:
+    other = study / "alone"
+    other.mkdir()
+    (study / "tuned").rename(other / "tuned")
+    run = HandmadeRun(other / "untuned", recipe=varied(TARGET, **change))
+    run.cell("bptt", 0)
+    missing = blocks(other)["What an untuned comparison loses"]
+    assert isinstance(missing, MissingFigure)
+    assert missing.command == "sltt-bench run digits --method bptt,sltt"
+
+
+# Targets ----------------------------------------------------------------------------------------
+
+
+def test_a_seed_that_misses_the_target_takes_for_ever(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    for seed, top1 in enumerate([(0.6, 0.7, 0.8), (0.7, 0.5, 0.5), (0.6, 0.6, 0.6)]):
+        run.cell("bptt", seed, top1=top1, train_s=(5.0, 2.0, 3.0), energy_j=[10.0, 20.0, 30.0])
+        run.cell("sltt", seed, top1=top1 if seed == 1 else (0.1, 0.1, 0.1), train_s=(4.0, 1.0, 1.0))
+    run.cell("sltt-k2", 0, top1=(0.9, 0.9, 0.9))
+    run.cell("sltt-k2", 1, status="error", reason="diverged")
+    ways = {way.method: way for group in make_groups(read_results([tmp_path])) for way in to_target(group)}
+    assert ways["bptt"].epochs == (2.0, 1.0, NEVER)
+    assert ways["bptt"].seconds == (7.0, 5.0, NEVER)
+    assert ways["bptt"].joules == (30.0, 10.0, NEVER)
+    assert (ways["bptt"].median_s, ways["bptt"].reached) == (7.0, 2)
+    assert (ways["sltt"].median_s, ways["sltt"].reached, ways["sltt"].joules) == (NEVER, 1, ())
+    assert ways["sltt-k2"].median_s == NEVER  # a seed of which no cell finished is a miss
+    table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
+    assert text_of(table)[0] == ["bptt", "2 of 3", "2.00", "7.00 s"]
+    assert text_of(table)[1] == ["sltt", "1 of 3", "never", "never"]
+
+
+def task(folder: Path, name: str, seconds: Mapping[str, float], *, target: float = 0.7) -> None:
+    """A recipe on which each method reaches the target after one epoch of so many seconds; NEVER: not at all."""
+    recipe = varied(TARGET, target=target) | {"name": name}
+    run = HandmadeRun(folder / name, recipe=recipe)
+    for method, duration in seconds.items():
+        lost = math.isinf(duration)
+        run.cell(method, 0, top1=(0.1,) * 3 if lost else (0.8,) * 3, train_s=(1.0 if lost else duration,) * 3)
+
+
+def test_a_profile_is_the_share_of_tasks_within_a_factor_of_the_fastest(tmp_path: Path) -> None:
+    task(tmp_path, "one", {"bptt": 2.0, "sltt": 1.0, "ottt": 1.0})
+    task(tmp_path, "two", {"bptt": 1.0, "sltt": 3.0})
+    task(tmp_path, "three", {"bptt": 1.0, "sltt": NEVER})
+    (profile,) = profiles(make_groups(read_results([tmp_path])))
+    assert profile.tasks == ("one", "three", "two")
+    assert profile.factors == {"bptt": (2.0, 1.0, 1.0), "sltt": (1.0, NEVER, 3.0)}
+    assert [profile.share("sltt", factor) for factor in (1, 2.9, 3, 1e9)] == pytest.approx(
+        [1 / 3, 1 / 3, 2 / 3, 2 / 3]
+    )
+    assert profile.left_out == ("ottt",)
+    shown = blocks(tmp_path)
+    assert text_of(shown["Share of tasks"])[1] == ["sltt", "33", "33", "33", "67", "67"]
+    (axes,) = shown["Performance profile"].draw("column").axes
+    line = next(line for line in axes.lines if line.get_label() == "sltt")
+    assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 200 / 3])
+
+
+def test_one_task_or_none_reached_makes_no_profile_of_chance(tmp_path: Path) -> None:
+    task(tmp_path, "one", {"bptt": 2.0, "sltt": 1.0})
+    assert profiles(make_groups(read_results([tmp_path]))) == []
+    task(tmp_path, "two", {"bptt": NEVER, "sltt": NEVER})
+    (profile,) = profiles(make_groups(read_results([tmp_path])))
+    assert profile.share("sltt", 1e9) == 0.5
+
+
+def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report"
+    make_report([study], out, formats=("csv", "json"), console=Console(file=io.StringIO()))
+    report = json.loads((out / "report.json").read_text())
+    assert (
+        "Tuned on validation data with equal budgets: bptt and sltt on digits (6 trials each)."
+        in report["sentences"]
+    )
+    assert (out / "tuning.csv").is_file()
+    assert (out / "targets.csv").is_file()
+    drawn = [figure for section in report["sections"] for figure in section["figures"]]
+    assert len(drawn) > 3
+    for figure in drawn:
+        assert re.search(r"[tT]uned, 6 trials each|recipe's learning rate", figure["caption"]), figure["name"]
+    for section in report["sections"][1:]:
+        if section["tables"] and section["conditions"]:
+            words = " ".join([*section["conditions"], *(table["title"] for table in section["tables"])])
+            assert re.search(r"tuned, 6 trials each|What was chosen, 6 trials|recipe's learning rate", words)

@@ -1,0 +1,450 @@
+"""Tuning: an equal budget for every method, a choice that no test sample can change, and a study that can be resumed."""
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from sltt_bench import runner
+from sltt_bench.cli import app
+from sltt_bench.kinds.tuning import try_setting
+from sltt_bench.plan import TUNED, Cell, Plan, Request
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.results.cell_row import Outcome, cell_row
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, TUNING_FILE
+from sltt_bench.results.writer import RunFolder, read_rows
+from sltt_bench.runner import Interrupted
+from sltt_bench.tuning.choice import Trial, choose, is_lost
+from sltt_bench.tuning.plan import FinalTraining, plan_tuning
+from sltt_bench.worker import Reporter
+
+GRID = {"train.lr": [0.001, 0.003, 0.01, 0.03, 0.1]}
+TUNING = """
+extends: digits
+description: a tiny study
+data: {limit: 50}
+model: {channels: [2, 2]}
+timesteps: 2
+train: {epochs: 2, batch_size: 20}
+methods: [bptt, sltt]
+seeds: [0, 1]
+tuning:
+  grid: {train.lr: [0.01, 0.1, 1.0]}
+  seeds: [7]
+  epochs: 1
+  validation: {samples: 287}
+"""
+
+
+# The choice -------------------------------------------------------------------------------------
+
+
+def landscape(value: Callable[[float], float | None], seeds: Sequence[int] = (0, 1)) -> list[Trial]:
+    """Trials of GRID whose accuracy is a known function of the learning rate, a little different from seed to seed."""
+    return [
+        Trial({"train.lr": lr}, seed, None if (top1 := value(lr)) is None else top1 + 0.01 * seed)
+        for lr in GRID["train.lr"]
+        for seed in seeds
+    ]
+
+
+@given(optimum=st.sampled_from(GRID["train.lr"]), width=st.floats(0.1, 3.0))
+def test_the_optimum_of_a_made_landscape_is_chosen(optimum: float, width: float) -> None:
+    """A parabola in the logarithm of the learning rate, whose top is a point of the grid."""
+    choice = choose(GRID, landscape(lambda lr: 0.9 - 0.01 * (math.log(lr / optimum) / width) ** 2))
+    assert choice is not None
+    assert choice.setting == {"train.lr": optimum}
+    assert choice.top1 == pytest.approx(0.905)
+    assert choice.at_edge == (("train.lr",) if optimum in (0.001, 0.1) else ())
+
+
+def test_the_mean_over_seeds_decides_and_not_the_luckiest_seed() -> None:
+    values = {(0.001, 0): 0.99, (0.001, 1): 0.1, (0.003, 0): 0.7, (0.003, 1): 0.7}
+    grid = {"train.lr": [0.001, 0.003]}
+    choice = choose(grid, [Trial({"train.lr": lr}, seed, top1) for (lr, seed), top1 in values.items()])
+    assert choice is not None
+    assert choice.setting == {"train.lr": 0.003}
+
+
+@pytest.mark.parametrize(
+    ("equal", "chosen"),
+    [
+        ((0.001, 0.003, 0.01, 0.03, 0.1), 0.01),
+        ((0.001, 0.1), 0.001),
+        ((0.03, 0.1), 0.03),
+        ((0.003, 0.03), 0.003),
+    ],
+)
+def test_of_equal_settings_the_one_nearest_to_the_middle_then_the_first_is_chosen(
+    equal: Sequence[float], chosen: float
+) -> None:
+    choice = choose(GRID, landscape(lambda lr: 0.8 if lr in equal else 0.5))
+    assert choice is not None
+    assert choice.setting == {"train.lr": chosen}
+
+
+def test_a_setting_that_lost_a_trial_is_not_chosen_and_none_is_if_all_did() -> None:
+    choice = choose(GRID, landscape(lambda lr: None if lr > 0.01 else lr))
+    assert choice is not None
+    assert choice.setting == {"train.lr": 0.01}
+    assert choose(GRID, landscape(lambda lr: None)) is None
+    one_seed = [
+        Trial(t.setting, t.seed, None if t.seed and t.top1 == 0.91 else t.top1)
+        for t in landscape(lambda lr: 0.9)
+    ]
+    assert choose(GRID, one_seed) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda trials: trials[1:], lambda trials: [*trials, trials[0]], lambda trials: trials[2:]],
+    ids=["a seed less", "one twice", "a setting less"],
+)
+def test_an_unequal_budget_is_refused(spoil: Callable[[list[Trial]], list[Trial]]) -> None:
+    with pytest.raises(ValueError, match="not those of a grid of 5 settings"):
+        choose(GRID, spoil(landscape(lambda lr: lr)))
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "lost"),
+    [
+        ("error", "the training loss became nan in epoch 3; lower train.lr", True),
+        ("oom", "CUDA out of memory", True),
+        ("error", "OSError: disk", False),
+        ("timeout", "ended after 60 s (--timeout)", False),
+        ("killed", "the process was ended by SIGTERM", False),
+    ],
+)
+def test_only_what_the_setting_itself_ended_counts_as_tried(status: str, reason: str, lost: bool) -> None:
+    assert is_lost(status, reason) is lost
+
+
+# The plan ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(write_recipe: Callable[[str, str], Path]) -> str:
+    return str(write_recipe("study", TUNING))
+
+
+def trials_and_final(study: str, **asked: Any) -> tuple[Plan, FinalTraining]:
+    (plan,) = plan_tuning(study, Request(device="cpu", **asked))
+    assert isinstance(plan.then, FinalTraining)
+    return plan, plan.then
+
+
+def test_every_method_has_the_same_trials_but_for_its_name(study: str) -> None:
+    plan, final = trials_and_final(study, methods=["bptt", "sltt", "sltt-k1", "ottt", "e-prop"])
+    budgets = {
+        method: [(c.recipe.fingerprint(), c.seed, c.backend) for c in plan if c.method == method]
+        for method in final.methods
+    }
+    assert len(budgets) == 5
+    assert all(len(budget) == 3 == final.tuning.trials for budget in budgets.values())
+    assert len(set(map(tuple, budgets.values()))) == 1
+    assert {cell.kind for cell in plan} == {"trial"}
+    assert "3 trials of each of 5 methods" in plan.remarks[-1]
+
+
+def test_trials_hold_back_the_split_and_train_as_long_as_tuning_says(study: str) -> None:
+    plan, final = trials_and_final(study)
+    assert {(c.recipe.train.epochs, c.recipe.validation) for c in plan} == {(1, final.tuning.validation)}
+    assert [c.recipe.train.lr for c in plan if c.method == "sltt"] == [0.01, 0.1, 1.0]
+    assert len({cell.cell_id for cell in plan}) == len(plan)
+
+
+def settled(final: FinalTraining, plan: Plan, folder: Path, top1: Callable[[Cell], float | None]) -> Plan:
+    """What follows trials that ended with these validation accuracies (None: the loss diverged)."""
+    run = RunFolder(folder)
+    for cell in plan:
+        value = top1(cell)
+        outcome = (
+            Outcome("ok")
+            if value is not None
+            else Outcome("error", "the training loss became nan in epoch 1")
+        )
+        epochs = {} if value is None else {1: {"validation_top1": str(value), "test_top1": ""}}
+        run.append(CELLS_FILE, cell_row(cell, outcome, epochs))
+    follows = final(run)
+    run.close()
+    return follows
+
+
+def test_each_method_is_trained_with_its_own_optimum_on_all_data_and_new_seeds(
+    study: str, tmp_path: Path
+) -> None:
+    plan, final = trials_and_final(study)
+    optimum = {"bptt": 0.1, "sltt": 0.01}
+    follows = settled(
+        final,
+        plan,
+        tmp_path / "run",
+        lambda c: 0.9 - abs(math.log(c.recipe.train.lr / optimum[c.method])) / 10,
+    )
+    assert [(c.method, c.seed, c.recipe.train.lr) for c in follows] == [
+        ("bptt", 0, 0.1), ("sltt", 0, 0.01), ("bptt", 1, 0.1), ("sltt", 1, 0.01),
+    ]  # fmt: skip
+    assert {(c.kind, c.recipe.validation, c.recipe.train.epochs) for c in follows} == {("run", None, 2)}
+    assert not {c.seed for c in follows} & {c.seed for c in plan}
+    assert follows.remarks == (
+        "bptt: train.lr = 0.1, validation top-1 90.0%, 3 trials",
+        "sltt: train.lr = 0.01, validation top-1 90.0%, 3 trials; train.lr at the edge of the grid: a better value "
+        "may lie beyond",
+    )
+
+
+def test_methods_tuned_alike_share_a_group_that_nothing_else_belongs_to(study: str, tmp_path: Path) -> None:
+    plan, final = trials_and_final(study)
+    follows = settled(
+        final,
+        plan,
+        tmp_path / "run",
+        lambda c: 0.5 + c.recipe.train.lr * (0.1 if c.method == "sltt" else -0.1),
+    )
+    assert {c.recipe.train.lr for c in follows} == {0.01, 1.0}
+    assert len({c.recipe_hash for c in follows}) == 1
+    assert {c.trials for c in follows} == {3}
+    tuned = next(iter(follows))
+    untuned = Cell(recipe=tuned.recipe, method=tuned.method, backend="reference", seed=0)
+    assert tuned.recipe_hash != untuned.recipe_hash
+    longer = json.loads(json.dumps(tuned.options))
+    longer[TUNED]["protocol"]["seeds"] = [7, 8]
+    assert Cell(tuned.recipe, tuned.method, "reference", 0, options=longer).recipe_hash != tuned.recipe_hash
+
+
+def test_choice_and_budget_are_recorded_with_every_trials_value(study: str, tmp_path: Path) -> None:
+    plan, final = trials_and_final(study)
+    values = {0.01: 0.5, 0.1: 0.7, 1.0: None}
+    settled(final, plan, tmp_path / "run", lambda c: values[c.recipe.train.lr])
+    rows = read_rows(tmp_path / "run" / TUNING_FILE)
+    assert Counter(row["method"] for row in rows) == {"bptt": 3, "sltt": 3}
+    told = [
+        (
+            json.loads(row["setting"])["train.lr"],
+            row["trial"],
+            row["trials"],
+            row["validation_top1"],
+            row["chosen"],
+        )
+        for row in rows
+        if row["method"] == "bptt"
+    ]
+    assert told == [
+        (0.01, "1", "3", "0.5", "false"), (0.1, "2", "3", "0.7", "true"), (1.0, "3", "3", "", "false")
+    ]  # fmt: skip
+    assert [row["reason"] for row in rows if row["status"] != "ok"] == [
+        "the training loss became nan in epoch 1"
+    ] * 2
+    assert len({row["protocol"] for row in rows}) == 1
+
+
+def test_a_method_with_an_open_trial_is_not_chosen_for(study: str, tmp_path: Path) -> None:
+    plan, final = trials_and_final(study)
+    run = RunFolder(tmp_path / "run")
+    for cell in plan:
+        killed = cell.method == "sltt" and cell.recipe.train.lr == 0.1
+        outcome = Outcome("killed", "the process was ended by SIGKILL") if killed else Outcome("ok")
+        run.append(CELLS_FILE, cell_row(cell, outcome, {1: {"validation_top1": "0.5", "test_top1": ""}}))
+    follows = final(run)
+    assert {cell.method for cell in follows} == {"bptt"}
+    assert final.unchosen == {"sltt": "1 of 3 trials did not end by themselves; --resume tries them again"}
+    assert {row["method"] for row in run.rows(TUNING_FILE)} == {"bptt"}
+    final(run)  # resumed: what is recorded is not recorded again
+    assert len(run.rows(TUNING_FILE)) == 3
+    run.close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [
+        ({"grid": ({"train.lr": 0.1},)}, "--set train.lr: tuning.grid searches it"),
+        ({"grid": ({"timesteps": 1}, {"timesteps": 2})}, "--set opens a grid"),
+        ({"seeds": [7]}, "seed 7 is one of tuning.seeds"),
+        (
+            {"grid": ({"data.limit": None, "tuning.validation": {"samples": 300}},)},
+            "validation.samples is 300, but 0.2 of 1437 training",
+        ),
+        (
+            {"grid": ({"tuning.grid": {"train.lrr": [1, 2]}},)},
+            r"train.lrr: unknown key \(did you mean 'lr'\?\)",
+        ),
+        (
+            {"grid": ({"tuning.grid": {"train.lr": [0.1, -1]}},)},
+            "train.lr: Input should be greater than or equal to 0",
+        ),
+        ({"backends": ("reference", "native")}, "--backend: settings are chosen on one"),
+    ],
+)
+def test_what_would_make_budgets_unequal_is_refused(study: str, asked: Mapping[str, Any], fault: str) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        plan_tuning(study, Request(**asked))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"grid": {"train.lr": [0.1]}}, "grid: train.lr needs two values"),
+        ({"grid": {"train.lr": [0.1, 0.1]}}, "grid: train.lr needs two values"),
+        ({"grid": {"train.epochs": [1, 2]}}, "grid: train.epochs cannot be searched"),
+        ({"grid": {"data.limit": [1, 2]}}, "grid: data.limit cannot be searched"),
+        ({"seeds": [7, 7]}, "seeds: each once"),
+    ],
+)
+def test_a_tuning_that_cannot_be_is_refused_with_the_key(changes: Mapping[str, Any], fault: str) -> None:
+    tuning = {"grid": {"train.lr": [0.1, 0.2]}, "seeds": [7], "validation": {"samples": 287}, **changes}
+    with pytest.raises(RecipeError, match=fault):
+        load_recipe("digits", {"tuning": tuning})
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).tuning is not None])
+def test_the_tuning_of_a_shipped_recipe_can_be_planned(name: str) -> None:
+    plan, final = trials_and_final(name)
+    assert len(plan) == len(final.methods) * final.tuning.trials <= 60
+    assert final.own in final.tuning.settings(), "the recipe's own setting is one of those that are tried"
+    assert load_recipe(name).target is not None
+
+
+def test_a_recipe_without_tuning_says_where_one_is_to_be_seen(
+    write_recipe: Callable[[str, str], Path],
+) -> None:
+    path = write_recipe("plain", "extends: digits\ndescription: no tuning\ntuning: null\n")
+    with pytest.raises(RecipeError, match="no section `tuning`"):
+        plan_tuning(str(path), Request())
+
+
+def test_what_is_tuned_does_not_change_what_other_commands_run() -> None:
+    tuning = {"grid": {"train.lr": [0.1, 0.2]}, "seeds": [7], "validation": {"samples": 287}}
+    recipes = [
+        load_recipe("digits", {"tuning": value, "target": target})
+        for value, target in ((None, None), (tuning, 0.9))
+    ]
+    assert len({recipe.fingerprint() for recipe in recipes}) == 1
+
+
+# Test data --------------------------------------------------------------------------------------
+
+
+def rows_of(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    """The epochs of a trial that is trained in this process; times left out."""
+    cell = Cell(recipe=recipe, method="sltt", backend="reference", seed=7, device="cpu", kind="trial")
+    stream = io.StringIO()
+    try_setting(
+        cell, {"data_dir": str(folder), "resume": False, "initial_weights": None}, Reporter(stream, None)
+    )
+    events = map(json.loads, stream.getvalue().splitlines())
+    return [
+        {key: row[key] for key in row if key.endswith(("loss", "top1", "top5", "rate", "samples"))}
+        for row in (event["row"] for event in events if event["event"] == "epoch")
+    ]
+
+
+def test_shuffled_test_labels_change_no_figure_that_a_choice_is_made_on(tmp_path: Path) -> None:
+    draws = np.random.RandomState(0)
+    x, y = draws.rand(80, 4, 4).astype(np.float32), np.arange(80) % 4
+    found = []
+    for labels in (y[:20], np.roll(y[:20], 1), np.zeros(20, np.int64)):
+        folder = tmp_path / str(len(found))
+        folder.mkdir()
+        np.savez(folder / "arrays.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=labels)
+        data = {"name": "arrays", "shape": [4, 4], "num_classes": 4, "train_samples": 60, "test_samples": 20}
+        recipe = load_recipe(
+            "digits",
+            {
+                "data": data,
+                "validation": {"samples": 12},
+                "model.channels": [2, 2],
+                "timesteps": 2,
+                "train.epochs": 2,
+            },
+        )
+        found.append(rows_of(recipe, folder))
+    assert found[0] == found[1] == found[2]
+    assert all(row["validation_top1"] is not None for row in found[0])
+    assert not any(key.startswith("test_") for row in found[0] for key in row)
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def tune(study: str, out: Path, *arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(
+        app,
+        ["tune", study, "--device", "cpu", "--no-estimate", "--out", str(out), *arguments],
+        env={"COLUMNS": "250"},
+    )
+    return result.exit_code, result.output
+
+
+def choices(out: Path) -> list[tuple[str, ...]]:
+    (folder,) = out.glob("study/*/")
+    names = ("cell_id", "method", "setting", "validation_top1", "setting_top1", "chosen", "trials")
+    with (folder / TUNING_FILE).open() as file:
+        return sorted(tuple(row[name] for name in names) for row in csv.DictReader(file))
+
+
+TWO = ("--set", "tuning.grid={train.lr: [0.1, 1.0]}", "--seed", "0")
+
+
+def test_a_study_that_is_interrupted_in_mid_trial_goes_on_to_the_same_choices(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, output = tune(study, tmp_path / "whole", *TWO)
+    assert code == 0, output
+    (folder,) = (tmp_path / "whole").glob("study/*/")
+    cells = read_rows(folder / CELLS_FILE)
+    assert Counter((cell["kind"], cell["method"]) for cell in cells) == {
+        ("trial", "bptt"): 2, ("trial", "sltt"): 2, ("run", "bptt"): 1, ("run", "sltt"): 1,
+    }  # fmt: skip
+    trials = {cell["cell_id"] for cell in cells if cell["kind"] == "trial"}
+    for row in read_rows(folder / EPOCHS_FILE):
+        assert (row["validation_top1"] != "", row["test_top1"] != "") == (
+            row["cell_id"] in trials,
+            row["cell_id"] not in trials,
+        )
+    assert {cell["trials"] for cell in cells if cell["kind"] == "run"} == {"2"}
+    assert {cell["overrides"] for cell in cells if cell["kind"] == "run"} == {"{}"}
+    groups = make_groups(read_results([tmp_path / "whole"]))
+    assert [(group.key.tuning, sorted(group.methods)) for group in groups] == [
+        ("tuned, 2 trials each", ["bptt", "sltt"])
+    ]
+    assert groups[0].settings["train.lr"] == "tuned"
+
+    done = 0
+    ended = runner._RecordedAttempt.ended
+
+    def interrupted_at_the_third(attempt: Any) -> None:
+        nonlocal done
+        done += 1
+        if done == 3:
+            raise Interrupted(2)
+        ended(attempt)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner._RecordedAttempt, "ended", interrupted_at_the_third)
+        assert tune(study, tmp_path / "parts", *TWO)[0] == 130
+    (parts,) = (tmp_path / "parts").glob("study/*/")
+    assert not (parts / TUNING_FILE).exists()
+    code, output = tune(study, tmp_path / "parts", *TWO, "--resume")
+    assert code == 0, output
+    assert output.count("finished before, kept") == 2
+    assert choices(tmp_path / "parts") == choices(tmp_path / "whole")
+    assert len(list((tmp_path / "parts").glob("study/*/"))) == 1
+
+
+def test_a_dry_run_shows_the_budget_and_starts_nothing(study: str, tmp_path: Path) -> None:
+    code, output = tune(study, tmp_path / "out", "--dry-run")
+    assert code == 0
+    assert "3 trials of each of 2 methods" in output
+    assert not (tmp_path / "out").exists()
