@@ -70,7 +70,8 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
         yield f"{reading}\n"
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
-    yield from (f"- {sentence}" for sentence in answer.removesuffix(".").split("; ") if sentence)
+    told = answer.replace(f" ({section.title}, reference)", "").removesuffix(".")
+    yield from (f"- {sentence}" for sentence in told.split("; ") if sentence)
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):
         yield from _table(str(heading), str(measure), rows)
@@ -82,11 +83,11 @@ def _table(heading: str, measure: str, rows: pd.DataFrame) -> Iterator[str]:
     places = list(dict.fromkeys(rows["at_text"]))
     yield f"| {heading} | {' | '.join(places)} |"
     yield "|---" * (1 + len(places)) + "|"
-    for line, own in rows.groupby("line", sort=False):
+    for line, own in rows.groupby("line", sort=False, dropna=False):
         by_place = {
             row["at_text"]: f"{row['text']} {row['spread']}".strip() for row in own.to_dict("records")
         }
-        yield f"| {line} | {' | '.join(by_place.get(place, '–') for place in places)} |"
+        yield f"| {line or ' '} | {' | '.join(by_place.get(place, '–') for place in places)} |"
     yield ""
 
 

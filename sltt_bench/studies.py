@@ -61,7 +61,7 @@ class Panel(Strict):
     x: str
     """A recipe field (dotted); or number (in the method's name, as K), method, layer, or another measure."""
     lines: list[str] = ["method"]
-    """What a line has in common: method, rule (the method's name without its number) and recipe fields."""
+    """What a line has in common: method, rule (the method's name without its number) and recipe fields; [] is one line."""
     where: dict[str, Any] = {}
     """Recipe fields (dotted) that what is shown must have."""
     title: Label | None = None

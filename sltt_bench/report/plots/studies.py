@@ -66,7 +66,7 @@ class Drawn:
         """The places on the x axis if they are no numbers, in order; else None."""
         places = list(dict.fromkeys(p for line in self.lines for p in line.points if p is not None))
         numeric = all(isinstance(p, int | float) and not isinstance(p, bool) for p in places)
-        return None if numeric else places
+        return None if numeric else sorted(places) if set(places) == {"on", "off"} else places
 
     def text(self, mean: Stat) -> tuple[str, str]:
         """The mean with its unit, and the standard deviation."""
@@ -83,7 +83,7 @@ class Drawn:
     def place_text(self, place: Any) -> str:
         """A place on the x axis in words."""
         if place is None:
-            return numbers.DASH
+            return "any"
         unit = _MEASURES[self.x][1] if self.x in _MEASURES else None
         if unit:
             return numbers.scale_for(unit, [place]).text(place)

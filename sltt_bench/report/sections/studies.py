@@ -219,7 +219,7 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
     lines = [
         Line(
             label=", ".join(line),
-            method=first[line].method if keys[0] in ("method", "rule") else None,
+            method=first[line].method if {"method", "rule"} & {*keys[:1]} else None,
             points={place: stat(list(own)) for place, own in _in_order(points).items()},
         )
         for line, points in values.items()
@@ -259,6 +259,8 @@ def _value(observation: Observation, key: str) -> Any:
             value = observation.settings.get(key)
             if key == TASK and value is not None:
                 return str(value).lstrip("_")  # a base that only studies extend
+            if isinstance(value, bool):
+                return "on" if value else "off"
             return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
