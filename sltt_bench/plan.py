@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
+from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
     Recipe,
     RecipeError,
@@ -14,7 +15,6 @@ from sltt_bench.recipe import (
     load_recipe,
     nearest,
     recipe_from_dict,
-    short_hash,
 )
 from sltt_bench.results.schema import Kind
 

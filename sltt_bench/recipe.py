@@ -1,9 +1,7 @@
 """Recipes: the schema, finding them by name or path, `extends:`, overrides, and every fault at once."""
 
 import difflib
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +20,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.data.validation import ValidationSplit
+from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
@@ -334,12 +333,6 @@ class RecipeError(ValueError):
             lines = [*lines, f"and {len(faults) - len(lines)} more faults"]
         super().__init__("\n".join(f"{shortened_text(where, 300)}: {line}" for line in lines))
         self.faults = faults
-
-
-def short_hash(value: Any) -> str:
-    """12 hexadecimal digits of the SHA-256 of a JSON value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # Finding ----------------------------------------------------------------------------------------
