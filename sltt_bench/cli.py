@@ -70,11 +70,10 @@ def _complete_backends(incomplete: str) -> list[str]:
     return [f"{done}{comma}{name}" for name in backends.names() if name.startswith(last)]
 
 
-_EXPORT_ENDINGS = {"nir": ".nir", "state-dict": ".pt"}
-
-
 def _complete_export_formats(incomplete: str) -> list[str]:
-    return [name for name in _EXPORT_ENDINGS if name.startswith(incomplete)]
+    from sltt_bench.export import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 # Shared options ---------------------------------------------------------------------------------
@@ -553,26 +552,43 @@ def export(
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
     seed: Annotated[int | None, typer.Option("--seed", help="The cell's seed, if several were run.")] = None,
     format_name: Annotated[
-        str, typer.Option("--format", help="nir or state-dict.", autocompletion=_complete_export_formats)
+        str,
+        typer.Option(
+            "--format",
+            help="nir, onnx, state-dict or eval-results.",
+            autocompletion=_complete_export_formats,
+        ),
     ] = "nir",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The file; by default named after the method.", dir_okay=False),
     ] = None,
+    dataset_id: Annotated[
+        str | None,
+        typer.Option("--dataset-id", help="eval-results: the benchmark's data set on the Hub, OWNER/NAME."),
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", help="eval-results: the benchmark's task (default: default).")
+    ] = None,
+    source_url: Annotated[
+        str | None, typer.Option("--source-url", help="eval-results: where the run's files can be seen.")
+    ] = None,
 ) -> None:
-    """Write a trained network for elsewhere: as NIR for neuromorphic tools, or as torch's state-dict."""
+    """Write what was trained for elsewhere: NIR for neuromorphic tools, ONNX, torch's state-dict, or its accuracy."""
     with _errors_explained():
-        if format_name not in _EXPORT_ENDINGS:
-            _fail(f"--format {format_name}: known are {', '.join(_EXPORT_ENDINGS)}")
+        from sltt_bench.export import FORMATS, Benchmark, ExportError
+        from sltt_bench.export import export as write
+        from sltt_bench.recipe import nearest
+
+        if format_name not in FORMATS:
+            _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
+        if format_name != "eval-results" and any((dataset_id, task_id, source_url)):
+            _fail("--dataset-id, --task-id and --source-url belong to --format eval-results")
         if not run.is_dir():
             _fail(f"{run}: no such folder; `sltt-bench run` makes one")
-        from sltt_bench.export import ExportError
-        from sltt_bench.export import export as write
-
+        benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
         try:
-            path = write(
-                run, method, seed, format_name, out or Path(f"{method}{_EXPORT_ENDINGS[format_name]}")
-            )
+            path = write(run, method, seed, format_name, out, benchmark)
         except ExportError as error:
             _fail(str(error))
     typer.echo(f"wrote {path}")
@@ -715,7 +731,7 @@ def _seeds(text: str | None) -> list[int] | None:
     except ValueError:
         _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
-        _fail(f"--seed {text}: a seed is from 0 to 2**63 - 1")
+        _fail(f"--seed {text}: a seed is from 0 to 2**53 - 1")
     return list(dict.fromkeys(seeds))
 
 

@@ -56,7 +56,8 @@ def run_plans(
 
     With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the
     memory of each cell is estimated first; one that cannot fit is warned of, or skipped with
-    `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. Raises DataError where a data set is missing, ResultsError.
+    `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. Raises DataError where a data set is missing,
+    RecipeError where a batch is larger than an epoch, ResultsError.
     """
     from sltt_bench import provenance
     from sltt_bench.report import print_run
@@ -68,6 +69,7 @@ def run_plans(
         plans.sort(key=lambda plan: not _is_prerequisite(plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
+    _check_batches(open_cells)
     _check_devices(open_cells)
     _check_data(open_cells, data_dir)
     folders: list[Path] = []
@@ -142,6 +144,17 @@ def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:
 
 WORTH_A_PROCESS = 6
 """Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
+
+
+def _check_batches(cells: Sequence[Cell]) -> None:
+    """Raises RecipeError for a batch that no epoch can fill: what then ran would not be what its rows say."""
+    for cell in cells:
+        batch_size = cell.recipe.train.batch_size
+        samples = cell.recipe.epoch_samples(synthetic=cell.synthetic)
+        if KINDS[cell.kind].needs_data and batch_size > samples:
+            more = ", or raise data.synthetic_samples" if cell.synthetic else ""
+            fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
+            raise RecipeError(cell.recipe.name, [fault])
 
 
 def _check_devices(cells: Sequence[Cell]) -> None:

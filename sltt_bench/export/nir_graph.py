@@ -1,4 +1,4 @@
-"""A trained network for elsewhere: `sltt-bench export RUN --format nir` (or state-dict), from the cell's checkpoint.
+"""A trained network as a graph of NIR, for neuromorphic tools.
 
 NIR (Pedersen et al. 2024, neuroir.org) says neurons by their differential equations. One Euler step of length 1 of
 these is one time step here:
@@ -12,7 +12,6 @@ by name. NIR fires where u > V_th, this tool where u ≥ V_th: the same but for 
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,55 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sltt_bench.backends.reference import Reference
-from sltt_bench.experiment import build_network
+from sltt_bench.export import ExportError
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, Stateful, reset_state
-from sltt_bench.recipe import Recipe, recipe_from_dict
-from sltt_bench.results import checkpoints
-from sltt_bench.results.reader import read_results
-from sltt_bench.results.schema import CHECKPOINTS_FOLDER
-
-
-class ExportError(Exception):
-    """The network cannot be written in this format, or there is none; the message says why."""
-
-
-def export(run: Path, method: str, seed: int | None, format_name: str, out: Path) -> Path:
-    """Write the trained network of one cell of a run. Raises ExportError, ResultsError."""
-    recipe, weights = trained(run, method, seed)
-    network = build_network(recipe, Reference())
-    network.load_state_dict(weights)
-    if format_name == "state-dict":
-        torch.save(network.state_dict(), out)
-        return out
-    try:
-        import nir
-    except ImportError:
-        raise ExportError("NIR is not installed: pip install 'sltt-bench[nir]'") from None
-    nir.write(out, nir_graph(network, recipe.data.sample_shape))
-    return out
-
-
-def trained(run: Path, method: str, seed: int | None) -> tuple[Recipe, Mapping[str, Tensor]]:
-    """The recipe and the weights of the cell with this method and seed (None: the only one)."""
-    results = read_results([run])
-    cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
-    if seed is not None:
-        cells = cells[cells["seed"] == seed]
-    if len(cells) != 1:
-        raise ExportError(
-            f"{run}: {len(cells)} cells have the method {method}{'' if seed is None else f' and seed {seed}'}; "
-            "name one by --method and --seed"
-        )
-    (cell,) = cells.to_dict("records")
-    folder = results.runs[cell["run"]]
-    path = folder.path / CHECKPOINTS_FOLDER / f"{cell['cell_id']}.pt"
-    if not path.exists():
-        raise ExportError(f"{path}: no such checkpoint; run with --set train.keep_checkpoint=true to keep it")
-    recipe = recipe_from_dict(folder.recipe_of(cell["cell_id"]))
-    weights: Mapping[str, Tensor] = checkpoints.load(path)["model"]
-    return recipe, weights
 
 
 def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
