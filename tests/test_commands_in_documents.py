@@ -26,6 +26,7 @@ DOCUMENTS = [
     *sorted((ROOT / "recipes").glob("*.yaml")),
 ]
 PLACES = {
+    "results/digits/RUN": "results/digits/20261123-213337-d52b",
     "DIR": "data",
     "NAME": "digits",
     "FOLDER": "results/digits",
