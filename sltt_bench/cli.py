@@ -19,6 +19,7 @@ from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_
 
 app = typer.Typer(
     help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
+    epilog="To begin, without data or GPU: sltt-bench run digits --method bptt,sltt, then sltt-bench report results",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
