@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
@@ -17,12 +18,14 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
 
 from sltt_bench.report.document import Width
 
 WIDTH_INCHES: dict[Width, float] = {"column": 3.3, "double": 6.9}
 """One and two columns of a paper."""
+LETTERS_PER_INCH = 18
+"""Of a legend, on average."""
 DPI = 200
 
 # Each ink stands for one role and occurs nowhere else, so that a dark page can replace it.
@@ -182,8 +185,10 @@ def weight(place: int) -> tuple[float, float]:
 def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
     """One legend for all panels, under them."""
     handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / (4 if width == "column" else 7))
-    columns = math.ceil(len(labels) / rows)
+    names = [_with_short_words(label) for label in labels]
+    letters = 5 + max(map(len, names), default=0)  # of an entry: its handle takes about five
+    most = max(1, min(4 if width == "column" else 7, int(LETTERS_PER_INCH * WIDTH_INCHES[width] / letters)))
+    columns = math.ceil(len(labels) / math.ceil(len(labels) / most)) if labels else 1
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handletextpad=0.6
     )
@@ -216,9 +221,13 @@ def _shorten_words(figure: Figure) -> None:
             text.set_text(_with_short_words(text.get_text()))
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            labels = axis.get_major_formatter()
-            if isinstance(labels, FixedFormatter):
-                labels.seq = [_with_short_words(label) for label in labels.seq]
+            written = axis.get_major_formatter()
+            if isinstance(written, FixedFormatter | FuncFormatter):
+                axis.set_major_formatter(FuncFormatter(partial(_shortly_written, written)))
+
+
+def _shortly_written(written: Formatter, value: float, place: int | None) -> str:
+    return _with_short_words(written(value, place))
 
 
 def _with_short_words(text: str) -> str:
