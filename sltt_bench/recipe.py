@@ -307,6 +307,11 @@ class Recipe(Strict):
             raise ValueError(fault)
         return self
 
+    def epoch_samples(self, *, synthetic: bool) -> int:
+        """Training samples of an epoch, without those that are held back for validation."""
+        samples = self.data.epoch_samples(synthetic=synthetic)
+        return samples - (0 if self.validation is None else self.validation.held_back(samples))
+
     def fingerprint(self, apart_from: Iterable[str] = ()) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits.
 

@@ -205,8 +205,10 @@ def test_random_kills_of_runner_or_worker(tmp_path: Path, request: pytest.Fixtur
 
 
 def workers(process: Any) -> list[psutil.Process]:
-    """The processes that a command has now."""
+    """The processes that a command has now: forked from the server that it comes from, each with a session of its own."""
     try:
-        return psutil.Process(process.pid).children()
-    except psutil.NoSuchProcess:
+        server = psutil.Process(process.pid).parent()
+        beside = [] if server is None else server.children()
+        return [each for each in beside if os.getpgid(each.pid) == each.pid]
+    except (psutil.NoSuchProcess, ProcessLookupError):
         return []

@@ -99,7 +99,7 @@ def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
             f"{run}: {len(cells)} cells have the method {method}{'' if seed is None else f' and seed {seed}'}; "
             "name one by --method and --seed"
         )
-    (row,) = cells.to_dict("records")
+    row = {str(column): value for column, value in cells.iloc[0].items()}
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
     epochs = epochs[epochs["cell_id"] == row["cell_id"]].sort_values("epoch")
