@@ -115,6 +115,11 @@ def _free_ports(count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
+def answer(*command: str) -> str:
+    """What one of Slurm's commands says in this environment."""
+    return _answer({}, *command)
+
+
 def _answer(environment: Mapping[str, str], *command: str) -> str:
     with suppress(subprocess.TimeoutExpired):
         return subprocess.run(

@@ -184,6 +184,26 @@ def test_a_submission_is_cancelled_killed_out_of_time_and_completed(
 
 @needs_slurm
 @pytest.mark.long
+def test_a_cell_whose_node_dies_goes_on_when_slurm_starts_it_again(jobs: Path, tmp_path: Path) -> None:
+    (jobs / "hold-0").touch()
+    code, output = call("submit", *CELLS, "--seed", "0", "--time", "1h", "--out", str(tmp_path / "out"))
+    assert code == 0, output
+    (folder,) = (tmp_path / "out").iterdir()
+    wait_until((jobs / "runner-0").exists)
+    node = slurm_cluster.answer(
+        "scontrol", "show", "hostnames", slurm_cluster.answer("sinfo", "-ho", "%N").strip()
+    ).strip()
+    slurm_cluster.answer("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    wait_until(lambda: states(folder)[0][0] == "queued")
+    (jobs / "hold-0").unlink()
+    slurm_cluster.answer("scontrol", "update", f"nodename={node}", "state=resume")
+    wait_until(lambda: states(folder)[0][0] == "done")
+    assert rows(folder, 0).status.tolist() == ["killed", "ok"]
+    assert len(read_results([folder]).epochs) == 3
+
+
+@needs_slurm
+@pytest.mark.long
 def test_a_cell_is_divided_over_two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained, not pretended: a process on each of two nodes, which are two slurmd of this machine."""
     monkeypatch.setenv("PYTHONPATH", str(Path(slurm.__file__).parent.parent))
