@@ -17,7 +17,7 @@ from sltt_bench.report import make_report
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import NotComparable
-from sltt_bench.report.plots.sweeps import find_sweeps
+from sltt_bench.report.sections.runs.sweeps import find_sweeps
 from sltt_bench.report.sections.tuning import tuning
 from sltt_bench.report.targets import NEVER, profiles, to_target
 from sltt_bench.report.tuning import counterpart, gains, studies

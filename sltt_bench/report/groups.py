@@ -244,6 +244,13 @@ class Group:
         """Methods with at least one finished cell."""
         return [result for result in self.methods.values() if result.finished]
 
+    @property
+    def words(self) -> list[str]:
+        """The conditions, and what else was set otherwise than the recipe has it."""
+        stated = ("timesteps", "train.batch_size", "train.precision", "train.lr")
+        others = {key: value for key, value in self.overrides.items() if key not in stated}
+        return [*self.key.conditions(), *(f"{key} = {value}" for key, value in others.items())]
+
     # Comparing ----------------------------------------------------------------------------------
 
     def ratio(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:

@@ -1,4 +1,4 @@
-"""The report's plots, one file for each question that a plot answers."""
+"""The report's drawings: lines, bars, dots and heat maps, each in one way; sections say what is drawn."""
 
 import logging
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pandas as pd
 
+from sltt_bench.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
@@ -20,7 +21,6 @@ from sltt_bench.report.document import (
     TableCell,
 )
 from sltt_bench.report.groups import Group
-from sltt_bench.report.numbers import DASH
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
@@ -207,8 +207,8 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         Heading("training time"),
     ]
     headings += [Heading("energy")] * with_energy
-    times = numbers.scale_for("s", [way.median_s for way in ways])
-    joules = numbers.scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
+    times = scale_for("s", [way.median_s for way in ways])
+    joules = scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
     rows = []
     for way in ways:
         missed = way.reached < len(way.epochs)
@@ -217,7 +217,7 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
             TableCell(
                 f"{way.reached} of {len(way.epochs)}", value=way.reached, tone="bad" if missed else "plain"
             ),
-            _until(median(way.epochs), numbers.significant),
+            _until(median(way.epochs), significant),
             _until(way.median_s, times.text),
         ]
         rows.append((*row, _until(median(way.joules), joules.text)) if with_energy else tuple(row))
