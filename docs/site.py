@@ -10,6 +10,8 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+from sltt_bench import methods
+from sltt_bench.methods import METHODS, MethodEntry
 from sltt_bench.recipe_schema import recipe_schema
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +38,7 @@ def on_files(files: Files, config: Any) -> Files:
     pages = {page: (ROOT / source).read_text(encoding="utf-8") for source, page in OUTSIDE.items()}
     pages["recipes.md"] = "\n".join(recipe_reference(recipe_schema()))
     pages["command-line.md"] = command_line_reference()
+    pages["equations.md"] = "\n".join(equations())
     sources = {page: source for source, page in OUTSIDE.items()}
     for page, text in pages.items():
         if page in sources:
@@ -72,6 +75,21 @@ def command_line_reference() -> str:
     command = [sys.executable, "-m", "typer", "sltt_bench.cli", "utils", "docs", "--name", "sltt-bench"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return text.replace("# `sltt-bench`", "# Command line", 1)
+
+
+def equations() -> Iterator[str]:
+    """Every training rule's equations, source and deviations: the docstring of its file."""
+    yield "# The training rules' equations\n"
+    yield "Of each file in `sltt_bench/methods`, what it computes and from where it is; `sltt-bench show NAME` prints the same."
+    yield "u is the membrane potential before the reset, v after it, s the spikes, I the input current, o the output, L the loss.\n"
+    by_module: dict[str, list[MethodEntry]] = {}
+    for entry in METHODS.values():
+        by_module.setdefault(entry.module, []).append(entry)
+    for entries in by_module.values():
+        yield f"\n## {', '.join(entry.label for entry in entries)}\n"
+        yield methods.explanation(re.sub(r"[NX]", "1", entries[0].label))
+        for entry in entries:
+            yield f"\n`{entry.label}`: {entry.summary}; memory {entry.promises.memory}."
 
 
 def recipe_reference(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 Nothing heavy is imported here: torch never in this process, the rest inside the verb that needs it.
 """
 
+import math
 import os
 import re
 import sys
@@ -19,6 +20,7 @@ from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_
 
 app = typer.Typer(
     help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
+    epilog="To begin, without data or GPU: sltt-bench run digits --method bptt,sltt, then sltt-bench report results",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -70,11 +72,10 @@ def _complete_backends(incomplete: str) -> list[str]:
     return [f"{done}{comma}{name}" for name in backends.names() if name.startswith(last)]
 
 
-_EXPORT_ENDINGS = {"nir": ".nir", "state-dict": ".pt"}
-
-
 def _complete_export_formats(incomplete: str) -> list[str]:
-    return [name for name in _EXPORT_ENDINGS if name.startswith(incomplete)]
+    from sltt_bench.export import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]
 
 
 # Shared options ---------------------------------------------------------------------------------
@@ -122,6 +123,14 @@ Oversubscribe = Annotated[
     typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
 ]
 
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")]
+Seeds = Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")]
+Init = Annotated[
+    str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
+]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
+]
 ProcessesPerCell = Annotated[
     int | None,
     typer.Option(
@@ -157,25 +166,21 @@ def _main(
 def run(
     recipes: RecipeNames,
     method: Methods = None,
-    seed: Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")] = None,
+    seed: Seeds = None,
     overrides: Overrides = None,
     smoke: Smoke = False,
     synthetic: Synthetic = False,
     data_dir: DataDir = Path("data"),
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    device: Device = "auto",
     jobs: Jobs = None,
     devices: Devices = None,
     nproc_per_cell: ProcessesPerCell = None,
     oversubscribe: Oversubscribe = False,
     backend: Backends = "reference",
-    init: Annotated[
-        str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
-    ] = None,
+    init: Init = None,
     out: Out = Path("results"),
     resume: Resume = False,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
-    ] = None,
+    timeout: Timeout = None,
     log: Annotated[
         str | None,
         typer.Option(
@@ -256,7 +261,7 @@ def tune(
     ] = None,
     smoke: Smoke = False,
     data_dir: DataDir = Path("data"),
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    device: Device = "auto",
     jobs: Jobs = None,
     devices: Devices = None,
     oversubscribe: Oversubscribe = False,
@@ -265,9 +270,7 @@ def tune(
     ] = "reference",
     out: Out = Path("results"),
     resume: Resume = False,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
-    ] = None,
+    timeout: Timeout = None,
     estimates: Annotated[
         bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
     ] = True,
@@ -310,6 +313,129 @@ def tune(
         if isinstance(final, FinalTraining) and final.unchosen:
             code = code or CELL_FAILED
     raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    recipes: RecipeNames,
+    method: Methods = None,
+    seed: Seeds = None,
+    overrides: Overrides = None,
+    smoke: Smoke = False,
+    synthetic: Synthetic = False,
+    data_dir: DataDir = Path("data"),
+    device: Device = "auto",
+    nproc_per_cell: ProcessesPerCell = None,
+    backend: Backends = "reference",
+    init: Init = None,
+    out: Out = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Complete the last submission of the same cells, in its folder.")
+    ] = False,
+    timeout: Timeout = None,
+    time: Annotated[
+        str, typer.Option("--time", help="Time of a job, e.g. 30m, 24h; before it ends, the job is requeued.")
+    ] = "24h",
+    partition: Annotated[str | None, typer.Option("--partition", "-p", help="Slurm's partition.")] = None,
+    nodes: Annotated[
+        int,
+        typer.Option("--nodes", min=1, help="Nodes of a job: a cell's processes, divided evenly over them."),
+    ] = 1,
+    gpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus-per-node", min=1, help="GPUs of a job on a node. Default: one for each process."
+        ),
+    ] = None,
+    cpus_per_task: Annotated[
+        int | None, typer.Option("--cpus-per-task", min=1, help="Cores of a job.")
+    ] = None,
+    mem: Annotated[float | None, typer.Option("--mem", min=0.1, help="Memory of a job in GB.")] = None,
+    array_parallelism: Annotated[
+        int, typer.Option("--array-parallelism", min=1, help="Jobs that run at once.")
+    ] = 256,
+    requeues: Annotated[
+        int, typer.Option("--requeues", min=0, help="How often a cell may run out of its time and go on.")
+    ] = 20,
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", help="A further option of sbatch: account=NAME, exclusive. Repeatable."),
+    ] = None,
+) -> None:
+    """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
+    from sltt_bench import commands
+    from sltt_bench.plan import Request, checkpoint_file, make_plans, processes_per_cell
+    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.slurm import Resources
+
+    with _errors_explained():
+        if init is not None and init != "random":
+            init = str(checkpoint_file(init).absolute())
+        request = Request(
+            methods=_comma_list(method),
+            backends=tuple(_comma_list(backend) or ["reference"]),
+            seeds=_seeds(seed),
+            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
+            device=_device(device),
+            smoke=smoke,
+            synthetic=synthetic,
+            init=init,
+            data_dir=data_dir,
+        )
+        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+        several = processes_per_cell(plans)
+        if several % nodes:
+            _fail(
+                f"--nodes {nodes}: the {several} processes of a cell (--nproc-per-cell) cannot be divided evenly"
+            )
+        minutes = math.ceil((_seconds(time, "--time") or 0) / 60)
+        resources = Resources(
+            time_min=minutes,
+            partition=partition,
+            nodes=nodes,
+            gpus_per_node=gpus_per_node or (several // nodes if several > 1 and device != "cpu" else None),
+            cpus_per_task=cpus_per_task,
+            mem_gb=mem,
+            array_parallelism=array_parallelism,
+            requeues=requeues,
+            further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),
+        )
+        commands.submit(
+            plans,
+            resources,
+            out=out,
+            data_dir=data_dir,
+            timeout_s=_seconds(timeout),
+            resume=resume,
+            command=_command_line(),
+        )
+
+
+Submitted = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `submit` made.")]
+
+
+@app.command()
+def status(folder: Submitted, as_json: AsJSON = False) -> None:
+    """Say how the cells of a submission stand, with the scheduler's reason; exit code 1 if some failed."""
+    from sltt_bench import commands
+
+    with _errors_explained():
+        code = commands.show_status(folder, as_json=as_json)
+    raise typer.Exit(code)
+
+
+@app.command()
+def cancel(
+    folder: Submitted,
+    cell: Annotated[
+        str | None, typer.Option("--cell", help="Comma list of cells, as `status` names them. Default: all.")
+    ] = None,
+) -> None:
+    """End the jobs of a submission that wait or run; what was measured stays."""
+    from sltt_bench import commands
+
+    with _errors_explained():
+        commands.cancel(folder, _comma_list(cell))
 
 
 @app.command()
@@ -556,26 +682,43 @@ def export(
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
     seed: Annotated[int | None, typer.Option("--seed", help="The cell's seed, if several were run.")] = None,
     format_name: Annotated[
-        str, typer.Option("--format", help="nir or state-dict.", autocompletion=_complete_export_formats)
+        str,
+        typer.Option(
+            "--format",
+            help="nir, onnx, state-dict or eval-results.",
+            autocompletion=_complete_export_formats,
+        ),
     ] = "nir",
     out: Annotated[
         Path | None,
         typer.Option("--out", help="The file; by default named after the method.", dir_okay=False),
     ] = None,
+    dataset_id: Annotated[
+        str | None,
+        typer.Option("--dataset-id", help="eval-results: the benchmark's data set on the Hub, OWNER/NAME."),
+    ] = None,
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", help="eval-results: the benchmark's task (default: default).")
+    ] = None,
+    source_url: Annotated[
+        str | None, typer.Option("--source-url", help="eval-results: where the run's files can be seen.")
+    ] = None,
 ) -> None:
-    """Write a trained network for elsewhere: as NIR for neuromorphic tools, or as torch's state-dict."""
+    """Write what was trained for elsewhere: NIR for neuromorphic tools, ONNX, torch's state-dict, or its accuracy."""
     with _errors_explained():
-        if format_name not in _EXPORT_ENDINGS:
-            _fail(f"--format {format_name}: known are {', '.join(_EXPORT_ENDINGS)}")
+        from sltt_bench.export import FORMATS, Benchmark, ExportError
+        from sltt_bench.export import export as write
+        from sltt_bench.recipe import nearest
+
+        if format_name not in FORMATS:
+            _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
+        if format_name != "eval-results" and any((dataset_id, task_id, source_url)):
+            _fail("--dataset-id, --task-id and --source-url belong to --format eval-results")
         if not run.is_dir():
             _fail(f"{run}: no such folder; `sltt-bench run` makes one")
-        from sltt_bench.export import ExportError
-        from sltt_bench.export import export as write
-
+        benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
         try:
-            path = write(
-                run, method, seed, format_name, out or Path(f"{method}{_EXPORT_ENDINGS[format_name]}")
-            )
+            path = write(run, method, seed, format_name, out, benchmark)
         except ExportError as error:
             _fail(str(error))
     typer.echo(f"wrote {path}")
@@ -616,20 +759,18 @@ def gradients(
         str, typer.Option("--method", "-m", help="What trains the network (comma list).",
                           autocompletion=_complete_methods)
     ] = "bptt",
-    seed: Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")] = None,
+    seed: Seeds = None,
     overrides: Overrides = None,
     smoke: Smoke = False,
     synthetic: Synthetic = False,
     data_dir: DataDir = Path("data"),
-    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")] = "auto",
+    device: Device = "auto",
     jobs: Jobs = None,
     devices: Devices = None,
     oversubscribe: Oversubscribe = False,
     out: Out = Path("results"),
     resume: Resume = False,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
-    ] = None,
+    timeout: Timeout = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
@@ -718,7 +859,7 @@ def _seeds(text: str | None) -> list[int] | None:
     except ValueError:
         _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
-        _fail(f"--seed {text}: a seed is from 0 to 2**63 - 1")
+        _fail(f"--seed {text}: a seed is from 0 to 2**53 - 1")
     return list(dict.fromkeys(seeds))
 
 
@@ -748,7 +889,7 @@ def _effects(text: str) -> list[float]:
     return list(dict.fromkeys(effects))
 
 
-def _seconds(text: str | None) -> float | None:
+def _seconds(text: str | None, option: str = "--timeout") -> float | None:
     if text is None:
         return None
     units = {"s": 1, "m": 60, "h": 3600}
@@ -758,7 +899,7 @@ def _seconds(text: str | None) -> float | None:
     except ValueError:
         seconds = -1.0
     if seconds <= 0:
-        _fail(f"--timeout {text}: write a number with s, m or h, e.g. 90s, 30m, 2h")
+        _fail(f"{option} {text}: write a number with s, m or h, e.g. 90s, 30m, 2h")
     return seconds
 
 
@@ -809,6 +950,7 @@ def _errors_explained() -> Iterator[None]:
     from sltt_bench.plugins import PluginFailed
     from sltt_bench.recipe import RecipeError
     from sltt_bench.results.writer import ResultsError
+    from sltt_bench.slurm import SlurmError
 
     try:
         yield
@@ -822,6 +964,7 @@ def _errors_explained() -> Iterator[None]:
         JobsRefused,
         LoggerMissing,
         UnusableGpu,
+        SlurmError,
     ) as error:
         if _State.debug:
             raise

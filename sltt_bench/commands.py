@@ -1,12 +1,13 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -36,6 +37,9 @@ from sltt_bench.runner import (
 from sltt_bench.runner import run_plans as start_runs
 from sltt_bench.terminal import count_display, data_progress, run_display
 
+if TYPE_CHECKING:
+    from sltt_bench.slurm import Resources
+
 
 def run_plans(
     plans: Sequence[Plan],
@@ -51,16 +55,18 @@ def run_plans(
     baseline: str = "bptt",
     json_rows: str | None = None,
     places: Sequence[Place] = (Place(),),
+    lost: str = "",
+    summary: bool = True,
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
     With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the
     memory of each cell is estimated first; one that cannot fit is warned of, or skipped with
-    `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. Raises DataError where a data set is missing, ResultsError.
+    `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. `lost`: see
+    `runner.run_plans`. Without `summary`, nothing is said of what came out. Raises DataError where a data set is missing,
+    RecipeError where a batch is larger than an epoch, ResultsError.
     """
     from sltt_bench import provenance
-    from sltt_bench.report import print_run
-    from sltt_bench.results.reader import read_results
 
     console = make_console(stderr=json_rows is not None)
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
@@ -68,6 +74,7 @@ def run_plans(
         plans.sort(key=lambda plan: not _is_prerequisite(plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
+    _check_batches(open_cells)
     _check_devices(open_cells)
     _check_data(open_cells, data_dir)
     folders: list[Path] = []
@@ -95,6 +102,7 @@ def run_plans(
                 estimated_peaks=memory.peak_bytes,
                 places=_places(open_cells, places),
                 timeout_s=timeout_s,
+                lost=lost,
             )
     except Interrupted as interruption:
         kept = f"what was measured is in {_listed(folders)}" if folders else "nothing was begun"
@@ -102,9 +110,13 @@ def run_plans(
         console.print("[dim]--resume goes on from here[/dim]")
         return 128 + interruption.signal_number
     if json_rows is not None:
+        from sltt_bench.results.reader import read_results
+
         rows = read_results(folders).rows(json_rows).drop(columns="run", errors="ignore")
         print(rows.replace("", None).to_json(orient="records", indent=1))
-    elif folders:
+    elif folders and summary:
+        from sltt_bench.report import print_run
+
         print_run(folders, console=console, baseline=baseline)
         console.print(
             f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
@@ -142,6 +154,17 @@ def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:
 
 WORTH_A_PROCESS = 6
 """Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
+
+
+def _check_batches(cells: Sequence[Cell]) -> None:
+    """Raises RecipeError for a batch that no epoch can fill: what then ran would not be what its rows say."""
+    for cell in cells:
+        batch_size = cell.recipe.train.batch_size
+        samples = cell.recipe.epoch_samples(synthetic=cell.synthetic)
+        if KINDS[cell.kind].needs_data and batch_size > samples:
+            more = ", or raise data.synthetic_samples" if cell.synthetic else ""
+            fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
+            raise RecipeError(cell.recipe.name, [fault])
 
 
 def _check_devices(cells: Sequence[Cell]) -> None:
@@ -365,6 +388,68 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
         table.add_row(f"[bold]{escape(subject)}[/bold]", escape(text))
     console.print(table)
     print_run([folder], console=console)
+
+
+def submit(
+    plans: Sequence[Plan],
+    resources: "Resources",
+    *,
+    out: Path,
+    data_dir: Path,
+    timeout_s: float | None,
+    resume: bool,
+    command: list[str],
+) -> None:
+    """Hand the plans' cells to Slurm and show how they stand. Raises SlurmError, DataError, ResultsError."""
+    from sltt_bench import slurm
+
+    _check_data([cell for plan in plans for cell in plan], data_dir)
+    submission = slurm.submit(
+        plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
+    )
+    show_status(submission.folder)
+
+
+def show_status(folder: Path, *, as_json: bool = False) -> int:
+    """How the cells of a submission stand; 1 if some have failed. Raises SlurmError, ResultsError."""
+    from sltt_bench import slurm
+
+    cells = slurm.status(slurm.Submission.read(folder))
+    if as_json:
+        _print_json(
+            [
+                {"cell_id": each.cell.cell_id, "cell": describe(each.cell), "state": each.state, "reason": each.reason,
+                 "job": each.job, "epochs_done": each.epochs_done, "epochs": each.cell.recipe.train.epochs}
+                for each in cells
+            ]
+        )  # fmt: skip
+        return int(any(each.state == "failed" for each in cells))
+    tones = {"done": "green", "running": "cyan", "queued": "yellow", "cancelled": "magenta", "failed": "red"}
+    counts: Counter[str] = Counter(each.state for each in cells)
+    table = Table(title=str(folder), title_justify="left")
+    for heading in ("cell", "job", "what", "state", "epochs", "reason"):
+        table.add_column(heading, overflow="fold")
+    for each in cells:
+        epochs = f"{each.epochs_done}/{each.cell.recipe.train.epochs}"
+        state = f"[{tones[each.state]}]{each.state}[/]"
+        words = (escape(describe(each.cell)), state, epochs, escape(each.reason))
+        table.add_row(each.cell.cell_id, each.job, *words)
+    console = make_console()
+    console.print(table)
+    console.print(", ".join(f"{counts[state]} {state}" for state in tones if counts[state]))
+    return int(bool(counts["failed"]))
+
+
+def cancel(folder: Path, cell_ids: Sequence[str] | None) -> None:
+    """End jobs of a submission. Raises SlurmError, ResultsError."""
+    from sltt_bench import slurm
+
+    submission = slurm.Submission.read(folder)
+    known = [cell.cell_id for cell in submission.cells]
+    if unknown := [each for each in cell_ids or () if each not in known]:
+        raise RecipeError("--cell", [f"{unknown[0]}: no cell of this submission{nearest(unknown[0], known)}"])
+    ended = slurm.cancel(submission, cell_ids)
+    make_console().print(f"{len(ended)} job{'s' * (len(ended) != 1)} cancelled")
 
 
 def show_power(

@@ -108,7 +108,8 @@ def _torch() -> list[DoctorFinding]:
         remedy = "reinstall with `pip install --force-reinstall torch torchvision`"
         return [DoctorFinding("fault", "torch", f"{last}; {remedy}")]
     facts = json.loads(probe.stdout.strip().splitlines()[-1])
-    versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {facts['threads']} threads"
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
+    versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {threads}"
     findings = [DoctorFinding("ok", "torch", versions)]
     if facts["device"] != "cpu":
         findings.append(DoctorFinding("ok", "sensors", json.dumps(facts["description"], default=str)))

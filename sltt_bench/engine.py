@@ -124,9 +124,11 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         row = combined(rows)
         diverged = not math.isfinite(train_loss) and setup.report_accuracy
         due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
-        if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
-            listener.checkpoint({**training_state(experiment, setup, epoch), "row": row})
-        listener.epoch(row)
+        try:
+            if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
+                listener.checkpoint({**training_state(experiment, setup, epoch), "row": row})
+        finally:  # a disk too full for the checkpoint may still have room for the row
+            listener.epoch(row)
         if diverged:
             raise TrainingDiverged(
                 f"{DIVERGED} {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"

@@ -34,7 +34,8 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 _SMALL_SHARED_MEMORY = re.compile(
-    r"out of shared memory|insufficient shared memory|unable to write to file </torch_", re.IGNORECASE
+    r"out of shared memory|insufficient shared memory|unable to (?:write to|allocate shared memory\(shm\) for) file </torch_",
+    re.IGNORECASE,
 )
 _REMEDY_SHARED_MEMORY = (
     "/dev/shm is too small for the loader's processes: --set data.workers=0, or a larger one "

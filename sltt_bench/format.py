@@ -1,42 +1,90 @@
-"""Numbers as text: bytes, seconds, counts and percentages to three digits, the same wherever they are shown."""
+"""Numbers as text: units, scales and significant digits, the same wherever a number is shown."""
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
 
 DASH = "–"
 """Stands for a number that is missing."""
 
-Steps = Sequence[tuple[float, str]]
+Unit = Literal["bytes", "s", "per_s", "J", "pJ", "share", "accuracy", "count"]
+
+_STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
+    "bytes": ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
+    "s": ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")),
+    "per_s": ((1, "1/s"),),
+    "J": ((1e6, "MJ"), (1e3, "kJ"), (1, "J")),
+    "pJ": ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1, "pJ")),
+    "share": ((0.01, "%"),),
+    "accuracy": ((0.01, "%"),),
+    "count": ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1, "")),
+}
 """(factor, unit) from the largest to the smallest."""
 
-BYTE_STEPS: Steps = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
-SECOND_STEPS: Steps = ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs"))
-COUNT_STEPS: Steps = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, ""))
+
+@dataclass(frozen=True)
+class Scale:
+    """A unit for a set of values: shown = value / factor."""
+
+    factor: float
+    unit: str
+
+    def number(self, value: float) -> str:
+        """The value without its unit."""
+        return significant(value / self.factor)
+
+    def text(self, value: float) -> str:
+        """The value with its unit."""
+        return f"{self.number(value)} {self.unit}".strip()
+
+
+def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
+    """The unit in which the largest value is at least 1 (minutes and hours only from two on)."""
+    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
+    steps = _STEPS[unit]
+    for factor, name in steps:
+        if largest >= factor * (2 if name in ("min", "h") else 1):
+            return Scale(factor, name)
+    return Scale(*steps[-1]) if largest or unit == "count" else Scale(*steps[len(steps) // 2])
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """The value to so many significant digits, whole numbers in full, no exponent in the usual range."""
+    if not math.isfinite(value):
+        return str(value)
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(value)))
+    if magnitude < -4:
+        return f"{value:.{digits - 1}e}"
+    text = f"{value:.{max(digits - 1 - magnitude, 0)}f}"
+    return text if "." in text or magnitude < 4 else f"{value:,.0f}"
 
 
 def format_bytes(count: float | None) -> str:
     """ "3.27 GiB": binary units."""
-    return DASH if count is None else _with_unit(count, BYTE_STEPS, 1024)
+    return "0 B" if count == 0 else _brief("bytes", count)
 
 
 def format_seconds(seconds: float | None) -> str:
     """ "93.4 s"; minutes and hours only from two on, as "2.5 h"."""
-    if seconds is None:
-        return DASH
-    for factor, unit in SECOND_STEPS:
-        if abs(seconds) >= factor * (2 if unit in ("h", "min") else 1):
-            return f"{_three_digits(seconds / factor)} {unit}"
-    return f"{_three_digits(seconds)} s"
-
-
-def format_count(count: float | None) -> str:
-    """ "1.2 G": decimal prefixes; whole numbers below a thousand as they are."""
-    return DASH if count is None else _with_unit(count, COUNT_STEPS, 999.5).strip()
+    return _brief("s", seconds)
 
 
 def format_percent(share: float | None, decimals: int = 2) -> str:
     """0.9444 → "94.44 %"."""
     return DASH if share is None else f"{100 * share:.{decimals}f} %"
+
+
+def _brief(unit: Unit, value: float | None) -> str:
+    """In a unit of its own, without zeros at the end: it stands in no column."""
+    if value is None:
+        return DASH
+    scale = scale_for(unit, [value])
+    number = scale.number(value)
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {scale.unit}"
 
 
 def parse_bytes(text: str) -> int:
@@ -47,16 +95,3 @@ def parse_bytes(text: str) -> int:
     number, unit = float(match[1]), match[2]
     base = 1024 if "i" in unit else 1000
     return int(number * base ** " KMGT".index(unit[0] if unit != "B" else " "))
-
-
-def _with_unit(value: float, steps: Steps, limit: float) -> str:
-    """In the first unit, from the smallest on, in which the value stays below `limit`."""
-    for factor, unit in reversed(steps):
-        if abs(value) / factor < limit or (factor, unit) == tuple(steps[0]):
-            return f"{_three_digits(value / factor)} {unit}"
-    raise AssertionError("the largest unit takes every value")
-
-
-def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent: whole numbers from 1000 on keep all of theirs."""
-    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

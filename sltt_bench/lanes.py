@@ -71,6 +71,8 @@ class Place:
     """CPU threads of an operation; None: what torch chooses for a machine of its own."""
     further_devices: tuple[str, ...] = ()
     """Those of the further processes, where several share a cell's batches."""
+    neighbours: int = 0
+    """Cells of the same command that may run on the same machine, beside those of the lanes."""
 
 
 class Lanes:
@@ -120,9 +122,11 @@ class Lanes:
                 self._count_neighbours()
 
     def _count_neighbours(self) -> None:
-        under_way = self.under_way
-        for attempt in under_way:
-            attempt.neighbours = len(under_way) - 1
+        under_way = len(self.under_way)
+        for lane in self._lanes:
+            if (attempt := lane.attempt) is None:
+                continue
+            attempt.neighbours = under_way - 1 + lane.place.neighbours
             attempt.most_neighbours = max(attempt.most_neighbours, attempt.neighbours)
 
     def _wait(self) -> None:
@@ -154,7 +158,7 @@ class _Lane:
     def __init__(
         self, events: "queue.Queue[tuple[_Process, bytes | None]]", place: Place, neighbours: int
     ) -> None:
-        self._events, self._place, self._neighbours = events, place, neighbours
+        self._events, self.place, self._neighbours = events, place, neighbours + place.neighbours
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
 
@@ -166,9 +170,9 @@ class _Lane:
         if self.process is None:
             self.process = _Process(attempt.log, self._events)
         cell = attempt.cell.to_dict()
-        if self._place.device is not None:  # in the row too of an attempt that ends before it can say so
-            cell["device"] = attempt.outcome.facts["device"] = self._place.device
-        place = self._place
+        place = self.place
+        if place.device is not None:  # in the row too of an attempt that ends before it can say so
+            cell["device"] = attempt.outcome.facts["device"] = place.device
         job = {
             "cell": cell,
             "attempt": attempt.outcome.attempt,

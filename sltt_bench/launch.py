@@ -1,6 +1,7 @@
 """A cell whose batches several processes share: torch's elastic launcher (torchrun's) starts them and ends them all.
 
-The worker that was given the cell is the launcher's agent and trains nothing itself. Each rank is a process of this
+The worker that was given the cell is the launcher's agent and trains nothing itself; over several nodes of a Slurm job it
+has srun start an agent on each. Each rank is a process of this
 module: rank 0 speaks to the runner through the agent's standard output and writes the checkpoints, the others are
 mute. What ends one of them ends all, and the cell's reason is that of the rank that failed by itself. A rank whose
 agent dies ends itself, so that nothing stays behind, whoever was killed.
@@ -10,6 +11,8 @@ import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -29,8 +32,10 @@ from sltt_bench.plan import Cell, cell_from_dict
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-JOB, AGENT = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT"
-"""Environment variables of a rank: its job as JSON, and the process that launched it."""
+JOB, AGENT, NODES = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT", "SLTT_BENCH_NODES"
+"""Environment variables: of a rank its job as JSON and the process that launched it; of an agent on one of several
+nodes how many there are and where they meet.
+"""
 
 WATCH_S = 0.5
 """How often a rank looks whether its agent lives."""
@@ -41,34 +46,74 @@ _LOST_PEER = re.compile(
 
 
 def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
-    """Work on the job's cell with `size` processes of this machine. Raises CellFailure with the reason of the rank
-    that failed.
+    """Work on the job's cell with `size` processes, on this machine or on all nodes of this Slurm job.
+
+    Raises CellFailure with the reason of the rank that failed.
     """
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if size % nodes:
+        raise CellFailure(
+            "error", f"train.devices is {size}, not a multiple of the {nodes} nodes of this job"
+        )
+    threads = job["threads"] or max(1, usable_processors() // (size // nodes))
+    job = {**job, "threads": threads, "launched": True}
+    if nodes == 1:
+        _launch_here(job, events, size)
+        return
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        endpoint = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+    command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--unbuffered",
+               "--kill-on-bad-exit=1", sys.executable, "-m", "sltt_bench.launch"]  # fmt: skip
+    variables = {JOB: json.dumps(job), NODES: f"{nodes} {endpoint}"}
+    agents = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env={**os.environ, **variables}
+    )
+    assert agents.stdout is not None
+    failures: list[CellFailure] = []
+    for line in agents.stdout:
+        event = json.loads(line)
+        if event["event"] == "failed":
+            failures.append(CellFailure(event["status"], event["reason"]))
+        else:
+            events.write(line.decode())
+            events.flush()
+    if agents.wait():
+        raise min(
+            failures,
+            key=lambda failure: _LOST_PEER.search(str(failure)) is not None,
+            default=CellFailure("error", f"srun ended with exit code {agents.returncode} without a word"),
+        )
+
+
+def _launch_here(
+    job: Mapping[str, Any], events: IO[str], size: int, nodes: int = 1, endpoint: str = "localhost:0"
+) -> None:
+    """This machine's `size` processes, of those on `nodes` nodes that meet at `endpoint`. Raises CellFailure."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    threads = job["threads"] or max(1, usable_processors() // size)
-    variables = {JOB: json.dumps({**job, "threads": threads, "launched": True}), AGENT: str(os.getpid())}
+    variables = {JOB: json.dumps(job), AGENT: str(os.getpid())}
     kernel_kills = oom_kills()
     os.environ.update(variables)
     os.dup2(events.fileno(), 1)  # the ranks inherit it
     try:
         with tempfile.TemporaryDirectory(prefix="sltt-bench-ranks-") as records:
             config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
+                min_nodes=nodes,
+                max_nodes=nodes,
                 nproc_per_node=size,
-                run_id=f"{job['cell']['cell_id']}-{job['attempt']}-{os.getpid()}",
+                run_id=f"{job['cell']['cell_id']}-{job['attempt']}",
                 rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                local_addr="localhost",
+                rdzv_endpoint=endpoint,
+                local_addr="localhost" if nodes == 1 else None,
                 max_restarts=0,
                 logs_specs=DefaultLogsSpecs(log_dir=records),
             )
             elastic_launch(config, sys.executable)("-m", "sltt_bench.launch")
     except ChildFailedError as error:
-        raise root_failure(error.failures, size, kernel_kills) from None
+        raise root_failure(error.failures, size * nodes, kernel_kills) from None
     finally:
         os.dup2(2, 1)
         for name in variables:
@@ -120,7 +165,31 @@ class _Record(Exception):
 
 
 def main() -> None:
-    """Work on this rank's share of the job in the environment; exit code 1 if the cell failed."""
+    """Work on this rank's share of the job in the environment, or launch the ranks of this node; exit code 1 if the
+    cell failed.
+    """
+    if "RANK" in os.environ:
+        _be_rank()
+    else:
+        _be_agent()
+
+
+def _be_agent() -> None:
+    """The ranks of this node, which srun started this process for; a failure is an event."""
+    events = worker.take_standard_output()
+    job = json.loads(os.environ[JOB])
+    nodes, endpoint = os.environ[NODES].split()
+    try:
+        _launch_here(
+            job, events, job["cell"]["recipe"]["train"]["devices"] // int(nodes), int(nodes), endpoint
+        )
+    except CellFailure as failure:
+        events.write(json.dumps({"event": "failed", "status": failure.status, "reason": str(failure)}) + "\n")
+        events.flush()
+        sys.exit(1)
+
+
+def _be_rank() -> None:
     events = worker.take_standard_output()
     with suppress(PermissionError):
         os.setsid()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
+from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
     Recipe,
     RecipeError,
@@ -15,7 +16,6 @@ from sltt_bench.recipe import (
     load_recipe,
     nearest,
     recipe_from_dict,
-    short_hash,
 )
 from sltt_bench.results.schema import Kind
 from sltt_bench.studies import TASK, Point, points

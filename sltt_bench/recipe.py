@@ -1,9 +1,7 @@
 """Recipes: the schema, finding them by name or path, `extends:`, overrides, and every fault at once."""
 
 import difflib
-import hashlib
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -22,6 +20,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.data.validation import ValidationSplit
+from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
@@ -33,8 +32,8 @@ TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
 """A second of sound at 16 kHz, sample by sample, is the longest sequence that fits."""
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 """More is beyond what anybody waits for."""
-MAX_SEED = 2**63 - 1
-"""What torch's generators take."""
+MAX_SEED = 2**53 - 1
+"""Beyond it readers of CSV and JSON take two seeds for one."""
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 MAX_GRID_POINTS = 2_000
@@ -326,6 +325,11 @@ class Recipe(Strict):
             raise ValueError(fault)
         return self
 
+    def epoch_samples(self, *, synthetic: bool) -> int:
+        """Training samples of an epoch, without those that are held back for validation."""
+        samples = self.data.epoch_samples(synthetic=synthetic)
+        return samples - (0 if self.validation is None else self.validation.held_back(samples))
+
     def fingerprint(self, apart_from: Iterable[str] = ()) -> str:
         """Hash of everything that decides what one method's run computes: 12 hexadecimal digits.
 
@@ -352,12 +356,6 @@ class RecipeError(ValueError):
             lines = [*lines, f"and {len(faults) - len(lines)} more faults"]
         super().__init__("\n".join(f"{shortened_text(where, 300)}: {line}" for line in lines))
         self.faults = faults
-
-
-def short_hash(value: Any) -> str:
-    """12 hexadecimal digits of the SHA-256 of a JSON value in canonical form."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 # Finding ----------------------------------------------------------------------------------------

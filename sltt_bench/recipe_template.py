@@ -1,5 +1,6 @@
 """A recipe to start from: a copy of another, with the meaning of each key above it."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ HEAD = """\
 #   sltt-bench run {file} --smoke       tries it in seconds
 #   sltt-bench run {file}
 #
-# Every key of the recipe `{source}` with its meaning. A key that has a default may go. A file that says
-# `extends: {source}` needs only what differs from it.
+# Every key of the recipe `{source}` with its meaning. A key that has a
+# default may go. A file that says `extends: {source}` needs only what
+# differs from it.
 """
 
 
@@ -57,8 +59,8 @@ def _commented(options: BaseModel, indent: str) -> list[str]:
     for key, field in type(options).model_fields.items():
         if not indent and key == "name":  # it is the file's
             continue
-        comment = (field.description or "").splitlines()
-        lines += [f"{indent}# {line.strip()}" for line in comment]
+        comment = " ".join((field.description or "").split())
+        lines += textwrap.wrap(comment, 79, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         value = getattr(options, key)
         if isinstance(value, BaseModel):
             lines += [f"{indent}{key}:", *_commented(value, indent + "  ")]

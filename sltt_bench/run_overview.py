@@ -31,7 +31,7 @@ def overview(folder: Path) -> dict[str, Any]:
         "devices": sorted({str(name) for name in results.cells["device_name"].dropna()}),
         "cells": _cells(results),
         "cells_planned": len(facts.get("plan") or results.cells),
-        "files": sorted(str(path.relative_to(run.path)) for path in run.path.iterdir() if path.is_file()),
+        "files": sorted(str(path.relative_to(run.path)) for path in run.path.glob("[!.]*") if path.is_file()),
         "unread": [f"{skipped.path}: {skipped.reason}" for skipped in results.skipped],
     }
 

@@ -65,15 +65,17 @@ def run_plans(
     estimated_peaks: Mapping[str, int] | None = None,
     places: Sequence[Place] = (Place(),),
     timeout_s: float | None = None,
+    lost: str = "",
 ) -> list[Outcome]:
     """Run the cells that their folders do not hold as finished; how each of all cells ended.
 
     `initial_weights` gives a cell's checkpoint to start from; it raises NotRunnable for a cell that is to
     be skipped. `estimated_peaks` (cell_id → bytes) are recorded beside what is measured. A cell runs at
-    each of `places`, side by side; one that needs another waits until that has ended. After an
+    each of `places`, side by side; one that needs another waits until that has ended. With `lost`, a reason, an
+    earlier attempt that left no row of cells.csv, since whoever was to write it was killed, gets one. After an
     Interrupted the folders are complete: the cells under way and those not begun have their rows.
     """
-    recording = _Recording(runs, display, data_dir, initial_weights, provenance, estimated_peaks or {})
+    recording = _Recording(runs, display, data_dir, initial_weights, provenance, estimated_peaks or {}, lost)
     processes = Lanes(places, timeout_s=timeout_s)
     with _signals_raise():
         try:
@@ -81,6 +83,9 @@ def run_plans(
                 processes.run(recording.attempts())
         except Interrupted as interruption:
             recording.cut_off(f"interrupted by {interruption}")
+            raise
+        except SystemExit:  # raised by a signal's handler of whoever started us
+            recording.cut_off("ended by its scheduler, to be started again")
             raise
         except Exception as error:
             with suppress(ResultsError):
@@ -135,11 +140,12 @@ class _Recording:
         initial_weights: Callable[[Cell], Path | None],
         provenance: Mapping[str, Any],
         estimated_peaks: Mapping[str, int],
+        lost: str = "",
     ) -> None:
         self.outcomes: list[Outcome] = []
         self._runs, self._display, self._data_dir = runs, display, data_dir
         self._initial_weights, self._provenance = initial_weights, provenance
-        self._estimated_peaks = estimated_peaks
+        self._estimated_peaks, self._lost = estimated_peaks, lost
         self._records: list[_RunRecord] = []
 
     def attempts(self) -> Iterator[Attempt | None]:
@@ -192,6 +198,8 @@ class _Recording:
                 record.drop_checkpoint(cell)
                 self._display.remark(f"{describe(cell)}: finished before, kept")
                 self.outcomes.append(Outcome("ok", "finished before"))
+            elif self._lost:
+                record.write_lost_row(cell, self._lost)
         record.open_attempts = [
             _RecordedAttempt(record, cell, (number, len(plan)))
             for number, cell in enumerate(plan, start=1)
@@ -210,12 +218,16 @@ class _Recording:
         )
 
     def cut_off(self, reason: str) -> None:
-        """The rows of what has begun and of what has not, in the runs whose turn has come."""
-        for record in self._records:
-            for attempt in list(record.open_attempts):
-                attempt.outcome.status = "killed" if attempt.begun else "skipped"
-                attempt.outcome.reason = reason
-                attempt.write_row()
+        """The rows of what has begun and of what has not, in the runs whose turn has come; no signal ends this."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+        try:
+            for record in self._records:
+                for attempt in list(record.open_attempts):
+                    attempt.outcome.status = "killed" if attempt.begun else "skipped"
+                    attempt.outcome.reason = reason
+                    attempt.write_row()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         for record in self._records:
@@ -253,6 +265,16 @@ class _RunRecord:
         """How often a cell was tried, if only for a moment."""
         noted = self._provenance["cells"].get(cell.cell_id, {}).get("attempts", {})
         return max(self._attempts.get(cell.cell_id, 0), *map(int, noted), 0)
+
+    def write_lost_row(self, cell: Cell, reason: str) -> None:
+        """The row of the cell's last attempt, if it left none."""
+        with_rows = [
+            int(row["attempt"]) for row in self.folder.rows(CELLS_FILE) if row["cell_id"] == cell.cell_id
+        ]
+        last = self.attempts_at(cell)
+        if last > max(with_rows, default=0):
+            outcome = Outcome("killed", reason, attempt=last)
+            self.folder.append(CELLS_FILE, cell_row(cell, outcome, self.epochs(cell)))
 
     def drop_checkpoint(self, cell: Cell) -> None:
         """A finished cell needs it no more: its row, which came first, says so."""
@@ -372,6 +394,9 @@ class _RecordedAttempt(Attempt):
         return row
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """Ctrl-C, SIGTERM and a closed terminal raise Interrupted in the main thread."""
@@ -382,8 +407,7 @@ def _signals_raise() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:

@@ -14,7 +14,6 @@ from rich.progress import (
     TaskID,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -70,9 +69,10 @@ class _Lines:
         """Too often for lines."""
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
-        self._print(
-            f"      {self._name(cell)}epoch {row['epoch']}/{cell.recipe.train.epochs}  {_epoch_text(row)}"
-        )
+        course, memory = _epoch_texts(row)
+        first = f"      {self._name(cell)}epoch {row['epoch']}/{cell.recipe.train.epochs}  {course}"
+        fits = not self._console.is_terminal or len(f"{first}  {memory}") <= self._console.width
+        self._print(f"{first}  {memory}" if fits else f"{first}\n      {memory}")
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
         style = _STATUS_STYLE.get(outcome.status, "red")
@@ -101,11 +101,10 @@ class _Bars(_Lines):
         super().__init__(console, estimated, several)
         self.progress = Progress(
             TextColumn("      {task.description}epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),  # the rest of 80 columns is for figures
             TaskProgressColumn(),
-            TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[live]}"),
             console=console,
             transient=True,
@@ -202,17 +201,20 @@ class _Count(_Lines):
             self._print(f"[red]{escape(describe(cell))}: {outcome.status}: {escape(outcome.reason)}[/red]")
 
 
-def _epoch_text(row: Mapping[str, Any]) -> str:
-    parts = [f"loss {row['train_loss']:.4f}"]
+def _epoch_texts(row: Mapping[str, Any]) -> tuple[str, str]:
+    """How training went, and the memory that it took."""
+    course = [f"loss {row['train_loss']:.4f}"]
     for split in ("validation", "test"):
         if row.get(f"{split}_top1") is not None:
-            parts.append(f"{split} top-1 {format_percent(row[f'{split}_top1'])}")
-    parts.append(f"train {row['train_s']:.2f} s")
-    for column, name in (
-        ("peak_allocated_bytes", "allocated"),
-        ("peak_rss_bytes", "resident"),
-        ("peak_tensor_bytes", "tensors"),
-    ):
-        if row.get(column) is not None:
-            parts.append(f"{name} {format_bytes(row[column])}")
-    return "  ".join(parts)
+            course.append(f"{split} top-1 {format_percent(row[f'{split}_top1'])}")
+    course.append(f"train {row['train_s']:.2f} s")
+    memory = [
+        f"{name} {format_bytes(row[column])}"
+        for column, name in (
+            ("peak_allocated_bytes", "allocated"),
+            ("peak_rss_bytes", "resident"),
+            ("peak_tensor_bytes", "tensors"),
+        )
+        if row.get(column) is not None
+    ]
+    return "  ".join(course), "  ".join(memory)

@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -110,6 +111,9 @@ class Reporter:
 
 def main() -> None:
     """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
+    signal.signal(
+        signal.SIGUSR2, signal.SIG_IGN
+    )  # Slurm sends it to all of a job; our runner is who is meant
     events = take_standard_output()
     failed = False
     for job in iter(_jobs().get, {}):

@@ -1,12 +1,14 @@
 """Every command that README and docs show: the shell takes it apart, and the command line accepts it.
 
 What is quick is run; what trains is planned (`--dry-run`), which resolves recipe, methods, overrides and grid; the rest
-is parsed with every option and value.
+is parsed with every option and value. Of other programs' commands, the files, modules, tests and extras that they name exist.
 """
 
+import importlib.util
 import re
 import subprocess
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ DOCUMENTS = [
     *sorted((ROOT / "recipes").rglob("*.yaml")),
 ]
 PLACES = {
+    "results/digits/RUN": "results/digits/20261123-213337-d52b",
     "DIR": "data",
     "NAME": "digits",
     "FOLDER": "results/digits",
@@ -34,7 +37,8 @@ PLACES = {
 """What a reader puts in the place of a word in capitals."""
 RUN_AT_ONCE = {"list", "show", "schema"}
 PLANNED = {"run", "tune", "analyze"}
-SHELL = "PATH=/nonexistent; sltt-bench() { printf '%s\\x1f' \"$@\"; printf '\\n'; }\n"
+SHELL = "PATH=/nonexistent; command_not_found_handle() { printf '%s\\x1f' \"$@\"; printf '\\n'; }\n"
+"""Knows no command, and prints each with its arguments in place of running it."""
 
 
 def code_of(document: Path) -> Iterator[str]:
@@ -46,17 +50,17 @@ def code_of(document: Path) -> Iterator[str]:
     fences = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     yield from (code for language, code in fences if language in ("", "sh", "console", "bash"))
     without_blocks = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    yield from re.findall(r"^((?:    [^\n]*\n)+)", without_blocks, re.MULTILINE)
+    indented = re.findall(r"^((?:    [^\n]*\n)+)", without_blocks, re.MULTILINE)
+    yield from (code for code in indented if "sltt-bench" in code)
     yield from (code for code in re.findall(r"`(sltt-bench [^`]+)`", without_blocks) if "…" not in code)
 
 
 def commands_of(document: Path) -> list[list[str]]:
-    """The arguments of every call of sltt-bench, as a shell makes them of the document's code."""
+    """Program and arguments of every command, as a shell makes them of the document's code."""
     calls: list[list[str]] = []
     for code in code_of(document):
-        if "sltt-bench" not in code:
-            continue
         code = re.sub(r"^\s*\$ ", "", code, flags=re.MULTILINE).replace("\\|", "|")
+        code = re.sub(r"^\.venv[\w-]*/bin/", "", code, flags=re.MULTILINE)
         code = re.sub(r">\s*[\w./-]+", "", code)  # this shell writes no files
         with tempfile.TemporaryDirectory() as nowhere:
             command = ["bash", "-c", SHELL + code]
@@ -65,13 +69,15 @@ def commands_of(document: Path) -> list[list[str]]:
     return [[PLACES.get(word, word) for word in call] for call in calls]
 
 
+ALL = [call for document in DOCUMENTS for call in commands_of(document)]
 CALLS = {
     " ".join(call): call
-    for document in DOCUMENTS
-    for call in commands_of(document)
-    if not call[-1].endswith("...")
+    for program, *call in ALL
+    if program == "sltt-bench"
+    and not call[-1].endswith("...")
     and call[0] != "--install-completion"  # it would, for whoever runs the tests
 }
+OTHERS = {" ".join(call): call for call in ALL if call[0] != "sltt-bench"}
 
 
 def accepted(arguments: list[str]) -> None:
@@ -135,3 +141,49 @@ def test_a_command_of_the_documents_works(call: str, monkeypatch: pytest.MonkeyP
         accepted(arguments)
     if result is not None:
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("call", OTHERS)
+def test_what_a_command_of_another_program_names_exists(call: str) -> None:
+    program, *arguments = OTHERS[call]
+    assert program in PROGRAMS, "a misspelt program, or one to be added to PROGRAMS"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "optional-dependencies"
+    ]
+    for named in re.findall(r"sltt-bench\[([\w,-]+)\]", call):
+        assert set(named.split(",")) <= set(extras), named
+    if program not in ("python", "python3"):
+        return
+    match arguments:
+        case ["-m", "pytest", *rest]:
+            assert_tests_exist(rest)
+        case ["-m", module, *_]:
+            assert importlib.util.find_spec(module) is not None, module
+        case [script, *_] if script.endswith(".py"):
+            assert (ROOT / script).exists(), script
+
+
+PROGRAMS = {
+    "cp",
+    "python",
+    "python3",
+    "pip",
+    "pipx",
+    "uv",
+    "uvx",
+    "mkdocs",
+    "pre-commit",
+    "docker",
+    "apptainer",
+}
+
+
+def assert_tests_exist(arguments: list[str]) -> None:
+    """Of a pytest command: its files are there, and the words behind -k occur in names of their tests."""
+    files = [ROOT / word.partition("::")[0] for word in arguments if word.startswith("tests")]
+    assert files
+    assert all(file.exists() for file in files), files
+    names = " ".join(" ".join(re.findall(r"def (test_\w+)", file.read_text("utf-8"))) for file in files)
+    wanted = arguments[arguments.index("-k") + 1] if "-k" in arguments else ""
+    for word in set(re.findall(r"\w+", wanted)) - {"and", "or", "not"}:
+        assert word in names, word

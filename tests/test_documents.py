@@ -70,5 +70,6 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
     recipes = (tmp_path / "recipes" / "index.html").read_text(encoding="utf-8")
     assert "Learning rate of the first epoch." in recipes
     assert "--skip-oversize" in (tmp_path / "command-line" / "index.html").read_text(encoding="utf-8")
+    assert "a[t] = λ a[t−1] + x[t]" in (tmp_path / "equations" / "index.html").read_text(encoding="utf-8")
     assert "peak_tensor_bytes" in (tmp_path / "format" / "index.html").read_text(encoding="utf-8")
     assert 'src="figures/digits-methods.png"' in (tmp_path / "index.html").read_text(encoding="utf-8")

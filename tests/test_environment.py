@@ -34,6 +34,13 @@ def test_a_command_whose_reader_stops_after_a_line_ends_as_usual() -> None:
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
 
 
+def test_plots_say_nothing_of_a_home_that_cannot_be_written() -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "XDG"))}
+    command = [sys.executable, "-c", "import sltt_bench.report.plots.style"]
+    done = subprocess.run(command, env={**kept, "HOME": "/proc"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def group(root: Path, files: dict[str, str]) -> Path:
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,21 +1,26 @@
-"""`export`: a trained network as NIR gives the same spikes when it is read back; what NIR cannot say is refused."""
+"""`export`: a trained network as NIR or ONNX puts out the same when it is read back; its accuracy as the Hub keeps it."""
 
 from pathlib import Path
 from typing import Any
 
 import nir
 import nirtorch
+import numpy as np
 import pytest
 import torch
+from result_builder import HandmadeRun
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.experiment import build_network
-from sltt_bench.export import ExportError, nir_graph
+from sltt_bench.export import ExportError
+from sltt_bench.export.nir_graph import nir_graph
+from sltt_bench.export.onnx_model import Sequence, write_onnx
 from sltt_bench.neurons import LIF, reset_state
-from sltt_bench.recipe import load_recipe
+from sltt_bench.recipe import Recipe, load_recipe
+from sltt_bench.yaml_text import read_yaml
 
 # How a reader of the file runs its nodes: one Euler step of length 1, as their equations in NIR's paper say.
 
@@ -78,8 +83,13 @@ NODES = {
 
 def busy_network(recipe: str, **overrides: Any) -> tuple[nn.Module, tuple[int, ...]]:
     """A network in which every layer fires."""
+    neuron = {f"neuron.{key}": value for key, value in overrides.items()}
+    resolved = load_recipe(recipe, neuron, smoke=True)
+    return busy_network_of(resolved), resolved.data.sample_shape
+
+
+def busy_network_of(resolved: Recipe) -> nn.Module:
     torch.manual_seed(0)
-    resolved = load_recipe(recipe, {f"neuron.{key}": value for key, value in overrides.items()}, smoke=True)
     network = build_network(resolved, Reference())
     with torch.no_grad():
         for module in network.modules():
@@ -87,7 +97,7 @@ def busy_network(recipe: str, **overrides: Any) -> tuple[nn.Module, tuple[int, .
                 module.running_var.uniform_(0.05, 0.2)
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.bias.uniform_(-0.2, 0.4)
-    return network.eval(), resolved.data.sample_shape
+    return network.eval()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +167,32 @@ def test_what_nir_cannot_say_is_refused_by_name(recipe: str, fault: str) -> None
         nir_graph(network, shape)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides"),
+    [
+        ("digits", {"neuron.tau": 2.0}),
+        pytest.param("sequential-digits", {}, marks=pytest.mark.long),
+        pytest.param("digits", {"neuron.tau": 2.0, "neuron.kind": "alif"}, marks=pytest.mark.long),
+        pytest.param("digits-saccade", {"neuron.tau": 2.0, "neuron.reset": "hard"}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_another_runtime_puts_out_the_same_from_the_onnx_file_at_any_batch_size(
+    recipe: str, overrides: dict[str, Any], tmp_path: Path
+) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    resolved = load_recipe(recipe, overrides, smoke=True)
+    network = busy_network_of(resolved)
+    write_onnx(network, resolved, tmp_path / "network.onnx")
+    session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    shape = ((resolved.timesteps,) if resolved.data.temporal else ()) + tuple(resolved.data.sample_shape)
+    x = 2 * torch.rand(5, *shape)
+    (outputs,) = session.run(["output"], {"input": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(outputs, Sequence(network, resolved)(x).numpy(), rtol=1e-4, atol=1e-5)
+    assert np.ptp(outputs) > 0
+
+
 def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,8 +220,69 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
         "wrote sltt.pt",
     )
     assert "conv1.weight" in torch.load("sltt.pt", weights_only=True)
+    published = ("--format", "eval-results", "--dataset-id", "some/digits")
+    code, output = call("export", str(run), "-m", "sltt", "--seed", "1", *published)
+    assert (code, output) == (
+        2,
+        "error: a --smoke run says nothing of accuracy: there is no result to publish",
+    )
+    (checkpoint, *_) = run.glob("checkpoints/*.pt")
+    checkpoint.write_bytes(b"torn")
+    codes = [call("export", str(run), "-m", "sltt", "--seed", seed)[0] for seed in "01"]
+    assert sorted(codes) == [0, 2], "the damaged one is named, not a fault of the tool"
     for checkpoint in run.glob("checkpoints/*.pt"):
         checkpoint.unlink()
     code, output = call("export", str(run), "--method", "sltt", "--seed", "0")
     assert code == 2
     assert "train.keep_checkpoint=true" in output
+
+
+def published(
+    tmp_path: Path, *options: str, method: str = "sltt", **cell: Any
+) -> tuple[int, str, list[dict[str, Any]]]:
+    """Exit code and output of exporting a handmade cell's accuracy, and what is in the file."""
+    run = HandmadeRun(tmp_path / "digits" / "a")
+    run.cell("sltt", 0, train_s=[5.0, 2.0], top1=[0.2, 0.975], **cell)
+    out = tmp_path / "model" / ".eval_results" / "digits.yaml"
+    arguments = [
+        "export",
+        str(run.path),
+        "-m",
+        method,
+        "--format",
+        "eval-results",
+        "--out",
+        str(out),
+        *options,
+    ]
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, " ".join(result.output.split()), read_yaml(out) if out.exists() else []
+
+
+def test_an_accuracy_is_published_as_the_hub_keeps_it(tmp_path: Path) -> None:
+    code, output, entries = published(
+        tmp_path,
+        "--dataset-id",
+        "some/digits",
+        "--task-id",
+        "top1",
+        "--source-url",
+        "https://example.org/runs",
+    )
+    assert code == 0, output
+    (entry,) = entries
+    assert entry["dataset"] == {"id": "some/digits", "task_id": "top1"}
+    assert entry["value"] == 97.5, "of the last epoch, whose weights are exported, in percent"
+    assert entry["source"] == {"url": "https://example.org/runs"}
+    assert "training method sltt" in entry["notes"]
+    assert set(entry) <= {"dataset", "value", "verifyToken", "date", "source", "notes"}
+
+
+def test_an_accuracy_that_is_none_or_has_no_benchmark_is_not_published(tmp_path: Path) -> None:
+    assert published(tmp_path / "a")[:2] == (
+        2,
+        "error: eval-results needs --dataset-id OWNER/NAME: the benchmark's data set on the Hub",
+    )
+    code, output, entries = published(tmp_path / "b", "--dataset-id", "x/y", status="oom", reason="no memory")
+    assert (code, entries) == (2, [])
+    assert "the cell ended with oom" in output

@@ -51,6 +51,10 @@ NO_MATTER_OF_MEMORY = {
         "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
         "out of shared memory. Please try to raise your shared memory limit."
     ),
+    "no room in /dev/shm": RuntimeError(
+        "Caught RuntimeError in DataLoader worker process 0. RuntimeError: unable to allocate shared memory(shm) for file "
+        "</torch_29085_311768766_0>: No space left on device (28)"
+    ),
     "illegal access": RuntimeError("CUDA error: an illegal memory access was encountered"),
     "full disk": OSError(errno.ENOSPC, "No space left on device"),
     "a word in a file's name": FileNotFoundError(errno.ENOENT, "No such file", "out of memory.pt"),
@@ -133,8 +137,9 @@ def test_errors_that_name_each_other_as_cause_come_to_an_end() -> None:
     assert classify(a)[0] == "error"
 
 
-def test_a_small_shared_memory_names_its_remedy() -> None:
-    assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY["small /dev/shm"])[1]
+@pytest.mark.parametrize("name", ["small /dev/shm", "no room in /dev/shm"])
+def test_a_small_shared_memory_names_its_remedy(name: str) -> None:
+    assert "data.workers=0" in classify(NO_MATTER_OF_MEMORY[name])[1]
 
 
 def test_errors_of_this_package_speak_for_themselves_and_interruptions_are_kills() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sltt_bench.format import format_bytes, format_count, format_percent, format_seconds, parse_bytes
+from sltt_bench.format import format_bytes, format_percent, format_seconds, parse_bytes, scale_for
 
 
 def test_bytes_have_binary_units_and_three_digits() -> None:
@@ -18,15 +18,16 @@ def test_seconds_turn_into_minutes_and_hours_from_two_on() -> None:
 
 
 def test_counts_have_decimal_prefixes() -> None:
-    counts = (0, 12, 999.4, 999.6, 2_340_000, 1.5e21)
-    assert [format_count(count) for count in counts] == ["0", "12", "999", "1 k", "2.34 M", "1500 E"]
+    counts = (0, 12, 999.4, 12_345, 2_340_000, 1.5e21)
+    shown = ["0", "12.0", "999", "12,345", "2.34 M", "1500 E"]
+    assert [scale_for("count", [count]).text(count) for count in counts] == shown
 
 
 def test_percentages_have_two_decimals() -> None:
     assert format_percent(0.9444) == "94.44 %"
 
 
-@pytest.mark.parametrize("formatter", [format_bytes, format_seconds, format_count, format_percent])
+@pytest.mark.parametrize("formatter", [format_bytes, format_seconds, format_percent])
 def test_a_missing_number_is_a_dash_and_never_zero(formatter) -> None:  # type: ignore[no-untyped-def]
     assert formatter(None) == "–"
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from result_builder import MIB, HandmadeRun
+from result_builder import MIB, RECIPE, HandmadeRun
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.recipe import MAX_SEED
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
 from sltt_bench.results.tables import Skipped, read_rows
@@ -280,6 +281,34 @@ def test_a_finished_cell_that_lost_an_epoch_is_not_finished(tmp_path: Path) -> N
     path = run / EPOCHS_FILE
     path.write_text(str(with_value("train_s", "fast")(path.read_text())))
     assert len(finished_cells(run)) == 3
+
+
+def test_an_end_of_file_character_ends_no_file_and_is_spelled_out(tmp_path: Path) -> None:
+    results = read_damaged(tmp_path, CELLS_FILE, with_value("device_name", "Example\x1a CPU"))
+    assert len(results.cells) == 4
+    assert "Example\\x1a CPU" in set(results.cells["device_name"])
+
+
+def test_a_report_written_into_the_folder_of_its_runs_does_not_hide_them(tmp_path: Path) -> None:
+    handmade(tmp_path)
+    (tmp_path / "digits" / "summary.csv").write_text("method\n")
+    (tmp_path / "digits" / "figures").mkdir()
+    (tmp_path / "digits" / "figures" / "memory.png").write_bytes(b"")
+    results = read_results([tmp_path])
+    assert len(results.cells) == 4
+    assert [skip.reason for skip in results.skipped] == ["an earlier report, not results"]
+
+
+@pytest.mark.parametrize("name", ["NA", "nan", "1e5", "true", "007", "report"])
+def test_a_recipe_that_is_named_like_a_number_or_a_missing_value_keeps_its_name(
+    name: str, tmp_path: Path
+) -> None:
+    run = HandmadeRun(tmp_path / name / "a", recipe={**RECIPE, "name": name})
+    for seed in (MAX_SEED - 1, MAX_SEED):
+        run.cell("bptt", seed)
+    cells = read_results([tmp_path]).cells
+    assert list(cells["recipe"]) == [name, name]
+    assert sorted(cells["seed"]) == [MAX_SEED - 1, MAX_SEED], "no two seeds become one"
 
 
 # The campaign -----------------------------------------------------------------------------------

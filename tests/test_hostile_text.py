@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import cli
 from sltt_bench.printable import make_console, printable
+from sltt_bench.report.plots import style
 
 NAMES = {
     "brackets": "a[b]c",
@@ -86,6 +87,20 @@ def test_folders_and_arguments_are_printed_as_they_are(case: str, tmp_path: Path
         assert result.exit_code == code, (arguments, result.exception)
         assert "\x1b" not in result.output
         assert "Traceback" not in result.output
+
+
+def test_a_plot_cuts_long_names_at_its_axes_and_in_its_legend_which_fits_its_width() -> None:
+    name = "a-rule-whose-name-" + "x" * 50 + "-fills-a-line"
+    figure, (axes, _) = style.panels("column", 2, 1.5)
+    for number in range(3):
+        axes.plot([0, 1], [number, 1], label=f"{number}{name}")
+    axes.set_yticks([0, 1], labels=["bptt", name])
+    style.legend_below(figure, axes, "column")
+    drawing = style.files(figure, ("svg",))["svg"].decode()
+    assert name not in drawing
+    assert drawing.count("a-rule-whose-name") >= 4
+    (legend,) = figure.legends
+    assert legend.get_window_extent().width <= figure.bbox.width
 
 
 def test_a_console_prints_names_and_not_what_they_could_mean() -> None:

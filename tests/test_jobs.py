@@ -1,5 +1,6 @@
 """Cells side by side: what comes of each is what comes of it alone, and its times are known for what they are."""
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import RunFolder
 from sltt_bench.runner import Interrupted, PlannedRun, _Recording, run_plans
 from sltt_bench.terminal import _Lines
+from sltt_bench.worker import Reporter
 
 MakeCell = Callable[..., Cell]
 SMOKE = ("--smoke", "--device", "cpu", "--no-estimate")
@@ -240,6 +242,23 @@ def test_what_needs_another_cell_waits_until_that_has_ended(tmp_path: Path) -> N
     assert second is not None
     assert second.cell.needs == first.cell.cell_id
     recording.close()
+
+
+def test_an_epoch_that_a_killed_runner_missed_keeps_its_neighbours(
+    tmp_path: Path, smoke_cell: MakeCell
+) -> None:
+    stream = io.StringIO()
+    reporter = Reporter(stream, None, attempt=1, neighbours=3)
+    reporter.checkpoint({"row": {"epoch": 1, "train_s": 1.0}})
+    cell = smoke_cell()
+    run = PlannedRun(Plan(cell.recipe, (cell,)), lambda: RunFolder(tmp_path))
+    recording = _Recording([run], _Lines(Console(quiet=True), {}), tmp_path, lambda cell: None, {}, {})
+    attempt = next(recording.attempts())
+    assert attempt is not None
+    attempt.hear({"event": "epochs", "epochs": reporter._epochs})
+    recording.close()
+    epochs = pd.read_csv(tmp_path / EPOCHS_FILE)
+    assert (epochs.epoch.tolist(), epochs.neighbours.tolist()) == ([1], [3])
 
 
 # How they are reported --------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 `python -m pytest tests/test_kills.py --campaign long` kills 50 runs at random moments.
 """
 
+import itertools
 import multiprocessing
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 from forked import fork_instead_of_spawning
@@ -172,21 +174,41 @@ def wait_until(condition: Callable[[], bool], process: Any) -> None:
 
 
 def test_random_kills_of_runner_or_worker(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Half of the kills hit the runner, half its worker; what had ended before its turn came does not count."""
     kills = 50 if request.config.getoption("--campaign") == "long" else 2
     arguments = (*ARGUMENTS, "--method", "bptt,sltt", "--set", "train.epochs=3")
     began = time.monotonic()
     assert finish(*arguments, "--out", str(tmp_path / "whole")) == 0
     duration_s = time.monotonic() - began
     dice = random.Random(0)
-    done = 0
-    while done < kills:
-        out = tmp_path / f"killed-{done}"
-        for _ in range(min(dice.randint(1, 3), kills - done)):
+    survived = {"runner": 0, "worker": 0}
+    for number in itertools.count():
+        if sum(survived.values()) >= kills:
+            break
+        out = tmp_path / f"killed-{number}"
+        killed = dict.fromkeys(survived, 0)
+        for _ in range(dice.randint(1, 3)):
+            victim = min(survived, key=lambda name: survived[name] + killed[name])
             process = start(*arguments, "--out", str(out), "--resume")
-            process.join(dice.uniform(0, duration_s))
-            if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.join()
-            done += 1
+            while victim == "worker" and process.exitcode is None and not workers(process):
+                time.sleep(0.01)
+            process.join(dice.uniform(0, duration_s if victim == "runner" else duration_s / 3))
+            victims = [process] if victim == "runner" else workers(process)
+            if process.exitcode is None and victims:
+                os.kill(victims[0].pid, signal.SIGKILL)
+                killed[victim] += 1
+            process.join()
         assert finish(*arguments, "--out", str(out), "--resume") == 0
         assert_as_if_nothing_had_happened(out, tmp_path / "whole")
+        survived = {name: survived[name] + killed[name] for name in survived}
+    print(f"kills survived: {survived}")
+
+
+def workers(process: Any) -> list[psutil.Process]:
+    """The processes that a command has now: forked from the server that it comes from, each with a session of its own."""
+    try:
+        server = psutil.Process(process.pid).parent()
+        beside = [] if server is None else server.children()
+        return [each for each in beside if os.getpgid(each.pid) == each.pid]
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return []

@@ -143,7 +143,7 @@ def test_a_learned_tau_fires_and_learns_as_spikingjellys_does(reset):
 def test_gradients_through_time_are_those_of_finite_differences(kind, reset, monkeypatch):
     """With a smooth step in place of the spike, whose derivative the sigmoid surrogate is."""
     for module in (neurons, neuron_kinds):
-        monkeypatch.setattr(module, "spike", lambda x, surrogate: torch.sigmoid(4 * x))
+        monkeypatch.setattr(module, "spike", lambda x, surrogate, width: torch.sigmoid(4 * x))
     layer = layer_of_neurons(parameters(kind, reset)).double()
     names = [name for name, _ in layer.named_parameters()]
     assert names == LEARNED.get(kind, [])

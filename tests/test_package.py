@@ -1,6 +1,7 @@
 """The wheel: recipes ship in it, and it runs outside the checkout."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -55,4 +56,22 @@ def test_the_wheel_smoke_runs_in_an_environment_of_its_own_outside_the_checkout(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0].startswith(str(site))
+    assert list(tmp_path.glob("out/digits/*/epochs.csv"))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "command", [("uv", "tool", "run", "--from", "{wheel}"), ("pipx", "run", "--spec", "{wheel}")], ids=str
+)
+def test_tools_that_make_an_environment_for_a_command_run_the_wheel(
+    command: tuple[str, ...], wheel: Path, tmp_path: Path
+) -> None:
+    """Downloads torch: minutes, and gigabytes where the index has no smaller build."""
+    program = shutil.which(command[0], path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip(f"{command[0]} is not installed")
+    start = [program, *(word.format(wheel=wheel) for word in command[1:]), "sltt-bench"]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    arguments = ["run", "digits", "--smoke", "--method", "sltt", "--device", "cpu", "--out", "out"]
+    subprocess.run([*start, *arguments], cwd=tmp_path, env=clean, check=True)
     assert list(tmp_path.glob("out/digits/*/epochs.csv"))

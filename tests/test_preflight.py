@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from sltt_bench.lanes import Place
 from sltt_bench.plan import Cell
 from sltt_bench.preflight import Preflight, preflight
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.runner import Interrupted
+from sltt_bench.runner import Interrupted, PlannedRun
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 BOTH = ["--method", "bptt,sltt"]
@@ -76,9 +77,18 @@ def test_an_estimate_that_takes_too_long_is_given_up_and_the_run_goes_on(
         assert timeout_s == 60
         return [Outcome("timeout") for _ in cells]
 
+    begun: list[str] = []
+
+    def run(runs: list[PlannedRun], *_: Any, estimated_peaks: dict[str, int], **__: Any) -> list[Outcome]:
+        assert estimated_peaks == {}
+        begun.extend(cell.method for planned in runs for cell in planned.plan)
+        return [Outcome("ok")]
+
     monkeypatch.setattr("sltt_bench.preflight.computed", too_slow)
+    monkeypatch.setattr(commands, "start_runs", run)
     result = CliRunner().invoke(app, [*RUN, "--method", "sltt", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
+    assert begun == ["sltt"]
     assert "no estimate of digits · sltt · seed 0: it took more than 60 s" in " ".join(result.output.split())
 
 
@@ -104,3 +114,15 @@ def test_cells_side_by_side_are_warned_of_where_together_they_do_not_fit(
     assert memory.too_many(cells, [Place("cuda:0"), Place("cuda:1")]) is None
     assert "may take 9 MiB, but 8 MiB" in (memory.too_many(cells, [Place("cpu")] * 2) or "")
     assert "may take 10 MiB" in (memory.too_many(cells, [Place("cpu", 1, ("cpu",))]) or "")
+
+
+@pytest.mark.parametrize("command", [["run"], ["analyze", "gradients"]])
+def test_a_batch_that_no_epoch_can_fill_is_refused_before_anything_is_estimated(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "preflight", lambda cells: pytest.fail("estimated"))
+    arguments = [*command, "digits", "--set", "train.batch_size=64,10000000", "--out", str(tmp_path)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "train.batch_size is 10,000,000, but an epoch has 1,437 training samples" in result.output
+    assert not list(tmp_path.iterdir())

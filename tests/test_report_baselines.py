@@ -10,7 +10,7 @@ from rich.console import Console
 from sltt_bench.report import make_report
 from sltt_bench.report.document import Context, Contribution, Figure, Table
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.dots import Dot, draw_dots
+from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
 from sltt_bench.report.sections.benchmark import beside_baselines
 from sltt_bench.results.reader import read_results
 
@@ -114,9 +114,13 @@ def test_a_benchmark_is_a_part_of_the_report_and_changes_no_other(tmp_path: Path
 
 @pytest.fixture
 def drawing() -> Any:
-    dots = [Dot("a", 0.5, None, 0.56), Dot("b", 1.25, (1.2, 1.3), 1.2), Dot("c", 0.8)]
+    dots = (
+        Dot("a", 0.5, "0.50×", target=0.56),
+        Dot("b", 1.25, "1.25×", (1.2, 1.3), 1.2),
+        Dot("c", 0.8, "0.80×"),
+    )
     with style.applied():
-        return draw_dots(dots, "double").axes[0]
+        return draw_dots([DotPanel("Ratio", "subject ÷ baseline [×]", dots, 1.0)], "double").axes[0]
 
 
 def test_points_lie_at_the_ratios_and_ticks_at_the_targets(drawing: Any) -> None:

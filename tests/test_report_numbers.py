@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
+from sltt_bench.format import scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable
@@ -366,10 +367,10 @@ def test_equal_values_have_no_spread_not_even_that_of_rounding() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (numbers.significant(0.012345), "0.0123"),
-        (numbers.significant(999.6), "1000"),
-        (numbers.significant(12345.6), "12,346"),
-        (numbers.significant(0.0), "0"),
+        (significant(0.012345), "0.0123"),
+        (significant(999.6), "1000"),
+        (significant(12345.6), "12,346"),
+        (significant(0.0), "0"),
         (numbers.ratio(0.2349), "0.23×"),
         (numbers.ratio(0.0123), "0.012×"),
         (numbers.ratio(12.34), "12.3×"),
@@ -378,10 +379,10 @@ def test_equal_values_have_no_spread_not_even_that_of_rounding() -> None:
         (numbers.ratio(0.3, 0.3), "0.30×"),
         (numbers.ratio_interval(Interval(0.27101, 0.27102)), "[0.27101, 0.27102]"),
         (numbers.points(-0.02001, -0.02), "−2.001"),
-        (numbers.scale_for("bytes", [3 * 2**30]).text(1.5 * 2**30), "1.50 GiB"),
-        (numbers.scale_for("s", [100.0]).text(90), "90.0 s"),
-        (numbers.scale_for("s", [130.0]).text(90), "1.50 min"),
-        (numbers.scale_for("s", [0.02]).text(0.0123), "12.3 ms"),
+        (scale_for("bytes", [3 * 2**30]).text(1.5 * 2**30), "1.50 GiB"),
+        (scale_for("s", [100.0]).text(90), "90.0 s"),
+        (scale_for("s", [130.0]).text(90), "1.50 min"),
+        (scale_for("s", [0.02]).text(0.0123), "12.3 ms"),
     ],
 )
 def test_numbers_are_shown_to_three_digits_in_a_fitting_unit(shown: str, expected: str) -> None:

@@ -4,7 +4,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pytest
 from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
 
+from sltt_bench.identity import short_hash
 from sltt_bench.report import make_report
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import NotComparable
-from sltt_bench.report.plots.sweeps import find_sweeps
+from sltt_bench.report.sections.runs.sweeps import find_sweeps
 from sltt_bench.report.sections.tuning import tuning
 from sltt_bench.report.targets import NEVER, profiles, to_target
 from sltt_bench.report.tuning import counterpart, gains, studies
@@ -24,6 +25,7 @@ from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import TUNING_FILE
 
 RATES = (0.01, 0.1, 1.0)
+PROTOCOL = {"grid": {"train.lr": list(RATES)}, "epochs": 3}
 TARGET = varied(RECIPE, target=0.7, train__lr=0.1, data__test_samples=100)
 
 
@@ -37,7 +39,7 @@ def trial(run: HandmadeRun, method: str, lr: float, seed: int, top1: float | Non
         {
             "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": recipe["name"], "recipe_hash": f"at {lr}",
             "method": method, "backend": "reference", "timesteps": 6, "batch_size": 64, "precision": "fp32",
-            "device": "cpu", "seed": seed, "protocol": "alike", "setting": json.dumps({"train.lr": lr}), "trial": 1,
+            "device": "cpu", "seed": seed, "protocol": short_hash(PROTOCOL), "setting": json.dumps({"train.lr": lr}), "trial": 1,
             "trials": 6, "status": "ok" if top1 is not None else "error", "validation_top1": top1, "chosen": False,
             "as_recipe": lr == 0.1, **facts,
         },
@@ -52,7 +54,7 @@ def tuned_cell(run: HandmadeRun, method: str, seed: int, lr: float, last: float)
         json.dumps(
             {
                 "recipe": varied(run.recipe, train__epochs=3, train__lr=lr),
-                "options": {"tuned": {"protocol": {"grid": {"train.lr": list(RATES)}}, "trials": 6}},
+                "options": {"tuned": {"protocol": PROTOCOL, "trials": 6}},
             }
         )
     )
@@ -89,8 +91,8 @@ def text_of(table: Table) -> list[list[str]]:
 
 def test_tuned_and_untuned_cells_are_in_groups_of_their_own_and_say_so(study: Path) -> None:
     groups = {group.key.tuning: group for group in make_groups(read_results([study]))}
-    assert set(groups) == {"tuned, 6 trials each", "at the recipe's learning rate"}
-    tuned = groups["tuned, 6 trials each"]
+    assert set(groups) == {"tuned, 6 trials each (3 epochs)", "at the recipe's learning rate"}
+    tuned = groups["tuned, 6 trials each (3 epochs)"]
     assert not isinstance(tuned.difference("last_test_top1", "sltt", "bptt"), NotComparable)
     assert tuned.settings["train.lr"] == "tuned"
     assert all(group.key.tuning in group.key.conditions() for group in groups.values())
@@ -123,13 +125,13 @@ def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Pa
     assert means == {"bptt": [0.925, 0.505, None], "sltt": [0.605, 0.805, 0.705]}
     assert found.as_recipe == {"train.lr": 0.1}
     shown = blocks(study)
-    assert text_of(shown["What was chosen, 6 trials each"]) == [
+    assert text_of(shown["What was chosen, 6 trials each (3 epochs)"]) == [
         ["bptt", "train.lr = 0.01", "92.50", "50.50", "2", "train.lr"],
         ["sltt", "train.lr = 0.1", "80.50", "80.50", "0", "–"],
     ]
     figure = shown["Accuracy against what was searched"]
     assert isinstance(figure, Figure)
-    assert "Tuned, 6 trials each" in figure.caption
+    assert "Tuned, 6 trials each (3 epochs)" in figure.caption
     (axes,) = figure.draw("double").axes
     lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines["bptt"].get_xdata()) == [0.01, 0.1]
@@ -230,7 +232,7 @@ def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: 
     make_report([study], out, formats=("csv", "json"), console=Console(file=io.StringIO()))
     report = json.loads((out / "report.json").read_text())
     assert (
-        "Tuned on validation data with equal budgets: bptt and sltt on digits (6 trials each)."
+        "Tuned on validation data with equal budgets: bptt and sltt on digits, 6 trials each (3 epochs)."
         in report["sentences"]
     )
     assert (out / "tuning.csv").is_file()
@@ -243,3 +245,46 @@ def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: 
         if section["tables"] and section["conditions"]:
             words = " ".join([*section["conditions"], *(table["title"] for table in section["tables"])])
             assert re.search(r"tuned, 6 trials each|What was chosen, 6 trials|recipe's learning rate", words)
+
+
+# The page ---------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "tuning.md"
+
+
+def answers(folders: Sequence[Path]) -> dict[str, list[str]]:
+    """Method → its row of the page's table, from the studies in these folders (the shorter trials first)."""
+    results = read_results(folders)
+    groups = make_groups(results)
+    rows: dict[str, list[str]] = {}
+    found = sorted(studies(results), key=lambda study: study.epochs or 0)
+    for number, study in enumerate(found):
+        (tuned,) = (group for group in groups if group.protocol == study.protocol)
+        untuned = counterpart(tuned, groups)
+        assert untuned is not None
+        for gain in gains(tuned, untuned):
+            best = study.chosen(gain.method)
+            assert best is not None
+            assert gain.difference is not None
+            assert gain.difference.n == 3
+            if not number:
+                rows[gain.method] = [f"{100 * gain.untuned:.1f} ({gain.untuned_rank})"]
+            rows[gain.method] += [
+                f"{best.setting['train.lr']:g}",
+                f"{100 * gain.tuned:.1f} ({gain.tuned_rank})",
+            ]
+    return rows
+
+
+def test_the_pages_answer_is_what_its_committed_studies_reached() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    folders = [ROOT / folder for folder in re.findall(r"`(results/sequential-digits/[\w-]+)`", page)]
+    below = page[page.index("## What tuning changes on sequential-digits") :]
+    table = re.search(r"(?:^\|.*\|$\n?)+", below, re.MULTILINE)
+    assert table
+    written = [
+        [cell.strip().strip("`") for cell in row.split("|")[1:-1]] for row in table[0].splitlines()[2:]
+    ]
+    assert {row[0]: row[1:] for row in written} == answers(folders)
+    assert len(written) == 5

@@ -13,6 +13,7 @@ from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 from sltt_bench.results import checkpoints
+from sltt_bench.results.writer import ResultsError
 from sltt_bench.worker import Reporter
 
 RULES = ("sltt-k2", "sltt-a2-unbiased", "ottt-o", "s-tllr", "bptt-ckpt2")
@@ -49,12 +50,19 @@ class InterruptedAfter(Reporter):
 
 
 def train(
-    rule: str, folder: Path, interrupted_after: int | None = None, *, resume: bool = False
+    rule: str,
+    folder: Path,
+    interrupted_after: int | None = None,
+    *,
+    resume: bool = False,
+    reporters: list[InterruptedAfter] | None = None,
 ) -> InterruptedAfter:
-    """The cell's epochs, trained in this process."""
+    """The cell's epochs, trained in this process; what reports them is added to `reporters` before it begins."""
     recipe = load_recipe("sequential-digits", RECURRENT | {"train.epochs": 2}, chosen_methods=[rule])
     cell = Cell(recipe=recipe, method=rule, backend="reference", seed=0, device="cpu")
     reporter = InterruptedAfter(interrupted_after, folder / "cell.pt")
+    if reporters is not None:
+        reporters.append(reporter)
     job = {
         "data_dir": "data",
         "resume": resume,
@@ -84,6 +92,19 @@ def test_a_resumed_cell_ends_with_the_weights_and_losses_of_an_uninterrupted_one
     for column in ("train_loss", "train_top1", "test_loss", "test_top1", "firing_rate", "backward_passes"):
         assert [row[column] for row in rows] == [row[column] for row in expected[1:]], column
     assert_same(checkpoints.load(parts / "cell.pt"), checkpoints.load(whole / "cell.pt"))
+
+
+def test_an_epoch_whose_checkpoint_finds_the_disk_full_still_has_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, state: dict[str, Any]) -> None:
+        raise ResultsError("no space left")
+
+    monkeypatch.setattr(checkpoints, "save", full)
+    reporters: list[InterruptedAfter] = []
+    with pytest.raises(ResultsError, match="no space left"):
+        train("sltt", tmp_path, reporters=reporters)
+    assert [row["epoch"] for row in reporters[0].rows()] == [1]
 
 
 def assert_same(resumed: Any, whole: Any) -> None:

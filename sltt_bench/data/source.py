@@ -167,6 +167,11 @@ class DataSource(Strict):
         """
         return self
 
+    def epoch_samples(self, *, synthetic: bool) -> int:
+        """Training samples of an epoch."""
+        limits = (self.limit, self.synthetic_samples if synthetic else None)
+        return min([self.train_samples, *(limit for limit in limits if limit is not None)])
+
     # Loading, preparing, verifying --------------------------------------------------------------
 
     def load(self, place: DataPlace) -> DataBundle:

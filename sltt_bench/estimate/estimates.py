@@ -112,13 +112,8 @@ def estimate_cell(
 
 def iterations_per_epoch(cell: Cell) -> float:
     """Training iterations of an epoch; a last, smaller batch counts by its share of samples."""
-    data, train = cell.recipe.data, cell.recipe.train
-    samples = data.train_samples if data.limit is None else min(data.limit, data.train_samples)
-    if cell.synthetic:
-        samples = min(samples, data.synthetic_samples)
-    if cell.recipe.validation is not None:
-        samples -= cell.recipe.validation.held_back(samples)
-    exact = samples / train.batch_size
+    train = cell.recipe.train
+    exact = cell.recipe.epoch_samples(synthetic=cell.synthetic) / train.batch_size
     return math.floor(exact) if train.drop_last else exact
 
 

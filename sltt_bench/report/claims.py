@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sltt_bench.format import Unit, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
 from sltt_bench.report.groups import Group, NotComparable, natural_order
-from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 from sltt_bench.studies import FOLDER as STUDIES
 
@@ -169,7 +170,7 @@ def statement(claim: Claim) -> str:
     """The claim as a comparison, in the words of the report."""
     what, method, baseline = _WORDS[claim["metric"]], claim["method"], claim.get("baseline")
     threshold = float(claim["threshold"])
-    plain = f"{100 * threshold:g} %" if claim["metric"] == "test_top1" else numbers.significant(threshold, 3)
+    plain = f"{100 * threshold:g} %" if claim["metric"] == "test_top1" else significant(threshold, 3)
     text = {
         "at_most_ratio": f"{what} of {method} ÷ {baseline} ≤ {threshold:g}",
         "at_least": f"{what} of {method} ≥ {plain}",
@@ -263,7 +264,7 @@ def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:
         return None
     peak = method.values[figure].values()
     size = [max(peak), *([group.device_bytes] if group.device_bytes else [])]
-    scale = numbers.scale_for("bytes", size)
+    scale = scale_for("bytes", size)
     of_device = f" of the device's {scale.text(group.device_bytes)}" if group.device_bytes else ""
     return Verdict(
         recipe=group.key.recipe,
@@ -354,7 +355,7 @@ def _shown(claim: Claim, estimate: PairedEstimate, unit: Unit) -> str:
                 numbers.points_interval(interval, limit),
             ]
         case _:
-            scale = numbers.scale_for(unit, [estimate.value])
+            scale = scale_for(unit, [estimate.value])
             parts = [
                 f"{numbers.value_beside(estimate.value, scale, unit, limit)} {scale.unit}".strip(),
                 numbers.value_interval(interval, scale, unit, limit),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.identity import short_hash
 from sltt_bench.report.groups import (
     TUNED,
     UNKNOWN_HARDWARE,
@@ -15,6 +16,7 @@ from sltt_bench.report.groups import (
     Group,
     GroupKey,
     MethodResult,
+    budget_text,
     differing_fields,
     method_order,
     seeds_text,
@@ -50,7 +52,7 @@ def make_groups(results: Results) -> list[Group]:
         **_circumstances(cells, results.runs),
         beside=_beside(cells),
         ranks=_ranks(cells, results.epochs),
-        tuning=_tuning(cells),
+        tuning=_tuning(cells, results.runs),
     )
     names = [part.name for part in fields(GroupKey)]
     groups = []
@@ -201,16 +203,24 @@ def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
     return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
 
 
-def _tuning(cells: pd.DataFrame) -> list[str]:
+def _tuning(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     """Whose each cell's settings are, as `GroupKey.tuning` has it."""
     words = []
-    for trials, overrides in zip(cells["trials"], cells["overrides"], strict=True):
+    for run, cell_id, trials, overrides in zip(
+        cells["run"], cells["cell_id"], cells["trials"], cells["overrides"], strict=True
+    ):
         rate = _overrides(overrides).get("train.lr")
         if pd.notna(trials):
-            words.append(f"{TUNED}, {int(trials)} trials each")
+            epochs = _protocol(runs[int(run)], str(cell_id)).get("epochs")
+            words.append(f"{TUNED}, {budget_text(int(trials), epochs)}")
         else:
             words.append("at the recipe's learning rate" if rate is None else f"at learning rate {rate}")
     return words
+
+
+def _protocol(run: Run, cell_id: str) -> Mapping[str, Any]:
+    """How the settings of a tuned cell were chosen; empty for others."""
+    return _mapping(_mapping(_mapping(run.cell(cell_id).get("options")).get(TUNED)).get("protocol"))
 
 
 def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
@@ -269,12 +279,14 @@ def _group(
         str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
     }
     first = members.sort_values("cell_id").iloc[0]
+    protocol = _protocol(runs[int(first["run"])], str(first["cell_id"]))
     run_indices = tuple(sorted({int(run) for run in members["run"]}))
     group = Group(
         key=key,
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
         recipe=_recipe_of_group(runs[int(first["run"])], str(first["cell_id"])),
         overrides=_overrides(first["overrides"]),
+        protocol=short_hash(protocol) if protocol else "",
         claims=_claims(members, runs),
         runs=run_indices,
         notes=_notes([runs[index] for index in run_indices]),
@@ -288,8 +300,7 @@ def _group(
 def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
     """The resolved recipe of a group's cells; what was tuned, and so is not the same in all, reads "tuned"."""
     recipe = run.recipe_of(cell_id)
-    tuned = _mapping(_mapping(run.cell(cell_id).get("options")).get(TUNED))
-    for dotted in _mapping(_mapping(tuned.get("protocol")).get("grid")):
+    for dotted in _mapping(_protocol(run, cell_id).get("grid")):
         section, _, key = str(dotted).partition(".")
         recipe = {**recipe, section: {**_mapping(recipe.get(section)), key: TUNED}}
     return recipe

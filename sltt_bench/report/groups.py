@@ -77,7 +77,7 @@ class GroupKey:
     validation: str
     """Name of the split that was held back from training; '' for none."""
     tuning: str
-    """Whose the settings are: "tuned, 6 trials each", or at which learning rate all methods were trained."""
+    """Whose the settings are: "tuned, 6 trials each (15 epochs)", or at which learning rate all methods were trained."""
 
     def slug(self) -> str:
         """A file name's part that tells groups apart."""
@@ -232,6 +232,8 @@ class Group:
     """Memory of the GPU; None if unknown or not the same in all runs."""
     breaches: tuple[Breach, ...] = ()
     """What the integrity pass objects to."""
+    protocol: str = ""
+    """Hash of the protocol by which its methods were tuned, as tuning.csv has it; '' if they were not."""
     claims: tuple[Mapping[str, Any], ...] = ()
     """Every claim that the recipe makes in some run of the group."""
     elsewhere: Mapping[str, str] = field(default_factory=dict)
@@ -241,6 +243,13 @@ class Group:
     def finished(self) -> list[MethodResult]:
         """Methods with at least one finished cell."""
         return [result for result in self.methods.values() if result.finished]
+
+    @property
+    def words(self) -> list[str]:
+        """The conditions, and what else was set otherwise than the recipe has it."""
+        stated = ("timesteps", "train.batch_size", "train.precision", "train.lr")
+        others = {key: value for key, value in self.overrides.items() if key not in stated}
+        return [*self.key.conditions(), *(f"{key} = {value}" for key, value in others.items())]
 
     # Comparing ----------------------------------------------------------------------------------
 
@@ -453,6 +462,12 @@ class Group:
         """The resolved recipe with dotted keys, but for what does not change a run."""
         left_out = {"name", "description", "methods", "seeds", "smoke", "claims", "tuning", "target", "study"}
         return flat({key: value for key, value in self.recipe.items() if key not in left_out})
+
+
+def budget_text(trials: int, epochs: int | None) -> str:
+    """ "6 trials each (15 epochs)"; without the trials' length where no file tells it."""
+    length = "" if epochs is None else f" ({epochs} epoch{'s' * (epochs != 1)})"
+    return f"{trials} trials each{length}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.format import Unit
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.results.reader import Run
 
 REPETITION_SHARE = 0.01

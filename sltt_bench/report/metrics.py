@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sltt_bench.format import Unit
+
 Phase = Literal["warm", "cold"]
-Unit = Literal["bytes", "s", "per_s", "J", "share", "accuracy", "count"]
 
 
 @dataclass(frozen=True)

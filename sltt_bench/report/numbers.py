@@ -1,75 +1,26 @@
-"""Numbers as a reader wants them: a common unit for a column, three significant digits, no false ones."""
+"""Results as a reader wants them: percentages, ratios, differences and intervals, with no false digits."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
-from sltt_bench.report.metrics import METRICS, Unit
+from sltt_bench.format import Scale, Unit, scale_for, significant
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, Stat
 
-DASH = "–"
-_STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
-    "bytes": ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")),
-    "s": ((3600, "h"), (60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")),
-    "per_s": ((1, "1/s"),),
-    "J": ((1e6, "MJ"), (1e3, "kJ"), (1, "J")),
-    "share": ((0.01, "%"),),
-    "accuracy": ((0.01, "%"),),
-    "count": ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1, "")),
-}
 
-
-@dataclass(frozen=True)
-class Scale:
-    """A unit for a set of values: shown = value / factor."""
-
-    factor: float
-    unit: str
-
-    def number(self, value: float) -> str:
-        """The value without its unit."""
-        return significant(value / self.factor)
-
-    def text(self, value: float) -> str:
-        """The value with its unit."""
-        return f"{self.number(value)} {self.unit}".strip()
-
-    def mean(self, stat: Stat) -> tuple[str, str]:
-        """("12.4", "± 0.3"): the mean, and the standard deviation to the mean's decimals."""
-        mean = self.number(stat.mean)
-        if stat.std is None:
-            return mean, ""
-        decimals = len(mean.partition(".")[2])
-        spread = stat.std / self.factor
-        return mean, "± " + (f"{spread:.{decimals}f}" if round(spread, decimals) else significant(spread, 1))
-
-
-def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
-    """The unit in which the largest value is at least 1 (minutes only from two on)."""
-    largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    steps = _STEPS[unit]
-    for factor, name in steps:
-        if largest >= factor * (2 if name in ("min", "h") else 1):
-            return Scale(factor, name)
-    return Scale(*steps[-1]) if largest or unit == "count" else Scale(*steps[len(steps) // 2])
+def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
+    """("12.4", "± 0.3"): the mean, and the standard deviation to the mean's decimals."""
+    mean = scale.number(stat.mean)
+    if stat.std is None:
+        return mean, ""
+    decimals = len(mean.partition(".")[2])
+    spread = stat.std / scale.factor
+    return mean, "± " + (f"{spread:.{decimals}f}" if round(spread, decimals) else significant(spread, 1))
 
 
 def scale_of_metric(name: str, values: Iterable[float]) -> Scale:
     """The scale of a metric; accuracies and shares are always in percent."""
     return scale_for(METRICS[name].unit, values)
-
-
-def significant(value: float, digits: int = 3) -> str:
-    """The value to so many significant digits, whole numbers in full, no exponent in the usual range."""
-    if not math.isfinite(value):
-        return str(value)
-    if value == 0:
-        return "0"
-    magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4:
-        return f"{value:.{digits - 1}e}"
-    text = f"{value:.{max(digits - 1 - magnitude, 0)}f}"
-    return text if "." in text or magnitude < 4 else f"{value:,.0f}"
 
 
 def percent(share: float, decimals: int = 2) -> str:
@@ -82,7 +33,7 @@ def ratio(value: float, beside: float | None = None) -> str:
 
     As many more digits as it takes to tell it from `beside`, a limit that it is not equal to.
     """
-    return _told_from(_ratio, value, beside)
+    return _apart_from(_ratio, value, beside)
 
 
 def _ratio(value: float, more: int) -> str:
@@ -98,7 +49,7 @@ def ratio_interval(interval: Interval | None, beside: float | None = None) -> st
 
 def points(value: float, beside: float | None = None) -> str:
     """A difference of shares in percentage points, with its sign."""
-    return _told_from(_points, value, beside)
+    return _apart_from(_points, value, beside)
 
 
 def _points(value: float, more: int) -> str:
@@ -113,7 +64,7 @@ def points_interval(interval: Interval | None, beside: float | None = None) -> s
 
 def value_beside(value: float, scale: Scale, unit: Unit, beside: float | None = None) -> str:
     """A value without its unit, told from `beside`."""
-    return _told_from(_writer(scale, unit), value, beside)
+    return _apart_from(_writer(scale, unit), value, beside)
 
 
 def value_interval(interval: Interval | None, scale: Scale, unit: Unit, beside: float | None = None) -> str:
@@ -131,7 +82,7 @@ _MOST_DIGITS = 4
 """Digits beyond the usual, at most, to keep two numbers apart."""
 
 
-def _told_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
+def _apart_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
     same = other is None or math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12)
     if same or other is None:
         return shown(value, 0)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
@@ -227,7 +228,7 @@ def _counted(row: SeedsNeeded, differences: Floats, metric: Metric, resolution: 
     row = replace(row, detectable=_shown(max(at_hand, resolution), metric))
     effect = math.log1p(row.effect / 100) if metric.as_ratio else row.effect / 100
     if effect <= resolution:
-        sample = numbers.significant(100 * resolution)
+        sample = significant(100 * resolution)
         return replace(
             row,
             reason=f"{row.effect:g} points are no more than one test sample ({sample} points): no number of seeds shows them",
@@ -287,7 +288,7 @@ def _table(rows: Sequence[SeedsNeeded], number: int) -> Table:
         lines.append(
             (
                 TableCell(method),
-                TableCell(str(one.pairs) if one.pairs else numbers.DASH),
+                TableCell(str(one.pairs) if one.pairs else DASH),
                 TableCell(_number(one.difference, signed=True)),
                 TableCell(_number(one.spread)),
                 *(TableCell(_count(row.seeds), detail=_cautiously(row)) for row in own),
@@ -301,14 +302,14 @@ def _table(rows: Sequence[SeedsNeeded], number: int) -> Table:
 
 def _number(value: float | None, *, signed: bool = False) -> str:
     if value is None:
-        return numbers.DASH
-    text = numbers.significant(abs(value))
+        return DASH
+    text = significant(abs(value))
     sign = "−" if value < 0 else "+" if signed and value > 0 else ""
     return sign + text
 
 
 def _count(seeds: int | None) -> str:
-    return numbers.DASH if seeds is None else f"{seeds:,}"
+    return DASH if seeds is None else f"{seeds:,}"
 
 
 def _cautiously(row: SeedsNeeded) -> str:

@@ -150,6 +150,35 @@ def _quantile(freedom: int) -> float:
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
+@dataclass(frozen=True)
+class Slope:
+    """A least-squares line through figures of rising T."""
+
+    per_step: float
+    """What one time step more adds."""
+    at_zero: float
+    first: float
+    last: float
+    """The T between which it was fitted."""
+    flat: bool
+    """Whether a step adds less than a thousandth of the largest figure."""
+
+    def at(self, timesteps: float) -> float:
+        """The line's value."""
+        return self.at_zero + self.per_step * timesteps
+
+
+def slope_of(points: Sequence[tuple[float, float]]) -> Slope | None:
+    """The line through (T, figure) from T = 2 on, where SLTT has reached its plateau; None for fewer than two points."""
+    fitted = [(x, y) for x, y in points if x >= 2]
+    if len(fitted) < 2:
+        return None
+    xs, ys = zip(*fitted, strict=True)
+    # Nine digits: what was counted in whole bytes shall not come out a rounding error below a unit.
+    per_step, at_zero = (float(f"{number:.9g}") for number in np.polyfit(xs, ys, 1))
+    return Slope(per_step, at_zero, min(xs), max(xs), abs(per_step) < 1e-3 * max(abs(y) for y in ys))
+
+
 def pareto_front(points: Mapping[str, Sequence[float]], ties: Sequence[float] = ()) -> set[str]:
     """The names that no other point dominates: at least as good in all coordinates and better in one.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.report.groups import TUNED, Group, NotComparable, method_order
+from sltt_bench.report.groups import TUNED, Group, NotComparable, budget_text, method_order
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE
@@ -39,13 +39,22 @@ class Study:
     """The trials of some methods under one protocol and else equal conditions."""
 
     recipe: str
+    protocol: str
+    """Hash of what was done alike for all of them."""
     trials: int
     """The budget of each method."""
+    epochs: int | None
+    """Of a trial; None if no file tells it."""
     fields: tuple[str, ...]
     """Searched, dotted."""
     conditions: tuple[str, ...]
     methods: Mapping[str, tuple[TriedSetting, ...]]
     """In the order of tables; the settings in that of the grid."""
+
+    @property
+    def budget(self) -> str:
+        """ "5 trials each (15 epochs)"."""
+        return budget_text(self.trials, self.epochs)
 
     def chosen(self, method: str) -> TriedSetting | None:
         """What the method was then trained with; None if every setting was lost."""
@@ -63,7 +72,9 @@ def studies(results: Results) -> list[Study]:
     rows = results.rows(TUNING_FILE)
     if rows.empty:
         return []
-    about = results.cells.drop_duplicates(["run", "cell_id"])[["run", "cell_id", "device_name", "smoke"]]
+    about = results.cells.drop_duplicates(["run", "cell_id"])[
+        ["run", "cell_id", "device_name", "smoke", "epochs_planned"]
+    ]
     rows = rows.drop_duplicates(["run", "cell_id"], keep="last").merge(
         about, on=["run", "cell_id"], how="left"
     )
@@ -87,7 +98,9 @@ def _study(rows: pd.DataFrame) -> Study:
     conditions += ["smoke run"] * bool(first["smoke"])
     return Study(
         recipe=str(first["recipe"]),
+        protocol=str(first["protocol"]),
         trials=int(first["trials"]),
+        epochs=int(first["epochs_planned"]) if pd.notna(first["epochs_planned"]) else None,
         fields=tuple(json.loads(first["setting"])),
         conditions=tuple(word for word in conditions if word),
         methods={name: methods[name] for name in sorted(methods, key=method_order)},

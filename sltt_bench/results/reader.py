@@ -184,6 +184,7 @@ def read_results(sources: Iterable[Path]) -> Results:
 
 def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Path]:
     seen: set[Path] = set()
+    reports: set[Path] = set()
     for source in sources:
         if not source.is_dir():
             what = "is a file" if source.exists() else "does not exist"
@@ -200,8 +201,10 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Pat
                 folders[:] = [folder for folder in folders if folder not in own]
                 yield path
             elif _REPORT_MARKER in files:
-                folders.clear()
+                reports.add(path)  # it may have been written beside runs: those are read
                 damage.append(Skipped(str(path), "an earlier report, not results"))
+            elif not reports.isdisjoint(path.parents):
+                continue
             elif foreign := sorted(f for f in files if not f.startswith(".") and f != _DESCRIPTION):
                 named = ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if foreign[3:] else "")
                 damage.append(Skipped(str(path), f"files that belong to no run: {named}"))

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sltt_bench.identity import short_hash
 from sltt_bench.plan import TUNED, Cell, Plan, Request, make_plans, value_at
-from sltt_bench.recipe import RecipeError, TuningRecipe, load_recipe, short_hash
+from sltt_bench.recipe import RecipeError, TuningRecipe, load_recipe
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1

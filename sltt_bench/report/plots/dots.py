@@ -1,14 +1,14 @@
-"""Plot: ratios to baselines as points, beside the ratios that are wanted."""
+"""The drawing of comparisons as points: a row each, with its interval, its single pairs and the value that is wanted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from textwrap import wrap
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
 
@@ -18,14 +18,21 @@ _LABEL_WIDTH = {"column": 22, "double": 44}
 
 @dataclass(frozen=True)
 class Dot:
-    """One ratio."""
+    """One comparison; all of its numbers are in the axis's unit."""
 
     label: str
-    ratio: float
+    value: float | None
+    """None: not comparable, which the text says."""
+    text: str = ""
+    """The value in words."""
     spread: tuple[float, float] | None = None
-    """Within which half of the rounds lie."""
+    """An interval, or what half of the measurements lie within."""
     target: float | None = None
-    """The largest ratio that is wanted."""
+    """The largest value that is wanted."""
+    pairs: tuple[float, ...] = ()
+    """Each single measurement."""
+    method: str = ""
+    """Whose colour it has; '' is the plain ink."""
     details: tuple[str, ...] = ()
     """What may be added to the label to tell it from others, most telling first."""
 
@@ -41,59 +48,93 @@ class Dot:
     @property
     def missed(self) -> bool:
         """Whether a target is not met."""
-        return self.target is not None and self.ratio > self.target
+        return self.target is not None and self.value is not None and self.value > self.target
+
+    @property
+    def extent(self) -> list[float]:
+        """Every number of its row."""
+        alone = [number for number in (self.value, self.target) if number is not None]
+        return [*alone, *(self.spread or ()), *self.pairs]
 
 
-def draw_dots(dots: Sequence[Dot], width: Width) -> Figure:
-    """A row for each ratio; a thick tick where the target lies, hollow and red what misses it."""
-    labels = ["\n".join(wrap(dot.label, _LABEL_WIDTH[width])) for dot in dots]
+@dataclass(frozen=True)
+class DotPanel:
+    """Comparisons over one axis."""
+
+    title: str
+    label: str
+    dots: tuple[Dot, ...]
+    no_change: float
+    """Where nothing differs: marked."""
+    from_zero: bool = True
+
+
+def draw_dots(panels: Sequence[DotPanel], width: Width) -> Figure:
+    """A row for each comparison; a thick tick where the target lies, hollow and red what misses it."""
+    labels = ["\n".join(wrap(dot.label, _LABEL_WIDTH[width])) for dot in panels[0].dots]
     lines = sum(label.count("\n") + 1 for label in labels)
-    figure, (axes,) = style.panels(width, 1, 0.95 + 0.1 * len(dots) + 0.15 * lines)
-    right = 1.2 * max(1.0, *(max(dot.ratio, dot.target or 0, (dot.spread or (0, 0))[1]) for dot in dots))
-    axes.set_xlim(0, right)
-    axes.axvline(1, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
-    for row, dot in enumerate(dots):
-        _dot(axes, row, dot)
-    axes.set_yticks(range(len(dots)), labels)
-    axes.set_ylim(len(dots) - 0.4, -0.6)
-    axes.tick_params(axis="y", labelcolor=style.INK, labelsize=6.5)
-    axes.grid(visible=False, axis="y")
-    axes.set_title("Ratio to the baseline")
-    axes.set_xlabel("subject ÷ baseline [×]")
-    style.plain_ticks(axes, "x")
-    figure.legend(
-        handles=_legend(), loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.5
-    )
+    figure, axes = style.panels(width, len(panels), 0.95 + 0.1 * len(labels) + 0.15 * lines)
+    for place, panel in zip(axes, panels, strict=True):
+        _panel(place, panel, labels)
+        if width == "double" and place is not axes[0]:
+            place.tick_params(labelleft=False)
+    if entries := _legend([dot for panel in panels for dot in panel.dots]):
+        figure.legend(
+            handles=entries, loc="outside lower center", ncols=3, columnspacing=1.2, handletextpad=0.5
+        )
     return figure
 
 
+def _panel(axes: Axes, panel: DotPanel, labels: Sequence[str]) -> None:
+    extent = [panel.no_change, *(number for dot in panel.dots for number in dot.extent)]
+    low, high = (0.0 if panel.from_zero else min(extent)), max(extent)
+    room = high - low or 1.0
+    axes.set_xlim(low if panel.from_zero else low - 0.1 * room, high + 0.25 * room)
+    axes.axvline(panel.no_change, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
+    for row, dot in enumerate(panel.dots):
+        _dot(axes, row, dot)
+    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", labelcolor=style.INK, labelsize=6.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_title(panel.title)
+    axes.set_xlabel(panel.label)
+    style.plain_ticks(axes, "x", most=4)
+
+
 def _dot(axes: Axes, row: int, dot: Dot) -> None:
-    colour = style.FAILED if dot.missed else style.INK
+    colour = style.FAILED if dot.missed else style.colour(dot.method) if dot.method else style.INK
     if dot.spread:
+        label = f"spread of {dot.label}"
+        axes.plot(dot.spread, [row, row], color=colour, linewidth=1.2, zorder=3, label=label)
+    if dot.pairs:
         axes.plot(
-            dot.spread, [row, row], color=colour, linewidth=1.2, zorder=3, label=f"spread of {dot.label}"
-        )
+            dot.pairs, [row + 0.22] * len(dot.pairs), ".", color=colour, markersize=3.6, markeredgewidth=0, alpha=0.6
+        )  # fmt: skip
     if dot.target is not None:
-        axes.plot(
-            [dot.target], [row], "|", color=style.SOFT_INK, markersize=11, markeredgewidth=2.2, zorder=2
-        )
+        target: dict[str, Any] = {"color": style.SOFT_INK, "markersize": 11, "markeredgewidth": 2.2}
+        axes.plot([dot.target], [row], "|", zorder=2, **target)
+    if dot.value is None:
+        axes.text(0.02, row, dot.text, transform=axes.get_yaxis_transform(), va="center", fontsize=6.5)
+        return
     face = style.SURFACE if dot.missed else colour
     axes.plot(
-        [dot.ratio], [row], "o", markersize=5.5, color=face, markeredgecolor=colour, zorder=4, label=dot.label
+        [dot.value], [row], "o", markersize=5.5, color=face, markeredgecolor=colour, zorder=4, label=dot.label
     )
-    edge = max(dot.ratio, (dot.spread or (0, 0))[1], dot.target or 0)
     axes.annotate(
-        numbers.ratio(dot.ratio), (edge, row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=6.5,
+        dot.text, (max(dot.extent), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=6.5,
         color=colour,
     )  # fmt: skip
 
 
-def _legend() -> list[Line2D]:
-    dot = {"linestyle": "none", "marker": "o", "markersize": 5}
+def _legend(dots: Sequence[Dot]) -> list[Line2D]:
+    """What the marks mean, where there are targets."""
+    if all(dot.target is None for dot in dots):
+        return []
+    dot: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 5}
+    tick: dict[str, Any] = {"linestyle": "none", "marker": "|", "markersize": 9, "mew": 2.2}
     return [
-        Line2D([], [], color=style.INK, label="met, or no target", **dot),  # type: ignore[arg-type]
-        Line2D([], [], color=style.SURFACE, markeredgecolor=style.FAILED, label="not met", **dot),  # type: ignore[arg-type]
-        Line2D(
-            [], [], color=style.SOFT_INK, linestyle="none", marker="|", markersize=9, mew=2.2, label="target"
-        ),
+        Line2D([], [], color=style.INK, label="met, or no target", **dot),
+        Line2D([], [], color=style.SURFACE, markeredgecolor=style.FAILED, label="not met", **dot),
+        Line2D([], [], color=style.SOFT_INK, label="target", **tick),
     ]

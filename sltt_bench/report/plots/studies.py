@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
-from sltt_bench.report.metrics import Unit
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.sweeps import FIELD_WORDS, value_axis
+from sltt_bench.report.plots.lines import ticks_at
 from sltt_bench.report.statistics import Stat
 
 _MEASURES: dict[str, tuple[str, Unit | None]] = {
@@ -26,7 +26,9 @@ _MEASURES: dict[str, tuple[str, Unit | None]] = {
 }
 """Measure → its words and unit; None for a number without."""
 _X_WORDS = {
-    **FIELD_WORDS,
+    "timesteps": "T, time steps",
+    "train.batch_size": "batch size",
+    "train.lr": "learning rate",
     "number": "number in the method's name",
     "neuron.tau": "τ, time steps",
     "extends": "",
@@ -76,8 +78,8 @@ class Drawn:
         if unit == "accuracy":
             spread = f"± {numbers.percent(mean.std)}" if mean.std is not None else ""
             return f"{numbers.percent(mean.mean)} %", spread
-        scale = numbers.scale_for(unit, [mean.mean])
-        text, spread = scale.mean(mean)
+        scale = scale_for(unit, [mean.mean])
+        text, spread = numbers.mean_and_spread(mean, scale)
         return f"{text} {scale.unit}".strip(), spread
 
     def place_text(self, place: Any) -> str:
@@ -86,7 +88,7 @@ class Drawn:
             return "any"
         unit = _MEASURES[self.x][1] if self.x in _MEASURES else None
         if unit:
-            return numbers.scale_for(unit, [place]).text(place)
+            return scale_for(unit, [place]).text(place)
         return f"{place:g}" if isinstance(place, float) else str(place)
 
 
@@ -127,10 +129,10 @@ def _is_no_method(line: Line, label: str) -> bool:
 def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]) -> None:
     words, unit = _MEASURES[panel.measure]
     means = [point.mean for line in panel.lines for point in line.points.values()]
-    scale = numbers.scale_for(unit, means) if unit else numbers.Scale(1.0, "")
+    scale = scale_for(unit, means) if unit else Scale(1.0, "")
     x_unit = _MEASURES[panel.x][1] if panel.x in _MEASURES else None
     xs = [p for line in panel.lines for p in line.points if p is not None]
-    x_scale = numbers.scale_for(x_unit, xs) if x_unit else numbers.Scale(1.0, "")
+    x_scale = scale_for(x_unit, xs) if x_unit else Scale(1.0, "")
     categories = panel.categories
     for line in panel.lines:
         number = labels.index(line.label)
@@ -176,7 +178,9 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
         style.plain_ticks(axes, "x")
     else:
-        value_axis(axes, sorted(set(xs)), x_words)
+        ticks_at(axes, sorted(set(xs)))
+        axes.margins(x=0.08)
+        axes.set_xlabel(x_words)
 
 
 def _own_colour(place: int) -> str:

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
@@ -17,12 +18,16 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
 
 from sltt_bench.report.document import Width
 
 WIDTH_INCHES: dict[Width, float] = {"column": 3.3, "double": 6.9}
 """One and two columns of a paper."""
+LETTERS_PER_INCH = 18
+"""Of a legend, on average."""
+MOST_IN_ROW = 3
+"""Panels of a figure from which on they are small multiples."""
 DPI = 200
 
 # Each ink stands for one role and occurs nowhere else, so that a dark page can replace it.
@@ -129,6 +134,16 @@ def marker(method: str) -> str:
     return _MARKERS.get(method) or _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
 
 
+RAMP = "viridis"
+_RAMP_END = 0.86
+"""Short of the ramp's yellow, which is too pale for a line."""
+
+
+def ramp(share: float, name: str = RAMP) -> str:
+    """A colour of a scale that is even in brightness; `share` from 0 to 1."""
+    return to_hex(matplotlib.colormaps[name](_RAMP_END * share if name == RAMP else share))
+
+
 def line(method: str) -> Literal["-", "--"]:
     """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
     return "--" if method.endswith("-unbiased") else "-"
@@ -156,14 +171,18 @@ def _fixed(method: str) -> int:
 def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels: side by side across two columns, one below the other in one column.
 
-    `height` is that of one panel in inches; the caller adds what it needs for legends itself.
+    More than three are small multiples, three or two in a row. `height` is that of one panel in inches; the caller
+    adds what it needs for legends itself.
     """
-    stacked = width == "column"
-    rows, columns = (count, 1) if stacked else (1, count)
+    most = 3 if width == "double" else 1 if count <= MOST_IN_ROW else 2
+    columns = min(count, most)
+    rows = math.ceil(count / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)
     figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=layout)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(axes.flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
 
 
 def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, most: int = 5) -> None:
@@ -179,14 +198,21 @@ def weight(place: int) -> tuple[float, float]:
     return max(2.4 - 0.55 * place, 0.9), max(7.0 - 1.1 * place, 3.8)
 
 
-def legend_below(figure: Figure, axes: Axes, width: Width) -> None:
-    """One legend for all panels, under them."""
-    handles, labels = axes.get_legend_handles_labels()
-    rows = math.ceil(len(labels) / (4 if width == "column" else 7))
-    columns = math.ceil(len(labels) / rows)
+def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
+    """One legend for all panels, under them: each label once."""
+    entries: dict[str, Any] = {}
+    for place in axes:
+        for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if not entries:
+        return
+    letters = 5 + max(len(_with_short_words(label)) for label in entries)  # a handle takes about five
+    most = max(1, min(4 if width == "column" else 7, int(LETTERS_PER_INCH * WIDTH_INCHES[width] / letters)))
+    columns = math.ceil(len(entries) / math.ceil(len(entries) / most))
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, columnspacing=1.2, handletextpad=0.6
-    )
+        list(entries.values()), list(entries), loc="outside lower center", ncols=columns, columnspacing=1.2,
+        handletextpad=0.6,
+    )  # fmt: skip
 
 
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
@@ -216,9 +242,13 @@ def _shorten_words(figure: Figure) -> None:
             text.set_text(_with_short_words(text.get_text()))
     for axes in figure.axes:
         for axis in (axes.xaxis, axes.yaxis):
-            labels = axis.get_major_formatter()
-            if isinstance(labels, FixedFormatter):
-                labels.seq = [_with_short_words(label) for label in labels.seq]
+            written = axis.get_major_formatter()
+            if isinstance(written, FixedFormatter | FuncFormatter):
+                axis.set_major_formatter(FuncFormatter(partial(_shortly_written, written)))
+
+
+def _shortly_written(written: Formatter, value: float, place: int | None) -> str:
+    return _with_short_words(written(value, place))
 
 
 def _with_short_words(text: str) -> str:

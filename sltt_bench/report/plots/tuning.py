@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.sweeps import value_axis
+from sltt_bench.report.plots.lines import ticks_at
 from sltt_bench.report.targets import Profile
 from sltt_bench.report.tuning import Study, TriedSetting
 
@@ -42,12 +42,13 @@ def draw_search(study: Study, width: Width) -> Figure:
             panel.axvline(float(own[name]), color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
         for place, (method, settings) in enumerate(study.methods.items()):
             _curve(panel, method, best_by_value(settings, name), name, place)
-        value_axis(panel, values, FIELD_WORDS.get(name, name))
+        ticks_at(panel, values)
+        panel.set_xlabel(FIELD_WORDS.get(name, name))
         panel.set_ylabel("validation top-1 [%]")
         panel.set_title(f"Accuracy against {FIELD_WORDS.get(name, name)}")
-        panel.margins(y=0.1)
+        panel.margins(x=0.08, y=0.1)
         style.plain_ticks(panel, "y")
-    style.legend_below(figure, axes[0], width)
+    style.legend_below(figure, axes, width)
     return figure
 
 
@@ -109,5 +110,5 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
     axes.set_title("Share of tasks within a factor of the fastest")
     style.plain_ticks(axes, "x")
     style.plain_ticks(axes, "y")
-    style.legend_below(figure, axes, width)
+    style.legend_below(figure, [axes], width)
     return figure

@@ -10,12 +10,11 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.format import DASH, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context, Contribution, Figure, Heading, Section, Table, TableCell
 from sltt_bench.report.groups import UNKNOWN_HARDWARE
-from sltt_bench.report.metrics import Unit
-from sltt_bench.report.numbers import DASH
-from sltt_bench.report.plots.dots import Dot, draw_dots
+from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import BENCH_FILE
 
@@ -81,13 +80,13 @@ def _cells_without_rows(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(rows: pd.DataFrame) -> str:
-    said = []
+    texts = []
     for device, of_device in rows.groupby("device_name", sort=True):
         wanted = of_device[of_device["target"].notna()]
         met = int((wanted["ratio"] <= wanted["target"]).sum())
-        said.append(f"{met} of {len(wanted)} targets met on {_device(device)}")
+        texts.append(f"{met} of {len(wanted)} targets met on {_device(device)}")
     count = rows["row"].nunique()
-    return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(said)}."
+    return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(texts)}."
 
 
 def _device(name: Any) -> str:
@@ -105,9 +104,8 @@ def _device_section(device: str, rows: pd.DataFrame, number: int, replaced: int)
         "ratio that is wanted; hollow and red: not met. n = 1 measurement a row"
         f"{_rounds(rows)}; {_device(device)}."
     )
-    figure = Figure(
-        f"{name}-ratios", "Ratios to the baselines", caption, partial(draw_dots, _told_apart(dots))
-    )
+    panel = DotPanel("Ratio to the baseline", "subject ÷ baseline [×]", tuple(_distinct(dots)), no_change=1.0)
+    figure = Figure(f"{name}-ratios", "Ratios to the baselines", caption, partial(draw_dots, [panel]))
     return Section(
         f"{name}-device",
         _device(device),
@@ -157,7 +155,7 @@ def _cells(row: "pd.Series[Any]") -> tuple[TableCell, ...]:
 def _side(row: "pd.Series[Any]", side: str) -> TableCell:
     _, unit = _quantity(row)
     value = float(row[f"{side}_value"])
-    return TableCell(str(row[side]), numbers.scale_for(unit, [value]).text(value), str(row[side]))
+    return TableCell(str(row[side]), scale_for(unit, [value]).text(value), str(row[side]))
 
 
 def _quantity(row: "pd.Series[Any]") -> tuple[str, Unit]:
@@ -185,9 +183,10 @@ def _dot(row: "pd.Series[Any]") -> Dot:
         spread = (float(row["ratio_low"]), float(row["ratio_high"]))
     target = None if pd.isna(row["target"]) else float(row["target"])
     details = (_quantity(row)[0], f"against {row['baseline']}", str(row["problem"]))
-    return Dot(str(row["row"]), float(row["ratio"]), spread, target, details)
+    ratio = float(row["ratio"])
+    return Dot(str(row["row"]), ratio, numbers.ratio(ratio), spread, target, details=details)
 
 
-def _told_apart(dots: list[Dot]) -> list[Dot]:
+def _distinct(dots: list[Dot]) -> list[Dot]:
     """The dots with as much of their details in the label as tells them apart."""
     return [dot.named([other for other in dots if other is not dot]) for dot in dots]

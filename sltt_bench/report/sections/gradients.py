@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
@@ -21,7 +22,8 @@ from sltt_bench.report.document import (
     Table,
     TableCell,
 )
-from sltt_bench.report.plots.gradients import HeatMap, Line, Panel, draw_heat_maps, draw_lines
+from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
+from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
 
@@ -118,14 +120,14 @@ def find_families(results: Results) -> list[GradientFamily]:
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     cells = cells.assign(held_fixed=held_fixed)
     tables = [*(_rows(results, file) for file in _FILES), results.epochs]
-    found = []
+    families = []
     for _, members in cells.groupby([*family, "held_fixed"], sort=True):
         own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
         if not own[0].empty:
             first = members.iloc[0]
             settings = _settings(results.runs[int(first["run"])], str(first["cell_id"]))
-            found.append(_family(members, settings, *own))
-    return found
+            families.append(_family(members, settings, *own))
+    return families
 
 
 def _family(
@@ -195,8 +197,10 @@ def _held_fixed(run: Run, cell_id: str) -> str:
 def _settings(run: Run, cell_id: str) -> list[str]:
     """Where a cell differs from its recipe, in words, but for a grid's axes and what is said anyway."""
     cell = run.cell(cell_id)
-    said = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
-    words = [f"{key} = {value}" for key, value in cell.get("overrides", {}).items() if key not in said]
+    shown_anyway = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
+    words = [
+        f"{key} = {value}" for key, value in cell.get("overrides", {}).items() if key not in shown_anyway
+    ]
     return words + [CHECKPOINT] * bool(cell.get("init"))
 
 
@@ -226,7 +230,7 @@ def _section(family: GradientFamily, number: int) -> list[Section]:
             name,
             f"The gradient taken apart: {family.title}",
             tuple(blocks),
-            lead=(f"{_told(family)}.", *(_LEAD if number == 0 else ())),
+            lead=(f"{_summary(family)}.", *(_LEAD if number == 0 else ())),
             page=family.recipe,
             chips=family.conditions,
             folded=bool(family.settings) and number > 0,
@@ -242,7 +246,7 @@ _LEAD = (
 )
 
 
-def _told(family: GradientFamily) -> str:
+def _summary(family: GradientFamily) -> str:
     network = family.level("network").dropna(subset=["cosine_mean"])
     if network.empty:
         return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart"
@@ -296,8 +300,8 @@ def _table_of_points(
         columns.append((Heading("epochs"), lambda row: _plain(f"{row['epoch']:g}", row["epoch"])))
     columns += [
         (Heading(COSINE), lambda row: _measured_cell(row, "cosine", _cosine)),
-        (Heading("‖g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "spatial_share", numbers.significant)),
-        (Heading("‖g − g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "temporal_share", numbers.significant)),
+        (Heading("‖g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "spatial_share", significant)),
+        (Heading("‖g − g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "temporal_share", significant)),
         (Heading("lowest layer", numeric=False), partial(_lowest_layer_cell, family)),
     ]
     if family.accuracy["test_top1"].notna().any():
@@ -323,9 +327,9 @@ def _setting_cell(row: Any, field: str) -> TableCell:
 def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> TableCell:
     mean, std = row[f"{quantity}_mean"], row[f"{quantity}_std"]
     if not np.isfinite(mean):
-        return TableCell(numbers.DASH, tone="muted")
+        return TableCell(DASH, tone="muted")
     shown = np.isfinite(std) and std > ROUNDING
-    return TableCell(text(mean), f"± {numbers.significant(std, 1)}" if shown else "", mean)
+    return TableCell(text(mean), f"± {significant(std, 1)}" if shown else "", mean)
 
 
 def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
@@ -333,7 +337,7 @@ def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
     same = (layers[POINT] == row[POINT].to_numpy()).all(axis=1)
     known = layers[same].dropna(subset=["cosine_mean"])
     if known.empty:
-        return TableCell(numbers.DASH, tone="muted")
+        return TableCell(DASH, tone="muted")
     lowest = known.sort_values("cosine_mean", kind="stable").iloc[0]
     value = float(lowest["cosine_mean"])
     return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
@@ -344,7 +348,7 @@ def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
     same = (known[[*POINT, "epoch"]] == row[[*POINT, "epoch"]].to_numpy()).all(axis=1)
     values = known[same]["test_top1"].dropna()
     if values.empty:
-        return TableCell(numbers.DASH, tone="muted")
+        return TableCell(DASH, tone="muted")
     return TableCell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
 
 
@@ -358,7 +362,7 @@ def _rules(family: GradientFamily, name: str) -> Table:
         )
         known = layers[same].dropna(subset=["cosine_mean"])
         if known.empty:
-            return TableCell(numbers.DASH, tone="muted")
+            return TableCell(DASH, tone="muted")
         lowest = known.loc[known["cosine_mean"].idxmin()]
         value = float(lowest["cosine_mean"])
         return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
@@ -414,7 +418,7 @@ def _table_of_rules(
             lambda row: _plain(str(row["compared_method"]), str(row["compared_method"])),
         ),
         (Heading("cosine with BPTT"), lambda row: _measured_cell(row, "cosine", _cosine)),
-        (Heading("norm ÷ BPTT"), lambda row: _measured_cell(row, "norm_ratio", numbers.significant)),
+        (Heading("norm ÷ BPTT"), lambda row: _measured_cell(row, "norm_ratio", significant)),
         column,
     ]
     return Table(
@@ -446,7 +450,7 @@ def _operations(family: GradientFamily, name: str) -> Table:
             (
                 _plain(f"{row['timesteps']:g}", row["timesteps"]),
                 _plain(str(row["counted_method"]), str(row["counted_method"])),
-                *(_plain(numbers.significant(count, 4), count) for count in per_sample),
+                *(_plain(significant(count, 4), count) for count in per_sample),
                 TableCell(numbers.percent(share), value=share),
             )
         )
@@ -506,20 +510,28 @@ def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _panel(family: GradientFamily, field: str, rows: pd.DataFrame, title: str) -> Panel:
-    lines = _lines(family, rows, field, "cosine_mean", "cosine_std")
-    return Panel(title, lines, _AXES.get(field, field), COSINE)
+    lines = _lines(rows, field, "cosine_mean", "cosine_std")
+    return Panel(title, _axis(lines, _AXES[field]), Axis(COSINE), lines, _AGREEMENT)
 
 
-def _lines(family: GradientFamily, rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
+_AGREEMENT = ((1.0, ""),)
+"""Marked in plots of cosines: no temporal part."""
+
+
+def _axis(lines: Sequence[Line], label: str) -> Axis:
+    """The x axis with a tick at each value that some line has."""
+    return Axis(label, at=tuple(sorted({x for line in lines for x in line.xs})))
+
+
+def _lines(rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
     """A line for each point of the grid but for what the x axis shows; points without a value are left out."""
     others = [field for field in POINT if field != x]
-    told = [field for field in others if rows[field].nunique() > 1]
+    differing = [field for field in others if rows[field].nunique() > 1]
     lines = []
     for _, members in rows.dropna(subset=[y]).groupby(others, sort=True):
         members = members.sort_values(x)
-        points = zip(members[x], members[y], members[spread], strict=True)
-        label = _point_words(members.iloc[0], told) or family.recipe
-        lines.append(Line(label, tuple((float(a), float(b), float(c)) for a, b, c in points)))
+        xs, ys, spreads = (members[column].astype(float).tolist() for column in (x, y, spread))
+        lines.append(Line(_point_words(members.iloc[0], differing), xs, ys, spreads))
     return tuple(lines)
 
 
@@ -531,11 +543,11 @@ def _heat_maps(family: GradientFamily, name: str) -> Figure | None:
     groups = list(drawn.groupby(others, sort=True))
     if len(groups) > MOST_HEAT_MAPS:
         groups = [groups[0], groups[len(groups) // 2], groups[-1]]
-    told = [field for field in others if drawn[field].nunique() > 1] or ["tau"]
-    maps = tuple(_heat_map(rows, _point_words(rows.iloc[0], told)) for _, rows in groups)
+    differing = [field for field in others if drawn[field].nunique() > 1] or ["tau"]
+    maps = tuple(_heat_map(rows, _point_words(rows.iloc[0], differing)) for _, rows in groups)
     caption = (
         f"{COSINE} of each layer, the input's end on top, {family.when}. "
-        f"{_fixed_words(family, drawn, but=('timesteps', *told))}Mean over {family.batches} batches{_and_seeds(family)}; "
+        f"{_fixed_words(family, drawn, but=('timesteps', *differing))}Mean over {family.batches} batches{_and_seeds(family)}; "
         "blank: the layer's gradient is 0."
     )
     return Figure(f"{name}-layers", "Cosine by layer and T", caption, partial(draw_heat_maps, maps))
@@ -547,7 +559,15 @@ def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
     )
     table = table.dropna(how="all")
     layers = tuple(str(name) or "(top level)" for name in table.index.get_level_values("name"))
-    return HeatMap(title, layers, tuple(int(steps) for steps in table.columns), table.to_numpy(dtype=float))
+    return HeatMap(
+        title,
+        layers,
+        tuple(str(int(steps)) for steps in table.columns),
+        table.to_numpy(dtype=float),
+        _AXES["timesteps"],
+        COSINE,
+        largest=1.0,
+    )
 
 
 def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
@@ -566,8 +586,11 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     for level, part, words in (("network", "", "Whole network"), ("layer", family.lowest_layer, "Layer")):
         if part is not None:
             own = rows[(rows["level"] == level) & (rows["name"] == part)]
-            lines = _lines(family, own, "epoch", "cosine_mean", "cosine_std")
-            panels.append(Panel(f"{words} {part}".strip(), lines, "epochs trained", COSINE))
+            lines = _lines(own, "epoch", "cosine_mean", "cosine_std")
+            title_of_part = f"{words} {part}".strip()
+            panels.append(
+                Panel(title_of_part, _axis(lines, "epochs trained"), Axis(COSINE), lines, _AGREEMENT)
+            )
     caption = (
         f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, rows)}"
         f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
@@ -583,16 +606,19 @@ def _draws(family: GradientFamily, name: str) -> Figure | None:
         return None
     rows = rows[(rows["timesteps"] == steps) & (rows["epoch"] == family.epochs[-1])]
     below = rows[rows["drawn"] < steps]
-    variance = _lines(family, below, "drawn", "relative_variance_mean", "relative_variance_std")
-    cosine = _lines(family, rows, "drawn", "cosine_to_sltt_mean", "cosine_to_sltt_std")
+    variance = _lines(below, "drawn", "relative_variance_mean", "relative_variance_std")
+    cosine = _lines(rows, "drawn", "cosine_to_sltt_mean", "cosine_to_sltt_std")
     if not variance or not cosine:
         return None
     label = "K, steps with a gradient"
     panels = (
         Panel(
-            "Relative variance", variance, label, "E‖(T/K)G − g_s‖² / ‖g_s‖²", limit=None, logarithmic=True
+            "Relative variance",
+            _axis(variance, label),
+            Axis("E‖(T/K)G − g_s‖² / ‖g_s‖²", logarithmic=True),
+            variance,
         ),
-        Panel("Agreement with SLTT", cosine, label, "cosine(G, g_s)"),
+        Panel("Agreement with SLTT", _axis(cosine, label), Axis("cosine(G, g_s)"), cosine, _AGREEMENT),
     )
     caption = (
         f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
@@ -617,8 +643,8 @@ def _fixed_words(family: GradientFamily, drawn: pd.DataFrame, but: Sequence[str]
     return f"Held fixed: {', '.join([*words, *family.conditions])}. "
 
 
-def _point_words(row: Any, told: Sequence[str]) -> str:
-    return ", ".join(_setting_words(field, row[field]) for field in told)
+def _point_words(row: Any, fields: Sequence[str]) -> str:
+    return ", ".join(_setting_words(field, row[field]) for field in fields)
 
 
 def _setting_words(field: str, value: Any) -> str:

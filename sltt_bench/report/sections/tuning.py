@@ -7,6 +7,7 @@ from functools import partial
 
 import pandas as pd
 
+from sltt_bench.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
@@ -20,7 +21,6 @@ from sltt_bench.report.document import (
     TableCell,
 )
 from sltt_bench.report.groups import Group
-from sltt_bench.report.numbers import DASH
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
@@ -34,7 +34,11 @@ def tuning(context: Context) -> Contribution:
     """Studies of `tune`, and for all measured groups whose recipe states a target the way to it."""
     found = studies(context.results)
     groups = context.groups
-    sections = [section for study in found for section in _study_sections(study, groups)]
+    sections = [
+        section
+        for number, study in enumerate(found, start=1)
+        for section in _study_sections(number, study, groups)
+    ]
     sections += _target_sections([group for group in groups if not group.key.smoke])
     rows = context.results.rows(TUNING_FILE)
     frames = {TUNING_FILE: rows.drop(columns=["run", "line"], errors="ignore")} if len(rows) else {}
@@ -44,18 +48,15 @@ def tuning(context: Context) -> Contribution:
 
 
 def _sentence(found: Sequence[Study]) -> str:
-    told = [
-        f"{numbers.listed(list(study.methods))} on {study.recipe} ({study.trials} trials each)"
-        for study in found
-    ]
+    told = [f"{numbers.listed(list(study.methods))} on {study.recipe}, {study.budget}" for study in found]
     return f"Tuned on validation data with equal budgets: {'; '.join(told)}." if told else ""
 
 
 # Studies ----------------------------------------------------------------------------------------
 
 
-def _study_sections(study: Study, groups: Sequence[Group]) -> Iterator[Section]:
-    name = f"tuning-{study.recipe}-{study.trials}"
+def _study_sections(number: int, study: Study, groups: Sequence[Group]) -> Iterator[Section]:
+    name = f"tuning-{study.recipe}-{number}"
     blocks: list[Block] = []
     if numeric_fields(study):
         blocks.append(
@@ -64,7 +65,7 @@ def _study_sections(study: Study, groups: Sequence[Group]) -> Iterator[Section]:
                 "Accuracy against what was searched",
                 f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
                 f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
-                f"{study.trials} trials each; {', '.join(study.conditions)}.",
+                f"{study.budget}; {', '.join(study.conditions)}.",
                 partial(draw_search, study),
             )
         )
@@ -74,17 +75,10 @@ def _study_sections(study: Study, groups: Sequence[Group]) -> Iterator[Section]:
         f"{fields}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
         "What decides is validation accuracy alone; the methods are then trained on all training data with other seeds.",
     )
-    own = [
-        g
-        for g in tuned_groups(groups)
-        if g.key.recipe == study.recipe and set(g.methods) & set(study.methods)
-    ]
-    for group in own:
-        if f"{study.trials} trials" in group.key.tuning:
-            blocks.append(_loss(group, groups, name))
-    yield Section(
-        name, f"Tuning {study.recipe}", tuple(blocks), lead, chips=study.conditions, page=study.recipe
-    )
+    own = [group for group in tuned_groups(groups) if group.protocol == study.protocol]
+    blocks += [_loss(group, groups, f"{name}-loss-{place}") for place, group in enumerate(own, start=1)]
+    title = f"Tuning {study.recipe}, {study.budget}"
+    yield Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
 
 
 def _choices(study: Study, name: str) -> Table:
@@ -119,9 +113,7 @@ def _choices(study: Study, name: str) -> Table:
         notes.append(
             f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
         )
-    return Table(
-        f"{name}-choices", f"What was chosen, {study.trials} trials each", headings, tuple(rows), tuple(notes)
-    )
+    return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
 
 
 def _setting(setting: object) -> str:
@@ -159,7 +151,7 @@ def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
         notes.append(
             f"[ ]: 95 % t interval over {'–'.join(map(str, sorted({min(n), max(n)})))} seeds that both sides share."
         )
-    return Table(f"{name}-loss", title, headings, rows, tuple(notes))
+    return Table(name, title, headings, rows, tuple(notes))
 
 
 def _gain_row(gain: Gain) -> tuple[TableCell, ...]:
@@ -215,8 +207,8 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         Heading("training time"),
     ]
     headings += [Heading("energy")] * with_energy
-    times = numbers.scale_for("s", [way.median_s for way in ways])
-    joules = numbers.scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
+    times = scale_for("s", [way.median_s for way in ways])
+    joules = scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
     rows = []
     for way in ways:
         missed = way.reached < len(way.epochs)
@@ -225,7 +217,7 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
             TableCell(
                 f"{way.reached} of {len(way.epochs)}", value=way.reached, tone="bad" if missed else "plain"
             ),
-            _until(median(way.epochs), numbers.significant),
+            _until(median(way.epochs), significant),
             _until(way.median_s, times.text),
         ]
         rows.append((*row, _until(median(way.joules), joules.text)) if with_energy else tuple(row))

@@ -23,6 +23,14 @@ WORK = {
     "backward_temporal_multiplications": "backward, in time",
 }
 """Column → what its multiplications are made for."""
+CAUSES: dict[str, tuple[str, ...]] = {
+    "weights": ("parameter_bytes", "optimizer_state_bytes", "gradient_bytes"),
+    "inputs": ("input_bytes",),
+    "neuron state": ("neuron_state_bytes",),
+    "saved activations": ("activation_bytes",),
+    "temporaries": ("temporary_bytes",),
+}
+"""Causes of live tensors as they are drawn and listed → columns of estimates.csv."""
 MEASURED = ("peak_tensor_bytes", "peak_allocated_bytes")
 """What an estimate is set beside: the same quantity counted on real tensors, and the allocator's peak."""
 
@@ -60,7 +68,7 @@ class EstimateFamily:
     @property
     def as_published(self) -> bool:
         """Whether nothing but T and batch size departs from the recipe, on the backend of the equations."""
-        overridden = {key for said in self.rows["overrides"] for key in said}
+        overridden = {key for overrides in self.rows["overrides"] for key in overrides}
         reference = set(self.rows["backend"]) == {"reference"}
         return not self.smoke and reference and overridden <= {"timesteps", "train.batch_size"}
 
@@ -68,7 +76,9 @@ class EstimateFamily:
     def home(self) -> Point:
         """The recipe's own T and batch size; if they were not estimated, the largest T."""
         own = self.rows[
-            self.rows["overrides"].map(lambda said: not ({"timesteps", "train.batch_size"} & set(said)))
+            self.rows["overrides"].map(
+                lambda overrides: not ({"timesteps", "train.batch_size"} & set(overrides))
+            )
         ]
         chosen = own if len(own) else self.rows
         last = chosen.sort_values(["timesteps", "batch_size"]).iloc[-1]
@@ -87,8 +97,8 @@ class EstimateFamily:
 
     def ratio(self, point: Point, method: str, baseline: str, column: str) -> float | None:
         """A figure ÷ the baseline's at the same point, None where one of them is missing or 0."""
-        ours, theirs = self.value(point, method, column), self.value(point, baseline, column)
-        return None if ours is None or not theirs else ours / theirs
+        value, reference = self.value(point, method, column), self.value(point, baseline, column)
+        return None if value is None or not reference else value / reference
 
 
 def find_families(context: Context) -> list[EstimateFamily]:
@@ -101,7 +111,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
     failed = _failures(results)
     beside = _measured_figures(context.groups)
     cells = cells.assign(settings=[_settings_of(results, cell) for _, cell in cells.iterrows()])
-    found = []
+    families = []
     by = ["smoke", "recipe", "precision", "backend", "device", "schema_version", "settings"]
     for (smoke, recipe, precision, backend, device, _, settings), members in cells.groupby(by, sort=False):
         own = _belonging(rows, members)
@@ -109,7 +119,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
         if newest.empty:
             continue
         same = (str(recipe), str(precision), str(backend), str(settings))
-        found.append(
+        families.append(
             EstimateFamily(
                 recipe=str(recipe),
                 settings=json.loads(str(settings)),
@@ -122,7 +132,9 @@ def find_families(context: Context) -> list[EstimateFamily]:
                 failures=failed.get((str(recipe), bool(smoke), str(backend)), ()),
             )
         )
-    return sorted(found, key=lambda f: (f.smoke, natural_order(f.recipe), not f.as_published, f.conditions))
+    return sorted(
+        families, key=lambda f: (f.smoke, natural_order(f.recipe), not f.as_published, f.conditions)
+    )
 
 
 def estimate_rows(results: Results) -> pd.DataFrame:
@@ -130,7 +142,7 @@ def estimate_rows(results: Results) -> pd.DataFrame:
     rows = results.rows(ESTIMATES_FILE)
     about = results.cells[["run", "cell_id", "attempt", "overrides", "started_utc"]]
     rows = rows.merge(about, on=["run", "cell_id", "attempt"])
-    rows["overrides"] = rows["overrides"].map(lambda said: json.loads(said or "{}"))
+    rows["overrides"] = rows["overrides"].map(lambda text: json.loads(text or "{}"))
     rows["multiplications"] = rows[list(WORK)].astype(float).sum(axis=1, min_count=len(WORK))
     return rows.sort_values("started_utc", kind="stable").drop(columns="started_utc")
 

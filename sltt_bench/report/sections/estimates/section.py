@@ -71,8 +71,8 @@ def _sections(families: Sequence[EstimateFamily], baseline: str) -> Iterator[Sec
 
 def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
-    told = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
-    return ", ".join(["Memory and multiplications", *told])
+    words = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
+    return ", ".join(["Memory and multiplications", *words])
 
 
 def _blocks(family: EstimateFamily, name: str, baseline: str) -> Iterator[Block]:

@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from sltt_bench.format import DASH, Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
-from sltt_bench.report.metrics import METRICS, Unit
-from sltt_bench.report.numbers import DASH
-from sltt_bench.report.plots.estimates import CAUSES
-from sltt_bench.report.sections.estimates.families import MEASURED, WORK, EstimateFamily, Point
+from sltt_bench.report.metrics import METRICS
+from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, WORK, EstimateFamily, Point
 
 _EMPTY = TableCell(DASH, tone="muted")
 
@@ -21,7 +20,7 @@ class _Pivot:
 
     name: str
     title: str
-    scale: Callable[[Sequence[float]], numbers.Scale]
+    scale: Callable[[Sequence[float]], Scale]
     compared: bool
     """Whether ratios to the baseline stand beside the values."""
     note: Callable[[EstimateFamily], str]
@@ -67,8 +66,8 @@ def _pivot(family: EstimateFamily, name: str, baseline: str, column: str, notes:
             ]
         rows.append((*_point_cells(point), *cells))
     headings = (*_POINT_HEADINGS, *(Heading(method, scale.unit) for method in family.methods))
-    said = [look.note(family), *([f"×: ratio to {baseline}."] if compared else []), *notes]
-    return Table(f"{name}-{look.name}", look.title, headings, tuple(rows), tuple(said))
+    lines = [look.note(family), *([f"×: ratio to {baseline}."] if compared else []), *notes]
+    return Table(f"{name}-{look.name}", look.title, headings, tuple(rows), tuple(lines))
 
 
 _POINT_HEADINGS = (Heading("T"), Heading("batch"))
@@ -79,9 +78,7 @@ def _point_cells(point: Point) -> tuple[TableCell, TableCell]:
     return TableCell(str(steps), value=steps), TableCell(str(batch), value=batch)
 
 
-def _value_cell(
-    family: EstimateFamily, point: Point, method: str, column: str, scale: numbers.Scale
-) -> TableCell:
+def _value_cell(family: EstimateFamily, point: Point, method: str, column: str, scale: Scale) -> TableCell:
     value = family.value(point, method, column)
     if value is not None:
         return TableCell(scale.number(value), value=value)
@@ -89,17 +86,17 @@ def _value_cell(
     return TableCell("no limit met") if column == "largest_timesteps" and searched else _EMPTY
 
 
-def _powers(values: Sequence[float]) -> numbers.Scale:
+def _powers(values: Sequence[float]) -> Scale:
     """A count's scale as a power of ten: "T" would be read as time steps."""
-    factor = numbers.scale_for("count", values).factor
+    factor = scale_for("count", values).factor
     exponent = str(round(math.log10(factor))).translate(_SUPERSCRIPTS)
-    return numbers.Scale(factor, "" if factor == 1 else f"10{exponent}")
+    return Scale(factor, "" if factor == 1 else f"10{exponent}")
 
 
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-class _Whole(numbers.Scale):
+class _Whole(Scale):
     """Whole numbers, shown in full."""
 
     def number(self, value: float) -> str:
@@ -109,7 +106,7 @@ class _Whole(numbers.Scale):
 _COUNT = _Whole(1, "")
 _PIVOTS = {
     "peak_tensor_bytes": _Pivot(
-        "memory", "Peak of live tensors, estimated", partial(numbers.scale_for, "bytes"), True,
+        "memory", "Peak of live tensors, estimated", partial(scale_for, "bytes"), True,
         lambda family: "Of one training iteration, in the steady state.",
     ),
     "multiplications": _Pivot(
@@ -125,11 +122,11 @@ _PIVOTS = {
         lambda family: f"At the row's batch, into {_room(family)}; searched up to T = 64.",
     ),
     "exchanged_bytes": _Pivot(
-        "exchanged", "Exchanged in each iteration, by each process", partial(numbers.scale_for, "bytes"), False,
+        "exchanged", "Exchanged in each iteration, by each process", partial(scale_for, "bytes"), False,
         lambda family: "Gradients over all processes by a ring: what each sends, and receives.",
     ),
     "epoch_lower_bound_s": _Pivot(
-        "time", "Lower bound on an epoch's training time", partial(numbers.scale_for, "s"), False,
+        "time", "Lower bound on an epoch's training time", partial(scale_for, "s"), False,
         lambda family: f"{', '.join(sorted(set(family.rows['gpu']) - {''}))}, from its data sheet: no run can be "
         "faster, every run is slower.",
     ),
@@ -138,7 +135,7 @@ _PIVOTS = {
 
 def _room(family: EstimateFamily) -> str:
     rooms = sorted(family.rows["memory_bytes"].dropna().astype(float).unique())
-    return " or ".join(numbers.scale_for("bytes", [room]).text(room) for room in rooms) + ", margin taken off"
+    return " or ".join(scale_for("bytes", [room]).text(room) for room in rooms) + ", margin taken off"
 
 
 def beside_table(family: EstimateFamily, name: str) -> Table | None:
@@ -172,7 +169,7 @@ _BESIDE_NOTES = (
 
 
 def _bytes(value: float) -> str:
-    return numbers.scale_for("bytes", [value]).text(value)
+    return scale_for("bytes", [value]).text(value)
 
 
 def cause_table(family: EstimateFamily, name: str) -> Table:
@@ -217,4 +214,4 @@ def _sum_cell(values: Sequence[float | None], unit: Unit) -> TableCell:
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return _EMPTY
-    return TableCell(numbers.scale_for(unit, [sum(known)]).text(sum(known)), value=sum(known))
+    return TableCell(scale_for(unit, [sum(known)]).text(sum(known)), value=sum(known))

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from sltt_bench.format import Unit
 from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
 from sltt_bench.report.document import Verdict
-from sltt_bench.report.metrics import Unit
 from sltt_bench.report.sections.estimates.families import EstimateFamily, Point
 
 _CLAIMED: dict[str, tuple[str, str, Unit]] = {
@@ -47,9 +47,9 @@ def _open(family: EstimateFamily, claim: Claim, reason: str) -> Verdict:
 def _value(family: EstimateFamily, claim: Claim, point: Point, column: str) -> float | None:
     """What the threshold is set against; None if this point is not the claim's experiment."""
     method, baseline = str(claim["method"]), str(claim.get("baseline"))
-    ours = family.at(point, method)
+    row = family.at(point, method)
     settings = {**family.settings, "timesteps": point[0], "train.batch_size": point[1]}
-    if ours is None or unfit_when(claim, settings, ours["overrides"]):
+    if row is None or unfit_when(claim, settings, row["overrides"]):
         return None
     if claim["relation"] == "at_most_ratio":
         return family.ratio(point, method, baseline, column)

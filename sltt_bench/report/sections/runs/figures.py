@@ -1,62 +1,166 @@
 """Which plots the measured data support, with their captions; for the others, what would make them."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import pandas as pd
 
+from sltt_bench.format import scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context, Figure, MissingFigure
 from sltt_bench.report.groups import Group
 from sltt_bench.report.metrics import METRICS
-from sltt_bench.report.plots import accuracy, sweeps, timeline, tradeoff
-from sltt_bench.report.plots.methods import draw_methods
+from sltt_bench.report.plots.bars import draw_bars
+from sltt_bench.report.plots.dots import draw_dots
+from sltt_bench.report.plots.lines import SURVIVORS, draw_lines
+from sltt_bench.report.sections.runs.curves import (
+    Curve,
+    common_accuracy,
+    curve_panels,
+    curves,
+    epoch_panel,
+)
+from sltt_bench.report.sections.runs.panels import (
+    MOST_METHODS,
+    can_draw_k,
+    k_panels,
+    method_bars,
+    pair_dots,
+    shown_results,
+    timeline_panels,
+    timelines,
+    tradeoff_panels,
+)
+from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
+
+Item = TypeVar("Item")
+
+MOST_PANELS = 12
+"""So many small multiples a figure holds."""
 
 
 def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
     """The plots of one group."""
-    figures = [_methods(group, name, context.baseline)]
-    if found := accuracy.curves(group):
-        figures.append(_accuracy(group, name, found))
+    baseline = context.baseline
+    figures = [_methods(group, name, baseline)]
+    if pair_dots(group, baseline):
+        figures.append(_pairs(group, name, baseline))
+    if shown := curves(group):
+        figures.append(_accuracy(group, name, shown))
     if group.pareto_front:
         figures.append(_tradeoff(group, name))
-    if sweeps.can_draw_k(group):
+    if can_draw_k(group):
         figures.append(_against_k(group, name))
-    if samples := timeline.timelines(group, context.results.runs):
+    if samples := timelines(group, context.results.runs):
         figures.append(_timeline(group, name, samples))
     return figures
 
 
+def in_a_sweep(groups: Sequence[Group]) -> list[Group]:
+    """The groups with overrides that the plots across groups show, so that they need none of their own."""
+    members = {
+        id(group): group
+        for sweep in find_sweeps(groups)
+        if len(sweep.groups) > 2 and sweep.metrics
+        for group in sweep.groups.values()
+        if group.overrides
+    }
+    return [group for group in groups if id(group) in members]
+
+
 def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
-    """The plots across groups of one recipe that differ in a single field."""
-    varied = sweeps.varied_fields([group for group in groups if not group.key.smoke])
-    for number, sweep in enumerate(sweeps.find_sweeps(groups)):
-        if not sweep.panels:
-            continue
-        words = sweeps.FIELD_WORDS.get(sweep.field, sweep.field)
-        seeds = [len(r.seeds) for group in sweep.groups.values() for r in group.finished]
-        n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
-        one = next(iter(sweep.groups.values()))
-        first = one.key
-        fixed = [first.hardware, first.precision, f"backend {first.backend}"]
-        fixed += [] if sweep.field == "timesteps" else [f"T = {first.timesteps}"]
-        fixed += [] if sweep.field == "train.batch_size" else [f"batch {first.batch_size}"]
-        fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
-        fixed += [] if sweep.field == "train.lr" else [first.tuning]
-        others = varied - {sweep.field, *sweeps.FIELD_WORDS}
-        fixed += [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
-        lost = any(sweep.first_lost(method) is not None for method in sweep.methods)
-        ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
+    """The plots across groups of one recipe that differ in a single field: sweeps of one field side by side."""
+    varied = varied_fields([group for group in groups if not group.key.smoke])
+    by_field: dict[tuple[str, tuple[str, ...]], list[Sweep]] = {}
+    for sweep in find_sweeps(groups):
+        if sweep.metrics:
+            by_field.setdefault((sweep.field, tuple(sweep.metrics)), []).append(sweep)
+    names: list[str] = []
+    for (field, metrics), sweeps in by_field.items():
+        name = f"{recipe.replace('/', '-')}-sweep-{field.replace('.', '-')}"
+        for page in _pages(sweeps, max(1, MOST_PANELS // len(metrics))):
+            same = sum(1 for other in names if other == name)
+            names.append(name)
+            yield _sweep(f"{name}-{same + 1}" if same else name, page, varied)
+
+
+def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
+    """One figure of sweeps of one field; what each holds fixed stands above its panels."""
+    fixed = [_held_fixed(sweep, varied) for sweep in sweeps]
+    common = [word for word in fixed[0] if all(word in words for words in fixed)]
+    titles = [", ".join(word for word in words if word not in common) for words in fixed]
+    seeds = [len(r.seeds) for sweep in sweeps for group in sweep.groups.values() for r in group.finished]
+    n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
+    lost = any(sweep.first_lost(method) is not None for sweep in sweeps for method in sweep.methods)
+    ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
+    groups = [group for sweep in sweeps for group in sweep.groups.values()]
+    caption = (
+        f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
+        f"{_slopes(sweeps[0])}{_survivors(groups)}{n} seeds a point; {', '.join(common)}."
+    )
+    return Figure(
+        name,
+        f"Against {sweeps[0].words}",
+        caption,
+        lambda width: draw_lines(
+            [
+                panel
+                for sweep, title in zip(sweeps, titles, strict=True)
+                for panel in sweep_panels(sweep, title)
+            ],
+            width,
+        ),
+    )
+
+
+def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
+    one = next(iter(sweep.groups.values()))
+    first = one.key
+    fixed = [first.hardware, first.precision, f"backend {first.backend}"]
+    fixed += [] if sweep.field == "timesteps" else [f"T = {first.timesteps}"]
+    fixed += [] if sweep.field == "train.batch_size" else [f"batch {first.batch_size}"]
+    fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
+    fixed += [] if sweep.field == "train.lr" else [first.tuning]
+    others = varied - {sweep.field, "timesteps", "train.batch_size", "train.lr"}
+    return fixed + [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
+
+
+def _slopes(sweep: Sweep) -> str:
+    """Sentences on how memory grows a time step, or ''."""
+    slopes = sweep.slopes()
+    if not slopes:
+        return ""
+    memory = METRICS[next(name for name in sweep.metrics if METRICS[name].unit == "bytes")].label
+    texts = [
+        f"{method} {'flat' if slope.flat else scale_for('bytes', [slope.per_step]).text(slope.per_step)}"
+        for method, slope in slopes.items()
+    ]
+    return f"Dotted: least squares over T ≥ 2; a step adds to {memory}: {', '.join(texts)}. "
+
+
+def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
+    """Accuracy by epoch of groups that have no plots of their own, as small multiples."""
+    shown = [(group, own) for group in groups if (own := curves(group))]
+    words = [group.words for group, _ in shown]
+    titles = [", ".join(word for word in own if any(word not in other for other in words)) for own in words]
+    titled = [(title, group, own) for title, (group, own) in zip(titles, shown, strict=True)]
+    for number, page in enumerate(_pages(titled, MOST_PANELS), start=1):
+        drawn = [group for _, group, _ in page]
+        one = drawn[0].key
         caption = (
-            f"Mean over seeds against {words}, bars one standard deviation{ring}. "
-            f"{n} seeds a point; {', '.join(fixed)}."
+            "Test accuracy by epoch, a panel for each group; mean over seeds, shaded one standard deviation. "
+            f"{_survivors(drawn)}{_counts(drawn)}; {one.hardware}, {one.precision}, backend {one.backend}."
         )
         yield Figure(
-            f"{recipe.replace('/', '-')}-sweep-{sweep.field.replace('.', '-')}-{number + 1}",
-            f"Against {words}",
+            f"{recipe.replace('/', '-')}-curves-{number}",
+            "Accuracy by epoch, group by group",
             caption,
-            partial(sweeps.draw_sweep, sweep),
+            lambda width, page=page: draw_lines([epoch_panel(own, title) for title, _, own in page], width),  # type: ignore[misc]
         )
+
+
+def _pages(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
+    return [items[first : first + most] for first in range(0, len(items), most)]
 
 
 def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure]) -> list[MissingFigure]:
@@ -68,17 +172,23 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
     methods = ",".join(group.methods)
     run = f"sltt-bench run {recipe}"
     titles = {figure.title for figure in drawn}
-    fields = {sweep.field for sweep in sweeps.find_sweeps(groups)}
+    fields = {sweep.field for sweep in find_sweeps(groups)}
     steps, batch = group.key.timesteps, group.key.batch_size
-    ks = ",".join(f"sltt-k{k}" for k in _some_below(steps))
+    ks = ",".join(f"sltt-k{k}" for k in (1, 2, 4, 8) if k < steps)
     wanted = [
         (_ACCURACY in titles, _ACCURACY, _no_accuracy(finished), f"{run} --method {methods}"),
+        (
+            _PAIRS in titles,
+            _PAIRS,
+            "no method has two seeds beside the baseline's",
+            f"{run} --method {methods} --seed 0,1,2,3,4",
+        ),
         (_TRADEOFF in titles, _TRADEOFF, "it takes two finished methods", f"{run} --method bptt,sltt"),
         (
             "timesteps" in fields,
             "Memory and time against T",
             "no two groups differ in T alone",
-            f"{run} --method {methods} --set timesteps={','.join(map(str, _around(steps)))}",
+            f"{run} --method {methods} --set timesteps={','.join(map(str, sorted({1, 2, 4, 8, steps})))}",
         ),
         (
             "train.batch_size" in fields,
@@ -108,41 +218,60 @@ def _no_accuracy(groups: Sequence[Group]) -> str:
     return "no run has accuracy for two epochs or more"
 
 
-def _around(steps: int) -> list[int]:
-    return sorted({1, 2, 4, 8, steps})
-
-
-def _some_below(steps: int) -> list[int]:
-    return [k for k in (1, 2, 4, 8) if k < steps]
-
-
 # Captions ---------------------------------------------------------------------------------------
 
 _METHODS, _ACCURACY = "Memory and time per method", "Accuracy by epoch and by time"
+_PAIRS = "Every pair beside the baseline"
 _TRADEOFF, _AGAINST_K, _TIMELINE = "Accuracy, memory and time traded off", "Against K", "NVML timeline"
 
 
 def _methods(group: Group, name: str, baseline: str) -> Figure:
     memory = group.headline_memory()
     figures = f"Peak memory ({METRICS[memory].label}) and time" if memory else "Time"
+    left_out = len(group.finished) - MOST_METHODS
     caption = (
-        f"{figures} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, "
-        f"in brackets the ratio to {baseline}. {_basis(group)}"
+        f"{figures} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
+        f"in brackets the ratio to {baseline}. "
+        + (f"The first {len(shown_results(group))} methods. " if left_out > 0 else "")
+        + _basis(group)
     )
-    return Figure(f"{name}-methods", _METHODS, caption, partial(draw_methods, group, baseline))
+    return Figure(
+        f"{name}-methods", _METHODS, caption, lambda width: draw_bars(method_bars(group, baseline), width)
+    )
 
 
-def _accuracy(group: Group, name: str, found: list[accuracy.Curve]) -> Figure:
-    target = accuracy.common_accuracy(found)
-    scale = numbers.scale_for("s", [float(curve.trained_s[-1]) for curve in found])
-    reached = ", ".join(
-        f"{curve.method} {scale.text(float(curve.trained_s[curve.first_at(target)]))}" for curve in found
-    )
+def _pairs(group: Group, name: str, baseline: str) -> Figure:
     caption = (
-        f"Test accuracy, mean over seeds, shaded one standard deviation. Dotted: {numbers.percent(target)} %, "
-        f"the highest accuracy that every method reaches; training time until then: {reached}. {_basis(group)}"
+        f"Each method beside {baseline}: small dots are single pairs (of times one seed of one run, of all else a seed), large "
+        f"ones their mean with its 95 % t interval; dotted: no difference. {_basis(group)}"
     )
-    return Figure(f"{name}-accuracy", _ACCURACY, caption, partial(accuracy.draw_accuracy, found))
+    return Figure(
+        f"{name}-pairs", _PAIRS, caption, lambda width: draw_dots(pair_dots(group, baseline), width)
+    )
+
+
+def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
+    floor = group.accuracy_floor
+    target = common_accuracy(shown, floor)
+    scale = scale_for("s", [float(curve.trained_s.max()) for curve in shown])
+    chance = [curve.method for curve in shown if curve.at_chance]
+    texts = ["Test accuracy, mean over seeds, shaded one standard deviation."]
+    if target is not None:
+        reached = ", ".join(
+            f"{curve.method} {scale.text(curve.time_to(target))}" for curve in shown if not curve.at_chance
+        )
+        texts.append(
+            f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
+            f"until then, mean over seeds: {reached}."
+        )
+    texts.append("Time to an accuracy ends where some seed never reaches it.")
+    if floor is not None:
+        texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
+    texts += [f"At chance: {', '.join(chance)}."] if chance else []
+    caption = " ".join([*texts, _basis(group)])
+    return Figure(
+        f"{name}-accuracy", _ACCURACY, caption, lambda width: draw_lines(curve_panels(shown, floor), width)
+    )
 
 
 def _tradeoff(group: Group, name: str) -> Figure:
@@ -151,36 +280,57 @@ def _tradeoff(group: Group, name: str) -> Figure:
     caption = (
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
         f"one, by means over seeds); hollow: dominated. Dashed: the front of this panel's two figures. "
-        f"Bars one standard deviation. {_basis(group)}"
+        f"Bars one standard deviation, each seed a dot. {_basis(group)}"
     )
-    return Figure(f"{name}-tradeoff", _TRADEOFF, caption, partial(tradeoff.draw_tradeoff, group))
+    return Figure(
+        f"{name}-tradeoff", _TRADEOFF, caption, lambda width: draw_lines(tradeoff_panels(group), width)
+    )
 
 
 def _against_k(group: Group, name: str) -> Figure:
     caption = (
         f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}; dashed: BPTT. Mean over seeds, bars "
-        f"one standard deviation. {_basis(group)}"
+        f"one standard deviation, each seed a dot. {_basis(group)}"
     )
-    return Figure(f"{name}-k", _AGAINST_K, caption, partial(sweeps.draw_k, group))
+    return Figure(f"{name}-k", _AGAINST_K, caption, lambda width: draw_lines(k_panels(group), width))
 
 
-def _timeline(group: Group, name: str, samples: dict[str, pd.DataFrame]) -> Figure:
+def _timeline(group: Group, name: str, samples: Mapping[str, pd.DataFrame]) -> Figure:
     caption = (
         "Sampled by NVML, from the process's start through warm-up, training and evaluation; one cell of "
         f"each method ({', '.join(samples)}), n = 1. {', '.join(group.key.conditions())}."
     )
-    return Figure(f"{name}-timeline", _TIMELINE, caption, partial(timeline.draw_timeline, samples))
+    return Figure(
+        f"{name}-timeline", _TIMELINE, caption, lambda width: draw_lines(timeline_panels(samples), width)
+    )
 
 
 def _basis(group: Group) -> str:
     """Sample counts and hardware, as captions end."""
-    counts = {result.method: len(result.seeds) for result in group.finished}
-    if len(set(counts.values())) == 1:
-        said = numbers.seeds(next(iter(counts.values())))
-    else:
-        said = "n = " + ", ".join(f"{n} ({method})" for method, n in counts.items()) + " seeds"
     lost = [
         result.method for result in group.methods.values() if result.out_of_memory and not result.finished
     ]
     failed = f"; {numbers.listed(lost)}: out of memory" if lost else ""
-    return f"{said}{failed}; {', '.join(group.key.conditions())}."
+    return f"{_survivors([group])}{_counts([group])}{failed}; {', '.join(group.key.conditions())}."
+
+
+def _counts(groups: Sequence[Group]) -> str:
+    """How many seeds stand behind each mean."""
+    counts: dict[str, set[int]] = {}
+    for result in (result for group in groups for result in group.finished):
+        counts.setdefault(result.method, set()).add(len(result.seeds))
+    everything = sorted({n for of_method in counts.values() for n in of_method})
+    if len(everything) == 1:
+        return numbers.seeds(everything[0])
+    if len(groups) > 1 or len(counts) > MOST_PANELS:
+        return f"n = {everything[0]} to {everything[-1]} seeds"
+    return "n = " + ", ".join(f"{min(n)} ({method})" for method, n in counts.items()) + " seeds"
+
+
+def _survivors(groups: Sequence[Group]) -> str:
+    """What the mark beside some means says, or ''."""
+    if not any(
+        result.lost_seeds and result.finished for group in groups for result in group.methods.values()
+    ):
+        return ""
+    return f"{SURVIVORS}: mean of the seeds that finished, others did not. "

@@ -6,7 +6,13 @@ from dataclasses import replace
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
 from sltt_bench.report.groups import Group, differing_fields
-from sltt_bench.report.sections.runs.figures import group_figures, missing_figures, sweep_figures
+from sltt_bench.report.sections.runs.figures import (
+    group_figures,
+    in_a_sweep,
+    missing_figures,
+    multiples,
+    sweep_figures,
+)
 from sltt_bench.report.sections.runs.frames import seeds_frame, summary_frame
 from sltt_bench.report.sections.runs.tables import backend_tables, every_figure, overview, smoke_table
 from sltt_bench.report.statistics import PairedEstimate
@@ -59,7 +65,7 @@ def _key_figure(groups: Sequence[Group]) -> Figure | None:
     for recipe in dict.fromkeys(group.key.recipe for group in groups):
         of_recipe = [group for group in groups if group.key.recipe == recipe]
         for figure in sweep_figures(recipe, of_recipe):
-            if "-sweep-timesteps-" in figure.name:
+            if figure.name.endswith("-sweep-timesteps"):
                 return figure
     return None
 
@@ -85,8 +91,10 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         )
     of_groups: list[Section] = []
     drawn: list[Figure] = []
+    across = in_a_sweep(groups)
     for name, group in named.items():
-        figures = group_figures(group, name, context) if group.finished else []
+        own = group.finished and not any(group is other for other in across)
+        figures = group_figures(group, name, context) if own else []
         drawn += figures
         folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
         of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
@@ -94,7 +102,7 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead), page=recipe),
         of_groups[0],
     ]
-    if sweeps := tuple(sweep_figures(recipe, groups)):
+    if sweeps := (*sweep_figures(recipe, groups), *multiples(recipe, across)):
         sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
     sections += of_groups[1:]
     if missing := tuple(missing_figures(recipe, groups, drawn)):
@@ -136,13 +144,14 @@ def _group_section(
 
 def _title(group: Group, siblings: Sequence[Group]) -> str:
     """What tells the group from the recipe's others."""
-    told = [word for word in group.key.conditions() if any(word not in g.key.conditions() for g in siblings)]
+    conditions = set(group.key.conditions())
+    words = [
+        word
+        for word in group.words
+        if word not in conditions or any(word not in sibling.words for sibling in siblings)
+    ]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
-        told.append("real data")
-    told += [f"{key} = {value}" for key, value in group.overrides.items() if key not in _IN_CONDITIONS]
-    if not told and len({sibling.key.software for sibling in siblings}) > 1:
-        told.append(group.key.software)
-    return ", ".join(told) or "Methods compared"
-
-
-_IN_CONDITIONS = {"timesteps", "train.batch_size", "train.precision", "train.lr"}
+        words.append("real data")
+    if not words and len({sibling.key.software for sibling in siblings}) > 1:
+        words.append(group.key.software)
+    return ", ".join(words) or "Methods compared"

@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
+from sltt_bench.format import DASH, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell, Tone
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
 from sltt_bench.report.metrics import MEMORY_FIGURES, METRICS
-from sltt_bench.report.numbers import DASH
 from sltt_bench.report.statistics import PairedEstimate, Stat, stat
 
 EMPTY = TableCell(DASH, tone="muted")
@@ -85,7 +85,7 @@ def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseli
         return _absent(result)
     if group.blocking(name, method):
         return TableCell("contradictory", tone="bad")
-    text = numbers.scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
+    text = scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
     if not has_baseline or method == baseline or name in _WITHOUT_RATIO:
         return TableCell(text, value=stat.mean)
     compared = ratio_cell(group, name, method, baseline)
@@ -144,7 +144,7 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
         spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
         if METRICS[metric].unit == "accuracy":
             return TableCell(numbers.percent(stat.mean), spread, stat.mean, _chance_tone(group, result))
-        return TableCell(*scale.mean(stat), stat.mean)
+        return TableCell(*numbers.mean_and_spread(stat, scale), stat.mean)
 
     return Heading(label, scale.unit), cell
 

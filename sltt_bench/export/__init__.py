@@ -1,0 +1,144 @@
+"""What was trained, for elsewhere: `sltt-bench export RUN --method sltt --format nir`, from one cell of a run.
+
+A format is an entry of `FORMATS` and a module that writes it. Nothing heavy is imported before something is written.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from sltt_bench.recipe import Recipe
+    from sltt_bench.results.reader import Run
+
+
+class ExportError(Exception):
+    """The cell cannot be written in this format, or there is none; the message says why."""
+
+
+@dataclass(frozen=True)
+class TrainedCell:
+    """The cell that is exported."""
+
+    run: "Run"
+    row: Mapping[str, Any]
+    """Its row of cells.csv."""
+    epochs: "pd.DataFrame"
+    """Its rows of epochs.csv, the last epoch last."""
+
+    @property
+    def recipe(self) -> "Recipe":
+        """As it was resolved for this cell. Raises RecipeError."""
+        from sltt_bench.recipe import recipe_from_dict
+
+        return recipe_from_dict(self.run.recipe_of(self.row["cell_id"]))
+
+    def network(self) -> "nn.Module":
+        """The network with its trained weights, for evaluation. Raises ExportError if no checkpoint was kept."""
+        from sltt_bench.backends.reference import Reference
+        from sltt_bench.experiment import build_network
+        from sltt_bench.results import checkpoints
+        from sltt_bench.results.schema import CHECKPOINTS_FOLDER
+
+        path = self.run.path / CHECKPOINTS_FOLDER / f"{self.row['cell_id']}.pt"
+        if not path.exists():
+            raise ExportError(
+                f"{path}: no such checkpoint; run with --set train.keep_checkpoint=true to keep it"
+            )
+        network = build_network(self.recipe, Reference())
+        try:
+            network.load_state_dict(checkpoints.load(path)["model"])
+        except checkpoints.CheckpointError as error:
+            raise ExportError(str(error)) from None
+        return network.eval()
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a published result refers to."""
+
+    dataset_id: str
+    """`owner/name` of a data set on the Hugging Face Hub."""
+    task_id: str = "default"
+    """One of the tasks that the data set's eval.yaml names."""
+    source_url: str | None = None
+    """Where the result's evidence is: the run's files, a paper."""
+
+
+def export(
+    run: Path,
+    method: str,
+    seed: int | None,
+    format_name: str,
+    out: Path | None = None,
+    benchmark: Benchmark | None = None,
+) -> Path:
+    """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError."""
+    default, write = FORMATS[format_name]
+    path = out or Path(default.format(method=method))
+    trained = trained_cell(run, method, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(trained, path, benchmark)
+    return path
+
+
+def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
+    """The cell with this method and seed (None: the only one). Raises ExportError, ResultsError."""
+    from sltt_bench.results.reader import read_results
+
+    results = read_results([run])
+    cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
+    if seed is not None:
+        cells = cells[cells["seed"] == seed]
+    if len(cells) != 1:
+        raise ExportError(
+            f"{run}: {len(cells)} cells have the method {method}{'' if seed is None else f' and seed {seed}'}; "
+            "name one by --method and --seed"
+        )
+    row = {str(column): value for column, value in cells.iloc[0].items()}
+    folder = results.runs[row["run"]]
+    epochs = results.epochs[(results.epochs["run"] == row["run"])]
+    epochs = epochs[epochs["cell_id"] == row["cell_id"]].sort_values("epoch")
+    return TrainedCell(folder, row, epochs)
+
+
+def _nir(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+    try:
+        import nir
+    except ImportError:
+        raise ExportError("NIR is not installed: pip install 'sltt-bench[nir]'") from None
+    from sltt_bench.export.nir_graph import nir_graph
+
+    nir.write(path, nir_graph(trained.network(), trained.recipe.data.sample_shape))
+
+
+def _onnx(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+    from sltt_bench.export.onnx_model import write_onnx
+
+    write_onnx(trained.network(), trained.recipe, path)
+
+
+def _state_dict(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+    import torch
+
+    torch.save(trained.network().state_dict(), path)
+
+
+def _eval_results(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+    from sltt_bench.export.eval_results import entry
+    from sltt_bench.yaml_text import dump_yaml
+
+    path.write_text(dump_yaml([entry(trained, benchmark)]), encoding="utf-8")
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[TrainedCell, Path, Benchmark | None], None]]] = {
+    "nir": ("{method}.nir", _nir),
+    "onnx": ("{method}.onnx", _onnx),
+    "state-dict": ("{method}.pt", _state_dict),
+    "eval-results": (".eval_results/{method}.yaml", _eval_results),
+}
+"""Format → the file's name by default, and what writes it."""

@@ -1,0 +1,212 @@
+"""A trained network as a graph of NIR, for neuromorphic tools.
+
+NIR (Pedersen et al. 2024, neuroir.org) says neurons by their differential equations. One Euler step of length 1 of
+these is one time step here:
+
+- hard reset: `LIF` with τ, R = τ (the input is not scaled), v_leak = v_reset;
+- soft reset, which no neuron of NIR has: u[t] = λ u[t-1] + I[t] − λ V_th s[t-1] as a leaky integrator `LI` (τ, R = τ),
+  a `Threshold`, and a `Scale` by −λ V_th from the spikes back to the integrator.
+
+Batch normalisation in evaluation becomes part of the convolution before it, or a 1×1 convolution. What NIR has no node for is refused
+by name. NIR fires where u > V_th, this tool where u ≥ V_th: the same but for potentials that hit the threshold exactly.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sltt_bench.export import ExportError
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.neurons import LIF, LIFParameters, Stateful, reset_state
+
+
+def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
+    """The nir.NIRGraph of a network [1, *input_shape] → [1, classes], called once a time step. Raises ExportError."""
+    network.eval()
+    traced = _traced(network, input_shape)
+    builder = _Builder(input_shape, dict(traced.named_modules()))
+    for node in traced.graph.nodes:
+        builder.add(node)
+    return builder.graph()
+
+
+class _Tracer(fx.Tracer):
+    """Layers that carry something over time are traced as what they are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    from torch.fx.passes.shape_prop import ShapeProp
+
+    try:
+        traced = fx.GraphModule(network, _Tracer().trace(network))
+        reset_state(network)
+        with torch.no_grad():
+            ShapeProp(traced).propagate(torch.zeros(1, *input_shape))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise ExportError(
+            f"the network's step cannot be traced as a graph: {' '.join(str(error).split())}"
+        ) from error
+    reset_state(network)
+    return traced
+
+
+class _Builder:
+    """Nodes and edges of NIR from the nodes of a traced step, in their order."""
+
+    def __init__(self, input_shape: tuple[int, ...], modules: Mapping[str, nn.Module]) -> None:
+        self._input_shape, self._modules = input_shape, modules
+        self._nodes: dict[str, Any] = {}
+        self._edges: list[tuple[str, str]] = []
+        self._sources: dict[fx.Node, list[str]] = {}
+        """Node of the trace → the NIR nodes whose sum it is."""
+
+    def graph(self) -> Any:
+        import nir
+
+        return nir.NIRGraph(nodes=self._nodes, edges=self._edges)
+
+    def add(self, node: fx.Node) -> None:
+        """One node of the trace; those before it are there. Raises ExportError."""
+        import nir
+
+        inputs = [source for argument in node.all_input_nodes for source in self._sources[argument]]
+        if node.op == "placeholder":
+            self._nodes["input"] = nir.Input({"input": np.array(self._input_shape)})
+            self._sources[node] = ["input"]
+        elif node.op == "output":
+            (argument,) = node.all_input_nodes
+            self._nodes["output"] = nir.Output({"output": np.array(_shape(argument))})
+            self._edges += [(source, "output") for source in inputs]
+        elif node.op == "call_function" and getattr(node.target, "__name__", "") in ("add", "iadd"):
+            self._sources[node] = inputs
+        elif node.op == "call_module":
+            self._add_module(node, str(node.target), self._modules[str(node.target)], inputs)
+        else:
+            raise ExportError(f"NIR has no node for {node.target} (at {node.name})")
+
+    def _add_module(self, node: fx.Node, name: str, module: nn.Module, inputs: list[str]) -> None:
+        if isinstance(module, (SequenceDropout, nn.Dropout, nn.Identity)):
+            self._sources[node] = inputs
+            return
+        source = node.all_input_nodes[0]
+        before = self._modules.get(str(source.target)) if source.op == "call_module" else None
+        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and len(source.users) == 1:
+            fused = fuse_conv_bn_eval(before, module)
+            self._nodes[str(source.target)] = _convolution(fused, _shape(source.all_input_nodes[0]), name)
+            self._sources[node] = inputs
+            return
+        if type(module) is LIF:
+            first = self._add_neuron(name, module.parameters_, _shape(node))
+        else:
+            convert = next((function for kind, function in _LAYERS.items() if type(module) is kind), None)
+            if convert is None:
+                raise ExportError(f"NIR has no node for {type(module).__name__} ({name})")
+            first, self._nodes[name] = name, convert(module, _shape(source), name)
+        self._edges += [(source, first) for source in inputs]
+        self._sources[node] = [name]
+
+    def _add_neuron(self, name: str, neuron: LIFParameters, shape: tuple[int, ...]) -> str:
+        """A layer of neurons that ends in the node `name`; returns the node that its input goes to."""
+        import nir
+
+        def each(value: float) -> Any:
+            return np.full(shape, value, dtype=np.float32)
+
+        tau, threshold = each(neuron.tau), each(neuron.v_threshold)
+        if neuron.reset == "hard":
+            rest = each(neuron.v_reset)
+            self._nodes[name] = nir.LIF(tau=tau, r=tau, v_leak=rest, v_threshold=threshold, v_reset=rest)
+            return name
+        potential, reset = f"{name}_potential", f"{name}_reset"
+        self._nodes[potential] = nir.LI(tau=tau, r=tau, v_leak=each(0.0))
+        self._nodes[name] = nir.Threshold(threshold=threshold)
+        self._nodes[reset] = nir.Scale(scale=each(-neuron.decay * neuron.v_threshold))
+        self._edges += [(potential, name), (name, reset), (reset, potential)]
+        return potential
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Of one sample."""
+    return tuple(node.meta["tensor_meta"].shape[1:])
+
+
+def _array(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().float().numpy()
+
+
+def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
+    import nir
+
+    bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
+    return nir.Conv2d(
+        input_shape=shape[1:],
+        weight=_array(layer.weight),
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        groups=layer.groups,
+        bias=_array(bias),
+    )
+
+
+def _linear(layer: nn.Linear, shape: tuple[int, ...], name: str) -> Any:
+    import nir
+
+    if layer.bias is None:
+        return nir.Linear(weight=_array(layer.weight))
+    return nir.Affine(weight=_array(layer.weight), bias=_array(layer.bias))
+
+
+def _normalisation(layer: nn.BatchNorm2d, shape: tuple[int, ...], name: str) -> Any:
+    """y = γ (x − μ)/√(σ² + ε) + β for each channel: a 1×1 convolution that mixes no channels.
+
+    NIR's types know no groups, so its weight is a diagonal matrix.
+    """
+    plain = nn.Conv2d(shape[0], shape[0], 1, bias=False)
+    nn.init.dirac_(plain.weight)
+    return _convolution(fuse_conv_bn_eval(plain.eval(), layer), shape, name)
+
+
+def _pooling(layer: nn.AvgPool2d, shape: tuple[int, ...], name: str) -> Any:
+    import nir
+
+    if layer.ceil_mode or not layer.count_include_pad or layer.divisor_override:
+        raise ExportError(f"NIR's average pool has no options but size, stride and padding ({name})")
+    sizes = {key: np.array(_pair(getattr(layer, key))) for key in ("kernel_size", "stride", "padding")}
+    return nir.AvgPool2d(**sizes)
+
+
+def _adaptive_pooling(layer: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], name: str) -> Any:
+    _, height, width = shape
+    rows, columns = _pair(layer.output_size)  # type: ignore[arg-type]
+    if height % rows or width % columns:
+        fault = f"{height}×{width} is no multiple of {rows}×{columns}"
+        raise ExportError(f"NIR has no adaptive pool, and {fault} ({name})")
+    return _pooling(nn.AvgPool2d((height // rows, width // columns)), shape, name)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def _flatten(layer: nn.Flatten, shape: tuple[int, ...], name: str) -> Any:
+    import nir
+
+    return nir.Flatten(start_dim=0, end_dim=-1, input_type={"input": np.array(shape)})
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any, tuple[int, ...], str], Any]] = {
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm2d: _normalisation,
+    nn.AvgPool2d: _pooling,
+    nn.AdaptiveAvgPool2d: _adaptive_pooling,
+    nn.Flatten: _flatten,
+}

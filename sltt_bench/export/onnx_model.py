@@ -1,0 +1,56 @@
+"""A trained network as ONNX: the whole sequence in one graph, from a batch of inputs to the mean of the step outputs.
+
+ONNX has no spiking neuron, but it has what one step of it is made of, so that the T steps are written one after
+another: the file's graph grows with T, its weights do not. Batch size stays open. The prediction is the argmax of the output.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.experiment import time_steps
+from sltt_bench.export import ExportError
+from sltt_bench.neurons import reset_state
+from sltt_bench.recipe import Recipe
+
+
+class Sequence(nn.Module):
+    """A network over all time steps of its recipe: [batch, (T,) *sample] → [batch, classes]."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        super().__init__()
+        self.network = network
+        self._timesteps, self._temporal = recipe.timesteps, recipe.data.temporal
+        self._counted = recipe.loss.window or recipe.timesteps
+
+    def forward(self, x: Tensor) -> Tensor:
+        reset_state(self.network)
+        outputs = [self.network(step) for step in time_steps(x, self._timesteps, self._temporal)]
+        reset_state(self.network)
+        return torch.stack(outputs[-self._counted :]).mean(0)
+
+
+def write_onnx(network: nn.Module, recipe: Recipe, path: Path) -> None:
+    """Write the network, which is in evaluation mode. Raises ExportError."""
+    shape = ((recipe.timesteps,) if recipe.data.temporal else ()) + tuple(recipe.data.sample_shape)
+    x = torch.rand(2, *shape)
+    options: dict[str, Any] = {
+        "dynamo": True,
+        "input_names": ["input"],
+        "output_names": ["output"],
+        "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+        "external_data": False,
+        "verbose": False,
+    }
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of torch's exporter about itself
+            torch.onnx.export(Sequence(network, recipe).eval(), (x,), str(path), **options)
+    except ModuleNotFoundError as error:
+        raise ExportError(f"{error.name} is not installed: pip install 'sltt-bench[onnx]'") from None
+    except Exception as error:
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ExportError(f"torch cannot write the network as ONNX: {reason}") from error

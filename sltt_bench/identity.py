@@ -1,0 +1,11 @@
+"""The identity of a JSON value: equal values have equal hashes, on whatever machine."""
+
+import hashlib
+import json
+from typing import Any
+
+
+def short_hash(value: Any) -> str:
+    """12 hexadecimal digits of the SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -1,0 +1,225 @@
+"""The drawing of lines and points over two axes: what a figure shows is a list of panels of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from sltt_bench.report.document import Width
+from sltt_bench.report.plots import style
+from sltt_bench.report.statistics import Floats
+
+SURVIVORS = "†"
+"""Beside a mean over fewer seeds than were started: the others did not finish."""
+Numbers = Sequence[float] | Floats
+_TITLE_WIDTH = 24
+"""Characters of a line of a small multiple's title."""
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a panel."""
+
+    label: str
+    """With the unit in brackets."""
+    from_zero: bool = False
+    at: tuple[float, ...] = ()
+    """The values that carry ticks, in rising order; none: a few round ones."""
+    whole: bool = False
+    """Whether round ticks are whole numbers."""
+    logarithmic: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line, or the points of one kind. Sequences belong together by place; coordinates are in the axes' units."""
+
+    label: str
+    """In the legend; '' keeps it out. Lines of one label look alike in all panels."""
+    xs: Numbers = ()
+    ys: Numbers = ()
+    """NaN leaves a gap in the line."""
+    spreads: Numbers = ()
+    """± in y; NaN or 0 for none."""
+    x_spreads: Numbers = ()
+    method: str = ""
+    """Whose look it has; '' is a colour of the ramp, by the place of its label."""
+    stroke: Literal["solid", "dashed", "dotted", "step", "level", "none"] = "solid"
+    """`level`: across the whole panel at its only y; `step`: the y holds until the next x."""
+    marks: Literal["filled", "hollow", "none"] = "filled"
+    marker: str = ""
+    """A shape in place of the look's own."""
+    soft: bool = False
+    """Whether it only helps to read the others: thin and grey."""
+    band: bool = False
+    """Whether spreads are shaded (else: bars)."""
+    size: tuple[float, float] | None = None
+    """Line width and marker size; None: methods that come later are thinner, so that equal lines are all seen."""
+    dots: Sequence[tuple[float, float]] = ()
+    """(x, y) of each single seed."""
+    survivors: Sequence[bool] = ()
+    """Where the mean leaves out seeds that did not finish."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Lines over one pair of axes."""
+
+    title: str
+    x: Axis
+    y: Axis
+    lines: tuple[Line, ...]
+    levels: tuple[tuple[float, str], ...] = ()
+    """(y, words): dotted across the panel."""
+    rings: tuple[tuple[float, float], ...] = ()
+    """Points beyond which something failed."""
+    remarks: tuple[str, ...] = ()
+    """What failed, written into the panel."""
+
+
+def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
+    """The panels with one legend for all of them."""
+    figure, axes = style.panels(width, len(panels), 2.2)
+    labels = dict.fromkeys(
+        line.label for panel in panels for line in panel.lines if not line.method and not line.soft
+    )
+    ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
+    for place, panel in zip(axes, panels, strict=False):
+        _panel(place, panel, ramp)
+        if len(panels) > style.MOST_IN_ROW:
+            place.set_title("\n".join(wrap(panel.title, _TITLE_WIDTH)))
+    style.legend_below(figure, axes, width)
+    return figure
+
+
+def _ramp_look(place: int, count: int) -> dict[str, Any]:
+    colour = style.ramp(place / (count - 1) if count > 1 else 0.3)
+    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)]}
+
+
+def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]]) -> None:
+    methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
+    for line in panel.lines:
+        if line.soft:
+            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o"}
+            size = line.size or (0.8, 3.2)
+        elif line.method:
+            look = {"color": style.colour(line.method), "marker": style.marker(line.method)}
+            size = line.size or style.weight(methods.index(line.method))
+        else:
+            look, size = ramp[line.label], line.size or (1.4, 4.5)
+        _line(axes, line, look, size)
+    for value, words in panel.levels:
+        _level(axes, value, words)
+    for ring in panel.rings:
+        axes.plot(*ring, "o", markersize=10.5, mfc="none", mec=style.FAILED, zorder=6)
+    axes.set_title(panel.title)
+    _axis(axes, "x", panel.x)
+    _axis(axes, "y", panel.y)
+    if panel.remarks:
+        _remark(axes, panel.remarks)
+
+
+def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, float]) -> None:
+    colour, (width, mark) = look["color"], size
+    xs, ys = np.asarray(line.xs, dtype=float), np.asarray(line.ys, dtype=float)
+    how: dict[str, Any] = {"color": colour, "linewidth": width, "label": line.label or None}
+    how["linestyle"] = _STROKES.get(line.stroke, style.line(line.method))
+    if line.stroke == "level":
+        axes.axhline(float(ys[0]), **how)
+        return
+    if line.stroke == "step":
+        how["drawstyle"] = "steps-post"
+    if line.marks != "none":
+        hollow = line.marks == "hollow"
+        edge = colour if hollow else style.SURFACE
+        how |= {"marker": line.marker or look["marker"], "markersize": mark, "markeredgecolor": edge}
+        how |= {
+            "markerfacecolor": style.SURFACE if hollow else colour,
+            "markeredgewidth": 1.2 if hollow else 0.6,
+        }
+    if line.dots:
+        x, y = zip(*line.dots, strict=True)
+        axes.plot(x, y, ".", color=colour, markersize=2.8, alpha=0.55, markeredgewidth=0, zorder=2.5)
+    bars = _bars(line)
+    if line.band or not bars:
+        axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)
+    else:
+        axes.errorbar(xs, ys, elinewidth=0.9, ecolor=colour, zorder=3, **bars, **how)
+    if line.band and np.any(np.nan_to_num(line.spreads) > 0):
+        spread = np.asarray(line.spreads, dtype=float)
+        axes.fill_between(xs, ys - spread, ys + spread, color=colour, alpha=0.16, linewidth=0)
+    for x, y, left_out in zip(xs, ys, line.survivors, strict=False):
+        if left_out:
+            axes.annotate(SURVIVORS, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+
+
+_STROKES = {"dashed": (0, (4, 2)), "dotted": (0, (1, 1.5)), "level": "--", "none": "none"}
+
+
+def _bars(line: Line) -> dict[str, Any]:
+    """The spreads that are to be drawn as error bars, by the name that matplotlib gives them."""
+    spreads = {"yerr": line.spreads, "xerr": line.x_spreads}
+    return {name: values for name, values in spreads.items() if np.any(np.nan_to_num(values) > 0)}
+
+
+def _level(axes: Axes, value: float, words: str) -> None:
+    axes.axhline(value, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
+    if words:
+        axes.annotate(
+            words, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+            fontsize=6.5, color=style.SOFT_INK,
+        )  # fmt: skip
+
+
+def _remark(axes: Axes, remarks: Sequence[str]) -> None:
+    low, high = axes.get_ylim()
+    axes.set_ylim(
+        low, high + 0.13 * len(remarks) * (high - low)
+    )  # room for the words above the largest value
+    axes.text(
+        0.03, 0.98, "\n".join(remarks), transform=axes.transAxes, va="top", fontsize=6.5, color=style.FAILED,
+        bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 1.5},
+    )  # fmt: skip
+
+
+def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
+    getattr(axes, f"set_{which}label")(axis.label)
+    getattr(axes, f"set_{which}margin")(0.08 if which == "x" else 0.12)
+    if axis.logarithmic:
+        getattr(axes, f"set_{which}scale")("log")
+        matplotlib_axis = axes.xaxis if which == "x" else axes.yaxis
+        matplotlib_axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        matplotlib_axis.set_minor_locator(NullLocator())
+    elif axis.at:
+        ticks_at(axes, axis.at)
+    else:
+        style.plain_ticks(axes, which, whole=axis.whole)
+    if axis.from_zero:
+        style.from_zero(axes, which)
+
+
+def ticks_at(axes: Axes, values: Sequence[float]) -> None:
+    """Ticks of the x axis where values are, logarithmic where they span a factor of more than 32.
+
+    Memory grows linearly in T and batch size: up to there a reader should see a straight line.
+    """
+    places = list(values)
+    if min(values) > 0 and max(values) / min(values) > 32:
+        axes.set_xscale("log", base=2)
+        places = [math.log2(value) for value in values]
+    room = (places[-1] - places[0]) / 9
+    shown = [0]
+    for number, place in enumerate(places):
+        if place - places[shown[-1]] >= room > 0:
+            shown.append(number)
+    axes.xaxis.set_major_locator(FixedLocator([values[number] for number in shown]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -1,0 +1,138 @@
+"""Accuracy over training: each seed's curve, their mean, and when an accuracy is first reached."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sltt_bench.format import scale_for
+from sltt_bench.report.groups import Group, MethodResult
+from sltt_bench.report.plots.lines import Axis, Line, Panel
+from sltt_bench.report.statistics import Floats
+
+_LEVELS = 25
+"""Accuracies whose time is drawn."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method's accuracy after each epoch of each cell that has all of them."""
+
+    method: str
+    epoch: Floats
+    accuracy: Floats
+    """[cells, epochs], as shares."""
+    trained_s: Floats
+    """[cells, epochs]: training time until the end of the epoch, evaluation not counted."""
+    survivors: bool
+    """Whether other seeds did not finish."""
+    at_chance: bool
+
+    @property
+    def peak(self) -> float:
+        """The highest accuracy that every cell reaches."""
+        return float(self.accuracy.max(axis=1).min())
+
+    def time_to(self, accuracy: float) -> float:
+        """Mean over cells of the training time until an epoch first ends with this accuracy; NaN if a cell never does."""
+        reached = self.accuracy >= accuracy
+        if not reached.any(axis=1).all():
+            return float("nan")
+        return float(self.trained_s[np.arange(len(reached)), reached.argmax(axis=1)].mean())
+
+
+def curves(group: Group) -> list[Curve]:
+    """The curves of all finished methods with accuracy for at least two epochs; random data has none."""
+    if group.key.synthetic:
+        return []
+    return [curve for result in group.finished if (curve := _curve(group, result)) is not None]
+
+
+def _curve(group: Group, result: MethodResult) -> Curve | None:
+    rows = result.epochs
+    if rows.empty or rows["epoch"].nunique() < 2:
+        return None
+    rows = rows.assign(cell=rows["run"].astype(str) + rows["cell_id"].astype(str))
+    top1, seconds = (
+        rows.pivot(index="cell", columns="epoch", values=name).astype(float)
+        for name in ("test_top1", "train_s")
+    )
+    whole = (top1.notna() & seconds.notna()).all(axis=1)
+    if not whole.any():
+        return None
+    return Curve(
+        method=result.method,
+        epoch=top1.columns.to_numpy(dtype=float),
+        accuracy=top1[whole].to_numpy(),
+        trained_s=seconds[whole].cumsum(axis=1).to_numpy(),
+        survivors=bool(result.lost_seeds),
+        at_chance=group.at_chance(result.method),
+    )
+
+
+def common_accuracy(shown: Sequence[Curve], floor: float | None) -> float | None:
+    """The highest accuracy that every cell of every method above chance reaches; None at or below the floor."""
+    peaks = [curve.peak for curve in shown if not curve.at_chance]
+    lowest = min(peaks, default=0.0)
+    return lowest if lowest > (floor or 0.0) else None
+
+
+def curve_panels(shown: Sequence[Curve], floor: float | None) -> list[Panel]:
+    """Accuracy by epoch and by training time, and the time that each accuracy takes."""
+    scale = scale_for("s", [float(curve.trained_s.max()) for curve in shown])
+    target = common_accuracy(shown, floor)
+    levels: tuple[tuple[float, str], ...] = () if target is None else ((100 * target, ""),)
+    if floor is not None and floor >= min(float(curve.accuracy.min()) for curve in shown):
+        levels = (*levels, (100 * floor, "chance"))
+    above = [curve for curve in shown if not curve.at_chance]
+    panels = [
+        epoch_panel(shown, "Accuracy by epoch", levels),
+        Panel(
+            "Accuracy by training time",
+            Axis(f"training time [{scale.unit}]", from_zero=True),
+            Axis("test top-1 [%]"),
+            tuple(_mean(curve, curve.trained_s.mean(axis=0) / scale.factor) for curve in shown),
+            levels,
+        ),
+    ]
+    if above:
+        low = max(floor or 0.0, min(float(curve.accuracy.min()) for curve in above))
+        wanted = np.linspace(low, max(curve.peak for curve in above), _LEVELS)
+        panels.append(
+            Panel(
+                "Time to an accuracy",
+                Axis("test top-1 reached [%]"),
+                Axis(f"training time [{scale.unit}]", from_zero=True),
+                tuple(
+                    Line(
+                        curve.method,
+                        100 * wanted,
+                        [curve.time_to(level) / scale.factor for level in wanted],
+                        method=curve.method,
+                        marks="none",
+                    )
+                    for curve in above
+                ),
+            )
+        )
+    return panels
+
+
+def epoch_panel(shown: Sequence[Curve], title: str, levels: tuple[tuple[float, str], ...] = ()) -> Panel:
+    """Accuracy by epoch."""
+    lines = tuple(_mean(curve, curve.epoch) for curve in shown)
+    return Panel(title, Axis("epoch", whole=True), Axis("test top-1 [%]"), lines, levels)
+
+
+def _mean(curve: Curve, xs: Floats) -> Line:
+    cells = len(curve.accuracy)
+    spread = 100 * curve.accuracy.std(axis=0, ddof=1) if cells > 1 else np.zeros_like(xs)
+    return Line(
+        curve.method,
+        xs,
+        100 * curve.accuracy.mean(axis=0),
+        spread,
+        method=curve.method,
+        band=True,
+        survivors=[*[False] * (len(xs) - 1), curve.survivors],
+    )

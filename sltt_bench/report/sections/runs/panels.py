@@ -1,0 +1,291 @@
+"""What the figures of one group show: its methods' bars, pairs, trade-offs, curves against K and timelines."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from sltt_bench.format import Scale, scale_for
+from sltt_bench.report import numbers
+from sltt_bench.report.groups import Group, MethodResult, NotComparable
+from sltt_bench.report.metrics import METRICS, Phase
+from sltt_bench.report.plots.bars import Bar, BarPanel
+from sltt_bench.report.plots.dots import Dot, DotPanel
+from sltt_bench.report.plots.lines import SURVIVORS, Axis, Line, Panel
+from sltt_bench.report.statistics import Stat, pareto_front
+from sltt_bench.results.reader import Run
+
+TITLES = {"epoch_s": "Time per epoch", "last_test_top1": "Accuracy"}
+"""Of panels, by figure; any other is a peak of memory."""
+MOST_METHODS = 40
+"""So many methods a figure of bars or rows holds; the tables hold all."""
+_MOST_SAMPLES = 1500
+"""Points of a timeline."""
+
+
+def axis_label(metric: str, phase: Phase, scale: Scale) -> str:
+    """What an axis of a figure says, with its unit."""
+    words = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1"}
+    return f"{words.get(metric, METRICS[metric].label)} [{scale.unit}]"
+
+
+def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:
+    """The unit in which the means of a figure are drawn."""
+    return numbers.scale_of_metric(metric, [stat.mean for stat in stats])
+
+
+def mean_line(method: str, metric: str, results: Mapping[float, MethodResult | None], factor: float) -> Line:
+    """A method's mean at each x, with its standard deviation and its seeds.
+
+    Where the method was not measured the line has a gap; a mean that leaves out seeds is marked.
+    """
+    xs, ys, spreads, survivors, dots = [], [], [], [], []
+    for x, result in results.items():
+        stat = result.stat(metric) if result else None
+        xs.append(x)
+        ys.append(stat.mean / factor if stat else float("nan"))
+        spreads.append((stat.std or 0.0) / factor if stat else 0.0)
+        survivors.append(bool(stat and result and result.lost_seeds))
+        if stat and stat.n > 1 and result:
+            dots += [(x, value / factor) for value in result.values[metric].values()]
+    known = [place for place, y in enumerate(ys) if y == y]
+    kept = slice(known[0], known[-1] + 1) if known else slice(0)
+    return Line(
+        method, xs[kept], ys[kept], spreads[kept], method=method, dots=dots, survivors=survivors[kept]
+    )
+
+
+# Methods side by side ---------------------------------------------------------------------------
+
+
+def shown_results(group: Group) -> list[MethodResult]:
+    """The methods that a figure can show: they finished, or ran out of memory."""
+    return [r for r in group.methods.values() if r.finished or r.out_of_memory][:MOST_METHODS]
+
+
+def method_bars(group: Group, baseline: str) -> list[BarPanel]:
+    """Peak memory and epoch time of each method, with the ratio to the baseline."""
+    shown = [name for name in (group.headline_memory(), "epoch_s") if name]
+    return [_bars_of(group, name, baseline) for name in shown]
+
+
+def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
+    results = shown_results(group)
+    stats = {r.method: stat for r in results if (stat := r.stat(metric))}
+    scale = scale_of(metric, stats.values())
+    bars = []
+    for result in results:
+        stat = stats.get(result.method)
+        if stat is None:
+            lost = Bar(result.method, failure="out of memory", endless=metric != "epoch_s")
+            bars.append(lost)
+            continue
+        values = result.values[metric].values() if stat.n > 1 and stat.std else ()
+        bars.append(
+            Bar(
+                result.method,
+                (stat.mean / scale.factor,),
+                scale.number(stat.mean)
+                + f" {SURVIVORS}" * bool(result.lost_seeds)
+                + _ratio_text(group, metric, result.method, baseline),
+                result.method,
+                (stat.std or 0.0) / scale.factor,
+                tuple(value / scale.factor for value in values),
+            )
+        )
+    title = TITLES.get(metric, "Peak memory")
+    return BarPanel(title, axis_label(metric, group.phase, scale), tuple(bars))
+
+
+def _ratio_text(group: Group, metric: str, method: str, baseline: str) -> str:
+    estimate = group.ratio(metric, method, baseline)
+    if isinstance(estimate, NotComparable) or method == baseline:
+        return ""
+    return f"  ({numbers.ratio(estimate.value)})"
+
+
+def pair_dots(group: Group, baseline: str) -> list[DotPanel]:
+    """Every pair of every noisy comparison with the baseline; none where no method has two pairs."""
+    names = [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
+    noisy = [name for name in names if not METRICS[name].exact]
+    methods = [r.method for r in group.finished if r.method != baseline][:MOST_METHODS]
+    dots = {name: [_dot(group, name, method, baseline) for method in methods] for name in noisy}
+    rows = [row for row in range(len(methods)) if any(len(dots[name][row].pairs) > 1 for name in noisy)]
+    return [
+        _dot_panel(name, baseline, [dots[name][row] for row in rows])
+        for name in noisy
+        if any(dots[name][row].pairs for row in rows)
+    ]
+
+
+def _dot(group: Group, metric: str, method: str, baseline: str) -> Dot:
+    as_ratio = METRICS[metric].as_ratio
+    compared = (group.ratio if as_ratio else group.difference)(metric, method, baseline)
+    pairs = group.pairs(metric, method, baseline)
+    if isinstance(compared, NotComparable) or isinstance(pairs, NotComparable):
+        return Dot(method, None, "not comparable", method=method)
+    one, other = (list(side.values()) for side in pairs)
+    factor = 1.0 if as_ratio else 100.0
+    single = [a / b if as_ratio else a - b for a, b in zip(one, other, strict=True)]
+    interval = compared.interval
+    return Dot(
+        method,
+        factor * compared.value,
+        numbers.ratio(compared.value) if as_ratio else numbers.points(compared.value),
+        (factor * interval.low, factor * interval.high) if interval else None,
+        pairs=tuple(factor * value for value in single),
+        method=method,
+    )
+
+
+def _dot_panel(metric: str, baseline: str, dots: Sequence[Dot]) -> DotPanel:
+    title = TITLES.get(metric, "Peak memory")
+    if METRICS[metric].as_ratio:
+        return DotPanel(title, f"÷ {baseline} [×]", tuple(dots), no_change=1.0)
+    return DotPanel(title, f"− {baseline} [points]", tuple(dots), no_change=0.0, from_zero=False)
+
+
+# Accuracy, memory and time traded off -----------------------------------------------------------
+
+
+def tradeoff_panels(group: Group) -> list[Panel]:
+    """Accuracy over memory and over time; for random data memory over time. Filled: on the front."""
+    memory = group.headline_memory() or ""
+    axes = [(memory, "last_test_top1"), ("epoch_s", "last_test_top1")]
+    if not any(result.stat("last_test_top1") for result in group.finished):
+        axes = [("epoch_s", memory)]
+    return [_tradeoff(group, x, y) for x, y in axes]
+
+
+def _tradeoff(group: Group, x: str, y: str) -> Panel:
+    points = {
+        result.method: (a, b)
+        for result in group.finished
+        if (a := result.stat(x)) is not None and (b := result.stat(y)) is not None
+    }
+    across, up = (scale_of(name, [pair[i] for pair in points.values()]) for i, name in enumerate((x, y)))
+    lines = [_front(points, across, up, METRICS[y].better == "higher")]
+    for method, pair in points.items():
+        result = group.methods[method]
+        one, other = result.values[x], result.values[y]
+        shared = sorted(set(one) & set(other)) if pair[0].n > 1 else []
+        lines.append(
+            Line(
+                method, [pair[0].mean / across.factor], [pair[1].mean / up.factor],
+                [(pair[1].std or 0.0) / up.factor], [(pair[0].std or 0.0) / across.factor], method=method,
+                stroke="none", marks="filled" if method in group.pareto_front else "hollow", size=(1.4, 6.5),
+                dots=[(one[seed] / across.factor, other[seed] / up.factor) for seed in shared],
+                survivors=[bool(result.lost_seeds)],
+            )
+        )  # fmt: skip
+    over = "time" if x == "epoch_s" else "memory"
+    return Panel(
+        f"{'Accuracy' if y == 'last_test_top1' else 'Memory'} over {over}",
+        Axis(axis_label(x, group.phase, across), from_zero=True),
+        Axis(axis_label(y, group.phase, up), from_zero=METRICS[y].unit == "bytes"),
+        tuple(lines),
+    )
+
+
+def _front(points: Mapping[str, tuple[Stat, Stat]], across: Scale, up: Scale, higher: bool) -> Line:
+    """The front of two figures as a step line: nothing measured lies beyond it."""
+    sign = -1 if higher else 1
+    members = pareto_front({name: (a.mean, sign * b.mean) for name, (a, b) in points.items()})
+    corners = sorted(
+        (points[name][0].mean / across.factor, points[name][1].mean / up.factor) for name in members
+    )
+    xs, ys = [x for x, _ in corners], [y for _, y in corners]
+    return Line("", xs, ys, stroke="step", marks="none", soft=True)
+
+
+# Against K --------------------------------------------------------------------------------------
+
+
+def steps_used(group: Group) -> dict[str, int]:
+    """Method → K, for SLTT-K and for SLTT, which uses all T steps (K = T); unbiased variants left out."""
+    steps = {}
+    for method in group.methods:
+        if match := re.fullmatch(r"sltt-k(\d+)", method):
+            steps[method] = int(match[1])
+        elif method == "sltt":
+            steps[method] = group.key.timesteps
+    return dict(sorted(steps.items(), key=lambda item: item[1]))
+
+
+def can_draw_k(group: Group) -> bool:
+    """Whether at least three values of K finished."""
+    return len({k for method, k in steps_used(group).items() if group.methods[method].finished}) > 2
+
+
+def k_panels(group: Group) -> list[Panel]:
+    """Memory, time and accuracy against K; SLTT is K = T, BPTT a level to compare with."""
+    ks = steps_used(group)
+    names = [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
+    return [_against_k(group, name, ks) for name in names if any(group.methods[m].stat(name) for m in ks)]
+
+
+def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:
+    stats = {method: stat for method in ks if (stat := group.methods[method].stat(metric)) is not None}
+    level = group.methods["bptt"].stat(metric) if "bptt" in group.methods else None
+    scale = scale_of(metric, [*stats.values(), *([level] if level else [])])
+    factor = scale.factor
+    ys = [stat.mean / factor for stat in stats.values()]
+    lines = [Line("", [ks[method] for method in stats], ys, marks="none", soft=True, size=(1.0, 0))]
+    lines += [
+        replace(mean_line(m, metric, {ks[m]: group.methods[m]}, factor), size=(1.4, 5.5)) for m in stats
+    ]
+    if level is not None:
+        lines.append(Line("bptt", ys=[level.mean / factor], method="bptt", stroke="level", size=(1.2, 0)))
+    return Panel(
+        TITLES.get(metric, "Peak memory"),
+        Axis("K, steps with a gradient", at=tuple(sorted(set(ks.values())))),
+        Axis(axis_label(metric, group.phase, scale), from_zero=metric != "last_test_top1"),
+        tuple(lines),
+    )
+
+
+# NVML over time ---------------------------------------------------------------------------------
+
+
+def timelines(group: Group, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Method → NVML samples of its first finished cell that has any; one NVML scope only."""
+    timelines: dict[str, pd.DataFrame] = {}
+    for result in group.finished:
+        for run, cell_id in result.cells:
+            if not runs[run].has_timeline:
+                continue
+            samples = runs[run].timeline
+            samples = samples[samples["cell_id"] == cell_id].dropna(subset=["nvml_used_bytes", "elapsed_s"])
+            if not samples.empty:
+                samples = samples[samples["attempt"] == samples["attempt"].max()]
+                timelines[result.method] = samples.sort_values("elapsed_s", kind="stable")
+                break
+    scopes = {samples["nvml_scope"].iloc[0] for samples in timelines.values()}
+    scope = "process" if "process" in scopes else "device"
+    return {method: s for method, s in timelines.items() if s["nvml_scope"].iloc[0] == scope}
+
+
+def timeline_panels(samples: Mapping[str, pd.DataFrame]) -> list[Panel]:
+    """Memory in use, and power or else utilisation, as far as it was sampled."""
+    time = scale_for("s", [float(s["elapsed_s"].max()) for s in samples.values()])
+    memory = scale_for("bytes", [float(s["nvml_used_bytes"].max()) for s in samples.values()])
+    scope = next(iter(samples.values()))["nvml_scope"].iloc[0]
+    drawn = [("Memory in use", "nvml_used_bytes", f"NVML, {scope} [{memory.unit}]", memory.factor)]
+    beside = [
+        ("Power", "power_w", "board power [W]", 1.0),
+        ("Utilisation", "gpu_util", "GPU utilisation [%]", 0.01),
+    ]
+    drawn += [row for row in beside if all(s[row[1]].notna().any() for s in samples.values())][:1]
+    label = f"time since the profiler started [{time.unit}]"
+    panels = []
+    for title, column, y_label, factor in drawn:
+        lines = []
+        for method, every in samples.items():
+            shown = every.iloc[:: -(-len(every) // _MOST_SAMPLES)]
+            xs, ys = (shown[name].to_numpy(dtype=float) for name in ("elapsed_s", column))
+            lines.append(
+                Line(method, xs / time.factor, ys / factor, method=method, marks="none", size=(1.1, 0))
+            )
+        panels.append(Panel(title, Axis(label), Axis(y_label, from_zero=True), tuple(lines)))
+    return panels

@@ -1,0 +1,158 @@
+"""Groups of one recipe that differ in a single field: what is drawn against T, batch size, or any other number."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sltt_bench.report.groups import Group
+from sltt_bench.report.metrics import METRICS, Phase
+from sltt_bench.report.plots.lines import Axis, Line, Panel
+from sltt_bench.report.sections.runs.panels import TITLES, axis_label, mean_line, scale_of
+from sltt_bench.report.statistics import Slope, Stat, slope_of
+
+FIELD_WORDS = {"timesteps": "T, time steps", "train.batch_size": "batch size"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Groups that are alike in all but one recipe field."""
+
+    field: str
+    """The recipe field, dotted."""
+    groups: Mapping[float, Group]
+    """Value of the field → group, in rising order."""
+
+    @property
+    def methods(self) -> list[str]:
+        """Every method of some group, in the usual order."""
+        return list(dict.fromkeys(method for group in self.groups.values() for method in group.methods))
+
+    @property
+    def metrics(self) -> list[str]:
+        """What can be drawn: a figure that every finished group has, measured alike."""
+        finished = [group for group in self.groups.values() if group.finished]
+        shown: list[str] = []
+        memories = {group.headline_memory() for group in finished}
+        if len(memories) == 1 and (memory := memories.pop()):
+            shown.append(memory)
+        if len({group.phase for group in finished}) == 1:
+            shown.append("epoch_s")
+        if any(r.stat("last_test_top1") for group in finished for r in group.finished):
+            # A field that is neither T nor batch size changes the task: accuracy is the question.
+            shown = [*shown, "last_test_top1"] if self.field in FIELD_WORDS else ["last_test_top1"]
+        return shown
+
+    @property
+    def phase(self) -> Phase:
+        """Which epochs the times are from."""
+        return next(group.phase for group in self.groups.values() if group.finished)
+
+    @property
+    def words(self) -> str:
+        """The field as an axis names it."""
+        return FIELD_WORDS.get(self.field, self.field)
+
+    def first_lost(self, method: str) -> float | None:
+        """The smallest value at which no cell of the method finished for want of memory."""
+        for value, group in self.groups.items():
+            result = group.methods.get(method)
+            if result and result.out_of_memory and not result.finished:
+                return value
+        return None
+
+    def stats(self, method: str, metric: str) -> dict[float, Stat]:
+        """Value of the field → the method's mean, where it was measured."""
+        return {
+            value: stat
+            for value, group in self.groups.items()
+            if method in group.methods and (stat := group.methods[method].stat(metric)) is not None
+        }
+
+    def slopes(self) -> dict[str, Slope]:
+        """Method → how its memory grows a time step; empty against any other field, or below three values of T."""
+        memory = next((metric for metric in self.metrics if METRICS[metric].unit == "bytes"), None)
+        if self.field != "timesteps" or memory is None:
+            return {}
+        lines = {
+            name: [(x, stat.mean) for x, stat in self.stats(name, memory).items()] for name in self.methods
+        }
+        return {name: slope for name, line in lines.items() if (slope := slope_of(line)) is not None}
+
+
+def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
+    """Every family of at least two groups of one recipe that differ in a single numeric field."""
+    known = [group for group in groups if group.settings]
+    order = list(FIELD_WORDS)
+    names = sorted(
+        varied_fields(groups), key=lambda name: (order.index(name) if name in order else len(order), name)
+    )
+    sweeps = []
+    for name in names:
+        families: dict[Any, dict[float, Group]] = {}
+        for group in known:
+            value = group.settings.get(name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                families.setdefault(_all_else(group, name), {})[value] = group
+        for family in families.values():
+            if len(family) > 1 and any(group.finished for group in family.values()):
+                sweeps.append(Sweep(name, dict(sorted(family.items()))))
+    return sweeps
+
+
+def varied_fields(groups: Sequence[Group]) -> set[str]:
+    """The recipe fields, dotted, that are not the same in all groups."""
+    known = [group for group in groups if group.settings]
+    return {key for group in known for key in group.settings if _varies(key, known)}
+
+
+def _varies(name: str, groups: Sequence[Group]) -> bool:
+    return len({repr(group.settings.get(name)) for group in groups}) > 1
+
+
+def _all_else(group: Group, name: str) -> tuple[Any, ...]:
+    """Everything about a group but one field, to find its siblings by."""
+    key = {
+        field: value
+        for field, value in vars(group.key).items()
+        if field not in ("recipe_hash", "timesteps", "batch_size", "tuning")
+    }
+    key["tuned"] = group.key.tuned
+    settings = {field: value for field, value in group.settings.items() if field != name}
+    return (*key.values(), repr(sorted(settings.items(), key=lambda item: item[0])))
+
+
+def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
+    """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side."""
+    lost = {name: value for name in sweep.methods if (value := sweep.first_lost(name)) is not None}
+    for number, metric in enumerate(sweep.metrics):
+        stats = {name: sweep.stats(name, metric) for name in sweep.methods}
+        scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
+        lines = [_line(sweep, name, metric, scale.factor) for name in sweep.methods if stats[name]]
+        if METRICS[metric].unit == "bytes":
+            lines += [_fit(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
+        rings = [
+            (max(good), stats[name][max(good)].mean / scale.factor)
+            for name, value in lost.items()
+            if (good := [x for x in stats[name] if x < value])
+        ]
+        yield Panel(
+            title or TITLES.get(metric, "Peak memory"),
+            Axis(sweep.words, at=tuple(sweep.groups)),
+            Axis(axis_label(metric, sweep.phase, scale), from_zero=metric != "last_test_top1"),
+            tuple(lines),
+            rings=tuple(rings),
+            remarks=() if number else tuple(f"{n}: out of memory at {value:g}" for n, value in lost.items()),
+        )
+
+
+def _line(sweep: Sweep, method: str, metric: str, factor: float) -> Line:
+    results = {x: group.methods.get(method) for x, group in sweep.groups.items()}
+    return mean_line(method, metric, results, factor)
+
+
+def _fit(method: str, slope: Slope, factor: float) -> Line:
+    """The least-squares line, over the values that it was fitted to."""
+    ys = [slope.at(x) / factor for x in (slope.first, slope.last)]
+    return Line(
+        "", (slope.first, slope.last), ys, method=method, stroke="dotted", marks="none", size=(0.9, 0)
+    )

@@ -1,0 +1,397 @@
+"""Plans handed to Slurm by submitit: a job array with a job for each cell, and what became of them.
+
+A submission is a folder of results. Each job works on one cell with `sltt-bench run`'s own means and has a run folder to
+itself, which nobody else writes: no lock has to hold on a shared file system. Slurm starts a job again after a
+preemption, a dead node, or (through submitit) shortly before its time runs out; it then finds its run by the cell, as
+`--resume` does, and goes on from the checkpoint. What the submission itself keeps is in `.slurm`, which no report reads.
+"""
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from sltt_bench.plan import Cell, Plan, cell_from_dict
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows, write_atomically
+from sltt_bench.runner import NotRunnable, PlannedRun, finished_cells, run_plans
+
+STATE_FOLDER = ".slurm"
+SUBMISSION_FILE = "submission.json"
+JOBS_FOLDER = "jobs"
+"""Below STATE_FOLDER: submitit's scripts and each job's output."""
+
+SIGNAL_DELAY_S = 90
+"""Seconds before the end of a job's time at which it is asked to end, and is requeued."""
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+_WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
+_RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
+
+
+class SlurmError(Exception):
+    """Slurm is not here, or refused; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What each job asks for, in sbatch's terms."""
+
+    time_min: int
+    """Minutes after which Slurm ends a job; it is requeued before."""
+    partition: str | None = None
+    nodes: int = 1
+    """Of a job; the processes of a cell are divided evenly over them."""
+    gpus_per_node: int | None = None
+    cpus_per_task: int | None = None
+    mem_gb: float | None = None
+    array_parallelism: int = 256
+    """Jobs that run at once."""
+    requeues: int = 20
+    """How often a cell may run out of its time and go on."""
+    further: Mapping[str, str] = field(default_factory=dict)
+    """Further options of sbatch: name → value, "" for one without."""
+
+
+@dataclass(frozen=True)
+class CellJob:
+    """What a job does; submitit carries it to the node, and asks it for its successor before the time runs out."""
+
+    cell: Mapping[str, Any]
+    folder: str
+    data_dir: str
+    command: tuple[str, ...]
+    timeout_s: float | None
+    neighbours: int
+    """Cells of the submission that may run at the same time."""
+
+    def __call__(self) -> None:
+        """Run the cell, or go on with it; exit code 1 if it failed."""
+        from sltt_bench import commands
+        from sltt_bench.jobs import make_places
+
+        if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
+            os.environ.setdefault("OMP_NUM_THREADS", cores)
+        cell = cell_from_dict(dict(self.cell))
+        places = make_places(cell.device, per_cell=cell.recipe.train.devices, oversubscribe=True)
+        beside = 0 if _has_whole_node() else self.neighbours
+        code = commands.run_plans(
+            [Plan(cell.recipe, (cell,))],
+            out=Path(self.folder),
+            data_dir=Path(self.data_dir),
+            timeout_s=self.timeout_s,
+            resume=True,
+            command=list(self.command),
+            places=[replace(place, neighbours=beside) for place in places],
+            lost="its job ended without a word (its node, or the process itself, was killed)",
+            summary=False,
+        )
+        if code:
+            sys.exit(code)
+
+    def checkpoint(self) -> Any:
+        """The same again: what was done is in the cell's checkpoint and rows."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _has_whole_node() -> bool:
+    """Whether no other job can run on this node's processors."""
+    return os.environ.get("SLURM_CPUS_ON_NODE") == str(os.cpu_count())
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """How a cell of a submission stands."""
+
+    cell: Cell
+    state: State
+    reason: str
+    """Slurm's, or that of the cell's row; "" where there is none."""
+    job: str
+    """Its last job; "" if it has none."""
+    epochs_done: int
+
+
+@dataclass
+class Submission:
+    """What was handed to Slurm into one folder of results."""
+
+    folder: Path
+    cells: list[Cell]
+    jobs: dict[str, str] = field(default_factory=dict)
+    """cell_id → its last job, "12_3" or "12"."""
+    cancelled: list[str] = field(default_factory=list)
+    """cell_ids of which the last job was cancelled."""
+
+    @classmethod
+    def create(cls, out: Path, cells: Sequence[Cell]) -> "Submission":
+        """A new folder below `out`, named by the time. Raises ResultsError."""
+        folder = out / f"submitted-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        try:
+            (folder / STATE_FOLDER).mkdir(parents=True)
+        except OSError as error:
+            raise ResultsError(
+                f"{folder}: cannot be made ({error}); choose another folder with --out"
+            ) from None
+        submission = cls(folder.absolute(), list(cells))
+        submission.write()
+        return submission
+
+    @classmethod
+    def read(cls, folder: Path) -> "Submission":
+        """Raises ResultsError if the folder holds no submission."""
+        path = folder / STATE_FOLDER / SUBMISSION_FILE
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            cells = [cell_from_dict(cell) for cell in content["cells"]]
+            return cls(folder.absolute(), cells, dict(content["jobs"]), list(content["cancelled"]))
+        except FileNotFoundError:
+            raise ResultsError(
+                f"{folder}: nothing was submitted into this folder; `sltt-bench submit` names the one that it makes"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path}: cannot be read ({error}); submit again without --resume") from None
+
+    @classmethod
+    def newest_of(cls, out: Path, cells: Sequence[Cell]) -> "Submission | None":
+        """The last one of just these cells below `out`."""
+        wanted = [cell.cell_id for cell in cells]
+        for path in sorted(out.glob(f"*/{STATE_FOLDER}"), reverse=True):
+            submission = cls.read(path.parent)
+            if [cell.cell_id for cell in submission.cells] == wanted:
+                return submission
+        return None
+
+    def write(self) -> None:
+        """Replaces the submission's file as a whole. Raises ResultsError."""
+        content = {
+            "cells": [cell.to_dict() for cell in self.cells],
+            "jobs": self.jobs,
+            "cancelled": self.cancelled,
+        }
+        path = self.folder / STATE_FOLDER / SUBMISSION_FILE
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+    def runs(self) -> dict[str, Path]:
+        """cell_id → the run folder of its job, once that has begun."""
+        plans = {path: read_provenance(path).get("plan") for path in sorted(self.folder.glob("*/*/"))}
+        return {plan[0]: path for path, plan in plans.items() if isinstance(plan, list) and len(plan) == 1}
+
+
+# Submitting -------------------------------------------------------------------------------------
+
+
+def submit(
+    plans: Sequence[Plan],
+    resources: Resources,
+    *,
+    out: Path,
+    data_dir: Path,
+    command: Sequence[str],
+    timeout_s: float | None = None,
+    resume: bool = False,
+) -> Submission:
+    """Hand the cells that are neither done nor under way to Slurm, and return at once.
+
+    Cells that others start from are an array of their own, for whose end the other waits. With `resume`, the last
+    submission of the same cells is completed, in its folder. Raises SlurmError, ResultsError.
+    """
+    executor_type = _executor_type()
+    cells = [cell for plan in plans for cell in plan]
+    submission = (Submission.newest_of(out, cells) if resume else None) or Submission.create(out, cells)
+    states = {each.cell.cell_id: each.state for each in status(submission)}
+    open_cells = [cell for cell in cells if states[cell.cell_id] in ("failed", "cancelled")]
+    needed = {cell.needs for cell in cells}
+    under_way = {cell_id for cell_id, state in states.items() if state in ("queued", "running")}
+    first = [cell for cell in open_cells if cell.cell_id in needed]
+    rest = [cell for cell in open_cells if cell.cell_id not in needed]
+    beside = min(resources.array_parallelism, len(open_cells)) - 1
+    where = (str(submission.folder), str(data_dir.absolute()), tuple(command), timeout_s, beside)
+    for array in filter(None, (first, rest)):
+        before = {submission.jobs[str(cell.needs)] for cell in array if cell.needs in under_way}
+        executor = executor_type(
+            submission.folder / STATE_FOLDER / JOBS_FOLDER, max_num_timeout=resources.requeues
+        )
+        executor.update_parameters(**_sbatch_options(resources, before))
+        jobs = _hand_over(executor, [CellJob(cell.to_dict(), *where) for cell in array])
+        submission.cells = cells
+        submission.jobs |= {cell.cell_id: job for cell, job in zip(array, jobs, strict=True)}
+        submission.cancelled = [cell_id for cell_id in submission.cancelled if cell_id not in submission.jobs]
+        submission.write()
+        under_way |= {cell.cell_id for cell in array}
+    return submission
+
+
+def _executor_type() -> Any:
+    try:
+        import submitit
+    except ImportError:
+        raise SlurmError("submitting needs the package submitit: pip install 'sltt-bench[slurm]'") from None
+    if submitit.SlurmExecutor.affinity() <= 0:
+        raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
+    return submitit.SlurmExecutor
+
+
+def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, Any]:
+    options = {
+        "job_name": "sltt-bench",
+        "time": resources.time_min,
+        "nodes": resources.nodes,
+        "ntasks_per_node": 1,
+        "partition": resources.partition,
+        "gpus_per_node": resources.gpus_per_node,
+        "cpus_per_task": resources.cpus_per_task,
+        "mem": resources.mem_gb,
+        "signal_delay_s": min(SIGNAL_DELAY_S, resources.time_min * 60 - 1),
+        "array_parallelism": resources.array_parallelism,
+        "stderr_to_stdout": True,
+        # The command runs on the first node. Since Slurm 22.05 a step does not inherit its job's number of processors.
+        "srun_args": [
+            *(["--nodes=1", "--ntasks=1"] if resources.nodes > 1 else []),
+            *([] if resources.cpus_per_task is None else [f"--cpus-per-task={resources.cpus_per_task}"]),
+        ],
+        "dependency": f"afterany:{':'.join(sorted(before))}" if before else None,
+    }
+    further = {name: value or True for name, value in resources.further.items()}
+    known = {name: value for name, value in options.items() if value is not None}
+    return {**known, "additional_parameters": {"requeue": True, **further}}
+
+
+def _hand_over(executor: Any, jobs: Sequence[CellJob]) -> list[str]:
+    """The numbers of the jobs, which are one array. Raises SlurmError with sbatch's words."""
+    from submitit.core.utils import FailedJobError
+
+    try:
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+    except (FailedJobError, subprocess.CalledProcessError) as error:
+        words = " ".join(str(getattr(error, "stderr", None) or error).split())
+        raise SlurmError(f"Slurm refused the jobs: {words}") from None
+    return [job.job_id for job in submitted]
+
+
+# What became of them ----------------------------------------------------------------------------
+
+
+def status(submission: Submission) -> list[CellStatus]:
+    """How each cell stands, by its rows and by what Slurm says. Raises SlurmError."""
+    scheduled, runs = _scheduled(submission.jobs.values()), submission.runs()
+    return [_status_of(submission, cell, runs.get(cell.cell_id), scheduled) for cell in submission.cells]
+
+
+def _status_of(
+    submission: Submission, cell: Cell, run: Path | None, scheduled: Mapping[str, tuple[str, str]]
+) -> CellStatus:
+    job = submission.jobs.get(cell.cell_id, "")
+    slurm_state, slurm_reason = scheduled.get(job, ("", ""))
+    rows = [] if run is None else read_rows(run / CELLS_FILE)
+    epochs = set() if run is None else {row["epoch"] for row in read_rows(run / EPOCHS_FILE)}
+    state: State
+    if run is not None and cell.cell_id in finished_cells(run):
+        state, reason = "done", ""
+    elif slurm_state in _WAITS:
+        state, reason = "queued", slurm_reason
+    elif slurm_state in _RUNS:
+        state, reason = "running", slurm_reason
+    else:
+        state = (
+            "cancelled" if cell.cell_id in submission.cancelled or slurm_state == "CANCELLED" else "failed"
+        )
+        reason = (
+            f"{rows[-1]['status']}: {rows[-1]['reason']}" if rows else _reason_without_row(slurm_state, job)
+        )
+        if slurm_state not in ("", "CANCELLED", "FAILED", "COMPLETED"):
+            reason += f" (Slurm: {slurm_state} {slurm_reason})".replace(" )", ")")
+    return CellStatus(cell, state, reason, job, len(epochs))
+
+
+def _reason_without_row(slurm_state: str, job: str) -> str:
+    if not job:
+        return "not submitted"
+    ended = f"Slurm says {slurm_state}" if slurm_state else "Slurm no longer knows it"
+    return f"its job left no row, and {ended}; see {STATE_FOLDER}/{JOBS_FOLDER}/{job}_0_log.out"
+
+
+def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Job → (Slurm's state, its reason or ""), as long as Slurm knows it (some minutes after its end)."""
+    numbers = sorted({job.partition("_")[0] for job in jobs})
+    if not numbers:
+        return {}
+    form = "--format=%i|%T|%r"
+    answer = _slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(numbers)}", form)
+    states = {}
+    for line in answer.splitlines():
+        job, state, reason = line.strip().split("|", 2)
+        states[job] = (state, "" if reason == "None" else reason)
+    return states
+
+
+def cancel(
+    submission: Submission, cell_ids: Collection[str] | None = None, *, patience_s: float = 30.0
+) -> list[Cell]:
+    """End the jobs of these cells (None: of all) that wait or run; which those were.
+
+    One that never began has a row that says so, as soon as Slurm has let go of it. Raises SlurmError, ResultsError.
+    """
+    chosen = [
+        each
+        for each in status(submission)
+        if each.state in ("queued", "running") and (cell_ids is None or each.cell.cell_id in cell_ids)
+    ]
+    if not chosen:
+        return []
+    _slurm("scancel", *(each.job for each in chosen))
+    submission.cancelled += [each.cell.cell_id for each in chosen]
+    submission.write()
+    waited = {each.cell.cell_id for each in chosen if each.state == "queued"}
+    end = time.monotonic() + patience_s
+    while waited and time.monotonic() < end:
+        for each in status(submission):
+            if each.cell.cell_id in waited and each.state not in ("queued", "running"):
+                waited.remove(each.cell.cell_id)
+                if each.cell.cell_id not in submission.runs():
+                    _record_never_begun(submission.folder, each.cell)
+        time.sleep(0.2 if waited else 0)
+    return [each.cell for each in chosen]
+
+
+def _record_never_begun(folder: Path, cell: Cell) -> None:
+    """The row of a cell whose job was cancelled in the queue."""
+    from sltt_bench import provenance
+    from sltt_bench.loggers import Displays
+
+    def refuse(cell: Cell) -> Path | None:
+        raise NotRunnable("cancelled before its job began")
+
+    run_plans(
+        [PlannedRun(Plan(cell.recipe, (cell,)), lambda: RunFolder.create(folder, cell.recipe.name))],
+        Displays(),
+        data_dir=folder,
+        initial_weights=refuse,
+        provenance=provenance.collect(["sltt-bench", "cancel"]),
+    )
+
+
+def _slurm(*command: str) -> str:
+    """The answer of one of Slurm's commands; "" where it no longer knows the jobs. Raises SlurmError."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        raise SlurmError(
+            f"no Slurm here: {command[0]} is not in PATH; ask on a login node of the cluster"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} gave no answer within 2 minutes; is slurmctld up?") from None
+    if answer.returncode and "invalid job id" not in answer.stderr.lower():
+        raise SlurmError(f"{command[0]}: {' '.join(answer.stderr.split())}")
+    return answer.stdout
