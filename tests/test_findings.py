@@ -26,3 +26,21 @@ def test_every_study_with_results_has_its_figure(numbers: pd.DataFrame) -> None:
     for name in numbers["study"].unique():
         figure = ROOT / "docs" / "figures" / f"study-{name.partition('/')[2]}.png"
         assert figure.is_file(), "python docs/findings.py --figures"
+
+
+def test_the_readmes_three_findings_are_the_studies(numbers: pd.DataFrame) -> None:
+    def mean(study: str, measure: str, line: str | None, at: object) -> float:
+        own = numbers[(numbers["study"] == f"studies/{study}") & (numbers["measure"] == measure)]
+        own = own[(own["at"] == at) & (own["line"] == line if line is not None else True)]
+        return float(own["mean"].iloc[0])
+
+    by_layer = [100 * mean("layers", "test_top1", None, method) for method in ("sltt", "bptt-l3", "bptt")]
+    assert [round(value) for value in by_layer] == [41, 58, 63]
+    direct = mean("latency", "test_top1", "sltt", 1)
+    converted = {t: mean("latency", "test_top1", "conversion", t) for t in (1, 2, 4)}
+    assert max(converted[1], converted[2]) < direct <= converted[4]
+    wide = [mean("size", "peak_tensor_bytes", method, "2×1024") for method in ("sltt", "bptt")]
+    assert round(wide[0] / wide[1], 2) == 0.84
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    for words in ("SLTT's 41 % to 58 of BPTT's 63 %", "needs four to draw level", "stays at 0.84"):
+        assert words in readme

@@ -1,11 +1,13 @@
 """Plot: the one figure of a study, a panel for each measure."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
@@ -22,7 +24,7 @@ _MEASURES: dict[str, tuple[str, Unit | None]] = {
     "cosine": ("cosine(g, g_s)", None),
     "temporal_share": ("‖g − g_s‖ / ‖g‖", None),
     "multiplications": ("multiplications an epoch", "count"),
-    "estimated_peak_bytes": ("peak live tensors, estimated", "bytes"),
+    "estimated_peak_bytes": ("estimated peak", "bytes"),
 }
 """Measure → its words and unit; None for a number without."""
 _X_WORDS = {
@@ -31,10 +33,15 @@ _X_WORDS = {
     "train.lr": "learning rate",
     "number": "number in the method's name",
     "neuron.tau": "τ, time steps",
+    "model.hidden": "layers × neurons",
+    "model.normalisation": "normalisation",
+    "neuron.reset": "reset",
     "extends": "",
     "layer": "",
     "method": "",
 }
+_TICK_ROOM = 30
+"""Characters below a panel, gaps included, that need not be turned."""
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -68,7 +75,7 @@ class Drawn:
         """The places on the x axis if they are no numbers, in order; else None."""
         places = list(dict.fromkeys(p for line in self.lines for p in line.points if p is not None))
         numeric = all(isinstance(p, int | float) and not isinstance(p, bool) for p in places)
-        return None if numeric else sorted(places) if set(places) == {"on", "off"} else places
+        return None if numeric else in_order(places)
 
     def text(self, mean: Stat) -> tuple[str, str]:
         """The mean with its unit, and the standard deviation."""
@@ -90,6 +97,19 @@ class Drawn:
         if unit:
             return scale_for(unit, [place]).text(place)
         return f"{place:g}" if isinstance(place, float) else str(place)
+
+
+def in_order(places: Iterable[Any]) -> list[Any]:
+    """Numbers in rising order, off before on, few layers (2×64) before many; else as they come."""
+    distinct = list(dict.fromkeys(places))
+    if all(isinstance(place, int | float) and not isinstance(place, bool) for place in distinct):
+        return sorted(distinct)
+    if set(distinct) == {"on", "off"}:
+        return ["off", "on"]
+    shapes = [re.fullmatch(r"(\d+)×(\d+)", str(place)) for place in distinct]
+    if all(shapes):
+        return sorted(distinct, key=lambda place: [int(number) for number in str(place).split("×")])
+    return distinct
 
 
 def rule_and_number(method: str) -> tuple[str, float | None]:
@@ -165,11 +185,16 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         axes.set_title(panel.title)
     axes.margins(y=0.12)
     if unit in ("bytes", "s", "count"):
-        style.from_zero(axes, "y")
-    style.plain_ticks(axes, "y")
+        if min(means) > 0 and max(means) / min(means) > 32:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        else:
+            style.from_zero(axes, "y")
+    if axes.get_yscale() == "linear":
+        style.plain_ticks(axes, "y")
     x_words = _MEASURES[panel.x][0] if panel.x in _MEASURES else _X_WORDS.get(panel.x, panel.x)
     if categories is not None:
-        long = any(len(str(place)) > 6 for place in categories) and len(categories) > 2
+        long = len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > _TICK_ROOM
         axes.set_xticks(range(len(categories)), [str(place) for place in categories])
         axes.tick_params(axis="x", rotation=30 if long else 0)
         axes.set_xlim(-0.6, len(categories) - 0.4)

@@ -22,7 +22,7 @@ from sltt_bench.report.document import (
     claim_cards,
 )
 from sltt_bench.report.groups import Group, flat, natural_order
-from sltt_bench.report.plots.studies import Drawn, Line, draw_study, rule_and_number
+from sltt_bench.report.plots.studies import Drawn, Line, draw_study, in_order, rule_and_number
 from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
@@ -232,10 +232,7 @@ def _epoch(observation: Observation) -> int:
 
 
 def _in_order(points: Mapping[Any, list[float]]) -> dict[Any, list[float]]:
-    """Numbers in rising order, else as they come."""
-    if all(isinstance(place, int | float) and not isinstance(place, bool) for place in points):
-        return dict(sorted(points.items()))
-    return dict(points)
+    return {place: points[place] for place in in_order(points)}
 
 
 def _means(observations: Sequence[Observation], measure: str) -> dict[tuple[str, str], float]:
@@ -261,6 +258,8 @@ def _value(observation: Observation, key: str) -> Any:
                 return str(value).lstrip("_")  # a base that only studies extend
             if isinstance(value, bool):
                 return "on" if value else "off"
+            if isinstance(value, list) and len(set(value)) == 1:
+                return f"{len(value)}×{value[0]}"
             return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
@@ -288,7 +287,7 @@ def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame
     key = groups[0].key if groups else None
     told = [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
     smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
-    return f"{n} seeds a point; {', '.join([*told, *smoke])}."
+    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*told, *smoke])}."
 
 
 def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
