@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "studies"
 
 READINGS: dict[str, str] = {
+    "adaptive": "Nothing speaks for it here: in these means the chosen steps are behind the random ones, against what was "
+    "expected, and with few epochs both are far behind a gradient at each step.",
     "k": "On this easy task one step with a gradient is as good as all of them, and the choice between the published and the "
     "unbiased scale is lost in the seeds. There is no optimum to find: K = 1 is the cheapest and no worse.",
     "latency": "Trained directly, a network needs a single step here; the converted one needs as many as it takes to count to "
