@@ -126,7 +126,7 @@ def _steady_state(
         with modules_stay_where_they_are():
             subject = _prepare(cell, device_type)
         batch = fake_batch(cell)
-        _warm_up(subject, *batch)
+        _warm_up(subject, "bptt" if cell.recipe.native.recompute else "sltt", *batch)
         yield subject, batch, execute
 
 
@@ -168,11 +168,11 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     return subject
 
 
-def _warm_up(subject: Experiment, x: Tensor, labels: Tensor) -> None:
+def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> None:
     """Reach the steady state: the optimiser creates what it carries, a backend may learn what repeats.
 
-    Two time steps of SLTT are enough for both.
+    Two time steps of SLTT are enough for both; of BPTT where units are computed again, whose sizes show in it alone.
     """
     steps = min(2, subject.timesteps)
-    first = replace(subject, method=methods.create("sltt", steps), timesteps=steps, window=None)
+    first = replace(subject, method=methods.create(method, steps), timesteps=steps, window=None)
     first.training_iteration(x[:, :steps] if subject.temporal else x, labels)
