@@ -41,6 +41,8 @@ READINGS: dict[str, str] = {
     "reset": "SLTT falls behind with either reset. In these means, cutting BPTT's gradient at the reset costs BPTT a part of its lead.",
     "size": "Savings of live memory follow depth and batch, not width: in a wide network the weights and their gradients are "
     "the memory, and no rule spares them. With depth the savings grow, but slowly, and less than was expected.",
+    "surrogate": "On sequences with recurrent weights no surrogate and no width of the triangle closes the gap, although before "
+    "training all gradients point nearly the same way: the cosine at the beginning does not foretell what is lost.",
     "tau": "On static images accuracy does not follow the cosine: it stays within the noise of seeds up to the longest time "
     "constant tried, while the gradients part.",
 }

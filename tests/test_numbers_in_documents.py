@@ -125,6 +125,25 @@ def test_the_price_of_the_exact_gradient_is_that_of_the_benchmark() -> None:
     assert f"{times} of native SLTT ({sltt:.1f})" in native
 
 
+def test_the_exact_gradient_of_the_papers_networks_costs_what_the_papers_page_says() -> None:
+    page = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    table = {row[0]: row[4:] for row in rows_of(page, "## Memory, beside the exact gradient at its leanest")}
+    network, vgg, resnet18, gesture = (
+        table[name]
+        for name in ("imagenet-resnet34", "dvs-cifar10-vgg11", "cifar10-resnet18", "dvs-gesture-vgg11")
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{network[5]} of the reference's BPTT for NF-ResNet-34 on ImageNet, {vgg[5]} for VGG-11" in readme
+    native = " ".join((ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    assert (
+        f"takes {network[5]} of the reference's memory for BPTT with NF-ResNet-34 ({network[3]} of {network[0]} GiB"
+        in native
+    )
+    assert f"below the {network[1]} GiB" in native
+    assert f"{resnet18[5]} with ResNet-18, {vgg[5]} and {gesture[5]} with VGG-11" in native
+    assert f"it is {resnet18[6]} and {network[6]} times as much in the residual networks" in native
+
+
 def gradients(recipe: str, **where: float) -> pd.DataFrame:
     rows = pd.concat(pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/gradients.csv"))
     rows = rows[(rows["surrogate"] == "triangle") & (rows["reset"] == "soft") & ~rows["detach_reset"]]
