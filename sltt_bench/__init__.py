@@ -1,3 +1,3 @@
 """sltt-bench: benchmark and reproduce training methods for spiking neural networks."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
