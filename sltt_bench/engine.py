@@ -25,7 +25,7 @@ from sltt_bench.unroll import Unroll
 Batch = tuple[Tensor, Tensor]
 
 
-class Loader(Protocol):
+class BatchLoader(Protocol):
     """Batches of one split in an order that is a pure function of seed and epoch."""
 
     samples: int
@@ -61,8 +61,8 @@ class TrainingDiverged(Exception):
 class TrainingSetup:
     """What the epoch loop needs beside the experiment."""
 
-    train: Loader
-    test: Loader | None
+    train: BatchLoader
+    test: BatchLoader | None
     """None: test data are not looked at."""
     preprocess: Callable[[Tensor], Tensor]
     """A batch on the device → float32 input, normalised."""
@@ -72,11 +72,11 @@ class TrainingSetup:
     report_accuracy: bool = True
     """False for synthetic data: accuracy is left empty."""
     first_epoch: int = field(default=1)
-    validation: Loader | None = None
+    validation: BatchLoader | None = None
     """Samples held back from training, evaluated after each epoch too; None: there are none."""
 
     @property
-    def evaluated(self) -> dict[str, Loader]:
+    def evaluated(self) -> dict[str, BatchLoader]:
         """The splits that are evaluated after each epoch, by the names that their columns begin with."""
         splits = {"validation": self.validation, "test": self.test}
         return {name: loader for name, loader in splits.items() if loader is not None}
@@ -235,7 +235,9 @@ def _on_device(setup: TrainingSetup, batch: Batch, device: torch.device) -> Batc
 
 
 @torch.no_grad()
-def _evaluate(experiment: Experiment, setup: TrainingSetup, loader: Loader, device: torch.device) -> _Totals:
+def _evaluate(
+    experiment: Experiment, setup: TrainingSetup, loader: BatchLoader, device: torch.device
+) -> _Totals:
     totals = _Totals(device)
     hooks = [
         layer.register_forward_hook(totals.count_spikes)
@@ -250,7 +252,7 @@ def _evaluate(experiment: Experiment, setup: TrainingSetup, loader: Loader, devi
     return totals.over(experiment.ranks)
 
 
-def _evaluation_batches(experiment: Experiment, loader: Loader) -> Iterator[Batch]:
+def _evaluation_batches(experiment: Experiment, loader: BatchLoader) -> Iterator[Batch]:
     """The batches of a split, on the host; meanwhile the network is in evaluation mode."""
     experiment.ranks.share_buffers(experiment.network)
     loader.set_epoch(0)

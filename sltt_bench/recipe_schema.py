@@ -39,7 +39,7 @@ def recipe_schema() -> dict[str, Any]:
     required = {
         name: definition.pop("required", [])
         for name, definition in definitions.items()
-        if name not in ("Claim", "Study", "Panel")
+        if name not in ("Claim", "Study", "StudyPanel")
     }
     return {
         "$schema": DIALECT,

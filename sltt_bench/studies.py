@@ -53,7 +53,7 @@ class Grid(Strict):
     """Training batches that an analysis looks at."""
 
 
-class Panel(Strict):
+class StudyPanel(Strict):
     """One part of a study's figure: a measure against something."""
 
     y: Measure
@@ -74,7 +74,7 @@ class Study(Strict):
     """One sentence."""
     grids: Annotated[list[Grid], Field(min_length=1, max_length=40)]
     """What is run."""
-    figure: Annotated[list[Panel], Field(min_length=1, max_length=4)]
+    figure: Annotated[list[StudyPanel], Field(min_length=1, max_length=4)]
     """The panels of the study's one figure."""
     limits: str
     """What the answer does not cover."""

@@ -25,7 +25,7 @@ _NOT_COMPARED = {
 
 
 @dataclass(frozen=True)
-class Breach:
+class RuleBreach:
     """One way in which results fall short of a rule."""
 
     rule: str
@@ -33,7 +33,7 @@ class Breach:
     text: str
 
 
-def check(folders: list[Path]) -> tuple[Results, list[Breach]]:
+def check(folders: list[Path]) -> tuple[Results, list[RuleBreach]]:
     """What was read, and every breach of every rule. Raises ResultsError for a folder without results."""
     results = read_results(folders)
     if results.cells[results.cells["kind"] == "run"].empty:
@@ -41,7 +41,7 @@ def check(folders: list[Path]) -> tuple[Results, list[Breach]]:
             f"{folders[0]}: no cell that was run is here; `sltt-bench run RECIPE` makes results"
         )
     return results, [
-        Breach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)
+        RuleBreach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)
     ]
 
 

@@ -12,7 +12,7 @@ from one_batch import RESETS
 
 from sltt_bench import backends
 from sltt_bench.backends import UnknownBackend
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scale, TorchKernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling, TorchKernels
 from sltt_bench.models.nf_resnet import GAMMA
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
@@ -93,7 +93,7 @@ def test_neurons_that_scale_by_themselves_equal_the_reference(
     forward = TorchKernels.forward
 
     def noted(
-        self: TorchKernels, x: Any, previous: Any, neuron: Any, out: Any, scale: Scale = UNSCALED
+        self: TorchKernels, x: Any, previous: Any, neuron: Any, out: Any, scale: Scaling = UNSCALED
     ) -> Any:
         gains.add(scale.gain)
         return forward(self, x, previous, neuron, out, scale)

@@ -16,7 +16,7 @@ import torch
 from one_batch import RESETS
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import PIECE, Scale, TorchKernels, representable_threshold
+from sltt_bench.backends.native.lif_torch import PIECE, Scaling, TorchKernels, representable_threshold
 from sltt_bench.neurons import LIFParameters, integrate, lif_step
 from sltt_bench.surrogates import SURROGATES
 
@@ -125,7 +125,7 @@ def test_scaled_neurons_give_to_the_last_bit_what_a_quotient_a_step_and_a_produc
 ) -> None:
     if INTERPRETED and dtype == torch.bfloat16:
         pytest.skip("the interpreter cuts bfloat16 off where torch and GPUs round")
-    lif, scale = neuron(reset), Scale(divisor=1.3, gain=2.74)
+    lif, scale = neuron(reset), Scaling(divisor=1.3, gain=2.74)
     x, before, grad_output, grad_next = (2 * numbers(2, 3, 5, 7, dtype=dtype, seed=seed) for seed in range(4))
 
     def divided(tensor: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The files that make a repository: workflows, templates, containers, the version and its citation."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +59,11 @@ def test_ci_runs_the_command_of_the_readme_on_every_python_that_is_supported() -
 def test_the_version_stands_in_one_place_and_the_citation_follows() -> None:
     assert 'dynamic = ["version"]' in (ROOT / "pyproject.toml").read_text()
     assert read_yaml(ROOT / "CITATION.cff")["version"] == __version__
+
+
+def test_a_name_of_a_class_stands_for_one_thing_in_the_package() -> None:
+    files: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "sltt_bench").rglob("*.py")):
+        for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            files.setdefault(name, []).append(path.name)
+    assert {name: paths for name, paths in files.items() if len(paths) > 1} == {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from sltt_bench.distributed import exchanged_bytes
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import Limits, find_limits
-from sltt_bench.estimate.trace import DeviceType, Trace, trace_iteration
+from sltt_bench.estimate.trace import DeviceType, IterationTrace, trace_iteration
 from sltt_bench.measure.operations import Operations, Phase
 from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.plan import Cell
@@ -120,7 +120,7 @@ def iterations_per_epoch(cell: Cell) -> float:
 # Spatial and temporal ---------------------------------------------------------------------------
 
 
-def first_step(cell: Cell, device_type: DeviceType) -> Trace:
+def first_step(cell: Cell, device_type: DeviceType) -> IterationTrace:
     """The cell at T = 1, where all methods coincide: what a layer costs without a past."""
     loss = cell.recipe.loss.model_copy(update={"window": None})
     recipe = cell.recipe.model_copy(update={"timesteps": 1, "loss": loss})
@@ -131,11 +131,11 @@ def first_step(cell: Cell, device_type: DeviceType) -> Trace:
     return _first_steps[key]
 
 
-_first_steps: dict[tuple[str, int, DeviceType], Trace] = {}
+_first_steps: dict[tuple[str, int, DeviceType], IterationTrace] = {}
 """Shared by all methods and all T of a network."""
 
 
-def layer_work(trace: Trace, first: Trace) -> tuple[LayerWork, ...]:
+def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork, ...]:
     """Each layer's multiplications, with the temporal part told apart by the trace of a first step."""
     by_step, at_one_step = _by_layer(trace.operations), _by_layer(first.operations)
     worked = {layer for _, layer in by_step}

@@ -41,7 +41,7 @@ MOST_CHOICES = 6
 
 
 @dataclass(frozen=True)
-class Trace:
+class IterationTrace:
     """What one training iteration needs."""
 
     memory: IterationMemory
@@ -58,7 +58,7 @@ class Trace:
     """fp32, fp16 or bf16: what the device type makes of the recipe's."""
 
 
-def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
+def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
     """Count one iteration in the steady state: it is not the first, and no gradients exist yet.
 
     The operations are those of one choice of steps, the memory is that of the costliest. Raises
@@ -71,7 +71,7 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> Trace:
         with counter.watching():
             first = _count(variants[0], batch, counter.count)
         memory = _costliest([first, *(_count(variant, batch, execute) for variant in variants[1:])])
-        return Trace(
+        return IterationTrace(
             memory=memory,
             operations=counter.operations,
             parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),

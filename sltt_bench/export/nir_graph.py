@@ -34,7 +34,7 @@ def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     return builder.graph()
 
 
-class _Tracer(fx.Tracer):
+class _GraphTracer(fx.Tracer):
     """Layers that carry something over time are traced as what they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -45,7 +45,7 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     from torch.fx.passes.shape_prop import ShapeProp
 
     try:
-        traced = fx.GraphModule(network, _Tracer().trace(network))
+        traced = fx.GraphModule(network, _GraphTracer().trace(network))
         reset_state(network)
         with torch.no_grad():
             ShapeProp(traced).propagate(torch.zeros(1, *input_shape))  # type: ignore[no-untyped-call]

@@ -56,7 +56,7 @@ _ELEMENTWISE = {
 """Operation → multiplications for each element of its result."""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where in the iteration an operation belongs."""
 
     phase: Phase
@@ -80,20 +80,20 @@ class Work(NamedTuple):
 class Operations:
     """The arithmetic of one iteration."""
 
-    multiply_adds: Counter[Place] = field(default_factory=Counter)
+    multiply_adds: Counter[Location] = field(default_factory=Counter)
     """Of convolutions, linear layers and matrix products."""
-    products: Counter[Place] = field(default_factory=Counter)
+    products: Counter[Location] = field(default_factory=Counter)
     """Elementwise multiplications and divisions."""
     work: Counter[Work] = field(default_factory=Counter)
     """How often each kind of operation ran, the optimiser's included."""
 
-    def total(self, chosen: Callable[[Place], bool]) -> int:
-        """All multiplications at the chosen places."""
+    def total(self, chosen: Callable[[Location], bool]) -> int:
+        """All multiplications at the chosen locations."""
         return sum(
             count
             for counts in (self.multiply_adds, self.products)
-            for p, count in counts.items()
-            if chosen(p)
+            for location, count in counts.items()
+            if chosen(location)
         )
 
 
@@ -149,11 +149,11 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:
             multiply_adds = flop_registry[operation](*args, **kwargs, out_val=result) // 2
-            self.operations.multiply_adds[self._place()] += multiply_adds
+            self.operations.multiply_adds[self._location()] += multiply_adds
         else:
             multiply_adds = 0
             if factor := _ELEMENTWISE.get(operation):
-                self.operations.products[self._place()] += factor * result.numel()
+                self.operations.products[self._location()] += factor * result.numel()
         if not _is_view(func) and (written := tensors_in((result,))):
             touched = [*tensors_in(args), *tensors_in(kwargs.values()), *written]
             sizes = tuple(sorted(map(_touched_bytes, touched)))
@@ -162,15 +162,15 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # Places -------------------------------------------------------------------------------------
 
-    def _place(self) -> Place:
+    def _location(self) -> Location:
         if self._in_optimizer:
-            return Place("optimizer", OUTSIDE, self._step)
+            return Location("optimizer", OUTSIDE, self._step)
         if not inside_backward():
-            return Place("forward", self._entered[-1] if self._entered else OUTSIDE, self._step)
+            return Location("forward", self._entered[-1] if self._entered else OUTSIDE, self._step)
         if self._entered:  # a forward pass inside the backward pass: recomputation
-            return Place("backward", self._entered[-1], self._step)
+            return Location("backward", self._entered[-1], self._step)
         layer, step = self._places[bisect_right(self._nodes_from, running_node_number()) - 1]
-        return Place("backward", layer, step)
+        return Location("backward", layer, step)
 
     def _enter_layer(self, module: nn.Module, args: Any) -> None:
         if id(module) not in self._names:

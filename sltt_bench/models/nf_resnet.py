@@ -81,7 +81,7 @@ class ScaledWSConv2d(nn.Conv2d):
         return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, self.padding)
 
 
-class Block(nn.Module):
+class NormFreeBlock(nn.Module):
     """What both kinds of block share: y = shortcut + α g f(a), a = γ LIF(x / β)."""
 
     expansion: int
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return self.residual(activated) * self.skipinit_gain * ALPHA + shortcut
 
 
-class BasicBlock(Block):
+class BasicBlock(NormFreeBlock):
     """Two 3×3 convolutions."""
 
     expansion = 1
@@ -128,7 +128,7 @@ class BasicBlock(Block):
         return result
 
 
-class Bottleneck(Block):
+class Bottleneck(NormFreeBlock):
     """Convolutions 1×1, 3×3 and 1×1; the 3×3 one has a quarter of the output's channels."""
 
     expansion = 4
@@ -149,7 +149,7 @@ class Bottleneck(Block):
         return result
 
 
-ARCHITECTURES: dict[str, tuple[type[Block], tuple[int, ...]]] = {
+ARCHITECTURES: dict[str, tuple[type[NormFreeBlock], tuple[int, ...]]] = {
     "nf-resnet34": (BasicBlock, (3, 4, 6, 3)),
     "nf-resnet50": (Bottleneck, (3, 4, 6, 3)),
     "nf-resnet101": (Bottleneck, (3, 4, 23, 3)),
@@ -162,7 +162,7 @@ class NFResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[Block],
+        block: type[NormFreeBlock],
         blocks_per_stage: tuple[int, ...],
         in_channels: int,
         classes: int,

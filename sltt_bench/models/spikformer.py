@@ -78,7 +78,7 @@ class SpikingSelfAttention(nn.Module):
         return spikes
 
 
-class Block(nn.Module):
+class EncoderBlock(nn.Module):
     """Attention and MLP, each beside a shortcut: [batch, dim, patches] → the same."""
 
     def __init__(
@@ -155,7 +155,7 @@ class Spikformer(nn.Module):
         self.flatten = nn.Flatten(2)
         self.blocks = nn.Sequential(
             *(
-                Block(dim, options.heads, hidden, neuron=neuron, normalisation=normalisation)
+                EncoderBlock(dim, options.heads, hidden, neuron=neuron, normalisation=normalisation)
                 for _ in range(options.depth)
             )
         )

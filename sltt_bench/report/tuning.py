@@ -35,7 +35,7 @@ class TriedSetting:
 
 
 @dataclass(frozen=True)
-class Study:
+class TuningStudy:
     """The trials of some methods under one protocol and else equal conditions."""
 
     recipe: str
@@ -67,7 +67,7 @@ class Study:
         return next(settings, None)
 
 
-def studies(results: Results) -> list[Study]:
+def studies(results: Results) -> list[TuningStudy]:
     """Every study of which some method's choice is recorded, by recipe."""
     rows = results.rows(TUNING_FILE)
     if rows.empty:
@@ -85,7 +85,7 @@ def studies(results: Results) -> list[Study]:
     return [_study(same) for _, same in rows.groupby(alike, sort=True)]
 
 
-def _study(rows: pd.DataFrame) -> Study:
+def _study(rows: pd.DataFrame) -> TuningStudy:
     first = rows.iloc[0]
     methods = {
         str(method): tuple(
@@ -96,7 +96,7 @@ def _study(rows: pd.DataFrame) -> Study:
     conditions = [str(first["device_name"]), str(first["precision"]), f"backend {first['backend']}"]
     conditions += [f"T = {int(first['timesteps'])}", f"batch {int(first['batch_size'])}"]
     conditions += ["smoke run"] * bool(first["smoke"])
-    return Study(
+    return TuningStudy(
         recipe=str(first["recipe"]),
         protocol=str(first["protocol"]),
         trials=int(first["trials"]),

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scale, TorchKernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling, TorchKernels
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
@@ -24,7 +24,7 @@ class Kernels(Protocol):
         previous: Tensor | None,
         neuron: LIFParameters,
         out: Tensor | None,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
@@ -37,7 +37,7 @@ class Kernels(Protocol):
         grad_next: Tensor | None,
         membrane: Tensor,
         neuron: LIFParameters,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
@@ -68,7 +68,7 @@ class KernelsByDevice:
         previous: Tensor | None,
         neuron: LIFParameters,
         out: Tensor | None,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
         """As Kernels.forward."""
         return self._of(x, "forward").forward(x, previous, neuron, out, scale)
@@ -79,7 +79,7 @@ class KernelsByDevice:
         grad_next: Tensor | None,
         membrane: Tensor,
         neuron: LIFParameters,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:

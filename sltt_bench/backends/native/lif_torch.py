@@ -25,7 +25,7 @@ PIECE = 524_288
 their number, so that peaks of memory are the same on every machine."""
 
 
-class Scale(NamedTuple):
+class Scaling(NamedTuple):
     """What stands before and behind a layer of neurons: γ LIF(x / β)."""
 
     divisor: float = 1.0
@@ -34,7 +34,7 @@ class Scale(NamedTuple):
     """γ."""
 
 
-UNSCALED = Scale()
+UNSCALED = Scaling()
 
 
 class TorchKernels:
@@ -46,7 +46,7 @@ class TorchKernels:
         previous: Tensor | None,
         neuron: LIFParameters,
         out: Tensor | None,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
@@ -73,7 +73,7 @@ class TorchKernels:
         grad_next: Tensor | None,
         membrane: Tensor,
         neuron: LIFParameters,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:

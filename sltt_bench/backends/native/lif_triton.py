@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scale
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
 from sltt_bench.neurons import LIFParameters
 
 SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
@@ -173,7 +173,7 @@ class TritonKernels:
         previous: Tensor | None,
         neuron: LIFParameters,
         out: Tensor | None,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
@@ -205,7 +205,7 @@ class TritonKernels:
         grad_next: Tensor | None,
         membrane: Tensor,
         neuron: LIFParameters,
-        scale: Scale = UNSCALED,
+        scale: Scaling = UNSCALED,
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.kernels import Kernels
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scale
+from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
 
@@ -35,10 +35,10 @@ class NativeLIF(SpikingNeuron):
         hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
         if not isinstance(x, Tensor) or "forward" in self.__dict__ or any(map(reads_values, hooks)):
             return super().scaled(x, gain, divisor)
-        result: Tensor = self(x, Scale(1.0 if divisor is None else divisor, gain))
+        result: Tensor = self(x, Scaling(1.0 if divisor is None else divisor, gain))
         return result
 
-    def forward(self, current: Tensor, scale: Scale = UNSCALED) -> Tensor:
+    def forward(self, current: Tensor, scale: Scaling = UNSCALED) -> Tensor:
         before = self._carried
         previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
@@ -55,7 +55,7 @@ class NativeLIF(SpikingNeuron):
         return spikes
 
     def _recorded(
-        self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor, scale: Scale
+        self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor, scale: Scaling
     ) -> Tensor:
         """The spikes as part of the graph."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
@@ -126,7 +126,7 @@ class _Done(NamedTuple):
     membrane: Membrane
     kernels: Kernels
     neuron: LIFParameters
-    scale: Scale
+    scale: Scaling
 
 
 class _Step(torch.autograd.Function):

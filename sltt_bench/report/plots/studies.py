@@ -47,7 +47,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 
 
 @dataclass(frozen=True)
-class Line:
+class StudyLine:
     """What has one label: x → mean over seeds. x None is a level that belongs to every x."""
 
     label: str
@@ -63,7 +63,7 @@ class Drawn:
     measure: str
     x: str
     title: str
-    lines: tuple[Line, ...]
+    lines: tuple[StudyLine, ...]
 
     @property
     def heading(self) -> str:
@@ -142,7 +142,7 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     return figure
 
 
-def _is_no_method(line: Line, label: str) -> bool:
+def _is_no_method(line: StudyLine, label: str) -> bool:
     return line.label != label or line.method is None
 
 

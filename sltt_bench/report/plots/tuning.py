@@ -11,12 +11,12 @@ from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import ticks_at
 from sltt_bench.report.targets import Profile
-from sltt_bench.report.tuning import Study, TriedSetting
+from sltt_bench.report.tuning import TriedSetting, TuningStudy
 
 FIELD_WORDS = {"train.lr": "learning rate"}
 
 
-def numeric_fields(study: Study) -> list[str]:
+def numeric_fields(study: TuningStudy) -> list[str]:
     """The searched fields that have an axis: numbers."""
     return [
         name
@@ -29,7 +29,7 @@ def numeric_fields(study: Study) -> list[str]:
     ]
 
 
-def draw_search(study: Study, width: Width) -> Figure:
+def draw_search(study: TuningStudy, width: Width) -> Figure:
     """A panel for each numeric field: means as lines, every trial a dot, a ring around what was chosen.
 
     Where several fields were searched, a point of a line is the best over the others.

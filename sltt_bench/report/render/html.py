@@ -117,7 +117,7 @@ def inline_svg(svg: str, prefix: str, title: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class ClaimGauge:
     """A verdict's scale: where the claim holds, and where the measurement lies, in percent of its width."""
 
     zone_left: float
@@ -128,7 +128,7 @@ class Gauge:
     high: float
 
 
-def gauge(verdict: Verdict) -> Gauge | None:
+def gauge(verdict: Verdict) -> ClaimGauge | None:
     """The scale of a verdict; None for one without a value."""
     if verdict.value is None or verdict.limit is None:
         return None
@@ -144,7 +144,7 @@ def gauge(verdict: Verdict) -> Gauge | None:
 
     limit = place(verdict.limit)
     zone = (0.0, limit) if verdict.at_most else (limit, 100 - limit)
-    return Gauge(*zone, limit, place(verdict.value), place(low), place(high))
+    return ClaimGauge(*zone, limit, place(verdict.value), place(low), place(high))
 
 
 def _kind(block: Any) -> str:

@@ -22,7 +22,7 @@ from sltt_bench.report.document import (
     claim_cards,
 )
 from sltt_bench.report.groups import Group, flat, natural_order
-from sltt_bench.report.plots.studies import Drawn, Line, draw_study, in_order, rule_and_number
+from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, in_order, rule_and_number
 from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
@@ -217,7 +217,7 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
         first.setdefault(line, each)
         values.setdefault(line, {}).setdefault(place, []).append(each.value)
     lines = [
-        Line(
+        StudyLine(
             label=", ".join(line),
             method=first[line].method if {"method", "rule"} & {*keys[:1]} else None,
             points={place: stat(list(own)) for place, own in _in_order(points).items()},

@@ -24,7 +24,7 @@ from sltt_bench.report.groups import Group
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
-from sltt_bench.report.tuning import Gain, Study, counterpart, gains, studies, tuned_groups
+from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, tuned_groups
 from sltt_bench.results.schema import TUNING_FILE
 
 EMPTY = TableCell(DASH, tone="muted")
@@ -47,7 +47,7 @@ def tuning(context: Context) -> Contribution:
     return Contribution(sections=tuple(sections), frames=frames, sentence=_sentence(found))
 
 
-def _sentence(found: Sequence[Study]) -> str:
+def _sentence(found: Sequence[TuningStudy]) -> str:
     told = [f"{numbers.listed(list(study.methods))} on {study.recipe}, {study.budget}" for study in found]
     return f"Tuned on validation data with equal budgets: {'; '.join(told)}." if told else ""
 
@@ -55,7 +55,7 @@ def _sentence(found: Sequence[Study]) -> str:
 # Studies ----------------------------------------------------------------------------------------
 
 
-def _study_sections(number: int, study: Study, groups: Sequence[Group]) -> Iterator[Section]:
+def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) -> Iterator[Section]:
     name = f"tuning-{study.recipe}-{number}"
     blocks: list[Block] = []
     if numeric_fields(study):
@@ -81,7 +81,7 @@ def _study_sections(number: int, study: Study, groups: Sequence[Group]) -> Itera
     yield Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
 
 
-def _choices(study: Study, name: str) -> Table:
+def _choices(study: TuningStudy, name: str) -> Table:
     headings = (
         Heading("method", numeric=False), Heading("chosen", numeric=False), Heading("validation top-1", "%"),
         Heading("at the recipe's", "%"), Heading("lost trials"), Heading("at the grid's edge", numeric=False),
