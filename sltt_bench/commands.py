@@ -518,16 +518,21 @@ def is_method(name: str) -> bool:
 
 def show_method(name: str, *, as_json: bool = False) -> None:
     """A training rule's equations, source and deviations, and what it promises."""
-    promises = asdict(methods.promises(name)) | {"needs": sorted(methods.promises(name).needs)}
+    promised = methods.promises(name)
+    promises = asdict(promised) | {"needs": sorted(promised.needs), "kinds": sorted(promised.kinds)}
     if as_json:
         _print_json({"method": name, "explanation": methods.explanation(name), "promises": promises})
         return
     print(f"# {name}\n\n{methods.explanation(name)}\n")
     for promise, value in promises.items():
-        text = (
-            {True: "yes", False: "no"}.get(value, value) if not isinstance(value, list) else ", ".join(value)
-        )
-        print(f"{promise.replace('_', ' ')}: {text or 'nothing beyond steps and backward passes'}")
+        if isinstance(value, list):
+            text = (
+                ", ".join(value)
+                or {"needs": "nothing beyond steps and backward passes", "kinds": "all"}[promise]
+            )
+        else:
+            text = {True: "yes", False: "no"}.get(value, value)
+        print(f"{promise.replace('_', ' ')}: {text}")
 
 
 def doctor(*, as_json: bool = False) -> int:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, Stateful, integrate, lif_step, reset
-from sltt_bench.surrogates import spike
+from sltt_bench.surrogates import derivative, spike
 
 
 class SynapticState(NamedTuple):
@@ -103,10 +103,25 @@ def alif_step(
         spikes, potential = lif_step(current, None, neuron)
         return spikes, AdaptiveState(potential, spikes)
     membrane = integrate(current, state.potential, neuron)
-    threshold = neuron.v_threshold + neuron.adaptation * state.adaptation
-    spikes = spike(membrane - threshold, neuron.surrogate, neuron.surrogate_width)
+    spikes = spike(
+        membrane - adaptive_threshold(state.adaptation, neuron), neuron.surrogate, neuron.surrogate_width
+    )
     adaptation = neuron.adaptation_decay * state.adaptation + spikes
     return spikes, AdaptiveState(reset(membrane, spikes, neuron), adaptation)
+
+
+def adaptive_threshold(adaptation: Tensor, neuron: LIFParameters) -> Tensor:
+    """V_th + β a[t−1], what u[t] is held against (same shape)."""
+    return neuron.v_threshold + neuron.adaptation * adaptation
+
+
+def alif_pseudo_derivative(
+    current: Tensor, potential: Tensor | None, adaptation: Tensor | None, neuron: LIFParameters
+) -> Tensor:
+    """ψ[t], the surrogate of ∂s[t]/∂u[t], from I[t], v[t−1] and a[t−1] (same shape; None before step 1)."""
+    threshold = neuron.v_threshold if adaptation is None else adaptive_threshold(adaptation, neuron)
+    above = integrate(current, potential, neuron) - threshold
+    return derivative(above, neuron.surrogate, neuron.surrogate_width)
 
 
 class PLIF(SpikingNeuron):

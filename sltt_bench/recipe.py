@@ -559,7 +559,7 @@ def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | Non
                     f"loss.average: {method} goes backward before the last step, when the mean output is not "
                     "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
                 )
-            if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)) is not None:
+            if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model)) is not None:
                 faults.append(f"methods: {reason}")
         except methods.UnknownMethod as error:
             faults.append(f"methods: {error}")

@@ -18,6 +18,7 @@ from sltt_bench.neurons import LIFParameters, detach_state, reset_state
 from sltt_bench.plan import Request
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.surrogates import spike
+from sltt_bench.unroll import Unroll
 
 KINDS: dict[str, dict[str, Any]] = {
     "plif": {},
@@ -281,11 +282,11 @@ def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
         assert float(ours.log_threshold.grad) == pytest.approx(theta * float(theirs.threshold.grad), rel=1e-4)
 
 
-def network(kind: str) -> nn.Module:
+def network(kind: str, reset: str = "soft", **fields: Any) -> nn.Module:
     """Two recurrent layers that fire; always the same weights."""
     torch.manual_seed(0)
     options = MLPOptions(hidden=[24, 16], recurrent=True)
-    neuron = parameters(kind)
+    neuron = parameters(kind, reset, **fields)
     built = models.build(
         options, neuron=lambda: layer_of_neurons(neuron), input_shape=INPUT_SHAPE, classes=CLASSES
     )
@@ -326,7 +327,8 @@ def test_at_one_step_all_methods_give_the_same_gradient(kind):
     inputs, labels = batch(1)
     inputs = [x.double() for x in inputs]
     run(bptt, "bptt", inputs, labels)
-    for method in ("sltt", "sltt-k1", "sltt-a1", "bptt-ckpt1", "bptt-d0.5", "tbptt-w1"):
+    eprop = ["e-prop"] if kind == "alif" else []
+    for method in ("sltt", "sltt-k1", "sltt-a1", "bptt-ckpt1", "bptt-d0.5", "tbptt-w1", *eprop):
         other = network(kind)
         run(other, method, inputs, labels)
         for (name, p), q in zip(bptt.named_parameters(), other.parameters(), strict=True):
@@ -336,19 +338,144 @@ def test_at_one_step_all_methods_give_the_same_gradient(kind):
 
 
 @every_kind
-def test_rules_that_are_derived_for_lif_are_refused_by_name(kind):
+def test_rules_that_are_derived_for_other_kinds_are_refused_by_name(kind):
     fields = {"neuron.kind": kind, "neuron.tau": 2.0} | {f"neuron.{k}": v for k, v in KINDS[kind].items()}
-    refused = ["ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate"]
-    for method in refused:
+    for method in ("ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate"):
+        assert methods.unsuited(method, "lif") is None
+        if (method, kind) == ("e-prop", "alif"):
+            continue
         with pytest.raises(
             RecipeError, match=rf"methods: method '{method}' is derived for neurons of kind lif.*{kind}"
         ):
             load_recipe("digits", fields, chosen_methods=[method])
-        assert methods.unsuited(method, "lif") is None
-    with pytest.raises(RecipeError, match="--method-gradients: method 'e-prop' is derived for"):
-        plan_analysis("digits", Request(grid=(fields,)), epochs="0", batches=1, compared=["e-prop"])
+    with pytest.raises(RecipeError, match="--method-gradients: method 's-tllr' is derived for"):
+        plan_analysis("digits", Request(grid=(fields,)), epochs="0", batches=1, compared=["s-tllr"])
     with pytest.raises(NotImplementedError, match=f"kind lif only, not of {kind}"):
         run(network(kind), "rate", *batch(2))
+
+
+# E-prop with adaptive thresholds --------------------------------------------------------------------
+
+
+class Watched:
+    """One layer of neurons: I[t], a constant, and ∂L[t]/∂s[t] of every step."""
+
+    def __init__(self, neuron: nn.Module) -> None:
+        self.currents: list[Tensor] = []
+        self.signals: list[Tensor] = []
+        neuron.register_forward_hook(self.note)
+
+    def note(self, neuron: nn.Module, args: tuple[Tensor, ...], spikes: Tensor) -> Tensor:
+        self.currents.append(args[0].detach())
+        spikes = spikes.view_as(spikes)
+        spikes.register_hook(self.signals.append)
+        return spikes
+
+
+def eprop_by_autograd(
+    neuron: LIFParameters, layer: nn.Module, watched: Watched, x: list[Tensor]
+) -> list[Tensor]:
+    """Gradients of Σ_t L[t] s[t], L[t] a constant, through what a neuron hands to itself: v and a, no reset's path.
+
+    What others send, x[t] and the recurrent s[t−1], is a constant.
+    """
+    weights = [layer.feedforward.weight, layer.recurrent.weight]
+    total, v, a, last = torch.zeros((), dtype=torch.float64), None, None, None
+    for t, (received, signal) in enumerate(zip(x, watched.signals, strict=True)):
+        current = received @ weights[0].T + layer.feedforward.bias.detach()
+        if last is not None:
+            current = current + last @ weights[1].T
+        torch.testing.assert_close(current.detach(), watched.currents[t])
+        u = neurons.integrate(current, v, neuron)
+        s = spike(u - (neuron.v_threshold + (0 if a is None else neuron.adaptation * a)), neuron.surrogate)
+        a = s if a is None else neuron.adaptation_decay * a + s
+        v = u + (neurons.reset(u, s, neuron) - u).detach()
+        last = s.detach()
+        total = total + (signal * s).sum()
+    return list(torch.autograd.grad(total, weights))
+
+
+@every_reset
+def test_eprop_follows_the_adaptive_threshold_as_autograd_through_each_neuron_alone_does(reset):
+    """In a network of two recurrent layers, of which the lower one learns from an error in space."""
+    neuron, built = parameters("alif", reset), network("alif", reset)
+    inputs, labels = batch(6)
+    inputs = [x.double() for x in inputs]
+    layers = [built.layer1, built.layer2]
+    watched = [Watched(layer.neuron) for layer in layers]
+    received: list[list[Tensor]] = [[], []]
+    for layer, values in zip(layers, received, strict=True):
+        layer.feedforward.register_forward_pre_hook(
+            lambda _, args, values=values: values.append(args[0].detach())
+        )
+    run(built, "e-prop", inputs, labels)
+    assert all(float(sum(signal.abs().sum() for signal in each.signals)) > 0 for each in watched)
+    for layer, each, x in zip(layers, watched, received, strict=True):
+        expected = eprop_by_autograd(neuron, layer, each, x)
+        torch.testing.assert_close(layer.feedforward.weight.grad, expected[0], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(layer.recurrent.weight.grad, expected[1], rtol=1e-9, atol=1e-12)
+
+
+def test_eprop_of_adaptive_thresholds_is_the_published_recurrence_of_one_synapse():
+    """Bellec et al. 2020, equations 24 and 25, in Python's numbers: their a[t] is a[t − 1] here."""
+    alpha, rho, beta, threshold, w = 0.5, 0.8, 0.4, 0.8, 0.7
+    x, b = [1.0, 1.0, 0.0, 1.0, 1.0, 1.0], 0.3
+    v = a = epsilon_v = epsilon_a = gradient = 0.0
+    for value in x:
+        epsilon_v = alpha * epsilon_v + value
+        v = alpha * v + w * value
+        psi = max(0.0, 1 - abs(v - threshold - beta * a))
+        z = float(v >= threshold + beta * a)
+        gradient += b * psi * (epsilon_v - beta * epsilon_a)
+        epsilon_a = psi * epsilon_v + (rho - psi * beta) * epsilon_a
+        a = rho * a + z
+        v -= threshold * z
+    neuron = LIFParameters(
+        kind="alif", tau=2.0, v_threshold=threshold, tau_adaptation=5.0, adaptation=beta, surrogate="triangle"
+    )
+    synapse, readout = nn.Linear(1, 1, bias=False).double(), nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(synapse.weight, w)
+    nn.init.constant_(readout.weight, b)
+    unroll = Unroll(
+        nn.Sequential(synapse, layer_of_neurons(neuron), readout),
+        [torch.tensor([[value]], dtype=torch.float64) for value in x],
+        lambda output: output.sum() * len(x),
+        generator=torch.Generator(),
+    )
+    methods.create("e-prop", len(x)).accumulate_gradients(unroll)
+    assert synapse.weight.grad.item() == pytest.approx(gradient, rel=1e-12)
+
+
+def test_eprop_without_adaptation_is_that_of_lif_and_changes_no_output():
+    def outcome(method: str, **fields: Any) -> tuple[Tensor, Tensor]:
+        built = network(**fields)
+        inputs, labels = batch(6)
+        unroll = run(built, method, [x.double() for x in inputs], labels)
+        return flat(gradients(built)), unroll.summed_outputs
+
+    still = outcome("e-prop", kind="alif", adaptation=0.0)
+    for a, b in zip(still, outcome("e-prop", kind="lif"), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    adaptive, spatial = outcome("e-prop", kind="alif"), outcome("sltt", kind="alif")
+    assert torch.equal(adaptive[1], spatial[1])
+    assert (adaptive[0] - spatial[0]).norm() > 1e-2 * spatial[0].norm()
+
+
+def test_eprop_of_adaptive_thresholds_is_refused_where_neurons_receive_more_than_sums_of_synapses():
+    fields = {"neuron.kind": "alif", "neuron.tau_adaptation": 5.0, "neuron.adaptation": 0.4}
+    refusal = "'e-prop' with neuron.kind alif .* choose model mlp with normalisation"
+    for recipe, more in (
+        ("digits", {"neuron.tau": 2.0}),
+        ("permuted-digits", {"model.normalisation": "batch"}),
+    ):
+        with pytest.raises(RecipeError, match=refusal):
+            load_recipe(recipe, fields | more, chosen_methods=["e-prop"])
+    load_recipe("permuted-digits", fields, chosen_methods=["e-prop"])
+    built = nn.Sequential(
+        nn.Conv2d(2, 3, 3), layer_of_neurons(parameters("alif")), nn.Flatten(), nn.Linear(12, CLASSES)
+    )
+    with pytest.raises(NotImplementedError, match="fully connected layers only, not a Conv2d"):
+        run(built, "e-prop", *batch(2))
 
 
 @pytest.mark.parametrize("backend", ["native", "spikingjelly"])

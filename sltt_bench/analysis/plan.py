@@ -48,7 +48,7 @@ def plan_analysis(
 def _fault(method: str, recipe: Recipe) -> str | None:
     try:
         methods.check(method, recipe.timesteps)
-        return methods.unsuited(method, recipe.neuron.kind, recipe.model.needs)
+        return methods.unsuited(method, recipe.neuron.kind, recipe.model)
     except methods.UnknownMethod as error:
         return str(error)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 from sltt_bench.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
+    from sltt_bench.models.options import ModelOptions
     from sltt_bench.unroll import Unroll
 
 Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
@@ -73,8 +74,8 @@ class Promises:
     one_backward_pass: bool = False
     """It calls `backward` once, after the last step: only then can L be the loss of the mean output."""
     needs: frozenset[Need] = frozenset()
-    lif_only: bool = False
-    """Its derivation is of neurons with one fixed λ whose potential is their whole state."""
+    kinds: frozenset[str] = frozenset()
+    """Kinds of neuron that it is derived for; none: it holds for all."""
     pass_on_rates: bool = False
     """It goes backward through a pass on mean rates, which is none of the T steps."""
 
@@ -106,6 +107,7 @@ class MethodEntry:
 
 _EXACT = Promises(exact=True, one_backward_pass=True)
 _SPATIAL = Promises(memory="O(1)")
+_LIF = frozenset({"lif"})
 _N = r"(?P<n>\d+)"
 
 METHODS: dict[str, MethodEntry] = {
@@ -197,7 +199,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "online training through time: SLTT's error meets a trace of each synapse's input",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses"}), kinds=_LIF),
         ),
         MethodEntry(
             "ottt-o",
@@ -205,7 +207,7 @@ METHODS: dict[str, MethodEntry] = {
             "ottt",
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
-            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), lif_only=True),
+            Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), kinds=_LIF),
         ),
         MethodEntry(
             "s-tllr",
@@ -213,7 +215,7 @@ METHODS: dict[str, MethodEntry] = {
             "s_tllr",
             "three-factor rule with a causal and a non-causal trace",
             "Apolinario & Roy 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
         ),
         MethodEntry(
             "pp-prop",
@@ -221,7 +223,7 @@ METHODS: dict[str, MethodEntry] = {
             "pp_prop",
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
-            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
         ),
         MethodEntry(
             "e-prop",
@@ -229,7 +231,7 @@ METHODS: dict[str, MethodEntry] = {
             "e_prop",
             "eligibility propagation: traces of all inputs, the output's error as learning signal",
             "Bellec et al. 2020",
-            Promises(memory="O(1)", needs=frozenset({"synapses"}), lif_only=True),
+            Promises(memory="O(1)", needs=frozenset({"synapses"}), kinds=frozenset({"lif", "alif"})),
         ),
         MethodEntry(
             "rate",
@@ -241,7 +243,7 @@ METHODS: dict[str, MethodEntry] = {
                 memory="O(1)",
                 one_backward_pass=True,
                 needs=frozenset({"state", "membrane"}),
-                lif_only=True,
+                kinds=_LIF,
                 pass_on_rates=True,
             ),
         ),
@@ -352,12 +354,13 @@ def out_of_range(name: str, timesteps: int) -> str:
     )
 
 
-def unsuited(name: str, neuron_kind: str, network_needs: Collection[str] = ()) -> str | None:
-    """Why the method does not hold for neurons of that kind in a network of those needs, or None.
+def unsuited(name: str, neuron_kind: str, model: "ModelOptions | None" = None) -> str | None:
+    """Why the method does not hold for neurons of that kind in a network of those options, or None.
 
     Raises UnknownMethod.
     """
     promised = promises(name)
+    network_needs = frozenset() if model is None else model.needs
     if "sequence" in network_needs and not promised.whole_sequence:
         return (
             f"method {name!r} goes through the network step by step, but model.normalisation tdbn sees all steps "
@@ -368,12 +371,25 @@ def unsuited(name: str, neuron_kind: str, network_needs: Collection[str] = ()) -
             f"method {name!r} goes backward through mean rates, which have no step, but model.normalisation bntt "
             "has parameters of each step; choose another method, or model.normalisation: batch or group"
         )
-    if neuron_kind == "lif" or not (promised.lif_only or "membrane" in promised.needs):
-        return None
-    return (
-        f"method {name!r} is derived for neurons of kind lif (one fixed λ, no state but the potential), not "
-        f"{neuron_kind}; choose bptt, tbptt-wN, sltt or another rule without traces, or neuron.kind: lif"
-    )
+    kinds = promised.kinds or (_LIF if "membrane" in promised.needs else {neuron_kind})
+    if neuron_kind not in kinds:
+        return (
+            f"method {name!r} is derived for neurons of kind {' or '.join(sorted(kinds, reverse=True))}, not "
+            f"{neuron_kind}, whose state or λ is another; choose bptt, tbptt-wN, sltt or another rule without "
+            "traces, or neuron.kind: lif"
+        )
+    if (
+        neuron_kind == "alif"
+        and "synapses" in promised.needs
+        and model is not None
+        and not model.sums_synapses
+    ):
+        return (
+            f"method {name!r} with neuron.kind alif follows each synapse of each neuron, but model {model.name} does "
+            "more than sum the synapses of fully connected layers; choose model mlp with normalisation: none, "
+            "bptt, tbptt-wN or sltt, or neuron.kind: lif"
+        )
+    return None
 
 
 def _steps_in(name: str) -> int | None:

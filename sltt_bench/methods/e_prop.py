@@ -5,18 +5,33 @@
     L[t] = Σ_k B_k ∂L[t]/∂o_k[t]            learning signal, with B the readout's weights (symmetric e-prop)
     ∂L/∂W ≈ Σ_t L[t] e[t]
 
+A threshold that adapts (alif) is a second component of the eligibility vector, one number a synapse:
+
+    e[t] = ψ[t] (ε[t] − β ε_a[t−1])         ψ[t] at u[t] − V_th − β a[t−1]
+    ε_a[t] = ψ[t] ε[t] + (ρ − β ψ[t]) ε_a[t−1]
+
 x[t] is the network's input for input weights and the spikes s[t−1] for recurrent ones. The readout, which
-does not leak, has the exact gradient. Memory: that of SLTT and one trace a layer.
+does not leak, has the exact gradient. Memory: that of SLTT and one trace a layer; with alif, ε_a beside it is of
+shape [batch, outputs, inputs] for each fully connected layer, whatever T is.
 Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking
-neurons" (Nature Communications 11:3625), its LIF case without adaptation; as there, the reset's path is left out of ε.
+neurons" (Nature Communications 11:3625), equations 22 to 25 (LIF and ALIF); as there, the reset's path is left out
+of ε. Their a[t] is the a[t−1] of `neuron_kinds.py`, which names the adaptation after the step that made it.
 Deviations: in a network of several layers the learning signal of a lower layer comes by
 backpropagation in space (the paper has one recurrent layer that feeds the readout); a refractory
-period and a leaky readout do not exist here, so that the paper's output filter κ is 0.
+period and a leaky readout do not exist here, so that the paper's output filter κ is 0. A bias, which has no
+input, learns from SLTT's error. Networks with alif must feed neurons the bare sums of fully connected layers
+(`mlp` without normalisation), since ε_a belongs to one synapse of one neuron.
 """
 
 import re
+from typing import cast
+
+import torch
+from torch import Tensor, nn
 
 from sltt_bench.methods.traces import Trace
+from sltt_bench.neuron_kinds import ALIF, alif_pseudo_derivative
+from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 
@@ -24,11 +39,79 @@ class EProp:
     """One backward pass a step, through a graph of that step alone."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        eligibility = Trace(unroll.neuron.decay)
-        with unroll.presynaptic(eligibility, readout=False):
+        if unroll.neuron.kind == "alif":
+            self._with_adaptive_thresholds(unroll)
+            return
+        with unroll.presynaptic(Trace(unroll.neuron.decay), readout=False):
             for t in range(unroll.timesteps):
                 unroll.detach_state()
                 unroll.backward(unroll.step(t))
+
+    def _with_adaptive_thresholds(self, unroll: Unroll) -> None:
+        vectors = AdaptiveEligibility(unroll.neuron)
+        with unroll.presynaptic(vectors.receive, readout=False), unroll.neurons_replaced(vectors.fire):
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                unroll.backward(unroll.step(t))
+                vectors.step_is_over()
+
+
+class AdaptiveEligibility:
+    """The eligibility vectors (ε, ε_a) of all synapses of neurons with an adaptive threshold."""
+
+    def __init__(self, neuron: LIFParameters) -> None:
+        self._neuron = neuron
+        self._of_potential = Trace(neuron.decay)
+        """ε[t] [batch, inputs] of each layer of synapses."""
+        self._of_threshold: dict[nn.Module, Tensor] = {}
+        """ε_a [batch, outputs, inputs] of each, after its last step."""
+        self._arriving: list[nn.Module] = []
+        """The synapses that ran since the last layer of neurons did."""
+
+    def receive(self, synapses: nn.Module, x: Tensor) -> Tensor:
+        """ε[t] from x[t], both [batch, inputs]."""
+        self._arriving.append(synapses)
+        return self._of_potential(synapses, x)
+
+    def step_is_over(self) -> None:
+        """No neurons follow what ran last: the readout."""
+        self._arriving.clear()
+
+    def fire(self, neurons: SpikingNeuron, current: Tensor) -> Tensor:
+        """s[t] from I[t], both [batch, outputs], through which every weight has −β ε_a[t−1] as one more gradient.
+
+        Raises NotImplementedError where other synapses than fully connected layers feed the neurons.
+        """
+        layer, arriving, self._arriving = cast(ALIF, neurons), self._arriving, []
+        with torch.no_grad():
+            psi = alif_pseudo_derivative(current, layer.potential, layer.adaptation, self._neuron)
+        for synapses in arriving:
+            if not isinstance(synapses, nn.Linear) or current.dim() != 2:
+                raise NotImplementedError(
+                    f"e-prop serves neurons of kind alif behind fully connected layers only, not a {type(synapses).__name__}"
+                )
+            if synapses in self._of_threshold:
+                current = current + self._through_threshold(synapses).to(current.dtype)
+            self._follow(synapses, psi)
+        return type(layer).forward(layer, current)
+
+    def _through_threshold(self, synapses: nn.Linear) -> Tensor:
+        """Zeros [batch, outputs], whose gradient with respect to W is their error times −β ε_a[t−1]."""
+        nothing = synapses.weight - synapses.weight.detach()
+        vectors = -self._neuron.adaptation * self._of_threshold[synapses]
+        return torch.einsum("oi,boi->bo", nothing, vectors)
+
+    @torch.no_grad()
+    def _follow(self, synapses: nn.Linear, psi: Tensor) -> None:
+        """ε_a[t] from ε[t] and ψ[t] [batch, outputs]."""
+        of_potential = self._of_potential.values[synapses].unsqueeze(1)
+        psi = psi.to(of_potential.dtype).unsqueeze(2)
+        before = self._of_threshold.get(synapses)
+        if before is None:
+            self._of_threshold[synapses] = psi * of_potential
+            return
+        kept = (self._neuron.adaptation_decay - self._neuron.adaptation * psi) * before
+        self._of_threshold[synapses] = kept.addcmul_(psi, of_potential)
 
 
 def create(name: re.Match[str], timesteps: int) -> EProp:

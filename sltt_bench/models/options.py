@@ -25,6 +25,11 @@ class ModelOptions(Strict):
         """What the network asks of whoever runs it: whole sequences at once, or to be told which step runs."""
         return frozenset()
 
+    @property
+    def sums_synapses(self) -> bool:
+        """Whether a neuron's current is the sum of fully connected layers' outputs and nothing else."""
+        return False
+
 
 class NormalisedOptions(ModelOptions):
     """The options of a network whose builder takes `normalisation=factory`, which makes its normalising layers."""
@@ -53,6 +58,10 @@ class MLPOptions(NormalisedOptions):
     """Of what a hidden layer's weights make of its input, before recurrent currents are added; see `cnn`."""
     readout_tau: ReadoutTau = None
     """Time constant in time steps of output neurons that sum their currents and never fire; null: no sum."""
+
+    @property
+    def sums_synapses(self) -> bool:
+        return self.normalisation == "none"
 
     @model_validator(mode="after")
     def _recurrence_goes_step_by_step(self) -> "MLPOptions":
