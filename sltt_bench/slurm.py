@@ -8,19 +8,24 @@ preemption, a dead node, or (through submitit) shortly before its time runs out;
 
 import json
 import os
-import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from sltt_bench.plan import Cell, Plan, cell_from_dict
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
-from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows, write_atomically
+from sltt_bench.results.writer import (
+    ResultsError,
+    RunFolder,
+    new_folder,
+    read_provenance,
+    read_rows,
+    write_atomically,
+)
 from sltt_bench.runner import NotRunnable, PlannedRun, finished_cells, run_plans
 
 STATE_FOLDER = ".slurm"
@@ -136,13 +141,8 @@ class Submission:
     @classmethod
     def create(cls, out: Path, cells: Sequence[Cell]) -> "Submission":
         """A new folder below `out`, named by the time. Raises ResultsError."""
-        folder = out / f"submitted-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        try:
-            (folder / STATE_FOLDER).mkdir(parents=True)
-        except OSError as error:
-            raise ResultsError(
-                f"{folder}: cannot be made ({error}); choose another folder with --out"
-            ) from None
+        folder = new_folder(out, "submitted-")
+        (folder / STATE_FOLDER).mkdir()
         submission = cls(folder.absolute(), list(cells))
         submission.write()
         return submission

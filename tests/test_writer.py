@@ -74,6 +74,14 @@ def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
     assert len(folders) == 20
 
 
+def test_two_runs_that_draw_the_same_digits_get_two_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digits = iter(["0000", "0000", "0000", "0001"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(digits))
+    assert len({RunFolder.create(tmp_path, "digits").path for _ in range(2)}) == 2
+
+
 def test_a_folder_is_held_by_one_process_at_a_time(folder: RunFolder) -> None:
     with pytest.raises(ResultsError, match="another run is writing here"):
         RunFolder(folder.path)

@@ -43,8 +43,10 @@ def make_groups(results: Results) -> list[Group]:
         return []
     cells = _with_facts_of_siblings(cells)
     cells = cells.join(_measures(results.epochs), on=["run", "cell_id"])
+    figures = [*METRICS, *COLD_FIGURES]
+    cells[figures] = cells[figures].astype(float)
     # Random data have no accuracy, whatever a file says.
-    cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = None
+    cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = math.nan
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
     cells = _judged(cells, epochs, results.runs)
@@ -360,36 +362,44 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
 
 def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
     """Each reason of column `doubts` once, with the seeds that it is about."""
-    doubted = rows[rows["doubts"] != ""]
-    reasons = doubted.assign(doubts=doubted["doubts"].str.split("; ")).explode("doubts")
-    return tuple(
-        f"{reason} ({seeds_text(sorted(set(cells['seed'].astype(int))))})"
-        for reason, cells in reasons.groupby("doubts", sort=False)
-    )
+    seeds: dict[str, set[int]] = {}
+    for doubts, seed in zip(rows["doubts"], rows["seed"], strict=True):
+        for reason in str(doubts).split("; ") if doubts else ():
+            seeds.setdefault(reason, set()).add(int(seed))
+    return tuple(f"{reason} ({seeds_text(sorted(doubted))})" for reason, doubted in seeds.items())
 
 
 def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
     """Figure → (run, seed) → value, where it was measured."""
-    keys = list(zip(rows["run"].astype(int), rows["seed"].astype(int), strict=True))
+    keys = [(int(run), int(seed)) for run, seed in zip(rows["run"], rows["seed"], strict=True)]
     return {
-        name: {
-            key: value
-            for key, value in zip(keys, rows[name].astype(float), strict=True)
-            if not math.isnan(value)
-        }
-        for name in names
+        name: {key: value for key, value in zip(keys, column, strict=True) if not math.isnan(value)}
+        for name, column in zip(names, _columns(rows, names), strict=True)
     }
 
 
 def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:
     """Figure → seed → mean over repetitions, where it was measured."""
-    means = rows[list(names)].astype(float).groupby(rows["seed"].astype(int)).mean()
-    return {
-        name: {int(str(seed)): float(value) for seed, value in means[name].dropna().items()} for name in names
-    }
+    seeds = [int(seed) for seed in rows["seed"]]
+    means: dict[str, dict[int, float]] = {}
+    for name, column in zip(names, _columns(rows, names), strict=True):
+        values: dict[int, list[float]] = {}
+        for seed, value in zip(seeds, column, strict=True):
+            if not math.isnan(value):
+                values.setdefault(seed, []).append(value)
+        means[name] = {seed: math.fsum(values[seed]) / len(values[seed]) for seed in sorted(values)}
+    return means
+
+
+def _columns(rows: pd.DataFrame, names: Sequence[str]) -> list[list[float]]:
+    """The figures of a few rows as plain lists, one for each name: thousands of groups of pandas cost seconds."""
+    columns: list[list[float]] = rows[list(names)].to_numpy(dtype=float).T.tolist()
+    return columns
 
 
 def _failures(rows: pd.DataFrame) -> tuple[FailedCells, ...]:
+    if rows.empty:
+        return ()
     failures = []
     for (status, reason), same in rows.groupby(["status", "reason"]):
         seeds = tuple(sorted({int(seed) for seed in same["seed"]}))

@@ -66,10 +66,15 @@ class Run:
     """The cells that are not the run's recipe as it stands in recipe.yaml."""
     damage: list[Skipped] = field(default_factory=list, compare=False)
     """Grows with what is read when it is asked for; all runs of some Results share it."""
+    _cells: dict[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    """What has been read; every section of a report asks again."""
 
     def cell(self, cell_id: str) -> Mapping[str, Any]:
         """The resolved cell as it was given to its process; empty if its file is missing or no JSON."""
-        return _read_json_object(self.path / CELLS_FOLDER / f"{cell_id}.json", self.damage) or {}
+        if cell_id not in self._cells:
+            file = self.path / CELLS_FOLDER / f"{cell_id}.json"
+            self._cells[cell_id] = _read_json_object(file, self.damage) or {}
+        return self._cells[cell_id]
 
     def measured_with(self, cell_id: str, attempt: int) -> Mapping[str, Any]:
         """What an attempt was measured with: versions and machine as its command had them, and what its
@@ -97,6 +102,15 @@ class Run:
             self.damage.append(Skipped(str(path), f"cannot be read: {error}"))
             return {}
         return recipe if isinstance(recipe, dict) else {}
+
+    @cached_property
+    def study(self) -> Any:
+        """What recipe.yaml says under `study`. Of most runs it says nothing, and parsing it all would take longest."""
+        try:
+            mentioned = b"study:" in (self.path / RECIPE_FILE).read_bytes()
+        except OSError:
+            return None
+        return self.recipe.get("study") if mentioned else None
 
     def recipe_of(self, cell_id: str) -> Mapping[str, Any]:
         """The resolved recipe of a cell; without its file that of the run, unless the cell departs from it."""

@@ -40,6 +40,28 @@ class ResultsError(Exception):
     """A results folder cannot be written; the message names the file and the remedy."""
 
 
+def new_folder(parent: Path, prefix: str = "") -> Path:
+    """A folder of its own below `parent`, named by the time and four random digits. Raises ResultsError.
+
+    A hundred jobs of a cluster may begin in one second, and two of them draw the same digits.
+    """
+    while True:
+        path = parent / f"{prefix}{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            if path.is_dir():
+                continue
+            raise _cannot_be_made(path, "a file stands in its place") from None
+        except OSError as error:
+            raise _cannot_be_made(path, error) from None
+        return path
+
+
+def _cannot_be_made(path: Path, why: object) -> ResultsError:
+    return ResultsError(f"{path}: cannot be made ({why}); choose another folder with --out")
+
+
 class RunFolder:
     """`results/<recipe>/<run>/`, held by one process at a time."""
 
@@ -65,15 +87,7 @@ class RunFolder:
     @classmethod
     def create(cls, out: Path, recipe: str) -> "RunFolder":
         """A new folder below `out`/`recipe`, named by the time and four random digits."""
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-        path = out / recipe / f"{stamp}-{secrets.token_hex(2)}"
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise ResultsError(
-                f"{path}: cannot be made ({error}); choose another folder with --out"
-            ) from None
-        return cls(path)
+        return cls(new_folder(out / recipe))
 
     def close(self) -> None:
         """Let go of the folder."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIEN
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""
+MOMENT = [*POINT, "epoch"]
+"""Where in the grid and when something was looked at."""
 MOST_HEAT_MAPS = 3
 MOST_COURSES = 8
 COSINE = "cosine(g, g_s)"
@@ -86,6 +88,17 @@ class GradientFamily:
     def values(self, field: str) -> list[Any]:
         """The values that a field of the grid took."""
         return sorted(self.gradients[field].unique())
+
+    @cached_property
+    def lowest_layers(self) -> dict[tuple[Any, ...], tuple[str, float]]:
+        """Point and epoch → the layer with the lowest cosine there, and that cosine."""
+        return _lowest_layers(self.gradients[self.gradients["level"] == "layer"], MOMENT)
+
+    @cached_property
+    def accuracies(self) -> dict[tuple[Any, ...], float]:
+        """Point and epoch → test top-1 where it was evaluated."""
+        known = self.accuracy.dropna(subset=["test_top1"]).to_dict("records")
+        return {tuple(row[field] for field in MOMENT): float(row["test_top1"]) for row in reversed(known)}
 
     @property
     def lowest_layer(self) -> str | None:
@@ -310,7 +323,7 @@ def _table_of_points(
         name=name,
         title=title,
         headings=tuple(heading for heading, _ in columns),
-        rows=tuple(tuple(cell(row) for _, cell in columns) for _, row in rows.iterrows()),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows.to_dict("records")),
         notes=tuple(notes),
         secondary=secondary,
     )
@@ -333,39 +346,39 @@ def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> Tab
 
 
 def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
-    layers = family.level("layer", int(row["epoch"]))
-    same = (layers[POINT] == row[POINT].to_numpy()).all(axis=1)
-    known = layers[same].dropna(subset=["cosine_mean"])
-    if known.empty:
+    return _layer_cell(family.lowest_layers.get(tuple(row[field] for field in MOMENT)))
+
+
+def _layer_cell(lowest: tuple[str, float] | None) -> TableCell:
+    if lowest is None:
         return TableCell(DASH, tone="muted")
-    lowest = known.sort_values("cosine_mean", kind="stable").iloc[0]
-    value = float(lowest["cosine_mean"])
-    return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
+    layer, cosine = lowest
+    return TableCell(_cosine(cosine), layer if cosine < 1 - ROUNDING else "", cosine)
+
+
+def _lowest_layers(layers: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], tuple[str, float]]:
+    """Values of the fields `by` → the layer with the lowest cosine there, and that cosine."""
+    lowest: dict[tuple[Any, ...], tuple[str, float]] = {}
+    known = layers.dropna(subset=["cosine_mean"]).sort_values("cosine_mean", kind="stable")
+    for row in known.to_dict("records"):
+        lowest.setdefault(tuple(row[field] for field in by), (str(row["name"]), float(row["cosine_mean"])))
+    return lowest
 
 
 def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
-    known = family.accuracy
-    same = (known[[*POINT, "epoch"]] == row[[*POINT, "epoch"]].to_numpy()).all(axis=1)
-    values = known[same]["test_top1"].dropna()
-    if values.empty:
-        return TableCell(DASH, tone="muted")
-    return TableCell(numbers.percent(float(values.iloc[0])), value=float(values.iloc[0]))
+    top1 = family.accuracies.get(tuple(row[field] for field in MOMENT))
+    return TableCell(DASH, tone="muted") if top1 is None else TableCell(numbers.percent(top1), value=top1)
 
 
 def _rules(family: GradientFamily, name: str) -> Table:
     """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
     layers = _last_of_rules(family, "layer")
 
+    by = [*POINT, "compared_method"]
+    lowest = _lowest_layers(layers, by)
+
     def lowest_layer(row: Any) -> TableCell:
-        same = (layers[[*POINT, "compared_method"]] == row[[*POINT, "compared_method"]].to_numpy()).all(
-            axis=1
-        )
-        known = layers[same].dropna(subset=["cosine_mean"])
-        if known.empty:
-            return TableCell(DASH, tone="muted")
-        lowest = known.loc[known["cosine_mean"].idxmin()]
-        value = float(lowest["cosine_mean"])
-        return TableCell(_cosine(value), str(lowest["name"]) if value < 1 - ROUNDING else "", value)
+        return _layer_cell(lowest.get(tuple(row[field] for field in by)))
 
     return _table_of_rules(
         family,
@@ -425,7 +438,7 @@ def _table_of_rules(
         name=name,
         title=title,
         headings=tuple(heading for heading, _ in columns),
-        rows=tuple(tuple(cell(row) for _, cell in columns) for _, row in rows.iterrows()),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows.to_dict("records")),
         notes=notes,
         secondary=secondary,
     )

@@ -83,7 +83,7 @@ def _studies(results: Results) -> dict[str, Mapping[str, Any]]:
     """Recipe → its study as the last of its runs has it."""
     names: dict[str, Mapping[str, Any]] = {}
     for run, recipe in results.cells[["run", "recipe"]].drop_duplicates().to_numpy():
-        study = results.runs[int(run)].recipe.get("study")
+        study = results.runs[int(run)].study
         if isinstance(study, dict) and study.get("figure"):
             names[str(recipe)] = study
     return names

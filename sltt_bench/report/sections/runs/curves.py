@@ -52,19 +52,22 @@ def _curve(group: Group, result: MethodResult) -> Curve | None:
     rows = result.epochs
     if rows.empty or rows["epoch"].nunique() < 2:
         return None
-    rows = rows.assign(cell=rows["run"].astype(str) + rows["cell_id"].astype(str))
-    top1, seconds = (
-        rows.pivot(index="cell", columns="epoch", values=name).astype(float)
-        for name in ("test_top1", "train_s")
+    epochs = sorted({float(epoch) for epoch in rows["epoch"]})
+    columns = (rows[name].tolist() for name in ("run", "cell_id", "epoch", "test_top1", "train_s"))
+    cells: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
+    for run, cell_id, epoch, top1, seconds in zip(*columns, strict=True):
+        cells.setdefault((str(run), str(cell_id)), {})[float(epoch)] = float(top1), float(seconds)
+    every = np.array(
+        [[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in sorted(cells)]
     )
-    whole = (top1.notna() & seconds.notna()).all(axis=1)
-    if not whole.any():
+    whole = every[~np.isnan(every).any(axis=(1, 2))]
+    if not len(whole):
         return None
     return Curve(
         method=result.method,
-        epoch=top1.columns.to_numpy(dtype=float),
-        accuracy=top1[whole].to_numpy(),
-        trained_s=seconds[whole].cumsum(axis=1).to_numpy(),
+        epoch=np.array(epochs),
+        accuracy=whole[:, :, 0],
+        trained_s=whole[:, :, 1].cumsum(axis=1),
         survivors=bool(result.lost_seeds),
         at_chance=group.at_chance(result.method),
     )
