@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -264,6 +265,7 @@ def tune(
     device: Device = "auto",
     jobs: Jobs = None,
     devices: Devices = None,
+    nproc_per_cell: ProcessesPerCell = None,
     oversubscribe: Oversubscribe = False,
     backend: Annotated[
         str, typer.Option("--backend", help="The backend.", autocompletion=_complete_backends)
@@ -279,22 +281,29 @@ def tune(
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
     from sltt_bench import commands
     from sltt_bench.jobs import make_places
-    from sltt_bench.plan import Request
+    from sltt_bench.plan import Request, processes_per_cell
     from sltt_bench.recipe import parse_overrides
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
     with _errors_explained():
-        places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=oversubscribe)
         request = Request(
             methods=_comma_list(method),
             backends=tuple(_comma_list(backend) or ["reference"]),
             seeds=_seeds(seed),
-            grid=tuple(parse_overrides(overrides or [])),
-            device=places[0].device or device,
+            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
+            device=_device(device),
             smoke=smoke,
             data_dir=data_dir,
         )
-        plans = plan_tuning(recipe, request)
+        places = make_places(
+            device,
+            jobs,
+            _device_list(devices),
+            per_cell=processes_per_cell(plan_tuning(recipe, request)),
+            oversubscribe=oversubscribe or dry_run,
+        )
+        # The final training is planned later, from the request.
+        plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
         timeout_s = _seconds(timeout)
         if dry_run:
             commands.show_plans(plans)

@@ -32,7 +32,7 @@ def program(name: str) -> str | None:
 def cluster(folder: Path, nodes: int = 1) -> Iterator[Mapping[str, str]]:
     """The environment in which Slurm's commands find the cluster; it is up, and gone afterwards.
 
-    Several `nodes` are as many slurmd of this machine, which not every Slurm is built for.
+    A job of the partition `urgent` takes the processors of jobs in the other one, which are requeued. Several `nodes` are as many slurmd of this machine, which not every Slurm is built for.
     """
     names = [socket.gethostname()] if nodes == 1 else [f"node{number}" for number in range(nodes)]
     configuration = _configure(folder, names)
@@ -57,7 +57,7 @@ def cluster(folder: Path, nodes: int = 1) -> Iterator[Mapping[str, str]]:
             stack.callback(_end, process)
             if name == "munged":
                 _wait_for((munge / "socket").exists, folder)
-        sinfo = ("sinfo", "--noheader", "--Node", "--format=%T")
+        sinfo = ("sinfo", "--noheader", "--Node", "--partition=tests", "--format=%T")
         _wait_for(lambda: _answer(environment, *sinfo).split() == ["idle"] * nodes, folder)
         stack.callback(_answer, environment, "scancel", "--user=root")
         yield environment
@@ -101,7 +101,10 @@ SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval
 ReturnToService=2
 KillWait=5
 {machines}
-PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=tests Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
     )
     return path

@@ -184,6 +184,29 @@ def test_a_submission_is_cancelled_killed_out_of_time_and_completed(
 
 @needs_slurm
 @pytest.mark.long
+def test_a_cell_that_is_preempted_goes_on_when_the_urgent_job_is_over(jobs: Path, tmp_path: Path) -> None:
+    (jobs / "hold-0").touch()
+    code, output = call("submit", *CELLS, "--seed", "0", "--time", "1h", "--out", str(tmp_path / "out"))
+    assert code == 0, output
+    (folder,) = (tmp_path / "out").iterdir()
+    wait_until((jobs / "runner-0").exists)
+    released = jobs / "released"
+    urgent = f"while [ ! -e {released} ]; do sleep 0.2; done"
+    answer = slurm_cluster.answer(
+        "sbatch", "--partition=urgent", "--exclusive", f"--output={tmp_path}/urgent.out", f"--wrap={urgent}"
+    )
+    assert "Submitted" in answer
+    wait_until(lambda: states(folder)[0][0] == "queued")
+    (jobs / "hold-0").unlink()
+    released.touch()
+    wait_until(lambda: states(folder)[0][0] == "done")
+    assert rows(folder, 0).status.tolist() == ["killed", "ok"]
+    assert rows(folder, 0).epochs_done.tolist() == [1, 3]
+    assert sorted(read_results([folder]).epochs.epoch) == [1, 2, 3]
+
+
+@needs_slurm
+@pytest.mark.long
 def test_a_cell_whose_node_dies_goes_on_when_slurm_starts_it_again(jobs: Path, tmp_path: Path) -> None:
     (jobs / "hold-0").touch()
     code, output = call("submit", *CELLS, "--seed", "0", "--time", "1h", "--out", str(tmp_path / "out"))

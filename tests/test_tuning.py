@@ -23,7 +23,7 @@ from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, TUNING_FILE
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.runner import Interrupted
 from sltt_bench.tuning.choice import Trial, choose, is_lost
@@ -395,6 +395,34 @@ def choices(out: Path) -> list[tuple[str, ...]]:
 
 
 TWO = ("--set", "tuning.grid={train.lr: [0.1, 1.0]}", "--seed", "0", "--method", "sltt")
+
+
+def test_processes_that_share_a_batch_share_those_of_trials_and_of_the_final_training(
+    study: str, tmp_path: Path
+) -> None:
+    plan, final = trials_and_final(study, grid=({"train.devices": 2},))
+    assert {cell.recipe.train.devices for cell in plan} == {2}
+    chosen = settled(final, plan, tmp_path / "run", lambda c: c.recipe.train.lr)
+    assert {cell.recipe.train.devices for cell in chosen} == {2}
+    code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "20", "--jobs", "20")
+    assert code == 2
+    assert "lower --jobs or --nproc-per-cell" in " ".join(output.split())
+    code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "2", "--dry-run")
+    assert code == 0, output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_study_of_divided_cells_chooses(study: str, tmp_path: Path) -> None:
+    code, output = tune(study, tmp_path / "out", *TWO, "--nproc-per-cell", "2", "--oversubscribe")
+    assert code == 0, output
+    (folder,) = (tmp_path / "out").glob("study/*/")
+    cells = read_rows(folder / CELLS_FILE)
+    assert Counter((cell["kind"], cell["ranks"]) for cell in cells) == {("trial", "2"): 2, ("run", "2"): 1}
+    with (folder / RANKS_FILE).open() as file:
+        ranks = list(csv.DictReader(file))
+    assert {row["cell_id"] for row in ranks} == {cell["cell_id"] for cell in cells}
+    assert {row["rank"] for row in ranks} == {"0", "1"}
 
 
 def test_a_study_that_is_interrupted_in_mid_trial_goes_on_to_the_same_choices(

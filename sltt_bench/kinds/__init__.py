@@ -60,7 +60,8 @@ KINDS: dict[Kind, CellKind] = {
         divisible=True,
     ),
     "trial": CellKind(
-        "sltt_bench.kinds.tuning:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE), checkpoints=True
+        "sltt_bench.kinds.tuning:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
+        divisible=True,
     ),
     "analysis": CellKind(
         "sltt_bench.kinds.analysis:analyse_cell",

@@ -73,7 +73,9 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "started_utc": outcome.started_utc,
         "wall_s": outcome.wall_s,
         "neighbours": _neighbours(outcome, epochs),
-        "ranks": outcome.facts.get("ranks", cell.recipe.train.devices if cell.kind == "run" else None),
+        "ranks": outcome.facts.get(
+            "ranks", cell.recipe.train.devices if cell.kind in ("run", "trial") else None
+        ),
         "epochs_planned": cell.recipe.train.epochs,
         "epochs_done": last,
         "parameters": outcome.facts.get("parameters"),
