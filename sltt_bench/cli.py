@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn, TextIO, cast
 import typer
 
 from sltt_bench import __version__
-from sltt_bench.lasting_output import LastingOutput
+from sltt_bench.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
 app = typer.Typer(
@@ -113,7 +113,9 @@ Synthetic = Annotated[
 ]
 Jobs = Annotated[
     int | None,
-    typer.Option("--jobs", "-j", min=1, help="Cells that run side by side, threads shared among them."),
+    typer.Option(
+        "--jobs", "-j", min=1, max=4096, help="Cells that run side by side, threads shared among them."
+    ),
 ]
 Devices = Annotated[
     str | None,
@@ -907,7 +909,7 @@ def _seconds(text: str | None, option: str = "--timeout") -> float | None:
         seconds = float(number) * units[unit]
     except ValueError:
         seconds = -1.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         _fail(f"{option} {text}: write a number with s, m or h, e.g. 90s, 30m, 2h")
     return seconds
 
@@ -982,6 +984,7 @@ def _errors_explained() -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the command `sltt-bench`."""
+    open_closed_streams()
     print_what_the_terminal_lacks_in_ascii()
     if "--debug" in sys.argv:
         _State.debug = True

@@ -140,7 +140,7 @@ def _display(
         else count_display(console, len(cells))
     )
     with shown as display:
-        yield Displays(display, LogDisplay(logs)) if logs else display
+        yield Displays(display, LogDisplay(logs, display.remark)) if logs else display
 
 
 def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:

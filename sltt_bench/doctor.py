@@ -5,7 +5,6 @@ torch is loaded in a process of its own, so that a broken installation is a find
 
 import json
 import math
-import resource
 import shutil
 import subprocess
 import sys
@@ -141,6 +140,10 @@ def _loading() -> list[DoctorFinding]:
         if free < shared:
             text += ": a larger one (docker run --shm-size=…), fewer data.workers or a smaller data.prefetch_factor"
         findings.append(DoctorFinding("ok" if free >= shared else "note", str(SHARED_MEMORY), text))
+    try:
+        import resource
+    except ImportError:  # Windows, where no such limit is met
+        return findings
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"{limit} at most; the loaders of the shipped recipes hold up to {files}"
     if limit >= files or limit == resource.RLIM_INFINITY:

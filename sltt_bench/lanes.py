@@ -27,6 +27,9 @@ from sltt_bench.results.cell_row import Outcome
 
 GRACE_S = 5.0
 """Seconds between asking a process to end and killing it."""
+LINGERING_S = 60.0
+"""Seconds that a process may take to end after its last word, or those that it left behind after its end: a thread
+or a process that a plug-in started would keep the run waiting for ever."""
 
 Event = dict[str, Any]
 
@@ -142,6 +145,8 @@ class Lanes:
         for lane in self._lanes:
             if lane.attempt is not None and self._left(lane.attempt) <= 0:
                 lane.time_out(self._timeout_s or 0.0)
+            elif lane.lingers():
+                lane.put_down()
 
     def _left(self, attempt: Attempt) -> float:
         if self._timeout_s is None:
@@ -161,12 +166,14 @@ class _Lane:
         self._events, self.place, self._neighbours = events, place, neighbours + place.neighbours
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
+        self._last_word: float | None = None
+        """When the process said how its only attempt ended, or was seen to have ended."""
 
     def begin(self, attempt: Attempt) -> None:
         attempt.outcome.started_utc = datetime.now(UTC).isoformat(timespec="seconds")
         attempt.begun = time.monotonic()
         attempt.kernel_kills = oom_kills()
-        self.attempt = attempt
+        self.attempt, self._last_word = attempt, None
         if self.process is None:
             self.process = _Process(attempt.log, self._events)
         cell = attempt.cell.to_dict()
@@ -210,15 +217,30 @@ class _Lane:
                 return
         if not KINDS[self.attempt.cell.kind].measures:  # else its process ends, and tells with which code
             self._conclude(None, self.process.log)
+        else:
+            self._last_word = time.monotonic()
 
     def time_out(self, limit_s: float) -> None:
         """End the attempt and its process for want of time."""
-        assert self.process is not None
         assert self.attempt is not None
+        if self._last_word is None:
+            self.attempt.outcome.status = "timeout"
+            self.attempt.outcome.reason = f"ended after {limit_s:g} s (--timeout)"
+        self.put_down()
+
+    def lingers(self) -> bool:
+        """Whether the process of an attempt that is over does not end, or others keep its output open."""
+        if self.attempt is None or self.process is None:
+            return False
+        if self._last_word is None and self.process.has_ended:
+            self._last_word = time.monotonic()
+        return self._last_word is not None and time.monotonic() - self._last_word > LINGERING_S
+
+    def put_down(self) -> None:
+        """End the process, and with it the attempt, whose outcome stands."""
+        assert self.process is not None
         process, self.process = self.process, None
         process.end()
-        self.attempt.outcome.status = "timeout"
-        self.attempt.outcome.reason = f"ended after {limit_s:g} s (--timeout)"
         self._conclude(process.wait(), process.log)
 
     def ask_to_end(self) -> None:
@@ -259,6 +281,15 @@ def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
         outcome.reason += f"; see {log}"
 
 
+def _surroundings() -> dict[str, str]:
+    """The environment of a process: what lies in the folder that somebody works in (a random.py, a queue.py) is no
+    module of its own, unless that folder is the clone that this package itself comes from.
+    """
+    here = Path(__file__).parent.parent
+    in_clone = os.path.exists(os.curdir) and os.path.samefile(here, os.curdir)
+    return {**os.environ} if in_clone else {**os.environ, "PYTHONSAFEPATH": "1"}
+
+
 class _Process:
     """A process of `sltt_bench.worker` in a session of its own, so that Ctrl-C does not reach it."""
 
@@ -271,6 +302,7 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
+                env=_surroundings(),
             )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
@@ -281,6 +313,11 @@ class _Process:
             if line.endswith(b"\n"):
                 events.put((self, line))
         events.put((self, None))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process itself is gone, whoever may still hold its output."""
+        return self._popen.poll() is not None
 
     def give(self, job: Event) -> None:
         assert self._popen.stdin is not None

@@ -1,7 +1,21 @@
 """Standard output that may go away: a reader that stops (`| head -1`), a closed terminal or a full disk ends no run."""
 
 import os
+import sys
 from typing import Any, TextIO
+
+
+def open_closed_streams() -> None:
+    """Give standard streams that whoever started us has closed (`>&-`, some schedulers) nowhere as their other end.
+
+    Else a file that is opened later takes the number of one of them, and what is printed goes into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 class LastingOutput:

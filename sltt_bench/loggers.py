@@ -6,7 +6,8 @@ Where a service keeps it is the service's own business (WANDB_MODE=offline, MLFL
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,25 +151,30 @@ PACKAGES: dict[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlf
 
 
 class LogDisplay:
-    """A Display that logs the epochs of every cell."""
+    """A Display that logs the epochs of every cell. A log that fails (no network, no room, a package's own fault) is
+    given up with a remark: the CSV files have what it lacks.
+    """
 
-    def __init__(self, names: list[str]) -> None:
-        """Raises LoggerMissing."""
+    def __init__(self, names: list[str], remark: Callable[[str], None]) -> None:
+        """`remark` tells the user. Raises LoggerMissing."""
         from importlib.util import find_spec
 
         for name in names:
             if name in PACKAGES and find_spec(PACKAGES[name]) is None:
                 raise LoggerMissing(f"--log {name} needs its package: pip install 'sltt-bench[{name}]'")
-        self._openers = [LOGGERS[name] for name in names]
+        self._names, self._tell = names, remark
         self._folders: dict[str, Path] = {}
-        self._logs: dict[str, list[CellLog]] = {}
+        self._logs: dict[str, dict[str, CellLog]] = {}
+        """cell_id → log by name."""
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
         self._folders |= {cell.cell_id: folder for cell in plan}
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        folder = self._folders[cell.cell_id]
-        self._logs[cell.cell_id] = [opener(cell, folder) for opener in self._openers]
+        folder, logs = self._folders[cell.cell_id], self._logs.setdefault(cell.cell_id, {})
+        for name in self._names:
+            with self._giving_up(cell, name):
+                logs[name] = LOGGERS[name](cell, folder)
 
     def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
         """Only what is in the CSV files is logged."""
@@ -182,12 +188,24 @@ class LogDisplay:
             for column, value in row.items()
             if column not in _KEY and isinstance(value, (int, float)) and not isinstance(value, bool)
         }
-        for log in self._logs.get(cell.cell_id, ()):
-            log.epoch(int(row["epoch"]), values)
+        for name, log in list(self._logs.get(cell.cell_id, {}).items()):
+            with self._giving_up(cell, name):
+                log.epoch(int(row["epoch"]), values)
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
-        for log in self._logs.pop(cell.cell_id, ()):
-            log.end(outcome)
+        for name, log in self._logs.pop(cell.cell_id, {}).items():
+            with self._giving_up(cell, name):
+                log.end(outcome)
+
+    @contextmanager
+    def _giving_up(self, cell: Cell, name: str) -> Iterator[None]:
+        """A fault of a log ends that log of the cell, and nothing else."""
+        try:
+            yield
+        except Exception as error:  # somebody else's package: it may raise anything
+            self._logs.get(cell.cell_id, {}).pop(name, None)
+            fault = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            self._tell(f"--log {name} gave up {_name(cell)} ({fault}); the CSV files have all of it")
 
     def remark(self, text: str) -> None:
         """Words are for the terminal."""

@@ -34,14 +34,43 @@ def find_plugin(group: str, name: str, *, must_have: Iterable[str] = ()) -> Any 
 
 def load_plugin(entry: EntryPoint) -> Any:
     """The object of an entry. What its import prints goes to standard error. Raises PluginFailed."""
+    before = _shared_by_all() or dict(_AS_TORCH_STARTS)
     try:
         with redirect_stdout(sys.stderr):
-            return entry.load()
+            thing = entry.load()
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # somebody else's code; it may even call sys.exit
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(" :")
         raise PluginFailed(fault_of(entry, f"cannot be loaded ({what})")) from error
+    after = _shared_by_all()
+    if changed := [name for name in after if name in before and after[name] != before[name]]:
+        fault = f"changes {' and '.join(changed)} when it is imported, and so what every other method is measured with"
+        raise PluginFailed(fault_of(entry, fault))
+    return thing
+
+
+_AS_TORCH_STARTS = {
+    "torch's default dtype": "torch.float32",
+    "whether torch records gradients": True,
+    "whether torch's algorithms are deterministic": False,
+    "the precision of torch's matrix products": "highest",
+}
+
+
+def _shared_by_all() -> dict[str, Any]:
+    """What everything in this process computes with; nothing while torch is not loaded."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "torch's default dtype": str(torch.get_default_dtype()),
+        "torch's default device": str(torch.get_default_device()),
+        "torch's number of threads": torch.get_num_threads(),
+        "whether torch records gradients": torch.is_grad_enabled(),
+        "whether torch's algorithms are deterministic": torch.are_deterministic_algorithms_enabled(),
+        "the precision of torch's matrix products": torch.get_float32_matmul_precision(),
+    }
 
 
 def fault_of(entry: EntryPoint, fault: str) -> str:

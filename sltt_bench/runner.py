@@ -18,8 +18,8 @@ from sltt_bench.lanes import Attempt, Event, Lanes, Place
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
 from sltt_bench.results.private_paths import public
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, TIMELINE_FILE
-from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, PROVENANCE_FILE, TIMELINE_FILE
+from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
 from sltt_bench.tuning.choice import is_lost
 
 
@@ -246,7 +246,11 @@ class _RunRecord:
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}
-        self._provenance = read_provenance(folder.path) or {**provenance, **about}
+        earlier = read_provenance(folder.path)
+        if (fault := provenance_fault(earlier)) is not None:
+            path = folder.path / PROVENANCE_FILE
+            raise ResultsError(f"{path}: {fault}; mend it, or start a run of its own without --resume")
+        self._provenance = earlier or {**provenance, **about}
         for name, empty in (("commands", []), ("cells", {})):
             self._provenance.setdefault(name, empty)
         self._command = len(self._provenance["commands"])
@@ -346,8 +350,9 @@ class _RecordedAttempt(Attempt):
                 for epoch in event["epochs"]:
                     if epoch["row"]["epoch"] not in there:
                         earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
+                        row = {name: value for name, value in epoch["row"].items() if name in _EPOCH_COLUMNS}
                         beside = {"neighbours": epoch["facts"].get("neighbours")}
-                        self._append_epoch(earlier, epoch["row"] | beside)
+                        self._append_epoch(earlier, row | beside)
             case "row":
                 self._append(event["file"], event["row"], self.outcome)
             case "sample":
@@ -394,12 +399,15 @@ class _RecordedAttempt(Attempt):
         return row
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_EPOCH_COLUMNS = {column.name for column in FILES[EPOCHS_FILE]}
+"""Those that a checkpoint's rows are kept of: another version may have written it."""
+_ENDING = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"))
+"""What ends a run in order; Windows has the first two."""
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Ctrl-C, SIGTERM and a closed terminal raise Interrupted in the main thread."""
+    """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal raise Interrupted in the main thread."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Interrupted(number)

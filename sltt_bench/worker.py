@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -93,20 +93,22 @@ class Reporter:
         if self._checkpoint is not None:
             from sltt_bench.results import checkpoints
 
-            checkpoints.save(self._checkpoint, {**state, "epochs": self._epochs})
+            key = {"cell_id": self._checkpoint.stem, "epochs": self._epochs}
+            checkpoints.save(self._checkpoint, {**state, **key})
 
-    def resume(self) -> dict[str, Any]:
-        """The state of the cell's checkpoint; its rows go to the runner, who keeps what it lacks.
+    def resume(self, restore: Callable[[dict[str, Any]], None]) -> None:
+        """Restore the state of the cell's checkpoint; its rows go to the runner, who keeps what it lacks.
 
-        Raises CheckpointError.
+        Raises CheckpointError, also for the checkpoint of another cell.
         """
         from sltt_bench.results import checkpoints
 
         assert self._checkpoint is not None
-        state = checkpoints.load(self._checkpoint)
-        self._epochs = list(state.get("epochs", []))
+        state = checkpoints.load(self._checkpoint, of_cell=self._checkpoint.stem)
+        with checkpoints.restoring(self._checkpoint):
+            restore(state)
+            self._epochs = list(state.get("epochs", []))
         self.send("epochs", epochs=self._epochs)
-        return state
 
 
 def main() -> None:

@@ -50,6 +50,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip)
 
 
+@pytest.fixture
+def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
+    """Prints what a campaign came to, in its long form: docs/reliability.md quotes it."""
+
+    def tell(text: str) -> None:
+        if request.config.getoption("--campaign") == "long":
+            with capsys.disabled():
+                print(f"\n{text}")
+
+    return tell
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cells run in forks of the test's process; a module marked `spawned` starts them as users do."""

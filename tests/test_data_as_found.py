@@ -231,6 +231,21 @@ def test_events_outside_the_sensor_are_named(place: int, tmp_path: Path) -> None
         load("dvs-gesture", tmp_path, split="tonic-1077-264", **counts)
 
 
+@pytest.mark.parametrize("polarity", [-1, 2])
+def test_polarities_of_another_convention_are_named_and_not_taken_for_brighter(
+    polarity: int, tmp_path: Path
+) -> None:
+    counts = write_tonic_gesture(tmp_path)
+    file = tmp_path / "DVSGesture" / "ibmGestureTrain" / "user01_led" / "3.npy"
+    columns = np.load(file)
+    columns[columns[:, 2] == 0, 2] = polarity
+    np.save(file, columns)
+    with pytest.raises(
+        DataError, match=r"3\.npy cannot be read: its polarities are .*; they must be 0 and 1"
+    ):
+        load("dvs-gesture", tmp_path, split="tonic-1077-264", **counts)
+
+
 def test_events_that_are_no_numbers_are_named(tmp_path: Path) -> None:
     counts = write_tonic_gesture(tmp_path)
     file = tmp_path / "DVSGesture" / "ibmGestureTrain" / "user01_led" / "3.npy"

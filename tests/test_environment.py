@@ -5,15 +5,23 @@ import resource
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 from test_kills import ARGUMENTS, only_run, rows, start, wait_until
 
+from sltt_bench import lanes
+from sltt_bench.lanes import Attempt, Lanes
 from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.memory_limit import memory_limit, oom_kills
+from sltt_bench.plan import Cell
+from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.runner import Interrupted, _signals_raise
 
 
 def test_a_reader_that_goes_away_is_not_noticed() -> None:
@@ -32,6 +40,57 @@ def test_a_command_whose_reader_stops_after_a_line_ends_as_usual() -> None:
     command = f"set -o pipefail; {sys.executable} -m sltt_bench list | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_a_command_whose_streams_are_closed_ends_as_usual(streams: str) -> None:
+    command = f"{sys.executable} -m sltt_bench list methods {streams}; echo $? > /dev/fd/9"
+    read, write = os.pipe()
+    subprocess.run(["bash", "-c", f"exec 9>&{write}; {command}"], pass_fds=[write], check=True)
+    os.close(write)
+    with os.fdopen(read) as code:
+        assert code.read() == "0\n"
+
+
+def test_modules_in_the_folder_of_a_run_are_none_of_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "random", "typing", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is mine')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lanes, "subprocess", subprocess)  # a fresh process: a fork has its modules already
+    process = lanes._Process(tmp_path / "log", lanes.queue.Queue())
+    process.give_no_more()
+    assert process.wait() == 0, (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("worker", "status", "code"),
+    [
+        ('echo \'{"event": "finished"}\'; exec sleep 100', "ok", -signal.SIGTERM),  # a thread does not end
+        ("sleep 100 & exit 3", "error", 3),  # somebody else holds its output
+    ],
+)
+def test_a_process_that_does_not_end_holds_up_no_run(
+    worker: str, status: str, code: int, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    def start_worker(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["bash", "-c", worker], **options)
+
+    monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": start_worker})))
+    monkeypatch.setattr(lanes, "LINGERING_S", 0.2)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes() as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, attempt.outcome.exit_code) == (status, code)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_in_order(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name), _signals_raise():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before
 
 
 def test_plots_say_nothing_of_a_home_that_cannot_be_written() -> None:

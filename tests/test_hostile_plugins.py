@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from sltt_bench import backends, data, methods, models
@@ -22,13 +24,14 @@ MODULES = {
     "prints": 'print(\'{"event": "finished"}\')\nclass Options: pass\nbuild = load = model_validate = None',
     "empty": "",
     "recurses": "def f(): f()\nf()",
+    "changes": "import torch; torch.set_default_dtype(torch.float64); torch.use_deterministic_algorithms(True)",
 }
 """Module of the plug-in → its text; each is registered in all four groups by the module's name."""
-BROKEN = [name for name in MODULES if name not in ("prints", "empty")]
+BROKEN = [name for name in MODULES if name not in ("prints", "empty", "changes")]
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """All of them installed, beside one without a target and one whose name is no regular expression."""
     info = tmp_path / "hostile_plugins-1.0.dist-info"
     info.mkdir()
@@ -48,7 +51,9 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"hostile_{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, f"hostile_{name}", raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+    yield tmp_path
+    torch.set_default_dtype(torch.float32)  # one of them changes these
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.usefixtures("site")
@@ -97,6 +102,14 @@ def test_a_plugin_without_what_it_must_have_is_named() -> None:
         data.source_type("empty")
     with pytest.raises(methods.UnknownMethod, match=r"'empty'.*not callable"):
         methods.check("empty", 6)
+
+
+@pytest.mark.usefixtures("site")
+def test_a_plugin_that_changes_what_others_are_measured_with_is_refused() -> None:
+    with pytest.raises(
+        PluginFailed, match="'hostile-plugins' changes torch's default dtype and whether torch's"
+    ):
+        backends.create("changes")
 
 
 @pytest.mark.usefixtures("site")

@@ -1,11 +1,14 @@
 """Result files that a crash or a person has touched: named with file and line, never a figure, never a traceback."""
 
+import errno
+import os
 import random
 import re
 import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from result_builder import MIB, RECIPE, HandmadeRun
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.plan import Cell
 from sltt_bench.recipe import MAX_SEED
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
@@ -311,6 +315,68 @@ def test_a_recipe_that_is_named_like_a_number_or_a_missing_value_keeps_its_name(
     assert sorted(cells["seed"]) == [MAX_SEED - 1, MAX_SEED], "no two seeds become one"
 
 
+def test_runs_are_read_through_links_each_once(tmp_path: Path) -> None:
+    run = handmade(tmp_path / "scratch")
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "a-link").symlink_to(run)
+    (results / "another").symlink_to(run.parent)
+    (results / "in a circle").symlink_to(results)
+    assert len(read_results([results]).cells) == 4
+    assert len(read_results([results, run, run.parent]).cells) == 4
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, real = handmade(tmp_path), os.scandir
+
+    def scandir(path: str) -> Any:
+        if Path(path).name == "private":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return real(path)
+
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr(os, "scandir", scandir)
+    (skip,) = read_results([tmp_path]).skipped
+    assert (skip.path, skip.reason) == (str(tmp_path / "private"), "cannot be read: Permission denied")
+    assert run.exists()
+
+
+@pytest.mark.parametrize("file", ["recipe.yaml", PROVENANCE_FILE, EPOCHS_FILE])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, file: str) -> None:
+    run = handmade(tmp_path)
+    (run / file).unlink(missing_ok=True)
+    os.mkfifo(run / file)
+    results = read_results([tmp_path])
+    assert results.runs[0].recipe == {} or file != "recipe.yaml"
+    assert len(results.cells) == (0 if file == EPOCHS_FILE else 4)
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        ({"commands": {}}, "commands is no list"),
+        ({"cells": []}, "cells is no mapping"),
+        ({"cells": {"a": 1}}, "cells.a.attempts is no mapping of numbers"),
+        ({"cells": {"a": {"attempts": {"one": {}}}}}, "cells.a.attempts is no mapping of numbers"),
+    ],
+)
+def test_a_run_whose_provenance_cannot_be_added_to_is_not_resumed(
+    damage: dict[str, Any], fault: str, tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    cell = smoke_cell()
+    folder = RunFolder.create(tmp_path, "digits")
+    folder.write_provenance({"plan": [cell.cell_id], **damage})
+    folder.close()
+    before = (folder.path / PROVENANCE_FILE).read_bytes()
+    options = ["--smoke", "--no-estimate", "--device", "cpu", "--seed", "0", "--method", "sltt", "--resume"]
+    outcome = CliRunner().invoke(app, ["run", "digits", *options, "--out", str(tmp_path)])
+    assert outcome.exit_code == 2, outcome.output
+    assert f"{PROVENANCE_FILE}: {fault}; mend it, or start a run of its own" in " ".join(
+        outcome.output.split()
+    )
+    assert (folder.path / PROVENANCE_FILE).read_bytes() == before
+
+
 # The campaign -----------------------------------------------------------------------------------
 
 
@@ -361,11 +427,13 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_any_damage_to_committed_files_is_read_around(
-    committed: Path, sound: set[str], request: pytest.FixtureRequest
+    committed: Path, sound: set[str], request: pytest.FixtureRequest, figures: Callable[[str], None]
 ) -> None:
     """`--campaign long` damages a thousand times."""
-    for seed in range(1000 if request.config.getoption("--campaign") == "long" else 25):
+    damages = 1000 if request.config.getoption("--campaign") == "long" else 25
+    for seed in range(damages):
         check_damage(committed, sound, seed)
+    figures(f"{damages} damages, 0 misread")
 
 
 def check_damage(committed: Path, sound: set[str], seed: int) -> None:

@@ -173,7 +173,9 @@ def wait_until(condition: Callable[[], bool], process: Any) -> None:
         time.sleep(0.02)
 
 
-def test_random_kills_of_runner_or_worker(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_random_kills_of_runner_or_worker(
+    tmp_path: Path, request: pytest.FixtureRequest, figures: Callable[[str], None]
+) -> None:
     """Half of the kills hit the runner, half its worker; what had ended before its turn came does not count."""
     kills = 50 if request.config.getoption("--campaign") == "long" else 2
     arguments = (*ARGUMENTS, "--method", "bptt,sltt", "--set", "train.epochs=3")
@@ -201,7 +203,10 @@ def test_random_kills_of_runner_or_worker(tmp_path: Path, request: pytest.Fixtur
         assert finish(*arguments, "--out", str(out), "--resume") == 0
         assert_as_if_nothing_had_happened(out, tmp_path / "whole")
         survived = {name: survived[name] + killed[name] for name in survived}
-    print(f"kills survived: {survived}")
+    total = sum(survived.values())
+    figures(
+        f"{total} of {total} kills survived: {survived['runner']} of the runner, {survived['worker']} of a worker"
+    )
 
 
 def workers(process: Any) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """The logs of a run hold the CSV's columns under the same names, each in the place and form of its tool, offline."""
 
 import json
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typer.testing import CliRunner
 
 from sltt_bench import loggers
 from sltt_bench.cli import app
+from sltt_bench.plan import Cell, Plan
+from sltt_bench.results.cell_row import Outcome
 
 COLUMNS = ("train_loss", "test_top1", "train_s", "lr")
 SMOKE = ["run", "digits", "--method", "sltt", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "3"]
@@ -95,4 +98,44 @@ def test_an_unknown_log_is_refused_and_a_missing_package_named(monkeypatch: pyte
     assert "did you mean 'tensorboard'" in result.output
     monkeypatch.setitem(loggers.PACKAGES, "wandb", "a_package_that_nobody_has")
     with pytest.raises(loggers.LoggerMissing, match=r"pip install 'sltt-bench\[wandb\]'"):
-        loggers.LogDisplay(["wandb"])
+        loggers.LogDisplay(["wandb"], print)
+
+
+@pytest.mark.parametrize("moment", ["open", "epoch", "end"])
+def test_a_log_that_fails_ends_itself_and_no_run(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    class Failing:
+        def __init__(self, cell: Cell, folder: Path) -> None:
+            self.reach("open")
+
+        def reach(self, here: str) -> None:
+            calls.append(here)
+            if here == moment:
+                raise ConnectionError("no route to host")
+
+        def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
+            self.reach("epoch")
+
+        def end(self, outcome: Outcome) -> None:
+            self.reach("end")
+
+    calls: list[str] = []
+    remarks: list[str] = []
+    cell = smoke_cell()
+    monkeypatch.setattr(loggers, "LOGGERS", {**loggers.LOGGERS, "failing": Failing})
+    display = loggers.LogDisplay(["failing", "mlperf"], remarks.append)
+    display.run_opened(Plan(cell.recipe, [cell]), tmp_path)
+    display.cell_started(cell, 1, 1)
+    for epoch in (1, 2):
+        display.epoch(cell, {"epoch": epoch, "test_top1": 0.5})
+    display.cell_ended(cell, Outcome("ok"))
+    assert (
+        calls
+        == {"open": ["open"], "epoch": ["open", "epoch"], "end": ["open", "epoch", "epoch", "end"]}[moment]
+    )
+    (remark,) = remarks
+    assert "--log failing gave up sltt-reference-seed0" in remark
+    assert "(ConnectionError: no route to host)" in remark
+    (log,) = (tmp_path / "mlperf").iterdir()
+    assert "run_stop" in log.read_text(), "the others go on"

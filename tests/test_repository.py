@@ -29,6 +29,32 @@ def test_what_github_reads_satisfies_its_schema(schema: str) -> None:
     assert result.exit_code == 0, result.output
 
 
+WITHOUT_UNIX = """
+import os, signal, sys
+for module in ("pwd", "grp", "termios"):
+    sys.modules[module] = None
+for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGKILL", "SIGALRM", "pthread_sigmask"):
+    delattr(signal, name)
+for name in ("killpg", "setsid", "getpgid", "getpgrp", "fork", "sched_getaffinity", "EX_SOFTWARE", "getuid", "geteuid"):
+    delattr(os, name)
+signal.Signals = [each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM")]
+from typer.testing import CliRunner
+from sltt_bench.cli import app
+for arguments in (["--help"], ["list"], ["show", "digits"], ["run", "digits", "--dry-run"]):
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, (arguments, result.output, result.exception)
+"""
+
+
+def test_the_command_line_starts_where_there_is_no_unix() -> None:
+    """What the workflow tries on Windows: without Unix's signals, modules and calls."""
+    commands = (ROOT / ".github/workflows/ci.yml").read_text()
+    for command in ("sltt-bench list", "sltt-bench show digits", "sltt-bench run digits --dry-run"):
+        assert command in commands
+    done = subprocess.run([sys.executable, "-c", WITHOUT_UNIX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_file_that_github_reads_is_left_out() -> None:
     checked = {str(ROOT / file) for files in SCHEMAS.values() for file in files}
     assert {str(path) for path in (ROOT / ".github").rglob("*.yml")} <= checked

@@ -2,18 +2,22 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from sltt_bench import runner
 from sltt_bench.kinds.training import train_cell
-from sltt_bench.plan import Cell
+from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import load_recipe
 from sltt_bench.results import checkpoints
-from sltt_bench.results.writer import ResultsError
+from sltt_bench.results.schema import EPOCHS_FILE
+from sltt_bench.results.writer import ResultsError, RunFolder
+from sltt_bench.terminal import _Lines
 from sltt_bench.worker import Reporter
 
 RULES = ("sltt-k2", "sltt-a2-unbiased", "ottt-o", "s-tllr", "bptt-ckpt2")
@@ -120,3 +124,34 @@ def assert_same(resumed: Any, whole: Any) -> None:
             assert_same(one, other)
     else:
         assert resumed == whole
+
+
+@pytest.mark.parametrize(
+    ("state", "fault"),
+    [
+        ({"cell_id": "another", "epochs": []}, "the checkpoint of another cell, another; delete it"),
+        ({}, r"not a readable checkpoint \('model'\); delete it to start the cell anew"),
+        ([1], "not a readable checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_cells_own_is_refused_before_its_rows_count(
+    state: Any, fault: str, tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "abc.pt")
+    events = io.StringIO()
+    with pytest.raises(checkpoints.CheckpointError, match=rf"abc\.pt: {fault}"):
+        Reporter(events, tmp_path / "abc.pt").resume(lambda state: state["model"])
+    assert events.getvalue() == ""
+
+
+def test_rows_in_a_checkpoint_of_another_version_are_kept_as_far_as_they_are_known(
+    tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    cell = smoke_cell()
+    folder = RunFolder.create(tmp_path, "digits")
+    record = runner._RunRecord(Plan(cell.recipe, [cell]), folder, _Lines(Console(quiet=True), {}), {})
+    row = {"epoch": 1, "cold": True, "train_loss": 0.5, "a_column_of_tomorrow": 3}
+    epochs = [{"attempt": 1, "facts": {}, "row": row}]
+    runner._RecordedAttempt(record, cell, (1, 1)).hear({"event": "epochs", "epochs": epochs})
+    (kept,) = folder.rows(EPOCHS_FILE)
+    assert (kept["epoch"], kept["train_loss"], kept["attempt"]) == ("1", "0.5", "1")

@@ -116,3 +116,24 @@ def test_a_full_disk_names_file_free_space_and_remedy_and_leaves_no_half_row(
     assert not list(folder.path.glob(".*.tmp"))
     folder.append(EPOCHS_FILE, {"epoch": 2})
     assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["1", "2"]
+
+
+def test_a_file_that_is_moved_away_in_mid_run_is_begun_anew_with_its_header(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    (folder.path / EPOCHS_FILE).rename(folder.path / "taken.csv")
+    folder.append(EPOCHS_FILE, {"epoch": 2})
+    assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["2"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EROFS, "Read-only file system"), NotImplementedError("no flock")]
+)
+def test_a_folder_that_cannot_be_locked_is_named(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(ResultsError, match=r"run: cannot be written \((Read-only file system|no flock)\)"):
+        RunFolder(tmp_path / "run")

@@ -23,6 +23,7 @@ from sltt_bench.data.events import (
     Recording,
     UnreadableEvents,
     as_float,
+    brighter,
     file_key,
     tested_places,
 )
@@ -159,7 +160,7 @@ def _read_aedat4(file: Path) -> np.ndarray:
         raise UnreadableEvents(f"not a whole AEDAT 4 file ({error})") from None
     events = np.empty(len(raw), dtype=EVENT)
     for name, column in zip(("t", "x", "y", "p"), raw.dtype.names, strict=True):
-        events[name] = raw[column]
+        events[name] = brighter(raw[column]) if name == "p" else raw[column]
     return events
 
 

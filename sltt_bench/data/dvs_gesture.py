@@ -15,7 +15,15 @@ from pydantic import Field
 
 from sltt_bench.data.download import all_or_nothing, already_there, check, fetch, tonic_dataset, unpack
 from sltt_bench.data.errors import DataError, absent, damaged
-from sltt_bench.data.events import EVENT, EventSource, Framing, Recording, UnreadableEvents, file_key
+from sltt_bench.data.events import (
+    EVENT,
+    EventSource,
+    Framing,
+    Recording,
+    UnreadableEvents,
+    brighter,
+    file_key,
+)
 from sltt_bench.data.source import Count, Progress, Shape
 
 CLOCK_JITTER_US = 1_000_000
@@ -162,7 +170,7 @@ def read_tonic(file: Path) -> list[np.ndarray]:
     if len(columns) and np.abs(columns[:, :2]).max() > np.iinfo(np.int16).max:
         raise UnreadableEvents("it has events outside the pixels of any camera")
     events = np.empty(len(columns), dtype=EVENT)
-    events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], columns[:, 2]
+    events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], brighter(columns[:, 2])
     events["t"] = columns[:, 3].astype(np.int64) * 1000
     return [events]
 

@@ -123,6 +123,17 @@ def _shrink_counts(counts: np.ndarray, image_size: int) -> np.ndarray:
 # Recordings -------------------------------------------------------------------------------------
 
 
+def brighter(polarities: np.ndarray) -> np.ndarray:
+    """Polarities [N] as 0 and 1 → whether each pixel became brighter.
+
+    Raises UnreadableEvents for any other value: a darker event that somebody wrote as -1 would count as a brighter one.
+    """
+    foreign = np.setdiff1d(polarities, (0, 1))
+    if len(foreign):
+        raise UnreadableEvents(f"its polarities are {', '.join(map(str, foreign[:3]))}; they must be 0 and 1")
+    return polarities.astype(np.bool_)
+
+
 class UnreadableEvents(Exception):
     """A file is not a whole recording; the message says why."""
 

@@ -51,7 +51,9 @@ class TrainedCell:
             )
         network = build_network(self.recipe, Reference())
         try:
-            network.load_state_dict(checkpoints.load(path)["model"])
+            state = checkpoints.load(path, of_cell=path.stem)
+            with checkpoints.restoring(path):
+                network.load_state_dict(state["model"])
         except checkpoints.CheckpointError as error:
             raise ExportError(str(error)) from None
         return network.eval()

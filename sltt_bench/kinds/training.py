@@ -57,7 +57,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         reporter.facts(peak_tensor_bytes=peak)
         subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess, ranks)
         if job["resume"]:
-            engine.restore(subject, setup, reporter.resume())
+            reporter.resume(partial(engine.restore, subject, setup))
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
         if "test" in evaluated:

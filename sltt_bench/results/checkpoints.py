@@ -1,5 +1,7 @@
 """Checkpoints: everything that a training run needs to go on as if it had not stopped."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,25 @@ def save(path: Path, state: dict[str, Any]) -> None:
         ) from None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of this tool as weights and plain values only. Raises CheckpointError."""
-    try:
+def load(path: Path, *, of_cell: str) -> dict[str, Any]:
+    """Read the checkpoint of a cell as weights and plain values only. Raises CheckpointError."""
+    with restoring(path):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        cell_id = state.get("cell_id", of_cell)  # earlier versions left it to the file's name
+    if cell_id != of_cell:
+        raise CheckpointError(
+            f"{path}: the checkpoint of another cell, {cell_id}; delete it to start the cell anew"
+        )
+    return state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """What fails within is the fault of the checkpoint at `path`: a CheckpointError says so."""
+    try:
+        yield
     except Exception as error:  # a damaged file makes torch raise nearly anything
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a readable checkpoint ({first_line}); delete it to start the cell anew"
         ) from None
-    return state

@@ -97,7 +97,7 @@ class Run:
         """recipe.yaml: the recipe without the overrides of a grid; empty if it cannot be read."""
         path = self.path / RECIPE_FILE
         try:
-            recipe = read_yaml(path) if path.exists() else {}
+            recipe = read_yaml(path) if path.is_file() else {}
         except (OSError, YAMLFault) as error:
             self.damage.append(Skipped(str(path), f"cannot be read: {error}"))
             return {}
@@ -203,7 +203,11 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Pat
         if not source.is_dir():
             what = "is a file" if source.exists() else "does not exist"
             raise ResultsError(f"{source}: {what}; give a folder with results, for example results/")
-        for top, folders, files in os.walk(source):
+
+        def unreadable(error: OSError) -> None:
+            damage.append(Skipped(str(error.filename), f"cannot be read: {error.strerror}"))
+
+        for top, folders, files in os.walk(source, onerror=unreadable, followlinks=True):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             path = Path(top)
             if path.resolve() in seen:
@@ -225,7 +229,7 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Pat
 
 
 def _read_json_object(path: Path, damage: list[Skipped]) -> dict[str, Any] | None:
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
         value = _printable_values(json.loads(path.read_bytes()))
@@ -263,7 +267,7 @@ _PROVENANCE: dict[str, type] = {
 
 def _read_provenance(folder: Path, damage: list[Skipped]) -> dict[str, Any]:
     path = folder / PROVENANCE_FILE
-    if not path.exists():
+    if not path.is_file():
         damage.append(Skipped(str(path), "missing: versions are unknown"))
     provenance = _read_json_object(path, damage) or {}
     for key, kind in _PROVENANCE.items():

@@ -71,18 +71,18 @@ class RunFolder:
         try:
             for folder in (CELLS_FOLDER, LOGS_FOLDER):
                 (path / folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResultsError(f"{path}: cannot be written ({error.strerror}); {room(path)}") from None
-        self._begun: set[Path] = set()
-        self._lock = FileLock(path / ".lock", timeout=0)
-        try:
+            self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
+            for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # of a process that was killed
+                left.unlink(missing_ok=True)
         except Timeout:
             raise ResultsError(
                 f"{path}: another run is writing here; wait for it, or start a run of its own without --resume"
             ) from None
-        for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # of a process that was killed
-            left.unlink(missing_ok=True)
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            fault = getattr(error, "strerror", None) or error
+            raise ResultsError(f"{path}: cannot be written ({fault}); {room(path)}") from None
+        self._begun: set[Path] = set()
 
     @classmethod
     def create(cls, out: Path, recipe: str) -> "RunFolder":
@@ -131,8 +131,8 @@ class RunFolder:
             ) from None
 
     def _begin(self, path: Path, columns: list[str]) -> None:
-        """The header of a new file; an old one is made ready for rows of today's columns. Once is enough."""
-        if path in self._begun:
+        """The header of a new file; an old one is made ready for rows of today's columns."""
+        if path in self._begun and path.exists():  # somebody may have moved it away meanwhile
             return
         if path.exists():
             set_torn_line_aside(path)
@@ -180,6 +180,22 @@ def read_provenance(run: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def provenance_fault(provenance: Mapping[str, Any]) -> str | None:
+    """Why nothing can be added to what earlier commands left, or None; somebody may have edited it."""
+    commands, cells = provenance.get("commands", []), provenance.get("cells", {})
+    if not isinstance(commands, list):
+        return "commands is no list"
+    if not isinstance(cells, dict):
+        return "cells is no mapping"
+    for cell_id, entry in cells.items():
+        attempts = entry.get("attempts", {}) if isinstance(entry, dict) else None
+        if not isinstance(attempts, dict) or not all(
+            number.isdecimal() and isinstance(noted, dict) for number, noted in attempts.items()
+        ):
+            return f"cells.{cell_id}.attempts is no mapping of numbers"
+    return None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
