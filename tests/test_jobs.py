@@ -135,7 +135,7 @@ def test_a_process_is_given_the_device_and_threads_of_its_lane(
     class Process:
         """Takes a job and ends."""
 
-        log = None
+        log, has_ended = None, True
 
         def __init__(self, log: Path | None, events: Any) -> None:
             events.put((self, b'{"event": "finished"}\n'))

@@ -106,8 +106,9 @@ class Run:
     @cached_property
     def study(self) -> Any:
         """What recipe.yaml says under `study`. Of most runs it says nothing, and parsing it all would take longest."""
+        path = self.path / RECIPE_FILE
         try:
-            mentioned = b"study:" in (self.path / RECIPE_FILE).read_bytes()
+            mentioned = path.is_file() and b"study:" in path.read_bytes()
         except OSError:
             return None
         return self.recipe.get("study") if mentioned else None
