@@ -24,7 +24,7 @@ input, learns from SLTT's error. Networks with alif must feed neurons the bare s
 """
 
 import re
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,15 +67,13 @@ class AdaptiveEligibility:
         """ε_a [batch, outputs, inputs] of each, after its last step."""
         self._arriving: list[nn.Module] = []
         """The synapses that ran since the last layer of neurons did."""
+        self._fired: list[tuple[nn.Module, Tensor]] = []
+        """The synapses of this step, each with ψ[t] [batch, outputs] of its neurons."""
 
     def receive(self, synapses: nn.Module, x: Tensor) -> Tensor:
         """ε[t] from x[t], both [batch, inputs]."""
         self._arriving.append(synapses)
         return self._of_potential(synapses, x)
-
-    def step_is_over(self) -> None:
-        """No neurons follow what ran last: the readout."""
-        self._arriving.clear()
 
     def fire(self, neurons: SpikingNeuron, current: Tensor) -> Tensor:
         """s[t] from I[t], both [batch, outputs], through which every weight has −β ε_a[t−1] as one more gradient.
@@ -91,27 +89,40 @@ class AdaptiveEligibility:
                     f"e-prop serves neurons of kind alif behind fully connected layers only, not a {type(synapses).__name__}"
                 )
             if synapses in self._of_threshold:
-                current = current + self._through_threshold(synapses).to(current.dtype)
-            self._follow(synapses, psi)
+                vectors = self._of_threshold[synapses]
+                current = _AlsoThrough.apply(current, synapses.weight, vectors, -self._neuron.adaptation)
+            self._fired.append((synapses, psi))
         return type(layer).forward(layer, current)
 
-    def _through_threshold(self, synapses: nn.Linear) -> Tensor:
-        """Zeros [batch, outputs], whose gradient with respect to W is their error times −β ε_a[t−1]."""
-        nothing = synapses.weight - synapses.weight.detach()
-        vectors = -self._neuron.adaptation * self._of_threshold[synapses]
-        return torch.einsum("oi,boi->bo", nothing, vectors)
-
     @torch.no_grad()
-    def _follow(self, synapses: nn.Linear, psi: Tensor) -> None:
-        """ε_a[t] from ε[t] and ψ[t] [batch, outputs]."""
-        of_potential = self._of_potential.values[synapses].unsqueeze(1)
-        psi = psi.to(of_potential.dtype).unsqueeze(2)
-        before = self._of_threshold.get(synapses)
-        if before is None:
-            self._of_threshold[synapses] = psi * of_potential
-            return
-        kept = (self._neuron.adaptation_decay - self._neuron.adaptation * psi) * before
-        self._of_threshold[synapses] = kept.addcmul_(psi, of_potential)
+    def step_is_over(self) -> None:
+        """ε_a[t] from ε[t] and ψ[t]: in place, now that no gradient needs ε_a[t−1] any more."""
+        for synapses, psi in self._fired:
+            of_potential = self._of_potential.values[synapses].unsqueeze(1)
+            psi = psi.to(of_potential.dtype).unsqueeze(2)
+            if synapses in self._of_threshold:
+                kept = self._neuron.adaptation_decay - self._neuron.adaptation * psi
+                self._of_threshold[synapses].mul_(kept).addcmul_(psi, of_potential)
+            else:
+                self._of_threshold[synapses] = psi * of_potential
+        self._fired.clear()
+        self._arriving.clear()  # what ran after the last neurons: the readout
+
+
+class _AlsoThrough(torch.autograd.Function):
+    """I[t] as it is, whose error e [batch, outputs] gives W also `factor` · Σ e · vectors [batch, outputs, inputs]."""
+
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, weight: Tensor, vectors: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(vectors)
+        ctx.factor = factor
+        return current.view_as(current)
+
+    @staticmethod
+    def backward(ctx: Any, error: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        (vectors,) = ctx.saved_tensors
+        share = torch.einsum("bo,boi->oi", ctx.factor * error.to(vectors.dtype), vectors)
+        return error, share, None, None
 
 
 def create(name: re.Match[str], timesteps: int) -> EProp:
