@@ -66,6 +66,8 @@ IN_THE_LONG_CAMPAIGN = {
         ("sew-resnet18", "sltt-k2"),
     ),
     *(("ms-resnet18", method) for method in ("bptt", "sltt", "sltt-k2")),
+    *(("nf-resnet50", method) for method in ("bptt", "sltt-k2")),
+    *((family, "sltt-k2") for family in ("nf-resnet34", "preact-resnet18", "vgg11", "vgg11 on saccades")),
 }
 
 
@@ -396,7 +398,9 @@ def test_at_one_time_step_nothing_is_temporal_and_methods_agree(smoke_cell: Make
     assert estimates[0].work("forward_temporal") == estimates[0].work("backward_temporal") == 0
 
 
-@pytest.mark.parametrize("family", ["mlp", "cnn", pytest.param("vgg11", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "family", ["mlp", *(pytest.param(name, marks=pytest.mark.long) for name in ("cnn", "vgg11"))]
+)
 def test_slttks_backward_work_is_k_of_t_of_sltts(smoke_cell: MakeCell, family: str) -> None:
     recipe, overrides = FAMILIES[family]
 
@@ -456,8 +460,8 @@ def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bis
 ) -> None:
     monkeypatch.setattr("sltt_bench.estimate.search.predicted_peaks", lambda cell, device_type: None)
     cell = smoke_cell("sltt", timesteps=2)
-    room = trace_memory(with_batch_size(cell, 77), "cuda").peak_bytes
-    assert largest_batch_size(cell, "cuda", room) == 77
+    room = trace_memory(with_batch_size(cell, 11), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", room) == 11
 
 
 @pytest.mark.parametrize(

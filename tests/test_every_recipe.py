@@ -12,17 +12,23 @@ from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names, study_names
 
-WITH_ALL_METHODS = ("digits", "digits-saccade", "delayed-recall", "cifar10-resnet18", "imagenet-resnet34")
-"""Of these every method runs: static images, events, sequences, with batch norm and without. Of the others one tells
-whether the rest fits; the long campaign runs all."""
+WITH_ALL_METHODS = ("digits", "delayed-recall")
+"""Of these every method runs: static inputs and sequences. Of the others one tells whether the rest fits, BPTT of every
+second large network and SLTT-K of the rest; the long campaign runs all."""
 
 FURTHER_NETWORKS = [
     "cifar10-spikformer",
+    "cifar100-resnet18",
     "imagenet-ms-resnet18",
+    "imagenet-resnet50",
+    "imagenet-resnet50-t1",
+    "imagenet-resnet101",
+    "imagenet-resnet101-t1",
     "imagenet-sew-resnet18",
     "imagenet-sew-resnet34",
 ]
-"""Data and engine are those of the paper's recipes: an iteration with each method tells whether the network fits."""
+"""Data and engine are those of other recipes: an iteration with each method tells whether the network fits."""
+BY_BPTT = {"cifar10-resnet18", "dvs-gesture-vgg11", "mnist", "shd", "sequential-mnist"}
 
 
 def test_recipes_are_discovered_at_any_depth_and_counted() -> None:
@@ -47,7 +53,8 @@ def test_the_recipes_of_further_networks_train_with_each_of_their_methods(name: 
         changed = [
             not torch.equal(a, b) for a, b in zip(before, experiment.network.parameters(), strict=True)
         ]
-        assert sum(changed) > len(changed) / 2
+        # The paper's networks without batch norm start with their branches switched off, and so all but silent.
+        assert sum(changed) >= (1 if name.startswith("imagenet-resnet") else len(changed) / 2)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +69,8 @@ def test_the_recipe_smoke_runs_with_its_methods(
 ) -> None:
     every = name in WITH_ALL_METHODS or request.config.getoption("--campaign") == "long"
     recipe = load_recipe(name)
-    chosen = recipe.methods if every else ["sltt-k2" if recipe.timesteps > 1 else "sltt"]
+    one = "bptt" if name in BY_BPTT else "sltt-k2" if recipe.timesteps > 1 else "sltt"
+    chosen = recipe.methods if every else [one]
     arguments = ["run", name, "--method", ",".join(chosen), "--smoke", "--no-estimate"]
     arguments += ["--device", "cpu", "--seed", "0"]
     arguments += ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]

@@ -177,8 +177,9 @@ def test_random_kills_of_runner_or_worker(
     tmp_path: Path, request: pytest.FixtureRequest, figures: Callable[[str], None]
 ) -> None:
     """Half of the kills hit the runner, half its worker; what had ended before its turn came does not count."""
-    kills = 50 if request.config.getoption("--campaign") == "long" else 2
-    arguments = (*ARGUMENTS, "--method", "bptt,sltt", "--set", "train.epochs=3")
+    long = request.config.getoption("--campaign") == "long"
+    kills, methods = (50, "bptt,sltt") if long else (2, "sltt")
+    arguments = (*ARGUMENTS, "--method", methods, "--set", "train.epochs=3")
     began = time.monotonic()
     assert finish(*arguments, "--out", str(tmp_path / "whole")) == 0
     duration_s = time.monotonic() - began

@@ -6,6 +6,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from thinned import thinned
 from typer.testing import CliRunner
 
 from sltt_bench import recipe_schema
@@ -73,7 +74,7 @@ def test_a_whole_recipe_must_have_what_has_no_default(validator: Any) -> None:
     assert [error.message for error in validator.iter_errors(whole)] == ["'timesteps' is a required property"]
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", thinned(recipe_names(), keep=5))
 def test_init_writes_a_commented_recipe_that_resolves_to_the_same(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validator: Any
 ) -> None:

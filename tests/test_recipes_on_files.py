@@ -1,4 +1,4 @@
-"""The recipes train from real on-disk formats, made small, through the command line, in both precisions."""
+"""The recipes train from real on-disk formats, made small, through the command line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,21 +22,28 @@ WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
 }
 """Recipe → what writes its data set in the layout that it is distributed in. The deeper networks for ImageNet
 read what imagenet-resnet34 reads; tests/test_every_recipe.py runs them."""
+IN_BOTH_PRECISIONS = ("mnist", "cifar10-resnet18")
+ALIKE = {"fashion-mnist", "cifar100-resnet18"}
+"""What reads their files reads their siblings' too."""
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_the_recipe_trains_from_files_in_full_and_in_mixed_precision(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in ALIKE else name for name in WRITERS]
+)
+def test_the_recipe_trains_from_files(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     counts = WRITERS[name](tmp_path / "data")
     arguments = ["run", name, "--smoke", "--no-estimate", "--device", "cpu", "--seed", "0"]
     arguments += ["--data-dir", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
     for key, value in {"train.epochs": 1, **{f"data.{key}": value for key, value in counts.items()}}.items():
         arguments += ["--set", f"{key}={value}"]
     # tests/test_every_recipe.py runs every method.
-    arguments += ["--set", "train.precision=fp32,amp", "--method", "sltt"]
+    both = name in IN_BOTH_PRECISIONS or request.config.getoption("--campaign") == "long"
+    precisions = {"fp32": "fp32", "amp": "bf16"} if both else {"fp32": "fp32"}
+    arguments += ["--set", f"train.precision={','.join(precisions)}", "--method", "sltt"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     cells = pd.concat(pd.read_csv(path) for path in (tmp_path / "out" / name).glob("*/cells.csv"))
-    assert list(cells.precision) == ["fp32", "bf16"]
+    assert list(cells.precision) == list(precisions.values())
     assert set(cells.status) == {"ok"}
     epochs = pd.concat(pd.read_csv(path) for path in (tmp_path / "out" / name).glob("*/epochs.csv"))
     assert epochs.test_top1.between(0, 1).all()

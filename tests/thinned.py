@@ -1,0 +1,17 @@
+"""Many alike cases: CI tries some of them, the long campaign all."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+
+def thinned(cases: Iterable[Any], *, keep: int, first: int = 0) -> list[Any]:
+    """Of `keep` cases in a row one stays in CI, beginning with number `first`; the others are marked `long`."""
+    return [case if number % keep == first else _long(case) for number, case in enumerate(cases)]
+
+
+def _long(case: Any) -> Any:
+    if isinstance(case, Sequence) and not isinstance(case, str):
+        return pytest.param(*case, marks=pytest.mark.long)
+    return pytest.param(case, marks=pytest.mark.long)
