@@ -24,12 +24,14 @@ Measure = Literal[
     "epoch_s",
     "peak_tensor_bytes",
     "firing_rate",
+    "learning_curve",
     "cosine",
     "temporal_share",
     "multiplications",
     "estimated_peak_bytes",
 ]
-"""What a panel shows: of runs the first four, of analyses cosine and temporal_share, of estimates the last two."""
+"""What a panel shows: of runs the first five, of analyses cosine and temporal_share, of estimates the last two.
+`learning_curve` is the test accuracy after each epoch, against `epoch`."""
 
 
 class Grid(Strict):
@@ -59,11 +61,11 @@ class StudyPanel(Strict):
     y: Measure
     """What is shown."""
     x: str
-    """A recipe field (dotted); or number (in the method's name, as K), method, layer, or another measure."""
+    """A recipe field (dotted); or number (in the method's name, as K), method, layer, epoch, or another measure."""
     lines: list[str] = ["method"]
     """What a line has in common: method, rule (the method's name without its number) and recipe fields; [] is one line."""
     where: dict[str, Any] = {}
-    """Recipe fields (dotted) that what is shown must have."""
+    """Recipe fields (dotted) that what is shown must have; or the method."""
     title: Label | None = None
 
 
@@ -80,6 +82,12 @@ class Study(Strict):
     """What the answer does not cover."""
     cost: str
     """How long it takes, and on what."""
+
+    @model_validator(mode="after")
+    def _curves_are_over_epochs(self) -> "Study":
+        if any(panel.y == "learning_curve" and panel.x != "epoch" for panel in self.figure):
+            raise ValueError("figure: a learning_curve is drawn against epoch (x: epoch)")
+        return self
 
     @model_validator(mode="after")
     def _grids_are_small(self) -> "Study":

@@ -64,15 +64,23 @@ def test_every_claim_of_a_study_speaks_of_cells_that_it_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_panel_of_a_study_shows_something_that_it_runs(name: str) -> None:
-    from sltt_bench.report.sections.studies import OF_ANALYSES, OF_RUNS
+    from sltt_bench.report.sections.studies import OF_ANALYSES, OF_EPOCHS, OF_RUNS
 
     study = load_recipe(name).study
     assert study is not None
     cells = cells_of(name)
     for panel in study.figure:
-        kind = "run" if panel.y in OF_RUNS else "analysis" if panel.y in OF_ANALYSES else "estimate"
+        kind = (
+            "run"
+            if panel.y in {*OF_RUNS, *OF_EPOCHS}
+            else "analysis"
+            if panel.y in OF_ANALYSES
+            else "estimate"
+        )
         settings = [
-            flat(cell.recipe.model_dump(mode="json")) | cell.overrides for cell in cells if cell.kind == kind
+            flat(cell.recipe.model_dump(mode="json")) | cell.overrides | {"method": cell.method}
+            for cell in cells
+            if cell.kind == kind
         ]
         shown = [
             each for each in settings if all(each.get(key) == value for key, value in panel.where.items())
@@ -83,7 +91,7 @@ def test_every_panel_of_a_study_shows_something_that_it_runs(name: str) -> None:
 def test_the_smoke_form_is_small_and_the_full_one_fits_an_hour() -> None:
     for name in NAMES:
         assert len(cells_of(name, smoke=True)) <= 40
-        assert len(cells_of(name)) <= 150
+        assert len(cells_of(name)) <= 160
 
 
 def test_a_study_expands_into_its_grids_and_takes_what_the_user_asks_for() -> None:
@@ -124,6 +132,8 @@ def test_a_grid_of_too_many_points_and_a_word_that_no_panel_knows_are_refused() 
         Study(grids=[{"over": {"timesteps": list(range(1, 202))}}], figure=[panel], **about)
     with pytest.raises(ValueError, match="figure"):
         Study(grids=[{}], figure=[{**panel, "y": "happiness"}], **about)
+    with pytest.raises(ValueError, match="drawn against epoch"):
+        Study(grids=[{}], figure=[{**panel, "y": "learning_curve"}], **about)
 
 
 def test_of_each_axis_a_smoke_run_takes_the_first_value() -> None:
@@ -192,6 +202,7 @@ def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path
     assert limits == "Limits: made by hand"
     (figure,) = (block for block in section.blocks if isinstance(block, Figure))
     assert "n = 3 seeds a point" in figure.caption
+    assert "at the recipe's learning rate" in figure.caption
     means = {(row.line, row.at): (row.mean, row.n) for row in frame.itertuples()}
     assert means == {
         ("bptt", 1.1): (pytest.approx(0.901), 3),
@@ -205,6 +216,36 @@ def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path
         line.get_label(): list(line.get_ydata()) for line in axes.get_lines() if len(line.get_xdata()) == 2
     }
     assert [pytest.approx(90.1), pytest.approx(80.1)] in list(lines.values())
+
+
+def test_a_learning_curve_is_the_accuracy_after_each_epoch_of_the_method_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    panel = {
+        "y": "learning_curve",
+        "x": "epoch",
+        "lines": ["neuron.tau"],
+        "where": {"method": "sltt"},
+        "title": None,
+    }
+    recipe = {**RECIPE, "name": "studies/made", "claims": [], "study": {**STUDY, "figure": [panel]}}
+    run = HandmadeRun(tmp_path / "studies" / "made" / "20260101-000000-0000", recipe=recipe)
+    at = {**recipe, "study": None}
+    for seed in range(2):
+        run.cell("bptt", seed, recipe=at, top1=(0.1, 0.1, 0.1))
+        run.cell("sltt", seed, recipe=at, top1=(0.5, 0.6 + 0.1 * seed, 0.8))
+    _, frame = studied(tmp_path)
+    curve = {row.at: (row.mean, row.n) for row in frame.itertuples()}
+    assert curve == {
+        1: (pytest.approx(0.5), 2), 2: (pytest.approx(0.65), 2), 3: (pytest.approx(0.8), 2),
+    }  # fmt: skip
+
+
+def test_a_study_that_was_run_again_is_shown_by_its_newest_run(tmp_path: Path) -> None:
+    handmade_study(tmp_path)
+    handmade_study(tmp_path, lost=0.0, device_name="Another CPU, 2 threads")
+    _, frame = studied(tmp_path)
+    assert frame["mean"].min() == pytest.approx(0.901)
 
 
 def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path: Path) -> None:

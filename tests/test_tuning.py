@@ -316,6 +316,30 @@ def test_the_tuning_of_a_shipped_recipe_can_be_planned(name: str) -> None:
     assert load_recipe(name).target is not None
 
 
+def test_a_study_of_one_point_is_tuned_as_a_recipe_is_and_what_it_estimates_follows(tmp_path: Path) -> None:
+    plan, final = trials_and_final("studies/k", methods=["sltt", "sltt-k1"])
+    assert Counter((cell.kind, cell.method) for cell in plan) == {
+        ("trial", "sltt"): 5,
+        ("trial", "sltt-k1"): 5,
+    }
+    assert plan.recipe.study is not None
+    follows = settled(final, plan, tmp_path / "run", lambda c: 0.5 + c.recipe.train.lr / 10)
+    kinds = Counter((cell.kind, cell.method) for cell in follows)
+    assert kinds == {
+        ("run", "sltt"): 3, ("run", "sltt-k1"): 3, ("estimate", "sltt"): 1, ("estimate", "sltt-k1"): 1,
+    }  # fmt: skip
+    assert {cell.recipe.train.lr for cell in follows} == {3.0}
+    assert {json.dumps(cell.overrides) for cell in follows} == {"{}"}, "one point for runs and estimates"
+    assert {cell.kind: cell.trials for cell in follows} == {"run": 5, "estimate": None}
+
+
+def test_a_study_of_several_points_is_not_tuned() -> None:
+    grid = {"train.lr": [0.001, 0.003]}
+    tuning = {"grid": grid, "seeds": [7], "validation": {"samples": 287}}
+    with pytest.raises(RecipeError, match="several points has no single setting"):
+        plan_tuning("studies/tau", Request(grid=({"tuning": tuning},)))
+
+
 def test_a_recipe_without_tuning_says_where_one_is_to_be_seen(
     write_recipe: Callable[[str, str], Path],
 ) -> None:

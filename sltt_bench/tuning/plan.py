@@ -10,6 +10,7 @@ from sltt_bench.plan import TUNED, Cell, Plan, Request, make_plans, value_at
 from sltt_bench.recipe import RecipeError, TuningRecipe, load_recipe
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder
+from sltt_bench.studies import points
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
 Row = Mapping[str, str]
@@ -31,6 +32,10 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
             recipe_name,
             ["has no section `tuning`, which says what is searched; `sltt-bench show digits` shows one"],
         )
+    if recipe.study is not None and sum(point.kind == "run" for point in points(recipe.study)) > 1:
+        faults.append(
+            "a study of several points has no single setting to choose; tune the recipes that it extends"
+        )
     if len(request.grid) > 1:
         faults.append("--set opens a grid; what is searched is tuning.grid, the same for every method")
     faults += [f"--set {key}: tuning.grid searches it" for key in tuning.grid if key in fixed]
@@ -46,7 +51,7 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     held = {"validation": tuning.validation.model_dump(mode="json"), "train.epochs": epochs}
     grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
     *before, plan = make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
-    cells = tuple(_trial(cell, tuning) for cell in plan.cells)
+    cells = tuple(_trial(cell, tuning) for cell in plan.cells if cell.kind == "run")
     own = {name: value_at(recipe, name) for name in tuning.grid}
     final = FinalTraining(recipe_name, request, fixed, tuning, epochs, cells, own)
     seeds = len(request.seeds or recipe.seeds)
@@ -168,9 +173,12 @@ class FinalTraining:
         return Plan(self.trials[0].recipe, tuple(cells), tuple(remarks))
 
     def _tuned(self, cell: Cell, choice: Choice) -> Cell:
+        """What is trained with a choice; what a study estimates beside it is of the same settings."""
+        cell = replace(cell, overrides=_without(cell.overrides, self.tuning.grid))
+        if cell.kind != "run":
+            return cell
         return replace(
             cell,
-            overrides=_without(cell.overrides, self.tuning.grid),
             options={
                 TUNED: {
                     "protocol": self.protocol,

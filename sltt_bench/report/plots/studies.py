@@ -21,6 +21,7 @@ _MEASURES: dict[str, tuple[str, Unit | None]] = {
     "epoch_s": ("epoch time", "s"),
     "peak_tensor_bytes": ("peak live tensors", "bytes"),
     "firing_rate": ("firing rate", "share"),
+    "learning_curve": ("test top-1", "accuracy"),
     "cosine": ("cosine(g, g_s)", None),
     "temporal_share": ("‖g − g_s‖ / ‖g‖", None),
     "multiplications": ("multiplications an epoch", "count"),

@@ -35,11 +35,13 @@ OF_RUNS = {
     "firing_rate": "firing_rate",
 }
 """A panel's measure → the metric of a run's cell."""
+OF_EPOCHS = {"learning_curve": "test_top1"}
+"""A panel's measure → the column of a run's epochs.csv."""
 OF_ANALYSES = {"cosine": "cosine_mean", "temporal_share": "temporal_share_mean"}
 """A panel's measure → the column of gradients.csv."""
 OF_ESTIMATES = {"multiplications": "epoch_multiplications", "estimated_peak_bytes": "peak_tensor_bytes"}
 """A panel's measure → the column of estimates.csv."""
-MEASURES = (*OF_RUNS, *OF_ANALYSES, *OF_ESTIMATES)
+MEASURES = (*OF_RUNS, *OF_EPOCHS, *OF_ANALYSES, *OF_ESTIMATES)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Observation:
     point: str
     """The cell's overrides as JSON: what it has in common with the cells of the study's point."""
     settings: Mapping[str, Any]
-    """The resolved recipe with dotted keys, and of an analysis the epoch."""
+    """The resolved recipe with dotted keys, and of an analysis and of a learning curve the epoch."""
     layer: str = ""
 
 
@@ -120,7 +122,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
 
 def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
     """The study's groups that may stand in one figure (one machine, one version, full runs before smoke
-    runs), most cells first; how many others there are."""
+    runs), those with most cells and of these the newest; how many others there are."""
     benches: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         if group.key.recipe == name:
@@ -129,12 +131,17 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
             benches.setdefault((group.key.smoke, group.key.synthetic, *key), []).append(group)
     if not benches:
         return [], 0
-    chosen = min(benches, key=lambda key: (key[:2], -_finished(benches[key])))
+    chosen = min(benches, key=lambda key: (key[:2], -_finished(benches[key]), -_newest(benches[key])))
     return benches[chosen], sum(len(others) for key, others in benches.items() if key != chosen)
 
 
 def _finished(groups: Sequence[Group]) -> int:
     return sum(result.finished for group in groups for result in group.finished)
+
+
+def _newest(groups: Sequence[Group]) -> int:
+    """Place of their last run among all runs, which are in the order of their start."""
+    return max(run for group in groups for run in group.runs)
 
 
 def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
@@ -144,6 +151,10 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
             for measure, metric in OF_RUNS.items():
                 for seed, value in result.values.get(metric, {}).items():
                     yield Observation(measure, value, result.method, seed, point, settings)
+            for measure, column in OF_EPOCHS.items():
+                for row in result.epochs.dropna(subset=[column]).to_dict("records"):
+                    at = {**settings, "epoch": int(row["epoch"])}
+                    yield Observation(measure, float(row[column]), result.method, int(row["seed"]), point, at)
 
 
 def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]:
@@ -199,7 +210,7 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
         for each in observations
         if each.measure == panel["y"]
         and bool(each.layer) == (x == "layer")
-        and all(each.settings.get(key) == value for key, value in where.items())
+        and all(_has(each, key, value) for key, value in where.items())
     ]
     if not {"epoch"} & {x, *keys, *where}:
         last = {each.point: each.settings.get("epoch") or 0 for each in sorted(shown, key=_epoch)}
@@ -225,6 +236,11 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
         for line, points in values.items()
     ]
     return Drawn(str(panel["y"]), x, str(panel.get("title") or ""), tuple(lines))
+
+
+def _has(observation: Observation, key: str, value: Any) -> bool:
+    own = observation.method if key == "method" else observation.settings.get(key)
+    return bool(own == value)
 
 
 def _epoch(observation: Observation) -> int:
@@ -286,6 +302,7 @@ def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
     key = groups[0].key if groups else None
     told = [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
+    told += sorted({group.key.tuning for group in groups})
     smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
     return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*told, *smoke])}."
 
@@ -299,7 +316,8 @@ def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
         sentences.append(f"{len(failed)} of {len(cells)} cells did not finish: {words}.")
     if aside:
         sentences.append(
-            f"{aside} groups of the study that ran on another machine, version or as smoke runs are left out here."
+            f"{aside} groups of the study that ran on another machine, version or rule of tuning, or as smoke runs, are left out "
+            "here."
         )
     return sentences
 
