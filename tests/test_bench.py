@@ -137,6 +137,13 @@ def test_replayed_competitors_compute_the_same_gradients(
         assert torch.equal(gradients(replayed, problem, iterations=5), expected), replayed.name
 
 
+def test_native_is_replayed_where_a_row_says_so(problem: Problem, graphs_without_a_gpu: None) -> None:
+    made = this_project("native", "sltt", graphs="always").make(problem)
+    for _ in range(5):
+        made.iteration()
+    assert made.provenance()["CUDA graphs"].startswith("2 iterations replayed, 3 run as usual")
+
+
 @pytest.mark.parametrize("idea", ABLATIONS)
 def test_native_without_an_idea_computes_the_same_gradients(idea: str, problem: Problem) -> None:
     assert_same_gradients(ablated(idea, "sltt"), this_project("reference", "sltt"), problem)

@@ -69,6 +69,13 @@ def test_the_paper_comes_first_at_its_own_size() -> None:
     assert not any("timesteps" in argument or "batch_size" in argument for argument in paper.arguments)
 
 
+def test_memory_of_native_is_measured_without_graphs_whose_replay_no_counter_sees() -> None:
+    native = [step for step in steps(Path("out")) if "native" in step.arguments]
+    assert [step.name for step in native] == ["exact-imagenet", "native-imagenet", "native-cifar10"]
+    for step in native:
+        assert any(argument.startswith("native.graphs=never") for argument in step.arguments), step.name
+
+
 # Running them -------------------------------------------------------------------------------------
 
 

@@ -102,6 +102,11 @@ PAPER = {
 """Recipe → the paper's batch, and the methods that are measured; the widest ones run out of memory."""
 
 
+NO_GRAPHS = "native.graphs=never"
+GRAPHS = "native.graphs=never,auto"
+"""A replay does not move the allocator's counters: memory is compared without graphs, time with them too."""
+
+
 def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
     """All steps, the most important first: of each question its core, then what completes the answer.
 
@@ -114,8 +119,8 @@ def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
         run("paper-imagenet", "imagenet-resnet34"),
         run("paper-cifar10", "cifar10-resnet18"),
         run("curve-imagenet101", "imagenet-resnet101", grid="6,4,2,1,8", limit_s=240),
-        run("exact-imagenet", "imagenet-resnet34", "native", ("bptt",), "native.recompute=true"),
-        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1")),
+        run("exact-imagenet", "imagenet-resnet34", "native", ("bptt",), "native.recompute=true", NO_GRAPHS),
+        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
         commands.estimate("estimate-imagenet", "imagenet-resnet34"),
         commands.estimate("estimate-cifar10", "cifar10-resnet18"),
         bench("gpu-time-sltt-preact-resnet18"),
@@ -128,7 +133,7 @@ def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
         run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
         bench("recompute-bptt-time"),
         bench("gpu-time-sltt-vgg11"),
-        run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1")),
+        run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
         run("more-rules", "cifar10-resnet18", methods=("bptt-ckpt2", "tbptt-w2", "ottt", "rate")),
         commands.tests("tests-of-cells", "out of memory and replay, as cells", "cell"),
     ]  # fmt: skip
