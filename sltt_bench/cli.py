@@ -458,7 +458,7 @@ def report(
     ] = None,
     formats: Annotated[
         str, typer.Option("--format", help="Comma list: terminal,csv,png,svg,markdown,html,latex,json.")
-    ] = "terminal,csv,png,svg,markdown,html",
+    ] = "terminal,csv,svg,markdown,html",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print every table, not only the answer.")] = False,
 ) -> None:

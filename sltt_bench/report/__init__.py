@@ -58,7 +58,7 @@ def make_report(
     sources: Sequence[Path],
     out: Path | None = None,
     baseline: str | None = None,
-    formats: Sequence[str] = ("terminal", "csv", "png", "svg", "markdown", "html"),
+    formats: Sequence[str] = ("terminal", "csv", "svg", "markdown", "html"),
     *,
     full: bool = False,
     console: "Console",
