@@ -9,6 +9,7 @@ Every number on the page is made here from results/studies; what is written by h
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
+@cache
 def found() -> tuple[dict[str, Section], pd.DataFrame]:
     """Study → its section of the report; the numbers of all figures."""
     part = studies(Context(read_results([RESULTS]), "bptt"))

@@ -5,9 +5,11 @@
 anything else.
 """
 
+import copy
 import io
 import re
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,12 @@ def parse_yaml(text: str) -> Any:
     """The value of a text: None, bool, int, float, str, and lists and mappings of them. Raises YAMLFault."""
     if len(text) > MAX_BYTES:
         raise YAMLFault([f"has more than {MAX_BYTES // 1024} KiB: too long for what it is, and not read"])
+    return copy.deepcopy(_parsed(text))
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """A study reads its recipe for every point of its grid, and parsing takes longer than all else together."""
     parser = YAML(typ="safe", pure=True)
     parser.max_depth = MAX_DEPTH
     try:
