@@ -101,7 +101,8 @@ def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
         yield f"{reading}\n"
     yield f"![{question}](figures/{_file(section)})\n"
     yield f"{figure.caption}\n"
-    verdicts = answer.replace(f" ({section.title}, reference)", "").removesuffix(".")
+    here = f"{section.title}, reference"
+    verdicts = answer.replace(f" ({here})", "").replace(f" ({here}, ", " (").removesuffix(".")
     yield from (f"- {sentence}" for sentence in verdicts.split("; ") if sentence)
     yield ""
     for (heading, measure), rows in numbers.groupby(["panel", "measure"], sort=False):

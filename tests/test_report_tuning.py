@@ -14,7 +14,7 @@ from rich.console import Console
 
 from sltt_bench.identity import short_hash
 from sltt_bench.report import make_report
-from sltt_bench.report.document import Context, Figure, MissingFigure, Table
+from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import NotComparable
 from sltt_bench.report.sections.runs.sweeps import find_sweeps
@@ -245,6 +245,16 @@ def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: 
         if section["tables"] and section["conditions"]:
             words = " ".join([*section["conditions"], *(table["title"] for table in section["tables"])])
             assert re.search(r"tuned, 6 trials each|What was chosen, 6 trials|recipe's learning rate", words)
+
+
+def test_a_verdict_in_few_words_tells_tuned_from_untuned() -> None:
+    def short(tuning: str) -> str:
+        where = ("made CPU", "fp32", "backend reference", "T = 8", tuning)
+        return Verdict("digits", {}, "held", "", "+1.00 points", n=3, conditions=where).short
+
+    assert short("at the recipe's learning rate") == "+1.00 points, n = 3 (digits, reference)"
+    assert short("at learning rate 0.5") == "+1.00 points, n = 3 (digits, reference, at learning rate 0.5)"
+    assert short("tuned, 6 trials each") == "+1.00 points, n = 3 (digits, reference, tuned, 6 trials each)"
 
 
 # The page ---------------------------------------------------------------------------------------

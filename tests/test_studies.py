@@ -7,11 +7,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.plan import Cell, Request, make_plans
 from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
 from sltt_bench.report.claims import unfit_when
@@ -297,6 +299,24 @@ def test_a_study_smoke_runs_and_its_answer_is_printed(tmp_path: Path) -> None:
     assert set(cells.status) == {"ok"}
     assert json.loads((folder / "cells" / f"{cells.cell_id[0]}.json").read_text())["recipe"]["study"] is None
     assert load_recipe(str(folder / "recipe.yaml")).study is not None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_run_of_a_study_trains(name: str) -> None:
+    """One iteration on eight random samples, at each point with each method; a smoke run takes each axis's first value."""
+    runs = {(cell.recipe_hash, cell.method): cell for cell in cells_of(name) if cell.kind == "run"}
+    for cell in runs.values():
+        experiment = assemble(cell, torch.device("cpu"), make_backend(cell))
+        steps = (cell.recipe.timesteps,) if cell.recipe.data.temporal else ()
+        x = torch.randn(8, *steps, *cell.recipe.data.sample_shape)
+        before = [parameter.clone() for parameter in experiment.network.parameters()]
+        unroll = experiment.training_iteration(x, torch.arange(8) % 2)
+        assert unroll.summed_loss.isfinite()
+        parameters = zip(before, experiment.network.parameters(), strict=True)
+        draws_the_answer = (
+            cell.recipe.loss.window is None or cell.k is None
+        )  # else K steps may miss the last one
+        assert not draws_the_answer or any(not torch.equal(a, b) for a, b in parameters)
 
 
 @pytest.mark.long

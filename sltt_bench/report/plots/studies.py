@@ -40,6 +40,7 @@ _X_WORDS = {
     "extends": "",
     "layer": "",
     "method": "",
+    "epoch": "epoch",
 }
 _TICK_ROOM = 30
 """Characters below a panel, gaps included, that need not be turned."""
@@ -155,6 +156,8 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
     xs = [p for line in panel.lines for p in line.points if p is not None]
     x_scale = scale_for(x_unit, xs) if x_unit else Scale(1.0, "")
     categories = panel.categories
+    standing = [place for line in panel.lines for place in line.points]
+    apart = len(set(standing)) < len(standing)
     for line in panel.lines:
         number = labels.index(line.label)
         same = [
@@ -171,7 +174,7 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         if categories is None:
             places = [place / x_scale.factor for place in line.points]
         else:
-            shift = (number - (len(labels) - 1) / 2) * min(0.12, 0.6 / len(labels))
+            shift = (number - (len(labels) - 1) / 2) * min(0.12, 0.6 / len(labels)) if apart else 0.0
             places = [categories.index(place) + shift for place in line.points]
         ys = [point.mean / scale.factor for point in line.points.values()]
         spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
