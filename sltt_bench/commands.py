@@ -321,7 +321,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         for modality, group in groupby(by_modality, key=_modality):
             console.print(f"[bold]{kind}[/bold]" + (f": {modality}" if modality else ""))
             table = Table.grid(padding=(0, 2))
-            table.add_column(min_width=widest + 2)  # a name is typed: it is never cut
+            table.add_column(no_wrap=True, min_width=widest + 2)  # a name is typed: it is never cut
             for row in group:
                 facts = (
                     [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
-from sltt_bench.recipe import recipe_names
+from sltt_bench.recipe import load_recipe, recipe_names
 
 ERRORS = {
     ("run", "digit"): "did you mean 'digits'",
@@ -17,6 +17,8 @@ ERRORS = {
     ("run", "digits", "--set", "train.epoch=1"): "did you mean 'epochs'",
     ("run", "digits", "--seed", "x"): "seeds are whole numbers",
     ("run", "digits", "--timeout", "2 hours"): "90s, 30m, 2h",
+    ("run", "digits", "--timeout", "nan"): "90s, 30m, 2h",
+    ("run", "digits", "--jobs", "1000000000", "--dry-run"): "Invalid value for '--jobs'",
     ("run", "digits", "--device", "gpu"): "known are auto, cpu",
     ("run", "digits", "--backend", "natif"): "unknown backend 'natif'",
     ("run", "digits", "--init", "nowhere.pt"): "nowhere.pt: no such file",
@@ -73,6 +75,13 @@ def test_recipes_are_listed_by_modality_with_t_and_whether_they_need_a_download(
     assert vowels > lines.index("recipes: speech")
     words = " ".join(lines).split()
     assert all(name in words for name in recipe_names())
+
+
+def test_a_list_loses_no_word_at_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = "".join(CliRunner().invoke(app, ["list", "recipes"]).output.split())
+    for name in recipe_names():
+        assert load_recipe(name).description.split()[-1] in shown, name
 
 
 def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
