@@ -24,7 +24,7 @@ from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names, study_names
-from sltt_bench.results.schema import CHECKPOINTS_FOLDER
+from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import (
     Display,
@@ -113,6 +113,8 @@ def run_plans(
         from sltt_bench.results.reader import read_results
 
         rows = read_results(folders).rows(json_rows).drop(columns="run", errors="ignore")
+        whole = {column.name: "Int64" for column in FILES[json_rows] if column.type == "int"}
+        rows = rows.astype({name: kind for name, kind in whole.items() if name in rows})
         print(rows.replace("", None).to_json(orient="records", indent=1))
     elif folders and summary:
         from sltt_bench.report import print_run

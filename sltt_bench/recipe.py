@@ -5,6 +5,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -389,7 +390,12 @@ def find_recipe(name_or_path: str) -> Path:
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         path = Path(name_or_path)
         if not _is_file(path):
-            raise RecipeError(name_or_path, ["no such file; `sltt-bench list recipes` shows the names"])
+            hint = ""
+            with suppress(OSError, ValueError):  # where it cannot even be a path
+                hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+            raise RecipeError(
+                name_or_path, [f"no such file{hint}; `sltt-bench list recipes` shows the names"]
+            )
         return path
     path = recipe_folder() / f"{name_or_path}.yaml"
     if not _is_file(path):

@@ -166,7 +166,7 @@ def _runs(results: Results) -> pd.DataFrame:
 
 
 def _name(cell: "pd.Series[Any]") -> str:
-    return f"{cell['recipe']}, {cell['method']}, seed {cell['seed']}"
+    return f"{cell['recipe']}, {cell['method']}, seed {int(cell['seed'])}"
 
 
 def _differences(a: Recipe, b: Recipe) -> Iterator[str]:

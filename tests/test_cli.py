@@ -23,6 +23,7 @@ ERRORS = {
     ("run", "digits", "--backend", "natif"): "unknown backend 'natif'",
     ("run", "digits", "--init", "nowhere.pt"): "nowhere.pt: no such file",
     ("run", "nowhere.yaml"): "no such file",
+    ("run", "recipes/digit.yml"): "no such file (did you mean 'digits.yaml'?)",
     ("show", "digit"): "did you mean 'digits'",
     ("list", "recipe"): "did you mean 'recipes'",
     ("report", "nowhere"): "no such folder",

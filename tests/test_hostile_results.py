@@ -325,6 +325,14 @@ def test_a_recipe_that_is_named_like_a_number_or_a_missing_value_keeps_its_name(
     assert sorted(cells["seed"]) == [MAX_SEED - 1, MAX_SEED], "no two seeds become one"
 
 
+def test_what_logs_for_other_tools_leave_in_a_run_is_not_remarked_upon(tmp_path: Path) -> None:
+    run = handmade(tmp_path)
+    for folder in ("tensorboard/sltt", "wandb/offline-run-1", "mlperf"):
+        (run / folder).mkdir(parents=True)
+        (run / folder / "events").write_text("")
+    assert read_results([tmp_path]).skipped == ()
+
+
 def test_runs_are_read_through_links_each_once(tmp_path: Path) -> None:
     run = handmade(tmp_path / "scratch")
     results = tmp_path / "results"

@@ -104,6 +104,7 @@ def test_estimate_gives_its_rows_and_nothing_else_to_standard_output(tmp_path: P
     assert set(rows) == {"bptt", "sltt"}
     assert rows["bptt"]["peak_tensor_bytes"] > rows["sltt"]["peak_tensor_bytes"] > 0
     assert rows["sltt"]["gpu"] is None
+    assert '"timesteps":6,' in result.stdout, "whole numbers are whole"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from sltt_bench.results.schema import (
     DRAWS_FILE,
     EPOCHS_FILE,
     ESTIMATES_FILE,
+    FURTHER_LOGS,
     GRADIENTS_FILE,
     LOGS_FOLDER,
     METHOD_GRADIENTS_FILE,
@@ -216,7 +217,7 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Pat
                 continue
             seen.add(path.resolve())
             if _MARKERS.intersection(files):
-                own = {CELLS_FOLDER, LOGS_FOLDER, CHECKPOINTS_FOLDER}
+                own = {CELLS_FOLDER, LOGS_FOLDER, CHECKPOINTS_FOLDER, *FURTHER_LOGS}
                 folders[:] = [folder for folder in folders if folder not in own]
                 yield path
             elif _REPORT_MARKER in files:

@@ -24,6 +24,8 @@ BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
+FURTHER_LOGS = ("tensorboard", "wandb", "mlperf")
+"""Folders of a run that --log fills, for other tools."""
 
 Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
 Kind = Literal["run", "trial", "estimate", "analysis", "preflight"]
