@@ -84,7 +84,8 @@ class Lanes:
     def __init__(self, places: Sequence[Place] = (Place(),), *, timeout_s: float | None = None) -> None:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
         self._timeout_s = timeout_s
-        self._events: queue.Queue[tuple[_Process, bytes | None]] = queue.Queue()
+        # Unlike Queue, it stays whole when a signal raises out of it.
+        self._events: queue.SimpleQueue[tuple[_Process, bytes | None]] = queue.SimpleQueue()
         self._lanes: list[_Lane] = [_Lane(self._events, place, len(places) - 1) for place in places]
 
     def __enter__(self) -> "Lanes":
@@ -161,7 +162,7 @@ class _Lane:
     """One attempt at a time, and the process that works on it."""
 
     def __init__(
-        self, events: "queue.Queue[tuple[_Process, bytes | None]]", place: Place, neighbours: int
+        self, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]", place: Place, neighbours: int
     ) -> None:
         self._events, self.place, self._neighbours = events, place, neighbours + place.neighbours
         self.process: _Process | None = None
@@ -293,7 +294,7 @@ def _surroundings() -> dict[str, str]:
 class _Process:
     """A process of `sltt_bench.worker` in a session of its own, so that Ctrl-C does not reach it."""
 
-    def __init__(self, log: Path | None, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
+    def __init__(self, log: Path | None, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]") -> None:
         self.log = log
         with open(os.devnull if log is None else log, "wb") as errors:
             self._popen = subprocess.Popen(
@@ -306,7 +307,7 @@ class _Process:
             )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
-    def _read(self, events: "queue.Queue[tuple[_Process, bytes | None]]") -> None:
+    def _read(self, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]") -> None:
         """Every line as it arrives, then None. A line torn by the process's death is dropped."""
         assert self._popen.stdout is not None
         for line in self._popen.stdout:

@@ -77,7 +77,7 @@ def run_plans(
     """
     recording = _Recording(runs, display, data_dir, initial_weights, provenance, estimated_peaks or {}, lost)
     processes = Lanes(places, timeout_s=timeout_s)
-    with _signals_raise():
+    with recording.interruptions.raised():
         try:
             with processes:
                 processes.run(recording.attempts())
@@ -102,7 +102,7 @@ def computed(cells: Sequence[Cell], *, timeout_s: float | None = None) -> list[O
     A cell that takes longer than `timeout_s` has the status timeout. Raises Interrupted.
     """
     attempts = [Attempt(cell, Outcome("error")) for cell in cells]
-    with _signals_raise(), Lanes(timeout_s=timeout_s) as processes:
+    with Interruptions().raised(), Lanes(timeout_s=timeout_s) as processes:
         processes.run(iter(attempts))
     return [attempt.outcome for attempt in attempts]
 
@@ -143,6 +143,7 @@ class _Recording:
         lost: str = "",
     ) -> None:
         self.outcomes: list[Outcome] = []
+        self.interruptions = Interruptions()
         self._runs, self._display, self._data_dir = runs, display, data_dir
         self._initial_weights, self._provenance = initial_weights, provenance
         self._estimated_peaks, self._lost = estimated_peaks, lost
@@ -183,7 +184,8 @@ class _Recording:
     def _planned(self) -> "Iterator[_RecordedAttempt]":
         """Every cell that is not finished; a run's folder is opened as its turn comes."""
         for run in self._runs:
-            record = _RunRecord(run.plan, run.open_folder(), self._display, self._provenance)
+            folder = run.open_folder()
+            record = _RunRecord(run.plan, folder, self._display, self._provenance, self.interruptions)
             self._records.append(record)
             yield from self._opened(record, run.plan)
 
@@ -219,15 +221,12 @@ class _Recording:
 
     def cut_off(self, reason: str) -> None:
         """The rows of what has begun and of what has not, in the runs whose turn has come; no signal ends this."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-        try:
-            for record in self._records:
-                for attempt in list(record.open_attempts):
-                    attempt.outcome.status = "killed" if attempt.begun else "skipped"
-                    attempt.outcome.reason = reason
-                    attempt.write_row()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.interruptions.end()
+        for record in self._records:
+            for attempt in list(record.open_attempts):
+                attempt.outcome.status = "killed" if attempt.begun else "skipped"
+                attempt.outcome.reason = reason
+                attempt.write_row()
 
     def close(self) -> None:
         for record in self._records:
@@ -238,9 +237,15 @@ class _RunRecord:
     """One run's folder: rows and provenance as they come."""
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, display: Display, provenance: Mapping[str, Any]
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        display: Display,
+        provenance: Mapping[str, Any],
+        interruptions: "Interruptions",
     ) -> None:
         self.plan, self.folder, self.display = plan, folder, display
+        self.interruptions = interruptions
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
         self._attempts = _attempts_with_rows(folder)
         self.open_attempts: list[_RecordedAttempt] = []
@@ -334,6 +339,10 @@ class _RecordedAttempt(Attempt):
         self.ended()
 
     def hear(self, event: Event) -> None:
+        with self._record.interruptions.deferred():
+            self._hear(event)
+
+    def _hear(self, event: Event) -> None:
         display = self._record.display
         match event["event"]:
             case "preparing":
@@ -381,9 +390,10 @@ class _RecordedAttempt(Attempt):
     def ended(self) -> None:
         outcome = self.outcome
         outcome.answers = self.cell.kind == "trial" and is_lost(outcome.status, outcome.reason)
-        self.write_row()
-        if self.outcome.status == "ok":
-            self._record.drop_checkpoint(self.cell)
+        with self._record.interruptions.deferred():
+            self.write_row()
+            if self.outcome.status == "ok":
+                self._record.drop_checkpoint(self.cell)
         self._record.display.cell_ended(self.cell, self.outcome)
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
@@ -405,19 +415,49 @@ _ENDING = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGT
 """What ends a run in order; Windows has the first two."""
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal raise Interrupted in the main thread."""
+class Interruptions:
+    """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal as an Interrupted in the main thread: one, and never while a row
+    is being written. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
+    """
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        self._deferred = 0
+        self._waiting: int | None = None
+        self._over = False
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Signals are raised within, where this is the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in _ENDING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A signal that comes within is raised at the end."""
+        self._deferred += 1
+        try:
+            yield
+        finally:
+            self._deferred -= 1
+        if self._waiting is not None and not self._deferred:
+            self._handle(self._waiting, None)
+
+    def end(self) -> None:
+        """What is left to do is done in order, whatever is sent from now on."""
+        self._over = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._over:
+            return
+        if self._deferred:
+            self._waiting = number
+            return
+        self.end()
         raise Interrupted(number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, interrupt) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

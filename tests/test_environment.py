@@ -21,7 +21,7 @@ from sltt_bench.memory_limit import memory_limit, oom_kills
 from sltt_bench.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
-from sltt_bench.runner import Interrupted, _signals_raise
+from sltt_bench.runner import Interrupted, Interruptions
 
 
 def test_a_reader_that_goes_away_is_not_noticed() -> None:
@@ -59,7 +59,7 @@ def test_modules_in_the_folder_of_a_run_are_none_of_its_processes(
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is mine')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lanes, "subprocess", subprocess)  # a fresh process: a fork has its modules already
-    process = lanes._Process(tmp_path / "log", lanes.queue.Queue())
+    process = lanes._Process(tmp_path / "log", lanes.queue.SimpleQueue())
     process.give_no_more()
     assert process.wait() == 0, (tmp_path / "log").read_text()
 
@@ -86,10 +86,25 @@ def test_a_process_that_does_not_end_holds_up_no_run(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
-def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_in_order(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with pytest.raises(Interrupted, match=number.name), _signals_raise():
-        os.kill(os.getpid(), number)
+def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_once_and_between_rows(
+    number: signal.Signals,
+) -> None:
+    before, rows = signal.getsignal(number), []
+
+    def work(interruptions: Interruptions) -> None:
+        try:
+            with interruptions.deferred():
+                os.kill(os.getpid(), number)
+                rows.append("whole")
+            rows.append("not reached")
+        finally:
+            os.kill(os.getpid(), number)
+            rows.append("ended in order")
+
+    interruptions = Interruptions()
+    with pytest.raises(Interrupted, match=number.name), interruptions.raised():
+        work(interruptions)
+    assert rows == ["whole", "ended in order"]
     assert signal.getsignal(number) == before
 
 

@@ -71,6 +71,9 @@ WHOLE_FILE: dict[str, tuple[Damage, str]] = {
     "tabs": (lambda text: text.replace(",", "\t"), "fields are separated by '\\t'"),
     "capital letters": (lambda text: text.replace("cell_id", "Cell_ID"), "column names are written otherwise"),
     "a column twice": (lambda text: text.replace("method", "backend", 1), "without column method"),
+    "commas too many": (lambda text: text.replace("\n", ",,\n"), "a column without a name"),
+    "a spreadsheet's own first line": (lambda text: "sep=,\n" + text, "without column"),
+    "line ends of an old Macintosh": (lambda text: text.replace("\n", "\r"), "torn"),
     "UTF-16": (lambda text: text.encode("utf-16"), "UTF-16 text; save it as UTF-8"),
     "binary": (lambda text: b"\x80\x81\x00\n" * 9, "cannot be read as CSV"),
     "a page of HTML": (lambda text: "<html>\n<body>\n", "without column"),
@@ -92,6 +95,8 @@ HARMLESS: dict[str, Damage] = {
     "a byte order mark": lambda text: "\ufeff" + text,
     "Windows line ends": lambda text: text.replace("\n", "\r\n"),
     "an empty last line": lambda text: text + "\n",
+    "truth in capitals": lambda text: text.replace("true", "TRUE").replace("false", "FALSE"),
+    "rows in another order": lambda text: "\n".join([text.split("\n")[0], *text.split("\n")[-2:0:-1], ""]),
 }
 
 

@@ -232,6 +232,8 @@ def header_fault(file: str, header: list[str]) -> str | None:
         if not NEEDED[file] - {name.strip().lower() for name in header}:
             return "column names are written otherwise than sltt-bench writes them: lower case, no spaces"
         return f"not a {file} of sltt-bench: without {_listed(missing)}"
+    if "" in header:
+        return "a column without a name: commas too many at the ends of its lines"
     twice = sorted({name for name in header if header.count(name) > 1})
     return f"{_listed(twice)} twice" if twice else None
 
