@@ -59,8 +59,16 @@ def cluster(folder: Path, nodes: int = 1) -> Iterator[Mapping[str, str]]:
                 _wait_for((munge / "socket").exists, folder)
         sinfo = ("sinfo", "--noheader", "--Node", "--partition=tests", "--format=%T")
         _wait_for(lambda: _answer(environment, *sinfo).split() == ["idle"] * nodes, folder)
-        stack.callback(_answer, environment, "scancel", "--user=root")
+        stack.callback(_cancel_all, environment)
         yield environment
+
+
+def _cancel_all(environment: Mapping[str, str], patience_s: float = 15.0) -> None:
+    """End what waits or runs: a job that outlives its daemons would never end."""
+    _answer(environment, "scancel", "--user=root")
+    end = time.monotonic() + patience_s
+    while _answer(environment, "squeue", "--noheader").strip() and time.monotonic() < end:
+        time.sleep(0.1)
 
 
 def _configure(folder: Path, nodes: Sequence[str]) -> Path:

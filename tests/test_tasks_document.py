@@ -27,12 +27,13 @@ def table_after(words: str) -> list[list[str]]:
     ]
 
 
-def measured(recipe: str) -> Group:
-    """The group of the recipe's runs as it is published, three seeds or more of each method."""
+def measured(recipe: str, method: str = "bptt") -> Group:
+    """The group of the recipe's runs as it is published that has the method, three seeds or more of each."""
     groups = make_groups(read_results([ROOT / "results" / recipe]))
-    (group,) = [g for g in groups if not (g.key.smoke or g.key.synthetic or g.overrides)]
-    assert len({tuple(sorted(method.seeds)) for method in group.methods.values()}) == 1
-    assert len(group.methods["bptt"].seeds) >= 3
+    published = [g for g in groups if not (g.key.smoke or g.key.synthetic or g.overrides)]
+    (group,) = [g for g in published if method in g.methods]
+    assert len({tuple(sorted(each.seeds)) for each in group.methods.values()}) == 1
+    assert len(group.methods[method].seeds) >= 3
     return group
 
 
@@ -54,6 +55,17 @@ def test_the_table_of_tasks_is_what_their_runs_reached() -> None:
         method, _, figure = other.partition(": ")
         assert [*FIXED, method] == sorted(group.methods, key=[*FIXED, method].index)
         assert [*fixed, figure] == [accuracy(group, name) for name in (*FIXED, method)], recipe
+
+
+def test_what_is_said_of_eprop_on_adaptive_neurons_is_what_its_runs_reached() -> None:
+    group = measured("digits-alif", "e-prop")
+    assert len(group.methods["e-prop"].seeds) == 3
+    assert f"reaches {accuracy(group, 'e-prop')} % on `digits-alif` (three seeds)" in " ".join(PAGE.split())
+    paths = (ROOT / "results" / "digits-alif").glob("*/epochs.csv")
+    peaks = pd.concat(map(pd.read_csv, paths)).groupby("method").peak_tensor_bytes.max() / 2**20
+    figures = re.search(r"e-prop takes (\S+) MiB .* where BPTT\s+takes (\S+) and SLTT (\S+)\. Flat", PAGE)
+    assert figures
+    assert list(figures.groups()) == [f"{peaks[method]:.2f}" for method in ("e-prop", "bptt", "sltt")]
 
 
 @pytest.mark.parametrize("recipe", sorted(TASKS))
