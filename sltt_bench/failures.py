@@ -8,7 +8,9 @@ torch 2.6 to 2.14, cuDNN 9, CUDA 12 and 13, Triton 3, NCCL 2 and Linux.
 import errno
 import re
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Literal
 
 from sltt_bench.format import format_bytes
@@ -33,6 +35,14 @@ _OUT_OF_MEMORY = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
+_PERHAPS_OUT_OF_MEMORY = re.compile(
+    r"unable to find an engine to execute this computation|unable to find a valid cuDNN algorithm"
+    r"|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
+)
+"""What is said of a kernel or handle that got no memory, and of one that does not exist: the device tells which."""
+_NO_ROOM_BYTES = 256 * 2**20
+"""With less free on the device, a library's handle or workspace may have failed for want of it."""
 _SMALL_SHARED_MEMORY = re.compile(
     r"out of shared memory|insufficient shared memory|unable to (?:write to|allocate shared memory\(shm\) for) file </torch_",
     re.IGNORECASE,
@@ -125,7 +135,21 @@ def _tells_of_memory(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     # torch.AcceleratorError, and what torch.compile raises, are RuntimeErrors.
-    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    text = str(error)
+    return bool(_OUT_OF_MEMORY.search(text) or (_PERHAPS_OUT_OF_MEMORY.search(text) and _device_was_short()))
+
+
+def _device_was_short() -> bool:
+    """Whether this process's allocator was refused memory on its GPU, or next to nothing is free there."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    with suppress(RuntimeError):  # of a device that an earlier error made unusable
+        refused = torch.cuda.memory_stats().get("num_ooms", 0)
+        return bool(refused > 0 or torch.cuda.mem_get_info()[0] < _NO_ROOM_BYTES)
+    return False
 
 
 def _class_names(error: BaseException) -> set[str]:

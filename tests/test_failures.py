@@ -83,6 +83,27 @@ def test_an_accelerator_error_is_oom_by_its_text_alone() -> None:
     assert classify(torch.AcceleratorError("CUDA error: device-side assert triggered"))[0] == "error"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FIND was unable to find an engine to execute this computation",
+        "GET was unable to find an engine to execute this computation",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    ],
+)
+@pytest.mark.parametrize(
+    ("refused", "free", "status"), [(1, 2**36, "oom"), (0, 2**20, "oom"), (0, 2**36, "error")]
+)
+def test_what_a_library_says_of_missing_kernels_too_is_oom_where_the_device_was_short(
+    text: str, refused: int, free: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert classify(RuntimeError(text))[0] == "error", "without a GPU memory cannot have been short there"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: {"num_ooms": refused})
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 2**37))
+    assert classify(RuntimeError(text))[0] == status
+
+
 def test_a_real_allocation_that_fails_is_oom() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
