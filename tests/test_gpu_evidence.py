@@ -2,9 +2,11 @@
 
 import csv
 import os
+import subprocess
 import sys
+import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +61,15 @@ def test_every_step_is_a_command_that_the_project_understands(step: Step) -> Non
         assert done.exit_code == 0, done.output
 
 
-def test_the_paper_comes_first_at_its_own_size() -> None:
+def test_the_core_of_each_question_comes_first_and_the_paper_at_its_own_size() -> None:
     in_order = steps(Path("out"))
-    assert len({step.name for step in in_order}) == len(in_order)
-    assert [step.name for step in in_order][:3] == ["tests", "paper-imagenet", "paper-cifar10"]
+    names = [step.name for step in in_order]
+    assert len(set(names)) == len(names)
+    assert names[:2] == ["tests", "paper-imagenet"]
+    core = {"exact-imagenet", "native-imagenet", "paper-cifar10", "gpu-time-sltt-preact-resnet18",
+            "curve-imagenet101", "nvml-sampling"}  # fmt: skip
+    assert set(names[2:8]) == core
+    assert all("estimate" in name for name in names[-2:]), "they need no card"
     paper = next(step for step in in_order if step.name == "paper-imagenet")
     done = CliRunner().invoke(app, [*paper.arguments, "--dry-run"])
     assert "4 cells" in done.output.replace("\n", " "), done.output
@@ -104,6 +111,43 @@ def test_what_crashes_or_hangs_ends_its_own_step_alone(tmp_path: Path) -> None:
     assert b"sleep\x00987\x00" not in running, "what a step started ends with it"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_a_step_ends_when_its_command_is_killed(tmp_path: Path) -> None:
+    """Or it would use the GPU beside the second start's."""
+    log = tmp_path / "step.log"
+    step = "print(__import__('os').getpid(), flush=True); __import__('time').sleep(60)"
+    code = (
+        "import os, sys; from pathlib import Path; from benchmarks import gpu; "
+        f"step = gpu.Step('step', '', 'timeit', ('-n', '1', '-r', '1', {step!r})); "
+        "gpu.execute(step, Path(sys.argv[1]), 60, os.environ)"
+    )
+    command = subprocess.Popen([sys.executable, "-c", code, str(log)], cwd=gpu.ROOT / "tests")
+    number: list[str] = []
+    try:
+        within(
+            20, lambda: number.extend(log.read_text().splitlines()[1:2]) or number if log.exists() else None
+        )
+    finally:
+        command.kill()
+        command.wait()
+    within(10, lambda: not lives(number[0]))
+
+
+def lives(process: str) -> bool:
+    """Zombies, whose command line is empty, do not."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except OSError:
+        return False
+
+
+def within(seconds: float, condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.05)
+
+
 def test_a_second_start_runs_what_was_cut_off_or_not_begun_and_nothing_else(tmp_path: Path) -> None:
     evidence = Evidence(tmp_path)
     chosen = [python("done", "pass"), python("bad", "1 / 0"), python("slow", "pass"), python("late", "pass")]
@@ -125,6 +169,35 @@ def test_a_second_start_runs_what_was_cut_off_or_not_begun_and_nothing_else(tmp_
     assert start(*chosen, seconds=300) == []
     assert ran == ["slow", "late"]
     assert evidence.statuses() == {"done": "ok", "bad": "failed", "slow": "ok", "late": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "code", "status", "noted"),
+    [
+        (("ok", "oom", "oom"), 1, "ok", "1 ok, 2 oom"),
+        (("ok", "error"), 1, "failed", "1 error, 1 ok"),
+        (("ok", "oom"), 2, "failed", "1 ok, 1 oom"),
+        ((), 1, "failed", ""),
+    ],
+)
+def test_a_cell_out_of_memory_is_a_result_and_any_other_failure_fails_its_step(
+    cells: tuple[str, ...], code: int, status: str, noted: str, tmp_path: Path
+) -> None:
+    evidence = Evidence(tmp_path)
+    for run, statuses in (("before", ("error",)), ("now", cells)):
+
+        def execute(
+            step: Step, log: Path, limit_s: float, environment: Mapping[str, str], run: str = run,
+            statuses: tuple[str, ...] = statuses,
+        ) -> int:  # fmt: skip
+            folder = evidence.results / "digits" / run
+            folder.mkdir(parents=True)
+            (folder / "cells.csv").write_text("\n".join(["status", *statuses, ""]), encoding="utf-8")
+            return code
+
+        collect(evidence, [python(run, "")], seconds=100, environment={}, run=execute, say=lambda line: None)
+    assert evidence.statuses()["now"] == status
+    assert rows(evidence)[-1]["cells"] == noted
 
 
 def test_no_step_may_run_beyond_the_time_that_is_left(tmp_path: Path) -> None:
