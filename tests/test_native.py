@@ -6,6 +6,7 @@ import math
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
-from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
+from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations
 from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
@@ -539,6 +540,54 @@ def test_a_failed_capture_ends_the_cell_and_leaves_gradients_and_draws_alone() -
     assert torch.equal(before, torch.full((1, 2), 9.0))
     assert torch.equal(generator.get_state(), drawn_from)
     assert graphs.replayed == 0
+
+
+def test_iterations_before_a_capture_run_on_its_stream_and_other_threads_may_use_the_device_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With torch.cuda replaced by a log of its calls, since there is no other way without a GPU."""
+    log: list[Any] = []
+
+    class Stream:
+        def __init__(self, name: str = "of captures") -> None:
+            self.name = name
+
+        def wait_stream(self, other: "Stream") -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+    @contextmanager
+    def stream(chosen: Stream) -> Iterator[None]:
+        log.append(f"on {chosen.name}")
+        yield
+        log.append("back")
+
+    @contextmanager
+    def graph(recorded: Any, *, pool: object, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        log.append((pool, stream.name, capture_error_mode))
+        yield
+
+    usual = Stream("usual")
+    names = {"graph_pool_handle": object, "Stream": Stream, "current_stream": lambda: usual, "stream": stream}
+    graph_type = type("CUDAGraph", (), {"replay": lambda self: log.append("replayed")})
+    for name, replacement in {**names, "CUDAGraph": graph_type, "graph": graph}.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    capture = CudaCapture()
+    capture.warm_up(lambda: log.append("computed"))
+    order = [
+        "of captures waits for usual",
+        "on of captures",
+        "computed",
+        "back",
+        "usual waits for of captures",
+    ]
+    assert log == order
+    log.clear()
+    replays = [capture(lambda: log.append("recorded")) for _ in range(2)]
+    (pool, *settings), recorded, (same_pool, *_), _ = log
+    assert (settings, recorded) == (["of captures", "thread_local"], "recorded")
+    assert same_pool is pool, "graphs that are never replayed at once share their memory"
+    replays[0]()
+    assert log[-1] == "replayed"
 
 
 def test_the_largest_batch_is_recorded_whichever_comes_first() -> None:

@@ -61,8 +61,11 @@ class ValueDependentOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def subject_of(method: str, backend: str, precision: str, *, fused: bool = True) -> Experiment:
-    overrides = {
+def subject_of(
+    method: str, backend: str, precision: str, *, fused: bool = True, recompute: bool = False
+) -> Experiment:
+    overrides: dict[str, Any] = {
+        "native.recompute": recompute,
         "model": {"name": "cnn", "channels": [4, 4], "dropout": 0.2},
         "timesteps": 3,
         "train.precision": precision,
@@ -93,7 +96,8 @@ def test_an_iteration_waits_for_nothing(backend: str, precision: str) -> None:
     if backend == "spikingjelly":
         pytest.importorskip("spikingjelly")
     for method in ("bptt", "sltt"):
-        assert waiting_calls(subject_of(method, backend, precision)) == []
+        for recompute in (False, True)[: 2 if backend == "native" else 1]:
+            assert waiting_calls(subject_of(method, backend, precision, recompute=recompute)) == []
 
 
 @pytest.mark.parametrize(
