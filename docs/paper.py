@@ -60,6 +60,9 @@ column divides our ratio by the paper's: 1 is exact agreement, below 1 means tha
 **What the abstract says, and of what.** "More than 70 %" less memory and "more than 50 %" less time than BPTT on
 ImageNet. The time is that of SLTT with **K = 1**: SLTT itself, which runs T backward passes as BPTT does, saves 9 %
 of the hours there.
+
+**Who judges.** Each figure of the paper below is a claim of its recipe too (`claims:`, with its source), and
+`sltt-bench report` gives each a verdict from measured rows, with what speaks against it; this page gives none.
 """
 
 
