@@ -12,7 +12,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.sections.runs.frames import summary_frame
-from sltt_bench.report.sections.runs.tables import every_figure, overview
+from sltt_bench.report.sections.runs.tables import every_figure, inference_costs, overview
 from sltt_bench.report.statistics import (
     Interval,
     PairedEstimate,
@@ -109,6 +109,32 @@ def test_every_figure_stands_under_its_own_name_with_its_ratio(group: Group) -> 
     assert said["live tensors"] == ["100 MiB", "25.0 MiB 0.25×", "30.0 MiB 0.30×"]
     assert said["epoch time, warm epochs"] == ["2.88 s", "1.57 s 0.55×", "1.57 s 0.55×"]
     assert "energy per epoch, warm epochs" not in said
+
+
+def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for seed, energy in enumerate((4e6, 6e6)):
+        counts = {"footprint_bytes": 3 * MIB, "activation_sparsity": 0.875, "effective_acs": 2e6,
+                  "estimated_energy_45nm_pj": energy}  # fmt: skip
+        run.cell("sltt", seed, cell=counts, energy_j=[9.0, 7.0, 7.0], backward_passes=[6, 6, 6])
+    run.cell("bptt", 0)
+    (group,) = read_groups(tmp_path)
+    table = inference_costs(group)
+    assert table is not None
+    assert [heading.text for heading in table.headings] == [
+        "method", "seeds", "parameters and buffers", "outputs that are 0", "effective ACs", "estimated energy, 45 nm",
+    ]  # fmt: skip
+    assert [cell.text for cell in table.rows[1]] == ["sltt", "2", "3.00", "87.5", "2.00", "5.00"]
+    assert [heading.unit for heading in table.headings[2:]] == ["MiB", "%", "M", "µJ"]
+    assert "estimate" in table.notes[0]
+    figures = {row[0].text: [cell.text for cell in row[1:]] for row in every_figure(group, "bptt").rows}
+    assert figures["energy per epoch, warm epochs"] == ["–", "7.00 J"]
+    assert figures["backward passes"] == ["–", "6.00"]
+    assert "estimated energy, 45 nm" not in figures
+
+
+def test_no_table_of_inference_where_nothing_was_counted(group: Group) -> None:
+    assert inference_costs(group) is None
 
 
 def test_summary_csv_has_the_same_numbers_in_base_units(group: Group) -> None:

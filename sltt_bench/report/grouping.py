@@ -246,6 +246,7 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     table["cold_epoch_s"] = cold["train_s"].median()
     last = epochs.sort_values("epoch", kind="stable").groupby(key, sort=False).tail(1).set_index(key)
     table["firing_rate"] = last["firing_rate"]
+    table["backward_passes"] = by_cell["backward_passes"].mean()
     table["phase"] = has_warm.groupby([epochs[name] for name in key], sort=False).first().map(_PHASES)
     return table
 
@@ -259,6 +260,7 @@ _OF_EPOCHS = (
     "energy_j",
     "gpu_util_mean",
     "firing_rate",
+    "backward_passes",
     *MEMORY_FIGURES,
 )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sltt_bench.format import Unit
+from sltt_bench.results.schema import INFERENCE_COLUMNS
 
 Phase = Literal["warm", "cold"]
 
@@ -22,6 +23,8 @@ class Metric:
     """Whether it comes from warm epochs (from cold ones if there are no others)."""
     exact: bool = False
     """Whether it is counted and not measured: equal in every repetition."""
+    compared: bool = True
+    """Whether its ratio to the baseline stands in tables; else it explains other figures."""
 
     @property
     def of_the_moment(self) -> bool:
@@ -41,22 +44,35 @@ METRICS: dict[str, Metric] = {
         Metric("best_test_top1", "best-epoch top-1", "accuracy", "higher", of_phase=False),
         Metric("epoch_s", "epoch time", "s", "lower"),
         Metric("eval_s", "evaluation time", "s", "lower"),
-        Metric("data_wait_s", "waiting for data", "s", "lower"),
+        Metric("data_wait_s", "waiting for data", "s", "lower", compared=False),
         Metric("samples_per_s", "samples per second", "per_s", "higher"),
         Metric("energy_j", "energy per epoch", "J", "lower"),
-        Metric("gpu_util", "GPU utilisation", "share", "higher"),
+        Metric("gpu_util", "GPU utilisation", "share", "higher", compared=False),
+        Metric("allocated_at_reset_bytes", "before an epoch (CUDA)", "bytes", "lower", compared=False),
         Metric("peak_allocated_bytes", "allocated (CUDA)", "bytes", "lower"),
         Metric("peak_reserved_bytes", "reserved (CUDA)", "bytes", "lower"),
         Metric("peak_nvml_process_bytes", "NVML (process)", "bytes", "lower"),
         Metric("peak_nvml_device_bytes", "NVML (device)", "bytes", "lower"),
         Metric("peak_tensor_bytes", "live tensors", "bytes", "lower", of_phase=False, exact=True),
         Metric("peak_rss_bytes", "resident set (CPU)", "bytes", "lower"),
-        Metric("firing_rate", "firing rate", "share", "lower", of_phase=False),
-        Metric("wall_s", "whole cell", "s", "lower", of_phase=False),
-        Metric("parameters", "parameters", "count", "lower", of_phase=False, exact=True),
+        Metric("backward_passes", "backward passes", "count", "lower", of_phase=False, compared=False),
+        Metric("firing_rate", "firing rate", "share", "lower", of_phase=False, compared=False),
+        Metric("wall_s", "whole cell", "s", "lower", of_phase=False, compared=False),
+        Metric("parameters", "parameters", "count", "lower", of_phase=False, exact=True, compared=False),
+        Metric("footprint_bytes", "parameters and buffers", "bytes", "lower", of_phase=False, exact=True),
+        Metric("connection_sparsity", "weights that are 0", "share", "higher", of_phase=False),
+        Metric("activation_sparsity", "outputs that are 0", "share", "higher", of_phase=False),
+        Metric("dense_synops", "synaptic operations, dense", "count", "lower", of_phase=False, exact=True),
+        Metric("effective_macs", "effective MACs", "count", "lower", of_phase=False),
+        Metric("effective_acs", "effective ACs", "count", "lower", of_phase=False),
+        Metric("estimated_energy_45nm_pj", "estimated energy, 45 nm", "pJ", "lower", of_phase=False),
     )
 }
-MEMORY_FIGURES = tuple(name for name, metric in METRICS.items() if metric.unit == "bytes")
+INFERENCE_FIGURES = tuple(column.name for column in INFERENCE_COLUMNS)
+"""What the trained network costs at inference: counts and an estimate from them, in a table of their own."""
+MEMORY_FIGURES = tuple(
+    name for name, metric in METRICS.items() if metric.unit == "bytes" and name not in INFERENCE_FIGURES
+)
 PEAKS_OF_EPOCHS = tuple(name for name in MEMORY_FIGURES if METRICS[name].of_phase)
 COLD_FIGURES = ("cold_epoch_s", *(f"cold_{name}" for name in PEAKS_OF_EPOCHS))
 """Figures of cold epochs, which summary.csv holds beside the others."""

@@ -14,7 +14,13 @@ from sltt_bench.report.sections.runs.figures import (
     sweep_figures,
 )
 from sltt_bench.report.sections.runs.frames import seeds_frame, summary_frame
-from sltt_bench.report.sections.runs.tables import backend_tables, every_figure, overview, smoke_table
+from sltt_bench.report.sections.runs.tables import (
+    backend_tables,
+    every_figure,
+    inference_costs,
+    overview,
+    smoke_table,
+)
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.summary import leading_first, sentence
 
@@ -137,6 +143,8 @@ def _group_section(
     tables = [overview(group, context.baseline)]
     if group.finished:
         tables.append(every_figure(group, context.baseline))
+    if inference := inference_costs(group):
+        tables.append(inference)
     first, *others = (replace(table, name=f"{name}-{table.name}") for table in tables)
     chips = tuple(group.key.conditions())
     return Section(name, title, (first, *figures, *others), level=2, chips=chips, folded=folded)

@@ -9,7 +9,7 @@ from sltt_bench.format import DASH, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell, Tone
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
-from sltt_bench.report.metrics import MEMORY_FIGURES, METRICS
+from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS
 from sltt_bench.report.statistics import PairedEstimate, Stat, stat
 
 EMPTY = TableCell(DASH, tone="muted")
@@ -58,6 +58,13 @@ def every_figure(group: Group, baseline: str) -> Table:
             cells = [_figure_cell(group, name, method, baseline, has_baseline) for method in methods]
             rows.append((TableCell(label, value=label), *cells))
     notes = ["Memory: peak while training. Its figures count different things and are never mixed."]
+    if _measured(group, "allocated_at_reset_bytes"):
+        notes.append(
+            "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
+            "workspaces of libraries)."
+        )
+    if _measured(group, "backward_passes"):
+        notes.append("Backward passes: of one training iteration, mean over all epochs.")
     if has_baseline:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
     return Table("every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True)
@@ -71,11 +78,33 @@ _FIGURES = (
     "samples_per_s",
     "energy_j",
     "gpu_util",
+    "backward_passes",
     "firing_rate",
     "wall_s",
     "parameters",
 )
-_WITHOUT_RATIO = ("data_wait_s", "gpu_util", "firing_rate", "parameters", "wall_s")
+
+
+def inference_costs(group: Group) -> Table | None:
+    """What each method's trained network costs at inference, as NeuroBench counts it; None where nothing was counted.
+
+    Operations are of one test sample over all T steps. The energy is computed from the counts, and so stands
+    in no table of measured joules.
+    """
+    counted = [name for name in INFERENCE_FIGURES if _measured(group, name)]
+    if not counted:
+        return None
+    columns = [_method_column(), _seeds_column(group)]
+    columns += [_value_column(group, name, METRICS[name].label) for name in counted]
+    return replace(_table(group, "inference", "Cost of inference", columns, [_OF_INFERENCE]), secondary=True)
+
+
+_OF_INFERENCE = (
+    "Counted over the test set by NeuroBench's definitions (arXiv 2304.04640): operations of one sample over all T "
+    "steps, ± standard deviation over seeds. Effective: where neither input nor weight is 0. The energy is an estimate "
+    "from these counts alone (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate, 45 nm at 32 bits; Horowitz, "
+    "ISSCC 2014), without memory and leakage: nothing was measured, and it is never set beside measured joules."
+)
 
 
 def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseline: bool) -> TableCell:
@@ -86,7 +115,7 @@ def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseli
     if group.blocking(name, method):
         return TableCell("contradictory", tone="bad")
     text = scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
-    if not has_baseline or method == baseline or name in _WITHOUT_RATIO:
+    if not has_baseline or method == baseline or not METRICS[name].compared:
         return TableCell(text, value=stat.mean)
     compared = ratio_cell(group, name, method, baseline)
     return TableCell(text, compared.text, stat.mean, compared.tone)
