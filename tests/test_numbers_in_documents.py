@@ -80,6 +80,25 @@ def test_the_report_has_the_numbers_of_the_table(printed: dict[tuple[str, ...], 
     assert compared == 34
 
 
+def test_the_readmes_answers_are_those_of_the_results() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    answers = {question: answer for question, answer, _ in rows_of(readme, "What this tool found so far")}
+    digits = list(rows_of(RESULTS, "## Accuracy, time and memory on digits"))
+    (less,) = {f"{100 * (1 - float(row[5])):.0f} %" for row in digits if row[1] == "sltt"}
+    networks = [
+        row[3].rstrip(" %") for row in rows_of(RESULTS, "## The paper's ImageNet networks, estimated")
+    ]
+    assert answers["Less memory?"].startswith(f"yes: {less} at T = 6 on `digits`, exact; ")
+    assert f"{min(networks)}–{max(networks)} % on the ImageNet networks, estimated" in answers["Less memory?"]
+    top1 = {
+        method: [float(row[2].split()[0]) for row in digits if row[1] == method]
+        for method in ("bptt", "sltt-k2")
+    }
+    faster = sorted(100 * (1 - float(row[3].split()[0])) for row in digits if row[1] == "sltt-k2")
+    loss = max(bptt - k2 for bptt, k2 in zip(top1["bptt"], top1["sltt-k2"], strict=True))
+    assert f"{faster[0]:.0f}–{faster[1]:.0f} % on a CPU, at up to {loss:.1f} points" in answers["Less time?"]
+
+
 def estimates(recipe: str) -> pd.DataFrame:
     frames = [pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/estimates.csv")]
     rows = pd.concat(frames)

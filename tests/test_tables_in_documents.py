@@ -1,0 +1,387 @@
+"""The tables of figures in docs, row by row against the committed results that they come from."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+UNREAD = {
+    "architecture.md": "no figures",
+    "concepts.md": "definitions",
+    "elsewhere.md": "names of files and formats",
+    "findings.md": "made by docs/findings.py: tests/test_findings.py",
+    "methods.md": "tests/test_numbers_in_documents.py",
+    "own-data.md": "names of fields",
+    "own-method.md": "names of functions",
+    "own-network.md": "names of functions",
+    "paper.md": "made by docs/paper.py: tests/test_paper.py",
+    "reliability.md": "words",
+    "report.md": "words",
+    "results.md": "tests/test_numbers_in_documents.py; its last table below",
+    "rules.md": "words",
+    "scale.md": "made by docs/scale.py: tests/test_scale_page.py",
+    "tasks.md": "tests/test_tasks_document.py",
+}
+"""The pages whose tables are not read here, with the reason."""
+READ = ("estimate.md", "gradients.md", "native-backend.md", "tuning.md")
+
+
+def tables(page: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """Each table's first line and its rows, without backticks and asterisks."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for table in re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE):
+        lines = [re.sub(r"[`*]|\\", "", line) for line in table.splitlines()]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        yield lines[0].strip("| "), rows[2:]
+
+
+def table(page: str, first_line: str) -> list[list[str]]:
+    """The rows of the one table whose first line begins with these words."""
+    (rows,) = [rows for line, rows in tables(page) if line.startswith(first_line)]
+    return rows
+
+
+def read(run: str, file: str) -> pd.DataFrame:
+    return pd.read_csv(RESULTS / run / file)
+
+
+def reached(run: str) -> "pd.Series[float]":
+    """Last-epoch accuracy in percent of each (overrides, method, seed)."""
+    cells = read(run, "cells.csv")
+    cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok")]
+    return 100 * cells.set_index(["overrides", "method", "seed"])["last_test_top1"]
+
+
+def test_every_page_with_a_table_is_read_or_says_who_reads_it() -> None:
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages == {*UNREAD, *READ}
+    for reason in UNREAD.values():
+        for name in re.findall(r"(?:tests|docs)/\w+\.py", reason):
+            assert (ROOT / name).exists(), name
+
+
+# docs/estimate.md ---------------------------------------------------------------------------------
+
+
+@cache
+def estimates(recipe: str) -> pd.DataFrame:
+    rows = pd.concat(pd.read_csv(path) for path in sorted((RESULTS / recipe).glob("*/estimates.csv")))
+    rows = rows[
+        (rows["batch_size"] == 256) & (rows["precision"] == "fp16") & (rows["backend"] == "reference")
+    ]
+    rows = rows.drop_duplicates(["method", "timesteps"], keep="last").set_index(["method", "timesteps"])
+    work = rows.filter(like="_multiplications").drop(columns="epoch_multiplications").sum(axis=1)
+    return rows.assign(work=work, peak=rows["peak_tensor_bytes"] / 2**30)
+
+
+def test_the_estimates_of_the_imagenet_networks_are_the_committed_ones_at_every_number_of_steps() -> None:
+    network, seen = "", 0
+    for name, steps, *written in table("estimate.md", "network | T | bptt"):
+        network = name or network
+        rows = estimates(network.replace("NF-ResNet-", "imagenet-resnet"))
+        peak, work = (
+            {method: value for (method, at), value in rows[column].items() if at == int(steps)}
+            for column in ("peak", "work")
+        )
+        less = 100 * (1 - peak["sltt"] / peak["bptt"])
+        expected = [f"{peak['bptt']:.1f}", f"{peak['sltt']:.1f}", f"{less:.0f} %", f"{peak['sltt-k1']:.1f}"]
+        for method in ("sltt", "sltt-k1", "sltt-k2", "sltt-k4"):
+            expected.append(f"{work[method] / work['bptt']:.3f}" if method in work else "–")
+        assert written == expected, (network, steps)
+        seen += 1
+    assert seen == 24
+
+
+def test_estimates_beside_runs_are_equal_to_the_byte_and_as_written() -> None:
+    measured = read("cifar10-resnet18/20261124-085713-545a", "epochs.csv")
+    measured = measured.set_index(["method", "timesteps"])["peak_tensor_bytes"]
+    estimated = pd.concat(
+        pd.read_csv(path) for path in (RESULTS / "cifar10-resnet18").glob("*/estimates.csv")
+    )
+    estimated = estimated[(estimated["batch_size"] == 8) & (estimated["backend"] == "reference")]
+    estimated_peaks = estimated.set_index(["method", "timesteps"])["peak_tensor_bytes"]
+    for steps, *written in table("estimate.md", "T | bptt | sltt | sltt-k2"):
+        for method, text in zip(("bptt", "sltt", "sltt-k2"), written, strict=True):
+            bytes_written = int(text.replace(" ", ""))
+            assert {int(count) for count in measured.loc[[(method, int(steps))]]} == {bytes_written}
+            assert {int(count) for count in estimated_peaks.loc[[(method, int(steps))]]} == {bytes_written}
+
+
+# docs/native-backend.md and the last table of docs/results.md ---------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench() -> pd.DataFrame:
+    rows = pd.concat(pd.read_csv(path) for path in sorted((RESULTS / "bench").glob("*/bench.csv")))
+    return rows.drop_duplicates(["row", "quantity", "subject", "baseline"], keep="last")
+
+
+def bench_row(bench: pd.DataFrame, row: str, quantity: str, baseline: str) -> "pd.Series[float]":
+    """The one measurement of a row whose baseline's name matches."""
+    rows = bench[(bench["row"] == row) & (bench["quantity"] == quantity)]
+    rows = rows[rows["baseline"].str.contains(baseline, regex=True)]
+    assert len(rows) == 1, (row, quantity, baseline)
+    return rows.iloc[0]
+
+
+MEASURED = {
+    "memory, SLTT, fp32": ("memory-sltt", "peak_tensor_bytes", "SLTTLIFNode$"),
+    "memory, SLTT, bf16": ("memory-sltt-mixed", "peak_tensor_bytes", "SLTTLIFNode$"),
+    "memory, BPTT, fp32": ("memory-bptt", "peak_tensor_bytes", "single-step"),
+    "memory, SLTT, fp32, recomputing": ("recompute", "peak_tensor_bytes", "SLTTLIFNode$"),
+    "memory, BPTT, fp32, unit by unit": ("recompute-bptt", "peak_tensor_bytes", "single-step"),
+    "the same, beside its memory optimisation at its best": ("recompute-bptt", "peak_tensor_bytes", "checkpointed"),
+    "time, SLTT": ("cpu-time-sltt", "wall_s", "SLTTLIFNode$"),
+    "time, BPTT": ("cpu-time-bptt", "wall_s", "single-step"),
+    "time, SLTT, against a ReLU network run T times": ("cpu-time-sltt", "wall_s", "ReLU"),
+}  # fmt: skip
+
+
+def test_native_beside_spikingjelly_is_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
+    rows = table("results.md", "native | SpikingJelly")
+    assert [name for name, *_ in rows] == list(MEASURED)
+    for name, subject, baseline, ratio, wanted in rows:
+        row = bench_row(bench, *MEASURED[name])
+        if row["quantity"] == "peak_tensor_bytes":
+            digits = len(ratio.partition(".")[2])
+            values = [f"{row[side] / 2**20:.0f} MiB" for side in ("subject_value", "baseline_value")]
+            expected = f"{row['ratio']:.{digits}f}"
+        else:
+            values = [f"{row[side]:.2f} s" for side in ("subject_value", "baseline_value")]
+            expected = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
+        assert [subject, baseline, ratio] == [*values, expected], name
+        assert float(re.findall(r"[\d.]+", wanted)[0]) == row["target"]
+        assert ("missed" in wanted) == (str(row["met"]) == "False"), name
+
+
+def test_what_each_idea_of_the_native_backend_gives_is_what_its_benchmark_counted(
+    bench: pd.DataFrame,
+) -> None:
+    ratios = {
+        (row.row, row.subject.split(": ")[1]): f"{row.ratio:.3f}"
+        for row in bench[bench["row"].str.startswith("ideas")].itertuples()
+    }
+    text = {idea: gain for idea, _, gain in table("native-backend.md", "idea | predicted")}
+    gains = {words: gain for idea, gain in text.items() for words in IDEAS if idea.startswith(words)}
+    assert gains == {
+        words: gain.format(*(ratios[place] for place in places)) for words, (gain, *places) in IDEAS.items()
+    }
+
+
+IDEAS: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
+    "u, the potential": (
+        "SLTT {}, BPTT {}; VGG-11 SLTT {}",
+        *((row, "spikes not stored") for row in ("ideas-sltt", "ideas-bptt", "ideas-sltt-vgg11")),
+    ),
+    "once an iteration": (
+        "BPTT {}, SLTT {}", ("ideas-bptt", "once an iteration"), ("ideas-sltt", "once an iteration")
+    ),
+    "pooling keeps": (
+        "VGG-11 {}, ResNet-18 {}", ("ideas-sltt-vgg11", "lean pooling"), ("ideas-sltt", "lean pooling")
+    ),
+}  # fmt: skip
+
+
+def test_the_targets_of_the_native_backend_are_measured_as_written(bench: pd.DataFrame) -> None:
+    """Each amount in MiB or s of the column is a value of the benchmark, each ratio one of its ratios."""
+    sides = [*bench["subject_value"], *bench["baseline_value"]]
+    amounts = {f"{value / 2**20:.1f}" for value in sides} | {f"{value:.2f}" for value in sides}
+    amounts |= {f"{value:.1f}" for value in sides}
+    ratios = {
+        f"{value:.3f}" for name in ("ratio", "ratio_low", "ratio_high") for value in bench[name].dropna()
+    }
+    checked = 0
+    for *_, measured in table("native-backend.md", "native against | target"):
+        if measured == "open":
+            continue
+        ratio, inside = re.split(r" \(|\)", measured)[:2]
+        for number in re.findall(r"\d+\.\d+", ratio):
+            assert number in ratios, measured
+        for number in re.findall(r"\d+\.\d+", inside):
+            assert number in amounts, measured
+        checked += 1
+    assert checked == 13
+
+
+# docs/gradients.md ----------------------------------------------------------------------------------
+
+
+def test_delayed_recall_over_three_seeds_is_what_its_run_reached() -> None:
+    top1 = reached("delayed-recall/20261124-080803-d31b").groupby(level=["overrides", "method"])
+    mean, std = top1.mean(), top1.std()
+    rows = table("gradients.md", "D | bptt | sltt | sltt-k2")
+    for delay, *written in rows:
+        overrides = "{}" if delay == "8" else f'{{"data.delay": {delay}}}'
+        places = [(overrides, method) for method in ("bptt", "sltt", "sltt-k2")]
+        assert written == [f"{mean[place]:.1f} ± {std[place]:.1f}" for place in places], delay
+    assert [row[0] for row in rows] == ["1", "2", "4", "8", "16"]
+
+
+def test_delayed_recall_with_less_noise_is_what_its_runs_reached_at_seed_0() -> None:
+    none, quarter, full = (
+        reached(f"delayed-recall/{run}")
+        for run in ("20261124-085802-4b89", "20261124-090924-a861", "20261124-080803-d31b")
+    )
+    for delay, *written in table("gradients.md", "D | sltt, noise 0"):
+        of_delay = "" if delay == "8" else f'"data.delay": {delay}'
+        with_noise = [
+            f"{{{', '.join(part for part in (of_delay, noise) if part)}}}"
+            for noise in ('"data.noise": 0.0', '"data.noise": 0.25', "")
+        ]
+        expected = [
+            none[with_noise[0], "sltt", 0], none[with_noise[0], "sltt-k2", 0],
+            quarter[with_noise[1], "sltt", 0], full[with_noise[2], "sltt", 0],
+        ]  # fmt: skip
+        assert written == [f"{value:.1f}" for value in expected], delay
+
+
+def test_the_known_answers_of_delayed_recall_are_what_its_runs_reached() -> None:
+    short, long = (
+        reached(f"delayed-recall/{run}") for run in ("20261124-090930-6eef", "20261124-080803-d31b")
+    )
+    seen = 0
+    for neurons, delay, *written in table("gradients.md", "neurons | D"):
+        tau = re.findall(r"τ = ([\d.]+)", neurons)[0]
+        of_delay = '"data.delay": 1, ' if delay == "1" else ""
+        overrides = f'{{{of_delay}"neuron.tau": {float(tau)}}}'
+        for method, text in zip(("bptt", "sltt", "sltt-k2"), written, strict=True):
+            value = long["{}", method, 0] if tau == "20" else short[overrides, method, 0]
+            assert text in (f"{value:.1f}", f"{value:.2f}"), (neurons, delay, method)
+            seen += 1
+    assert seen == 15
+
+
+def test_sequential_digits_of_three_methods_is_what_its_run_reached() -> None:
+    top1 = reached("sequential-digits/20261123-220611-d0ee").groupby(level="method")
+    mean, std = top1.mean(), top1.std()
+    text = " / ".join(f"{mean[method]:.1f} ± {std[method]:.1f}" for method in ("bptt", "sltt", "sltt-k2"))
+    assert f"{text} % for bptt / sltt / sltt-k2" in (ROOT / "docs" / "gradients.md").read_text("utf-8")
+
+
+def network_cosines(run: str, file: str = "gradients.csv") -> pd.DataFrame:
+    rows = read(run, file)
+    return rows[rows["level"] == "network"]
+
+
+def test_the_cosines_of_digits_before_and_after_training_are_those_of_the_analysis() -> None:
+    rows = network_cosines("digits/20261124-083716-d122").set_index(["tau", "timesteps", "epoch"])
+    seen = 0
+    for tau, *written in table("gradients.md", "τ | T = 2, epoch 0"):
+        places = [(float(tau), steps, epoch) for epoch in (0, 15) for steps in (2, 8)]
+        expected = [f"{rows.loc[place, 'cosine_mean']:.4f}" for place in places]
+        assert written == [*expected, f"{rows.loc[places[-1], 'temporal_share_mean']:.3f}"], tau
+        seen += 1
+    assert seen == 5
+
+
+def test_resets_and_surrogates_on_digits_are_those_of_the_analysis() -> None:
+    rows = read("digits/20261124-085016-bd7a", "gradients.csv")
+    rows = rows[rows["epoch"] == 15]
+    network = rows[rows["level"] == "network"].set_index(["surrogate", "reset"])
+    lowest = rows[rows["level"] == "layer"].groupby(["surrogate", "reset"])["cosine_mean"].min()
+    for surrogate, *written in table("gradients.md", "surrogate | soft reset"):
+        expected = []
+        for reset in ("soft", "hard"):
+            whole, layer = network.loc[(surrogate, reset)], lowest[surrogate, reset]
+            expected.append(f"{whole['cosine_mean']:.3f}; {whole['spatial_share_mean']:.2f}; {layer:.3f}")
+        assert written == expected, surrogate
+
+
+def test_the_variance_of_drawn_steps_is_that_of_the_analyses() -> None:
+    runs = {
+        "ResNet-18": ("cifar10-resnet18/20261124-082355-179f", 0),
+        "digits": ("digits/20261124-083716-d122", 15),
+    }
+    seen = 0
+    for what, c, *written in table("gradients.md", "c | K = 1"):
+        run, epoch = runs[what.split(" ")[0]]
+        tau = float(re.findall(r"τ = ([\d.]+)", what)[0])
+        rows = read(run, "draws.csv")
+        rows = rows[(rows["tau"] == tau) & (rows["timesteps"] == 8) & (rows["epoch"] == epoch)].set_index(
+            "drawn"
+        )
+        variance, cosine = rows["relative_variance_mean"], rows["cosine_to_sltt_mean"]
+        values = [variance[4], *variance[[1, 2, 4]], *cosine[[1, 4]]]
+        decimals = [len(text.partition(".")[2]) for text in (c, *written)]
+        assert [c, *written] == [f"{value:.{n}f}" for value, n in zip(values, decimals, strict=True)], what
+        seen += 1
+    assert seen == 4
+
+
+def test_the_multiplications_of_the_backward_pass_are_those_counted() -> None:
+    runs = {
+        "ResNet-18": "cifar10-resnet18/20261124-082355-179f",
+        "digits": "digits/20261124-083716-d122",
+        "sequential-digits (recurrent)": "sequential-digits/20261124-084807-348e",
+    }
+    seen = 0
+    for what, *written, share in table("gradients.md", "network, T | in space"):
+        network, steps = what.split(", T = ")
+        rows = read(runs[network], "operations.csv").drop_duplicates(["timesteps", "counted_method"])
+        rows = rows[rows["timesteps"] == int(steps)].set_index("counted_method")
+        counts = rows[["spatial_multiplications", "temporal_multiplications"]].div(rows["samples"], axis=0)
+        space, time = counts.loc["bptt"]
+        assert counts.loc["sltt", "spatial_multiplications"] == space
+        k2 = "as sltt" if steps == "2" else f"{counts.loc['sltt-k2', 'spatial_multiplications']:,.0f}"
+        k1 = f"{counts.loc['sltt-k1', 'spatial_multiplications']:,.0f}"
+        assert written == [f"{space:,.0f}", k2, k1, f"{time:,.0f}"], what
+        percentage = 100 * time / (space + time)
+        assert share == (f"{percentage:.1f} %" if percentage > 1 else f"{percentage:.2f} %"), what
+        seen += 1
+    assert seen == 4
+
+
+def test_cosines_at_initialisation_stand_beside_what_training_reached() -> None:
+    runs = {
+        "digits": "digits/20261124-083716-d122",
+        "sequential-digits": "sequential-digits/20261124-084807-348e",
+        "delayed-recall": "delayed-recall/20261124-084834-1497",
+    }
+    recall = reached("delayed-recall/20261124-080803-d31b").groupby(level=["overrides", "method"]).mean()
+    seen = 0
+    for task, *written, behind in table("gradients.md", "task, whole network"):
+        name = task.split(",")[0]
+        rows = network_cosines(runs[name])
+        rows = rows[(rows["tau"] == 1.1) & (rows["timesteps"] == 6)] if name == "digits" else rows
+        if delay := re.findall(r"D = (\d)", task):
+            overrides = {"1": '{"data.delay": 1}', "8": "{}"}[delay[0]]
+            cells = read(runs[name], "cells.csv").set_index("overrides")["cell_id"]
+            rows = rows[rows["cell_id"] == cells[overrides]]
+            assert behind == f"{recall[overrides, 'bptt'] - recall[overrides, 'sltt']:.1f} points"
+        cosines = rows.sort_values("epoch")["cosine_mean"].iloc[[0, -1]]
+        decimals = [len(text.partition(".")[2]) for text in written]
+        assert written == [f"{cosine:.{n}f}" for cosine, n in zip(cosines, decimals, strict=True)], task
+        seen += 1
+    assert seen == 4
+
+
+# docs/tuning.md -------------------------------------------------------------------------------------
+
+
+def test_what_tuning_changes_is_what_the_three_runs_reached() -> None:
+    untuned, short, whole = (
+        f"sequential-digits/{run}"
+        for run in ("20261126-093450-b963", "20261126-091339-c6be", "20261126-093148-b676")
+    )
+    means, ranks, rates = [], [], []
+    for run in (untuned, short, whole):
+        cells = read(run, "cells.csv")
+        cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok")]
+        cells = cells.drop_duplicates(["method", "seed"], keep="last")
+        mean = 100 * cells.groupby("method")["last_test_top1"].mean()
+        means.append(mean)
+        ranks.append(mean.rank(ascending=False).astype(int))
+    for run in (short, whole):
+        trials = read(run, "tuning.csv")
+        chosen = trials[trials["chosen"].astype(str).str.lower() == "true"]
+        rates.append({row.method: row for row in chosen.itertuples()})
+    for method, *written in table("tuning.md", "method | at the recipe's | rate chosen"):
+        expected = [f"{mean[method]:.1f} ({rank[method]})" for mean, rank in zip(means, ranks, strict=True)]
+        assert written[::2] == expected, method
+        for text, by_method in zip(written[1::2], rates, strict=True):
+            assert text in str(by_method[method]), method
