@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Attempt, Event, Lanes, Place
 from sltt_bench.plan import Cell, Plan
-from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
+from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
 from sltt_bench.results.private_paths import public
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, PROVENANCE_FILE, TIMELINE_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
@@ -398,7 +398,9 @@ class _RecordedAttempt(Attempt):
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
         of_the_cell = {name: outcome.facts.get(name) for name in ("peak_tensor_bytes", "ranks")}
-        return self._append(EPOCHS_FILE, {**figures, **of_the_cell}, outcome)
+        return self._append(
+            EPOCHS_FILE, {**figures, **of_the_cell, **circumstances(self.cell, outcome)}, outcome
+        )
 
     def _append(self, file: str, figures: Mapping[str, Any], outcome: Outcome) -> dict[str, Any]:
         """A row with the cell's key; the row."""

@@ -115,6 +115,9 @@ class HandmadeRun:
                 "samples": 1000,
                 "samples_per_s": 1000 / train_s[index] if train_s[index] else None,
                 "test_top1": top1[index] if top1 else None,
+                **kinds,
+                "device_name": cell.get("device_name", self.device_name),
+                "overrides": json.dumps(dict(overrides or {})),
                 **figures,
             }
             self.append(EPOCHS_FILE, row)

@@ -4,12 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.results import reader
 from sltt_bench.results.reader import read_results
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
+from sltt_bench.results.schema import CELLS_FILE, CIRCUMSTANCES, EPOCHS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder
 
 EPOCH_ROW = {
@@ -63,6 +64,29 @@ def test_what_the_writer_writes_is_read_back(tmp_path: Path) -> None:
     assert results.skipped == ()
     assert results.cells["reason"].tolist() == ["a, b"]
     assert results.epochs["train_s"].tolist() == [0.1]
+
+
+def test_epochs_of_an_earlier_version_say_their_circumstances_in_cells_csv_alone(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "a")
+    run.cell("bptt", overrides={"train.lr": 0.1})
+    path = run.path / EPOCHS_FILE
+    names = [column.name for column in CIRCUMSTANCES]
+    new = read_results([tmp_path]).epochs
+    assert new["overrides"].tolist() == ['{"train.lr": 0.1}'] * 3
+    assert (set(new["kind"]), set(new["smoke"])) == ({"run"}, {False})
+    pd.read_csv(path).drop(columns=names).to_csv(path, index=False)
+    old = read_results([tmp_path])
+    assert old.skipped == ()
+    assert old.epochs["train_s"].tolist() == [5.0, 2.0, 2.0]
+    assert set(old.epochs["kind"]) == {""}
+    # A row of today behind those of then: the file is given the columns, empty where they were not written.
+    row = {"schema_version": 1, **pd.read_csv(path).iloc[-1].dropna().to_dict(), "epoch": 4, "kind": "run"}
+    folder = RunFolder(run.path)
+    folder.append(EPOCHS_FILE, {**row, "overrides": "{}", "synthetic": False, "smoke": False})
+    folder.close()
+    both = read_results([tmp_path])
+    assert both.skipped == ()
+    assert both.epochs["kind"].tolist() == ["", "", "", "run"]
 
 
 @pytest.mark.parametrize("cut", [1, 5, 40])

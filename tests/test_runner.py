@@ -19,7 +19,15 @@ from sltt_bench.lanes import Attempt, Lanes
 from sltt_bench.plan import Cell, Plan, Request, make_plans
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row
 from sltt_bench.results.reader import Run
-from sltt_bench.results.schema import CELL_COLUMNS, CELL_KEY, CELLS_FILE, EPOCHS_FILE, FILES, Kind
+from sltt_bench.results.schema import (
+    CELL_COLUMNS,
+    CELL_KEY,
+    CELLS_FILE,
+    CIRCUMSTANCES,
+    EPOCHS_FILE,
+    FILES,
+    Kind,
+)
 from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, read_rows
 from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
 from sltt_bench.terminal import _Lines
@@ -256,3 +264,8 @@ def test_a_full_disk_at_the_row_of_a_cell_does_not_train_it_again(tmp_path: Path
     assert [row["epoch"] for row in read_rows(folder / EPOCHS_FILE)] == ["1", "2"]
     (cell,) = read_rows(folder / CELLS_FILE)
     assert (cell["status"], cell["attempt"], cell["epochs_done"]) == ("ok", "2", "2")
+    names = [column.name for column in CIRCUMSTANCES]
+    assert [cell[name] for name in names] == ["run", cell["device_name"], "{}", "false", "true"]
+    assert cell["device_name"]
+    for epoch in read_rows(folder / EPOCHS_FILE):
+        assert [epoch[name] for name in names] == [cell[name] for name in names]

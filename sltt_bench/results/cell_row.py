@@ -53,6 +53,17 @@ def cell_key(cell: "Cell", outcome: Outcome) -> Row:
     }
 
 
+def circumstances(cell: "Cell", outcome: Outcome) -> Row:
+    """The columns that tell rows of equal key apart (`schema.CIRCUMSTANCES`)."""
+    return {
+        "kind": cell.kind,
+        "device_name": outcome.facts.get("device_name"),
+        "overrides": json.dumps(public(cell.overrides), sort_keys=True),
+        "synthetic": cell.synthetic,
+        "smoke": cell.smoke,
+    }
+
+
 def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> Row:
     """The cell's row of cells.csv; `epochs` are its rows of epochs.csv by epoch, of all attempts."""
     accuracy, validation = _by_epoch(epochs, "test_top1"), _by_epoch(epochs, "validation_top1")
@@ -61,11 +72,7 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
     last = max(epochs, default=0)
     return {
         **cell_key(cell, outcome),
-        "kind": cell.kind,
-        "device_name": outcome.facts.get("device_name"),
-        "overrides": json.dumps(public(cell.overrides), sort_keys=True),
-        "synthetic": cell.synthetic,
-        "smoke": cell.smoke,
+        **circumstances(cell, outcome),
         "validation": None if cell.recipe.validation is None else cell.recipe.validation.name,
         "trials": cell.trials,
         "status": outcome.status,

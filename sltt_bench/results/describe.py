@@ -83,6 +83,8 @@ Rules for a reader:
   different methods, or different backends for one method, never both at once.
 - `peak_*` columns are different quantities. Never mix two of them in one ratio.
 - The first epoch of a process is `cold`; times are compared over the others.
+- `epochs.csv` alone tells its rows apart by `kind`, `synthetic`, `smoke`, `overrides` and `device_name`; files of earlier
+  versions lack these columns, or have them empty: there `cells.csv` says it, by `cell_id` and `attempt`.
 
 How a comparison is formed:
 

@@ -64,6 +64,17 @@ CELL_KEY: tuple[Column, ...] = (
 )
 """The columns with which every row of cells.csv and epochs.csv starts."""
 
+CIRCUMSTANCES: tuple[Column, ...] = (
+    Column(
+        "kind", "str", "run (measured), trial (of `tune`, looked at on validation data), estimate or analysis"
+    ),
+    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
+    Column("overrides", "str", "the --set overrides of the cell, as JSON"),
+    Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
+    Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
+)
+"""What tells rows of equal recipe, method and seed apart. In epochs.csv empty in files of earlier versions."""
+
 EPOCH_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
     Column("epoch", "int", "1 for the first"),
@@ -151,6 +162,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         "processes that shared every batch (--nproc-per-cell); of their times and memory the largest is here, of "
         "their energy the sum, and ranks.csv has each; empty where there was one, in files of earlier versions",
     ),
+    *CIRCUMSTANCES,
 )
 
 INFERENCE_COLUMNS: tuple[Column, ...] = (
@@ -180,13 +192,7 @@ INFERENCE_COLUMNS: tuple[Column, ...] = (
 
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column(
-        "kind", "str", "run (measured), trial (of `tune`, looked at on validation data), estimate or analysis"
-    ),
-    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
-    Column("overrides", "str", "the --set overrides of the cell, as JSON"),
-    Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
-    Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
+    *CIRCUMSTANCES,
     Column(
         "validation", "str", "name of the split held back from training (its share, its seed); empty: none"
     ),

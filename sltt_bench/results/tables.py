@@ -287,7 +287,7 @@ def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
 
 def _wrong_words(text: Sequence[str], column: Column) -> Mask:
     if column.name in _WORDS:
-        return np.array([value not in _WORDS[column.name] for value in text])
+        return np.array([value not in ("", *_WORDS[column.name]) for value in text])
     if column.name in _JSON:
         sound = {value: _is_json_object(value) for value in set(text)}
         return np.array([not sound[value] for value in text])
