@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -59,8 +60,11 @@ def test_twenty_lines_of_pandas_make_the_table_of_digits(printed: dict[tuple[str
         assert text.startswith(printed["digits", "reference", "1efb4884f603", method][1])
 
 
-def test_the_report_has_the_numbers_of_the_table(printed: dict[tuple[str, ...], list[str]]) -> None:
+def test_the_report_has_the_numbers_of_the_table_whole_at_60_and_80_columns(
+    printed: dict[tuple[str, ...], list[str]],
+) -> None:
     from sltt_bench.report.grouping import make_groups
+    from sltt_bench.report.render.terminal import print_table
     from sltt_bench.report.sections.runs.tables import overview
     from sltt_bench.results.reader import read_results
 
@@ -70,6 +74,13 @@ def test_the_report_has_the_numbers_of_the_table(printed: dict[tuple[str, ...], 
         if group.key.smoke:
             continue
         revision = group.key.revision.split(", ")[1]
+        for width in (60, 80):
+            table, stream = overview(group, "bptt"), io.StringIO()
+            print_table(table, Console(file=stream, width=width, color_system=None))
+            text = stream.getvalue()
+            assert max(map(len, text.splitlines())) <= width
+            for word in (word for row in table.rows for cell in row for word in cell.text.split()):
+                assert word in text
         for row in overview(group, "bptt", brief=True).rows:
             figures = printed[group.key.recipe, group.key.backend, revision, row[0].text]
             assert f"{row[2].text} {row[2].detail}" == figures[0]

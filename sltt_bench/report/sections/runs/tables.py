@@ -34,7 +34,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         columns += _with_ratio(group, memory, METRICS[memory].label, baseline)
     if not brief and (front := group.pareto_front):
         columns.append(_pareto_column(front))
-    compared = ["epoch_s", *([memory] if memory else [])]
+    accuracy = [name for name in ("last_test_top1",) if _measured(group, name)]
+    compared = [*accuracy, "epoch_s", *([memory] if memory else [])]
     doubts = [
         f"{result.method} may mean nothing: {doubt}."
         for result in group.finished
@@ -320,7 +321,8 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     for method, metric in product(group.methods, metrics):
         if method == baseline:
             continue
-        estimate = group.ratio(metric, method, baseline)
+        compare = group.difference if METRICS[metric].unit == "accuracy" else group.ratio
+        estimate = compare(metric, method, baseline)
         if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
             beside += _pair_notes(group, metric, method, baseline)
@@ -339,16 +341,23 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str) -> list[s
     pairs = group.pairs(metric, method, baseline)
     shared = _shared_pairs(group, metric, baseline)
     if not isinstance(pairs, NotComparable) and shared and set(pairs[1]) != set(shared):
-        mean = _stat_of(metric, pairs[1]).mean
-        text = numbers.scale_of_metric(metric, [mean]).text(mean)
-        notes.append(
-            f"{METRICS[metric].label} of {method}: {len(pairs[1])} pairs, over which {baseline} has {text}."
-        )
+        text, of_shared = (_mean_text(metric, values) for values in (pairs[1], shared))
+        if text != of_shared:
+            notes.append(
+                f"{METRICS[metric].label} of {method}: {len(pairs[1])} pairs, over which {baseline} has {text}."
+            )
     elif not isinstance(pairs, NotComparable) and len(group.methods[baseline].values[metric]) > len(
         {pair if isinstance(pair, int) else pair[1] for pair in pairs[1]}  # type: ignore[index]
     ):
         notes.append(f"Means and ratios of {method} are over the pairs that both have.")
     return notes
+
+
+def _mean_text(metric: str, values: Mapping[Hashable, float]) -> str:
+    mean = _stat_of(metric, values).mean
+    if METRICS[metric].unit == "accuracy":
+        return f"{numbers.percent(mean)} %"
+    return numbers.scale_of_metric(metric, [mean]).text(mean)
 
 
 def _sentence(text: str) -> str:
