@@ -1,7 +1,7 @@
 """Golden pages: a made set of results as Markdown, HTML and in a terminal, word for word as committed.
 
 A change of the report shows in the diff of `tests/golden/`, where it is read before it is committed:
-`python tests/test_golden_pages.py` writes the pages anew.
+`PYTHONPATH=. python tests/test_golden_pages.py` writes the pages anew.
 """
 
 import io
