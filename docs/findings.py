@@ -27,9 +27,13 @@ RESULTS = ROOT / "results" / "studies"
 
 READINGS: dict[str, str] = {
     "adaptive": "Nothing speaks for it here: in these means the chosen steps are behind the random ones, against what was "
-    "expected, and with few epochs both are far behind a gradient at each step.",
+    "expected, and with few epochs both are far behind a gradient at each step. They ran at SLTT's "
+    "learning rate, with the published scale, by which the gradient of few steps is smaller (see k).",
     "k": "On this easy task one step with a gradient is as good as all of them, and the choice between the published and the "
-    "unbiased scale is lost in the seeds. There is no optimum to find: K = 1 is the cheapest and no worse.",
+    "unbiased scale is lost in the seeds. There is no optimum to find: K = 1 is the cheapest and no worse. The figure is of AdamW, "
+    "to which the scale of a gradient is all but nothing; under SGD, which the study has now, it is a learning rate, and one "
+    "rate for all misleads (trials: [tuning](tuning.md#the-scale-of-a-gradient-is-a-learning-rate-too); its final trainings are "
+    "not complete).",
     "latency": "Trained directly, a network needs a single step here; the converted one needs as many as it takes to count to "
     "a rate, and draws level when it has them. A network trained at one T can be used at another.",
     "layers": "Near the loss a truncated gradient costs most: the temporal part in the last layer alone brings back most of "
@@ -38,7 +42,8 @@ READINGS: dict[str, str] = {
     "kind of loss moves accuracy more than the temporal part of the gradient does.",
     "modality": "On images the choice does not matter. On events and on speech SLTT keeps up or nearly so, while few steps with a "
     "gradient cost much, and rates alone do not say what a voice says over time. Where the answer comes after the last row, "
-    "no method without the gradient through time comes near BPTT in these means.",
+    "no method without the gradient through time comes near BPTT in these means, and few steps drawn at random seldom meet the "
+    "one step that has a loss.",
     "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
     "BPTT nothing here that a normalisation of each step does not give, and takes the most memory.",
     "recurrence": "With recurrent weights more is lost in these means, at both time constants, but the seeds are too few to bound by how much.",
@@ -48,7 +53,7 @@ READINGS: dict[str, str] = {
     "surrogate": "On sequences with recurrent weights no surrogate and no width of the triangle closes the gap, although before "
     "training all gradients point nearly the same way: the cosine at the beginning does not foretell what is lost.",
     "tau": "On static images accuracy does not follow the cosine: it stays within the noise of seeds up to the longest time "
-    "constant tried, while the gradients part.",
+    "constant tried, while the gradients part. On events and sequences it is otherwise: see time-gradient.",
     "time-gradient": "On sequences each part of the gradient through the state buys accuracy in these means, even at the "
     "shortest time constant, since the recurrent weights carry what the neurons forget; a window of two steps brings back a "
     "small part of it, and half of the sequence most. On images nothing is lost, and on events much at a long time constant "

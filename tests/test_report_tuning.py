@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from result_builder import RECIPE, HandmadeRun, varied
 from rich.console import Console
@@ -219,6 +220,22 @@ def test_a_profile_is_the_share_of_tasks_within_a_factor_of_the_fastest(tmp_path
     assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 200 / 3])
 
 
+def test_the_tasks_of_a_study_have_a_profile_of_their_own(tmp_path: Path) -> None:
+    task(tmp_path, "one", {"bptt": 2.0, "sltt": 1.0})
+    run = HandmadeRun(tmp_path / "study", recipe=varied(TARGET) | {"name": "studies/made"})
+    for name, seconds in (("_images", 1.0), ("_speech", 4.0)):
+        at = varied(run.recipe, timesteps=4 if name == "_images" else 6)
+        for method, duration in (("bptt", 2.0), ("sltt", seconds)):
+            run.cell(
+                method, 0, recipe=at, overrides={"extends": name}, top1=(0.8,) * 3, train_s=(duration,) * 3
+            )
+        changed = {"extends": name, "neuron.tau": 5.0}
+        run.cell("bptt", 0, recipe=varied(at, neuron__tau=5.0), overrides=changed, top1=(0.8,) * 3)
+    (profile,) = profiles(make_groups(read_results([tmp_path])))
+    assert profile.tasks == ("images", "speech")
+    assert profile.factors == {"bptt": (2.0, 1.0), "sltt": (1.0, 2.0)}
+
+
 def test_one_task_or_none_reached_makes_no_profile_of_chance(tmp_path: Path) -> None:
     task(tmp_path, "one", {"bptt": 2.0, "sltt": 1.0})
     assert profiles(make_groups(read_results([tmp_path]))) == []
@@ -297,4 +314,21 @@ def test_the_pages_answer_is_what_its_committed_studies_reached() -> None:
         [cell.strip().strip("`") for cell in row.split("|")[1:-1]] for row in table[0].splitlines()[2:]
     ]
     assert {row[0]: row[1:] for row in written} == answers(folders)
+    assert len(written) == 5
+
+
+def test_the_pages_trials_of_k_are_those_that_are_committed() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    (folder,) = re.findall(r"`(results/studies/k/[\w-]+)`", page)
+    below = page[page.index("## The scale of a gradient") :]
+    written = [
+        [cell.strip().strip("`") for cell in row.split("|")[1:-1]]
+        for row in re.findall(r"^\| `sltt.*$", below, re.MULTILINE)
+    ]
+    trials = pd.read_csv(ROOT / folder / TUNING_FILE)
+    trials["rate"] = [json.loads(setting)["train.lr"] for setting in trials["setting"]]
+    for method, *values, chosen in written:
+        own = trials[trials["method"] == method].set_index("rate")
+        assert values == [f"{100 * own['validation_top1'][rate]:.1f}" for rate in (0.3, 1.0, 3.0)]
+        assert chosen == f"{own.index[own['chosen']][0]:g}"
     assert len(written) == 5

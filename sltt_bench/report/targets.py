@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from sltt_bench.report.groups import Group, MethodResult
+from sltt_bench.studies import TASK
 
 NEVER = math.inf
 
@@ -96,7 +97,7 @@ class Profile:
     """How near to the fastest each method is, over several tasks measured alike."""
 
     tasks: tuple[str, ...]
-    """Recipes."""
+    """Recipes; of a study the recipes that its grids extend."""
     factors: dict[str, tuple[float, ...]]
     """Method → its time over the fastest method's, task by task; NEVER where it missed the target."""
     tuned: bool
@@ -116,13 +117,16 @@ _OF_THE_TASK = ("recipe", "recipe_hash", "timesteps", "batch_size", "tuning", "p
 def profiles(groups: Sequence[Group]) -> list[Profile]:
     """One for each set of two tasks or more that were measured alike with two methods or more.
 
-    Tuned methods and methods at the recipe's learning rate are in no profile together.
+    Tuned methods and methods at the recipe's learning rate are in no profile together. The tasks of a study have a
+    profile of their own; what was set otherwise than the task has it is in none.
     """
     families: dict[tuple[Any, ...], dict[str, Group]] = {}
     for group in groups:
-        if to_target(group) and not group.overrides:
+        if to_target(group) and not set(group.overrides) - {TASK}:
             alike = tuple(value for name, value in vars(group.key).items() if name not in _OF_THE_TASK)
-            families.setdefault((group.key.tuned, *alike), {}).setdefault(group.key.recipe, group)
+            study = group.key.recipe if TASK in group.overrides else ""
+            task = str(group.overrides.get(TASK, group.key.recipe)).lstrip("_")
+            families.setdefault((group.key.tuned, study, *alike), {}).setdefault(task, group)
     return [profile for tasks in families.values() if (profile := _profile(tasks)) is not None]
 
 
