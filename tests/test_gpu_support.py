@@ -131,7 +131,7 @@ def test_the_doctor_says_what_the_loaders_need_of_shared_memory_and_open_files(
     monkeypatch: pytest.MonkeyPatch, free: int, limit: int, levels: str
 ) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(1 << 41, 0, free))
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda which: (limit, limit))
+    monkeypatch.setattr("resource.getrlimit", lambda which: (limit, limit))
     findings = doctor._loading()
     assert [finding.level for finding in findings] == [levels] * len(findings)
     if levels == "note":

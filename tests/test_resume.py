@@ -95,7 +95,8 @@ def test_a_resumed_cell_ends_with_the_weights_and_losses_of_an_uninterrupted_one
     assert [row["epoch"] for row in rows] == [2]
     for column in ("train_loss", "train_top1", "test_loss", "test_top1", "firing_rate", "backward_passes"):
         assert [row[column] for row in rows] == [row[column] for row in expected[1:]], column
-    assert_same(checkpoints.load(parts / "cell.pt"), checkpoints.load(whole / "cell.pt"))
+    ended = [checkpoints.load(folder / "cell.pt", of_cell="cell") for folder in (parts, whole)]
+    assert_same(*ended)
 
 
 def test_an_epoch_whose_checkpoint_finds_the_disk_full_still_has_its_row(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ def test_side_by_side_what_is_ready_overtakes_what_waits_and_each_row_names_its_
 
         log: Path | None
         events: Any
+        has_ended = True
+
+        def signal(self, number: signal.Signals) -> bool:
+            return False
 
         def give(self, job: dict[str, Any]) -> None:
             begun.append((job["cell"]["recipe"]["name"], job["cell"]["device"]))
