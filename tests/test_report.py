@@ -373,6 +373,17 @@ def test_a_table_takes_the_first_form_that_fits_80_columns_and_folds_no_number(
             assert cell.text in text
 
 
+def test_a_figure_that_is_the_same_in_all_rows_keeps_its_unit() -> None:
+    headings = [
+        Heading("method", numeric=False),
+        *(Heading(f"a rather long heading {n}", "KiB") for n in range(6)),
+    ]
+    rows = [[TableCell(method), *(TableCell("84.7", "± 0") for _ in range(6))] for method in ("bptt", "sltt")]
+    console = Console(record=True, width=80)
+    print_table(Table("t", "t", tuple(headings), tuple(map(tuple, rows))), console)
+    assert " ".join(console.export_text().split()).count("84.7 KiB ± 0") == 6
+
+
 def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:
     folder = make_results(tmp_path)
     console = Console(record=True, width=160)

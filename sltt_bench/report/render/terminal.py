@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 
+from sltt_bench.format import DASH
 from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
 
 _MOST_SKIPPED = 20
@@ -134,7 +135,9 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
             keep.append(place)
             continue
         text, detail = texts.pop()
-        words.append(f"{table.headings[place].text or 'verdict'} {text} {detail}".strip())
+        heading = table.headings[place]
+        unit = heading.unit if text != DASH else ""
+        words.append(" ".join(part for part in (heading.text or "verdict", text, unit, detail) if part))
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""

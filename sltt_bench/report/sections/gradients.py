@@ -98,7 +98,7 @@ class GradientFamily:
     def accuracies(self) -> dict[tuple[Any, ...], float]:
         """Point and epoch → test top-1 where it was evaluated."""
         known = self.accuracy.dropna(subset=["test_top1"]).to_dict("records")
-        return {tuple(row[field] for field in MOMENT): float(row["test_top1"]) for row in reversed(known)}
+        return {_of(row, MOMENT): float(row["test_top1"]) for row in reversed(known)}
 
     @property
     def lowest_layer(self) -> str | None:
@@ -346,7 +346,11 @@ def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> Tab
 
 
 def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
-    return _layer_cell(family.lowest_layers.get(tuple(row[field] for field in MOMENT)))
+    return _layer_cell(family.lowest_layers.get(_of(row, MOMENT)))
+
+
+def _of(row: Any, fields: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(row[field] for field in fields)
 
 
 def _layer_cell(lowest: tuple[str, float] | None) -> TableCell:
@@ -361,12 +365,12 @@ def _lowest_layers(layers: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, .
     lowest: dict[tuple[Any, ...], tuple[str, float]] = {}
     known = layers.dropna(subset=["cosine_mean"]).sort_values("cosine_mean", kind="stable")
     for row in known.to_dict("records"):
-        lowest.setdefault(tuple(row[field] for field in by), (str(row["name"]), float(row["cosine_mean"])))
+        lowest.setdefault(_of(row, by), (str(row["name"]), float(row["cosine_mean"])))
     return lowest
 
 
 def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
-    top1 = family.accuracies.get(tuple(row[field] for field in MOMENT))
+    top1 = family.accuracies.get(_of(row, MOMENT))
     return TableCell(DASH, tone="muted") if top1 is None else TableCell(numbers.percent(top1), value=top1)
 
 
@@ -378,7 +382,7 @@ def _rules(family: GradientFamily, name: str) -> Table:
     lowest = _lowest_layers(layers, by)
 
     def lowest_layer(row: Any) -> TableCell:
-        return _layer_cell(lowest.get(tuple(row[field] for field in by)))
+        return _layer_cell(lowest.get(_of(row, by)))
 
     return _table_of_rules(
         family,
