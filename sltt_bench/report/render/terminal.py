@@ -137,7 +137,8 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
         text, detail = texts.pop()
         heading = table.headings[place]
         unit = heading.unit if text != DASH else ""
-        words.append(" ".join(part for part in (heading.text or "verdict", text, unit, detail) if part))
+        figure = (text, detail, unit) if detail.startswith("±") else (text, unit, detail)
+        words.append(" ".join(part for part in (heading.text or "verdict", *figure) if part))
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""
