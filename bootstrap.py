@@ -1,14 +1,16 @@
 """Set-up in one command, with nothing but Python ≥ 3.11: `python3 bootstrap.py run` or `... test`.
 
-run   makes .venv, installs sltt-bench there, trains on the digits with three methods, estimates their
-      memory at other numbers of time steps, and reports
-test  makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks, tests
+run      makes .venv, installs sltt-bench there, trains on the digits with three methods, estimates their
+         memory at other numbers of time steps, and reports
+test     makes .venv-test, installs sltt-bench with its test tools there, lints, type-checks, tests
+prepare  makes .venv-test and no more: what `test` begins with
 
-uv installs where it is present and reaches its index, else pip. --cpu takes torch's build without CUDA, a tenth of the
-download, from torch's own index.
+uv installs, which takes a fifth of pip's processor time; pip fetches it where it is missing, and installs itself where
+uv fails. --cpu takes torch's build without CUDA, a tenth of the download, from torch's own index.
 """
 
 import argparse
+import ast
 import hashlib
 import os
 import shutil
@@ -22,6 +24,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 DOWNLOAD = "torch's CUDA build is about 5 GB on disk; it runs on a CPU too"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TESTED = ".[test]"
+# uv reads none of pip's settings: what pip was told about where packages come from, uv is told by these options.
+UV_OPTIONS = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+    "constraint": "--constraints",
+    "trusted-host": "--allow-insecure-host",
+}
 
 
 def main() -> None:
@@ -33,11 +44,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["run", "test"])
+    parser.add_argument("what", choices=["run", "test", "prepare"])
     parser.add_argument("--cpu", action="store_true", help=f"torch without CUDA, from {CPU_INDEX}")
     parser.add_argument("arguments", nargs="*", help="passed on to sltt-bench run, or to pytest")
     known, extra = parser.parse_known_args()
     os.chdir(HERE)
+    if known.what == "prepare":
+        environment(HERE / ".venv-test", TESTED, known.cpu)
+        return
     {"run": run_digits, "test": run_tests}[known.what](known.arguments + extra, known.cpu)
 
 
@@ -57,7 +71,7 @@ def run_digits(arguments: list[str], cpu: bool) -> None:
 
 def run_tests(arguments: list[str], cpu: bool) -> None:
     """Lint, types and tests, on a CPU and without data from outside."""
-    python = environment(HERE / ".venv-test", ".[test]", cpu)
+    python = environment(HERE / ".venv-test", TESTED, cpu)
     say("ruff")
     step([python, "-m", "ruff", "check", "."])
     step([python, "-m", "ruff", "format", "--check", "."])
@@ -107,14 +121,42 @@ def environment(folder: Path, requirement: str, cpu: bool) -> str:
 
 
 def install(python: Path, *wanted: str) -> None:
-    """With uv where it is present; what it cannot get (it knows none of pip's settings) pip tries."""
+    """With uv, as pip is configured; what uv cannot get, pip tries."""
     quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    if (uv := shutil.which("uv")) is not None:
-        command = [uv, "pip", "install", "--python", str(python), *quiet, *wanted]
-        if subprocess.run(command, check=False).returncode == 0:
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet]
+    uv = shutil.which("uv") or str(python.with_name("uv.exe" if os.name == "nt" else "uv"))
+    if not Path(uv).exists():
+        subprocess.run([*pip, "uv"], check=False)
+    if Path(uv).exists():
+        settings = pip_settings(python)
+        options = uv_options({} if "--index-url" in wanted else settings)
+        certificates = {"SSL_CERT_FILE": settings["cert"]} if "cert" in settings else {}
+        command = [uv, "pip", "install", "--python", str(python), *quiet, *options, *wanted]
+        if subprocess.run(command, check=False, env={**certificates, **os.environ}).returncode == 0:
             return
         say("uv did not get it; trying pip")
-    step([str(python), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *wanted])
+    step([*pip, *wanted])
+
+
+def pip_settings(python: Path) -> dict[str, str]:
+    """What pip's files and environment set, by option; the environment wins, as it does in pip."""
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
+    )
+    pairs = (line.partition("=") for line in (listed.stdout or "").splitlines() if "=" in line)
+    by_rank = sorted((key.startswith(":env:"), key.rpartition(".")[2], value) for key, _, value in pairs)
+    return {key: ast.literal_eval(value) for _, key, value in by_rank}
+
+
+def uv_options(settings: dict[str, str]) -> list[str]:
+    """uv's options for pip's settings; of several indexes the best version counts, as it does in pip."""
+    options = [
+        part
+        for key, option in UV_OPTIONS.items()
+        for value in settings.get(key, "").split()
+        for part in (option, value)
+    ]
+    return [*options, *(["--index-strategy", "unsafe-best-match"] if "extra-index-url" in settings else [])]
 
 
 def say(text: str) -> None:

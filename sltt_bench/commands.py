@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
@@ -300,6 +301,10 @@ def show_plans(plans: list[Plan]) -> None:
             console.print(f"[dim]{escape(remark)}[/dim]")
 
 
+WIDE = 120
+"""Columns from which a recipe's description stands beside its facts."""
+
+
 def show_list(what: str, *, as_json: bool = False) -> None:
     """The registered names of one kind, or of all. Raises RecipeError for an unknown kind."""
     rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
@@ -325,11 +330,18 @@ def show_list(what: str, *, as_json: bool = False) -> None:
             table = Table.grid(padding=(0, 2))
             table.add_column(no_wrap=True, min_width=widest + 2)  # a name is typed: it is never cut
             for row in group:
+                name, description = escape(row["name"]), f"[dim]{escape(row['description'])}[/dim]"
                 facts = (
                     [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []
                 )
-                table.add_row(f"  {escape(row['name'])}", *facts, f"[dim]{escape(row['description'])}[/dim]")
-            console.print(table)
+                if facts and console.width < WIDE:  # the description below: beside the facts it has no room
+                    line = "  ".join(fact.ljust(width) for fact, width in zip(facts, (8, 16, 0), strict=True))
+                    console.print(f"  {name:<{widest}}  {line}", highlight=False)
+                    console.print(Padding(description, (0, 0, 0, 6)))
+                else:
+                    table.add_row(f"  {name}", *facts, description)
+            if table.row_count:
+                console.print(table)
 
 
 def _minutes(minutes: float | None) -> str:

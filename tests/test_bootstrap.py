@@ -16,9 +16,16 @@ class Recorder:
     def __init__(self) -> None:
         self.commands: list[list[str]] = []
         self.failing = ""
+        self.pip_config = ""
+        self.environments: list[dict[str, str]] = []
 
-    def __call__(self, command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
+    def __call__(
+        self, command: list[str], env: dict[str, str] | None = None, **_: object
+    ) -> "subprocess.CompletedProcess[str]":
+        if command[2:] == ["pip", "config", "list"]:
+            return subprocess.CompletedProcess(command, 0, self.pip_config)
         self.commands.append(list(map(str, command)))
+        self.environments.append(env or {})
         fails = bool(self.failing) and self.failing in (Path(command[0]).name, *command[2:3], command[0])
         return subprocess.CompletedProcess(command, int(fails))
 
@@ -45,6 +52,7 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     def create(folder: Path, with_pip: bool) -> None:
         (folder / "bin").mkdir(parents=True)
         (folder / "bin" / "python").touch()
+        (folder / "bin" / "uv").touch()  # as if pip had fetched it
 
     monkeypatch.setattr(module.venv, "create", create)
     return module
@@ -60,7 +68,7 @@ def test_run_installs_once_then_trains_estimates_and_reports(
 ) -> None:
     call(bootstrap, monkeypatch, "run", "--seed", "0,1")
     install, *rest = commands.commands
-    assert install[1:4] == ["-m", "pip", "install"]
+    assert Path(install[0]).name == "uv"
     assert install[-2:] == ["-e", "."]
     assert [command[3] for command in rest] == ["run", "estimate", "report"]
     assert rest[0][-2:] == ["--seed", "0,1"]
@@ -98,17 +106,57 @@ def test_cpu_takes_torch_from_its_own_index_first(
     assert "--index-url" not in package
 
 
-def test_uv_installs_where_it_is_and_pip_where_uv_fails(
+def test_uv_is_fetched_where_it_is_missing_and_pip_installs_where_uv_fails(
     bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bootstrap.shutil, "which", lambda _: "/opt/uv")
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda _: "/bin/sh")  # a file that exists
     call(bootstrap, monkeypatch, "run")
-    assert commands.commands[0][:3] == ["/opt/uv", "pip", "install"]
+    assert commands.commands[0][:3] == ["/bin/sh", "pip", "install"]
     assert not any("pip" in command[2:3] for command in commands.commands[1:])
     for file in Path().glob(".venv/.installed"):
         file.unlink()
     commands.commands.clear()
-    commands.failing = "/opt/uv"
+    commands.failing = "/bin/sh"
     call(bootstrap, monkeypatch, "run")
-    assert commands.commands[0][0] == "/opt/uv"
+    assert commands.commands[0][0] == "/bin/sh"
     assert commands.commands[1][1:4] == ["-m", "pip", "install"]
+    for file in (*Path().glob(".venv/.installed"), *Path().glob(".venv/bin/uv")):
+        file.unlink()
+    commands.commands.clear()
+    monkeypatch.setattr(bootstrap.shutil, "which", lambda _: None)
+    call(bootstrap, monkeypatch, "run")
+    assert commands.commands[0][-1] == "uv"
+    assert commands.commands[1][-2:] == ["-e", "."]
+    assert commands.commands[1][1:4] == ["-m", "pip", "install"], "the index had no uv"
+
+
+def test_uv_is_told_what_pip_is_configured_with(
+    bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    commands.pip_config = (
+        ":env:.index-url='https://env.example/simple'\n"
+        "global.cert='/etc/ssl/own.pem'\n"
+        "global.extra-index-url='https://a.example https://b.example'\n"
+        "global.index-url='https://file.example/simple'\n"
+        "global.timeout='60'\n"
+    )
+    call(bootstrap, monkeypatch, "run")
+    text = " ".join(commands.commands[0])
+    assert "--default-index https://env.example/simple" in text
+    assert "file.example" not in text, "the environment wins"
+    assert "--index https://a.example --index https://b.example" in text
+    assert "--index-strategy unsafe-best-match" in text, "uv else takes the first index that has the package"
+    assert "timeout" not in text
+    assert commands.environments[0]["SSL_CERT_FILE"] == "/etc/ssl/own.pem"
+
+
+def test_prepare_installs_and_runs_nothing(
+    bootstrap: ModuleType, commands: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call(bootstrap, monkeypatch, "prepare")
+    assert [command[-2:] for command in commands.commands] == [["-e", ".[test]"]]
+    commands.commands.clear()
+    with pytest.raises(SystemExit, match="0"):
+        call(bootstrap, monkeypatch, "test")
+    assert not any("install" in command for command in commands.commands), "prepared once"
