@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("arguments", nargs="*", help="passed on to sltt-bench run, or to pytest")
     known, extra = parser.parse_known_args()
     os.chdir(HERE)
+    # uv compiles nothing: each process that may not keep what it compiled would compile all of torch anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     if known.what == "prepare":
         environment(HERE / ".venv-test", TESTED, known.cpu)
         return

@@ -1,6 +1,7 @@
 """What the two commands of the README run, and with what they install."""
 
 import importlib.util
+import os
 import subprocess
 from pathlib import Path
 from types import ModuleType
@@ -73,8 +74,10 @@ def test_run_installs_once_then_trains_estimates_and_reports(
     assert [command[3] for command in rest] == ["run", "estimate", "report"]
     assert rest[0][-2:] == ["--seed", "0,1"]
     commands.commands.clear()
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     call(bootstrap, monkeypatch, "run")
     assert [command[3] for command in commands.commands] == ["run", "estimate", "report"]
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ, "torch would be compiled anew by each process"
 
 
 def test_test_runs_every_check_and_ends_at_the_first_that_fails(
