@@ -80,7 +80,13 @@ def test_recipes_are_listed_by_modality_with_t_and_whether_they_need_a_download(
 
 def test_a_list_loses_no_word_at_eighty_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = "".join(CliRunner().invoke(app, ["list", "recipes"]).output.split())
+    output = CliRunner().invoke(app, ["list", "recipes"]).output
+    lines = {line.split()[0]: line for line in output.splitlines() if "  T = " in line}
+    assert list(lines) == [
+        name for _, name in sorted((load_recipe(n).data.modality, n) for n in recipe_names())
+    ]
+    assert all(line.rstrip().endswith(("download", "downloaded", "min")) for line in lines.values())
+    shown = "".join(output.split())
     for name in recipe_names():
         assert load_recipe(name).description.split()[-1] in shown, name
 
