@@ -168,12 +168,12 @@ def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None],
     tasks: dict[str, TaskID] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
 
-        def told(what: str, done: int, total: int | None) -> None:
+        def progressed(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
                 tasks[what] = progress.add_task(escape(what), total=total)
             progress.update(tasks[what], completed=done, total=total)
 
-        yield told
+        yield progressed
 
 
 @contextmanager

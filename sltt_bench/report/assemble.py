@@ -43,16 +43,16 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """Judged claims first, measured before estimated, then those that found no room. One that some kind of result can judge is not called
     unmeasured as well, and one that none can judge is named once."""
-    found = [verdict for verdict in verdicts if verdict.is_finding]
-    found.sort(key=lambda verdict: (verdict.word == "not measured", verdict.estimated))
-    settled = [(verdict.recipe, verdict.claim) for verdict in found]
+    findings = [verdict for verdict in verdicts if verdict.is_finding]
+    findings.sort(key=lambda verdict: (verdict.word == "not measured", verdict.estimated))
+    settled = [(verdict.recipe, verdict.claim) for verdict in findings]
     open_ones: list[Verdict] = []
     for verdict in verdicts:
         about = (verdict.recipe, verdict.claim)
         if not verdict.is_finding and about not in settled:
             settled.append(about)
             open_ones.append(verdict)
-    return (*found, *open_ones)
+    return (*findings, *open_ones)
 
 
 def _key_blocks(contributions: Sequence[Contribution]) -> tuple[Block, ...]:
@@ -98,11 +98,11 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
 
 def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
     """What runs were made with: alike ones together, and their commands once each."""
-    found: dict[tuple[tuple[str, str], ...], dict[str, list[str]]] = {}
+    by_facts: dict[tuple[tuple[str, str], ...], dict[str, list[str]]] = {}
     for run in runs:
         facts = tuple(_made_with(run.provenance).items())
         command = command_line(run.provenance) or "command unknown"
-        found.setdefault(facts, {}).setdefault(command, []).append(_name(run))
+        by_facts.setdefault(facts, {}).setdefault(command, []).append(_name(run))
     return tuple(
         Origin(
             {name: value for name, value in facts if value},
@@ -111,7 +111,7 @@ def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
                 for command, names in commands.items()
             ),
         )
-        for facts, commands in found.items()
+        for facts, commands in by_facts.items()
     )
 
 
@@ -120,20 +120,22 @@ def _name(run: Run) -> str:
     return "/".join(run.path.resolve().parts[-2:])
 
 
-def _made_with(said: Mapping[str, Any]) -> dict[str, str]:
-    packages = said.get("packages") or {}
-    build = said.get("torch") or {}
+def _made_with(provenance: Mapping[str, Any]) -> dict[str, str]:
+    packages = provenance.get("packages") or {}
+    build = provenance.get("torch") or {}
     torch = build.get("version") or packages.get("torch")
     cuda = f", CUDA {build['cuda']}, cuDNN {build.get('cudnn')}" if build.get("cuda") else ""
-    gpus = Counter(f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in said.get("gpus") or [])
-    revision = str(said.get("git_revision") or "no revision")[:12]
-    changed = " with local changes" if said.get("git_dirty") else ""
-    environment = said.get("environment") or {}
+    gpus = Counter(f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in provenance.get("gpus") or [])
+    revision = str(provenance.get("git_revision") or "no revision")[:12]
+    changed = " with local changes" if provenance.get("git_dirty") else ""
+    environment = provenance.get("environment") or {}
     return {
-        "sltt-bench": f"{said.get('sltt_bench', 'unknown')} ({revision}{changed})",
+        "sltt-bench": f"{provenance.get('sltt_bench', 'unknown')} ({revision}{changed})",
         "torch": f"{torch or 'unknown'}{cuda}",
-        "machine": "; ".join([str(said.get("cpu", "unknown")), *(f"{n} × {gpu}" for gpu, n in gpus.items())]),
-        "python": f"{said.get('python', 'unknown')}, {said.get('platform', 'unknown')}",
+        "machine": "; ".join(
+            [str(provenance.get("cpu", "unknown")), *(f"{n} × {gpu}" for gpu, n in gpus.items())]
+        ),
+        "python": f"{provenance.get('python', 'unknown')}, {provenance.get('platform', 'unknown')}",
         "environment": " ".join(f"{name}={value}" for name, value in sorted(environment.items())),
     }
 

@@ -73,8 +73,8 @@ def _told_where_else(groups: Sequence[Group]) -> list[Group]:
         siblings = [g for g in groups if g.key.recipe == group.key.recipe and g is not group]
         elsewhere: dict[str, str] = {}
         for method in {name for g in siblings for name in g.methods} - set(group.methods):
-            found = [differing_fields([group.key, g.key]) for g in siblings if method in g.methods]
-            elsewhere[method] = ", ".join(sorted(found, key=len)[0])
+            differences = [differing_fields([group.key, g.key]) for g in siblings if method in g.methods]
+            elsewhere[method] = ", ".join(sorted(differences, key=len)[0])
         linked.append(replace(group, elsewhere=elsewhere) if elsewhere else group)
     return linked
 
@@ -99,13 +99,13 @@ _NO_EPOCHS = pd.DataFrame()
 
 def _circumstances(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[str]]:
     """The columns of a group's key that provenance.json tells."""
-    found = [
+    facts_of_groups = [
         circumstances_of(runs[int(run)], str(cell_id), str(device), str(backend))
         for run, cell_id, device, backend in zip(
             cells["run"], cells["cell_id"], cells["device_name"], cells["backend"], strict=True
         )
     ]
-    return {name: [facts[name] for facts in found] for name in found[0]}
+    return {name: [facts[name] for facts in facts_of_groups] for name in facts_of_groups[0]}
 
 
 def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> dict[str, str]:

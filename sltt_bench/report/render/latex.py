@@ -33,12 +33,12 @@ def table(block: Table, conditions: str) -> str:
     """
     columns = "".join("r" if heading.numeric else "l" for heading in block.headings)
     headings = [escape(f"{h.text} [{h.unit}]" if h.unit else h.text) for h in block.headings]
-    told = f" {conditions[0].upper()}{conditions[1:]}." if conditions else ""
+    caption_end = f" {conditions[0].upper()}{conditions[1:]}." if conditions else ""
     lines = [
         "% Made by sltt-bench report; needs \\usepackage{booktabs,graphicx}.",
         "\\begin{table}",
         "  \\centering",
-        f"  \\caption{{{escape(f'{block.title}.{told}')}}}",
+        f"  \\caption{{{escape(f'{block.title}.{caption_end}')}}}",
         f"  \\label{{tab:{block.name}}}",
         "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"  \\begin{{tabular}}{{{columns}}}",

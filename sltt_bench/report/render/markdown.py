@@ -48,15 +48,15 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     rows = []
     for verdict in verdicts:
         word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
-        found = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
-        found = "; ".join(text for text in (found, verdict.reason, *verdict.caveats) if text)
+        evidence = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
+        evidence = "; ".join(text for text in (evidence, verdict.reason, *verdict.caveats) if text)
         command = f" `{verdict.command}`" if verdict.command else ""
         rows.append(
             [
                 word,
                 _escape(verdict.recipe),
                 _escape(verdict.statement),
-                _escape(found) + command,
+                _escape(evidence) + command,
                 _escape(", ".join(verdict.conditions)),
                 _escape(str(verdict.claim.get("source", ""))),
             ]

@@ -61,8 +61,8 @@ class Observation:
 
 def studies(context: Context) -> Contribution:
     """A section for every study that some run belongs to."""
-    found = _studies(context.results)
-    parts = [_section(name, study, context) for name, study in sorted(found.items(), key=_natural)]
+    by_name = _studies(context.results)
+    parts = [_section(name, study, context) for name, study in sorted(by_name.items(), key=_natural)]
     shown = [part for part in parts if part is not None]
     frames = [frame for _, frame in shown if not frame.empty]
     answers = [f"{section.title}: {section.lead[0]} {section.lead[1]}" for section, _ in shown]
@@ -301,10 +301,12 @@ def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame
     counts = sorted({point.n for panel in panels for line in panel.lines for point in line.points.values()})
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
     key = groups[0].key if groups else None
-    told = [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
-    told += sorted({group.key.tuning for group in groups})
+    conditions = (
+        [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
+    )
+    conditions += sorted({group.key.tuning for group in groups})
     smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
-    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*told, *smoke])}."
+    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*conditions, *smoke])}."
 
 
 def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:

@@ -32,11 +32,11 @@ EMPTY = TableCell(DASH, tone="muted")
 
 def tuning(context: Context) -> Contribution:
     """Studies of `tune`, and for all measured groups whose recipe states a target the way to it."""
-    found = studies(context.results)
+    tuned = studies(context.results)
     groups = context.groups
     sections = [
         section
-        for number, study in enumerate(found, start=1)
+        for number, study in enumerate(tuned, start=1)
         for section in _study_sections(number, study, groups)
     ]
     sections += _target_sections([group for group in groups if not group.key.smoke])
@@ -44,12 +44,14 @@ def tuning(context: Context) -> Contribution:
     frames = {TUNING_FILE: rows.drop(columns=["run", "line"], errors="ignore")} if len(rows) else {}
     if len(targets := _targets_frame(groups)):
         frames["targets.csv"] = targets
-    return Contribution(sections=tuple(sections), frames=frames, sentence=_sentence(found))
+    return Contribution(sections=tuple(sections), frames=frames, sentence=_sentence(tuned))
 
 
-def _sentence(found: Sequence[TuningStudy]) -> str:
-    told = [f"{numbers.listed(list(study.methods))} on {study.recipe}, {study.budget}" for study in found]
-    return f"Tuned on validation data with equal budgets: {'; '.join(told)}." if told else ""
+def _sentence(tuned: Sequence[TuningStudy]) -> str:
+    descriptions = [
+        f"{numbers.listed(list(study.methods))} on {study.recipe}, {study.budget}" for study in tuned
+    ]
+    return f"Tuned on validation data with equal budgets: {'; '.join(descriptions)}." if descriptions else ""
 
 
 # Studies ----------------------------------------------------------------------------------------
@@ -130,7 +132,7 @@ def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
     title = "What an untuned comparison loses"
     untuned = counterpart(tuned, groups)
     methods = ",".join(tuned.methods)
-    if untuned is None or not (found := gains(tuned, untuned)):
+    if untuned is None or not (gained := gains(tuned, untuned)):
         return MissingFigure(
             title,
             "the same methods were not run at the recipe's learning rate under the same conditions",
@@ -140,13 +142,13 @@ def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
         Heading("method", numeric=False), Heading("recipe's: top-1", "%"), Heading("rank"),
         Heading("tuned: top-1", "%"), Heading("rank"), Heading("tuned − recipe's", "points"),
     )  # fmt: skip
-    rows = tuple(_gain_row(gain) for gain in found)
+    rows = tuple(_gain_row(gain) for gain in gained)
     notes = [
         "Test accuracy after the last epoch, mean over seeds. The two columns are two comparisons: ranks and differences "
         "between methods are taken within each.",
-        _order_note(found),
+        _order_note(gained),
     ]
-    n = {gain.difference.n for gain in found if gain.difference}
+    n = {gain.difference.n for gain in gained if gain.difference}
     if n:
         notes.append(
             f"[ ]: 95 % t interval over {'–'.join(map(str, sorted({min(n), max(n)})))} seeds that both sides share."
@@ -171,12 +173,12 @@ def _points(estimate: PairedEstimate) -> TableCell:
     return TableCell(numbers.points(estimate.value), detail, estimate.value)
 
 
-def _order_note(found: Sequence[Gain]) -> str:
-    moved = [gain for gain in found if gain.tuned_rank != gain.untuned_rank]
+def _order_note(gained: Sequence[Gain]) -> str:
+    moved = [gain for gain in gained if gain.tuned_rank != gain.untuned_rank]
     if not moved:
         return "The order of the methods is the same."
-    told = [f"{gain.method} from {gain.untuned_rank} to {gain.tuned_rank}" for gain in moved]
-    return f"Tuning changes the order: {numbers.listed(told)}."
+    changes = [f"{gain.method} from {gain.untuned_rank} to {gain.tuned_rank}" for gain in moved]
+    return f"Tuning changes the order: {numbers.listed(changes)}."
 
 
 # Targets ----------------------------------------------------------------------------------------
