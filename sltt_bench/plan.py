@@ -107,6 +107,8 @@ class Request:
     seeds: list[int] | None = None
     grid: tuple[dict[str, Any], ...] = ({},)
     """Override mappings, one for each point of the grid."""
+    point: Point | None = None
+    """Of a study this point alone; None: all."""
     device: Device = "auto"
     smoke: bool = False
     synthetic: bool = False
@@ -156,7 +158,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """
     _check_backends(request.backends)
     main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    resolved, left_out = _points(recipe_name, main, request)
+    resolved, left_out = _resolve(recipe_name, main, request)
     base = resolved[0].recipe
     stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
     cells = [
@@ -189,16 +191,23 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
 
 
 @dataclass(frozen=True)
-class _ResolvedPoint:
+class ResolvedPoint:
     """A recipe at one point of a grid, with the methods that fit there."""
 
     overrides: dict[str, Any]
+    """What is otherwise than the recipe has it; of a study also which recipe the point extends."""
     recipe: Recipe
     study: Point
     """Which point of a study this is; of a recipe that is none, its only one."""
 
 
-def _seeds_of(point: _ResolvedPoint, main: Recipe, request: Request) -> list[int]:
+def resolve_points(recipe_name: str, request: Request) -> list[ResolvedPoint]:
+    """The recipe at each point of the request's grid, and of a study at each of its own. Raises RecipeError."""
+    main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
+    return _resolve(recipe_name, main, request)[0]
+
+
+def _seeds_of(point: ResolvedPoint, main: Recipe, request: Request) -> list[int]:
     """As asked, else the recipe's; the first of them for what no seed changes and in a study's smoke run."""
     seeds = request.seeds or point.study.seeds or point.recipe.seeds
     return seeds[:1] if point.study.kind == "estimate" or (main.study and request.smoke) else seeds
@@ -208,7 +217,7 @@ def _estimated_for(device: Device) -> Device:
     return "cpu" if device == "cpu" else "cuda"
 
 
-def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_ResolvedPoint], list[str]]:
+def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[ResolvedPoint], list[str]]:
     """The recipe `main` at each point of the grid, with the methods that fit T there; what was left out.
 
     An override that says what the recipe says anyway is none: the cell is the published experiment.
@@ -218,9 +227,11 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
         raise RecipeError(
             "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
         )
-    resolved: list[_ResolvedPoint] = []
+    resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
     of_study = [Point()] if main.study is None else list(points(main.study, smoke=request.smoke))
+    if request.point is not None:
+        of_study = [request.point]
     for overrides, study in itertools.product(request.grid, of_study):
         source = _recipe_of(study, recipe_name)
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
@@ -244,7 +255,7 @@ def _points(recipe_name: str, main: Recipe, request: Request) -> tuple[list[_Res
             if study.recipe is not None:
                 changes = {TASK: study.recipe, **changes}
             fits = recipe.model_copy(update={"methods": fitting})
-            resolved.append(_ResolvedPoint(changes, fits, study))
+            resolved.append(ResolvedPoint(changes, fits, study))
     kept = {name for point in resolved for name in point.recipe.methods}
     faults = [methods.out_of_range(name, max(at)) for name, at in missing.items() if name not in kept]
     if faults:

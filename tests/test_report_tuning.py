@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -21,7 +22,7 @@ from sltt_bench.report.groups import NotComparable
 from sltt_bench.report.sections.runs.sweeps import find_sweeps
 from sltt_bench.report.sections.tuning import tuning
 from sltt_bench.report.targets import NEVER, profiles, to_target
-from sltt_bench.report.tuning import counterpart, gains, studies
+from sltt_bench.report.tuning import counterpart, gains, studies, trained_after
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import TUNING_FILE
 
@@ -30,11 +31,19 @@ PROTOCOL = {"grid": {"train.lr": list(RATES)}, "epochs": 3}
 TARGET = varied(RECIPE, target=0.7, train__lr=0.1, data__test_samples=100)
 
 
-def trial(run: HandmadeRun, method: str, lr: float, seed: int, top1: float | None, **facts: Any) -> None:
+def trial(
+    run: HandmadeRun,
+    method: str,
+    lr: float,
+    seed: int,
+    top1: float | None,
+    point: Mapping[str, Any] = MappingProxyType({}),
+    **facts: Any,
+) -> None:
     """A trial with its row of tuning.csv."""
-    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2)
+    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2, description=f"{dict(point)}")
     cell = {"kind": "trial", "validation": "stratified 0.2, seed 0", "last_validation_top1": top1}
-    cell_id = run.cell(method, seed, recipe=recipe, top1=None, cell=cell, overrides={"train.lr": lr})
+    cell_id = run.cell(method, seed, recipe=recipe, top1=None, cell=cell, overrides={**point, "train.lr": lr})
     run.append(
         TUNING_FILE,
         {
@@ -47,10 +56,21 @@ def trial(run: HandmadeRun, method: str, lr: float, seed: int, top1: float | Non
     )  # fmt: skip
 
 
-def tuned_cell(run: HandmadeRun, method: str, seed: int, lr: float, last: float) -> None:
+def tuned_cell(
+    run: HandmadeRun,
+    method: str,
+    seed: int,
+    lr: float,
+    last: float,
+    point: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     """A cell of the final training, whose hash is that of the protocol and not of its learning rate."""
-    about = {"recipe_hash": "tuned alike"}
-    cell_id = run.cell(method, seed, top1=(0.1, 0.2, last), cell={"trials": 6, **about}, **about)
+    about = {"recipe_hash": f"tuned alike {dict(point)}"}
+    cell = {"trials": 6, **about}
+    recipe = varied(run.recipe, description=f"{dict(point)}")
+    cell_id = run.cell(
+        method, seed, top1=(0.1, 0.2, last), recipe=recipe, overrides=dict(point), cell=cell, **about
+    )
     (run.path / "cells" / f"{cell_id}.json").write_text(
         json.dumps(
             {
@@ -137,6 +157,27 @@ def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Pa
     lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines["bptt"].get_xdata()) == [0.01, 0.1]
     assert list(lines["sltt"].get_ydata()) == pytest.approx([60.5, 80.5, 70.5])
+
+
+def test_the_points_of_a_study_are_tuned_and_told_apart(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=varied(TARGET, name="studies/made"))
+    points = ({"extends": "_digits"}, {"extends": "_vowels", "neuron.tau": 5.0})
+    for place, point in enumerate(points):
+        for method in ("bptt", "sltt"):
+            for lr in RATES:
+                own = {"train.epochs": 3} if place else {}  # a trial shorter than the training
+                top1 = 0.9 if lr == RATES[place] else 0.5
+                trial(run, method, lr, 7, top1, {**point, **own}, chosen=lr == RATES[place])
+            tuned_cell(run, method, 0, RATES[place], 0.8 + 0.1 * place, point)
+    results = read_results([tmp_path])
+    found = studies(results)
+    assert [study.title for study in found] == [
+        "studies/made on digits", "studies/made on vowels, neuron.tau = 5.0"
+    ]  # fmt: skip
+    chosen = [study.chosen("sltt") for study in found]
+    assert [tried and tried.setting for tried in chosen] == [{"train.lr": lr} for lr in RATES[:2]]
+    after = [list(trained_after(study, make_groups(results))) for study in found]
+    assert [[group.overrides for group in groups] for groups in after] == [[point] for point in points]
 
 
 def test_the_loss_of_an_untuned_comparison_is_ranks_and_paired_gains(study: Path) -> None:

@@ -263,6 +263,34 @@ def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path
     assert "2 groups of the study that ran on another machine" in text
 
 
+def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figure(tmp_path: Path) -> None:
+    """But never beside what was not tuned."""
+    run = handmade_study(tmp_path)
+    for tau, epochs in ((1.1, 4), (5.0, 10)):
+        overrides = {} if tau == 1.1 else {"neuron.tau": tau}
+        at = varied({**run.recipe, "study": None}, neuron__tau=tau, description="tuned")
+        for method in ("bptt", "sltt"):
+            for seed in range(4):
+                about: dict[str, Any] = {"recipe_hash": f"tuned at {tau}"}
+                cell_id = run.cell(
+                    method,
+                    seed,
+                    overrides=overrides,
+                    recipe=at,
+                    top1=(0.5, 0.6, 0.7),
+                    cell={"trials": 5, **about},
+                    **about,
+                )
+                file = run.path / "cells" / f"{cell_id}.json"
+                options = {"tuned": {"protocol": {"epochs": epochs}, "trials": 5}}
+                file.write_text(json.dumps({**json.loads(file.read_text()), "options": options}))
+    (section,), frame = studied(tmp_path)
+    assert set(frame["mean"].round(3)) == {0.7}
+    assert set(frame["at"]) == {1.1, 5.0}
+    assert "tuned, 5 trials each (4, 10 epochs)" in section.blocks[0].caption
+    assert "2 groups of the study" in " ".join(section.lead)
+
+
 def test_each_study_of_a_report_has_its_page(tmp_path: Path) -> None:
     from sltt_bench.report import make_report
 

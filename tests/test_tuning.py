@@ -149,10 +149,10 @@ def test_every_method_has_the_same_trials_but_for_its_name(study: str) -> None:
     plan, final = trials_and_final(study, methods=["bptt", "sltt", "sltt-k1", "ottt", "e-prop"])
     budgets = {
         method: [(c.recipe.fingerprint(), c.seed, c.backend) for c in plan if c.method == method]
-        for method in final.methods
+        for method in final.searches[0].methods
     }
     assert len(budgets) == 5
-    assert all(len(budget) == 3 == final.tuning.trials for budget in budgets.values())
+    assert all(len(budget) == 3 == final.searches[0].tuning.trials for budget in budgets.values())
     assert len(set(map(tuple, budgets.values()))) == 1
     assert {cell.kind for cell in plan} == {"trial"}
     assert "3 trials of each of 5 methods" in plan.remarks[-1]
@@ -160,7 +160,9 @@ def test_every_method_has_the_same_trials_but_for_its_name(study: str) -> None:
 
 def test_trials_hold_back_the_split_and_train_as_long_as_tuning_says(study: str) -> None:
     plan, final = trials_and_final(study)
-    assert {(c.recipe.train.epochs, c.recipe.validation) for c in plan} == {(1, final.tuning.validation)}
+    assert {(c.recipe.train.epochs, c.recipe.validation) for c in plan} == {
+        (1, final.searches[0].tuning.validation)
+    }
     assert [c.recipe.train.lr for c in plan if c.method == "sltt"] == [0.01, 0.1, 1.0]
     assert len({cell.cell_id for cell in plan}) == len(plan)
 
@@ -308,12 +310,22 @@ def test_a_tuning_that_cannot_be_is_refused_with_the_key(changes: Mapping[str, A
         load_recipe("digits", {"tuning": tuning})
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_names() if load_recipe(name).tuning is not None])
+TUNABLE = [
+    *(name for name in recipe_names() if load_recipe(name).tuning is not None),
+    "studies/k",
+    "studies/modality",
+]
+
+
+@pytest.mark.parametrize("name", TUNABLE)
 def test_the_tuning_of_a_shipped_recipe_can_be_planned(name: str) -> None:
     plan, final = trials_and_final(name)
-    assert len(plan) == len(final.methods) * final.tuning.trials <= 60
-    assert final.own in final.tuning.settings(), "the recipe's own setting is one of those that are tried"
-    assert load_recipe(name).target is not None
+    assert len(plan) == sum(len(search.methods) * search.tuning.trials for search in final.searches) <= 100
+    for search in final.searches:
+        assert search.own in search.tuning.settings(), (
+            "the recipe's own setting is one of those that are tried"
+        )
+    assert all(cell.recipe.target for cell in plan)
 
 
 def test_a_study_of_one_point_is_tuned_as_a_recipe_is_and_what_it_estimates_follows(tmp_path: Path) -> None:
@@ -333,11 +345,77 @@ def test_a_study_of_one_point_is_tuned_as_a_recipe_is_and_what_it_estimates_foll
     assert {cell.kind: cell.trials for cell in follows} == {"run": 5, "estimate": None}
 
 
-def test_a_study_of_several_points_is_not_tuned() -> None:
-    grid = {"train.lr": [0.001, 0.003]}
-    tuning = {"grid": grid, "seeds": [7], "validation": {"samples": 287}}
-    with pytest.raises(RecipeError, match="several points has no single setting"):
-        plan_tuning("studies/tau", Request(grid=({"tuning": tuning},)))
+def test_a_study_of_several_tasks_is_tuned_on_each_by_the_tasks_own_tuning(tmp_path: Path) -> None:
+    plan, final = trials_and_final("studies/modality", methods=["bptt", "sltt"])
+    tasks = ["_digits", "_digits-saccade", "_vowels", "_sequential-digits"]
+    assert [search.where for search in final.searches] == [f"extends={task}" for task in tasks]
+    for search in final.searches:
+        assert Counter(cell.method for cell in search.cells) == {"bptt": 5, "sltt": 5}, "an equal budget"
+    assert "5 trials of each of 2 methods at each of 4 points" in plan.remarks[-1]
+
+    def best(task: Any, method: str) -> float:
+        rates = (
+            [0.01, 0.03, 0.1, 0.3, 1.0] if task == "_digits-saccade" else [0.0003, 0.001, 0.003, 0.01, 0.03]
+        )
+        return rates[tasks.index(task) if method == "bptt" else 4]
+
+    follows = settled(
+        final,
+        plan,
+        tmp_path / "run",
+        lambda c: 0.9 if c.recipe.train.lr == best(c.overrides["extends"], c.method) else 0.5,
+    )
+    assert Counter(cell.kind for cell in follows) == {"run": 4 * 2 * 3}
+    for cell in follows:
+        assert cell.recipe.train.lr == best(cell.overrides["extends"], cell.method)
+        assert list(cell.overrides) == ["extends"]
+        assert cell.recipe.validation is None
+    assert [cell.overrides["extends"] for cell in follows][::6] == tasks, "one task after the other"
+    assert len({cell.recipe_hash for cell in follows}) == 4
+    assert "bptt, extends=_vowels: train.lr = 0.003" in follows.remarks[4]
+    rows = read_rows(tmp_path / "run" / TUNING_FILE)
+    assert len(rows) == 40
+    assert Counter(row["chosen"] for row in rows)["true"] == 8
+
+
+def test_a_trial_that_is_open_at_one_point_leaves_the_choices_at_the_others(tmp_path: Path) -> None:
+    plan, final = trials_and_final("studies/modality", methods=["sltt"])
+    run = RunFolder(tmp_path / "run")
+    for cell in plan:
+        killed = cell.overrides["extends"] == "_vowels" and cell.recipe.train.lr == 0.01
+        outcome = Outcome("killed", "the process was ended by SIGKILL") if killed else Outcome("ok")
+        run.append(CELLS_FILE, cell_row(cell, outcome, {1: {"validation_top1": "0.5", "test_top1": ""}}))
+    follows = final(run)
+    run.close()
+    assert {cell.overrides["extends"] for cell in follows} == {
+        "_digits",
+        "_digits-saccade",
+        "_sequential-digits",
+    }
+    assert list(final.unchosen) == ["sltt, extends=_vowels"]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "fault"),
+    [
+        ("studies/tau", {}, "also analyses or estimates has no single setting"),
+        (
+            "studies/reset",
+            {"tuning.grid": {"neuron.reset": ["soft", "hard"]}},
+            "the study sets neuron.reset, which",
+        ),
+        (
+            "studies/recurrence",
+            {"tuning": None},
+            "model.recurrent=True, neuron.tau=20.0: has no section `tuning`",
+        ),
+    ],
+)
+def test_a_study_that_leaves_open_what_is_tuned_is_refused(
+    name: str, overrides: Mapping[str, Any], fault: str
+) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        plan_tuning(name, Request(grid=(dict(overrides),)))
 
 
 def test_a_recipe_without_tuning_says_where_one_is_to_be_seen(

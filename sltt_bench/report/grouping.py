@@ -211,7 +211,7 @@ def _tuning(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     for run, cell_id, trials, overrides in zip(
         cells["run"], cells["cell_id"], cells["trials"], cells["overrides"], strict=True
     ):
-        rate = _overrides(overrides).get("train.lr")
+        rate = overrides_of(overrides).get("train.lr")
         if pd.notna(trials):
             epochs = _protocol(runs[int(run)], str(cell_id)).get("epochs")
             words.append(f"{TUNED}, {budget_text(int(trials), epochs)}")
@@ -289,7 +289,7 @@ def _group(
         key=key,
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
         recipe=_recipe_of_group(runs[int(first["run"])], str(first["cell_id"])),
-        overrides=_overrides(first["overrides"]),
+        overrides=overrides_of(first["overrides"]),
         protocol=short_hash(protocol) if protocol else "",
         claims=_claims(members, runs),
         runs=run_indices,
@@ -332,7 +332,8 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
 
-def _overrides(text: str) -> Mapping[str, Any]:
+def overrides_of(text: str) -> Mapping[str, Any]:
+    """A cell's overrides from cells.csv: recipe field (dotted) → value."""
     try:
         overrides = json.loads(text or "{}")
     except json.JSONDecodeError:

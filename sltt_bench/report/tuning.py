@@ -7,10 +7,12 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import TUNED, Group, NotComparable, budget_text, method_order
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE
+from sltt_bench.studies import TASK
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class TuningStudy:
     """The trials of some methods under one protocol and else equal conditions."""
 
     recipe: str
+    point: Mapping[str, Any]
+    """What was set otherwise than the recipe has it, beside what was searched: a study's point, for example."""
     protocol: str
     """Hash of what was done alike for all of them."""
     trials: int
@@ -50,6 +54,13 @@ class TuningStudy:
     conditions: tuple[str, ...]
     methods: Mapping[str, tuple[TriedSetting, ...]]
     """In the order of tables; the settings in that of the grid."""
+
+    @property
+    def title(self) -> str:
+        """ "sequential-digits", "studies/modality on vowels", "digits, timesteps = 4"."""
+        task = str(self.point.get(TASK, "")).lstrip("_")
+        settings = [f"{name} = {value}" for name, value in self.point.items() if name != TASK]
+        return ", ".join([f"{self.recipe} on {task}" if task else self.recipe, *settings])
 
     @property
     def budget(self) -> str:
@@ -68,21 +79,43 @@ class TuningStudy:
 
 
 def studies(results: Results) -> list[TuningStudy]:
-    """Every study of which some method's choice is recorded, by recipe."""
+    """Every study of which some method's choice is recorded, by recipe; the points of a study are studies of their own."""
     rows = results.rows(TUNING_FILE)
     if rows.empty:
         return []
     about = results.cells.drop_duplicates(["run", "cell_id"])[
-        ["run", "cell_id", "device_name", "smoke", "epochs_planned"]
+        ["run", "cell_id", "device_name", "smoke", "epochs_planned", "overrides"]
     ]
     rows = rows.drop_duplicates(["run", "cell_id"], keep="last").merge(
         about, on=["run", "cell_id"], how="left"
     )
     rows = rows.assign(
-        device_name=rows["device_name"].fillna(""), smoke=rows["smoke"].fillna(False).astype(bool)
+        device_name=rows["device_name"].fillna(""),
+        smoke=rows["smoke"].fillna(False).astype(bool),
+        point=[
+            _point(overrides, setting)
+            for overrides, setting in zip(rows["overrides"].fillna(""), rows["setting"], strict=True)
+        ],
     )
-    alike = ["recipe", "protocol", "backend", "timesteps", "batch_size", "precision", "device_name", "smoke"]
+    alike = [
+        "recipe",
+        "point",
+        "protocol",
+        "backend",
+        "timesteps",
+        "batch_size",
+        "precision",
+        "device_name",
+        "smoke",
+    ]
     return [_study(same) for _, same in rows.groupby(alike, sort=True)]
+
+
+def _point(overrides: str, setting: str) -> str:
+    """As JSON: a trial's overrides without what was searched and a length of its own."""
+    searched = {"train.epochs", *json.loads(setting)}
+    own = {name: value for name, value in overrides_of(overrides).items() if name not in searched}
+    return json.dumps(own, sort_keys=True)
 
 
 def _study(rows: pd.DataFrame) -> TuningStudy:
@@ -98,6 +131,7 @@ def _study(rows: pd.DataFrame) -> TuningStudy:
     conditions += ["smoke run"] * bool(first["smoke"])
     return TuningStudy(
         recipe=str(first["recipe"]),
+        point=json.loads(first["point"]),
         protocol=str(first["protocol"]),
         trials=int(first["trials"]),
         epochs=int(first["epochs_planned"]) if pd.notna(first["epochs_planned"]) else None,
@@ -204,6 +238,13 @@ def _ranks(group: Group, methods: Sequence[str]) -> dict[str, int]:
     return {name: 1 + sum(other > mean + 1e-12 for other in means.values()) for name, mean in means.items()}
 
 
-def tuned_groups(groups: Sequence[Group]) -> Iterator[Group]:
-    """Those whose methods have settings of their own."""
-    return (group for group in groups if group.key.tuned and group.finished)
+def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:
+    """The groups of what was chosen in a study."""
+    for group in groups:
+        point = {name: value for name, value in group.overrides.items() if name != "train.epochs"}
+        if group.finished and (group.key.recipe, group.protocol, point) == (
+            study.recipe,
+            study.protocol,
+            study.point,
+        ):
+            yield group

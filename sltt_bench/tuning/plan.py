@@ -1,16 +1,16 @@
 """Tuning as a plan: every trial is a cell, and so is every training with what was chosen from them."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sltt_bench.identity import short_hash
-from sltt_bench.plan import TUNED, Cell, Plan, Request, make_plans, value_at
-from sltt_bench.recipe import RecipeError, TuningRecipe, load_recipe
+from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plans, resolve_points, value_at
+from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.studies import points
+from sltt_bench.studies import TASK, Point
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
 Row = Mapping[str, str]
@@ -19,47 +19,89 @@ Row = Mapping[str, str]
 def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     """The trials of `request`'s methods, preceded by the recipe's prerequisite if it has one.
 
-    The trials' plan knows what follows: the choice, recorded in tuning.csv, and the training of what was chosen on
-    all training data with `request.seeds` (None: the recipe's). Raises RecipeError where the recipe has no tuning, or
-    the request does not leave it to the recipe what is searched.
+    A study is tuned at each of its points, by the tuning of the recipe that the point extends. The trials' plan knows
+    what follows: the choice, recorded in tuning.csv, and the training of what was chosen on all training data with
+    `request.seeds` (None: the recipe's). Raises RecipeError where there is no tuning, or the request does not leave it
+    to the recipe what is searched.
     """
     (fixed,) = request.grid[:1]
-    recipe = load_recipe(recipe_name, fixed, smoke=request.smoke, chosen_methods=request.methods, any_k=True)
-    tuning = recipe.tuning
-    faults = []
-    if tuning is None:
-        raise RecipeError(
-            recipe_name,
-            ["has no section `tuning`, which says what is searched; `sltt-bench show digits` shows one"],
-        )
-    if recipe.study is not None and sum(point.kind == "run" for point in points(recipe.study)) > 1:
+    resolved = resolve_points(recipe_name, replace(request, grid=(fixed,)))
+    trained = [point for point in resolved if point.study.kind == "run"]
+    faults = [fault for point in trained for fault in _faults(point, fixed, request)]
+    if not trained:
+        faults.append("trains nothing whose settings could be chosen")
+    if len(trained) > 1 and len(resolved) > len(trained):
         faults.append(
-            "a study of several points has no single setting to choose; tune the recipes that it extends"
+            "a study of several points that also analyses or estimates has no single setting for those; "
+            "tune the recipes that it extends"
         )
     if len(request.grid) > 1:
         faults.append("--set opens a grid; what is searched is tuning.grid, the same for every method")
-    faults += [f"--set {key}: tuning.grid searches it" for key in tuning.grid if key in fixed]
-    if both := sorted(set(request.seeds or recipe.seeds) & set(tuning.seeds)):
-        faults.append(
-            f"seed {both[0]} is one of tuning.seeds; the final training (seeds, or --seed) wants seeds of its own"
-        )
     if len(request.backends) > 1:
         faults.append("--backend: settings are chosen on one backend")
     if faults:
-        raise RecipeError(recipe_name, faults)
-    epochs = min(tuning.epochs or recipe.train.epochs, recipe.train.epochs)
-    held = {"validation": tuning.validation.model_dump(mode="json"), "train.epochs": epochs}
-    grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
-    *before, plan = make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
-    cells = tuple(_trial(cell, tuning) for cell in plan.cells if cell.kind == "run")
-    own = {name: value_at(recipe, name) for name in tuning.grid}
-    final = FinalTraining(recipe_name, request, fixed, tuning, epochs, cells, own)
-    seeds = len(request.seeds or recipe.seeds)
-    remark = (
-        f"{tuning.trials} trials of each of {len(final.methods)} methods, looked at on validation data alone; then "
-        f"{seeds} {'training' if seeds == 1 else 'trainings'} of each with what was chosen, on all training data"
+        raise RecipeError(recipe_name, list(dict.fromkeys(faults)))
+    searches: list[Search] = []
+    before: list[Plan] = []
+    remarks: list[str] = []
+    for point in trained:
+        assert point.recipe.tuning is not None
+        alone = replace(request, point=point.study if len(trained) > 1 else None)
+        *before, plan = _plan_trials(recipe_name, alone, fixed, point.recipe, point.recipe.tuning)
+        searches.append(_search(plan, alone, point))
+        remarks += plan.remarks
+    final = FinalTraining(recipe_name, fixed, plan.recipe, searches)
+    cells = {cell.cell_id: cell for search in searches for cell in search.cells}
+    remarks.append(_budget_remark(searches, len(request.seeds or trained[0].recipe.seeds)))
+    return [
+        *before,
+        Plan(plan.recipe, tuple(cells.values()), tuple(dict.fromkeys(remarks)), plan.left_out, final),
+    ]
+
+
+def _faults(point: ResolvedPoint, fixed: Mapping[str, Any], request: Request) -> Iterator[str]:
+    """Why the settings of a point cannot be chosen."""
+    tuning = point.recipe.tuning
+    if tuning is None:
+        where = f"{_words(point.study)}: " if point.study.recipe or point.study.overrides else ""
+        yield f"{where}has no section `tuning`, which says what is searched; `sltt-bench show digits` shows one"
+        return
+    yield from (f"--set {key}: tuning.grid searches it" for key in tuning.grid if key in fixed)
+    yield from (
+        f"the study sets {key}, which tuning.grid searches"
+        for key in tuning.grid
+        if key in point.study.overrides
     )
-    return [*before, replace(plan, cells=cells, remarks=(*plan.remarks, remark), then=final)]
+    if both := sorted(set(request.seeds or point.recipe.seeds) & set(tuning.seeds)):
+        yield f"seed {both[0]} is one of tuning.seeds; the final training (seeds, or --seed) wants seeds of its own"
+
+
+def _plan_trials(
+    recipe_name: str, request: Request, fixed: Mapping[str, Any], recipe: Recipe, tuning: TuningRecipe
+) -> list[Plan]:
+    held = {
+        "validation": tuning.validation.model_dump(mode="json"),
+        "train.epochs": _trial_epochs(recipe, tuning),
+    }
+    grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
+    return make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
+
+
+def _trial_epochs(recipe: Recipe, tuning: TuningRecipe) -> int:
+    return min(tuning.epochs or recipe.train.epochs, recipe.train.epochs)
+
+
+def _search(plan: Plan, request: Request, point: ResolvedPoint) -> "Search":
+    tuning = point.recipe.tuning
+    assert tuning is not None
+    return Search(
+        request=request,
+        where=_words(point.study) if request.point else "",
+        tuning=tuning,
+        epochs=_trial_epochs(point.recipe, tuning),
+        cells=tuple(_trial(cell, tuning) for cell in plan.cells if cell.kind == "run"),
+        own={name: value_at(point.recipe, name) for name in tuning.grid},
+    )
 
 
 def _trial(cell: Cell, tuning: TuningRecipe) -> Cell:
@@ -78,27 +120,41 @@ def _without(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     }
 
 
-@dataclass
-class FinalTraining:
-    """Chooses when the trials have ended, records it, and plans the training of what was chosen."""
+def _words(point: Point) -> str:
+    task = {} if point.recipe is None else {TASK: point.recipe}
+    return ", ".join(f"{key}={value}" for key, value in {**task, **point.overrides}.items())
 
-    recipe_name: str
+
+def _budget_remark(searches: "Sequence[Search]", seeds: int) -> str:
+    budgets = {
+        f"{search.tuning.trials} trials of each of {len(search.methods)} methods": None for search in searches
+    }
+    points = f" at each of {len(searches)} points" if len(searches) > 1 else ""
+    return (
+        f"{' or '.join(budgets)}{points}, looked at on validation data alone; then "
+        f"{seeds} {'training' if seeds == 1 else 'trainings'} of each with what was chosen, on all training data"
+    )
+
+
+@dataclass(frozen=True)
+class Search:
+    """The trials of a recipe, or of one point of a study: the same for each of its methods."""
+
     request: Request
-    fixed: Mapping[str, Any]
-    """Overrides that hold for trials and final training alike."""
+    """Of the final training, but for what is chosen."""
+    where: str
+    """The point's settings in words; '' where there is no other point."""
     tuning: TuningRecipe
     epochs: int
     """Of a trial."""
-    trials: Sequence[Cell]
+    cells: tuple[Cell, ...]
     own: Mapping[str, Any]
     """What the recipe says of the searched fields."""
-    unchosen: dict[str, str] = field(default_factory=dict)
-    """Method → why nothing was chosen for it."""
 
     @property
     def methods(self) -> list[str]:
         """In the order of the plan."""
-        return list(dict.fromkeys(cell.method for cell in self.trials))
+        return list(dict.fromkeys(cell.method for cell in self.cells))
 
     @property
     def protocol(self) -> dict[str, Any]:
@@ -110,83 +166,113 @@ class FinalTraining:
             "validation": self.tuning.validation.model_dump(mode="json"),
         }
 
+
+@dataclass
+class FinalTraining:
+    """Chooses when the trials have ended, records it, and plans the training of what was chosen."""
+
+    recipe_name: str
+    fixed: Mapping[str, Any]
+    """Overrides that hold for trials and final training alike."""
+    recipe: Recipe
+    searches: Sequence[Search]
+    unchosen: dict[str, str] = field(default_factory=dict)
+    """Method, and where → why nothing was chosen for it."""
+
     def __call__(self, folder: RunFolder) -> Plan:
         """The cells to be trained now, and what was chosen in words. Adds to the folder's tuning.csv."""
         last: dict[str, Row] = {}
         for row in sorted(folder.rows(CELLS_FILE), key=lambda row: int(row["attempt"])):
             last[row["cell_id"]] = row
-        recorded = {row["method"] for row in folder.rows(TUNING_FILE)}
-        chosen: dict[str, Choice] = {}
+        recorded = {row["cell_id"] for row in folder.rows(TUNING_FILE)}
         self.unchosen.clear()
-        for method in self.methods:
-            cells = [cell for cell in self.trials if cell.method == method]
+        cells: dict[str, Cell] = {}
+        remarks: list[str] = []
+        for search in self.searches:
+            chosen = self._choices(search, last, recorded, folder)
+            remarks += [
+                f"{_at(method, search)}: {choice_text(choice, search.tuning.trials)}"
+                for method, choice in chosen.items()
+            ]
+            cells |= {cell.cell_id: cell for cell in self._trainings(search, chosen)}
+        remarks += [f"{where}: nothing is chosen: {reason}" for where, reason in self.unchosen.items()]
+        return Plan(self.recipe, tuple(cells.values()), tuple(remarks))
+
+    def _choices(
+        self, search: Search, last: Mapping[str, Row], recorded: Set[str], folder: RunFolder
+    ) -> dict[str, Choice]:
+        """Method → what is chosen for it; adds rows of what is not recorded yet."""
+        chosen: dict[str, Choice] = {}
+        for method in search.methods:
+            cells = [cell for cell in search.cells if cell.method == method]
             trials = {cell.cell_id: _outcome(cell, last.get(cell.cell_id)) for cell in cells}
             if missing := [cell_id for cell_id, trial in trials.items() if trial is None]:
-                self.unchosen[method] = (
+                self.unchosen[_at(method, search)] = (
                     f"{len(missing)} of {len(cells)} trials did not end by themselves; --resume tries them again"
                 )
                 continue
             ended = {cell_id: trial for cell_id, trial in trials.items() if trial is not None}
-            choice = choose(self.tuning.grid, list(ended.values()))
+            choice = choose(search.tuning.grid, list(ended.values()))
             if choice is None:
-                self.unchosen[method] = "every setting of the grid diverged or ran out of memory"
+                self.unchosen[_at(method, search)] = "every setting of the grid diverged or ran out of memory"
             else:
                 chosen[method] = choice
-            if method not in recorded:
+            if not recorded & trials.keys():
                 for number, cell in enumerate(cells, start=1):
-                    folder.append(TUNING_FILE, self._row(number, cell, last[cell.cell_id], ended, choice))
-        return self._plan(chosen)
+                    folder.append(TUNING_FILE, _row(search, number, cell, last[cell.cell_id], ended, choice))
+        return chosen
 
-    def _row(
-        self, number: int, cell: Cell, row: Row, trials: Mapping[str, Trial], choice: Choice | None
-    ) -> dict[str, Any]:
-        """A trial's row of tuning.csv."""
-        trial = trials[cell.cell_id]
-        chosen = choice is not None and trial.setting == choice.setting
-        return {
-            **{column.name: row.get(column.name) or None for column in CELL_KEY},
-            "protocol": short_hash(self.protocol),
-            "setting": json.dumps(trial.setting, sort_keys=True),
-            "trial": number,
-            "trials": self.tuning.trials,
-            "status": row["status"],
-            "validation_top1": trial.top1,
-            "setting_top1": mean_top1([same for same in trials.values() if same.setting == trial.setting]),
-            "chosen": chosen,
-            "as_recipe": trial.setting == self.own,
-            "at_edge": " ".join(choice.at_edge) if choice is not None and chosen else None,
-            "reason": row.get("reason"),
-        }
-
-    def _plan(self, chosen: Mapping[str, Choice]) -> Plan:
+    def _trainings(self, search: Search, chosen: Mapping[str, Choice]) -> list[Cell]:
+        """The final training of every method with what was chosen for it, seed by seed."""
         cells: list[Cell] = []
         for method, choice in chosen.items():
-            request = replace(self.request, methods=[method], grid=({**self.fixed, **choice.setting},))
-            plan = make_plans(self.recipe_name, request)[-1]
-            cells += [self._tuned(cell, choice) for cell in plan.cells]
+            request = replace(search.request, methods=[method], grid=({**self.fixed, **choice.setting},))
+            cells += [_tuned(cell, search, choice) for cell in make_plans(self.recipe_name, request)[-1]]
         order = {seed: place for place, seed in enumerate(dict.fromkeys(cell.seed for cell in cells))}
-        cells.sort(key=lambda cell: order[cell.seed])
-        remarks = [
-            f"{method}: {choice_text(choice, self.tuning.trials)}" for method, choice in chosen.items()
-        ]
-        remarks += [f"{method}: nothing is chosen: {reason}" for method, reason in self.unchosen.items()]
-        return Plan(self.trials[0].recipe, tuple(cells), tuple(remarks))
+        return sorted(cells, key=lambda cell: order[cell.seed])
 
-    def _tuned(self, cell: Cell, choice: Choice) -> Cell:
-        """What is trained with a choice; what a study estimates beside it is of the same settings."""
-        cell = replace(cell, overrides=_without(cell.overrides, self.tuning.grid))
-        if cell.kind != "run":
-            return cell
-        return replace(
-            cell,
-            options={
-                TUNED: {
-                    "protocol": self.protocol,
-                    "trials": self.tuning.trials,
-                    "chosen": dict(choice.setting),
-                }
-            },
-        )
+
+def _at(method: str, search: Search) -> str:
+    return f"{method}, {search.where}" if search.where else method
+
+
+def _row(
+    search: Search, number: int, cell: Cell, row: Row, trials: Mapping[str, Trial], choice: Choice | None
+) -> dict[str, Any]:
+    """A trial's row of tuning.csv."""
+    trial = trials[cell.cell_id]
+    chosen = choice is not None and trial.setting == choice.setting
+    return {
+        **{column.name: row.get(column.name) or None for column in CELL_KEY},
+        "protocol": short_hash(search.protocol),
+        "setting": json.dumps(trial.setting, sort_keys=True),
+        "trial": number,
+        "trials": search.tuning.trials,
+        "status": row["status"],
+        "validation_top1": trial.top1,
+        "setting_top1": mean_top1([same for same in trials.values() if same.setting == trial.setting]),
+        "chosen": chosen,
+        "as_recipe": trial.setting == search.own,
+        "at_edge": " ".join(choice.at_edge) if choice is not None and chosen else None,
+        "reason": row.get("reason"),
+    }
+
+
+def _tuned(cell: Cell, search: Search, choice: Choice) -> Cell:
+    """What is trained with a choice; what a study estimates beside it is of the same settings."""
+    cell = replace(cell, overrides=_without(cell.overrides, search.tuning.grid))
+    if cell.kind != "run":
+        return cell
+    return replace(
+        cell,
+        options={
+            TUNED: {
+                "protocol": search.protocol,
+                "trials": search.tuning.trials,
+                "chosen": dict(choice.setting),
+            }
+        },
+    )
 
 
 def choice_text(choice: Choice, trials: int) -> str:

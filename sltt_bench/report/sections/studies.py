@@ -21,7 +21,8 @@ from sltt_bench.report.document import (
     Verdict,
     claim_cards,
 )
-from sltt_bench.report.groups import Group, flat, natural_order
+from sltt_bench.report.grouping import overrides_of
+from sltt_bench.report.groups import TUNED, Group, flat, natural_order
 from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, in_order, rule_and_number
 from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
@@ -121,14 +122,15 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
 
 
 def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
-    """The study's groups that may stand in one figure (one machine, one version, full runs before smoke
-    runs), those with most cells and of these the newest; how many others there are."""
+    """The study's groups that may stand in one figure (one machine, one version, all tuned or none, full runs
+    before smoke runs), those with most cells and of these the newest; how many others there are."""
     benches: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         if group.key.recipe == name:
-            varied = ("recipe_hash", "timesteps", "batch_size", "precision")
+            varied = ("recipe_hash", "timesteps", "batch_size", "precision", "tuning")
             key = tuple(value for field, value in vars(group.key).items() if field not in varied)
-            benches.setdefault((group.key.smoke, group.key.synthetic, *key), []).append(group)
+            rule = TUNED if group.key.tuned else group.key.tuning
+            benches.setdefault((group.key.smoke, group.key.synthetic, rule, *key), []).append(group)
     if not benches:
         return [], 0
     chosen = min(benches, key=lambda key: (key[:2], -_finished(benches[key]), -_newest(benches[key])))
@@ -165,7 +167,7 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
     ):
         rows = results.rows(file)
         for cell in cells[(cells["kind"] == kind) & (cells["status"] == "ok")].to_dict("records"):
-            overrides = _overrides(str(cell["overrides"]))
+            overrides = overrides_of(str(cell["overrides"]))
             recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
             settings = {**flat(recipe), **_task(overrides)}
             own = rows[(rows[_CELL] == pd.Series({key: cell[key] for key in _CELL})).all(axis=1)]
@@ -181,14 +183,6 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
 
 
 _CELL = ["run", "cell_id", "attempt"]
-
-
-def _overrides(text: str) -> dict[str, Any]:
-    try:
-        overrides = json.loads(text or "{}")
-    except json.JSONDecodeError:
-        return {}
-    return overrides if isinstance(overrides, dict) else {}
 
 
 def _task(overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,9 +298,20 @@ def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame
     conditions = (
         [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
     )
-    conditions += sorted({group.key.tuning for group in groups})
+    conditions += _rules(groups)
     smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
     return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*conditions, *smoke])}."
+
+
+def _rules(groups: Sequence[Group]) -> list[str]:
+    """Whose the settings are; of tuned points that differ in the length of a trial alone, once."""
+    lengths: dict[str, list[str]] = {}
+    for rule in sorted({group.key.tuning for group in groups}, key=natural_order):
+        budget, _, epochs = rule.partition(" (")
+        lengths.setdefault(budget, []).extend([epochs.removesuffix(" epochs)")] * bool(epochs))
+    return [
+        f"{budget} ({', '.join(epochs)} epochs)" if epochs else budget for budget, epochs in lengths.items()
+    ]
 
 
 def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:

@@ -24,7 +24,7 @@ from sltt_bench.report.groups import Group
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
-from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, tuned_groups
+from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, trained_after
 from sltt_bench.results.schema import TUNING_FILE
 
 EMPTY = TableCell(DASH, tone="muted")
@@ -49,7 +49,7 @@ def tuning(context: Context) -> Contribution:
 
 def _sentence(tuned: Sequence[TuningStudy]) -> str:
     descriptions = [
-        f"{numbers.listed(list(study.methods))} on {study.recipe}, {study.budget}" for study in tuned
+        f"{numbers.listed(list(study.methods))} on {study.title}, {study.budget}" for study in tuned
     ]
     return f"Tuned on validation data with equal budgets: {'; '.join(descriptions)}." if descriptions else ""
 
@@ -58,7 +58,7 @@ def _sentence(tuned: Sequence[TuningStudy]) -> str:
 
 
 def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) -> Iterator[Section]:
-    name = f"tuning-{study.recipe}-{number}"
+    name = f"tuning-{study.recipe.replace('/', '-')}-{number}"
     blocks: list[Block] = []
     if numeric_fields(study):
         blocks.append(
@@ -77,9 +77,11 @@ def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) ->
         f"{fields}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
         "What decides is validation accuracy alone; the methods are then trained on all training data with other seeds.",
     )
-    own = [group for group in tuned_groups(groups) if group.protocol == study.protocol]
-    blocks += [_loss(group, groups, f"{name}-loss-{place}") for place, group in enumerate(own, start=1)]
-    title = f"Tuning {study.recipe}, {study.budget}"
+    blocks += [
+        _loss(group, groups, f"{name}-loss-{place}")
+        for place, group in enumerate(trained_after(study, groups), start=1)
+    ]
+    title = f"Tuning {study.title}, {study.budget}"
     yield Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
 
 
