@@ -342,6 +342,19 @@ def test_an_archive_that_would_write_elsewhere_is_refused_and_leaves_nothing(
     assert list(tmp_path.rglob("*outside*")) == []
 
 
+def test_what_is_unpacked_belongs_to_who_unpacks_and_can_be_read(tmp_path: Path) -> None:
+    archive, target = tmp_path / "odd.tar", tmp_path / "data"
+    with tarfile.open(archive, "w") as tar:
+        for name, kind, mode in (("a", tarfile.DIRTYPE, 0o000), ("a/file", tarfile.REGTYPE, 0o4000)):
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.uid, member.gid, member.uname = kind, mode, 4321, 4321, "daemon"
+            tar.addfile(member)
+    unpack(archive, target, no_progress)
+    file = (target / "a" / "file").stat()
+    assert (file.st_uid, file.st_gid) == (os.getuid(), os.getgid())
+    assert (file.st_mode & 0o7777, (target / "a").stat().st_mode & 0o7777) == (0o644, 0o755)
+
+
 def test_of_two_that_prepare_at_once_one_waits_and_finds_the_work_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
