@@ -1,7 +1,7 @@
 """Makes docs/findings.md and its figures from the committed results of the studies.
 
     python docs/findings.py > docs/findings.md      the page
-    python docs/findings.py --figures               docs/figures/study-*.png
+    python docs/findings.py --figures               docs/figures/study-*.png, docs/figures/profile-*.png
 
 Every number on the page is made here from results/studies; what is written by hand (READINGS) holds none.
 """
@@ -16,10 +16,11 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.recipe import load_recipe, study_names
-from sltt_bench.report.document import Context, Figure, Section
+from sltt_bench.report.document import Context, Figure, Section, Table
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.studies import in_order
 from sltt_bench.report.sections.studies import studies
+from sltt_bench.report.sections.tuning import tuning
 from sltt_bench.results.reader import read_results
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +81,7 @@ def page() -> str:
     for name in study_names():
         if name in sections:
             own = numbers[numbers["study"] == name]
-            parts.append("\n".join(_lines(sections[name], own)))
+            parts.append("\n".join([*_lines(sections[name], own), *_profile_lines(name)]))
         else:
             recipe = load_recipe(name)
             assert recipe.study is not None
@@ -95,6 +96,38 @@ def found() -> tuple[dict[str, Section], pd.DataFrame]:
     """Study → its section of the report; the numbers of all figures."""
     part = studies(Context(read_results([RESULTS]), "bptt"))
     return {section.title: section for section in part.sections}, part.frames["studies.csv"]
+
+
+@cache
+def profile(name: str) -> Section | None:
+    """A study's section on how near each method is to the fastest over its tasks: of tuned methods if some are."""
+    if name not in OVER_TASKS:
+        return None
+    part = tuning(Context(read_results([RESULTS.parent / name]), "bptt"))
+    profiles = [section for section in part.sections if section.name.startswith("profile-")]
+    return min(profiles, key=lambda section: section.name.startswith("profile-untuned"), default=None)
+
+
+OVER_TASKS = ("studies/modality",)
+"""Studies that ask one question on several tasks."""
+
+
+def _profile_lines(name: str) -> Iterator[str]:
+    if (section := profile(name)) is None:
+        return
+    figure, table = section.blocks
+    assert isinstance(figure, Figure)
+    assert isinstance(table, Table)
+    yield f"![{figure.title}](figures/{_profile_file(name)})\n"
+    yield f"{figure.caption}\n"
+    yield f"| {' | '.join(f'{each.text} [{each.unit}]' if each.unit else each.text for each in table.headings)} |"
+    yield "|---" * len(table.headings) + "|"
+    yield from (f"| {' | '.join(cell.text for cell in row)} |" for row in table.rows)
+    yield ""
+
+
+def _profile_file(name: str) -> str:
+    return f"profile-{name.partition('/')[2]}.png"
 
 
 def _lines(section: Section, numbers: pd.DataFrame) -> Iterator[str]:
@@ -142,11 +175,13 @@ def _file(section: Section) -> str:
 
 def draw() -> None:
     """The figures of the page."""
-    for section in found()[0].values():
+    drawn = [(_file(section), section) for section in found()[0].values()]
+    drawn += [(_profile_file(name), section) for name in OVER_TASKS if (section := profile(name)) is not None]
+    for file, section in drawn:
         (figure,) = (block for block in section.blocks if isinstance(block, Figure))
         with style.applied():
             content: Any = style.files(figure.draw("double"), ["png"])["png"]
-        (ROOT / "docs" / "figures" / _file(section)).write_bytes(content)
+        (ROOT / "docs" / "figures" / file).write_bytes(content)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def test_every_study_with_results_has_its_figure(numbers: pd.DataFrame) -> None:
     for name in numbers["study"].unique():
         figure = ROOT / "docs" / "figures" / f"study-{name.partition('/')[2]}.png"
         assert figure.is_file(), "python docs/findings.py --figures"
+    for name in findings.OVER_TASKS:
+        assert findings.profile(name) is not None
+        assert (ROOT / "docs" / "figures" / f"profile-{name.partition('/')[2]}.png").is_file()
 
 
 def test_the_readmes_three_findings_are_the_studies(numbers: pd.DataFrame) -> None:

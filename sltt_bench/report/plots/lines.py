@@ -206,13 +206,13 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
         style.from_zero(axes, which)
 
 
-def ticks_at(axes: Axes, values: Sequence[float]) -> None:
-    """Ticks of the x axis where values are, logarithmic where they span a factor of more than 32.
+def ticks_at(axes: Axes, values: Sequence[float], log_above: float = 32) -> None:
+    """Ticks of the x axis where values are, logarithmic where they span a factor of more than `log_above`.
 
     Memory grows linearly in T and batch size: up to there a reader should see a straight line.
     """
     places = list(values)
-    if min(values) > 0 and max(values) / min(values) > 32:
+    if min(values) > 0 and max(values) / min(values) > log_above:
         axes.set_xscale("log", base=2)
         places = [math.log2(value) for value in values]
     room = (places[-1] - places[0]) / 9

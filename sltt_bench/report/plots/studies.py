@@ -32,18 +32,25 @@ _X_WORDS = {
     "timesteps": "T, time steps",
     "train.batch_size": "batch size",
     "train.lr": "learning rate",
-    "number": "number in the method's name",
+    "test_timesteps": "T in use, time steps",
+    "number": "N in the method's name",
     "neuron.tau": "τ, time steps",
+    "neuron.surrogate": "surrogate",
+    "neuron.surrogate_width": "width of the surrogate",
     "model.hidden": "layers × neurons",
     "model.normalisation": "normalisation",
+    "model.recurrent": "recurrent weights",
     "neuron.reset": "reset",
+    "loss.average": "mean over time of",
     "extends": "",
     "layer": "",
     "method": "",
     "epoch": "epoch",
 }
-_TICK_ROOM = 30
-"""Characters below a panel, gaps included, that need not be turned."""
+_TICK_ROOM = 90
+"""Characters below all panels together, gaps included, that need not be turned."""
+_LOG_ABOVE, _LINEAR_TO = 8, 1e9
+"""From which span on the x axis is logarithmic; of epochs, and of times and bytes, which grow linearly in T, never."""
 _LINES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -129,18 +136,10 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     others = [
         label for label in labels if all(_is_no_method(line, label) for p in panels for line in p.lines)
     ]
-    drawn: set[str] = set()
+    tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
     for place, panel in zip(axes, panels, strict=True):
-        _draw(place, panel, labels, others)
-        handles, names = place.get_legend_handles_labels()
-        for handle, name in zip(handles, names, strict=True):
-            if name in drawn:
-                handle.set_label("_" + name)
-            drawn.add(name)
-    handles = [h for place in axes for h in place.get_legend_handles_labels()[0]]
-    if len(labels) > 1:
-        columns = 3 if width == "column" else min(6, len(labels))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, columnspacing=1.2)
+        _draw(place, panel, labels, others, tick_room)
+    style.legend_below(figure, axes, width)
     return figure
 
 
@@ -148,7 +147,7 @@ def _is_no_method(line: StudyLine, label: str) -> bool:
     return line.label != label or line.method is None
 
 
-def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]) -> None:
+def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str], tick_room: int) -> None:
     words, unit = _MEASURES[panel.measure]
     means = [point.mean for line in panel.lines for point in line.points.values()]
     scale = scale_for(unit, means) if unit else Scale(1.0, "")
@@ -158,8 +157,7 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
     categories = panel.categories
     standing = [place for line in panel.lines for place in line.points]
     apart = len(set(standing)) < len(standing)
-    for line in panel.lines:
-        number = labels.index(line.label)
+    for number, line in enumerate(panel.lines):
         same = [
             label for label in labels if line.method and label.split(", ")[0] == line.label.split(", ")[0]
         ]
@@ -167,18 +165,23 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         colour = style.colour(line.method) if line.method else _own_colour(others.index(line.label))
         marker = style.marker(line.method) if line.method and len(same) < 2 else _MARKERS[variant % 6]
         dashes = style.line(line.method) if line.method and len(same) < 2 else _LINES[variant % 4]
-        look: dict[str, Any] = {"color": colour, "label": line.label}
-        if None in line.points:
-            axes.axhline(line.points[None].mean / scale.factor, linestyle="--", linewidth=1.2, **look)
+        named = panel.x == "method" and line.label in line.points  # the axis says which it is
+        look: dict[str, Any] = {"color": colour, "label": f"_{line.label}" if named else line.label}
+        if (level := line.points.get(None)) is not None:
+            mean, spread = level.mean / scale.factor, (level.std or 0) / scale.factor
+            axes.axhline(mean, linestyle="--", linewidth=1.2, **look)
+            axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.07, linewidth=0)
             continue
         if categories is None:
             places = [place / x_scale.factor for place in line.points]
         else:
-            shift = (number - (len(labels) - 1) / 2) * min(0.12, 0.6 / len(labels)) if apart else 0.0
+            shift = (
+                (number - (len(panel.lines) - 1) / 2) * min(0.12, 0.6 / len(panel.lines)) if apart else 0.0
+            )
             places = [categories.index(place) + shift for place in line.points]
         ys = [point.mean / scale.factor for point in line.points.values()]
         spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
-        thickness, size = style.weight(number)
+        thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
             places, ys, spreads if any(spreads) else None, linestyle=dashes if categories is None else "none",
             marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9,
@@ -198,7 +201,7 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         style.plain_ticks(axes, "y")
     x_words = _MEASURES[panel.x][0] if panel.x in _MEASURES else _X_WORDS.get(panel.x, panel.x)
     if categories is not None:
-        long = len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > _TICK_ROOM
+        long = len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room
         axes.set_xticks(range(len(categories)), [str(place) for place in categories])
         axes.tick_params(axis="x", rotation=30 if long else 0)
         axes.set_xlim(-0.6, len(categories) - 0.4)
@@ -207,7 +210,8 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
         style.plain_ticks(axes, "x")
     else:
-        ticks_at(axes, sorted(set(xs)))
+        linear = panel.x == "epoch" or unit in ("bytes", "s", "count")
+        ticks_at(axes, sorted(set(xs)), _LINEAR_TO if linear else _LOG_ABOVE)
         axes.margins(x=0.08)
         axes.set_xlabel(x_words)
 

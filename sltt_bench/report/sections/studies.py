@@ -221,13 +221,18 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
             line = (_word(each, "rule"),)
         first.setdefault(line, each)
         values.setdefault(line, {}).setdefault(place, []).append(each.value)
+    order = (
+        list(values)
+        if {"method", "rule"} & {*keys}
+        else sorted(values, key=lambda line: natural_order(" ".join(line)))
+    )
     lines = [
         StudyLine(
             label=", ".join(line),
             method=first[line].method if {"method", "rule"} & {*keys[:1]} else None,
-            points={place: stat(list(own)) for place, own in _in_order(points).items()},
+            points={place: stat(list(own)) for place, own in _in_order(values[line]).items()},
         )
-        for line, points in values.items()
+        for line in order
     ]
     return Drawn(str(panel["y"]), x, str(panel.get("title") or ""), tuple(lines))
 
@@ -277,7 +282,17 @@ def _word(observation: Observation, key: str) -> str:
     value = _value(observation, key)
     if key in ("method", "rule", TASK):
         return str(value)
-    return f"{key.rpartition('.')[2]} {value}"
+    name = _SYMBOLS.get(key, key.rpartition(".")[2].replace("_", " "))
+    return f"{name} {value:g}".strip() if isinstance(value, float) else f"{name} {value}".strip()
+
+
+_SYMBOLS = {
+    "neuron.tau": "τ =",
+    "timesteps": "T =",
+    "neuron.surrogate_width": "width",
+    "model.normalisation": "",
+}
+"""Recipe field → how it is called in a line's label."""
 
 
 # Words ------------------------------------------------------------------------------------------
