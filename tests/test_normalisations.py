@@ -231,6 +231,47 @@ def test_every_network_learns_with_every_normalisation_that_it_offers(options, k
     assert all(p.grad is not None and p.grad.isfinite().all() for p in built.parameters())
 
 
+def test_standardised_weights_have_no_mean_and_unit_norm_and_are_blind_to_shift_and_scale():
+    built = network(MLPOptions(hidden=[6, 8], normalisation="weight"))
+    for layer in (built.layer1[0], built.layer2[0]):
+        weight = layer.standardised_weight()
+        n = layer.in_features
+        torch.testing.assert_close(
+            weight.mean(1), torch.zeros(layer.out_features).double(), atol=1e-12, rtol=0
+        )
+        torch.testing.assert_close(
+            weight.square().sum(1), torch.full((layer.out_features,), (n - 1) / n).double(), rtol=1e-2, atol=0
+        )
+        with torch.no_grad():
+            layer.weight.mul_(3).add_(0.5)
+        torch.testing.assert_close(layer.standardised_weight(), weight, rtol=1e-2, atol=1e-3)  # but for 10⁻⁴
+        torch.testing.assert_close(
+            layer(torch.ones(1, n).double()), layer.bias[None] + weight.sum(1), atol=1e-9, rtol=0
+        )
+
+
+@pytest.mark.parametrize("recurrent", [False, True], ids=["feedforward", "recurrent"])
+def test_the_identities_of_the_methods_hold_with_standardised_weights(recurrent):
+    def of(method: str, timesteps: int = T) -> Tensor:
+        built = network(MLPOptions(hidden=[8, 6], normalisation="weight", recurrent=recurrent))
+        run(built, method, *doubles(timesteps))
+        return flat({n: p.grad for n, p in built.named_parameters() if p.grad is not None})
+
+    bptt, sltt = of("bptt"), of("sltt")
+    assert (bptt - sltt).norm() > 1e-3 * bptt.norm()
+    torch.testing.assert_close(of("bptt-ckpt2"), bptt, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(of(f"sltt-k{T}"), sltt, rtol=1e-9, atol=1e-12)
+    for name in ("sltt", "ottt", "pp-prop", "rate"):
+        torch.testing.assert_close(of(name, 1), of("bptt", 1), rtol=1e-6, atol=1e-9)
+
+
+def test_standardised_weights_are_of_fully_connected_layers_of_two_neurons_or_more():
+    with pytest.raises(RecipeError, match="normalisation"):
+        load_recipe("digits", {"model.normalisation": "weight"})
+    with pytest.raises(RecipeError, match="2 neurons or more"):
+        load_recipe("sequential-digits", {"model.normalisation": "weight", "model.hidden": [1, 4]})
+
+
 def test_a_recurrent_layer_normalises_what_its_weights_make_of_the_input_alone():
     built = network(MLPOptions(hidden=[6], recurrent=True, normalisation="group"))
     currents = []

@@ -5,7 +5,7 @@ import math
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.models.normalisation import NormalisationFactory
+from sltt_bench.models.normalisation import NormalisationFactory, ScaledWSLinear
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import NeuronFactory, Stateful
@@ -24,8 +24,9 @@ def build(
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
     for number, neurons in enumerate(options.hidden, start=1):
-        linear = nn.Linear(features, neurons)
-        norm = None if options.normalisation == "none" else normalisation(neurons, dimensions=0)
+        of_weights = options.normalisation == "weight"
+        linear = ScaledWSLinear(features, neurons) if of_weights else nn.Linear(features, neurons)
+        norm = None if options.normalisation in ("none", "weight") else normalisation(neurons, dimensions=0)
         layer: nn.Module
         if options.recurrent:
             layer = Recurrent(linear, neuron(), norm)

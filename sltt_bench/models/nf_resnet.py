@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import kaiming_convolutions
+from sltt_bench.models.normalisation import standardised
 from sltt_bench.models.options import NFResNetOptions
 from sltt_bench.neurons import NeuronFactory
 
@@ -60,22 +61,17 @@ def expected_variances(blocks_per_stage: tuple[int, ...]) -> list[list[float]]:
 class ScaledWSConv2d(nn.Conv2d):
     """A convolution whose weight is standardised before use, with a learned gain for each filter."""
 
-    eps = 1e-4
-
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> None:
         """Padded so that stride 1 keeps the image's size (odd kernels). Needs a fan-in ≥ 2."""
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2)
         self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
 
     def standardised_weight(self) -> Tensor:
-        """gain (W − mean) / √(var · fan_in + eps), each filter by itself, var unbiased: shape of W.
+        """gain (W − mean) / √(var · fan_in + 10⁻⁴), each filter by itself, var unbiased: shape of W.
 
         It is the same for all T steps of an iteration, so a backend may compute it once.
         """
-        fan_in = self.weight[0].numel()
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        standardised: Tensor = (self.weight - mean) / (variance * fan_in + self.eps).sqrt()
-        return standardised * self.gain
+        return standardised(self.weight) * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, self.padding)

@@ -5,17 +5,20 @@
     bntt    (x − μ[t]) / √(σ²[t] + ε) · γ[t]       as batch, with γ and running statistics of each step's own
     group   (x − μ[n,t]) / √(σ²[n,t] + ε) · γ + β  over 16 channels and space, of each sample and step by itself
     none    x
+    weight  x of a linear layer with standardised weights: ŵ = g (w − mean w) / √(var w · fan-in + 10⁻⁴), each neuron's
 
 What a rule needs decides which may be used. `tdbn` needs the whole sequence of a layer before the next layer's
 first step: rules that free a step's graph, or learn within the sequence, cannot have it, and only BPTT is
 served. `batch` and `bntt` serve every rule that goes step by step. `group` asks for nothing but the sample at
 hand, so that learning online from a batch of one is possible, and evaluation does what training did; the other
-friend of online learning, standardised weights, is the network `nf_resnet.py`. In evaluation all but `group` use
-running statistics, which see all T steps of training under every method.
+friend of online learning is `weight`, which sees no currents at all and is the same at every step (of `mlp`; of
+convolutions it is the network `nf_resnet.py`). In evaluation `batch`, `tdbn` and `bntt` use running statistics, which
+see all T steps of training under every method.
 
 Sources: Zheng et al. 2021, "Going deeper with directly-trained larger spiking neural networks" (tdbn); Kim &
 Panda 2021, "Revisiting batch normalization for training low-latency deep spiking neural networks from scratch"
-(bntt); Wu & He 2018, "Group normalization" (group, and 16 channels of a group).
+(bntt); Wu & He 2018, "Group normalization" (group, and 16 channels of a group); Qiao et al. 2019, "Micro-batch training
+with batch-channel normalization and weight standardization", scaled as by Brock, De & Smith 2021 (weight).
 Deviations: Zheng et al. multiply by α V_th beside γ, here γ starts there; and α is 1/√2 in their residual
 blocks. Kim & Panda use ε = 1e-4; it is 1e-5 here as in the others. Under SLTT-K the γ of a step that was not
 drawn receives no gradient in that iteration.
@@ -24,6 +27,8 @@ drawn receives no gradient in that iteration.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench.neurons import OverTime, PerStep
@@ -54,6 +59,29 @@ class BatchNormThroughTime(PerStep):
     def forward(self, x: Tensor) -> Tensor:
         normalised: Tensor = self.steps[self.timestep](x)
         return normalised
+
+
+def standardised(weight: Tensor) -> Tensor:
+    """(W − mean) / √(var · fan_in + 10⁻⁴), each output's weights by themselves, var unbiased: shape of W, fan-in ≥ 2."""
+    variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+    result: Tensor = (weight - mean) / (variance * weight[0].numel() + 1e-4).sqrt()
+    return result
+
+
+class ScaledWSLinear(nn.Linear):
+    """A linear layer whose weight is standardised before use, with a learned gain g for each neuron, 1 at first."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        """Needs a fan-in ≥ 2."""
+        super().__init__(in_features, out_features)
+        self.gain = nn.Parameter(torch.ones(out_features, 1))
+
+    def standardised_weight(self) -> Tensor:
+        """g (W − mean) / √(var · fan_in + 10⁻⁴), the same for all T steps of an iteration: shape of W."""
+        return standardised(self.weight) * self.gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.standardised_weight(), self.bias)
 
 
 NormalisationFactory = Callable[..., nn.Module]

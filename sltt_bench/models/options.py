@@ -54,8 +54,9 @@ class MLPOptions(NormalisedOptions):
     recurrent: bool = False
     """Whether each hidden layer also receives its own spikes of the step before."""
     dropout: Probability = 0.0
-    normalisation: Annotated[NormalisationKind, ADDED_LATER] = "none"
-    """Of what a hidden layer's weights make of its input, before recurrent currents are added; see `cnn`."""
+    normalisation: Annotated[NormalisationKind | Literal["weight"], ADDED_LATER] = "none"  # type: ignore[assignment]  # one more
+    """Of what a hidden layer's weights make of its input, before recurrent currents are added; see `cnn`. weight: of
+    these weights themselves, each neuron's to mean 0 and norm 1 times a learned gain (Brock et al. 2021)."""
     readout_tau: ReadoutTau = None
     """Time constant in time steps of output neurons that sum their currents and never fire; null: no sum."""
 
@@ -69,6 +70,10 @@ class MLPOptions(NormalisedOptions):
             raise ValueError(
                 "normalisation tdbn sees all steps of a layer at once, a recurrent layer goes step by step; "
                 "set recurrent: false or another normalisation"
+            )
+        if self.normalisation == "weight" and min(self.hidden, default=2) < 2:
+            raise ValueError(
+                "normalisation weight needs hidden layers of 2 neurons or more: one weight has no spread"
             )
         return self
 
