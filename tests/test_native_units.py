@@ -54,8 +54,12 @@ def test_packed_spikes_keep_their_memory_format_and_take_a_bit_each() -> None:
 # Gradients: test_backends compares them on every network ------------------------------------------
 
 
+# Standardised weights are shared over the steps in one way, which `chunks of time` tries too.
+STANDARDISED_TOO = ["preact-resnet18", pytest.param("nf-resnet34", marks=pytest.mark.long), "recurrent"]
+
+
 @pytest.mark.parametrize("room", [0.0, 1e9], ids=["all again", "all with their graph"])
-@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34", "recurrent"])
+@pytest.mark.parametrize("model", STANDARDISED_TOO)
 def test_it_makes_no_difference_which_units_are_computed_again(
     model: str, room: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,8 +72,17 @@ def test_it_makes_no_difference_which_units_are_computed_again(
     assert all(torch.equal(native.buffers[name], reference.buffers[name]) for name in reference.buffers)
 
 
-@pytest.mark.parametrize("method", ["bptt", "bptt-d0.5"])
-@pytest.mark.parametrize("model", ["preact-resnet18", "nf-resnet34", "recurrent"])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        ("preact-resnet18", "bptt"),
+        ("nf-resnet34", "bptt-d0.5"),
+        ("recurrent", "bptt"),
+        ("recurrent", "bptt-d0.5"),
+        pytest.param("preact-resnet18", "bptt-d0.5", marks=pytest.mark.long),
+        pytest.param("nf-resnet34", "bptt", marks=pytest.mark.long),
+    ],
+)
 def test_chunks_of_time_give_the_gradients_of_the_whole(
     model: str, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,14 +98,20 @@ def test_chunks_of_time_give_the_gradients_of_the_whole(
 
 def test_with_many_steps_a_unit_holds_the_graph_of_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     options = VGGOptions(width=4)
-    in_chunks = peak(options, 25, recompute=True)
-    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 25)
-    assert in_chunks < 0.6 * peak(options, 25, recompute=True)
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 1)
+    in_chunks = peak(options, 16, recompute=True)
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", 16)
+    assert in_chunks < 0.6 * peak(options, 16, recompute=True)
 
 
 @pytest.mark.parametrize(
     ("model", "precision"),
-    [("preact-resnet18", "bf16"), ("nf-resnet34", "bf16"), ("cnn", "fp16"), ("recurrent", "fp16")],
+    [
+        ("preact-resnet18", "bf16"),
+        pytest.param("nf-resnet34", "bf16", marks=pytest.mark.long),
+        ("cnn", "fp16"),
+        ("recurrent", "fp16"),
+    ],
 )
 def test_in_mixed_precision_it_differs_by_no_more_than_the_format(model: str, precision: str) -> None:
     exact = train_reference(model, "bptt")
@@ -223,7 +242,7 @@ def peak(options: Any, timesteps: int, **native: Any) -> float:
     [
         (PreActResNetOptions(width=8), 0.4),
         (VGGOptions(width=8, dropout=0.2), 0.7),
-        (NFResNetOptions(name="nf-resnet34", width=8), 0.6),
+        pytest.param(NFResNetOptions(name="nf-resnet34", width=8), 0.6, marks=pytest.mark.long),
     ],
     ids=lambda value: getattr(value, "name", ""),
 )

@@ -99,14 +99,14 @@ def live_bytes(subject: Experiment, iterations: int) -> list[int]:
     ("backend", "network", "method", "iterations"),
     [
         *(
-            (backend, "batch norm", method, 8)
+            (backend, "batch norm", method, 4)
             for backend in ("reference", "spikingjelly")
             for method in METHODS
         ),
-        *(("native", network, method, 8) for network in ("batch norm", "recurrent") for method in METHODS),
+        *(("native", network, method, 4) for network in ("batch norm", "recurrent") for method in METHODS),
         *(("reference", "batch norm", method, 4) for method in FURTHER_METHODS),
-        ("native", "batch norm", "sltt", 50),
-        ("native", "standardised", "sltt", 3),
+        pytest.param("native", "batch norm", "sltt", 50, marks=pytest.mark.long),
+        pytest.param("native", "standardised", "sltt", 3, marks=pytest.mark.long),
     ],
 )
 def test_memory_after_an_iteration_is_flat_to_the_byte(
@@ -147,7 +147,8 @@ def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_netwo
 @pytest.mark.parametrize(
     ("backend", "method", "recompute"),
     [
-        ("native", "sltt", False), ("native", "bptt", True), ("spikingjelly", "sltt", False),
+        ("native", "sltt", False),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("native", "bptt", True), ("spikingjelly", "sltt", False))),
     ],
 )  # fmt: skip
 def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: str, recompute: bool) -> None:
@@ -195,7 +196,7 @@ def test_batch_state_and_graph_are_gone_when_an_iteration_ends(method: str, back
 
 
 @pytest.mark.usefixtures("no_collector", "large_from")
-@pytest.mark.parametrize("network", ["batch norm", "standardised"])
+@pytest.mark.parametrize("network", ["batch norm", pytest.param("standardised", marks=pytest.mark.long)])
 def test_what_native_shares_over_the_steps_lives_as_long_as_the_iteration(
     network: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
