@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from result_builder import MIB, RECIPE, HandmadeRun, varied
+from thinned import thinned
 
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import GroupKey
@@ -32,7 +33,7 @@ CELLS = st.lists(
     max_size=6,
     unique_by=lambda cell: cell[:2],
 )
-FEW = settings(max_examples=6)
+FEW = settings(max_examples=4)
 Ratios = dict[GroupKey, dict[tuple[str, str], Any]]
 
 
@@ -116,7 +117,9 @@ COMPANY: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("company", list(COMPANY))
+@pytest.mark.parametrize(
+    "company", thinned(COMPANY, keep=2)
+)  # each is a temptation of test_report_temptations too
 @settings(max_examples=2)
 @given(cells=CELLS, others=CELLS)
 def test_runs_that_are_not_comparable_change_no_ratio(

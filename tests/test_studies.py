@@ -297,14 +297,11 @@ def test_each_study_of_a_report_has_its_page(tmp_path: Path) -> None:
     handmade_study(tmp_path, name="one")
     handmade_study(tmp_path, name="two")
     console = Console(file=None, record=True, width=200)
-    outcome = make_report(
-        [tmp_path], out=tmp_path / "report", formats=("csv", "html", "svg"), console=console
-    )
+    outcome = make_report([tmp_path], out=tmp_path / "report", formats=("csv", "html"), console=console)
     names = {path.relative_to(tmp_path / "report").as_posix() for path in outcome.files}
     assert {
         "page-studies-one.html",
         "page-studies-two.html",
-        "figures/studies-one.svg",
         "studies.csv",
     } <= names
     page = (tmp_path / "report" / "page-studies-one.html").read_text(encoding="utf-8")
