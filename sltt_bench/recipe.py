@@ -169,6 +169,9 @@ class NativeRecipe(Strict):
     graphs: Annotated[Literal["auto", "always", "never"], ADDED_LATER] = "auto"
     """Replay whole iterations as CUDA graphs. auto: on a GPU, where method and settings allow it; the provenance
     says what does not. always: a cell that cannot be replayed is refused."""
+    fused_norm: Annotated[Literal["auto", "always", "never"], ADDED_LATER] = "auto"
+    """Compute batch norm within the kernel of the neurons behind it. auto: on a GPU; on a CPU torch's own batch norm
+    gives the currents of the reference to the last bit."""
 
     @model_validator(mode="after")
     def _graphs_are_spelled_one_way(self) -> "NativeRecipe":

@@ -106,10 +106,16 @@ def test_neurons_that_scale_by_themselves_equal_the_reference(
     forward = TorchKernels.forward
 
     def noted(
-        self: TorchKernels, x: Any, previous: Any, neuron: Any, out: Any, scale: Scaling = UNSCALED
+        self: TorchKernels,
+        x: Any,
+        previous: Any,
+        neuron: Any,
+        out: Any,
+        scale: Scaling = UNSCALED,
+        *norm: Any,
     ) -> Any:
         gains.add(scale.gain)
-        return forward(self, x, previous, neuron, out, scale)
+        return forward(self, x, previous, neuron, out, scale, *norm)
 
     monkeypatch.setattr(TorchKernels, "forward", noted)
     how: Any = {"precision": precision} if precision != "fp32" else {"dtype": torch.float64}

@@ -13,10 +13,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from one_batch import RESETS
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import PIECE, Scaling, TorchKernels, representable_threshold
+from sltt_bench.backends.native.lif_torch import (
+    PIECE,
+    Normalisation,
+    Scaling,
+    TorchKernels,
+    representable_threshold,
+)
 from sltt_bench.neurons import LIFParameters, integrate, lif_step
 from sltt_bench.surrogates import SURROGATES
 
@@ -153,6 +160,91 @@ def test_scaled_neurons_give_to_the_last_bit_what_a_quotient_a_step_and_a_produc
     assert torch.equal(kernels().backward(None, grad_next, before, lif, scale)[0], divided(grad))
 
 
+SHAPES = {
+    "images": (LAYOUTS["contiguous"], (6, 5, 4, 7)),
+    "images, channels last": (LAYOUTS["channels last"], (6, 5, 4, 7)),
+    "images of another layout": (LAYOUTS["transposed"], (6, 5, 4, 7)),
+    "one channel": (LAYOUTS["contiguous"], (6, 1, 4, 7)),
+    "vectors": (LAYOUTS["contiguous"], (9, 5)),
+    "more than a program takes": (LAYOUTS["contiguous"], (40, 3, 9, 7)),
+    "more than a program takes, channels last": (LAYOUTS["channels last"], (20, 130, 3, 2)),
+}
+
+
+def normalisation(x: Tensor, of_batch: bool) -> Normalisation:
+    """Of x itself, or of statistics that are not its own."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    dimensions = [0, *range(2, x.dim())]
+    variance, mean = torch.var_mean(wide, dimensions, correction=0)
+    if not of_batch:
+        variance, mean = variance + 0.3, mean - 0.2
+    weight, bias = (numbers(x.shape[1], dtype=wide.dtype, seed=seed) for seed in (7, 8))
+    return Normalisation(mean, variance, weight, bias, 1e-3, of_batch)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("of_batch", [True, False], ids=["batch statistics", "running statistics"])
+def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
+    of_batch: bool, shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INTERPRETED:
+        from sltt_bench.backends.native import lif_triton
+
+        monkeypatch.setattr(lif_triton, "PROGRAMS", 2)  # each takes several turns
+    lay_out, size = SHAPES[shape]
+    x, before, grad_output, grad_next = (
+        2 * lay_out(numbers(*size, seed=seed)) + (seed == 0) for seed in range(4)
+    )
+    norm = normalisation(x, of_batch)
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, norm.weight, norm.bias)]
+    statistics = (None, None) if of_batch else (norm.mean, norm.variance)
+    current = F.batch_norm(leaves[0], *statistics, leaves[1], leaves[2], of_batch, 0.1, norm.eps)
+    for reset, past, from_output, from_next in (
+        ("soft", before, True, True), ("hard", before, True, True), ("soft", None, True, False),
+        ("soft detached", before, False, True),
+    ):  # fmt: skip
+        lif = neuron(reset)
+        spikes, membrane = kernels().forward(current.detach(), past, lif, None)
+        own_spikes, own_membrane = kernels().forward(x, past, lif, None, Scaling(gain=2.5), norm)
+        assert torch.equal(own_spikes, 2.5 * spikes)
+        torch.testing.assert_close(own_membrane, membrane, rtol=0, atol=1e-13)
+        gradients = (grad_output if from_output else None, grad_next if from_next else None)
+        expected, _ = kernels().backward(*gradients, membrane, lif, Scaling(gain=2.5))
+        grad, sums = kernels().backward_normalised(*gradients, membrane, lif, 2.5, x, norm)
+        torch.testing.assert_close(grad, expected, rtol=0, atol=1e-13)
+        got = kernels().backward_to_input(grad, x, norm, sums)
+        for own, usual in zip(
+            got, torch.autograd.grad(current, leaves, expected, retain_graph=True), strict=True
+        ):
+            torch.testing.assert_close(own, usual, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_neurons_normalise_in_every_format(dtype: torch.dtype) -> None:
+    lif = neuron()
+    x, before, grad_output = (2 * numbers(5, 6, 4, 4, dtype=dtype, seed=seed) for seed in range(3))
+    norm = normalisation(x, True)
+    exact = Normalisation(*(part.double() for part in norm[:4]), norm.eps, True)
+    spikes, membrane = kernels().forward(x, before, lif, None, norm=norm)
+    assert spikes.dtype == membrane.dtype == dtype
+    _, expected = kernels().forward(x.double(), before.double(), lif, None, norm=exact)
+    torch.testing.assert_close(
+        membrane.double(), expected, rtol=2 * ROUNDING[dtype], atol=2 * ROUNDING[dtype]
+    )
+    results = []
+    for tensors, statistics in (
+        ((grad_output, membrane, x), norm),
+        (tuple(tensor.double() for tensor in (grad_output, membrane, x)), exact),
+    ):
+        grad, sums = kernels().backward_normalised(
+            tensors[0], None, tensors[1], lif, 1.0, tensors[2], statistics
+        )
+        results.append(kernels().backward_to_input(grad, tensors[2], statistics, sums))
+    for own, wide, kind in zip(*results, (dtype, torch.float32, torch.float32), strict=True):
+        assert own.dtype == kind
+        torch.testing.assert_close(own.double(), wide, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
+
+
 @pytest.mark.parametrize("elements", [0, 1, 1023, 1024, 1025, 4099])
 def test_any_number_of_elements(elements: int) -> None:
     lif = neuron()
@@ -238,7 +330,15 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
 
     common = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "BLOCK": lif_triton.BLOCK}
     common |= {"FACTOR": 1 / 1.3, "GAIN": 2.74}
-    forward = {**common, "REST": 0.0, "FIRST": False}
+    forward = {
+        **common,
+        "REST": 0.0,
+        "FIRST": False,
+        "NORMALISED": False,
+        "EPS": 0.0,
+        "CHANNELS": 1,
+        "INNER": 1,
+    }
     backward = {
         **common,
         "FROM_OUTPUT": True,
@@ -262,6 +362,32 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+@pytest.mark.parametrize("inner", [1, 256], ids=["channels last", "contiguous"])
+def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> None:
+    """What they read by channel comes on top, from the cache."""
+    triton = pytest.importorskip("triton")
+    from sltt_bench.backends.native import lif_triton
+
+    by_channel = {"EPS": 1e-5, "CHANNELS": 128, "INNER": inner, "BLOCK": lif_triton.BLOCK}
+    step = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 1.0}
+    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "NORMALISED": True}
+    backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "DETACHED": False, "SURROGATE": 0}
+    tile = {"TILE": lif_triton.TILE_CHANNELS if inner == 1 else 1}
+    tensors_in_and_out = {
+        lif_triton._forward_kernel: ({**step, **forward}, 2, 2),
+        lif_triton._normalised_backward_kernel: ({**step, **backward, **tile}, 4, 1),
+        lif_triton._input_gradient_kernel: ({"OF_BATCH": True}, 2, 1),
+    }
+    accesses = lif_triton.BLOCK * 2 // (128 * 16)
+    for kernel, (constants, loads, stores) in tensors_in_and_out.items():
+        assembly = compiled(triton, kernel, "fp16", {**constants, **by_channel})
+        assert assembly.count("ld.global.v4.b32") >= loads * accesses
+        assert assembly.count("st.global.v4.b32") >= stores * accesses
+        assert "ld.global.b16" not in assembly
+        assert "st.global.b16" not in assembly
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
 def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused multiply-add rounds once where the equations round twice."""
     pytest.importorskip("triton")
@@ -273,14 +399,18 @@ def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) ->
         def __getitem__(self, grid: Any) -> Any:
             return lambda *tensors, **given: options.append(given["enable_fp_fusion"])
 
-    for name in ("_forward_kernel", "_backward_kernel", "_fire_kernel"):
-        monkeypatch.setattr(lif_triton, name, Kernel())
-    x, lif = numbers(4), neuron()
+    for name in vars(lif_triton).copy():
+        if name.endswith("_kernel"):
+            monkeypatch.setattr(lif_triton, name, Kernel())
+    x, lif = numbers(4, 2), neuron()
     on_gpus = lif_triton.TritonKernels()
+    norm = normalisation(x, True)
+    _, sums = on_gpus.backward_normalised(x, x, x, lif, 1.0, x, norm)
+    on_gpus.backward_to_input(x, x, norm, sums)
     on_gpus.forward(x, x, lif, None)
     on_gpus.backward(x, x, x, lif)
     on_gpus.fire(x, lif)
-    assert options == [False] * 3
+    assert options == [False] * 5
 
 
 def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) -> str:
@@ -291,8 +421,13 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
 
     constants = {**constants, "COMPUTE": tl.float32}
     names = kernel.arg_names
+    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr")
     signature = {
-        name: "constexpr" if name in constants else "i32" if name == "elements" else f"*{element}"
+        name: "constexpr"
+        if name in constants
+        else "i32"
+        if name == "elements"
+        else f"*{'fp32' if name in by_channel else element}"
         for name in names
     }
     source = ASTSource(

@@ -17,6 +17,7 @@ from sltt_bench import experiment
 from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
 from sltt_bench.experiment import Experiment
 from sltt_bench.failures import classify
+from sltt_bench.neurons import LIFParameters
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
@@ -81,6 +82,61 @@ def test_the_kernels_of_native_train_as_the_equations_do(method: str) -> None:
         train(subject, batches(3))
         results.append(weights(subject))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_batch_norm_within_the_kernels_trains_as_torchs_own(
+    method: str, precision: str, channels_last: bool
+) -> None:
+    learned = []
+    for fused_norm in ("never", "auto"):
+        subject = subject_of(
+            method, "native", precision, fused_norm=fused_norm, channels_last=channels_last, graphs="never"
+        )
+        torch.manual_seed(3)  # dropout
+        train(subject, batches(3))
+        buffers = [buffer.flatten().float() for buffer in subject.network.buffers()]
+        learned.append((weights(subject), torch.cat(buffers)))
+        fused = "triton forward with batch norm" in subject.backend.provenance()["neuron"]
+        assert fused == (fused_norm == "auto")
+    within = {"rtol": 1e-3, "atol": 1e-4} if precision == "fp32" else {"rtol": 2e-2, "atol": 2e-3}
+    for own, usual in zip(learned[1], learned[0], strict=True):
+        torch.testing.assert_close(own, usual, **within)
+
+
+@pytest.mark.parametrize("of_batch", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(64, 48, 17, 19), (4, 512, 4, 4), (300, 130)])
+def test_kernels_that_normalise_are_those_of_torch(
+    shape: tuple[int, ...], channels_last: bool, of_batch: bool
+) -> None:
+    """On the card in float32 against plain torch in float64; each size has its own way of forming sums."""
+    from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, TorchKernels
+    from sltt_bench.backends.native.lif_triton import TritonKernels
+
+    generator = torch.Generator().manual_seed(1)
+    x, before, grad_output, grad_next = (torch.randn(*shape, generator=generator) for _ in range(4))
+    numbers = [torch.rand(shape[1], generator=generator) + 0.1 for _ in range(4)]
+    if of_batch:
+        numbers[1], numbers[0] = torch.var_mean(x, [0, *range(2, x.dim())], correction=0)
+    lif = LIFParameters(tau=1.7)
+    results = []
+    for kernels, device, dtype in (
+        (TorchKernels(), "cpu", torch.float64), (TritonKernels(), "cuda", torch.float32),
+    ):  # fmt: skip
+        tensors = [tensor.to(device, dtype) for tensor in (x, before, grad_output, grad_next)]
+        if channels_last and x.dim() == 4:
+            tensors = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
+        norm = Normalisation(*(number.to(device, dtype) for number in numbers), 1e-5, of_batch)
+        _, membrane = kernels.forward(tensors[0], tensors[1], lif, None, UNSCALED, norm)
+        grad, sums = kernels.backward_normalised(
+            tensors[2], tensors[3], tensors[1], lif, 1.0, tensors[0], norm
+        )
+        results.append([membrane, grad, *kernels.backward_to_input(grad, tensors[0], norm, sums)])
+    for own, exact in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -110,6 +110,7 @@ def this_project(backend: str, method: str, **options: Any) -> Competitor:
     """A backend of the project under one of its methods."""
     options_on = "".join(f", {key}" for key, value in options.items() if value is True)
     options_on += CUDA_GRAPH * (options.get("graphs") == "always")
+    options_on += NORMS.get(options.get("fused_norm", "auto"), "")
     return Competitor(
         f"{backend} {method}{options_on}",
         lambda problem: _made(problem, backends.create(backend, **options), method),
@@ -242,6 +243,7 @@ def ablated(idea: str, method: str) -> Competitor:
 
 FLOAT32_NEURONS = ", neurons in float32"
 CUDA_GRAPH = ", CUDA graphs"
+NORMS = {"always": ", batch norm within neurons", "never": ", batch norm by itself"}
 
 
 class _Baseline(Reference):

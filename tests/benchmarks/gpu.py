@@ -138,6 +138,7 @@ def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
         run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
         bench("nvml-sampling"),
         bench("gpu-time-bptt"),
+        bench("norm-within-neurons"),
         bench("gpu-time-sltt-nf-resnet34"),
         bench("sltt-k1-against-bptt"),
         run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),

@@ -124,8 +124,9 @@ def unscaled(layers: Layers) -> Cost:
 
 
 def norm_and_neurons(layers: Layers) -> Cost:
-    """Batch norm's result is not stored but used by the neurons: 2 forward, and 1 backward."""
-    return _each(layers.normalised, 3, 1)
+    """Batch norm's result is not stored but used by the neurons: 2 forward, and 1 backward, where the neurons' kernel
+    forms the sums too. Launches stay: the programs' parts of the sums are added up by one more."""
+    return _each(layers.normalised, 3, 0)
 
 
 def transposing(layers: Layers) -> Cost:

@@ -371,6 +371,17 @@ def _gpu_time_bptt(size: Size) -> Iterator[Finding]:
     yield from _times("gpu-time-bptt", problem, _on_gpu("bptt"), [(rivals, 0.9)], size)
 
 
+def _norm_within_neurons(size: Size) -> Iterator[Finding]:
+    """Native with batch norm computed within the neurons' kernels, and by itself."""
+    setting = {"graphs": "always"} if size.device.startswith("cuda") else {}
+    problems = (cifar_resnet18(precision=_half(size)), gesture_vgg11(precision=_half(size)))
+    for problem, method in zip((*problems, problems[0]), ("sltt", "sltt", "bptt"), strict=True):
+        within, by_itself = (
+            this_project("native", method, fused_norm=choice, **setting) for choice in ("always", "never")
+        )
+        yield from _times("norm-within-neurons", problem, [within], [([by_itself], 1.0)], size)
+
+
 def _k1_against_bptt(size: Size) -> Iterator[Finding]:
     problem = imagenet_nf_resnet34(precision="fp16")
     against = [(_on_gpu("bptt"), 0.5)]
@@ -422,6 +433,12 @@ ROWS: tuple[Row, ...] = (
         )
     ),
     Row("gpu-time-bptt", "GPU time of an iteration, BPTT, ResNet-18", "cuda", _gpu_time_bptt),
+    Row(
+        "norm-within-neurons",
+        "batch norm within the neurons' kernels: native with it by itself",
+        "cuda",
+        _norm_within_neurons,
+    ),
     Row("nvml-sampling", "an epoch's time with the sensors read meanwhile", "cuda", _sampling_cost),
     Row("sltt-k1-against-bptt", "SLTT-K1 against BPTT, both native", "cuda", _k1_against_bptt),
     *(

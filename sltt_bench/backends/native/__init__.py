@@ -2,6 +2,7 @@
 
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
     neuron                            a layer of neurons whose only state is u
+    batch_norm                        batch norm within the neurons' kernel
     saved_tensor_hooks                what the potentials determine is not stored for the backward pass
     loop_invariants                   what is the same at all steps is computed once an iteration
     pooling                           average pooling keeps shapes
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
+from sltt_bench.backends.native.batch_norm import NotTraceable, defer
 from sltt_bench.backends.native.compilation import Compilation
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
@@ -59,6 +61,7 @@ class Native:
         channels_last: bool = True,
         compile: bool = False,
         graphs: Literal["auto", "always", "never"] = "auto",
+        fused_norm: Literal["auto", "always", "never"] = "auto",
     ) -> None:
         """The options are those of a recipe's section `native`.
 
@@ -69,10 +72,15 @@ class Native:
         it stores for the backward pass is its own choice.
         `graphs`: iterations are replayed as CUDA graphs; `auto` where that can serve, and `provenance` says
         what cannot.
+        `fused_norm`: batch norm is computed within the kernels of the neurons behind it; `auto` on a GPU, since on a
+        CPU torch's own batch norm gives the reference's currents to the last bit.
         """
         self._recompute = recompute
         self._channels_last = channels_last
         self._compile = compile
+        self._fused_norm = fused_norm
+        self._norms = ""
+        """Which batch norms the neurons compute, or why none; empty if none was to be."""
         self._compilation: Compilation | None = None
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
@@ -109,6 +117,8 @@ class Native:
             return f"native.graphs=always needs a CUDA device, but the device is {device}"
         if self._compile and self._recompute:
             return "native.compile decides by itself what to compute again; switch native.recompute off"
+        if self._compile and self._fused_norm == "always":
+            return "native.compile makes the step from the equations; leave native.fused_norm out"
         return other_than_lif(neuron) or kernels.unsupported(neuron, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
@@ -129,7 +139,17 @@ class Native:
                 if isinstance(module, SequenceDropout):
                     module.register_forward_hook(fills_with_zero)
             make_lean(network)
+            if self._fused_norm == "always" or (
+                self._fused_norm == "auto" and torch.device(device).type == "cuda"
+            ):
+                self._fuse_norms(network)
         return network.to(device)
+
+    def _fuse_norms(self, network: nn.Module) -> None:
+        try:
+            self._norms = f"{defer(network, NativeLIF)}, within the kernels of neurons"
+        except NotTraceable as error:
+            self._norms = f"none within kernels of neurons: the forward method cannot be traced: {error}"
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
@@ -196,6 +216,8 @@ class Native:
             "computed once an iteration": _list(self._once.computed_once),
             "torch": torch.__version__,
         }
+        if self._norms:
+            facts["batch norms"] = self._norms
         if isinstance(self._units, UnitNetwork):
             facts["units"] = f"{len(self._units.units)}, computed for all steps at once, and again"
         elif self._units is not None:

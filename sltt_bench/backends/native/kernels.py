@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling, TorchKernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, Scaling, TorchKernels
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
@@ -25,10 +25,12 @@ class Kernels(Protocol):
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
+        norm: Normalisation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
-        u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own.
+        u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own. With `norm` (β = 1), I[t] is the
+        normalised x, rounded to its type as if it were stored.
         """
 
     def backward(
@@ -45,6 +47,26 @@ class Kernels(Protocol):
 
         They are one tensor where β = 1. Without `through_time` the second is not wanted, and None.
         """
+
+    def backward_normalised(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        gain: float,
+        x: Tensor,
+        norm: Normalisation,
+    ) -> tuple[Tensor, Tensor | None]:
+        """∂L/∂u[t] = ∂L/∂I[t] as `backward`, for I[t] that was normalised from x; and what `backward_to_input` wants.
+
+        That is, by channel, [2, channels]: Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I; None where it sums by itself.
+        """
+
+    def backward_to_input(
+        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums; through μ and σ² where they are the batch's own."""
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """γ s[t] from u[t], of its shape, type and memory format."""
@@ -69,9 +91,11 @@ class KernelsByDevice:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
+        norm: Normalisation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As Kernels.forward."""
-        return self._of(x, "forward").forward(x, previous, neuron, out, scale)
+        kernels = self._of(x, "forward" if norm is None else "forward with batch norm")
+        return kernels.forward(x, previous, neuron, out, scale, norm)
 
     def backward(
         self,
@@ -86,6 +110,26 @@ class KernelsByDevice:
         """As Kernels.backward."""
         kernels = self._of(membrane, "backward")
         return kernels.backward(grad_output, grad_next, membrane, neuron, scale, through_time=through_time)
+
+    def backward_normalised(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        gain: float,
+        x: Tensor,
+        norm: Normalisation,
+    ) -> tuple[Tensor, Tensor | None]:
+        """As Kernels.backward_normalised."""
+        kernels = self._of(membrane, "backward with batch norm")
+        return kernels.backward_normalised(grad_output, grad_next, membrane, neuron, gain, x, norm)
+
+    def backward_to_input(
+        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As Kernels.backward_to_input."""
+        return self._of(x, "backward with batch norm").backward_to_input(grad, x, norm, sums)
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """As Kernels.fire."""

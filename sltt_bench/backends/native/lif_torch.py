@@ -5,7 +5,7 @@
     fire       u[t] → s[t]
 
 All carry u, the potential before the reset, and recompute spike and reset from it. A scaled layer receives
-x = β I and hands on γ s. The operations
+x = β I and hands on γ s; one behind a batch norm may receive what is to be normalised. The operations
 and their order are those of `sltt_bench.neurons`, so that spikes agree to the last bit. On the CPU
 they run over pieces that stay in the cache: a chain of operations then costs one pass over memory.
 """
@@ -37,6 +37,33 @@ class Scaling(NamedTuple):
 UNSCALED = Scaling()
 
 
+class Normalisation(NamedTuple):
+    """A batch norm before a layer of neurons: I = γ (x − μ) / √(σ² + ε) + β, by channel (dimension 1 of x)."""
+
+    mean: Tensor
+    """μ [channels], as the rest in float32, or wider if x is."""
+    variance: Tensor
+    """σ² [channels], not corrected for bias."""
+    weight: Tensor
+    """γ [channels]."""
+    bias: Tensor
+    """β [channels]."""
+    eps: float
+    of_batch: bool
+    """Whether μ and σ² are those of x itself, so that a gradient flows through them."""
+
+    @property
+    def inverse_deviation(self) -> Tensor:
+        """1 / √(σ² + ε) [channels]."""
+        return torch.rsqrt(self.variance + self.eps)
+
+    def affine(self, dimensions: int) -> tuple[Tensor, Tensor]:
+        """a and b of I = a x + b, [1, channels, 1, …] for an x of so many dimensions."""
+        factor = self.weight * self.inverse_deviation
+        shape = (1, -1, *[1] * (dimensions - 2))
+        return factor.view(shape), (self.bias - self.mean * factor).view(shape)
+
+
 class TorchKernels:
     """The kernels of any device."""
 
@@ -47,11 +74,14 @@ class TorchKernels:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
+        norm: Normalisation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
-        `out` receives u[t]; it may be `previous` itself.
+        `out` receives u[t]; it may be `previous` itself. With `norm`, I[t] is the normalised x.
         """
+        if norm is not None:
+            return self._forward_normalised(x, previous, neuron, out, scale.gain, norm)
         if previous is None:
             if scale.divisor == 1:
                 membrane = x + neuron.resting_potential
@@ -65,6 +95,30 @@ class TorchKernels:
             _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron)
             if scale.gain != 1:
                 spikes_.mul_(scale.gain)
+        return spikes, membrane
+
+    def _forward_normalised(
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        neuron: LIFParameters,
+        out: Tensor | None,
+        gain: float,
+        norm: Normalisation,
+    ) -> tuple[Tensor, Tensor]:
+        factor, shift = norm.affine(x.dim())
+        membrane = torch.empty_like(x) if out is None else out
+        spikes = torch.empty_like(x)
+        past = x if previous is None else previous
+        threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
+        for x_, past_, membrane_, spikes_ in _samples(x, past, membrane, spikes):
+            current_ = (x_ * factor).add_(shift).to(x.dtype)
+            if previous is None:
+                torch.ge(membrane_.copy_(current_).add_(neuron.resting_potential), threshold, out=spikes_)
+            else:
+                _leak_and_integrate(current_, past_, membrane_, spikes_, neuron)
+            if gain != 1:
+                spikes_.mul_(gain)
         return spikes, membrane
 
     def backward(
@@ -92,6 +146,29 @@ class TorchKernels:
         if not through_time:
             return grad if scale.divisor == 1 else grad.div_(scale.divisor), None
         return grad if scale.divisor == 1 else grad / scale.divisor, grad
+
+    def backward_normalised(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        gain: float,
+        x: Tensor,
+        norm: Normalisation,
+    ) -> tuple[Tensor, None]:
+        """∂L/∂u[t] = ∂L/∂I[t] as `backward` gives it, and no sums: `backward_to_input` forms them itself."""
+        return self.backward(grad_output, grad_next, membrane, neuron, Scaling(gain=gain))[0], None
+
+    def backward_to_input(
+        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t]."""
+        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, norm.weight, norm.mean, norm.variance, norm.mean, norm.inverse_deviation,
+            norm.of_batch, norm.eps, [True, True, True],
+        )  # fmt: skip
+        return grad_x, grad_weight, grad_bias
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """γ s[t] from u[t], of its shape, type and memory format."""
@@ -176,6 +253,13 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield from zip(*(torch.split(tensor, PIECE) for tensor in flat), strict=True)
     else:
         yield tensors
+
+
+def _samples(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors [batch, …] in pieces of whole samples, of which each channel has its own numbers."""
+    first = tensors[0]
+    samples = max(1, PIECE * len(first) // max(1, first.numel()))
+    yield from zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """The LIF step and its derivative as fused Triton kernels: each reads and writes every tensor once.
 
-The same three functions as in `lif_torch`. Numbers are computed in float32 (float64 for float64) and
+The same functions as in `lif_torch`. Numbers are computed in float32 (float64 for float64) and
 rounded once, when u is stored; the spike is read off the stored u, so that `fire` says the same.
 
 Set TRITON_INTERPRET=1 before the first import to run them on the CPU, slowly, for tests.
@@ -19,14 +19,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
+from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, Scaling
 from sltt_bench.neurons import LIFParameters
 
 SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
 """The surrogates with a formula here, in the order of their numbers in `_surrogate`."""
 
 BLOCK = 1024
-"""Elements of one program."""
+"""Elements of one program, or of one turn of a program that takes several."""
+PROGRAMS = 512
+"""About so many programs form the sums of a tensor over all but its channels: each adds up its part alone, and
+what is added up afterwards is small."""
+TILE_CHANNELS = 64
+"""Channels of a program that forms sums, where channels lie side by side in memory."""
 
 _PI = tl.constexpr(math.pi)
 
@@ -64,11 +69,43 @@ def _scaled(x, FACTOR: tl.constexpr, COMPUTE: tl.constexpr):
 
 
 @triton.jit
+def _inverse_deviation(variance_ptr, channel, known, EPS: tl.constexpr, COMPUTE: tl.constexpr):
+    """1 / √(σ² + ε) of channels; of those not known, a number."""
+    return 1.0 / tl.sqrt(tl.load(variance_ptr + channel, mask=known, other=1.0).to(COMPUTE) + EPS)
+
+
+@triton.jit
+def _gradient(
+    through_spikes,
+    past,
+    u,
+    THRESHOLD: tl.constexpr,
+    V_RESET: tl.constexpr,
+    SOFT: tl.constexpr,
+    DETACHED: tl.constexpr,
+    SURROGATE: tl.constexpr,
+):
+    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g."""
+    if not DETACHED:
+        if SOFT:
+            through_spikes -= THRESHOLD * past
+        else:
+            through_spikes += (V_RESET - u) * past
+    if not SOFT:
+        past = tl.where(u >= THRESHOLD, 0.0, past)
+    return through_spikes * _surrogate(u - THRESHOLD, SURROGATE) + past
+
+
+@triton.jit
 def _forward_kernel(
     x_ptr,
     previous_ptr,
     membrane_ptr,
     output_ptr,
+    mean_ptr,
+    variance_ptr,
+    weight_ptr,
+    bias_ptr,
     elements,
     DECAY: tl.constexpr,
     THRESHOLD: tl.constexpr,
@@ -78,13 +115,29 @@ def _forward_kernel(
     SOFT: tl.constexpr,
     FACTOR: tl.constexpr,
     GAIN: tl.constexpr,
+    NORMALISED: tl.constexpr,
+    EPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u[t] = λ (v[t−1] − rest) + rest + x / β,  s[t] = H(u[t] − V_th); γ s[t] goes out."""
+    """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out.
+
+    I[t] = x / β, or the normalised x. Its channel is that of every INNERth element in memory.
+    """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
-    current = _scaled(tl.load(x_ptr + index, mask=inside), FACTOR, COMPUTE)
+    x = tl.load(x_ptr + index, mask=inside)
+    if NORMALISED:
+        channel = index // INNER % CHANNELS
+        slope = _inverse_deviation(variance_ptr, channel, inside, EPS, COMPUTE)
+        slope *= tl.load(weight_ptr + channel, mask=inside).to(COMPUTE)
+        shift = tl.load(bias_ptr + channel, mask=inside).to(COMPUTE)
+        shift -= tl.load(mean_ptr + channel, mask=inside).to(COMPUTE) * slope
+        current = (x.to(COMPUTE) * slope + shift).to(x.dtype).to(COMPUTE)
+    else:
+        current = _scaled(x, FACTOR, COMPUTE)
     if FIRST:
         u = current + REST
     else:
@@ -118,10 +171,7 @@ def _backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g.
-
-    ∂L/∂s = γ ∂L/∂(γ s), ∂L/∂x = ∂L/∂u / β. ∂L/∂u is stored if the step before wants it and β is not 1.
-    """
+    """∂L/∂x = ∂L/∂u / β, with ∂L/∂s = γ ∂L/∂(γ s). ∂L/∂u is stored if the step before wants it and β is not 1."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     u = tl.load(membrane_ptr + index, mask=inside).to(COMPUTE)
@@ -131,19 +181,109 @@ def _backward_kernel(
     past = tl.zeros((BLOCK,), COMPUTE)
     if FROM_NEXT:
         past = DECAY * tl.load(grad_next_ptr + index, mask=inside).to(COMPUTE)
-        if not DETACHED:
-            if SOFT:
-                through_spikes -= THRESHOLD * past
-            else:
-                through_spikes += (V_RESET - u) * past
-        if not SOFT:
-            past = tl.where(u >= THRESHOLD, 0.0, past)
-    grad = through_spikes * _surrogate(u - THRESHOLD, SURROGATE) + past
+    grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
     stored = grad.to(grad_x_ptr.dtype.element_ty)
     if TO_PAST:
         tl.store(grad_ptr + index, stored, mask=inside)
     grad_x = _scaled(stored, FACTOR, COMPUTE)
     tl.store(grad_x_ptr + index, grad_x.to(grad_x_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _normalised_backward_kernel(
+    grad_output_ptr,
+    grad_next_ptr,
+    membrane_ptr,
+    x_ptr,
+    grad_ptr,
+    sums_ptr,
+    mean_ptr,
+    variance_ptr,
+    elements,
+    DECAY: tl.constexpr,
+    THRESHOLD: tl.constexpr,
+    V_RESET: tl.constexpr,
+    FROM_OUTPUT: tl.constexpr,
+    FROM_NEXT: tl.constexpr,
+    SOFT: tl.constexpr,
+    DETACHED: tl.constexpr,
+    SURROGATE: tl.constexpr,
+    GAIN: tl.constexpr,
+    EPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    TILE: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """∂L/∂u[t] = ∂L/∂I[t], and of a program's part of the elements Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I by channel.
+
+    A program takes TILE channels and, in turn, places of a channel; there are elements / CHANNELS of them.
+    """
+    channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    known = channel < CHANNELS
+    mean = tl.load(mean_ptr + channel, mask=known, other=0.0).to(COMPUTE)
+    inverse = _inverse_deviation(variance_ptr, channel, known, EPS, COMPUTE)
+    at_once: tl.constexpr = BLOCK // TILE
+    weighted = tl.zeros((at_once, TILE), COMPUTE)
+    plain = tl.zeros((at_once, TILE), COMPUTE)
+    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
+    for first in range(tl.program_id(0) * at_once, places, tl.num_programs(0) * at_once):
+        place = tl.arange(0, at_once).to(tl.int64) + first
+        start = place // INNER * (CHANNELS * INNER) + place % INNER
+        index = start[:, None] + channel[None, :] * INNER
+        inside = (place < places)[:, None] & known[None, :]
+        u = tl.load(membrane_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        through_spikes = tl.zeros((at_once, TILE), COMPUTE)
+        if FROM_OUTPUT:
+            grad_output = tl.load(grad_output_ptr + index, mask=inside, other=0.0)
+            through_spikes = _scaled(grad_output, GAIN, COMPUTE)
+        past = tl.zeros((at_once, TILE), COMPUTE)
+        if FROM_NEXT:
+            past = DECAY * tl.load(grad_next_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
+        stored = grad.to(grad_ptr.dtype.element_ty)
+        tl.store(grad_ptr + index, stored, mask=inside)
+        x = tl.load(x_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        plain += stored.to(COMPUTE)  # 0 outside
+        weighted += stored.to(COMPUTE) * ((x - mean[None, :]) * inverse[None, :])
+    sums = sums_ptr + tl.program_id(0) * (2 * CHANNELS) + channel
+    tl.store(sums, tl.sum(weighted, axis=0), mask=known)
+    tl.store(sums + CHANNELS, tl.sum(plain, axis=0), mask=known)
+
+
+@triton.jit
+def _input_gradient_kernel(
+    grad_ptr,
+    x_ptr,
+    grad_x_ptr,
+    sums_ptr,
+    mean_ptr,
+    variance_ptr,
+    weight_ptr,
+    elements,
+    OF_BATCH: tl.constexpr,
+    EPS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """∂L/∂x = γ r (∂L/∂I − (Σ ∂L/∂I + x̂ Σ ∂L/∂I x̂) / n), r = 1 / √(σ² + ε), x̂ = (x − μ) r, n elements of a channel;
+    without the sums where μ and σ² are not the batch's own."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < elements
+    channel = index // INNER % CHANNELS
+    grad = tl.load(grad_ptr + index, mask=inside).to(COMPUTE)
+    inverse = _inverse_deviation(variance_ptr, channel, inside, EPS, COMPUTE)
+    if OF_BATCH:
+        x = tl.load(x_ptr + index, mask=inside).to(COMPUTE)
+        normalised = (x - tl.load(mean_ptr + channel, mask=inside).to(COMPUTE)) * inverse
+        weighted = tl.load(sums_ptr + channel, mask=inside).to(COMPUTE)
+        plain = tl.load(sums_ptr + CHANNELS + channel, mask=inside).to(COMPUTE)
+        grad -= (plain + normalised * weighted) / (elements // CHANNELS).to(COMPUTE)
+    grad *= tl.load(weight_ptr + channel, mask=inside).to(COMPUTE) * inverse
+    tl.store(grad_x_ptr + index, grad.to(grad_x_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -174,18 +314,20 @@ class TritonKernels:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
+        norm: Normalisation | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
-        `out` receives u[t]; it may be `previous` itself.
+        `out` receives u[t]; it may be `previous` itself. With `norm`, I[t] is the normalised x.
         """
         membrane = torch.empty_like(x) if out is None else out
         spikes = torch.empty_like(membrane)
         x = _laid_out_as(membrane, x)
         past = x if previous is None else _laid_out_as(membrane, previous)
+        by_channel = (x, x, x, x) if norm is None else (norm.mean, norm.variance, norm.weight, norm.bias)
         _launch(
             _forward_kernel,
-            (x, past, membrane, spikes),
+            (x, past, membrane, spikes, *by_channel),
             DECAY=neuron.decay,
             THRESHOLD=neuron.v_threshold,
             V_RESET=neuron.v_reset,
@@ -194,6 +336,9 @@ class TritonKernels:
             SOFT=neuron.reset == "soft",
             FACTOR=_reciprocal(scale.divisor, x.dtype),
             GAIN=scale.gain,
+            NORMALISED=norm is not None,
+            EPS=0.0 if norm is None else norm.eps,
+            **({"CHANNELS": 1, "INNER": 1} if norm is None else _channels_of(x)),
         )
         if out is not None:  # autograd sees no kernel write; its check of saved tensors counts versions
             torch.autograd.graph.increment_version(out)
@@ -237,6 +382,69 @@ class TritonKernels:
         )
         return grad_x, grad if through_time else None
 
+    def backward_normalised(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        gain: float,
+        x: Tensor,
+        norm: Normalisation,
+    ) -> tuple[Tensor, Tensor]:
+        """∂L/∂u[t] = ∂L/∂I[t], and by channel [2, channels] its sums with the normalised x and alone."""
+        grad = torch.empty_like(membrane)
+        membrane = _laid_out_as(grad, membrane)
+        layout = _channels_of(grad)
+        channels = layout["CHANNELS"]
+        tile = min(TILE_CHANNELS, triton.next_power_of_2(channels)) if layout["INNER"] == 1 else 1
+        places, columns = grad.numel() // max(1, channels), triton.cdiv(channels, tile)
+        rows = max(1, min(triton.cdiv(places * tile, BLOCK), PROGRAMS // columns))
+        sums = norm.mean.new_empty(rows, 2, channels)
+        _launch(
+            _normalised_backward_kernel,
+            (
+                membrane if grad_output is None else _laid_out_as(membrane, grad_output),
+                membrane if grad_next is None else _laid_out_as(membrane, grad_next),
+                membrane,
+                _laid_out_as(membrane, x),
+                grad,
+                sums,
+                norm.mean,
+                norm.variance,
+            ),
+            (rows, columns),
+            DECAY=neuron.decay,
+            THRESHOLD=neuron.v_threshold,
+            V_RESET=neuron.v_reset,
+            FROM_OUTPUT=grad_output is not None,
+            FROM_NEXT=grad_next is not None,
+            SOFT=neuron.reset == "soft",
+            DETACHED=neuron.detach_reset,
+            SURROGATE=SURROGATES.index(neuron.surrogate),
+            GAIN=gain,
+            EPS=norm.eps,
+            TILE=tile,
+            **layout,
+        )
+        return grad, sums.sum(0)
+
+    def backward_to_input(
+        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t] and its sums."""
+        assert sums is not None
+        grad_x = torch.empty_like(grad)
+        tensors = _laid_out_as(grad_x, grad), _laid_out_as(grad_x, x), grad_x
+        _launch(
+            _input_gradient_kernel,
+            (*tensors, sums, norm.mean, norm.variance, norm.weight),
+            OF_BATCH=norm.of_batch,
+            EPS=norm.eps,
+            **_channels_of(grad_x),
+        )
+        return grad_x, sums[0], sums[1]
+
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """γ s[t] from u[t], of its shape, type and memory format."""
         spikes = torch.empty_like(membrane)
@@ -252,14 +460,21 @@ def _reciprocal(divisor: float, dtype: torch.dtype) -> float:
     return float(torch.ones((), dtype=arithmetic) / torch.tensor(divisor, dtype=arithmetic))
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], **constants: Any) -> None:
-    """Run a kernel over the elements of tensors that lie alike in memory."""
+def _channels_of(tensor: Tensor) -> dict[str, Any]:
+    """Of a dense tensor [batch, channels, …]: how many channels, and how many elements lie in memory before the next."""
+    return {"CHANNELS": tensor.shape[1], "INNER": tensor.stride(1) if tensor.shape[1] > 1 else 1}
+
+
+def _launch(
+    kernel: Any, tensors: tuple[Tensor, ...], grid: tuple[int, ...] | None = None, **constants: Any
+) -> None:
+    """Run a kernel over the elements of tensors that lie alike in memory, by programs of BLOCK elements or a `grid`."""
     first = tensors[0]
     elements = first.numel()
     if elements == 0:
         return
     compute = tl.float64 if first.dtype == torch.float64 else tl.float32
-    grid = (triton.cdiv(elements, BLOCK),)
+    grid = grid or (triton.cdiv(elements, BLOCK),)
     with torch.cuda.device_of(first):
         # No contraction to fused multiply-adds: they round once where the equations round twice, and a
         # potential at the threshold would fire on one device only.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import Kernels
 from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
@@ -47,19 +48,27 @@ class NativeLIF(SpikingNeuron):
                 f"{tuple(current.shape)}; call reset_state before a new sequence"
             )
         reuse = previous if before is not None and before.holder() is None else None
-        spikes, membrane = self._kernels.forward(current.detach(), previous, self.parameters_, reuse, scale)
+        deferred = deferred_by(current)
+        x, norm = (current.detach(), None) if deferred is None else deferred
+        spikes, membrane = self._kernels.forward(x, previous, self.parameters_, reuse, scale, norm)
         link = None if before is None else before.link
         if torch.is_grad_enabled() and (current.requires_grad or link is not None):
-            return self._recorded(current, link, spikes, membrane, scale)
+            return self._recorded(current, link, spikes, membrane, scale, norm is not None)
         self._carried = _Carried(membrane, None, _nobody)
         return spikes
 
     def _recorded(
-        self, current: Tensor, link: Tensor | None, spikes: Tensor, membrane: Tensor, scale: Scaling
+        self,
+        current: Tensor,
+        link: Tensor | None,
+        spikes: Tensor,
+        membrane: Tensor,
+        scale: Scaling,
+        normalises: bool,
     ) -> Tensor:
         """The spikes as part of the graph."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
-        done = _Done(spikes, kept, self._kernels, self.parameters_, scale)
+        done = _Done(spikes, kept, self._kernels, self.parameters_, scale, normalises)
         with self._saved.announce(kept):
             spikes, link = _Step.apply(current, link, done)
         # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
@@ -127,6 +136,8 @@ class _Done(NamedTuple):
     kernels: Kernels
     neuron: LIFParameters
     scale: Scaling
+    normalises: bool
+    """Whether the currents are a placeholder, of which the step made the normalised currents itself."""
 
 
 class _Step(torch.autograd.Function):
@@ -143,6 +154,7 @@ class _Step(torch.autograd.Function):
         ctx.save_for_backward(membrane)
         ctx.membrane = weakref.ref(done.membrane)
         ctx.kernels, ctx.neuron, ctx.scale = done.kernels, done.neuron, done.scale
+        ctx.normalises = done.normalises
         return done.spikes, membrane.detach()
 
     @staticmethod
@@ -154,6 +166,17 @@ class _Step(torch.autograd.Function):
             return None, None, None
         (membrane,) = ctx.saved_tensors
         through_time = ctx.needs_input_grad[1]
+        if ctx.normalises and ctx.needs_input_grad[0]:
+            grad = gradient_passes_through(
+                ctx.next_functions[0][0],
+                ctx.kernels,
+                grad_output=grad_spikes,
+                grad_next=grad_next,
+                membrane=membrane,
+                neuron=ctx.neuron,
+                gain=ctx.scale.gain,
+            )
+            return grad, grad if through_time else None, None
         gradients = ctx.kernels.backward(
             grad_spikes, grad_next, membrane, ctx.neuron, ctx.scale, through_time=through_time
         )

@@ -413,7 +413,7 @@ def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
 # Cutting ----------------------------------------------------------------------------------------
 
 
-class _UnitTracer(fx.Tracer):
+class StepTracer(fx.Tracer):
     """Sees the calls of layers, and looks into what consists of layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -427,7 +427,7 @@ def _trace(network: nn.Module) -> fx.Graph:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             raise NotSeparable(f"{type(module).__name__} would draw anew when it is computed again")
     try:
-        graph = _UnitTracer().trace(network)
+        graph = StepTracer().trace(network)
     except Exception as error:  # whatever a forward method may do with a value that is none yet
         raise NotSeparable(
             f"its forward method cannot be traced: {' '.join(str(error).split())[:200]}"

@@ -1,0 +1,304 @@
+"""Batch norm within the neurons' kernels: the reference's gradients and statistics, and nothing stored twice."""
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from on_backends import T, build, gradient_error, train, train_reference
+from thinned import thinned
+from torch import Tensor, nn
+
+from sltt_bench import backends, methods, models
+from sltt_bench.backends.native.batch_norm import NotTraceable, defer
+from sltt_bench.backends.native.neuron import NativeLIF
+from sltt_bench.experiment import Experiment, assemble, make_backend
+from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.models.options import MSResNetOptions, PreActResNetOptions, SEWResNetOptions
+from sltt_bench.neurons import LIFParameters, reset_state
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+from sltt_bench.unroll import Unroll
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+    monkeypatch.setattr("sltt_bench.backends.native.loop_invariants.SMALL", 0)
+
+
+train_fused = partial(train, "native", watched=False, fused_norm="always")
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "recompute"),
+    [
+        ("cnn", "bptt", False), ("cnn", "sltt", False), ("cnn", "bptt-ckpt2", False), ("cnn", "bptt-d0.5", True),
+        ("cnn", "sltt-k2", True), ("preact-resnet18", "bptt", True), ("preact-resnet18", "sltt", True),
+        *thinned([
+            *((model, method, recompute) for model in ("preact-resnet18", "vgg11")
+              for method in ("bptt", "sltt", "sltt-k2") for recompute in (False, True)),
+            *(("cnn", method, recompute) for method in ("tbptt-w2", "sltt-a2", "bptt-d0.5") for recompute in (False, True)),
+        ], keep=5),
+    ],
+)  # fmt: skip
+def test_gradients_and_running_statistics_are_those_of_the_reference(
+    model: str, method: str, recompute: bool
+) -> None:
+    reference = train_reference(model, method, dtype=torch.float64)
+    fused = train_fused(model, method, dtype=torch.float64, recompute=recompute)
+    if method != "sltt-a2":  # which looks at the spikes of each layer
+        assert "forward with batch norm" in fused.backend.provenance()["neuron"]
+    assert gradient_error(fused, reference) < 1e-12
+    assert torch.equal(fused.outputs, reference.outputs)
+    assert all(torch.equal(fused.buffers[name], reference.buffers[name]) for name in reference.buffers)
+
+
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_gradients_of_other_neurons(reset: Any) -> None:
+    how: Any = {
+        "neuron": LIFParameters(tau=1.7, v_threshold=0.8, reset=reset, v_reset=-0.2, surrogate="sigmoid"),
+        "dtype": torch.float64,
+        "repeated_image": False,
+    }
+    reference = train_reference("cnn", "bptt", **how)
+    assert gradient_error(train_fused("cnn", "bptt", **how), reference) < 1e-12
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_in_mixed_precision_it_differs_by_no_more_than_the_format(precision: str, method: str) -> None:
+    exact = train_reference("cnn", method)
+    rounded = train_reference("cnn", method, precision=precision)
+    fused = train_fused("cnn", method, precision=precision)
+    assert {gradient.dtype for gradient in fused.gradients.values()} == {torch.float32}
+    assert gradient_error(fused, rounded) < gradient_error(rounded, exact)
+    for name, learned in rounded.buffers.items():
+        torch.testing.assert_close(fused.buffers[name], learned, rtol=1e-3, atol=1e-3)
+
+
+def network_of(model: str = "preact-resnet18", **options: Any) -> tuple[nn.Module, Any]:
+    backend = backends.create("native", **{"fused_norm": "always", **options})
+    return build(backend, model, LIFParameters()), backend
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_without_a_graph_outputs_are_those_of_the_reference(training: bool) -> None:
+    x = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    outputs = []
+    for network in (network_of()[0], build(backends.create("reference"), "preact-resnet18", LIFParameters())):
+        network.train(training)
+        for module in network.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        with torch.no_grad():
+            outputs.append(torch.stack([network(x * t) for t in (1, 2)]))
+        reset_state(network)
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_has_a_gradient_too() -> None:
+    gradients = []
+    for fused in ("always", "never"):
+        network, _ = network_of("cnn", fused_norm=fused)
+        network = network.double().eval()
+        network(torch.ones(2, 3, 16, 16, dtype=torch.float64)).square().sum().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-12)
+
+
+# Where it may not be ------------------------------------------------------------------------------
+
+
+def fused_norms(options: Any) -> set[str]:
+    network = models.build(
+        options,
+        neuron=lambda: backends.create("native").neuron(LIFParameters()),
+        input_shape=(3, 32, 32),
+        classes=4,
+    )
+    defer(network, NativeLIF)
+    return {name for name, module in network.named_modules() if type(module).__name__.startswith("Deferring")}
+
+
+def test_only_those_are_fused_that_nothing_but_neurons_reads() -> None:
+    assert len(fused_norms(PreActResNetOptions(width=4))) == 17
+    spiking = fused_norms(SEWResNetOptions(name="sew-resnet18", width=8))
+    assert {"layer1.0.bn1", "layer1.0.bn2", "layer2.0.downsample.1"} <= spiking
+    currents = fused_norms(MSResNetOptions(name="ms-resnet18", width=8))
+    assert "layer1.0.bn1" in currents
+    assert not [name for name in currents if name.endswith(".bn2") or "shortcut" in name]
+    assert not fused_norms(PreActResNetOptions(width=4, normalisation="tdbn"))
+
+
+class Reads(nn.Module):
+    """Its batch norm is seen by something else, used twice, or of another kind."""
+
+    def __init__(self, norm: nn.Module, *, adds: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        self.norm, self.adds, self.twice = norm, adds, twice
+        self.neuron = backends.create("native").neuron(LIFParameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.norm(x) if self.twice else x)
+        spikes: Tensor = self.neuron(y)
+        return spikes + y if self.adds else spikes
+
+
+@pytest.mark.parametrize(
+    ("network", "count"),
+    [
+        (lambda: Reads(nn.BatchNorm1d(4)), 1),
+        (lambda: Reads(nn.BatchNorm1d(4), adds=True), 0),
+        (lambda: Reads(nn.BatchNorm1d(4), twice=True), 0),
+        (lambda: Reads(nn.BatchNorm1d(4, affine=False)), 0),
+        (lambda: Reads(nn.BatchNorm1d(4, momentum=None)), 0),
+        (lambda: Reads(nn.BatchNorm1d(4, track_running_stats=False)), 0),
+        (lambda: Reads(nn.SyncBatchNorm(4)), 0),
+        (lambda: Reads(nn.GroupNorm(2, 4)), 0),
+    ],
+)
+def test_other_batch_norms_stay_as_they_are(network: Callable[[], nn.Module], count: int) -> None:
+    assert defer(network(), NativeLIF) == count
+
+
+class Decides(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def test_a_network_that_cannot_be_seen_through_keeps_its_own_and_says_so() -> None:
+    backend = backends.create("native", fused_norm="always")
+    network = Decides(nn.BatchNorm1d(4), backend.neuron(LIFParameters()))
+    with pytest.raises(NotTraceable):
+        defer(network, NativeLIF)
+    backend.prepare(network, "cpu")
+    assert "cannot be traced" in backend.provenance()["batch norms"]
+    assert type(network[0]) is nn.BatchNorm1d
+
+
+def test_whoever_reads_a_layers_values_gets_them() -> None:
+    """With a hook on either layer nothing is fused, call by call."""
+    x = torch.randn(5, 3, 16, 16)
+    expected: Tensor = build(backends.create("reference"), "cnn", LIFParameters()).norm1(
+        build(backends.create("reference"), "cnn", LIFParameters()).conv1(x)
+    )
+    for layer in ("norm1", "neuron1"):
+        network, backend = network_of("cnn")
+        seen: list[Tensor] = []
+        handle = network.get_submodule(layer).register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.extend([*inputs, output])
+        )
+        network(x)
+        torch.testing.assert_close(seen[layer == "norm1"], expected)
+        assert "torch forward," in backend.provenance()["neuron"] + ","
+        handle.remove()
+        reset_state(network)
+        network(x)
+        assert len(seen) == 2
+
+
+def test_one_value_a_channel_is_refused_as_torch_does() -> None:
+    network = Reads(nn.BatchNorm1d(4))
+    defer(network, NativeLIF)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network(torch.ones(1, 4))
+    with pytest.raises(ValueError, match="2D or 3D"):
+        network(torch.ones(2, 4, 3, 3))
+
+
+def test_auto_fuses_nothing_on_a_cpu_and_the_compiler_excludes_it() -> None:
+    assert "batch norms" not in train("native", "cnn", "sltt", watched=False).backend.provenance()
+    refused = backends.create("native", compile=True, fused_norm="always")
+    assert "native.fused_norm" in str(refused.unsupported(LIFParameters(), "fp32", "cpu"))
+
+
+def test_parameters_keep_their_names_and_a_copy_is_a_network_of_its_own() -> None:
+    network, backend = network_of()
+    reference = build(backends.create("reference"), "preact-resnet18", LIFParameters())
+    assert [*network.state_dict()] == [*reference.state_dict()]
+    another = copy.deepcopy(network)
+    assert another.layer1[0].bn1.readers[0] is another.layer1[0].neuron1
+    another(torch.randn(2, 3, 16, 16))
+    assert network.layer1[0].neuron1.potential is None
+    assert backend.provenance()["batch norms"].startswith("17")
+
+
+def test_training_goes_as_with_the_reference() -> None:
+    def subject(backend: str, **fields: Any) -> Experiment:
+        fields = {
+            "train.batch_size": 4,
+            "model.channels": [8, 8],
+            "timesteps": 3,
+            "model.dropout": 0.0,
+            **fields,
+        }
+        cell = Cell(load_recipe("digits", fields), "sltt", backend, seed=0, synthetic=True)
+        assembled = assemble(cell, torch.device("cpu"), make_backend(cell))
+        assembled.network.train()
+        return assembled
+
+    generator = torch.Generator().manual_seed(2)
+    x, labels = 2 * torch.randn(4, 1, 8, 8, generator=generator), torch.randint(10, (4,), generator=generator)
+    subjects = subject("native", **{"native.fused_norm": "always"}), subject("reference")
+    for _ in range(3):
+        losses = [one.training_iteration(x, labels).summed_loss for one in subjects]
+        torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
+    assert subjects[0].backend.provenance()["batch norms"].startswith("2,")
+
+
+# Memory -------------------------------------------------------------------------------------------
+
+
+def iterate(network: nn.Module, backend: Any, method: str, x: Tensor, timesteps: int = T) -> None:
+    network.zero_grad()
+    unroll_of = partial(Unroll, loss=lambda output: output.square().mean(), generator=torch.Generator())
+    driver = methods.create(method, timesteps)
+    with backend.sharing(driver), backend.iteration(network):
+        driver.accumulate_gradients(unroll_of(network, [x] * timesteps))
+    reset_state(network)
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_it_takes_no_more_memory_than_batch_norm_by_itself(method: str) -> None:
+    peaks = {}
+    for fused in ("always", "never"):
+        network, backend = network_of(fused_norm=fused)
+        x = torch.randn(4, 3, 16, 16)
+        iterate(network, backend, method, x, 2)
+        with TensorBytes([x], network=network) as counted:
+            iterate(network, backend, method, x, 2)
+        peaks[fused] = counted.peak
+    assert peaks["always"] <= peaks["never"]
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2", "bptt-ckpt2"])
+def test_nothing_of_an_iteration_is_left(method: str) -> None:
+    network, backend = network_of("cnn")
+    x = torch.randn(6, 3, 16, 16)
+    made: list[weakref.ref[Tensor]] = []
+    network.norm1.register_forward_pre_hook(lambda module, inputs: made.append(weakref.ref(inputs[0])))
+    held = []
+    with no_collector(), TensorBytes([x], network=network) as counted:
+        for _ in range(5):
+            iterate(network, backend, method, x)
+            network.zero_grad()
+            held.append(counted.current)
+    assert len(set(held[1:])) == 1
+    assert len(made) >= T
+    assert not [tensor for tensor in made if tensor() is not None]
