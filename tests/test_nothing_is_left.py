@@ -52,7 +52,7 @@ NATIVE_TOO = re.compile("bptt-|tbptt-|sltt-a")
 BACKENDS = ("reference", "native", "spikingjelly")
 
 
-def cell_of(network: str, method: str, backend: str, **native: bool) -> Cell:
+def cell_of(network: str, method: str, backend: str, **native: Any) -> Cell:
     overrides = {**NETWORKS[network], "timesteps": 3, "train.precision": "fp32"}
     overrides |= {f"native.{option}": value for option, value in native.items()}
     return Cell(load_recipe("digits", overrides, chosen_methods=[method]), method, backend, 0, device="cpu")
@@ -130,10 +130,11 @@ def test_memory_after_an_iteration_is_flat_to_the_byte(
         *(("spikingjelly", {}, method) for method in METHODS),
         *(("native", {}, method) for method in (*METHODS, *(m for m in FURTHER_METHODS if NATIVE_TOO.match(m)))),
         *(("native", {"recompute": True}, method) for method in (*METHODS, "bptt-d0.5", "bptt-ckpt2")),
+        *(("native", {"recompute": again, "fused_norm": "always"}, method) for again in (False, True) for method in METHODS),
     ],
 )  # fmt: skip
 def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_network(
-    backend: str, native: dict[str, bool], method: str, network: str
+    backend: str, native: dict[str, Any], method: str, network: str
 ) -> None:
     if backend == "spikingjelly":
         pytest.importorskip("spikingjelly")
