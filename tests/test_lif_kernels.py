@@ -166,8 +166,8 @@ SHAPES = {
     "images of another layout": (LAYOUTS["transposed"], (6, 5, 4, 7)),
     "one channel": (LAYOUTS["contiguous"], (6, 1, 4, 7)),
     "vectors": (LAYOUTS["contiguous"], (9, 5)),
-    "more than a program takes": (LAYOUTS["contiguous"], (40, 3, 9, 7)),
-    "more than a program takes, channels last": (LAYOUTS["channels last"], (20, 130, 3, 2)),
+    "more than a program takes": (LAYOUTS["contiguous"], (35, 2, 9, 7)),
+    "more than a program takes, channels last": (LAYOUTS["channels last"], (9, 130, 3, 2)),
 }
 
 
@@ -182,8 +182,9 @@ def normalisation(x: Tensor, of_batch: bool) -> Normalisation:
     return Normalisation(mean, variance, weight, bias, 1e-3, of_batch)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("of_batch", [True, False], ids=["batch statistics", "running statistics"])
+@pytest.mark.parametrize(
+    ("of_batch", "shape"), [*((True, shape) for shape in SHAPES), (False, "images"), (False, "vectors")]
+)
 def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
     of_batch: bool, shape: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +200,11 @@ def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
     leaves = [tensor.clone().requires_grad_() for tensor in (x, norm.weight, norm.bias)]
     statistics = (None, None) if of_batch else (norm.mean, norm.variance)
     current = F.batch_norm(leaves[0], *statistics, leaves[1], leaves[2], of_batch, 0.1, norm.eps)
-    for reset, past, from_output, from_next in (
+    cases = [
         ("soft", before, True, True), ("hard", before, True, True), ("soft", None, True, False),
         ("soft detached", before, False, True),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for reset, past, from_output, from_next in cases[: 1 if shape.startswith("more") else len(cases)]:
         lif = neuron(reset)
         spikes, membrane = kernels().forward(current.detach(), past, lif, None)
         own_spikes, own_membrane = kernels().forward(x, past, lif, None, Scaling(gain=2.5), norm)
