@@ -1,12 +1,19 @@
-"""What a run looks like while it happens: progress bars on a terminal, plain lines elsewhere."""
+"""What a run looks like while it happens: a live table on a terminal, plain lines elsewhere."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, Literal
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,11 +23,13 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+from rich.text import Text
 
-from sltt_bench.format import format_bytes, format_percent
+from sltt_bench.format import format_bytes, format_percent, format_seconds
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.runner import Display, describe
+from sltt_bench.runner import Display, describe, finished_cells
 
 _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 
@@ -29,17 +38,17 @@ _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 def run_display(
     console: Console, estimated: Mapping[str, int], *, several: bool = False
 ) -> Iterator[Display]:
-    """Bars if the console is a terminal, else lines.
+    """A table with a row for each cell if the console is a terminal, else lines.
 
     `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured. With `several`, cells
-    run side by side: each line and bar names its own.
+    run side by side: each line names its own. The table stays as it stands, whatever ends the run.
     """
     if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console, estimated, several)
         return
-    bars = _Bars(console, estimated, several)
-    with bars.progress:
-        yield bars
+    table = _LiveTable(console, estimated)
+    with table.live:
+        yield table
 
 
 class _Lines:
@@ -91,74 +100,192 @@ class _Lines:
         self._print(f"[dim]{escape(text)}[/dim]")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, soft_wrap=not self._console.is_terminal)
 
 
-class _Bars(_Lines):
-    """A bar over the batches of each cell under way, with the time left, loss, accuracy and memory."""
+@dataclass
+class _Row:
+    """One cell of the table, as far as it has come."""
 
-    def __init__(self, console: Console, estimated: Mapping[str, int], several: bool) -> None:
-        super().__init__(console, estimated, several)
-        self.progress = Progress(
-            TextColumn("      {task.description}epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=8),  # the rest of 80 columns is for figures
-            TaskProgressColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[live]}"),
-            console=console,
-            transient=True,
+    cell: Cell
+    stage: Literal["waiting", "under way", "finished", "lost"] = "waiting"
+    state: str = "waiting"
+    """The stage in a word or two, with the time that is left or was taken."""
+    style: str = "dim"
+    epoch: int | None = None
+    """The one under way, counted from 1; None before its first batch."""
+    loss: float | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """The last whole epoch's row of epochs.csv."""
+    beginning: tuple[float, float] | None = None
+    """Clock (seconds) and share of the batches at the first one that was seen."""
+    note: str = ""
+    """What is being prepared, why the cell failed, or what makes it doubtful."""
+
+    def advance(self, share: float) -> None:
+        """So large a share of its batches is done; the time left is estimated as if all took equally long."""
+        now = monotonic()
+        self.beginning = self.beginning or (now, share)
+        clock, first = self.beginning
+        left = (
+            None
+            if share == first
+            else timedelta(seconds=round((now - clock) * (1 - share) / (share - first)))
         )
-        self._tasks: dict[str, TaskID] = {}
-        """cell_id → its bar, while it is under way."""
+        self.state = "running" if left is None else f"{str(left).removeprefix('0:')} left"
+
+    def end(self, outcome: Outcome) -> None:
+        """How its attempt ended."""
+        self.stage = "finished" if outcome.status == "ok" else "lost"
+        self.style = _STATUS_STYLE.get(outcome.status, "red")
+        after = "" if outcome.wall_s is None else f" {format_seconds(outcome.wall_s)}"
+        self.state = f"{outcome.status}{after}"
+        doubts = outcome.facts.get("doubts")
+        self.note = outcome.reason or (f"this may mean nothing: {doubts}" if doubts else "")
+
+
+_REFRESHES_PER_SECOND = 2
+"""Few: what is measured may run on the same processors."""
+_NEXT = 3
+"""Waiting cells that a screen shows, however small it is."""
+
+
+class _LiveTable(_Lines):
+    """A row for each cell, which moves while the cell is under way; remarks go above the table."""
+
+    def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
+        super().__init__(console, estimated)
+        self._rows: dict[str, _Row] = {}
+        """By cell_id, in the order of the plans."""
+        self.live = Live(self, console=console, refresh_per_second=_REFRESHES_PER_SECOND)
+
+    def run_opened(self, plan: Plan, folder: Path) -> None:
+        super().run_opened(plan, folder)
+        kept = finished_cells(folder)
+        self._rows |= {
+            cell.cell_id: _Row(cell, "finished", "kept", "green") if cell.cell_id in kept else _Row(cell)
+            for cell in plan
+        }
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        super().cell_started(cell, number, total)
-        self._tasks[cell.cell_id] = self.progress.add_task(
-            self._name(cell), total=None, epoch=f"0/{cell.recipe.train.epochs}", live="preparing"
-        )
-
-    def _total(self, cell: Cell) -> float | None:
-        """Batches of all its epochs; None before they are known."""
-        task = self._tasks[cell.cell_id]
-        return next(bar.total for bar in self.progress.tasks if bar.id == task)
+        self._rows[cell.cell_id] = _Row(cell, "under way", "preparing", "")
 
     def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        if cell.cell_id in self._tasks:
-            of = "" if event["total"] is None else f" of {event['total']}"
-            self.progress.update(
-                self._tasks[cell.cell_id], live=escape(f"{event['what']}: {event['done']}{of}")
-            )
+        of = "" if event["total"] is None else f" of {event['total']}"
+        self._rows[cell.cell_id].note = f"{event['what']}: {event['done']}{of}"
 
     def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        if cell.cell_id not in self._tasks:
-            return
-        epochs, per_epoch = cell.recipe.train.epochs, event["total"]
-        live = f"loss {event['loss']:.3f}  top-1 {format_percent(event['top1'])}  {format_bytes(event['memory'])}"
-        self.progress.update(
-            self._tasks[cell.cell_id],
-            total=epochs * per_epoch,
-            completed=(event["epoch"] - 1) * per_epoch + event["done"],
-            epoch=f"{event['epoch']}/{epochs}",
-            live=live,
-        )
+        row = self._rows[cell.cell_id]
+        row.epoch, row.loss, row.note = event["epoch"], event["loss"], ""
+        row.advance((event["epoch"] - 1 + event["done"] / event["total"]) / cell.recipe.train.epochs)
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
-        super().epoch(cell, row)
-        if cell.cell_id in self._tasks:
-            epochs = cell.recipe.train.epochs
-            total = self._total(cell) or epochs
-            self.progress.update(
-                self._tasks[cell.cell_id],
-                total=total,
-                completed=total * row["epoch"] / epochs,
-                epoch=f"{row['epoch']}/{epochs}",
-            )
+        shown = self._rows[cell.cell_id]
+        shown.epoch, shown.loss, shown.figures, shown.note = row["epoch"], row["train_loss"], row, ""
+        shown.advance(row["epoch"] / cell.recipe.train.epochs)
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
-        if (task := self._tasks.pop(cell.cell_id, None)) is not None:
-            self.progress.remove_task(task)
-        super().cell_ended(cell, outcome)
+        self._rows[cell.cell_id].end(outcome)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """As many rows as the screen has lines for; of the others, cells that wait or have ended, their number."""
+        rows = list(self._rows.values())
+        if not rows:
+            return
+        waiting = [row for row in rows if row.stage == "waiting"]
+        ended = [row for stage in ("finished", "lost") for row in rows if row.stage == stage]
+        dispensable = [*reversed(waiting[_NEXT:]), *ended, *reversed(waiting[:_NEXT])]
+        left_out = 0
+        while True:
+            table = _table(rows, dispensable[:left_out], self._estimated, console, options)
+            lines = len(console.render_lines(table, options.update(height=None)))
+            excess = min(lines - console.height + 1, len(dispensable) - left_out)
+            if excess <= 0:
+                break
+            left_out += excess
+        yield table
+
+
+_PEAKS = {"peak_allocated_bytes": "allocated", "peak_tensor_bytes": "tensors", "peak_rss_bytes": "resident"}
+"""Column of epochs.csv → heading; the table shows the first that some cell has."""
+_FIGURES: dict[str, Callable[[_Row], str]] = {
+    "state": lambda row: row.state,
+    "epoch": lambda row: "" if row.epoch is None else f"{row.epoch}/{row.cell.recipe.train.epochs}",
+    "loss": lambda row: "" if row.loss is None else f"{row.loss:.3f}",
+    "top-1": lambda row: _accuracy(row.figures),
+    "train": lambda row: format_seconds(row.figures["train_s"]) if row.figures else "",
+}
+"""Heading → what stands below it; loss is live, the others of the last whole epoch."""
+_ESTIMATE = "est. tensors"
+_DISPENSABLE = (_ESTIMATE, "loss", "train", *_PEAKS.values())
+"""What a narrow terminal goes without, in this order."""
+
+
+def _table(
+    rows: Sequence[_Row],
+    left_out: Sequence[_Row],
+    estimated: Mapping[str, int],
+    console: Console,
+    options: ConsoleOptions,
+) -> RenderableType:
+    """The rows but for those left out, beside them the peaks that were estimated; below what is to be said of some."""
+    hidden = {id(row) for row in left_out}
+    names = _names([row.cell for row in rows])
+    shown = [(escape(name), row) for name, row in zip(names, rows, strict=True) if id(row) not in hidden]
+    figures = dict(_FIGURES)
+    peak = next((name for name in _PEAKS if any(row.figures.get(name) is not None for row in rows)), None)
+    if peak is not None:
+        figures[_PEAKS[peak]] = lambda row: _bytes(row.figures.get(peak))
+    if estimated:
+        figures[_ESTIMATE] = lambda row: _bytes(estimated.get(row.cell.cell_id))
+    table = _rows_of(shown, figures)
+    unbounded = options.update_width(1000)  # else the answer is that it fits
+    for heading in _DISPENSABLE:
+        if heading in figures and Measurement.get(console, unbounded, table).minimum > options.max_width:
+            del figures[heading]
+            table = _rows_of(shown, figures)
+    notes = Table.grid(padding=(0, 1, 0, 0))
+    for name, row in shown:
+        if row.note:
+            notes.add_row(
+                name, escape(row.note), style="yellow" if row.stage == "finished" else row.style or "dim"
+            )
+    counts = Counter(row.stage for row in left_out)
+    more = Text(", ".join(f"{count} more {stage}" for stage, count in counts.items()), "dim")
+    return Group(table, *([more] if counts else []), *([notes] if notes.row_count else []))
+
+
+def _rows_of(rows: Sequence[tuple[str, _Row]], figures: Mapping[str, Callable[[_Row], str]]) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
+    # The name alone may take two lines, between two words; what a column cannot do without is its least width.
+    table.add_column("cell", min_width=_widest(word for name, _ in rows for word in name.split()))
+    for heading, figure in figures.items():
+        least = _widest([heading, *(figure(row) for _, row in rows)])
+        table.add_column(heading, justify="right", no_wrap=True, min_width=least)
+    for name, row in rows:
+        table.add_row(name, *(figure(row) for figure in figures.values()), style=row.style)
+    return table
+
+
+def _widest(texts: Iterable[str]) -> int:
+    return max(map(cell_len, texts), default=0)
+
+
+def _names(cells: Sequence[Cell]) -> list[str]:
+    """What each cell is called among the others: its method, and what not all of them share."""
+    parts = [describe(cell).split(" · ") for cell in cells]
+    common = set.intersection(*map(set, parts)) - {cell.method for cell in cells}
+    return [" ".join(part for part in own if part not in common) for own in parts]
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    """On test or validation data; none was measured on random data."""
+    share = next((row[name] for name in ("test_top1", "validation_top1") if row.get(name) is not None), None)
+    return "" if share is None else format_percent(share)
+
+
+def _bytes(count: float | None) -> str:
+    return "" if count is None else format_bytes(count)
 
 
 @contextmanager
