@@ -457,7 +457,11 @@ def report(
         str | None, typer.Option("--baseline", help="Method that ratios refer to (default: bptt).")
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Comma list: terminal,csv,png,svg,markdown,html,latex,json.")
+        str,
+        typer.Option(
+            "--format",
+            help="Comma list: terminal,csv,svg,svg-column,png,png-column,markdown,html,latex,json.",
+        ),
     ] = "terminal,csv,svg,markdown,html",
     check: Annotated[bool, typer.Option("--check", help="Exit with 1 if a claim does not hold.")] = False,
     full: Annotated[bool, typer.Option("--full", help="Print every table, not only the answer.")] = False,

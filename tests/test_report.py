@@ -316,7 +316,7 @@ from sltt_bench.report import make_report
 pools = []
 original = files.ProcessPoolExecutor
 files.ProcessPoolExecutor = lambda *args, **kwargs: pools.append(args) or original(*args, **kwargs)
-files.os.cpu_count = lambda: 2
+files.os.sched_getaffinity = lambda process: {{0, 1}}
 files.WORTH_A_PROCESS = 2
 make_report([pathlib.Path({str(out.parent / "results")!r})], out=pathlib.Path({str(tmp_path)!r}),
             formats=("terminal", "csv", "html", "svg"), console=Console(quiet=True))

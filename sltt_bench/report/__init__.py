@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sltt_bench.results.reader import Results
     from sltt_bench.results.tables import Skipped
 
-FORMATS = ("terminal", "csv", "png", "svg", "markdown", "html", "latex", "json")
+FORMATS = (
+    "terminal", "csv", "png", "png-column", "svg", "svg-column", "markdown", "html", "latex", "json",
+)  # fmt: skip
 
 BASELINE = "bptt"
 """What ratios refer to, unless another method is asked for."""

@@ -56,13 +56,15 @@ def make_groups(results: Results) -> list[Group]:
         ranks=_ranks(cells, results.epochs),
         tuning=_tuning(cells, results.runs),
     )
+    of_cells = dict(zip(figures, cells[figures].to_numpy(dtype=float).T.tolist(), strict=True))
+    cells["place"] = range(len(cells))
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):
         parts: Any = dict(zip(names, values, strict=True))
         for name in ("timesteps", "batch_size", "schema_version"):
             parts[name] = int(parts[name])
-        groups.append(_group(GroupKey(**parts), members, results.runs, epochs))
+        groups.append(_group(GroupKey(**parts), members, results.runs, epochs, of_cells))
     return _told_where_else(sorted(groups, key=lambda group: group.key))
 
 
@@ -278,9 +280,11 @@ def _group(
     members: pd.DataFrame,
     runs: Sequence[Run],
     epochs: Mapping[Any, pd.DataFrame],
+    figures: "Figures",
 ) -> Group:
     methods = {
-        str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
+        str(method): _method_result(str(method), rows, epochs, figures)
+        for method, rows in members.groupby("method")
     }
     first = members.sort_values("cell_id").iloc[0]
     protocol = _protocol(runs[int(first["run"])], str(first["cell_id"]))
@@ -341,13 +345,19 @@ def overrides_of(text: str) -> Mapping[str, Any]:
     return overrides if isinstance(overrides, dict) else {"unreadable overrides": text}
 
 
-def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame]) -> MethodResult:
+Figures = Mapping[str, Sequence[float]]
+"""Figure → its value in each cell, by the cell's place: plain lists, since thousands of small frames of pandas cost seconds."""
+
+
+def _method_result(
+    method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame], figures: Figures
+) -> MethodResult:
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
-    values = _by_seed(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
+    values = _by_seed(of_phase, figures, [name for name, metric in METRICS.items() if metric.of_phase])
     others = [name for name, metric in METRICS.items() if not metric.of_phase]
-    values |= _by_seed(ok, [*others, *COLD_FIGURES])
+    values |= _by_seed(ok, figures, [*others, *COLD_FIGURES])
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
     frames = [epochs[cell] for cell in cells if cell in epochs]
     return MethodResult(
@@ -358,7 +368,8 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.Data
         failures=_failures(rows[rows["status"] != "ok"]),
         epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
         cells=cells,
-        by_run=_by_run(of_phase, [name for name in METRICS if METRICS[name].of_phase]) | _by_run(ok, others),
+        by_run=_by_run(of_phase, figures, [name for name in METRICS if METRICS[name].of_phase])
+        | _by_run(ok, figures, others),
         doubts=_doubts(ok),
     )
 
@@ -372,32 +383,33 @@ def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{reason} ({seeds_text(sorted(doubted))})" for reason, doubted in seeds.items())
 
 
-def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
+def _by_run(
+    rows: pd.DataFrame, figures: Figures, names: Sequence[str]
+) -> dict[str, dict[tuple[int, int], float]]:
     """Figure → (run, seed) → value, where it was measured."""
     keys = [(int(run), int(seed)) for run, seed in zip(rows["run"], rows["seed"], strict=True)]
+    places = rows["place"].tolist()
     return {
-        name: {key: value for key, value in zip(keys, column, strict=True) if not math.isnan(value)}
-        for name, column in zip(names, _columns(rows, names), strict=True)
+        name: {
+            key: value
+            for key, place in zip(keys, places, strict=True)
+            if not math.isnan(value := figures[name][place])
+        }
+        for name in names
     }
 
 
-def _by_seed(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[int, float]]:
+def _by_seed(rows: pd.DataFrame, figures: Figures, names: Sequence[str]) -> dict[str, dict[int, float]]:
     """Figure → seed → mean over repetitions, where it was measured."""
-    seeds = [int(seed) for seed in rows["seed"]]
+    cells = [(int(seed), place) for seed, place in zip(rows["seed"], rows["place"], strict=True)]
     means: dict[str, dict[int, float]] = {}
-    for name, column in zip(names, _columns(rows, names), strict=True):
+    for name in names:
         values: dict[int, list[float]] = {}
-        for seed, value in zip(seeds, column, strict=True):
-            if not math.isnan(value):
+        for seed, place in cells:
+            if not math.isnan(value := figures[name][place]):
                 values.setdefault(seed, []).append(value)
         means[name] = {seed: math.fsum(values[seed]) / len(values[seed]) for seed in sorted(values)}
     return means
-
-
-def _columns(rows: pd.DataFrame, names: Sequence[str]) -> list[list[float]]:
-    """The figures of a few rows as plain lists, one for each name: thousands of groups of pandas cost seconds."""
-    columns: list[list[float]] = rows[list(names)].to_numpy(dtype=float).T.tolist()
-    return columns
 
 
 def _failures(rows: pd.DataFrame) -> tuple[FailedCells, ...]:

@@ -11,10 +11,10 @@ which a method's time is at most f times that of the fastest method of the task.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.studies import TASK
@@ -68,25 +68,29 @@ def to_target(group: Group) -> list[ToTarget]:
     return [_of_method(result, target) for result in group.finished if len(result.epochs)]
 
 
+_READ = ["seed", "run", "epoch", "test_top1", "train_s", "energy_j"]
+
+
 def _of_method(result: MethodResult, target: float) -> ToTarget:
-    cells = [_of_cell(rows, target) for _, rows in result.epochs.groupby(["seed", "run"], sort=True)]
-    cells += [(NEVER, NEVER, NEVER)] * len(result.lost_seeds)
-    epochs, seconds, joules = zip(*cells, strict=True)
+    cells: dict[tuple[float, float], list[tuple[float, ...]]] = {}
+    for seed, run, *figures in result.epochs[_READ].to_numpy(dtype=float).tolist():
+        cells.setdefault((seed, run), []).append(tuple(figures))
+    ways = [_of_cell(sorted(cells[cell], key=itemgetter(0)), target) for cell in sorted(cells)]
+    ways += [(NEVER, NEVER, NEVER)] * len(result.lost_seeds)
+    epochs, seconds, joules = zip(*ways, strict=True)
     measured = not any(map(math.isnan, joules))
     return ToTarget(result.method, epochs, seconds, joules if measured else ())
 
 
-def _of_cell(rows: pd.DataFrame, target: float) -> tuple[float, float, float]:
-    """(epochs, seconds, joules) until the target; joules NaN where some epoch lacks them."""
-    rows = rows.sort_values("epoch", kind="stable")
-    above = np.flatnonzero(rows["test_top1"].astype(float).to_numpy() >= target)
-    energy = rows["energy_j"].astype(float).to_numpy()
-    unmeasured = bool(np.isnan(energy).any())
-    if not len(above):
+def _of_cell(rows: Sequence[tuple[float, ...]], target: float) -> tuple[float, float, float]:
+    """(epochs, seconds, joules) until the target, of rows (epoch, test top-1, seconds, joules) in order; joules NaN where
+    some epoch lacks them."""
+    unmeasured = any(math.isnan(joules) for *_, joules in rows)
+    until = next((number for number, (_, top1, *_) in enumerate(rows, start=1) if top1 >= target), None)
+    if until is None:
         return NEVER, NEVER, math.nan if unmeasured else NEVER
-    until = int(above[0]) + 1
-    seconds = float(rows["train_s"].astype(float).to_numpy()[:until].sum())
-    return float(until), seconds, math.nan if unmeasured else float(energy[:until].sum())
+    seconds, joules = (float(np.sum([row[place] for row in rows[:until]])) for place in (2, 3))
+    return float(until), seconds, math.nan if unmeasured else joules
 
 
 # Profiles ---------------------------------------------------------------------------------------

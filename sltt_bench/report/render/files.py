@@ -1,12 +1,11 @@
-"""Writes the report's files: tables, figures in both widths, and the pages made of them."""
+"""Writes the report's files: tables, figures, and the pages made of them."""
 
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +19,7 @@ from sltt_bench.results.writer import ResultsError
 FIGURES_FOLDER = "figures"
 LATEX_FOLDER = "latex"
 WIDTHS: tuple[Width, ...] = ("double", "column")
+KINDS = ("svg", "png")
 
 
 def write(
@@ -32,7 +32,7 @@ def write(
             contents[name] = printable(frame.to_csv(index=False)).encode()
     drawings = draw_all(figures_of(report), formats)
     for (name, width, kind), content in drawings.items():
-        if kind in formats:
+        if format_name(width, kind) in formats:
             contents[figure_path(name, width, kind)] = content
     if "markdown" in formats:
         shown = next((kind for kind in ("png", "svg") if kind in formats), None)
@@ -69,7 +69,7 @@ def _downloads(
     """Figure → (label, file) of what was written of it."""
     links: dict[str, list[tuple[str, str]]] = {}
     for name, width, kind in drawings:
-        if kind in formats:
+        if format_name(width, kind) in formats:
             label = f"{kind.upper()}{', one column' if width == 'column' else ''}"
             links.setdefault(name, []).append((label, figure_path(name, width, kind)))
     return links
@@ -96,59 +96,69 @@ def figure_path(name: str, width: Width, kind: str) -> str:
     return f"{FIGURES_FOLDER}/{name}{'-column' if width == 'column' else ''}.{kind}"
 
 
+def format_name(width: Width, kind: str) -> str:
+    """What asks for a figure's file."""
+    return f"{kind}-column" if width == "column" else kind
+
+
 def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[str, Width, str], bytes]:
     """(name, width, "svg" or "png") → the file's content, for what the formats need."""
-    kinds = [kind for kind in ("svg", "png") if kind in formats or (kind == "svg" and "html" in formats)]
-    widths = WIDTHS if {"svg", "png"} & set(formats) else WIDTHS[:1]  # a page has each figure once
-    jobs = list(product(range(len(figures)), widths)) if kinds else []
+    wanted = {*formats, *(["svg"] if "html" in formats else [])}  # a page holds each figure once
+    kinds = {width: [kind for kind in KINDS if format_name(width, kind) in wanted] for width in WIDTHS}
+    jobs = [Job(figure, width, kinds[width]) for figure in figures for width in WIDTHS if kinds[width]]
     return {
-        (figures[number].name, width, kind): content
-        for (number, width), contents in zip(jobs, _drawn(figures, kinds, jobs), strict=True)
+        (job.figure.name, job.width, kind): content
+        for job, contents in zip(jobs, _drawn(jobs), strict=True)
         for kind, content in contents.items()
     }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A figure that is to be drawn once, for one file or two."""
+
+    figure: Figure
+    width: Width
+    kinds: Sequence[str]
+
+    def draw(self) -> dict[str, bytes]:
+        """Kind → content."""
+        with style.applied():
+            return style.files(self.figure.draw(self.width), self.kinds)
 
 
 WORTH_A_PROCESS = 24
 """Drawings from which on a second process pays."""
 
-Job = tuple[int, Width]
-"""The number of a figure, and a width."""
 
-
-def _drawn(
-    figures: Sequence[Figure], kinds: Sequence[str], jobs: Sequence[Job]
-) -> Iterator[dict[str, bytes]]:
+def _drawn(jobs: Sequence[Job]) -> Iterator[dict[str, bytes]]:
     """The files of each job, in order; many are drawn by as many processes as there are processors.
 
     The processes are forked, where that is safe, so that they have the figures without a copy.
     """
-    workers = min(os.cpu_count() or 1, len(jobs) // (WORTH_A_PROCESS // 2))
-    if workers < 2 or sys.platform != "linux" or "torch" in sys.modules:
-        yield from map(partial(_draw, figures, kinds), jobs)
+    workers = 1
+    if sys.platform == "linux" and "torch" not in sys.modules:
+        workers = min(len(os.sched_getaffinity(0)), len(jobs) // (WORTH_A_PROCESS // 2))
+    if workers < 2:
+        yield from map(Job.draw, jobs)
         return
     with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("fork"), initializer=_inherit, initargs=(figures, kinds)
+        workers, multiprocessing.get_context("fork"), initializer=_inherit, initargs=(jobs,)
     ) as pool:
-        yield from pool.map(_draw_inherited, jobs)
+        yield from pool.map(_draw_inherited, range(len(jobs)))
 
 
-def _draw(figures: Sequence[Figure], kinds: Sequence[str], job: Job) -> dict[str, bytes]:
-    number, width = job
-    with style.applied():
-        return style.files(figures[number].draw(width), kinds)
+_inherited: Sequence[Job] = ()
+"""In a forked process: what there is to draw."""
 
 
-_inherited: tuple[Sequence[Figure], Sequence[str]] = ((), ())
-"""In a forked process: what it draws."""
-
-
-def _inherit(figures: Sequence[Figure], kinds: Sequence[str]) -> None:
+def _inherit(jobs: Sequence[Job]) -> None:
     global _inherited
-    _inherited = figures, kinds
+    _inherited = jobs
 
 
-def _draw_inherited(job: Job) -> dict[str, bytes]:
-    return _draw(*_inherited, job)
+def _draw_inherited(number: int) -> dict[str, bytes]:
+    return _inherited[number].draw()
 
 
 def first_to_open(written: Sequence[Path]) -> Path:

@@ -1,6 +1,7 @@
 """The report's part on studies: the question, one figure, one sentence with its verdict, and the limits."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -154,9 +155,11 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
                 for seed, value in result.values.get(metric, {}).items():
                     yield Observation(measure, value, result.method, seed, point, settings)
             for measure, column in OF_EPOCHS.items():
-                for row in result.epochs.dropna(subset=[column]).to_dict("records"):
-                    at = {**settings, "epoch": int(row["epoch"])}
-                    yield Observation(measure, float(row[column]), result.method, int(row["seed"]), point, at)
+                values = result.epochs[["epoch", "seed", column]].to_numpy(dtype=float).tolist()
+                for epoch, seed, value in values:
+                    if not math.isnan(value):
+                        at = {**settings, "epoch": int(epoch)}
+                        yield Observation(measure, value, result.method, int(seed), point, at)
 
 
 def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]:
@@ -165,13 +168,13 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
         ("analysis", GRADIENTS_FILE, OF_ANALYSES),
         ("estimate", ESTIMATES_FILE, OF_ESTIMATES),
     ):
-        rows = results.rows(file)
+        by_cell = dict(iter(results.rows(file).groupby(_CELL, sort=False)))
         for cell in cells[(cells["kind"] == kind) & (cells["status"] == "ok")].to_dict("records"):
             overrides = overrides_of(str(cell["overrides"]))
             recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
             settings = {**flat(recipe), **_task(overrides)}
-            own = rows[(rows[_CELL] == pd.Series({key: cell[key] for key in _CELL})).all(axis=1)]
-            for row in own.to_dict("records"):
+            own = by_cell.get(tuple(cell[key] for key in _CELL))
+            for row in () if own is None else own.to_dict("records"):
                 if row.get("level") == "parameter":
                     continue
                 at = {**settings, "epoch": int(row["epoch"])} if "epoch" in row else settings
