@@ -35,6 +35,7 @@ __all__ = [
     "TorchDispatchMode",
     "as_fake_tensor",
     "autograd_nodes_made",
+    "batch_statistics",
     "called_by_autograd_engine",
     "compiled_so_far",
     "compiler_raises_beyond",
@@ -103,6 +104,18 @@ def saved_by(node: Any, name: str) -> Any:
 def result_of(node: Any) -> Any:
     """Shape and type of an autograd node's first result."""
     return node._input_metadata[0]
+
+
+# Batch norm --------------------------------------------------------------------------------------
+
+
+def batch_statistics(
+    x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and (biased) variance of each channel of x [batch, channels, …], of the type of the running ones, which
+    learn them as those of batch norm in training do. One pass over x."""
+    mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
+    return mean, variance
 
 
 # Storages and modules ---------------------------------------------------------------------------

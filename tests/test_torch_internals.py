@@ -17,6 +17,7 @@ from sltt_bench.torch_internals import (
     TorchDispatchMode,
     as_fake_tensor,
     autograd_nodes_made,
+    batch_statistics,
     called_by_autograd_engine,
     compiled_so_far,
     compiler_raises_beyond,
@@ -101,6 +102,22 @@ def test_what_the_engine_adds_is_told_from_what_python_adds() -> None:
         eval("torch.ones(1) + torch.ones(1)")  # called from another file than the mode's
     assert by_engine == 1
     assert calls == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_the_statistics_of_a_batch_are_those_that_batch_norm_learns(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    norm = nn.BatchNorm2d(3, momentum=0.3, dtype=wide)
+    running = torch.zeros(3, dtype=wide), torch.ones(3, dtype=wide)
+    mean, variance = batch_statistics(x, *running, 0.3)
+    norm(x)
+    assert torch.equal(running[0], norm.running_mean)
+    assert torch.equal(running[1], norm.running_var)
+    assert mean.dtype == variance.dtype == wide
+    exact = torch.var_mean(x.double(), [0, 2, 3], correction=0)
+    for own, wanted in zip((variance, mean), exact, strict=True):
+        torch.testing.assert_close(own.double(), wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_a_storage_has_one_address_and_views_share_it() -> None:

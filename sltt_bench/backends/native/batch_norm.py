@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from sltt_bench.backends.native.lif_torch import Normalisation
 from sltt_bench.backends.native.units import StepTracer
 from sltt_bench.neurons import reads_values
+from sltt_bench.torch_internals import batch_statistics
 
 
 class Deferred(NamedTuple):
@@ -135,8 +136,7 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         else:  # somewhere to write: without, some devices round the results to the type of x
             mean, variance = torch.empty_like(mean), torch.empty_like(variance)
         assert self.momentum is not None
-        statistics: tuple[Tensor, Tensor] = torch.batch_norm_update_stats(x, mean, variance, self.momentum)
-        return statistics
+        return batch_statistics(x, mean, variance, self.momentum)
 
 
 class DeferringBatchNorm1d(_Deferring, nn.BatchNorm1d):

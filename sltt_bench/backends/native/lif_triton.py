@@ -213,12 +213,13 @@ def _normalised_backward_kernel(
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     TILE: tl.constexpr,
+    TURNS: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """∂L/∂u[t] = ∂L/∂I[t], and of a program's part of the elements Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I by channel.
 
-    A program takes TILE channels and, in turn, places of a channel; there are elements / CHANNELS of them.
+    A program takes TILE channels and, in TURNS turns, places of a channel; there are elements / CHANNELS of them.
     """
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = channel < CHANNELS
@@ -228,8 +229,9 @@ def _normalised_backward_kernel(
     weighted = tl.zeros((at_once, TILE), COMPUTE)
     plain = tl.zeros((at_once, TILE), COMPUTE)
     places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
-    for first in range(tl.program_id(0) * at_once, places, tl.num_programs(0) * at_once):
-        place = tl.arange(0, at_once).to(tl.int64) + first
+    for turn in range(TURNS):
+        part = turn * tl.num_programs(0) + tl.program_id(0)
+        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
         start = place // INNER * (CHANNELS * INNER) + place % INNER
         index = start[:, None] + channel[None, :] * INNER
         inside = (place < places)[:, None] & known[None, :]
@@ -399,7 +401,8 @@ class TritonKernels:
         channels = layout["CHANNELS"]
         tile = min(TILE_CHANNELS, triton.next_power_of_2(channels)) if layout["INNER"] == 1 else 1
         places, columns = grad.numel() // max(1, channels), triton.cdiv(channels, tile)
-        rows = max(1, min(triton.cdiv(places * tile, BLOCK), PROGRAMS // columns))
+        parts = triton.cdiv(places, BLOCK // tile)
+        rows = max(1, min(parts, PROGRAMS // columns))
         sums = norm.mean.new_empty(rows, 2, channels)
         _launch(
             _normalised_backward_kernel,
@@ -425,6 +428,7 @@ class TritonKernels:
             GAIN=gain,
             EPS=norm.eps,
             TILE=tile,
+            TURNS=triton.cdiv(parts, rows),
             **layout,
         )
         return grad, sums.sum(0)
