@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sltt_bench.backends.native.lif_torch import (
     PIECE,
-    Normalisation,
+    BatchNormParameters,
     Scaling,
     TorchKernels,
     representable_threshold,
@@ -171,7 +171,7 @@ SHAPES = {
 }
 
 
-def normalisation(x: Tensor, of_batch: bool) -> Normalisation:
+def normalisation(x: Tensor, of_batch: bool) -> BatchNormParameters:
     """Of x itself, or of statistics that are not its own."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     dimensions = [0, *range(2, x.dim())]
@@ -179,7 +179,7 @@ def normalisation(x: Tensor, of_batch: bool) -> Normalisation:
     if not of_batch:
         variance, mean = variance + 0.3, mean - 0.2
     weight, bias = (numbers(x.shape[1], dtype=wide.dtype, seed=seed) for seed in (7, 8))
-    return Normalisation(mean, variance, weight, bias, 1e-3, of_batch)
+    return BatchNormParameters(mean, variance, weight, bias, 1e-3, of_batch)
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_neurons_normalise_in_every_format(dtype: torch.dtype) -> None:
     lif = neuron()
     x, before, grad_output = (2 * numbers(5, 6, 4, 4, dtype=dtype, seed=seed) for seed in range(3))
     norm = normalisation(x, True)
-    exact = Normalisation(*(part.double() for part in norm[:4]), norm.eps, True)
+    exact = BatchNormParameters(*(part.double() for part in norm[:4]), norm.eps, True)
     spikes, membrane = kernels().forward(x, before, lif, None, norm=norm)
     assert spikes.dtype == membrane.dtype == dtype
     _, expected = kernels().forward(x.double(), before.double(), lif, None, norm=exact)

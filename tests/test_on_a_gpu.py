@@ -113,7 +113,7 @@ def test_kernels_that_normalise_are_those_of_torch(
     shape: tuple[int, ...], channels_last: bool, of_batch: bool
 ) -> None:
     """On the card in float32 against plain torch in float64; each size has its own way of forming sums."""
-    from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, TorchKernels
+    from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, TorchKernels
     from sltt_bench.backends.native.lif_triton import TritonKernels
 
     generator = torch.Generator().manual_seed(1)
@@ -129,7 +129,7 @@ def test_kernels_that_normalise_are_those_of_torch(
         tensors = [tensor.to(device, dtype) for tensor in (x, before, grad_output, grad_next)]
         if channels_last and x.dim() == 4:
             tensors = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
-        norm = Normalisation(*(number.to(device, dtype) for number in numbers), 1e-5, of_batch)
+        norm = BatchNormParameters(*(number.to(device, dtype) for number in numbers), 1e-5, of_batch)
         _, membrane = kernels.forward(tensors[0], tensors[1], lif, None, UNSCALED, norm)
         grad, sums = kernels.backward_normalised(
             tensors[2], tensors[3], tensors[1], lif, 1.0, tensors[0], norm

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.lif_torch import Normalisation
+from sltt_bench.backends.native.lif_torch import BatchNormParameters
 from sltt_bench.backends.native.units import StepTracer
 from sltt_bench.neurons import reads_values
 from sltt_bench.torch_internals import batch_statistics
@@ -31,7 +31,7 @@ class Deferred(NamedTuple):
 
     x: Tensor
     """[batch, channels, …], outside the graph."""
-    norm: Normalisation
+    norm: BatchNormParameters
 
 
 def deferred_by(placeholder: Tensor) -> Deferred | None:
@@ -106,7 +106,7 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         placeholder: Tensor = _Normalise.apply(
             input, self.weight, self.bias, mean, variance, self.eps, self.training
         )
-        norm = Normalisation(
+        norm = BatchNormParameters(
             mean, variance, self.weight.detach(), self.bias.detach(), self.eps, self.training
         )
         placeholder._deferred = Deferred(x, norm)  # type: ignore[attr-defined]
@@ -191,7 +191,7 @@ def gradient_passes_through(node: Any, kernels: Any, **step: Any) -> Tensor:
     checkpoint's, which gives it out once. `step`: the other arguments of `Kernels.backward_normalised`.
     """
     x, weight, bias, mean, variance = node.saved_tensors
-    norm = Normalisation(mean, variance, weight.detach(), bias.detach(), node.eps, node.of_batch)
+    norm = BatchNormParameters(mean, variance, weight.detach(), bias.detach(), node.eps, node.of_batch)
     grad: Tensor
     grad, sums = kernels.backward_normalised(**step, x=x, norm=norm)
     node.to_input = partial(kernels.backward_to_input, x=x, norm=norm, sums=sums)

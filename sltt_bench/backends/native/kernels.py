@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, Scaling, TorchKernels
+from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling, TorchKernels
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
@@ -25,7 +25,7 @@ class Kernels(Protocol):
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
-        norm: Normalisation | None = None,
+        norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
@@ -56,7 +56,7 @@ class Kernels(Protocol):
         neuron: LIFParameters,
         gain: float,
         x: Tensor,
-        norm: Normalisation,
+        norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor | None]:
         """∂L/∂u[t] = ∂L/∂I[t] as `backward`, for I[t] that was normalised from x; and what `backward_to_input` wants.
 
@@ -64,7 +64,7 @@ class Kernels(Protocol):
         """
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums; through μ and σ² where they are the batch's own."""
 
@@ -91,7 +91,7 @@ class KernelsByDevice:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
-        norm: Normalisation | None = None,
+        norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As Kernels.forward."""
         kernels = self._of(x, "forward" if norm is None else "forward with batch norm")
@@ -119,14 +119,14 @@ class KernelsByDevice:
         neuron: LIFParameters,
         gain: float,
         x: Tensor,
-        norm: Normalisation,
+        norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor | None]:
         """As Kernels.backward_normalised."""
         kernels = self._of(membrane, "backward with batch norm")
         return kernels.backward_normalised(grad_output, grad_next, membrane, neuron, gain, x, norm)
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As Kernels.backward_to_input."""
         return self._of(x, "backward with batch norm").backward_to_input(grad, x, norm, sums)

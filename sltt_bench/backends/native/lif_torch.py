@@ -37,7 +37,7 @@ class Scaling(NamedTuple):
 UNSCALED = Scaling()
 
 
-class Normalisation(NamedTuple):
+class BatchNormParameters(NamedTuple):
     """A batch norm before a layer of neurons: I = γ (x − μ) / √(σ² + ε) + β, by channel (dimension 1 of x)."""
 
     mean: Tensor
@@ -74,7 +74,7 @@ class TorchKernels:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
-        norm: Normalisation | None = None,
+        norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
@@ -104,7 +104,7 @@ class TorchKernels:
         neuron: LIFParameters,
         out: Tensor | None,
         gain: float,
-        norm: Normalisation,
+        norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor]:
         factor, shift = norm.affine(x.dim())
         membrane = torch.empty_like(x) if out is None else out
@@ -155,13 +155,13 @@ class TorchKernels:
         neuron: LIFParameters,
         gain: float,
         x: Tensor,
-        norm: Normalisation,
+        norm: BatchNormParameters,
     ) -> tuple[Tensor, None]:
         """∂L/∂u[t] = ∂L/∂I[t] as `backward` gives it, and no sums: `backward_to_input` forms them itself."""
         return self.backward(grad_output, grad_next, membrane, neuron, Scaling(gain=gain))[0], None
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t]."""
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, Normalisation, Scaling
+from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling
 from sltt_bench.neurons import LIFParameters
 
 SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
@@ -316,7 +316,7 @@ class TritonKernels:
         neuron: LIFParameters,
         out: Tensor | None,
         scale: Scaling = UNSCALED,
-        norm: Normalisation | None = None,
+        norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
 
@@ -392,7 +392,7 @@ class TritonKernels:
         neuron: LIFParameters,
         gain: float,
         x: Tensor,
-        norm: Normalisation,
+        norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor]:
         """∂L/∂u[t] = ∂L/∂I[t], and by channel [2, channels] its sums with the normalised x and alone."""
         grad = torch.empty_like(membrane)
@@ -434,7 +434,7 @@ class TritonKernels:
         return grad, sums.sum(0)
 
     def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: Normalisation, sums: Tensor | None
+        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t] and its sums."""
         assert sums is not None
