@@ -4,11 +4,13 @@ A torch that changes one of these breaks this file, at import or in tests/test_t
 else. Supported are torch 2.6 and newer.
 """
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, FunctionType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ __all__ = [
     "times_changed",
     "tree_leaves",
     "unset_fake_temporarily",
+    "without_compiler",
     "zero_all",
 ]
 
@@ -208,6 +211,44 @@ def _subclasses(kind: type) -> Iterator[type]:
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Within, torchvision is imported without torch's compiler, which takes nine tenths of that import.
+
+    One of its operators asks the compiler at once whether it could compile it (it stays uncompiled), and a function
+    is to be kept from the compiler (it is left as it is). Whatever else is asked of it within loads it after all.
+    """
+    if "torch._dynamo" in sys.modules or "torchvision" in sys.modules:
+        yield
+        return
+    utilities, compiler = _StandIn("torch._dynamo.utils"), _StandIn("torch._dynamo")
+    vars(utilities)["is_compile_supported"] = lambda device_type: False
+    vars(compiler).update(utils=utilities, disable=lambda function=None, *_, **__: function)
+    sys.modules.update({module.__name__: module for module in (utilities, compiler)})
+    try:
+        yield
+    finally:
+        _end_stand_ins()
+
+
+class _StandIn(ModuleType):
+    """In the place of a module; what it lacks is the module's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _end_stand_ins()
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _end_stand_ins() -> None:
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, _StandIn):
+            del sys.modules[name]
+    if isinstance(vars(torch).get("_dynamo"), _StandIn):  # where torch looks first
+        del torch._dynamo
 
 
 # torch.compile ----------------------------------------------------------------------------------

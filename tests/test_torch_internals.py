@@ -196,7 +196,7 @@ WITHOUT_COMPILER = """
 import sys
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from sltt_bench.torch_internals import leave_compiler_unloaded
+from sltt_bench.torch_internals import leave_compiler_unloaded, without_compiler
 
 class Watching(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -223,14 +223,19 @@ makers = [
 ]
 leave_compiler_unloaded()
 without = [trained(make) for make in makers]
-assert "torch._dynamo" not in sys.modules
+with without_compiler():
+    from torchvision.transforms import v2
+crop = v2.Compose([v2.RandomCrop(8, padding=4), v2.RandomHorizontalFlip()])
+assert crop(torch.zeros(3, 8, 8, dtype=torch.uint8)).shape == (3, 8, 8)
+assert not [name for name in sys.modules if name.startswith("torch._dynamo")]
 import torch._dynamo
+assert torch._dynamo.disable.__module__ == "torch._dynamo.decorators"
 assert without == [trained(make) for make in makers]
 """
 
 
 @pytest.mark.spawned
-def test_training_does_not_load_the_compiler() -> None:
+def test_training_on_images_does_not_load_the_compiler() -> None:
     subprocess.run([sys.executable, "-c", WITHOUT_COMPILER], check=True)
 
 

@@ -56,7 +56,11 @@ class CIFARSource(DataSource):
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as images [3, 32, 32] in uint8. Raises DataError."""
         from torch.utils.data import TensorDataset
-        from torchvision.transforms import v2
+
+        from sltt_bench.torch_internals import without_compiler
+
+        with without_compiler():
+            from torchvision.transforms import v2
 
         from sltt_bench.data.transforms import Augmented, GreyErasing, Normalise
 

@@ -83,7 +83,10 @@ class ImageSource(DataSource):
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as images [3, image_size, image_size] in uint8. Raises DataError."""
-        from torchvision.transforms import v2
+        from sltt_bench.torch_internals import without_compiler
+
+        with without_compiler():
+            from torchvision.transforms import v2
 
         from sltt_bench.data.transforms import Normalise
 

@@ -65,7 +65,10 @@ class IDXSource(DataSource):
         return TensorDataset(images, labels)
 
     def _read(self, file: Path, data_dir: Path) -> "Tensor":
-        from torchvision.datasets.mnist import read_image_file, read_label_file
+        from sltt_bench.torch_internals import without_compiler
+
+        with without_compiler():
+            from torchvision.datasets.mnist import read_image_file, read_label_file
 
         if not file.is_file():
             raise absent(self.name, file, data_dir)
