@@ -7,7 +7,8 @@ anything; what is shipped here never waits for, or fails with, what somebody els
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 
@@ -17,8 +18,14 @@ class PluginFailed(ValueError):
 
 def plugins(group: str, shipped: Iterable[str] = ()) -> list[EntryPoint]:
     """The entries of a group by name, each name once; `shipped` names are never taken over."""
-    entries = {entry.name: entry for entry in reversed(list(entry_points(group=f"sltt_bench.{group}")))}
+    entries = {entry.name: entry for entry in reversed(list(_installed(group, tuple(sys.path))))}
     return [entries[name] for name in sorted(set(entries) - set(shipped))]
+
+
+@cache
+def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
+    """A group's entries of all packages on a `path`: to look through a few hundred takes longer than most commands."""
+    return entry_points(group=f"sltt_bench.{group}")
 
 
 def find_plugin(group: str, name: str, *, must_have: Iterable[str] = ()) -> Any | None:

@@ -16,6 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,8 +179,7 @@ def reporter_of(job: Mapping[str, Any], events: IO[str], kind: type[Reporter] = 
 def work_on(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
     """What the cell's kind does, in this process. Raises whatever ends it."""
     function = KINDS[cell.kind].load()  # loads torch
-    if not gc.get_freeze_count():
-        gc.freeze()  # what is loaded is no garbage: a collection takes 0.2 s with it, and each count makes one
+    _freeze_what_is_loaded()
     from sltt_bench.torch_internals import leave_compiler_unloaded
 
     if not cell.recipe.native.compile:
@@ -189,6 +189,12 @@ def work_on(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
 
         torch.set_num_threads(job["threads"])
     function(cell, job, reporter)
+
+
+@cache
+def _freeze_what_is_loaded() -> None:
+    """It is no garbage: a collection takes 0.2 s with it, and each count of an iteration's memory makes one."""
+    gc.freeze()
 
 
 if __name__ == "__main__":
