@@ -102,29 +102,32 @@ def simulate(images: np.ndarray, path: np.ndarray, size: int, threshold: float) 
 
     The camera has size×size pixels. A pixel can send several events within a step.
     """
-    log_intensity = np.log(DARK + views(images, path, size))
-    remembered = log_intensity[:, 0]
-    event_parts, image_of = [], []
+    log_intensity = np.log(DARK + views(images, path, size)).reshape(len(images), len(path), -1)
+    remembered = log_intensity[:, 0].flatten()  # the pixels of all images, as they lie in memory
+    pixel_parts, time_parts, sign_parts = [], [], []
     for step in range(1, len(path)):
-        before, now = log_intensity[:, step - 1], log_intensity[:, step]
-        crossings = np.trunc((now - remembered) / threshold).astype(np.int64)
-        crossed = np.nonzero(crossings)
-        repeats = np.abs(crossings[crossed])
-        pixels = image, y, x = tuple(axis.repeat(repeats) for axis in crossed)
-        nth = 1 + np.arange(len(y)) - (np.cumsum(repeats) - repeats).repeat(repeats)
-        sign = np.sign(crossings[pixels])
-        level = remembered[pixels] + sign * nth * threshold
-        within = (level - before[pixels]) / (now - before)[pixels]
-        events = np.empty(len(y), dtype=EVENT)
-        events["t"] = ((step - 1 + within.clip(0, 1)) * STEP_US).astype(np.int64)
-        events["x"], events["y"], events["p"] = x, y, sign > 0
-        event_parts.append(events)
-        image_of.append(image)
-        remembered = remembered + crossings * threshold
-    every, images_of_all = np.concatenate(event_parts), np.concatenate(image_of)
-    order = np.lexsort((every["t"], images_of_all))
-    ends = np.cumsum(np.bincount(images_of_all, minlength=len(images)))
-    return np.split(every[order], ends[:-1])
+        before, now = log_intensity[:, step - 1].ravel(), log_intensity[:, step].ravel()
+        thresholds = (now - remembered) / threshold
+        crossed = np.flatnonzero(np.abs(thresholds) >= 1)
+        crossings = np.trunc(thresholds[crossed])
+        repeats = np.abs(crossings).astype(np.int64)
+        pixels, signs = crossed.repeat(repeats), np.sign(crossings).repeat(repeats)
+        nth = 1 + np.arange(len(pixels)) - (np.cumsum(repeats) - repeats).repeat(repeats)
+        levels = remembered[pixels] + signs * nth * threshold
+        earlier = before[pixels]
+        within = (levels - earlier) / (now[pixels] - earlier)
+        pixel_parts.append(pixels)
+        time_parts.append(((step - 1 + within.clip(0, 1)) * STEP_US).astype(np.int64))
+        sign_parts.append(signs)
+        remembered[crossed] += crossings * threshold
+    image, pixel = np.divmod(np.concatenate(pixel_parts), size * size)
+    events = np.empty(len(image), dtype=EVENT)
+    events["t"] = np.concatenate(time_parts)
+    events["y"], events["x"] = np.divmod(pixel, size)
+    events["p"] = np.concatenate(sign_parts) > 0
+    order = np.argsort(image * (len(path) * STEP_US) + events["t"], kind="stable")
+    ends = np.cumsum(np.bincount(image, minlength=len(images)))
+    return np.split(events[order], ends[:-1])
 
 
 def views(images: np.ndarray, path: np.ndarray, size: int) -> np.ndarray:
