@@ -2,15 +2,18 @@
 
 import gc
 import os
+import sys
 
 # Before torch: the library behind several threads does not survive the forks of tests/forked.py.
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 from forked import fork_instead_of_spawning
 from hypothesis import HealthCheck, Phase, settings
 
@@ -20,11 +23,15 @@ from sltt_bench.recipe import load_recipe
 # A busy machine is no fault of the code. Shrinking a failure takes minutes: developers want it, CI does not.
 settings.register_profile(
     "any machine",
+    max_examples=15 if os.environ.get("CI") else 100,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[phase for phase in Phase if phase is not Phase.shrink or not os.environ.get("CI")],
 )
 settings.load_profile("any machine")
+
+# To build the command line takes longer than most commands; it is the same in all tests.
+typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,12 +69,25 @@ def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) 
     return tell
 
 
+def freeze_what_is_loaded() -> None:
+    """It stays: a collection, of which every count of an iteration makes one, need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def loaded_late() -> Iterator[None]:
+    """What a test is the first to load, as torch's compiler is by an optimiser, is in no later collection's way."""
+    modules = len(sys.modules)
+    yield
+    if len(sys.modules) > modules + 100:
+        freeze_what_is_loaded()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Cells run in forks of the test's process; a module marked `spawned` starts them as users do."""
-    # What is there stays: a collection, of which every count of an iteration makes one, need not look at it again.
-    gc.collect()
-    gc.freeze()
+    freeze_what_is_loaded()
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.node.get_closest_marker("spawned") is None:
             fork_instead_of_spawning(monkeypatch)

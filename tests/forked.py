@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pytest
 
 LOADED = (
-    "torch._dynamo",  # torch loads it with the first optimiser
+    "torch._dynamo",  # fake tensors and torch's checkpoints load it
     "torchvision",
     "pandas",
     "sltt_bench.commands",

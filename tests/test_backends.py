@@ -21,9 +21,9 @@ from sltt_bench.surrogates import SURROGATES
 METHODS = ("bptt", "sltt", "sltt-k1", "sltt-k3-unbiased")
 
 
-def set_aside(models: Iterable[str], known: str) -> list[str]:
+def set_aside(models: Iterable[str], *known: str) -> list[str]:
     """The models that other tests leave out."""
-    return [model for model in models if model != known]
+    return [model for model in models if model not in known]
 
 
 def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFParameters:
@@ -31,8 +31,8 @@ def neuron(reset: str, surrogate: str = "triangle", tau: float = 1.5) -> LIFPara
     return LIFParameters(**fields)
 
 
-PAPERS = [pytest.param(name, marks=pytest.mark.long) if name == "nf-resnet50" else name for name in MODELS]
-"""In the long campaign also the network that is another of its family with blocks of three convolutions."""
+SHALLOW = ("cnn", "mlp", "recurrent")
+"""Every rule is tried with these; with the deep networks, which take ten times as long, some."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,11 +42,16 @@ def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sltt_bench.backends.native.loop_invariants.SMALL", 0)
 
 
+RULES = [*((method, False) for method in METHODS), ("bptt", True), ("sltt", True), ("sltt-k2", True)]
+
+
 @pytest.mark.parametrize(
-    ("method", "recompute"),
-    [*((method, False) for method in METHODS), ("bptt", True), ("sltt", True), ("sltt-k2", True)],
+    ("model", "method", "recompute"),
+    [
+        *((model, *rule) for model in SHALLOW for rule in RULES),
+        *thinned([(model, *rule) for model in set_aside(MODELS, *SHALLOW) for rule in RULES], keep=4),
+    ],
 )
-@pytest.mark.parametrize("model", PAPERS)
 def test_native_equals_reference_on_every_network_and_method(
     model: str, method: str, recompute: bool
 ) -> None:
@@ -73,7 +78,7 @@ KEEPING_RULES = (
     ("model", "method", "recompute"),
     [
         *(("cnn", *rule) for rule in KEEPING_RULES),
-        *thinned([("nf-resnet34", *rule) for rule in KEEPING_RULES], keep=3),
+        *thinned([("nf-resnet34", *rule) for rule in KEEPING_RULES], keep=6, first=3),
         *thinned([("recurrent", *rule) for rule in KEEPING_RULES], keep=2, first=1),
     ],
 )
@@ -126,8 +131,13 @@ def test_neurons_that_scale_by_themselves_equal_the_reference(
     assert gradient_error(native, reference) < (1e-12 if precision == "fp32" else 1e-2)
 
 
-@pytest.mark.parametrize("model", PAPERS)
-@pytest.mark.parametrize("method", ["bptt", "sltt"])
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [
+        *product(SHALLOW, ["bptt", "sltt"]),
+        *thinned(product(set_aside(MODELS, *SHALLOW), ["bptt", "sltt"]), keep=5),
+    ],
+)
 def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> None:
     reference, native = train_reference(model, method), train("native", model, method)
     assert whole_gradient_error(native, reference) < 1e-6
@@ -135,10 +145,10 @@ def test_native_equals_reference_to_1e_6_in_float32(model: str, method: str) -> 
     assert all(torch.equal(a, b) for a, b in zip(native.spikes, reference.spikes, strict=True))
 
 
-@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("name", ["native", "spikingjelly"])
+@pytest.mark.parametrize(
+    ("name", "reset", "surrogate", "method"),
+    thinned(product(["native", "spikingjelly"], RESETS, SURROGATES, ["bptt", "sltt", "sltt-k2"]), keep=5),
+)
 def test_backends_agree_on_every_neuron(name: str, reset: str, surrogate: str, method: str) -> None:
     if name == "spikingjelly":
         pytest.importorskip("spikingjelly")
@@ -151,12 +161,18 @@ def test_backends_agree_on_every_neuron(name: str, reset: str, surrogate: str, m
 
 @pytest.mark.parametrize(
     ("model", "method", "reset", "surrogate"),
-    [
-        (model, method, reset, surrogate)
-        for (reset, surrogate), model, method in zip(
-            product(RESETS, SURROGATES), cycle(set_aside(MODELS, "cnn")), cycle(METHODS[::-1]), strict=False
-        )
-    ],
+    thinned(
+        (
+            (model, method, reset, surrogate)
+            for (reset, surrogate), model, method in zip(
+                product(RESETS, SURROGATES),
+                cycle(set_aside(MODELS, "cnn")),
+                cycle(METHODS[::-1]),
+                strict=False,
+            )
+        ),
+        keep=3,
+    ),
 )
 def test_every_neuron_works_in_other_networks_too(
     model: str, method: str, reset: str, surrogate: str
@@ -175,7 +191,7 @@ def test_inputs_that_differ_from_step_to_step(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), thinned(product(["native", "spikingjelly"], ["bptt", "sltt", "sltt-k2"]), keep=2)
+    ("name", "method"), thinned(product(["native", "spikingjelly"], ["bptt", "sltt", "sltt-k2"]), keep=4)
 )
 def test_gradients_accumulate_over_batches(name: str, method: str) -> None:
     how: Any = {"dtype": torch.float64, "iterations": 2}
@@ -186,11 +202,17 @@ def test_gradients_accumulate_over_batches(name: str, method: str) -> None:
     assert gradient_error(other, last_alone) > 0.1
 
 
-@pytest.mark.parametrize("name", ["native", "spikingjelly"])
-@pytest.mark.parametrize("method", ["bptt", "sltt"])
 @pytest.mark.parametrize(
-    ("model", "precision"),
-    [("cnn", "bf16"), ("cnn", "fp16"), ("nf-resnet34", "bf16")],
+    ("model", "precision", "method", "name"),
+    thinned(
+        (
+            (*network, method, name)
+            for network in [("cnn", "bf16"), ("cnn", "fp16"), ("nf-resnet34", "bf16")]
+            for method in ["bptt", "sltt"]
+            for name in ["native", "spikingjelly"]
+        ),
+        keep=5,
+    ),
 )
 def test_mixed_precision_differs_by_no_more_than_the_format(
     name: str, method: str, model: str, precision: str

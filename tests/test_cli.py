@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
@@ -136,6 +137,7 @@ def test_completion_is_installed_under_the_name_of_the_command(
     shell: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setattr("typer.testing._get_command", get_command)  # built for these surroundings
     result = CliRunner().invoke(app, ["--show-completion", shell], prog_name="sltt-bench")
     assert result.exit_code == 0
     assert "_SLTT_BENCH_COMPLETE" in result.output

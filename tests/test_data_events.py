@@ -147,8 +147,8 @@ def test_the_random_split_of_dvs_cifar10_is_named_by_its_seed(tmp_path: Path) ->
 
 def test_n_caltech101_is_read_and_split_by_its_seed(tmp_path: Path) -> None:
     counts = write_n_caltech101(tmp_path)
-    bundle = load("n-caltech101", tmp_path, image_size=32, **counts)
-    assert [bundle.test[i][1] for i in range(101)] == list(range(101))
+    bundle = load("n-caltech101", tmp_path, image_size=32, limit=1, **counts)
+    assert bundle.test.labels == list(range(101))
     (place,) = places_that_test(10, seed=0, label=7)
     x, label = bundle.test[7]
     expected = Framing(T, 240, 32, "mean-count", 180).frames(random_events(60, seed=700 + place))
@@ -505,7 +505,7 @@ def test_the_gaze_makes_three_saccades_of_equal_length_around_the_centre() -> No
 @pytest.fixture(scope="module")
 def saccades(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, DataBundle]:
     data_dir = tmp_path_factory.mktemp("saccades")
-    return data_dir, load("digits-saccade", data_dir, timesteps=6)
+    return data_dir, load("digits-saccade", data_dir, timesteps=6, image_size=8)
 
 
 def test_digits_saccade_has_the_split_of_digits_and_frames_of_equal_count(
@@ -516,23 +516,23 @@ def test_digits_saccade_has_the_split_of_digits_and_frames_of_equal_count(
     for split in ("train", "test"):
         assert torch.equal(getattr(bundle, split).tensors[1], getattr(digits, split).tensors[1])
     x, _ = bundle.train[0]
-    assert (x.shape, x.dtype) == ((6, 2, 32, 32), torch.int16)
+    assert (x.shape, x.dtype) == ((6, 2, 8, 8), torch.int16)
     per_slice = x.sum((1, 2, 3))
     assert per_slice[:5].unique().numel() == 1
     assert 0 <= int(per_slice[5] - per_slice[0]) < 6
-    assert 3000 < int(x.sum()) < 8000
+    assert 3000 < len(next(iter(DigitsSaccade().recording("train").read()))) < 8000
 
 
 def test_digits_saccade_is_deterministic_and_cached(saccades: tuple[Path, DataBundle]) -> None:
     data_dir, bundle = saccades
     before = cached(data_dir)
     assert len(before) == 2
-    again = load("digits-saccade", data_dir, timesteps=6)
+    again = load("digits-saccade", data_dir, timesteps=6, image_size=8)
     assert torch.equal(bundle.test.tensors[0], again.test.tensors[0])
     assert cached(data_dir) == before
-    sample = DigitsSaccade().recording("test").read()
+    sample = DigitsSaccade(image_size=8).recording("test").read()
     events = next(iter(sample))
-    assert torch.equal(bundle.test[0][0], torch.from_numpy(count_frames(events, 6, 32)))
+    assert torch.equal(bundle.test[0][0], torch.from_numpy(count_frames(events, 6, 8)))
 
 
 def test_other_cameras_have_other_caches() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from thinned import thinned
 from torch import nn
 
 from sltt_bench import experiment
@@ -16,9 +17,21 @@ from sltt_bench.distributed import ALONE, NotDivisible, Ranks, combined, exchang
 from tests import distributed_ranks
 from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
 
+CASES = thinned(cases(), keep=3)
+"""Of three in a row one in CI: each network, method, backend and format with some of the others."""
+
+
+@pytest.fixture(scope="module")
+def chosen(request: pytest.FixtureRequest) -> list[Case]:
+    """The cases of this campaign."""
+    every = request.config.getoption("--campaign") == "long"
+    return cases() if every else [case for case in CASES if isinstance(case, Case)]
+
 
 @pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.long), 3])
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chosen: list[Case]
+) -> list[dict[str, Any]]:
     """What each of 2 or 3 gloo ranks has after training."""
     folder, size = tmp_path_factory.mktemp(f"ranks-{request.param}"), request.param
     with socket.socket() as probe:
@@ -26,7 +39,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         port = probe.getsockname()[1]
     ranks = [
         multiprocessing.get_context("spawn").Process(
-            target=distributed_ranks.main, args=(rank, size, port, folder)
+            target=distributed_ranks.main, args=(rank, size, port, folder, chosen)
         )
         for rank in range(size)
     ]
@@ -38,7 +51,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(size)]
 
 
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_weights_are_those_of_one_process_with_whole_batches(
     case: Case, trained: list[dict[str, Any]]
 ) -> None:
@@ -57,8 +70,8 @@ def test_all_ranks_have_the_same_weights_to_the_last_bit(trained: list[dict[str,
                     assert torch.equal(value, other[case][name]), f"{case}: {name}"
 
 
-def test_training_moves_the_weights(trained: list[dict[str, Any]]) -> None:
-    for case in cases():
+def test_training_moves_the_weights(trained: list[dict[str, Any]], chosen: list[Case]) -> None:
+    for case in chosen:
         cell = cell_of(case.network, case.method, case.backend)
         fresh = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
         before = fresh.network.state_dict()

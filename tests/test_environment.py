@@ -42,7 +42,7 @@ def test_a_command_whose_reader_stops_after_a_line_ends_as_usual() -> None:
     assert (done.returncode, done.stdout.count("\n"), done.stderr) == (0, 1, "")
 
 
-@pytest.mark.parametrize("streams", [">&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize("streams", [pytest.param(">&-", marks=pytest.mark.long), ">&- 2>&- <&-"])
 def test_a_command_whose_streams_are_closed_ends_as_usual(streams: str) -> None:
     command = f"{sys.executable} -m sltt_bench list methods {streams}; echo $? > /dev/fd/9"
     read, write = os.pipe()

@@ -170,7 +170,7 @@ def test_what_nir_cannot_say_is_refused_by_name(recipe: str, fault: str) -> None
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
-        ("digits", {"neuron.tau": 2.0}),
+        ("digits", {"neuron.tau": 2.0, "timesteps": 2}),
         pytest.param("sequential-digits", {}, marks=pytest.mark.long),
         pytest.param("digits", {"neuron.tau": 2.0, "neuron.kind": "alif"}, marks=pytest.mark.long),
         pytest.param("digits-saccade", {"neuron.tau": 2.0, "neuron.reset": "hard"}, marks=pytest.mark.long),

@@ -2,13 +2,14 @@
 
 import io
 import os
-import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path
 
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
+from test_kills import ARGUMENTS, start
 from thinned import thinned
 from typer.testing import CliRunner
 
@@ -32,6 +33,10 @@ NAMES = {
 }
 
 
+FIGURES = {"HTML": ",html", "dollars": ",svg", "an escape": ",svg", "right to left": ",html"}
+"""What takes longest is made of names that could do harm in it; of the others the tables."""
+
+
 def hostile_run(folder: Path, name: str) -> Path:
     run = HandmadeRun(folder)
     for method in ("bptt", name):
@@ -47,8 +52,7 @@ def hostile_run(folder: Path, name: str) -> Path:
 def test_a_name_is_printed_as_it_is_in_every_format(case: str, tmp_path: Path) -> None:
     name = NAMES[case]
     folder = hostile_run(tmp_path / name.replace("/", "-") / "r", name)
-    drawn = case in ("dollars", "an escape", "HTML", "right to left")  # of the others the tables
-    formats = "terminal,csv,markdown,latex" + ",html,svg" * drawn
+    formats = "terminal,csv,markdown,latex" + FIGURES.get(case, "")
     result = CliRunner().invoke(
         cli.app,
         ["report", str(folder), "--out", str(tmp_path / "out"), "--format", formats],
@@ -154,28 +158,24 @@ def test_a_terminal_without_the_letters_gets_others(
         assert ASCII_COMMANDS[command] in " ".join(output.split())
 
 
+def on_the_poorest_of_terminals(printed: Path) -> None:
+    """No home, no letters, no colours, 40 columns; what is printed goes into a folder."""
+    for name in ("HOME", "LANG"):
+        os.environ.pop(name, None)
+    os.environ.update(LC_ALL="C", TERM="dumb", COLUMNS="40")
+    for number, name in enumerate(("stdout", "stderr"), start=1):
+        stream = (printed / name).open("w", encoding="ascii")
+        os.dup2(stream.fileno(), number)
+        setattr(sys, name, stream)
+
+
 def test_a_run_on_the_poorest_of_terminals(tmp_path: Path) -> None:
-    """No home, no letters, no colours, 40 columns, and a folder that looks like markup."""
-    environment = {key: value for key, value in os.environ.items() if key not in ("HOME", "LANG", "LC_ALL")}
-    environment |= {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "TERM": "dumb", "COLUMNS": "40"}
+    """Into a folder that looks like markup."""
     out = tmp_path / "results [/dim] $x$ γ"
-    command = [
-        sys.executable,
-        "-m",
-        "sltt_bench",
-        "run",
-        "digits",
-        "--smoke",
-        "--method",
-        "sltt",
-        "--device",
-        "cpu",
-    ]
-    done = subprocess.run(
-        [*command, "--no-estimate", "--out", str(out)], capture_output=True, env=environment, timeout=300
-    )
-    output = done.stdout.decode("ascii")
-    assert done.returncode == 0, done.stderr.decode()
-    assert done.stderr == b""
-    assert "results [/dim] $x$ ?" in output
+    begin = partial(on_the_poorest_of_terminals, tmp_path)
+    process = start(*ARGUMENTS, "--method", "sltt", "--out", str(out), begin=begin, silent=False)
+    process.join()
+    assert process.exitcode == 0
+    assert (tmp_path / "stderr").read_text() == ""
+    assert "results [/dim] $x$ ?" in (tmp_path / "stdout").read_text(encoding="ascii")
     assert len(list(out.glob("digits/*/cells.csv"))) == 1

@@ -28,7 +28,7 @@ from sltt_bench.terminal import _Lines
 from sltt_bench.worker import Reporter
 
 MakeCell = Callable[..., Cell]
-SMOKE = ("--smoke", "--device", "cpu", "--no-estimate")
+SMOKE = ("--smoke", "--device", "cpu", "--no-estimate", "--set", "timesteps=2")
 
 
 def run(out: Path, *arguments: str) -> tuple[int, str, Path]:
@@ -168,7 +168,7 @@ def test_side_by_side_is_bitwise_one_after_the_other_and_marked(tmp_path: Path) 
     assert code == 0
     code, output, beside = run(tmp_path / "beside", *cells, "--jobs", "2", "--oversubscribe")
     assert code == 0, output
-    assert "digits · bptt · seed 3: epoch 2/2" in output
+    assert "digits · bptt · seed 3 · timesteps=2: epoch 2/2" in output
     tables = [
         pd.read_csv(folder / EPOCHS_FILE).sort_values(["method", "epoch"]) for folder in (alone, beside)
     ]

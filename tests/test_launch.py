@@ -72,7 +72,9 @@ def row_of(folder: Path) -> "pd.Series[Any]":
 
 
 def test_a_cell_goes_on_with_another_number_of_processes(tmp_path: Path, smoke_cell: MakeCell) -> None:
-    cell = smoke_cell(train__epochs=3, train__precision="fp32", train__synchronise_batch_norm=True)
+    cell = smoke_cell(
+        timesteps=2, train__epochs=3, train__precision="fp32", train__synchronise_batch_norm=True
+    )
     assert over(cell, 2).cell_id == cell.cell_id
     run(cell, tmp_path / "alone")
     shared = tmp_path / "shared"
@@ -145,7 +147,7 @@ def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(
 ) -> None:
     site = install(tmp_path, monkeypatch)
     cell = over(smoke_cell(method), 2)
-    run(cell, tmp_path / "out", timeout_s=8.0 if status == "timeout" else 120.0)
+    run(cell, tmp_path / "out", timeout_s=5.0 if status == "timeout" else 120.0)
     row = row_of(tmp_path / "out")
     assert row.status == status, row.reason
     assert reason in row.reason

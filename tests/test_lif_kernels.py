@@ -7,7 +7,8 @@ imported: one test here starts this file again with TRITON_INTERPRET=1.
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from one_batch import RESETS
+from thinned import thinned
 from torch import Tensor
 
 from sltt_bench.backends.native.lif_torch import (
@@ -31,6 +33,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 ROUNDING = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Absolute error that a few operations on numbers around 1 may have in each format."""
+
+
+def some(cases: Iterable[Any], *, keep: int) -> list[Any]:
+    """All cases of torch's kernels, and of Triton's, which the interpreter makes slow, one of `keep` in CI."""
+    return thinned(cases, keep=keep) if INTERPRETED else list(cases)
 
 
 def kernels() -> Any:
@@ -72,8 +79,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("surrogate", SURROGATES)
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize(("reset", "surrogate"), some(product(RESETS, SURROGATES), keep=5))
 def test_kernels_follow_the_equations(reset: str, surrogate: str) -> None:
     lif = neuron(reset, surrogate)
     current, before, grad_spikes, grad_next = (2 * numbers(3, 5, 7, 11, seed=seed) for seed in range(4))
@@ -108,8 +114,7 @@ def test_the_first_step_starts_at_the_resting_potential_in_memory_of_its_own(res
     assert membrane.untyped_storage().data_ptr() != current.untyped_storage().data_ptr()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
+@pytest.mark.parametrize(("dtype", "layout"), some(product(ROUNDING, LAYOUTS), keep=4), ids=str)
 def test_every_format_and_layout(dtype: torch.dtype, layout: str) -> None:
     lif = neuron("hard", "sigmoid")
     current, before, grad_spikes, grad_next = (
@@ -125,8 +130,7 @@ def test_every_format_and_layout(dtype: torch.dtype, layout: str) -> None:
     torch.testing.assert_close(got_grad.double(), grad, rtol=ROUNDING[dtype], atol=2 * ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize(("reset", "dtype"), some(product(RESETS, ROUNDING), keep=5), ids=str)
 def test_scaled_neurons_give_to_the_last_bit_what_a_quotient_a_step_and_a_product_give(
     reset: str, dtype: torch.dtype
 ) -> None:
@@ -247,7 +251,7 @@ def test_neurons_normalise_in_every_format(dtype: torch.dtype) -> None:
         torch.testing.assert_close(own.double(), wide, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("elements", [0, 1, 1023, 1024, 1025, 4099])
+@pytest.mark.parametrize("elements", some([0, 1, 1023, 1024, 1025, 4099], keep=2))
 def test_any_number_of_elements(elements: int) -> None:
     lif = neuron()
     current, before = numbers(elements), numbers(elements, seed=1)
@@ -269,8 +273,9 @@ def test_the_new_potential_may_take_the_place_of_the_old() -> None:
     assert torch.equal(in_place_spikes, spikes)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("v_threshold", [0.7, 0.9, 1.1])
+@pytest.mark.parametrize(
+    ("dtype", "v_threshold"), some(product([torch.float16, torch.bfloat16], [0.7, 0.9, 1.1]), keep=4), ids=str
+)
 def test_a_neuron_just_below_threshold_does_not_fire_in_half_precision(
     dtype: torch.dtype, v_threshold: float
 ) -> None:
@@ -307,9 +312,10 @@ def test_pieces_give_what_the_whole_gives(reset: str) -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that interprets")
-def test_triton_kernels_pass_these_tests_in_the_interpreter() -> None:
+def test_triton_kernels_pass_these_tests_in_the_interpreter(request: pytest.FixtureRequest) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
+    command += ["--campaign", request.config.getoption("--campaign")]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},

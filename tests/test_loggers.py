@@ -17,6 +17,7 @@ from sltt_bench.results.cell_row import Outcome
 
 COLUMNS = ("train_loss", "test_top1", "train_s", "lr")
 SMOKE = ["run", "digits", "--method", "sltt", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "3"]
+SMOKE += ["--set", "timesteps=2"]
 
 
 @pytest.fixture(scope="module")
