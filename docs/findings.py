@@ -50,7 +50,8 @@ READINGS: dict[str, str] = {
     "recurrence": "With recurrent weights more is lost in these means, at both time constants, but the seeds are too few to bound by how much.",
     "reset": "SLTT falls behind with either reset. In these means, cutting BPTT's gradient at the reset costs BPTT a part of its lead.",
     "size": "Savings of live memory follow depth and batch, not width: in a wide network the weights and their gradients are "
-    "the memory, and no rule spares them. With depth the savings grow, but slowly, and less than was expected.",
+    "the memory, and no rule spares them. With depth the savings grow, but slowly, and less than was expected. Times were taken "
+    "beside much other work and say nothing.",
     "surrogate": "On sequences with recurrent weights no surrogate and no width of the triangle closes the gap, although before "
     "training all gradients point nearly the same way: the cosine at the beginning does not foretell what is lost.",
     "tau": "On static images accuracy does not follow the cosine: it stays within the noise of seeds up to the longest time "
