@@ -329,3 +329,69 @@ def test_the_report_sets_each_rules_gradient_beside_bptts() -> None:
     assert rows[-1][1].text == "–"
     assert [row[3].detail for row in rows[2:5]] == ["layer1.feedforward"] * 3
     assert len(_rules_by_layer(family, "g").rows) == (last["level"] == "layer").sum()
+
+
+# Sentences beside tables ---------------------------------------------------------------------------
+
+
+def prose(page: str) -> str:
+    """The page's words on one line."""
+    return " ".join((ROOT / "docs" / page).read_text(encoding="utf-8").split())
+
+
+def test_what_is_said_of_estimates_at_many_steps_is_what_their_table_says() -> None:
+    document = (ROOT / "docs" / "estimate.md").read_text(encoding="utf-8")
+    network, less, work = "", {}, {}
+    for name, steps, _, _, saved, _, sltt, k1, k2, _ in rows_of(document, "Batch 256, fp16 mixed precision"):
+        network = name or network
+        less[network, int(steps)] = int(saved.rstrip(" %"))
+        work[network, int(steps)] = sltt, k1, k2
+    networks = {name for name, _ in less}
+    assert len(networks) == 3
+    at_six = [less[f"NF-ResNet-{depth}", 6] for depth in (34, 50, 101)]
+    assert at_six[1] == at_six[2]
+    text = prose("estimate.md")
+    assert f"SLTT needs {at_six[0]} % (NF-ResNet-34) and {at_six[1]} % (-50, -101) less" in text
+    assert all((less[name, 4] <= 70) and (less[name, 5] > 70) for name in networks)
+    assert '"more than 70 %" holds, from T = 5 on' in text
+    assert {round(less[name, 2], -1) for name in networks} == {40}
+    assert all(abs(float(sltt) - 1) <= 0.0015 for sltt, _, _ in work.values())
+    saved_by_k = {f"{100 * (1 - float(work[name, 6][k])):.0f}" for name in networks for k in (1, 2)}
+    assert saved_by_k == {"55", "44"}
+    assert "multiplies 55 % less at T = 6" in text
+    assert "K = 2 saves 44 %" in text
+
+
+def test_what_is_said_of_trials_too_few_and_too_short_is_what_they_reached() -> None:
+    from sltt_bench.report.statistics import paired_difference
+
+    folder = ROOT / "results" / "sequential-digits"
+    untuned, short, whole = (
+        pd.read_csv(folder / run / "cells.csv")
+        for run in ("20261126-093450-b963", "20261126-091339-c6be", "20261126-093148-b676")
+    )
+
+    def reached(cells: pd.DataFrame, method: str) -> dict[int, float]:
+        own = cells[(cells["kind"] == "run") & (cells["status"] == "ok") & (cells["method"] == method)]
+        return {int(row.seed): 100 * row.last_test_top1 for row in own.itertuples()}
+
+    lost = {}
+    for method, tuned in (("sltt", short), ("sltt-k2", whole)):
+        estimate = paired_difference(reached(untuned, method), reached(tuned, method))
+        assert estimate is not None
+        lost[method] = estimate
+    text = prose("tuning.md")
+    assert f"SLTT lost {lost['sltt'].value:.0f} points by it against the recipe's rate" in text
+    trials = pd.read_csv(folder / "20261126-093148-b676" / "tuning.csv")
+    of_k2 = trials[trials["method"] == "sltt-k2"].set_index("setting")["validation_top1"]
+    samples = 287
+    right = {rate: of_k2[f'{{"train.lr": {rate}}}'] * samples for rate in (0.001, 0.003)}
+    assert all(count == pytest.approx(round(count), abs=1e-6) for count in right.values())
+    more = right[0.001] - right[0.003]
+    assert round(more) == 4
+    words = f"by {100 * more / samples:.1f} points on {samples} validation samples, which is four samples"
+    assert words in text
+    k2 = lost["sltt-k2"]
+    assert k2.interval is not None
+    interval = f"95 % interval {k2.interval.low:.1f} to {k2.interval.high:.1f}"
+    assert f"lost {k2.value:.1f} points of test accuracy by it (three seeds, {interval})" in text

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report, print_run
 from sltt_bench.report.document import Heading, Table, TableCell
+from sltt_bench.report.render import files
 from sltt_bench.report.render.html import gauge, inline_svg
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.results.writer import ResultsError
@@ -324,9 +325,51 @@ assert len(pools) == 1
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-    drawn = sorted((tmp_path / "figures").iterdir())
+    drawn = sorted((tmp_path / "figures").glob("*.svg"))
     assert len(drawn) > 4
     assert all(path.read_bytes() == (out / "figures" / path.name).read_bytes() for path in drawn)
+
+
+def drawn_anew(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The figures that a report in `out` draws, and does not find drawn there."""
+    names: set[str] = set()
+
+    def watched(jobs: Any) -> Any:
+        names.update(job.figure.name for job in jobs)
+        return map(files.Job.draw, jobs)
+
+    monkeypatch.setattr(files, "_drawn", watched)
+    report(folder, out, "svg", "png")
+    return names
+
+
+def test_a_second_report_draws_only_what_is_not_drawn_as_it_is(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, again = tmp_path / "results", tmp_path / "out"
+    shutil.copytree(out.parent / "results", folder)
+    shutil.copytree(out, again)
+    figures = again / "figures"
+    assert drawn_anew(folder, again, monkeypatch) == set()
+    svg = figures / "digits-T6-b64-fp32-reference-methods.svg"
+    content = svg.read_bytes()
+    svg.write_bytes(content.replace(b"bptt", b"best"))  # by a reader's hand
+    (figures / "digits-T6-b64-fp32-reference-pairs.png").unlink()
+    anew = drawn_anew(folder, again, monkeypatch)
+    assert {name.removeprefix("digits-T6-b64-fp32-reference-") for name in anew} == {"methods", "pairs"}
+    assert svg.read_bytes() == content
+    gpu = HandmadeRun(
+        folder / "digits" / "more", recipe=varied(RECIPE, claims=[CLAIM]), device="cuda:0", device_name="Example GPU",
+        number=90,
+    )  # fmt: skip
+    gpu.cell("sltt", 1, peak_allocated_bytes=31 * MIB)
+    anew = drawn_anew(folder, again, monkeypatch)
+    assert anew
+    assert not any(name.startswith("digits-T6-b64-fp32-reference-methods") for name in anew)
+    monkeypatch.setattr("sltt_bench.report.render.earlier_drawings._painters", lambda: ["another version"])
+    assert len(drawn_anew(folder, again, monkeypatch)) > len(anew)
+    (figures / "drawn.json").write_text("{")
+    assert len(drawn_anew(folder, again, monkeypatch)) > len(anew)
 
 
 @pytest.mark.parametrize("width", [80, 200])

@@ -65,7 +65,14 @@ class Figure:
     title: str
     caption: str
     """What is shown, sample counts and hardware."""
-    draw: Callable[[Width], "Drawing"]
+    paint: Callable[[Any, Width], "Drawing"]
+    """Draws the content at a width; all that is drawn is in the content."""
+    content: Callable[[], Any]
+    """Panels or the like: data classes, sequences, mappings, arrays, numbers and words."""
+
+    def draw(self, width: Width) -> "Drawing":
+        """The plot at this width."""
+        return self.paint(self.content(), width)
 
 
 @dataclass(frozen=True)

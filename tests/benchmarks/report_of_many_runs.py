@@ -1,8 +1,9 @@
-"""How long a report of many runs takes: `python tests/benchmarks/report_of_many_runs.py [RUNS]`.
+"""How long a report takes: `python -m tests.benchmarks.report_of_many_runs [runs|methods|epochs]...`.
 
-Makes RUNS result folders (2,000 unless told otherwise; one cell of 30 epochs each, five methods,
-ten recipes, the rest seeds) in a temporary place, reports them in the default formats and prints
-the seconds of reading and of the whole.
+Makes results in a temporary place, reports them in the default formats, twice into the same folder, and prints the seconds
+by the clock and of the processors, the size of the first screen and how busy the machine was. `runs`: 2,000 runs of one cell,
+five methods on ten recipes, 40 seeds, 30 epochs. `methods`: 300 methods, three seeds, 30 epochs, in one run. `epochs`: five
+methods, three seeds, 1,000 epochs, in one run. All three unless told otherwise.
 """
 
 import csv
@@ -12,14 +13,15 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
 
 from sltt_bench.report import make_report
-from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
@@ -30,24 +32,63 @@ from sltt_bench.results.schema import (
 )
 
 METHODS = ("bptt", "sltt", "sltt-k4", "sltt-k2", "sltt-k1")
-RECIPES = 10
-EPOCHS = 30
 
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class MadeCell:
+    """A cell of the made results."""
+
+    recipe: str
+    method: str
+    seed: int
+    epochs: int = 30
+
+
+def many_runs(count: int = 2000) -> Iterator[tuple[str, list[MadeCell]]]:
+    """Runs of one cell each: five methods on ten recipes, the rest seeds."""
+    for number in range(count):
+        recipe, seed = number // len(METHODS) % 10, number // len(METHODS) // 10
+        yield f"run{number}", [MadeCell(f"recipe{recipe}", METHODS[number % len(METHODS)], seed)]
+
+
+def many_methods(count: int = 300) -> Iterator[tuple[str, list[MadeCell]]]:
+    """One run of so many methods with three seeds each."""
+    methods = [*METHODS, *(f"rule-{number}" for number in range(count - len(METHODS)))]
+    yield "run", [MadeCell("recipe", method, seed) for method in methods for seed in range(3)]
+
+
+def many_epochs(count: int = 1000) -> Iterator[tuple[str, list[MadeCell]]]:
+    """One run of five methods with three seeds and so many epochs each."""
+    yield "run", [MadeCell("recipe", method, seed, count) for method in METHODS for seed in range(3)]
+
+
+MODES: dict[str, Callable[[], Iterator[tuple[str, list[MadeCell]]]]] = {
+    "runs": many_runs,
+    "methods": many_methods,
+    "epochs": many_epochs,
+}
+
+
 def main() -> None:
-    """Generate, read, report, and say how long each took."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    with tempfile.TemporaryDirectory() as folder:
-        top = Path(folder)
-        for number in range(runs):
-            write_run(top / "results", number)
-        seconds, results = _timed(lambda: read_results([top / "results"]))
-        print(f"{runs} runs, {len(results.epochs)} epochs read: {seconds}")
-        sources, quiet = [top / "results"], Console(quiet=True)
-        seconds, outcome = _timed(lambda: make_report(sources, top / "report", console=quiet))
-        print(f"whole report, {len(outcome.files)} files: {seconds}")
+    """Generate, report, and say how long it took."""
+    modes = sys.argv[1:] or list(MODES)
+    if unknown := set(modes) - set(MODES):
+        sys.exit(f"{', '.join(sorted(unknown))}: unknown; there are {', '.join(MODES)}")
+    for mode in modes:
+        with tempfile.TemporaryDirectory() as folder:
+            results, target = Path(folder) / "results", Path(folder) / "report"
+            for name, cells in MODES[mode]():
+                write_run(results / cells[0].recipe / name, cells)
+            for which in ("report", "again"):
+                spent, outcome = _timed(partial(make_report, [results], target, console=Console(quiet=True)))
+                first = (target / "report.html").stat().st_size
+                print(
+                    f"{mode}: {which} of {len(outcome.files)} files: {spent}; first screen {first / 1e6:.2f} MB; "
+                    f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}",
+                    flush=True,
+                )
 
 
 def _timed(work: Callable[[], Result]) -> tuple[str, Result]:
@@ -58,39 +99,44 @@ def _timed(work: Callable[[], Result]) -> tuple[str, Result]:
     return f"{time.perf_counter() - clock:.1f} s ({used:.1f} s of processor time)", result
 
 
-def write_run(folder: Path, number: int) -> None:
-    """One run's folder with one cell; its place in the list decides recipe, method and seed."""
-    chance = random.Random(number)
-    method = METHODS[number % len(METHODS)]
-    recipe = f"recipe{number // len(METHODS) % RECIPES}"
-    seed = number // len(METHODS) // RECIPES
-    path = folder / recipe / f"run{number}"
+def write_run(path: Path, cells: Sequence[MadeCell]) -> None:
+    """One run's folder."""
     (path / CELLS_FOLDER).mkdir(parents=True)
-    key = {
-        "schema_version": SCHEMA_VERSION, "cell_id": f"{number:012x}", "attempt": 1, "recipe": recipe,
-        "recipe_hash": recipe, "method": method, "backend": "reference", "timesteps": 6,
-        "batch_size": 128, "precision": "fp32", "device": "cpu", "seed": seed,
+    epochs: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        chance = random.Random(f"{path.name} {cell}")
+        key = {
+            "schema_version": SCHEMA_VERSION, "cell_id": f"{chance.getrandbits(48):012x}", "attempt": 1,
+            "recipe": cell.recipe, "recipe_hash": cell.recipe, "method": cell.method, "backend": "reference",
+            "timesteps": 6, "batch_size": 128, "precision": "fp32", "device": "cpu", "seed": cell.seed,
+        }  # fmt: skip
+        cost = 1.0 if cell.method == "bptt" else 0.3
+        own = [
+            {
+                **key, "epoch": epoch, "cold": "true" if epoch == 1 else "false", "train_s": cost + chance.random() / 10,
+                "test_top1": 0.9 - 0.8 / epoch + chance.random() / 100, "samples_per_s": 1e4, "train_loss": 1 / epoch,
+                "peak_tensor_bytes": int(cost * 2**30), "peak_rss_bytes": int(cost * 2**31),
+            }
+            for epoch in range(1, cell.epochs + 1)
+        ]  # fmt: skip
+        epochs += own
+        top1 = [float(str(row["test_top1"])) for row in own]
+        rows.append(
+            {
+                **key, "kind": "run", "device_name": "Example CPU", "overrides": "{}", "synthetic": "false",
+                "smoke": "false", "status": "ok", "started_utc": path.name, "wall_s": 40 + chance.random(),
+                "best_test_top1": max(top1), "last_test_top1": top1[-1],
+            }
+        )  # fmt: skip
+        recipe = {"name": cell.recipe, "timesteps": 6, "train": {"batch_size": 128}, "claims": []}
+        (path / CELLS_FOLDER / f"{key['cell_id']}.json").write_text(json.dumps({"recipe": recipe}))
+    _write(path / EPOCHS_FILE, epochs)
+    _write(path / CELLS_FILE, rows)
+    provenance = {
+        "run": path.name, "command": ["sltt-bench", "run", cells[0].recipe], "packages": {"torch": "2.6.0"},
     }  # fmt: skip
-    cost = 1.0 if method == "bptt" else 0.3
-    rows: list[dict[str, Any]] = [
-        {
-            **key, "epoch": epoch, "cold": "true" if epoch == 1 else "false", "train_s": cost + chance.random() / 10,
-            "test_top1": 0.9 - 0.8 / epoch + chance.random() / 100, "samples_per_s": 1e4,
-            "peak_tensor_bytes": int(cost * 2**30), "peak_rss_bytes": int(cost * 2**31),
-        }
-        for epoch in range(1, EPOCHS + 1)
-    ]  # fmt: skip
-    cell = {
-        **key, "kind": "run", "device_name": "Example CPU", "overrides": "{}", "synthetic": "false",
-        "smoke": "false", "status": "ok", "started_utc": f"run {number}", "wall_s": 40 + chance.random(),
-        "best_test_top1": max(row["test_top1"] for row in rows), "last_test_top1": rows[-1]["test_top1"],
-    }  # fmt: skip
-    _write(path / EPOCHS_FILE, rows)
-    _write(path / CELLS_FILE, [cell])
-    provenance = {"run": path.name, "command": ["sltt-bench", "run", recipe], "packages": {"torch": "2.6.0"}}
     (path / PROVENANCE_FILE).write_text(json.dumps(provenance))
-    resolved = {"recipe": {"name": recipe, "timesteps": 6, "train": {"batch_size": 128}, "claims": []}}
-    (path / CELLS_FOLDER / f"{key['cell_id']}.json").write_text(json.dumps(resolved))
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

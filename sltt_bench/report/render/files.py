@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from sltt_bench.printable import printable
 from sltt_bench.report.document import Figure, Report, Table, Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.render import html, json_file, latex, markdown
+from sltt_bench.report.render.earlier_drawings import EarlierDrawings, digest_of_drawing
 from sltt_bench.results.writer import ResultsError
 
 FIGURES_FOLDER = "figures"
@@ -30,10 +31,14 @@ def write(
     if "csv" in formats:
         for name, frame in frames.items():
             contents[name] = printable(frame.to_csv(index=False)).encode()
-    drawings = draw_all(figures_of(report), formats)
-    for (name, width, kind), content in drawings.items():
-        if format_name(width, kind) in formats:
-            contents[figure_path(name, width, kind)] = content
+    earlier = EarlierDrawings.read(target / FIGURES_FOLDER)
+    drawings = draw_all(figures_of(report), formats, earlier)
+    figures = {
+        figure_path(name, width, kind): drawing
+        for (name, width, kind), drawing in drawings.items()
+        if format_name(width, kind) in formats
+    }
+    contents |= {path: drawing.content for path, drawing in figures.items()}
     if "markdown" in formats:
         shown = next((kind for kind in ("png", "svg") if kind in formats), None)
         pictures = {name: figure_path(name, "double", shown) for name, _, _ in drawings} if shown else {}
@@ -45,7 +50,7 @@ def write(
             contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
     if "html" in formats:
         svgs = {
-            name: svg.decode()
+            name: svg.content.decode()
             for (name, width, kind), svg in drawings.items()
             if (kind, width) == ("svg", "double")
         }
@@ -56,6 +61,10 @@ def write(
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(content)
+        if figures:
+            earlier.add(
+                {Path(path).name: (figure.digest, figure.content) for path, figure in figures.items()}
+            )
     except OSError as error:
         raise ResultsError(
             f"{target}: the report cannot be written ({error}); choose another --out"
@@ -64,7 +73,7 @@ def write(
 
 
 def _downloads(
-    drawings: Mapping[tuple[str, Width, str], bytes], formats: Sequence[str]
+    drawings: "Mapping[tuple[str, Width, str], Drawing]", formats: Sequence[str]
 ) -> dict[str, list[tuple[str, str]]]:
     """Figure → (label, file) of what was written of it."""
     links: dict[str, list[tuple[str, str]]] = {}
@@ -101,16 +110,39 @@ def format_name(width: Width, kind: str) -> str:
     return f"{kind}-column" if width == "column" else kind
 
 
-def draw_all(figures: Sequence[Figure], formats: Sequence[str]) -> dict[tuple[str, Width, str], bytes]:
-    """(name, width, "svg" or "png") → the file's content, for what the formats need."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure as a file."""
+
+    digest: str
+    """Of what is drawn."""
+    content: bytes
+
+
+def draw_all(
+    figures: Sequence[Figure], formats: Sequence[str], earlier: EarlierDrawings
+) -> dict[tuple[str, Width, str], Drawing]:
+    """(name, width, "svg" or "png") → the drawing, for what the formats need.
+
+    What an earlier report drew, and would be drawn again as it is, is taken from there.
+    """
     wanted = {*formats, *(["svg"] if "html" in formats else [])}  # a page holds each figure once
-    kinds = {width: [kind for kind in KINDS if format_name(width, kind) in wanted] for width in WIDTHS}
-    jobs = [Job(figure, width, kinds[width]) for figure in figures for width in WIDTHS if kinds[width]]
-    return {
-        (job.figure.name, job.width, kind): content
-        for job, contents in zip(jobs, _drawn(jobs), strict=True)
-        for kind, content in contents.items()
-    }
+    drawings: dict[tuple[str, Width, str], Drawing] = {}
+    jobs = []
+    for figure in figures:
+        for width in WIDTHS:
+            kinds = [kind for kind in KINDS if format_name(width, kind) in wanted]
+            digest = digest_of_drawing(figure, width) if kinds else ""
+            for kind in kinds:
+                content = earlier.content(Path(figure_path(figure.name, width, kind)).name, digest)
+                drawings[figure.name, width, kind] = Drawing(digest, content or b"")
+            if missing := [kind for kind in kinds if not drawings[figure.name, width, kind].content]:
+                jobs.append(Job(figure, width, missing))
+    for job, contents in zip(jobs, _drawn(jobs), strict=True):
+        for kind, content in contents.items():
+            place = job.figure.name, job.width, kind
+            drawings[place] = replace(drawings[place], content=content)
+    return drawings
 
 
 @dataclass(frozen=True)

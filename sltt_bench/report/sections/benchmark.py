@@ -5,7 +5,6 @@ Nothing is averaged: a later measurement of the same row replaces an earlier one
 """
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -105,7 +104,7 @@ def _device_section(device: str, rows: pd.DataFrame, number: int, replaced: int)
         f"{_rounds(rows)}; {_device(device)}."
     )
     panel = DotPanel("Ratio to the baseline", "subject ÷ baseline [×]", tuple(_distinct(dots)), no_change=1.0)
-    figure = Figure(f"{name}-ratios", "Ratios to the baselines", caption, partial(draw_dots, [panel]))
+    figure = Figure(f"{name}-ratios", "Ratios to the baselines", caption, draw_dots, lambda: [panel])
     return Section(
         f"{name}-device",
         _device(device),

@@ -517,7 +517,7 @@ def _cosine_against(field: str, family: GradientFamily, name: str) -> Figure | M
         panels.append(
             _panel(family, field, _along(field, layers[layers["name"] == lowest]), f"Layer {lowest}")
         )
-    return Figure(f"{name}-{field}", title, caption, partial(draw_lines, tuple(panels)))
+    return Figure(f"{name}-{field}", title, caption, draw_lines, lambda: tuple(panels))
 
 
 def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -567,7 +567,7 @@ def _heat_maps(family: GradientFamily, name: str) -> Figure | None:
         f"{_fixed_words(family, drawn, but=('timesteps', *differing))}Mean over {family.batches} batches{_and_seeds(family)}; "
         "blank: the layer's gradient is 0."
     )
-    return Figure(f"{name}-layers", "Cosine by layer and T", caption, partial(draw_heat_maps, maps))
+    return Figure(f"{name}-layers", "Cosine by layer and T", caption, draw_heat_maps, lambda: maps)
 
 
 def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
@@ -613,7 +613,7 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
         f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
         "standard deviation over batches."
     )
-    return Figure(f"{name}-course", title, caption, partial(draw_lines, tuple(panels)))
+    return Figure(f"{name}-course", title, caption, draw_lines, lambda: tuple(panels))
 
 
 def _draws(family: GradientFamily, name: str) -> Figure | None:
@@ -643,7 +643,7 @@ def _draws(family: GradientFamily, name: str) -> Figure | None:
         f"variance 0. Right: mean over the draws that have a gradient, bars one standard deviation over them. "
         f"{_fixed_words(family, rows, but=('timesteps',))}"
     )
-    return Figure(f"{name}-draws", "SLTT-K against K", caption, partial(draw_lines, panels))
+    return Figure(f"{name}-draws", "SLTT-K against K", caption, draw_lines, lambda: panels)
 
 
 # Words ------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -109,7 +108,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if panels:
         caption = f"Mean over seeds, bars one standard deviation. {_basis(panels, groups, cells)}"
         blocks = [
-            Figure(slug, str(study["question"]), caption, partial(draw_study, panels)),
+            Figure(slug, str(study["question"]), caption, draw_study, lambda: panels),
             _table(slug, panels),
         ]
     verdicts = [verdict for verdict in judge(groups) if verdict.is_finding]
@@ -341,8 +340,8 @@ def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
         sentences.append(f"{len(failed)} of {len(cells)} cells did not finish: {words}.")
     if aside:
         sentences.append(
-            f"{aside} groups of the study that ran on another machine, version or rule of tuning, or as smoke runs, are left out "
-            "here."
+            f"Left out here: {aside} group{'s' * (aside > 1)} of the study, run on another machine, with another version or rule "
+            "of tuning, or as smoke runs."
         )
     return sentences
 

@@ -3,7 +3,6 @@ target accuracy is reached, and how often a method is near the fastest."""
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import pandas as pd
 
@@ -68,7 +67,8 @@ def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) ->
                 f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
                 f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
                 f"{study.budget}; {', '.join(study.conditions)}.",
-                partial(draw_search, study),
+                draw_search,
+                lambda: study,
             )
         )
     blocks.append(_choices(study, name))
@@ -248,7 +248,7 @@ def _profile_figure(profile: Profile, name: str) -> Figure:
         f"to the task's target is at most so many times the fastest method's; a target that is missed is never within. "
         f"{', '.join(profile.conditions)}."
     )
-    return Figure(name, "Performance profile", caption, partial(draw_profile, profile))
+    return Figure(name, "Performance profile", caption, draw_profile, lambda: profile)
 
 
 def _profile_table(profile: Profile, name: str) -> Table:

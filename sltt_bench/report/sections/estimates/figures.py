@@ -33,7 +33,8 @@ def figures(family: EstimateFamily, name: str) -> list[Figure]:
             f"{name}-causes",
             "What takes the memory",
             causes,
-            lambda width: draw_bars([_causes(family)], width),
+            draw_bars,
+            lambda: [_causes(family)],
         )
     ]
     if panels := _panels(family):
@@ -41,7 +42,8 @@ def figures(family: EstimateFamily, name: str) -> list[Figure]:
             f"{name}-memory",
             "Estimated peak memory",
             _peaks_caption(family),
-            lambda width: draw_lines(panels, width),
+            draw_lines,
+            lambda: panels,
         )
         drawn.insert(0, peaks)
     return drawn
@@ -58,7 +60,8 @@ def slope_figure(family: EstimateFamily) -> Figure | None:
     )
     return Figure(
         f"memory-against-t-{family.recipe.replace('/', '-')}", f"Memory against T: {family.recipe}", caption,
-        lambda width: draw_lines([_with_slopes(family, panel)], width),
+        draw_lines,
+        lambda: [_with_slopes(family, panel)],
     )  # fmt: skip
 
 

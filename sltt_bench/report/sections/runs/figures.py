@@ -102,14 +102,10 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
         name,
         f"Against {sweeps[0].words}",
         caption,
-        lambda width: draw_lines(
-            [
-                panel
-                for sweep, title in zip(sweeps, titles, strict=True)
-                for panel in sweep_panels(sweep, title)
-            ],
-            width,
-        ),
+        draw_lines,
+        lambda: [
+            panel for sweep, title in zip(sweeps, titles, strict=True) for panel in sweep_panels(sweep, title)
+        ],
     )
 
 
@@ -155,7 +151,8 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
             f"{recipe.replace('/', '-')}-curves-{number}",
             "Accuracy by epoch, group by group",
             caption,
-            lambda width, page=page: draw_lines([epoch_panel(own, title) for title, _, own in page], width),  # type: ignore[misc]
+            draw_lines,
+            lambda page=page: [epoch_panel(own, title) for title, _, own in page],  # type: ignore[misc]
         )
 
 
@@ -235,9 +232,7 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         + (f"The first {len(shown_results(group))} methods. " if left_out > 0 else "")
         + _basis(group)
     )
-    return Figure(
-        f"{name}-methods", _METHODS, caption, lambda width: draw_bars(method_bars(group, baseline), width)
-    )
+    return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
 
 
 def _pairs(group: Group, name: str, baseline: str) -> Figure:
@@ -245,9 +240,7 @@ def _pairs(group: Group, name: str, baseline: str) -> Figure:
         f"Each method beside {baseline}: small dots are single pairs (of times one seed of one run, of all else a seed), large "
         f"ones their mean with its 95 % t interval; dotted: no difference. {_basis(group)}"
     )
-    return Figure(
-        f"{name}-pairs", _PAIRS, caption, lambda width: draw_dots(pair_dots(group, baseline), width)
-    )
+    return Figure(f"{name}-pairs", _PAIRS, caption, draw_dots, lambda: pair_dots(group, baseline))
 
 
 def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
@@ -269,9 +262,7 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
         texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
     texts += [f"At chance: {', '.join(chance)}."] if chance else []
     caption = " ".join([*texts, _basis(group)])
-    return Figure(
-        f"{name}-accuracy", _ACCURACY, caption, lambda width: draw_lines(curve_panels(shown, floor), width)
-    )
+    return Figure(f"{name}-accuracy", _ACCURACY, caption, draw_lines, lambda: curve_panels(shown, floor))
 
 
 def _tradeoff(group: Group, name: str) -> Figure:
@@ -282,9 +273,7 @@ def _tradeoff(group: Group, name: str) -> Figure:
         f"one, by means over seeds); hollow: dominated. Dashed: the front of this panel's two figures. "
         f"Bars one standard deviation, each seed a dot. {_basis(group)}"
     )
-    return Figure(
-        f"{name}-tradeoff", _TRADEOFF, caption, lambda width: draw_lines(tradeoff_panels(group), width)
-    )
+    return Figure(f"{name}-tradeoff", _TRADEOFF, caption, draw_lines, lambda: tradeoff_panels(group))
 
 
 def _against_k(group: Group, name: str) -> Figure:
@@ -292,7 +281,7 @@ def _against_k(group: Group, name: str) -> Figure:
         f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}; dashed: BPTT. Mean over seeds, bars "
         f"one standard deviation, each seed a dot. {_basis(group)}"
     )
-    return Figure(f"{name}-k", _AGAINST_K, caption, lambda width: draw_lines(k_panels(group), width))
+    return Figure(f"{name}-k", _AGAINST_K, caption, draw_lines, lambda: k_panels(group))
 
 
 def _timeline(group: Group, name: str, samples: Mapping[str, pd.DataFrame]) -> Figure:
@@ -300,9 +289,7 @@ def _timeline(group: Group, name: str, samples: Mapping[str, pd.DataFrame]) -> F
         "Sampled by NVML, from the process's start through warm-up, training and evaluation; one cell of "
         f"each method ({', '.join(samples)}), n = 1. {', '.join(group.key.conditions())}."
     )
-    return Figure(
-        f"{name}-timeline", _TIMELINE, caption, lambda width: draw_lines(timeline_panels(samples), width)
-    )
+    return Figure(f"{name}-timeline", _TIMELINE, caption, draw_lines, lambda: timeline_panels(samples))
 
 
 def _basis(group: Group) -> str:

@@ -160,6 +160,9 @@ def _title(group: Group, siblings: Sequence[Group]) -> str:
     ]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
         words.append("real data")
-    if not words and len({sibling.key.software for sibling in siblings}) > 1:
+    alike = [sibling.key for sibling in siblings if sibling.words == group.words]
+    if len({key.software for key in alike}) > 1:
         words.append(group.key.software)
+    if len({(key.software, key.revision) for key in alike}) > len({key.software for key in alike}):
+        words.append(f"sltt-bench {group.key.revision or 'of unknown revision'}")
     return ", ".join(words) or "Methods compared"
