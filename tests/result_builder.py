@@ -79,23 +79,23 @@ class HandmadeRun:
         **epoch_figures: Any,
     ) -> str:
         """Write a cell with its epochs; a figure is one value for all epochs or a list. Returns its id."""
-        said = recipe or self.recipe
+        recorded = recipe or self.recipe
         cell = {"kind": "run", "synthetic": False, "smoke": False, **(cell or {})}
         kinds = {name: cell[name] for name in ("kind", "synthetic", "smoke")}
-        recipe_hash = _hash([{k: v for k, v in said.items() if k != "claims"}, kinds])
+        recipe_hash = _hash([{k: v for k, v in recorded.items() if k != "claims"}, kinds])
         cell_id = _hash([recipe_hash, method, backend, seed])
         self.number += 1
         key = {
             "schema_version": 1,
             "cell_id": cell_id,
             "attempt": attempt,
-            "recipe": said["name"],
+            "recipe": recorded["name"],
             "recipe_hash": recipe_hash,
             "method": method,
             "backend": backend,
             "k": backward_steps(method) if method.startswith("sltt-k") else "",
-            "timesteps": said["timesteps"],
-            "batch_size": said["train"]["batch_size"],
+            "timesteps": recorded["timesteps"],
+            "batch_size": recorded["train"]["batch_size"],
             "precision": "fp32",
             "device": self.device,
             "seed": seed,
@@ -142,7 +142,7 @@ class HandmadeRun:
             },
         )
         # The recipe asks for the epochs that are there, unless a test says how many were planned.
-        resolved = varied(said, train__epochs=cell.get("epochs_planned", len(train_s)))
+        resolved = varied(recorded, train__epochs=cell.get("epochs_planned", len(train_s)))
         (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": resolved}))
         return cell_id
 
@@ -160,16 +160,16 @@ class HandmadeRun:
     ) -> str:
         """Write an estimate: its peak (all of it saved activations, unless `figures` says otherwise) and
         its multiplications: forward in space and in time, backward in space and in time. Returns its id."""
-        said, kind = recipe or self.recipe, {"kind": "estimate", "smoke": smoke}
+        recorded, kind = recipe or self.recipe, {"kind": "estimate", "smoke": smoke}
         cell_id = self.cell(
-            method, backend=backend, train_s=(), top1=None, recipe=said, overrides=overrides, cell=kind
+            method, backend=backend, train_s=(), top1=None, recipe=recorded, overrides=overrides, cell=kind
         )
         parts = ("forward_spatial", "forward_temporal", "backward_spatial", "backward_temporal")
         causes = ("parameter", "optimizer_state", "input", "gradient", "neuron_state", "temporary")
         row = {
-            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": said["name"], "method": method,
-            "recipe_hash": "of the estimate", "backend": backend, "timesteps": said["timesteps"],
-            "batch_size": said["train"]["batch_size"], "precision": "fp32", "device": self.device, "seed": 0,
+            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": recorded["name"], "method": method,
+            "recipe_hash": "of the estimate", "backend": backend, "timesteps": recorded["timesteps"],
+            "batch_size": recorded["train"]["batch_size"], "precision": "fp32", "device": self.device, "seed": 0,
             "run_cell_id": "of the run", "peak_tensor_bytes": int(peak_mib * MIB),
             "activation_bytes": int(peak_mib * MIB), **{f"{cause}_bytes": 0 for cause in causes},
             **{f"{part}_multiplications": count for part, count in zip(parts, work, strict=True)},
@@ -204,8 +204,8 @@ class HandmadeRun:
 def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | None = None) -> None:
     """A folder of the benchmark: rows of bench.csv, of which only what matters needs to be told."""
     path.mkdir(parents=True)
-    said = {"kind": "bench", "run": path.name, "command": ["python", "-m", "tests.benchmarks"]}
-    (path / "provenance.json").write_text(json.dumps(said | {"failed": dict(failed or {})}))
+    provenance = {"kind": "bench", "run": path.name, "command": ["python", "-m", "tests.benchmarks"]}
+    (path / "provenance.json").write_text(json.dumps(provenance | {"failed": dict(failed or {})}))
     names = [column.name for column in FILES[BENCH_FILE]]
     with (path / BENCH_FILE).open("w", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")

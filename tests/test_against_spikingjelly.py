@@ -75,10 +75,10 @@ def float64_batch() -> tuple[list[Tensor], Tensor]:
     return [x.double() for x in inputs], labels
 
 
-def assert_same(ours: nn.Module, theirs: nn.Module) -> None:
-    found, expected = gradients(ours), gradients(theirs)
+def assert_same(own: nn.Module, theirs: nn.Module) -> None:
+    actual, expected = gradients(own), gradients(theirs)
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-13)
 
 
 @every_reset
@@ -86,12 +86,12 @@ def assert_same(ours: nn.Module, theirs: nn.Module) -> None:
 def test_a_neuron_fires_as_lifnode_does(reset, surrogate):
     torch.manual_seed(0)
     neuron = LIFParameters(tau=1.7, v_threshold=0.8, surrogate=surrogate, **RESETS[reset])
-    ours, theirs = LIF(neuron), Foreign("LIFNode", neuron)
+    own, theirs = LIF(neuron), Foreign("LIFNode", neuron)
     fired = 0.0
     for current in torch.randn(20, 4, 50, dtype=torch.float64):
-        spikes = ours(current)
+        spikes = own(current)
         assert torch.equal(spikes, theirs(current))
-        torch.testing.assert_close(ours.potential, theirs.node.v, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(own.potential, theirs.node.v, rtol=1e-12, atol=1e-12)
         fired += spikes.mean().item() / 20
     assert 0.1 < fired < 0.9
 
@@ -101,10 +101,10 @@ def test_a_neuron_fires_as_lifnode_does(reset, surrogate):
 @pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2"])
 def test_every_method_gives_the_same_gradient_with_lifnode(method, reset, surrogate):
     neuron = LIFParameters(tau=1.7, surrogate=surrogate, **RESETS[reset])
-    ours, theirs = network(lambda: LIF(neuron)), network(lambda: Foreign("LIFNode", neuron))
-    run(ours, method, *float64_batch())
+    own, theirs = network(lambda: LIF(neuron)), network(lambda: Foreign("LIFNode", neuron))
+    run(own, method, *float64_batch())
     run(theirs, method, *float64_batch())
-    assert_same(ours, theirs)
+    assert_same(own, theirs)
 
 
 @every_reset
@@ -112,8 +112,8 @@ def test_every_method_gives_the_same_gradient_with_lifnode(method, reset, surrog
 def test_sltt_gives_the_gradient_that_slttlifnode_gives_by_itself(reset, surrogate):
     """With SLTTLIFNode even one backward pass over all steps is SLTT, as it cuts every state."""
     neuron = LIFParameters(tau=1.7, surrogate=surrogate, **RESETS[reset])
-    ours, theirs = network(lambda: LIF(neuron)), network(lambda: ForeignSLTT("SLTTLIFNode", neuron))
-    run(ours, "sltt", *float64_batch())
+    own, theirs = network(lambda: LIF(neuron)), network(lambda: ForeignSLTT("SLTTLIFNode", neuron))
+    run(own, "sltt", *float64_batch())
     for method in ("sltt", "bptt"):
         run(theirs, method, *float64_batch())
-        assert_same(ours, theirs)
+        assert_same(own, theirs)

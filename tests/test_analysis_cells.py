@@ -313,19 +313,19 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     copied: Path, change: dict[str, Any]
 ) -> None:
     file = sorted((copied / CELLS_FOLDER).iterdir())[0]
-    said = json.loads(file.read_text())
+    record = json.loads(file.read_text())
     for key, value in change.get("recipe", {}).items():
-        said["recipe"][key] |= value
-    said["overrides"] |= change.get("overrides", {})
-    said["init"] = change.get("init")
-    file.write_text(json.dumps(said))
+        record["recipe"][key] |= value
+    record["overrides"] |= change.get("overrides", {})
+    record["init"] = change.get("init")
+    file.write_text(json.dumps(record))
     sections = gradients(Context(read_results([copied]), "bptt")).sections
     assert sorted(_points(section) for section in sections) == [1, 3]
     (alone,) = (section for section in sections if _points(section) == 1)
     words = [f"{key} = {value}" for key, value in change.get("overrides", {}).items()]
-    told = (words or ["weights from a checkpoint"])[0]
-    assert told in alone.chips
-    assert alone.title == f"The gradient taken apart: digits ({told})"
+    chip = (words or ["weights from a checkpoint"])[0]
+    assert chip in alone.chips
+    assert alone.title == f"The gradient taken apart: digits ({chip})"
 
 
 def _points(section: Section) -> int:

@@ -237,16 +237,16 @@ def test_parameters_and_state_have_the_names_of_the_reference(name: str, model: 
 
 def test_backends_say_what_really_ran() -> None:
     native = train("native", "nf-resnet34", "sltt").backend
-    said = native.provenance()
-    assert said["neuron"] == "torch backward, torch fire, torch forward"
-    assert said["computed once an iteration"] == "LeanAvgPool2d, ScaledWSConv2d"
-    said = train("native", "cnn", "sltt", repeated_image=False, recompute=True).backend.provenance()
-    assert "Convolution" in said["computed again in the backward pass"]
-    assert said["computed once an iteration"] == "nothing"
+    provenance = native.provenance()
+    assert provenance["neuron"] == "torch backward, torch fire, torch forward"
+    assert provenance["computed once an iteration"] == "LeanAvgPool2d, ScaledWSConv2d"
+    provenance = train("native", "cnn", "sltt", repeated_image=False, recompute=True).backend.provenance()
+    assert "Convolution" in provenance["computed again in the backward pass"]
+    assert provenance["computed once an iteration"] == "nothing"
     assert backends.create("native").provenance()["neuron"] == "nothing"
-    said = train("spikingjelly", "cnn", "sltt", timesteps=T).backend.provenance()
-    assert "LIFNode" in said["neuron"]
-    assert said["spikingjelly"]
+    provenance = train("spikingjelly", "cnn", "sltt", timesteps=T).backend.provenance()
+    assert "LIFNode" in provenance["neuron"]
+    assert provenance["spikingjelly"]
 
 
 def test_what_a_backend_cannot_serve_it_says_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

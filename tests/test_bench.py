@@ -76,16 +76,16 @@ def gradients(competitor: Competitor, problem: Problem, *, iterations: int = 2) 
     made = competitor.make(problem)
     for _ in range(iterations):
         made.iteration()
-    found = []
+    actual = []
     for name, parameter in made.network.named_parameters():
         assert parameter.grad is not None, f"{name} received no gradient"
-        found.append(parameter.grad.flatten())
-    return torch.cat(found)
+        actual.append(parameter.grad.flatten())
+    return torch.cat(actual)
 
 
 def assert_same_gradients(competitor: Competitor, reference: Competitor, problem: Problem) -> None:
-    found, expected = gradients(competitor, problem), gradients(reference, problem, iterations=1)
-    assert (found - expected).norm() < 1e-5 * expected.norm(), competitor.name
+    actual, expected = gradients(competitor, problem), gradients(reference, problem, iterations=1)
+    assert (actual - expected).norm() < 1e-5 * expected.norm(), competitor.name
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -366,8 +366,8 @@ def test_wrong_usage_exits_with_2_and_says_what_is_known(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     done = bench(*arguments, "--out", tmp_path)
     assert done.exit_code == 2
-    said = " ".join(done.output.replace("│", " ").split())
-    assert message in said
+    output = " ".join(done.output.replace("│", " ").split())
+    assert message in output
     assert not any(tmp_path.iterdir())
 
 

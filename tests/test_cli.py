@@ -33,11 +33,11 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "said"), ERRORS.items(), ids=lambda value: str(value)[:40])
-def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, ...], said: str) -> None:
+@pytest.mark.parametrize(("arguments", "reason"), ERRORS.items(), ids=lambda value: str(value)[:40])
+def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, ...], reason: str) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
-    assert said in result.output
+    assert reason in result.output
     assert "Traceback" not in result.output
 
 

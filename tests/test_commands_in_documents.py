@@ -94,9 +94,9 @@ def accepted(arguments: list[str]) -> None:
         )
         if not hasattr(command, "resolve_command"):
             return
-        _, found, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
-        assert found is not None
-        command = found
+        _, actual, arguments = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert actual is not None
+        command = actual
 
 
 def test_documents_show_commands_of_every_verb() -> None:

@@ -130,20 +130,20 @@ def test_another_recipe_version_is_not_comparable(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "said"),
+    ("machine", "difference"),
     [
         ({"device_name": "Other CPU"}, "hardware: Example CPU, 2 threads (A), Other CPU (B)"),
         ({"torch": "9.9"}, "torch or CUDA version: torch 2.6.0 (A), torch 9.9 (B)"),
     ],
 )
 def test_two_machines_are_compared_and_the_difference_is_named(
-    tmp_path: Path, machine: dict[str, str], said: str
+    tmp_path: Path, machine: dict[str, str], difference: str
 ) -> None:
     make(tmp_path / "a", [2.0] * 5)
     make(tmp_path / "b", [1.0] * 5, **machine)
     comparison = compared(tmp_path)
     assert words(comparison)["sltt", "epoch_s"] == "better"
-    assert comparison.remarks[2:] == (f"The sets differ in {said}.",)
+    assert comparison.remarks[2:] == (f"The sets differ in {difference}.",)
 
 
 def test_two_backends_are_compared(tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_where_a_set_has_two_machines_each_is_compared_with_its_own_kind(tmp_pat
     make(tmp_path / "a", [2.0])
     make(tmp_path / "a" / "second", [8.0], device_name="Other CPU")
     make(tmp_path / "b", [2.0])
-    said = [(change.metric, change.word) for change in compared(tmp_path).changes]
-    assert ("status", "not comparable") in said
-    assert ("epoch_s", "within the noise") in said
-    assert ("epoch_s", "better") not in said
+    words = [(change.metric, change.word) for change in compared(tmp_path).changes]
+    assert ("status", "not comparable") in words
+    assert ("epoch_s", "within the noise") in words
+    assert ("epoch_s", "better") not in words
 
 
 def test_a_set_against_itself_has_no_change(tmp_path: Path) -> None:

@@ -351,11 +351,11 @@ def test_everything_that_changes_frames_changes_the_cache(tmp_path: Path) -> Non
 
 def test_frames_are_the_same_from_two_processes_and_progress_is_told(tmp_path: Path) -> None:
     counts = write_dvs_cifar10(tmp_path, events=50)
-    told: list[tuple[str, int, int | None]] = []
+    steps: list[tuple[str, int, int | None]] = []
     options = data.source_type("dvs-cifar10")(workers=2, **counts)
-    place = DataPlace(tmp_path, T, lambda *progress: told.append(progress))
+    place = DataPlace(tmp_path, T, lambda *progress: steps.append(progress))
     parallel = [data.load(options, place).train[i][0] for i in range(20)]
-    assert told[19] == ("dvs-cifar10: events to frames", 20, 20)
+    assert steps[19] == ("dvs-cifar10: events to frames", 20, 20)
     for file in cached(tmp_path):
         Path(file).unlink()
     alone = load("dvs-cifar10", tmp_path, **counts)

@@ -155,9 +155,9 @@ def test_cifar_images_are_shifted_by_up_to_four_pixels_and_flipped(tmp_path: Pat
     places = Counter()
     for _ in range(600):
         x, _ = train[0]
-        found = (x == 200).all(0).nonzero().tolist()
-        if len(found) == 1:
-            places[tuple(found[0])] += 1
+        actual = (x == 200).all(0).nonzero().tolist()
+        if len(actual) == 1:
+            places[tuple(actual[0])] += 1
     rows, columns = {row for row, _ in places}, {column for _, column in places}
     assert rows == set(range(12, 21))
     assert columns == set(range(6, 15)) | set(range(31 - 14, 31 - 5))

@@ -96,11 +96,11 @@ def test_download_that_broke_off_goes_on_where_it_was(server: Server, tmp_path: 
         fetch([server.url + "a.bin"], target, md5(CONTENT), no_progress)
     assert not target.exists()
     assert (tmp_path / "a.bin.part").stat().st_size == 1_000_000
-    told: list[tuple[str, int, int | None]] = []
-    fetch([server.url + "a.bin"], target, md5(CONTENT), lambda *progress: told.append(progress))
+    steps: list[tuple[str, int, int | None]] = []
+    fetch([server.url + "a.bin"], target, md5(CONTENT), lambda *progress: steps.append(progress))
     assert target.read_bytes() == CONTENT
     assert server.asked == [("a.bin", "bytes=0-"), ("a.bin", "bytes=1000000-")]
-    assert ("downloading a.bin", 2_048_000, 2_048_000) in told
+    assert ("downloading a.bin", 2_048_000, 2_048_000) in steps
     assert not (tmp_path / "a.bin.part").exists()
 
 
@@ -190,8 +190,8 @@ def test_cifar_is_downloaded_and_verified(
     published_cifar: dict[str, int], server: Server, tmp_path: Path
 ) -> None:
     data_dir = tmp_path / "data"
-    (said,) = prepare("cifar10", data_dir)
-    assert said.startswith("Downloaded")
+    (prepared,) = prepare("cifar10", data_dir)
+    assert prepared.startswith("Downloaded")
     assert len(load("cifar10", data_dir, published_cifar).train) == 50
     options = data.source_type("cifar10")(**published_cifar)
     findings = verify("cifar10", data_dir, source=options)
@@ -200,8 +200,8 @@ def test_cifar_is_downloaded_and_verified(
     assert findings[-1] == DataFinding(
         True, "test", "10 samples of 10 classes, 1 of each class; a time step is (3, 32, 32)"
     )
-    (said,) = prepare("cifar10", data_dir)
-    assert "is there already" in said
+    (prepared,) = prepare("cifar10", data_dir)
+    assert "is there already" in prepared
     assert len(server.asked) == 1
 
 
@@ -310,9 +310,9 @@ def test_imagenet_archives_are_unpacked_into_class_folders(
         monkeypatch.setitem(torchvision_imagenet.ARCHIVE_META, part, (name, checksum))
     prepare("imagenet", tmp_path / "data")
     for part in ("train", "val"):
-        found = {file.parent.name: file.read_bytes() for file in (root / part).glob("*/*.JPEG")}
+        actual = {file.parent.name: file.read_bytes() for file in (root / part).glob("*/*.JPEG")}
         original = tmp_path / "imagenet" / part
-        assert found == {file.parent.name: file.read_bytes() for file in original.glob("*/*.JPEG")}
+        assert actual == {file.parent.name: file.read_bytes() for file in original.glob("*/*.JPEG")}
     assert not list(root.glob("*.incomplete"))
 
 
@@ -395,8 +395,8 @@ def test_gesture_samples_of_tonic_are_downloaded(
         monkeypatch.setattr(DVSGesture, f"{part}_url", server.url + part)
         monkeypatch.setattr(DVSGesture, f"{part}_md5", md5(content))
     data_dir = tmp_path / "data"
-    said = prepare("dvs-gesture", data_dir, split="tonic-1077-264")
-    assert len(said) == 2
+    prepared = prepare("dvs-gesture", data_dir, split="tonic-1077-264")
+    assert len(prepared) == 2
     bundle = load("dvs-gesture", data_dir, counts, split="tonic-1077-264")
     assert len(bundle.test) == 22
     faults = [
@@ -409,8 +409,8 @@ def test_gesture_samples_of_tonic_are_downloaded(
     "name", [name for name in data.names() if not data.source_type(name)().needed(Path("anywhere"))]
 )
 def test_what_needs_no_download_needs_no_preparation_and_verifies(name: str, tmp_path: Path) -> None:
-    (said,) = prepare(name, tmp_path)
-    assert "nothing to get" in said
+    (prepared,) = prepare(name, tmp_path)
+    assert "nothing to get" in prepared
     assert [finding.ok for finding in verify(name, tmp_path)] == [True, True]
     assert list(tmp_path.iterdir()) == []
 

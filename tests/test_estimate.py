@@ -300,15 +300,15 @@ def looks(tensor: Tensor, *others: Tensor) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_remembered_operation_makes_what_torch_makes(name: str) -> None:
     def results(run: Callable[[FakeTensorMode], AbstractContextManager[Any]]) -> list[Any]:
-        found: list[Any] = []
+        actual: list[Any] = []
         for _ in range(3):  # torch is asked first, and then no more
             with FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 a, b = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
                 with run(mode):
                     result = OPERATIONS[name](a, b)
                 made = result if isinstance(result, tuple | list) else [result]
-                found += [type(result), *(looks(tensor, a, b) for tensor in made), looks(a), looks(b)]
-        return found
+                actual += [type(result), *(looks(tensor, a, b) for tensor in made), looks(a), looks(b)]
+        return actual
 
     remembered = results(lambda mode: Executing(RememberedOperations(mode)))
     assert remembered == results(lambda mode: nullcontext())
@@ -677,9 +677,9 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
     smoke_cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin.install(tmp_path, monkeypatch)
-    theirs, ours = (estimate_cell(smoke_cell(m), "cpu") for m in ("third-party", "sltt"))
-    assert theirs.peak_bytes == ours.peak_bytes
-    assert theirs.layers == ours.layers
+    theirs, own = (estimate_cell(smoke_cell(m), "cpu") for m in ("third-party", "sltt"))
+    assert theirs.peak_bytes == own.peak_bytes
+    assert theirs.layers == own.layers
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,9 @@ def test_what_is_read_back_gives_the_same_spikes_and_outputs(
     names = [key.removeprefix("ours ") for key in spikes if key.startswith("ours ")]
     assert len(names) >= 2
     for name in names:
-        ours, theirs = torch.stack(spikes[f"ours {name}"]), torch.stack(spikes[f"theirs {name}"])
-        assert 0 < ours.mean() < 1
-        assert torch.equal(ours, theirs), name
+        own, theirs = torch.stack(spikes[f"ours {name}"]), torch.stack(spikes[f"theirs {name}"])
+        assert 0 < own.mean() < 1
+        assert torch.equal(own, theirs), name
 
 
 def test_spikingjelly_reads_a_network_with_hard_reset_and_puts_out_the_same() -> None:

@@ -183,8 +183,8 @@ class Case:
 
 
 def assert_equal(fast: list[np.ndarray], slow: list[np.ndarray]) -> None:
-    for found, expected in zip(fast, slow, strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+    for actual, expected in zip(fast, slow, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-13)
 
 
 every_reset = pytest.mark.parametrize("reset", sorted(RESETS))

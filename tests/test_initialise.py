@@ -165,10 +165,10 @@ def test_a_whole_pickled_network_is_refused_with_the_way_out(tmp_path):
         (torch.zeros(2), "a Tensor"),
     ],
 )
-def test_a_file_without_weights_where_they_are_looked_for_is_refused(tmp_path, content, found):
+def test_a_file_without_weights_where_they_are_looked_for_is_refused(tmp_path, content, actual):
     path = tmp_path / "odd.pth"
     torch.save(content, path)
-    with pytest.raises(InitError, match=f"it is {found}, but neither a state dict nor"):
+    with pytest.raises(InitError, match=f"it is {actual}, but neither a state dict nor"):
         load_initial_weights(nn.Linear(2, 3), path)
 
 

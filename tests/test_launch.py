@@ -186,9 +186,9 @@ def failure(exitcode: int, status: str | None = None, reason: str = "") -> Any:
 def test_the_reason_is_that_of_the_process_that_failed_by_itself(
     failures: dict[int, Any], status: str, reason: str
 ) -> None:
-    found = launch.root_failure(failures, 2, 10**9)
-    assert found.status == status
-    assert pd.Series([str(found)]).str.contains(reason).all(), str(found)
+    actual = launch.root_failure(failures, 2, 10**9)
+    assert actual.status == status
+    assert pd.Series([str(actual)]).str.contains(reason).all(), str(actual)
 
 
 def test_a_process_whose_launcher_is_killed_ends_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,19 +257,19 @@ def test_gradients_equal_the_published_recurrences(reset, recurrent, window):
     inputs, labels = one_batch()
     network = network_of(neuron, recurrent)
     slow = Slow(network, inputs, labels, window)
-    found = {}
+    actual = {}
     for name, rule in RULES.items():
         network.zero_grad()
         unrolled(network, name, inputs, labels, window=window)
         expected = rule(slow)
-        found[name] = np.concatenate([g.ravel() for g in expected])
+        actual[name] = np.concatenate([g.ravel() for g in expected])
         for (key, parameter), gradient in zip(network.named_parameters(), expected, strict=True):
             np.testing.assert_allclose(
                 parameter.grad, gradient, rtol=1e-9, atol=1e-12, err_msg=f"{name}: {key}"
             )
     same = {("bptt", "bptt-ckpt2"), ("ottt", "ottt-o")}
-    for a, b in itertools.combinations(found, 2):  # else one rule could be mistaken for another
-        assert (np.abs(found[a] - found[b]).max() > 1e-4) != ((a, b) in same), (a, b)
+    for a, b in itertools.combinations(actual, 2):  # else one rule could be mistaken for another
+        assert (np.abs(actual[a] - actual[b]).max() > 1e-4) != ((a, b) in same), (a, b)
 
 
 @dataclass
@@ -404,11 +404,11 @@ def test_the_ends_of_each_family_are_the_methods_they_should_be(a, b, reset):
 
 def test_the_damped_gradient_is_continuous_in_beta():
     betas = [0, 0.01, 0.1, 0.5, 0.9, 0.99, 1]
-    found = [flat(double_run(f"bptt-d{beta}", dropout=0.0)) for beta in betas]
-    distances = [float((g - found[-1]).norm()) for g in found]
+    actual = [flat(double_run(f"bptt-d{beta}", dropout=0.0)) for beta in betas]
+    distances = [float((g - actual[-1]).norm()) for g in actual]
     assert distances == sorted(distances, reverse=True)
     assert distances[-2] < 0.05 * distances[0]
-    assert float((found[1] - found[0]).norm()) < 0.05 * distances[0]
+    assert float((actual[1] - actual[0]).norm()) < 0.05 * distances[0]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_adaptive_sltt_is_the_sum_of_the_used_steps_gradients():
     network = convolutional_network(LIFParameters())
     inputs, labels = batch(T)
     unroll = run(network, "sltt-a", inputs, labels)
-    found = flat(gradients(network))
+    actual = flat(gradients(network))
     assert 1 <= unroll.backward_passes <= 3
     sums = []
     for steps in itertools.combinations(range(T), unroll.backward_passes):
@@ -544,7 +544,7 @@ def test_adaptive_sltt_is_the_sum_of_the_used_steps_gradients():
         )
         methods.create("sltt-a", T).at(steps).accumulate_gradients(whole)
         sums.append(flat(gradients(network)))
-    assert any(torch.allclose(found, total, rtol=1e-4, atol=1e-6) for total in sums)
+    assert any(torch.allclose(actual, total, rtol=1e-4, atol=1e-6) for total in sums)
 
 
 def test_the_expected_gradient_of_the_unbiased_adaptive_sltt_is_slttss():

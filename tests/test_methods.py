@@ -373,7 +373,7 @@ def test_the_past_of_one_layer_alone_reaches_its_gradient():
     with torch.no_grad():
         network[0].weight.copy_(first)
         network[2].weight.copy_(second)
-    found = {}
+    actual = {}
     for kept in (1, 2):
         network.zero_grad()
         unroll = Unroll(
@@ -383,9 +383,9 @@ def test_the_past_of_one_layer_alone_reaches_its_gradient():
             generator=torch.Generator(),
         )
         methods.create(f"bptt-l{kept}", 4).accumulate_gradients(unroll)
-        found[kept] = [network[0].weight.grad.clone(), network[2].weight.grad.clone()]
-        for gradient, expected in zip(found[kept], by_hand(kept), strict=True):
+        actual[kept] = [network[0].weight.grad.clone(), network[2].weight.grad.clone()]
+        for gradient, expected in zip(actual[kept], by_hand(kept), strict=True):
             assert torch.allclose(gradient, expected, atol=1e-12)
-    assert not torch.allclose(found[1][0], found[2][0])
+    assert not torch.allclose(actual[1][0], actual[2][0])
     with pytest.raises(ValueError, match="no layer of neurons 3: the network has 2"):
         methods.create("bptt-l3", 4).accumulate_gradients(unroll)

@@ -90,8 +90,8 @@ def test_sew_resnets_parameters_are_those_of_the_resnet_that_it_spikes(depth):
     with torch.device("meta"):
         theirs = getattr(torchvision, f"resnet{depth}")()
         options, (shape, classes), *_ = PUBLISHED[f"sew-resnet{depth}"]
-        ours = models.build(options, neuron=lambda: LIF(LIFParameters()), input_shape=shape, classes=classes)
-    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (ours, theirs)]
+        own = models.build(options, neuron=lambda: LIF(LIFParameters()), input_shape=shape, classes=classes)
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (own, theirs)]
     assert shapes[0] == shapes[1]
 
 
@@ -182,13 +182,13 @@ def test_sew_resnet_computes_what_spikingjellys_does():
         num_classes=5, cnf="ADD", spiking_neuron=node, tau=2.0, decay_input=False, v_threshold=0.5,
         v_reset=None, surrogate_function=surrogate,
     )  # fmt: skip
-    ours = models.build(
+    own = models.build(
         SEWResNetOptions(name="sew-resnet18"), neuron=lambda: LIF(NEURON), input_shape=(3, 64, 64), classes=5
     )
-    ours.load_state_dict(theirs.state_dict())
+    own.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 2, 3, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     totals = []
-    for network in (ours, theirs):
+    for network in (own, theirs):
         network.double()
         sum(network(step).square().sum() for step in x).backward()
         totals.append(flat({key: p.grad for key, p in network.named_parameters()}))

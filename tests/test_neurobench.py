@@ -67,12 +67,12 @@ def neurobench_says(network: nn.Module, steps: list[Tensor]) -> dict[str, float]
     loader = torch.utils.data.DataLoader(labelled, batch_size=2)
     metrics = [[Footprint, ConnectionSparsity], [ActivationSparsity, SynapticOperations]]
     with torch.no_grad():
-        said = Benchmark(Unrolled(), loader, [], [], metrics).run(quiet=True)
-    operations = said["SynapticOperations"]
+        measured = Benchmark(Unrolled(), loader, [], [], metrics).run(quiet=True)
+    operations = measured["SynapticOperations"]
     return {
-        "footprint_bytes": said["Footprint"],
-        "connection_sparsity": said["ConnectionSparsity"],
-        "activation_sparsity": said["ActivationSparsity"],
+        "footprint_bytes": measured["Footprint"],
+        "connection_sparsity": measured["ConnectionSparsity"],
+        "activation_sparsity": measured["ActivationSparsity"],
         "dense_synops": operations["Dense"],
         "effective_macs": operations["Effective_MACs"],
         "effective_acs": operations["Effective_ACs"],

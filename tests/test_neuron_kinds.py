@@ -89,10 +89,10 @@ def test_a_layer_follows_the_recurrence_in_plain_numbers(kind, reset):
 @every_kind
 def test_without_what_it_adds_a_neuron_is_lif(kind):
     fields = {"cuba-lif": {"tau_synapse": 1.0}, "alif": {"adaptation": 0.0}}.get(kind, {})
-    ours, lif = layer_of_neurons(parameters(kind, **fields)), layer_of_neurons(parameters("lif"))
+    own, lif = layer_of_neurons(parameters(kind, **fields)), layer_of_neurons(parameters("lif"))
     for current in 2 * torch.randn(20, 3, 4, generator=torch.Generator().manual_seed(0)):
-        assert torch.equal(ours(current), lif(current))
-        torch.testing.assert_close(ours.potential, lif.potential)
+        assert torch.equal(own(current), lif(current))
+        torch.testing.assert_close(own.potential, lif.potential)
 
 
 @every_kind
@@ -116,7 +116,7 @@ def test_a_learned_tau_fires_and_learns_as_spikingjellys_does(reset):
     neuron_module = pytest.importorskip("spikingjelly.activation_based.neuron")
     surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
     neuron = parameters("plif", reset, tau=2.5)
-    ours = PLIF(neuron).double()
+    own = PLIF(neuron).double()
     theirs = neuron_module.ParametricLIFNode(
         init_tau=neuron.tau,
         decay_input=False,
@@ -129,14 +129,14 @@ def test_a_learned_tau_fires_and_learns_as_spikingjellys_does(reset):
     weights = torch.randn(20, 4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     currents = torch.randn(20, 4, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     total = {}
-    for layer in (ours, theirs):
+    for layer in (own, theirs):
         spikes = torch.stack([layer(current) for current in currents])
         (weights * spikes).sum().backward()
         total[layer] = spikes.detach()
-    assert torch.equal(total[ours], total[theirs])
-    torch.testing.assert_close(ours.potential, theirs.v, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ours.w.grad, theirs.w.grad, rtol=1e-9, atol=1e-12)
-    assert abs(float(ours.w.grad)) > 1e-3
+    assert torch.equal(total[own], total[theirs])
+    torch.testing.assert_close(own.potential, theirs.v, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(own.w.grad, theirs.w.grad, rtol=1e-9, atol=1e-12)
+    assert abs(float(own.w.grad)) > 1e-3
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
@@ -257,7 +257,7 @@ def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
         theirs = snn.Leaky(
             beta=beta, learn_beta=kind == "diet-lif", learn_threshold=kind == "diet-lif", **common
         )
-    ours = (Readout(neuron.tau) if kind == "readout" else layer_of_neurons(neuron)).double()
+    own = (Readout(neuron.tau) if kind == "readout" else layer_of_neurons(neuron)).double()
     theirs = theirs.double()
     generator = torch.Generator().manual_seed(0)
     currents = (0.5 * torch.rand(15, 40, dtype=torch.float64, generator=generator)).requires_grad_()
@@ -267,7 +267,7 @@ def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
         spikes, *state = theirs(current, *state)
         outputs.append(state[-1] if kind == "readout" else spikes)
         assert kind == "readout" or bool((state[-1] < neuron.v_threshold).all())  # else they reset again
-    mine = torch.stack([ours(current) for current in currents])
+    mine = torch.stack([own(current) for current in currents])
     torch.testing.assert_close(mine, torch.stack(outputs), rtol=1e-6, atol=1e-7)
     gradients_of = [torch.autograd.grad((weights * y).sum(), currents, retain_graph=True)[0]
                     for y in (mine, torch.stack(outputs))]  # fmt: skip
@@ -278,8 +278,8 @@ def test_a_neuron_fires_and_learns_as_snntorchs_does(kind):
         (weights * mine).sum().backward(retain_graph=True)
         (weights * torch.stack(outputs)).sum().backward()
         # dλ/dw = −σ(w) (1 − σ(w)), dθ/dϑ = θ
-        assert float(ours.w.grad) == pytest.approx(-sigma * (1 - sigma) * float(theirs.beta.grad), rel=1e-4)
-        assert float(ours.log_threshold.grad) == pytest.approx(theta * float(theirs.threshold.grad), rel=1e-4)
+        assert float(own.w.grad) == pytest.approx(-sigma * (1 - sigma) * float(theirs.beta.grad), rel=1e-4)
+        assert float(own.log_threshold.grad) == pytest.approx(theta * float(theirs.threshold.grad), rel=1e-4)
 
 
 def network(kind: str, reset: str = "soft", **fields: Any) -> nn.Module:

@@ -19,12 +19,12 @@ RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], list[str]]:
     """What the example of results/README.md prints: (recipe, backend, revision, method) → its figures."""
     page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"```python\n(.*?)```", page, re.DOTALL)
-    assert found
+    actual = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+    assert actual
     out = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
         patch.chdir(ROOT)
-        exec(compile(found[1], "results/README.md", "exec"), {})
+        exec(compile(actual[1], "results/README.md", "exec"), {})
     lines = [
         re.split(r" (?=[\d.]+ ±|[\d.]+ \[|[\d.]+ n =|n =)", line) for line in out.getvalue().splitlines()
     ]

@@ -100,7 +100,7 @@ def script(library: Path, tmp_path: Path) -> Script:
 
 
 def test_the_process_peak_between_the_borders_of_an_epoch_is_seen(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(process_used=1 * GIB, used=20 * GIB)
 with profiler_of() as profiler:
     epoch = profiler.epoch(1)
@@ -113,9 +113,9 @@ with profiler_of() as profiler:
         next_samples()
     figures = epoch.figures()
 """)
-    assert said["figures"]["peak_nvml_bytes"] == 3 * GIB
-    assert said["figures"]["peak_nvml_scope"] == "process"
-    assert "peak_nvml_bytes" not in said["absent"] | said["notes"]
+    assert printed["figures"]["peak_nvml_bytes"] == 3 * GIB
+    assert printed["figures"]["peak_nvml_scope"] == "process"
+    assert "peak_nvml_bytes" not in printed["absent"] | printed["notes"]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ with profiler_of() as profiler:
 def test_without_memory_of_the_process_the_figure_is_the_devices(
     script: Script, answer: str, reason: str
 ) -> None:
-    said = script(f"""
+    printed = script(f"""
 now(used=7 * GIB)
 {answer}
 with profiler_of() as profiler:
@@ -139,14 +139,14 @@ with profiler_of() as profiler:
         pass
     figures = epoch.figures()
 """)
-    assert said["figures"]["peak_nvml_bytes"] == 7 * GIB
-    assert said["figures"]["peak_nvml_scope"] == "device"
-    assert reason in said["notes"]["peak_nvml_bytes"]
-    assert said["samples"][0]["nvml_scope"] == "device"
+    assert printed["figures"]["peak_nvml_bytes"] == 7 * GIB
+    assert printed["figures"]["peak_nvml_scope"] == "device"
+    assert reason in printed["notes"]["peak_nvml_bytes"]
+    assert printed["samples"][0]["nvml_scope"] == "device"
 
 
 def test_a_scope_that_changes_in_mid_epoch_is_not_mixed_into_one_figure(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(process_used=5 * GIB, used=6 * GIB)
 figures = []
 with profiler_of() as profiler:
@@ -159,13 +159,13 @@ with profiler_of() as profiler:
         now(process_used=5 * GIB)
         figures.append(epoch.figures())
 """)
-    peaks = [(f["peak_nvml_bytes"], f["peak_nvml_scope"]) for f in said["figures"]]
+    peaks = [(f["peak_nvml_bytes"], f["peak_nvml_scope"]) for f in printed["figures"]]
     assert peaks == [(5 * GIB, "process"), (6 * GIB, "device"), (5 * GIB, "process")]
-    assert said["notes"]["peak_nvml_bytes"].endswith("(epoch 2)")
+    assert printed["notes"]["peak_nvml_bytes"].endswith("(epoch 2)")
 
 
 def test_the_figure_of_another_process_with_our_number_is_refused(script: Script) -> None:
-    said = script("""
+    printed = script("""
 from sltt_bench.measure import devices
 devices.Cpu.reserved_bytes = lambda self: 2 * GIB  # the allocator knows better than NVML
 now(process_used=1 * GIB, used=8 * GIB)
@@ -175,16 +175,16 @@ with profiler_of() as profiler:
         pass
     figures = epoch.figures()
 """)
-    assert said["figures"]["peak_nvml_bytes"] == 8 * GIB
-    assert said["figures"]["peak_nvml_scope"] == "device"
-    assert "another process" in said["notes"]["peak_nvml_bytes"]
+    assert printed["figures"]["peak_nvml_bytes"] == 8 * GIB
+    assert printed["figures"]["peak_nvml_scope"] == "device"
+    assert "another process" in printed["notes"]["peak_nvml_bytes"]
 
 
 # Energy and utilisation -------------------------------------------------------------------------
 
 
 def test_energy_is_what_the_counter_advanced_while_training(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(energy_mj=1_000_000)
 with profiler_of() as profiler:
     now(energy_mj=2_000_000)
@@ -195,12 +195,12 @@ with profiler_of() as profiler:
         now(energy_mj=3_000_000)
     figures = epoch.figures()
 """)
-    assert said["figures"]["energy_j"] == pytest.approx(12.5)
-    assert "energy_j" not in said["absent"]
+    assert printed["figures"]["energy_j"] == pytest.approx(12.5)
+    assert "energy_j" not in printed["absent"]
 
 
 def test_a_counter_that_stood_still_gives_no_energy_rather_than_zero(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(energy_mj=5000)
 with profiler_of() as profiler:
     epoch = profiler.epoch(4)
@@ -208,18 +208,18 @@ with profiler_of() as profiler:
         pass
     figures = epoch.figures()
 """)
-    assert said["figures"]["energy_j"] is None
-    assert "did not advance" in said["absent"]["energy_j"]
-    assert "(epoch 4)" in said["absent"]["energy_j"]
+    assert printed["figures"]["energy_j"] is None
+    assert "did not advance" in printed["absent"]["energy_j"]
+    assert "(epoch 4)" in printed["absent"]["energy_j"]
 
 
 def test_a_gpu_without_an_energy_counter_says_so_before_the_first_epoch(script: Script) -> None:
-    said = script("""
+    printed = script("""
 fail("nvmlDeviceGetTotalEnergyConsumption", 3)
 profiler = profiler_of()
 figures = None
 """)
-    assert said["absent"] == {
+    assert printed["absent"] == {
         "energy_j": "nvmlDeviceGetTotalEnergyConsumption: Not Supported (at the start)",
         "allocated_at_reset_bytes": "the device is the CPU",
         "peak_allocated_bytes": "the device is the CPU",
@@ -228,7 +228,7 @@ figures = None
 
 
 def test_utilisation_leaves_out_the_reading_that_describes_the_time_before(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(utilisation=10)
 with profiler_of(interval_s=60) as profiler:
     epoch = profiler.epoch(1)
@@ -236,7 +236,7 @@ with profiler_of(interval_s=60) as profiler:
         now(utilisation=80)
     figures = epoch.figures()
 """)
-    assert said["figures"]["gpu_util_mean"] == pytest.approx(0.8)
+    assert printed["figures"]["gpu_util_mean"] == pytest.approx(0.8)
 
 
 # Failures in mid-run ----------------------------------------------------------------------------
@@ -252,7 +252,7 @@ with profiler_of(interval_s=60) as profiler:
 def test_a_call_that_fails_in_mid_run_empties_the_epochs_concerned(
     script: Script, function: str, column: str, value: float
 ) -> None:
-    said = script(f"""
+    printed = script(f"""
 figures = []
 with profiler_of() as profiler:
     for number in range(1, 6):
@@ -267,15 +267,15 @@ with profiler_of() as profiler:
             next_samples()
         figures.append(epoch.figures())
 """)
-    assert [figures[column] for figures in said["figures"]] == [value, None, None, value, value]
+    assert [figures[column] for figures in printed["figures"]] == [value, None, None, value, value]
     assert all(
-        figures["peak_nvml_bytes"] == 1 << 20 and figures["train_s"] > 0 for figures in said["figures"]
+        figures["peak_nvml_bytes"] == 1 << 20 and figures["train_s"] > 0 for figures in printed["figures"]
     )
-    assert said["absent"][column] == f"{function}: GPU is lost (2 epochs, 2 to 3)"
+    assert printed["absent"][column] == f"{function}: GPU is lost (2 epochs, 2 to 3)"
 
 
 def test_memory_that_cannot_be_read_at_all_is_empty_with_its_scope(script: Script) -> None:
-    said = script("""
+    printed = script("""
 figures = []
 with profiler_of() as profiler:
     for number in (1, 2):
@@ -287,16 +287,16 @@ with profiler_of() as profiler:
                 next_samples()
         figures.append(epoch.figures())
 """)
-    assert [f["peak_nvml_bytes"] for f in said["figures"]] == [1 << 20, None]
-    assert [f["peak_nvml_scope"] for f in said["figures"]] == ["process", None]
+    assert [f["peak_nvml_bytes"] for f in printed["figures"]] == [1 << 20, None]
+    assert [f["peak_nvml_scope"] for f in printed["figures"]] == ["process", None]
     for column in ("peak_nvml_bytes", "peak_nvml_scope"):
-        assert "nvmlDeviceGetMemoryInfo: Unknown Error" in said["absent"][column]
-    assert said["samples"][-1]["nvml_used_bytes"] is None
-    assert said["samples"][-1]["nvml_scope"] is None
+        assert "nvmlDeviceGetMemoryInfo: Unknown Error" in printed["absent"][column]
+    assert printed["samples"][-1]["nvml_used_bytes"] is None
+    assert printed["samples"][-1]["nvml_scope"] is None
 
 
 def test_a_gpu_that_is_lost_altogether_does_not_stop_the_run(script: Script) -> None:
-    said = script("""
+    printed = script("""
 with profiler_of() as profiler:
     epoch = profiler.epoch(1)
     with epoch.train():
@@ -310,19 +310,20 @@ with profiler_of() as profiler:
         next_samples()
     figures = epoch.figures()
 """)
-    assert said["figures"]["train_s"] > 0
-    assert said["figures"]["eval_s"] > 0
+    assert printed["figures"]["train_s"] > 0
+    assert printed["figures"]["eval_s"] > 0
     for column in ("peak_nvml_bytes", "peak_nvml_scope", "energy_j", "gpu_util_mean"):
-        assert said["figures"][column] is None
-        assert "GPU is lost" in said["absent"][column]
-    assert said["description"]["gpu"]["at_end"]["power_w"] is None
+        assert printed["figures"][column] is None
+        assert "GPU is lost" in printed["absent"][column]
+    assert printed["description"]["gpu"]["at_end"]["power_w"] is None
     assert (
-        said["description"]["gpu"]["at_end"]["missing"]["power_w"] == "nvmlDeviceGetPowerUsage: GPU is lost"
+        printed["description"]["gpu"]["at_end"]["missing"]["power_w"]
+        == "nvmlDeviceGetPowerUsage: GPU is lost"
     )
 
 
 def test_a_listener_that_raises_ends_the_timeline_and_not_the_run(script: Script) -> None:
-    said = script("""
+    printed = script("""
 def refuse(sample):
     raise OSError("disk full")
 
@@ -332,8 +333,8 @@ with Profiler(Cpu(), on_sample=refuse, gpu_uuid="GPU-00000000-aaaa-bbbb-cccc-ddd
         pass
     figures = epoch.figures()
 """)
-    assert said["figures"]["peak_nvml_bytes"] == 1 << 20
-    assert said["notes"]["timeline"] == "broken off: OSError: disk full"
+    assert printed["figures"]["peak_nvml_bytes"] == 1 << 20
+    assert printed["notes"]["timeline"] == "broken off: OSError: disk full"
 
 
 # Which GPU --------------------------------------------------------------------------------------
@@ -343,7 +344,7 @@ with Profiler(Cpu(), on_sample=refuse, gpu_uuid="GPU-00000000-aaaa-bbbb-cccc-ddd
 def test_of_two_gpus_the_one_that_torch_computes_on_is_watched(
     script: Script, uuid: str, gibibytes: int
 ) -> None:
-    said = script(
+    printed = script(
         f"""
 now(count=2)
 now(gpu=0, process_used=10 * GIB)
@@ -355,16 +356,16 @@ with profiler_of("{uuid}") as profiler:
     figures = epoch.figures()
 """
     )
-    assert said["figures"]["peak_nvml_bytes"] == gibibytes * GIB
+    assert printed["figures"]["peak_nvml_bytes"] == gibibytes * GIB
 
 
 def test_the_spelling_of_torch_finds_the_gpu(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(count=2)
 profiler = profiler_of("11111111-AAAA-bbbb-cccc-dddddddddddd")
 figures = None
 """)
-    assert said["description"]["gpu"]["uuid"] == GPU_1
+    assert printed["description"]["gpu"]["uuid"] == GPU_1
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ figures = None
 def test_a_gpu_that_nvml_cannot_watch_leaves_its_columns_empty_with_the_reason(
     script: Script, answer: str, uuid: str, reason: str
 ) -> None:
-    said = script(f"""
+    printed = script(f"""
 {answer}
 with profiler_of("{uuid}") as profiler:
     epoch = profiler.epoch(1)
@@ -389,23 +390,23 @@ with profiler_of("{uuid}") as profiler:
     figures = epoch.figures()
 """)
     for column in ("peak_nvml_bytes", "peak_nvml_scope", "energy_j", "gpu_util_mean"):
-        assert said["figures"][column] is None
-        assert reason in said["absent"][column]
-    assert said["description"]["gpu"] is None
-    assert said["samples"] == []
+        assert printed["figures"][column] is None
+        assert reason in printed["absent"][column]
+    assert printed["description"]["gpu"] is None
+    assert printed["samples"] == []
 
 
 def test_a_library_that_does_not_load_is_a_reason(script: Script, tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"")
-    said = script("profiler = profiler_of()\nfigures = None\n", library=tmp_path)
-    assert said["absent"]["energy_j"] == "NVML: NVML Shared Library Not Found"
+    printed = script("profiler = profiler_of()\nfigures = None\n", library=tmp_path)
+    assert printed["absent"]["energy_j"] == "NVML: NVML Shared Library Not Found"
 
 
 # Description and timeline -----------------------------------------------------------------------
 
 
 def test_the_description_names_the_gpu_its_state_and_what_held_the_clocks_down(script: Script) -> None:
-    said = script("""
+    printed = script("""
 now(clock_limits=0x1, used=2 * GIB)
 with profiler_of(interval_s=60) as profiler:
     for number, bits in ((1, 0x44), (2, 0x4)):
@@ -414,7 +415,7 @@ with profiler_of(interval_s=60) as profiler:
     now(clock_limits=0x1)
 figures = None
 """)
-    gpu = said["description"]["gpu"]
+    gpu = printed["description"]["gpu"]
     assert gpu["name"] == "Fake-GPU"
     assert gpu["uuid"] == GPU_0
     assert gpu["driver"] == "570.00.01"
@@ -440,7 +441,7 @@ figures = None
 
 
 def test_the_timeline_tells_phases_and_epochs(script: Script) -> None:
-    said = script("""
+    printed = script("""
 with profiler_of() as profiler:
     next_samples()
     for number in (1, 2):
@@ -451,11 +452,11 @@ with profiler_of() as profiler:
             next_samples()
 figures = None
 """)
-    phases = list(dict.fromkeys((s["phase"], s["epoch"]) for s in said["samples"]))
+    phases = list(dict.fromkeys((s["phase"], s["epoch"]) for s in printed["samples"]))
     assert phases == [("warmup", None), ("train", 1), ("eval", 1), ("train", 2), ("eval", 2)]
-    elapsed = [s["elapsed_s"] for s in said["samples"]]
+    elapsed = [s["elapsed_s"] for s in printed["samples"]]
     assert elapsed == sorted(elapsed)
-    first = said["samples"][0]
+    first = printed["samples"][0]
     del first["elapsed_s"]
     assert first == {
         "phase": "warmup",
@@ -470,13 +471,13 @@ figures = None
 
 
 def test_sampling_takes_less_than_one_percent_of_a_core(script: Script) -> None:
-    said = script("""
+    printed = script("""
 with profiler_of(interval_s=0.1) as profiler:
     with profiler.epoch(1).train():
         time.sleep(1.5)
 figures = None
 """)
-    sampling = said["description"]["sampling"]
+    sampling = printed["description"]["sampling"]
     assert sampling["interval_s"] == 0.1
     assert 0 < sampling["cpu_share_of_measured_time"] < 0.01
     # The share by the wall's clock holds on an idle machine alone: waiting for a core is in it.
@@ -486,7 +487,7 @@ figures = None
 def test_a_driver_from_before_the_renamed_calls_is_read_by_their_old_names(
     script: Script, tmp_path: Path
 ) -> None:
-    said = script(
+    printed = script(
         """
 now(process_used=3 * GIB, clock_limits=0x8)
 with profiler_of() as profiler:
@@ -497,9 +498,9 @@ with profiler_of() as profiler:
 """,
         library=compile_fake(tmp_path, "-DOLD_DRIVER"),
     )
-    assert said["figures"]["peak_nvml_bytes"] == 3 * GIB
-    assert said["figures"]["peak_nvml_scope"] == "process"
-    assert said["description"]["gpu"]["at_start"]["clock_limits"] == ["hw_slowdown"]
+    assert printed["figures"]["peak_nvml_bytes"] == 3 * GIB
+    assert printed["figures"]["peak_nvml_scope"] == "process"
+    assert printed["description"]["gpu"]["at_start"]["clock_limits"] == ["hw_slowdown"]
 
 
 def test_clock_limits_without_a_name_are_numbers() -> None:

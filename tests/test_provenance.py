@@ -223,10 +223,10 @@ def test_a_repository_that_only_surrounds_the_package_is_not_its_source(checkout
     installed = checkout / "env" / "lib" / "site-packages" / "package"
     installed.mkdir(parents=True)
     (installed / "__init__.py").write_text("")
-    said = provenance.source_revision(installed)
-    assert said["git_revision"] is None
-    assert said["git_dirty"] is None
-    assert "installed from a package" in said["git_absent"]
+    revision = provenance.source_revision(installed)
+    assert revision["git_revision"] is None
+    assert revision["git_dirty"] is None
+    assert "installed from a package" in revision["git_absent"]
 
 
 def test_gits_own_environment_variables_do_not_mislead(
@@ -239,9 +239,9 @@ def test_gits_own_environment_variables_do_not_mislead(
 def test_without_git_there_is_a_reason(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(checkout))
     assert os.environ["PATH"] == str(checkout)
-    said = provenance.source_revision(checkout / "package")
-    assert said["git_revision"] is None
-    assert said["git_absent"]
+    revision = provenance.source_revision(checkout / "package")
+    assert revision["git_revision"] is None
+    assert revision["git_absent"]
 
 
 def test_an_installation_from_a_repositorys_address_knows_its_commit(

@@ -113,7 +113,7 @@ def test_a_row_with_a_wrong_number_of_fields_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("figure", "value", "said"),
+    ("figure", "value", "reason"),
     [
         ("train_s", "fast", "train_s is 'fast', not a number"),
         ("train_s", "-1", "train_s is '-1'"),
@@ -122,7 +122,7 @@ def test_a_row_with_a_wrong_number_of_fields_is_listed(tmp_path: Path) -> None:
         ("peak_tensor_bytes", "1.5", "peak_tensor_bytes is '1.5', not a whole number"),
     ],
 )
-def test_an_impossible_value_takes_its_row_out(tmp_path: Path, figure: str, value: str, said: str) -> None:
+def test_an_impossible_value_takes_its_row_out(tmp_path: Path, figure: str, value: str, reason: str) -> None:
     run = HandmadeRun(tmp_path / "a")
     cell_id = run.cell(train_s=[5.0, 2.0])
     rows = (run.path / EPOCHS_FILE).read_text().splitlines()
@@ -131,7 +131,7 @@ def test_an_impossible_value_takes_its_row_out(tmp_path: Path, figure: str, valu
     (run.path / EPOCHS_FILE).write_text("\n".join([*rows[:-1], ",".join(last)]) + "\n")
     results = read_results([tmp_path])
     assert results.epochs[["cell_id", "epoch"]].to_numpy().tolist() == [[cell_id, 1]]
-    assert any(said in reason for reason in reasons(results))
+    assert any(reason in reason for reason in reasons(results))
 
 
 def test_a_later_attempt_replaces_the_same_epochs_of_an_earlier_one(tmp_path: Path) -> None:
@@ -225,12 +225,12 @@ def test_foreign_files_are_listed_and_not_read(tmp_path: Path) -> None:
     empty.mkdir()
     (empty / "cells.csv").write_bytes(b"")
     results = read_results([tmp_path])
-    said = {Path(skip.path).relative_to(tmp_path).as_posix(): skip.reason for skip in results.skipped}
+    reasons = {Path(skip.path).relative_to(tmp_path).as_posix(): skip.reason for skip in results.skipped}
     assert len(results.cells) == 1
-    assert said["other/cells.csv"].startswith("not a cells.csv of sltt-bench: without column")
-    assert said["."] == "files that belong to no run: notes.txt"
-    assert said["binary/cells.csv"].startswith("cannot be read as CSV: UTF-16")
-    assert said["empty/cells.csv"] == "empty file"
+    assert reasons["other/cells.csv"].startswith("not a cells.csv of sltt-bench: without column")
+    assert reasons["."] == "files that belong to no run: notes.txt"
+    assert reasons["binary/cells.csv"].startswith("cannot be read as CSV: UTF-16")
+    assert reasons["empty/cells.csv"] == "empty file"
 
 
 def test_an_earlier_report_is_not_taken_for_results(tmp_path: Path) -> None:

@@ -26,12 +26,12 @@ def faults(*args: Any, **kwargs: Any) -> list[str]:
 
 
 def test_every_fault_is_reported_at_once_with_key_and_nearest_name() -> None:
-    found = faults(
+    actual = faults(
         "digits",
         {"train.epoch": 2, "model.chanels": [3], "neuron.reset": "sft", "data.foo": 1, "train.lr": "fast"},
     )
-    assert len(found) == 5
-    text = "\n".join(found)
+    assert len(actual) == 5
+    text = "\n".join(actual)
     assert "train.epoch: unknown key (did you mean 'epochs'?)" in text
     assert "model.chanels: unknown key (did you mean 'channels'?)" in text
     assert "neuron.reset: Input should be 'soft' or 'hard', but it is 'sft'" in text

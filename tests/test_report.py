@@ -431,8 +431,8 @@ def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(t
     console = Console(record=True, width=160)
     print_run([folder / "digits" / "run", folder / "digits" / "gpu"], console=console)
     text = console.export_text()
-    for said in ("91.00 ± 1.00", "0.51×", "25.0 ± 0", "0.25×", "100 MiB", "oom", "CUDA out of memory"):
-        assert said in text
+    for figure in ("91.00 ± 1.00", "0.51×", "25.0 ± 0", "0.25×", "100 MiB", "oom", "CUDA out of memory"):
+        assert figure in text
 
 
 # Markdown and LaTeX -----------------------------------------------------------------------------------
@@ -451,16 +451,16 @@ def test_markdown_tables_are_whole_and_escaped(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "written"),
+    ("plain", "written"),
     [
         ("50 % & $x_1$ #{}", r"50 \% \& \$x\_1\$ \#\{\}"),
         ("0.5× ± −1 ÷ ≤", r"0.5$\times$ $\pm$ $-$1 $\div$ $\leq$"),
     ],
 )
-def test_latex_escapes_what_is_special(said: str, written: str) -> None:
+def test_latex_escapes_what_is_special(plain: str, written: str) -> None:
     from sltt_bench.report.render.latex import escape
 
-    assert escape(said) == written
+    assert escape(plain) == written
 
 
 def test_latex_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:
@@ -627,8 +627,8 @@ def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], str]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title
-    said = title[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-    return json.loads(said), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+    caption = title[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
+    return json.loads(caption), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")

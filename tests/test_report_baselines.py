@@ -24,8 +24,8 @@ def contribution(folder: Path) -> Contribution:
     return beside_baselines(Context(read_results([folder]), "bptt"))
 
 
-def tables(said: Contribution) -> list[Table]:
-    return [block for section in said.sections for block in section.blocks if isinstance(block, Table)]
+def tables(part: Contribution) -> list[Table]:
+    return [block for section in part.sections for block in section.blocks if isinstance(block, Table)]
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -70,20 +70,20 @@ def test_a_later_measurement_replaces_an_earlier_one_and_is_never_averaged_with_
 def test_each_device_has_a_table_of_its_own(tmp_path: Path) -> None:
     bench_run(tmp_path / "a", {"ratio": 0.9})
     bench_run(tmp_path / "b", {"ratio": 0.5, "device_name": "Example CPU"})
-    said = contribution(tmp_path)
-    assert [(section.title, len(section.blocks)) for section in said.sections[1:]] == [
+    part = contribution(tmp_path)
+    assert [(section.title, len(section.blocks)) for section in part.sections[1:]] == [
         ("Example CPU", 2),
         ("Example GPU", 2),
     ]
-    assert not any("earlier" in note for table in tables(said) for note in table.notes)
+    assert not any("earlier" in note for table in tables(part) for note in table.notes)
 
 
 def test_rows_that_failed_and_baselines_that_were_left_out_are_named(tmp_path: Path) -> None:
     left_out = {"remark": "left out: a rival (ValueError: no)"}
     bench_run(tmp_path / "r1", left_out, failed={"growth": "RuntimeError: out of memory"})
-    said = contribution(tmp_path)
-    assert "growth was not measured by run r1: RuntimeError: out of memory." in said.sections[0].lead
-    assert "memory: left out: a rival (ValueError: no)." in tables(said)[0].notes
+    part = contribution(tmp_path)
+    assert "growth was not measured by run r1: RuntimeError: out of memory." in part.sections[0].lead
+    assert "memory: left out: a rival (ValueError: no)." in tables(part)[0].notes
 
 
 def test_a_torn_row_is_listed_and_never_data(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def recipe(*claims: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return varied(RECIPE, claims=list(claims), **changes)
 
 
-def measure(folder: Path, said: dict[str, Any], **how: Any) -> None:
+def measure(folder: Path, facts: dict[str, Any], **how: Any) -> None:
     """bptt against sltt over three seeds: time 0.546 [0.37, 0.80], memory 0.25, accuracy −1 [−3.48, +1.48]."""
     run = HandmadeRun(folder)
     times = ((2.0, 1.0), (3.0, 1.5), (4.0, 2.6))
@@ -32,7 +32,7 @@ def measure(folder: Path, said: dict[str, Any], **how: Any) -> None:
     for seed in range(3):
         for side, (method, mib) in enumerate((("bptt", 100), ("sltt", 25))):
             run.cell(
-                method, seed, recipe=said, train_s=[9, times[seed][side]],
+                method, seed, recipe=facts, train_s=[9, times[seed][side]],
                 top1=[0.1, lasts[seed][side]], peak_tensor_bytes=mib * MIB, **how,
             )  # fmt: skip
 
@@ -147,12 +147,12 @@ def out_of_memory(folder: Path, *claims: dict[str, Any], gpu_mib: int | None = 2
     """On a GPU of 24 MiB bptt runs out of memory, and sltt peaks at 8 and 6 MiB."""
     run = HandmadeRun(folder, recipe=recipe(*claims), device="cuda:0", device_name="Small GPU", number=30)
     if gpu_mib:
-        said = json.loads((folder / "provenance.json").read_text())
+        provenance = json.loads((folder / "provenance.json").read_text())
         gpus = [
             {"name": "Small GPU", "memory_total_bytes": gpu_mib * MIB},
             {"name": "Large GPU", "memory_total_bytes": 1},
         ]
-        (folder / "provenance.json").write_text(json.dumps(said | {"gpus": gpus}))
+        (folder / "provenance.json").write_text(json.dumps(provenance | {"gpus": gpus}))
     for seed, mib in ((0, 8), (1, 6)):
         run.cell("bptt", seed, status="oom", reason="CUDA out of memory")
         run.cell("sltt", seed, peak_allocated_bytes=mib * MIB)
@@ -200,8 +200,8 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "gpu", recipe=recipe(MEMORY), device="cuda:0", device_name="Example GPU")
     run.cell("bptt", peak_allocated_bytes=10 * MIB)
     run.cell("sltt", peak_allocated_bytes=9 * MIB)
-    said = {verdict.conditions[0]: (verdict.word, verdict.figure) for verdict in verdicts(tmp_path)}
-    assert said == {
+    words = {verdict.conditions[0]: (verdict.word, verdict.figure) for verdict in verdicts(tmp_path)}
+    assert words == {
         "Example CPU, 2 threads": ("held", "live tensors"),
         "Example GPU": ("n too small", "allocated (CUDA)"),
     }

@@ -88,12 +88,12 @@ def test_accuracy_is_compared_in_points_and_best_and_last_epoch_are_kept_apart(g
 
 def test_the_overview_shows_these_numbers(group: Group) -> None:
     table = overview(group, "bptt")
-    said = [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
+    shown = [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in table.rows]
     assert [heading.text for heading in table.headings] == [
         "method", "seeds", "top-1, last epoch", "− bptt", "best epoch", "warm epoch", "÷ bptt",
         "live tensors", "÷ bptt", "Pareto",
     ]  # fmt: skip
-    assert said == [
+    assert shown == [
         ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0.00", "2.88 ± 1.00", "1", "100 ± 0", "1", "on the front"],
         ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0.00", "1.57 ± 0.82",
          "0.55× [0.37, 0.80] n = 3", "25.0 ± 0", "0.25× exact", "on the front"],
@@ -105,10 +105,10 @@ def test_the_overview_shows_these_numbers(group: Group) -> None:
 
 def test_every_figure_stands_under_its_own_name_with_its_ratio(group: Group) -> None:
     table = every_figure(group, "bptt")
-    said = {row[0].text: [f"{c.text} {c.detail}".strip() for c in row[1:]] for row in table.rows}
-    assert said["live tensors"] == ["100 MiB", "25.0 MiB 0.25×", "30.0 MiB 0.30×"]
-    assert said["epoch time, warm epochs"] == ["2.88 s", "1.57 s 0.55×", "1.57 s 0.55×"]
-    assert "energy per epoch, warm epochs" not in said
+    shown = {row[0].text: [f"{c.text} {c.detail}".strip() for c in row[1:]] for row in table.rows}
+    assert shown["live tensors"] == ["100 MiB", "25.0 MiB 0.25×", "30.0 MiB 0.30×"]
+    assert shown["epoch time, warm epochs"] == ["2.88 s", "1.57 s 0.55×", "1.57 s 0.55×"]
+    assert "energy per epoch, warm epochs" not in shown
 
 
 def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp_path: Path) -> None:
@@ -354,15 +354,15 @@ def test_backends_are_compared_for_one_method_in_a_table_of_their_own(tmp_path: 
 
 
 def test_intervals_do_not_depend_on_the_order_of_seeds() -> None:
-    ours = {seed: 1.0 + seed % 3 for seed in range(12)}
+    own = {seed: 1.0 + seed % 3 for seed in range(12)}
     theirs = dict.fromkeys(range(12), 4.0)
-    first, second = paired_ratio(ours, theirs), paired_ratio(dict(reversed(ours.items())), theirs)
+    first, second = paired_ratio(own, theirs), paired_ratio(dict(reversed(own.items())), theirs)
     assert first == second
     assert first is not None
     assert first.interval is not None
     assert first.interval.low < first.value < first.interval.high
     assert first.value == pytest.approx(6 ** (1 / 3) / 4)
-    assert paired_difference(ours, {}) is None
+    assert paired_difference(own, {}) is None
     assert mean_with_interval([0.5]) == PairedEstimate(0.5, None, 1)
 
 

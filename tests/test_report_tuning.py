@@ -140,11 +140,13 @@ def test_learning_rates_set_by_hand_are_told_apart_and_still_make_a_sweep(tmp_pa
 
 
 def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Path) -> None:
-    (found,) = studies(read_results([study]))
-    assert (found.recipe, found.trials, found.fields) == ("digits", 6, ("train.lr",))
-    means = {m: [None if t.mean is None else round(t.mean, 3) for t in of] for m, of in found.methods.items()}
+    (actual,) = studies(read_results([study]))
+    assert (actual.recipe, actual.trials, actual.fields) == ("digits", 6, ("train.lr",))
+    means = {
+        m: [None if t.mean is None else round(t.mean, 3) for t in of] for m, of in actual.methods.items()
+    }
     assert means == {"bptt": [0.925, 0.505, None], "sltt": [0.605, 0.805, 0.705]}
-    assert found.as_recipe == {"train.lr": 0.1}
+    assert actual.as_recipe == {"train.lr": 0.1}
     shown = blocks(study)
     assert text_of(shown["What was chosen, 6 trials each (3 epochs)"]) == [
         ["bptt", "train.lr = 0.01", "92.50", "50.50", "2", "train.lr"],
@@ -170,13 +172,13 @@ def test_the_points_of_a_study_are_tuned_and_told_apart(tmp_path: Path) -> None:
                 trial(run, method, lr, 7, top1, {**point, **own}, chosen=lr == RATES[place])
             tuned_cell(run, method, 0, RATES[place], 0.8 + 0.1 * place, point)
     results = read_results([tmp_path])
-    found = studies(results)
-    assert [study.title for study in found] == [
+    actual = studies(results)
+    assert [study.title for study in actual] == [
         "studies/made on digits", "studies/made on vowels, neuron.tau = 5.0"
     ]  # fmt: skip
-    chosen = [study.chosen("sltt") for study in found]
+    chosen = [study.chosen("sltt") for study in actual]
     assert [tried and tried.setting for tried in chosen] == [{"train.lr": lr} for lr in RATES[:2]]
-    after = [list(trained_after(study, make_groups(results))) for study in found]
+    after = [list(trained_after(study, make_groups(results))) for study in actual]
     assert [[group.overrides for group in groups] for groups in after] == [[point] for point in points]
 
 
@@ -185,11 +187,11 @@ def test_the_loss_of_an_untuned_comparison_is_ranks_and_paired_gains(study: Path
     tuned = next(group for group in groups if group.key.tuned)
     untuned = counterpart(tuned, groups)
     assert untuned is not None
-    told = {gain.method: gain for gain in gains(tuned, untuned)}
-    assert (told["bptt"].untuned_rank, told["bptt"].tuned_rank) == (2, 1)
-    assert told["bptt"].difference is not None
-    assert told["bptt"].difference.value == pytest.approx(0.31)
-    assert told["bptt"].difference.n == 3
+    by_method = {gain.method: gain for gain in gains(tuned, untuned)}
+    assert (by_method["bptt"].untuned_rank, by_method["bptt"].tuned_rank) == (2, 1)
+    assert by_method["bptt"].difference is not None
+    assert by_method["bptt"].difference.value == pytest.approx(0.31)
+    assert by_method["bptt"].difference.n == 3
     table = blocks(study)["What an untuned comparison loses"]
     assert [row[:5] for row in text_of(table)] == [
         ["bptt", "60.00", "2", "91.00", "1 +1"],
@@ -326,8 +328,8 @@ def answers(folders: Sequence[Path]) -> dict[str, list[str]]:
     results = read_results(folders)
     groups = make_groups(results)
     rows: dict[str, list[str]] = {}
-    found = sorted(studies(results), key=lambda study: study.epochs or 0)
-    for number, study in enumerate(found):
+    actual = sorted(studies(results), key=lambda study: study.epochs or 0)
+    for number, study in enumerate(actual):
         (tuned,) = (group for group in groups if group.protocol == study.protocol)
         untuned = counterpart(tuned, groups)
         assert untuned is not None

@@ -19,9 +19,9 @@ RUN = ROOT / "results/digits/20261123-213337-d52b"
 def breaches(folder: Path) -> dict[str, str]:
     """Rule → what is wrong, of those that are broken."""
     result = CliRunner().invoke(app, ["submission", "check", str(folder), "--json"])
-    found = json.loads(result.output)
-    assert result.exit_code == int(bool(found))
-    return {breach["rule"]: f"{breach['where']}: {breach['text']}" for breach in found}
+    actual = json.loads(result.output)
+    assert result.exit_code == int(bool(actual))
+    return {breach["rule"]: f"{breach['where']}: {breach['text']}" for breach in actual}
 
 
 def edit(folder: Path, name: str, change: Callable[[str], str]) -> None:
@@ -137,7 +137,7 @@ def test_what_falls_short_is_said(shortcoming: str, tmp_path: Path) -> None:
     spoil(folder)
     broken = breaches(tmp_path)
     assert set(broken) == rules
-    assert any(text in said for said in broken.values())
+    assert any(text in reason for reason in broken.values())
 
 
 def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:

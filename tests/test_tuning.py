@@ -232,7 +232,7 @@ def test_choice_and_budget_are_recorded_with_every_trials_value(study: str, tmp_
     settled(final, plan, tmp_path / "run", lambda c: values[c.recipe.train.lr])
     rows = read_rows(tmp_path / "run" / TUNING_FILE)
     assert Counter(row["method"] for row in rows) == {"bptt": 3, "sltt": 3}
-    told = [
+    reported = [
         (
             json.loads(row["setting"])["train.lr"],
             row["trial"],
@@ -243,7 +243,7 @@ def test_choice_and_budget_are_recorded_with_every_trials_value(study: str, tmp_
         for row in rows
         if row["method"] == "bptt"
     ]
-    assert told == [
+    assert reported == [
         (0.01, "1", "3", "0.5", "false"), (0.1, "2", "3", "0.7", "true"), (1.0, "3", "3", "", "false")
     ]  # fmt: skip
     assert [row["reason"] for row in rows if row["status"] != "ok"] == [
@@ -455,9 +455,9 @@ def rows_of(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
 def test_shuffled_test_labels_change_no_figure_that_a_choice_is_made_on(tmp_path: Path) -> None:
     draws = np.random.RandomState(0)
     x, y = draws.rand(80, 4, 4).astype(np.float32), np.arange(80) % 4
-    found = []
+    actual = []
     for labels in (y[:20], np.roll(y[:20], 1)):
-        folder = tmp_path / str(len(found))
+        folder = tmp_path / str(len(actual))
         folder.mkdir()
         np.savez(folder / "arrays.npz", x_train=x[:60], y_train=y[:60], x_test=x[60:], y_test=labels)
         data = {"name": "arrays", "shape": [4, 4], "num_classes": 4, "train_samples": 60, "test_samples": 20}
@@ -471,10 +471,10 @@ def test_shuffled_test_labels_change_no_figure_that_a_choice_is_made_on(tmp_path
                 "train.epochs": 2,
             },
         )
-        found.append(rows_of(recipe, folder))
-    assert found[0] == found[1]
-    assert all(row["validation_top1"] is not None for row in found[0])
-    assert not any(key.startswith("test_") for row in found[0] for key in row)
+        actual.append(rows_of(recipe, folder))
+    assert actual[0] == actual[1]
+    assert all(row["validation_top1"] is not None for row in actual[0])
+    assert not any(key.startswith("test_") for row in actual[0] for key in row)
 
 
 # The command ------------------------------------------------------------------------------------

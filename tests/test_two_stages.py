@@ -125,7 +125,9 @@ def test_init_overrides_the_prerequisite(stages: Path) -> None:
     digest = hashlib.sha256(kept.read_bytes()).hexdigest()
     provenances = [json.loads(path.read_text()) for path in Path("results/stage-2").glob("*/provenance.json")]
     sources = [
-        cell["attempts"]["1"]["initial_weights"] for said in provenances for cell in said["cells"].values()
+        cell["attempts"]["1"]["initial_weights"]
+        for provenance in provenances
+        for cell in provenance["cells"].values()
     ]
     assert [source["sha256"] for source in sources] == [digest, digest]
 

@@ -343,8 +343,8 @@ def lacking(environment: Mapping[str, str]) -> dict[str, str]:
         text=True,
         check=False,
     )
-    found = re.findall(r"^([\w.]+)\t(.*)$", done.stdout, flags=re.MULTILINE)
-    return {name: reason.replace("\t", ": ") for name, reason in found}
+    actual = re.findall(r"^([\w.]+)\t(.*)$", done.stdout, flags=re.MULTILINE)
+    return {name: reason.replace("\t", ": ") for name, reason in actual}
 
 
 def main(

@@ -161,12 +161,12 @@ def main() -> None:
     """Print the tables in Markdown."""
     gpu = find_gpu(GPU)
     problems = (cifar_resnet18(), imagenet_nf_resnet34(), gesture_vgg11())
-    found = [(problem, layers_of(problem)) for problem in problems]
+    actual = [(problem, layers_of(problem)) for problem in problems]
     print("| an iteration of SLTT, fp16 | " + " | ".join(p.network.name for p in problems) + " |")
     print("|---|" + "---:|" * len(problems))
 
     def row(title: str, figure: Callable[[Problem, Layers], str]) -> None:
-        print(f"| {title} | " + " | ".join(figure(*one) for one in found) + " |")
+        print(f"| {title} | " + " | ".join(figure(*one) for one in actual) + " |")
 
     def gib(problem: Problem, cost: Cost) -> float:
         return cost.tensors * BYTES * problem.timesteps / 2**30
