@@ -157,7 +157,7 @@ def test_a_whole_pickled_network_is_refused_with_the_way_out(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "actual"),
     [
         ({"epoch": 3, "weights": {"weight": torch.zeros(2)}}, "a mapping with the keys 'epoch', 'weights'"),
         ({"net": {}, "epoch": 3}, "a mapping with the keys 'net', 'epoch'"),

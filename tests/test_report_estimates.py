@@ -43,8 +43,8 @@ def contribution(folder: Path) -> Contribution:
     return estimated(Context(read_results([folder]), "bptt"))
 
 
-def blocks(shown: Contribution, kind: Any) -> dict[str, Any]:
-    return {b.title: b for section in shown.sections for b in section.blocks if isinstance(b, kind)}
+def blocks(part: Contribution, kind: Any) -> dict[str, Any]:
+    return {b.title: b for section in part.sections for b in section.blocks if isinstance(b, kind)}
 
 
 def shown(table: Table) -> list[list[str]]:
@@ -70,10 +70,10 @@ def test_each_point_shows_the_peak_of_each_method_and_its_ratio_to_the_baseline(
 
 def test_multiplications_are_the_sum_of_all_four_parts(tmp_path: Path) -> None:
     fill(tmp_path)
-    shown = blocks(contribution(tmp_path), Table)
-    table = shown["Multiplications of one training iteration, estimated"]
+    named = blocks(contribution(tmp_path), Table)
+    table = named["Multiplications of one training iteration, estimated"]
     assert shown(table)[1] == ["4", "64", "64.0", "52.0 0.81×", "28.0 0.44×"]  # 4 × 16, 13 and 7
-    parts = shown["Where the multiplications are made"]
+    parts = named["Where the multiplications are made"]
     assert shown(parts)[3] == ["4", "64", "bptt", "16.0", "4.00", "32.0", "12.0", "64.0", "640"]
 
 
@@ -103,8 +103,8 @@ def test_limits_are_shown_where_they_were_searched(tmp_path: Path) -> None:
     run.estimate("bptt", 60, **room, largest_batch_size=1066, largest_timesteps=33)
     run.estimate("sltt", 12, **room, largest_batch_size=5333)
     run.estimate("sltt-k2", 11)
-    shown = blocks(contribution(tmp_path), Table)
-    batches, steps = shown["Largest batch that fits, estimated"], shown["Largest T that fits, estimated"]
+    named = blocks(contribution(tmp_path), Table)
+    batches, steps = named["Largest batch that fits, estimated"], named["Largest T that fits, estimated"]
     assert shown(batches) == [["6", "64", "1,066", "5,333", "–"]]
     assert shown(steps) == [["6", "64", "33", "no limit met", "–"]]
     assert batches.notes == ("At the row's T, into 1000 MiB, margin taken off.",)
@@ -130,12 +130,12 @@ def test_other_backends_and_recipe_versions_are_families_of_their_own(tmp_path: 
     run.estimate("bptt", 60)
     run.estimate("sltt", 6, backend="native")
     run.estimate("sltt", 7, recipe=varied(RECIPE, neuron__tau=2.0))
-    shown = contribution(tmp_path)
+    part = contribution(tmp_path)
     tables = [
-        b for s in shown.sections for b in s.blocks if isinstance(b, Table) and b.title.startswith("Peak of")
+        b for s in part.sections for b in s.blocks if isinstance(b, Table) and b.title.startswith("Peak of")
     ]
     assert sorted(shown(table)[0][2] for table in tables) == ["6.00", "60.0", "7.00"]
-    names = [b.name for section in shown.sections for b in section.blocks if isinstance(b, Table | Figure)]
+    names = [b.name for section in part.sections for b in section.blocks if isinstance(b, Table | Figure)]
     assert len(names) == len(set(names))
 
 
@@ -144,10 +144,10 @@ def test_what_could_not_be_estimated_is_named_with_its_reason(tmp_path: Path) ->
     failed = {"status": "error", "reason": "NotImplementedError: no kernel", "cell": {"kind": "estimate"}}
     run.cell("my-method", **failed)
     HandmadeRun(tmp_path / "lost", recipe=varied(RECIPE, name="lost"), number=90).cell("bptt", **failed)
-    shown = contribution(tmp_path)
-    notes = blocks(shown, Table)["Peak of live tensors, estimated"].notes
+    part = contribution(tmp_path)
+    notes = blocks(part, Table)["Peak of live tensors, estimated"].notes
     assert "1 cells could not be estimated: NotImplementedError: no kernel." in notes
-    assert shown.skipped == (
+    assert part.skipped == (
         (str(tmp_path / "lost"), "1 cells could not be estimated: NotImplementedError: no kernel"),
     )
 
@@ -163,8 +163,8 @@ def measure(folder: Path, mib: float = 58, **how: Any) -> None:
 def test_measured_and_estimated_stand_side_by_side_under_their_own_names(tmp_path: Path) -> None:
     fill(tmp_path / "est")
     measure(tmp_path / "run")
-    shown = contribution(tmp_path)
-    table = blocks(shown, Table)["Estimated beside measured"]
+    part = contribution(tmp_path)
+    table = blocks(part, Table)["Estimated beside measured"]
     assert [heading.text for heading in table.headings][3:] == [
         "estimated live tensors", "measured: live tensors", "measured: allocated (CUDA)", "on",
     ]  # fmt: skip
@@ -179,7 +179,7 @@ def test_measured_and_estimated_stand_side_by_side_under_their_own_names(tmp_pat
             "Example GPU",
         ]
     ]
-    assert shown(blocks(shown, Table)["Peak of live tensors, estimated"])[3][2] == "60.0"
+    assert shown(blocks(part, Table)["Peak of live tensors, estimated"])[3][2] == "60.0"
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_the_recipe_as_it_is_leads_and_what_departs_from_it_is_folded(
     changed = HandmadeRun(tmp_path / "b", recipe=recipe, device="cuda", number=50)
     for method, mib in (("bptt", 1000.0), ("sltt", 10.0)):
         changed.estimate(method, mib, recipe=recipe, overrides={"train.lr": 0.5})
-    shown = contribution(tmp_path)
-    parts = [section for section in shown.sections if section.name.endswith("-family")]
+    part = contribution(tmp_path)
+    parts = [section for section in part.sections if section.name.endswith("-family")]
     assert [section.folded for section in parts] == [False, True]
 
 
@@ -344,9 +344,9 @@ def test_causes_are_stacked_to_the_peak_for_each_method(tmp_path: Path) -> None:
 def test_curves_that_the_estimates_cannot_support_are_named_with_the_command(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path)
     run.estimate("bptt", 60)
-    shown = contribution(tmp_path)
-    assert set(blocks(shown, Figure)) == {"What takes the memory"}
-    assert {title: gap.command for title, gap in blocks(shown, MissingFigure).items()} == {
+    part = contribution(tmp_path)
+    assert set(blocks(part, Figure)) == {"What takes the memory"}
+    assert {title: gap.command for title, gap in blocks(part, MissingFigure).items()} == {
         "Estimated memory against T": "sltt-bench estimate digits --timesteps 1,2,4,6,8",
         "Estimated memory against batch size": "sltt-bench estimate digits --batch-size 64,128,256",
     }

@@ -71,7 +71,7 @@ class ScaledWSConv2d(nn.Conv2d):
 
         It is the same for all T steps of an iteration, so a backend may compute it once.
         """
-        return standardised(self.weight) * self.gain
+        return standardised(self.weight, inputs=(1, 2, 3)) * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, self.padding)

@@ -61,9 +61,13 @@ class BatchNormThroughTime(PerStep):
         return normalised
 
 
-def standardised(weight: Tensor) -> Tensor:
-    """(W − mean) / √(var · fan_in + 10⁻⁴), each output's weights by themselves, var unbiased: shape of W, fan-in ≥ 2."""
-    variance, mean = torch.var_mean(weight, dim=tuple(range(1, weight.dim())), keepdim=True)
+def standardised(weight: Tensor, inputs: tuple[int, ...]) -> Tensor:
+    """(W − mean) / √(var · fan_in + 10⁻⁴), each output's weights by themselves, var unbiased: shape of W, fan-in ≥ 2.
+
+    `inputs`: the dimensions of W but for the outputs', 1 of a linear layer and 1, 2, 3 of a convolution in space. They
+    are given, not asked of W, which has none while the network is traced.
+    """
+    variance, mean = torch.var_mean(weight, dim=inputs, keepdim=True)
     result: Tensor = (weight - mean) / (variance * weight[0].numel() + 1e-4).sqrt()
     return result
 
@@ -78,7 +82,7 @@ class ScaledWSLinear(nn.Linear):
 
     def standardised_weight(self) -> Tensor:
         """g (W − mean) / √(var · fan_in + 10⁻⁴), the same for all T steps of an iteration: shape of W."""
-        return standardised(self.weight) * self.gain
+        return standardised(self.weight, inputs=(1,)) * self.gain
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.standardised_weight(), self.bias)
