@@ -34,7 +34,10 @@ SPARE_OPEN_FILES = 200
 """What a cell's process holds open beside its loaders' batches: libraries, logs, pipes."""
 
 _TORCH_PROBE = """
-import json, torch, torchvision
+import json, torch
+from sltt_bench.torch_internals import without_compiler
+with without_compiler():
+    import torchvision
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.nvml import value_of
 device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

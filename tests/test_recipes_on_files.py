@@ -22,8 +22,8 @@ WRITERS: dict[str, Callable[[Path], dict[str, int]]] = {
 }
 """Recipe → what writes its data set in the layout that it is distributed in. The deeper networks for ImageNet
 read what imagenet-resnet34 reads; tests/test_every_recipe.py runs them."""
-IN_BOTH_PRECISIONS = ("mnist", "cifar10-resnet18")
-ALIKE = {"fashion-mnist", "cifar100-resnet18"}
+IN_BOTH_PRECISIONS = {"mnist"}
+ALIKE = {"fashion-mnist", "cifar100-resnet18", "imagenet-resnet34-t1"}
 """What reads their files reads their siblings' too."""
 
 

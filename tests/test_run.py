@@ -108,9 +108,10 @@ def test_provenance_says_what_ran_and_names_nobody(three_methods: tuple[Path, in
 
 
 def test_the_same_seed_gives_identical_losses(three_methods: tuple[Path, int, str], tmp_path: Path) -> None:
-    code, _ = run("digits", "--method", "bptt,sltt,sltt-k2", *SMOKE, "--seed", "3", "--out", str(tmp_path))
+    code, _ = run("digits", "--method", "sltt-k2", *SMOKE, "--seed", "3", "--out", str(tmp_path))
     assert code == 0
     first, second = table(three_methods[0], EPOCHS_FILE), table(only_run(tmp_path), EPOCHS_FILE)
+    first = first[first.method == "sltt-k2"]  # it draws its steps, besides weights and batches
     assert list(first.train_loss) == list(second.train_loss)
     assert list(first.test_loss) == list(second.test_loss)
     assert list(first.cell_id) == list(second.cell_id)
@@ -157,13 +158,13 @@ def test_a_cell_that_hangs_is_ended_by_the_wall_clock(
 ) -> None:
     install(tmp_path, monkeypatch)
     code, _ = run(
-        "digits", "--method", "hangs,third-party", *SMOKE, "--timeout", "15s", "--out", str(tmp_path / "out")
+        "digits", "--method", "hangs,third-party", *SMOKE, "--timeout", "8s", "--out", str(tmp_path / "out")
     )
     assert code == 1
     cells = table(only_run(tmp_path / "out"), CELLS_FILE).set_index("method")
     assert cells.status["hangs"] == "timeout"
-    assert cells.reason["hangs"] == "ended after 15 s (--timeout)"
-    assert 15 <= cells.wall_s["hangs"] < 30
+    assert cells.reason["hangs"] == "ended after 8 s (--timeout)"
+    assert 8 <= cells.wall_s["hangs"] < 20
     assert cells.status["third-party"] == "ok"
 
 
@@ -173,8 +174,9 @@ def test_a_worker_killed_between_epochs_leaves_them_and_resume_finishes_the_same
     site = install(tmp_path, monkeypatch)
     batches = 2
     instrumented = 2
-    arguments = ("digits", "--method", "killed,sltt", *SMOKE, "--set", "train.epochs=4")
-    code, _ = run(*arguments, "--out", str(tmp_path / "whole"))
+    settings = (*SMOKE, "--set", "train.epochs=4")
+    arguments = ("digits", "--method", "killed,sltt", *settings)
+    code, _ = run("digits", "--method", "killed", *settings, "--out", str(tmp_path / "whole"))
     assert code == 0
     (site / "kill-after").write_text(str(instrumented + 2 * batches + 1))
     code, _ = run(*arguments, "--out", str(tmp_path / "torn"))

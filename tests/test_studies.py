@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -326,11 +327,23 @@ def test_a_study_smoke_runs_and_its_answer_is_printed(tmp_path: Path) -> None:
     assert load_recipe(str(folder / "recipe.yaml")).study is not None
 
 
+def each_value_once(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Of cells those with a method, or a value of an axis, that none before them has."""
+    tried: set[tuple[str, str]] = set()
+    for cell in cells:
+        values = {(key, repr(value)) for key, value in (*cell.overrides.items(), ("method", cell.method))}
+        if values - tried:
+            tried |= values
+            yield cell
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_run_of_a_study_trains(name: str) -> None:
-    """One iteration on eight random samples, at each point with each method; a smoke run takes each axis's first value."""
+def test_every_run_of_a_study_trains(name: str, request: pytest.FixtureRequest) -> None:
+    """One iteration on eight random samples, with each method and each value of an axis; in the long campaign at each
+    point with each method. A smoke run takes each axis's first value."""
     runs = {(cell.recipe_hash, cell.method): cell for cell in cells_of(name) if cell.kind == "run"}
-    for cell in runs.values():
+    every = request.config.getoption("--campaign") == "long"
+    for cell in runs.values() if every else each_value_once(runs.values()):
         experiment = assemble(cell, torch.device("cpu"), make_backend(cell))
         steps = (cell.recipe.timesteps,) if cell.recipe.data.temporal else ()
         x = torch.randn(8, *steps, *cell.recipe.data.sample_shape)
