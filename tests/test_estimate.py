@@ -65,8 +65,8 @@ FAMILIES = {
     "ms-resnet18": ("imagenet-ms-resnet18", {}),
 }
 ONE_METHOD = {
-    "preact-resnet18": "bptt",
-    "vgg11": "sltt-k2",
+    "preact-resnet18": "sltt",
+    "vgg11": "sltt",
     "nf-resnet34": "sltt",
     "nf-resnet50": None,
     "vgg11 on saccades": "bptt",
@@ -151,7 +151,10 @@ def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
             *("recurrent mlp, row by row", {"timesteps": 8}, "sltt-k5", "reference", False),
             marks=pytest.mark.long,
         ),
-        ("mlp, loss on the last step", {"timesteps": 5}, "sltt-k2", "reference", False),
+        pytest.param(
+            *("mlp, loss on the last step", {"timesteps": 5}, "sltt-k2", "reference", False),
+            marks=pytest.mark.long,
+        ),
         ("cnn", {"timesteps": 5}, "sltt-k2", "native", False),
     ],
 )
@@ -211,7 +214,7 @@ def test_mixed_precision_is_respected(smoke_cell: MakeCell, family: str, method:
 
 
 def test_amp_is_fp16_on_a_gpu_and_bf16_on_a_cpu(smoke_cell: MakeCell) -> None:
-    cell = smoke_cell("sltt", train__precision="amp")
+    cell = smoke_cell("sltt", timesteps=1, train__precision="amp")
     on_gpu, on_cpu = trace_iteration(cell, "cuda"), trace_iteration(cell, "cpu")
     assert (on_gpu.precision, on_cpu.precision) == ("fp16", "bf16")
     matrices = {work.dtype for work in on_gpu.operations.work if work.multiply_adds}
@@ -244,12 +247,12 @@ def test_what_only_real_tensors_can_be_compiled_into_is_estimated_without(smoke_
 
 def test_sltt_is_flat_in_t_and_bptt_is_not(smoke_cell: MakeCell) -> None:
     def peaks(method: str) -> list[int]:
-        return [trace_memory(smoke_cell(method, timesteps=t), "cuda").peak_bytes for t in (2, 4, 8)]
+        return [trace_memory(smoke_cell(method, timesteps=t), "cuda").peak_bytes for t in (2, 4, 6)]
 
-    two, four, eight = peaks("bptt")
+    two, four, six = peaks("bptt")
     assert len(set(peaks("sltt"))) == 1
-    assert (eight - four) / 4 == pytest.approx((four - two) / 2, rel=0.02)
-    assert eight > 3 * two
+    assert six - four == pytest.approx(four - two, rel=0.02)
+    assert six > 2 * two
 
 
 def test_no_memory_is_used_for_what_is_estimated(smoke_cell: MakeCell) -> None:
@@ -338,7 +341,7 @@ def test_a_trace_from_memory_is_torchs_own(
 
 # Work -------------------------------------------------------------------------------------------
 
-B, T = 5, 4
+B, T = 5, 3
 IN, HIDDEN, OUT = 64, 16, 10
 
 
@@ -466,7 +469,7 @@ def test_the_peak_at_another_batch_follows_from_two_traces(smoke_cell: MakeCell,
 
 @pytest.mark.parametrize("backend", ["reference", "native"])
 def test_memory_alone_is_traced_as_in_a_whole_trace(smoke_cell: MakeCell, backend: str) -> None:
-    cell = replace(smoke_cell("sltt-k2", timesteps=3), backend=backend)
+    cell = replace(smoke_cell("sltt-k1", timesteps=2), backend=backend)
     memory, whole = trace_memory(cell, "cuda"), trace_iteration(cell, "cuda")
     assert memory.changes == whole.memory.changes
     assert memory.peak_by_cause == whole.memory.peak_by_cause
@@ -677,7 +680,7 @@ def test_a_third_partys_method_is_estimated_without_a_change_here(
     smoke_cell: MakeCell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plugin.install(tmp_path, monkeypatch)
-    theirs, own = (estimate_cell(smoke_cell(m), "cpu") for m in ("third-party", "sltt"))
+    theirs, own = (estimate_cell(smoke_cell(m, timesteps=2), "cpu") for m in ("third-party", "sltt"))
     assert theirs.peak_bytes == own.peak_bytes
     assert theirs.layers == own.layers
 
@@ -704,7 +707,7 @@ def test_a_wrong_option_is_named_with_its_remedy(options: str, fault: str) -> No
 
 def test_estimating_leaves_torch_as_it_was(smoke_cell: MakeCell) -> None:
     to, resize = torch.nn.Module.to, torch.UntypedStorage.resize_
-    trace_iteration(smoke_cell("sltt"), "cuda")
+    trace_iteration(smoke_cell("sltt", timesteps=1), "cuda")
     assert (torch.nn.Module.to, torch.UntypedStorage.resize_) == (to, resize)
     assert isinstance(torch.zeros(1), Tensor)
     assert not torch.nn.modules.module._global_forward_hooks
