@@ -318,6 +318,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     refused: dict[str, list[str]] = {}
     beside: list[str] = []
     estimates = []
+    shared = {metric: _shared_pairs(group, metric, baseline) for metric in metrics}
     for method, metric in product(group.methods, metrics):
         if method == baseline:
             continue
@@ -325,7 +326,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         estimate = compare(metric, method, baseline)
         if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
-            beside += _pair_notes(group, metric, method, baseline)
+            beside += _pair_notes(group, metric, method, baseline, shared[metric])
         elif method not in refused.setdefault(estimate.reason, []):
             refused[estimate.reason].append(method)
     notes = [
@@ -335,11 +336,13 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     return [*notes, *beside, *_spread_notes(estimates)]
 
 
-def _pair_notes(group: Group, metric: str, method: str, baseline: str) -> list[str]:
-    """What to know of one ratio: breaches, and the baseline's mean where it is not the one in its row."""
+def _pair_notes(
+    group: Group, metric: str, method: str, baseline: str, shared: Mapping[Hashable, float]
+) -> list[str]:
+    """What to know of one ratio: breaches, and the baseline's mean where it is not the one of the `shared` pairs, which
+    stands in its row."""
     notes = [f"{_sentence(text)}" for text in group.breaches_of(metric, (method, baseline))]
     pairs = group.pairs(metric, method, baseline)
-    shared = _shared_pairs(group, metric, baseline)
     if not isinstance(pairs, NotComparable) and shared and set(pairs[1]) != set(shared):
         text, of_shared = (_mean_text(metric, values) for values in (pairs[1], shared))
         if text != of_shared:
