@@ -21,7 +21,7 @@ UNREAD = {
     "own-network.md": "names of functions",
     "paper.md": "made by docs/paper.py: tests/test_paper.py",
     "reliability.md": "words",
-    "report.md": "words",
+    "report.md": "words; seconds of one machine, with the command beside them",
     "results.md": "tests/test_numbers_in_documents.py; its last table below",
     "rules.md": "words",
     "scale.md": "made by docs/scale.py: tests/test_scale_page.py",

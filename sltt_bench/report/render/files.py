@@ -159,7 +159,7 @@ class Job:
             return style.files(self.figure.draw(self.width), self.kinds)
 
 
-WORTH_A_PROCESS = 24
+WORTH_A_PROCESS = 4
 """Drawings from which on a second process pays."""
 
 
