@@ -46,7 +46,9 @@ READINGS: dict[str, str] = {
     "no method without the gradient through time comes near BPTT in these means, and few steps drawn at random seldom meet the "
     "one step that has a loss.",
     "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
-    "BPTT nothing here that a normalisation of each step does not give, and takes the most memory.",
+    "BPTT nothing here that a normalisation of each step does not give, and takes the most memory. With any of them SLTT learns in fewer "
+    "epochs than without, with batch norm of each step in the fewest. Standardised weights, which the recipe has too, have not been "
+    "run yet.",
     "recurrence": "With recurrent weights more is lost in these means, at both time constants, but the seeds are too few to bound by how much.",
     "reset": "SLTT falls behind with either reset. In these means, cutting BPTT's gradient at the reset costs BPTT a part of its lead.",
     "size": "Savings of live memory follow depth and batch, not width: in a wide network the weights and their gradients are "

@@ -261,7 +261,7 @@ def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path
     assert frame["mean"].min() == pytest.approx(0.801), "of the machine with more cells"
     text = " ".join(section.lead)
     assert "1 of 14 cells did not finish: 1 error: RuntimeError: made up." in text
-    assert "2 groups of the study that ran on another machine" in text
+    assert "Left out here: 2 groups of the study, run on another machine" in text
 
 
 def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figure(tmp_path: Path) -> None:
