@@ -15,7 +15,7 @@ from sltt_bench.distributed import Ranks, join, leave
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
-SAMPLES = (6, 6, 5)
+SAMPLES = (6, 6, 6, 6, 5)
 """The last batch is smaller and divides unevenly."""
 
 METHODS = SERVED_BY_NATIVE = ("bptt", "sltt", "sltt-k2")

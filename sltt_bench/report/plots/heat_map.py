@@ -35,7 +35,6 @@ def draw_heat_maps(maps: Sequence[HeatMap], width: Width) -> Figure:
     """The grids side by side, with one colour bar."""
     rows = max(len(one.rows) for one in maps)
     figure, axes = style.panels(width, len(maps), max(1.6, 0.35 + 0.13 * min(rows, 40)))
-    figure.set_layout_engine("constrained")  # it alone makes room for a colour bar
     high = maps[0].largest
     low = min(float(np.nanmin(one.values, initial=high)) for one in maps)
     for number, (place, one) in enumerate(zip(axes, maps, strict=True)):

@@ -4,25 +4,21 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass, replace
 from functools import partial
 from io import BytesIO
 from typing import Any, Literal
 
 import matplotlib
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import LayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
-from matplotlib.transforms import Bbox
 
 from sltt_bench.report.document import Width
 
@@ -181,114 +177,12 @@ def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]
     most = 3 if width == "double" else 1 if count <= MOST_IN_ROW else 2
     columns = min(count, most)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=PanelLayout())
+    layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)
+    figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=layout)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
-
-
-@dataclass(frozen=True)
-class Margins:
-    """What stands outside a panel's frame, in pixels."""
-
-    left: float = 0.0
-    right: float = 0.0
-    bottom: float = 0.0
-    top: float = 0.0
-
-    @classmethod
-    def beyond(cls, frame: Bbox, box: Bbox) -> "Margins":
-        """How far the box reaches beyond the frame at each side."""
-        reach = (frame.x0 - box.x0, box.x1 - frame.x1, frame.y0 - box.y0, box.y1 - frame.y1)
-        return cls(*(max(0.0, float(pixels)) for pixels in reach))
-
-    def or_more(self, other: "Margins") -> "Margins":
-        """The larger one at each side."""
-        return Margins(*map(max, astuple(self), astuple(other)))
-
-
-class PanelLayout(LayoutEngine):
-    """Panels of one size in a grid, with room for their words, above the figure's legend.
-
-    It is what matplotlib's constrained layout makes of such a grid, but every axis is measured once, not four times:
-    drawing hundreds of figures consists in measuring words.
-    """
-
-    _adjust_compatible = False
-    _colorbar_gridspec = False
-
-    def execute(self, fig: Figure) -> None:  # type: ignore[override]
-        """Place the panels; they stay where they are if their words leave no room for them."""
-        canvas = fig.canvas if isinstance(fig.canvas, FigureCanvasAgg) else FigureCanvasAgg(fig)
-        renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-        legends = [legend.get_window_extent(renderer).height + 2 * _H_PAD * fig.dpi for legend in fig.legends]
-        below = max(legends, default=0.0)
-        margins = {axes: _words_around(axes, renderer) for axes in fig.axes}
-        if self._place(fig, margins, below):
-            # What is written inside a panel keeps its size when the panel changes: it may reach outside now.
-            inside = {axes: _words_inside(axes, renderer) for axes in fig.axes}
-            wider = {axes: own.or_more(inside[axes]) for axes, own in margins.items()}
-            if wider != margins:
-                self._place(fig, wider, below)
-
-    def _place(self, fig: Figure, margins: Mapping[Axes, Margins], below: float) -> bool:
-        """Whether there is room."""
-        specs = {axes: spec for axes in margins if (spec := axes.get_subplotspec()) is not None}
-        rows, columns = next(iter(specs.values())).get_gridspec().get_geometry()
-        left, right, bottom, top = (np.zeros(count) for count in (columns, columns, rows, rows))
-        for axes, spec in specs.items():
-            row, column, own = spec.rowspan.start, spec.colspan.start, margins[axes]
-            left[column], right[column] = max(left[column], own.left), max(right[column], own.right)
-            bottom[row], top[row] = max(bottom[row], own.bottom), max(top[row], own.top)
-        width, height = fig.bbox.width, fig.bbox.height
-        xs, panel_width = _spread(left, right, width, _W_PAD * fig.dpi, _W_SPACE * width / columns)
-        ys, panel_height = _spread(top, bottom, height - below, _H_PAD * fig.dpi, _H_SPACE * height / rows)
-        if min(panel_width, panel_height) <= 0:
-            return False
-        for axes, spec in specs.items():
-            x, y = xs[spec.colspan.start], height - ys[spec.rowspan.start] - panel_height
-            axes.set_position((x / width, y / height, panel_width / width, panel_height / height))
-        return True
-
-
-_W_PAD, _H_PAD = 0.06, 0.05
-"""Inches around each panel with its words."""
-_W_SPACE, _H_SPACE = 0.05, 0.06
-"""Between panels, as a share of the room that each has."""
-
-
-def _spread(
-    before: "np.ndarray[Any, Any]", after: "np.ndarray[Any, Any]", room: float, pad: float, space: float
-) -> tuple["np.ndarray[Any, Any]", float]:
-    """Where panels of one size begin along one direction, and their size, in pixels."""
-    count = len(before)
-    size = (room - (before + after).sum() - 2 * pad * count - space * (count - 1)) / count
-    widths = before + size + after + 2 * pad + space
-    return pad + before + np.concatenate([[0.0], widths.cumsum()[:-1]]), float(size)
-
-
-def _words_around(axes: Axes, renderer: RendererBase) -> Margins:
-    """Of the axes' ticks and labels, and, in height, of the title, which may be wider than its panel."""
-    frame = axes.get_window_extent(renderer)
-    margins = Margins()
-    for axis in (axes.xaxis, axes.yaxis):
-        if (box := axis.get_tightbbox(renderer, for_layout_only=True)) is not None:
-            margins = margins.or_more(Margins.beyond(frame, box))
-    for title in _words_of(axes):
-        if title not in axes.texts:
-            box = title.get_window_extent(renderer)
-            margins = margins.or_more(replace(Margins.beyond(frame, box), left=0.0, right=0.0))
-    return margins
-
-
-def _words_inside(axes: Axes, renderer: RendererBase) -> Margins:
-    """How far what is written into the panel reaches beyond it."""
-    frame = axes.get_window_extent(renderer)
-    margins = Margins()
-    for text in axes.texts:
-        margins = margins.or_more(Margins.beyond(frame, text.get_window_extent(renderer)))
-    return margins
 
 
 def _words_of(axes: Axes) -> list[Text]:
