@@ -79,7 +79,7 @@ are 95 % t intervals over seeds; n is printed; with three seeds they are wide, a
 
 def page() -> str:
     """The page as it stands in docs/."""
-    sections, numbers = found()
+    sections, numbers = answers()
     parts = [HEAD]
     for name in study_names():
         if name in sections:
@@ -95,7 +95,7 @@ def page() -> str:
 
 
 @cache
-def found() -> tuple[dict[str, Section], pd.DataFrame]:
+def answers() -> tuple[dict[str, Section], pd.DataFrame]:
     """Study → its section of the report; the numbers of all figures."""
     part = studies(Context(read_results([RESULTS]), "bptt"))
     return {section.title: section for section in part.sections}, part.frames["studies.csv"]
@@ -178,7 +178,7 @@ def _file(section: Section) -> str:
 
 def draw() -> None:
     """The figures of the page."""
-    drawn = [(_file(section), section) for section in found()[0].values()]
+    drawn = [(_file(section), section) for section in answers()[0].values()]
     drawn += [(_profile_file(name), section) for name in OVER_TASKS if (section := profile(name)) is not None]
     for file, section in drawn:
         (figure,) = (block for block in section.blocks if isinstance(block, Figure))

@@ -14,7 +14,7 @@ import findings  # noqa: E402
 
 @pytest.fixture(scope="module")
 def numbers() -> pd.DataFrame:
-    return findings.found()[1]
+    return findings.answers()[1]
 
 
 def test_the_page_is_what_its_command_makes_of_the_results() -> None:
