@@ -181,6 +181,8 @@ def test_another_runtime_puts_out_the_same_from_the_onnx_file_at_any_batch_size(
     recipe: str, overrides: dict[str, Any], tmp_path: Path
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
+    if torch.__version__.startswith("2.6."):
+        pytest.skip("the exporter of torch 2.6 cannot translate batch norm")
     resolved = load_recipe(recipe, overrides, smoke=True)
     network = busy_network_of(resolved)
     write_onnx(network, resolved, tmp_path / "network.onnx")
