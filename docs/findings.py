@@ -44,7 +44,9 @@ READINGS: dict[str, str] = {
     "modality": "On images the choice does not matter. On events and on speech SLTT keeps up or nearly so, while few steps with a "
     "gradient cost much, and rates alone do not say what a voice says over time. Where the answer comes after the last row, "
     "no method without the gradient through time comes near BPTT in these means, and few steps drawn at random seldom meet the "
-    "one step that has a loss.",
+    "one step that has a loss. With BPTT and SLTT each at its own learning rate (`sltt-bench tune studies/modality --method "
+    "bptt,sltt`) the expectations on images and on the sequence hold, the latter by far, though SLTT's best rate there is the last "
+    "of its grid; on events and on speech three seeds do not decide.",
     "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
     "BPTT nothing here that a normalisation of each step does not give, and takes the most memory. With any of them SLTT learns in fewer "
     "epochs than without, with batch norm of each step in the fewest. Standardised weights, which the recipe has too, have not been "
