@@ -270,7 +270,7 @@ def _tradeoff(group: Group, name: str) -> Figure:
     over = "accuracy, memory and time" if has_accuracy else "memory and time"
     caption = (
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
-        f"one, by means over seeds); hollow: dominated. Dashed: the front of this panel's two figures. "
+        f"one, by means over seeds); hollow: dominated. Thin line: the front of this panel's two figures. "
         f"Bars one standard deviation, each seed a dot. {_basis(group)}"
     )
     return Figure(f"{name}-tradeoff", _TRADEOFF, caption, draw_lines, lambda: tradeoff_panels(group))
