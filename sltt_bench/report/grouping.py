@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sltt_bench.identity import short_hash
@@ -22,7 +23,9 @@ from sltt_bench.report.groups import (
     seeds_text,
 )
 from sltt_bench.report.integrity import (
+    CHECKED,
     Breach,
+    Epochs,
     cell_fault,
     gpu_state,
     method_breaches,
@@ -48,7 +51,7 @@ def make_groups(results: Results) -> list[Group]:
     # Random data have no accuracy, whatever a file says.
     cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = math.nan
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
-    epochs = dict(iter(results.epochs.groupby(["run", "cell_id"], sort=False)))
+    epochs = EpochsOfCells(results.epochs)
     cells = _judged(cells, epochs, results.runs)
     cells = cells.assign(
         **_circumstances(cells, results.runs),
@@ -81,7 +84,29 @@ def _told_where_else(groups: Sequence[Group]) -> list[Group]:
     return linked
 
 
-def _judged(cells: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame], runs: Sequence[Run]) -> pd.DataFrame:
+class EpochsOfCells:
+    """epochs.csv of all runs, to be asked for the rows of a cell: no small frame for each of thousands of them."""
+
+    def __init__(self, epochs: pd.DataFrame) -> None:
+        self._epochs = epochs
+        self._places: Mapping[Any, Any] = epochs.groupby(["run", "cell_id"], sort=False).indices
+        self._checked = {name: epochs[name].to_numpy(dtype=float) for name in CHECKED}
+
+    def checked(self, cell: tuple[int, str]) -> Epochs:
+        """What the integrity pass looks at; `cell` is (run, cell_id)."""
+        places = self._places.get(cell, _NOWHERE)
+        return {name: values[places] for name, values in self._checked.items()}
+
+    def rows(self, cells: Sequence[tuple[int, str]]) -> pd.DataFrame:
+        """The rows of these cells, one cell after the other; without rows if they have none."""
+        places = [self._places[cell] for cell in cells if cell in self._places]
+        return self._epochs.take(np.concatenate(places)).reset_index(drop=True) if places else pd.DataFrame()
+
+
+_NOWHERE = np.array([], dtype=int)
+
+
+def _judged(cells: pd.DataFrame, epochs: EpochsOfCells, runs: Sequence[Run]) -> pd.DataFrame:
     """The cells with those that are not sound marked as such: status and reason."""
     cells = cells.copy()
     status, reason = cells["status"].tolist(), cells["reason"].tolist()
@@ -90,13 +115,10 @@ def _judged(cells: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame], runs: Seque
             continue
         cell_id = str(cell["cell_id"])
         recipe = runs[int(cell["run"])].recipe_of(cell_id)
-        fault = cell_fault(cell, epochs.get((cell["run"], cell_id), _NO_EPOCHS), recipe)
+        fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), recipe)
         if fault:
             status[place], reason[place] = UNSOUND, fault
     return cells.assign(status=status, reason=reason)
-
-
-_NO_EPOCHS = pd.DataFrame()
 
 
 def _circumstances(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[str]]:
@@ -279,7 +301,7 @@ def _group(
     key: GroupKey,
     members: pd.DataFrame,
     runs: Sequence[Run],
-    epochs: Mapping[Any, pd.DataFrame],
+    epochs: EpochsOfCells,
     figures: "Figures",
 ) -> Group:
     methods = {
@@ -349,9 +371,7 @@ Figures = Mapping[str, Sequence[float]]
 """Figure → its value in each cell, by the cell's place: plain lists, since thousands of small frames of pandas cost seconds."""
 
 
-def _method_result(
-    method: str, rows: pd.DataFrame, epochs: Mapping[Any, pd.DataFrame], figures: Figures
-) -> MethodResult:
+def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells, figures: Figures) -> MethodResult:
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
@@ -359,14 +379,13 @@ def _method_result(
     others = [name for name, metric in METRICS.items() if not metric.of_phase]
     values |= _by_seed(ok, figures, [*others, *COLD_FIGURES])
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
-    frames = [epochs[cell] for cell in cells if cell in epochs]
     return MethodResult(
         method=method,
         values=values,
         phase=phase,
         finished=len(ok),
         failures=_failures(rows[rows["status"] != "ok"]),
-        epochs=pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(),
+        epochs=epochs.rows(cells),
         cells=cells,
         by_run=_by_run(of_phase, figures, [name for name in METRICS if METRICS[name].of_phase])
         | _by_run(ok, figures, others),

@@ -57,15 +57,19 @@ class Breach:
 # One cell ---------------------------------------------------------------------------------------
 
 
-def cell_fault(cell: Mapping[Any, Any], epochs: pd.DataFrame, recipe: Mapping[str, Any]) -> str:
-    """Why a cell that says ok is not sound, or ''. `epochs` are its rows, of the attempts that count."""
+Epochs = Mapping[str, npt.NDArray[np.float64]]
+"""Column of CHECKED → its values in the epochs of one cell, of the attempts that count; NaN where there is none."""
+
+
+def cell_fault(cell: Mapping[Any, Any], epochs: Epochs, recipe: Mapping[str, Any]) -> str:
+    """Why a cell that says ok is not sound, or ''."""
     return next(_faults(cell, epochs, recipe), "")
 
 
-def _faults(cell: Mapping[Any, Any], epochs: pd.DataFrame, recipe: Mapping[str, Any]) -> Iterator[str]:
+def _faults(cell: Mapping[Any, Any], epochs: Epochs, recipe: Mapping[str, Any]) -> Iterator[str]:
     if cell.get("attempt_devices", 1) > 1:
         yield "its attempts ran on different hardware"
-    rows = len(epochs)
+    rows = len(epochs["epoch"])
     train = recipe.get("train") or {}
     for source, wanted in (("its recipe", train.get("epochs")), ("its plan", cell["epochs_planned"])):
         if pd.notna(wanted) and rows != int(wanted):
@@ -74,15 +78,15 @@ def _faults(cell: Mapping[Any, Any], epochs: pd.DataFrame, recipe: Mapping[str, 
         yield f"cells.csv has {int(cell['epochs_done'])} epochs, epochs.csv {rows}"
     if rows == 0:
         return
-    if sorted(epochs["epoch"].to_numpy(dtype=float)) != list(range(1, rows + 1)):
+    if sorted(epochs["epoch"]) != list(range(1, rows + 1)):
         yield "its epochs are not numbered from 1 without gaps"
     yield from _sample_faults(epochs, recipe, bool(cell["synthetic"]))
     yield from _value_faults(epochs, bool(cell["synthetic"]))
     yield from _contradictions(cell, epochs)
 
 
-def _sample_faults(epochs: pd.DataFrame, recipe: Mapping[str, Any], synthetic: bool) -> Iterator[str]:
-    counts = sorted({int(count) for count in _known(epochs, "samples")})
+def _sample_faults(epochs: Epochs, recipe: Mapping[str, Any], synthetic: bool) -> Iterator[str]:
+    counts = sorted({int(count) for count in _known(epochs["samples"])})
     if len(counts) > 1:
         yield f"its epochs have different numbers of samples: {', '.join(map(str, counts))}"
     data, train = recipe.get("data") or {}, recipe.get("train") or {}
@@ -98,17 +102,18 @@ def _sample_faults(epochs: pd.DataFrame, recipe: Mapping[str, Any], synthetic: b
         yield f"{counts[-1]} samples an epoch, not the {wanted} of its recipe"
 
 
-def _value_faults(epochs: pd.DataFrame, synthetic: bool) -> Iterator[str]:
+def _value_faults(epochs: Epochs, synthetic: bool) -> Iterator[str]:
     for name in _POSITIVE:
-        values = _known(epochs, name)
+        values = _known(epochs[name])
         if len(values) and not (np.isfinite(values) & (values > 0)).all():
             yield f"{name} is not a finite number above 0 in some epoch"
     if synthetic:
         return  # random data have no accuracy, and no loss that means something
     for name in ("train_loss", "test_top1"):
-        finite = int(np.isfinite(_known(epochs, name)).sum())
-        if len(_known(epochs, name)) and finite < len(epochs):
-            yield f"{name} is not a finite number in {len(epochs) - finite} of {len(epochs)} epochs"
+        rows, known = len(epochs[name]), _known(epochs[name])
+        finite = int(np.isfinite(known).sum())
+        if len(known) and finite < rows:
+            yield f"{name} is not a finite number in {rows - finite} of {rows} epochs"
 
 
 _POSITIVE = (
@@ -119,19 +124,20 @@ _POSITIVE = (
     "peak_rss_bytes",
     "peak_tensor_bytes",
 )
+CHECKED = ("epoch", "samples", "train_loss", "test_top1", *_POSITIVE)
+"""The columns of epochs.csv that the pass looks at."""
 
 
-def _known(epochs: pd.DataFrame, name: str) -> npt.NDArray[np.float64]:
-    """The values of a column that are there, in the order of the rows."""
-    values: npt.NDArray[np.float64] = epochs[name].to_numpy(dtype=float)
+def _known(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Those of a column that are there, in the order of the rows."""
     return values[~np.isnan(values)]
 
 
-def _contradictions(cell: Mapping[Any, Any], epochs: pd.DataFrame) -> Iterator[str]:
-    top1 = epochs["test_top1"].to_numpy(dtype=float)
+def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
+    top1 = epochs["test_top1"]
     if np.isnan(top1).any() or cell["synthetic"]:
         return
-    last = top1[int(epochs["epoch"].to_numpy(dtype=float).argmax())]
+    last = top1[int(epochs["epoch"].argmax())]
     for name, value in (("last_test_top1", last), ("best_test_top1", top1.max())):
         if pd.notna(cell[name]) and abs(float(cell[name]) - value) > 1e-9:
             yield f"{name} is {float(cell[name]):.4f} in cells.csv, {value:.4f} by epochs.csv"

@@ -171,8 +171,8 @@ def read_results(sources: Iterable[Path]) -> Results:
     damage: list[Skipped] = []
     tables = Tables(damage)
     folders: list[tuple[Path, dict[str, Any]]] = []
-    for path in _run_folders(sources, damage):
-        there = [file for file in (CELLS_FILE, EPOCHS_FILE, *_BESIDE) if (path / file).is_file()]
+    for path, names in _run_folders(sources, damage):
+        there = [f for f in (CELLS_FILE, EPOCHS_FILE, *_BESIDE) if f in names and (path / f).is_file()]
         if CELLS_FILE not in there and BENCH_FILE not in there:
             damage.append(Skipped(str(path), f"no {CELLS_FILE}: no cell of this run has ended yet"))
             continue
@@ -180,12 +180,12 @@ def read_results(sources: Iterable[Path]) -> Results:
             tables.read(path / file, run=len(folders))
         folders.append((path, _read_provenance(path, damage)))
         timeline = path / TIMELINE_FILE
-        if timeline.is_file() and (line := torn_at(timeline)) is not None:
+        if TIMELINE_FILE in names and timeline.is_file() and (line := torn_at(timeline)) is not None:
             damage.append(Skipped(f"{timeline}:{line}", "torn: the line was never finished"))
     cells, epochs = tables.frame(CELLS_FILE), tables.frame(EPOCHS_FILE)
-    departs = cells[~cells["overrides"].isin(["", "{}"])]
+    departs = cells[~cells["overrides"].isin(["", "{}"])].groupby("run")["cell_id"].agg(frozenset)
     runs = [
-        Run(path, provenance, frozenset(departs.loc[departs["run"] == number, "cell_id"]), damage)
+        Run(path, provenance, departs.get(number, frozenset()), damage)
         for number, (path, provenance) in enumerate(folders)
     ]
     epochs = _without_contradictions(cells, epochs, runs, damage)
@@ -198,8 +198,9 @@ def read_results(sources: Iterable[Path]) -> Results:
 # Folders ----------------------------------------------------------------------------------------
 
 
-def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Path]:
-    seen: set[Path] = set()
+def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[tuple[Path, Sequence[str]]]:
+    """The folders of runs, each once, with the names of their files."""
+    seen: set[str] = set()
     reports: set[Path] = set()
     for source in sources:
         if not source.is_dir():
@@ -212,14 +213,14 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[Pat
         for top, folders, files in os.walk(source, onerror=unreadable, followlinks=True):
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             path = Path(top)
-            if path.resolve() in seen:
+            if (place := os.path.realpath(top)) in seen:
                 folders.clear()
                 continue
-            seen.add(path.resolve())
+            seen.add(place)
             if _MARKERS.intersection(files):
                 own = {CELLS_FOLDER, LOGS_FOLDER, CHECKPOINTS_FOLDER, *FURTHER_LOGS}
                 folders[:] = [folder for folder in folders if folder not in own]
-                yield path
+                yield path, files
             elif _REPORT_MARKER in files:
                 reports.add(path)  # it may have been written beside runs: those are read
                 damage.append(Skipped(str(path), "an earlier report, not results"))

@@ -7,9 +7,8 @@ every value in it can be what its column says; nothing is repaired or guessed. M
 import csv
 import json
 import re
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -91,13 +90,22 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Gathered:
+    """The text of files with one name and one header."""
+
+    columns: list[list[str]]
+    """In the header's order, over all files; no list for each row, of which there may be a hundred thousand."""
+    files: list[tuple[int, Path, list[int]]] = field(default_factory=list)
+    """The run and path of each, and the lines of its rows."""
+
+
 class Tables:
     """Rows of many CSV files, gathered as text and given their types all at once (that is fast)."""
 
     def __init__(self, skipped: list[Skipped]) -> None:
         self._skipped = skipped
-        self._rows: dict[tuple[str, tuple[str, ...]], list[list[str]]] = defaultdict(list)
-        self._places: dict[tuple[str, tuple[str, ...]], list[tuple[int, Path, int]]] = defaultdict(list)
+        self._gathered: dict[tuple[str, tuple[str, ...]], _Gathered] = {}
 
     def read(self, path: Path, run: int = 0) -> None:
         """Add a file's rows; `run` is a number of the caller's for the file."""
@@ -105,23 +113,28 @@ class Tables:
         if not lines:
             return
         (_, header), *rows = lines
-        if (fault := header_fault(path.name, header)) is not None:
+        key = (path.name, tuple(header))
+        if key not in self._gathered and (fault := header_fault(path.name, header)) is not None:
             self._skipped.append(Skipped(str(path), fault))
             return
         known = {column.name for column in FILES[path.name]}
         if unknown := [name for name in header if name not in known]:
             _refuse(self._skipped, path, 1, f"{_listed(unknown)} is unknown here and not read")
-        key = (path.name, tuple(header))
-        for number, row in rows:
-            if len(row) == len(header):
-                self._rows[key].append(row)
-                self._places[key].append((run, path, number))
-            else:
-                _refuse(self._skipped, path, number, f"{len(row)} fields instead of {len(header)}")
+        whole = [(number, row) for number, row in rows if len(row) == len(header)]
+        if len(whole) < len(rows):
+            for number, fields in ((number, len(row)) for number, row in rows if len(row) != len(header)):
+                _refuse(self._skipped, path, number, f"{fields} fields instead of {len(header)}")
+        if whole:
+            gathered = self._gathered.setdefault(key, _Gathered([[] for _ in header]))
+            for column, texts in zip(
+                gathered.columns, zip(*(row for _, row in whole), strict=True), strict=True
+            ):
+                column.extend(texts)
+            gathered.files.append((run, path, [number for number, _ in whole]))
 
     def frame(self, file: str) -> pd.DataFrame:
         """Every sound row of the files with this name, typed, with the columns `run` and `line`."""
-        frames = [self._typed(key) for key in self._rows if key[0] == file]
+        frames = [self._typed(key) for key in self._gathered if key[0] == file]
         columns = [*(column.name for column in FILES[file]), "run", "line"]
         if not frames:
             return pd.DataFrame(columns=columns, dtype=object)
@@ -129,14 +142,15 @@ class Tables:
 
     def _typed(self, key: tuple[str, tuple[str, ...]]) -> pd.DataFrame:
         file, header = key
-        rows = self._rows[key]
-        texts = dict(zip(header, zip(*rows, strict=True), strict=True))
+        gathered = self._gathered[key]
+        texts = dict(zip(header, gathered.columns, strict=True))
+        count = len(gathered.columns[0])
         typed: dict[str, Any] = {}
         faulty: dict[int, str] = {}
-        index = pd.RangeIndex(len(rows))
+        index = pd.RangeIndex(count)
         for column in FILES[file]:
             if column.name not in texts:
-                typed[column.name] = np.full(len(rows), "" if column.type == "str" else np.nan, dtype=object)
+                typed[column.name] = np.full(count, "" if column.type == "str" else np.nan, dtype=object)
                 continue
             text = texts[column.name]
             values, wrong = _typed_column(text, column, file)
@@ -146,13 +160,14 @@ class Tables:
             for position in np.flatnonzero(wrong).tolist():
                 fault = f"{column.name} is {_quoted(text[position])}, not {_expected(column)}"
                 faulty.setdefault(position, fault)
-        typed["run"] = [run for run, _, _ in self._places[key]]
-        typed["line"] = [line for _, _, line in self._places[key]]
-        frame = pd.DataFrame(typed, index)
+        counts = [len(numbers) for _, _, numbers in gathered.files]
+        typed["run"] = np.repeat([run for run, _, _ in gathered.files], counts)
+        typed["line"] = [number for _, _, numbers in gathered.files for number in numbers]
+        ends = np.cumsum(counts)
         for position, fault in faulty.items():
-            _, path, number = self._places[key][position]
-            _refuse(self._skipped, path, number, fault)
-        return frame.drop(index=list(faulty))
+            _, path, _ = gathered.files[int(np.searchsorted(ends, position, side="right"))]
+            _refuse(self._skipped, path, typed["line"][position], fault)
+        return pd.DataFrame(typed, index).drop(index=list(faulty))
 
 
 def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
@@ -255,7 +270,16 @@ def _refuse(skipped: list[Skipped], path: Path, number: int, fault: str) -> None
 
 
 def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
-    """The column's values (missing numbers are NaN) and where the text cannot be such a value."""
+    """The column's values (missing numbers are NaN) and where the text cannot be such a value.
+
+    Most columns say the same in thousands of rows: each text is looked at once.
+    """
+    codes, distinct = pd.factorize(np.array(text, dtype=object))
+    values, wrong = _typed_values(distinct.tolist(), column, file)
+    return np.asarray(values, dtype=object if column.type == "str" else None)[codes], wrong[codes]
+
+
+def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
     empty = np.array([value == "" for value in text])
     refused_empty = empty if column.name in NEEDED[file] else np.zeros(len(text), dtype=bool)
     if column.type == "str":
@@ -289,8 +313,7 @@ def _wrong_words(text: Sequence[str], column: Column) -> Mask:
     if column.name in _WORDS:
         return np.array([value not in ("", *_WORDS[column.name]) for value in text])
     if column.name in _JSON:
-        sound = {value: _is_json_object(value) for value in set(text)}
-        return np.array([not sound[value] for value in text])
+        return np.array([not _is_json_object(value) for value in text])
     return np.array(["\0" in value for value in text])
 
 
