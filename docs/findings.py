@@ -48,9 +48,9 @@ READINGS: dict[str, str] = {
     "bptt,sltt`) the expectations on images and on the sequence hold, the latter by far, though SLTT's best rate there is the last "
     "of its grid; on events and on speech three seeds do not decide.",
     "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
-    "BPTT nothing here that a normalisation of each step does not give, and takes the most memory. With any of them SLTT learns in fewer "
-    "epochs than without, with batch norm of each step in the fewest. Standardised weights, which the recipe has too, have not been "
-    "run yet.",
+    "BPTT nothing here that a normalisation of each step does not give, and takes more memory. Standardised weights, which need "
+    "no batch, are a little behind in these means, and BPTT's graph holds them anew for each step: the most memory of all. With any of them "
+    "SLTT learns in fewer epochs than without, with batch norm of each step in the fewest.",
     "recurrence": "With recurrent weights more is lost in these means, at both time constants, but the seeds are too few to bound by how much.",
     "reset": "SLTT falls behind with either reset. In these means, cutting BPTT's gradient at the reset costs BPTT a part of its lead.",
     "size": "Savings of live memory follow depth and batch, not width: in a wide network the weights and their gradients are "
