@@ -24,9 +24,9 @@ def recipe(*claims: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return varied(RECIPE, claims=list(claims), **changes)
 
 
-def measure(folder: Path, facts: dict[str, Any], **how: Any) -> None:
+def measure(folder: Path, facts: dict[str, Any], revision: str = "", number: int = 0, **how: Any) -> None:
     """bptt against sltt over three seeds: time 0.546 [0.37, 0.80], memory 0.25, accuracy −1 [−3.48, +1.48]."""
-    run = HandmadeRun(folder)
+    run = HandmadeRun(folder, git_revision=revision, number=number)
     times = ((2.0, 1.0), (3.0, 1.5), (4.0, 2.6))
     lasts = ((0.90, 0.89), (0.92, 0.92), (0.94, 0.92))
     for seed in range(3):
@@ -205,6 +205,19 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
         "Example CPU, 2 threads": ("held", "live tensors"),
         "Example GPU": ("n too small", "allocated (CUDA)"),
     }
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_verdicts_that_only_the_revision_tells_apart_name_it(tmp_path: Path, apart: bool) -> None:
+    for number in (1, 2):
+        measure(
+            tmp_path / str(number), recipe(MEMORY), revision=f"{number if apart else 1}" * 40, number=number
+        )
+    shorts = [verdict.short for verdict in verdicts(tmp_path)]
+    assert len(set(shorts)) == len(shorts) == (2 if apart else 1)
+    assert [("1" * 12 in short, "2" * 12 in short) for short in shorts] == (
+        [(True, False), (False, True)] if apart else [(False, False)]
+    )
 
 
 def test_a_claim_is_told_as_a_comparison() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from sltt_bench.format import Unit, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.groups import Group, NotComparable, natural_order, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 from sltt_bench.studies import FOLDER as STUDIES
@@ -54,11 +54,26 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
         of_recipe.sort(key=lambda g: (g.key.smoke, g.key.synthetic, len(g.overrides), g.key))
         claims = _claims_of(of_recipe)
         for claim in claims:
-            own = [judge_group(claim, group) for group in of_recipe if claim in _claims_of([group])]
-            own = [verdict for verdict in own if verdict.is_finding] or [own[0]]
+            judged = [
+                (group, judge_group(claim, group)) for group in of_recipe if claim in _claims_of([group])
+            ]
+            own = _told_apart([(group, verdict) for group, verdict in judged if verdict.is_finding])
+            own = own or [judged[0][1]]
             if variants := _variants(claim, claims):
                 own = [replace(verdict, caveats=(*verdict.caveats, variants)) for verdict in own]
             verdicts += own
+    return verdicts
+
+
+def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
+    """The verdicts on one claim; where some were reached under the same conditions, with what tells those apart."""
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for place, (_, verdict) in enumerate(judged):
+        alike.setdefault(verdict.conditions, []).append(place)
+    verdicts = [verdict for _, verdict in judged]
+    for conditions, places in alike.items():
+        for place, words in zip(places, told_apart([judged[place][0].key for place in places]), strict=True):
+            verdicts[place] = replace(verdicts[place], conditions=(*conditions, *words), apart=words)
     return verdicts
 
 

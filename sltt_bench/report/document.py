@@ -136,6 +136,8 @@ class Verdict:
     """Which figure was used: "live tensors", "median of warm epochs"."""
     conditions: tuple[str, ...] = ()
     """Where it was measured, or tried and found impossible; empty if nobody tried."""
+    apart: tuple[str, ...] = ()
+    """Those of the conditions that tell it from another verdict on the claim, where nothing else does."""
     reason: str = ""
     """Why there is no verdict."""
     caveats: tuple[str, ...] = ()
@@ -168,6 +170,7 @@ class Verdict:
             self.recipe,
             *(word.removeprefix("backend ") for word in self.conditions if "backend " in word),
             *(word for word in self.conditions if word.startswith(("tuned", "at learning rate"))),
+            *self.apart,
         ]
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason

@@ -132,6 +132,33 @@ DIFFERENCE_WORDS = {
 }
 
 
+_NAMED = {
+    "revision": "sltt-bench {}",
+    "recipe_hash": "recipe {}",
+    "software": "{}",
+    "library": "library {}",
+    "cpu": "{}",
+    "driver": "driver {}",
+    "device_memory": "{} bytes of GPU memory",
+    "flags": "{}",
+    "schema_version": "schema {}",
+}
+"""What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
+
+
+def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
+    """For each of some groups that have the same conditions: as few words more as tell them all apart."""
+    words: list[tuple[str, ...]] = [()] * len(keys)
+    for name, template in _NAMED.items():
+        more = [
+            (*w, template.format(str(getattr(key, name) or "unknown").replace(", ", " ")))
+            for w, key in zip(words, keys, strict=True)
+        ]
+        if len(set(more)) > len(set(words)):
+            words = more
+    return words
+
+
 def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
     """In words: the fields in which some of the groups differ."""
     words = {
