@@ -9,7 +9,7 @@ import re
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,11 @@ PLACES = {
 """What a reader puts in the place of a word in capitals."""
 RUN_AT_ONCE = {"list", "show", "schema"}
 PLANNED = {"run", "tune", "analyze"}
-SHELL = "PATH=/nonexistent; command_not_found_handle() { printf '%s\\x1f' \"$@\"; printf '\\n'; }\n"
+SHELL = """
+PATH=/nonexistent
+command_not_found_handle() { printf '%s\\x1f' "$@"; printf '\\n'; }
+for code; do (eval "$code"); done
+"""
 """Knows no command, and prints each with its arguments in place of running it."""
 
 
@@ -55,21 +59,21 @@ def code_of(document: Path) -> Iterator[str]:
     yield from (code for code in re.findall(r"`(sltt-bench [^`]+)`", without_blocks) if "…" not in code)
 
 
-def commands_of(document: Path) -> list[list[str]]:
-    """Program and arguments of every command, as a shell makes them of the document's code."""
-    calls: list[list[str]] = []
-    for code in code_of(document):
+def commands_of(documents: Sequence[Path]) -> list[list[str]]:
+    """Program and arguments of every command, as a shell makes them of the documents' code; one shell reads them all."""
+    codes = []
+    for code in (code for document in documents for code in code_of(document)):
         code = re.sub(r"^\s*\$ ", "", code, flags=re.MULTILINE).replace("\\|", "|")
         code = re.sub(r"^\.venv[\w-]*/bin/", "", code, flags=re.MULTILINE)
-        code = re.sub(r">\s*[\w./-]+", "", code)  # this shell writes no files
-        with tempfile.TemporaryDirectory() as nowhere:
-            command = ["bash", "-c", SHELL + code]
-            done = subprocess.run(command, cwd=nowhere, capture_output=True, text=True, check=False)
-        calls += [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
+        codes.append(re.sub(r">\s*[\w./-]+", "", code))  # this shell writes no files
+    with tempfile.TemporaryDirectory() as nowhere:
+        command = ["bash", "-c", SHELL, "bash", *codes]
+        done = subprocess.run(command, cwd=nowhere, capture_output=True, text=True, check=False)
+    calls = [line.split("\x1f")[:-1] for line in done.stdout.splitlines()]
     return [[PLACES.get(word, word) for word in call] for call in calls]
 
 
-ALL = [call for document in DOCUMENTS for call in commands_of(document)]
+ALL = commands_of(DOCUMENTS)
 CALLS = {
     " ".join(call): call
     for program, *call in ALL
