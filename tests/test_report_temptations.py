@@ -4,6 +4,7 @@ Each temptation builds folders and names the words that must stand in the report
 report is the Markdown page without pictures: every sentence, verdict, table and note of it.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from sltt_bench.report.document import Context, Report
 from sltt_bench.report.render import markdown
 from sltt_bench.results.reader import read_results
 
+RESULTS = Path(__file__).parent.parent / "results"
 Build = Callable[[Path], None]
 
 PAPER: dict[str, Any] = {"says": "the claim", "source": "Meng et al. 2023, abstract", "when": {}}
@@ -644,10 +646,31 @@ def test_means_and_the_ratio_beside_them_come_from_the_same_pairs(tmp_path: Path
     assert "40" not in bptt[place].text
 
 
+def alike_headings(report: Report) -> list[tuple[str, ...]]:
+    """Those that stand more than once: a page's level-1 headings, and the level-2 ones below each."""
+    headings: list[tuple[str, ...]] = []
+    top: tuple[str, ...] = ()
+    for section in report.sections:
+        if section.level == 1:
+            top = (section.page or section.title, section.title)
+        headings.append(top if section.level == 1 else (*top, section.title))
+    return [heading for heading, count in Counter(headings).items() if count > 1]
+
+
+@pytest.mark.parametrize(
+    "folder", ["studies/normalisation", "sequential-digits", pytest.param("", marks=pytest.mark.long)]
+)
+def test_no_two_headings_of_the_committed_results_are_alike(folder: str) -> None:
+    context = Context(read_results([RESULTS / folder]), "bptt")
+    report, _ = assemble(context, {kind: _load(where) for kind, where in SECTIONS.items()})
+    assert alike_headings(report) == []
+
+
 @pytest.mark.parametrize("case", TEMPTATIONS, ids=[case.name for case in TEMPTATIONS])
 def test_a_report_is_not_tempted(tmp_path: Path, case: Temptation) -> None:
     case.build(tmp_path)
     report = assembled(tmp_path)
+    assert alike_headings(report) == []
     text = markdown.render(report, {}).replace("\\", "")
     for words in case.says:
         assert words in text

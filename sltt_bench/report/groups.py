@@ -6,7 +6,7 @@ else is a `NotComparable` with its reason.
 """
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -138,6 +138,7 @@ _NAMED = {
     "software": "{}",
     "library": "library {}",
     "cpu": "{}",
+    "threads": "{} threads",
     "driver": "driver {}",
     "device_memory": "{} bytes of GPU memory",
     "flags": "{}",
@@ -148,15 +149,39 @@ _NAMED = {
 
 def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
     """For each of some groups that have the same conditions: as few words more as tell them all apart."""
-    words: list[tuple[str, ...]] = [()] * len(keys)
-    for name, template in _NAMED.items():
-        more = [
-            (*w, template.format(str(getattr(key, name) or "unknown").replace(", ", " ")))
-            for w, key in zip(words, keys, strict=True)
-        ]
+    facts = ([str(getattr(key, name) or "unknown").replace(", ", " ") for key in keys] for name in _NAMED)
+    return fewest_words(
+        [template.format(fact) for fact in of_keys]
+        for template, of_keys in zip(_NAMED.values(), facts, strict=True)
+    )
+
+
+def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """For each thing the words that tell it from the others. `facts`: a word for each thing, what tells most first;
+    what tells no more of them apart is left out."""
+    words: list[tuple[str, ...]] = []
+    for of_things in facts:
+        words = words or [()] * len(of_things)
+        more = [(*known, word) for known, word in zip(words, of_things, strict=True)]
         if len(set(more)) > len(set(words)):
             words = more
     return words
+
+
+def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
+    """What tells the group from some others (itself may be among them), or ''."""
+    conditions = set(group.key.conditions())
+    words = [
+        word
+        for word in group.words
+        if word not in conditions or any(word not in sibling.words for sibling in siblings)
+    ]
+    if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
+        words.append("real data")
+    alike = [sibling.key for sibling in siblings if sibling.words == group.words]
+    if group.key in alike:
+        words += told_apart(alike)[alike.index(group.key)]
+    return ", ".join(words)
 
 
 def differing_fields(keys: Sequence[GroupKey]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sltt_bench.report.groups import Group, MethodResult
+from sltt_bench.report.groups import Group, GroupKey, MethodResult
 from sltt_bench.studies import TASK
 
 NEVER = math.inf
@@ -105,9 +105,22 @@ class Profile:
     factors: dict[str, tuple[float, ...]]
     """Method → its time over the fastest method's, task by task; NEVER where it missed the target."""
     tuned: bool
-    conditions: tuple[str, ...]
+    key: GroupKey
+    """Of its first task; the others' differ in what is the task's alone."""
+    study: str
+    """Whose tasks they are; '' where they are recipes."""
     left_out: tuple[str, ...]
     """Methods that did not run on every task."""
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """What all tasks were measured on and with."""
+        return self.key.hardware, f"backend {self.key.backend}", "tuned" if self.tuned else self.key.tuning
+
+    @property
+    def title(self) -> str:
+        """Whose tasks it is over."""
+        return f"Near the fastest, over {f'the tasks of {self.study}' if self.study else 'tasks'}"
 
     def share(self, method: str, factor: float) -> float:
         """Of the tasks on which the method takes at most `factor` times as long as the fastest."""
@@ -131,10 +144,14 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
             study = group.key.recipe if TASK in group.overrides else ""
             task = str(group.overrides.get(TASK, group.key.recipe)).lstrip("_")
             families.setdefault((group.key.tuned, study, *alike), {}).setdefault(task, group)
-    return [profile for tasks in families.values() if (profile := _profile(tasks)) is not None]
+    return [
+        profile
+        for (_, study, *_), tasks in families.items()
+        if (profile := _profile(study, tasks)) is not None
+    ]
 
 
-def _profile(tasks: dict[str, Group]) -> Profile | None:
+def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
     times = {
         task: {way.method: way.median_s for way in to_target(group)} for task, group in sorted(tasks.items())
     }
@@ -154,6 +171,7 @@ def _profile(tasks: dict[str, Group]) -> Profile | None:
             for name in methods
         },
         tuned=first.tuned,
-        conditions=(first.hardware, f"backend {first.backend}", "tuned" if first.tuned else first.tuning),
+        key=first,
+        study=study,
         left_out=tuple(sorted({name for of_task in times.values() for name in of_task} - everywhere)),
     )

@@ -60,13 +60,24 @@ class GradientFamily:
     """Test accuracy by point and epoch, averaged over seeds; empty for synthetic data."""
     seeds: int
     batches: int
+    run: str
+    """The name of its first run."""
     failures: tuple[str, ...]
     """Why some cells did not finish."""
 
     @property
     def title(self) -> str:
-        """The recipe, and what tells this family from others of it."""
+        """The recipe, and what was set otherwise than it has it."""
         return f"{self.recipe} ({', '.join(self.settings)})" if self.settings else self.recipe
+
+    def title_among(self, families: "Sequence[GradientFamily]") -> str:
+        """The title, and what tells this family from others (itself may be among them) of the same title."""
+        siblings = [family for family in families if family.title == self.title]
+        own, *_ = stated = [(*each.conditions, f"{each.batches} batches") for each in (self, *siblings)]
+        words = [word for word in own if any(word not in others for others in stated)]
+        if stated.count(own) > 2:  # itself, and itself among the siblings
+            words.append(f"run {self.run}")
+        return ", ".join([self.title, *words])
 
     @property
     def epochs(self) -> list[int]:
@@ -112,7 +123,9 @@ def gradients(context: Context) -> Contribution:
     families = find_families(context.results)
     return Contribution(
         sections=tuple(
-            section for number, family in enumerate(families) for section in _section(family, number)
+            section
+            for number, family in enumerate(families)
+            for section in _section(family, number, family.title_among(families))
         ),
         frames=_frames(context.results) if families else {},
         sentence=f"{len(families)} analyses of the gradient." if families else "",
@@ -138,14 +151,16 @@ def find_families(results: Results) -> list[GradientFamily]:
         own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
         if not own[0].empty:
             first = members.iloc[0]
-            settings = _settings(results.runs[int(first["run"])], str(first["cell_id"]))
-            families.append(_family(members, settings, *own))
+            run = results.runs[int(first["run"])]
+            settings = _settings(run, str(first["cell_id"]))
+            families.append(_family(members, settings, run.path.name, *own))
     return families
 
 
 def _family(
     cells: pd.DataFrame,
     settings: Sequence[str],
+    run: str,
     rows: pd.DataFrame,
     draws: pd.DataFrame,
     operations: pd.DataFrame,
@@ -172,6 +187,7 @@ def _family(
         accuracy=epochs.groupby([*POINT, "epoch"])["test_top1"].mean().reset_index(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
+        run=run,
         failures=tuple(
             f"{len(alike)} cells did not finish: {status}, {reason}"
             for (status, reason), alike in failed.groupby(["status", "reason"])
@@ -225,7 +241,7 @@ def _frames(results: Results) -> dict[str, pd.DataFrame]:
 # Sections ---------------------------------------------------------------------------------------
 
 
-def _section(family: GradientFamily, number: int) -> list[Section]:
+def _section(family: GradientFamily, number: int, title: str) -> list[Section]:
     name = f"gradients-{family.recipe.replace('/', '-')}-{number + 1}"
     blocks: list[Block] = [_overview(family, name)]
     for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
@@ -241,7 +257,7 @@ def _section(family: GradientFamily, number: int) -> list[Section]:
     return [
         Section(
             name,
-            f"The gradient taken apart: {family.title}",
+            f"The gradient taken apart: {title}",
             tuple(blocks),
             lead=(f"{_summary(family)}.", *(_LEAD if number == 0 else ())),
             page=family.recipe,

@@ -19,7 +19,7 @@ from sltt_bench.report.document import (
     Table,
     TableCell,
 )
-from sltt_bench.report.groups import Group
+from sltt_bench.report.groups import Group, in_words, told_apart
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
@@ -187,19 +187,30 @@ def _order_note(gained: Sequence[Gain]) -> str:
 
 
 def _target_sections(groups: Sequence[Group]) -> Iterator[Section]:
-    for number, group in enumerate(groups):
-        ways = to_target(group)
-        if len(ways) > 1:
-            name = f"target-{group.key.slug()}-{number}"
-            title = f"Until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
-            table = _target_table(group, ways, name)
-            yield Section(
-                name, title, (table,), chips=tuple(group.key.conditions()), page=group.key.recipe, folded=True
-            )
-    for number, profile in enumerate(profiles(groups)):
+    reached = [
+        (number, group, ways) for number, group in enumerate(groups) if len(ways := to_target(group)) > 1
+    ]
+    for number, group, ways in reached:
+        name = f"target-{group.key.slug()}-{number}"
+        title = f"Until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
+        apart = in_words(group, [other for _, other, _ in reached if other.key.recipe == group.key.recipe])
+        yield Section(
+            name, f"{title}: {apart}" if apart else title, (_target_table(group, ways, name),),
+            chips=tuple(group.key.conditions()), page=group.key.recipe, folded=True,
+        )  # fmt: skip
+    yield from _profile_sections(profiles(groups))
+
+
+def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
+    for number, profile in enumerate(own):
         name = f"profile-{'tuned' if profile.tuned else 'untuned'}-{number + 1}"
         blocks = (_profile_figure(profile, name), _profile_table(profile, name))
-        yield Section(name, "Near the fastest, over tasks", blocks, chips=profile.conditions)
+        siblings = [other for other in own if other.title == profile.title]
+        alike = [other.key for other in siblings if other.conditions == profile.conditions]
+        words = [word for word in profile.conditions if any(word not in o.conditions for o in siblings)]
+        words += told_apart(alike)[alike.index(profile.key)]
+        title = ": ".join(filter(None, (profile.title, ", ".join(words))))
+        yield Section(name, title, blocks, chips=profile.conditions, page="Over tasks")
 
 
 def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:

@@ -1,8 +1,10 @@
 """The section of the report on estimates: tables, figures and verdicts of every family, put in order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from sltt_bench.report.document import Block, Context, Contribution, Figure, Section
+from sltt_bench.report.groups import fewest_words
 from sltt_bench.report.numbers import listed
 from sltt_bench.report.sections.estimates.families import (
     EstimateFamily,
@@ -72,7 +74,28 @@ def _sections(families: Sequence[EstimateFamily], baseline: str) -> Iterator[Sec
 def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
     words = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
+    alike = [other for other in siblings if other.conditions == family.conditions]
+    keys = sorted(
+        {key for other in alike for key in other.settings}, key=lambda key: _tells_little(key, alike)
+    )
+    facts = ([_set_to(key, other.settings) for other in alike] for key in keys)
+    if len(alike) > 1:
+        place = next(number for number, other in enumerate(alike) if other is family)
+        words += fewest_words(facts)[place]
     return ", ".join(["Memory and multiplications", *words])
+
+
+def _tells_little(key: str, families: Sequence[EstimateFamily]) -> tuple[bool, bool, str]:
+    """What only newer versions of a recipe have, and what changes no iteration, comes last."""
+    return (
+        key.startswith(("tuning.", "target", "cpu_minutes")),
+        any(key not in each.settings for each in families),
+        key,
+    )
+
+
+def _set_to(key: str, settings: Mapping[str, Any]) -> str:
+    return f"{key} = {settings[key]}" if key in settings else f"without {key}"
 
 
 def _blocks(family: EstimateFamily, name: str, baseline: str) -> Iterator[Block]:

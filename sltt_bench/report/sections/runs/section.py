@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
-from sltt_bench.report.groups import Group, differing_fields
+from sltt_bench.report.groups import Group, differing_fields, in_words
 from sltt_bench.report.sections.runs.figures import (
     group_figures,
     in_a_sweep,
@@ -23,6 +23,7 @@ from sltt_bench.report.sections.runs.tables import (
 )
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.report.summary import leading_first, sentence
+from sltt_bench.studies import FOLDER as STUDIES
 
 
 def runs(context: Context) -> Contribution:
@@ -103,9 +104,13 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         figures = group_figures(group, name, context) if own else []
         drawn += figures
         folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
-        of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
+        of_groups.append(
+            _group_section(group, name, in_words(group, groups) or _ALONE, figures, context, folded)
+        )
     sections = [
-        Section(f"recipe-{recipe}", recipe, tuple(backend_tables(groups)), tuple(lead), page=recipe),
+        Section(
+            f"recipe-{recipe}", _heading(recipe), tuple(backend_tables(groups)), tuple(lead), page=recipe
+        ),
         of_groups[0],
     ]
     if sweeps := (*sweep_figures(recipe, groups), *multiples(recipe, across)):
@@ -116,6 +121,15 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
             Section(f"missing-{recipe}", "Not drawn, for want of runs", missing, level=2, folded=True)
         )
     return sections
+
+
+_ALONE = "Methods compared"
+"""Over the only group of a recipe."""
+
+
+def _heading(recipe: str) -> str:
+    """Over all groups of a recipe; the question of a study stands above them under the study's name."""
+    return f"Every group of {recipe}" if recipe.startswith(f"{STUDIES}/") else recipe
 
 
 def _smoke_sections(groups: Sequence[Group]) -> list[Section]:
@@ -148,21 +162,3 @@ def _group_section(
     first, *others = (replace(table, name=f"{name}-{table.name}") for table in tables)
     chips = tuple(group.key.conditions())
     return Section(name, title, (first, *figures, *others), level=2, chips=chips, folded=folded)
-
-
-def _title(group: Group, siblings: Sequence[Group]) -> str:
-    """What tells the group from the recipe's others."""
-    conditions = set(group.key.conditions())
-    words = [
-        word
-        for word in group.words
-        if word not in conditions or any(word not in sibling.words for sibling in siblings)
-    ]
-    if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
-        words.append("real data")
-    alike = [sibling.key for sibling in siblings if sibling.words == group.words]
-    if len({key.software for key in alike}) > 1:
-        words.append(group.key.software)
-    if len({(key.software, key.revision) for key in alike}) > len({key.software for key in alike}):
-        words.append(f"sltt-bench {group.key.revision or 'of unknown revision'}")
-    return ", ".join(words) or "Methods compared"
