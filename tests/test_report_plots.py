@@ -135,14 +135,47 @@ def test_labels_do_not_overlap_and_stay_inside_at_the_shipped_sizes(
 ) -> None:
     drawing = drawn(all_figures[name], width)
     assert drawing.get_figwidth() == style.WIDTH_INCHES[width]
+    assert len(list(visible_texts(drawing))) > 8
+    assert_legible(drawing)
+
+
+def assert_legible(drawing: Drawing) -> None:
+    """No text overlaps another or leaves the figure, and the panels keep their room."""
+    assert min(axes.get_window_extent().height for axes in drawing.axes) > 0.3 * drawing.dpi
     texts = [(text.get_text(), text.get_window_extent()) for text in visible_texts(drawing)]
-    assert len(texts) > 8
     for text, box in texts:
         inside = drawing.bbox.padded(1)
         assert inside.contains(box.x0, box.y0), text
         assert inside.contains(box.x1, box.y1), text
     for (first, a), (second, b) in combinations(texts, 2):
         assert not a.shrunk(0.98, 0.9).overlaps(b), (first, second)
+
+
+@pytest.mark.parametrize(
+    "count", [1, 30, *(pytest.param(count, marks=pytest.mark.long) for count in (2, 5, 13, 300))]
+)
+def test_any_number_of_methods_is_drawn_legibly(tmp_path: Path, count: int) -> None:
+    """Of more than have a look of their own the first do, and the legend counts the others."""
+    methods = [*METHODS, *(f"rule-{number}-of-somebody" for number in range(count - len(METHODS)))][:count]
+    run = HandmadeRun(tmp_path)
+    for place, method in enumerate(methods):
+        for seed in (0, 1):
+            run.cell(
+                method, seed, train_s=[9.0, 4 / (1 + place), 4.2 / (1 + place)], peak_tensor_bytes=(100 - place % 80) * MIB,
+                top1=[0.1, 0.8, 0.9 - (place * 7 % 50) / 100 + 0.01 * seed],
+            )  # fmt: skip
+    shown = figures(tmp_path)
+    assert {"methods", "accuracy", *(["tradeoff"] if count > 1 else [])} <= set(shown)
+    for name, figure in shown.items():
+        assert len(figure.caption) < 1200
+        drawing = drawn(figure)
+        assert_legible(drawing)
+        names = [text.get_text() for legend in drawing.legends for text in legend.get_texts()]
+        if name in ("accuracy", "tradeoff"):
+            more = [f"{count - style.MOST_NAMED} more"] if count > style.MOST_NAMED else []
+            assert len(names) == min(count, style.MOST_NAMED) + len(more)
+            assert names[len(names) - len(more) :] == more
+            assert "bptt" in names
 
 
 def visible_texts(drawing: Drawing) -> Iterator[Text]:

@@ -533,12 +533,14 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def method_order(name: str) -> tuple[int, int, str]:
-    """Sorting key: bptt, sltt, sltt-kN from large N to small, then the others by name."""
-    match = re.fullmatch(r"sltt-k(\d+)(-unbiased)?", name)
-    if match:
-        return 3 if match[2] else 2, -int(match[1]), name
-    return {"bptt": 0, "sltt": 1}.get(name, 4), 0, name
+def method_order(name: str) -> tuple[int, str, float, str]:
+    """Sorting key: bptt, sltt, sltt-kN from large N to small, then the others by name and number."""
+    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", name)
+    assert parts
+    rule, number, unbiased = parts[1], float(parts[2] or -1), parts[3] or ""
+    if rule == "sltt-k":
+        return (3 if unbiased else 2), rule, -number, unbiased
+    return {"bptt": 0, "sltt": 1}.get(name, 4), rule, number, unbiased
 
 
 def natural_order(name: str) -> list[str | int]:

@@ -116,6 +116,11 @@ def listed(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
 
 
+def first_of(words: Sequence[str], most: int = 12) -> str:
+    """ "a, b, c": of more than `most` the first, and how many more."""
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
+
+
 def seeds(n: int) -> str:
     """ "n = 3 seeds"."""
     return f"n = {n} seed" + "s" * (n != 1)

@@ -91,12 +91,20 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
         line.label for panel in panels for line in panel.lines if not line.method and not line.soft
     )
     ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
+    named = _named(panels)
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp)
+        _panel(place, panel, ramp, named)
         if len(panels) > style.MOST_IN_ROW:
             place.set_title("\n".join(wrap(panel.title, _TITLE_WIDTH)))
     style.legend_below(figure, axes, width)
     return figure
+
+
+def _named(panels: Sequence[Panel]) -> style.Named:
+    """The baseline, which comes first; then filled marks: where some are hollow, they are what the figure is about."""
+    lines = [line for panel in panels for line in panel.lines if line.label and not line.soft]
+    ranked = [*lines[:1], *sorted(lines[1:], key=lambda line: line.marks == "hollow")]
+    return style.Named(tuple(dict.fromkeys(line.label for line in ranked)))
 
 
 def _ramp_look(place: int, count: int) -> dict[str, Any]:
@@ -104,9 +112,12 @@ def _ramp_look(place: int, count: int) -> dict[str, Any]:
     return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)]}
 
 
-def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]]) -> None:
+def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]], named: style.Named) -> None:
     methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
     for line in panel.lines:
+        if line.label and not line.soft and line.label not in named:
+            _unnamed(axes, line, named.legend(line.label))
+            continue
         if line.soft:
             look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o"}
             size = line.size or (0.8, 3.2)
@@ -161,6 +172,15 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
             axes.annotate(SURVIVORS, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
 
 
+def _unnamed(axes: Axes, line: Line, label: str | None) -> None:
+    """A line that is not told apart; points without a line are small."""
+    look = style.unnamed(label)
+    if line.stroke == "none":
+        look |= style.UNNAMED_POINT
+    xs, ys = (line.xs, line.ys) if line.stroke != "level" else (axes.get_xlim(), [line.ys[0]] * 2)
+    axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", **look)
+
+
 _STROKES = {"dashed": (0, (4, 2)), "dotted": (0, (1, 1.5)), "level": "--", "none": "none"}
 
 
@@ -179,7 +199,14 @@ def _level(axes: Axes, value: float, words: str) -> None:
         )  # fmt: skip
 
 
+MOST_REMARKS = 4
+"""Written into a panel; of more the first are, and the rest is counted."""
+
+
 def _remark(axes: Axes, remarks: Sequence[str]) -> None:
+    if len(remarks) > MOST_REMARKS:
+        shown = MOST_REMARKS - 1
+        remarks = [*remarks[:shown], f"and {len(remarks) - shown} more, in the table"]
     low, high = axes.get_ylim()
     axes.set_ylim(
         low, high + 0.13 * len(remarks) * (high - low)

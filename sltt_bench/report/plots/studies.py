@@ -137,8 +137,9 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
         label for label in labels if all(_is_no_method(line, label) for p in panels for line in p.lines)
     ]
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
+    named = style.Named(tuple(labels))
     for place, panel in zip(axes, panels, strict=True):
-        _draw(place, panel, labels, others, tick_room)
+        _draw(place, panel, labels, others, tick_room, named)
     style.legend_below(figure, axes, width)
     return figure
 
@@ -147,7 +148,14 @@ def _is_no_method(line: StudyLine, label: str) -> bool:
     return line.label != label or line.method is None
 
 
-def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str], tick_room: int) -> None:
+def _draw(
+    axes: Axes,
+    panel: Drawn,
+    labels: Sequence[str],
+    others: Sequence[str],
+    tick_room: int,
+    named: style.Named,
+) -> None:
     words, unit = _MEASURES[panel.measure]
     means = [point.mean for line in panel.lines for point in line.points.values()]
     scale = scale_for(unit, means) if unit else Scale(1.0, "")
@@ -165,10 +173,14 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
         colour = style.colour(line.method) if line.method else _own_colour(others.index(line.label))
         marker = style.marker(line.method) if line.method and len(same) < 2 else _MARKERS[variant % 6]
         dashes = style.line(line.method) if line.method and len(same) < 2 else _LINES[variant % 4]
-        named = panel.x == "method" and line.label in line.points  # the axis says which it is
-        look: dict[str, Any] = {"color": colour, "label": f"_{line.label}" if named else line.label}
+        on_axis = panel.x == "method" and line.label in line.points  # the axis says which it is
+        legend = f"_{line.label}" if on_axis else named.legend(line.label)
+        look: dict[str, Any] = {"color": colour, "label": legend}
         if (level := line.points.get(None)) is not None:
             mean, spread = level.mean / scale.factor, (level.std or 0) / scale.factor
+            if line.label not in named:
+                axes.axhline(mean, **style.unnamed(legend))
+                continue
             axes.axhline(mean, linestyle="--", linewidth=1.2, **look)
             axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.07, linewidth=0)
             continue
@@ -180,6 +192,10 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
             )
             places = [categories.index(place) + shift for place in line.points]
         ys = [point.mean / scale.factor for point in line.points.values()]
+        if line.label not in named and not on_axis:
+            marks = style.UNNAMED_POINT if categories is not None else {}
+            axes.plot(places, ys, **(style.unnamed(legend) | marks))
+            continue
         spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
@@ -203,7 +219,9 @@ def _draw(axes: Axes, panel: Drawn, labels: Sequence[str], others: Sequence[str]
     if categories is not None:
         long = len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room
         axes.set_xticks(range(len(categories)), [str(place) for place in categories])
-        axes.tick_params(axis="x", rotation=30 if long else 0)
+        if long:
+            for text in axes.get_xticklabels():
+                text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
         axes.set_xlim(-0.6, len(categories) - 0.4)
         axes.set_xlabel(x_words)
     elif panel.x in _MEASURES:

@@ -6,6 +6,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from typing import Any, Literal
@@ -29,6 +30,10 @@ LETTERS_PER_INCH = 18
 MOST_IN_ROW = 3
 """Panels of a figure from which on they are small multiples."""
 DPI = 200
+LEGEND_ROW_INCHES, ROWS_WITH_ROOM = 0.16, 2
+"""What a row of a legend takes, and how many have room in a figure as high as its panels."""
+MOST_NAMED = 12
+"""Lines of a figure that are told apart and named; more are nobody's to tell apart."""
 
 # Each ink stands for one role and occurs nowhere else, so that a dark page can replace it.
 INK = "#1c2126"
@@ -203,6 +208,44 @@ def weight(place: int) -> tuple[float, float]:
     return max(2.4 - 0.55 * place, 0.9), max(7.0 - 1.1 * place, 3.8)
 
 
+@dataclass(frozen=True)
+class Named:
+    """Which of a figure's lines are told apart. The others are thin and grey, and counted in the legend."""
+
+    labels: tuple[str, ...]
+    """In the order of the figure, those first that must not be missed."""
+
+    def __contains__(self, label: str) -> bool:
+        return label in self.labels[:MOST_NAMED] or len(self.labels) <= MOST_NAMED
+
+    def legend(self, label: str) -> str | None:
+        """What the legend calls a line; None: nothing. The first that has no name stands for all of them."""
+        if label in self:
+            return label
+        rest = self.labels[MOST_NAMED:]
+        return f"{len(rest)} more" if label == rest[0] else None
+
+
+_MORE = re.compile(r"\d+ more")
+
+
+UNNAMED_POINT: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 3.0, "markeredgewidth": 0}
+"""What of `unnamed` is otherwise where points have no line."""
+
+
+def unnamed(label: str | None) -> dict[str, Any]:
+    """How a line looks that is not told apart, with what the legend calls it."""
+    look = {
+        "color": SOFT_INK,
+        "linewidth": 0.4,
+        "marker": "none",
+        "linestyle": "-",
+        "alpha": 0.5,
+        "zorder": 1,
+    }
+    return {**look, "label": label}
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
     """One legend for all panels, under them: each label once."""
     entries: dict[str, Any] = {}
@@ -211,9 +254,13 @@ def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
             entries.setdefault(label, handle)
     if not entries:
         return
+    if uncounted := [label for label in entries if _MORE.fullmatch(label)]:
+        entries[uncounted[0]] = entries.pop(uncounted[0])  # to the end
     letters = 5 + max(len(_with_short_words(label)) for label in entries)  # a handle takes about five
     most = max(1, min(4 if width == "column" else 7, int(LETTERS_PER_INCH * WIDTH_INCHES[width] / letters)))
-    columns = math.ceil(len(entries) / math.ceil(len(entries) / most))
+    rows = math.ceil(len(entries) / most)
+    columns = math.ceil(len(entries) / rows)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - ROWS_WITH_ROOM))
     figure.legend(
         list(entries.values()), list(entries), loc="outside lower center", ncols=columns, columnspacing=1.2,
         handletextpad=0.6,

@@ -26,7 +26,6 @@ from sltt_bench.report.sections.runs.panels import (
     k_panels,
     method_bars,
     pair_dots,
-    shown_results,
     timeline_panels,
     timelines,
     tradeoff_panels,
@@ -225,20 +224,23 @@ _TRADEOFF, _AGAINST_K, _TIMELINE = "Accuracy, memory and time traded off", "Agai
 def _methods(group: Group, name: str, baseline: str) -> Figure:
     memory = group.headline_memory()
     figures = f"Peak memory ({METRICS[memory].label}) and time" if memory else "Time"
-    left_out = len(group.finished) - MOST_METHODS
     caption = (
         f"{figures} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
         f"in brackets the ratio to {baseline}. "
-        + (f"The first {len(shown_results(group))} methods. " if left_out > 0 else "")
-        + _basis(group)
+        f"{_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
+
+
+def _first_methods(group: Group) -> str:
+    """That a figure leaves methods out, or ''."""
+    return f"The first {MOST_METHODS} of {len(group.methods)} methods. " * (len(group.methods) > MOST_METHODS)
 
 
 def _pairs(group: Group, name: str, baseline: str) -> Figure:
     caption = (
         f"Each method beside {baseline}: small dots are single pairs (of times one seed of one run, of all else a seed), large "
-        f"ones their mean with its 95 % t interval; dotted: no difference. {_basis(group)}"
+        f"ones their mean with its 95 % t interval; dotted: no difference. {_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-pairs", _PAIRS, caption, draw_dots, lambda: pair_dots(group, baseline))
 
@@ -250,8 +252,8 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
     chance = [curve.method for curve in shown if curve.at_chance]
     texts = ["Test accuracy, mean over seeds, shaded one standard deviation."]
     if target is not None:
-        reached = ", ".join(
-            f"{curve.method} {scale.text(curve.time_to(target))}" for curve in shown if not curve.at_chance
+        reached = numbers.first_of(
+            [f"{curve.method} {scale.text(curve.time_to(target))}" for curve in shown if not curve.at_chance]
         )
         texts.append(
             f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
@@ -260,7 +262,7 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
     texts.append("Time to an accuracy ends where some seed never reaches it.")
     if floor is not None:
         texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
-    texts += [f"At chance: {', '.join(chance)}."] if chance else []
+    texts += [f"At chance: {numbers.first_of(chance)}."] if chance else []
     caption = " ".join([*texts, _basis(group)])
     return Figure(f"{name}-accuracy", _ACCURACY, caption, draw_lines, lambda: curve_panels(shown, floor))
 
