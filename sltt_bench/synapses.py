@@ -155,7 +155,7 @@ class _Saving(torch.autograd.graph.saved_tensors_hooks):
 
         def pack(kept: Tensor) -> Any:
             if not (_same_storage(kept, x) and kept.numel() == x.numel()):
-                return kept
+                return kept.detach()  # a node that held its own output would hold itself
             replaced.append(True)
             return [trace.to(kept.dtype).reshape(kept.shape) for trace in traces]
 

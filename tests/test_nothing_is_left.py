@@ -30,6 +30,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "recurrent": {"model": {"name": "mlp", "hidden": [8, 8], "recurrent": True, "dropout": 0.2}},
     "batch norm": {"model": {"name": "cnn", "channels": [4, 4], "dropout": 0.2}},
     "standardised": {"model": {"name": "nf-resnet34", "width": 2}},
+    "standardised linear": {"model": {"name": "mlp", "hidden": [8, 8], "normalisation": "weight"}},
 }
 METHODS = ("bptt", "sltt", "sltt-k2")
 FURTHER_METHODS = (
@@ -107,6 +108,10 @@ def live_bytes(subject: Experiment, iterations: int) -> list[int]:
         ),
         *(("native", network, method, 4) for network in ("batch norm", "recurrent") for method in METHODS),
         *(("reference", "batch norm", method, 4) for method in FURTHER_METHODS),
+        *(
+            ("reference", "standardised linear", method, 4)
+            for method in ("ottt", "s-tllr", "pp-prop", "e-prop")
+        ),
         pytest.param("native", "batch norm", "sltt", 50, marks=pytest.mark.long),
         pytest.param("native", "standardised", "sltt", 3, marks=pytest.mark.long),
     ],

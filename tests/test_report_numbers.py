@@ -21,6 +21,7 @@ from sltt_bench.report.statistics import (
     paired_difference,
     paired_ratio,
     pareto_front,
+    slope_of,
     stat,
 )
 from sltt_bench.report.summary import leading_first
@@ -425,3 +426,11 @@ def test_groups_say_in_which_conditions_they_differ(tmp_path: Path) -> None:
     keys = [group.key for group in read_groups(tmp_path)]
     assert len(keys) == 3
     assert differing_fields(keys) == ["hardware", "T"]
+
+
+def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:
+    slope = slope_of([(1, 5.0), (2, 20.0), (4, math.nan), (6, 60.0)])
+    assert slope is not None
+    assert (slope.per_step, slope.first, slope.last, slope.flat) == (10.0, 2, 6, False)
+    assert slope.at(4) == pytest.approx(40.0)
+    assert slope_of([(1, 5.0), (2, 20.0), (4, math.nan)]) is None

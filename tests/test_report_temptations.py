@@ -4,6 +4,7 @@ Each temptation builds folders and names the words that must stand in the report
 report is the Markdown page without pictures: every sentence, verdict, table and note of it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -672,6 +673,7 @@ def test_a_report_is_not_tempted(tmp_path: Path, case: Temptation) -> None:
     report = assembled(tmp_path)
     assert alike_headings(report) == []
     text = markdown.render(report, {}).replace("\\", "")
+    assert not re.search(r"(?<![\w-])(nan|inf)(?![\w-])", text)
     for words in case.says:
         assert words in text
     for words in case.never:

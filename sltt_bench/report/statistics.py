@@ -169,8 +169,11 @@ class Slope:
 
 
 def slope_of(points: Sequence[tuple[float, float]]) -> Slope | None:
-    """The line through (T, figure) from T = 2 on, where SLTT has reached its plateau; None for fewer than two points."""
-    fitted = [(x, y) for x, y in points if x >= 2]
+    """The line through (T, figure) from T = 2 on, where SLTT has reached its plateau; None for fewer than two points.
+
+    A figure that is NaN, of a T that was not looked at, is no point.
+    """
+    fitted = [(x, y) for x, y in points if x >= 2 and not math.isnan(y)]
     if len(fitted) < 2:
         return None
     xs, ys = zip(*fitted, strict=True)
