@@ -227,7 +227,8 @@ def _half(size: Size) -> str:
 
 
 def _sltt_memory(size: Size) -> Iterator[Finding]:
-    against = [([spikingjelly_sltt()], 0.56)]
+    """Also the floor: the ReLU network."""
+    against = [([spikingjelly_sltt()], 0.56), ([relu_network()], None)]
     yield from _peaks("memory-sltt", cifar_resnet18(), this_project("native", "sltt"), against, size)
 
 
