@@ -1,12 +1,17 @@
 """The tables of figures in docs, row by row against the committed results that they come from."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from benchmarks import predict
+
+from sltt_bench.estimate.trace import trace_memory
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -208,6 +213,66 @@ def test_the_targets_of_the_native_backend_are_measured_as_written(bench: pd.Dat
     assert checked == 13
 
 
+def test_what_is_said_of_memory_in_units_of_the_neurons_is_what_was_counted(bench: pd.DataFrame) -> None:
+    mib = 2**20
+    n, weights, gradients, batch = 544 * 1024 * 128 * 4 / mib, 42.7, 42.6, 128 * 3 * 32 * 32 * 4 / mib
+    rest = weights + gradients + batch
+    sltt, exact = (bench_row(bench, row, "peak_tensor_bytes", base) for row, base in (
+        ("memory-sltt", "SLTTLIFNode$"), ("recompute-bptt", "single-step"),
+    ))  # fmt: skip
+    theirs, ours = sltt["baseline_value"] / mib, sltt["subject_value"] / mib
+    floor = bench_row(bench, "memory-sltt", "peak_tensor_bytes", "ReLU")["baseline_value"] / mib
+    carried, first_stage = n + rest, 32
+    told(
+        "native-backend.md",
+        f"batch 128 there are 544 × 1024 × 128 neurons, and N is {n:.0f} MiB",
+        f"4 N + weights + gradients + batch = {4 * n + rest:.0f} MiB (measured {theirs:.1f}), native 2 N + … = "
+        f"{2 * n + rest:.0f} MiB (measured {ours:.1f}). A plain ReLU network run T times needs {floor:.1f} MiB",
+        f"the potentials ({n:.1f} MiB), weights ({weights}), summed gradients ({gradients}) and the batch ({batch:.1f}): "
+        f"{carried:.1f} MiB, {carried / theirs:.3f} of SpikingJelly's peak. The target leaves {0.35 * theirs - carried:.0f} MiB",
+        f"That is {(carried + 2 * first_stage) / theirs:.3f} already",
+        f"Counted: {exact['subject_value'] / mib:.1f} MiB",
+    )
+
+
+def test_what_is_read_from_the_predictions_follows_from_their_table() -> None:
+    predicted = {name: values for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")}
+    moved = [float(value) for value in predicted["moved, GiB"]]
+    first = [
+        [float(value.split(" ")[0]) for value in predicted[f"{idea}: saves"]]
+        for idea in ("channels last", "batch norm and neurons in one kernel")
+    ]
+    for place, name in ((0, "ResNet-18"), (2, "VGG-11")):
+        left = moved[place] - first[0][place]
+        share = f"{100 * first[1][place] / left:.0f} % "
+        amount = f"({first[1][place]} of {left:.1f}{' GiB' if place == 0 else ''})"
+        told(
+            "native-backend.md",
+            f"{share}of what is left in {name} {amount}" if place == 0 else f"{share}in {name} {amount}",
+        )
+
+
+@pytest.mark.long
+def test_the_table_of_predictions_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    predict.main()
+    page = (ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.strip() in page
+
+
+@pytest.mark.long
+def test_checkpoints_on_native_take_what_is_said_of_them() -> None:
+    def mib(method: str, backend: str, steps: int) -> str:
+        recipe = load_recipe("digits", {"timesteps": steps}, chosen_methods=[method])
+        return f"{trace_memory(Cell(recipe, method, backend, 0, device='cpu'), 'cpu').peak_bytes / 2**20:.1f}"
+
+    told(
+        "native-backend.md",
+        f"On `digits` at T = 16, `bptt-ckpt2` takes {mib('bptt-ckpt2', 'native', 16)} MiB where `reference` takes "
+        f"{mib('bptt-ckpt2', 'reference', 16)} and native `bptt` {mib('bptt', 'native', 16)}; at T = 4 it saves nothing over native `bptt` "
+        f"({mib('bptt-ckpt2', 'native', 4)} against {mib('bptt', 'native', 4)} MiB)",
+    )
+
+
 # docs/gradients.md ----------------------------------------------------------------------------------
 
 
@@ -358,6 +423,110 @@ def test_cosines_at_initialisation_stand_beside_what_training_reached() -> None:
         assert written == [f"{cosine:.{n}f}" for cosine, n in zip(cosines, decimals, strict=True)], task
         seen += 1
     assert seen == 4
+
+
+def told(document: str, *sentences: str) -> None:
+    """The page says these, wherever its lines break."""
+    page = " ".join((ROOT / "docs" / document).read_text(encoding="utf-8").split())
+    for sentence in sentences:
+        assert sentence in page, sentence
+
+
+def test_what_is_said_of_resnet18_is_what_its_analysis_found() -> None:
+    rows = read("cifar10-resnet18/20261124-082355-179f", "gradients.csv").set_index(
+        ["level", "tau", "timesteps"]
+    )
+    whole = rows.loc["network"]
+    shares, lengths, cosines = (
+        whole[name] for name in ("temporal_share_mean", "spatial_share_mean", "cosine_mean")
+    )
+    at_home = shares[1.1][[2, 4, 6, 8]]
+    layers = rows.loc[("layer", 2.0, 8)].set_index("name")["cosine_mean"]
+    slow = rows.loc[("layer", 1.5, 8)].set_index("name")["cosine_mean"]
+    assert {round(shares[2.0, steps], 2) for steps in (6, 8)} == {0.6}
+    told(
+        "gradients.md",
+        f"{100 * at_home.min():.0f} to {100 * at_home.max():.0f} % as long as g",
+        f"from {at_home.min():.3f} to {at_home.max():.3f} for T = 2 to 8",
+        "At τ = 2 the temporal part is 60 % as long as g (T = 6 and 8), "
+        f"at τ = 4 it is {100 * shares[4.0, 8]:.0f} % (T = 8)",
+        f"‖g_s‖ / ‖g‖ is {lengths[1.1, 6]:.2f} at τ = 1.1 and {lengths[2.0, 6]:.2f} at τ = 2 (T = 6)",
+        f"it is {layers['layer4.1.conv2']:.2f} in the last block's second convolution, {layers['layer3.1.conv1']:.2f} in "
+        f"`layer3.1.conv1`, {layers['layer2.0.conv1']:.2f} in `layer2.0.conv1` and {layers['conv1']:.2f} in `conv1`, while the "
+        f"whole network's {cosines[2.0, 8]:.2f} shows none of it",
+        f"cosine ({cosines[1.5, 8]:.2f} and {cosines[2.0, 8]:.2f} at τ = 1.5 and 2, T = 8) hides that the first convolution of "
+        f"ResNet-18 is at {slow['conv1']:.2f} and {layers['conv1']:.2f}",
+    )
+    variance = read("cifar10-resnet18/20261124-082355-179f", "draws.csv").set_index(
+        ["tau", "timesteps", "drawn"]
+    )
+    deviation = variance.loc[(1.1, 8, 1), "relative_variance_mean"] ** 0.5
+    told("gradients.md", f"K = 1 on ResNet-18 has a standard deviation of {deviation:.2f} times the gradient")
+
+
+def test_what_is_said_of_digits_is_what_its_analyses_found() -> None:
+    of_depth, of_time = (
+        read(f"digits/{run}", "gradients.csv") for run in ("20261124-085810-901a", "20261124-083716-d122")
+    )
+    blocks = read("digits/20261124-085810-901a", "cells.csv").set_index("cell_id")["overrides"]
+    depth = of_depth["cell_id"].map(blocks).str.extract(r"channels\": (\[[\d, ]+\])")[0]
+    rows = pd.concat(
+        [of_depth.assign(depth_of=depth), of_time[of_time["timesteps"] == 6].assign(depth_of="[32, 64]")]
+    )
+    rows = rows[rows["tau"] == 2.0].set_index(["depth_of", "epoch", "level", "name"])
+    three = ("[32]", "[32, 64]", "[32, 64, 64]")
+    first = [rows.loc[(net, 0, "layer", "conv1"), "temporal_share_mean"] for net in three]
+    whole = [rows.loc[(net, 15, "network")].iloc[0] for net in three]
+    course = of_time[(of_time["tau"] == 2.0) & (of_time["timesteps"] == 8) & (of_time["level"] == "network")]
+    course = course.set_index("epoch")
+    told(
+        "gradients.md",
+        f"in `conv1` at initialisation is {listed(first, 2)}, in the whole network after training "
+        f"{listed([row['temporal_share_mean'] for row in whole], 2)} (cosine {listed([row['cosine_mean'] for row in whole], 3)})",
+        f"(τ = 2, T = 8: {', '.join(f'{value:.4f}' for value in course.loc[[0, 1, 5, 15], 'cosine_mean'])} after 0, 1, 5 and 15",
+        f"grows from {course.loc[0, 'temporal_share_mean']:.3f} to {course.loc[15, 'temporal_share_mean']:.3f}",
+    )
+
+
+def listed(values: Sequence[float], digits: int) -> str:
+    return f"{', '.join(f'{value:.{digits}f}' for value in values[:-1])} and {values[-1]:.{digits}f}"
+
+
+def test_what_is_said_of_a_detached_reset_is_what_its_analysis_found() -> None:
+    detached, attached = (
+        read(f"digits/{run}", "gradients.csv") for run in ("20261124-090321-0b79", "20261124-085016-bd7a")
+    )
+    texts = {}
+    for reset in ("soft", "hard"):
+        rows = detached[(detached["epoch"] == 15) & (detached["reset"] == reset)].set_index("level")
+        whole, lowest = rows.loc["network"], rows.loc["layer", "cosine_mean"].min()
+        texts[reset] = f"{whole['cosine_mean']:.3f}; {whole['spatial_share_mean']:.2f}; {lowest:.3f}"
+    soft = [
+        rows[(rows["epoch"] == 15) & (rows["reset"] == "soft") & (rows["surrogate"] == "triangle")]
+        .set_index("level")
+        .loc["network", "temporal_share_mean"]
+        for rows in (attached, detached)
+    ]
+    told(
+        "gradients.md",
+        f"soft reset {texts['soft']}, hard reset {texts['hard']}, both triangle",
+        f"rises from {soft[0]:.2f} to {soft[1]:.2f}",
+    )
+
+
+def test_what_is_said_of_sequences_is_what_their_analyses_found() -> None:
+    network = network_cosines("sequential-digits/20261124-084807-348e").set_index("epoch")["cosine_mean"]
+    recall = read("delayed-recall/20261124-084834-1497", "gradients.csv")
+    cells = read("delayed-recall/20261124-084834-1497", "cells.csv").set_index("overrides")["cell_id"]
+    at_first = recall[(recall["cell_id"] == cells["{}"]) & (recall["epoch"] == 0)]
+    whole = at_first[at_first["level"] == "network"]["cosine_mean"].item()
+    hidden = at_first[at_first["level"] == "layer"]["cosine_mean"].min()
+    told(
+        "gradients.md",
+        f"({network[1]:.2f} after one epoch, {network[5]:.2f} after five)",
+        f"By its whole-network cosine at initialisation `delayed-recall` ({whole:.2f})",
+        f"(the hidden layer alone is at {hidden:.2f})",
+    )
 
 
 # docs/tuning.md -------------------------------------------------------------------------------------
