@@ -1,5 +1,6 @@
 """The wheel: recipes ship in it, and it runs outside the checkout."""
 
+import csv
 import os
 import shutil
 import subprocess
@@ -49,25 +50,26 @@ def test_the_wheel_smoke_runs_in_an_environment_of_its_own_outside_the_checkout(
     # The dependencies come from this environment; the checkout's own package must not.
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     code = "import sltt_bench.cli, sys; print(sltt_bench.__file__); sltt_bench.cli.main()"
-    arguments = [
-        "run",
-        "digits",
-        "--smoke",
-        "--method",
-        "sltt",
-        "--device",
-        "cpu",
-        "--no-estimate",
-        "--out",
-        "out",
-    ]
+    arguments = ["run", "digits", "--smoke", "--method", "sltt", "--device", "cpu", "--out", "out"]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [python, "-c", code, *arguments], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[0].startswith(str(site))
-    assert list(tmp_path.glob("out/digits/*/epochs.csv"))
+    (folder,) = tmp_path.glob("out/digits/*")
+    (cell,) = csv_rows(folder / "cells.csv")
+    assert cell["status"] == "ok"
+    epochs = csv_rows(folder / "epochs.csv")
+    assert [row["epoch"] for row in epochs] == ["1", "2"]
+    for row in epochs:  # three processes, each freshly started: the command, the estimate and the cell
+        assert row["peak_tensor_bytes"] == cell["estimated_peak_tensor_bytes"]
+        assert int(row["peak_rss_bytes"]) > int(row["peak_tensor_bytes"])
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.mark.long

@@ -17,14 +17,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "run",
-        pytest.param("analysis", marks=pytest.mark.long),  # started as a run is
-        "estimate",
-    ],
-)
+@pytest.mark.long  # a run and an estimate in fresh processes: tests/test_package.py
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_a_cell_of_each_kind_runs_in_a_fresh_process(kind: str, tmp_path: Path) -> None:
     arguments = [*COMMANDS[kind], "--method", "sltt", "--out", str(tmp_path)]
     result = CliRunner().invoke(app, arguments)
