@@ -92,7 +92,7 @@ def test_the_variance_falls_and_the_cosine_rises_with_k() -> None:
 
 @pytest.mark.parametrize(("name", "scale"), [("sltt-k2", 2 / TIMESTEPS), ("sltt-k2-unbiased", 1.0)])
 def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: float) -> None:
-    draws = 500
+    draws = 300
     network, inputs = small_network()
     parts = decompose(network, inputs, loss)
     spatial = torch.cat([parts.spatial(n).flatten() for n in parts.names])

@@ -55,14 +55,14 @@ FAMILIES = {
     "cnn": ("digits", {"model": {"name": "cnn", "channels": [8, 16], "dropout": 0.2}}),
     "preact-resnet18": ("cifar10-resnet18", {}),
     "vgg11": ("dvs-cifar10-vgg11", {}),
-    "nf-resnet34": ("imagenet-resnet34", {}),
-    "nf-resnet50": ("imagenet-resnet50", {}),
+    "nf-resnet34": ("imagenet-resnet34", {"timesteps": 3}),
+    "nf-resnet50": ("imagenet-resnet50", {"timesteps": 3}),
     "vgg11 on saccades": ("digits-saccade", {}),
     "recurrent mlp, row by row": ("sequential-digits", {"timesteps": 8}),
     "mlp, loss on the last step": ("delayed-recall", {"data.delay": 1, "timesteps": 4}),
     "spikformer": ("digits-transformer", {}),
     "sew-resnet18": ("imagenet-sew-resnet18", {}),
-    "ms-resnet18": ("imagenet-ms-resnet18", {}),
+    "ms-resnet18": ("imagenet-ms-resnet18", {"timesteps": 3}),
 }
 ONE_METHOD = {
     "preact-resnet18": "sltt",

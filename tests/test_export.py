@@ -205,6 +205,7 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
         return result.exit_code, " ".join(result.output.split())
 
     smoke = ("run", "digits", "--smoke", "--device", "cpu", "--no-estimate", "--method", "sltt")
+    smoke += ("--set", "timesteps=2")
     assert call(*smoke, "--seed", "0,1", "--set", "train.keep_checkpoint=true")[0] == 0
     (run,) = Path("results/digits").iterdir()
     assert call("export", str(run), "--method", "sltt") == (

@@ -104,7 +104,7 @@ def test_a_cell_goes_on_with_another_number_of_processes(tmp_path: Path, smoke_c
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["bptt", "sltt-k1"])
 def test_as_many_processes_go_on_bit_by_bit(method: str, tmp_path: Path, smoke_cell: MakeCell) -> None:
-    cell = over(smoke_cell(method, train__epochs=2, model__dropout=0.2), 2)
+    cell = over(smoke_cell(method, timesteps=2, train__epochs=2, model__dropout=0.2), 2)
     run(cell, tmp_path / "whole")
     with pytest.raises(Interrupted):
         run(cell, tmp_path / "parts", interrupted_after=1)
@@ -146,7 +146,7 @@ def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(
     smoke_cell: MakeCell,
 ) -> None:
     site = install(tmp_path, monkeypatch)
-    cell = over(smoke_cell(method), 2)
+    cell = over(smoke_cell(method, timesteps=2), 2)
     run(cell, tmp_path / "out", timeout_s=10.0 if status == "timeout" else 120.0)
     row = row_of(tmp_path / "out")
     assert row.status == status, row.reason

@@ -187,7 +187,8 @@ def normalisation(x: Tensor, of_batch: bool) -> BatchNormParameters:
 
 
 @pytest.mark.parametrize(
-    ("of_batch", "shape"), [*((True, shape) for shape in SHAPES), (False, "images"), (False, "vectors")]
+    ("of_batch", "shape"),
+    some([*((True, shape) for shape in SHAPES), (False, "images"), (False, "vectors")], keep=2),
 )
 def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
     of_batch: bool, shape: str, monkeypatch: pytest.MonkeyPatch

@@ -59,7 +59,7 @@ def test_chance_narrows_with_more_samples() -> None:
 
 def test_a_network_that_never_fires_says_so_in_the_run_and_its_row(tmp_path: Path) -> None:
     arguments = ["run", "digits", "--smoke", "--method", "sltt", "--device", "cpu", "--no-estimate"]
-    hostile = ["--set", "neuron.v_threshold=1000000.0", "--set", "train.lr=0.0"]
+    hostile = ["--set", "neuron.v_threshold=1000000.0", "--set", "train.lr=0.0", "--set", "timesteps=2"]
     result = CliRunner().invoke(app, [*arguments, *hostile, "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())

@@ -39,6 +39,8 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
         "--device",
         "cpu",
         "--no-estimate",
+        "--set",
+        "timesteps=3",
     ]
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output

@@ -19,6 +19,7 @@ from sltt_bench.cli import app
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
 
 SMOKE = ["--smoke", "--device", "cpu", "--no-estimate"]
+SHORT = [*SMOKE, "--set", "timesteps=2"]
 
 
 def run(*arguments: str) -> tuple[int, str]:
@@ -118,7 +119,7 @@ def test_the_same_seed_gives_identical_losses(three_methods: tuple[Path, int, st
 
 
 def test_synthetic_data_leave_accuracy_empty(tmp_path: Path) -> None:
-    code, output = run("digits", "--method", "sltt", *SMOKE, "--synthetic", "--out", str(tmp_path))
+    code, output = run("digits", "--method", "sltt", *SHORT, "--synthetic", "--out", str(tmp_path))
     assert code == 0, output
     epochs = table(only_run(tmp_path), EPOCHS_FILE)
     for column in ("train_top1", "test_loss", "test_top1", "test_top5", "firing_rate"):
@@ -133,7 +134,7 @@ def test_every_ending_of_a_cell_is_a_row_and_the_others_finish(
     install(tmp_path, monkeypatch)
     (tmp_path / "third-party-site" / "kill-after").write_text("0")
     methods = "raises,out-of-memory,exits,killed,sltt"
-    code, output = run("digits", "--method", methods, *SMOKE, "--out", str(tmp_path / "out"))
+    code, output = run("digits", "--method", methods, *SHORT, "--out", str(tmp_path / "out"))
     assert code == 1
     cells = table(only_run(tmp_path / "out"), CELLS_FILE).set_index("method")
     assert dict(cells.status) == {
@@ -158,7 +159,7 @@ def test_a_cell_that_hangs_is_ended_by_the_wall_clock(
 ) -> None:
     install(tmp_path, monkeypatch)
     code, _ = run(
-        "digits", "--method", "hangs,third-party", *SMOKE, "--timeout", "8s", "--out", str(tmp_path / "out")
+        "digits", "--method", "hangs,third-party", *SHORT, "--timeout", "8s", "--out", str(tmp_path / "out")
     )
     assert code == 1
     cells = table(only_run(tmp_path / "out"), CELLS_FILE).set_index("method")
@@ -174,7 +175,7 @@ def test_a_worker_killed_between_epochs_leaves_them_and_resume_finishes_the_same
     site = install(tmp_path, monkeypatch)
     batches = 2
     instrumented = 2
-    settings = (*SMOKE, "--set", "train.epochs=4")
+    settings = (*SHORT, "--set", "train.epochs=4")
     arguments = ("digits", "--method", "killed,sltt", *settings)
     code, _ = run("digits", "--method", "killed", *settings, "--out", str(tmp_path / "whole"))
     assert code == 0
@@ -202,7 +203,7 @@ def test_a_worker_killed_between_epochs_leaves_them_and_resume_finishes_the_same
 
 
 def test_resuming_a_finished_run_runs_nothing(tmp_path: Path) -> None:
-    arguments = ("digits", "--method", "sltt", *SMOKE, "--out", str(tmp_path))
+    arguments = ("digits", "--method", "sltt", *SHORT, "--out", str(tmp_path))
     assert run(*arguments)[0] == 0
     before = table(only_run(tmp_path), EPOCHS_FILE)
     code, output = run(*arguments, "--resume")
@@ -216,7 +217,7 @@ def test_an_interrupt_closes_the_files_and_ends_the_worker(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, monkeypatch)
-    command = [sys.executable, "-m", "sltt_bench", "run", "digits", "--method", "hangs,sltt", *SMOKE]
+    command = [sys.executable, "-m", "sltt_bench", "run", "digits", "--method", "hangs,sltt", *SHORT]
     process = subprocess.Popen([*command, "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not list(tmp_path.glob("out/digits/*/logs/*.log")):
