@@ -76,7 +76,9 @@ def pages(folder: Path) -> Mapping[str, str]:
     report = report_of(folder)
     drawings = {figure.name: "<svg></svg>" for figure in figures_of(report)}
     shown = {"report.md": markdown.render(report, {})}
-    for name, page in html.render(report, drawings, {}, []).items():
+    for name, page in html.render(
+        report, drawings, {}, [], {report.key_blocks[0].name: "<svg></svg>"}
+    ).items():
         page = re.sub(r"(<(style|script)\b[^>]*>).*?(</\2>)", r"\1\3", page, flags=re.DOTALL)
         shown[name] = re.sub(r"\n\s*\n+", "\n", page)
     for width in (80, 60):

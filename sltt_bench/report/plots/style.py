@@ -216,7 +216,9 @@ class Named:
     """In the order of the figure, those first that must not be missed."""
 
     def __contains__(self, label: str) -> bool:
-        return label in self.labels[:MOST_NAMED] or len(self.labels) <= MOST_NAMED
+        return (
+            label in self.labels[:MOST_NAMED] or len(self.labels) <= MOST_NAMED + 1
+        )  # "1 more" takes as much room
 
     def legend(self, label: str) -> str | None:
         """What the legend calls a line; None: nothing. The first that has no name stands for all of them."""

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,7 +32,8 @@ def write(
         for name, frame in frames.items():
             contents[name] = printable(frame.to_csv(index=False)).encode()
     earlier = EarlierDrawings.read(target / FIGURES_FOLDER)
-    drawings = draw_all(figures_of(report), formats, earlier)
+    first_screen = {block.name for block in report.key_blocks if isinstance(block, Figure)}
+    drawings = draw_all(figures_of(report), formats, earlier, first_screen)
     figures = {
         figure_path(name, width, kind): drawing
         for (name, width, kind), drawing in drawings.items()
@@ -49,13 +50,13 @@ def write(
         for table, conditions in _tables_of(report):
             contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
     if "html" in formats:
-        svgs = {
-            name: svg.content.decode()
-            for (name, width, kind), svg in drawings.items()
-            if (kind, width) == ("svg", "double")
-        }
+        svgs, narrow = (
+            {name: svg.content.decode() for (name, *how), svg in drawings.items() if how == [width, "svg"]}
+            for width in WIDTHS
+        )
         beside = [name for name in contents if "/" not in name]
-        pages = html.render(report, svgs, _downloads(drawings, formats), beside)
+        on_a_phone = {name: svg for name, svg in narrow.items() if name in first_screen}
+        pages = html.render(report, svgs, _downloads(drawings, formats), beside, on_a_phone)
         contents |= {name: printable(page).encode() for name, page in pages.items()}
     try:
         for name, content in contents.items():
@@ -120,16 +121,18 @@ class Drawing:
 
 
 def draw_all(
-    figures: Sequence[Figure], formats: Sequence[str], earlier: EarlierDrawings
+    figures: Sequence[Figure], formats: Sequence[str], earlier: EarlierDrawings, first_screen: Collection[str]
 ) -> dict[tuple[str, Width, str], Drawing]:
     """(name, width, "svg" or "png") → the drawing, for what the formats need.
 
-    What an earlier report drew, and would be drawn again as it is, is taken from there.
+    A page holds each figure once, but those of the first screen in one column too, for a phone. What an earlier report drew, and would be drawn again as it is, is taken from there.
     """
-    wanted = {*formats, *(["svg"] if "html" in formats else [])}  # a page holds each figure once
     drawings: dict[tuple[str, Width, str], Drawing] = {}
     jobs = []
     for figure in figures:
+        wanted = {*formats}
+        if "html" in formats:
+            wanted |= {"svg", *(["svg-column"] if figure.name in first_screen else [])}
         for width in WIDTHS:
             kinds = [kind for kind in KINDS if format_name(width, kind) in wanted]
             digest = digest_of_drawing(figure, width) if kinds else ""

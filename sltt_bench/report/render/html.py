@@ -58,12 +58,17 @@ def render(
     drawings: Mapping[str, str],
     downloads: Mapping[str, Sequence[tuple[str, str]]],
     files: Sequence[str],
+    narrow: Mapping[str, str],
 ) -> dict[str, str]:
     """File name → page. `drawings`: the SVG text of each figure by name; `downloads`: its files, by label; `files`:
-    what was written beside the pages."""
+    what was written beside the pages; `narrow`: of some figures the SVG text that a phone shows in their place."""
 
     def inline(figure: Figure) -> Markup:
         return Markup(inline_svg(drawings[figure.name], figure.name, figure.title))
+
+    def inline_narrow(figure: Figure) -> Markup | None:
+        svg = narrow.get(figure.name)
+        return Markup(inline_svg(svg, f"{figure.name}-narrow", figure.title)) if svg else None
 
     template = _environment().get_template("report.html.j2")
     pages = pages_of(report)
@@ -83,6 +88,7 @@ def render(
             ],
             files=files,
             inline=inline,
+            inline_narrow=inline_narrow,
             downloads_of=lambda figure: downloads.get(figure.name, ()),
             gauge=gauge,
             kind=_kind,
