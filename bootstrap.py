@@ -76,7 +76,8 @@ def run_tests(arguments: list[str], cpu: bool) -> None:
     python = environment(HERE / ".venv-test", TESTED, cpu)
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     pytest = [python, "-m", "pytest"]
-    chosen = arguments or ["-n", "2", "--dist", "worksteal", "-q"]
+    # Tests of Slurm, of what hangs and of clocks wait for about a minute in all: three processes keep two processors busy.
+    chosen = arguments or ["-n", "3", "--dist", "worksteal", "-q"]
     compiled = HERE / ".venv-test" / ".compiled"
     say("mypy, and beside it ruff and the directions of imports")
     with ThreadPoolExecutor() as side:
@@ -92,7 +93,7 @@ def run_tests(arguments: list[str], cpu: bool) -> None:
             collect = [*pytest, "--collect-only", "-q"]
             subprocess.run(collect, env={**os.environ, **single}, capture_output=True, check=False)
             compiled.touch()
-        say("pytest, two processes with one thread each")
+        say("pytest, three processes with one thread each")
         tests = subprocess.run([*pytest, *chosen], env={**os.environ, **single}, check=False)
         checked = types.result()
     say("mypy")

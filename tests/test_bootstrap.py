@@ -86,7 +86,7 @@ def test_test_runs_every_check_and_ends_at_the_first_that_fails(
     with pytest.raises(SystemExit, match="0"):
         call(bootstrap, monkeypatch, "test")
     text = [" ".join(command) for command in commands.commands if command[2:] != ["mypy"]]
-    parts = (".[test]", "ruff check", "ruff format", "lint-imports", "pytest --collect-only", "pytest -n 2")
+    parts = (".[test]", "ruff check", "ruff format", "lint-imports", "pytest --collect-only", "pytest -n 3")
     for command, part in zip(text, parts, strict=True):
         assert part in command
     assert len(commands.commands) == len(text) + 1, "mypy, beside the others"
