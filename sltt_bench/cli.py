@@ -7,19 +7,41 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
+from typer.core import TyperGroup
 
 from sltt_bench import __version__
+from sltt_bench.errors import UserError
 from sltt_bench.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
+if TYPE_CHECKING:
+    from sltt_bench.plan import Request
+
+
+class _State:
+    debug = False
+
+
+class _Verbs(TyperGroup):
+    """What a user can mend becomes a message and exit code 2; --debug shows where it came from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if _State.debug:
+                raise
+            _fail(str(error).replace("\n", "\nerror: "))
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Benchmark and reproduce training methods for spiking neural networks: BPTT, SLTT, SLTT-K.",
     epilog="To begin, without data or GPU: sltt-bench run digits --method bptt,sltt, then sltt-bench report results",
     no_args_is_help=True,
@@ -27,8 +49,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-OK, CELL_FAILED, WRONG_USAGE = 0, 1, 2
-
+CELL_FAILED, WRONG_USAGE = 1, 2
 
 data_app = typer.Typer(help="Get data sets onto the disk, and check them.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -38,45 +59,44 @@ submission_app = typer.Typer(help="Results for the shared table.", no_args_is_he
 app.add_typer(submission_app, name="submission")
 
 
-class _State:
-    debug = False
-
-
 # Completion -------------------------------------------------------------------------------------
+
+
+def _complete(incomplete: str, names: Iterable[str]) -> list[str]:
+    """Completes the last of a comma list."""
+    done, comma, last = incomplete.rpartition(",")
+    return [f"{done}{comma}{name}" for name in dict.fromkeys(names) if name.startswith(last)]
 
 
 def _complete_recipe(incomplete: str) -> list[str]:
     from sltt_bench.recipe import recipe_names, study_names
 
-    return [name for name in (*recipe_names(), *study_names()) if name.startswith(incomplete)]
+    return _complete(incomplete, [*recipe_names(), *study_names()])
 
 
 def _complete_methods(incomplete: str) -> list[str]:
-    """Completes the last of a comma list; a name with a number in it as far as the number."""
+    """A name with a number in it as far as the number."""
     from sltt_bench import methods
 
-    done, comma, last = incomplete.rpartition(",")
-    known = [re.split(r"[NX(\[\\]", label)[0] for label in methods.labels()]
-    return [f"{done}{comma}{name}" for name in dict.fromkeys(known) if name.startswith(last)]
+    return _complete(incomplete, [re.split(r"[NX(\[\\]", label)[0] for label in methods.labels()])
 
 
 def _complete_datasets(incomplete: str) -> list[str]:
     from sltt_bench import data
 
-    return [name for name in data.names() if name.startswith(incomplete)]
+    return _complete(incomplete, data.names())
 
 
 def _complete_backends(incomplete: str) -> list[str]:
     from sltt_bench import backends
 
-    done, comma, last = incomplete.rpartition(",")
-    return [f"{done}{comma}{name}" for name in backends.names() if name.startswith(last)]
+    return _complete(incomplete, backends.names())
 
 
 def _complete_export_formats(incomplete: str) -> list[str]:
     from sltt_bench.export import FORMATS
 
-    return [name for name in FORMATS if name.startswith(incomplete)]
+    return _complete(incomplete, FORMATS)
 
 
 # Shared options ---------------------------------------------------------------------------------
@@ -142,6 +162,11 @@ ProcessesPerCell = Annotated[
         help="Processes that share each batch of a cell, a device each (train.devices).",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
+Estimates = Annotated[
+    bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
+]
+Results = Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="As JSON, for scripts.")]
 
 
@@ -190,62 +215,58 @@ def run(
             "--log", help="Comma list: tensorboard, wandb, mlflow, mlperf. Columns keep their names."
         ),
     ] = None,
-    estimates: Annotated[
-        bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
-    ] = True,
+    estimates: Estimates = True,
     skip_oversize: Annotated[
         bool, typer.Option("--skip-oversize", help="Leave out cells that cannot fit, instead of warning.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
     from sltt_bench import commands
     from sltt_bench.jobs import make_places
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import Request, checkpoint_file, make_plans, on_device, processes_per_cell
-    from sltt_bench.recipe import nearest, parse_overrides
+    from sltt_bench.plan import checkpoint_file, make_plans, on_device, processes_per_cell
+    from sltt_bench.recipe import nearest
 
-    with _errors_explained():
-        if init is not None and init != "random":
-            checkpoint_file(init)
-        if skip_oversize and not estimates:
-            _fail("--skip-oversize needs the estimate; leave --no-estimate out")
-        logs = _comma_list(log) or []
-        if unknown := [name for name in logs if name not in LOGGERS]:
-            _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
-        request = Request(
-            methods=_comma_list(method),
-            backends=tuple(_comma_list(backend) or ["reference"]),
-            seeds=_seeds(seed),
-            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
-            device=_device(device),
-            smoke=smoke,
-            synthetic=synthetic,
-            init=init,
-            data_dir=data_dir,
-        )
-        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-        per_cell = processes_per_cell(plans)
-        places = make_places(
-            device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=oversubscribe or dry_run
-        )
-        plans = on_device(plans, places[0].device)
-        timeout_s = _seconds(timeout)
-        if dry_run:
-            commands.show_plans(plans)
-            return
-        code = commands.run_plans(
-            plans,
-            out=out,
-            data_dir=data_dir,
-            timeout_s=timeout_s,
-            resume=resume,
-            command=_command_line(),
-            logs=logs,
-            estimates=estimates,
-            skip_oversize=skip_oversize,
-            places=places,
-        )
+    if init is not None and init != "random":
+        checkpoint_file(init)
+    if skip_oversize and not estimates:
+        _fail("--skip-oversize needs the estimate; leave --no-estimate out")
+    logs = _comma_list(log) or []
+    if unknown := [name for name in logs if name not in LOGGERS]:
+        _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
+    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    request = _request(
+        method,
+        backend,
+        seed,
+        grid,
+        device=device,
+        smoke=smoke,
+        synthetic=synthetic,
+        init=init,
+        data_dir=data_dir,
+    )
+    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    crowd = oversubscribe or dry_run
+    per_cell = processes_per_cell(plans)
+    places = make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+    plans = on_device(plans, places[0].device)
+    timeout_s = _seconds(timeout)
+    if dry_run:
+        commands.show_plans(plans)
+        return
+    code = commands.run_plans(
+        plans,
+        out=out,
+        data_dir=data_dir,
+        timeout_s=timeout_s,
+        resume=resume,
+        places=places,
+        logs=logs,
+        estimates=estimates,
+        skip_oversize=skip_oversize,
+    )
     raise typer.Exit(code)
 
 
@@ -275,54 +296,38 @@ def tune(
     out: Out = Path("results"),
     resume: Resume = False,
     timeout: Timeout = None,
-    estimates: Annotated[
-        bool, typer.Option("--estimate/--no-estimate", help="Estimate each cell's memory before the run.")
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the trials and stop.")] = False,
+    estimates: Estimates = True,
+    dry_run: DryRun = False,
 ) -> None:
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
     from sltt_bench import commands
     from sltt_bench.jobs import make_places
-    from sltt_bench.plan import Request, processes_per_cell
-    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.plan import processes_per_cell
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
-    with _errors_explained():
-        request = Request(
-            methods=_comma_list(method),
-            backends=tuple(_comma_list(backend) or ["reference"]),
-            seeds=_seeds(seed),
-            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
-            device=_device(device),
-            smoke=smoke,
-            data_dir=data_dir,
-        )
-        places = make_places(
-            device,
-            jobs,
-            _device_list(devices),
-            per_cell=processes_per_cell(plan_tuning(recipe, request)),
-            oversubscribe=oversubscribe or dry_run,
-        )
-        # The final training is planned later, from the request.
-        plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
-        timeout_s = _seconds(timeout)
-        if dry_run:
-            commands.show_plans(plans)
-            return
-        code = commands.run_plans(
-            plans,
-            out=out,
-            data_dir=data_dir,
-            timeout_s=timeout_s,
-            resume=resume,
-            command=_command_line(),
-            estimates=estimates,
-            places=places,
-        )
-        final = plans[-1].then
-        if isinstance(final, FinalTraining) and final.unchosen:
-            code = code or CELL_FAILED
+    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    request = _request(method, backend, seed, grid, device=device, smoke=smoke, data_dir=data_dir)
+    crowd = oversubscribe or dry_run
+    per_cell = processes_per_cell(plan_tuning(recipe, request))
+    places = make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+    # The final training is planned later, from the request.
+    plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
+    timeout_s = _seconds(timeout)
+    if dry_run:
+        commands.show_plans(plans)
+        return
+    code = commands.run_plans(
+        plans,
+        out=out,
+        data_dir=data_dir,
+        timeout_s=timeout_s,
+        resume=resume,
+        places=places,
+        estimates=estimates,
+    )
+    final = plans[-1].then
+    if isinstance(final, FinalTraining) and final.unchosen:
+        code = code or CELL_FAILED
     raise typer.Exit(code)
 
 
@@ -375,51 +380,43 @@ def submit(
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
     from sltt_bench import commands
-    from sltt_bench.plan import Request, checkpoint_file, make_plans, processes_per_cell
-    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.plan import checkpoint_file, make_plans, processes_per_cell
     from sltt_bench.slurm import Resources
 
-    with _errors_explained():
-        if init is not None and init != "random":
-            init = str(checkpoint_file(init).absolute())
-        request = Request(
-            methods=_comma_list(method),
-            backends=tuple(_comma_list(backend) or ["reference"]),
-            seeds=_seeds(seed),
-            grid=tuple(parse_overrides([*(overrides or []), *_processes(nproc_per_cell)])),
-            device=_device(device),
-            smoke=smoke,
-            synthetic=synthetic,
-            init=init,
-            data_dir=data_dir,
+    if init is not None and init != "random":
+        init = str(checkpoint_file(init).absolute())
+    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    request = _request(
+        method,
+        backend,
+        seed,
+        grid,
+        device=device,
+        smoke=smoke,
+        synthetic=synthetic,
+        init=init,
+        data_dir=data_dir,
+    )
+    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    several = processes_per_cell(plans)
+    if several % nodes:
+        _fail(
+            f"--nodes {nodes}: the {several} processes of a cell (--nproc-per-cell) cannot be divided evenly"
         )
-        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-        several = processes_per_cell(plans)
-        if several % nodes:
-            _fail(
-                f"--nodes {nodes}: the {several} processes of a cell (--nproc-per-cell) cannot be divided evenly"
-            )
-        minutes = math.ceil((_seconds(time, "--time") or 0) / 60)
-        resources = Resources(
-            time_min=minutes,
-            partition=partition,
-            nodes=nodes,
-            gpus_per_node=gpus_per_node or (several // nodes if several > 1 and device != "cpu" else None),
-            cpus_per_task=cpus_per_task,
-            mem_gb=mem,
-            array_parallelism=array_parallelism,
-            requeues=requeues,
-            further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),
-        )
-        commands.submit(
-            plans,
-            resources,
-            out=out,
-            data_dir=data_dir,
-            timeout_s=_seconds(timeout),
-            resume=resume,
-            command=_command_line(),
-        )
+    minutes = math.ceil((_seconds(time, "--time") or 0) / 60)
+    resources = Resources(
+        time_min=minutes,
+        partition=partition,
+        nodes=nodes,
+        gpus_per_node=gpus_per_node or (several // nodes if several > 1 and device != "cpu" else None),
+        cpus_per_task=cpus_per_task,
+        mem_gb=mem,
+        array_parallelism=array_parallelism,
+        requeues=requeues,
+        further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),
+    )
+    timeout_s = _seconds(timeout)
+    commands.submit(plans, resources, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume)
 
 
 Submitted = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `submit` made.")]
@@ -430,9 +427,7 @@ def status(folder: Submitted, as_json: AsJSON = False) -> None:
     """Say how the cells of a submission stand, with the scheduler's reason; exit code 1 if some failed."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        code = commands.show_status(folder, as_json=as_json)
-    raise typer.Exit(code)
+    raise typer.Exit(commands.show_status(folder, as_json=as_json))
 
 
 @app.command()
@@ -445,13 +440,12 @@ def cancel(
     """End the jobs of a submission that wait or run; what was measured stays."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        commands.cancel(folder, _comma_list(cell))
+    commands.cancel(folder, _comma_list(cell))
 
 
 @app.command()
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
+    results: Results,
     out: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
     baseline: Annotated[
         str | None, typer.Option("--baseline", help="Method that ratios refer to (default: bptt).")
@@ -469,18 +463,17 @@ def report(
     """Compare: tables, plots and a verdict on each claim, from any pile of result folders."""
     from sltt_bench.report import make_report
 
-    with _errors_explained():
-        missing = [path for path in results if not path.exists()]
-        if missing:
-            _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
-        outcome = make_report(
-            results,
-            out=out,
-            baseline=baseline,
-            formats=tuple(_comma_list(formats) or ()),
-            full=full,
-            console=make_console(),
-        )
+    missing = [path for path in results if not path.exists()]
+    if missing:
+        _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
+    outcome = make_report(
+        results,
+        out=out,
+        baseline=baseline,
+        formats=tuple(_comma_list(formats) or ()),
+        full=full,
+        console=make_console(),
+    )
     if check and not outcome.claims_hold:
         raise typer.Exit(CELL_FAILED)
 
@@ -496,18 +489,17 @@ def compare(
     """Set two result sets side by side; exit code 1 if B regresses beyond the threshold."""
     from sltt_bench.report.compare import compare_sets
 
-    with _errors_explained():
-        for path in (a, b):
-            if not path.exists():
-                _fail(f"{path}: no such folder")
-        comparison = compare_sets(a, b, threshold)
+    for path in (a, b):
+        if not path.exists():
+            _fail(f"{path}: no such folder")
+    comparison = compare_sets(a, b, threshold)
     if comparison.regressions:
         raise typer.Exit(CELL_FAILED)
 
 
 @app.command()
 def power(
-    results: Annotated[list[Path], typer.Argument(help="Folders with results, at any depth.")],
+    results: Results,
     effect: Annotated[
         str, typer.Option("--effect", help="Comma list: points of accuracy, percent of other figures.")
     ] = "0.5,1,2",
@@ -527,16 +519,15 @@ def power(
     """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        commands.show_power(
-            results,
-            effects=_effects(effect),
-            power=wanted,
-            figure=figure,
-            baseline=baseline,
-            methods=_comma_list(method),
-            as_json=as_json,
-        )
+    commands.show_power(
+        results,
+        effects=_effects(effect),
+        power=wanted,
+        figure=figure,
+        baseline=baseline,
+        methods=_comma_list(method),
+        as_json=as_json,
+    )
 
 
 @app.command()
@@ -573,39 +564,23 @@ def estimate(
     """Memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench import commands
     from sltt_bench.estimate.plan import plan_estimates
-    from sltt_bench.plan import Request, make_plans
-    from sltt_bench.recipe import parse_overrides
+    from sltt_bench.plan import make_plans
     from sltt_bench.results.schema import ESTIMATES_FILE
 
-    with _errors_explained():
-        grid = [*(overrides or []), *_processes(nproc_per_cell)]
-        grid += _counts("--timesteps", "timesteps", timesteps)
-        grid += _counts("--batch-size", "train.batch_size", batch_size)
-        if gpu_file is not None and gpu is None:
-            _fail(f"--gpu-file {gpu_file}: adds to the GPUs that --gpu knows; say --gpu NAME too")
-        if device not in ("cpu", "cuda"):
-            _fail(f"--device {device}: an estimate is for cuda or cpu")
-        request = Request(
-            methods=_comma_list(method),
-            backends=tuple(_comma_list(backend) or ["reference"]),
-            grid=tuple(parse_overrides(grid)),
-            seeds=[0],
-            device=device,
-            smoke=smoke,
-            init="random",
-        )
-        plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-        plans = plan_estimates(
-            plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
-        )
-        code = commands.run_plans(
-            plans,
-            out=out,
-            resume=resume,
-            command=_command_line(),
-            baseline=baseline,
-            json_rows=ESTIMATES_FILE if as_json else None,
-        )
+    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid += _counts("--timesteps", "timesteps", timesteps)
+    grid += _counts("--batch-size", "train.batch_size", batch_size)
+    if gpu_file is not None and gpu is None:
+        _fail(f"--gpu-file {gpu_file}: adds to the GPUs that --gpu knows; say --gpu NAME too")
+    if device not in ("cpu", "cuda"):
+        _fail(f"--device {device}: an estimate is for cuda or cpu")
+    request = _request(method, backend, "0", grid, device=device, smoke=smoke, init="random")
+    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    plans = plan_estimates(
+        plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
+    )
+    json_rows = ESTIMATES_FILE if as_json else None
+    code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline, json_rows=json_rows)
     raise typer.Exit(code)
 
 
@@ -622,8 +597,7 @@ def list_(
     """Show the recipes, studies, methods, models, data sets and backends by name."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        commands.show_list(what, as_json=as_json)
+    commands.show_list(what, as_json=as_json)
 
 
 @app.command()
@@ -644,17 +618,16 @@ def show(
     from sltt_bench import commands
     from sltt_bench.recipe import load_recipe, parse_overrides
 
-    with _errors_explained():
-        if Path(what).is_dir():
-            if overrides or smoke:
-                _fail(f"{what} is the folder of a run: --set and --smoke belong to a recipe")
-            commands.show_run(Path(what), as_json=as_json)
-            return
-        if commands.is_method(what):
-            commands.show_method(what, as_json=as_json)
-            return
-        for point in parse_overrides(overrides or []):
-            commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)
+    if Path(what).is_dir():
+        if overrides or smoke:
+            _fail(f"{what} is the folder of a run: --set and --smoke belong to a recipe")
+        commands.show_run(Path(what), as_json=as_json)
+        return
+    if commands.is_method(what):
+        commands.show_method(what, as_json=as_json)
+        return
+    for point in parse_overrides(overrides or []):
+        commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)
 
 
 @app.command()
@@ -668,9 +641,8 @@ def init(
     """Write a recipe to start from, with the meaning of each key, and the schema that editors check it with."""
     from sltt_bench.recipe_template import write_template
 
-    with _errors_explained():
-        for written in write_template(path, source):
-            typer.echo(f"wrote {written}")
+    for written in write_template(path, source):
+        typer.echo(f"wrote {written}")
 
 
 @app.command()
@@ -678,8 +650,7 @@ def schema() -> None:
     """Print the JSON schema of recipe files, which editors complete and check them with."""
     from sltt_bench import recipe_schema
 
-    with _errors_explained():
-        typer.echo(recipe_schema.text(), nl=False)
+    typer.echo(recipe_schema.text(), nl=False)
 
 
 @app.command()
@@ -687,8 +658,7 @@ def doctor(as_json: AsJSON = False) -> None:
     """Say what this machine can measure: versions, GPU, sensors and what is missing."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        raise typer.Exit(commands.doctor(as_json=as_json))
+    raise typer.Exit(commands.doctor(as_json=as_json))
 
 
 @app.command()
@@ -720,23 +690,18 @@ def export(
     ] = None,
 ) -> None:
     """Write what was trained for elsewhere: NIR for neuromorphic tools, ONNX, torch's state-dict, or its accuracy."""
-    with _errors_explained():
-        from sltt_bench.export import FORMATS, Benchmark, ExportError
-        from sltt_bench.export import export as write
-        from sltt_bench.recipe import nearest
+    from sltt_bench.export import FORMATS, Benchmark
+    from sltt_bench.export import export as write
+    from sltt_bench.recipe import nearest
 
-        if format_name not in FORMATS:
-            _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
-        if format_name != "eval-results" and any((dataset_id, task_id, source_url)):
-            _fail("--dataset-id, --task-id and --source-url belong to --format eval-results")
-        if not run.is_dir():
-            _fail(f"{run}: no such folder; `sltt-bench run` makes one")
-        benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
-        try:
-            path = write(run, method, seed, format_name, out, benchmark)
-        except ExportError as error:
-            _fail(str(error))
-    typer.echo(f"wrote {path}")
+    if format_name not in FORMATS:
+        _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
+    if format_name != "eval-results" and any((dataset_id, task_id, source_url)):
+        _fail("--dataset-id, --task-id and --source-url belong to --format eval-results")
+    if not run.is_dir():
+        _fail(f"{run}: no such folder; `sltt-bench run` makes one")
+    benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
+    typer.echo(f"wrote {write(run, method, seed, format_name, out, benchmark)}")
 
 
 @submission_app.command("check")
@@ -747,9 +712,7 @@ def submission_check(
     """Say whether results meet the rules of docs/rules.md; exit code 1 if not."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        code = commands.check_submission(folders, as_json=as_json)
-    raise typer.Exit(code)
+    raise typer.Exit(commands.check_submission(folders, as_json=as_json))
 
 
 @analyze_app.command()
@@ -786,44 +749,32 @@ def gradients(
     out: Out = Path("results"),
     resume: Resume = False,
     timeout: Timeout = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
     from sltt_bench import commands
-    from sltt_bench.analysis.plan import parse_over, plan_analysis
+    from sltt_bench.analysis.plan import full_paths, plan_analysis
     from sltt_bench.jobs import make_places
-    from sltt_bench.plan import Request, checkpoint_file
+    from sltt_bench.plan import checkpoint_file
 
-    with _errors_explained():
-        places = make_places(
-            _device(device), jobs, _device_list(devices), oversubscribe=oversubscribe or dry_run
-        )
-        request = Request(
-            methods=_comma_list(method),
-            seeds=_seeds(seed),
-            grid=tuple(parse_over([*(overrides or []), *(over or [])])),
-            device=places[0].device or device,
-            smoke=smoke,
-            synthetic=synthetic,
-            init=None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint")),
-            data_dir=data_dir,
-        )
-        plans = plan_analysis(
-            recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
-        )
-        timeout_s = _seconds(timeout)
-        if dry_run:
-            commands.show_plans(plans)
-            return
-        code = commands.run_plans(
-            plans,
-            out=out,
-            data_dir=data_dir,
-            timeout_s=timeout_s,
-            resume=resume,
-            command=_command_line(),
-            places=places,
-        )
+    crowd = oversubscribe or dry_run
+    places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=crowd)
+    init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
+    grid = full_paths([*(overrides or []), *(over or [])])
+    request = _request(
+        method, "reference", seed, grid, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir,
+        device=places[0].device or device,
+    )  # fmt: skip
+    plans = plan_analysis(
+        recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
+    )
+    timeout_s = _seconds(timeout)
+    if dry_run:
+        commands.show_plans(plans)
+        return
+    code = commands.run_plans(
+        plans, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume, places=places
+    )
     raise typer.Exit(code)
 
 
@@ -840,8 +791,7 @@ def prepare(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = 
     """Download a data set where its source allows it, or say exactly which file to put where."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        commands.prepare_data(name, data_dir, split)
+    commands.prepare_data(name, data_dir, split)
 
 
 @data_app.command()
@@ -849,12 +799,27 @@ def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = N
     """Check counts, shapes, classes and checksums; exit code 1 if something is wrong."""
     from sltt_bench import commands
 
-    with _errors_explained():
-        code = commands.verify_data(name, data_dir, split)
-    raise typer.Exit(code)
+    raise typer.Exit(commands.verify_data(name, data_dir, split))
 
 
 # Words into values ------------------------------------------------------------------------------
+
+
+def _request(
+    method: str | None, backend: str, seed: str | None, grid: Iterable[str], *, device: str, **further: Any
+) -> "Request":
+    """What is asked for, its words checked; `further` are fields of Request as they are."""
+    from sltt_bench.plan import Request
+    from sltt_bench.recipe import parse_overrides
+
+    return Request(
+        methods=_comma_list(method),
+        backends=tuple(_comma_list(backend) or ["reference"]),
+        seeds=_seeds(seed),
+        grid=tuple(parse_overrides(grid)),
+        device=_device(device),
+        **further,
+    )
 
 
 def _comma_list(text: str | None) -> list[str] | None:
@@ -935,10 +900,6 @@ def _device_list(text: str | None) -> list[str]:
     return devices
 
 
-def _command_line() -> list[str]:
-    return ["sltt-bench", *sys.argv[1:]]
-
-
 # Errors -----------------------------------------------------------------------------------------
 
 
@@ -951,39 +912,6 @@ def _print_error(text: str) -> None:
 def _fail(message: str) -> NoReturn:
     _print_error(f"error: {printable(message)}")
     raise typer.Exit(WRONG_USAGE)
-
-
-@contextmanager
-def _errors_explained() -> Iterator[None]:
-    """Errors that the user can mend become a message and exit code 2; --debug shows where they came from."""
-    from sltt_bench.backends import UnknownBackend
-    from sltt_bench.data import DataError
-    from sltt_bench.jobs import JobsRefused
-    from sltt_bench.loggers import LoggerMissing
-    from sltt_bench.measure.gpu_support import UnusableGpu
-    from sltt_bench.methods import UnknownMethod
-    from sltt_bench.plugins import PluginFailed
-    from sltt_bench.recipe import RecipeError
-    from sltt_bench.results.writer import ResultsError
-    from sltt_bench.slurm import SlurmError
-
-    try:
-        yield
-    except (
-        RecipeError,
-        UnknownMethod,
-        UnknownBackend,
-        PluginFailed,
-        DataError,
-        ResultsError,
-        JobsRefused,
-        LoggerMissing,
-        UnusableGpu,
-        SlurmError,
-    ) as error:
-        if _State.debug:
-            raise
-        _fail(str(error).replace("\n", "\nerror: "))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """One command's work from plans to an exit code, and the verbs that only show something."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def run_plans(
     data_dir: Path = Path("data"),
     timeout_s: float | None = None,
     resume: bool = False,
-    command: list[str],
+    command: Sequence[str] | None = None,
     logs: Sequence[str] = (),
     estimates: bool = False,
     skip_oversize: bool = False,
@@ -61,7 +62,8 @@ def run_plans(
 ) -> int:
     """Run every plan in a folder of its own and show what came out; returns the exit code.
 
-    With `json_rows`, a file of results, its rows are all that standard output gets. With `estimates`, the
+    `command` is kept in the provenance; None: this process's own. With `json_rows`, a file of results, its rows are
+    all that standard output gets. With `estimates`, the
     memory of each cell is estimated first; one that cannot fit is warned of, or skipped with
     `skip_oversize`. Cells that are measured run side by side at `places`, prerequisites first. `lost`: see
     `runner.run_plans`. Without `summary`, nothing is said of what came out. Raises DataError where a data set is missing,
@@ -99,7 +101,7 @@ def run_plans(
                 display,
                 data_dir=data_dir,
                 initial_weights=_weights_finder(out, memory if skip_oversize else Preflight()),
-                provenance=provenance.collect(command),
+                provenance=provenance.collect(command or command_line()),
                 estimated_peaks=memory.peak_bytes,
                 places=_places(open_cells, places),
                 timeout_s=timeout_s,
@@ -125,6 +127,11 @@ def run_plans(
             f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
         )
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
+
+
+def command_line() -> list[str]:
+    """What this process was asked, as a user would type it."""
+    return ["sltt-bench", *sys.argv[1:]]
 
 
 @contextmanager
@@ -412,14 +419,19 @@ def submit(
     data_dir: Path,
     timeout_s: float | None,
     resume: bool,
-    command: list[str],
 ) -> None:
     """Hand the plans' cells to Slurm and show how they stand. Raises SlurmError, DataError, ResultsError."""
     from sltt_bench import slurm
 
     _check_data([cell for plan in plans for cell in plan], data_dir)
     submission = slurm.submit(
-        plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
+        plans,
+        resources,
+        out=out,
+        data_dir=data_dir,
+        command=command_line(),
+        timeout_s=timeout_s,
+        resume=resume,
     )
     show_status(submission.folder)
 

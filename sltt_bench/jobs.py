@@ -5,12 +5,13 @@ for.
 import os
 from collections.abc import Sequence
 
+from sltt_bench.errors import UserError
 from sltt_bench.lanes import Place
 from sltt_bench.measure.gpu_support import shown_gpus
 from sltt_bench.provenance import core_quota, usable_cores
 
 
-class JobsRefused(ValueError):
+class JobsRefused(UserError):
     """The machine cannot bear so many cells at once; the message says what it can."""
 
 

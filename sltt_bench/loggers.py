@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from sltt_bench.errors import UserError
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.private_paths import public
@@ -20,7 +21,7 @@ from sltt_bench.runner import Display
 _KEY = {column.name for column in CELL_KEY} | {"epoch"}
 
 
-class LoggerMissing(Exception):
+class LoggerMissing(UserError):
     """The package of a log is not installed; the message says how to get it."""
 
 

@@ -11,8 +11,10 @@ from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
+from sltt_bench.errors import UserError
 
-class PluginFailed(ValueError):
+
+class PluginFailed(UserError, ValueError):
     """A plug-in cannot be loaded; the message names it, its package and the remedy."""
 
 

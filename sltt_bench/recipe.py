@@ -21,6 +21,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.data.validation import ValidationSplit
+from sltt_bench.errors import UserError
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
@@ -351,7 +352,7 @@ class Recipe(Strict):
         return short_hash(decisive)
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError, ValueError):
     """A recipe or an override is faulty; `faults` has one line for each fault."""
 
     def __init__(self, where: str, faults: list[str]) -> None:

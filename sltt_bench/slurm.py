@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sltt_bench.errors import UserError
 from sltt_bench.plan import Cell, Plan, cell_from_dict
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import (
@@ -42,7 +43,7 @@ _WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
 _RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 
 
-class SlurmError(Exception):
+class SlurmError(UserError):
     """Slurm is not here, or refused; the message says what to do."""
 
 

@@ -14,14 +14,14 @@ import torch
 from matplotlib.figure import Figure as Drawing
 from typer.testing import CliRunner
 
-from sltt_bench.analysis.plan import parse_epochs, parse_over, plan_analysis
+from sltt_bench.analysis.plan import full_paths, parse_epochs, plan_analysis
 from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_rows, gradient_rows
 from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.experiment import assemble
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Request
-from sltt_bench.recipe import RecipeError, load_recipe
+from sltt_bench.recipe import RecipeError, load_recipe, parse_overrides
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
 from sltt_bench.report.sections.gradients import gradients
 from sltt_bench.results.reader import read_results
@@ -60,7 +60,7 @@ def test_other_epochs_are_refused(text: str) -> None:
 
 
 def test_a_field_of_the_neuron_may_stand_alone() -> None:
-    grid = parse_over(["tau=1.1,2.0", "reset=hard", "timesteps=4"])
+    grid = parse_overrides(full_paths(["tau=1.1,2.0", "reset=hard", "timesteps=4"]))
     assert grid == [
         {"neuron.tau": 1.1, "neuron.reset": "hard", "timesteps": 4},
         {"neuron.tau": 2.0, "neuron.reset": "hard", "timesteps": 4},
@@ -69,7 +69,9 @@ def test_a_field_of_the_neuron_may_stand_alone() -> None:
 
 def test_every_point_of_the_grid_is_a_cell_of_its_own() -> None:
     request = Request(
-        methods=["bptt"], seeds=[0, 1], grid=tuple(parse_over(["tau=1.1,2.0", "timesteps=1,4"]))
+        methods=["bptt"],
+        seeds=[0, 1],
+        grid=tuple(parse_overrides(full_paths(["tau=1.1,2.0", "timesteps=1,4"]))),
     )
     (plan,) = plan_analysis("digits", request, epochs="0,last", batches=3)
     assert len(plan) == 8

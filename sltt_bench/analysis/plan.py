@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sltt_bench import methods
 from sltt_bench.plan import Plan, Request, make_plans, processes_per_cell
-from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError, parse_overrides
+from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError
 
 LAST = "last"
 """The word for the recipe's last epoch."""
@@ -53,12 +53,9 @@ def _fault(method: str, recipe: Recipe) -> str | None:
         return str(error)
 
 
-def parse_over(assignments: Iterable[str]) -> list[dict[str, object]]:
-    """`field=value,value` texts → the grid; a neuron's field may stand without `neuron.` (tau=1.1,2.0).
-
-    Raises RecipeError.
-    """
-    return parse_overrides(_full_path(assignment) for assignment in assignments)
+def full_paths(assignments: Iterable[str]) -> list[str]:
+    """`field=value,value` texts as overrides have them, where a neuron's field stands without `neuron.` (tau=1.1,2.0)."""
+    return [_full_path(assignment) for assignment in assignments]
 
 
 def parse_epochs(text: str, last: int) -> list[int]:

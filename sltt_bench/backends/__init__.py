@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sltt_bench import methods
+from sltt_bench.errors import UserError
 from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def unmeasurable(backend: Backend) -> Mapping[str, str]:
     return columns
 
 
-class UnknownBackend(ValueError):
+class UnknownBackend(UserError, ValueError):
     """No registered backend has this name, or its package is not installed."""
 
 

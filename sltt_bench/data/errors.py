@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from sltt_bench.errors import UserError
 
-class DataError(Exception):
+
+class DataError(UserError):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from sltt_bench.errors import UserError
 from sltt_bench.strict import Strict
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
@@ -42,13 +43,12 @@ class GPU(Strict):
     """Where the figures stand."""
 
 
-class GPUError(ValueError):
+class GPUError(UserError, ValueError):
     """No GPU has this name, it lacks a format, or a file of GPUs is faulty."""
 
     def __init__(self, message: str, option: str = "--gpu") -> None:
-        super().__init__(message)
-        self.option = option
-        """The option of the command line whose value is at fault."""
+        """`option`: that of the command line whose value is at fault."""
+        super().__init__(f"{option}: {message}")
 
 
 def known_gpus(extra: Path | None = None) -> dict[str, GPU]:

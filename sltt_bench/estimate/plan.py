@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sltt_bench.estimate.gpus import GPUError, find_gpu
+from sltt_bench.estimate.gpus import find_gpu
 from sltt_bench.format import parse_bytes
 from sltt_bench.plan import Plan
 from sltt_bench.recipe import RecipeError
@@ -25,14 +25,11 @@ def plan_estimates(
     """`plans` with their cells turned into estimates of a run on `device_type`.
 
     `gpu`, of the shipped data sheets or of `gpu_file`, gives a lower bound on time; into `memory` ("24GiB"),
-    less MARGIN, batch and T are fitted. Raises RecipeError for an unknown GPU or an amount that is none.
+    less MARGIN, batch and T are fitted. Raises GPUError, and RecipeError for an amount that is none.
     """
     options: dict[str, Any] = {}
-    try:
-        if gpu is not None:
-            options["gpu"] = {"name": gpu, "data_sheet": find_gpu(gpu, gpu_file).model_dump()}
-    except GPUError as error:
-        raise RecipeError(error.option, [str(error)]) from None
+    if gpu is not None:
+        options["gpu"] = {"name": gpu, "data_sheet": find_gpu(gpu, gpu_file).model_dump()}
     try:
         if memory is not None:
             options["memory_bytes"] = int(parse_bytes(memory) * (1 - MARGIN))

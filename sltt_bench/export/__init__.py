@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sltt_bench.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from sltt_bench.results.reader import Run
 
 
-class ExportError(Exception):
+class ExportError(UserError):
     """The cell cannot be written in this format, or there is none; the message says why."""
 
 

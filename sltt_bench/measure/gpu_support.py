@@ -11,13 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+from sltt_bench.errors import UserError
 from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
 
 REMEDY_WHEEL = "install a torch for this driver: https://pytorch.org/get-started/locally"
 REMEDY_CPU = "or say --device cpu to leave the GPU alone"
 
 
-class UnusableGpu(Exception):
+class UnusableGpu(UserError):
     """There is a GPU that torch cannot use; the message says why and what to do."""
 
 

@@ -16,6 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
+from sltt_bench.errors import UserError
 from sltt_bench.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ METHODS: dict[str, MethodEntry] = {
 """Regular expression of the method's name → the method."""
 
 
-class UnknownMethod(ValueError):
+class UnknownMethod(UserError, ValueError):
     """No registered method has this name, or its number does not fit T."""
 
 

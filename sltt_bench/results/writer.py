@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from sltt_bench.atomic_files import atomic_file
+from sltt_bench.errors import UserError
 from sltt_bench.format import format_bytes
 from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from sltt_bench.results.tables import Skipped
 
 
-class ResultsError(Exception):
+class ResultsError(UserError):
     """A results folder cannot be written; the message names the file and the remedy."""
 
 
