@@ -33,29 +33,6 @@ EXTRAS = {
 SPARE_OPEN_FILES = 200
 """What a cell's process holds open beside its loaders' batches: libraries, logs, pipes."""
 
-_TORCH_PROBE = """
-import json, torch
-from sltt_bench.torch_internals import without_compiler
-with without_compiler():
-    import torchvision
-from sltt_bench.measure import Profiler
-from sltt_bench.measure.nvml import value_of
-device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-if device.type == "cuda":
-    torch.ones(1, device=device).item()  # NVML knows a process by its context
-with Profiler(device) as profiler:
-    absent = dict(profiler.absent)
-    notes = dict(profiler.notes)
-    process = None if profiler.watch is None else profiler.watch.process_bytes()
-    description = profiler.description()
-print(json.dumps({
-    "torch": torch.__version__, "torchvision": torchvision.__version__,
-    "device": str(device), "threads": torch.get_num_threads(),
-    "absent": absent, "notes": notes, "description": description,
-    "process_bytes": value_of(process), "no_process_bytes": getattr(process, "reason", None),
-}, default=str))
-"""
-
 
 @dataclass(frozen=True)
 class DoctorFinding:
@@ -104,7 +81,8 @@ def _gpus() -> list[DoctorFinding]:
 
 
 def _torch() -> list[DoctorFinding]:
-    probe = subprocess.run([sys.executable, "-c", _TORCH_PROBE], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "sltt_bench.torch_probe"]
+    probe = subprocess.run(command, capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         last = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else "no message"
         remedy = "reinstall with `pip install --force-reinstall torch torchvision`"
@@ -126,8 +104,7 @@ def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:
     """Whether NVML tells the memory of this process, or only that of the whole device."""
     if facts["process_bytes"] is not None:
         return DoctorFinding("ok", "nvml", "tells the memory of single processes")
-    reason = facts["no_process_bytes"] or "no sensors"
-    text = f"peak_nvml_bytes will be the whole device's, so let nothing else run on it: {reason}"
+    text = f"peak_nvml_bytes will be the whole device's, so let nothing else run on it: {facts['no_process_bytes']}"
     return DoctorFinding("note", "nvml", text)
 
 

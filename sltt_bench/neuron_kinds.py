@@ -141,12 +141,6 @@ class PLIF(SpikingNeuron):
         spikes, self.potential = plif_step(current, self.potential, self.w, self.parameters_)
         return spikes
 
-    def extra_repr(self) -> str:
-        p = self.parameters_
-        return (
-            f"tau={p.tau} (at first), v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
-        )
-
 
 class DietLIF(PLIF):
     """A layer of LIF neurons that share a learned time constant and a learned threshold."""
@@ -183,8 +177,7 @@ class CubaLIF(SpikingNeuron):
         return spikes
 
     def extra_repr(self) -> str:
-        p = self.parameters_
-        return f"tau={p.tau}, tau_synapse={p.tau_synapse}, reset={p.reset}, surrogate={p.surrogate}"
+        return f"{super().extra_repr()}, tau_synapse={self.parameters_.tau_synapse}"
 
 
 class ALIF(SpikingNeuron):
@@ -207,7 +200,7 @@ class ALIF(SpikingNeuron):
 
     def extra_repr(self) -> str:
         p = self.parameters_
-        return f"tau={p.tau}, tau_adaptation={p.tau_adaptation}, adaptation={p.adaptation}, reset={p.reset}"
+        return f"{super().extra_repr()}, tau_adaptation={p.tau_adaptation}, adaptation={p.adaptation}"
 
 
 class Readout(Stateful):

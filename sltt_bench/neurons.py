@@ -153,6 +153,10 @@ class SpikingNeuron(Stateful):
     emits_spikes = True
     parameters_: LIFParameters
 
+    def extra_repr(self) -> str:
+        p = self.parameters_
+        return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
+
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
         """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
         spikes: Tensor = self(x if divisor is None else x / divisor)
@@ -186,10 +190,6 @@ class LIF(SpikingNeuron):
     def forward(self, current: Tensor) -> Tensor:
         spikes, self.potential = lif_step(current, self.potential, self.parameters_)
         return spikes
-
-    def extra_repr(self) -> str:
-        p = self.parameters_
-        return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
 
 class PerStep(nn.Module):

@@ -167,7 +167,7 @@ with profiler_of() as profiler:
 def test_the_figure_of_another_process_with_our_number_is_refused(script: Script) -> None:
     printed = script("""
 from sltt_bench.measure import devices
-devices.Cpu.reserved_bytes = lambda self: 2 * GIB  # the allocator knows better than NVML
+devices.ComputeDevice.reserved_bytes = lambda self: 2 * GIB  # the allocator knows better than NVML
 now(process_used=1 * GIB, used=8 * GIB)
 with profiler_of() as profiler:
     epoch = profiler.epoch(1)
@@ -178,6 +178,24 @@ with profiler_of() as profiler:
     assert printed["figures"]["peak_nvml_bytes"] == 8 * GIB
     assert printed["figures"]["peak_nvml_scope"] == "device"
     assert "another process" in printed["notes"]["peak_nvml_bytes"]
+
+
+def test_the_doctor_asks_whether_nvml_tells_the_memory_of_this_process(script: Script) -> None:
+    printed = script("""
+from sltt_bench.torch_probe import measured
+figures = []
+now(process_used=1 * GIB, used=8 * GIB)
+profiler = profiler_of()
+figures.append(measured(profiler))
+now(process_used=-1)
+figures.append(measured(profiler_of()))
+""")
+    known, unknown = printed["figures"]
+    assert known["process_bytes"] == GIB
+    assert known["no_process_bytes"] is None
+    assert unknown["process_bytes"] is None
+    assert unknown["no_process_bytes"]
+    assert known["description"]["gpu"]["uuid"] == GPU_0
 
 
 # Energy and utilisation -------------------------------------------------------------------------

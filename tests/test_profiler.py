@@ -13,7 +13,7 @@ import torch
 from sltt_bench import backends
 from sltt_bench.measure import Profiler, Sample, process_memory
 from sltt_bench.measure import profiler as profiler_module
-from sltt_bench.measure.devices import Cpu
+from sltt_bench.measure.devices import ComputeDevice
 from sltt_bench.measure.nvml import Missing, Readings
 from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
 from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
@@ -42,7 +42,7 @@ def touch(mebibytes: int) -> mmap.mmap:
     return memory
 
 
-class RecordingDevice(Cpu):
+class RecordingDevice(ComputeDevice):
     """A device whose work is not done when a call returns: each synchronisation takes 0.25 s."""
 
     def __init__(self) -> None:

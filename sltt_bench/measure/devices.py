@@ -1,6 +1,6 @@
 """What the profiler asks of the compute device: to finish its work, and its allocator's peaks."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sltt_bench.measure.process_memory import resident_bytes
 
@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     import torch
 
 
-class ComputeDevice(Protocol):
-    """The device that trains."""
+class ComputeDevice:
+    """The device that trains. This one is a CPU: work is done when a call returns, and no allocator counts it."""
 
-    gpu_uuid: str | None
+    gpu_uuid: str | None = None
     """None: no GPU."""
 
     def synchronize(self) -> None:
@@ -22,42 +22,22 @@ class ComputeDevice(Protocol):
 
     def allocator_peaks(self) -> dict[str, int | None]:
         """peak_allocated_bytes and peak_reserved_bytes since the last reset; None without an allocator."""
-
-    def allocated_bytes(self) -> int | None:
-        """What the allocator has given to tensors now; None without an allocator."""
-
-    def reserved_bytes(self) -> int:
-        """What the allocator holds of the device's memory now."""
-
-    def memory_now(self) -> int:
-        """A cheap figure for a live display: bytes in tensors on CUDA, the resident set on a CPU."""
-
-
-class Cpu:
-    """A CPU: work is done when a call returns, and no allocator counts it."""
-
-    gpu_uuid: str | None = None
-
-    def synchronize(self) -> None:
-        pass
-
-    def reset_peaks(self) -> None:
-        pass
-
-    def allocator_peaks(self) -> dict[str, int | None]:
         return {"peak_allocated_bytes": None, "peak_reserved_bytes": None}
 
     def allocated_bytes(self) -> int | None:
+        """What the allocator has given to tensors now; None without an allocator."""
         return None
 
     def reserved_bytes(self) -> int:
+        """What the allocator holds of the device's memory now."""
         return 0
 
     def memory_now(self) -> int:
+        """A cheap figure for a live display: bytes in tensors on CUDA, the resident set on a CPU."""
         return resident_bytes()
 
 
-class Cuda:
+class Cuda(ComputeDevice):
     """A GPU as torch knows it."""
 
     def __init__(self, device: "torch.device") -> None:
@@ -66,7 +46,7 @@ class Cuda:
 
         self._cuda = torch.cuda
         self._device = device
-        self.gpu_uuid: str | None = str(torch.cuda.get_device_properties(device).uuid)
+        self.gpu_uuid = str(torch.cuda.get_device_properties(device).uuid)
 
     def synchronize(self) -> None:
         self._cuda.synchronize(self._device)
@@ -92,4 +72,4 @@ class Cuda:
 
 def compute_device(device: "torch.device") -> ComputeDevice:
     """The compute device behind a torch device (cpu or cuda)."""
-    return Cuda(device) if device.type == "cuda" else Cpu()
+    return Cuda(device) if device.type == "cuda" else ComputeDevice()

@@ -59,16 +59,16 @@ class Profiler:
 
     def __enter__(self) -> "Profiler":
         if self.watch is not None:
-            self.watch.start()
-            self._warmup.enter_context(self.watch.phase("warmup", None))
+            self.watch.sampler.start()
+            self._warmup.enter_context(self.watch.sampler.phase("warmup", None))
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._warmup.close()
         if self.watch is not None:
             self.watch.stop()
-            if self.watch.callback_failure is not None:
-                self.notes["timeline"] = f"broken off: {self.watch.callback_failure}"
+            if (failure := self.watch.sampler.callback_failure) is not None:
+                self.notes["timeline"] = f"broken off: {failure}"
 
     def epoch(self, number: int) -> "EpochProfile":
         """The measurement of one epoch, counted from 1."""
@@ -86,12 +86,12 @@ class Profiler:
             "device": self._device,
             "resident_bytes_at_start": self._resident_at_start,
             "gpu": None if watch is None else watch.description(),
-            "sampling": None if watch is None else watch.cost(),
+            "sampling": None if watch is None else watch.sampler.cost(),
         }
 
     def phase(self, name: str, epoch: int) -> AbstractContextManager[PhaseReadings | None]:
         """Sample the sensors while the body runs; None without sensors."""
-        return nullcontext() if self.watch is None else self.watch.phase(name, epoch)
+        return nullcontext() if self.watch is None else self.watch.sampler.phase(name, epoch)
 
     def is_absent(self, column: str, epoch: int, reason: str) -> None:
         """Record that a column is empty in an epoch."""
@@ -155,14 +155,14 @@ class EpochProfile:
             compute.reset_peaks()
             allocated_at_reset = compute.allocated_bytes()
             reset_peak_resident()
-            energy_before = None if watch is None else watch.energy_j()
+            energy_before = None if watch is None else watch.sensors.energy_j()
             self._waits = WaitClock()
             started = time.perf_counter()
             yield
             compute.synchronize()
             train_s = time.perf_counter() - started
             if watch is not None and energy_before is not None:
-                self._keep("energy_j", _energy_between(energy_before, watch.energy_j()))
+                self._keep("energy_j", _energy_between(energy_before, watch.sensors.energy_j()))
             self._figures |= {"train_s": train_s, "data_wait_s": self._waits.seconds}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
             self._figures["allocated_at_reset_bytes"] = allocated_at_reset

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from sltt_bench.backends.native.kernels import Kernels
 from sltt_bench.backends.native.lif_torch import BatchNormParameters
 from sltt_bench.backends.native.units import StepTracer
 from sltt_bench.neurons import reads_values
@@ -184,7 +185,7 @@ class _Normalise(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-def gradient_passes_through(node: Any, kernels: Any, **step: Any) -> Tensor:
+def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:
     """∂L/∂I[t] of neurons that received a placeholder; `node`: what made the placeholder, in the graph.
 
     What is saved there is fetched once, for the two passes of the gradient: it may be computed for that, or a
@@ -192,7 +193,6 @@ def gradient_passes_through(node: Any, kernels: Any, **step: Any) -> Tensor:
     """
     x, weight, bias, mean, variance = node.saved_tensors
     norm = BatchNormParameters(mean, variance, weight.detach(), bias.detach(), node.eps, node.of_batch)
-    grad: Tensor
     grad, sums = kernels.backward_normalised(**step, x=x, norm=norm)
     node.to_input = partial(kernels.backward_to_input, x=x, norm=norm, sums=sums)
     return grad

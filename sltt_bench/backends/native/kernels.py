@@ -84,58 +84,12 @@ class KernelsByDevice:
     def __deepcopy__(self, memo: object) -> "KernelsByDevice":
         return self
 
-    def forward(
-        self,
-        x: Tensor,
-        previous: Tensor | None,
-        neuron: LIFParameters,
-        out: Tensor | None,
-        scale: Scaling = UNSCALED,
-        norm: BatchNormParameters | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """As Kernels.forward."""
-        kernels = self._of(x, "forward" if norm is None else "forward with batch norm")
-        return kernels.forward(x, previous, neuron, out, scale, norm)
-
-    def backward(
-        self,
-        grad_output: Tensor | None,
-        grad_next: Tensor | None,
-        membrane: Tensor,
-        neuron: LIFParameters,
-        scale: Scaling = UNSCALED,
-        *,
-        through_time: bool = True,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As Kernels.backward."""
-        kernels = self._of(membrane, "backward")
-        return kernels.backward(grad_output, grad_next, membrane, neuron, scale, through_time=through_time)
-
-    def backward_normalised(
-        self,
-        grad_output: Tensor | None,
-        grad_next: Tensor | None,
-        membrane: Tensor,
-        neuron: LIFParameters,
-        gain: float,
-        x: Tensor,
-        norm: BatchNormParameters,
-    ) -> tuple[Tensor, Tensor | None]:
-        """As Kernels.backward_normalised."""
-        kernels = self._of(membrane, "backward with batch norm")
-        return kernels.backward_normalised(grad_output, grad_next, membrane, neuron, gain, x, norm)
-
-    def backward_to_input(
-        self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As Kernels.backward_to_input."""
-        return self._of(x, "backward with batch norm").backward_to_input(grad, x, norm, sums)
-
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """As Kernels.fire."""
-        return self._of(membrane, "fire").fire(membrane, neuron, gain)
+        return self.of(membrane, "fire").fire(membrane, neuron, gain)
 
-    def _of(self, tensor: Tensor, function: str) -> Kernels:
+    def of(self, tensor: Tensor, function: str) -> Kernels:
+        """Those of the tensor's device, which are about to run a `function`: a word for `ran`."""
         if not tensor.is_cuda:
             self.ran.add(f"torch {function}")
             return self._torch

@@ -65,7 +65,7 @@ class BatchNormParameters(NamedTuple):
 
 
 class TorchKernels:
-    """The kernels of any device."""
+    """The kernels of any device, as `kernels.Kernels` describes them."""
 
     def forward(
         self,
@@ -76,10 +76,6 @@ class TorchKernels:
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
-
-        `out` receives u[t]; it may be `previous` itself. With `norm`, I[t] is the normalised x.
-        """
         if norm is not None:
             return self._forward_normalised(x, previous, neuron, out, scale.gain, norm)
         if previous is None:
@@ -131,7 +127,6 @@ class TorchKernels:
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """(∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
         grad = torch.empty_like(membrane)
         if grad_next is None:
             assert grad_output is not None
@@ -157,13 +152,12 @@ class TorchKernels:
         x: Tensor,
         norm: BatchNormParameters,
     ) -> tuple[Tensor, None]:
-        """∂L/∂u[t] = ∂L/∂I[t] as `backward` gives it, and no sums: `backward_to_input` forms them itself."""
+        """No sums: `backward_to_input` forms them itself."""
         return self.backward(grad_output, grad_next, membrane, neuron, Scaling(gain=gain))[0], None
 
     def backward_to_input(
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t]."""
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
             grad, x, norm.weight, norm.mean, norm.variance, norm.mean, norm.inverse_deviation,
             norm.of_batch, norm.eps, [True, True, True],
@@ -171,7 +165,6 @@ class TorchKernels:
         return grad_x, grad_weight, grad_bias
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
-        """γ s[t] from u[t], of its shape, type and memory format."""
         spikes = torch.ge(
             membrane,
             representable_threshold(neuron.v_threshold, membrane.dtype),

@@ -307,7 +307,7 @@ def _fire_kernel(
 
 
 class TritonKernels:
-    """The kernels of CUDA devices."""
+    """The kernels of CUDA devices, as `kernels.Kernels` describes them."""
 
     def forward(
         self,
@@ -318,10 +318,6 @@ class TritonKernels:
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step), all of one shape.
-
-        `out` receives u[t]; it may be `previous` itself. With `norm`, I[t] is the normalised x.
-        """
         membrane = torch.empty_like(x) if out is None else out
         spikes = torch.empty_like(membrane)
         x = _laid_out_as(membrane, x)
@@ -356,7 +352,6 @@ class TritonKernels:
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """(∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (None means zero, but not for both) and u[t]."""
         grad_x = torch.empty_like(membrane)
         to_past = through_time and scale.divisor != 1
         grad = torch.empty_like(membrane) if to_past else grad_x
@@ -394,7 +389,6 @@ class TritonKernels:
         x: Tensor,
         norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor]:
-        """∂L/∂u[t] = ∂L/∂I[t], and by channel [2, channels] its sums with the normalised x and alone."""
         grad = torch.empty_like(membrane)
         membrane = _laid_out_as(grad, membrane)
         layout = _channels_of(grad)
@@ -436,7 +430,6 @@ class TritonKernels:
     def backward_to_input(
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """∂L/∂x, ∂L/∂γ and ∂L/∂β of a batch norm from ∂L/∂I[t] and its sums."""
         assert sums is not None
         grad_x = torch.empty_like(grad)
         tensors = _laid_out_as(grad_x, grad), _laid_out_as(grad_x, x), grad_x
@@ -450,7 +443,6 @@ class TritonKernels:
         return grad_x, sums[0], sums[1]
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
-        """γ s[t] from u[t], of its shape, type and memory format."""
         spikes = torch.empty_like(membrane)
         tensors = _laid_out_as(spikes, membrane), spikes
         _launch(_fire_kernel, tensors, THRESHOLD=neuron.v_threshold, GAIN=gain)

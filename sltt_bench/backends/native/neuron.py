@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
-from sltt_bench.backends.native.kernels import Kernels
+from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
@@ -24,7 +24,7 @@ class NativeLIF(SpikingNeuron):
 
     carried = ("linked_membrane",)
 
-    def __init__(self, parameters: LIFParameters, kernels: Kernels, saved: SavedTensors) -> None:
+    def __init__(self, parameters: LIFParameters, kernels: KernelsByDevice, saved: SavedTensors) -> None:
         super().__init__()
         self.parameters_ = parameters
         self._kernels = kernels
@@ -50,7 +50,8 @@ class NativeLIF(SpikingNeuron):
         reuse = previous if before is not None and before.holder() is None else None
         deferred = deferred_by(current)
         x, norm = (current.detach(), None) if deferred is None else deferred
-        spikes, membrane = self._kernels.forward(x, previous, self.parameters_, reuse, scale, norm)
+        kernels = self._kernels.of(x, "forward" if norm is None else "forward with batch norm")
+        spikes, membrane = kernels.forward(x, previous, self.parameters_, reuse, scale, norm)
         link = None if before is None else before.link
         if torch.is_grad_enabled() and (current.requires_grad or link is not None):
             return self._recorded(current, link, spikes, membrane, scale, norm is not None)
@@ -104,10 +105,6 @@ class NativeLIF(SpikingNeuron):
         link = value if value is not None and value.requires_grad else None
         self._carried = None if value is None else _Carried(value.detach(), link, _somebody)
 
-    def extra_repr(self) -> str:
-        p = self.parameters_
-        return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
-
 
 class _Carried(NamedTuple):
     """What a layer hands from step to step."""
@@ -133,7 +130,7 @@ class _Done(NamedTuple):
 
     spikes: Tensor
     membrane: Membrane
-    kernels: Kernels
+    kernels: KernelsByDevice
     neuron: LIFParameters
     scale: Scaling
     normalises: bool
@@ -169,7 +166,7 @@ class _Step(torch.autograd.Function):
         if ctx.normalises and ctx.needs_input_grad[0]:
             grad = gradient_passes_through(
                 ctx.next_functions[0][0],
-                ctx.kernels,
+                ctx.kernels.of(membrane, "backward with batch norm"),
                 grad_output=grad_spikes,
                 grad_next=grad_next,
                 membrane=membrane,
@@ -177,7 +174,7 @@ class _Step(torch.autograd.Function):
                 gain=ctx.scale.gain,
             )
             return grad, grad if through_time else None, None
-        gradients = ctx.kernels.backward(
+        gradients = ctx.kernels.of(membrane, "backward").backward(
             grad_spikes, grad_next, membrane, ctx.neuron, ctx.scale, through_time=through_time
         )
         return *gradients, None

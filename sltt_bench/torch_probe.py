@@ -1,0 +1,47 @@
+"""What torch and the sensors of this machine give, as JSON: a process of its own, which `doctor` may see fail."""
+
+import json
+from typing import Any
+
+from sltt_bench.measure import Profiler
+from sltt_bench.measure.nvml import Missing, value_of
+
+
+def facts() -> dict[str, Any]:
+    """Versions, the device, and what cannot be measured on it and why."""
+    import torch
+
+    from sltt_bench.torch_internals import without_compiler
+
+    with without_compiler():
+        import torchvision
+
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.ones(1, device=device).item()  # NVML knows a process by its context
+    return {
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        **measured(Profiler(device)),
+    }
+
+
+def measured(profiler: Profiler) -> dict[str, Any]:
+    """What the profiler lacks, what its sensors say, and whether NVML tells the memory of single processes."""
+    with profiler:
+        absent, notes, description = dict(profiler.absent), dict(profiler.notes), profiler.description()
+        none = Missing("no sensors")
+        process = none if profiler.watch is None else profiler.watch.sensors.process_bytes()
+    return {
+        "absent": absent,
+        "notes": notes,
+        "description": description,
+        "process_bytes": value_of(process),
+        "no_process_bytes": process.reason if isinstance(process, Missing) else None,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(facts(), default=str))
