@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sltt_bench.errors import UserError
+from sltt_bench.extras import load_extra
 from sltt_bench.plan import Cell, Plan, cell_from_dict
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import (
@@ -234,10 +235,7 @@ def submit(
 
 
 def _executor_type() -> Any:
-    try:
-        import submitit
-    except ImportError:
-        raise SlurmError("submitting needs the package submitit: pip install 'sltt-bench[slurm]'") from None
+    submitit = load_extra("submitit", "slurm", "submitting", SlurmError)
     if submitit.SlurmExecutor.affinity() <= 0:
         raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
     return submitit.SlurmExecutor

@@ -198,7 +198,7 @@ def test_a_missing_word_list_or_recording_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"looked for .*word03/00000002_nohash_0\.wav"):
         load("speech-commands", tmp_path, **counts)
     shutil.rmtree(root / "word04")
-    with pytest.raises(DataError, match=r"it has 34 folders of words instead of 35"):
+    with pytest.raises(DataError, match=r"it has 34 class folders instead of 35"):
         load("speech-commands", tmp_path, **counts)
     (root / "testing_list.txt").unlink()
     with pytest.raises(DataError, match=r"looked for .*testing_list\.txt"):

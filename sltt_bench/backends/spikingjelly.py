@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench.backends import UnknownBackend, other_than_lif
+from sltt_bench.extras import load_extra
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
@@ -67,14 +68,15 @@ class SpikingJelly:
 
     def __init__(self) -> None:
         """Raises UnknownBackend if SpikingJelly is not installed."""
-        try:
-            from spikingjelly.activation_based import neuron, surrogate
-        except ImportError as error:
-            raise UnknownBackend(
-                "backend 'spikingjelly' needs SpikingJelly: pip install 'sltt-bench[spikingjelly]' "
-                f"(importing it failed with: {error})"
-            ) from None
-        self._neuron, self._surrogate = neuron, surrogate
+        self._neuron, self._surrogate = (
+            load_extra(
+                f"spikingjelly.activation_based.{part}",
+                "spikingjelly",
+                "backend 'spikingjelly'",
+                UnknownBackend,
+            )
+            for part in ("neuron", "surrogate")
+        )
         self._device = torch.device("cpu")
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:

@@ -26,6 +26,7 @@ from sltt_bench.data.source import (
     Found,
     Progress,
     Shape,
+    bytes_to_unit,
 )
 
 if TYPE_CHECKING:
@@ -204,7 +205,5 @@ class Arrays(DataSource):
 
 
 def preprocess(x: "Tensor") -> "Tensor":
-    """Bytes → 0…1; other numbers as they are."""
-    import torch
-
-    return x.float() / 255 if x.dtype == torch.uint8 else x
+    """Bytes → 0…1; other numbers, which are float32, as they are."""
+    return x if x.is_floating_point() else bytes_to_unit(x)

@@ -9,13 +9,12 @@ arrays are made of is unpickled.
 import io
 import pickle
 from collections.abc import Iterable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.download import all_or_nothing, already_there, checksum_of, fetch, unpack
+from sltt_bench.data.download import checksum_of, fetch_and_unpack
 from sltt_bench.data.errors import absent, damaged
 from sltt_bench.data.source import (
     Count,
@@ -116,11 +115,9 @@ class CIFARSource(DataSource):
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         published = self._published()
         folder, archive = data_dir / self.folder, data_dir / published.filename
-        if folder.is_dir():
-            return [already_there(folder)]
-        fetch([published.url], archive, published.tgz_md5, progress)
-        all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=self.folder)
-        return [f"Downloaded {archive} and unpacked it to {folder}."]
+        return [
+            fetch_and_unpack(published.url, archive, published.tgz_md5, folder, progress, inner=self.folder)
+        ]
 
     def _published(self) -> Any:
         import torchvision.datasets

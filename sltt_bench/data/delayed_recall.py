@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_is
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -77,7 +77,7 @@ class DelayedRecall(DataSource):
             return TensorDataset(x[..., None, None], labels)
 
         train, test = drawn(self.train_samples, self.train_seed), drawn(self.test_samples, self.test_seed)
-        return DataBundle(train, test, preprocess)
+        return DataBundle(train, test, as_is)
 
     def sequences(self, timesteps: int, samples: int, generator: "Generator") -> "tuple[Tensor, Tensor]":
         """Inputs [samples, T, channels] in float32 and labels [samples], the symbols in turn."""
@@ -92,8 +92,3 @@ class DelayedRecall(DataSource):
         noise = torch.randn(samples, self.delay, self.noise_channels, generator=generator)
         x[:, shown + 1 : answer, self.symbols + 1 :] = self.noise * noise
         return x, labels
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """The sequences as they are."""
-    return x

@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
-from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, as_float
-from sltt_bench.data.source import DataBundle, DataPlace, Modality, Shape
+from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording
+from sltt_bench.data.source import DataBundle, DataPlace, Modality, Shape, as_float
 
 FOLDER = "digits-saccade"
 DIGIT_SIZE = 8

@@ -15,11 +15,13 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import Progress
+from sltt_bench.extras import load_extra
 
 CHUNK_BYTES = 1 << 20
 TIMEOUT_S = 60
@@ -106,14 +108,22 @@ def check(file: Path, checksum: str, progress: Progress) -> None:
 
 def tonic_dataset(class_name: str) -> Any:
     """The class of tonic.datasets that knows the address of a data set. Raises DataError."""
-    try:
-        from tonic import datasets
-    except ImportError as error:
-        raise DataError(
-            f"the address of this data set is known to the package tonic ({error}): "
-            "pip install 'sltt-bench[events]'"
-        ) from None
+    datasets = load_extra("tonic.datasets", "events", "the address of this data set", DataError)
     return getattr(datasets, class_name)
+
+
+def fetch_and_unpack(
+    url: str, archive: Path, checksum: str, folder: Path, progress: Progress, *, inner: str = ""
+) -> str:
+    """Make a folder of an archive, or of the folder `inner` in it, if it is not there yet; what was done, in a sentence.
+
+    Raises DataError.
+    """
+    if folder.is_dir():
+        return already_there(folder)
+    fetch([url], archive, checksum, progress)
+    all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=inner)
+    return f"Downloaded {archive} and unpacked it to {folder}."
 
 
 def already_there(folder: Path) -> str:
@@ -190,12 +200,8 @@ def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if not (member.isfile() or member.isdir()):
             raise _Refused(f"its member {member.name!r} is a link or a device")
         member.mode = 0o755 if member.isdir() else 0o644
-        member.uid, member.gid, member.uname, member.gname = (
-            0,
-            0,
-            "",
-            "",
-        )  # only root changes owners: to itself
+        # Only root changes owners: to itself.
+        member.uid, member.gid, member.uname, member.gname = 0, 0, "", ""
         yield member
 
 

@@ -7,6 +7,7 @@ differ in how the camera's axes are laid out, which training from scratch does n
 
 import re
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -22,12 +23,12 @@ from sltt_bench.data.events import (
     Framing,
     Recording,
     UnreadableEvents,
-    as_float,
     brighter,
     file_key,
     tested_places,
 )
-from sltt_bench.data.source import Count, DataBundle, DataPlace, Progress, Seed, Shape
+from sltt_bench.data.source import Count, Progress, Seed, as_float, bytes_to_unit
+from sltt_bench.extras import load_extra
 from sltt_bench.strict import ADDED_LATER
 
 if TYPE_CHECKING:
@@ -70,20 +71,15 @@ class DVSCIFAR10(EventSource):
     first_test_number: ClassVar[int] = 900
     classes: ClassVar[int] = len(CLASSES)
 
-    @property
-    def sample_shape(self) -> Shape:
-        return (2, self.image_size, self.image_size)
-
     def needed(self, data_dir: Path) -> list[Path]:
         return [data_dir / self.folder / class_name for class_name in CLASSES]
 
     def framing(self, timesteps: int) -> Framing:
         return Framing(timesteps, SENSOR_SIZE, self.image_size, self.resize)
 
-    def load(self, place: DataPlace) -> DataBundle:
-        bundle = super().load(place)
-        to_float = bytes_to_float if self.resize == "published" else as_float
-        return DataBundle(bundle.train, bundle.test, to_float)
+    @property
+    def preprocess(self) -> "Callable[[Tensor], Tensor]":
+        return bytes_to_unit if self.resize == "published" else as_float
 
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
         recordings = []
@@ -133,11 +129,6 @@ class DVSCIFAR10(EventSource):
         return [f"Unpacked {self.name} to {root}; the archives there may be deleted."]
 
 
-def bytes_to_float(x: "Tensor") -> "Tensor":
-    """Bytes → 0…1."""
-    return x.float() / 255
-
-
 # Reading ----------------------------------------------------------------------------------------
 
 
@@ -147,16 +138,11 @@ def read(file: Path) -> list[np.ndarray]:
 
 
 def _read_aedat4(file: Path) -> np.ndarray:
+    load_extra("aedat", "events", f"reading {file}", DataError)
+    tonic_io = load_extra("tonic.io", "events", f"reading {file}", DataError)
     try:
-        from tonic.io import read_aedat4
-
-        raw = read_aedat4(str(file))
-    except ImportError as error:
-        raise DataError(
-            f"reading {file} needs the packages tonic and aedat ({error}): pip install 'sltt-bench[events]'"
-        ) from None
-    # tonic and its decoder raise bare RuntimeError and Exception.
-    except Exception as error:
+        raw = tonic_io.read_aedat4(str(file))
+    except Exception as error:  # tonic and its decoder raise bare RuntimeError and Exception
         raise UnreadableEvents(f"not a whole AEDAT 4 file ({error})") from None
     events = np.empty(len(raw), dtype=EVENT)
     for name, column in zip(("t", "x", "y", "p"), raw.dtype.names, strict=True):

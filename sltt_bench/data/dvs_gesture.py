@@ -13,7 +13,14 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import all_or_nothing, already_there, check, fetch, tonic_dataset, unpack
+from sltt_bench.data.download import (
+    all_or_nothing,
+    already_there,
+    check,
+    fetch_and_unpack,
+    tonic_dataset,
+    unpack,
+)
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import (
     EVENT,
@@ -24,7 +31,7 @@ from sltt_bench.data.events import (
     brighter,
     file_key,
 )
-from sltt_bench.data.source import Count, Progress, Shape
+from sltt_bench.data.source import Count, Progress
 
 CLOCK_JITTER_US = 1_000_000
 """Events may be late by so much; more is a clock that was reset."""
@@ -55,10 +62,6 @@ class DVSGesture(EventSource):
     archive_md5: ClassVar[str] = "8a5c71fb11e24e5ca5b11866ca6c00a1"
     sensor_size: ClassVar[int] = 128
     classes: ClassVar[int] = 11
-
-    @property
-    def sample_shape(self) -> Shape:
-        return (2, self.image_size, self.image_size)
 
     def needed(self, data_dir: Path) -> list[Path]:
         root = data_dir / self.folder
@@ -145,12 +148,8 @@ class DVSGesture(EventSource):
         published, done = tonic_dataset("DVSGesture"), []
         for split, folder_name in self.tonic_folders.items():
             folder, archive = root / folder_name, root / getattr(published, f"{split}_filename")
-            if folder.is_dir():
-                done.append(already_there(folder))
-                continue
-            fetch([getattr(published, f"{split}_url")], archive, getattr(published, f"{split}_md5"), progress)
-            all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=folder_name)
-            done.append(f"Downloaded {archive} and unpacked it to {folder}.")
+            url, md5 = getattr(published, f"{split}_url"), getattr(published, f"{split}_md5")
+            done.append(fetch_and_unpack(url, archive, md5, folder, progress, inner=folder_name))
         return done
 
 

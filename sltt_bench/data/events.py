@@ -29,6 +29,8 @@ from sltt_bench.data.source import (
     DataSource,
     Modality,
     Progress,
+    Shape,
+    as_float,
     no_progress,
 )
 
@@ -274,6 +276,11 @@ class EventSource(DataSource):
     modality: ClassVar[Modality] = "events"
     temporal: ClassVar[bool] = True
 
+    @property
+    def sample_shape(self) -> Shape:
+        size = self.framing(timesteps=1).image_size
+        return (2, size, size)
+
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
         """The recordings of "train" or "test". Raises DataError."""
         raise NotImplementedError
@@ -300,10 +307,10 @@ class EventSource(DataSource):
             cache.fill(frames.recordings(shown), self.workers, place.progress)
         return DataBundle(train, test, self.preprocess)
 
-    @staticmethod
-    def preprocess(x: "Tensor") -> "Tensor":
-        """Counts as float32."""
-        return as_float(x)
+    @property
+    def preprocess(self) -> "Callable[[Tensor], Tensor]":
+        """What a batch of frames goes through on the device."""
+        return as_float
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         return [label for recording in self.recordings(data_dir, split) for label in recording.labels]
@@ -314,11 +321,6 @@ class EventSource(DataSource):
             (recording.file, partial(_frames_of, self.name, recording, framing))
             for recording in self.recordings(data_dir, split)
         ]
-
-
-def as_float(x: "Tensor") -> "Tensor":
-    """Counts as float32."""
-    return x.float()
 
 
 class FrameDataset:

@@ -110,12 +110,15 @@ class ImageSource(DataSource):
 # Files ------------------------------------------------------------------------------------------
 
 
-def class_folders(name: str, root: Path) -> list[str]:
-    """The names of the folders in `root`, in order; hidden ones are no classes. Raises DataError."""
+def class_folders(name: str, root: Path, classes: int | None = None, but_for: str = "") -> list[str]:
+    """The names of the folders in `root`, in order; hidden ones and `but_for` are no classes.
+
+    Raises DataError, also if they are not so many as `classes`.
+    """
     folders = []
     try:
         for entry in sorted(root.iterdir()):
-            if _is_hidden(entry.name):
+            if _is_hidden(entry.name) or entry.name == but_for:
                 continue
             if entry.is_symlink() and not entry.exists():
                 raise damaged(name, entry, "it is a link that leads nowhere")
@@ -123,6 +126,8 @@ def class_folders(name: str, root: Path) -> list[str]:
                 folders.append(entry.name)
     except OSError as error:
         raise damaged(name, root, error.strerror or error) from None
+    if classes is not None and len(folders) != classes:
+        raise damaged(name, root, f"it has {len(folders)} class folders instead of {classes}")
     return folders
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.events import (
     EVENT,
     EventSource,
@@ -22,7 +22,8 @@ from sltt_bench.data.events import (
     tested_places,
 )
 from sltt_bench.data.images import class_folders
-from sltt_bench.data.source import Count, Progress, Seed, Shape
+from sltt_bench.data.source import Count, Progress, Seed
+from sltt_bench.extras import load_extra
 
 EVENT_BYTES = 5
 
@@ -45,10 +46,6 @@ class NCaltech101(EventSource):
     height: ClassVar[int] = 180
     classes: ClassVar[int] = 101
 
-    @property
-    def sample_shape(self) -> Shape:
-        return (2, self.image_size, self.image_size)
-
     def needed(self, data_dir: Path) -> list[Path]:
         return [data_dir / self.folder]
 
@@ -60,11 +57,7 @@ class NCaltech101(EventSource):
         if not root.is_dir():
             raise absent(self.name, root, data_dir)
         # The cache of frames is there, too.
-        class_names = [name for name in class_folders(self.name, root) if name != "frames"]
-        if len(class_names) != self.classes:
-            raise damaged(
-                self.name, root, f"it has {len(class_names)} class folders instead of {self.classes}"
-            )
+        class_names = class_folders(self.name, root, self.classes, but_for="frames")
         recordings = []
         for label, class_name in enumerate(class_names):
             files = sorted(
@@ -97,16 +90,13 @@ class NCaltech101(EventSource):
 
 def read(file: Path) -> list[np.ndarray]:
     """The events of the one sample in a file. Raises UnreadableEvents, DataError."""
-    try:
-        from tonic.io import read_mnist_file
-    except ImportError as error:
-        raise DataError(
-            f"reading {file} needs the package tonic ({error}): pip install 'sltt-bench[events]'"
-        ) from None
+    tonic_io = load_extra("tonic.io", "events", f"reading {file}", DataError)
     # tonic's reader takes what is left of an event for one.
     if file.stat().st_size % EVENT_BYTES:
         raise UnreadableEvents("not a whole recording (it ends in the middle of an event)")
-    raw = read_mnist_file(str(file), dtype=np.dtype([(name, EVENT[name]) for name in ("x", "y", "t", "p")]))
+    raw = tonic_io.read_mnist_file(
+        str(file), dtype=np.dtype([(name, EVENT[name]) for name in ("x", "y", "t", "p")])
+    )
     events = np.empty(len(raw), dtype=EVENT)
     for name in EVENT.names or ():
         events[name] = raw[name]

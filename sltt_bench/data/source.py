@@ -51,6 +51,21 @@ def no_progress(what: str, done: int, total: int | None) -> None:
     """For those who do not want to be told."""
 
 
+def as_is(x: "Tensor") -> "Tensor":
+    """What a batch of float32 inputs goes through on the device: nothing."""
+    return x
+
+
+def as_float(x: "Tensor") -> "Tensor":
+    """Counts as float32."""
+    return x.float()
+
+
+def bytes_to_unit(x: "Tensor") -> "Tensor":
+    """Bytes → 0…1 in float32."""
+    return x.float() / 255
+
+
 class Samples(Protocol):
     """One split: an item is (x, label).
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.download import all_or_nothing, already_there, fetch, unpack
+from sltt_bench.data.download import fetch_and_unpack
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.images import class_folders
 from sltt_bench.data.source import SPLITS, Count, DataBundle, DataPlace, DataSource, Modality, Progress, Shape
+from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,9 +75,7 @@ class SpeechCommands(DataSource):
         """
         root = self._root(data_dir)
         listed = {name: self._listed(root / name, data_dir) for name in self.lists.values()}
-        words = [name for name in class_folders(self.name, root) if name != self.noise]
-        if len(words) != self.classes:
-            raise damaged(self.name, root, f"it has {len(words)} folders of words instead of {self.classes}")
+        words = class_folders(self.name, root, self.classes, but_for=self.noise)
         chosen = set(listed[self.lists[self.split]])
         if split == "train":
             recordings = (file for word in words for file in (root / word).glob("*.wav"))
@@ -111,12 +110,8 @@ class SpeechCommands(DataSource):
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         root = self._root(data_dir)
-        if root.is_dir():
-            return [already_there(root)]
         archive = data_dir / self.folder / self.url.rpartition("/")[2]
-        fetch([self.url], archive, self.sha256, progress)
-        all_or_nothing(root, partial(unpack, archive, progress=progress))
-        return [f"Downloaded {archive} and unpacked it to {root}."]
+        return [fetch_and_unpack(self.url, archive, self.sha256, root, progress)]
 
 
 class Recordings:
@@ -163,14 +158,8 @@ def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tenso
 
     The energies are torchaudio's. Raises DataError if it is not installed.
     """
-    try:
-        from torchaudio.transforms import MelSpectrogram
-    # OSError: what a torchaudio for another torch says.
-    except (ImportError, OSError) as error:
-        raise DataError(
-            f"mel spectrograms need the package torchaudio ({error}): pip install 'sltt-bench[speech]'"
-        ) from None
-    energies = MelSpectrogram(
+    transforms = load_extra("torchaudio.transforms", "speech", "a mel spectrogram", DataError)
+    energies = transforms.MelSpectrogram(
         RATE, n_fft=512, win_length=window, hop_length=RATE // timesteps, n_mels=bands, center=True
     )
 

@@ -24,7 +24,9 @@ from sltt_bench.data.source import (
     Modality,
     Progress,
     Shape,
+    as_float,
 )
+from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +66,7 @@ class SpikingSpeech(DataSource):
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as counts [T, channels, 1, 1] in uint8, binned when they are asked for. Raises DataError."""
         train, test = (self.samples(place.data_dir, split, place.timesteps) for split in SPLITS)
-        return DataBundle(train, test, preprocess)
+        return DataBundle(train, test, as_float)
 
     def samples(self, data_dir: Path, split: str, timesteps: int) -> "SpikeSamples":
         """The samples of one split. Raises DataError."""
@@ -188,12 +190,7 @@ class SpikeSamples:
 
     def _opened(self) -> Any:
         if self._open is None:
-            try:
-                import h5py
-            except ImportError as error:
-                raise DataError(
-                    f"reading {self.file} needs the package h5py ({error}): pip install 'sltt-bench[speech]'"
-                ) from None
+            h5py = load_extra("h5py", "speech", f"reading {self.file}", DataError)
             self._open = h5py.File(self.file, "r")
         return self._open
 
@@ -212,8 +209,3 @@ class SpikeSamples:
         except (OSError, ValueError) as error:
             raise damaged(self._name, self.file, f"sample {index}: {error}") from None
         return torch.from_numpy(counts)[..., None, None], self.labels[index]
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """Counts as float32."""
-    return x.float()

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_is
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29
@@ -58,7 +58,7 @@ class Vowels(DataSource):
                 sample[-len(sequence) :, :, 0, 0] = (sequence - mean) / std
             return TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
 
-        return DataBundle(padded("train"), padded("test"), preprocess)
+        return DataBundle(padded("train"), padded("test"), as_is)
 
 
 def utterances(split: str) -> tuple[list[np.ndarray], np.ndarray]:
@@ -68,8 +68,3 @@ def utterances(split: str) -> tuple[list[np.ndarray], np.ndarray]:
         sequences = np.split(file["coefficients_e6"] / 1e6, np.cumsum(file["lengths"].astype(int))[:-1])
         chosen = np.flatnonzero(file["in_test_split"] == (split == "test"))
         return [sequences[index] for index in chosen], file["labels"][chosen].astype(np.int64)
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """The sequences as they are."""
-    return x

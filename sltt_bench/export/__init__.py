@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.errors import UserError
+from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,10 +112,7 @@ def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
 
 
 def _nir(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
-    try:
-        import nir
-    except ImportError:
-        raise ExportError("NIR is not installed: pip install 'sltt-bench[nir]'") from None
+    nir = load_extra("nir", "nir", "--format nir", ExportError)
     from sltt_bench.export.nir_graph import nir_graph
 
     nir.write(path, nir_graph(trained.network(), trained.recipe.data.sample_shape))

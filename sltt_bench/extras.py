@@ -1,0 +1,17 @@
+"""Packages that a few functions need and an installation may lack: the extras of pyproject.toml."""
+
+from importlib import import_module
+from typing import Any
+
+from sltt_bench.errors import UserError
+
+
+def load_extra(module: str, extra: str, purpose: str, error: type[UserError]) -> Any:
+    """The module. Raises `error`, which names the remedy, where it is not there or cannot be loaded."""
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as fault:  # OSError: what a library for another torch says
+        package = module.partition(".")[0]
+        raise error(
+            f"{purpose} needs the package {package} ({fault}): pip install 'sltt-bench[{extra}]'"
+        ) from None
