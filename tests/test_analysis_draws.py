@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sltt_bench import methods
 from sltt_bench.analysis.draws import MOST_SUBSETS, relate, relative_variance, subsets
-from sltt_bench.analysis.gradients import decompose
+from sltt_bench.analysis.gradients import TrainingBatch, decompose
 from sltt_bench.models import build
 from sltt_bench.models.options import MLPOptions
 from sltt_bench.neurons import LIF, LIFParameters
@@ -71,7 +71,7 @@ def test_cosines_over_all_subsets_equal_those_of_the_vectors() -> None:
 
 def test_all_steps_drawn_is_sltt() -> None:
     network, inputs = small_network()
-    parts = decompose(network, inputs, loss)
+    parts = decompose(TrainingBatch(network, inputs, loss))
     related = relate(parts.gram(parts.names), k=TIMESTEPS)
     assert related.cosine_to_sltt == pytest.approx(1, abs=1e-12)
     assert related.relative_variance == 0
@@ -80,7 +80,7 @@ def test_all_steps_drawn_is_sltt() -> None:
 
 def test_the_variance_falls_and_the_cosine_rises_with_k() -> None:
     network, inputs = small_network()
-    parts = decompose(network, inputs, loss)
+    parts = decompose(TrainingBatch(network, inputs, loss))
     related = [relate(parts.gram(parts.names), k) for k in range(1, TIMESTEPS + 1)]
     variances = [r.relative_variance for r in related]
     cosines = [r.cosine_to_sltt for r in related]
@@ -94,7 +94,7 @@ def test_the_variance_falls_and_the_cosine_rises_with_k() -> None:
 def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: float) -> None:
     draws = 300
     network, inputs = small_network()
-    parts = decompose(network, inputs, loss)
+    parts = decompose(TrainingBatch(network, inputs, loss))
     spatial = torch.cat([parts.spatial(n).flatten() for n in parts.names])
     method, generator = methods.create(name, TIMESTEPS), torch.Generator().manual_seed(7)
     drawn = torch.zeros(draws, len(spatial), dtype=torch.float64)
@@ -130,7 +130,7 @@ def test_too_many_subsets_are_sampled_and_that_is_said() -> None:
 
 def test_draws_that_miss_the_window_are_silent() -> None:
     network, inputs = small_network()
-    parts = decompose(network, inputs, loss, window=1)
+    parts = decompose(TrainingBatch(network, inputs, loss, window=1))
     related = relate(parts.gram(parts.names), k=2)
     assert related.silent_share == pytest.approx(1 - 2 / TIMESTEPS)
     assert related.cosine_to_sltt == pytest.approx(1)

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sltt_bench import methods
-from sltt_bench.analysis.gradients import GradientParts, decompose, figures, gradient_of, layers
+from sltt_bench.analysis.gradients import (
+    GradientParts,
+    TrainingBatch,
+    decompose,
+    figures,
+    gradient_of,
+    layers,
+)
 from sltt_bench.analysis.watch import agreement_rows
 from sltt_bench.models import build
 from sltt_bench.models.layers import SequenceDropout
@@ -144,7 +151,7 @@ def test_the_temporal_part_equals_recurrences_written_by_hand(kind: str) -> None
     neuron = NEURONS[kind]
     network, inputs = network_of(neuron), inputs_of(6)
     with torch.enable_grad():
-        parts = decompose(network, inputs, loss)
+        parts = decompose(TrainingBatch(network, inputs, loss))
     expected = ByHand(network, neuron, inputs).temporal()
     for name, gradient in expected.items():
         assert gradient.abs().max() > 1e-4, f"{name}: the test must not compare zeros"
@@ -157,7 +164,7 @@ def test_the_temporal_part_equals_recurrences_written_by_hand(kind: str) -> None
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_the_temporal_part_is_exactly_zero_at_one_time_step(recurrent: bool) -> None:
     network = network_of(NEURONS["soft"], recurrent=recurrent)
-    parts = decompose(network, inputs_of(1), loss)
+    parts = decompose(TrainingBatch(network, inputs_of(1), loss))
     for name in parts.names:
         assert torch.count_nonzero(parts.temporal(name)) == 0
     assert figures(total(parts)).cosine == pytest.approx(1.0, abs=1e-15)
@@ -166,27 +173,29 @@ def test_the_temporal_part_is_exactly_zero_at_one_time_step(recurrent: bool) -> 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
 def test_the_temporal_part_is_exactly_zero_without_memory(reset: Literal["soft", "hard"]) -> None:
     # Two steps: of more, the two methods add the gradients up in different orders.
-    parts = decompose(network_of(LIFParameters(tau=1.0, reset=reset)), inputs_of(2), loss)
+    parts = decompose(TrainingBatch(network_of(LIFParameters(tau=1.0, reset=reset)), inputs_of(2), loss))
     assert figures(total(parts)).full_norm > 0.01
     for name in parts.names:
         assert torch.count_nonzero(parts.temporal(name)) == 0
 
 
 def test_the_temporal_part_without_memory_is_rounding_over_many_steps() -> None:
-    measured = figures(total(decompose(network_of(LIFParameters(tau=1.0)), inputs_of(6), loss)))
+    measured = figures(
+        total(decompose(TrainingBatch(network_of(LIFParameters(tau=1.0)), inputs_of(6), loss)))
+    )
     assert measured.full_norm > 0.01
     assert measured.temporal_share == pytest.approx(0, abs=1e-15)
 
 
 def test_recurrence_carries_gradient_through_time_even_without_memory_in_the_neuron() -> None:
-    parts = decompose(network_of(LIFParameters(tau=1.0), recurrent=True), inputs_of(6), loss)
+    parts = decompose(TrainingBatch(network_of(LIFParameters(tau=1.0), recurrent=True), inputs_of(6), loss))
     share = figures(total(parts)).temporal_share
     assert share is not None
     assert share > 0.05
 
 
 def test_a_readout_without_state_has_no_temporal_part() -> None:
-    parts = decompose(network_of(NEURONS["soft"]), inputs_of(6), loss)
+    parts = decompose(TrainingBatch(network_of(NEURONS["soft"]), inputs_of(6), loss))
     grams = {layer: parts.gram(names) for layer, names in layers(parts.names).items()}
     assert list(grams) == ["layer1.0", "layer2.0", "classifier"]
     assert figures(grams["classifier"]).temporal_share == pytest.approx(0, abs=1e-14)
@@ -196,7 +205,7 @@ def test_a_readout_without_state_has_no_temporal_part() -> None:
 
 
 def test_steps_outside_the_window_add_nothing() -> None:
-    parts = decompose(network_of(NEURONS["soft"]), inputs_of(5), loss, window=2)
+    parts = decompose(TrainingBatch(network_of(NEURONS["soft"]), inputs_of(5), loss, window=2))
     norms = parts.gram(parts.names).diagonal().sqrt()
     assert norms[:3].tolist() == [0.0, 0.0, 0.0]
     assert all(norm > 0.01 for norm in norms[3:].tolist())
@@ -209,7 +218,7 @@ def test_steps_outside_the_window_add_nothing() -> None:
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_full_and_spatial_part_are_what_the_methods_accumulate(recurrent: bool, window: int | None) -> None:
     network, inputs = network_of(NEURONS["hard"], recurrent=recurrent), inputs_of(5)
-    parts = decompose(network, inputs, loss, window=window)
+    parts = decompose(TrainingBatch(network, inputs, loss, window=window))
     bptt = gradients_of("bptt", network, inputs, window)
     sltt = gradients_of("sltt", network, inputs, window)
     for name in parts.names:
@@ -234,7 +243,7 @@ class NoisyNetwork(nn.Sequential):
 
 def test_both_parts_see_the_same_dropout_masks_and_batch_statistics() -> None:
     # Without memory the temporal part is zero, unless the two passes differ in something else.
-    parts = decompose(NoisyNetwork().train(), inputs_of(4), loss)
+    parts = decompose(TrainingBatch(NoisyNetwork().train(), inputs_of(4), loss))
     measured = figures(total(parts))
     assert measured.full_norm > 0.01
     assert measured.temporal_share == pytest.approx(0, abs=1e-14)
@@ -247,7 +256,7 @@ def test_taking_apart_leaves_network_and_random_numbers_as_they_were() -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
     gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
     random_state = torch.get_rng_state()
-    decompose(network, inputs, loss)
+    decompose(TrainingBatch(network, inputs, loss))
     assert torch.equal(torch.get_rng_state(), random_state)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -262,7 +271,7 @@ def test_taking_apart_leaves_network_and_random_numbers_as_they_were() -> None:
 def test_parameters_that_are_not_trained_are_left_out() -> None:
     network = network_of(NEURONS["soft"])
     network.layer1[0].weight.requires_grad_(False)
-    parts = decompose(network, inputs_of(3), loss)
+    parts = decompose(TrainingBatch(network, inputs_of(3), loss))
     assert "layer1.0.weight" not in parts.names
     assert "layer1.0.bias" in parts.names
 
@@ -271,7 +280,7 @@ def test_parameters_that_are_not_trained_are_left_out() -> None:
 
 
 def test_figures_equal_those_of_the_vectors_themselves() -> None:
-    parts = decompose(network_of(NEURONS["soft"], recurrent=True), inputs_of(6), loss)
+    parts = decompose(TrainingBatch(network_of(NEURONS["soft"], recurrent=True), inputs_of(6), loss))
     full = torch.cat([parts.full[name].flatten() for name in parts.names])
     spatial = torch.cat([parts.spatial(name).flatten() for name in parts.names])
     measured = figures(total(parts))
@@ -300,8 +309,8 @@ def test_layers_are_the_modules_that_own_parameters_in_order() -> None:
 def test_stateful_layers_are_reset_for_the_next_sequence() -> None:
     network = network_of(NEURONS["soft"], recurrent=True)
     inputs = inputs_of(3)
-    first = decompose(network, inputs, loss)
-    second = decompose(network, inputs, loss)
+    first = decompose(TrainingBatch(network, inputs, loss))
+    second = decompose(TrainingBatch(network, inputs, loss))
     assert any(isinstance(module, Stateful) for module in network.modules())
     for name in first.names:
         assert torch.equal(first.full[name], second.full[name])
@@ -320,10 +329,10 @@ def test_a_methods_gradient_is_set_beside_bptts_layer_by_layer() -> None:
         return nn.functional.cross_entropy(output, labels)
 
     sizes = {name: p.numel() for name, p in network.named_parameters()}
-    full = gradient_of("bptt", network, inputs, loss)
+    full = gradient_of("bptt", TrainingBatch(network, inputs, loss))
     assert all(p.grad is None for p in network.parameters())
     for method, exact in (("bptt-ckpt2", True), ("sltt", False), ("ottt-o", False)):
-        made = gradient_of(method, network, inputs, loss)
+        made = gradient_of(method, TrainingBatch(network, inputs, loss))
         rows = {(row["level"], row["name"]): row for row in agreement_rows([full], [made], sizes)}
         assert list(rows)[:3] == [("network", ""), ("layer", "0"), ("layer", "2")]
         g, m = full["0.weight"].flatten(), made["0.weight"].flatten()

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sltt_bench.analysis.gradients import TrainingBatch
 from sltt_bench.analysis.operations import count, count_methods
 from sltt_bench.models import build
 from sltt_bench.models.options import MLPOptions
@@ -31,7 +32,7 @@ def inputs_of(timesteps: int) -> list[Tensor]:
 
 @pytest.mark.parametrize("timesteps", [1, 2, 5])
 def test_the_temporal_part_of_a_feedforward_network_is_elementwise(timesteps: int) -> None:
-    (bptt,) = count_methods(network_of(), inputs_of(timesteps), loss, ["bptt"])
+    (bptt,) = count_methods(TrainingBatch(network_of(), inputs_of(timesteps), loss), ["bptt"])
     # Leak and reset: two products for each neuron and each step that has a next one.
     assert bptt.temporal == 2 * (timesteps - 1) * BATCH * HIDDEN
 
@@ -39,7 +40,7 @@ def test_the_temporal_part_of_a_feedforward_network_is_elementwise(timesteps: in
 def test_recurrence_adds_two_matrix_products_for_each_step_to_the_temporal_part() -> None:
     timesteps = 5
     feedforward, recurrent = (
-        count_methods(network_of(kind), inputs_of(timesteps), loss, ["bptt", "sltt"])
+        count_methods(TrainingBatch(network_of(kind), inputs_of(timesteps), loss), ["bptt", "sltt"])
         for kind in (False, True)
     )
     product = BATCH * HIDDEN * HIDDEN
@@ -50,7 +51,7 @@ def test_recurrence_adds_two_matrix_products_for_each_step_to_the_temporal_part(
 
 def test_matrix_products_are_counted_forward_and_backward() -> None:
     network = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.Linear(HIDDEN, CLASSES))
-    forward, backward = count(network, inputs_of(1), lambda output: output.sum(), "sltt")
+    forward, backward = count(TrainingBatch(network, inputs_of(1), lambda output: output.sum()), "sltt")
     first, second = BATCH * FEATURES * HIDDEN, BATCH * HIDDEN * CLASSES
     scalars = 1
     assert forward == first + second + scalars
@@ -60,7 +61,9 @@ def test_matrix_products_are_counted_forward_and_backward() -> None:
 
 def test_a_convolution_is_counted() -> None:
     network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1, bias=False), nn.Flatten())
-    forward, backward = count(network, [torch.randn(4, 2, 5, 5)], lambda output: output.sum(), "bptt")
+    forward, backward = count(
+        TrainingBatch(network, [torch.randn(4, 2, 5, 5)], lambda output: output.sum()), "bptt"
+    )
     assert forward - 1 == 4 * 5 * 5 * 3 * 2 * 9
     assert backward - 1 == 4 * 5 * 5 * 3 * 2 * 9
 
@@ -68,19 +71,21 @@ def test_a_convolution_is_counted() -> None:
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_sltt_k_multiplies_k_tths_of_sltt_backward_and_as_much_forward(k: int) -> None:
     timesteps = 3
-    sltt, sltt_k = count_methods(network_of(), inputs_of(timesteps), loss, ["sltt", f"sltt-k{k}"])
+    sltt, sltt_k = count_methods(
+        TrainingBatch(network_of(), inputs_of(timesteps), loss), ["sltt", f"sltt-k{k}"]
+    )
     assert sltt_k.spatial * timesteps == sltt.spatial * k
     assert sltt_k.forward == sltt.forward
     assert (sltt.temporal, sltt_k.temporal) == (0, 0)
 
 
 def test_at_one_time_step_all_methods_multiply_the_same() -> None:
-    rows = count_methods(network_of(), inputs_of(1), loss, ["bptt", "sltt", "sltt-k1"])
+    rows = count_methods(TrainingBatch(network_of(), inputs_of(1), loss), ["bptt", "sltt", "sltt-k1"])
     assert len({(row.forward, row.spatial, row.temporal) for row in rows}) == 1
 
 
 def test_counting_leaves_the_network_as_it_was() -> None:
     network = network_of(recurrent=True)
-    count(network, inputs_of(3), loss, "bptt")
+    count(TrainingBatch(network, inputs_of(3), loss), "bptt")
     assert all(parameter.grad is None for parameter in network.parameters())
     assert all(m.potential is None for m in network.modules() if isinstance(m, LIF))

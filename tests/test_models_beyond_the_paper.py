@@ -9,7 +9,7 @@ from one_batch import flat, run
 from torch import Tensor, nn
 
 from sltt_bench import models
-from sltt_bench.analysis.gradients import decompose
+from sltt_bench.analysis.gradients import TrainingBatch, decompose
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.ms_resnet import MSBlock
@@ -246,7 +246,9 @@ def test_the_memory_of_sltt_does_not_grow_with_the_steps_and_that_of_bptt_does(n
 def test_the_gradient_can_be_taken_apart(name):
     inputs, labels = batch(name)
     parts = decompose(
-        small(name).train(), inputs, partial(step_loss, labels=labels, alpha=0.0, mse_target="ones")
+        TrainingBatch(
+            small(name).train(), inputs, partial(step_loss, labels=labels, alpha=0.0, mse_target="ones")
+        )
     )
     full, spatial = flat(parts.full), flat({key: parts.spatial(key) for key in parts.full})
     cosine = torch.cosine_similarity(full, spatial, dim=0)

@@ -13,7 +13,7 @@ from data_files import write_mnist
 from torch import Tensor
 
 from sltt_bench import data
-from sltt_bench.analysis.gradients import decompose
+from sltt_bench.analysis.gradients import TrainingBatch, decompose
 from sltt_bench.backends.reference import Reference
 from sltt_bench.data import DataPlace
 from sltt_bench.data.delayed_recall import DelayedRecall
@@ -123,10 +123,12 @@ def test_sltt_gives_no_gradient_to_the_weights_of_symbol_and_noise() -> None:
     experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
     x, labels = drawn(DelayedRecall())
     parts = decompose(
-        experiment.network,
-        time_steps(x[..., None, None], T, temporal=True),
-        lambda output: experiment.loss(output, labels),
-        window=experiment.window,
+        TrainingBatch(
+            experiment.network,
+            time_steps(x[..., None, None], T, temporal=True),
+            lambda output: experiment.loss(output, labels),
+            window=experiment.window,
+        )
     )
     cue = 4
     spatial, full = parts.spatial("layer1.0.weight"), parts.full["layer1.0.weight"]

@@ -19,10 +19,34 @@ from sltt_bench import methods
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.neurons import reset_state
+from sltt_bench.synapses import Backward
 from sltt_bench.unroll import StepLoss, Unroll
 
 Named = dict[str, Tensor]
 """Parameter name → a tensor of the parameter's shape."""
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One batch that a network may be trained on. The network is in whatever mode it is to be asked in."""
+
+    network: nn.Module
+    inputs: Sequence[Tensor]
+    """A tensor [batch, ...] for each time step."""
+    loss: StepLoss
+    """Of a step's output."""
+    window: int | None = None
+    """Only the last so many steps count; None: all."""
+
+    def run(self, method: str | methods.Method, backward: Backward = torch.Tensor.backward) -> None:
+        """Let a method go forward and `backward`; one that draws does so with seed 0. Raises UnknownMethod."""
+        if isinstance(method, str):
+            method = methods.create(method, len(self.inputs))
+        generator = torch.Generator().manual_seed(0)
+        unroll = Unroll(
+            self.network, self.inputs, self.loss, generator=generator, backward=backward, window=self.window
+        )
+        method.accumulate_gradients(unroll)
 
 
 @dataclass(frozen=True)
@@ -97,21 +121,13 @@ def layers(names: Iterable[str]) -> dict[str, list[str]]:
     return owners
 
 
-def decompose(
-    network: nn.Module,
-    inputs: Sequence[Tensor],
-    loss: StepLoss,
-    *,
-    window: int | None = None,
-) -> GradientParts:
+def decompose(batch: TrainingBatch) -> GradientParts:
     """Take apart the gradient of one batch; leaves the network as it was.
 
-    `inputs` holds one tensor [batch, ...] per time step, `loss` is that of a step's output; only the
-    last `window` steps count (None: all). The network stays in the mode it is in (training mode for
-    batch statistics and dropout); buffers, `.grad`s and random numbers are put back afterwards, so
-    that a training run goes on as if this had not happened.
+    Training mode for batch statistics and dropout. Buffers, `.grad`s and random numbers are put back
+    afterwards, so that a training run goes on as if this had not happened.
     """
-    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in batch.network.named_parameters() if p.requires_grad}
     collected: list[Named] = []
 
     def collect(step_or_sum: Tensor, /, *, retain_graph: bool = False) -> None:
@@ -121,33 +137,21 @@ def decompose(
         collected.append({name: _gradient(parameter) for name, parameter in trained.items()})
 
     for method in (BPTT(), SLTT()):
-        with undisturbed(network):
-            unroll = Unroll(
-                network, inputs, loss, generator=torch.Generator(), backward=collect, window=window
-            )
-            method.accumulate_gradients(unroll)
+        with undisturbed(batch.network):
+            batch.run(method, backward=collect)
     return GradientParts(full=collected[0], steps=tuple(collected[1:]))
 
 
-def gradient_of(
-    method: str,
-    network: nn.Module,
-    inputs: Sequence[Tensor],
-    loss: StepLoss,
-    *,
-    window: int | None = None,
-) -> Named:
+def gradient_of(method: str, batch: TrainingBatch) -> Named:
     """The gradient that a method makes of one batch; leaves the network as it was.
 
-    A method that draws does so with seed 0, one that learns online makes no update. Raises UnknownMethod.
+    A method that learns online makes no update. Raises UnknownMethod.
     """
-    with undisturbed(network):
-        for parameter in network.parameters():
+    with undisturbed(batch.network):
+        for parameter in batch.network.parameters():
             parameter.grad = None
-        generator = torch.Generator().manual_seed(0)
-        unroll = Unroll(network, inputs, loss, generator=generator, window=window)
-        methods.create(method, len(inputs)).accumulate_gradients(unroll)
-        return {name: _gradient(p) for name, p in network.named_parameters() if p.requires_grad}
+        batch.run(method)
+        return {name: _gradient(p) for name, p in batch.network.named_parameters() if p.requires_grad}
 
 
 @dataclass(frozen=True)

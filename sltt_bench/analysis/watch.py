@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from sltt_bench.analysis.gradients import (
     Figures,
     GradientParts,
     Named,
+    TrainingBatch,
     agreement,
     decompose,
     figures,
@@ -102,22 +102,16 @@ class GradientWatch:
         """Record the multiplications of an iteration of BPTT, SLTT, SLTT-K at K = 1, 2, 4, … < T, and what is compared."""
         timesteps = self._experiment.timesteps
         ks = [2**i for i in range(timesteps.bit_length()) if 2**i < timesteps]
-        x, labels = self._batches[0]
+        names = dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self._compared])
         with training_mode(self._experiment.network, True):
-            rows = count_methods(
-                self._experiment.network,
-                self._steps(x),
-                partial(self._loss, labels),
-                list(dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self._compared])),
-                window=self._experiment.window,
-            )
+            rows = count_methods(self._batch(*self._batches[0]), list(names))
         for row in rows:
             self._record(
                 OPERATIONS_FILE,
                 {
                     "counted_method": row.method,
                     "drawn": backward_steps(row.method),
-                    "samples": len(labels),
+                    "samples": len(self._batches[0][1]),
                     "forward_multiplications": row.forward,
                     "spatial_multiplications": row.spatial,
                     "temporal_multiplications": row.temporal,
@@ -129,12 +123,7 @@ class GradientWatch:
         grams = []
         for x, labels in self._batches:
             with training_mode(self._experiment.network, True):
-                parts: GradientParts = decompose(
-                    self._experiment.network,
-                    self._steps(x),
-                    partial(self._loss, labels),
-                    window=self._experiment.window,
-                )
+                parts: GradientParts = decompose(self._batch(x, labels))
             grams.append({name: parts.gram([name]) for name in parts.names})
             for name, gram in grams[-1].items():
                 if not bool(torch.isfinite(gram).all()):
@@ -145,19 +134,14 @@ class GradientWatch:
 
     def _gradient_of(self, method: str, x: Tensor, labels: Tensor) -> Named:
         with training_mode(self._experiment.network, True):
-            return gradient_of(
-                method,
-                self._experiment.network,
-                self._steps(x),
-                partial(self._loss, labels),
-                window=self._experiment.window,
-            )
+            return gradient_of(method, self._batch(x, labels))
 
-    def _steps(self, x: Tensor) -> Sequence[Tensor]:
-        return time_steps(x, self._experiment.timesteps, self._experiment.temporal)
-
-    def _loss(self, labels: Tensor, output: Tensor) -> Tensor:
-        return self._experiment.loss(output, labels)
+    def _batch(self, x: Tensor, labels: Tensor) -> TrainingBatch:
+        subject = self._experiment
+        steps = time_steps(x, subject.timesteps, subject.temporal)
+        return TrainingBatch(
+            subject.network, steps, lambda output: subject.loss(output, labels), subject.window
+        )
 
 
 # Rows -------------------------------------------------------------------------------------------
@@ -169,7 +153,7 @@ def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int
     `grams` holds for each batch the Gram matrix of every parameter, `sizes` their numbers of elements.
     """
     return [
-        place | _over_batches([figures(_sum(gram[name] for name in members)) for gram in grams])
+        place | _with_norms([figures(_sum(gram[name] for name in members)) for gram in grams])
         for place, members in _parts(list(grams[0]), sizes)
     ]
 
@@ -177,16 +161,10 @@ def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int
 def agreement_rows(full: Sequence[Named], made: Sequence[Named], sizes: Mapping[str, int]) -> list[Row]:
     """The network, its layers and its parameters: a method's gradients beside BPTT's, one each a batch."""
     return [
-        place | _agreement([agreement(g, m, members) for g, m in zip(full, made, strict=True)])
+        place
+        | _over_batches([agreement(g, m, members) for g, m in zip(full, made, strict=True)], "norm_ratio")
         for place, members in _parts(list(full[0]), sizes)
     ]
-
-
-def _agreement(measured: Sequence[Agreement]) -> Row:
-    row: Row = {"zero_batches": sum(one.cosine is None for one in measured)}
-    for name in ("cosine", "norm_ratio"):
-        row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std([getattr(one, name) for one in measured])
-    return row
 
 
 def _parts(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[Row, list[str]]]:
@@ -228,10 +206,16 @@ def _draw_row(related: Sequence[DrawnGradient]) -> Row:
     }
 
 
-def _over_batches(measured: Sequence[Figures]) -> Row:
+def _over_batches(measured: Sequence[Figures] | Sequence[Agreement], *further: str) -> Row:
+    """Mean and spread of the cosine and further figures."""
     row: Row = {"zero_batches": sum(one.cosine is None for one in measured)}
-    for name in ("cosine", "spatial_share", "temporal_share"):
+    for name in ("cosine", *further):
         row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std([getattr(one, name) for one in measured])
+    return row
+
+
+def _with_norms(measured: Sequence[Figures]) -> Row:
+    row = _over_batches(measured, "spatial_share", "temporal_share")
     row["full_norm_mean"] = statistics.fmean(one.full_norm for one in measured)
     row["spatial_norm_mean"] = statistics.fmean(one.spatial_norm for one in measured)
     return row

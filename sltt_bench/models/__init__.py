@@ -28,22 +28,24 @@ class ModelEntry:
 
     options: type[ModelOptions]
     builder: str
-    """ "module:function"; loaded only when a network is built, since it loads torch."""
+    """ "module:function or class"; loaded only when a network is built, since it loads torch."""
 
 
 MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(_options.MLPOptions, "sltt_bench.models.mlp:build"),
     "cnn": ModelEntry(_options.CNNOptions, "sltt_bench.models.cnn:build"),
-    "preact-resnet18": ModelEntry(_options.PreActResNetOptions, "sltt_bench.models.preact_resnet:build"),
-    "vgg11": ModelEntry(_options.VGGOptions, "sltt_bench.models.vgg:build"),
-    "sew-resnet18": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:build"),
-    "sew-resnet34": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:build"),
-    "ms-resnet18": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:build"),
-    "ms-resnet34": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:build"),
-    "spikformer": ModelEntry(_options.SpikformerOptions, "sltt_bench.models.spikformer:build"),
-    "nf-resnet34": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
-    "nf-resnet50": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
-    "nf-resnet101": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:build"),
+    "preact-resnet18": ModelEntry(
+        _options.PreActResNetOptions, "sltt_bench.models.preact_resnet:PreActResNet"
+    ),
+    "vgg11": ModelEntry(_options.VGGOptions, "sltt_bench.models.vgg:VGG"),
+    "sew-resnet18": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:SEWResNet"),
+    "sew-resnet34": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:SEWResNet"),
+    "ms-resnet18": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:MSResNet"),
+    "ms-resnet34": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:MSResNet"),
+    "spikformer": ModelEntry(_options.SpikformerOptions, "sltt_bench.models.spikformer:Spikformer"),
+    "nf-resnet34": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
+    "nf-resnet50": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
+    "nf-resnet101": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
 }
 
 

@@ -1,8 +1,11 @@
 """Layers and initialisations that several networks share."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.models.options import Stem
 from sltt_bench.neurons import Stateful
 
 
@@ -29,6 +32,28 @@ class SequenceDropout(Stateful):
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+def stem(in_channels: int, width: int, kind: Stem) -> nn.Conv2d:
+    """The first convolution of a residual network: 7×7 of stride 2, or 3×3 for small images; without bias."""
+    size, stride = (7, 2) if kind == "7x7" else (3, 1)
+    return nn.Conv2d(in_channels, width, size, stride=stride, padding=size // 2, bias=False)
+
+
+def residual_stages(
+    block: Callable[[int, int, int], nn.Module], width: int, blocks: Sequence[int], first_stride: int = 1
+) -> list[nn.Sequential]:
+    """Stages of so many `block(in_channels, out_channels, stride)` each, with width × 1, 2, 4, … channels.
+
+    The first block of a stage changes the shape: it halves the image, that of the first stage divides it by `first_stride`.
+    """
+    stages, channels = [], width
+    for number, count in enumerate(blocks):
+        out_channels = width * 2**number
+        first = block(channels, out_channels, 2 if number else first_stride)
+        stages.append(nn.Sequential(first, *(block(out_channels, out_channels, 1) for _ in range(count - 1))))
+        channels = out_channels
+    return stages
 
 
 def classifier_init(linear: nn.Linear) -> nn.Linear:

@@ -22,7 +22,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import kaiming_convolutions
+from sltt_bench.models.layers import kaiming_convolutions, residual_stages, stem
 from sltt_bench.models.normalisation import NormalisationFactory, start_at_zero
 from sltt_bench.models.options import MSResNetOptions
 from sltt_bench.neurons import NeuronFactory
@@ -64,45 +64,33 @@ class MSBlock(nn.Module):
 
 
 class MSResNet(nn.Module):
-    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
+
+    Convolutions start Kaiming-normal (fan-out), all else as PyTorch has it.
+    """
 
     def __init__(
         self,
-        in_channels: int,
-        classes: int,
         options: MSResNetOptions,
         *,
         neuron: NeuronFactory,
         normalisation: NormalisationFactory,
+        input_shape: tuple[int, int, int],
+        classes: int,
     ) -> None:
         super().__init__()
         block = partial(MSBlock, neuron=neuron, normalisation=normalisation)
-
-        def stage(channels: int, out_channels: int, stride: int, blocks: int) -> nn.Sequential:
-            return nn.Sequential(
-                block(channels, out_channels, stride),
-                *(block(out_channels, out_channels, 1) for _ in range(blocks - 1)),
-            )
-
-        width, blocks = options.width, BLOCKS_PER_STAGE[options.name]
-        large = options.stem == "7x7"
-        self.conv1 = nn.Conv2d(
-            in_channels,
-            width,
-            7 if large else 3,
-            stride=2 if large else 1,
-            padding=3 if large else 1,
-            bias=False,
-        )
+        width = options.width
+        self.conv1 = stem(input_shape[0], width, options.stem)
         self.bn1 = normalisation(width)
-        self.layer1 = stage(width, width, 2 if large else 1, blocks[0])
-        self.layer2 = stage(width, width * 2, 2, blocks[1])
-        self.layer3 = stage(width * 2, width * 4, 2, blocks[2])
-        self.layer4 = stage(width * 4, width * 8, 2, blocks[3])
+        self.layer1, self.layer2, self.layer3, self.layer4 = residual_stages(
+            block, width, BLOCKS_PER_STAGE[options.name], first_stride=2 if options.stem == "7x7" else 1
+        )
         self.neuron = neuron()
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(width * 8, classes)
+        kaiming_convolutions(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x))
@@ -110,17 +98,3 @@ class MSResNet(nn.Module):
             x = block(x)  # one by one: a stage would keep its input in memory to its end
         output: Tensor = self.fc(self.flatten(self.avgpool(self.neuron(x))))
         return output
-
-
-def build(
-    options: MSResNetOptions,
-    *,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-    input_shape: tuple[int, int, int],
-    classes: int,
-) -> MSResNet:
-    """The network with Kaiming-normal convolutions (fan-out); else PyTorch's defaults."""
-    network = MSResNet(input_shape[0], classes, options, neuron=neuron, normalisation=normalisation)
-    kaiming_convolutions(network)
-    return network

@@ -154,19 +154,23 @@ ARCHITECTURES: dict[str, tuple[type[NormFreeBlock], tuple[int, ...]]] = {
 
 
 class NFResNet(nn.Module):
-    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
+
+    Initialised as published: convolution weights are Kaiming-normal (fan-out), their biases 0 and gains 1, the
+    classifier's weight 0; its bias keeps PyTorch's default.
+    """
 
     def __init__(
         self,
-        block: type[NormFreeBlock],
-        blocks_per_stage: tuple[int, ...],
-        in_channels: int,
-        classes: int,
+        options: NFResNetOptions,
         *,
-        width: int,
         neuron: NeuronFactory,
+        input_shape: tuple[int, int, int],
+        classes: int,
     ) -> None:
         super().__init__()
+        width = options.width
+        block, blocks_per_stage = ARCHITECTURES[options.name]
 
         def stage(channels: int, inner: int, stride: int, variances: list[float]) -> nn.Sequential:
             layers = nn.Sequential()
@@ -177,7 +181,7 @@ class NFResNet(nn.Module):
 
         variances = expected_variances(blocks_per_stage)
         widened = width * block.expansion
-        self.conv1 = ScaledWSConv2d(in_channels, width, kernel_size=7, stride=2)
+        self.conv1 = ScaledWSConv2d(input_shape[0], width, kernel_size=7, stride=2)
         self.pool = nn.AvgPool2d(kernel_size=3, stride=2, padding=1)
         self.layer1 = stage(width, width, 1, variances[0])
         self.layer2 = stage(widened, width * 2, 2, variances[1])
@@ -186,24 +190,11 @@ class NFResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(widened * 8, classes)
+        kaiming_convolutions(self, zero_bias=True)
+        nn.init.zeros_(self.fc.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.conv1(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         output: Tensor = self.fc(self.flatten(self.avgpool(x)))
         return output
-
-
-def build(
-    options: NFResNetOptions, *, neuron: NeuronFactory, input_shape: tuple[int, int, int], classes: int
-) -> NFResNet:
-    """The network, initialised as published.
-
-    Convolution weights are Kaiming-normal (fan-out), their biases 0 and gains 1, the classifier's
-    weight 0; its bias keeps PyTorch's default.
-    """
-    block, blocks_per_stage = ARCHITECTURES[options.name]
-    network = NFResNet(block, blocks_per_stage, input_shape[0], classes, width=options.width, neuron=neuron)
-    kaiming_convolutions(network, zero_bias=True)
-    nn.init.zeros_(network.fc.weight)
-    return network

@@ -17,10 +17,12 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions
+from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions, residual_stages, stem
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import NeuronFactory
+
+BLOCKS_PER_STAGE = (2, 2, 2, 2)
 
 
 class PreActBlock(nn.Module):
@@ -56,49 +58,35 @@ class PreActBlock(nn.Module):
         return output
 
 
-def stage(
-    in_channels: int,
-    out_channels: int,
-    stride: int,
-    *,
-    dropout: float,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-) -> nn.Sequential:
-    """Two blocks, the first of which changes the shape."""
-    block = partial(PreActBlock, dropout=dropout, neuron=neuron, normalisation=normalisation)
-    return nn.Sequential(
-        block(in_channels, out_channels, stride),
-        block(out_channels, out_channels, 1),
-    )
-
-
 class PreActResNet(nn.Module):
-    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
+
+    Initialised as published: convolution weights are Kaiming-normal (fan-out) and the classifier's bias is 0;
+    convolution biases and the classifier's weight keep PyTorch's defaults.
+    """
 
     def __init__(
         self,
-        in_channels: int,
-        classes: int,
+        options: PreActResNetOptions,
         *,
-        width: int,
-        dropout: float,
         neuron: NeuronFactory,
         normalisation: NormalisationFactory,
+        input_shape: tuple[int, int, int],
+        classes: int,
     ) -> None:
         super().__init__()
-        next_stage = partial(stage, dropout=dropout, neuron=neuron, normalisation=normalisation)
-        self.conv1 = nn.Conv2d(in_channels, width, kernel_size=3, padding=1, bias=False)
-        self.layer1 = next_stage(width, width, 1)
-        self.layer2 = next_stage(width, width * 2, 2)
-        self.layer3 = next_stage(width * 2, width * 4, 2)
-        self.layer4 = next_stage(width * 4, width * 8, 2)
+        dropout, width = options.dropout, options.width
+        block = partial(PreActBlock, dropout=dropout, neuron=neuron, normalisation=normalisation)
+        self.conv1 = stem(input_shape[0], width, "3x3")
+        self.layer1, self.layer2, self.layer3, self.layer4 = residual_stages(block, width, BLOCKS_PER_STAGE)
         self.bn1 = normalisation(width * 8)
         self.neuron1 = neuron()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = SequenceDropout(dropout)
         self.linear = nn.Linear(width * 8, classes)
+        kaiming_convolutions(self)
+        nn.init.zeros_(self.linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -107,29 +95,3 @@ class PreActResNet(nn.Module):
         spikes = self.neuron1(self.bn1(x))
         output: Tensor = self.linear(self.dropout(self.flatten(self.pool(spikes))))
         return output
-
-
-def build(
-    options: PreActResNetOptions,
-    *,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-    input_shape: tuple[int, int, int],
-    classes: int,
-) -> PreActResNet:
-    """The network, initialised as published.
-
-    Convolution weights are Kaiming-normal (fan-out) and the classifier's bias is 0; convolution
-    biases and the classifier's weight keep PyTorch's defaults.
-    """
-    network = PreActResNet(
-        input_shape[0],
-        classes,
-        width=options.width,
-        dropout=options.dropout,
-        neuron=neuron,
-        normalisation=normalisation,
-    )
-    kaiming_convolutions(network)
-    nn.init.zeros_(network.linear.bias)
-    return network

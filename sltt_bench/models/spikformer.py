@@ -138,20 +138,26 @@ class Patches(nn.Module):
 
 
 class Spikformer(nn.Module):
-    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free."""
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
+
+    Initialised as published: weights on patches and the head are normal of deviation 0.02 (published as truncated at
+    2, which never happens), their biases 0; convolutions keep PyTorch's default.
+    """
 
     def __init__(
         self,
-        in_channels: int,
-        classes: int,
         options: SpikformerOptions,
         *,
         neuron: NeuronFactory,
         normalisation: NormalisationFactory,
+        input_shape: tuple[int, int, int],
+        classes: int,
     ) -> None:
         super().__init__()
         dim, hidden = options.dim, options.dim * options.mlp_ratio
-        self.patches = Patches(in_channels, dim, options.halvings, neuron=neuron, normalisation=normalisation)
+        self.patches = Patches(
+            input_shape[0], dim, options.halvings, neuron=neuron, normalisation=normalisation
+        )
         self.flatten = nn.Flatten(2)
         self.blocks = nn.Sequential(
             *(
@@ -169,19 +175,3 @@ class Spikformer(nn.Module):
             x = block(x)
         output: Tensor = self.head(x.mean(2))
         return output
-
-
-def build(
-    options: SpikformerOptions,
-    *,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-    input_shape: tuple[int, int, int],
-    classes: int,
-) -> Spikformer:
-    """The network, initialised as published.
-
-    Weights on patches and the head are normal of deviation 0.02 (published as truncated at 2, which never
-    happens), their biases 0; convolutions keep PyTorch's default.
-    """
-    return Spikformer(input_shape[0], classes, options, neuron=neuron, normalisation=normalisation)

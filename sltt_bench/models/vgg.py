@@ -41,20 +41,32 @@ def stage(
 
 
 class VGG(nn.Module):
-    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free from 32 up."""
+    """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free from 32 up.
+
+    Initialised as published: convolution weights are Kaiming-normal (fan-out), the classifier's weight N(0, 0.01²), all
+    biases 0.
+    """
 
     def __init__(
         self,
-        in_channels: int,
-        classes: int,
+        options: VGGOptions,
         *,
-        width: int,
-        dropout: float,
         neuron: NeuronFactory,
         normalisation: NormalisationFactory,
+        input_shape: tuple[int, int, int],
+        classes: int,
     ) -> None:
+        """Raises ValueError for images that the five pools would shrink to nothing."""
         super().__init__()
-        next_stage = partial(stage, dropout=dropout, neuron=neuron, normalisation=normalisation)
+        in_channels, *size = input_shape
+        if min(size) < SMALLEST_IMAGE:
+            raise ValueError(
+                f"model {options.name} halves its input five times and needs at least {SMALLEST_IMAGE}×"
+                f"{SMALLEST_IMAGE} pixels, but the data are {size[0]}×{size[1]}; "
+                "enlarge them in the recipe's data section or choose another model"
+            )
+        width = options.width
+        next_stage = partial(stage, dropout=options.dropout, neuron=neuron, normalisation=normalisation)
         self.layer1 = next_stage(in_channels, width)
         self.layer2 = next_stage(width, width * 2)
         self.layer3 = next_stage(width * 2, width * 4, width * 4)
@@ -63,40 +75,9 @@ class VGG(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(POOLED_SIZE)
         linear = classifier_init(nn.Linear(width * 8 * POOLED_SIZE**2, classes))
         self.classifier = nn.Sequential(nn.Flatten(), linear)
+        kaiming_convolutions(self, zero_bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer5(self.layer4(self.layer3(self.layer2(self.layer1(x)))))
         output: Tensor = self.classifier(self.avgpool(x))
         return output
-
-
-def build(
-    options: VGGOptions,
-    *,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-    input_shape: tuple[int, int, int],
-    classes: int,
-) -> VGG:
-    """The network, initialised as published.
-
-    Convolution weights are Kaiming-normal (fan-out), the classifier's weight N(0, 0.01²), all
-    biases 0. Raises ValueError for images that the five pools would shrink to nothing.
-    """
-    channels, height, width = input_shape
-    if min(height, width) < SMALLEST_IMAGE:
-        raise ValueError(
-            f"model {options.name} halves its input five times and needs at least {SMALLEST_IMAGE}×"
-            f"{SMALLEST_IMAGE} pixels, but the data are {height}×{width}; "
-            "enlarge them in the recipe's data section or choose another model"
-        )
-    network = VGG(
-        channels,
-        classes,
-        width=options.width,
-        dropout=options.dropout,
-        neuron=neuron,
-        normalisation=normalisation,
-    )
-    kaiming_convolutions(network, zero_bias=True)
-    return network
