@@ -151,8 +151,8 @@ PACKAGES: dict[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlf
 """Log → the module that it needs, and the extra that installs it."""
 
 
-class LogDisplay:
-    """A Display that logs the epochs of every cell. A log that fails (no network, no room, a package's own fault) is
+class LogDisplay(Display):
+    """Logs the epochs of every cell. A log that fails (no network, no room, a package's own fault) is
     given up with a remark: the CSV files have what it lacks.
     """
 
@@ -176,12 +176,6 @@ class LogDisplay:
         for name in self._names:
             with self._giving_up(cell, name):
                 logs[name] = LOGGERS[name](cell, folder)
-
-    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """Only what is in the CSV files is logged."""
-
-    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """Only what is in the CSV files is logged."""
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
         values = {
@@ -208,11 +202,8 @@ class LogDisplay:
             fault = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self._tell(f"--log {name} gave up {_name(cell)} ({fault}); the CSV files have all of it")
 
-    def remark(self, text: str) -> None:
-        """Words are for the terminal."""
 
-
-class Displays:
+class Displays(Display):
     """Several displays as one."""
 
     def __init__(self, *displays: Display) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from sltt_bench.recipe import (
     recipe_from_dict,
 )
 from sltt_bench.results.schema import Kind
-from sltt_bench.studies import TASK, Point, points
+from sltt_bench.studies import TASK, Grid, points
 
 if TYPE_CHECKING:
     from sltt_bench.results.writer import RunFolder
@@ -75,21 +75,8 @@ class Cell:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, from which `cell_from_dict` makes the same cell."""
-        return {
-            "cell_id": self.cell_id,
-            "kind": self.kind,
-            "method": self.method,
-            "backend": self.backend,
-            "seed": self.seed,
-            "device": self.device,
-            "synthetic": self.synthetic,
-            "smoke": self.smoke,
-            "overrides": self.overrides,
-            "init": self.init,
-            "needs": self.needs,
-            "options": self.options,
-            "recipe": self.recipe.model_dump(mode="json"),
-        }
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "recipe"}
+        return {"cell_id": self.cell_id, **plain, "recipe": self.recipe.model_dump(mode="json")}
 
 
 def cell_from_dict(resolved: dict[str, Any]) -> Cell:
@@ -107,7 +94,7 @@ class Request:
     seeds: list[int] | None = None
     grid: tuple[dict[str, Any], ...] = ({},)
     """Override mappings, one for each point of the grid."""
-    point: Point | None = None
+    point: Grid | None = None
     """Of a study this point alone; None: all."""
     device: Device = "auto"
     smoke: bool = False
@@ -197,7 +184,7 @@ class ResolvedPoint:
     overrides: dict[str, Any]
     """What is otherwise than the recipe has it; of a study also which recipe the point extends."""
     recipe: Recipe
-    study: Point
+    study: Grid
     """Which point of a study this is; of a recipe that is none, its only one."""
 
 
@@ -229,7 +216,7 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
         )
     resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
-    of_study = [Point()] if main.study is None else list(points(main.study, smoke=request.smoke))
+    of_study = [Grid()] if main.study is None else list(points(main.study, smoke=request.smoke))
     if request.point is not None:
         of_study = [request.point]
     for overrides, study in itertools.product(request.grid, of_study):
@@ -237,7 +224,7 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         chosen = load_recipe(
             source,
-            {**study.overrides, **overrides},
+            {**study.settings, **overrides},
             smoke=request.smoke,
             chosen_methods=request.methods or study.methods,
             any_k=True,
@@ -249,7 +236,7 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
         if fitting:
             changes = {
                 key: value
-                for key, value in {**study.overrides, **overrides}.items()
+                for key, value in {**study.settings, **overrides}.items()
                 if value_at(recipe, key) != value_at(as_published, key)
             }
             if study.recipe is not None:
@@ -267,7 +254,7 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
     return resolved, remarks
 
 
-def _recipe_of(point: Point, study_name: str) -> str:
+def _recipe_of(point: Grid, study_name: str) -> str:
     """What a study's point extends, beside the study's file or shipped; the study itself if it names nothing else."""
     if point.recipe is None:
         return study_name

@@ -8,10 +8,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Attempt, Event, Lanes, Place
@@ -23,8 +23,8 @@ from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault,
 from sltt_bench.tuning.choice import is_lost
 
 
-class Display(Protocol):
-    """Who shows a run as it happens."""
+class Display:
+    """Who shows a run as it happens; this one shows nothing."""
 
     def run_opened(self, plan: Plan, folder: Path) -> None: ...
     def cell_started(self, cell: Cell, number: int, total: int) -> None: ...
@@ -129,25 +129,20 @@ def finished_cells(folder: Path) -> set[str]:
     }
 
 
+@dataclass
 class _Recording:
     """The runs of one command: hands out what is to be tried, and keeps what comes of it."""
 
-    def __init__(
-        self,
-        runs: Sequence[PlannedRun],
-        display: Display,
-        data_dir: Path,
-        initial_weights: Callable[[Cell], Path | None],
-        provenance: Mapping[str, Any],
-        estimated_peaks: Mapping[str, int],
-        lost: str = "",
-    ) -> None:
-        self.outcomes: list[Outcome] = []
-        self.interruptions = Interruptions()
-        self._runs, self._display, self._data_dir = runs, display, data_dir
-        self._initial_weights, self._provenance = initial_weights, provenance
-        self._estimated_peaks, self._lost = estimated_peaks, lost
-        self._records: list[_RunRecord] = []
+    runs: Sequence[PlannedRun]
+    display: Display
+    data_dir: Path
+    initial_weights: Callable[[Cell], Path | None]
+    provenance: Mapping[str, Any]
+    estimated_peaks: Mapping[str, int]
+    lost: str = ""
+    outcomes: list[Outcome] = field(default_factory=list)
+    interruptions: "Interruptions" = field(default_factory=lambda: Interruptions())
+    records: "list[_RunRecord]" = field(default_factory=list)
 
     def attempts(self) -> Iterator[Attempt | None]:
         """What is to be tried, in order but for what waits for its prerequisite: None while nothing else is left.
@@ -162,7 +157,7 @@ class _Recording:
             yield from self._startable(waiting)
             if waiting:
                 yield None
-        for record in self._records:
+        for record in self.records:
             if record.plan.then is not None:
                 while record.open_attempts:
                     yield None
@@ -174,34 +169,34 @@ class _Recording:
             waiting.remove(attempt)
             attempt.announce()
             try:
-                weights = self._initial_weights(attempt.cell)
+                weights = self.initial_weights(attempt.cell)
             except NotRunnable as reason:
                 attempt.skip(str(reason))
             else:
-                attempt.prepare(self._data_dir, weights)
+                attempt.prepare(self.data_dir, weights)
                 yield attempt
 
     def _planned(self) -> "Iterator[_RecordedAttempt]":
         """Every cell that is not finished; a run's folder is opened as its turn comes."""
-        for run in self._runs:
+        for run in self.runs:
             folder = run.open_folder()
-            record = _RunRecord(run.plan, folder, self._display, self._provenance, self.interruptions)
-            self._records.append(record)
+            record = _RunRecord(run.plan, folder, self.display, self.provenance, self.interruptions)
+            self.records.append(record)
             yield from self._opened(record, run.plan)
 
     def _opened(self, record: "_RunRecord", plan: Plan) -> "Iterator[_RecordedAttempt]":
         """The cells of a plan that its run's folder does not hold as finished."""
-        self._display.run_opened(plan, record.folder.path)
+        self.display.run_opened(plan, record.folder.path)
         for damage in record.folder.damage():
-            self._display.remark(f"{damage.path}: {damage.reason}; not read")
+            self.display.remark(f"{damage.path}: {damage.reason}; not read")
         finished = finished_cells(record.folder.path)
         for cell in plan:
             if cell.cell_id in finished:
                 record.drop_checkpoint(cell)
-                self._display.remark(f"{describe(cell)}: finished before, kept")
+                self.display.remark(f"{describe(cell)}: finished before, kept")
                 self.outcomes.append(Outcome("ok", "finished before"))
-            elif self._lost:
-                record.write_lost_row(cell, self._lost)
+            elif self.lost:
+                record.write_lost_row(cell, self.lost)
         record.open_attempts = [
             _RecordedAttempt(record, cell, (number, len(plan)))
             for number, cell in enumerate(plan, start=1)
@@ -209,27 +204,27 @@ class _Recording:
         ]
         for attempt in list(record.open_attempts):
             self.outcomes.append(attempt.outcome)
-            peak = self._estimated_peaks.get(attempt.cell.cell_id)
+            peak = self.estimated_peaks.get(attempt.cell.cell_id)
             attempt.outcome.facts["estimated_peak_tensor_bytes"] = peak
             yield attempt
 
     def _is_open(self, cell_id: str | None) -> bool:
         """Whether this cell has begun, or is to begin, and has not ended."""
         return any(
-            attempt.cell.cell_id == cell_id for record in self._records for attempt in record.open_attempts
+            attempt.cell.cell_id == cell_id for record in self.records for attempt in record.open_attempts
         )
 
     def cut_off(self, reason: str) -> None:
         """The rows of what has begun and of what has not, in the runs whose turn has come; no signal ends this."""
         self.interruptions.end()
-        for record in self._records:
+        for record in self.records:
             for attempt in list(record.open_attempts):
                 attempt.outcome.status = "killed" if attempt.begun else "skipped"
                 attempt.outcome.reason = reason
                 attempt.write_row()
 
     def close(self) -> None:
-        for record in self._records:
+        for record in self.records:
             record.folder.close()
 
 

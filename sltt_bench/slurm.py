@@ -28,7 +28,7 @@ from sltt_bench.results.writer import (
     read_rows,
     write_atomically,
 )
-from sltt_bench.runner import NotRunnable, PlannedRun, finished_cells, run_plans
+from sltt_bench.runner import Display, NotRunnable, PlannedRun, finished_cells, run_plans
 
 STATE_FOLDER = ".slurm"
 SUBMISSION_FILE = "submission.json"
@@ -367,14 +367,13 @@ def cancel(
 def _record_never_begun(folder: Path, cell: Cell) -> None:
     """The row of a cell whose job was cancelled in the queue."""
     from sltt_bench import provenance
-    from sltt_bench.loggers import Displays
 
     def refuse(cell: Cell) -> Path | None:
         raise NotRunnable("cancelled before its job began")
 
     run_plans(
         [PlannedRun(Plan(cell.recipe, (cell,)), lambda: RunFolder.create(folder, cell.recipe.name))],
-        Displays(),
+        Display(),
         data_dir=folder,
         initial_weights=refuse,
         provenance=provenance.collect(["sltt-bench", "cancel"]),

@@ -5,8 +5,7 @@ A study is a recipe like any other (`recipes/studies/*.yaml`, `extends:` an embe
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -54,6 +53,13 @@ class Grid(Strict):
     batches: Count = 4
     """Training batches that an analysis looks at."""
 
+    def options(self, train_epochs: int) -> dict[str, Any]:
+        """What its kind of cell is told beside the recipe."""
+        if self.kind != "analysis":
+            return {}
+        epochs = {train_epochs if epoch == "last" else min(epoch, train_epochs) for epoch in self.epochs}
+        return {"epochs": sorted(epochs), "batches": self.batches}
+
 
 class StudyPanel(Strict):
     """One part of a study's figure: a measure against something."""
@@ -99,37 +105,12 @@ class Study(Strict):
 MAX_POINTS = 200
 
 
-@dataclass(frozen=True)
-class Point:
-    """The cells of a study that differ in method and seed alone."""
-
-    recipe: str | None = None
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    methods: list[str] | None = None
-    seeds: list[int] | None = None
-    kind: Literal["run", "analysis", "estimate"] = "run"
-    epochs: tuple[int | Literal["last"], ...] = ()
-    batches: int = 0
-
-    def options(self, train_epochs: int) -> dict[str, Any]:
-        """What the point's kind of cell is told beside its recipe."""
-        if self.kind != "analysis":
-            return {}
-        epochs = {train_epochs if epoch == "last" else min(epoch, train_epochs) for epoch in self.epochs}
-        return {"epochs": sorted(epochs), "batches": self.batches}
-
-
-def points(study: Study, *, smoke: bool = False) -> Iterator[Point]:
-    """The points of all grids, in the order of the file; of each axis the first value alone with `smoke`."""
+def points(study: Study, *, smoke: bool = False) -> Iterator[Grid]:
+    """The points of all grids, in the order of the file, each a grid without axes: its cells differ in method and seed
+    alone. Of each axis the first value alone with `smoke`.
+    """
     for grid in study.grids:
         axes = {key: values[:1] if smoke else values for key, values in grid.over.items()}
         for values in itertools.product(*axes.values()):
-            yield Point(
-                recipe=grid.recipe,
-                overrides={**grid.settings, **dict(zip(axes, values, strict=True))},
-                methods=grid.methods,
-                seeds=grid.seeds,
-                kind=grid.kind,
-                epochs=tuple(grid.epochs),
-                batches=grid.batches,
-            )
+            settings = {**grid.settings, **dict(zip(axes, values, strict=True))}
+            yield grid.model_copy(update={"settings": settings, "over": {}})

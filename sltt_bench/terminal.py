@@ -51,8 +51,8 @@ def run_display(
         yield table
 
 
-class _Lines:
-    """One line for each epoch and each ended cell."""
+class _Lines(Display):
+    """One line for each epoch and each ended cell; batches come too often for lines."""
 
     def __init__(self, console: Console, estimated: Mapping[str, int], several: bool = False) -> None:
         self._console = console
@@ -70,12 +70,6 @@ class _Lines:
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
-
-    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """Too often for lines."""
-
-    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        """Too often for lines."""
 
     def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
         course, memory = _epoch_texts(row)

@@ -31,34 +31,9 @@ except ImportError as error:
         "use a torch that this version of sltt-bench names, or a newer sltt-bench"
     ) from error
 
-__all__ = [
-    "FakeTensor",
-    "FakeTensorMode",
-    "TorchDispatchMode",
-    "as_fake_tensor",
-    "autograd_nodes_made",
-    "batch_statistics",
-    "called_by_autograd_engine",
-    "compiled_so_far",
-    "compiler_raises_beyond",
-    "dtype_asked_of_to",
-    "empty_meta_tensor",
-    "fake_device",
-    "in_kernel_invocation_manager",
-    "inside_backward",
-    "leave_compiler_unloaded",
-    "module_hooks",
-    "result_of",
-    "running_backward_pass",
-    "running_node_number",
-    "saved_by",
-    "storage_address",
-    "times_changed",
-    "tree_leaves",
-    "unset_fake_temporarily",
-    "without_compiler",
-    "zero_all",
-]
+# What is handed on as it is.
+__all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode", "in_kernel_invocation_manager", "tree_leaves",
+           "unset_fake_temporarily"]  # fmt: skip
 
 
 # Autograd ---------------------------------------------------------------------------------------

@@ -39,6 +39,7 @@ from sltt_bench.data.events import (
 from sltt_bench.data.events import (
     tested_places as places_that_test,
 )
+from sltt_bench.data.source import bytes_to_unit
 
 T = 4
 DRAWN_BY_SEED_0 = [
@@ -98,7 +99,7 @@ def test_published_frames_are_what_torchvision_makes_of_float_counts() -> None:
     published = Framing(T, 128, 48, "published").frames(events)
     for frame, count in zip(published, count_frames(events, T, 128), strict=True):
         expected = ToTensor()(Resize(48)(ToPILImage()(torch.from_numpy(count).float())))
-        assert torch.equal(dvs_cifar10.bytes_to_float(torch.from_numpy(frame.copy())), expected)
+        assert torch.equal(bytes_to_unit(torch.from_numpy(frame.copy())), expected)
 
 
 # DVS-CIFAR10 ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,36 +38,28 @@ class GradientNotFinite(Exception):
     """A gradient is infinite or not a number: training has diverged, or the loss overflows."""
 
 
+@dataclass(frozen=True)
 class GradientWatch:
     """The engine's Listener that takes gradients apart after chosen epochs, always of the same batches.
 
     Training goes on as if nothing had happened.
     """
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        experiment: Experiment,
-        batches: Sequence[tuple[Tensor, Tensor]],
-        epochs: Sequence[int],
-        record: Record,
-        listener: Listener,
-        compared: Sequence[str] = (),
-    ) -> None:
-        """`batches` are (inputs, labels) on the experiment's device; `compared` methods are set beside BPTT."""
-        self._compared = compared
-        self._recipe = recipe
-        self._experiment = experiment
-        self._batches = batches
-        self._epochs = epochs
-        self._record = record
-        self._listener = listener
+    recipe: Recipe
+    experiment: Experiment
+    batches: Sequence[tuple[Tensor, Tensor]]
+    """(inputs, labels) on the experiment's device."""
+    epochs: Sequence[int]
+    record: Record
+    listener: Listener
+    compared: Sequence[str] = ()
+    """Methods that are set beside BPTT."""
 
     def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
-        self._listener.batch(epoch, done, total, live)
+        self.listener.batch(epoch, done, total, live)
 
     def epoch(self, figures: Mapping[str, Any]) -> None:
-        self._listener.epoch(figures)
+        self.listener.epoch(figures)
         self.look(int(figures["epoch"]))
 
     def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -77,41 +70,41 @@ class GradientWatch:
 
     def look(self, epoch: int) -> None:
         """Record this epoch's rows, if it is one of the chosen. Raises GradientNotFinite."""
-        if epoch not in self._epochs:
+        if epoch not in self.epochs:
             return
         with ieee_float32():
             grams = self._grams(epoch)
         key = {
             "epoch": epoch,
-            **self._recipe.neuron.model_dump(include={"tau", "surrogate", "reset", "detach_reset"}),
-            "loss_window": self._recipe.loss.window,
-            "batches": len(self._batches),
+            **self.recipe.neuron.model_dump(include={"tau", "surrogate", "reset", "detach_reset"}),
+            "loss_window": self.recipe.loss.window,
+            "batches": len(self.batches),
         }
-        sizes = {name: p.numel() for name, p in self._experiment.network.named_parameters()}
+        sizes = {name: p.numel() for name, p in self.experiment.network.named_parameters()}
         for part in gradient_rows(grams, sizes):
-            self._record(GRADIENTS_FILE, key | part)
+            self.record(GRADIENTS_FILE, key | part)
         for part in draw_rows([_sum(gram.values()) for gram in grams]):
-            self._record(DRAWS_FILE, key | part)
-        full = [self._gradient_of("bptt", *batch) for batch in self._batches] if self._compared else []
-        for method in self._compared:
-            made = [self._gradient_of(method, *batch) for batch in self._batches]
+            self.record(DRAWS_FILE, key | part)
+        full = [self._gradient_of("bptt", *batch) for batch in self.batches] if self.compared else []
+        for method in self.compared:
+            made = [self._gradient_of(method, *batch) for batch in self.batches]
             for part in agreement_rows(full, made, sizes):
-                self._record(METHOD_GRADIENTS_FILE, key | {"compared_method": method} | part)
+                self.record(METHOD_GRADIENTS_FILE, key | {"compared_method": method} | part)
 
     def count_operations(self) -> None:
         """Record the multiplications of an iteration of BPTT, SLTT, SLTT-K at K = 1, 2, 4, … < T, and what is compared."""
-        timesteps = self._experiment.timesteps
+        timesteps = self.experiment.timesteps
         ks = [2**i for i in range(timesteps.bit_length()) if 2**i < timesteps]
-        names = dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self._compared])
-        with training_mode(self._experiment.network, True):
-            rows = count_methods(self._batch(*self._batches[0]), list(names))
+        names = dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self.compared])
+        with training_mode(self.experiment.network, True):
+            rows = count_methods(self._batch(*self.batches[0]), list(names))
         for row in rows:
-            self._record(
+            self.record(
                 OPERATIONS_FILE,
                 {
                     "counted_method": row.method,
                     "drawn": backward_steps(row.method),
-                    "samples": len(self._batches[0][1]),
+                    "samples": len(self.batches[0][1]),
                     "forward_multiplications": row.forward,
                     "spatial_multiplications": row.spatial,
                     "temporal_multiplications": row.temporal,
@@ -121,8 +114,8 @@ class GradientWatch:
     def _grams(self, epoch: int) -> list[dict[str, Tensor]]:
         """For each batch: parameter → Gram matrix of its parts."""
         grams = []
-        for x, labels in self._batches:
-            with training_mode(self._experiment.network, True):
+        for x, labels in self.batches:
+            with training_mode(self.experiment.network, True):
                 parts: GradientParts = decompose(self._batch(x, labels))
             grams.append({name: parts.gram([name]) for name in parts.names})
             for name, gram in grams[-1].items():
@@ -133,11 +126,11 @@ class GradientWatch:
         return grams
 
     def _gradient_of(self, method: str, x: Tensor, labels: Tensor) -> Named:
-        with training_mode(self._experiment.network, True):
+        with training_mode(self.experiment.network, True):
             return gradient_of(method, self._batch(x, labels))
 
     def _batch(self, x: Tensor, labels: Tensor) -> TrainingBatch:
-        subject = self._experiment
+        subject = self.experiment
         steps = time_steps(x, subject.timesteps, subject.temporal)
         return TrainingBatch(
             subject.network, steps, lambda output: subject.loss(output, labels), subject.window

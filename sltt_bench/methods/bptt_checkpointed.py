@@ -9,6 +9,7 @@ Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time", wi
 """
 
 import re
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -17,11 +18,11 @@ from sltt_bench.neurons import State
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class CheckpointedBPTT:
     """One graph over all T steps of which only the state at each segment's start is kept."""
 
-    def __init__(self, segment: int) -> None:
-        self.segment = segment
+    segment: int
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         loss, state = self._run(unroll, 0, unroll.save_state())

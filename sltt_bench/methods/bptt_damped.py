@@ -9,15 +9,16 @@ Source: this project; the idea is that of λ-returns and of discounted traces.
 """
 
 import re
+from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class DampedBPTT:
     """One graph over all T steps, one backward pass, memory O(T)."""
 
-    def __init__(self, beta: float) -> None:
-        self.beta = beta
+    beta: float
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         loss = unroll.step(0)

@@ -8,16 +8,17 @@ Source: this project.
 """
 
 import re
+from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class OneLayerThroughTime:
     """One graph over all T steps, one backward pass, memory O(T)."""
 
-    def __init__(self, layer: int) -> None:
-        """`layer`: its place among the layers of neurons, 1 for the first; ValueError at the first step if there is none."""
-        self.layer = layer
+    layer: int
+    """Its place among the layers of neurons, 1 for the first; ValueError at the first step if there is none."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         loss = unroll.step(0)

@@ -14,17 +14,18 @@ receives Σ_t δ[t], as theirs does.
 """
 
 import re
+from dataclasses import dataclass
 
 from sltt_bench.methods.traces import Trace
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class OTTT:
     """One backward pass a step, through a graph of that step alone."""
 
-    def __init__(self, online: bool = False) -> None:
-        """`online`: the optimiser steps after every time step."""
-        self.online = online
+    online: bool = False
+    """Whether the optimiser steps after every time step."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         trace = Trace(unroll.neuron.decay)

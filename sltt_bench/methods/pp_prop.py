@@ -15,6 +15,7 @@ SLTT's error; normalisation between synapses and neurons is passed in space.
 """
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -28,12 +29,12 @@ DEFAULT_DECAY = 0.9
 """α where the name says none: the value of the examples in the authors' documentation."""
 
 
+@dataclass(frozen=True)
 class PPProp:
     """One backward pass a step, and a local one for what the state trace changes."""
 
-    def __init__(self, decay: float) -> None:
-        """`decay` is α."""
-        self.decay = decay
+    decay: float
+    """α."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         inputs, state = Trace(self.decay), StateTrace(self.decay)

@@ -19,6 +19,7 @@ Source: this project.
 import re
 from collections.abc import Collection
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,18 +29,18 @@ from sltt_bench.neurons import SpikingNeuron
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class AdaptiveSLTT:
     """At most (or, unbiased, on average about) `budget` backward passes, each of one step."""
 
-    def __init__(self, budget: int, unbiased: bool = False, steps: Collection[int] | None = None) -> None:
-        """`steps` are used whatever the activity, if they are given."""
-        self.budget = budget
-        self.unbiased = unbiased
-        self.steps = steps
+    budget: int
+    unbiased: bool = False
+    steps: Collection[int] | None = None
+    """Used whatever the activity, if they are given."""
 
     def at(self, steps: Collection[int]) -> "AdaptiveSLTT":
         """The same method with its choice made beforehand."""
-        return AdaptiveSLTT(self.budget, self.unbiased, steps)
+        return replace(self, steps=steps)
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         activity = Activity()

@@ -9,24 +9,22 @@ multiplies it by T/K instead. K = T is SLTT. Memory: that of SLTT.
 
 import re
 from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import torch
 
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class SLTTK:
     """K backward passes, each through a graph of one step alone."""
 
-    def __init__(
-        self, k: int, timesteps: int, unbiased: bool = False, steps: Collection[int] | None = None
-    ) -> None:
-        """`steps` are used in every iteration, if they are given, and none are drawn."""
-        self.k = k
-        self.timesteps = timesteps
-        self.unbiased = unbiased
-        self.scale = timesteps / k if unbiased else 1.0
-        self.steps = steps
+    k: int
+    timesteps: int
+    unbiased: bool = False
+    steps: Collection[int] | None = None
+    """Used in every iteration, if they are given, and none are drawn."""
 
     @property
     def budget(self) -> int:
@@ -35,7 +33,7 @@ class SLTTK:
 
     def at(self, steps: Collection[int]) -> "SLTTK":
         """The same method with its choice made beforehand."""
-        return SLTTK(self.k, self.timesteps, self.unbiased, steps)
+        return replace(self, steps=steps)
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         chosen = self._drawn(unroll.generator) if self.steps is None else self.steps
@@ -44,7 +42,7 @@ class SLTTK:
             with torch.set_grad_enabled(t in chosen):
                 loss = unroll.step(t)
             if t in chosen:
-                unroll.backward(loss * self.scale if self.scale != 1 else loss)
+                unroll.backward(loss * (self.timesteps / self.k) if self.unbiased else loss)
 
     def _drawn(self, generator: torch.Generator) -> Collection[int]:
         return set(torch.randperm(self.timesteps, generator=generator)[: self.k].tolist())

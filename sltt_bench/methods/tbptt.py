@@ -9,15 +9,16 @@ network trajectories", in its form of one backward pass for each w steps (h = h'
 """
 
 import re
+from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
 
 
+@dataclass(frozen=True)
 class TruncatedBPTT:
     """A graph over w steps at a time, backpropagated and freed."""
 
-    def __init__(self, window: int) -> None:
-        self.window = window
+    window: int
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         for start in range(0, unroll.timesteps, self.window):

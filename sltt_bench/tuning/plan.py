@@ -10,7 +10,7 @@ from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plan
 from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.studies import TASK, Point
+from sltt_bench.studies import TASK, Grid
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
 Row = Mapping[str, str]
@@ -63,14 +63,14 @@ def _faults(point: ResolvedPoint, fixed: Mapping[str, Any], request: Request) ->
     """Why the settings of a point cannot be chosen."""
     tuning = point.recipe.tuning
     if tuning is None:
-        where = f"{_words(point.study)}: " if point.study.recipe or point.study.overrides else ""
+        where = f"{_words(point.study)}: " if point.study.recipe or point.study.settings else ""
         yield f"{where}has no section `tuning`, which says what is searched; `sltt-bench show digits` shows one"
         return
     yield from (f"--set {key}: tuning.grid searches it" for key in tuning.grid if key in fixed)
     yield from (
         f"the study sets {key}, which tuning.grid searches"
         for key in tuning.grid
-        if key in point.study.overrides
+        if key in point.study.settings
     )
     if both := sorted(set(request.seeds or point.recipe.seeds) & set(tuning.seeds)):
         yield f"seed {both[0]} is one of tuning.seeds; the final training (seeds, or --seed) wants seeds of its own"
@@ -120,9 +120,9 @@ def _without(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     }
 
 
-def _words(point: Point) -> str:
+def _words(point: Grid) -> str:
     task = {} if point.recipe is None else {TASK: point.recipe}
-    return ", ".join(f"{key}={value}" for key, value in {**task, **point.overrides}.items())
+    return ", ".join(f"{key}={value}" for key, value in {**task, **point.settings}.items())
 
 
 def _budget_remark(searches: "Sequence[Search]", seeds: int) -> str:
