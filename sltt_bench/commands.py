@@ -403,12 +403,8 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
     if as_json:
         _print_json(facts)
         return
-    console = make_console()
-    table = Table.grid(padding=(0, 2))
-    for subject, text in lines(facts):
-        table.add_row(f"[bold]{escape(subject)}[/bold]", escape(text))
-    console.print(table)
-    print_run([folder], console=console)
+    _print_facts(lines(facts))
+    print_run([folder], console=make_console())
 
 
 def submit(
@@ -509,10 +505,21 @@ def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
     console = make_console()
     for rule in RULES:
         broken = [breach for breach in breaches if breach.rule == rule]
-        console.print(f"{'[red]✗[/red]' if broken else '[green]✓[/green]'} [bold]{rule}[/bold]")
+        console.print(f"{_MARKS['fault' if broken else 'ok']} [bold]{rule}[/bold]")
         for breach in broken:
             console.print(f"    {escape(breach.where)}: {escape(breach.text)}", soft_wrap=True)
     return int(bool(breaches))
+
+
+_MARKS = {"ok": "[green]✓[/green]", "note": "[yellow]–[/yellow]", "fault": "[red]✗[/red]"}
+
+
+def _print_facts(facts: Iterable[tuple[str, ...]]) -> None:
+    """A line for each (subject, text) or (subject, text, mark)."""
+    table = Table.grid(padding=(0, 2))
+    for subject, text, *marks in facts:
+        table.add_row(*marks, f"[bold]{escape(subject)}[/bold]", escape(text))
+    make_console().print(table)
 
 
 def _print_json(value: Any) -> None:
@@ -568,12 +575,8 @@ def doctor(*, as_json: bool = False) -> int:
     findings = examine()
     if as_json:
         _print_json([asdict(finding) for finding in findings])
-        return int(any(finding.level == "fault" for finding in findings))
-    marks = {"ok": "[green]✓[/green]", "note": "[yellow]–[/yellow]", "fault": "[red]✗[/red]"}
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        table.add_row(marks[finding.level], f"[bold]{finding.subject}[/bold]", escape(finding.text))
-    make_console().print(table)
+    else:
+        _print_facts((finding.subject, finding.text, _MARKS[finding.level]) for finding in findings)
     return int(any(finding.level == "fault" for finding in findings))
 
 
@@ -594,9 +597,5 @@ def verify_data(name: str, data_dir: Path, split: str | None) -> int:
     console = make_console()
     with data_progress(console) as progress:
         findings = data.verify(name, data_dir, progress, split=split)
-    table = Table.grid(padding=(0, 2))
-    for finding in findings:
-        mark = "[green]✓[/green]" if finding.ok else "[red]✗[/red]"
-        table.add_row(mark, f"[bold]{escape(finding.subject)}[/bold]", escape(finding.text))
-    console.print(table)
+    _print_facts((each.subject, each.text, _MARKS["ok" if each.ok else "fault"]) for each in findings)
     return int(not all(finding.ok for finding in findings))

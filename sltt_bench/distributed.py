@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -239,20 +239,8 @@ def _per_channel(values: Tensor) -> Tensor:
 
 def synchronise_batch_norm(network: nn.Module, ranks: Ranks) -> nn.Module:
     """The network with every BatchNorm2d synchronised over `ranks`; names, parameters and buffers stay as they are."""
-    for name, module in network.named_children():
+    for module in network.modules():
         if type(module) is nn.BatchNorm2d:
-            same = SynchronisedBatchNorm2d(
-                module.num_features,
-                module.eps,
-                module.momentum,
-                affine=module.affine,
-                track_running_stats=module.track_running_stats,
-            )
-            same.ranks = ranks
-            same._parameters = module._parameters
-            same._buffers = module._buffers
-            same.train(module.training)
-            setattr(network, name, same)
-        else:
-            synchronise_batch_norm(module, ranks)
+            module.__class__ = SynchronisedBatchNorm2d
+            cast(SynchronisedBatchNorm2d, module).ranks = ranks
     return network

@@ -124,18 +124,14 @@ def alif_pseudo_derivative(
     return derivative(above, neuron.surrogate, neuron.surrogate_width)
 
 
-class PLIF(SpikingNeuron):
+class PLIF(LIF):
     """A layer of LIF neurons that share a learned time constant, as SpikingJelly's ParametricLIFNode has it."""
-
-    carried = ("potential",)
 
     def __init__(self, parameters: LIFParameters) -> None:
         """`parameters.tau` > 1 is where τ starts."""
-        super().__init__()
-        self.parameters_ = parameters
+        super().__init__(parameters)
         self.w = nn.Parameter(torch.tensor(-math.log(parameters.tau - 1)))
         """1/τ = σ(w). Weight decay, which treats it as any parameter, pulls τ towards 2."""
-        self.potential: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
         spikes, self.potential = plif_step(current, self.potential, self.w, self.parameters_)
@@ -158,16 +154,11 @@ class DietLIF(PLIF):
         return spikes
 
 
-class CubaLIF(SpikingNeuron):
+class CubaLIF(LIF):
     """A layer of LIF neurons whose input leaks on its way: current-based synapses."""
 
     carried = ("synaptic_current", "potential")
-
-    def __init__(self, parameters: LIFParameters) -> None:
-        super().__init__()
-        self.parameters_ = parameters
-        self.synaptic_current: Tensor | None = None
-        self.potential: Tensor | None = None
+    synaptic_current: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
         before = None
@@ -180,16 +171,11 @@ class CubaLIF(SpikingNeuron):
         return f"{super().extra_repr()}, tau_synapse={self.parameters_.tau_synapse}"
 
 
-class ALIF(SpikingNeuron):
+class ALIF(LIF):
     """A layer of LIF neurons whose threshold rises with every spike and relaxes slowly."""
 
     carried = ("potential", "adaptation")
-
-    def __init__(self, parameters: LIFParameters) -> None:
-        super().__init__()
-        self.parameters_ = parameters
-        self.potential: Tensor | None = None
-        self.adaptation: Tensor | None = None
+    adaptation: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
         before = None
@@ -222,7 +208,7 @@ class Readout(Stateful):
         return f"tau={self.tau}"
 
 
-LAYERS: dict[str, type[LIF | PLIF | CubaLIF | ALIF]] = {
+LAYERS: dict[str, type[LIF]] = {
     "lif": LIF,
     "plif": PLIF,
     "diet-lif": DietLIF,

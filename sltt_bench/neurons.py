@@ -180,7 +180,7 @@ def reads_values(hook: Callable[..., Any]) -> bool:
 class LIF(SpikingNeuron):
     """A layer of LIF neurons in plain autograd."""
 
-    carried = ("potential",)
+    carried: tuple[str, ...] = ("potential",)
 
     def __init__(self, parameters: LIFParameters) -> None:
         super().__init__()

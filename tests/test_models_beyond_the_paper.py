@@ -12,6 +12,7 @@ from sltt_bench import models
 from sltt_bench.analysis.gradients import TrainingBatch, decompose
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
+from sltt_bench.models.layers import Factories
 from sltt_bench.models.ms_resnet import MSBlock
 from sltt_bench.models.normalisation import Normalisation
 from sltt_bench.models.options import ModelOptions, MSResNetOptions, SEWResNetOptions, SpikformerOptions
@@ -105,9 +106,7 @@ def test_the_networks_have_their_number_of_spiking_layers(name, neurons):
 
 @pytest.mark.parametrize(("connection", "silent"), [("add", True), ("iand", True), ("and", False)])
 def test_a_sew_block_is_the_identity_where_its_branch_says_so(connection, silent):
-    block = SEWBlock(
-        4, 4, 1, connection=connection, neuron=lambda: LIF(NEURON), normalisation=Normalisation("batch")
-    )
+    block = SEWBlock(4, 4, 1, Factories(lambda: LIF(NEURON), Normalisation("batch")), connection)
     nn.init.zeros_(block.bn2.weight)
     nn.init.constant_(block.bn2.bias, -1.0 if silent else 1.0)
     spikes = (torch.rand(2, 4, 5, 5) < 0.5).float()
@@ -132,9 +131,7 @@ def test_an_ms_block_starts_as_its_shortcut_and_has_no_neuron_on_it():
 def test_spiking_attention_counts_agreeing_patches_head_by_head():
     dim, heads, patches = 6, 2, 5
     torch.manual_seed(0)
-    attention = SpikingSelfAttention(
-        dim, heads, neuron=lambda: LIF(NEURON), normalisation=Normalisation("batch")
-    )
+    attention = SpikingSelfAttention(dim, heads, Factories(lambda: LIF(NEURON), Normalisation("batch")))
     seen: dict[str, Tensor] = {}
     for key in ("q", "k", "v"):
         layer = getattr(attention, key)

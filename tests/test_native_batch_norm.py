@@ -15,8 +15,9 @@ from thinned import thinned
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
-from sltt_bench.backends.native.batch_norm import NotTraceable, defer
+from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.neuron import NativeLIF
+from sltt_bench.backends.native.units import NotTraceable
 from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.options import MSResNetOptions, PreActResNetOptions, SEWResNetOptions

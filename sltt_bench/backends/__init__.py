@@ -69,20 +69,18 @@ class Backend(Protocol):
 
 def unserved(backend: Backend, method: str) -> str | None:
     """Why the backend cannot serve the method of that name, or None. Raises UnknownMethod."""
-    missing = methods.promises(method).needs - getattr(backend, "serves", frozenset())
-    if not missing:
-        return None
-    what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
-    return f"method {method!r} needs {what}, which this backend does not offer; use --backend reference"
+    return _lacking(backend, f"method {method!r} needs", methods.promises(method).needs)
 
 
 def unserved_network(backend: Backend, model: "ModelOptions") -> str | None:
     """Why the backend cannot serve a network of those options, or None."""
-    missing = model.needs - getattr(backend, "serves", frozenset())
-    if not missing:
-        return None
+    return _lacking(backend, f"model {model.name!r} with its normalisation has", model.needs)
+
+
+def _lacking(backend: Backend, whose: str, needs: frozenset["Need"]) -> str | None:
+    missing = needs - getattr(backend, "serves", frozenset())
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
-    return f"model {model.name!r} with its normalisation has {what}, which this backend does not offer; use --backend reference"
+    return f"{whose} {what}, which this backend does not offer; use --backend reference" if missing else None
 
 
 def other_than_lif(neuron: "LIFParameters") -> str | None:

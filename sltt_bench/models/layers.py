@@ -1,12 +1,21 @@
 """Layers and initialisations that several networks share."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import Stem
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import NeuronFactory, Stateful
+
+
+class Factories(NamedTuple):
+    """What makes a network's neurons and its normalising layers."""
+
+    neuron: NeuronFactory
+    normalisation: NormalisationFactory
 
 
 class SequenceDropout(Stateful):

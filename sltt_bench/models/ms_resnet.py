@@ -22,7 +22,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import kaiming_convolutions, residual_stages, stem
+from sltt_bench.models.layers import Factories, kaiming_convolutions, residual_stages, stem
 from sltt_bench.models.normalisation import NormalisationFactory, start_at_zero
 from sltt_bench.models.options import MSResNetOptions
 from sltt_bench.neurons import NeuronFactory
@@ -33,16 +33,9 @@ BLOCKS_PER_STAGE = {"ms-resnet18": (2, 2, 2, 2), "ms-resnet34": (3, 4, 6, 3)}
 class MSBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        neuron: NeuronFactory,
-        normalisation: NormalisationFactory,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, make: Factories) -> None:
         super().__init__()
+        neuron, normalisation = make
         self.neuron1 = neuron()
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = normalisation(out_channels)
@@ -79,7 +72,7 @@ class MSResNet(nn.Module):
         classes: int,
     ) -> None:
         super().__init__()
-        block = partial(MSBlock, neuron=neuron, normalisation=normalisation)
+        block = partial(MSBlock, make=Factories(neuron, normalisation))
         width = options.width
         self.conv1 = stem(input_shape[0], width, options.stem)
         self.bn1 = normalisation(width)

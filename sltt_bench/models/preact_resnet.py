@@ -17,7 +17,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import SequenceDropout, kaiming_convolutions, residual_stages, stem
+from sltt_bench.models.layers import Factories, SequenceDropout, kaiming_convolutions, residual_stages, stem
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import NeuronFactory
@@ -29,16 +29,10 @@ class PreActBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        dropout: float,
-        neuron: NeuronFactory,
-        normalisation: NormalisationFactory,
+        self, in_channels: int, out_channels: int, stride: int, make: Factories, dropout: float
     ) -> None:
         super().__init__()
+        neuron, normalisation = make
         self.bn1 = normalisation(in_channels)
         self.neuron1 = neuron()
         self.conv1 = nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1)
@@ -76,7 +70,7 @@ class PreActResNet(nn.Module):
     ) -> None:
         super().__init__()
         dropout, width = options.dropout, options.width
-        block = partial(PreActBlock, dropout=dropout, neuron=neuron, normalisation=normalisation)
+        block = partial(PreActBlock, dropout=dropout, make=Factories(neuron, normalisation))
         self.conv1 = stem(input_shape[0], width, "3x3")
         self.layer1, self.layer2, self.layer3, self.layer4 = residual_stages(block, width, BLOCKS_PER_STAGE)
         self.bn1 = normalisation(width * 8)

@@ -25,7 +25,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import kaiming_convolutions, residual_stages, stem
+from sltt_bench.models.layers import Factories, kaiming_convolutions, residual_stages, stem
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import SEWResNetOptions
 from sltt_bench.neurons import NeuronFactory
@@ -44,16 +44,10 @@ class SEWBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: [batch, in, H, W] → [batch, out, H/stride, W/stride]."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        *,
-        connection: str,
-        neuron: NeuronFactory,
-        normalisation: NormalisationFactory,
+        self, in_channels: int, out_channels: int, stride: int, make: Factories, connection: str
     ) -> None:
         super().__init__()
+        neuron, normalisation = make
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = normalisation(out_channels)
         self.neuron1 = neuron()
@@ -90,7 +84,7 @@ class SEWResNet(nn.Module):
         classes: int,
     ) -> None:
         super().__init__()
-        block = partial(SEWBlock, connection=options.connection, neuron=neuron, normalisation=normalisation)
+        block = partial(SEWBlock, connection=options.connection, make=Factories(neuron, normalisation))
         width = options.width
         self.conv1 = stem(input_shape[0], width, options.stem)
         self.bn1 = normalisation(width)

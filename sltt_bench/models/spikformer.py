@@ -30,6 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.models.layers import Factories
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import SpikformerOptions
 from sltt_bench.neurons import NeuronFactory
@@ -42,30 +43,26 @@ THRESHOLD_RATIO = 0.5
 class Channels(nn.Sequential):
     """LIF(N(W x + b)) of every patch by itself: [batch, in, patches] → spikes [batch, out, patches]."""
 
-    def __init__(
-        self, channels: int, out_channels: int, *, neuron: NeuronFactory, normalisation: NormalisationFactory
-    ) -> None:
+    def __init__(self, channels: int, out_channels: int, make: Factories) -> None:
         super().__init__()
         linear = nn.Conv1d(channels, out_channels, kernel_size=1)
         nn.init.normal_(linear.weight, std=0.02)
         assert linear.bias is not None
         nn.init.zeros_(linear.bias)
         self.add_module("linear", linear)
-        self.add_module("norm", normalisation(out_channels, dimensions=0))
-        self.add_module("neuron", neuron())
+        self.add_module("norm", make.normalisation(out_channels, dimensions=0))
+        self.add_module("neuron", make.neuron())
 
 
 class SpikingSelfAttention(nn.Module):
     """[batch, dim, patches] → spikes of that shape."""
 
-    def __init__(
-        self, dim: int, heads: int, *, neuron: NeuronFactory, normalisation: NormalisationFactory
-    ) -> None:
+    def __init__(self, dim: int, heads: int, make: Factories) -> None:
         super().__init__()
-        channels = partial(Channels, dim, dim, neuron=neuron, normalisation=normalisation)
+        channels = partial(Channels, dim, dim, make)
         self.heads = heads
         self.q, self.k, self.v = channels(), channels(), channels()
-        self.neuron = neuron()
+        self.neuron = make.neuron()
         self.projection = channels()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,19 +78,10 @@ class SpikingSelfAttention(nn.Module):
 class EncoderBlock(nn.Module):
     """Attention and MLP, each beside a shortcut: [batch, dim, patches] → the same."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        hidden: int,
-        *,
-        neuron: NeuronFactory,
-        normalisation: NormalisationFactory,
-    ) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, make: Factories) -> None:
         super().__init__()
-        channels = partial(Channels, neuron=neuron, normalisation=normalisation)
-        self.attention = SpikingSelfAttention(dim, heads, neuron=neuron, normalisation=normalisation)
-        self.mlp = nn.Sequential(channels(dim, hidden), channels(hidden, dim))
+        self.attention = SpikingSelfAttention(dim, heads, make)
+        self.mlp = nn.Sequential(Channels(dim, hidden, make), Channels(hidden, dim, make))
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(x)
@@ -104,22 +92,14 @@ class EncoderBlock(nn.Module):
 class Patches(nn.Module):
     """[batch, C, H, W] → [batch, dim, H/2^halvings, W/2^halvings], sizes rounded up."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        halvings: int,
-        *,
-        neuron: NeuronFactory,
-        normalisation: NormalisationFactory,
-    ) -> None:
+    def __init__(self, in_channels: int, dim: int, halvings: int, make: Factories) -> None:
         super().__init__()
 
         def convolution(channels: int, out_channels: int) -> nn.Sequential:
             return nn.Sequential(
                 nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                normalisation(out_channels),
-                neuron(),
+                make.normalisation(out_channels),
+                make.neuron(),
             )
 
         self.layers = nn.Sequential()
@@ -155,15 +135,11 @@ class Spikformer(nn.Module):
     ) -> None:
         super().__init__()
         dim, hidden = options.dim, options.dim * options.mlp_ratio
-        self.patches = Patches(
-            input_shape[0], dim, options.halvings, neuron=neuron, normalisation=normalisation
-        )
+        make = Factories(neuron, normalisation)
+        self.patches = Patches(input_shape[0], dim, options.halvings, make)
         self.flatten = nn.Flatten(2)
         self.blocks = nn.Sequential(
-            *(
-                EncoderBlock(dim, options.heads, hidden, neuron=neuron, normalisation=normalisation)
-                for _ in range(options.depth)
-            )
+            *(EncoderBlock(dim, options.heads, hidden, make) for _ in range(options.depth))
         )
         self.head = nn.Linear(dim, classes)
         nn.init.normal_(self.head.weight, std=0.02)

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from sltt_bench.models.layers import SequenceDropout, classifier_init, kaiming_convolutions
+from sltt_bench.models.layers import Factories, SequenceDropout, classifier_init, kaiming_convolutions
 from sltt_bench.models.normalisation import NormalisationFactory
 from sltt_bench.models.options import VGGOptions
 from sltt_bench.neurons import NeuronFactory
@@ -22,19 +22,13 @@ SMALLEST_IMAGE = 32
 """Five pools halve the image."""
 
 
-def stage(
-    in_channels: int,
-    *out_channels: int,
-    dropout: float,
-    neuron: NeuronFactory,
-    normalisation: NormalisationFactory,
-) -> nn.Sequential:
+def stage(in_channels: int, *out_channels: int, dropout: float, make: Factories) -> nn.Sequential:
     """One convolution for each of `out_channels`, then a pool that halves H and W."""
     layers = nn.Sequential()
     for channels in out_channels:
         layers.append(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))
-        layers.append(normalisation(channels))
-        layers.append(neuron())
+        layers.append(make.normalisation(channels))
+        layers.append(make.neuron())
         layers.append(SequenceDropout(dropout))
         in_channels = channels
     return layers.append(nn.AvgPool2d(2))
@@ -66,7 +60,7 @@ class VGG(nn.Module):
                 "enlarge them in the recipe's data section or choose another model"
             )
         width = options.width
-        next_stage = partial(stage, dropout=options.dropout, neuron=neuron, normalisation=normalisation)
+        next_stage = partial(stage, dropout=options.dropout, make=Factories(neuron, normalisation))
         self.layer1 = next_stage(in_channels, width)
         self.layer2 = next_stage(width, width * 2)
         self.layer3 = next_stage(width * 2, width * 4, width * 4)

@@ -25,14 +25,14 @@ from torch import Tensor, nn
 
 from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
-from sltt_bench.backends.native.batch_norm import NotTraceable, defer
+from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
@@ -149,7 +149,7 @@ class Native:
         try:
             self._norms = f"{defer(network, NativeLIF)}, within the kernels of neurons"
         except NotTraceable as error:
-            self._norms = f"none within kernels of neurons: the forward method cannot be traced: {error}"
+            self._norms = f"none within kernels of neurons: {error}"
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:

@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.kernels import Kernels
 from sltt_bench.backends.native.lif_torch import BatchNormParameters
-from sltt_bench.backends.native.units import StepTracer
+from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
 from sltt_bench.torch_internals import batch_statistics
 
@@ -53,16 +53,9 @@ def defer(network: nn.Module, neurons: type[nn.Module]) -> int:
     return len(pairs)
 
 
-class NotTraceable(Exception):
-    """The calls of a step cannot be seen; the message says why."""
-
-
 def _pairs(network: nn.Module, neurons: type[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
     """The batch norms whose result one layer of neurons receives and nothing else sees, each with that layer."""
-    try:
-        graph = StepTracer().trace(network)
-    except Exception as error:  # whatever a forward method may do with a value that is none yet
-        raise NotTraceable(" ".join(str(error).split())[:200]) from error
+    graph = trace_step(network)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(network.get_submodule(str(node.target)) for node in calls)
     pairs = []

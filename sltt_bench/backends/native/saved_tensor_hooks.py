@@ -233,17 +233,14 @@ def _sum(node: Node, operand: Operand) -> Computed | None:
     return _computed(add, operand(node, 0), operand(node, 1))
 
 
+def _as_before(operation: Any, node: Node, names: tuple[str, ...]) -> Callable[..., Tensor]:
+    """The operation with the options of these names that a node saved."""
+    return partial(operation, **{name: saved_by(node, name) for name in names})
+
+
 def _average_pool(node: Node, operand: Operand) -> Computed | None:
-    pool = partial(
-        torch.ops.aten.avg_pool2d,
-        kernel_size=saved_by(node, "kernel_size"),
-        stride=saved_by(node, "stride"),
-        padding=saved_by(node, "padding"),
-        ceil_mode=saved_by(node, "ceil_mode"),
-        count_include_pad=saved_by(node, "count_include_pad"),
-        divisor_override=saved_by(node, "divisor_override"),
-    )
-    return _computed(pool, operand(node, 0), costly=True)
+    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+    return _computed(_as_before(torch.ops.aten.avg_pool2d, node, names), operand(node, 0), costly=True)
 
 
 def _adaptive_average_pool(node: Node, operand: Operand) -> Computed | None:
@@ -265,15 +262,8 @@ def _cast(node: Node, operand: Operand) -> Computed | None:
 
 
 def _convolution(node: Node, operand: Operand) -> Computed | None:
-    convolve = partial(
-        torch.ops.aten.convolution,
-        stride=saved_by(node, "stride"),
-        padding=saved_by(node, "padding"),
-        dilation=saved_by(node, "dilation"),
-        transposed=saved_by(node, "transposed"),
-        output_padding=saved_by(node, "output_padding"),
-        groups=saved_by(node, "groups"),
-    )
+    names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    convolve = _as_before(torch.ops.aten.convolution, node, names)
     x, weight = operand(node, 0, "input"), Stored(saved_by(node, "weight"))
     if not any(saved_by(node, "bias_sym_sizes_opt") or ()):
         return _computed(partial(convolve, bias=None), x, weight, costly=True)

@@ -421,17 +421,29 @@ class StepTracer(fx.Tracer):
         return not has_children or isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
 
 
+class NotTraceable(Exception):
+    """The calls of a step cannot be seen; the message says why."""
+
+
+def trace_step(network: nn.Module) -> fx.Graph:
+    """The calls of one step. Raises NotTraceable."""
+    try:
+        return StepTracer().trace(network)
+    except Exception as error:  # whatever a forward method may do with a value that is none yet
+        raise NotTraceable(
+            f"the forward method cannot be traced: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
 def _trace(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotSeparable."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             raise NotSeparable(f"{type(module).__name__} would draw anew when it is computed again")
     try:
-        graph = StepTracer().trace(network)
-    except Exception as error:  # whatever a forward method may do with a value that is none yet
-        raise NotSeparable(
-            f"its forward method cannot be traced: {' '.join(str(error).split())[:200]}"
-        ) from error
+        graph = trace_step(network)
+    except NotTraceable as error:
+        raise NotSeparable(str(error)) from error
     for node in graph.nodes:
         if node.op == "call_method" and str(node.target).endswith("_"):
             raise NotSeparable(f"its forward method changes a value in place ({node.target})")
