@@ -135,16 +135,8 @@ def source_revision(package: Path) -> dict[str, Any]:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git says in `folder`, or None if there is no git or it refuses."""
-    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     # Not even a status may take the index's lock from someone who is at work in the checkout.
-    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-    try:
-        answer = subprocess.run(
-            command, env=surroundings, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+    return _output_of("git", "--no-optional-locks", "-C", str(folder), *arguments)
 
 
 def _installed_commit() -> str | None:
@@ -197,13 +189,20 @@ def _field(text: str, key: str) -> str | None:
 
 
 def _output_of(*command: str) -> str | None:
+    """What a command says in English, of the folder that it is told and no other; None if it is not there or fails."""
+    surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        english = {**os.environ, "LC_ALL": "C"}
-        return subprocess.run(
-            command, env=english, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        answer = subprocess.run(
+            command,
+            env={**surroundings, "LC_ALL": "C"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
+    return answer.stdout.strip()
 
 
 def usable_cores() -> int | None:

@@ -131,19 +131,17 @@ def _hardware_named(results: Results) -> Findings:
 
 
 def _names_nobody(results: Results) -> Findings:
-    for run in results.runs:
-        for path in sorted(run.path.rglob("*")):
-            if path.suffix not in (".csv", ".json", ".yaml", ".log") or not path.is_file():
-                continue
-            if match := _PRIVATE.search(path.read_text(encoding="utf-8", errors="replace")):
-                yield str(path), f"names a private path ({match[0]}); take it out"
+    for path in _files(results):
+        if path.suffix not in (".csv", ".json", ".yaml", ".log"):
+            continue
+        if match := _PRIVATE.search(path.read_text(encoding="utf-8", errors="replace")):
+            yield str(path), f"names a private path ({match[0]}); take it out"
 
 
 def _no_large_files(results: Results) -> Findings:
-    for run in results.runs:
-        for path in sorted(run.path.rglob("*")):
-            if path.is_file() and (path.stat().st_size > MAXIMUM_FILE_BYTES or path.suffix == ".pt"):
-                yield str(path), f"{path.stat().st_size / 1e6:.1f} MB: checkpoints and large files stay out"
+    for path in _files(results):
+        if path.stat().st_size > MAXIMUM_FILE_BYTES or path.suffix == ".pt":
+            yield str(path), f"{path.stat().st_size / 1e6:.1f} MB: checkpoints and large files stay out"
 
 
 RULES: Mapping[str, Callable[[Results], Findings]] = {
@@ -159,6 +157,11 @@ RULES: Mapping[str, Callable[[Results], Findings]] = {
     "no large files": _no_large_files,
 }
 """Rule, by the name it has in docs/rules.md → what finds its breaches."""
+
+
+def _files(results: Results) -> Iterator[Path]:
+    for run in results.runs:
+        yield from (path for path in sorted(run.path.rglob("*")) if path.is_file())
 
 
 def _runs(results: Results) -> pd.DataFrame:

@@ -114,9 +114,8 @@ class Reporter:
 
 def main() -> None:
     """Work on the jobs given on standard input until an empty one; exit code 1 if a cell failed."""
-    signal.signal(
-        signal.SIGUSR2, signal.SIG_IGN
-    )  # Slurm sends it to all of a job; our runner is who is meant
+    # Slurm sends it to all of a job; our runner is who is meant.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     events = take_standard_output()
     failed = False
     for job in iter(_jobs().get, {}):

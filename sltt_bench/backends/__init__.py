@@ -7,7 +7,7 @@ group `sltt_bench.backends`: the object is a factory without arguments.
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sltt_bench import methods
@@ -110,10 +110,8 @@ def names() -> list[str]:
 def create(name: str, **options: Any) -> Backend:
     """The backend called `name` with its options. Raises UnknownBackend, PluginFailed; loads torch."""
     if name in BACKENDS:
-        module, factory = BACKENDS[name].split(":")
-        backend: Backend = getattr(import_module(module), factory)(**options)
-        return backend
-    if (factory_of_plugin := find_plugin("backends", name)) is not None:
-        third_party: Backend = factory_of_plugin(**options)
-        return third_party
-    raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")
+        factory = resolve_name(BACKENDS[name])
+    elif (factory := find_plugin("backends", name)) is None:
+        raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")
+    backend: Backend = factory(**options)
+    return backend

@@ -5,8 +5,8 @@ Third parties add one with the entry-point group `sltt_bench.data`; the object i
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -81,13 +81,10 @@ def source_type(name: str) -> type[DataSource]:
     """The class of the data set called `name`. Raises UnknownDataset and PluginFailed."""
     source: type[DataSource] | None
     if name in DATASETS:
-        module, class_name = DATASETS[name].split(":")
-        source = getattr(import_module(module), class_name)
-    else:
-        source = find_plugin("data", name, must_have=("load", "model_validate"))
-    if source is not None:
-        return source
-    raise UnknownDataset(f"unknown data set {name!r}; known: {', '.join(names())}")
+        source = resolve_name(DATASETS[name])
+    elif (source := find_plugin("data", name, must_have=("load", "model_validate"))) is None:
+        raise UnknownDataset(f"unknown data set {name!r}; known: {', '.join(names())}")
+    return source
 
 
 def missing(source: DataSource, data_dir: Path) -> str | None:

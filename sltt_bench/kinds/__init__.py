@@ -6,7 +6,7 @@ that sends what it measures to the reporter. Nothing here loads torch; the funct
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.results.schema import (
@@ -49,8 +49,7 @@ class CellKind:
 
     def load(self) -> "Callable[[Cell, Job, Reporter], None]":
         """The function. Loads torch."""
-        module, name = self.function.split(":")
-        function: Callable[[Cell, Job, Reporter], None] = getattr(import_module(module), name)
+        function: Callable[[Cell, Job, Reporter], None] = resolve_name(self.function)
         return function
 
 

@@ -9,7 +9,7 @@ entry-point group `sltt_bench.models`; the object has `Options` and `build`.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.models import options as _options
@@ -81,8 +81,7 @@ def build(
     """
     builder: Callable[..., nn.Module]
     if options.name in MODELS:
-        module, function = MODELS[options.name].builder.split(":")
-        builder = getattr(import_module(module), function)
+        builder = resolve_name(MODELS[options.name].builder)
     else:
         builder = _third_party(options.name).build
     if isinstance(options, NormalisedOptions):

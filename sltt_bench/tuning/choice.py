@@ -10,6 +10,7 @@ one is, nothing is chosen for its method, whose budget would be smaller than tha
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from statistics import fmean
 from typing import Any
 
@@ -59,9 +60,7 @@ def choose(grid: Grid, trials: Sequence[Trial]) -> Choice | None:
     for trial in trials:
         tried.setdefault(_place(grid, trial.setting), []).append(trial)
     seeds = {tuple(sorted(trial.seed for trial in same)) for same in tried.values()}
-    points = 1
-    for values in grid.values():
-        points *= len(values)
+    points = prod(map(len, grid.values()))
     if len(tried) != points or len(seeds) != 1 or len(set(seed := seeds.pop())) != len(seed):
         raise ValueError(
             f"{len(trials)} trials are not those of a grid of {points} settings, each with the same seeds"
