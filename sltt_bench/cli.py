@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
@@ -382,6 +382,7 @@ def submit(
     from sltt_bench import commands
     from sltt_bench.plan import checkpoint_file, make_plans, processes_per_cell
     from sltt_bench.slurm import Resources
+    from sltt_bench.slurm import submit as hand_over
 
     if init is not None and init != "random":
         init = str(checkpoint_file(init).absolute())
@@ -415,8 +416,12 @@ def submit(
         requeues=requeues,
         further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),
     )
-    timeout_s = _seconds(timeout)
-    commands.submit(plans, resources, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume)
+    timeout_s, command = _seconds(timeout), commands.command_line()
+    commands.check_data([cell for plan in plans for cell in plan], data_dir)
+    submission = hand_over(
+        plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
+    )
+    commands.show_status(submission.folder)
 
 
 Submitted = Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder that `submit` made.")]
@@ -518,16 +523,16 @@ def power(
 ) -> None:
     """Say how many seeds would tell a stated effect apart, from the spread of the pairs at hand."""
     from sltt_bench import commands
+    from sltt_bench.report.power import print_seeds_needed, seeds_needed
 
-    commands.show_power(
-        results,
-        effects=_effects(effect),
-        power=wanted,
-        figure=figure,
-        baseline=baseline,
-        methods=_comma_list(method),
-        as_json=as_json,
+    methods = _comma_list(method)
+    rows = seeds_needed(
+        results, _effects(effect), power=wanted, figure=figure, baseline=baseline, methods=methods
     )
+    if as_json:
+        commands.print_json([asdict(row) for row in rows])
+    else:
+        print_seeds_needed(rows, make_console())
 
 
 @app.command()

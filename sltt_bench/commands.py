@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -38,9 +38,6 @@ from sltt_bench.runner import (
 )
 from sltt_bench.runner import run_plans as start_runs
 from sltt_bench.terminal import count_display, data_progress, run_display
-
-if TYPE_CHECKING:
-    from sltt_bench.slurm import Resources
 
 
 def run_plans(
@@ -79,7 +76,7 @@ def run_plans(
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_batches(open_cells)
     _check_devices(open_cells)
-    _check_data(open_cells, data_dir)
+    check_data(open_cells, data_dir)
     folders: list[Path] = []
 
     def opener(plan: Plan, path: Path | None) -> Callable[[], RunFolder]:
@@ -183,7 +180,7 @@ def _check_devices(cells: Sequence[Cell]) -> None:
         check_gpu_is_usable(device)
 
 
-def _check_data(cells: Sequence[Cell], data_dir: Path) -> None:
+def check_data(cells: Sequence[Cell], data_dir: Path) -> None:
     """Raises DataError if a data set that some cell reads is not there."""
     missing = (
         data.missing(cell.recipe.data, data_dir)
@@ -326,7 +323,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         raise RecipeError("list", [f"unknown kind {what!r}{nearest(what, rows)}; known: {', '.join(rows)}"])
     kinds = list(rows) if what == "all" else [what]
     if as_json:
-        _print_json({kind: rows[kind]() for kind in kinds})
+        print_json({kind: rows[kind]() for kind in kinds})
         return
     console = make_console()
     for kind in kinds:
@@ -401,35 +398,10 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
 
     facts = overview(folder)
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     _print_facts(lines(facts))
     print_run([folder], console=make_console())
-
-
-def submit(
-    plans: Sequence[Plan],
-    resources: "Resources",
-    *,
-    out: Path,
-    data_dir: Path,
-    timeout_s: float | None,
-    resume: bool,
-) -> None:
-    """Hand the plans' cells to Slurm and show how they stand. Raises SlurmError, DataError, ResultsError."""
-    from sltt_bench import slurm
-
-    _check_data([cell for plan in plans for cell in plan], data_dir)
-    submission = slurm.submit(
-        plans,
-        resources,
-        out=out,
-        data_dir=data_dir,
-        command=command_line(),
-        timeout_s=timeout_s,
-        resume=resume,
-    )
-    show_status(submission.folder)
 
 
 def show_status(folder: Path, *, as_json: bool = False) -> int:
@@ -438,7 +410,7 @@ def show_status(folder: Path, *, as_json: bool = False) -> int:
 
     cells = slurm.status(slurm.Submission.read(folder))
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"cell_id": each.cell.cell_id, "cell": describe(each.cell), "state": each.state, "reason": each.reason,
                  "job": each.job, "epochs_done": each.epochs_done, "epochs": each.cell.recipe.train.epochs}
@@ -474,33 +446,13 @@ def cancel(folder: Path, cell_ids: Sequence[str] | None) -> None:
     make_console().print(f"{len(ended)} job{'s' * (len(ended) != 1)} cancelled")
 
 
-def show_power(
-    sources: Sequence[Path],
-    *,
-    effects: Sequence[float],
-    power: float,
-    figure: str,
-    baseline: str,
-    methods: Sequence[str] | None,
-    as_json: bool = False,
-) -> None:
-    """How many seeds would show each effect. Raises ResultsError."""
-    from sltt_bench.report.power import print_seeds_needed, seeds_needed
-
-    rows = seeds_needed(sources, effects, power=power, figure=figure, baseline=baseline, methods=methods)
-    if as_json:
-        _print_json([asdict(row) for row in rows])
-        return
-    print_seeds_needed(rows, make_console())
-
-
 def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
     """Show which rules results meet; 1 if they break any. Raises ResultsError."""
     from sltt_bench.submission import RULES, check
 
     _, breaches = check(folders)
     if as_json:
-        _print_json([asdict(breach) for breach in breaches])
+        print_json([asdict(breach) for breach in breaches])
         return int(bool(breaches))
     console = make_console()
     for rule in RULES:
@@ -522,14 +474,15 @@ def _print_facts(facts: Iterable[tuple[str, ...]]) -> None:
     make_console().print(table)
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """For scripts."""
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def show_recipe(recipe: Recipe, *, as_json: bool = False) -> None:
     """A resolved recipe as YAML that could be run again, or as JSON."""
     if as_json:
-        _print_json(recipe.model_dump(mode="json"))
+        print_json(recipe.model_dump(mode="json"))
         return
     from sltt_bench.yaml_text import dump_yaml
 
@@ -554,7 +507,7 @@ def show_method(name: str, *, as_json: bool = False) -> None:
     promised = methods.promises(name)
     promises = asdict(promised) | {"needs": sorted(promised.needs), "kinds": sorted(promised.kinds)}
     if as_json:
-        _print_json({"method": name, "explanation": methods.explanation(name), "promises": promises})
+        print_json({"method": name, "explanation": methods.explanation(name), "promises": promises})
         return
     print(f"# {name}\n\n{methods.explanation(name)}\n")
     for promise, value in promises.items():
@@ -574,7 +527,7 @@ def doctor(*, as_json: bool = False) -> int:
 
     findings = examine()
     if as_json:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         _print_facts((finding.subject, finding.text, _MARKS[finding.level]) for finding in findings)
     return int(any(finding.level == "fault" for finding in findings))

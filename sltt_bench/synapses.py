@@ -26,6 +26,11 @@ Presynaptic = Callable[[nn.Module, Tensor], Tensor]
 LocalError = Callable[[SpikingNeuron, Tensor], Tensor | None]
 """(layer of neurons, ∂L[t]/∂s[t]) → one more error at its current I[t], of the same shape; None for none."""
 
+FollowNeurons = Callable[[SpikingNeuron, Tensor, Tensor], None]
+"""(layer of neurons, u[t], s[t]): called after each of its steps."""
+StandIn = Callable[[SpikingNeuron, Tensor], Tensor]
+"""(layer of neurons, I[t]) → what takes the place of s[t], of its shape."""
+
 SYNAPTIC = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -195,9 +200,7 @@ class _ThroughGate(torch.autograd.Function):
 
 
 @contextmanager
-def watched_neurons(
-    network: nn.Module, callback: Callable[[SpikingNeuron, Tensor, Tensor], None]
-) -> Iterator[None]:
+def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
     """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
 
     Raises NotImplementedError for neurons of another kind.
@@ -227,9 +230,7 @@ def watched_neurons(
 
 
 @contextmanager
-def replaced_neurons(
-    network: nn.Module, function: Callable[[SpikingNeuron, Tensor], Tensor]
-) -> Iterator[None]:
+def replaced_neurons(network: nn.Module, function: StandIn) -> Iterator[None]:
     """Within, `function(layer, current)` stands in for the step of every layer of neurons."""
     layers = _neurons(network)
     for layer in layers:

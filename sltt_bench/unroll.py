@@ -23,8 +23,10 @@ from sltt_bench.neurons import (
 )
 from sltt_bench.synapses import (
     Backward,
+    FollowNeurons,
     LocalError,
     Presynaptic,
+    StandIn,
     Synapses,
     replaced_neurons,
     watched_neurons,
@@ -176,9 +178,7 @@ class Unroll:
         """
         return self._with_synapses(Synapses(self.network, traces, readout, network_input))
 
-    def neurons(
-        self, callback: Callable[[SpikingNeuron, Tensor, Tensor], None]
-    ) -> AbstractContextManager[None]:
+    def neurons(self, callback: FollowNeurons) -> AbstractContextManager[None]:
         """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
 
         u[t] is the potential before the reset; both are constants of the layer's shape. Raises
@@ -186,9 +186,7 @@ class Unroll:
         """
         return watched_neurons(self.network, callback)
 
-    def neurons_replaced(
-        self, function: Callable[[SpikingNeuron, Tensor], Tensor]
-    ) -> AbstractContextManager[None]:
+    def neurons_replaced(self, function: StandIn) -> AbstractContextManager[None]:
         """Within, `function(layer, I)` stands in for the step of every layer of neurons: I → output of its shape."""
         return replaced_neurons(self.network, function)
 

@@ -31,6 +31,11 @@ REPLAYABLE = (BPTT, SLTT, SLTTK)
 MOST_GRAPHS = 64
 """Each takes about as long to capture as an iteration without graphs."""
 
+Batch = tuple[Tensor, Tensor]
+"""x and labels."""
+Iterate = Callable[[Tensor, Tensor], Unroll]
+"""(x, labels) → what was unrolled: the forward and backward pass of a batch."""
+
 
 class CaptureFailed(RuntimeError):
     """The device's work could not be recorded; the message says why, and what to switch off."""
@@ -94,19 +99,14 @@ class GraphedIterations:
         self._make_capture = make_capture
         self._capture: Capture | None = None
         self._recorded: dict[Hashable, _Recorded] = {}
-        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._inputs: Batch | None = None
         self._gradients: list[Tensor] = []
         self._most_samples = 0
         self.usual = 0
         """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
 
-    def run(
-        self,
-        subject: Subject,
-        iterate: Callable[[Tensor, Tensor], Unroll],
-        batch: tuple[Tensor, Tensor],
-    ) -> Unroll:
+    def run(self, subject: Subject, iterate: Iterate, batch: Batch) -> Unroll:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
@@ -123,30 +123,25 @@ class GraphedIterations:
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
         return self._replay(subject.network, self._recorded[drawn], batch)
 
-    def _make_room_for(self, batch: tuple[Tensor, Tensor]) -> None:
+    def _make_room_for(self, batch: Batch) -> None:
         """A batch larger than all before takes the place of what was recorded: most batches are of its size."""
         if len(batch[1]) > self._most_samples:
             self._most_samples = len(batch[1])
             self._recorded, self._inputs = {}, None
 
-    def _fits(self, batch: tuple[Tensor, Tensor]) -> bool:
+    def _fits(self, batch: Batch) -> bool:
         if self._inputs is None:
             return len(batch[1]) == self._most_samples
         return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
 
-    def _warm_up(self, iterate: Callable[[Tensor, Tensor], Unroll], batch: tuple[Tensor, Tensor]) -> Unroll:
+    def _warm_up(self, iterate: Iterate, batch: Batch) -> Unroll:
         unrolls: list[Unroll] = []
         if self._capture is None:
             self._capture = self._make_capture()
         self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
         return unrolls[0]
 
-    def _record_all(
-        self,
-        subject: Subject,
-        iterate: Callable[[Tensor, Tensor], Unroll],
-        batch: tuple[Tensor, Tensor],
-    ) -> None:
+    def _record_all(self, subject: Subject, iterate: Iterate, batch: Batch) -> None:
         """Record whatever the method can draw; its generator is left as it was, whatever happens."""
         generator, before = subject.generator, subject.generator.get_state()
         graphs = _graphs_needed(subject.method, subject.timesteps)
@@ -167,9 +162,7 @@ class GraphedIterations:
         finally:
             generator.set_state(before)
 
-    def _record(
-        self, network: nn.Module, iterate: Callable[[Tensor, Tensor], Unroll], batch: tuple[Tensor, Tensor]
-    ) -> _Recorded:
+    def _record(self, network: nn.Module, iterate: Iterate, batch: Batch) -> _Recorded:
         assert self._capture is not None, "a capture follows the warm-up"
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if self._inputs is None:
@@ -192,7 +185,7 @@ class GraphedIterations:
                 parameter.grad = before
         return _Recorded(replay, unrolls[0])
 
-    def _replay(self, network: nn.Module, recorded: _Recorded, batch: tuple[Tensor, Tensor]) -> Unroll:
+    def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
         assert self._inputs is not None
         for static, given in zip(self._inputs, batch, strict=True):
             static.copy_(given)

@@ -326,16 +326,13 @@ class TritonKernels:
         _launch(
             _forward_kernel,
             (x, past, membrane, spikes, *by_channel),
-            DECAY=neuron.decay,
-            THRESHOLD=neuron.v_threshold,
-            V_RESET=neuron.v_reset,
             REST=neuron.resting_potential,
             FIRST=previous is None,
-            SOFT=neuron.reset == "soft",
             FACTOR=_reciprocal(scale.divisor, x.dtype),
             GAIN=scale.gain,
             NORMALISED=norm is not None,
             EPS=0.0 if norm is None else norm.eps,
+            **_step_of(neuron),
             **({"CHANNELS": 1, "INNER": 1} if norm is None else _channels_of(x)),
         )
         if out is not None:  # autograd sees no kernel write; its check of saved tensors counts versions
@@ -365,17 +362,12 @@ class TritonKernels:
                 grad,
                 grad_x,
             ),
-            DECAY=neuron.decay,
-            THRESHOLD=neuron.v_threshold,
-            V_RESET=neuron.v_reset,
             FROM_OUTPUT=grad_output is not None,
             FROM_NEXT=grad_next is not None,
             TO_PAST=to_past,
-            SOFT=neuron.reset == "soft",
-            DETACHED=neuron.detach_reset,
-            SURROGATE=SURROGATES.index(neuron.surrogate),
             FACTOR=_reciprocal(scale.divisor, membrane.dtype),
             GAIN=scale.gain,
+            **_derivative_of(neuron),
         )
         return grad_x, grad if through_time else None
 
@@ -411,18 +403,13 @@ class TritonKernels:
                 norm.variance,
             ),
             (rows, columns),
-            DECAY=neuron.decay,
-            THRESHOLD=neuron.v_threshold,
-            V_RESET=neuron.v_reset,
             FROM_OUTPUT=grad_output is not None,
             FROM_NEXT=grad_next is not None,
-            SOFT=neuron.reset == "soft",
-            DETACHED=neuron.detach_reset,
-            SURROGATE=SURROGATES.index(neuron.surrogate),
             GAIN=gain,
             EPS=norm.eps,
             TILE=tile,
             TURNS=triton.cdiv(parts, rows),
+            **_derivative_of(neuron),
             **layout,
         )
         return grad, sums.sum(0)
@@ -454,6 +441,18 @@ def _reciprocal(divisor: float, dtype: torch.dtype) -> float:
     """1 / β as torch's division of a tensor by a number takes it on CUDA: rounded to the format of the arithmetic."""
     arithmetic = torch.promote_types(dtype, torch.float32)
     return float(torch.ones((), dtype=arithmetic) / torch.tensor(divisor, dtype=arithmetic))
+
+
+def _step_of(neuron: LIFParameters) -> dict[str, Any]:
+    """What the kernels are told of a neuron."""
+    soft = neuron.reset == "soft"
+    return {"DECAY": neuron.decay, "THRESHOLD": neuron.v_threshold, "V_RESET": neuron.v_reset, "SOFT": soft}
+
+
+def _derivative_of(neuron: LIFParameters) -> dict[str, Any]:
+    """… and beyond that, backward."""
+    surrogate = SURROGATES.index(neuron.surrogate)
+    return {**_step_of(neuron), "DETACHED": neuron.detach_reset, "SURROGATE": surrogate}
 
 
 def _channels_of(tensor: Tensor) -> dict[str, Any]:

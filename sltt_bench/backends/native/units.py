@@ -53,6 +53,10 @@ CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
 """What is rather computed in several units than kept."""
 
 
+Hooks = Callable[[], AbstractContextManager[None]]
+"""Makes what is entered where graphs are made."""
+
+
 class NotSeparable(Exception):
     """The network cannot be cut into units; the message says why."""
 
@@ -102,15 +106,10 @@ class UnitNetwork:
             chosen.add(unit)
         return chosen
 
-    def sequence(
-        self,
-        inputs: Sequence[Tensor],
-        hooks: Callable[[], AbstractContextManager[None]],
-        state_gradient: float = 1.0,
-    ) -> "Sequenced":
+    def sequence(self, inputs: Sequence[Tensor], hooks: Hooks, state_gradient: float = 1.0) -> "Sequenced":
         """The network for one sequence of T inputs [batch, ...].
 
-        `hooks`: entered where graphs are made. `state_gradient`: what the gradient through the state is
+        `state_gradient`: what the gradient through the state is
         multiplied by from step to step.
         """
         return Sequenced(self, _Run(self, inputs, hooks, state_gradient))
@@ -170,11 +169,7 @@ class _Run:
     """One sequence, forward and backward."""
 
     def __init__(
-        self,
-        units: UnitNetwork,
-        inputs: Sequence[Tensor],
-        hooks: Callable[[], AbstractContextManager[None]],
-        state_gradient: float,
+        self, units: UnitNetwork, inputs: Sequence[Tensor], hooks: Hooks, state_gradient: float
     ) -> None:
         self._units = units
         self._inputs = inputs
