@@ -314,7 +314,12 @@ def show_list(what: str, *, as_json: bool = False) -> None:
     rows: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "recipes": _recipe_rows,
         "studies": lambda: _named((name, load_recipe(name).description) for name in study_names()),
-        "methods": lambda: _named([*methods.descriptions(), *_of_plugins("methods")]),
+        "methods": lambda: _named(
+            [
+                *methods.descriptions(),
+                *((entry.name, f"plug-in: {entry.value}") for entry in plugins("methods")),
+            ]
+        ),
         "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),
         "datasets": lambda: _named((name, _first_line(data.source_type, name)) for name in data.names()),
         "backends": lambda: _named((name, "") for name in backends.names()),
@@ -334,10 +339,9 @@ def show_list(what: str, *, as_json: bool = False) -> None:
             table = Table.grid(padding=(0, 2))
             table.add_column(no_wrap=True, min_width=widest + 2)  # a name is typed: it is never cut
             for row in group:
+                minutes = f"{row['cpu_minutes']:g} min" if row.get("cpu_minutes") is not None else ""
                 name, description = escape(row["name"]), f"[dim]{escape(row['description'])}[/dim]"
-                facts = (
-                    [f"T = {row['timesteps']}", row["data"], _minutes(row["cpu_minutes"])] if modality else []
-                )
+                facts = [f"T = {row['timesteps']}", row["data"], minutes] if modality else []
                 if facts and console.width < WIDE:  # the description below: beside the facts it has no room
                     line = "  ".join(fact.ljust(width) for fact, width in zip(facts, (8, 16, 0), strict=True))
                     console.print(f"  {name:<{widest}}  {line}", highlight=False)
@@ -346,10 +350,6 @@ def show_list(what: str, *, as_json: bool = False) -> None:
                     table.add_row(f"  {name}", *facts, description)
             if table.row_count:
                 console.print(table)
-
-
-def _minutes(minutes: float | None) -> str:
-    return "" if minutes is None else f"{minutes:g} min"
 
 
 def _modality(row: dict[str, Any]) -> str:
@@ -385,10 +385,6 @@ def _first_line(load: Callable[[str], Any], name: str) -> str:
     except PluginFailed as error:
         return str(error)
     return documentation.partition("\n")[0]
-
-
-def _of_plugins(group: str) -> list[tuple[str, str]]:
-    return [(entry.name, f"plug-in: {entry.value}") for entry in plugins(group)]
 
 
 def show_run(folder: Path, *, as_json: bool = False) -> None:

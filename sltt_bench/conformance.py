@@ -7,7 +7,7 @@ raises NotConforming with every promise that it breaks. Authors of methods call 
 import gc
 import weakref
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     promised = methods.promises(name)
     broken: list[str] = []
     converts = "conversion" in promised.needs
-    for build in (_rectified,) if converts else (_feedforward, _recurrent):
+    for build in (partial(_feedforward, ConvertedNeuron),) if converts else (_feedforward, _recurrent):
         broken += [
             *([] if converts else _forward_differs(name, timesteps, build)),
             *_gradient_missing(name, timesteps, build, promised),
@@ -74,10 +74,6 @@ def _feedforward(kind: type[LIF] | type[ConvertedNeuron] = LIF) -> nn.Module:
         kind(neuron),
         nn.Linear(HIDDEN, CLASSES),
     )
-
-
-def _rectified() -> nn.Module:
-    return _feedforward(ConvertedNeuron)
 
 
 def _recurrent() -> nn.Module:

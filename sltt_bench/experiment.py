@@ -24,7 +24,7 @@ from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import Precision, resolve, scaled_backward
 from sltt_bench.recipe import Recipe
-from sltt_bench.unroll import StepLoss, Unroll
+from sltt_bench.unroll import Unroll
 
 
 class UnsupportedCell(Exception):
@@ -62,11 +62,10 @@ class Experiment:
 
         T is that of training or that of evaluation, as the network's mode is.
         """
-        loss: StepLoss = partial(self._loss_of, labels)
         return Unroll(
             self.network,
             self.inputs(x),
-            loss,
+            lambda output: self.loss(output, labels),
             generator=self.generator,
             backward=scaled_backward(self.scaler),
             autocast=self.precision.autocast,
@@ -111,9 +110,6 @@ class Experiment:
             unroll = self.unroll(x, labels)
             self.method.accumulate_gradients(unroll)
         return unroll
-
-    def _loss_of(self, labels: Tensor, output: Tensor) -> Tensor:
-        return self.loss(output, labels)
 
 
 def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = ALONE) -> Experiment:

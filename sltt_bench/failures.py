@@ -130,7 +130,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _tells_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or "OutOfMemoryError" in _class_names(error):
+    # By name: torch need not be loaded to ask.
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in (
+        kind.__name__ for kind in type(error).__mro__
+    ):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -150,11 +153,6 @@ def _device_was_short() -> bool:
         refused = torch.cuda.memory_stats().get("num_ooms", 0)
         return bool(refused > 0 or torch.cuda.mem_get_info()[0] < _NO_ROOM_BYTES)
     return False
-
-
-def _class_names(error: BaseException) -> set[str]:
-    """Those of its classes; torch need not be loaded to ask."""
-    return {kind.__name__ for kind in type(error).__mro__}
 
 
 def _one_line(error: BaseException) -> str:

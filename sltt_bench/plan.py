@@ -154,7 +154,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
             method=method,
             backend=backend,
             seed=seed,
-            device=request.device if point.study.kind != "estimate" else _estimated_for(request.device),
+            device=_device_of(point.study, request),
             synthetic=request.synthetic,
             smoke=request.smoke,
             overrides=point.overrides,
@@ -200,8 +200,8 @@ def _seeds_of(point: ResolvedPoint, main: Recipe, request: Request) -> list[int]
     return seeds[:1] if point.study.kind == "estimate" or (main.study and request.smoke) else seeds
 
 
-def _estimated_for(device: Device) -> Device:
-    return "cpu" if device == "cpu" else "cuda"
+def _device_of(study: Grid, request: Request) -> Device:
+    return "cuda" if study.kind == "estimate" and request.device != "cpu" else request.device
 
 
 def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[ResolvedPoint], list[str]]:

@@ -194,7 +194,7 @@ def test_cifar_is_downloaded_and_verified(
     assert prepared.startswith("Downloaded")
     assert len(load("cifar10", data_dir, published_cifar).train) == 50
     options = data.source_type("cifar10")(**published_cifar)
-    findings = verify("cifar10", data_dir, source=options)
+    findings = list(options.verify(data_dir, no_progress))
     assert all(finding.ok for finding in findings)
     assert len(findings) == 8  # six files, two splits
     assert findings[-1] == DataFinding(
@@ -253,7 +253,7 @@ def test_mnist_is_downloaded_from_a_mirror_and_verified(
     data_dir = tmp_path / "data"
     prepare("mnist", data_dir)
     assert len(load("mnist", data_dir, counts).test) == 20
-    findings = verify("mnist", data_dir, source=data.source_type("mnist")(**counts))
+    findings = list(data.source_type("mnist")(**counts).verify(data_dir, no_progress))
     assert [finding.ok for finding in findings] == [True, True]
 
 
@@ -322,7 +322,7 @@ def test_imagenet_verification_counts_and_reads_images(tmp_path: Path) -> None:
     content = torn.read_bytes()
     torn.unlink()
     torn.write_bytes(content[:100])
-    findings = verify("imagenet", tmp_path, source=data.source_type("imagenet")(**counts))
+    findings = list(data.source_type("imagenet")(**counts).verify(tmp_path, no_progress))
     assert [finding.ok for finding in findings] == [True, True, True, False, False]
     assert findings[1].text == "500 of 500 files could be read (of 1,000 in all)"
     assert findings[3].subject == str(torn)
@@ -351,13 +351,13 @@ def test_dvs_cifar10_archive_of_archives_is_unpacked(
     prepare("dvs-cifar10", data_dir)
     assert len(load("dvs-cifar10", data_dir, counts).train) == 20
     options = data.source_type("dvs-cifar10")(**counts)
-    findings = verify("dvs-cifar10", data_dir, source=options)
+    findings = list(options.verify(data_dir, no_progress))
     assert [finding.ok for finding in findings] == [True] * 4
     kept = sorted(file.name for file in (data_dir / "CIFAR10DVS").iterdir())
     assert kept == sorted([*CIFAR10DVS.classes, "CIFAR10DVS.zip", "frames"])
     broken = data_dir / "CIFAR10DVS" / "cat" / "cifar10_cat_1.aedat4"
     os.truncate(broken, 500)
-    faults = [finding for finding in verify("dvs-cifar10", data_dir, source=options) if not finding.ok]
+    faults = [finding for finding in list(options.verify(data_dir, no_progress)) if not finding.ok]
     assert [finding.subject for finding in faults] == [str(broken), "train"]
 
 
@@ -378,7 +378,7 @@ def test_gesture_recordings_of_ibm_are_unpacked_and_verified(
     content = tar_of(tmp_path / "source" / "DVSGesture" / "DvsGesture", archive)
     monkeypatch.setattr(data.source_type("dvs-gesture"), "archive_md5", md5(content))
     prepare("dvs-gesture", tmp_path / "data")
-    findings = verify("dvs-gesture", tmp_path / "data", source=data.source_type("dvs-gesture")(**counts))
+    findings = list(data.source_type("dvs-gesture")(**counts).verify(tmp_path / "data", no_progress))
     assert [finding.ok for finding in findings] == [True] * 4
     assert findings[0].text.startswith("22 samples of 11 classes, 2 of each class")
 

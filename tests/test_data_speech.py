@@ -66,7 +66,7 @@ def test_spikes_that_cannot_be_are_named_with_file_and_sample(
     samples = load("shd", tmp_path, **counts).test
     with pytest.raises(DataError, match=rf"shd_test\.h5 cannot be read: sample 3: .*{reason}"):
         samples[3]
-    findings = data.verify("shd", tmp_path, source=data.source_type("shd")(**counts))
+    findings = list(data.source_type("shd")(**counts).verify(tmp_path, data.no_progress))
     assert [finding.ok for finding in findings] == [True, True, True, False, False]
     assert findings[-1].text == "19 of 20 files could be read (of 20 in all)"
 

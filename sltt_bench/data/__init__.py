@@ -144,18 +144,10 @@ def _alone(lock_file: Path, progress: Progress) -> Iterator[None]:
 
 
 def verify(
-    name: str,
-    data_dir: Path,
-    progress: Progress = no_progress,
-    *,
-    split: str | None = None,
-    source: DataSource | None = None,
+    name: str, data_dir: Path, progress: Progress = no_progress, *, split: str | None = None
 ) -> list[DataFinding]:
-    """What is right and wrong with the data set called `name` below `data_dir`.
-
-    Against `source`, or what the data set expects by default. Raises DataError for an unknown name.
-    """
-    return list((source or _default(name, split)).on_disk(data_dir).verify(data_dir, progress))
+    """What is right and wrong with the data set called `name`, or the named split of it. Raises DataError."""
+    return list(_default(name, split).on_disk(data_dir).verify(data_dir, progress))
 
 
 def _default(name: str, split: str | None) -> DataSource:

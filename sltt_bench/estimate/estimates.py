@@ -8,7 +8,6 @@ part; under BPTT it has λ and the reset's derivative for every neuron and step 
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sltt_bench.distributed import exchanged_bytes
@@ -141,7 +140,7 @@ def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork,
     worked = {layer for _, layer in by_step}
     result = []
     for layer in (*(name for name in trace.layers if name in worked), *sorted(worked - set(trace.layers))):
-        stateful = _is_inside(layer, trace.stateful_layers)
+        stateful = any(f"{layer}.".startswith(f"{name}.") for name in trace.stateful_layers)
         parts: dict[str, int] = {}
         for phase in ("forward", "backward"):
             steps = by_step.get((phase, layer), Counter())
@@ -163,10 +162,6 @@ def _by_layer(operations: Operations) -> dict[tuple[str, str], Counter[int]]:
             if place.phase != "optimizer" and count:
                 result.setdefault((place.phase, place.layer), Counter())[place.step] += count
     return result
-
-
-def _is_inside(layer: str, outer: Iterable[str]) -> bool:
-    return any(layer == name or layer.startswith(f"{name}.") for name in outer)
 
 
 def _multiply_adds(operations: Operations, phase: Phase) -> int:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.kernels import Kernels
@@ -64,7 +64,7 @@ def _pairs(network: nn.Module, neurons: type[nn.Module]) -> list[tuple[nn.Module
         users = list(node.users)
         if type(norm) not in DEFERRING or not _learns_as_usual(norm) or times[norm] > 1 or len(users) != 1:
             continue
-        layer = _layer_of(users[0], network)
+        layer = network.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
         if (
             isinstance(layer, neurons)
             and times[layer] == 1
@@ -73,10 +73,6 @@ def _pairs(network: nn.Module, neurons: type[nn.Module]) -> list[tuple[nn.Module
         ):
             pairs.append((norm, layer))
     return pairs
-
-
-def _layer_of(node: fx.Node, network: nn.Module) -> nn.Module | None:
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _learns_as_usual(norm: nn.Module) -> bool:

@@ -212,14 +212,6 @@ def _computed(
     return Computed(operation, known, costly)
 
 
-def _product(node: Node, operand: Operand) -> Computed | None:
-    return _computed(torch.mul, operand(node, 0, "self"), operand(node, 1, "other"))
-
-
-def _quotient(node: Node, operand: Operand) -> Computed | None:
-    return _computed(torch.div, operand(node, 0), operand(node, 1, "other"))
-
-
 def _zeroed(node: Node, operand: Operand) -> Computed | None:
     # Which value was filled in is not in the graph; `fills_with_zero` says so of the layers known to it.
     if not node.metadata.get(_FILLS_WITH_ZERO, False):
@@ -253,10 +245,6 @@ def _reshaped(node: Node, operand: Operand) -> Computed | None:
     return _computed(partial(torch.reshape, shape=tuple(result_of(node).shape)), operand(node, 0))
 
 
-def _same(node: Node, operand: Operand) -> Computed | None:
-    return _computed(torch.Tensor.detach, operand(node, 0))
-
-
 def _cast(node: Node, operand: Operand) -> Computed | None:
     return _computed(partial(torch.Tensor.to, dtype=result_of(node).dtype), operand(node, 0))
 
@@ -281,14 +269,16 @@ def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
 
 
 _CHEAP_RULES: dict[str, RecomputeRule] = {
-    "MulBackward0": _product,
-    "DivBackward0": _quotient,
+    "MulBackward0": lambda node, operand: _computed(
+        torch.mul, operand(node, 0, "self"), operand(node, 1, "other")
+    ),
+    "DivBackward0": lambda node, operand: _computed(torch.div, operand(node, 0), operand(node, 1, "other")),
     "MaskedFillBackward0": _zeroed,
     "AddBackward0": _sum,
     "ViewBackward0": _reshaped,
     "UnsafeViewBackward0": _reshaped,
     "ToCopyBackward0": _cast,
-    "_ScaledGradientBackward": _same,
+    "_ScaledGradientBackward": lambda node, operand: _computed(torch.Tensor.detach, operand(node, 0)),
 }
 _COSTLY_RULES: dict[str, RecomputeRule] = {
     "AvgPool2DBackward0": _average_pool,
