@@ -143,7 +143,7 @@ def test_of_each_axis_a_smoke_run_takes_the_first_value() -> None:
     study = load_recipe("studies/recurrence").study
     assert study is not None
     assert len(list(points(study))) == 4
-    assert [dict(point.overrides) for point in points(study, smoke=True)] == [
+    assert [dict(point.settings) for point in points(study, smoke=True)] == [
         {"model.recurrent": False, "neuron.tau": 2.0}
     ]
 

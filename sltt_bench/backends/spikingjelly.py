@@ -7,21 +7,17 @@ On CUDA, SpikingJelly chooses its fastest installed kernel itself (CUDA, Triton,
 """
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sltt_bench.backends import UnknownBackend, other_than_lif
+from sltt_bench.backends.reference import Reference
 from sltt_bench.extras import load_extra
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
-from sltt_bench.unroll import Unroll
-
-if TYPE_CHECKING:
-    from sltt_bench.experiment import Experiment
 
 SURROGATES: dict[str, tuple[str, float]] = {
     "triangle": ("PiecewiseQuadratic", 1.0),
@@ -60,7 +56,7 @@ class SpikingJellyLIF(SpikingNeuron):
             self.node.v = value
 
 
-class SpikingJelly:
+class SpikingJelly(Reference):
     """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
 
     name = "spikingjelly"
@@ -109,13 +105,7 @@ class SpikingJelly:
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
         self._device = torch.device(device)
-        return network.to(device)
-
-    def iteration(self, network: nn.Module) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
-        return experiment.accumulate_gradients(x, labels)
+        return super().prepare(network, device)
 
     def provenance(self) -> Mapping[str, str]:
         return {

@@ -4,7 +4,7 @@ Shared by all data sets that are a folder of images for each class.
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from sltt_bench.data.errors import absent, damaged
-from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, DataSource, Shape
+from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, DataSource, SamplesInFiles, Shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -95,7 +95,9 @@ class ImageSource(DataSource):
         centre = [v2.Resize(round(size * self.resized), antialias=True), v2.CenterCrop(size)]
         files = {split: self.files(place.data_dir, split) for split in SPLITS}
         train, test, plain_train = (
-            ImageFiles(self.name, files[split], v2.Compose([*steps, v2.PILToTensor()]))
+            SamplesInFiles(
+                files[split], partial(_transformed, self.name, v2.Compose([*steps, v2.PILToTensor()]))
+            )
             for split, steps in (("train", augmentation), ("test", centre), ("train", centre))
         )
         return DataBundle(train, test, Normalise(self.mean, self.std), plain_train=plain_train)
@@ -202,19 +204,6 @@ def _rgb(image: "Image") -> "Image":
     return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
 
 
-class ImageFiles:
-    """Images of one split with their labels; read when asked for."""
-
-    def __init__(self, name: str, files: Sequence[tuple[str, int]], transform: Any) -> None:
-        self._name = name
-        self._files = [file for file, _ in files]
-        self._transform = transform
-        self.labels = [label for _, label in files]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
-        image = read_image(self._name, self._files[index])
-        x: Tensor = self._transform(image)
-        return x, self.labels[index]
+def _transformed(name: str, transform: Any, file: str) -> "Tensor":
+    x: Tensor = transform(read_image(name, file))
+    return x

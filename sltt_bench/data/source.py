@@ -78,6 +78,22 @@ class Samples(Protocol):
     def __getitem__(self, index: int, /) -> Any: ...
 
 
+class SamplesInFiles:
+    """One split of a file a sample, each read when it is asked for."""
+
+    def __init__(self, files: Sequence[tuple[Any, int]], read: "Callable[[Any], Tensor]") -> None:
+        """`files`: (file, label) of each sample. `read` raises DataError."""
+        self._files = [file for file, _ in files]
+        self._read = read
+        self.labels = [label for _, label in files]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
+        return self._read(self._files[index]), self.labels[index]
+
+
 @dataclass(frozen=True)
 class DataPlace:
     """Where data are and how they will be shown."""

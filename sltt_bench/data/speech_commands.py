@@ -5,7 +5,7 @@ with the recordings say which of them validate and test.
 """
 
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -15,7 +15,17 @@ import numpy as np
 from sltt_bench.data.download import fetch_and_unpack
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.images import class_folders
-from sltt_bench.data.source import SPLITS, Count, DataBundle, DataPlace, DataSource, Modality, Progress, Shape
+from sltt_bench.data.source import (
+    SPLITS,
+    Count,
+    DataBundle,
+    DataPlace,
+    DataSource,
+    Modality,
+    Progress,
+    SamplesInFiles,
+    Shape,
+)
 from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
@@ -96,10 +106,14 @@ class SpeechCommands(DataSource):
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as log mel spectrograms [T, bands, 1, 1] in float32. Raises DataError."""
+        import torch
+
         spectrogram = mel_spectrogram(self.bands, place.timesteps, self.window)
-        train, test = (
-            Recordings(self.name, self.files(place.data_dir, split), spectrogram) for split in SPLITS
-        )
+
+        def read(file: Path) -> "Tensor":
+            return spectrogram(torch.from_numpy(read_sound(self.name, file)))[..., None, None]
+
+        train, test = (SamplesInFiles(self.files(place.data_dir, split), read) for split in SPLITS)
         return DataBundle(train, test, preprocess)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
@@ -112,27 +126,6 @@ class SpeechCommands(DataSource):
         root = self._root(data_dir)
         archive = data_dir / self.folder / self.url.rpartition("/")[2]
         return [fetch_and_unpack(self.url, archive, self.sha256, root, progress)]
-
-
-class Recordings:
-    """The recordings of one split, each read and analysed when it is asked for."""
-
-    def __init__(
-        self, name: str, files: Sequence[tuple[Path, int]], spectrogram: "Callable[[Tensor], Tensor]"
-    ) -> None:
-        self._name = name
-        self._files = [file for file, _ in files]
-        self._spectrogram = spectrogram
-        self.labels = [label for _, label in files]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
-        import torch
-
-        sound = torch.from_numpy(read_sound(self._name, self._files[index]))
-        return self._spectrogram(sound)[..., None, None], self.labels[index]
 
 
 def read_sound(name: str, file: Path) -> np.ndarray:
