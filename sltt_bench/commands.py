@@ -4,7 +4,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -146,8 +146,8 @@ def _display(
         if trains
         else count_display(console, len(cells))
     )
-    with shown as display:
-        yield Displays(display, LogDisplay(logs, display.remark)) if logs else display
+    with shown as display, closing(LogDisplay(logs, display.remark)) as log:
+        yield Displays(display, log) if logs else display
 
 
 def _places(cells: Sequence[Cell], places: Sequence[Place]) -> Sequence[Place]:

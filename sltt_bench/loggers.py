@@ -164,15 +164,16 @@ class LogDisplay(Display):
             if name in PACKAGES and find_spec(PACKAGES[name]) is None:
                 raise LoggerMissing(f"--log {name} needs its package: pip install 'sltt-bench[{name}]'")
         self._names, self._tell = names, remark
-        self._folders: dict[str, Path] = {}
+        self._planned: dict[str, tuple[Cell, Path]] = {}
+        """cell_id → cell and its run's folder."""
         self._logs: dict[str, dict[str, CellLog]] = {}
-        """cell_id → log by name."""
+        """cell_id → log by name, of the cells that have begun and not ended."""
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
-        self._folders |= {cell.cell_id: folder for cell in plan}
+        self._planned |= {cell.cell_id: (cell, folder) for cell in plan}
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        folder, logs = self._folders[cell.cell_id], self._logs.setdefault(cell.cell_id, {})
+        (_, folder), logs = self._planned[cell.cell_id], self._logs.setdefault(cell.cell_id, {})
         for name in self._names:
             with self._giving_up(cell, name):
                 logs[name] = LOGGERS[name](cell, folder)
@@ -191,6 +192,11 @@ class LogDisplay(Display):
         for name, log in self._logs.pop(cell.cell_id, {}).items():
             with self._giving_up(cell, name):
                 log.end(outcome)
+
+    def close(self) -> None:
+        """End the logs of cells that were cut off: a service would show them as running for ever."""
+        for cell_id in list(self._logs):
+            self.cell_ended(self._planned[cell_id][0], Outcome("killed"))
 
     @contextmanager
     def _giving_up(self, cell: Cell, name: str) -> Iterator[None]:

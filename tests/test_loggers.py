@@ -1,7 +1,9 @@
 """The logs of a run hold the CSV's columns under the same names, each in the place and form of its tool, offline."""
 
 import json
+import signal
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from sltt_bench import loggers
+from sltt_bench import commands, loggers
 from sltt_bench.cli import app
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
+from sltt_bench.runner import Interrupted
 
 COLUMNS = ("train_loss", "test_top1", "train_s", "lr")
 SMOKE = ["run", "digits", "--method", "sltt", "--smoke", "--device", "cpu", "--no-estimate", "--seed", "3"]
@@ -140,3 +143,30 @@ def test_a_log_that_fails_ends_itself_and_no_run(
     assert "(ConnectionError: no route to host)" in remark
     (log,) = (tmp_path / "mlperf").iterdir()
     assert "run_stop" in log.read_text(), "the others go on"
+
+
+def test_the_log_of_a_cell_that_was_cut_off_is_ended(tmp_path: Path, smoke_cell: Callable[..., Cell]) -> None:
+    cell = smoke_cell()
+    display = loggers.LogDisplay(["mlperf"], print)
+    with closing(display):
+        display.run_opened(Plan(cell.recipe, [cell]), tmp_path)
+        display.cell_started(cell, 1, 1)
+    (log,) = (tmp_path / "mlperf").iterdir()
+    assert json.loads(log.read_text().splitlines()[-1].partition(" ")[2])["metadata"] == {"status": "aborted"}
+
+
+def test_an_interrupted_run_ends_its_logs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    cell = smoke_cell()
+    plan = Plan(cell.recipe, (cell,))
+
+    def cut_off(runs: Any, display: Any, **more: Any) -> None:
+        display.run_opened(plan, tmp_path)
+        display.cell_started(cell, 1, 1)
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(commands, "start_runs", cut_off)
+    assert commands.run_plans([plan], out=tmp_path, logs=["mlperf"]) == 128 + signal.SIGINT
+    (log,) = (tmp_path / "mlperf").iterdir()
+    assert "run_stop" in log.read_text()

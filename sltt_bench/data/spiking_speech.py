@@ -186,6 +186,7 @@ class SpikeSamples:
             raise damaged(name, file, f"not a whole HDF5 file of spikes ({error})") from None
         if len(lengths) > 1:
             raise damaged(name, file, f"labels, times and units are of different length {sorted(lengths)}")
+        content.close()
         self._open = None
 
     def _opened(self) -> Any:

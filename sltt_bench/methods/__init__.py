@@ -92,18 +92,23 @@ class MethodEntry:
 
     label: str
     """The name, with a capital letter or X for a number."""
-    pattern: str
-    """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T."""
-    module: str
-    """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
     summary: str
     """What it is, in a line."""
     source: str
     promises: Promises
+    pattern: str = ""
+    """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T. "": the label."""
+    module: str = ""
+    """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch. "": named as the label."""
     family: str = ""
     """What an error calls the methods of a family."""
     counts: str = "N"
     """What the number of steps in the name is called."""
+
+    @property
+    def module_name(self) -> str:
+        """Below `sltt_bench.methods`."""
+        return self.module or self.label.replace("-", "_")
 
 
 _EXACT = Promises(exact=True, one_backward_pass=True)
@@ -112,11 +117,9 @@ _LIF = frozenset({"lif"})
 _N = r"(?P<n>\d+)"
 
 METHODS: dict[str, MethodEntry] = {
-    entry.pattern: entry
+    entry.pattern or re.escape(entry.label): entry
     for entry in (
         MethodEntry(
-            "bptt",
-            r"bptt",
             "bptt",
             "backpropagation through time: gradient through space and time",
             "Werbos 1990; Neftci et al. 2019",
@@ -124,42 +127,40 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry(
             "bptt-ckptN",
-            rf"bptt-ckpt{_N}",
-            "bptt_checkpointed",
             "exact BPTT that keeps the state every N steps and computes the rest again",
             "Gruslys et al. 2016",
             Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
+            pattern=rf"bptt-ckpt{_N}",
+            module="bptt_checkpointed",
             family="checkpointed BPTT",
         ),
         MethodEntry(
             "bptt-dX",
-            r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
-            "bptt_damped",
             "BPTT with the gradient through the state times X: 0 is SLTT, 1 is BPTT",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"state"})),
+            pattern=r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
+            module="bptt_damped",
         ),
         MethodEntry(
             "bptt-lN",
-            r"bptt-l(?P<layer>[1-9]\d*)",
-            "bptt_layer",
             "SLTT but for the Nth layer of neurons, which keeps its gradient through time",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"layers"})),
+            pattern=r"bptt-l(?P<layer>[1-9]\d*)",
+            module="bptt_layer",
         ),
         MethodEntry(
             "tbptt-wN",
-            rf"tbptt-w{_N}",
-            "tbptt",
             "truncated BPTT: a graph over N steps, then the state is detached",
             "Williams & Peng 1990",
             Promises(memory="O(w)"),
+            pattern=rf"tbptt-w{_N}",
+            module="tbptt",
             family="truncated BPTT",
             counts="w",
         ),
         MethodEntry(
-            "sltt",
-            r"sltt",
             "sltt",
             "spatial learning through time: each step's gradient at once",
             "Meng et al. 2023",
@@ -167,36 +168,34 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry(
             "sltt-kN",
-            r"sltt-k(?P<k>\d+)",
-            "sltt_k",
             "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
             "Meng et al. 2023",
             _SPATIAL,
+            pattern=r"sltt-k(?P<k>\d+)",
+            module="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
         MethodEntry(
             "sltt-kN-unbiased",
-            r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
-            "sltt_k",
             "SLTT-K with the gradient scaled by T/N",
             "Meng et al. 2023; the scale is this project's",
             _SPATIAL,
+            pattern=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
+            module="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
         MethodEntry(
             "sltt-aN",
-            rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
-            "sltt_a",
             "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
             "this project",
             _SPATIAL,
+            pattern=rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
+            module="sltt_a",
             family="adaptive SLTT",
         ),
         MethodEntry(
-            "ottt",
-            r"ottt",
             "ottt",
             "online training through time: SLTT's error meets a trace of each synapse's input",
             "Xiao et al. 2022",
@@ -204,39 +203,32 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry(
             "ottt-o",
-            r"ottt(?P<online>-o)",
-            "ottt",
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
             Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), kinds=_LIF),
+            pattern=r"ottt(?P<online>-o)",
+            module="ottt",
         ),
         MethodEntry(
             "s-tllr",
-            r"s-tllr",
-            "s_tllr",
             "three-factor rule with a causal and a non-causal trace",
             "Apolinario & Roy 2024",
             Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
         ),
         MethodEntry(
             "pp-prop",
-            r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
-            "pp_prop",
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
             Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
+            pattern=r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
         ),
         MethodEntry(
             "e-prop",
-            r"e-prop",
-            "e_prop",
             "eligibility propagation: traces of all inputs, the output's error as learning signal",
             "Bellec et al. 2020",
             Promises(memory="O(1)", needs=frozenset({"synapses"}), kinds=frozenset({"lif", "alif"})),
         ),
         MethodEntry(
-            "rate",
-            r"rate",
             "rate",
             "rate-based backpropagation: T steps without a graph, one backward pass on firing rates",
             "Yu et al. 2024",
@@ -249,8 +241,6 @@ METHODS: dict[str, MethodEntry] = {
             ),
         ),
         MethodEntry(
-            "conversion",
-            r"conversion",
             "conversion",
             "trains a network of rectifiers in one step and converts it: balanced thresholds, soft reset",
             "Diehl et al. 2015; Rueckauer et al. 2017; Bu et al. 2022",
@@ -288,7 +278,7 @@ def explanation(name: str) -> str:
     """
     match, entry = _find(name)
     if isinstance(entry, MethodEntry):
-        path = Path(__file__).parent / f"{entry.module}.py"
+        path = Path(__file__).parent / f"{entry.module_name}.py"
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     else:
         text = inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry)
@@ -313,7 +303,7 @@ def create(name: str, timesteps: int) -> Method:
     if isinstance(entry, MethodEntry):
         if not fits(name, timesteps):
             raise UnknownMethod(out_of_range(name, timesteps))
-        built: Method = import_module(f"sltt_bench.methods.{entry.module}").create(match, timesteps)
+        built: Method = import_module(f"sltt_bench.methods.{entry.module_name}").create(match, timesteps)
         return built
     try:
         return entry(match, timesteps)
