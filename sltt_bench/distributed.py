@@ -90,13 +90,8 @@ class Ranks:
         return rows
 
     def check_divisible(self, batch_size: int, samples: int, drop_last: bool) -> None:
-        """Raises NotDivisible if some batch of an epoch would leave a rank without a sample."""
+        """Raises NotDivisible if the last batch of an epoch leaves a rank without a sample; a recipe's others do not."""
         last = samples % batch_size
-        if batch_size < self.size:
-            raise NotDivisible(
-                f"train.batch_size is {batch_size}, fewer than the {self.size} processes that share a batch; "
-                "raise it or use fewer processes"
-            )
         if last and last < self.size and not drop_last:
             raise NotDivisible(
                 f"the last batch of an epoch has {last} samples for {self.size} processes ({samples} samples, "

@@ -12,6 +12,7 @@ it, and goes no further: the neurons before it are closed gates.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -173,16 +174,16 @@ class _Saving(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(pack, unpack)
 
 
+@dataclass(eq=False)
 class Gate:
     """The output of a layer of neurons at one step: it notes the error that passes, unless it is closed."""
 
-    def __init__(self, neurons: SpikingNeuron, current: Tensor) -> None:
-        self.neurons = neurons
-        self.current = current
-        """I[t], within the graph."""
-        self.error: Tensor | None = None
-        """∂L[t]/∂s[t], once a backward pass has come by."""
-        self.is_open = True
+    neurons: SpikingNeuron
+    current: Tensor
+    """I[t], within the graph."""
+    error: Tensor | None = None
+    """∂L[t]/∂s[t], once a backward pass has come by."""
+    is_open: bool = True
 
 
 class _ThroughGate(torch.autograd.Function):

@@ -112,7 +112,6 @@ def test_processes_divide_every_batch_without_repetition(processes: int, drop_la
 @pytest.mark.parametrize(
     ("batch_size", "samples", "drop_last", "remedy"),
     [
-        (3, 12, False, "fewer processes"),
         (8, 18, False, "drop_last"),
         (8, 18, True, None),
         (8, 20, False, None),

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import runner
 from sltt_bench.cli import app
-from sltt_bench.kinds.tuning import try_setting
+from sltt_bench.kinds.training import try_setting
 from sltt_bench.plan import TUNED, Cell, Plan, Request
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names
 from sltt_bench.report.grouping import make_groups

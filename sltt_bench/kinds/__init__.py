@@ -59,7 +59,7 @@ KINDS: dict[Kind, CellKind] = {
         divisible=True,
     ),
     "trial": CellKind(
-        "sltt_bench.kinds.tuning:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
+        "sltt_bench.kinds.training:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
         divisible=True,
     ),
     "analysis": CellKind(

@@ -1,4 +1,4 @@
-"""A cell that is trained and measured, and what other kinds of measurement share with it."""
+"""Cells that are trained and measured, runs and trials, and what other kinds of measurement share with them."""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +38,11 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """Train and measure one cell, from its checkpoint if there is one."""
     held_back = ("validation",) if cell.recipe.validation is not None else ()
     train_and_evaluate(cell, job, reporter, (*held_back, "test"))
+
+
+def try_setting(cell: Cell, job: Job, reporter: "Reporter") -> None:
+    """Train and measure one setting; no test sample is ever shown to the network, so that none can choose it."""
+    train_and_evaluate(cell, job, reporter, ("validation",))
 
 
 def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ are captured together, in the first epoch, so that no measured epoch waits for o
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Protocol, cast
 
@@ -221,13 +221,13 @@ def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hash
     return tuple(rehearsal.calls)
 
 
+@dataclass
 class _Rehearsal:
     """An unroll that only notes what is asked of it."""
 
-    def __init__(self, generator: torch.Generator, timesteps: int) -> None:
-        self.generator = generator
-        self.timesteps = timesteps
-        self.calls: list[tuple[Any, ...]] = []
+    generator: torch.Generator
+    timesteps: int
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
 
     def step(self, t: int) -> Tensor:
         self.calls.append(("step", t, torch.is_grad_enabled()))
