@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -210,38 +211,17 @@ class LogDisplay(Display):
 
 
 class Displays(Display):
-    """Several displays as one."""
+    """Several displays as one: whatever a display may be told, each of them is."""
 
     def __init__(self, *displays: Display) -> None:
-        self._displays = displays
+        for name in vars(Display):
+            if not name.startswith("_"):
+                setattr(self, name, partial(self._tell_each, [getattr(each, name) for each in displays]))
 
-    def run_opened(self, plan: Plan, folder: Path) -> None:
-        for display in self._displays:
-            display.run_opened(plan, folder)
-
-    def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        for display in self._displays:
-            display.cell_started(cell, number, total)
-
-    def preparing(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        for display in self._displays:
-            display.preparing(cell, event)
-
-    def batch(self, cell: Cell, event: Mapping[str, Any]) -> None:
-        for display in self._displays:
-            display.batch(cell, event)
-
-    def epoch(self, cell: Cell, row: Mapping[str, Any]) -> None:
-        for display in self._displays:
-            display.epoch(cell, row)
-
-    def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
-        for display in self._displays:
-            display.cell_ended(cell, outcome)
-
-    def remark(self, text: str) -> None:
-        for display in self._displays:
-            display.remark(text)
+    @staticmethod
+    def _tell_each(listeners: list[Callable[..., None]], *what: Any) -> None:
+        for listener in listeners:
+            listener(*what)
 
 
 def _name(cell: Cell) -> str:
