@@ -15,7 +15,6 @@ from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
 from sltt_bench.estimate.search import Limits, find_limits
 from sltt_bench.estimate.trace import DeviceType, IterationTrace, trace_iteration
 from sltt_bench.measure.operations import Operations, Phase
-from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.plan import Cell
 
 
@@ -42,23 +41,10 @@ class Estimate:
 
     cell: Cell
     device_type: DeviceType
-    precision: str
-    """fp32, fp16 or bf16."""
-    parameters: int
-    """Trainable parameters."""
-    peak_bytes: int
-    """Peak of live tensor bytes."""
-    peak_by_cause: dict[Cause, int]
-    """They add up to `peak_bytes`."""
+    trace: IterationTrace
+    """What an iteration needs of memory and arithmetic."""
     layers: tuple[LayerWork, ...]
     """In the network's order, one iteration."""
-    forward_multiply_adds: int
-    """Of convolutions, linear layers and matrix products alone, one iteration."""
-    backward_multiply_adds: int
-    iterations_per_epoch: float
-    """A last, smaller batch counts by its share of samples."""
-    exchange_bytes: int
-    """Bytes of all gradients, in the type in which they are exchanged."""
     time_lower_bound_s: float | None = None
     """Seconds of an epoch that no implementation of these operations on the GPU can be faster than."""
     limits: Limits | None = None
@@ -73,15 +59,20 @@ class Estimate:
         """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""
         return sum(int(getattr(layer, part)) for layer in self.layers)
 
+    def multiply_adds(self, phase: Phase) -> int:
+        """Of convolutions, linear layers and matrix products alone, one iteration."""
+        counts = self.trace.operations.multiply_adds
+        return sum(count for place, count in counts.items() if place.phase == phase)
+
     @property
     def exchanged_bytes(self) -> int:
         """Bytes that each of the processes that share a batch sends in an iteration; 0 where there is one."""
-        return exchanged_bytes(self.exchange_bytes, self.cell.recipe.train.devices)
+        return exchanged_bytes(self.trace.gradient_bytes, self.cell.recipe.train.devices)
 
     @property
     def epoch_multiplications(self) -> int:
         """All multiplications of an epoch's training, forward and backward."""
-        return round(self.work("total") * self.iterations_per_epoch)
+        return round(self.work("total") * iterations_per_epoch(self.cell))
 
 
 def estimate_cell(
@@ -89,24 +80,12 @@ def estimate_cell(
 ) -> Estimate:
     """The estimate of one cell. Raises what the cell's network, method or backend raise."""
     trace = trace_iteration(cell, device_type)
-    iterations = iterations_per_epoch(cell)
-    return Estimate(
-        cell=cell,
-        device_type=device_type,
-        precision=trace.precision,
-        parameters=trace.parameters,
-        peak_bytes=trace.memory.peak_bytes,
-        peak_by_cause=trace.memory.peak_by_cause,
-        layers=layer_work(trace, first_step(cell, device_type)),
-        forward_multiply_adds=_multiply_adds(trace.operations, "forward"),
-        backward_multiply_adds=_multiply_adds(trace.operations, "backward"),
-        iterations_per_epoch=iterations,
-        exchange_bytes=trace.gradient_bytes,
-        time_lower_bound_s=None
-        if gpu is None
-        else iterations * time_lower_bound_s(trace.operations.work, gpu),
-        limits=None if memory_bytes is None else find_limits(cell, device_type, memory_bytes),
-    )
+    layers = layer_work(trace, first_step(cell, device_type))
+    fastest = None
+    if gpu is not None:
+        fastest = iterations_per_epoch(cell) * time_lower_bound_s(trace.operations.work, gpu)
+    limits = None if memory_bytes is None else find_limits(cell, device_type, memory_bytes)
+    return Estimate(cell, device_type, trace, layers, fastest, limits)
 
 
 def iterations_per_epoch(cell: Cell) -> float:
@@ -162,7 +141,3 @@ def _by_layer(operations: Operations) -> dict[tuple[str, str], Counter[int]]:
             if place.phase != "optimizer" and count:
                 result.setdefault((place.phase, place.layer), Counter())[place.step] += count
     return result
-
-
-def _multiply_adds(operations: Operations, phase: Phase) -> int:
-    return sum(count for place, count in operations.multiply_adds.items() if place.phase == phase)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from sltt_bench.estimate.estimates import Estimate, estimate_cell
+from sltt_bench.estimate.estimates import Estimate, estimate_cell, iterations_per_epoch
 from sltt_bench.estimate.gpus import GPU
 from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.kinds import Job
@@ -40,8 +40,8 @@ def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
     reporter.facts(
         device=estimate.device_type,
         device_name="fake tensors",
-        precision=estimate.precision,
-        parameters=estimate.parameters,
+        precision=estimate.trace.precision,
+        parameters=estimate.trace.parameters,
     )
     reporter.row(ESTIMATES_FILE, {**figures(estimate), "gpu": None if gpu is None else gpu["name"]})
 
@@ -55,16 +55,16 @@ def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 def figures(estimate: Estimate) -> dict[str, Any]:
     """The columns of estimates.csv but for the cell's key."""
-    limits = estimate.limits
+    trace, limits = estimate.trace, estimate.limits
     return {
         "run_cell_id": estimate.run_cell.cell_id,
-        "parameters": estimate.parameters,
-        "peak_tensor_bytes": estimate.peak_bytes,
-        **{column: estimate.peak_by_cause[cause] for cause, column in CAUSE_COLUMNS.items()},
+        "parameters": trace.parameters,
+        "peak_tensor_bytes": trace.memory.peak_bytes,
+        **{column: trace.memory.peak_by_cause[cause] for cause, column in CAUSE_COLUMNS.items()},
         **{f"{part}_multiplications": estimate.work(part) for part in _PARTS},
-        "forward_multiply_adds": estimate.forward_multiply_adds,
-        "backward_multiply_adds": estimate.backward_multiply_adds,
-        "iterations_per_epoch": estimate.iterations_per_epoch,
+        "forward_multiply_adds": estimate.multiply_adds("forward"),
+        "backward_multiply_adds": estimate.multiply_adds("backward"),
+        "iterations_per_epoch": iterations_per_epoch(estimate.cell),
         "ranks": estimate.cell.recipe.train.devices,
         "exchanged_bytes": estimate.exchanged_bytes,
         "epoch_multiplications": estimate.epoch_multiplications,
