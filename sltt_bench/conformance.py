@@ -19,7 +19,7 @@ from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import ChoosesSteps, Method, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
-from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, layers_of_neurons
 from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
@@ -164,8 +164,7 @@ def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
         layer.register_forward_hook(
             lambda module, args, output: storages.append(weakref.ref(output.untyped_storage()))
         )
-        for layer in network.modules()
-        if isinstance(layer, SpikingNeuron)
+        for layer in layers_of_neurons(network)
     ]
     method = methods.create(name, timesteps)
     _run(method, timesteps, build, network=network)

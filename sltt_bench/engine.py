@@ -19,7 +19,7 @@ from sltt_bench.failures import DIVERGED
 from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
-from sltt_bench.neurons import SpikingNeuron, reset_state
+from sltt_bench.neurons import layers_of_neurons, reset_state
 from sltt_bench.unroll import Unroll
 
 Batch = tuple[Tensor, Tensor]
@@ -239,11 +239,8 @@ def _evaluate(
     experiment: Experiment, setup: TrainingSetup, loader: BatchLoader, device: torch.device
 ) -> _Totals:
     totals = _Totals(device)
-    hooks = [
-        layer.register_forward_hook(totals.count_spikes)
-        for layer in experiment.network.modules()
-        if isinstance(layer, SpikingNeuron)
-    ]
+    layers = layers_of_neurons(experiment.network)
+    hooks = [layer.register_forward_hook(totals.count_spikes) for layer in layers]
     for batch in _evaluation_batches(experiment, loader):
         _evaluate_batch(experiment, setup, batch, totals)
         del batch

@@ -210,6 +210,11 @@ State = list[tuple[Tensor | None, ...]]
 """What each stateful layer of a network carries, in the order of the network's modules."""
 
 
+def layers_of_neurons(network: nn.Module) -> list[SpikingNeuron]:
+    """The layers of neurons in the network's order."""
+    return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
+
+
 def stateful_layers(network: nn.Module) -> list[Stateful]:
     """The layers that carry something from step to step, in the network's order."""
     return [module for module in network.modules() if isinstance(module, Stateful)]
@@ -236,18 +241,13 @@ def detach_state(network: nn.Module, but_for: int | None = None) -> None:
     `but_for`: the place of a layer of neurons, 1 for the first, whose state stays as it is, that of recurrent
     weights around it included. Raises ValueError if there are not so many.
     """
-    kept = None if but_for is None else layer_of_neurons(network, but_for)
+    neurons = [] if but_for is None else layers_of_neurons(network)
+    if but_for is not None and not 1 <= but_for <= len(neurons):
+        raise ValueError(f"there is no layer of neurons {but_for}: the network has {len(neurons)}")
+    kept = None if but_for is None else neurons[but_for - 1]
     for layer in stateful_layers(network):
         if kept is None or all(module is not kept for module in layer.modules()):
             layer.detach_state()
-
-
-def layer_of_neurons(network: nn.Module, place: int) -> SpikingNeuron:
-    """A layer of neurons by its place in the network's order, 1 for the first. Raises ValueError."""
-    layers = [module for module in network.modules() if isinstance(module, SpikingNeuron)]
-    if not 1 <= place <= len(layers):
-        raise ValueError(f"there is no layer of neurons {place}: the network has {len(layers)}")
-    return layers[place - 1]
 
 
 def scale_state_gradient(network: nn.Module, factor: float) -> None:

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, SpikingNeuron, integrate, save_state
+from sltt_bench.neurons import LIF, SpikingNeuron, integrate, layers_of_neurons, save_state
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
@@ -31,6 +31,8 @@ FollowNeurons = Callable[[SpikingNeuron, Tensor, Tensor], None]
 """(layer of neurons, u[t], s[t]): called after each of its steps."""
 StandIn = Callable[[SpikingNeuron, Tensor], Tensor]
 """(layer of neurons, I[t]) → what takes the place of s[t], of its shape."""
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 SYNAPTIC = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -71,7 +73,7 @@ class Synapses:
             for layer in self._layers:
                 stack.callback(layer.register_forward_pre_hook(self._before_synapse).remove)
                 stack.callback(layer.register_forward_hook(self._after_synapse, always_call=True).remove)
-            for neurons in _neurons(self._network):
+            for neurons in layers_of_neurons(self._network):
                 stack.callback(neurons.register_forward_hook(self._after_neurons).remove)
             yield
         self._gates.clear()
@@ -206,7 +208,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
     Raises NotImplementedError for neurons of another kind.
     """
-    for layer in _neurons(network):
+    for layer in layers_of_neurons(network):
         if layer.parameters_.kind != "lif":
             kind = layer.parameters_.kind
             raise NotImplementedError(
@@ -224,16 +226,15 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
             callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
 
     with ExitStack() as stack:
-        for layer in _neurons(network):
+        for layer in layers_of_neurons(network):
             stack.callback(layer.register_forward_pre_hook(before).remove)
             stack.callback(layer.register_forward_hook(after).remove)
         yield
 
 
 @contextmanager
-def replaced_neurons(network: nn.Module, function: StandIn) -> Iterator[None]:
-    """Within, `function(layer, current)` stands in for the step of every layer of neurons."""
-    layers = _neurons(network)
+def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
+    """Within, `function(layer, x)` stands in for the forward method of each of the layers."""
     for layer in layers:
         layer.__dict__["forward"] = partial(function, layer)
     try:
@@ -241,10 +242,6 @@ def replaced_neurons(network: nn.Module, function: StandIn) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.__dict__["forward"]
-
-
-def _neurons(network: nn.Module) -> list[SpikingNeuron]:
-    return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

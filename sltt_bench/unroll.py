@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,10 @@ from sltt_bench.neurons import (
     LIFParameters,
     OverTime,
     PerStep,
-    SpikingNeuron,
     State,
     Stateful,
     detach_state,
+    layers_of_neurons,
     outermost_stateful,
     reset_state,
     restore_state,
@@ -28,7 +27,7 @@ from sltt_bench.synapses import (
     Presynaptic,
     StandIn,
     Synapses,
-    replaced_neurons,
+    replaced_forward,
     watched_neurons,
 )
 
@@ -109,7 +108,7 @@ class Unroll:
         self._steps_run = max(self._steps_run, t + 1)
         if self._synapses is not None:
             self._synapses.step_is_over()
-        if t < self.timesteps - self.counted_steps:
+        if not self.counts(t):
             return output.float().sum() * 0
         if self._average == "outputs":
             return self._share_of_mean_output(t, output, again)
@@ -165,9 +164,10 @@ class Unroll:
         *layers, (self._outputs,) = state
         restore_state(self.network, layers)
 
+    @contextmanager
     def presynaptic(
         self, *traces: Presynaptic, readout: bool = True, network_input: bool = True
-    ) -> AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """Within, weight gradients are error ⊗ trace(x[t]) in place of error ⊗ x[t].
 
         x[t] is the input of a synaptic layer (convolution, linear layer, recurrent weights) and
@@ -176,7 +176,13 @@ class Unroll:
         of `backward` (by default the first serves both). Layers after the last neurons are left
         out with `readout=False`, layers that read the network's input with `network_input=False`.
         """
-        return self._with_synapses(Synapses(self.network, traces, readout, network_input))
+        self._needs_steps()
+        self._synapses = Synapses(self.network, traces, readout, network_input)
+        try:
+            with self._synapses.watched():
+                yield
+        finally:
+            self._synapses = None
 
     def neurons(self, callback: FollowNeurons) -> AbstractContextManager[None]:
         """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
@@ -188,14 +194,13 @@ class Unroll:
 
     def neurons_replaced(self, function: StandIn) -> AbstractContextManager[None]:
         """Within, `function(layer, I)` stands in for the step of every layer of neurons: I → output of its shape."""
-        return replaced_neurons(self.network, function)
+        return replaced_forward(layers_of_neurons(self.network), function)
 
     @property
     def neuron(self) -> LIFParameters:
         """The parameters of the network's neurons, which all layers share. Raises ValueError without neurons."""
-        for module in self.network.modules():
-            if isinstance(module, SpikingNeuron):
-                return module.parameters_
+        if layers := layers_of_neurons(self.network):
+            return layers[0].parameters_
         raise ValueError("the network has no layer of spiking neurons")
 
     def loss_of(self, x: Tensor) -> Tensor:
@@ -290,33 +295,15 @@ class Unroll:
                 "choose method bptt, or another normalisation"
             )
 
-    @contextmanager
-    def _with_synapses(self, synapses: Synapses) -> Iterator[None]:
-        self._needs_steps()
-        self._synapses = synapses
-        try:
-            with synapses.watched():
-                yield
-        finally:
-            self._synapses = None
 
-
-@contextmanager
-def whole_sequences(network: nn.Module, timesteps: int) -> Iterator[None]:
+def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManager[None]:
     """Within, the network takes [T · batch, ...], step after step: what carries a state goes through the steps
     one by one, all else sees them at once."""
 
     def through_steps(layer: Stateful, x: Tensor) -> Tensor:
         return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
 
-    layers = outermost_stateful(network)
-    for layer in layers.values():
-        layer.__dict__["forward"] = partial(through_steps, layer)
-    try:
-        yield
-    finally:
-        for layer in layers.values():
-            del layer.__dict__["forward"]
+    return replaced_forward(list(outermost_stateful(network).values()), through_steps)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.neurons import layers_of_neurons
 from sltt_bench.unroll import Unroll
 
 
@@ -85,9 +85,8 @@ class Activity:
     def watched(self, network: nn.Module) -> ExitStack:
         """Within, every step's spikes are noted."""
         stack = ExitStack()
-        for layer in network.modules():
-            if isinstance(layer, SpikingNeuron):
-                stack.callback(layer.register_forward_hook(self._note).remove)
+        for layer in layers_of_neurons(network):
+            stack.callback(layer.register_forward_hook(self._note).remove)
         return stack
 
     def difference(self) -> tuple[float, float]:
