@@ -162,7 +162,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
         on_sample=lambda sample: reporter.send("sample", row=asdict(sample)),
         unmeasurable=partial(unmeasurable, backend),
     )
-    reporter.memory_now = profiler.memory_now
+    reporter.memory_now = profiler.compute.memory_now
     try:
         with profiler:
             yield device, profiler, backend

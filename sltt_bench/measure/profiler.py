@@ -75,10 +75,6 @@ class Profiler:
         self._warmup.close()
         return EpochProfile(self, number)
 
-    def memory_now(self) -> int | None:
-        """A cheap figure for a live display: bytes in tensors on CUDA, the resident set on a CPU."""
-        return self.compute.memory_now()
-
     def description(self) -> dict[str, Any]:
         """The device and the measuring itself, as plain JSON; complete after the profiler's exit."""
         watch = self.watch

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
-from sltt_bench.measure.nvml import Missing, Reading, Readings, value_of
+from sltt_bench.measure.nvml import GpuSensors, Missing, Reading, Readings, value_of
 
 Scope = Literal["process", "device"]
 
@@ -94,18 +94,11 @@ class PhaseReadings:
         self.clock_limit_readings = 0
 
 
-class Sensors(Protocol):
-    """What a sampler reads."""
-
-    def read(self) -> Readings:
-        """All sensors now."""
-
-
 class Sampler:
     """Reads the sensors at both borders of a phase, outside its clocks, and meanwhile from a thread."""
 
     def __init__(
-        self, sensors: Sensors, interval_s: float, on_sample: Callable[[Sample], None] | None
+        self, sensors: GpuSensors, interval_s: float, on_sample: Callable[[Sample], None] | None
     ) -> None:
         """`on_sample` is called with every sample, from whichever thread took it, never by two at once."""
         self.interval_s = interval_s

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.torch_internals import zero_all
 from sltt_bench.unroll import Unroll
+
+if TYPE_CHECKING:
+    from sltt_bench.experiment import Experiment
 
 WARM_UP = 3
 """Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
@@ -75,16 +78,6 @@ class CudaCapture:
         return graph.replay
 
 
-class Subject(Protocol):
-    """Whose iterations are run."""
-
-    network: nn.Module
-    method: Method
-    generator: torch.Generator
-    """What the method draws from."""
-    timesteps: int
-
-
 @dataclass
 class _Recorded:
     replay: Callable[[], None]
@@ -106,7 +99,7 @@ class GraphedIterations:
         """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
 
-    def run(self, subject: Subject, iterate: Iterate, batch: Batch) -> Unroll:
+    def run(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
@@ -141,7 +134,7 @@ class GraphedIterations:
         self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
         return unrolls[0]
 
-    def _record_all(self, subject: Subject, iterate: Iterate, batch: Batch) -> None:
+    def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
         """Record whatever the method can draw; its generator is left as it was, whatever happens."""
         generator, before = subject.generator, subject.generator.get_state()
         graphs = _graphs_needed(subject.method, subject.timesteps)
