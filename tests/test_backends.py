@@ -285,6 +285,6 @@ def test_a_compiled_step_keeps_its_state_to_itself() -> None:
 
 
 def test_a_backend_whose_package_is_missing_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "spikingjelly.activation_based", None)
+    monkeypatch.setitem(sys.modules, "spikingjelly.activation_based.neuron", None)
     with pytest.raises(UnknownBackend, match=r"pip install 'sltt-bench\[spikingjelly\]'"):
         backends.create("spikingjelly")

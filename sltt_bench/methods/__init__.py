@@ -98,17 +98,17 @@ class MethodEntry:
     promises: Promises
     pattern: str = ""
     """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T. "": the label."""
-    module: str = ""
-    """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch. "": named as the label."""
+    file: str = ""
+    """Of its module, without the ending. "": named as the label."""
     family: str = ""
     """What an error calls the methods of a family."""
     counts: str = "N"
     """What the number of steps in the name is called."""
 
     @property
-    def module_name(self) -> str:
-        """Below `sltt_bench.methods`."""
-        return self.module or self.label.replace("-", "_")
+    def module(self) -> str:
+        """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
+        return self.file or self.label.replace("-", "_")
 
 
 _EXACT = Promises(exact=True, one_backward_pass=True)
@@ -131,7 +131,7 @@ METHODS: dict[str, MethodEntry] = {
             "Gruslys et al. 2016",
             Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
             pattern=rf"bptt-ckpt{_N}",
-            module="bptt_checkpointed",
+            file="bptt_checkpointed",
             family="checkpointed BPTT",
         ),
         MethodEntry(
@@ -140,7 +140,7 @@ METHODS: dict[str, MethodEntry] = {
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"state"})),
             pattern=r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
-            module="bptt_damped",
+            file="bptt_damped",
         ),
         MethodEntry(
             "bptt-lN",
@@ -148,7 +148,7 @@ METHODS: dict[str, MethodEntry] = {
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"layers"})),
             pattern=r"bptt-l(?P<layer>[1-9]\d*)",
-            module="bptt_layer",
+            file="bptt_layer",
         ),
         MethodEntry(
             "tbptt-wN",
@@ -156,7 +156,7 @@ METHODS: dict[str, MethodEntry] = {
             "Williams & Peng 1990",
             Promises(memory="O(w)"),
             pattern=rf"tbptt-w{_N}",
-            module="tbptt",
+            file="tbptt",
             family="truncated BPTT",
             counts="w",
         ),
@@ -172,7 +172,7 @@ METHODS: dict[str, MethodEntry] = {
             "Meng et al. 2023",
             _SPATIAL,
             pattern=r"sltt-k(?P<k>\d+)",
-            module="sltt_k",
+            file="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
@@ -182,7 +182,7 @@ METHODS: dict[str, MethodEntry] = {
             "Meng et al. 2023; the scale is this project's",
             _SPATIAL,
             pattern=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
-            module="sltt_k",
+            file="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
@@ -192,7 +192,7 @@ METHODS: dict[str, MethodEntry] = {
             "this project",
             _SPATIAL,
             pattern=rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
-            module="sltt_a",
+            file="sltt_a",
             family="adaptive SLTT",
         ),
         MethodEntry(
@@ -207,7 +207,7 @@ METHODS: dict[str, MethodEntry] = {
             "Xiao et al. 2022",
             Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), kinds=_LIF),
             pattern=r"ottt(?P<online>-o)",
-            module="ottt",
+            file="ottt",
         ),
         MethodEntry(
             "s-tllr",
@@ -278,7 +278,7 @@ def explanation(name: str) -> str:
     """
     match, entry = _find(name)
     if isinstance(entry, MethodEntry):
-        path = Path(__file__).parent / f"{entry.module_name}.py"
+        path = Path(__file__).parent / f"{entry.module}.py"
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     else:
         text = inspect.getdoc(inspect.getmodule(entry)) or inspect.getdoc(entry)
@@ -303,7 +303,7 @@ def create(name: str, timesteps: int) -> Method:
     if isinstance(entry, MethodEntry):
         if not fits(name, timesteps):
             raise UnknownMethod(out_of_range(name, timesteps))
-        built: Method = import_module(f"sltt_bench.methods.{entry.module_name}").create(match, timesteps)
+        built: Method = import_module(f"sltt_bench.methods.{entry.module}").create(match, timesteps)
         return built
     try:
         return entry(match, timesteps)
