@@ -96,7 +96,7 @@ class MethodEntry:
     """What it is, in a line."""
     source: str
     promises: Promises
-    pattern: str = ""
+    form: str = ""
     """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T. "": the label."""
     file: str = ""
     """Of its module, without the ending. "": named as the label."""
@@ -104,6 +104,11 @@ class MethodEntry:
     """What an error calls the methods of a family."""
     counts: str = "N"
     """What the number of steps in the name is called."""
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of the whole name."""
+        return self.form or re.escape(self.label)
 
     @property
     def module(self) -> str:
@@ -117,7 +122,7 @@ _LIF = frozenset({"lif"})
 _N = r"(?P<n>\d+)"
 
 METHODS: dict[str, MethodEntry] = {
-    entry.pattern or re.escape(entry.label): entry
+    entry.pattern: entry
     for entry in (
         MethodEntry(
             "bptt",
@@ -130,7 +135,7 @@ METHODS: dict[str, MethodEntry] = {
             "exact BPTT that keeps the state every N steps and computes the rest again",
             "Gruslys et al. 2016",
             Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
-            pattern=rf"bptt-ckpt{_N}",
+            form=rf"bptt-ckpt{_N}",
             file="bptt_checkpointed",
             family="checkpointed BPTT",
         ),
@@ -139,7 +144,7 @@ METHODS: dict[str, MethodEntry] = {
             "BPTT with the gradient through the state times X: 0 is SLTT, 1 is BPTT",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"state"})),
-            pattern=r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
+            form=r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
             file="bptt_damped",
         ),
         MethodEntry(
@@ -147,7 +152,7 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT but for the Nth layer of neurons, which keeps its gradient through time",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"layers"})),
-            pattern=r"bptt-l(?P<layer>[1-9]\d*)",
+            form=r"bptt-l(?P<layer>[1-9]\d*)",
             file="bptt_layer",
         ),
         MethodEntry(
@@ -155,7 +160,7 @@ METHODS: dict[str, MethodEntry] = {
             "truncated BPTT: a graph over N steps, then the state is detached",
             "Williams & Peng 1990",
             Promises(memory="O(w)"),
-            pattern=rf"tbptt-w{_N}",
+            form=rf"tbptt-w{_N}",
             file="tbptt",
             family="truncated BPTT",
             counts="w",
@@ -171,7 +176,7 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
             "Meng et al. 2023",
             _SPATIAL,
-            pattern=r"sltt-k(?P<k>\d+)",
+            form=r"sltt-k(?P<k>\d+)",
             file="sltt_k",
             family="SLTT-K",
             counts="K",
@@ -181,7 +186,7 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT-K with the gradient scaled by T/N",
             "Meng et al. 2023; the scale is this project's",
             _SPATIAL,
-            pattern=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
+            form=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
             file="sltt_k",
             family="SLTT-K",
             counts="K",
@@ -191,7 +196,7 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
             "this project",
             _SPATIAL,
-            pattern=rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
+            form=rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
             file="sltt_a",
             family="adaptive SLTT",
         ),
@@ -206,7 +211,7 @@ METHODS: dict[str, MethodEntry] = {
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
             Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), kinds=_LIF),
-            pattern=r"ottt(?P<online>-o)",
+            form=r"ottt(?P<online>-o)",
             file="ottt",
         ),
         MethodEntry(
@@ -220,7 +225,7 @@ METHODS: dict[str, MethodEntry] = {
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
             Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
-            pattern=r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
+            form=r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
         ),
         MethodEntry(
             "e-prop",
