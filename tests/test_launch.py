@@ -237,10 +237,10 @@ def test_an_estimate_is_of_one_device_and_says_what_is_exchanged(smoke_cell: Mak
     cell = smoke_cell(train__batch_size=8)
     one, four = estimate_cell(cell, "cpu"), estimate_cell(over(cell, 4), "cpu")
     assert one.exchanged_bytes == 0
-    assert four.exchanged_bytes == round(2 * 3 / 4 * 4 * four.parameters)
+    assert four.exchanged_bytes == round(2 * 3 / 4 * 4 * four.trace.parameters)
     assert 3.9 < one.work("total") / four.work("total") < 4
-    assert one.peak_by_cause[Cause.PARAMETERS] == four.peak_by_cause[Cause.PARAMETERS]
-    assert one.peak_by_cause[Cause.INPUTS] > 3 * four.peak_by_cause[Cause.INPUTS]
+    assert one.trace.memory.peak_by_cause[Cause.PARAMETERS] == four.trace.memory.peak_by_cause[Cause.PARAMETERS]
+    assert one.trace.memory.peak_by_cause[Cause.INPUTS] > 3 * four.trace.memory.peak_by_cause[Cause.INPUTS]
 
 
 def test_how_many_processes_share_a_cell_is_not_part_of_its_identity() -> None:
