@@ -239,7 +239,9 @@ def test_an_estimate_is_of_one_device_and_says_what_is_exchanged(smoke_cell: Mak
     assert one.exchanged_bytes == 0
     assert four.exchanged_bytes == round(2 * 3 / 4 * 4 * four.trace.parameters)
     assert 3.9 < one.work("total") / four.work("total") < 4
-    assert one.trace.memory.peak_by_cause[Cause.PARAMETERS] == four.trace.memory.peak_by_cause[Cause.PARAMETERS]
+    assert (
+        one.trace.memory.peak_by_cause[Cause.PARAMETERS] == four.trace.memory.peak_by_cause[Cause.PARAMETERS]
+    )
     assert one.trace.memory.peak_by_cause[Cause.INPUTS] > 3 * four.trace.memory.peak_by_cause[Cause.INPUTS]
 
 

@@ -117,7 +117,7 @@ def test_a_sew_block_is_the_identity_where_its_branch_says_so(connection, silent
 
 
 def test_an_ms_block_starts_as_its_shortcut_and_has_no_neuron_on_it():
-    make = partial(MSBlock, neuron=lambda: LIF(NEURON), normalisation=Normalisation("batch"))
+    make = partial(MSBlock, make=Factories(lambda: LIF(NEURON), Normalisation("batch")))
     x = torch.randn(2, 4, 6, 6, requires_grad=True)
     y = make(4, 4, 1)(x)
     assert torch.equal(y, x)
