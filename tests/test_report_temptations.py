@@ -658,9 +658,7 @@ def alike_headings(report: Report) -> list[tuple[str, ...]]:
     return [heading for heading, count in Counter(headings).items() if count > 1]
 
 
-@pytest.mark.parametrize(
-    "folder", ["studies/normalisation", "sequential-digits", pytest.param("", marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("folder", ["studies/normalisation", pytest.param("", marks=pytest.mark.long)])
 def test_no_two_headings_of_the_committed_results_are_alike(folder: str) -> None:
     context = Context(read_results([RESULTS / folder]), "bptt")
     report, _ = assemble(context, {kind: _load(where) for kind, where in SECTIONS.items()})
