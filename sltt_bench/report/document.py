@@ -4,10 +4,10 @@ Whoever computes writes these; whoever renders (terminal, HTML, Markdown, LaTeX)
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +54,31 @@ class Table:
     notes: tuple[str, ...] = ()
     secondary: bool = False
     """Whether a reader in a hurry may leave it folded."""
+
+
+Row = TypeVar("Row")
+Column = tuple[Heading, Callable[[Row], TableCell]]
+"""A heading, and the cell under it for what a row is of."""
+
+
+def table_of(
+    name: str,
+    title: str,
+    columns: Sequence[Column[Row]],
+    rows: Iterable[Row],
+    notes: Iterable[str] = (),
+    *,
+    secondary: bool = False,
+) -> Table:
+    """The table with these columns and a row for each of `rows`; a note that recurs stands once."""
+    return Table(
+        name=name,
+        title=title,
+        headings=tuple(heading for heading, _ in columns),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows),
+        notes=tuple(dict.fromkeys(notes)),
+        secondary=secondary,
+    )
 
 
 @dataclass(frozen=True)

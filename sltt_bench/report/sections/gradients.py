@@ -13,6 +13,7 @@ from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
+    Column,
     Context,
     Contribution,
     Figure,
@@ -21,6 +22,7 @@ from sltt_bench.report.document import (
     Section,
     Table,
     TableCell,
+    table_of,
 )
 from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
@@ -123,9 +125,7 @@ def gradients(context: Context) -> Contribution:
     families = find_families(context.results)
     return Contribution(
         sections=tuple(
-            section
-            for number, family in enumerate(families)
-            for section in _section(family, number, family.title_among(families))
+            _section(family, number, family.title_among(families)) for number, family in enumerate(families)
         ),
         frames=_frames(context.results) if families else {},
         sentence=f"{len(families)} analyses of the gradient." if families else "",
@@ -241,7 +241,7 @@ def _frames(results: Results) -> dict[str, pd.DataFrame]:
 # Sections ---------------------------------------------------------------------------------------
 
 
-def _section(family: GradientFamily, number: int, title: str) -> list[Section]:
+def _section(family: GradientFamily, number: int, title: str) -> Section:
     name = f"gradients-{family.recipe.replace('/', '-')}-{number + 1}"
     blocks: list[Block] = [_overview(family, name)]
     for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
@@ -254,17 +254,15 @@ def _section(family: GradientFamily, number: int, title: str) -> list[Section]:
         blocks.append(_operations(family, name))
     if len(family.epochs) > 1:
         blocks.append(_every_epoch(family, name))
-    return [
-        Section(
-            name,
-            f"The gradient taken apart: {title}",
-            tuple(blocks),
-            lead=(f"{_summary(family)}.", *(_LEAD if number == 0 else ())),
-            page=family.recipe,
-            chips=family.conditions,
-            folded=bool(family.settings) and number > 0,
-        )
-    ]
+    return Section(
+        name,
+        f"The gradient taken apart: {title}",
+        tuple(blocks),
+        lead=(f"{_summary(family)}.", *(_LEAD if number == 0 else ())),
+        page=family.recipe,
+        chips=family.conditions,
+        folded=bool(family.settings) and number > 0,
+    )
 
 
 _LEAD = (
@@ -320,37 +318,36 @@ def _table_of_points(
     notes: Sequence[str],
     secondary: bool = False,
 ) -> Table:
-    varied = _varied(family, keep=("timesteps", "tau"))
-    columns: list[tuple[Heading, Callable[[Any], TableCell]]] = [
-        (Heading(_WORDS[field], numeric=field in ("timesteps", "tau")), partial(_setting_cell, field=field))
-        for field in varied
-    ]
+    columns = _setting_columns(_varied(family, keep=("timesteps", "tau")))
     if len(family.epochs) > 1:
-        columns.append((Heading("epochs"), lambda row: _plain(f"{row['epoch']:g}", row["epoch"])))
+        columns.append((Heading("epochs"), partial(_number_cell, field="epoch")))
     columns += [
         (Heading(COSINE), lambda row: _measured_cell(row, "cosine", _cosine)),
         (Heading("‖g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "spatial_share", significant)),
         (Heading("‖g − g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "temporal_share", significant)),
-        (Heading("lowest layer", numeric=False), partial(_lowest_layer_cell, family)),
+        _lowest_layer_column(family.lowest_layers, MOMENT),
     ]
     if family.accuracy["test_top1"].notna().any():
         columns.append((Heading("test top-1", "%"), partial(_accuracy_cell, family)))
-    return Table(
-        name=name,
-        title=title,
-        headings=tuple(heading for heading, _ in columns),
-        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows.to_dict("records")),
-        notes=tuple(notes),
-        secondary=secondary,
-    )
+    return table_of(name, title, columns, rows.to_dict("records"), notes, secondary=secondary)
 
 
-def _plain(text: str, value: Any) -> TableCell:
-    return TableCell(text, value=value)
+def _setting_columns(fields: Sequence[str]) -> list[Column[Any]]:
+    """A column for each of these fields of the grid."""
+    return [
+        (Heading(_WORDS[field]), partial(_number_cell, field=field))
+        if field in ("timesteps", "tau")
+        else _word_column(_WORDS[field], field)
+        for field in fields
+    ]
 
 
-def _setting_cell(row: Any, field: str) -> TableCell:
-    return _plain(f"{row[field]:g}" if field in ("timesteps", "tau") else str(row[field]), row[field])
+def _number_cell(row: Any, field: str) -> TableCell:
+    return TableCell(f"{row[field]:g}", value=row[field])
+
+
+def _word_column(heading: str, field: str) -> Column[Any]:
+    return Heading(heading, numeric=False), lambda row: TableCell(str(row[field]), value=row[field])
 
 
 def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> TableCell:
@@ -361,19 +358,20 @@ def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> Tab
     return TableCell(text(mean), f"± {significant(std, 1)}" if shown else "", mean)
 
 
-def _lowest_layer_cell(family: GradientFamily, row: Any) -> TableCell:
-    return _layer_cell(family.lowest_layers.get(_of(row, MOMENT)))
+def _lowest_layer_column(lowest: dict[tuple[Any, ...], tuple[str, float]], by: Sequence[str]) -> Column[Any]:
+    """The lowest cosine of a layer where the fields `by` have the row's values, and the layer."""
+
+    def cell(row: Any) -> TableCell:
+        if (place := _of(row, by)) not in lowest:
+            return TableCell(DASH, tone="muted")
+        layer, cosine = lowest[place]
+        return TableCell(_cosine(cosine), layer if cosine < 1 - ROUNDING else "", cosine)
+
+    return Heading("lowest layer", numeric=False), cell
 
 
 def _of(row: Any, fields: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row[field] for field in fields)
-
-
-def _layer_cell(lowest: tuple[str, float] | None) -> TableCell:
-    if lowest is None:
-        return TableCell(DASH, tone="muted")
-    layer, cosine = lowest
-    return TableCell(_cosine(cosine), layer if cosine < 1 - ROUNDING else "", cosine)
 
 
 def _lowest_layers(layers: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], tuple[str, float]]:
@@ -392,37 +390,31 @@ def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
 
 def _rules(family: GradientFamily, name: str) -> Table:
     """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
-    layers = _last_of_rules(family, "layer")
-
     by = [*POINT, "compared_method"]
-    lowest = _lowest_layers(layers, by)
-
-    def lowest_layer(row: Any) -> TableCell:
-        return _layer_cell(lowest.get(_of(row, by)))
-
-    return _table_of_rules(
-        family,
+    return table_of(
         f"{name}-rules",
         "Each rule's gradient beside BPTT's",
-        _last_of_rules(family, "network").sort_values("cosine_mean", ascending=False, kind="stable"),
-        (Heading("lowest layer", numeric=False), lowest_layer),
-        notes=(
+        [
+            *_rule_columns(family),
+            _lowest_layer_column(_lowest_layers(_last_of_rules(family, "layer"), by), by),
+        ],
+        _last_of_rules(family, "network")
+        .sort_values("cosine_mean", ascending=False, kind="stable")
+        .to_dict("records"),
+        [
             f"{family.when[0].upper()}{family.when[1:]}; mean over {family.batches} batches"
-            f"{_and_seeds(family)}, ± standard deviation over batches. Empty where a gradient was 0.",
-        ),
+            f"{_and_seeds(family)}, ± standard deviation over batches. Empty where a gradient was 0."
+        ],
     )
 
 
 def _rules_by_layer(family: GradientFamily, name: str) -> Table:
-    def layer(row: Any) -> TableCell:
-        return _plain(str(row["name"]), str(row["name"]))
-
-    return _table_of_rules(
-        family,
+    rows = _last_of_rules(family, "layer").sort_values(["compared_method", "depth"], kind="stable")
+    return table_of(
         f"{name}-rules-layers",
         "Each rule's gradient beside BPTT's, layer by layer",
-        _last_of_rules(family, "layer").sort_values(["compared_method", "depth"], kind="stable"),
-        (Heading("layer", numeric=False), layer),
+        [*_rule_columns(family), _word_column("layer", "name")],
+        rows.to_dict("records"),
         secondary=True,
     )
 
@@ -432,67 +424,46 @@ def _last_of_rules(family: GradientFamily, level: str) -> pd.DataFrame:
     return rows[(rows["level"] == level) & (rows["epoch"] == family.epochs[-1])]
 
 
-def _table_of_rules(
-    family: GradientFamily,
-    name: str,
-    title: str,
-    rows: pd.DataFrame,
-    column: tuple[Heading, Callable[[Any], TableCell]],
-    notes: tuple[str, ...] = (),
-    secondary: bool = False,
-) -> Table:
-    columns: list[tuple[Heading, Callable[[Any], TableCell]]] = [
-        (Heading(_WORDS[field], numeric=field in ("timesteps", "tau")), partial(_setting_cell, field=field))
-        for field in _varied(family)
-    ]
-    columns += [
-        (
-            Heading("rule", numeric=False),
-            lambda row: _plain(str(row["compared_method"]), str(row["compared_method"])),
-        ),
+def _rule_columns(family: GradientFamily) -> list[Column[Any]]:
+    """What every table of rules begins with."""
+    return [
+        *_setting_columns(_varied(family)),
+        _word_column("rule", "compared_method"),
         (Heading("cosine with BPTT"), lambda row: _measured_cell(row, "cosine", _cosine)),
         (Heading("norm ÷ BPTT"), lambda row: _measured_cell(row, "norm_ratio", significant)),
-        column,
     ]
-    return Table(
-        name=name,
-        title=title,
-        headings=tuple(heading for heading, _ in columns),
-        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows.to_dict("records")),
-        notes=notes,
-        secondary=secondary,
-    )
 
 
 def _operations(family: GradientFamily, name: str) -> Table:
-    headings = (
-        Heading("T"),
-        Heading("method", numeric=False),
-        Heading("forward"),
-        Heading("backward in space"),
-        Heading("backward through time"),
-        Heading("share of the backward pass", "%"),
-    )
-    rows = []
-    for _, row in family.operations.sort_values("timesteps", kind="stable").iterrows():
-        spatial, temporal = float(row["spatial_multiplications"]), float(row["temporal_multiplications"])
-        counts = (float(row["forward_multiplications"]), spatial, temporal)
-        per_sample = [count / float(row["samples"]) for count in counts]
-        share = temporal / (spatial + temporal)
-        rows.append(
-            (
-                _plain(f"{row['timesteps']:g}", row["timesteps"]),
-                _plain(str(row["counted_method"]), str(row["counted_method"])),
-                *(_plain(significant(count, 4), count) for count in per_sample),
-                TableCell(numbers.percent(share), value=share),
-            )
-        )
-    notes = (
+    columns = [
+        *_setting_columns(["timesteps"]),
+        _word_column("method", "counted_method"),
+        _count_column("forward", "forward_multiplications"),
+        _count_column("backward in space", "spatial_multiplications"),
+        _count_column("backward through time", "temporal_multiplications"),
+        (Heading("share of the backward pass", "%"), _share_through_time),
+    ]
+    rows = family.operations.sort_values("timesteps", kind="stable").to_dict("records")
+    note = (
         "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
-        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted.",
+        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted."
     )
     title = "Multiplications, counted"
-    return Table(f"{name}-operations", title, headings, tuple(rows), notes, secondary=True)
+    return table_of(f"{name}-operations", title, columns, rows, [note], secondary=True)
+
+
+def _count_column(heading: str, field: str) -> Column[Any]:
+    def cell(row: Any) -> TableCell:
+        per_sample = float(row[field]) / float(row["samples"])
+        return TableCell(significant(per_sample, 4), value=per_sample)
+
+    return Heading(heading), cell
+
+
+def _share_through_time(row: Any) -> TableCell:
+    spatial, temporal = float(row["spatial_multiplications"]), float(row["temporal_multiplications"])
+    share = temporal / (spatial + temporal)
+    return TableCell(numbers.percent(share), value=share)
 
 
 # Figures ----------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """Comparison tables of a group of cells."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 from sltt_bench.format import DASH, scale_for
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Heading, Table, TableCell, Tone
+from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
 from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS
 from sltt_bench.report.statistics import PairedEstimate, Stat, stat
@@ -42,7 +42,7 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         for doubt in group.doubts_beside_chance(result.method)
     ]
     notes = [*doubts, *_failure_notes(group), *_ratio_notes(group, baseline, compared)]
-    return _table(group, "overview", "Accuracy, time and memory", columns, notes)
+    return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
 def every_figure(group: Group, baseline: str) -> Table:
@@ -97,7 +97,9 @@ def inference_costs(group: Group) -> Table | None:
         return None
     columns = [_method_column(), _seeds_column(group)]
     columns += [_value_column(group, name, METRICS[name].label) for name in counted]
-    return replace(_table(group, "inference", "Cost of inference", columns, [_OF_INFERENCE]), secondary=True)
+    return table_of(
+        "inference", "Cost of inference", columns, group.methods.values(), [_OF_INFERENCE], secondary=True
+    )
 
 
 _OF_INFERENCE = (
@@ -124,30 +126,12 @@ def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseli
 
 # Columns ----------------------------------------------------------------------------------------
 
-_Column = tuple[Heading, Callable[[MethodResult], TableCell]]
 
-
-def _table(
-    group: Group,
-    name: str,
-    title: str,
-    columns: Sequence[_Column],
-    notes: Sequence[str],
-) -> Table:
-    return Table(
-        name=name,
-        title=title,
-        headings=tuple(heading for heading, _ in columns),
-        rows=tuple(tuple(cell(result) for _, cell in columns) for result in group.methods.values()),
-        notes=tuple(dict.fromkeys(notes)),
-    )
-
-
-def _method_column() -> _Column:
+def _method_column() -> Column[MethodResult]:
     return Heading("method", numeric=False), lambda result: TableCell(result.method, value=result.method)
 
 
-def _seeds_column(group: Group) -> _Column:
+def _seeds_column(group: Group) -> Column[MethodResult]:
     def cell(result: MethodResult) -> TableCell:
         n, failed = len(result.seeds), {seed for failure in result.failures for seed in failure.seeds}
         repeated = f"{result.finished} runs" if result.finished > n else ""
@@ -158,7 +142,7 @@ def _seeds_column(group: Group) -> _Column:
     return Heading("seeds"), cell
 
 
-def _value_column(group: Group, metric: str, label: str, baseline: str | None = None) -> _Column:
+def _value_column(group: Group, metric: str, label: str, baseline: str | None = None) -> Column[MethodResult]:
     """The mean of each method; beside a ratio to the baseline, over the pairs that the ratio is of."""
     stats = {
         r.method: stat for r in group.finished if (stat := _stat_beside(group, metric, r.method, baseline))
@@ -220,7 +204,7 @@ def _absent(result: MethodResult) -> TableCell:
     )
 
 
-def _with_ratio(group: Group, metric: str, label: str, baseline: str) -> list[_Column]:
+def _with_ratio(group: Group, metric: str, label: str, baseline: str) -> list[Column[MethodResult]]:
     value = _value_column(group, metric, label, baseline if _can_compare(group, baseline) else None)
     return [value, _ratio_column(group, metric, baseline)] if _can_compare(group, baseline) else [value]
 
@@ -230,7 +214,7 @@ def _can_compare(group: Group, baseline: str) -> bool:
     return baseline in group.methods and group.methods[baseline].finished > 0
 
 
-def _ratio_column(group: Group, metric: str, baseline: str) -> _Column:
+def _ratio_column(group: Group, metric: str, baseline: str) -> Column[MethodResult]:
     def cell(result: MethodResult) -> TableCell:
         return ratio_cell(group, metric, result.method, baseline)
 
@@ -261,7 +245,7 @@ def _tone(estimate: PairedEstimate, no_change: float, better: str) -> Tone:
     return "good" if (estimate.value < no_change) == (better == "lower") else "bad"
 
 
-def _difference_column(group: Group, metric: str, baseline: str) -> _Column:
+def _difference_column(group: Group, metric: str, baseline: str) -> Column[MethodResult]:
     def cell(result: MethodResult) -> TableCell:
         estimate = group.difference(metric, result.method, baseline)
         if isinstance(estimate, NotComparable):
@@ -276,7 +260,7 @@ def _difference_column(group: Group, metric: str, baseline: str) -> _Column:
     return Heading(f"− {baseline}", "points"), cell
 
 
-def _pareto_column(front: set[str]) -> _Column:
+def _pareto_column(front: set[str]) -> Column[MethodResult]:
     def cell(result: MethodResult) -> TableCell:
         if not result.finished:
             return EMPTY
