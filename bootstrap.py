@@ -74,27 +74,19 @@ def run_digits(arguments: list[str], cpu: bool) -> None:
 def run_tests(arguments: list[str], cpu: bool) -> None:
     """Lint, types and tests, on a CPU and without data from outside."""
     python = environment(HERE / ".venv-test", TESTED, cpu)
+    say("ruff")
+    step([python, "-m", "ruff", "check", "."])
+    step([python, "-m", "ruff", "format", "--check", "."])
+    say("import directions")
+    step([str(Path(python).with_name("lint-imports"))])
+    say("mypy, and beside it pytest, two processes with one thread each")
     single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    pytest = [python, "-m", "pytest"]
-    # Tests of Slurm, of what hangs and of clocks wait for about a minute in all: three processes keep two processors busy.
-    chosen = arguments or ["-n", "3", "--dist", "worksteal", "-q"]
-    compiled = HERE / ".venv-test" / ".compiled"
-    say("mypy, and beside it ruff and the directions of imports")
+    chosen = arguments or ["-n", "2", "--dist", "worksteal", "-q"]
     with ThreadPoolExecutor() as side:
         types = side.submit(
             subprocess.run, [python, "-m", "mypy"], capture_output=True, text=True, check=False
         )
-        step([python, "-m", "ruff", "check", "."])
-        step([python, "-m", "ruff", "format", "--check", "."])
-        step([str(Path(python).with_name("lint-imports"))])
-        if not compiled.exists():
-            # What is installed has no bytecode yet: the processes of pytest would each compile torch and all tests.
-            say("compiling what the tests import")
-            collect = [*pytest, "--collect-only", "-q"]
-            subprocess.run(collect, env={**os.environ, **single}, capture_output=True, check=False)
-            compiled.touch()
-        say("pytest, three processes with one thread each")
-        tests = subprocess.run([*pytest, *chosen], env={**os.environ, **single}, check=False)
+        tests = subprocess.run([python, "-m", "pytest", *chosen], env={**os.environ, **single}, check=False)
         checked = types.result()
     say("mypy")
     print(checked.stdout, checked.stderr, flush=True)
@@ -126,7 +118,6 @@ def environment(folder: Path, requirement: str, cpu: bool) -> str:
         f"installing {requirement} and what it needs" + ("" if cpu else f" ({DOWNLOAD}; two to five minutes)")
     )
     install(python, "-e", requirement)
-    (folder / ".compiled").unlink(missing_ok=True)
     done.write_text(wanted)
     return str(python)
 
