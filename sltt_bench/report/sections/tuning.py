@@ -50,7 +50,13 @@ def _sentence(tuned: Sequence[TuningStudy]) -> str:
     descriptions = [
         f"{numbers.listed(list(study.methods))} on {study.title}, {study.budget}" for study in tuned
     ]
-    return f"Tuned on validation data with equal budgets: {'; '.join(descriptions)}." if descriptions else ""
+    shown, more = descriptions[:MOST_DESCRIBED], len(descriptions) - MOST_DESCRIBED
+    words = "; ".join(shown) + (f"; and {more} more" if more > 0 else "")
+    return f"Tuned on validation data with equal budgets: {words}." if descriptions else ""
+
+
+MOST_DESCRIBED = 3
+"""Comparisons that the first screen describes; each has a section."""
 
 
 # Studies ----------------------------------------------------------------------------------------
