@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from sltt_bench import __version__
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
@@ -226,7 +226,6 @@ def run(
     from sltt_bench.jobs import make_places
     from sltt_bench.loggers import LOGGERS
     from sltt_bench.plan import checkpoint_file, make_plans, on_device, processes_per_cell
-    from sltt_bench.recipe import nearest
 
     if init is not None and init != "random":
         checkpoint_file(init)
@@ -697,7 +696,6 @@ def export(
     """Write what was trained for elsewhere: NIR for neuromorphic tools, ONNX, torch's state-dict, or its accuracy."""
     from sltt_bench.export import FORMATS, Benchmark
     from sltt_bench.export import export as write
-    from sltt_bench.recipe import nearest
 
     if format_name not in FORMATS:
         _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
@@ -814,11 +812,18 @@ def _request(
     method: str | None, backend: str, seed: str | None, grid: Iterable[str], *, device: str, **further: Any
 ) -> "Request":
     """What is asked for, its words checked; `further` are fields of Request as they are."""
+    from sltt_bench import methods
     from sltt_bench.plan import Request
     from sltt_bench.recipe import parse_overrides
 
+    chosen = _comma_list(method)
+    for name in chosen or ():
+        try:
+            methods.promises(name)
+        except methods.UnknownMethod as error:
+            _fail(f"--method {name}: {error}")
     return Request(
-        methods=_comma_list(method),
+        methods=chosen,
         backends=tuple(_comma_list(backend) or ["reference"]),
         seeds=_seeds(seed),
         grid=tuple(parse_overrides(grid)),

@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
+from sltt_bench.errors import nearest
 from sltt_bench.jobs import usable_processors
 from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Place
@@ -25,7 +26,7 @@ from sltt_bench.plan import Cell, Plan
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, nearest, recipe_names, study_names
+from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names, study_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import (

@@ -1,5 +1,14 @@
 """What whoever gave a command can mend."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Its message says what is wrong, where, and what to do: the command line shows it alone, with exit code 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """' (did you mean …?)' if a known word is close, else ''."""
+    close = difflib.get_close_matches(word[:100], sorted(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
+from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
     Recipe,
     RecipeError,
     find_recipe,
     load_recipe,
-    nearest,
     recipe_from_dict,
 )
 from sltt_bench.results.schema import Kind

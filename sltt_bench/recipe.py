@@ -1,6 +1,5 @@
 """Recipes: the schema, finding them by name or path, `extends:`, overrides, and every fault at once."""
 
-import difflib
 import itertools
 import math
 import re
@@ -21,7 +20,7 @@ from pydantic import (
 from sltt_bench import data, methods, models
 from sltt_bench.data.source import DataSource
 from sltt_bench.data.validation import ValidationSplit
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
@@ -418,12 +417,6 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean …?)' if a known word is close, else ''."""
-    close = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def shortened(value: Any) -> str:
     """What a user wrote, as a fault quotes it."""
     return shortened_text(repr(value), 80)
@@ -581,11 +574,8 @@ def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any,
         return None, [f"{section}: must be a mapping with a `name`"]
     try:
         kind = options_type(value["name"])
-    except PluginFailed as error:
+    except (PluginFailed, ValueError) as error:
         return None, [f"{section}.name: {error}"]
-    except ValueError as error:
-        module = data if section == "data" else models
-        return None, [f"{section}.name: {error}{nearest(value['name'], module.names())}"]
     try:
         return kind.model_validate(value), []
     except ValidationError as error:

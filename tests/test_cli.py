@@ -12,7 +12,11 @@ from sltt_bench.recipe import load_recipe, recipe_names
 
 ERRORS = {
     ("run", "digit"): "did you mean 'digits'",
-    ("run", "digits", "--method", "slt"): "unknown method 'slt'",
+    ("run", "digits", "--method", "slt"): "--method slt: unknown method 'slt' (did you mean 'sltt'?)",
+    ("run", "digits", "--set", "data.name=digit"): "unknown data set 'digit' (did you mean 'digits'?)",
+    ("run", "digits", "--set", "model.name=cn"): "unknown model 'cn' (did you mean 'cnn'?)",
+    ("run", "digits", "--backend", "natif", "--dry-run"): "(did you mean 'native'?)",
+    ("estimate", "digits", "--gpu", "h100"): "(did you mean 'h100-sxm'?)",
     ("run", "digits", "--method", "sltt-k9"): "K = 9 and T = 6",
     ("run", "digits", "--set", "train.epochs"): "must have the form key=value",
     ("run", "digits", "--set", "train.epoch=1"): "did you mean 'epochs'",

@@ -139,9 +139,9 @@ def test_the_command_prints_a_table_and_json(tmp_path: Path) -> None:
     ("options", "fault"),
     [
         (["--figure", "peak_tensor_bytes"], "is counted, so that one pair decides"),
-        (["--figure", "epoch"], "did you mean epoch_s"),
-        (["--baseline", "btt"], "did you mean bptt"),
-        (["--method", "slt"], "did you mean sltt"),
+        (["--figure", "epoch"], "did you mean 'epoch_s'"),
+        (["--baseline", "btt"], "did you mean 'bptt'"),
+        (["--method", "slt"], "did you mean 'sltt'"),
         (["--method", "bptt"], "never ran under the same conditions"),
         (["--effect", "0"], "wants numbers above 0"),
         (["--effect", "nan"], "wants numbers above 0"),

@@ -115,10 +115,10 @@ def test_a_folder_without_results_is_an_error_that_says_what_is_there(tmp_path: 
 def test_wrong_option_values_name_the_option_and_suggest_the_nearest(tmp_path: Path) -> None:
     folder = make_results(tmp_path / "results")
     with pytest.raises(
-        ResultsError, match=r"--baseline btpp: no such method here, did you mean bptt\?; there are"
+        ResultsError, match=r"--baseline btpp: no such method here \(did you mean 'bptt'\?\); there are"
     ):
         make_report([folder], tmp_path / "out", "btpp", console=quiet())
-    with pytest.raises(ResultsError, match=r"--format htlm: unknown, did you mean html\?"):
+    with pytest.raises(ResultsError, match=r"--format htlm: unknown \(did you mean 'html'\?\)"):
         report(folder, tmp_path / "out", "htlm")
 
 

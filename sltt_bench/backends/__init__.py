@@ -11,7 +11,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sltt_bench import methods
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.plugins import find_plugin, plugins
 
 if TYPE_CHECKING:
@@ -112,6 +112,6 @@ def create(name: str, **options: Any) -> Backend:
     if name in BACKENDS:
         factory = resolve_name(BACKENDS[name])
     elif (factory := find_plugin("backends", name)) is None:
-        raise UnknownBackend(f"unknown backend {name!r}; known: {', '.join(names())}")
+        raise UnknownBackend(f"unknown backend {name!r}{nearest(name, names())}; known: {', '.join(names())}")
     backend: Backend = factory(**options)
     return backend

@@ -21,6 +21,7 @@ from sltt_bench.data.source import (
     Samples,
     no_progress,
 )
+from sltt_bench.errors import nearest
 from sltt_bench.plugins import find_plugin, plugins
 
 __all__ = [
@@ -83,7 +84,9 @@ def source_type(name: str) -> type[DataSource]:
     if name in DATASETS:
         source = resolve_name(DATASETS[name])
     elif (source := find_plugin("data", name, must_have=("load", "model_validate"))) is None:
-        raise UnknownDataset(f"unknown data set {name!r}; known: {', '.join(names())}")
+        raise UnknownDataset(
+            f"unknown data set {name!r}{nearest(name, names())}; known: {', '.join(names())}"
+        )
     return source
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.strict import Strict
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
@@ -61,7 +61,9 @@ def find_gpu(name: str, extra: Path | None = None) -> GPU:
     """The GPU called `name`. Raises GPUError."""
     gpus = known_gpus(extra)
     if name not in gpus:
-        raise GPUError(f"{name!r} is not in the table; known: {', '.join(gpus)}; --gpu-file FILE adds more")
+        raise GPUError(
+            f"{name!r} is not in the table{nearest(name, gpus)}; known: {', '.join(gpus)}; --gpu-file FILE adds more"
+        )
     return gpus[name]
 
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.plugins import PluginFailed, load_plugin, plugins
 
 if TYPE_CHECKING:
@@ -407,4 +407,4 @@ def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
             raise UnknownMethod(str(error)) from error
         except re.error:
             continue  # its name is no regular expression: no method is called so
-    raise UnknownMethod(f"unknown method {name!r}; known: {', '.join(labels())}")
+    raise UnknownMethod(f"unknown method {name!r}{nearest(name, labels())}; known: {', '.join(labels())}")

@@ -12,6 +12,7 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from sltt_bench.errors import nearest
 from sltt_bench.models import options as _options
 from sltt_bench.models.options import ModelOptions, NormalisedOptions
 from sltt_bench.plugins import find_plugin, plugins
@@ -94,4 +95,4 @@ def build(
 def _third_party(name: str) -> Any:
     if (model := find_plugin("models", name, must_have=("Options", "build"))) is not None:
         return model
-    raise UnknownModel(f"unknown model {name!r}; known: {', '.join(names())}")
+    raise UnknownModel(f"unknown model {name!r}{nearest(name, names())}; known: {', '.join(names())}")

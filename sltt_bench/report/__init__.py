@@ -5,12 +5,13 @@
 A further kind of section is a module of its own with one function, registered in SECTIONS.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from sltt_bench.errors import nearest
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -81,7 +82,7 @@ def make_report(
 
     unknown = [name for name in formats if name not in FORMATS]
     if unknown:
-        hint = _nearest(unknown[0], FORMATS)
+        hint = nearest(unknown[0], FORMATS)
         raise ResultsError(f"--format {unknown[0]}: unknown{hint}; known formats are {', '.join(FORMATS)}")
     results = read_results(sources)
     if results.cells.empty and results.rows(BENCH_FILE).empty:
@@ -96,7 +97,7 @@ def make_report(
     if baseline is not None and baseline not in methods:
         known = ", ".join(sorted(methods))
         raise ResultsError(
-            f"--baseline {baseline}: no such method here{_nearest(baseline, methods)}; there are {known}"
+            f"--baseline {baseline}: no such method here{nearest(baseline, methods)}; there are {known}"
         )
     report, frames = _assembled(results, baseline or BASELINE)
     if "terminal" in formats:
@@ -127,12 +128,6 @@ def _assembled(results: "Results", baseline: str) -> "tuple[Report, dict[str, Da
     from sltt_bench.report.document import Context
 
     return assemble(Context(results, baseline), {kind: _load(where) for kind, where in SECTIONS.items()})
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """The most similar known word as a question, or ''."""
-    close = get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 def _load(where: str) -> "Callable[[Context], Contribution]":

@@ -551,3 +551,10 @@ def natural_order(name: str) -> list[str | int]:
 def seeds_text(seeds: Sequence[int]) -> str:
     """ "seed 0" or "seeds 0, 1, 2"."""
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
+
+
+def rule_and_number(method: str) -> tuple[str, float | None]:
+    """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
+    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
+    assert parts
+    return parts[1], None if parts[2] is None else float(parts[2])

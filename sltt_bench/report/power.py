@@ -11,12 +11,12 @@ below with a probability of 80 % (Browne, Statistics in Medicine 14, 1995).
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from sltt_bench.errors import nearest
 from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
@@ -141,7 +141,7 @@ def seeds_needed(
     """
     if figure not in FIGURES:
         counted = figure in METRICS and METRICS[figure].exact
-        why = "is counted, so that one pair decides" if counted else f"is unknown{_nearest(figure, FIGURES)}"
+        why = "is counted, so that one pair decides" if counted else f"is unknown{nearest(figure, FIGURES)}"
         raise ResultsError(f"--figure {figure}: {why}; figures are {', '.join(FIGURES)}")
     results = read_results(sources)
     groups = make_groups(results)
@@ -152,7 +152,7 @@ def seeds_needed(
     for option, name in (("--baseline", baseline), *(("--method", name) for name in methods or ())):
         if name not in present:
             raise ResultsError(
-                f"{option} {name}: no such method in {named}{_nearest(name, present)}; there are {', '.join(present)}"
+                f"{option} {name}: no such method in {named}{nearest(name, present)}; there are {', '.join(present)}"
             )
     rows = [
         row
@@ -246,11 +246,6 @@ def _counted(row: SeedsNeeded, differences: Floats, metric: Metric, resolution: 
 def _shown(value: float, metric: Metric) -> float:
     """A difference of accuracies in points, of logarithms in percent."""
     return 100 * (math.expm1(value) if metric.as_ratio else value)
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f", did you mean {close[0]}?" if close else ""
 
 
 # Printing ---------------------------------------------------------------------------------------

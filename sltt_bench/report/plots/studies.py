@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
+from sltt_bench.report.groups import rule_and_number
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import ticks_at
 from sltt_bench.report.statistics import Stat
@@ -121,9 +122,9 @@ def in_order(places: Iterable[Any]) -> list[Any]:
     return distinct
 
 
-def rule_and_number(method: str) -> tuple[str, float | None]:
+def family_and_number(method: str) -> tuple[str, float | None]:
     """ "sltt-k4-unbiased" → ("sltt-kN-unbiased", 4.0); a name without a number is its own rule."""
-    rule, number = style.rule_and_number(method)
+    rule, number = rule_and_number(method)
     if number is None:
         return method, None
     return f"{rule}N" + ("-unbiased" if method.endswith("-unbiased") else ""), number

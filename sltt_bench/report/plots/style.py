@@ -22,6 +22,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
 
 from sltt_bench.report.document import Width
+from sltt_bench.report.groups import rule_and_number
 
 WIDTH_INCHES: dict[Width, float] = {"column": 3.3, "double": 6.9}
 """One and two columns of a paper."""
@@ -152,13 +153,6 @@ def ramp(share: float, name: str = RAMP) -> str:
 def line(method: str) -> Literal["-", "--"]:
     """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
     return "--" if method.endswith("-unbiased") else "-"
-
-
-def rule_and_number(method: str) -> tuple[str, float | None]:
-    """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
-    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
-    assert parts
-    return parts[1], None if parts[2] is None else float(parts[2])
 
 
 def _k_of(method: str) -> int | None:

@@ -23,7 +23,7 @@ from sltt_bench.report.document import (
 )
 from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import TUNED, Group, flat, natural_order
-from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, in_order, rule_and_number
+from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family_and_number, in_order
 from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
@@ -264,9 +264,9 @@ def _value(observation: Observation, key: str) -> Any:
     """Where an observation stands on an axis: None if it does not."""
     match key:
         case "number":
-            return rule_and_number(observation.method)[1]
+            return family_and_number(observation.method)[1]
         case "rule":
-            return rule_and_number(observation.method)[0]
+            return family_and_number(observation.method)[0]
         case "method" | "layer":
             return getattr(observation, key)
         case _:

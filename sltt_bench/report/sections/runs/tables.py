@@ -41,7 +41,7 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         for result in group.finished
         for doubt in group.doubts_beside_chance(result.method)
     ]
-    notes = [*doubts, *_failure_notes(group), *_ratio_notes(group, baseline, compared)]
+    notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
@@ -277,11 +277,12 @@ def _measured(group: Group, metric: str) -> bool:
     return any(result.values.get(metric) for result in group.finished)
 
 
-def _failure_notes(group: Group) -> list[str]:
+def _remarks(group: Group, *, best_epoch: bool) -> list[str]:
+    """`best_epoch`: the table has a column of it."""
     notes = [f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures]
-    if any(r.stat("best_test_top1") for r in group.finished):
+    if best_epoch and any(r.stat("best_test_top1") for r in group.finished):
         notes.append("Best-epoch accuracy is chosen on test data; the last epoch's is not.")
-    elif group.key.synthetic:
+    if group.key.synthetic:
         notes.append("Random data: memory and time mean something, accuracy does not and is left empty.")
     if group.phase == "cold" and group.finished:
         notes.append("Only cold epochs were run: times include warm-up. More epochs give warm ones.")
