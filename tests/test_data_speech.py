@@ -13,10 +13,11 @@ from data_files import write_speech_commands, write_spiking_speech, write_wav
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace
 from sltt_bench.data.loading import make_loader
-from sltt_bench.data.speech_commands import read_sound
+from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
 
 h5py = pytest.importorskip("h5py")
+pytest.importorskip("librosa")
 T = 10
 
 
@@ -153,16 +154,19 @@ def test_speech_commands_are_split_by_their_lists(tmp_path: Path) -> None:
     assert {file.name[:8] for file, _ in validating.files(tmp_path, "test")} == {"00000003"}
 
 
-@pytest.fixture
-def torchaudio_loads() -> None:
-    """A torchaudio of another torch than the installed one does not."""
+@pytest.mark.parametrize(("bands", "timesteps", "window"), [(40, 10, 400), (20, 100, 512)])
+def test_mel_energies_are_those_of_torchaudio(bands: int, timesteps: int, window: int) -> None:
     try:
-        import torchaudio  # noqa: F401
-    except (ImportError, OSError) as error:
+        from torchaudio.transforms import MelSpectrogram
+    except Exception as error:  # what a torchaudio of another torch than the installed one raises is its own
         pytest.skip(f"torchaudio: {error}")
+    sound = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+    hop = 16_000 // timesteps
+    theirs = MelSpectrogram(16_000, n_fft=512, win_length=window, hop_length=hop, n_mels=bands)(sound)
+    ours = mel_spectrogram(bands, timesteps, window)(sound)
+    torch.testing.assert_close(ours, (theirs[:, :timesteps] + 1e-6).log().T, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.usefixtures("torchaudio_loads")
 def test_a_tone_is_loud_in_its_mel_band_and_silence_follows_a_short_recording(tmp_path: Path) -> None:
     counts = write_speech_commands(tmp_path)
     bundle = load("speech-commands", tmp_path, **counts)
@@ -190,7 +194,6 @@ def test_recordings_of_another_kind_or_cut_short_are_named(tmp_path: Path) -> No
     assert read_sound("speech-commands", file).tolist() == [-1.0] * 16_000
 
 
-@pytest.mark.usefixtures("torchaudio_loads")
 def test_a_missing_word_list_or_recording_is_named(tmp_path: Path) -> None:
     counts = write_speech_commands(tmp_path)
     root = tmp_path / "SpeechCommands" / "speech_commands_v0.02"

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 RATE = 16_000
 """Samples of sound a second, and of a recording: shorter ones are followed by silence, longer ones are cut."""
+FFT = 512
+"""Samples of sound in a short-time Fourier transform."""
 
 
 class SpeechCommands(DataSource):
@@ -149,16 +151,17 @@ def read_sound(name: str, file: Path) -> np.ndarray:
 def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tensor], Tensor]":
     """Sound [16000] → [T, bands]: the logarithm of mel energies in T windows, evenly spread over the second.
 
-    The energies are torchaudio's. Raises DataError if it is not installed.
+    The bands are triangles on HTK's mel scale, as torchaudio has them. Raises DataError without librosa.
     """
-    transforms = load_extra("torchaudio.transforms", "speech", "a mel spectrogram", DataError)
-    energies = transforms.MelSpectrogram(
-        RATE, n_fft=512, win_length=window, hop_length=RATE // timesteps, n_mels=bands, center=True
-    )
+    filters = load_extra("librosa.filters", "speech", "a mel spectrogram", DataError)
+    import torch
+
+    triangles = torch.from_numpy(filters.mel(sr=RATE, n_fft=FFT, n_mels=bands, htk=True, norm=None))
+    hann = torch.hann_window(window)
 
     def analysed(sound: "Tensor") -> "Tensor":
-        spectrum: Tensor = energies(sound)[:, :timesteps]
-        return (spectrum + 1e-6).log().T.contiguous()
+        waves = torch.stft(sound, FFT, RATE // timesteps, window, hann, return_complex=True)[:, :timesteps]
+        return (triangles @ waves.abs().square() + 1e-6).log().T.contiguous()
 
     return analysed
 
