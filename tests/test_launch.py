@@ -147,7 +147,7 @@ def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(
 ) -> None:
     site = install(tmp_path, monkeypatch)
     cell = over(smoke_cell(method, timesteps=2), 2)
-    run(cell, tmp_path / "out", timeout_s=10.0 if status == "timeout" else 120.0)
+    run(cell, tmp_path / "out", timeout_s=6.0 if status == "timeout" else 120.0)
     row = row_of(tmp_path / "out")
     assert row.status == status, row.reason
     assert reason in row.reason

@@ -86,7 +86,9 @@ def print_sections(sections: Sequence[Section], console: Console, *, everything:
 
 
 def _print_section(section: Section, console: Console, *, everything: bool) -> None:
-    tables = [b for b in section.blocks if isinstance(b, Table) and (everything or not b.secondary)]
+    tables = [block for block in section.blocks if isinstance(block, Table)]
+    if not everything:  # of a section whose figure answers, the figure in numbers
+        tables = [table for table in tables if not table.secondary] or tables[:1]
     if section.blocks and (not tables or (section.folded and not everything)):
         return  # plots are for other formats
     console.print()
