@@ -17,12 +17,13 @@ from rich.table import Table
 
 from sltt_bench import backends, data, methods, models
 from sltt_bench.errors import nearest
+from sltt_bench.format import DASH
 from sltt_bench.jobs import usable_processors
 from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Place
 from sltt_bench.loggers import Displays, LogDisplay
 from sltt_bench.measure.gpu_support import check_gpu_is_usable
-from sltt_bench.plan import Cell, Plan
+from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
@@ -38,6 +39,7 @@ from sltt_bench.runner import (
     finished_cells,
 )
 from sltt_bench.runner import run_plans as start_runs
+from sltt_bench.studies import TASK
 from sltt_bench.terminal import count_display, data_progress, run_display
 
 
@@ -284,24 +286,35 @@ def _listed(paths: Sequence[Path]) -> str:
 
 def show_plans(plans: list[Plan]) -> None:
     """The cells that a command would run."""
+    from sltt_bench.report.document import Column, Heading, TableCell, table_of
+    from sltt_bench.report.render.terminal import print_table
+
+    def column(heading: str, fact: Callable[[Cell], object], *, numeric: bool = True) -> "Column[Cell]":
+        return Heading(heading, numeric=numeric), lambda cell: TableCell(
+            DASH if (value := fact(cell)) is None else str(value)
+        )
+
+    def override(key: str) -> "Column[Cell]":
+        if key == TASK:
+            return column(key, lambda cell: cell.overrides.get(key), numeric=False)
+        return column(key, lambda cell: value_at(cell.recipe, key))
+
+    shown = ("timesteps", "train.batch_size", "train.epochs")
     console = make_console()
     for plan in plans:
-        table = Table(title=f"{plan.recipe.name}: {len(plan)} cells", title_justify="left")
-        for heading in ("cell", "method", "backend", "seed", "T", "batch", "epochs", "overrides"):
-            table.add_column(heading, overflow="fold")
-        for cell in plan:
-            train = cell.recipe.train
-            table.add_row(
-                cell.cell_id,
-                cell.method,
-                cell.backend,
-                str(cell.seed),
-                str(cell.recipe.timesteps),
-                str(train.batch_size),
-                str(train.epochs),
-                escape(" ".join(f"{key}={value}" for key, value in cell.overrides.items())) or "–",
-            )
-        console.print(table)
+        columns = [
+            column("cell", lambda cell: cell.cell_id, numeric=False),
+            column("kind", lambda cell: cell.kind, numeric=False),
+            column("method", lambda cell: cell.method, numeric=False),
+            column("backend", lambda cell: cell.backend, numeric=False),
+            column("seed", lambda cell: cell.seed),
+            column("T", lambda cell: cell.recipe.timesteps),
+            column("batch", lambda cell: cell.recipe.train.batch_size),
+            column("epochs", lambda cell: cell.recipe.train.epochs),
+            *map(override, dict.fromkeys(key for cell in plan for key in cell.overrides if key not in shown)),
+        ]
+        title = f"{plan.recipe.name}: {len(plan)} cell{'s' * (len(plan) != 1)}"
+        print_table(table_of("plan", title, columns, plan), console)
         for remark in (*plan.remarks, *plan.left_out):
             console.print(f"[dim]{escape(remark)}[/dim]")
 
@@ -404,6 +417,8 @@ def show_run(folder: Path, *, as_json: bool = False) -> None:
 def show_status(folder: Path, *, as_json: bool = False) -> int:
     """How the cells of a submission stand; 1 if some have failed. Raises SlurmError, ResultsError."""
     from sltt_bench import slurm
+    from sltt_bench.report.document import Column, Heading, TableCell, Tone, table_of
+    from sltt_bench.report.render.terminal import print_table
 
     cells = slurm.status(slurm.Submission.read(folder))
     if as_json:
@@ -415,18 +430,20 @@ def show_status(folder: Path, *, as_json: bool = False) -> int:
             ]
         )  # fmt: skip
         return int(any(each.state == "failed" for each in cells))
-    tones = {"done": "green", "running": "cyan", "queued": "yellow", "cancelled": "magenta", "failed": "red"}
+    tones: dict[str, Tone] = {
+        "done": "good", "running": "plain", "queued": "plain", "cancelled": "muted", "failed": "bad",
+    }  # fmt: skip
+    columns: list[Column[slurm.CellStatus]] = [
+        (Heading("cell", numeric=False), lambda each: TableCell(each.cell.cell_id)),
+        (Heading("job", numeric=False), lambda each: TableCell(each.job)),
+        (Heading("what", numeric=False), lambda each: TableCell(describe(each.cell))),
+        (Heading("state", numeric=False), lambda each: TableCell(each.state, tone=tones[each.state])),
+        (Heading("epochs"), lambda each: TableCell(f"{each.epochs_done}/{each.cell.recipe.train.epochs}")),
+        (Heading("reason", numeric=False), lambda each: TableCell(each.reason)),
+    ]
     counts: Counter[str] = Counter(each.state for each in cells)
-    table = Table(title=str(folder), title_justify="left")
-    for heading in ("cell", "job", "what", "state", "epochs", "reason"):
-        table.add_column(heading, overflow="fold")
-    for each in cells:
-        epochs = f"{each.epochs_done}/{each.cell.recipe.train.epochs}"
-        state = f"[{tones[each.state]}]{each.state}[/]"
-        words = (escape(describe(each.cell)), state, epochs, escape(each.reason))
-        table.add_row(each.cell.cell_id, each.job, *words)
     console = make_console()
-    console.print(table)
+    print_table(table_of("submission", str(folder), columns, cells), console)
     console.print(", ".join(f"{counts[state]} {state}" for state in tones if counts[state]))
     return int(bool(counts["failed"]))
 

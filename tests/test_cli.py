@@ -8,6 +8,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
+from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import load_recipe, recipe_names
 
 ERRORS = {
@@ -145,3 +146,22 @@ def test_completion_is_installed_under_the_name_of_the_command(
     result = CliRunner().invoke(app, ["--show-completion", shell], prog_name="sltt-bench")
     assert result.exit_code == 0
     assert "_SLTT_BENCH_COMPLETE" in result.output
+
+
+@pytest.mark.parametrize("arguments", [("digits",), ("studies/time-gradient",), ("studies/size",)])
+@pytest.mark.parametrize("width", [60, 80])
+def test_a_plan_folds_nothing_and_says_what_tells_its_cells_apart(
+    arguments: tuple[str, ...], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    result = CliRunner().invoke(app, ["run", *arguments, "--dry-run"])
+    assert result.exit_code == 0
+    assert all(len(line) <= width for line in result.output.splitlines())
+    (plan,) = make_plans(arguments[0], Request())
+    words = result.output.split()
+    for cell in plan:
+        assert cell.cell_id in words
+        assert {cell.method, *(str(cell.overrides.get(key, "–")) for key in ("extends", "neuron.tau"))} <= {
+            *words,
+            "–",
+        }

@@ -107,8 +107,8 @@ def _print_section(section: Section, console: Console, *, everything: bool) -> N
 def print_table(table: Table, console: Console) -> None:
     """One table with its notes, in the first form that fits: nothing is folded inside a word or number.
 
-    As it is; without the columns that are the same in all rows, which become a line; turned on its side; as
-    records, one block a row.
+    As it is; without the columns that are the same in all rows, which become a line; with less room between the
+    others; turned on its side; as records, one block a row.
     """
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
     narrow, constant = _without_constant_columns(table)
@@ -117,7 +117,12 @@ def print_table(table: Table, console: Console) -> None:
         console.print(whole)
         remarks = []
     elif fitting := next(
-        (r for r in (_upright(narrow), _turned(narrow)) if _width(r, console) <= console.width), None
+        (
+            r
+            for r in (_upright(narrow), _upright(narrow, tight=True), _turned(narrow))
+            if _width(r, console) <= console.width
+        ),
+        None,
     ):
         console.print(fitting)
     else:
@@ -162,8 +167,9 @@ def _width(rich: RichTable, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), rich).maximum
 
 
-def _upright(table: Table) -> RichTable:
+def _upright(table: Table, *, tight: bool = False) -> RichTable:
     rich = _frame()
+    rich.collapse_padding = tight
     for heading in table.headings:
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
         justify: Justify = "right" if heading.numeric else "left"
