@@ -78,7 +78,7 @@ def run_plans(
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_batches(open_cells)
-    _check_devices(open_cells)
+    _check_devices(open_cells, places)
     check_data(open_cells, data_dir)
     folders: list[Path] = []
 
@@ -177,9 +177,11 @@ def _check_batches(cells: Sequence[Cell]) -> None:
             raise RecipeError(cell.recipe.name, [fault])
 
 
-def _check_devices(cells: Sequence[Cell]) -> None:
-    """Raises UnusableGpu if a cell that is measured would silently miss the GPU that is there."""
-    for device in {cell.device for cell in cells if KINDS[cell.kind].measures}:
+def _check_devices(cells: Sequence[Cell], places: Sequence[Place]) -> None:
+    """Raises UnusableGpu if a cell that is measured would silently miss the GPU that is there, or asks for one that is not."""
+    measured = {cell.device for cell in cells if KINDS[cell.kind].measures}
+    given = {device for place in places for device in (place.device, *place.further_devices) if device}
+    for device in sorted(measured | given if measured else measured):
         check_gpu_is_usable(device)
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from test_nvml import compile_fake
+from typer.testing import CliRunner
 
 from sltt_bench import doctor
+from sltt_bench.cli import app
 from sltt_bench.kinds import training
 from sltt_bench.measure import gpu_support
 from sltt_bench.measure.gpu_support import (
@@ -77,6 +79,63 @@ def test_a_cell_does_not_fall_back_to_the_cpu_where_only_torch_finds_the_gpu_unu
     monkeypatch.setattr(training, "installed_wheel", lambda: Wheel("2.9", "12.8"))
     with pytest.raises(UnusableGpu, match="torch cannot start CUDA"):
         training.choose_device("auto")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "visible", "files", "device", "reason"),
+    [
+        ([], None, (), "cuda", "there is no GPU here"),
+        ([], None, (), "cuda:1", "there is no GPU here"),
+        ([], "", (), "cuda", "CUDA_VISIBLE_DEVICES is '' and hides every GPU"),
+        ([GPU], "-1", (), "cuda:0", "CUDA_VISIBLE_DEVICES is '-1' and hides every GPU"),
+        ([GPU], None, (), "cuda:1", "there is 1 GPU here, the last is cuda:0;"),
+        ([GPU, GPU], None, (), "cuda:2", "there are 2 GPUs here, the last is cuda:1;"),
+        ([GPU, GPU], "1", (), "cuda:1", r"the last is cuda:0 \(CUDA_VISIBLE_DEVICES is '1'\);"),
+        ([GPU, GPU], "1", (), "cuda", None),
+        ([GPU, GPU], None, (), "cuda:1", None),
+        ([], None, (), "auto", None),
+        ([], None, ("here",), "cuda:3", None),  # a driver without NVML
+        ([], "0", ("here",), "cuda", None),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused_before_anything_runs(
+    gpus: list[Gpu],
+    visible: str | None,
+    files: tuple[str, ...],
+    device: str,
+    reason: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    monkeypatch.setattr(gpu_support, "DRIVER_FILES", (str(tmp_path / "here"),))
+    monkeypatch.setattr(gpu_support, "list_gpus", lambda: gpus)
+    monkeypatch.setattr(gpu_support, "installed_wheel", lambda: Wheel("2.9", "12.8"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if reason is None:
+        check_gpu_is_usable(device)
+    else:
+        with pytest.raises(UnusableGpu, match=f"--device {device}: .*{reason}"):
+            check_gpu_is_usable(device)
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() or any(map(os.path.exists, gpu_support.DRIVER_FILES)),
+    reason="a GPU may be here",
+)
+@pytest.mark.parametrize("asked", [("--device", "cuda"), ("--devices", "cuda:0,cuda:1", "--oversubscribe")])
+def test_a_run_on_a_gpu_that_is_not_there_ends_with_exit_code_2_and_writes_nothing(
+    asked: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, ["run", "digits", "--smoke", *asked, "--out", str(tmp_path / "results")])
+    assert result.exit_code == 2, result.output
+    assert "there is no GPU here" in " ".join(result.output.split())
+    assert not (tmp_path / "results").exists()
+    planned = CliRunner().invoke(app, ["run", "digits", *asked, "--dry-run"])
+    assert planned.exit_code == 0, "a plan may be for another machine"
 
 
 def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Path) -> None:

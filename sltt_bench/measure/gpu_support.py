@@ -16,6 +16,9 @@ from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
 
 REMEDY_WHEEL = "install a torch for this driver: https://pytorch.org/get-started/locally"
 REMEDY_CPU = "or say --device cpu to leave the GPU alone"
+REMEDY_ABSENT = "--device auto takes what is there"
+DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
+"""NVIDIA's driver; Jetson's, of two generations; a GPU in WSL; ROCm's, which torch calls "cuda" too."""
 
 
 class UnusableGpu(UserError):
@@ -45,14 +48,18 @@ def installed_wheel() -> Wheel | None:
 
 def shown_gpus() -> list[Gpu]:
     """The GPUs that NVML shows; none where CUDA_VISIBLE_DEVICES hides all of them, or without NVML."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # As in CUDA: the list ends at the first entry that names no device.
-    if visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles"):
+    if _all_hidden():
         return []
     try:
         return list_gpus()
     except NvmlUnavailable:
         return []
+
+
+def _all_hidden() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU: as in CUDA, its list ends at the first entry that names none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and visible.split(",")[0].strip() in ("", "-1", "NoDevFiles")
 
 
 def why_unusable(gpus: list[Gpu], wheel: Wheel | None) -> str | None:
@@ -70,8 +77,27 @@ def why_unusable(gpus: list[Gpu], wheel: Wheel | None) -> str | None:
     return None
 
 
+def why_absent(device: str, gpus: list[Gpu]) -> str | None:
+    """Why there is no such device ("cuda" or "cuda:N") among the GPUs that are shown; None if nothing says so.
+
+    A driver whose device files are there may serve torch without NVML: Jetson, WSL, ROCm.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if _all_hidden():
+        return f"CUDA_VISIBLE_DEVICES is {visible!r} and hides every GPU"
+    if gpus:
+        count = len(gpus) if visible is None else min(len(gpus), len(visible.split(",")))
+        if int(device.partition(":")[2] or 0) < count:
+            return None
+        limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+        return f"there {'is 1 GPU' if count == 1 else f'are {count} GPUs'} here, the last is cuda:{count - 1}{limit}"
+    if any(Path(file).exists() for file in DRIVER_FILES):
+        return None
+    return "there is no GPU here: neither NVML nor a driver's device file shows one"
+
+
 def check_gpu_is_usable(device: str) -> None:
-    """Refuses to let "auto" become the CPU, or "cuda" fail in every cell, where a GPU stands idle beside it.
+    """Refuses to let "auto" become the CPU where a GPU stands idle beside it, or "cuda" fail in every cell.
 
     Raises UnusableGpu. What only torch itself can tell is left to the process that loads it.
     """
@@ -80,6 +106,8 @@ def check_gpu_is_usable(device: str) -> None:
     gpus = shown_gpus()
     if (reason := why_unusable(gpus, installed_wheel())) is not None:
         raise UnusableGpu(unusable_text(device, gpus, reason))
+    if device != "auto" and (reason := why_absent(device, gpus)) is not None:
+        raise UnusableGpu(f"--device {device}: {reason}; `sltt-bench doctor` says more, {REMEDY_ABSENT}")
 
 
 def unusable_text(device: str, gpus: list[Gpu], reason: str) -> str:
