@@ -128,25 +128,29 @@ def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, epochs: p
 
 
 def _exact_gradient_table(recipes: dict[str, Recipe], results: Results) -> str:
+    ways = (
+        ("reference", "bptt", False), ("reference", "sltt", False), ("native", "bptt", False),
+        ("native", "bptt", True), ("native", "sltt", False),
+    )  # fmt: skip
     rows = []
     for name, recipe in recipes.items():
-        values = [
-            _own(_estimates(results, backend, unit_by_unit=units), recipe, method, "peak_tensor_bytes", "last")
-            for backend, method, units in (
-                ("reference", "bptt", False), ("reference", "sltt", False), ("native", "bptt", False),
-                ("native", "bptt", True), ("native", "sltt", False),
-            )
-        ]  # fmt: skip
+        values, work = (
+            [
+                _own(_estimates(results, backend, unit_by_unit=units), recipe, method, column, "last")
+                for backend, method, units in ways
+            ]
+            for column in ("peak_tensor_bytes", "epoch_multiplications")
+        )
         if values[3] is None:
             continue
         base, _, _, units, sltt = values
         rows.append([
             f"`{name}`", str(recipe.timesteps), str(recipe.train.batch_size), "bptt, sltt", *map(_gibibytes, values),
-            _number(_ratio(units, base), 2), _number(_ratio(units, sltt), 2),
+            _number(_ratio(units, base), 2), _number(_ratio(units, sltt), 2), _number(_ratio(work[3], work[2]), 2),
         ])  # fmt: skip
     return _table(
         ["experiment", "T", "batch", "methods", "reference: BPTT", "reference: SLTT", "native: BPTT",
-         "native: BPTT unit by unit", "native: SLTT", "unit by unit ÷ reference: BPTT", "… ÷ native: SLTT"],
+         "native: BPTT unit by unit", "native: SLTT", "unit by unit ÷ reference: BPTT", "… ÷ native: SLTT", "multiplications, … ÷ native: BPTT"],
         rows,
     )  # fmt: skip
 

@@ -226,6 +226,9 @@ def test_what_is_said_of_memory_in_units_of_the_neurons_is_what_was_counted(benc
     time = bench_row(bench, "recompute-bptt-time", "process_s", "native bptt")
     floor = bench_row(bench, "memory-sltt", "peak_tensor_bytes", "ReLU")["baseline_value"] / mib
     carried, first_stage = n + rest, 32
+    slower = bench_row(bench, "cpu-time-sltt", "wall_s", "ReLU")["ratio"]
+    in_the_unit, single, bits = 2 * 192, 128, 51
+    predicted = round(2 * in_the_unit + single + weights + gradients + bits, -1)
     assert_page_says(
         "native-backend.md",
         f"batch 128 there are 544 × 1024 × 128 neurons, and N is {n:.0f} MiB",
@@ -234,9 +237,13 @@ def test_what_is_said_of_memory_in_units_of_the_neurons_is_what_was_counted(benc
         f"the potentials ({n:.1f} MiB), weights ({weights}), summed gradients ({gradients}) and the batch ({batch:.1f}): "
         f"{carried:.1f} MiB, {carried / baseline:.3f} of SpikingJelly's peak. The target leaves {0.35 * baseline - carried:.0f} MiB",
         f"That is {(carried + 2 * first_stage) / baseline:.3f} already",
+        f"potentials and batch-norm inputs ({in_the_unit // 192} × 192), the gradients of the unit's spikes and of the shortcut "
+        f"({in_the_unit // 192} × 192), a few single tensors (about {single}), weights and gradients "
+        f"({weights + gradients:.0f}), bits ({bits}): about {predicted:,.0f} MiB. "
         f"Counted: {exact['subject_value'] / mib:.1f} MiB, {exact['ratio']:.3f} of SpikingJelly's BPTT "
         f"({exact['baseline_value'] / mib:.1f}), {leanest['ratio']:.2f} of its memory optimisation at the best of six settings "
         f"({leanest['baseline_value'] / mib:.1f}",
+        f"That these passes make up the {100 * slower - 100:.0f} % of an iteration that were measured",
         f"Its time is {time['ratio']:.3f} [{time['ratio_low']:.3f}, {time['ratio_high']:.3f}] of native BPTT's",
     )
 
