@@ -43,10 +43,12 @@ READINGS: dict[str, str] = {
     "kind of loss moves accuracy more than the temporal part of the gradient does.",
     "modality": "With each method at its own learning rate (`sltt-bench tune studies/modality`) the choice does not matter on "
     "images, and hardly on speech. At one learning rate for all, rates alone and few steps were far behind on speech: most "
-    "of that was the learning rate (`sltt-bench report results/studies/modality` has both). On events SLTT stays near BPTT, "
-    "few steps fall far behind, and OTTT's seeds part. Where the answer comes after the last row, no method without the gradient "
-    "through time comes near BPTT in these means; OTTT, whose trace keeps what came in, is the nearest. Few steps on events and "
-    "speech, and OTTT and rates on speech, chose the last learning rate of the grid: their best may be better still.",
+    "of that was the learning rate (`sltt-bench report results/studies/modality` has both). On events, where the network is a "
+    "convolutional one of eight layers, SLTT, OTTT, e-prop and windows of two steps stay near BPTT; few steps fall behind, with "
+    "seeds far apart, and the two rules with errors of each layer's own, S-TLLR and PP-Prop, nearly lose the task that they "
+    "learn as well as any in two layers. Where the answer comes after the last row, every method falls behind BPTT, windows of two "
+    "steps, which keep a part of the gradient through time, the least. Windows, rates and "
+    "PP-Prop on speech, and OTTT on the sequence, chose the last learning rate of the grid: their best may be better still.",
     "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
     "BPTT nothing here that a normalisation of each step does not give, and takes more memory. Standardised weights, which need "
     "no batch, are a little behind in these means, and BPTT's graph holds them anew for each step: the most memory of all. With any of them "

@@ -12,11 +12,13 @@ and their weights stay equal to the last bit. Batch normalisation sees a rank's 
 practice, unless `synchronise_batch_norm` makes it see all.
 """
 
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -112,10 +114,21 @@ def join(device: torch.device) -> Ranks:
     return Ranks(dist.get_rank(), int(os.environ["WORLD_SIZE"]))
 
 
-def leave() -> None:
-    """End the membership of the group, if there is one."""
+def end_together() -> NoReturn:
+    """Wait for the other ranks, then end this process with exit code 0.
+
+    The group is not taken down: up to 2.8, torch waits there for Gloo's threads and holds the interpreter's lock, for
+    which one of them may be waiting to free a tensor, so that neither ever ends (pytorch #56297, #154976).
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+        dist.all_reduce(torch.zeros(1))  # nobody is in an exchange any more when the first one ends
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def exchanged_bytes(gradient_bytes: int, size: int) -> int:

@@ -199,9 +199,9 @@ def _be_rank() -> None:
         cell = _at_own_device(cell_from_dict(job["cell"]), job["devices"], int(os.environ["LOCAL_RANK"]))
         reporter = worker.reporter_of(job, events, worker.Reporter if rank == 0 else MuteReporter)
         worker.work_on(cell, job, reporter)
-        from sltt_bench.distributed import leave
+        from sltt_bench.distributed import end_together
 
-        leave()
+        end_together()
     except BaseException as error:
         _leave_record(error)
 

@@ -94,6 +94,8 @@ def _studies(results: Results) -> dict[str, Mapping[str, Any]]:
 
 def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Section, pd.DataFrame] | None:
     groups, aside = _bench(name, context.groups)
+    tasks = [grid.get("recipe") for grid in study.get("grids", ())]
+    groups.sort(key=lambda group: tasks.index(task) if (task := group.overrides.get(TASK)) in tasks else -1)
     cells = context.results.cells
     cells = cells[cells["recipe"] == name]
     if groups:
@@ -123,7 +125,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
 
 def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
     """The study's groups that may stand in one figure (one machine, one version, all tuned or none, full runs
-    before smoke runs), those with most cells and of these the newest; how many others there are."""
+    before smoke runs), those with most cells, of these the tuned and then the newest; how many others there are."""
     benches: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         if group.key.recipe == name:
@@ -133,7 +135,10 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
             benches.setdefault((group.key.smoke, group.key.synthetic, rule, *key), []).append(group)
     if not benches:
         return [], 0
-    chosen = min(benches, key=lambda key: (key[:2], -_finished(benches[key]), -_newest(benches[key])))
+    chosen = min(
+        benches,
+        key=lambda key: (key[:2], -_finished(benches[key]), key[2] != TUNED, -_newest(benches[key])),
+    )
     return benches[chosen], sum(len(others) for key, others in benches.items() if key != chosen)
 
 
