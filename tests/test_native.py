@@ -4,6 +4,7 @@ import copy
 import gc
 import math
 import shutil
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
+from sltt_bench.backends import native
+from sltt_bench.backends.native import compilation
 from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations
 from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -632,7 +635,25 @@ def test_graphs_refuse_what_they_cannot_replay() -> None:
     assert "switch native.recompute off" in str(both.unsupported(LIFParameters(), "fp32", "cpu"))
 
 
+def test_a_compiler_that_loses_what_a_layer_carries_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = compilation.why_wrong()
+    assert right is None or (sys.version_info[:2] == (3, 13) and torch.__version__.startswith("2.11."))
+
+    def forgetful(module: nn.Module, **_: Any) -> None:
+        module.register_forward_hook(lambda step, *_: setattr(step, "state", None))
+
+    monkeypatch.setattr(nn.Module, "compile", forgetful)
+    reason = compilation.why_wrong.__wrapped__()
+    assert reason is not None
+    assert "loses what a layer carries from step to step" in reason
+    monkeypatch.setattr(native, "why_wrong", lambda: reason)
+    assert backends.create("native", compile=True).unsupported(LIFParameters(), "fp32", "cpu") == reason
+    assert backends.create("native").unsupported(LIFParameters(), "fp32", "cpu") is None
+
+
 def assert_compiled_equals_reference(model: str, method: str) -> None:
+    if (reason := compilation.why_wrong()) is not None:
+        pytest.skip(reason)
     how: Any = {"dtype": torch.float64, "timesteps": 2}  # each step that is compiled takes seconds
     compiled = train("native", model, method, **how, compile=True)
     assert gradient_error(compiled, train_reference(model, method, **how)) < 1e-12

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.batch_norm import defer
-from sltt_bench.backends.native.compilation import Compilation
+from sltt_bench.backends.native.compilation import Compilation, why_wrong
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -119,6 +119,8 @@ class Native:
             return "native.compile decides by itself what to compute again; switch native.recompute off"
         if self._compile and self._fused_norm == "always":
             return "native.compile makes the step from the equations; leave native.fused_norm out"
+        if self._compile and (reason := why_wrong()) is not None:
+            return reason
         return other_than_lif(neuron) or kernels.unsupported(neuron, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:

@@ -1,5 +1,11 @@
 """What torch.compile did to the network's step, and that it never goes back to plain torch in silence."""
 
+import platform
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
 from sltt_bench.torch_internals import compiled_so_far, compiler_raises_beyond
 
 MOST_VERSIONS = 64
@@ -18,3 +24,34 @@ class Compilation:
         """For the provenance."""
         versions, breaks = (now - then for now, then in zip(compiled_so_far(), self._before, strict=True))
         return f"{versions} graphs compiled, {breaks} breaks at which plain torch took over"
+
+
+class _Integrator(nn.Module):
+    """The least that a step of a network does: what it carries to its next call is not what it returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        potential = x if self.state is None else x + self.state
+        spikes = (potential >= 1).to(x.dtype)
+        self.state = potential - spikes
+        return spikes
+
+
+@cache
+def why_wrong() -> str | None:
+    """Why a compiled step would be wrong here, found out by one; None if it is right.
+
+    torch 2.11 on Python 3.13 never hands on what a module keeps from call to call: every step is a first one.
+    """
+    steps = _Integrator()
+    steps.compile(backend="eager", dynamic=False)
+    spikes = [int(steps(torch.full((1,), 0.75))) for _ in range(4)]
+    if spikes == [0, 1, 1, 1]:
+        return None
+    return (
+        f"native.compile: torch.compile of torch {torch.__version__} on Python {platform.python_version()} loses what a "
+        "layer carries from step to step; use another torch or Python, or leave native.compile out"
+    )
