@@ -117,8 +117,8 @@ def join(device: torch.device) -> Ranks:
 def end_together() -> NoReturn:
     """Wait for the other ranks, then end this process with exit code 0.
 
-    The group is not taken down: up to 2.8, torch waits there for Gloo's threads and holds the interpreter's lock, for
-    which one of them may be waiting to free a tensor, so that neither ever ends (pytorch #56297, #154976).
+    The group is not taken down: torch 2.6 waits there for Gloo's threads and holds the interpreter's lock, for which
+    one of them may be waiting to free a tensor, so that neither ever ends (pytorch #56297, #154976; 2.9 lets it go).
     """
     if dist.is_initialized():
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What whoever gave a command can mend."""
+"""What whoever gave a command can mend, and the word that was probably meant."""
 
 import difflib
 from collections.abc import Iterable

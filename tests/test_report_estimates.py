@@ -265,7 +265,7 @@ def test_a_smoke_sized_network_judges_no_claim(tmp_path: Path) -> None:
 
 def test_the_sentence_says_what_is_estimated(tmp_path: Path) -> None:
     fill(tmp_path)
-    assert contribution(tmp_path).sentence == "Estimated, not measured: digits."
+    assert contribution(tmp_path).sentence == "Estimates, marked as such wherever they stand: digits."
 
 
 def test_the_recipe_as_it_is_leads_and_what_departs_from_it_is_folded(

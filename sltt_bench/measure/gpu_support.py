@@ -16,7 +16,6 @@ from sltt_bench.measure.nvml import Gpu, NvmlUnavailable, list_gpus
 
 REMEDY_WHEEL = "install a torch for this driver: https://pytorch.org/get-started/locally"
 REMEDY_CPU = "or say --device cpu to leave the GPU alone"
-REMEDY_ABSENT = "--device auto takes what is there"
 DRIVER_FILES = ("/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-gpu", "/dev/dxg", "/dev/kfd")
 """NVIDIA's driver; Jetson's, of two generations; a GPU in WSL; ROCm's, which torch calls "cuda" too."""
 
@@ -107,7 +106,9 @@ def check_gpu_is_usable(device: str) -> None:
     if (reason := why_unusable(gpus, installed_wheel())) is not None:
         raise UnusableGpu(unusable_text(device, gpus, reason))
     if device != "auto" and (reason := why_absent(device, gpus)) is not None:
-        raise UnusableGpu(f"--device {device}: {reason}; `sltt-bench doctor` says more, {REMEDY_ABSENT}")
+        raise UnusableGpu(
+            f"--device {device}: {reason}; `sltt-bench doctor` says more, --device auto takes what is there"
+        )
 
 
 def unusable_text(device: str, gpus: list[Gpu], reason: str) -> str:

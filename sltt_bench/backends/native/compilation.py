@@ -1,4 +1,4 @@
-"""What torch.compile did to the network's step, and that it never goes back to plain torch in silence."""
+"""Whether torch.compile can be trusted with a step, what it did to it, and that it never goes back to plain torch in silence."""
 
 import platform
 from functools import cache

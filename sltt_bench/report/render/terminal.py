@@ -108,7 +108,7 @@ def print_table(table: Table, console: Console) -> None:
     """One table with its notes, in the first form that fits: nothing is folded inside a word or number.
 
     As it is; without the columns that are the same in all rows, which become a line; with less room between the
-    others; turned on its side; as records, one block a row.
+    others, and the words of their headings below each other; turned on its side; as records, one block a row.
     """
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
     narrow, constant = _without_constant_columns(table)
@@ -152,10 +152,10 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
 
 
 def _print_records(table: Table, console: Console) -> None:
+    first = escape(table.headings[0].text)
     for row in table.rows:
-        console.print(
-            f"[bold]{escape(row[0].text)}[/bold] [dim]{escape(row[0].detail)}[/dim]", highlight=False
-        )
+        name = f"[dim]{first}[/dim] [bold]{escape(row[0].text)}[/bold]"
+        console.print(f"{name} [dim]{escape(row[0].detail)}[/dim]".rstrip(), highlight=False)
         for heading, cell in zip(table.headings[1:], row[1:], strict=True):
             unit = f" [dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
             line = f"{escape(heading.text)}: {_markup(cell)}{unit}"
@@ -171,10 +171,11 @@ def _upright(table: Table, *, tight: bool = False) -> RichTable:
     rich = _frame()
     rich.collapse_padding = tight
     for heading in table.headings:
+        text = heading.text.replace(" ", "\n") if tight else heading.text
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
         justify: Justify = "right" if heading.numeric else "left"
         rich.add_column(
-            escape(heading.text) + unit, justify=justify, no_wrap=True
+            escape(text) + unit, justify=justify, no_wrap=True
         )  # fmt: skip
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))

@@ -46,7 +46,7 @@ def estimated(context: Context) -> Contribution:
 
 def _sentence(families: Sequence[EstimateFamily]) -> str:
     recipes = list(dict.fromkeys(family.recipe for family in families))
-    return f"Estimated, not measured: {listed(recipes)}." if recipes else ""
+    return f"Estimates, marked as such wherever they stand: {listed(recipes)}." if recipes else ""
 
 
 def _key_figure(families: Sequence[EstimateFamily]) -> Figure | None:
