@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
+from pkgutil import resolve_name
 from statistics import geometric_mean
 from typing import Any
 
@@ -16,8 +17,11 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
+from sltt_bench.report import SECTIONS
+from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
 from sltt_bench.report.plots import style
+from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.results.reader import read_results
 
@@ -125,6 +129,39 @@ def test_a_sweep_says_what_tells_it_from_another_sweep_of_the_same_field(tmp_pat
     assert [axes._left_title.get_text() for axes in panels] == ["neuron.tau = 1.1", "neuron.tau = 2.0"]
 
 
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_sweeps_on_several_tasks_are_told_apart_by_the_tasks_names(tmp_path: Path, tasks: int) -> None:
+    """Not by the dozens of fields in which the tasks differ, whose names ran over each other."""
+    run = HandmadeRun(tmp_path)
+    for number in range(tasks):
+        for tau in (1.1, 2.0):
+            differs = {
+                "description": f"task {number}",
+                "data__limit": 100 + number,
+                "train__momentum": number / 10,
+            }
+            run.cell(
+                "bptt", recipe=varied(RECIPE, neuron__tau=tau, **differs), top1=[0.4, 0.5, 0.6],
+                overrides={"extends": f"_task-of-a-long-name-{number}", "neuron.tau": tau},
+            )  # fmt: skip
+    drawing = drawn(figures(tmp_path)["digits-sweep-neuron-tau"])
+    titles = [axes._left_title.get_text() for axes in drawing.axes]
+    assert sorted(titles) == [f"task-of-a-long-name-{number}" for number in range(tasks)]
+    assert_legible(drawing)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_title_longer_than_its_panel_is_wrapped_and_cut(count: int) -> None:
+    line = Line("", (1.0, 2.0), (1.0, 2.0), method="bptt")
+    title = ", ".join(f"some.field_{number} = {number}" for number in range(9))
+    panels = [Panel(title, Axis("x"), Axis("y [s]"), (line,))] * count
+    with style.applied():
+        drawing = draw_lines(panels, "double")
+        FigureCanvasAgg(drawing).draw()
+    assert_legible(drawing)
+    assert all(axes._left_title.get_text().endswith("…") for axes in drawing.axes)
+
+
 # At the shipped sizes ----------------------------------------------------------------------------------
 
 
@@ -147,8 +184,25 @@ def assert_legible(drawing: Drawing) -> None:
         inside = drawing.bbox.padded(1)
         assert inside.contains(box.x0, box.y0), text
         assert inside.contains(box.x1, box.y1), text
-    for (first, a), (second, b) in combinations(texts, 2):
-        assert not a.shrunk(0.98, 0.9).overlaps(b), (first, second)
+    level = [
+        (text.get_text(), text.get_window_extent().shrunk(0.98, 0.8))
+        for text in visible_texts(drawing)
+        if text.get_rotation() % 90 == 0  # the boxes of slanted labels overlap where the letters do not
+    ]
+    for (first, a), (second, b) in combinations(level, 2):
+        assert not a.overlaps(b), (first, second)
+
+
+@pytest.mark.long
+def test_every_figure_of_the_committed_results_is_legible() -> None:
+    context = Context(read_results([Path(__file__).parent.parent / "results"]), "bptt")
+    report, _ = assemble(context, {kind: resolve_name(where) for kind, where in SECTIONS.items()})
+    blocks = (*report.key_blocks, *(block for section in report.sections for block in section.blocks))
+    for figure in {block.name: block for block in blocks if isinstance(block, Figure)}.values():
+        try:
+            assert_legible(drawn(figure))
+        except AssertionError as error:
+            raise AssertionError(f"{figure.name}: {error}") from error
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from sltt_bench.report.statistics import Floats
 SURVIVORS = "†"
 """Beside a mean over fewer seeds than were started: the others did not finish."""
 Numbers = Sequence[float] | Floats
-_TITLE_WIDTH = 24
-"""Characters of a line of a small multiple's title."""
+_TITLE_WIDTHS = (90, 44, 28, 24)
+"""Characters of a line of a title where there are 1, 2, 3 or more panels; it has three lines at most."""
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 
 
@@ -94,8 +94,8 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     named = _named(panels)
     for place, panel in zip(axes, panels, strict=False):
         _panel(place, panel, ramp, named)
-        if len(panels) > style.MOST_IN_ROW:
-            place.set_title("\n".join(wrap(panel.title, _TITLE_WIDTH)))
+        columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
+        place.set_title("\n".join(wrap(panel.title, columns, max_lines=3, placeholder=" …")))
     style.legend_below(figure, axes, width)
     return figure
 
@@ -131,7 +131,6 @@ def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]], name
         _level(axes, value, words)
     for ring in panel.rings:
         axes.plot(*ring, "o", markersize=10.5, mfc="none", mec=style.FAILED, zorder=6)
-    axes.set_title(panel.title)
     _axis(axes, "x", panel.x)
     _axis(axes, "y", panel.y)
     if panel.remarks:

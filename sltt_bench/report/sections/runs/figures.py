@@ -31,6 +31,7 @@ from sltt_bench.report.sections.runs.panels import (
     tradeoff_panels,
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
+from sltt_bench.studies import TASK
 
 Item = TypeVar("Item")
 
@@ -117,6 +118,9 @@ def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
     fixed += ["synthetic data"] * first.synthetic + ["smoke run"] * first.smoke
     fixed += [] if sweep.field == "train.lr" else [first.tuning]
     others = varied - {sweep.field, "timesteps", "train.batch_size", "train.lr"}
+    if task := one.overrides.get(TASK):  # its name says what else the other tasks have otherwise
+        fixed.append(str(task).lstrip("_"))
+        others &= one.overrides.keys()
     return fixed + [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
 
 
