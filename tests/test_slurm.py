@@ -46,7 +46,9 @@ def train_cell(cell, job, reporter):
         figures = {"epoch": epoch, "cold": epoch == first, "train_s": 0.1, "eval_s": 0.1, "lr": 0.1}
         reporter.epoch(figures | {"train_loss": 1.0, "test_loss": 1.0, "samples": 64, "test_top1": 0.5})
         while epoch == 1 and (HERE / f"hold-{cell.seed}").exists():
-            (HERE / f"runner-{cell.seed}").write_text(str(os.getppid()))
+            mark = HERE / f"runner-{cell.seed}"
+            mark.with_suffix(".begun").write_text(str(os.getppid()))
+            mark.with_suffix(".begun").rename(mark)  # who waits for it finds it whole
             time.sleep(0.05)
 
 
