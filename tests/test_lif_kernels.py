@@ -226,6 +226,34 @@ def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
             torch.testing.assert_close(own, usual, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", some(SHAPES, keep=2))
+def test_statistics_are_those_that_batch_norm_takes_and_learns(
+    shape: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INTERPRETED:
+        from sltt_bench.backends.native import lif_triton
+
+        monkeypatch.setattr(lif_triton, "PROGRAMS", 3)  # each takes several turns, the last ones fewer
+    lay_out, size = SHAPES[shape]
+    x = 2 * lay_out(numbers(*size)) + 1000  # far from zero, where Σx² − (Σx)²/n loses the digits that count
+    running = numbers(size[1], seed=1), numbers(size[1], seed=2) ** 2
+    biases = [numbers(size[1], seed=3), numbers(size[1], seed=4)]
+    for momentum, left_out in ((0.3, []), (0.3, biases[:1]), (0.3, biases), (None, [])):
+        usual, learned = ([statistic.clone() for statistic in running] for _ in range(2))
+        offset = sum(left_out, torch.zeros(size[1], dtype=x.dtype)).view(-1, *[1] * (x.dim() - 2))
+        if momentum is not None:
+            F.batch_norm(x + offset, *usual, training=True, momentum=momentum)
+        changes = learned[0]._version
+        mean, variance = kernels().statistics(x, (learned[0], learned[1]), momentum, left_out)
+        exact, dimensions = x.double(), [0, *range(2, x.dim())]
+        torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
+        torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
+        torch.testing.assert_close(learned[0], usual[0], rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(learned[1], usual[1], rtol=1e-9, atol=0)
+        if INTERPRETED:  # torch does not count this change of its own
+            assert (learned[0]._version > changes) == (momentum is not None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_neurons_normalise_in_every_format(dtype: torch.dtype) -> None:
     lif = neuron()
@@ -386,6 +414,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
         lif_triton._forward_kernel: ({**step, **forward}, 2, 2),
         lif_triton._normalised_backward_kernel: ({**step, **backward, **tile}, 4, 1),
         lif_triton._input_gradient_kernel: ({"OF_BATCH": True}, 2, 1),
+        lif_triton._statistics_kernel: (tile, 1, 0),
     }
     accesses = lif_triton.BLOCK * 2 // (128 * 16)
     for kernel, (constants, loads, stores) in tensors_in_and_out.items():
@@ -394,6 +423,18 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
         assert assembly.count("st.global.v4.b32") >= stores * accesses
         assert "ld.global.b16" not in assembly
         assert "st.global.b16" not in assembly
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+@pytest.mark.parametrize("rows", [1, 2, 1000])
+def test_compiled_for_hopper_what_programs_found_is_joined(rows: int) -> None:
+    triton = pytest.importorskip("triton", minversion="3.3")
+    from sltt_bench.backends.native import lif_triton
+
+    options = {"ROWS": rows, "PADDED": triton.next_power_of_2(rows), "TILE": lif_triton.TILE_TOTALS}
+    learning = {"MOMENTUM": 0.1, "LEARNS": True, "OFFSET": True, "CHANNELS": 130, "AT_ONCE": 16}
+    for kernel in (lif_triton._join_statistics_kernel, lif_triton._add_up_kernel):
+        assert "st.global" in compiled(triton, kernel, "fp32", {**options, **learning, "COLUMNS": 260})
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
@@ -428,14 +469,14 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    constants = {**constants, "COMPUTE": tl.float32}
     names = kernel.arg_names
-    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr")
+    constants = {name: value for name, value in {**constants, "COMPUTE": tl.float32}.items() if name in names}
+    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr")
     signature = {
         name: "constexpr"
         if name in constants
         else "i32"
-        if name == "elements"
+        if name in ("elements", "places")
         else f"*{'fp32' if name in by_channel else element}"
         for name in names
     }

@@ -129,12 +129,15 @@ def test_kernels_that_normalise_are_those_of_torch(
         tensors = [tensor.to(device, dtype) for tensor in (x, before, grad_output, grad_next)]
         if channels_last and x.dim() == 4:
             tensors = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
+        running = numbers[0].to(device, dtype), numbers[1].to(device, dtype)
+        statistics = kernels.statistics(tensors[0], running, 0.3, [numbers[2].to(device, dtype)])
         norm = BatchNormParameters(*(number.to(device, dtype) for number in numbers), 1e-5, of_batch)
         _, membrane = kernels.forward(tensors[0], tensors[1], lif, None, UNSCALED, norm)
         grad, sums = kernels.backward_normalised(
             tensors[2], tensors[3], tensors[1], lif, 1.0, tensors[0], norm
         )
-        results.append([membrane, grad, *kernels.backward_to_input(grad, tensors[0], norm, sums)])
+        to_input = kernels.backward_to_input(grad, tensors[0], norm, sums)
+        results.append([membrane, grad, *to_input, *statistics, *running])
     for own, exact in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 

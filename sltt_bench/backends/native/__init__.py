@@ -3,6 +3,7 @@
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
     neuron                            a layer of neurons whose only state is u
     batch_norm                        batch norm within the neurons' kernel
+    absorbed_bias                     biases that batch norm takes away again
     saved_tensor_hooks                what the potentials determine is not stored for the backward pass
     loop_invariants                   what is the same at all steps is computed once an iteration
     pooling                           average pooling keeps shapes
@@ -149,7 +150,7 @@ class Native:
 
     def _fuse_norms(self, network: nn.Module) -> None:
         try:
-            self._norms = f"{defer(network, NativeLIF)}, within the kernels of neurons"
+            self._norms = str(defer(network, NativeLIF, self._kernels))
         except NotTraceable as error:
             self._norms = f"none within kernels of neurons: {error}"
 

@@ -9,10 +9,12 @@ in one pass, and a second makes ∂L/∂x of them. Running statistics are learne
 from torch's by rounding alone.
 
 A batch norm is deferred where nothing but one layer of neurons can see its result, which the calls of a step
-(torch.fx) show. Other normalisations, and those that several processes share, stay as they are.
+(torch.fx) show. Other normalisations, and those that several processes share, stay as they are. Convolutions before a
+deferred one leave their biases to it (`absorbed_bias`).
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,11 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.kernels import Kernels
+from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d, biased_convolutions, leave_bias_to
+from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters
 from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
-from sltt_bench.torch_internals import batch_statistics
 
 
 class Deferred(NamedTuple):
@@ -41,24 +43,41 @@ def deferred_by(placeholder: Tensor) -> Deferred | None:
     return deferred
 
 
-def defer(network: nn.Module, neurons: type[nn.Module]) -> int:
-    """Let the batch norms before layers of the kind `neurons` defer, in place; how many do.
+class Deferrals(NamedTuple):
+    """What a network was changed in."""
+
+    norms: int
+    """Batch norms that defer."""
+    biases: int
+    """Convolutions that leave their bias to one of them."""
+
+    def __str__(self) -> str:
+        taken = f", and with them the biases of {self.biases} convolutions" if self.biases else ""
+        return f"{self.norms}, within the kernels of neurons{taken}"
+
+
+def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice) -> Deferrals:
+    """Let the batch norms before layers of the kind `neurons` defer, in place.
 
     Raises NotTraceable.
     """
-    pairs = _pairs(network, neurons)
-    for norm, layer in pairs:
+    found = list(_deferrable(network, neurons))
+    for norm, layer, convolutions in found:
         norm.__class__ = DEFERRING[type(norm)]
         norm.__dict__["readers"] = (layer,)  # in a tuple: not a part of this layer
-    return len(pairs)
+        norm.__dict__["kernels"] = kernels
+        norm.__dict__["sources"] = tuple(leave_bias_to(norm, convolution) for convolution in convolutions)
+    return Deferrals(len(found), sum(len(convolutions) for *_, convolutions in found))
 
 
-def _pairs(network: nn.Module, neurons: type[nn.Module]) -> list[tuple[nn.Module, nn.Module]]:
-    """The batch norms whose result one layer of neurons receives and nothing else sees, each with that layer."""
+def _deferrable(
+    network: nn.Module, neurons: type[nn.Module]
+) -> Iterator[tuple[nn.Module, nn.Module, list[nn.Conv2d]]]:
+    """The batch norms whose result one layer of neurons receives and nothing else sees, each with that layer and the
+    convolutions whose bias nothing but the batch norm sees."""
     graph = trace_step(network)
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(network.get_submodule(str(node.target)) for node in calls)
-    pairs = []
     for node in calls:
         norm = network.get_submodule(str(node.target))
         users = list(node.users)
@@ -71,8 +90,7 @@ def _pairs(network: nn.Module, neurons: type[nn.Module]) -> list[tuple[nn.Module
             and users[0].args == (node,)
             and not users[0].kwargs
         ):
-            pairs.append((norm, layer))
-    return pairs
+            yield norm, layer, list(biased_convolutions(node.args[0], network, times))
 
 
 def _learns_as_usual(norm: nn.Module) -> bool:
@@ -86,15 +104,21 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
 
     readers: tuple[nn.Module]
     """The layer of neurons behind it."""
+    sources: tuple[UnbiasedConv2d, ...]
+    """The convolutions before it that may leave their bias to it."""
+    kernels: KernelsByDevice
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._may_defer(input):
+        biases = [source.bias for source in self.sources if source.left_out and source.bias is not None]
+        if not self.is_unwatched() or input.numel() <= input.shape[1]:  # torch refuses one value a channel
+            for bias in biases:
+                input = input + bias.to(input.dtype).view(-1, 1, 1)
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         x = input.detach()
-        mean, variance = self._statistics(x)
+        mean, variance = self._statistics(x, biases)
         placeholder: Tensor = _Normalise.apply(
-            input, self.weight, self.bias, mean, variance, self.eps, self.training
+            input, self.weight, self.bias, mean, variance, self.eps, self.training, *biases
         )
         norm = BatchNormParameters(
             mean, variance, self.weight.detach(), self.bias.detach(), self.eps, self.training
@@ -102,31 +126,32 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         placeholder._deferred = Deferred(x, norm)  # type: ignore[attr-defined]
         return placeholder
 
-    def _may_defer(self, x: Tensor) -> bool:
-        """Nobody looks at what is not there; and torch refuses a batch of one value a channel."""
+    def is_unwatched(self) -> bool:
+        """Whether nobody looks at what is not there."""
         (layer,) = self.readers
         hooks = [
             *self._forward_hooks.values(),
             *layer._forward_pre_hooks.values(),
             *layer._forward_hooks.values(),
         ]
-        patched = "forward" in layer.__dict__
-        return not patched and not any(map(reads_values, hooks)) and x.numel() > x.shape[1]
+        return "forward" not in layer.__dict__ and not any(map(reads_values, hooks))
 
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """μ and σ², of the batch while training, which the running ones learn."""
-        mean, variance = self.running_mean, self.running_var
+    def _statistics(self, x: Tensor, biases: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """μ and σ², of the batch while training, which the running ones learn, with the biases that x lacks."""
+        mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None
         assert variance is not None
+        assert batches is not None
         if not self.training:
             return mean, variance
         if self.track_running_stats:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
-        else:  # somewhere to write: without, some devices round the results to the type of x
-            mean, variance = torch.empty_like(mean), torch.empty_like(variance)
-        assert self.momentum is not None
-        return batch_statistics(x, mean, variance, self.momentum)
+            batches.add_(1)
+        return self.kernels.of(x, "batch statistics").statistics(
+            x,
+            (mean, variance),
+            self.momentum if self.track_running_stats else None,
+            [bias.detach() for bias in biases],
+        )
 
 
 class DeferringBatchNorm1d(_Deferring, nn.BatchNorm1d):
@@ -144,9 +169,10 @@ DEFERRING: dict[type[nn.Module], type[nn.Module]] = {
 
 
 class _Normalise(torch.autograd.Function):
-    """(x, γ, β) → the placeholder of the normalised x.
+    """(x, γ, β; biases that x lacks) → the placeholder of the normalised x.
 
-    Its gradient comes from the step of the neurons (`gradient_passes_through`), which leaves the way on.
+    Its gradient comes from the step of the neurons (`gradient_passes_through`), which leaves the way on. That of the biases
+    is zero, and sent once: to those that have none yet.
     """
 
     @staticmethod
@@ -159,19 +185,22 @@ class _Normalise(torch.autograd.Function):
         variance: Tensor,
         eps: float,
         of_batch: bool,
+        *biases: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
-        ctx.to_input = None
+        ctx.to_input, ctx.biases = None, biases
         return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         to_input, ctx.to_input = ctx.to_input, None
-        gradients = (None, None, None) if grad is None else to_input(grad)
-        return *gradients, None, None, None, None
+        if grad is None:
+            return (None,) * (7 + len(ctx.biases))
+        zeros = (torch.zeros_like(bias) if bias.grad is None else None for bias in ctx.biases)
+        return *to_input(grad), None, None, None, None, *zeros
 
 
 def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:

@@ -1,5 +1,6 @@
 """Which kernels compute a step: Triton's on CUDA devices, torch's elsewhere; and which really ran."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -67,6 +68,14 @@ class Kernels(Protocol):
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums; through μ and σ² where they are the batch's own."""
+
+    def statistics(
+        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """μ and σ² (of n, not n − 1) of the channels of x [batch, channels, …], of the type of the running ones.
+
+        With a momentum those learn them as batch norm's do: the mean with the `biases` [channels] that x lacks.
+        """
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """γ s[t] from u[t], of its shape, type and memory format."""

@@ -10,7 +10,7 @@ and their order are those of `sltt_bench.neurons`, so that spikes agree to the l
 they run over pieces that stay in the cache: a chain of operations then costs one pass over memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
+from sltt_bench.torch_internals import batch_statistics
 
 PIECE = 524_288
 """Elements on which all CPU threads work before they go on to the next operation; the same whatever
@@ -163,6 +164,16 @@ class TorchKernels:
             norm.of_batch, norm.eps, [True, True, True],
         )  # fmt: skip
         return grad_x, grad_weight, grad_bias
+
+    def statistics(
+        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        if momentum is None:  # somewhere to write: without, some devices round the results to the type of x
+            return batch_statistics(x, torch.empty_like(running[0]), torch.empty_like(running[1]), 0.0)
+        of_batch = batch_statistics(x, *running, momentum)
+        for bias in biases:
+            running[0].add_(bias, alpha=momentum)
+        return of_batch
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         spikes = torch.ge(

@@ -11,15 +11,16 @@ Set TRITON_INTERPRET=1 before the first import to run them on the CPU, slowly, f
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
 import math
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling
+from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling, is_dense
 from sltt_bench.neurons import LIFParameters
 
 SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
@@ -27,11 +28,13 @@ SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
 
 BLOCK = 1024
 """Elements of one program, or of one turn of a program that takes several."""
-PROGRAMS = 512
+PROGRAMS = 1024
 """About so many programs form the sums of a tensor over all but its channels: each adds up its part alone, and
-what is added up afterwards is small."""
+what is added up afterwards is small. A processor of the GPU takes several at once, whose reading overlaps."""
 TILE_CHANNELS = 64
 """Channels of a program that forms sums, where channels lie side by side in memory."""
+TILE_TOTALS = 8
+"""Numbers that one program adds up over all programs before it: 32 bytes, the least that is read at once."""
 
 _PI = tl.constexpr(math.pi)
 
@@ -255,6 +258,116 @@ def _normalised_backward_kernel(
 
 
 @triton.jit
+def _add_up_kernel(
+    parts_ptr,
+    totals_ptr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """The sums of the columns of [ROWS, COLUMNS]."""
+    row = tl.arange(0, PADDED)
+    column = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    inside = (row < ROWS)[:, None] & (column < COLUMNS)[None, :]
+    parts = tl.load(parts_ptr + row[:, None] * COLUMNS + column[None, :], mask=inside, other=0.0)
+    tl.store(totals_ptr + column, tl.sum(parts, axis=0), mask=column < COLUMNS)
+
+
+@triton.jit
+def _statistics_kernel(
+    x_ptr,
+    parts_ptr,
+    elements,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    TILE: tl.constexpr,
+    TURNS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """By channel, of a program's part of the elements: their mean and Σ (x − mean)².
+
+    A program takes the channels and places that it takes in `_normalised_backward_kernel`. Means are updated element by
+    element (Welford) and then joined (Chan et al. 1979), so that no large sums are subtracted from each other.
+    """
+    channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    known = channel < CHANNELS
+    at_once: tl.constexpr = BLOCK // TILE
+    mean = tl.zeros((at_once, TILE), COMPUTE)
+    squares = tl.zeros((at_once, TILE), COMPUTE)
+    count = tl.zeros((at_once, TILE), COMPUTE)
+    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
+    for turn in range(TURNS):
+        part = turn * tl.num_programs(0) + tl.program_id(0)
+        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
+        start = place // INNER * (CHANNELS * INNER) + place % INNER
+        index = start[:, None] + channel[None, :] * INNER
+        inside = (place < places)[:, None] & known[None, :]
+        x = tl.load(x_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        count += tl.where(inside, 1.0, 0.0).to(COMPUTE)
+        distance = tl.where(inside, x - mean, 0.0).to(COMPUTE)
+        mean += distance / tl.maximum(count, 1.0)
+        squares += distance * (x - mean)
+    whole = tl.maximum(tl.sum(count, axis=0), 1.0)
+    joined = tl.sum(mean * count, axis=0) / whole
+    apart = mean - joined[None, :]
+    parts = parts_ptr + tl.program_id(0) * (2 * CHANNELS) + channel
+    tl.store(parts, joined, mask=known)
+    tl.store(parts + CHANNELS, tl.sum(squares + apart * apart * count, axis=0), mask=known)
+
+
+@triton.jit
+def _join_statistics_kernel(
+    parts_ptr,
+    mean_ptr,
+    variance_ptr,
+    running_mean_ptr,
+    running_variance_ptr,
+    offset_ptr,
+    places,
+    MOMENTUM: tl.constexpr,
+    LEARNS: tl.constexpr,
+    OFFSET: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
+    ROWS: tl.constexpr,
+    PADDED: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """μ and σ² (of n, not n − 1) of channels from those of parts; the running ones learn μ + offset and that of n − 1.
+
+    There are `places` elements of a channel, which ROWS programs took in turns, AT_ONCE each time.
+    """
+    row = tl.arange(0, PADDED)
+    channel = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    known = channel < CHANNELS
+    inside = (row < ROWS)[:, None] & known[None, :]
+    part = row[:, None] * (2 * CHANNELS) + channel[None, :]
+    means = tl.load(parts_ptr + part, mask=inside, other=0.0)
+    squares = tl.load(parts_ptr + CHANNELS + part, mask=inside, other=0.0)
+    full = places // AT_ONCE
+    counts = (full - row + ROWS - 1) // ROWS * AT_ONCE
+    counts += tl.where(row == full % ROWS, places % AT_ONCE, 0)
+    counts = tl.where(row < ROWS, counts, 0).to(means.dtype)[:, None]
+    n = (places + 0 * channel).to(means.dtype)
+    mean = tl.sum(means * counts, axis=0) / n
+    apart = means - mean[None, :]
+    squares = tl.sum(squares + apart * apart * counts, axis=0)
+    tl.store(mean_ptr + channel, mean, mask=known)
+    tl.store(variance_ptr + channel, squares / n, mask=known)
+    if LEARNS:
+        before = tl.load(running_mean_ptr + channel, mask=known)
+        learned = mean
+        if OFFSET:
+            learned += tl.load(offset_ptr + channel, mask=known)
+        tl.store(running_mean_ptr + channel, (1.0 - MOMENTUM) * before + MOMENTUM * learned, mask=known)
+        before = tl.load(running_variance_ptr + channel, mask=known)
+        learned = squares / tl.maximum(n - 1.0, 1.0)
+        tl.store(running_variance_ptr + channel, (1.0 - MOMENTUM) * before + MOMENTUM * learned, mask=known)
+
+
+@triton.jit
 def _input_gradient_kernel(
     grad_ptr,
     x_ptr,
@@ -383,13 +496,8 @@ class TritonKernels:
     ) -> tuple[Tensor, Tensor]:
         grad = torch.empty_like(membrane)
         membrane = _laid_out_as(grad, membrane)
-        layout = _channels_of(grad)
-        channels = layout["CHANNELS"]
-        tile = min(TILE_CHANNELS, triton.next_power_of_2(channels)) if layout["INNER"] == 1 else 1
-        places, columns = grad.numel() // max(1, channels), triton.cdiv(channels, tile)
-        parts = triton.cdiv(places, BLOCK // tile)
-        rows = max(1, min(parts, PROGRAMS // columns))
-        sums = norm.mean.new_empty(rows, 2, channels)
+        tiles = _Tiles.of(grad)
+        sums = norm.mean.new_empty(tiles.rows, 2, tiles.channels)
         _launch(
             _normalised_backward_kernel,
             (
@@ -402,17 +510,15 @@ class TritonKernels:
                 norm.mean,
                 norm.variance,
             ),
-            (rows, columns),
+            tiles.grid,
             FROM_OUTPUT=grad_output is not None,
             FROM_NEXT=grad_next is not None,
             GAIN=gain,
             EPS=norm.eps,
-            TILE=tile,
-            TURNS=triton.cdiv(parts, rows),
+            **tiles.constants,
             **_derivative_of(neuron),
-            **layout,
         )
-        return grad, sums.sum(0)
+        return grad, _added_up(sums)
 
     def backward_to_input(
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
@@ -428,6 +534,35 @@ class TritonKernels:
             **_channels_of(grad_x),
         )
         return grad_x, sums[0], sums[1]
+
+    def statistics(
+        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+    ) -> tuple[Tensor, Tensor]:
+        if not is_dense(x):
+            x = x.contiguous()
+        tiles = _Tiles.of(x)
+        parts = running[0].new_empty(tiles.rows, 2, tiles.channels)
+        _launch(_statistics_kernel, (x, parts), tiles.grid, **tiles.constants)
+        mean, variance = torch.empty_like(running[0]), torch.empty_like(running[1])
+        offset = sum(biases[1:], biases[0]) if biases else mean
+        with torch.cuda.device_of(x):
+            _join_statistics_kernel[(triton.cdiv(tiles.channels, TILE_TOTALS),)](
+                parts,
+                mean,
+                variance,
+                *running,
+                offset,
+                tiles.places,
+                MOMENTUM=momentum or 0.0,
+                LEARNS=momentum is not None,
+                OFFSET=bool(biases),
+                CHANNELS=tiles.channels,
+                AT_ONCE=BLOCK // tiles.tile,
+                **_rows_of(parts),
+            )
+        if momentum is not None:
+            torch.autograd.graph.increment_version(running)
+        return mean, variance
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         spikes = torch.empty_like(membrane)
@@ -458,6 +593,63 @@ def _derivative_of(neuron: LIFParameters) -> dict[str, Any]:
 def _channels_of(tensor: Tensor) -> dict[str, Any]:
     """Of a dense tensor [batch, channels, …]: how many channels, and how many elements lie in memory before the next."""
     return {"CHANNELS": tensor.shape[1], "INNER": tensor.stride(1) if tensor.shape[1] > 1 else 1}
+
+
+class _Tiles(NamedTuple):
+    """How programs share a dense tensor [batch, channels, …] of which they form sums by channel."""
+
+    channels: int
+    inner: int
+    """Elements that lie in memory before the next channel."""
+    places: int
+    """Elements of a channel."""
+    tile: int
+    """Channels of a program."""
+    rows: int
+    """Programs that share a channel."""
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Tiles":
+        layout = _channels_of(tensor)
+        channels, inner = layout["CHANNELS"], layout["INNER"]
+        tile = min(TILE_CHANNELS, triton.next_power_of_2(channels)) if inner == 1 else 1
+        places = tensor.numel() // max(1, channels)
+        most = max(1, PROGRAMS // triton.cdiv(channels, tile))
+        return cls(channels, inner, places, tile, max(1, min(triton.cdiv(places, BLOCK // tile), most)))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.rows, triton.cdiv(self.channels, self.tile)
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the kernels are told."""
+        turns = triton.cdiv(triton.cdiv(self.places, BLOCK // self.tile), self.rows)
+        return {"CHANNELS": self.channels, "INNER": self.inner, "TILE": self.tile, "TURNS": turns}
+
+
+def _added_up(parts: Tensor) -> Tensor:
+    """The sum over the first dimension."""
+    totals = torch.empty_like(parts[0])
+    columns = totals.numel()
+    with torch.cuda.device_of(parts):
+        _add_up_kernel[(triton.cdiv(columns, TILE_TOTALS),)](
+            parts, totals, COLUMNS=columns, **_rows_of(parts)
+        )
+    return totals
+
+
+def _rows_of(parts: Tensor) -> dict[str, Any]:
+    """What the kernels are told that join the results of programs, one in each row."""
+    padded = triton.next_power_of_2(len(parts))
+    warps = min(8, max(1, padded * TILE_TOTALS // 256))
+    return {
+        "ROWS": len(parts),
+        "PADDED": padded,
+        "TILE": TILE_TOTALS,
+        "num_warps": warps,
+        "enable_fp_fusion": False,
+    }
 
 
 def _launch(

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d
 from sltt_bench.backends.native.pooling import LeanAvgPool2d
 from sltt_bench.torch_internals import times_changed
 
-FIRST_LAYERS = (nn.Conv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
+FIRST_LAYERS = (nn.Conv2d, UnbiasedConv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
 """Layers without state and chance: equal inputs give equal outputs."""
 SMALL = 2**20
 """Elements up to which the sum of gradients is formed whatever the layer's input."""
@@ -55,7 +56,7 @@ class OncePerIteration:
                     patch.remove()
             for result in reversed(shared):
                 result.settle()
-            self.computed_once |= {type(result.module).__name__ for result in shared}
+            self.computed_once |= {result.name for result in shared}
             self._learn(network, layers)
         finally:
             # A result and what shares it hold each other; without this they live until Python's collector
@@ -97,6 +98,7 @@ class Shared:
     ) -> None:
         """`pass_on` takes ∂L/∂value to the parameters."""
         self.module = module
+        self.name: str = module._get_name()  # type: ignore[no-untyped-call]
         self.leaf = value.detach().requires_grad_(trainable)
         self._pass_on: Callable[[Tensor], None] | None = pass_on
         self._hook: RemovableHandle | None = None
