@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sltt_bench.backends.native.lif_torch import (
     PIECE,
+    UNSCALED,
     BatchNormParameters,
     Scaling,
     TorchKernels,
@@ -226,6 +227,58 @@ def test_neurons_that_normalise_give_what_batch_norm_and_a_step_give(
             torch.testing.assert_close(own, usual, rtol=1e-12, atol=1e-12)
 
 
+def by_channel(numbers_of: Tensor, x: Tensor) -> Tensor:
+    return numbers_of.view(-1, *[1] * (x.dim() - 2))
+
+
+@pytest.mark.parametrize("shape", some(SHAPES, keep=3))
+def test_neurons_add_the_bias_that_what_they_read_lacks(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if INTERPRETED:
+        from sltt_bench.backends.native import lif_triton
+
+        monkeypatch.setattr(lif_triton, "PROGRAMS", 2)
+    lay_out, size = SHAPES[shape]
+    x, before, grad_output, grad_next = (2 * lay_out(numbers(*size, seed=seed)) for seed in range(4))
+    bias, lif = numbers(size[1], seed=5), neuron()
+    cases = [(UNSCALED, before, True), (Scaling(1.3, 2.5), None, True), (Scaling(1.3, 2.5), before, False)]
+    for scale, past, through_time in cases[: 1 if shape.startswith("more") else len(cases)]:
+        whole = kernels().forward(x + by_channel(bias, x), past, lif, None, scale)
+        assert all(map(torch.equal, kernels().forward(x, past, lif, None, scale, bias=bias), whole))
+        arguments = (grad_output, grad_next if through_time else None, whole[1], lif, scale)
+        usual = kernels().backward(*arguments, through_time=through_time)
+        *own, grad_bias = kernels().backward_biased(*arguments, through_time=through_time)
+        assert torch.equal(own[0], usual[0])
+        assert (own[1] is None) if usual[1] is None else torch.equal(own[1], usual[1])
+        torch.testing.assert_close(grad_bias, usual[0].sum([0, *range(2, x.dim())]), rtol=1e-13, atol=1e-12)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("shape", some(SHAPES, keep=3))
+def test_residual_sums_in_one_pass_give_what_the_operations_give(
+    shape: str, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if INTERPRETED:
+        from sltt_bench.backends.native import lif_triton
+
+        monkeypatch.setattr(lif_triton, "PROGRAMS", 2)
+    lay_out, size = SHAPES[shape]
+    residual, shortcut, grad = (lay_out(numbers(*size, seed=seed)) for seed in range(3))
+    gain, bias = numbers(1, seed=3)[0], numbers(size[1], seed=4)
+    leaves = [leaf.clone().requires_grad_() for leaf in (residual, shortcut, gain, bias)]
+    summand = leaves[0] + by_channel(leaves[3], residual) if biased else leaves[0]
+    expected = summand * leaves[2] * 0.2 + leaves[1]
+    expected.backward(grad)
+    taken = bias if biased else None
+    assert torch.equal(kernels().joined(residual, shortcut.contiguous(), gain, 0.2, taken), expected)
+    grad_residual, grad_gain, grad_bias = kernels().joined_backward(
+        grad.contiguous(), residual, gain, 0.2, taken
+    )
+    for own, leaf in ((grad_residual, leaves[0]), (grad_gain, leaves[2]), (grad_bias, leaves[3])):
+        assert own is None if leaf.grad is None else leaf.grad.shape == own.shape
+        if leaf.grad is not None:
+            torch.testing.assert_close(own, leaf.grad, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", some(SHAPES, keep=2))
 def test_statistics_are_those_that_batch_norm_takes_and_learns(
     shape: str, monkeypatch: pytest.MonkeyPatch
@@ -372,6 +425,7 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "REST": 0.0,
         "FIRST": False,
         "NORMALISED": False,
+        "BIASED": False,
         "EPS": 0.0,
         "CHANNELS": 1,
         "INNER": 1,
@@ -407,18 +461,24 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
 
     by_channel = {"EPS": 1e-5, "CHANNELS": 128, "INNER": inner, "BLOCK": lif_triton.BLOCK}
     step = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 1.0}
-    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "NORMALISED": True}
-    backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "DETACHED": False, "SURROGATE": 0}
+    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0}
+    backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": False, "DETACHED": False, "SURROGATE": 0}
+    backward |= {"FACTOR": 1.0}
+    normalised, biased = {"NORMALISED": True, "BIASED": False}, {"NORMALISED": False, "BIASED": True}
     tile = {"TILE": lif_triton.TILE_CHANNELS if inner == 1 else 1, "TURNS": 3}
-    tensors_in_and_out = {
-        lif_triton._forward_kernel: ({**step, **forward}, 2, 2),
-        lif_triton._normalised_backward_kernel: ({**step, **backward, **tile}, 4, 1),
-        lif_triton._input_gradient_kernel: ({"OF_BATCH": True}, 2, 1),
-        lif_triton._statistics_kernel: (tile, 1, 0),
-    }
+    tensors_in_and_out = [
+        (lif_triton._forward_kernel, {**step, **forward, **normalised}, 2, 2),
+        (lif_triton._forward_kernel, {**step, **forward, **biased}, 2, 2),
+        (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
+        (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
+        (lif_triton._input_gradient_kernel, {"OF_BATCH": True}, 2, 1),
+        (lif_triton._statistics_kernel, tile, 1, 0),
+        (lif_triton._joined_kernel, {"ALPHA": 0.2, "BIASED": True}, 2, 1),
+        (lif_triton._joined_backward_kernel, {"ALPHA": 0.2, **tile}, 2, 1),
+    ]
     accesses = lif_triton.BLOCK * 2 // (128 * 16)
-    for kernel, (constants, loads, stores) in tensors_in_and_out.items():
-        assembly = compiled(triton, kernel, "fp16", {**constants, **by_channel})
+    for kernel, constants, loads, stores in tensors_in_and_out:
+        assembly = compiled(triton, kernel, "fp16", {**by_channel, **constants})
         assert assembly.count("ld.global.v4.b32") >= loads * accesses
         assert assembly.count("st.global.v4.b32") >= stores * accesses
         assert "ld.global.b16" not in assembly
@@ -457,10 +517,14 @@ def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) ->
     norm = normalisation(x, True)
     _, sums = on_gpus.backward_normalised(x, x, x, lif, 1.0, x, norm)
     on_gpus.backward_to_input(x, x, norm, sums)
+    on_gpus.backward_biased(x, x, x, lif)
     on_gpus.forward(x, x, lif, None)
     on_gpus.backward(x, x, x, lif)
     on_gpus.fire(x, lif)
-    assert options == [False] * 5
+    on_gpus.statistics(x, (norm.mean, norm.variance), 0.1)
+    on_gpus.joined_backward(on_gpus.joined(x, x, x[0, 0], 0.2, None), x, x[0, 0], 0.2, None)
+    ran = ["summing", "add up", "input gradient", "summing", "add up", "forward", "backward", "fire"]
+    assert options == [False] * len([*ran, "statistics", "join", "joined", "joined backward", "add up"])
 
 
 def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) -> str:
@@ -471,7 +535,7 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
 
     names = kernel.arg_names
     constants = {name: value for name, value in {**constants, "COMPUTE": tl.float32}.items() if name in names}
-    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr")
+    by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr", "gain_ptr")
     signature = {
         name: "constexpr"
         if name in constants

@@ -109,7 +109,7 @@ def test_batch_norm_within_the_kernels_trains_as_torchs_own(
 @pytest.mark.parametrize("of_batch", [True, False])
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("shape", [(64, 48, 17, 19), (4, 512, 4, 4), (300, 130)])
-def test_kernels_that_normalise_are_those_of_torch(
+def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
     shape: tuple[int, ...], channels_last: bool, of_batch: bool
 ) -> None:
     """On the card in float32 against plain torch in float64; each size has its own way of forming sums."""
@@ -136,8 +136,13 @@ def test_kernels_that_normalise_are_those_of_torch(
         grad, sums = kernels.backward_normalised(
             tensors[2], tensors[3], tensors[1], lif, 1.0, tensors[0], norm
         )
+        gain = torch.tensor(1.3, device=device, dtype=dtype)
+        joined = kernels.joined(tensors[0], tensors[1], gain, 0.2, norm.bias)
+        apart = kernels.joined_backward(tensors[2], tensors[0], gain, 0.2, norm.bias)
+        biased = kernels.forward(tensors[0], tensors[1], lif, None, bias=norm.bias)[1]
+        to_bias = kernels.backward_biased(tensors[2], tensors[3], tensors[1], lif)
         to_input = kernels.backward_to_input(grad, tensors[0], norm, sums)
-        results.append([membrane, grad, *to_input, *statistics, *running])
+        results.append([membrane, grad, *to_input, *statistics, *running, biased, *to_bias, joined, *apart])
     for own, exact in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
@@ -171,14 +176,17 @@ def test_iterations_are_captured_while_a_loader_pins_batches_in_a_thread_of_its_
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
-def test_neurons_that_scale_by_themselves_train_as_the_equations_do() -> None:
+@pytest.mark.parametrize("fused", ["never", "auto"])
+def test_a_network_without_normalisation_trains_as_the_equations_do(fused: str) -> None:
+    """Neurons that scale by themselves; fused: biases and residual sums in their kernels."""
     results = []
     for backend in ("reference", "native"):
         network = {"model": {"name": "nf-resnet34", "width": 8}}
-        native = {"channels_last": False, "graphs": "never"} if backend == "native" else {}
-        subject = subject_of("bptt", backend, network=network, **native)
+        native = {"channels_last": False, "graphs": "never", "fused_norm": fused}
+        subject = subject_of("bptt", backend, network=network, **(native if backend == "native" else {}))
         train(subject, batches(3))
         results.append(weights(subject))
+    assert ("residual sums" in subject.backend.provenance()) == (fused == "auto")
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 

@@ -103,7 +103,13 @@ class NormFreeBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         activated = self.neuron1.scaled(x, GAMMA, self.beta)
         shortcut = x if self.downsample is None else self.downsample(activated)
-        return self.residual(activated) * self.skipinit_gain * ALPHA + shortcut
+        return self.joined(self.residual(activated), shortcut)
+
+    def joined(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        """α g residual + shortcut; a backend may fuse it."""
+        residual = residual * self.skipinit_gain  # one name: what was before is of no more use
+        residual = residual * ALPHA
+        return residual + shortcut
 
 
 class BasicBlock(NormFreeBlock):

@@ -3,7 +3,8 @@
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
     neuron                            a layer of neurons whose only state is u
     batch_norm                        batch norm within the neurons' kernel
-    absorbed_bias                     biases that batch norm takes away again
+    absorbed_bias                     biases that batch norm takes away again, or that neurons and sums add
+    residual_sums                     those of normaliser-free networks in one pass
     saved_tensor_hooks                what the potentials determine is not stored for the backward pass
     loop_invariants                   what is the same at all steps is computed once an iteration
     pooling                           average pooling keeps shapes
@@ -26,14 +27,16 @@ from torch import Tensor, nn
 
 from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
+from sltt_bench.backends.native.absorbed_bias import leave_biases_to_neurons
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation, why_wrong
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
+from sltt_bench.backends.native.residual_sums import fuse_residual_sums, leave_sums_to_units
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork
+from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork, trace_step
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
@@ -82,6 +85,8 @@ class Native:
         self._fused_norm = fused_norm
         self._norms = ""
         """Which batch norms the neurons compute, or why none; empty if none was to be."""
+        self._fused: dict[str, str] = {}
+        """What else goes into kernels that read it anyway."""
         self._compilation: Compilation | None = None
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
@@ -145,14 +150,22 @@ class Native:
             if self._fused_norm == "always" or (
                 self._fused_norm == "auto" and torch.device(device).type == "cuda"
             ):
-                self._fuse_norms(network)
+                self._fuse(network)
         return network.to(device)
 
-    def _fuse_norms(self, network: nn.Module) -> None:
+    def _fuse(self, network: nn.Module) -> None:
+        """Batch norm, biases and residual sums go into kernels that read what they make anyway."""
+        sums, biases = fuse_residual_sums(network, self._kernels)
         try:
-            self._norms = str(defer(network, NativeLIF, self._kernels))
+            norms, more = defer(network, NativeLIF, self._kernels)
+            biases += more + leave_biases_to_neurons(network, trace_step(network), NativeLIF)
         except NotTraceable as error:
             self._norms = f"none within kernels of neurons: {error}"
+        else:
+            self._norms = f"{norms}, within the kernels of neurons"
+        self._fused = {"residual sums": f"{sums}, each in one pass"} if sums else {}
+        if biases:
+            self._fused["biases"] = f"of {biases} convolutions, added by what reads their results"
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
@@ -204,6 +217,7 @@ class Native:
         if self._units is None:
             try:
                 self._units = UnitNetwork(network)
+                leave_sums_to_units(network)
             except NotSeparable as error:
                 self._units = error
         if isinstance(self._units, NotSeparable):
@@ -220,7 +234,7 @@ class Native:
             "torch": torch.__version__,
         }
         if self._norms:
-            facts["batch norms"] = self._norms
+            facts |= {"batch norms": self._norms, **self._fused}
         if isinstance(self._units, UnitNetwork):
             facts["units"] = f"{len(self._units.units)}, computed for all steps at once, and again"
         elif self._units is not None:

@@ -1,45 +1,79 @@
-"""Convolutions whose bias the batch norm behind them takes away again.
+"""Convolutions that leave their bias to what reads their result, so that no pass over the images adds it.
 
-    x = conv(h) + b,   BN(x) = γ (x − μ) / √(σ² + ε) + β   with the batch's own μ = mean(conv(h)) + b
+Batch norm that uses the batch's statistics takes a bias away again:
 
-What comes out does not depend on b, and ∂L/∂b = 0. While a batch norm uses the batch's statistics, the convolutions before
-it leave b out: no pass over the images to add it, none over their gradients to sum up what is zero. The running mean
-learns μ with b, as it does otherwise. The same holds for a sum of convolutions, such as a residual connection, that
-nothing but the batch norm reads.
+    x = conv(h) + b,   BN(x) = γ (x − μ) / √(σ² + ε) + β   with μ = mean(conv(h)) + b
+
+What comes out does not depend on b, and ∂L/∂b = 0, which nobody needs to sum up over the images. The running mean
+learns μ with b, as it does otherwise. The same holds for a sum of convolutions, such as a residual connection. Neurons and
+residual sums add b as they read x anyway, and sum ∂L/∂b as they write ∂L/∂x.
+
+A bias is left out where nothing but one such reader can see the result, which the calls of a step (torch.fx) show.
 """
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
 
 SUMS = (operator.add, torch.add)
 
 
-class UnbiasedConv2d(nn.Conv2d):
-    """As `nn.Conv2d`, but for a bias that makes no difference."""
+class Reader(Protocol):
+    """What reads convolutions without their biases."""
 
-    norms: tuple[Any]
-    """The batch norm behind it, in a tuple: not a part of this layer."""
+    def takes_biases(self) -> bool:
+        """Whether it makes up for them in the call to come."""
+
+
+class _Unbiased(nn.Conv2d):
+    """What the convolutions share."""
+
+    readers: tuple[Reader]
+    """What reads its result, in a tuple: not a part of this layer."""
     left_out = False
     """Whether the latest result is without the bias."""
 
     def forward(self, input: Tensor) -> Tensor:
-        (norm,) = self.norms
+        (reader,) = self.readers
         watched = any(map(reads_values, self._forward_hooks.values()))
-        self.left_out = norm.training and norm.is_unwatched() and not watched
+        self.left_out = not watched and reader.takes_biases()
         if not self.left_out:
             return super().forward(input)
-        return F.conv2d(input, self.weight, None, self.stride, self.padding, self.dilation, self.groups)
+        return F.conv2d(input, self._weight(), None, self.stride, self.padding, self.dilation, self.groups)
+
+    def _weight(self) -> Tensor:
+        return self.weight
+
+
+class UnbiasedConv2d(_Unbiased):
+    """As `nn.Conv2d`, but that its bias may be left out."""
 
     def _get_name(self) -> str:
         return "Conv2d"
+
+
+class UnbiasedScaledWSConv2d(_Unbiased, ScaledWSConv2d):
+    """As `ScaledWSConv2d`, likewise."""
+
+    def _weight(self) -> Tensor:
+        return self.standardised_weight()
+
+    def _get_name(self) -> str:
+        return "ScaledWSConv2d"
+
+
+UNBIASED: dict[type[nn.Module], type[_Unbiased]] = {
+    nn.Conv2d: UnbiasedConv2d,
+    ScaledWSConv2d: UnbiasedScaledWSConv2d,
+}
 
 
 def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]) -> Iterator[nn.Conv2d]:
@@ -54,18 +88,43 @@ def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]
             yield from biased_convolutions(summand, network, calls)
     elif node.op == "call_module":
         layer = network.get_submodule(str(node.target))
-        if (
-            type(layer) is nn.Conv2d
-            and layer.bias is not None
-            and layer.padding_mode == "zeros"
-            and calls[layer] == 1
-        ):
+        if isinstance(layer, nn.Conv2d) and calls[layer] == 1 and can_leave_bias(layer):
             yield layer
 
 
-def leave_bias_to(norm: nn.Module, convolution: nn.Conv2d) -> UnbiasedConv2d:
-    """Make a convolution before the batch norm one that leaves its bias out, in place."""
-    convolution.__class__ = UnbiasedConv2d
-    assert isinstance(convolution, UnbiasedConv2d)
-    convolution.__dict__["norms"] = (norm,)
-    return convolution
+def leave_biases_to_neurons(network: nn.Module, graph: fx.Graph, neurons: type[nn.Module]) -> int:
+    """Let convolutions that only one layer of the kind `neurons` reads leave their bias to it, in place; how many do.
+
+    `graph`: the calls of a step.
+    """
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    times = Counter(network.get_submodule(str(node.target)) for node in calls)
+    biases = 0
+    for node in calls:
+        layer = network.get_submodule(str(node.target))
+        if isinstance(layer, neurons) and times[layer] == 1 and len(node.args) == 1:
+            biases += leave_bias_to(layer, biased_convolutions(node.args[0], network, times))
+    return biases
+
+
+def can_leave_bias(convolution: nn.Conv2d) -> bool:
+    """Whether it has a bias, and is of a kind that can do without."""
+    known = type(convolution) in UNBIASED and "forward" not in convolution.__dict__
+    return known and convolution.bias is not None and convolution.padding_mode == "zeros"
+
+
+def leave_bias_to(reader: nn.Module, convolutions: Iterable[nn.Conv2d]) -> int:
+    """Let the convolutions leave their biases to the reader, in place; how many do."""
+    sources = tuple(convolutions)
+    for convolution in sources:
+        convolution.__class__ = UNBIASED[type(convolution)]
+        convolution.__dict__["readers"] = (reader,)
+    reader.__dict__["sources"] = sources
+    return len(sources)
+
+
+def biases_left_out(sources: Iterable[nn.Conv2d]) -> list[Tensor]:
+    """Those that the convolutions' latest results lack."""
+    return [
+        source.bias for source in sources if getattr(source, "left_out", False) and source.bias is not None
+    ]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d, biased_convolutions, leave_bias_to
+from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters
 from sltt_bench.backends.native.units import trace_step
@@ -43,31 +43,19 @@ def deferred_by(placeholder: Tensor) -> Deferred | None:
     return deferred
 
 
-class Deferrals(NamedTuple):
-    """What a network was changed in."""
-
-    norms: int
-    """Batch norms that defer."""
-    biases: int
-    """Convolutions that leave their bias to one of them."""
-
-    def __str__(self) -> str:
-        taken = f", and with them the biases of {self.biases} convolutions" if self.biases else ""
-        return f"{self.norms}, within the kernels of neurons{taken}"
-
-
-def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice) -> Deferrals:
-    """Let the batch norms before layers of the kind `neurons` defer, in place.
+def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice) -> tuple[int, int]:
+    """Let the batch norms before layers of the kind `neurons` defer, in place; how many do, and how many biases with them.
 
     Raises NotTraceable.
     """
     found = list(_deferrable(network, neurons))
+    biases = 0
     for norm, layer, convolutions in found:
         norm.__class__ = DEFERRING[type(norm)]
         norm.__dict__["readers"] = (layer,)  # in a tuple: not a part of this layer
         norm.__dict__["kernels"] = kernels
-        norm.__dict__["sources"] = tuple(leave_bias_to(norm, convolution) for convolution in convolutions)
-    return Deferrals(len(found), sum(len(convolutions) for *_, convolutions in found))
+        biases += leave_bias_to(norm, convolutions)
+    return len(found), biases
 
 
 def _deferrable(
@@ -104,12 +92,12 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
 
     readers: tuple[nn.Module]
     """The layer of neurons behind it."""
-    sources: tuple[UnbiasedConv2d, ...]
+    sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
     kernels: KernelsByDevice
 
     def forward(self, input: Tensor) -> Tensor:
-        biases = [source.bias for source in self.sources if source.left_out and source.bias is not None]
+        biases = biases_left_out(self.sources)
         if not self.is_unwatched() or input.numel() <= input.shape[1]:  # torch refuses one value a channel
             for bias in biases:
                 input = input + bias.to(input.dtype).view(-1, 1, 1)
@@ -125,6 +113,9 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         )
         placeholder._deferred = Deferred(x, norm)  # type: ignore[attr-defined]
         return placeholder
+
+    def takes_biases(self) -> bool:
+        return self.training and self.is_unwatched()
 
     def is_unwatched(self) -> bool:
         """Whether nobody looks at what is not there."""

@@ -27,11 +27,13 @@ class Kernels(Protocol):
         out: Tensor | None,
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
         u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own. With `norm` (β = 1), I[t] is the
-        normalised x, rounded to its type as if it were stored.
+        normalised x, with a `bias` [channels] (then without norm) x + b comes before β; either is rounded to the type of
+        x as if it were stored.
         """
 
     def backward(
@@ -48,6 +50,18 @@ class Kernels(Protocol):
 
         They are one tensor where β = 1. Without `through_time` the second is not wanted, and None.
         """
+
+    def backward_biased(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scaling = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """As `backward`, and ∂L/∂b [channels], at least in float32, of the bias that was added to x."""
 
     def backward_normalised(
         self,
@@ -76,6 +90,16 @@ class Kernels(Protocol):
 
         With a momentum those learn them as batch norm's do: the mean with the `biases` [channels] that x lacks.
         """
+
+    def joined(
+        self, residual: Tensor, shortcut: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> Tensor:
+        """α g (r + b) + s for images r and s [batch, channels, …] of one type, a number g and b [channels] or none."""
+
+    def joined_backward(
+        self, grad: Tensor, residual: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(∂L/∂r, ∂L/∂g, ∂L/∂b) from the gradient of `joined`, that of b at least in float32."""
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         """γ s[t] from u[t], of its shape, type and memory format."""

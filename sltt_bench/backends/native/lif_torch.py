@@ -76,7 +76,10 @@ class TorchKernels:
         out: Tensor | None,
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        if bias is not None:
+            x = x + _by_channel(bias, x)
         if norm is not None:
             return self._forward_normalised(x, previous, neuron, out, scale.gain, norm)
         if previous is None:
@@ -143,6 +146,19 @@ class TorchKernels:
             return grad if scale.divisor == 1 else grad.div_(scale.divisor), None
         return grad if scale.divisor == 1 else grad / scale.divisor, grad
 
+    def backward_biased(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scaling = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        gradients = self.backward(grad_output, grad_next, membrane, neuron, scale, through_time=through_time)
+        return *gradients, _sum_of_channels(gradients[0])
+
     def backward_normalised(
         self,
         grad_output: Tensor | None,
@@ -175,6 +191,22 @@ class TorchKernels:
             running[0].add_(bias, alpha=momentum)
         return of_batch
 
+    def joined(
+        self, residual: Tensor, shortcut: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> Tensor:
+        if bias is not None:
+            residual = residual + _by_channel(bias, residual)
+        return (residual * gain).mul_(alpha).add_(shortcut)
+
+    def joined_backward(
+        self, grad: Tensor, residual: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        scaled = grad * alpha
+        grad_gain = (scaled * (residual if bias is None else residual + _by_channel(bias, residual))).sum()
+        grad_residual = scaled * gain
+        grad_bias = None if bias is None else _sum_of_channels(grad_residual)
+        return grad_residual, grad_gain.to(gain.dtype), grad_bias
+
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         spikes = torch.ge(
             membrane,
@@ -182,6 +214,16 @@ class TorchKernels:
             out=torch.empty_like(membrane),
         )
         return spikes if gain == 1 else spikes.mul_(gain)
+
+
+def _by_channel(numbers: Tensor, x: Tensor) -> Tensor:
+    """One number for each channel of x [batch, channels, …], of its type."""
+    return numbers.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
+
+
+def _sum_of_channels(x: Tensor) -> Tensor:
+    """The sum of each channel of x [batch, channels, …], at least in float32."""
+    return x.sum([0, *range(2, x.dim())], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _times(x: Tensor, factor: float) -> Tensor:

@@ -119,6 +119,7 @@ def _forward_kernel(
     FACTOR: tl.constexpr,
     GAIN: tl.constexpr,
     NORMALISED: tl.constexpr,
+    BIASED: tl.constexpr,
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
@@ -127,11 +128,14 @@ def _forward_kernel(
 ):
     """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out.
 
-    I[t] = x / β, or the normalised x. Its channel is that of every INNERth element in memory.
+    I[t] = (x + b) / β, or the normalised x. Its channel is that of every INNERth element in memory.
     """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     x = tl.load(x_ptr + index, mask=inside)
+    if BIASED:
+        bias = tl.load(bias_ptr + index // INNER % CHANNELS, mask=inside).to(COMPUTE)
+        x = (x.to(COMPUTE) + bias).to(x.dtype)
     if NORMALISED:
         channel = index // INNER % CHANNELS
         slope = _inverse_deviation(variance_ptr, channel, inside, EPS, COMPUTE)
@@ -193,13 +197,14 @@ def _backward_kernel(
 
 
 @triton.jit
-def _normalised_backward_kernel(
+def _summing_backward_kernel(
     grad_output_ptr,
     grad_next_ptr,
     membrane_ptr,
     x_ptr,
     grad_ptr,
-    sums_ptr,
+    grad_x_ptr,
+    parts_ptr,
     mean_ptr,
     variance_ptr,
     elements,
@@ -208,10 +213,13 @@ def _normalised_backward_kernel(
     V_RESET: tl.constexpr,
     FROM_OUTPUT: tl.constexpr,
     FROM_NEXT: tl.constexpr,
+    TO_PAST: tl.constexpr,
     SOFT: tl.constexpr,
     DETACHED: tl.constexpr,
     SURROGATE: tl.constexpr,
+    FACTOR: tl.constexpr,
     GAIN: tl.constexpr,
+    NORMALISED: tl.constexpr,
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
@@ -220,14 +228,16 @@ def _normalised_backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂u[t] = ∂L/∂I[t], and of a program's part of the elements Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I by channel.
+    """As `_backward_kernel`, and by channel, of a program's part of the elements, Σ ∂L/∂x.
 
+    Where x is to be normalised: ∂L/∂I in place of ∂L/∂x, and Σ ∂L/∂I · (x − μ) / √(σ² + ε) before Σ ∂L/∂I.
     A program takes TILE channels and, in TURNS turns, places of a channel; there are elements / CHANNELS of them.
     """
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = channel < CHANNELS
-    mean = tl.load(mean_ptr + channel, mask=known, other=0.0).to(COMPUTE)
-    inverse = _inverse_deviation(variance_ptr, channel, known, EPS, COMPUTE)
+    if NORMALISED:
+        mean = tl.load(mean_ptr + channel, mask=known, other=0.0).to(COMPUTE)
+        inverse = _inverse_deviation(variance_ptr, channel, known, EPS, COMPUTE)
     at_once: tl.constexpr = BLOCK // TILE
     weighted = tl.zeros((at_once, TILE), COMPUTE)
     plain = tl.zeros((at_once, TILE), COMPUTE)
@@ -247,14 +257,88 @@ def _normalised_backward_kernel(
         if FROM_NEXT:
             past = DECAY * tl.load(grad_next_ptr + index, mask=inside, other=0.0).to(COMPUTE)
         grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
-        stored = grad.to(grad_ptr.dtype.element_ty)
-        tl.store(grad_ptr + index, stored, mask=inside)
-        x = tl.load(x_ptr + index, mask=inside, other=0.0).to(COMPUTE)
-        plain += stored.to(COMPUTE)  # 0 outside
-        weighted += stored.to(COMPUTE) * ((x - mean[None, :]) * inverse[None, :])
-    sums = sums_ptr + tl.program_id(0) * (2 * CHANNELS) + channel
-    tl.store(sums, tl.sum(weighted, axis=0), mask=known)
-    tl.store(sums + CHANNELS, tl.sum(plain, axis=0), mask=known)
+        stored = grad.to(grad_x_ptr.dtype.element_ty)
+        if TO_PAST:
+            tl.store(grad_ptr + index, stored, mask=inside)
+        grad_x = _scaled(stored, FACTOR, COMPUTE).to(grad_x_ptr.dtype.element_ty)
+        tl.store(grad_x_ptr + index, grad_x, mask=inside)
+        plain += grad_x.to(COMPUTE)  # 0 outside
+        if NORMALISED:
+            x = tl.load(x_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+            weighted += grad_x.to(COMPUTE) * ((x - mean[None, :]) * inverse[None, :])
+    if NORMALISED:
+        parts = parts_ptr + tl.program_id(0) * (2 * CHANNELS) + channel
+        tl.store(parts, tl.sum(weighted, axis=0), mask=known)
+        tl.store(parts + CHANNELS, tl.sum(plain, axis=0), mask=known)
+    else:
+        tl.store(parts_ptr + tl.program_id(0) * CHANNELS + channel, tl.sum(plain, axis=0), mask=known)
+
+
+@triton.jit
+def _joined_kernel(
+    residual_ptr,
+    shortcut_ptr,
+    output_ptr,
+    gain_ptr,
+    bias_ptr,
+    elements,
+    ALPHA: tl.constexpr,
+    BIASED: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """α g (r + b) + s."""
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = index < elements
+    x = tl.load(residual_ptr + index, mask=inside).to(COMPUTE)
+    if BIASED:
+        x += tl.load(bias_ptr + index // INNER % CHANNELS, mask=inside).to(COMPUTE)
+    x = x * tl.load(gain_ptr).to(COMPUTE) * ALPHA + tl.load(shortcut_ptr + index, mask=inside).to(COMPUTE)
+    tl.store(output_ptr + index, x.to(output_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _joined_backward_kernel(
+    grad_ptr,
+    residual_ptr,
+    grad_residual_ptr,
+    parts_ptr,
+    gain_ptr,
+    elements,
+    ALPHA: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    INNER: tl.constexpr,
+    TILE: tl.constexpr,
+    TURNS: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """∂L/∂r = α g ∂L/∂y, and by channel, of a program's part of the elements, Σ ∂L/∂y · r and Σ ∂L/∂y."""
+    channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    known = channel < CHANNELS
+    at_once: tl.constexpr = BLOCK // TILE
+    weighted = tl.zeros((at_once, TILE), COMPUTE)
+    plain = tl.zeros((at_once, TILE), COMPUTE)
+    factor = tl.load(gain_ptr).to(COMPUTE) * ALPHA
+    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
+    for turn in range(TURNS):
+        part = turn * tl.num_programs(0) + tl.program_id(0)
+        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
+        start = place // INNER * (CHANNELS * INNER) + place % INNER
+        index = start[:, None] + channel[None, :] * INNER
+        inside = (place < places)[:, None] & known[None, :]
+        grad = tl.load(grad_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        residual = tl.load(residual_ptr + index, mask=inside, other=0.0).to(COMPUTE)
+        tl.store(
+            grad_residual_ptr + index, (grad * factor).to(grad_residual_ptr.dtype.element_ty), mask=inside
+        )
+        plain += grad
+        weighted += grad * residual
+    parts = parts_ptr + tl.program_id(0) * (2 * CHANNELS) + channel
+    tl.store(parts, tl.sum(weighted, axis=0), mask=known)
+    tl.store(parts + CHANNELS, tl.sum(plain, axis=0), mask=known)
 
 
 @triton.jit
@@ -288,7 +372,7 @@ def _statistics_kernel(
 ):
     """By channel, of a program's part of the elements: their mean and Σ (x − mean)².
 
-    A program takes the channels and places that it takes in `_normalised_backward_kernel`. Means are updated element by
+    A program takes the channels and places that it takes in `_summing_backward_kernel`. Means are updated element by
     element (Welford) and then joined (Chan et al. 1979), so that no large sums are subtracted from each other.
     """
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
@@ -430,12 +514,17 @@ class TritonKernels:
         out: Tensor | None,
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         membrane = torch.empty_like(x) if out is None else out
         spikes = torch.empty_like(membrane)
         x = _laid_out_as(membrane, x)
         past = x if previous is None else _laid_out_as(membrane, previous)
-        by_channel = (x, x, x, x) if norm is None else (norm.mean, norm.variance, norm.weight, norm.bias)
+        by_channel = (
+            (x, x, x, x if bias is None else bias)
+            if norm is None
+            else (norm.mean, norm.variance, norm.weight, norm.bias)
+        )
         _launch(
             _forward_kernel,
             (x, past, membrane, spikes, *by_channel),
@@ -444,9 +533,10 @@ class TritonKernels:
             FACTOR=_reciprocal(scale.divisor, x.dtype),
             GAIN=scale.gain,
             NORMALISED=norm is not None,
+            BIASED=bias is not None,
             EPS=0.0 if norm is None else norm.eps,
             **_step_of(neuron),
-            **({"CHANNELS": 1, "INNER": 1} if norm is None else _channels_of(x)),
+            **({"CHANNELS": 1, "INNER": 1} if norm is None and bias is None else _channels_of(x)),
         )
         if out is not None:  # autograd sees no kernel write; its check of saved tensors counts versions
             torch.autograd.graph.increment_version(out)
@@ -484,6 +574,22 @@ class TritonKernels:
         )
         return grad_x, grad if through_time else None
 
+    def backward_biased(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scaling = UNSCALED,
+        *,
+        through_time: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        to_past = through_time and scale.divisor != 1
+        grad_x, grad, sums = self._backward_with_sums(
+            grad_output, grad_next, membrane, neuron, scale, to_past=to_past
+        )
+        return grad_x, grad if through_time else None, sums[0]
+
     def backward_normalised(
         self,
         grad_output: Tensor | None,
@@ -494,31 +600,61 @@ class TritonKernels:
         x: Tensor,
         norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor]:
-        grad = torch.empty_like(membrane)
-        membrane = _laid_out_as(grad, membrane)
-        tiles = _Tiles.of(grad)
-        sums = norm.mean.new_empty(tiles.rows, 2, tiles.channels)
+        grad, _, sums = self._backward_with_sums(
+            grad_output, grad_next, membrane, neuron, Scaling(gain=gain), (x, norm)
+        )
+        return grad, sums
+
+    def _backward_with_sums(
+        self,
+        grad_output: Tensor | None,
+        grad_next: Tensor | None,
+        membrane: Tensor,
+        neuron: LIFParameters,
+        scale: Scaling,
+        normalised: tuple[Tensor, BatchNormParameters] | None = None,
+        *,
+        to_past: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """∂L/∂x, ∂L/∂u (the same tensor unless it is wanted beside it) and the sums by channel, [1 or 2, channels]."""
+        grad_x = torch.empty_like(membrane)
+        grad = torch.empty_like(membrane) if to_past else grad_x
+        membrane = _laid_out_as(grad_x, membrane)
+        tiles = _Tiles.of(grad_x)
+        wide = torch.promote_types(membrane.dtype, torch.float32)
+        parts = membrane.new_empty(tiles.rows, 1 if normalised is None else 2, tiles.channels, dtype=wide)
+        x, mean, variance = membrane, parts, parts
+        if normalised is not None:
+            x, mean, variance = (
+                _laid_out_as(grad_x, normalised[0]),
+                normalised[1].mean,
+                normalised[1].variance,
+            )
         _launch(
-            _normalised_backward_kernel,
+            _summing_backward_kernel,
             (
                 membrane if grad_output is None else _laid_out_as(membrane, grad_output),
                 membrane if grad_next is None else _laid_out_as(membrane, grad_next),
                 membrane,
-                _laid_out_as(membrane, x),
+                x,
                 grad,
-                sums,
-                norm.mean,
-                norm.variance,
+                grad_x,
+                parts,
+                mean,
+                variance,
             ),
             tiles.grid,
             FROM_OUTPUT=grad_output is not None,
             FROM_NEXT=grad_next is not None,
-            GAIN=gain,
-            EPS=norm.eps,
+            TO_PAST=to_past,
+            FACTOR=_reciprocal(scale.divisor, membrane.dtype),
+            GAIN=scale.gain,
+            NORMALISED=normalised is not None,
+            EPS=0.0 if normalised is None else normalised[1].eps,
             **tiles.constants,
             **_derivative_of(neuron),
         )
-        return grad, _added_up(sums)
+        return grad_x, grad, _added_up(parts)
 
     def backward_to_input(
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
@@ -563,6 +699,35 @@ class TritonKernels:
         if momentum is not None:
             torch.autograd.graph.increment_version(running)
         return mean, variance
+
+    def joined(
+        self, residual: Tensor, shortcut: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> Tensor:
+        output = torch.empty_like(residual)
+        tensors = _laid_out_as(output, residual), _laid_out_as(output, shortcut), output
+        _launch(
+            _joined_kernel,
+            (*tensors, gain, gain if bias is None else bias),
+            ALPHA=alpha,
+            BIASED=bias is not None,
+            **_channels_of(output),
+        )
+        return output
+
+    def joined_backward(
+        self, grad: Tensor, residual: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        grad_residual = torch.empty_like(residual)
+        tiles = _Tiles.of(grad_residual)
+        wide = torch.promote_types(residual.dtype, torch.float32)
+        parts = residual.new_empty(tiles.rows, 2, tiles.channels, dtype=wide)
+        tensors = _laid_out_as(grad_residual, grad), _laid_out_as(grad_residual, residual), grad_residual
+        _launch(_joined_backward_kernel, (*tensors, parts, gain), tiles.grid, ALPHA=alpha, **tiles.constants)
+        weighted, plain = _added_up(parts)
+        if bias is None:
+            return grad_residual, weighted.sum() * alpha, None
+        grad_gain = torch.addcmul(weighted, plain, bias).sum() * alpha
+        return grad_residual, grad_gain, plain * (gain * alpha)
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
         spikes = torch.empty_like(membrane)

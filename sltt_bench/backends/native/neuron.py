@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sltt_bench.backends.native.absorbed_bias import biases_left_out
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
@@ -30,11 +31,20 @@ class NativeLIF(SpikingNeuron):
         self._kernels = kernels
         self._saved = saved
         self._carried: _Carried | None = None
+        self.sources: tuple[torch.nn.Conv2d, ...] = ()
+        """Convolutions before it that may leave their bias to it."""
+
+    def takes_biases(self) -> bool:
+        return not self._is_watched()
+
+    def _is_watched(self) -> bool:
+        """Whether somebody looks at currents or spikes themselves."""
+        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
+        return "forward" in self.__dict__ or any(map(reads_values, hooks))
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
         """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves."""
-        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
-        if not isinstance(x, Tensor) or "forward" in self.__dict__ or any(map(reads_values, hooks)):
+        if not isinstance(x, Tensor) or self._is_watched():
             return super().scaled(x, gain, divisor)
         result: Tensor = self(x, Scaling(1.0 if divisor is None else divisor, gain))
         return result
@@ -51,27 +61,29 @@ class NativeLIF(SpikingNeuron):
         deferred = deferred_by(current)
         x, norm = (current.detach(), None) if deferred is None else deferred
         kernels = self._kernels.of(x, "forward" if norm is None else "forward with batch norm")
-        spikes, membrane = kernels.forward(x, previous, self.parameters_, reuse, scale, norm)
+        biases = biases_left_out(self.sources)
+        bias = sum(biases[1:], biases[0]) if biases else None
+        added = None if bias is None else bias.detach()
+        spikes, membrane = kernels.forward(x, previous, self.parameters_, reuse, scale, norm, added)
         link = None if before is None else before.link
-        if torch.is_grad_enabled() and (current.requires_grad or link is not None):
-            return self._recorded(current, link, spikes, membrane, scale, norm is not None)
+        if torch.is_grad_enabled() and (current.requires_grad or link is not None or bias is not None):
+            return self._recorded((current, link, bias), spikes, membrane, scale, norm is not None)
         self._carried = _Carried(membrane, None, _nobody)
         return spikes
 
     def _recorded(
         self,
-        current: Tensor,
-        link: Tensor | None,
+        inputs: tuple[Tensor, Tensor | None, Tensor | None],
         spikes: Tensor,
         membrane: Tensor,
         scale: Scaling,
         normalises: bool,
     ) -> Tensor:
-        """The spikes as part of the graph."""
+        """The spikes as part of the graph. `inputs`: currents, link and the bias that they lack."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
         done = _Done(spikes, kept, self._kernels, self.parameters_, scale, normalises)
         with self._saved.announce(kept):
-            spikes, link = _Step.apply(current, link, done)
+            spikes, link = _Step.apply(*inputs, done)
         # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
         holder = weakref.ref(kept) if kept.is_kept else _somebody
         self._carried = _Carried(membrane, link, holder)
@@ -138,29 +150,29 @@ class _Done(NamedTuple):
 
 
 class _Step(torch.autograd.Function):
-    """(β I[t], link to step t−1) → (γ s[t], link to step t+1).
+    """(x, link to step t−1, b) → (γ s[t], link to step t+1) for the currents I[t] = (x + b) / β.
 
     A link has the shape of u, and ∂L/∂u of the *later* step as its gradient, so that the same tensor
     goes to the currents and back in time.
     """
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, link: Tensor | None, done: _Done) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, current: Tensor, link: Tensor | None, bias: Tensor | None, done: _Done
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         membrane = done.membrane.tensor()
         ctx.save_for_backward(membrane)
         ctx.membrane = weakref.ref(done.membrane)
         ctx.kernels, ctx.neuron, ctx.scale = done.kernels, done.neuron, done.scale
-        ctx.normalises = done.normalises
+        ctx.normalises, ctx.is_biased = done.normalises, bias is not None
         return done.spikes, membrane.detach()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(
-        ctx: Any, grad_spikes: Tensor | None, grad_next: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_spikes: Tensor | None, grad_next: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad_spikes is None and grad_next is None:
-            return None, None, None
+            return None, None, None, None
         (membrane,) = ctx.saved_tensors
         through_time = ctx.needs_input_grad[1]
         if ctx.normalises and ctx.needs_input_grad[0]:
@@ -173,8 +185,10 @@ class _Step(torch.autograd.Function):
                 neuron=ctx.neuron,
                 gain=ctx.scale.gain,
             )
-            return grad, grad if through_time else None, None
-        gradients = ctx.kernels.of(membrane, "backward").backward(
+            return grad, grad if through_time else None, None, None
+        kernels = ctx.kernels.of(membrane, "backward")
+        backward = kernels.backward_biased if ctx.is_biased else kernels.backward
+        gradients = backward(
             grad_spikes, grad_next, membrane, ctx.neuron, ctx.scale, through_time=through_time
         )
-        return *gradients, None
+        return *gradients, *[None] * (4 - len(gradients))

@@ -1,0 +1,103 @@
+"""The residual sums of normaliser-free networks in one pass: y = α g (r + b) + s.
+
+r is what the last convolution of a branch makes, b its bias, which it leaves to the sum (`absorbed_bias`), g a learned number, α a
+constant and s the shortcut. In single operations that is a pass over the images for b, one for g, one for α and one for s,
+and backward one each for α, g and b, and two for g's own gradient. Here it is one pass forward and one backward.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sltt_bench.backends.native.absorbed_bias import biases_left_out, can_leave_bias, leave_bias_to
+from sltt_bench.backends.native.kernels import KernelsByDevice
+from sltt_bench.models.nf_resnet import ALPHA, BasicBlock, Bottleneck, NormFreeBlock
+
+
+class _FusedSum(NormFreeBlock):
+    """What the blocks share."""
+
+    sources: tuple[nn.Conv2d, ...]
+    """The last convolution of the branch."""
+    kernels: KernelsByDevice
+    in_units = False
+    """Whether the sum's operations are taken one by one elsewhere, which know of no bias that was left out."""
+
+    def joined(self, residual: Tensor, shortcut: Tensor) -> Tensor:
+        biases = biases_left_out(self.sources) if isinstance(residual, Tensor) else []
+        bias = biases[0] if biases else None
+        if (
+            not isinstance(residual, Tensor)
+            or residual.dtype != shortcut.dtype
+            or residual.shape != shortcut.shape
+        ):
+            if bias is not None:
+                residual = residual + bias.to(residual.dtype).view(-1, 1, 1)
+            return super().joined(residual, shortcut)
+        result: Tensor = _Join.apply(residual, shortcut, self.skipinit_gain, bias, self.kernels)
+        return result
+
+    def takes_biases(self) -> bool:
+        return not self.in_units
+
+
+class FusedBasicBlock(_FusedSum, BasicBlock):
+    """As `BasicBlock`, its sum in one pass."""
+
+
+class FusedBottleneck(_FusedSum, Bottleneck):
+    """As `Bottleneck`, its sum in one pass."""
+
+
+FUSED: dict[type[nn.Module], tuple[type[_FusedSum], str]] = {
+    BasicBlock: (FusedBasicBlock, "conv2"),
+    Bottleneck: (FusedBottleneck, "conv3"),
+}
+"""Kind of block → with its sum in one pass, and the name of the last convolution of its branch."""
+
+
+def fuse_residual_sums(network: nn.Module, kernels: KernelsByDevice) -> tuple[int, int]:
+    """Let the network's blocks take their sums in one pass, in place; how many do, and how many biases with them."""
+    blocks = [block for block in network.modules() if type(block) in FUSED]
+    biases = 0
+    for block in blocks:
+        block.__class__, last = FUSED[type(block)]
+        block.__dict__["kernels"] = kernels
+        convolution: Any = block.get_submodule(last)
+        biases += leave_bias_to(block, [convolution] if can_leave_bias(convolution) else [])
+    return len(blocks), biases
+
+
+def leave_sums_to_units(network: nn.Module) -> None:
+    """Say that BPTT unit by unit takes the steps of the network apart."""
+    for block in network.modules():
+        if isinstance(block, _FusedSum):
+            block.in_units = True
+
+
+class _Join(torch.autograd.Function):
+    """(r, s, g, b) → α g (r + b) + s."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        residual: Tensor,
+        shortcut: Tensor,
+        gain: Tensor,
+        bias: Tensor | None,
+        kernels: KernelsByDevice,
+    ) -> Tensor:
+        ctx.save_for_backward(residual, gain, *([] if bias is None else [bias]))
+        ctx.kernels = kernels
+        return kernels.of(residual, "residual sum").joined(residual, shortcut, gain, ALPHA, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        residual, gain, *biases = ctx.saved_tensors
+        kernels = ctx.kernels.of(residual, "residual sum backward")
+        gradients = kernels.joined_backward(grad, residual, gain, ALPHA, biases[0] if biases else None)
+        grad_residual, grad_gain, grad_bias = gradients
+        return grad_residual, grad, grad_gain, grad_bias, None
