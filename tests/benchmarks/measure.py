@@ -19,7 +19,7 @@ CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_t
 
 
 Ran = dict[str, Mapping[str, str]]
-"""By name of a competitor, what it says really ran."""
+"""By competitor and problem, what it says really ran."""
 
 
 def peak_bytes(
@@ -34,7 +34,7 @@ def peak_bytes(
         made = competitor.make(problem)
         memory = count_iteration(made.iteration, made.network, made.batch, warm_up=made.short_iteration)
     if ran is not None:
-        ran[competitor.name] = made.provenance()
+        ran[f"{competitor.name}: {problem}"] = made.provenance()
     return memory.peak_bytes
 
 
@@ -99,7 +99,7 @@ def paired_times(
         for one in list(made) if round_ % 2 == 0 else reversed(list(made)):
             seconds[one].append(_seconds(made[one], device, clock))
     if ran is not None:
-        ran.update({one.name: competitor.provenance() for one, competitor in made.items()})
+        ran.update({f"{one.name}: {problem}": competitor.provenance() for one, competitor in made.items()})
     return PairedTimes(seconds, failed)
 
 
