@@ -221,13 +221,15 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     )
     backward = (bptt - k1) / 5  # of six steps five have no backward pass
     forward = bptt / 6 - backward
-    replayed, called = (
-        times.loc["gpu-time-sltt-preact-resnet18"].loc[name].iloc[0]
-        for name in ("native sltt, CUDA graphs", "native sltt")
+    called, replayed, also_called, also_replayed = (
+        times.loc[f"gpu-time-sltt-{network}"].loc[name].iloc[0]
+        for network in ("preact-resnet18", "nf-resnet34")
+        for name in ("native sltt", "native sltt, CUDA graphs")
     )
     assert_page_says(
         "native-backend.md",
-        f"native takes {called:.2f} ms as calls from Python and {replayed:.2f} replayed",
+        f"native takes {called:.2f} ms as calls from Python and {replayed:.2f} replayed (ResNet-18), and even where there is "
+        f"much to compute {also_called:.2f} and {also_replayed:.2f} (NF-ResNet-34)",
         f"a step forward takes {forward:.1f} ms and backward {backward:.1f}",
         f"backward is {backward / forward:.1f} times forward",
         f"So backward is {100 * backward / (forward + backward):.0f} % of an iteration",
