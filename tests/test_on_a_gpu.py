@@ -147,7 +147,7 @@ def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
         torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "tbptt-w2", "bptt-d0.5", "bptt-l1"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
     """Without dropout, whose draws a graph makes in another order."""

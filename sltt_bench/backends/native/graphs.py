@@ -1,7 +1,7 @@
 """Whole training iterations as CUDA graphs: captured once, then replayed without Python.
 
 A graph repeats the very calls that were captured, so that it is one for each sequence of steps with
-and without a graph: one for BPTT and SLTT, one for each choice of steps that SLTT-K can draw. What is
+and without a graph: one for SLTT, BPTT and its variants, one for each choice of steps that SLTT-K can draw. What is
 drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing. All
 are captured together, in the first epoch, so that no measured epoch waits for one.
 """
@@ -17,8 +17,11 @@ from torch import Tensor, nn
 
 from sltt_bench.methods import Method
 from sltt_bench.methods.bptt import BPTT
+from sltt_bench.methods.bptt_damped import DampedBPTT
+from sltt_bench.methods.bptt_layer import OneLayerThroughTime
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
+from sltt_bench.methods.tbptt import TruncatedBPTT
 from sltt_bench.torch_internals import zero_all
 from sltt_bench.unroll import Unroll
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 """Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
-REPLAYABLE = (BPTT, SLTT, SLTTK)
+REPLAYABLE = (BPTT, DampedBPTT, OneLayerThroughTime, TruncatedBPTT, SLTT, SLTTK)
 """Methods of which it is known that nothing but the choice of steps changes between iterations."""
 
 
@@ -226,8 +229,11 @@ class _Rehearsal:
         self.calls.append(("step", t, torch.is_grad_enabled()))
         return torch.zeros(())
 
-    def detach_state(self) -> None:
-        self.calls.append(("detach_state",))
+    def detach_state(self, but_for: int | None = None) -> None:
+        self.calls.append(("detach_state", but_for))
+
+    def scale_state_gradient(self, factor: float) -> None:
+        self.calls.append(("scale_state_gradient", factor))
 
     def backward(self, loss: Tensor) -> None:
         self.calls.append(("backward",))
