@@ -50,7 +50,7 @@ def in_this_process(step: Step, log: Path, limit_s: float, environment: Mapping[
 @pytest.mark.parametrize("step", steps(Path("out")), ids=lambda step: step.name)
 def test_every_step_is_a_command_that_the_project_understands(step: Step) -> None:
     if step.module == "tests.benchmarks":
-        assert step.arguments[1] in {row.name for row in ROWS if row.on != "cpu"}
+        assert set(step.arguments[1].split(",")) <= {row.name for row in ROWS if row.on != "cpu"}
     elif step.module == "pytest":
         assert "tests/test_on_a_gpu.py" in step.arguments
     else:
@@ -66,14 +66,44 @@ def test_the_core_of_each_question_comes_first_and_the_paper_at_its_own_size() -
     names = [step.name for step in in_order]
     assert len(set(names)) == len(names)
     assert names[:2] == ["tests", "paper-imagenet"]
-    core = {"exact-imagenet", "native-imagenet", "paper-cifar10", "gpu-time-sltt-preact-resnet18",
-            "curve-imagenet101", "nvml-sampling"}  # fmt: skip
+    core = {
+        "rows-small",
+        "rows-imagenet",
+        "nvml-sampling",
+        "exact-imagenet",
+        "native-imagenet",
+        "paper-cifar10",
+    }
     assert set(names[2:8]) == core
+    measured = {
+        row for step in in_order if step.module == "tests.benchmarks" for row in step.arguments[1].split(",")
+    }
+    assert measured >= {row.name for row in ROWS if row.on == "cuda"}
     assert all("estimate" in name for name in names[-2:]), "they need no card"
     paper = next(step for step in in_order if step.name == "paper-imagenet")
     done = CliRunner().invoke(app, [*paper.arguments, "--dry-run"])
     assert "4 cells" in done.output.replace("\n", " "), done.output
     assert not any("timesteps" in argument or "batch_size" in argument for argument in paper.arguments)
+
+
+def test_a_rehearsal_is_on_the_cpu_or_on_the_card_and_nothing_else_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for device, arguments in (("cpu", ()), ("cuda:1", ("--device", "cuda:1"))):
+        done = rehearsal(tmp_path, monkeypatch, "--list", *arguments)
+        commands = [
+            line
+            for line in done.output.splitlines()
+            if "tests.benchmarks" in line or "sltt_bench run" in line
+        ]
+        assert len(commands) > 10
+        assert all(f"--device {device}" in command for command in commands)
+        assert ("--collect-only" in done.output) == (device == "cpu")
+    command = typer.Typer()
+    command.command()(gpu.main)
+    refused = CliRunner().invoke(command, ["--out", str(tmp_path), "--device", "cpu", "--list"])
+    assert refused.exit_code == 2
+    assert "measures nothing" in refused.output
 
 
 def test_memory_of_native_is_measured_without_graphs_whose_replay_no_counter_sees() -> None:

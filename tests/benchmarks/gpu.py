@@ -120,35 +120,36 @@ GRAPHS = "native.graphs=never,auto"
 """A replay does not move the allocator's counters: memory is compared without graphs, time with them too."""
 
 
-def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
+def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[Step]:
     """All steps, the most important first: of each question its core, then what completes the answer.
 
+    By what they took on an H200 the first nine fit into eight minutes, much of it the start of processes.
+
     Estimates come last, since they need no card: any machine can make them before or afterwards.
-    `rehearse`: at toy size on a CPU.
+    `rehearse`: at toy size.
     """
-    commands = _Commands(out, rehearse)
+    commands = _Commands(out, rehearse, device)
     run, bench = commands.run, commands.bench
     in_order = [
         commands.tests("tests", "kernels, replay, precision and flat memory on the card itself", "not cell"),
         run("paper-imagenet", "imagenet-resnet34"),
+        bench(
+            "rows-small", "gpu-time-sltt-preact-resnet18", "gpu-time-bptt", "gpu-time-sltt-vgg11", "norm-within-neurons",
+            "recompute-bptt-time",
+        ),
+        bench("rows-imagenet", "gpu-time-sltt-nf-resnet34", "sltt-k1-against-bptt"),
+        bench("nvml-sampling", "nvml-sampling"),
         run("exact-imagenet", "imagenet-resnet34", "native", ("bptt",), "native.recompute=true", NO_GRAPHS),
-        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
+        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), NO_GRAPHS),
         run("paper-cifar10", "cifar10-resnet18"),
-        bench("gpu-time-sltt-preact-resnet18"),
-        run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
-        bench("nvml-sampling"),
-        bench("gpu-time-bptt"),
-        bench("norm-within-neurons"),
-        bench("gpu-time-sltt-nf-resnet34"),
-        bench("sltt-k1-against-bptt"),
-        run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
         run("paper-dvs-gesture", "dvs-gesture-vgg11"),
         run("paper-dvs-cifar10", "dvs-cifar10-vgg11"),
-        run("curve-imagenet101-rest", "imagenet-resnet101", grid="4,2,8"),
-        bench("recompute-bptt-time"),
-        bench("gpu-time-sltt-vgg11"),
+        run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
+        run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
         run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
         run("more-rules", "cifar10-resnet18", methods=("bptt-ckpt2", "tbptt-w2", "ottt", "rate")),
+        bench("rows-memopt", "recompute-bptt-time-memopt"),
+        run("curve-imagenet101-rest", "imagenet-resnet101", grid="4,2,8"),
         commands.tests("tests-of-cells", "out of memory and replay, as cells", "cell"),
         commands.estimate("estimate-imagenet", "imagenet-resnet34"),
         commands.estimate("estimate-cifar10", "cifar10-resnet18"),
@@ -160,6 +161,7 @@ def steps(out: Path, *, rehearse: bool = False) -> list[Step]:
 class _Commands:
     out: Path
     rehearse: bool
+    device: str
 
     def run(
         self,
@@ -175,22 +177,22 @@ class _Commands:
         _, usual = PAPER[recipe]
         arguments = ["run", recipe, "--method", self._few(methods or usual), "--backend", backend]
         arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
-        arguments += ["--device", "cpu" if self.rehearse else "cuda:0", *self._size(recipe, grid, settings)]
+        arguments += ["--device", self.device, *self._size(recipe, grid, settings)]
         return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments), limit_s)
 
     def estimate(self, name: str, recipe: str) -> Step:
         """What was estimated of that, which the report sets beside what was measured."""
         arguments = ["estimate", recipe, "--method", self._few(PAPER[recipe][1]), "--resume"]
-        arguments += ["--device", "cpu" if self.rehearse else "cuda", *self._size(recipe, "", ())]
+        arguments += ["--device", self.device.partition(":")[0], *self._size(recipe, "", ())]
         return Step(name, f"{recipe}: the estimates of what was measured", "sltt_bench", tuple(arguments))
 
-    def bench(self, row: str) -> Step:
-        """A row of the benchmark: native against the strongest that others offer."""
-        arguments = ["--rows", row, "--out", str(self.out / RESULTS)]
-        arguments += (
-            ["--device", "cpu", "--quick", "--rounds", "2"] if self.rehearse else ["--device", "cuda:0"]
+    def bench(self, name: str, *rows: str) -> Step:
+        """Rows of the benchmark: native against the strongest that others offer."""
+        arguments = ["--rows", ",".join(rows), "--out", str(self.out / RESULTS), "--device", self.device]
+        arguments += ["--quick", "--rounds", "2"] * self.rehearse
+        return Step(
+            name, f"of tests.benchmarks: {', '.join(rows)}", "tests.benchmarks", tuple(arguments), 240
         )
-        return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments))
 
     def tests(self, name: str, says: str, which: str) -> Step:
         """The tests that need a GPU, without those of cells, or those alone."""
@@ -201,7 +203,7 @@ class _Commands:
         ]
         arguments = [f"tests/{path.name}" for path in files]
         arguments += ["-m", "gpu", "-k", which, "-v", "-p", "no:cacheprovider"]
-        return Step(name, says, "pytest", (*arguments, *["--collect-only"] * self.rehearse))
+        return Step(name, says, "pytest", (*arguments, *["--collect-only"] * (self.device == "cpu")))
 
     def _size(self, recipe: str, grid: str, settings: Sequence[str]) -> Iterator[str]:
         batch, _ = PAPER[recipe]
@@ -355,13 +357,19 @@ def main(
         typer.Option(help="Folder of wheels for what this machine lacks.", exists=True, file_okay=False),
     ] = None,
     only: Annotated[str, typer.Option("--steps", help="Names of steps, separated by commas.")] = "",
-    rehearse: Annotated[bool, typer.Option(help="At toy size on a CPU: does every step run?")] = False,
+    rehearse: Annotated[bool, typer.Option(help="At toy size: does every step run?")] = False,
+    device: Annotated[str, typer.Option(help="cuda:N; to rehearse also cpu.")] = "",
     list_steps: Annotated[bool, typer.Option("--list", help="Show the steps in order and stop.")] = False,
 ) -> None:
     """Exit codes: 0 all steps ended well, 1 some failed or were not run, 2 wrong usage."""
     began = time.monotonic()
     out = out.resolve()
-    known = {step.name: step for step in steps(out, rehearse=rehearse)}
+    device = device or ("cpu" if rehearse else "cuda:0")
+    if not rehearse and not device.startswith("cuda"):
+        raise typer.BadParameter(
+            f"{device!r} measures nothing that is asked here; give cuda:N", param_hint="--device"
+        )
+    known = {step.name: step for step in steps(out, rehearse=rehearse, device=device)}
     names = [name.strip() for name in only.split(",") if name.strip()] or list(known)
     if unknown := [name for name in names if name not in known]:
         raise typer.BadParameter(
