@@ -333,6 +333,25 @@ def test_neurons_normalise_in_every_format(dtype: torch.dtype) -> None:
         torch.testing.assert_close(own.double(), wide, rtol=4 * ROUNDING[dtype], atol=8 * ROUNDING[dtype])
 
 
+@pytest.mark.parametrize(
+    "dtype", some([torch.float16, torch.float32, torch.float64, torch.bfloat16], keep=2), ids=str
+)
+@pytest.mark.parametrize("count", [0, 1, 8, 13, 5000])
+def test_spikes_are_packed_to_bits_and_back(count: int, dtype: torch.dtype) -> None:
+    if INTERPRETED:
+        from sltt_bench.backends.native.packing_triton import pack, unpack
+    else:
+        from sltt_bench.backends.native.packed_spikes import pack, unpack
+    spikes = (numbers(count) > 0.4).to(dtype)
+    bits = pack(spikes)
+    assert bits.dtype == torch.uint8
+    whole = torch.cat([spikes, spikes.new_zeros(-count % 8)]).view(-1, 8)
+    assert torch.equal(bits.int(), (whole.int() << torch.arange(8)).sum(1, dtype=torch.int32))
+    again = unpack(bits, count, dtype)
+    assert again.dtype == dtype
+    assert torch.equal(again, spikes)
+
+
 @pytest.mark.parametrize("elements", some([0, 1, 1023, 1024, 1025, 4099], keep=2))
 def test_any_number_of_elements(elements: int) -> None:
     lif = neuron()
@@ -486,6 +505,21 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+def test_compiled_for_hopper_spikes_are_packed_from_pieces_of_16_bytes() -> None:
+    triton = pytest.importorskip("triton", minversion="3.3")
+    from sltt_bench.backends.native import packing_triton
+
+    options = {"BLOCK": packing_triton.BLOCK}
+    pieces = packing_triton.BLOCK // 128
+    packing, unpacking = (
+        compiled(triton, kernel, "fp16", options)
+        for kernel in (packing_triton._pack_kernel, packing_triton._unpack_kernel)
+    )
+    assert packing.count("ld.global.v4.b32") == packing.count("ld.global") == pieces
+    assert unpacking.count("st.global.v4.b32") == unpacking.count("st.global") == pieces
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
 @pytest.mark.parametrize("rows", [1, 2, 1000])
 def test_compiled_for_hopper_what_programs_found_is_joined(rows: int) -> None:
     triton = pytest.importorskip("triton", minversion="3.3")
@@ -541,7 +575,7 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
         if name in constants
         else "i32"
         if name in ("elements", "places")
-        else f"*{'fp32' if name in by_channel else element}"
+        else f"*{'fp32' if name in by_channel else 'u8' if name == 'bits_ptr' else element}"
         for name in names
     }
     source = ASTSource(

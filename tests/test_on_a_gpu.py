@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sltt_bench import experiment
+from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
 from sltt_bench.experiment import Experiment
 from sltt_bench.failures import classify
@@ -145,6 +146,20 @@ def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
         results.append([membrane, grad, *to_input, *statistics, *running, biased, *to_bias, joined, *apart])
     for own, exact in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_spikes_are_packed_to_the_bits_that_the_cpu_packs(dtype: torch.dtype, channels_last: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    spikes = (torch.rand(5, 3, 7, 9, generator=generator) < 0.3).to(dtype)
+    if channels_last:
+        spikes = spikes.to(memory_format=torch.channels_last)
+    here, there = PackedSpikes(spikes), PackedSpikes(spikes.cuda())
+    assert torch.equal(there._bits.cpu(), here._bits)
+    again = there.tensor()
+    assert again.stride() == spikes.stride()
+    assert torch.equal(again.cpu(), spikes)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "tbptt-w2", "bptt-d0.5", "bptt-l1"])

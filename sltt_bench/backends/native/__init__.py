@@ -9,7 +9,8 @@
     loop_invariants                   what is the same at all steps is computed once an iteration
     pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
-    units (packed_spikes)             BPTT unit after unit, of which only spikes are kept, as bits
+    units                             BPTT unit after unit, of which only spikes are kept
+    packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
 
 `docs/native-backend.md` says what each idea saves.

@@ -1,5 +1,7 @@
 """Spikes kept as one bit each."""
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -21,14 +23,32 @@ class PackedSpikes:
             spikes = spikes.contiguous()
         self._shape, self._stride = spikes.shape, spikes.stride()
         self._dtype = spikes.dtype
-        flat = spikes.as_strided((spikes.numel(),), (1,)) != 0
-        if rest := -len(flat) % 8:
-            flat = torch.cat([flat, flat.new_zeros(rest)])
-        self._bits = ((flat.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
+        flat = spikes.as_strided((spikes.numel(),), (1,))
+        self._bits = _kernels().pack(flat) if flat.is_cuda else pack(flat)
 
     def tensor(self) -> Tensor:
         """The spikes, with the shape, type and memory format that they had."""
-        spread = (self._bits.to(torch.int64) * _REPEAT) & _ONE_BIT_EACH
-        elements = self._shape.numel()
-        flat = (spread.view(torch.uint8) != 0)[:elements].to(self._dtype)
+        back = _kernels().unpack if self._bits.is_cuda else unpack
+        flat: Tensor = back(self._bits, self._shape.numel(), self._dtype)
         return flat.as_strided(self._shape, self._stride)
+
+
+def pack(flat: Tensor) -> Tensor:
+    """Zeros and ones [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
+    fired = flat != 0
+    if rest := -len(fired) % 8:
+        fired = torch.cat([fired, fired.new_zeros(rest)])
+    return ((fired.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
+
+
+def unpack(bits: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
+    """The way back: [elements] of the type."""
+    spread = (bits.to(torch.int64) * _REPEAT) & _ONE_BIT_EACH
+    return (spread.view(torch.uint8) != 0)[:elements].to(dtype)
+
+
+def _kernels() -> ModuleType:
+    """What does the same on a GPU in one pass each."""
+    from sltt_bench.backends.native import packing_triton
+
+    return packing_triton
