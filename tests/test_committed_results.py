@@ -11,7 +11,7 @@ CELLS = sorted((Path(__file__).parents[1] / "results").rglob("cells/*.json"))
 
 
 def test_there_are_committed_cells() -> None:
-    assert len(CELLS) >= 442
+    assert len(CELLS) >= 470
 
 
 @pytest.mark.parametrize("run", sorted({path.parents[1] for path in CELLS}), ids=lambda path: path.name)
