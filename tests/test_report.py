@@ -415,6 +415,29 @@ def test_a_table_takes_the_first_form_that_fits_80_columns_and_folds_no_number(
             assert cell.text in text
 
 
+def test_a_figure_that_is_the_same_in_all_rows_stays_beside_ratios_that_are_not() -> None:
+    names = (
+        "method",
+        "seeds",
+        "warm epoch of some length",
+        "÷ bptt",
+        "allocated (CUDA)",
+        "÷ bptt",
+        "Pareto front",
+    )
+    headings = tuple(Heading(name, numeric=name != "method") for name in names)
+    rows = (
+        ("bptt", "1", "74.6", "1", "739", "1", "on the front"),
+        ("sltt", "1", "91.6", "1.23×", "739", "1.00×", "dominated"),
+    )  # fmt: skip
+    table = Table("t", "t", headings, tuple(tuple(TableCell(cell) for cell in row) for row in rows))
+    console = Console(record=True, width=60)
+    print_table(table, console)
+    text = " ".join(console.export_text().split())
+    assert "In all rows: seeds 1." in text
+    assert text.count("739") == 2
+
+
 def test_a_figure_that_is_the_same_in_all_rows_keeps_its_unit() -> None:
     headings = [
         Heading("method", numeric=False),

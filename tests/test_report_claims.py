@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
+from sltt_bench.report import SECTIONS, _load
+from sltt_bench.report.assemble import assemble
 from sltt_bench.report.claims import judge, statement
-from sltt_bench.report.document import Verdict
+from sltt_bench.report.document import Context, Verdict
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 
@@ -114,12 +116,61 @@ def test_what_the_claim_does_not_speak_of_gives_no_verdict(
     assert verdict.measured == ""
 
 
-@pytest.mark.parametrize("overrides", [{"train.epochs": 2}, {"data.limit": 64, "train.checkpoint_every": 0}])
-def test_overrides_that_cannot_change_memory_do_not_stand_in_the_way(
-    tmp_path: Path, overrides: dict[str, Any]
+@pytest.mark.parametrize(
+    ("claim", "overrides", "word"),
+    [
+        (MEMORY, {"train.epochs": 2}, "held"),
+        (MEMORY, {"data.limit": 64, "train.checkpoint_every": 0}, "held"),
+        (MEMORY, {"data.synthetic_samples": 64, "train.epochs": 3, "data.workers": 0}, "held"),
+        ({**MEMORY, "relation": "at_most", "baseline": None, "threshold": 26 * MIB},
+         {"data.synthetic_samples": 64}, "held"),
+        ({**TIME, "threshold": 0.85}, {"data.synthetic_samples": 64, "train.epochs": 3}, "held"),
+        ({**TIME, "threshold": 0.36}, {"data.limit": 64}, "not held"),
+        ({**TIME, "relation": "at_least", "baseline": None, "threshold": 6.0}, {"train.epochs": 3}, "not held"),
+        ({**ACCURACY, "threshold": 4.0}, {"data.synthetic_samples": 1, "data.workers": 2}, "held"),
+    ],
+)  # fmt: skip
+def test_overrides_that_cannot_change_the_figure_do_not_stand_in_the_way(
+    tmp_path: Path, claim: dict[str, Any], overrides: dict[str, Any], word: str
 ) -> None:
-    measure(tmp_path / "run", recipe(MEMORY), overrides=overrides)
-    assert verdicts(tmp_path)[0].word == "held"
+    measure(tmp_path / "run", recipe(claim), overrides=overrides)
+    assert verdicts(tmp_path)[0].word == word
+
+
+@pytest.mark.parametrize(
+    ("claim", "overrides", "reason"),
+    [
+        (MEMORY, {"data.synthetic_samples": 63},
+         "only with data.synthetic_samples = 63, less than a batch of 64"),
+        (TIME, {"data.limit": 8}, "only with data.limit = 8, less than a batch of 64"),
+        (TIME, {"data.workers": 0}, "only with data.workers = 0, which the claim does not speak of"),
+        (TIME, {"data.pin_memory": False}, "only with data.pin_memory = false, which"),
+        ({**TIME, "relation": "at_most", "baseline": None, "threshold": 6.0}, {"data.limit": 64},
+         "only with data.limit = 64, which the claim does not speak of"),
+        ({**TIME, "relation": "at_most", "baseline": None, "threshold": 6.0}, {"data.workers": 2},
+         "only with data.workers = 2, which"),
+        (ACCURACY, {"data.limit": 64}, "only with data.limit = 64, which the claim does not speak of"),
+    ],
+)  # fmt: skip
+def test_overrides_that_can_change_the_figure_stand_in_the_way_of_a_verdict_on_it(
+    tmp_path: Path, claim: dict[str, Any], overrides: dict[str, Any], reason: str
+) -> None:
+    measure(tmp_path / "run", recipe(claim), overrides=overrides)
+    (verdict,) = verdicts(tmp_path)
+    assert verdict.word == "not measured"
+    assert verdict.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(("samples", "word"), [(12_800, "not measured"), (50_000, "held")])
+def test_seconds_of_random_data_are_those_of_the_data_set_only_if_its_epoch_is_as_long(
+    tmp_path: Path, samples: int, word: str
+) -> None:
+    claim = {**TIME, "relation": "at_most", "baseline": None, "threshold": 6.0}
+    facts = recipe(claim, data__train_samples=50_000, data__synthetic_samples=samples)
+    measure(tmp_path / "run", facts, cell={"synthetic": True})
+    (verdict,) = verdicts(tmp_path)
+    assert verdict.word == word
+    assert (verdict.reason == "only random data, of which an epoch has fewer samples") == (word != "held")
 
 
 def test_overrides_that_the_claim_names_do_not_stand_in_the_way(tmp_path: Path) -> None:
@@ -193,6 +244,25 @@ def test_without_room_other_claims_are_just_not_measured(tmp_path: Path) -> None
     (verdict,) = verdicts(tmp_path)
     assert verdict.reason == "bptt did not finish: oom, CUDA out of memory"
     assert not verdict.is_finding
+
+
+def test_a_claim_that_was_put_in_other_words_since_is_one_claim_in_the_newest_words(tmp_path: Path) -> None:
+    measure(tmp_path / "1", recipe({**MEMORY, "says": "less"}), cell={"smoke": True}, number=1)
+    measure(tmp_path / "2", recipe({**MEMORY, "says": "70 % less memory"}), number=2)
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.claim["says"], verdict.caveats) == ("held", "70 % less memory", ())
+
+
+def test_estimates_that_put_a_claim_in_older_words_stand_on_the_card_of_the_runs(tmp_path: Path) -> None:
+    old = recipe({**MEMORY, "says": "less"})
+    run = HandmadeRun(tmp_path / "1", recipe=old)
+    for method, mib in (("bptt", 60), ("sltt", 6)):
+        run.estimate(method, mib, recipe=old)
+    measure(tmp_path / "2", recipe({**MEMORY, "says": "70 % less memory"}), number=50)
+    makers = {kind: _load(SECTIONS[kind]) for kind in ("run", "estimate")}
+    report, _ = assemble(Context(read_results([tmp_path]), "bptt"), makers)
+    (card,) = report.cards
+    assert (card.says, card.word) == ("70 % less memory", "1 held, 1 held by estimate")
 
 
 def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:

@@ -7,11 +7,16 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
+from sltt_bench.models import MODELS
+from sltt_bench.recipe import Recipe
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Table, Verdict
+from sltt_bench.report.groups import ADDED_LATER, NO_SETTINGS, settings_of
 from sltt_bench.report.plots import style
-from sltt_bench.report.sections.estimates.families import CAUSES
+from sltt_bench.report.sections.estimates.families import CAUSES, find_families
 from sltt_bench.report.sections.estimates.section import estimated
 from sltt_bench.results.reader import read_results
+from sltt_bench.strict import ADDED_LATER as STRICT_LATER
+from sltt_bench.strict import Strict
 
 MEMORY = {
     "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio",
@@ -139,6 +144,56 @@ def test_other_backends_and_recipe_versions_are_families_of_their_own(tmp_path: 
     assert len(names) == len(set(names))
 
 
+def test_estimates_of_an_older_recipe_are_the_same_where_the_fields_that_it_lacks_say_what_was_done_before(
+    tmp_path: Path,
+) -> None:
+    newer = varied(RECIPE, neuron__kind="lif", train__devices=1, loss__average="losses", cpu_minutes=None)
+    newer = varied(newer, data__split_seed=0, claims=[{**MEMORY, "says": "newest words"}])
+    other = varied(newer, neuron__kind="plif")
+    HandmadeRun(tmp_path / "a", recipe=varied(RECIPE, claims=[MEMORY]), number=1).estimate("bptt", 60)
+    HandmadeRun(tmp_path / "b", number=2, recipe=newer).estimate("bptt", 50, recipe=newer)
+    HandmadeRun(tmp_path / "c", number=3, recipe=other).estimate("bptt", 40, recipe=other)
+    families = find_families(Context(read_results([tmp_path]), "bptt"))
+    rows = {tuple(family.rows["peak_tensor_bytes"] / MIB): family.claims for family in families}
+    assert sorted(rows) == [(40,), (50,)]
+    assert [claim["says"] for claim in rows[50,]] == ["newest words"]
+
+
+def test_options_of_the_native_backend_make_no_other_estimate_of_the_reference(tmp_path: Path) -> None:
+    units, way = varied(RECIPE, native__recompute=True), {"native.recompute": True}
+    run = HandmadeRun(tmp_path, recipe=varied(RECIPE, native__recompute=False, claims=[MEMORY]))
+    for recipe, overrides in ((run.recipe, {}), (varied(units, claims=[MEMORY]), way)):
+        for method, mib in (("bptt", 60), ("sltt", 6)):
+            run.estimate(method, mib, recipe=recipe, overrides=overrides)
+            run.estimate(method, mib / 2, recipe=recipe, overrides=overrides, backend="native")
+    families = find_families(Context(read_results([tmp_path]), "bptt"))
+    assert [family.rows["backend"].iloc[0] for family in families] == ["reference", "native", "native"]
+    assert families[0].as_published
+    assert [verdict.word for verdict in verdicts(tmp_path)] == ["held", "held", "not measured"]
+
+
+def test_the_fields_that_a_report_fills_in_are_those_that_recipes_gained_later() -> None:
+    later: dict[str, Any] = {}
+
+    def gather(model: type[Strict], prefix: str = "") -> None:
+        for name, field in model.model_fields.items():
+            if STRICT_LATER in field.metadata:
+                later[prefix + name] = field.default
+            if isinstance(field.annotation, type) and issubclass(field.annotation, Strict):
+                gather(field.annotation, f"{prefix}{name}.")
+
+    gather(Recipe)
+    assert {key: value for key, value in later.items() if key not in NO_SETTINGS} == ADDED_LATER
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_fields_that_a_report_fills_in_for_a_network_are_what_its_options_say(name: str) -> None:
+    options = MODELS[name].options(name=name).model_dump()
+    filled = settings_of({"name": "r", "model": {"name": name}}, "reference")
+    for key in ("normalisation", "readout_tau"):
+        assert options.get(key, filled[f"model.{key}"]) == filled[f"model.{key}"]
+
+
 def test_what_could_not_be_estimated_is_named_with_its_reason(tmp_path: Path) -> None:
     run = fill(tmp_path / "run")
     failed = {"status": "error", "reason": "NotImplementedError: no kernel", "cell": {"kind": "estimate"}}
@@ -197,9 +252,12 @@ def test_another_experiment_is_not_set_beside_an_estimate(tmp_path: Path, how: d
     assert "Estimated beside measured" not in blocks(contribution(tmp_path), Table)
 
 
-def test_the_number_of_epochs_changes_no_memory_and_hides_no_measurement(tmp_path: Path) -> None:
+def test_the_number_of_epochs_and_of_samples_changes_no_memory_and_hides_no_measurement(
+    tmp_path: Path,
+) -> None:
     fill(tmp_path / "est")
-    measure(tmp_path / "run", recipe=varied(RECIPE, train__epochs=1), overrides={"train.epochs": 1})
+    fewer = {"train__epochs": 1, "data__synthetic_samples": 256, "native__graphs": "auto"}
+    measure(tmp_path / "run", recipe=varied(RECIPE, **fewer), overrides={"train.epochs": 1})
     assert "Estimated beside measured" in blocks(contribution(tmp_path), Table)
 
 

@@ -112,6 +112,23 @@ def test_every_figure_stands_under_its_own_name_with_its_ratio(group: Group) -> 
     assert "energy per epoch, warm epochs" not in shown
 
 
+@pytest.mark.parametrize(
+    ("warm_s", "energy", "utilisation"),
+    [(0.4, ", up to 25% of the shortest epoch here", True), (1.5, ", up to 7% of the shortest", False), (3.0, "", False)],
+)  # fmt: skip
+def test_what_the_sensors_of_a_gpu_cannot_tell_of_short_epochs_is_said(
+    tmp_path: Path, warm_s: float, energy: str, utilisation: bool
+) -> None:
+    run = HandmadeRun(tmp_path / "run", device="cuda:0", device_name="Example GPU")
+    run.cell("bptt", train_s=[9.0, 4.0], energy_j=[50.0, 40.0], gpu_util_mean=[0.5, 0.9])
+    run.cell("sltt", train_s=[9.0, warm_s], energy_j=[50.0, 40.0], gpu_util_mean=[0.5, 0.9])
+    (group,) = read_groups(tmp_path)
+    notes = " ".join(every_figure(group, "bptt").notes)
+    assert ("Energy: the GPU's counter moves every 20 to 100 ms" in notes) == bool(energy)
+    assert energy in notes
+    assert ("GPU utilisation: a reading is that of up to a second" in notes) == utilisation
+
+
 def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run")
     for seed, energy in enumerate((4e6, 6e6)):

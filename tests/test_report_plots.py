@@ -469,6 +469,15 @@ def test_what_the_data_cannot_support_is_named_with_the_command_that_would_make_
     assert "Accuracy, memory and time traded off" in gaps
 
 
+def test_without_accuracy_memory_and_time_alone_are_traded_off(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for method, mib in (("bptt", 100), ("sltt", 25)):
+        run.cell(method, train_s=[9, 1], top1=None, cell={"synthetic": True}, peak_tensor_bytes=mib * MIB)
+    figure = figures(tmp_path)["synthetic-tradeoff"]
+    assert figure.title == "Memory and time traded off"
+    assert "Accuracy, memory and time traded off" not in missing(tmp_path)
+
+
 def test_nothing_is_missing_where_everything_was_run(everything: Path) -> None:
     assert missing(everything) == {}
 

@@ -460,6 +460,13 @@ def a_gpu_that_others_used_as_well(top: Path) -> None:
     _on_gpu(top, {"at_start": {"other_compute_processes": 2}}, TIME)
 
 
+@temptation("sltt: the GPU was at work 36% of the time", never=["bptt: the GPU was at work"], words=["held"])
+def a_gpu_that_waited_for_its_work(top: Path) -> None:
+    into = run(top / "a", TIME, device="cuda:0", device_name="Example GPU")
+    measure(into, methods=["bptt"], gpu_util_mean=[0.1, 0.5, 0.6])
+    measure(into, methods=["sltt"], gpu_util_mean=[0.9, 0.34, 0.38])
+
+
 @temptation("waited for data 51% of the epoch", words=["inconclusive"])
 def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)

@@ -3,11 +3,13 @@
 import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
 from sltt_bench import __version__
+from sltt_bench.report.claims import asks
 from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
 from sltt_bench.results.reader import Results, Run
@@ -42,7 +44,12 @@ def assemble(context: Context, makers: Mapping[str, SectionMaker]) -> tuple[Repo
 
 def _judged(verdicts: Sequence[Verdict]) -> tuple[Verdict, ...]:
     """Judged claims first, measured before estimated, then those that found no room. One that some kind of result can judge is not called
-    unmeasured as well, and one that none can judge is named once."""
+    unmeasured as well, and one that none can judge is named once. A claim that was put in other words since is one claim: the first
+    kind of result, that of runs, says in which."""
+    claims: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for verdict in verdicts:
+        claims.setdefault((verdict.recipe, asks(verdict.claim)), verdict.claim)
+    verdicts = [replace(verdict, claim=claims[verdict.recipe, asks(verdict.claim)]) for verdict in verdicts]
     findings = [verdict for verdict in verdicts if verdict.is_finding]
     findings.sort(key=lambda verdict: (verdict.word == "not measured", verdict.estimated))
     settled = [(verdict.recipe, verdict.claim) for verdict in findings]

@@ -5,7 +5,7 @@ accuracy, no overrides but those that `when` names or that cannot change the fig
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,22 +20,26 @@ from sltt_bench.studies import FOLDER as STUDIES
 Claim = Mapping[str, Any]
 
 _NEVER_MATTERS = {
-    "data.workers",
-    "data.prefetch_factor",
-    "data.pin_memory",
     "train.checkpoint_every",
     "train.keep_checkpoint",
     "methods",
     "seeds",
     "description",
 }
+_LOADING = {"data.workers", "data.prefetch_factor", "data.pin_memory"}
+"""How samples reach the device: a matter of time alone."""
+_LENGTH = {"train.epochs", "data.limit", "data.synthetic_samples", "data.split_seed"}
+"""How many epochs there are, how many iterations in one, and of which samples: an iteration's memory and work are the same
+in all, and so is the ratio of two methods' times."""
 HARMLESS = {
-    "peak_memory": _NEVER_MATTERS | {"train.epochs", "data.limit"},
-    "warm_epoch_time": _NEVER_MATTERS - {"data.workers", "data.prefetch_factor"} | {"train.epochs"},
-    "test_top1": _NEVER_MATTERS,
-    "compute": _NEVER_MATTERS,
+    "peak_memory": _NEVER_MATTERS | _LOADING | _LENGTH,
+    "warm_epoch_time": _NEVER_MATTERS | _LENGTH,
+    "test_top1": _NEVER_MATTERS | _LOADING | {"data.synthetic_samples"},
+    "compute": _NEVER_MATTERS | _LOADING | _LENGTH,
 }
-"""Metric → overrides under which the claim can still be judged."""
+"""Metric → overrides that cannot change the figure, or its ratio, so that the claim can still be judged."""
+_HARMLESS_TO_SECONDS = _NEVER_MATTERS | {"train.epochs"}
+"""The same for the seconds of an epoch themselves."""
 
 _WORDS = {
     "peak_memory": "peak memory",
@@ -55,7 +59,9 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
         claims = _claims_of(of_recipe)
         for claim in claims:
             judged = [
-                (group, judge_group(claim, group)) for group in of_recipe if claim in _claims_of([group])
+                (group, judge_group(claim, group))
+                for group in of_recipe
+                if any(asks(claim) == asks(other) for other in group.claims)
             ]
             own = _told_apart([(group, verdict) for group, verdict in judged if verdict.is_finding])
             own = own or [judged[0][1]]
@@ -78,7 +84,7 @@ def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
 
 
 def _variants(claim: Claim, claims: Sequence[Claim]) -> str:
-    """What to say of a claim whose threshold or words are not the same in all runs of the recipe, else ''."""
+    """What to say of a claim whose threshold is not the same in all runs of the recipe, else ''."""
     about = ("metric", "method", "baseline", "relation", "when")
     alike = [other for other in claims if all(other.get(key) == claim.get(key) for key in about)]
     if len(alike) == 1:
@@ -222,9 +228,16 @@ def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
     return tuple(recipe.get("claims") or ())
 
 
-def _claims_of(groups: Iterable[Group]) -> list[Claim]:
-    claims = [claim for group in groups for claim in group.claims]
-    return list({json.dumps(claim, sort_keys=True): claim for claim in claims}.values())
+def _claims_of(groups: Sequence[Group]) -> list[Claim]:
+    """Each claim once, in the order of the groups; of one that was put in other words since, the newest run's."""
+    claims = {asks(claim): claim for group in groups for claim in group.claims}
+    newest_last = sorted(groups, key=lambda group: group.runs)
+    return list((claims | {asks(claim): claim for group in newest_last for claim in group.claims}).values())
+
+
+def asks(claim: Claim) -> str:
+    """What must be equal in two runs' claims for them to be one: all but the words that it is put in."""
+    return json.dumps({key: value for key, value in claim.items() if key != "says"}, sort_keys=True)
 
 
 def _unfit(claim: Claim, group: Group) -> str | None:
@@ -248,21 +261,43 @@ def _unfit_experiment(claim: Claim, group: Group) -> str | None:
         return "only smoke runs: not the claim's experiment"
     if group.key.synthetic and claim["metric"] == "test_top1":
         return "only random data: no accuracy"
+    if group.key.synthetic and _of_seconds(claim) and not _epoch_is_whole(group.settings):
+        return "only random data, of which an epoch has fewer samples"
     return unfit_when(claim, group.settings, group.overrides)
 
 
 def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
     """Why cells with these settings (dotted keys) are not the claim's experiment, or None."""
-    metric, when = claim["metric"], claim.get("when") or {}
+    when = claim.get("when") or {}
     for key, value in when.items():
         if overrides.get(key, settings.get(key)) != value:
             return f"no run with {key} = {_written(value)}"
-    absolute_time = metric == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least")
-    foreign = set(overrides) - set(when) - (_NEVER_MATTERS if absolute_time else HARMLESS[metric])
+    harmless = _HARMLESS_TO_SECONDS if _of_seconds(claim) else HARMLESS[claim["metric"]]
+    foreign = set(overrides) - set(when) - harmless
     if foreign:
         changed = ", ".join(f"{key} = {_written(overrides[key])}" for key in sorted(foreign))
         return f"only with {changed}, which the claim does not speak of"
+    return None if claim["metric"] == "test_top1" else _less_than_a_batch(settings, overrides)
+
+
+def _less_than_a_batch(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:
+    """Why no iteration had a batch of the recipe's size, or None."""
+    batch = int({**settings, **overrides}.get("train.batch_size") or 0)
+    for key in ("data.limit", "data.synthetic_samples"):
+        if 0 < int(overrides.get(key) or 0) < batch:
+            return f"only with {key} = {_written(overrides[key])}, less than a batch of {batch}"
     return None
+
+
+def _of_seconds(claim: Claim) -> bool:
+    """Whether the claim is about the time of an epoch itself, and not about a ratio."""
+    return bool(claim["metric"] == "warm_epoch_time" and claim["relation"] in ("at_most", "at_least"))
+
+
+def _epoch_is_whole(settings: Mapping[str, Any]) -> bool:
+    """Whether an epoch of random data has as many samples as one of the data set."""
+    samples, whole = settings.get("data.synthetic_samples"), settings.get("data.train_samples")
+    return samples is not None and whole is not None and int(samples) >= int(whole)
 
 
 def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:

@@ -232,7 +232,7 @@ class ClaimCard:
             return "not measured"
         if len(counts) == 1:
             return next(iter(counts))
-        return ", ".join(f"{count} {word}" for word, count in counts.items())
+        return ", ".join(f"{count} {_IN_A_LIST.get(word, word)}" for word, count in counts.items())
 
     @property
     def answer(self) -> str:
@@ -250,6 +250,8 @@ class ClaimCard:
         return tuple(dict.fromkeys(caveat for verdict in self.findings for caveat in verdict.caveats))
 
 
+_IN_A_LIST = {"n too small": "measured (n too small)"}
+"""Verdicts that do not read well after a count → how they do."""
 _MOST_VALUES = 3
 """Values that a claim's sentence names."""
 

@@ -512,8 +512,35 @@ class Group:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
-        left_out = {"name", "description", "methods", "seeds", "smoke", "claims", "tuning", "target", "study"}
-        return flat({key: value for key, value in self.recipe.items() if key not in left_out})
+        return settings_of(self.recipe, self.key.backend)
+
+
+NO_SETTINGS = frozenset(
+    {"name", "description", "methods", "seeds", "smoke", "claims", "tuning", "target", "study", "cpu_minutes"}
+)
+"""Parts of a recipe that do not change a run."""
+ADDED_LATER = {
+    "neuron.kind": "lif", "neuron.surrogate_width": 1.0, "neuron.tau_synapse": None, "neuron.tau_adaptation": None,
+    "neuron.adaptation": None, "test_timesteps": None, "loss.average": "losses", "train.devices": 1,
+    "train.synchronise_batch_norm": False, "native.graphs": "auto", "native.fused_norm": "auto", "validation": None,
+}  # fmt: skip
+"""Fields that recipes gained since the first results → what was done before."""
+
+
+def settings_of(recipe: Mapping[str, Any], backend: str) -> dict[str, Any]:
+    """A resolved recipe with dotted keys, whatever version wrote it, but for what does not change a run on a backend."""
+    settings = flat({key: value for key, value in recipe.items() if key not in NO_SETTINGS})
+    if not settings:
+        return {}
+    of_model = {
+        "model.normalisation": "none" if settings.get("model.name") == "mlp" else "batch",
+        "model.readout_tau": None,
+    }
+    return {
+        key: value
+        for key, value in {**ADDED_LATER, **of_model, **settings}.items()
+        if backend == "native" or not key.startswith("native.")
+    }
 
 
 def budget_text(trials: int, epochs: int | None) -> str:

@@ -22,6 +22,8 @@ REPETITION_SHARE = 0.01
 """Accuracies of repetitions of one cell that differ by more are an alarm."""
 WAITING_SHARE = 0.05
 """A share of the epoch spent waiting for data beyond which its time is not the method's, and decides nothing."""
+BUSY_SHARE = 0.5
+"""A GPU's utilisation below which an epoch takes the time that launching its work takes, not that of the work."""
 LIMITED_SHARE = 0.05
 """A share of the readings with the clocks held down by heat or power beyond which it is a breach."""
 
@@ -186,6 +188,12 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     if len(shares) and shares.max() > WAITING_SHARE:
         text = f"{method} waited for data {shares.max():.0%} of the epoch"
         yield Breach(text, (method,), _TIME, undecides=True)
+    busy = cells["gpu_util"].astype(float).mean()
+    if busy < BUSY_SHARE:
+        yield Breach(
+            f"{method}: the GPU was at work {busy:.0%} of the time: an epoch takes as long as launching its work does",
+            (method,), _TIME,
+        )  # fmt: skip
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
         others_text = f"{neighbours} other cell{'s' * (neighbours > 1)}"

@@ -132,13 +132,16 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _without_constant_columns(table: Table) -> tuple[Table, str]:
-    """The table without columns (but the first) whose cells are all equal, and what they say."""
+    """The table without columns (but the first) whose cells are all equal, and what they say.
+
+    A figure beside which its ratios differ stays: they would stand under no name.
+    """
     if len(table.rows) < 2:
         return table, ""
     keep, words = [0], []
     for place in range(1, len(table.headings)):
         texts = {(row[place].text, row[place].detail) for row in table.rows}
-        if len(texts) > 1:
+        if len(texts) > 1 or _has_ratio(table, place):
             keep.append(place)
             continue
         text, detail = texts.pop()
@@ -149,6 +152,14 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""
+
+
+def _has_ratio(table: Table, place: int) -> bool:
+    """Whether the next column sets this one's figures beside the baseline's, and is not the same in all rows."""
+    beside = place + 1
+    if beside == len(table.headings) or not table.headings[beside].text.startswith(("÷ ", "− ")):
+        return False
+    return len({(row[beside].text, row[beside].detail) for row in table.rows}) > 1
 
 
 def _print_records(table: Table, console: Console) -> None:

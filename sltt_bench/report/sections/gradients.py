@@ -128,7 +128,9 @@ def gradients(context: Context) -> Contribution:
             _section(family, number, family.title_among(families)) for number, family in enumerate(families)
         ),
         frames=_frames(context.results) if families else {},
-        sentence=f"{len(families)} analyses of the gradient." if families else "",
+        sentence=f"{len(families)} {'analysis' if len(families) == 1 else 'analyses'} of the gradient."
+        if families
+        else "",
     )
 
 

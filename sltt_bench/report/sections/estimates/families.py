@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.report.claims import HARMLESS, Claim, claims_of_recipe
+from sltt_bench.report.claims import HARMLESS, Claim, asks, claims_of_recipe
 from sltt_bench.report.document import Context
-from sltt_bench.report.groups import Group, flat, method_order, natural_order
+from sltt_bench.report.groups import Group, method_order, natural_order, settings_of
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE
 
@@ -133,7 +133,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
                 conditions=_conditions(str(precision), str(backend), str(device), bool(smoke), newest),
                 rows=newest.reset_index(drop=True),
                 measured=beside[[other == same for other in beside["experiment"]]] if len(beside) else beside,
-                claims=claims_of_recipe(_recipe(results, members.iloc[0])),
+                claims=_claims(results, members),
                 smoke=bool(smoke),
                 again=len(own) - len(newest),
                 failures=failed.get((str(recipe), bool(smoke), str(backend)), ()),
@@ -145,11 +145,19 @@ def find_families(context: Context) -> list[EstimateFamily]:
 
 
 def estimate_rows(results: Results) -> pd.DataFrame:
-    """estimates.csv of all runs, oldest first, with the overrides of each cell and all multiplications."""
+    """estimates.csv of all runs, oldest first, with the overrides of each cell that its backend heeds, and all multiplications."""
     rows = results.rows(ESTIMATES_FILE)
     about = results.cells[["run", "cell_id", "attempt", "overrides", "started_utc"]]
     rows = rows.merge(about, on=["run", "cell_id", "attempt"])
-    rows["overrides"] = rows["overrides"].map(lambda text: json.loads(text or "{}"))
+    heeded = [
+        {
+            key: value
+            for key, value in json.loads(text or "{}").items()
+            if backend == "native" or "native." not in key
+        }
+        for text, backend in zip(rows["overrides"], rows["backend"], strict=True)
+    ]
+    rows["overrides"] = pd.Series(heeded, index=rows.index, dtype=object)
     rows["multiplications"] = rows[list(WORK)].astype(float).sum(axis=1, min_count=len(WORK))
     return rows.sort_values("started_utc", kind="stable").drop(columns="started_utc")
 
@@ -190,18 +198,22 @@ def _recipe(results: Results, cell: Any) -> Mapping[str, Any]:
     return results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
 
 
+def _claims(results: Results, cells: pd.DataFrame) -> tuple[Claim, ...]:
+    """The claims of all recipes that were estimated, each once, in the words of the newest."""
+    claims = {}
+    for _, cell in cells.iterrows():
+        claims |= {asks(claim): claim for claim in claims_of_recipe(_recipe(results, cell))}
+    return tuple(claims.values())
+
+
 def _settings_of(results: Results, cell: Any) -> str:
-    return _settings(_recipe(results, cell))
+    return _settings(_recipe(results, cell), str(cell["backend"]))
 
 
-def _settings(recipe: Mapping[str, Any]) -> str:
+def _settings(recipe: Mapping[str, Any], backend: str) -> str:
     """As JSON: what must be equal for one experiment's memory: the recipe without what cannot change it."""
-    left_out = {"timesteps", "train.batch_size", *HARMLESS["peak_memory"], "name", "init_from"}
-    settings = {
-        key: value
-        for key, value in flat(recipe).items()
-        if key not in left_out and key.split(".")[0] not in ("smoke", "claims")
-    }
+    left_out = {"timesteps", "train.batch_size", *HARMLESS["peak_memory"], "init_from"}
+    settings = {key: value for key, value in settings_of(recipe, backend).items() if key not in left_out}
     return json.dumps(settings, sort_keys=True)
 
 
@@ -209,7 +221,9 @@ def _measured_figures(groups: Sequence[Group]) -> pd.DataFrame:
     """What was measured, with the experiment that it was measured in, as a family names it."""
     rows = [
         {
-            "experiment": (group.key.recipe, group.key.precision, group.key.backend, _settings(group.recipe)),
+            "experiment": (
+                group.key.recipe, group.key.precision, group.key.backend, _settings(group.recipe, group.key.backend),
+            ),
             "hardware": group.key.hardware, "timesteps": group.key.timesteps, "batch_size": group.key.batch_size,
             "method": result.method, "figure": figure, "bytes": stat.mean, "seeds": stat.n,
         }

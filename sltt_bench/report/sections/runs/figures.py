@@ -183,7 +183,12 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
             "no method has two seeds beside the baseline's",
             f"{run} --method {methods} --seed 0,1,2,3,4",
         ),
-        (_TRADEOFF in titles, _TRADEOFF, "it takes two finished methods", f"{run} --method bptt,sltt"),
+        (
+            titles & {_TRADEOFF, _TRADEOFF_OF_TWO},
+            _TRADEOFF,
+            "it takes two finished methods",
+            f"{run} --method bptt,sltt",
+        ),
         (
             "timesteps" in fields,
             "Memory and time against T",
@@ -222,6 +227,7 @@ def _no_accuracy(groups: Sequence[Group]) -> str:
 
 _METHODS, _ACCURACY = "Memory and time per method", "Accuracy by epoch and by time"
 _PAIRS = "Every pair beside the baseline"
+_TRADEOFF_OF_TWO = "Memory and time traded off"
 _TRADEOFF, _AGAINST_K, _TIMELINE = "Accuracy, memory and time traded off", "Against K", "NVML timeline"
 
 
@@ -279,7 +285,8 @@ def _tradeoff(group: Group, name: str) -> Figure:
         f"one, by means over seeds); hollow: dominated. Thin line: the front of this panel's two figures. "
         f"Bars one standard deviation, each seed a dot. {_basis(group)}"
     )
-    return Figure(f"{name}-tradeoff", _TRADEOFF, caption, draw_lines, lambda: tradeoff_panels(group))
+    title = _TRADEOFF if has_accuracy else _TRADEOFF_OF_TWO
+    return Figure(f"{name}-tradeoff", title, caption, draw_lines, lambda: tradeoff_panels(group))
 
 
 def _against_k(group: Group, name: str) -> Figure:

@@ -150,7 +150,7 @@ def _dot_panel(metric: str, baseline: str, dots: Sequence[Dot]) -> DotPanel:
 
 
 def tradeoff_panels(group: Group) -> list[Panel]:
-    """Accuracy over memory and over time; for random data memory over time. Filled: on the front."""
+    """Accuracy over memory and over time; for random data memory against epoch time. Filled: on the front."""
     memory = group.headline_memory() or ""
     axes = [(memory, "last_test_top1"), ("epoch_s", "last_test_top1")]
     if not any(result.stat("last_test_top1") for result in group.finished):
@@ -179,9 +179,9 @@ def _tradeoff(group: Group, x: str, y: str) -> Panel:
                 survivors=[bool(result.lost_seeds)],
             )
         )  # fmt: skip
-    over = "time" if x == "epoch_s" else "memory"
+    over = "Accuracy over time" if x == "epoch_s" else "Accuracy over memory"
     return Panel(
-        f"{'Accuracy' if y == 'last_test_top1' else 'Memory'} over {over}",
+        over if y == "last_test_top1" else "Memory against epoch time",
         Axis(axis_label(x, group.phase, across), from_zero=True),
         Axis(axis_label(y, group.phase, up), from_zero=METRICS[y].unit == "bytes"),
         tuple(lines),

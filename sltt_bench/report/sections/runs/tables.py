@@ -66,9 +66,33 @@ def every_figure(group: Group, baseline: str) -> Table:
         )
     if _measured(group, "backward_passes"):
         notes.append("Backward passes: of one training iteration, mean over all epochs.")
+    notes += _resolution_notes(group)
     if has_baseline:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
     return Table("every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True)
+
+
+_COUNTER_S, _READING_S = 0.1, 1.0
+"""A GPU's energy counter moves every 20 to 100 ms; its utilisation is that of the last 1/6 to 1 s."""
+
+
+def _resolution_notes(group: Group) -> list[str]:
+    """What NVML's sensors cannot tell of epochs as short as these."""
+    shortest = min((seconds for r in group.finished for seconds in r.values["epoch_s"].values()), default=0)
+    if not shortest:
+        return []
+    notes = []
+    if _measured(group, "energy_j") and 0.05 * shortest < _COUNTER_S:
+        notes.append(
+            f"Energy: the GPU's counter moves every 20 to 100 ms, up to {_COUNTER_S / shortest:.0%} of the shortest epoch "
+            "here: the joules are as rough."
+        )
+    if _measured(group, "gpu_util") and shortest < _READING_S:
+        notes.append(
+            "GPU utilisation: a reading is that of up to a second, longer than the shortest epoch here, and holds some of "
+            "what came before it."
+        )
+    return notes
 
 
 _FIGURES = (
