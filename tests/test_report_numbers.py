@@ -129,6 +129,15 @@ def test_what_the_sensors_of_a_gpu_cannot_tell_of_short_epochs_is_said(
     assert ("GPU utilisation: a reading is that of up to a second" in notes) == utilisation
 
 
+def test_a_group_is_named_by_what_was_set_otherwise_but_not_by_how_often_checkpoints_are_written(
+    tmp_path: Path,
+) -> None:
+    overrides = {"data.synthetic_samples": 1024, "train.epochs": 3, "train.checkpoint_every": 0}
+    HandmadeRun(tmp_path / "run").cell("bptt", overrides=overrides)
+    (group,) = read_groups(tmp_path)
+    assert group.words[-2:] == ["data.synthetic_samples = 1024", "train.epochs = 3"]
+
+
 def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run")
     for seed, energy in enumerate((4e6, 6e6)):

@@ -299,7 +299,10 @@ class Group:
     @property
     def words(self) -> list[str]:
         """The conditions, and what else was set otherwise than the recipe has it."""
-        stated = ("timesteps", "train.batch_size", "train.precision", "train.lr")
+        stated = (
+            "timesteps", "train.batch_size", "train.precision", "train.lr",
+            "train.checkpoint_every", "train.keep_checkpoint",  # change nothing that is compared
+        )  # fmt: skip
         others = {key: value for key, value in self.overrides.items() if key not in stated}
         return [*self.key.conditions(), *(f"{key} = {value}" for key, value in others.items())]
 

@@ -200,7 +200,7 @@ def _recipe(results: Results, cell: Any) -> Mapping[str, Any]:
 
 def _claims(results: Results, cells: pd.DataFrame) -> tuple[Claim, ...]:
     """The claims of all recipes that were estimated, each once, in the words of the newest."""
-    claims = {}
+    claims: dict[str, Claim] = {}
     for _, cell in cells.iterrows():
         claims |= {asks(claim): claim for claim in claims_of_recipe(_recipe(results, cell))}
     return tuple(claims.values())
