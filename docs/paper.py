@@ -13,6 +13,11 @@ from pathlib import Path
 import pandas as pd
 
 from sltt_bench.recipe import Recipe, load_recipe
+from sltt_bench.report.claims import HARMLESS
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import Group, NotComparable, method_order
+from sltt_bench.report.metrics import METRICS
+from sltt_bench.report.numbers import listed
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import ESTIMATES_FILE
 
@@ -58,8 +63,8 @@ stand behind a gigabyte or an hour of 2022. So every row divides a method by BPT
 column divides our ratio by the paper's: 1 is exact agreement, below 1 means that the method saves more here.
 
 **What the abstract says, and of what.** "More than 70 %" less memory and "more than 50 %" less time than BPTT on
-ImageNet. The time is that of SLTT with **K = 1**: SLTT itself, which runs T backward passes as BPTT does, saves 9 %
-of the hours there.
+ImageNet. The time is that of SLTT with **K = 1**: SLTT itself, which goes backward through all T steps as BPTT
+does, saves 9 % of the hours there.
 
 **Who judges.** Each figure of the paper below is a claim of its recipe too (`claims:`, with its source), and
 `sltt-bench report` gives each a verdict from measured rows, with what speaks against it; this page gives none.
@@ -76,7 +81,7 @@ def page() -> str:
     """The whole page in Markdown."""
     results = read_results([ROOT / "results"])
     recipes = {name: load_recipe(name) for name in PUBLISHED}
-    estimates, epochs, cells = _estimates(results), _measured_epochs(results), _measured_cells(results)
+    estimates, cells, groups = _estimates(results), _measured_cells(results), measured_groups()
     parts = [
         INTRODUCTION,
         "## Memory\n",
@@ -84,8 +89,16 @@ def page() -> str:
         "`reference`, fp16 on CUDA, counted exactly on fake tensors (`sltt-bench estimate RECIPE --method bptt,sltt`). "
         "They leave out what an allocator adds (workspaces, rounding, fragmentation), which the paper's figures hold; it "
         "weighs more in the smaller figure, so that a measured ratio is to be expected above the estimated one. "
-        "Ours, measured: the allocator's reserved peak, which is what the paper's code printed.\n",
-        _memory_table(recipes, estimates, epochs),
+        "Ours, measured: the allocator's *reserved* peak, which is what the paper's code printed; the last column is of it, "
+        "or of the estimate where nothing was measured.\n",
+        _memory_table(recipes, estimates, groups),
+        "## Memory, measured, under each of its names\n",
+        f"{_measured_on(groups)} Peaks of warm epochs in GB (10⁹ bytes), which are four figures and not one: *live tensors* are "
+        "what the program holds, counted to the byte; *allocated* is what the allocator gave out for it, rounding and "
+        "workspaces of libraries included; *reserved* is what it took from the device, caches included; *NVML* is what the "
+        "driver counts for the process, CUDA's own context included, which is what `nvidia-smi` shows. The fixed parts weigh "
+        f"more in the smaller figure: the further down, the smaller the saving. {_in_gibibytes(groups)}\n",
+        _figures_table(recipes, estimates, groups),
         "## Memory, beside the exact gradient at its leanest\n",
         "The same estimates, in GiB, with the native backend: BPTT as it is, BPTT unit by unit (`native.recompute`, the "
         "same gradient, part of the network computed again: [how](native-backend.md#bptt-unit-by-unit)), and SLTT. "
@@ -93,8 +106,15 @@ def page() -> str:
         _exact_gradient_table(recipes, results),
         "## Time\n",
         "Ours, multiplications: of a whole epoch's training, forward and backward, counted by the same estimates; "
-        "where a GPU is kept busy they bound what time can be saved. Ours, measured: median warm epoch on one GPU.\n",
-        _time_table(recipes, estimates, epochs),
+        "where a GPU is kept busy they bound what time can be saved. Ours, measured: median warm epoch on one GPU, in the "
+        "runs described above; the last column but one says how much of the time the GPU was at work (NVML's utilisation, BPTT "
+        "and the method). Where that is little, an epoch takes as long as the processor needs to launch the work, and the "
+        "ratio is that of what is launched: it says little of a card that is kept busy. One seed has no interval.\n",
+        _time_table(recipes, estimates, groups),
+        "## Time, measured, of every method\n",
+        "The same runs. Backward passes are those of one training iteration: BPTT makes one, through all steps, SLTT one for each "
+        "of the T steps, each of which has to be launched.\n",
+        _methods_table(recipes, groups),
         "## Accuracy\n",
         "Top-1 of the last epoch in per cent. Later papers quote SLTT differently: CIFAR-10 94.44, CIFAR-100 74.38 "
         "(mean; 74.67 is the best seed), DVS-CIFAR10 82.20.\n",
@@ -104,17 +124,56 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def _measured_on(groups: dict[str, Group]) -> str:
+    """What was measured with what, in sentences."""
+    keys = [group.key for group in groups.values()]
+    devices, software = sorted({key.hardware for key in keys}), sorted({key.software for key in keys})
+    samples = {
+        int(count) / group.key.batch_size
+        for group in groups.values()
+        for result in group.finished
+        for count in result.epochs["samples"]
+    }
+    warm = {
+        int((~_true(rows["cold"])).sum())
+        for group in groups.values()
+        for result in group.finished
+        for _, rows in result.epochs.groupby(["run", "cell_id"])
+    }
+    seeds = {seed for group in groups.values() for result in group.finished for seed in result.seeds}
+    data = "random data" if all(key.synthetic for key in keys) else "random and real data"
+    return (
+        f"Measured on {listed(devices)} with {listed(software)}: {data}, "
+        f"{listed(sorted(f'{count:g}' for count in samples))} iterations an epoch, "
+        f"{listed(sorted(map(str, warm)))} warm epochs, {len(seeds)} seed{'s' * (len(seeds) != 1)}."
+    )
+
+
+def _in_gibibytes(groups: dict[str, Group]) -> str:
+    """What BPTT's reserved peaks are in the other unit."""
+    pairs = [
+        (peak / 2**30, published[0].memory_gb)
+        for name, published in PUBLISHED.items()
+        if name in groups and (peak := _value(groups[name], "peak_reserved_bytes", "bptt")) is not None
+    ]
+    ours = listed([_number(value, 2) for value, _ in pairs])
+    return (
+        f"In GiB (2³⁰ bytes) the reserved peaks of BPTT are {ours}, where the paper has "
+        f"{listed([_number(value, 2) for _, value in pairs])}: its GB may well be GiB of the same figure."
+    )
+
+
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, epochs: pd.DataFrame) -> str:
+def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, groups: dict[str, Group]) -> str:
     rows = []
     for name, recipe, base, one in _pairs(recipes):
         if (paper := _ratio(one.memory_gb, base.memory_gb)) is None:
             continue
         values = [_own(estimates, recipe, p.method, "peak_tensor_bytes", "last") for p in (base, one)]
-        reserved = [_own(epochs, recipe, p.method, "peak_reserved_bytes", "max") for p in (base, one)]
-        estimated, measured = _ratio(*reversed(values)), _ratio(*reversed(reserved))
+        estimated = _ratio(*reversed(values))
+        measured = _measured_ratio(groups.get(name), "peak_reserved_bytes", one.method)
         rows.append([
             *_experiment(name, recipe, one), _number(base.memory_gb, 2), _number(one.memory_gb, 2), _number(paper, 3),
             _gigabytes(values[0]), _gigabytes(values[1]), _number(estimated, 3), _number(measured, 3),
@@ -122,9 +181,43 @@ def _memory_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, epochs: p
         ])  # fmt: skip
     return _table(
         ["experiment", "T", "batch", "method", "paper: BPTT, GB", "paper: method, GB", "paper: ratio",
-         "estimated: BPTT, GB", "estimated: method, GB", "estimated: ratio", "measured: ratio", "ours ÷ paper's"],
+         "estimated: BPTT, GB", "estimated: method, GB", "estimated: ratio", "measured, reserved: ratio", "ours ÷ paper's"],
         rows,
     )  # fmt: skip
+
+
+FIGURES = ("peak_tensor_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_nvml_process_bytes")
+
+
+def _figures_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, groups: dict[str, Group]) -> str:
+    rows = []
+    for name, recipe, base, one in _pairs(recipes):
+        if name not in groups or one.memory_gb is None:
+            continue
+        paper = _ratio(one.memory_gb, base.memory_gb)
+        figures = [("the paper's", (base.memory_gb, one.memory_gb))]
+        estimated = [_own(estimates, recipe, p.method, "peak_tensor_bytes", "last") for p in (base, one)]
+        figures.append(("live tensors, estimated", tuple(value and value / 1e9 for value in estimated)))
+        for metric in FIGURES:
+            peaks = [_value(groups[name], metric, p.method) for p in (base, one)]
+            label = METRICS[metric].label.replace(" (CUDA)", "")
+            figures.append((f"{label}, measured", tuple(peak and peak / 1e9 for peak in peaks)))
+        rows += [
+            [*_experiment(name, recipe, one)[:3], figure, _number(values[0], 2), _number(values[1], 2),
+             _number(ratio := _ratio(values[1], values[0]), 3), _number(_ratio(ratio, paper), 2)]
+            for figure, values in figures
+        ]  # fmt: skip
+    headings = [
+        "experiment",
+        "T",
+        "batch",
+        "figure",
+        "BPTT, GB",
+        "SLTT, GB",
+        "SLTT ÷ BPTT",
+        "÷ the paper's ratio",
+    ]
+    return _table(headings, rows)
 
 
 def _exact_gradient_table(recipes: dict[str, Recipe], results: Results) -> str:
@@ -155,23 +248,46 @@ def _exact_gradient_table(recipes: dict[str, Recipe], results: Results) -> str:
     )  # fmt: skip
 
 
-def _time_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, epochs: pd.DataFrame) -> str:
+def _time_table(recipes: dict[str, Recipe], estimates: pd.DataFrame, groups: dict[str, Group]) -> str:
     rows = []
     for name, recipe, base, one in _pairs(recipes):
         if (paper := _ratio(one.hours, base.hours)) is None:
             continue
         work = [_own(estimates, recipe, p.method, "epoch_multiplications", "last") for p in (one, base)]
-        seconds = [_own(epochs, recipe, p.method, "train_s", "median") for p in (one, base)]
-        measured = _ratio(*seconds)
+        group = groups.get(name)
+        measured = _measured_ratio(group, "epoch_s", one.method)
         rows.append([
             *_experiment(name, recipe, one), _number(base.hours, 2), _number(one.hours, 2), _number(paper, 3),
-            _number(_ratio(*work), 3), _number(measured, 3), _number(_ratio(measured, paper), 2),
+            _number(_ratio(*work), 3), _number(measured, 3), _at_work(group, one.method), _number(_ratio(measured, paper), 2),
         ])  # fmt: skip
     return _table(
         ["experiment", "T", "batch", "method", "paper: BPTT, h", "paper: method, h", "paper: ratio",
-         "multiplications: ratio", "measured: ratio", "ours ÷ paper's"],
+         "multiplications: ratio", "measured: ratio", "GPU at work", "ours ÷ paper's"],
         rows,
     )  # fmt: skip
+
+
+def _methods_table(recipes: dict[str, Recipe], groups: dict[str, Group]) -> str:
+    rows = [
+        [
+            f"`{name}`", str(recipes[name].timesteps), str(recipes[name].train.batch_size), method,
+            _number(_value(group, "backward_passes", method), 0), _number(_value(group, "epoch_s", method), 3),
+            _number(_measured_ratio(group, "epoch_s", method), 3), _percent(_value(group, "gpu_util", method)),
+        ]
+        for name, group in groups.items()
+        for method in sorted((result.method for result in group.finished), key=method_order)
+    ]  # fmt: skip
+    headings = [
+        "experiment",
+        "T",
+        "batch",
+        "method",
+        "backward passes",
+        "warm epoch, s",
+        "÷ BPTT",
+        "GPU at work",
+    ]
+    return _table(headings, rows)
 
 
 def _accuracy_table(recipes: dict[str, Recipe], cells: pd.DataFrame) -> str:
@@ -225,10 +341,42 @@ def _measured_cells(results: Results) -> pd.DataFrame:
     return rows[_on_a_gpu(rows) & (rows.status == "ok") & ~_true(rows.synthetic)]
 
 
-def _measured_epochs(results: Results) -> pd.DataFrame:
-    """Warm epochs on one GPU, of real or random data."""
-    rows = results.epochs
-    return rows[_on_a_gpu(rows) & ~_true(rows.cold) & rows.cell_id.isin(_full_runs(results).cell_id)]
+def measured_groups() -> dict[str, Group]:
+    """Recipe → the newest comparable cells of its experiment on a GPU, of real or random data."""
+    results = read_results([ROOT / "results" / name for name in PUBLISHED])
+    newest: dict[str, Group] = {}
+    harmless = HARMLESS["peak_memory"] & HARMLESS["warm_epoch_time"]
+    for group in sorted(make_groups(results), key=lambda group: max(group.runs)):
+        key, recipe = group.key, load_recipe(group.key.recipe)
+        alone = group.on_gpu and key.backend == "reference" and not key.smoke and not key.beside
+        own = (key.timesteps, key.batch_size) == (recipe.timesteps, recipe.train.batch_size)
+        if alone and own and set(group.overrides) <= harmless:
+            newest[key.recipe] = group
+    return {name: newest[name] for name in PUBLISHED if name in newest}
+
+
+def _value(group: Group, metric: str, method: str) -> float | None:
+    """A figure of a method, mean over its seeds."""
+    result = group.methods.get(method)
+    known = result.stat(metric) if result is not None and result.finished else None
+    return known.mean if known else None
+
+
+def _measured_ratio(group: Group | None, metric: str, method: str) -> float | None:
+    """The method's figure ÷ BPTT's, as the report has it."""
+    estimate = group.ratio(metric, method, "bptt") if group else None
+    return None if estimate is None or isinstance(estimate, NotComparable) else estimate.value
+
+
+def _at_work(group: Group | None, method: str) -> str:
+    """The share of the time in which the GPU was at work under BPTT and under the method."""
+    if group is None:
+        return NONE
+    return f"{_percent(_value(group, 'gpu_util', 'bptt'))}, {_percent(_value(group, 'gpu_util', method))}"
+
+
+def _percent(value: float | None) -> str:
+    return NONE if value is None else f"{100 * value:.0f} %"
 
 
 def _full_runs(results: Results) -> pd.DataFrame:
