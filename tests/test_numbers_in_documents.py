@@ -110,6 +110,80 @@ def test_the_readmes_answers_are_those_of_the_results() -> None:
     assert f"{faster[0]:.0f}–{faster[1]:.0f} % on a CPU, at up to {loss:.1f} points" in answers["Less time?"]
 
 
+@pytest.fixture(scope="module")
+def on_the_h200() -> pd.DataFrame:
+    """Medians of the warm epochs' times and utilisation, and their peaks: (recipe, T, method) → column."""
+    files = sorted((ROOT / "results").glob("*/20261127-081*/epochs.csv"))
+    epochs = pd.concat(pd.read_csv(path) for path in files)
+    warm = epochs[~epochs["cold"]].groupby(["recipe", "timesteps", "method"])
+    rows = warm[[name for name in epochs if name.startswith("peak_") and name != "peak_nvml_scope"]].max()
+    assert len(files) == 5
+    assert warm["device_name"].first().eq("NVIDIA H200").all()
+    return rows.assign(**{name: warm[name].median() for name in ("train_s", "gpu_util_mean")})
+
+
+def test_the_table_of_the_h200_is_what_it_measured(on_the_h200: pd.DataFrame) -> None:
+    rows = on_the_h200.loc[("imagenet-resnet34", 6)]
+    figures = ("tensor", "allocated", "reserved", "nvml")
+    written = {row[0]: row[1:] for row in rows_of(RESULTS, "## The paper's recipes on an NVIDIA H200")}
+    assert list(written) == ["bptt", "sltt", "sltt-k2", "sltt-k1"]
+    for method, cells in written.items():
+        time, *peaks = (rows[name] for name in ("train_s", *(f"peak_{figure}_bytes" for figure in figures)))
+        expected = [f"{time[method]:.3f}", f"{time[method] / time['bptt']:.2f}"]
+        for peak in peaks:
+            expected += [f"{peak[method] / 2**30:.2f}", f"{peak[method] / peak['bptt']:.2f}"]
+        assert cells == ["1" if text == "1.00" else text for text in expected], method
+
+
+def test_what_is_said_of_the_h200_is_what_it_measured(on_the_h200: pd.DataFrame) -> None:
+    page = " ".join(RESULTS.split())
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    imagenet = on_the_h200.loc[("imagenet-resnet34", 6)]
+    ratio = imagenet / imagenet.loc["bptt"]
+    less = 100 * (1 - ratio)
+    allocated, reserved, nvml = (
+        less.loc["sltt", f"peak_{figure}_bytes"] for figure in ("allocated", "reserved", "nvml")
+    )
+    curve = on_the_h200["peak_allocated_bytes"].xs("cifar10-resnet18") / 2**30
+    bptt, sltt = (
+        {steps: value for (steps, name), value in curve.items() if name == method}
+        for method in ("bptt", "sltt")
+    )
+    *first, last = (f"{value:.2f}" for value in bptt.values())
+    flat = sorted(value for steps, value in sltt.items() if steps > 1)
+    busy = {key: f"{100 * value:.0f}" for key, value in on_the_h200["gpu_util_mean"].items()}
+    time = on_the_h200["train_s"]
+
+    def slower(*place: str | int) -> str:
+        return f"{time[(*place, 'sltt')] / time[(*place, 'bptt')]:.2f}"
+
+    cifar, gesture, dvs = ("cifar10-resnet18", 6), ("dvs-gesture-vgg11", 20), ("dvs-cifar10-vgg11", 10)
+    one = [value for (recipe, steps, _), value in time.items() if (recipe, steps) == ("cifar10-resnet18", 1)]
+    assert busy[*dvs, "bptt"] == busy[*dvs, "sltt"]
+    for text in (
+        f"{allocated:.1f} % by what the allocator gave out, {reserved:.1f} % by what it reserved (which the paper's code printed), "
+        f"{nvml:.1f} % by the driver's count",
+        f"{less.loc['sltt-k1', 'train_s']:.0f} % here. SLTT itself saves {less.loc['sltt', 'train_s']:.0f} %",
+        f"hold the first claim at {ratio.loc['sltt', 'peak_tensor_bytes']:.3f}",
+        f"BPTT takes {', '.join(first[:-1])}, {first[-1]} and {last} GiB at T = 1, 2, 4, 6 and 8, SLTT {sltt[1]:.2f} and then "
+        f"{flat[0]:.2f}–{flat[-1]:.2f} at every T",
+        f"at work {busy[*cifar, 'bptt']} % of the time with BPTT and {busy[*cifar, 'sltt']} % with SLTT",
+        f"an epoch takes {slower(*cifar)} times BPTT's, where the paper has {4.58 / 6.35:.2f}",
+        f"DVS-Gesture it was {busy[*gesture, 'bptt']} and {busy[*gesture, 'sltt']} %, and the ratio {slower(*gesture)}",
+        f"DVS-CIFAR10 it was {busy[*dvs, 'bptt']} %, and SLTT took {slower(*dvs)} of the time",
+        f"took {min(one):.3f} to {max(one):.3f} s",
+    ):
+        assert page.count(text) == 1, text
+    gibibytes = imagenet["peak_allocated_bytes"] / 2**30
+    for text in (
+        f"{allocated:.0f} % for NF-ResNet-34 at the paper's T = 6 and batch 256, measured on an NVIDIA H200 "
+        f"({gibibytes['bptt']:.1f} → {gibibytes['sltt']:.2f} GiB allocated; {reserved:.1f} % of what is reserved)",
+        f"SLTT no: {ratio.loc['sltt', 'train_s']:.2f} of BPTT's on the H200; SLTT-K there {less.loc['sltt-k2', 'train_s']:.0f} % with 2 "
+        f"of 6 steps, {less.loc['sltt-k1', 'train_s']:.0f} % with 1 (one seed)",
+    ):
+        assert readme.count(text) == 1, text
+
+
 def estimates(recipe: str) -> pd.DataFrame:
     frames = [pd.read_csv(path) for path in (ROOT / "results" / recipe).glob("*/estimates.csv")]
     rows = pd.concat(frames)

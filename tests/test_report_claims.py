@@ -253,6 +253,14 @@ def test_a_claim_that_was_put_in_other_words_since_is_one_claim_in_the_newest_wo
     assert (verdict.word, verdict.claim["says"], verdict.caveats) == ("held", "70 % less memory", ())
 
 
+def test_two_sources_that_claim_different_thresholds_are_no_claim_that_changed(tmp_path: Path) -> None:
+    measure(tmp_path / "run", recipe(MEMORY, {**MEMORY, "threshold": 0.2, "source": "a survey"}))
+    assert [(verdict.word, verdict.caveats) for verdict in verdicts(tmp_path)] == [
+        ("held", ()),
+        ("not held", ()),
+    ]
+
+
 def test_estimates_that_put_a_claim_in_older_words_stand_on_the_card_of_the_runs(tmp_path: Path) -> None:
     old = recipe({**MEMORY, "says": "less"})
     run = HandmadeRun(tmp_path / "1", recipe=old)

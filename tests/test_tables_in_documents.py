@@ -118,6 +118,83 @@ def test_estimates_beside_runs_are_equal_to_the_byte_and_as_written() -> None:
             assert {int(count) for count in estimated_peaks.loc[[(method, int(steps))]]} == {bytes_written}
 
 
+GPU_RUNS = (
+    "imagenet-resnet34/20261127-081228-61db", "cifar10-resnet18/20261127-081321-e693",
+    "dvs-cifar10-vgg11/20261127-081633-12c4", "dvs-gesture-vgg11/20261127-081545-4e7a",
+)  # fmt: skip
+CURVE = "cifar10-resnet18/20261127-081357-6fd7"
+
+
+@cache
+def beside_the_allocator() -> pd.DataFrame:
+    """(recipe, T, method) → the warm peaks of the cells that the H200 ran, beside the columns of their estimates."""
+    epochs = pd.concat([read(run, "epochs.csv") for run in (*GPU_RUNS, CURVE)])
+    figures = ["peak_tensor_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "peak_nvml_bytes"]
+    key = ["recipe", "timesteps", "method"]
+    warm = epochs[~epochs["cold"]]
+    peaks = warm.groupby(key, sort=False)[figures].max()
+    peaks["before"] = warm.groupby(key, sort=False)["allocated_at_reset_bytes"].max()
+    peaks["batch"] = warm.groupby(key, sort=False)["batch_size"].first()
+    files = [path for run in GPU_RUNS for path in sorted((RESULTS / run).parent.glob("*/estimates.csv"))]
+    estimated = pd.concat(pd.read_csv(path) for path in files)
+    estimated = estimated[(estimated["precision"] == "fp16") & (estimated["backend"] == "reference")]
+    estimated = estimated[estimated["device"] == "cuda"].drop_duplicates(key, keep="last").set_index(key)
+    return peaks.join(estimated, rsuffix="_estimated", how="left")
+
+
+def test_the_peaks_of_the_h200_stand_beside_their_estimates_as_they_were_measured() -> None:
+    rows, recipe, steps, batch, seen = beside_the_allocator(), "", 0, 0, 0
+    for name, method, estimated, *written in table("estimate.md", "recipe, T, batch | method"):
+        if name:
+            recipe, steps, batch = name.split(", ")[0], *map(int, name.split(", ")[1:])
+        row = rows.loc[(recipe, steps, method)]
+        base = row["peak_tensor_bytes_estimated"]
+        assert (estimated, batch) == (f"{base / 2**30:.3f}", row["batch"])
+        columns = (("peak_tensor_bytes", 3), ("peak_allocated_bytes", 1), ("peak_reserved_bytes", 1))
+        assert written == [
+            f"{row[column] / 2**30:.3f}, +{100 * (row[column] / base - 1):.{digits}f} %" for column, digits in columns
+        ]  # fmt: skip
+        seen += 1
+    assert seen == len([key for key in rows.index if key[0] != "cifar10-resnet18" or key[1] == 6])
+
+
+def test_what_is_said_of_the_allocator_is_what_the_h200_measured() -> None:
+    rows = beside_the_allocator()
+    base = rows["peak_tensor_bytes_estimated"]
+    more = 100 * (
+        rows[["peak_tensor_bytes", "peak_allocated_bytes", "peak_reserved_bytes"]].div(base, axis=0) - 1
+    )
+    own = rows[[recipe != "cifar10-resnet18" or steps == 6 for recipe, steps, _ in rows.index]].index
+    imagenet = own[[recipe == "imagenet-resnet34" for recipe, _, _ in own]]
+    small, bptt = own.difference(imagenet), own[[method == "bptt" for _, _, method in own]]
+    others = own.difference(bptt)
+    assert (more.loc[imagenet, "peak_tensor_bytes"] == 0).all()
+    added = (rows["peak_allocated_bytes"] - base) / 2**20
+    kept = (
+        rows["before"] - rows["parameter_bytes"] - rows["optimizer_state_bytes"] - 4 * rows["parameters"]
+    ) / 2**20
+    context = (rows["peak_nvml_bytes"] - rows["peak_reserved_bytes"]) / 2**20
+    chosen = more.loc[[("cifar10-resnet18", steps, "sltt-k1") for steps in (2, 4)], "peak_tensor_bytes"]
+    assert_page_says(
+        "estimate.md",
+        f"to {more.loc[own, 'peak_tensor_bytes'].max():.3f} % for the others",
+        f"took {-chosen.max():.2f} % less than its estimate",
+        f"a small network**, {span(added[small])} MiB, which is {span(more.loc[small.intersection(bptt), 'peak_allocated_bytes'])} % "
+        f"of BPTT's peak and {span(more.loc[small.intersection(others), 'peak_allocated_bytes'])} % of the others'",
+        f"adds {span(added[imagenet.intersection(others)])} MiB, to BPTT {added[imagenet.intersection(bptt)].iloc[0]:.0f}: "
+        f"{span(more.loc[imagenet, 'peak_allocated_bytes'])} %. In every cell {span(kept[own])} MiB of that",
+        f"is {span(more.loc[bptt, 'peak_reserved_bytes'])} % above the estimate with BPTT and "
+        f"{span(more.loc[others, 'peak_reserved_bytes'])} % with the others",
+        f"{span(context[own])} MiB more than that",
+        f"are 2.4 GiB: the context and what the allocator added in any of these cells are {(context + added).max() / 1024:.1f} GiB",
+    )
+    assert f"{chosen.min():.2f}" == f"{chosen.max():.2f}"
+
+
+def span(values: "pd.Series[float]") -> str:
+    return f"{values.min():.0f} to {values.max():.0f}"
+
+
 # docs/native-backend.md and the last table of docs/results.md ---------------------------------------
 
 

@@ -85,7 +85,7 @@ def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
 
 def _variants(claim: Claim, claims: Sequence[Claim]) -> str:
     """What to say of a claim whose threshold is not the same in all runs of the recipe, else ''."""
-    about = ("metric", "method", "baseline", "relation", "when")
+    about = ("metric", "method", "baseline", "relation", "when", "source")
     alike = [other for other in claims if all(other.get(key) == claim.get(key) for key in about)]
     if len(alike) == 1:
         return ""
