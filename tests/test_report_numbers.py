@@ -9,9 +9,11 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.format import scale_for, significant
 from sltt_bench.report import numbers
+from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.sections.runs.frames import summary_frame
+from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.report.sections.runs.tables import every_figure, inference_costs, overview
 from sltt_bench.report.statistics import (
     Interval,
@@ -136,6 +138,8 @@ def test_a_group_is_named_by_what_was_set_otherwise_but_not_by_how_often_checkpo
     HandmadeRun(tmp_path / "run").cell("bptt", overrides=overrides)
     (group,) = read_groups(tmp_path)
     assert group.words[-2:] == ["data.synthetic_samples = 1024", "train.epochs = 3"]
+    titles = [section.title for section in runs(Context(read_results([tmp_path]), "bptt")).sections]
+    assert "Methods compared, data.synthetic_samples = 1024, train.epochs = 3" in titles
 
 
 def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp_path: Path) -> None:

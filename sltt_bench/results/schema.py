@@ -122,7 +122,7 @@ EPOCH_COLUMNS: tuple[Column, ...] = (
         "allocated_at_reset_bytes",
         "int",
         "CUDA allocator: what it had given out when its peaks were reset, before the epoch's training: weights, "
-        "optimiser state, and workspaces of libraries, which are no part of live tensors",
+        "optimiser state, the last iteration's gradients, and workspaces of libraries, which are no part of live tensors",
     ),
     Column(
         "peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"

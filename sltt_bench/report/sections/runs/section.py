@@ -104,9 +104,7 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         figures = group_figures(group, name, context) if own else []
         drawn += figures
         folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
-        of_groups.append(
-            _group_section(group, name, in_words(group, groups) or _ALONE, figures, context, folded)
-        )
+        of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
     sections = [
         Section(
             f"recipe-{recipe}", _heading(recipe), tuple(backend_tables(groups)), tuple(lead), page=recipe
@@ -123,8 +121,13 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     return sections
 
 
+def _title(group: Group, groups: Sequence[Group]) -> str:
+    """What tells the group from the recipe's others; of the only one, what was set otherwise than the recipe has it."""
+    words = in_words(group, groups)
+    return f"{_ALONE}, {words}" if words and len(groups) == 1 else words or _ALONE
+
+
 _ALONE = "Methods compared"
-"""Over the only group of a recipe."""
 
 
 def _heading(recipe: str) -> str:

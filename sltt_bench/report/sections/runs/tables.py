@@ -62,7 +62,7 @@ def every_figure(group: Group, baseline: str) -> Table:
     if _measured(group, "allocated_at_reset_bytes"):
         notes.append(
             "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
-            "workspaces of libraries)."
+            "the last gradients, workspaces of libraries)."
         )
     if _measured(group, "backward_passes"):
         notes.append("Backward passes: of one training iteration, mean over all epochs.")
