@@ -4,6 +4,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,18 @@ def test_the_page_is_what_its_command_writes(scale: dict[str, Any]) -> None:
     assert scale["page"](text) == text
     # 904.855886 s × (1 + forward 5,647,195,242,630 / all 16,747,339,514,508 × 50,000 / 1,281,167) × 10 × 30 epochs
     assert "| `imagenet-resnet34` | bptt | 3 | 26.5 GiB | 76.4 | 73.8 | 229 |" in text
+
+
+def test_what_the_h200_took_is_what_it_measured() -> None:
+    folder = ROOT / "results" / "imagenet-resnet34"
+    epochs = pd.read_csv(folder / "20261127-081228-61db" / "epochs.csv")
+    warm = epochs[~epochs["cold"] & (epochs["method"] == "bptt")]["train_s"].median()
+    estimates = pd.read_csv(folder / "20261127-084722-b579" / "estimates.csv").set_index("method").loc["bptt"]
+    assert estimates["gpu"] == "a100-80gb-sxm"
+    bound = 4 * estimates["epoch_lower_bound_s"] / estimates["iterations_per_epoch"]
+    text = " ".join((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").split())
+    assert f"took an NVIDIA H200 {warm:.2f} s on random data" in text
+    assert f"{warm / bound:.1f} times the lower bound of the A100, and not 10." in text
 
 
 def work(
