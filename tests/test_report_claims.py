@@ -285,6 +285,32 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("mib", "threshold", "beside"),
+    [(25, 0.3, "0.25×, held"), (25, 0.2, "0.25×, not held"), (None, 0.3, "")],
+)
+def test_what_was_counted_exactly_stands_beside_a_peak_of_one_pair(
+    tmp_path: Path, mib: int | None, threshold: float, beside: str
+) -> None:
+    claim = {**MEMORY, "threshold": threshold}
+    run = HandmadeRun(tmp_path / "run", recipe=recipe(claim), device="cuda:0", device_name="Example GPU")
+    run.cell("bptt", peak_allocated_bytes=110 * MIB, peak_tensor_bytes=100 * MIB)
+    run.cell("sltt", peak_allocated_bytes=30 * MIB, peak_tensor_bytes=mib and mib * MIB)
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.figure) == ("n too small", "allocated (CUDA)")
+    expected = f"live tensors of the same cells, which are counted exactly: {beside}"
+    assert verdict.caveats == ((expected,) if beside else ())
+
+
+def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=recipe(MEMORY), device="cuda:0", device_name="Example GPU")
+    for seed in range(2):
+        for method, mib in (("bptt", 110 + seed), ("sltt", 25)):
+            run.cell(method, seed, peak_allocated_bytes=mib * MIB, peak_tensor_bytes=(mib - 5) * MIB)
+    (verdict,) = verdicts(tmp_path)
+    assert (verdict.word, verdict.caveats) == ("held", ())
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_verdicts_that_only_the_revision_tells_apart_name_it(tmp_path: Path, apart: bool) -> None:
     for number in (1, 2):

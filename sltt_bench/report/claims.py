@@ -133,13 +133,24 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         exact=estimate.exact,
         figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
         conditions=tuple(group.key.conditions()),
-        caveats=_caveats(claim, group, figure),
+        caveats=(*_counted_beside(claim, group, estimate), *_caveats(claim, group, figure)),
     )
 
 
 def _undecided(claim: Claim, group: Group, figure: str, estimate: PairedEstimate) -> bool:
     """Whether the figure has an interval, but what was measured is not the methods' alone."""
     return estimate.interval is not None and group.undecided(figure, _named(claim))
+
+
+def _counted_beside(claim: Claim, group: Group, estimate: PairedEstimate) -> tuple[str, ...]:
+    """What the same cells counted exactly, beside a memory claim that a single noisy pair leaves open."""
+    if claim["metric"] != "peak_memory" or estimate.exact or estimate.interval is not None:
+        return ()
+    counted = _estimate(claim, group, "peak_tensor_bytes")
+    if isinstance(counted, NotComparable):
+        return ()
+    shown = _shown(claim, counted, METRICS["peak_tensor_bytes"].unit)
+    return (f"live tensors of the same cells, which are counted exactly: {shown}, {_word(claim, counted)}",)
 
 
 def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
