@@ -467,6 +467,47 @@ def a_gpu_that_waited_for_its_work(top: Path) -> None:
     measure(into, methods=["sltt"], gpu_util_mean=[0.9, 0.34, 0.38])
 
 
+def _on_native(top: Path, graphs: Mapping[str, str]) -> None:
+    """bptt and sltt, of whose CUDA graphs (method → words) provenance.json tells."""
+    into = run(top / "a", TIME, device="cuda:0", device_name="Example GPU")
+    ids = {
+        into.cell(method, seed, train_s=[9, seconds, seconds], peak_allocated_bytes=PEAKS[method]): method
+        for method in ("bptt", "sltt")
+        for seed in range(3)
+        for seconds in [SECONDS[method] * (1 + 0.01 * seed)]
+    }
+    backends = {i: {"CUDA graphs": graphs[method]} if method in graphs else {} for i, method in ids.items()}
+    into.tell({"cells": {i: {"provenance": {"backend": backend}} for i, backend in backends.items()}})
+
+
+REPLAYED = "9 iterations replayed, 3 run as usual (warm-up, and batches smaller than the largest)"
+CALL_BY_CALL = "its work reached the GPU call by call"
+
+
+@temptation(
+    f"sltt: {CALL_BY_CALL}, that of bptt as replayed CUDA graphs",
+    never=["bptt: its work"],
+    words=["inconclusive"],
+)
+def iterations_of_which_only_the_baselines_were_replayed(top: Path) -> None:
+    _on_native(top, {"bptt": REPLAYED, "sltt": "none: the method SLTT cannot be replayed"})
+
+
+@temptation(f"bptt: {CALL_BY_CALL}", words=["inconclusive"])
+def a_baseline_whose_iterations_were_not_replayed(top: Path) -> None:
+    _on_native(top, {"bptt": "0 iterations replayed, 3 run as usual", "sltt": REPLAYED})
+
+
+@temptation(never=[CALL_BY_CALL], words=["held"])
+def iterations_that_were_all_replayed(top: Path) -> None:
+    _on_native(top, {"bptt": REPLAYED, "sltt": REPLAYED})
+
+
+@temptation(never=[CALL_BY_CALL], words=["held"])
+def iterations_of_which_none_was_replayed(top: Path) -> None:
+    _on_native(top, {"sltt": "none: the method SLTT cannot be replayed"})
+
+
 @temptation("waited for data 51% of the epoch", words=["inconclusive"])
 def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)

@@ -30,6 +30,7 @@ from sltt_bench.report.integrity import (
     gpu_state,
     method_breaches,
     moment_breaches,
+    replay_breaches,
     sample_breaches,
 )
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
@@ -355,6 +356,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         for result in group.finished
         if len(result.epochs)
     }
+    yield from replay_breaches(sound, runs)
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
 

@@ -6,6 +6,7 @@ blocks the ratio where the figure cannot be trusted at all.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -216,6 +217,30 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         yield Breach(
             f"{method}: {others} other process{'es' * (others > 1)} on the GPU", (method,), (*_TIME, "bytes")
         )
+
+
+def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Methods of one group whose work reached the GPU call by call where that of others was replayed."""
+    replayed: dict[str, bool] = {}
+    for run, cell_id, method in zip(cells["run"], cells["cell_id"], cells["method"], strict=True):
+        replayed[method] = replayed.get(method, False) or _is_replayed(runs[int(run)], str(cell_id))
+    faster = [method for method, is_replayed in replayed.items() if is_replayed]
+    for method in replayed if faster else ():
+        if not replayed[method]:
+            named = ", ".join(faster[:3]) + f" and {len(faster) - 3} more" * (len(faster) > 3)
+            yield Breach(
+                f"{method}: its work reached the GPU call by call, that of {named} as replayed CUDA graphs: its time holds "
+                "what the calls take (native.graphs=never times all alike)",
+                (method,), _TIME, undecides=True,
+            )  # fmt: skip
+
+
+def _is_replayed(run: Run, cell_id: str) -> bool:
+    """Whether provenance.json says that iterations of a cell were replayed."""
+    cell = (run.provenance.get("cells") or {}).get(cell_id) or {}
+    backend = (cell.get("provenance") or {}).get("backend") or {}
+    count = re.match(r"(\d+) iterations replayed", str(backend.get("CUDA graphs") or ""))
+    return count is not None and int(count[1]) > 0
 
 
 def gpu_state(run: Run, cell_id: str) -> Mapping[str, Any]:
