@@ -139,7 +139,8 @@ def beside_the_allocator() -> pd.DataFrame:
     estimated = pd.concat(pd.read_csv(path) for path in files)
     estimated = estimated[(estimated["precision"] == "fp16") & (estimated["backend"] == "reference")]
     estimated = estimated[estimated["device"] == "cuda"].drop_duplicates(key, keep="last").set_index(key)
-    return peaks.join(estimated, rsuffix="_estimated", how="left")
+    estimated = estimated.rename(columns={name: f"{name}_estimated" for name in peaks.columns})
+    return peaks.join(estimated, how="left")
 
 
 def test_the_peaks_of_the_h200_stand_beside_their_estimates_as_they_were_measured() -> None:
@@ -287,6 +288,45 @@ def test_the_targets_of_the_native_backend_are_measured_as_written(bench: pd.Dat
             assert number in amounts, measured
         checked += 1
     assert checked == 26
+
+
+ON_A_GPU = {
+    "SLTT, ResNet-18": "gpu-time-sltt-preact-resnet18",
+    "SLTT, NF-ResNet-34": "gpu-time-sltt-nf-resnet34",
+    "SLTT, VGG-11": "gpu-time-sltt-vgg11",
+    "BPTT, ResNet-18": "gpu-time-bptt",
+}
+
+
+def test_native_beside_spikingjelly_on_a_gpu_is_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
+    rows = table("results.md", "native on a GPU | SpikingJelly")
+    assert [name for name, *_ in rows] == list(ON_A_GPU)
+    for name, subject, baseline, ratio, wanted in rows:
+        found = bench[(bench["row"] == ON_A_GPU[name]) & bench["subject"].str.endswith(", CUDA graphs")]
+        (row,) = found[found["baseline"].str.startswith("SpikingJelly")].itertuples()
+        values = [f"{1000 * seconds:.2f} ms" for seconds in (row.subject_value, row.baseline_value)]
+        expected = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
+        assert [subject, baseline, ratio, wanted] == [*values, expected, f"≤ {row.target}"], name
+        assert row.met in (True, "True")
+
+
+def test_memory_of_the_exact_gradient_on_a_gpu_is_what_its_runs_took() -> None:
+    def allocated(run: str, method: str) -> str:
+        epochs = pd.read_csv(RESULTS / "imagenet-resnet34" / run / "epochs.csv")
+        of_method = epochs[(epochs["method"] == method) & ~epochs["cold"]]
+        return f"{of_method['peak_allocated_bytes'].max() / 2**30:.2f}"
+
+    exact = allocated("20261127-084751-0a87", "bptt")
+    usual = [allocated("20261127-081228-61db", method) for method in ("bptt", "sltt")]
+    native = [allocated("20261127-084817-6fd6", method) for method in ("bptt", "sltt")]
+    assert_page_says(
+        "native-backend.md",
+        f"gave out {exact} GiB at most for BPTT unit by unit, where the reference took {usual[0]} for BPTT and {usual[1]} for "
+        f"SLTT, and native {native[0]} and {native[1]}",
+    )
+    assert f"measured on an H200 too: {exact} of {usual[0]} GiB" in (ROOT / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFrame) -> None:
