@@ -308,6 +308,12 @@ def test_native_beside_spikingjelly_on_a_gpu_is_what_its_benchmark_measured(benc
         expected = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
         assert [subject, baseline, ratio, wanted] == [*values, expected, f"≤ {row.target}"], name
         assert row.met in (True, "True")
+    resnet18, imagenet, vgg, bptt = (float(ratio.split(" ")[0]) for *_, ratio, _ in rows)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"SLTT in {resnet18:.2f} (ResNet-18), {imagenet:.2f} (NF-ResNet-34) and {vgg:.2f} (VGG-11) of the time of SpikingJelly's "
+        f"fastest way; BPTT in {bptt:.2f}" in readme
+    )
 
 
 def test_memory_of_the_exact_gradient_on_a_gpu_is_what_its_runs_took() -> None:

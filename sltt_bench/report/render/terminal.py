@@ -50,7 +50,8 @@ def print_report(report: Report, console: Console, *, full: bool = False) -> Non
 def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full: bool) -> None:
     if skipped and not full:
         console.print()
-        console.print(f"[dim]not read: {len(skipped)} places, listed by --full and in the files[/dim]")
+        places = f"{len(skipped)} place{'s' * (len(skipped) > 1)}"
+        console.print(f"[dim]not read: {places}, listed by --full and in the files[/dim]")
         return
     for path, reason in skipped[:_MOST_SKIPPED]:
         console.print(
