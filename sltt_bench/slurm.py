@@ -235,10 +235,30 @@ def submit(
 
 
 def _executor_type() -> Any:
-    submitit = load_extra("submitit", "slurm", "submitting", SlurmError)
+    submitit = load_submitit()
     if submitit.SlurmExecutor.affinity() <= 0:
         raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
     return submitit.SlurmExecutor
+
+
+def load_submitit() -> Any:
+    """The package, told to leave logging as it is. Raises SlurmError if it is not there.
+
+    When it is imported it would configure logging anew, which closes all handlers of the process, and a handler may close
+    the stream that it writes to.
+    """
+    before = os.environ.get(_LOGGING)
+    os.environ[_LOGGING] = "NOCONFIG"
+    try:
+        return load_extra("submitit", "slurm", "submitting", SlurmError)
+    finally:  # jobs inherit the environment
+        if before is None:
+            del os.environ[_LOGGING]
+        else:
+            os.environ[_LOGGING] = before
+
+
+_LOGGING = "SUBMITIT_LOG_LEVEL"
 
 
 def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, Any]:

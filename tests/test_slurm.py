@@ -6,6 +6,8 @@ What the jobs do is the real thing but for the training: a cell's process sleeps
 import json
 import os
 import signal
+import subprocess
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +123,28 @@ def wait_until(condition: Callable[[], Any], patience_s: float = 120.0) -> None:
     while not condition():
         assert time.monotonic() < end, "that did not happen"
         time.sleep(0.5)
+
+
+def test_loading_submitit_leaves_the_logging_of_the_process_alone() -> None:
+    code = (
+        "import logging, os; from sltt_bench import slurm\n"
+        "class Handler(logging.Handler):\n"
+        "    def close(self): print('closed'); super().close()\n"
+        "logging.getLogger().addHandler(Handler())\n"
+        "print(slurm.load_submitit().__name__, os.environ.get('SUBMITIT_LOG_LEVEL'))\n"
+        "os._exit(0)"
+    )
+    for before, after in (({}, "None"), ({"SUBMITIT_LOG_LEVEL": "ERROR"}, "ERROR")):
+        environment = {**os.environ, **before, "PYTHONUNBUFFERED": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.stdout == f"submitit {after}\n", done.stdout + done.stderr
 
 
 @needs_slurm
