@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from browser import measured, needs_chromium
 from result_builder import MIB, RECIPE, HandmadeRun, bench_run, varied
 from rich.console import Console
 
@@ -611,53 +612,28 @@ def test_the_gauge_shows_where_the_claim_holds(tmp_path: Path) -> None:
     assert scale.value == pytest.approx(66.67)
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
 PROBE = """
-<script>
-addEventListener("load", () => {
-  const frame = document.querySelector("iframe"), page = frame.contentDocument;
-  const table = page.querySelector("table.sortable"), column = 4;
-  const first = () => [...table.tBodies[0].rows].map((row) => row.cells[0].innerText.trim());
-  const head = table.tHead.rows[0].cells[column];
-  const orders = [first()];
-  for (let i = 0; i < 2; i++) { head.querySelector("button").click(); orders.push(first()); }
-  const light = getComputedStyle(page.body).backgroundColor;
-  page.getElementById("theme").click();
-  const outside = [...page.querySelectorAll("main *")].filter((part) => !part.closest(".scroll, .drawing, svg")
-    && part.getBoundingClientRect().right > frame.clientWidth + 1).map((part) => part.className || part.tagName);
-  document.title = JSON.stringify({
-    heading: head.innerText.trim(), orders, sort: head.getAttribute("aria-sort"),
-    width: page.documentElement.scrollWidth, outside,
-    themes: light !== getComputedStyle(page.body).backgroundColor,
-  });
-});
-</script>
+const table = page.querySelector("table.sortable"), column = 4;
+const first = () => [...table.tBodies[0].rows].map((row) => row.cells[0].innerText.trim());
+const head = table.tHead.rows[0].cells[column];
+const orders = [first()];
+for (let i = 0; i < 2; i++) { head.querySelector("button").click(); orders.push(first()); }
+const light = getComputedStyle(page.body).backgroundColor;
+page.getElementById("theme").click();
+const outside = [...page.querySelectorAll("main *")].filter((part) => !part.closest(".scroll, .drawing, svg")
+  && part.getBoundingClientRect().right > frame.clientWidth + 1).map((part) => part.className || part.tagName);
+return {
+  heading: head.innerText.trim(), orders, sort: head.getAttribute("aria-sort"),
+  width: page.documentElement.scrollWidth, outside,
+  themes: light !== getComputedStyle(page.body).backgroundColor,
+};
 """
 
 
-def look(page: Path, width: int, folder: Path) -> tuple[dict[str, Any], str]:
-    """What a browser makes of the page in a window of this width: measurements, and what it complained of."""
-    source = page.read_text().replace("&", "&amp;").replace('"', "&quot;")
-    harness = folder / "harness.html"
-    frame = f'<iframe style="border:0" width="{width}" height="900" srcdoc="{source}"></iframe>'
-    harness.write_text(f"<!doctype html><meta charset=utf-8><title></title>{frame}{PROBE}")
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--window-size=1400,1000",
-        "--virtual-time-budget=5000", "--dump-dom", harness.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    title = re.search(r"<title>(.*?)</title>", done.stdout)
-    assert title
-    caption = title[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
-    return json.loads(caption), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+@needs_chromium
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_the_page_fits_sorts_and_has_no_errors(page: Path, tmp_path: Path, width: int) -> None:
-    seen, complaints = look(page, width, tmp_path)
+    seen, complaints = measured(page.read_text(), width, tmp_path, PROBE)
     assert complaints == ""
     assert seen["width"] <= width
     assert seen["outside"] == []

@@ -54,6 +54,8 @@ class Table:
     notes: tuple[str, ...] = ()
     secondary: bool = False
     """Whether a reader in a hurry may leave it folded."""
+    across: str = ""
+    """What all headings but the first name: the first heading of the table turned on its side."""
 
 
 Row = TypeVar("Row")

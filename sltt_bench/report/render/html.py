@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sltt_bench.report.document import Figure, MissingFigure, Report, Section, Table, Verdict
 from sltt_bench.report.plots import style
+from sltt_bench.report.render.table_forms import is_long, page_form
 
 _INKS = {
     style.INK: "var(--ink)",
@@ -92,6 +93,8 @@ def render(
             downloads_of=lambda figure: downloads.get(figure.name, ()),
             gauge=gauge,
             kind=_kind,
+            page_form=page_form,
+            is_long=is_long,
             colour=lambda method: _in_theme(style.colour(method)),
             style=Markup(_template("report.css")),
             script=Markup(_template("report.js")),

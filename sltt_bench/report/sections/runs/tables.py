@@ -69,7 +69,9 @@ def every_figure(group: Group, baseline: str) -> Table:
     notes += _resolution_notes(group)
     if has_baseline:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
-    return Table("every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True)
+    return Table(
+        "every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True, across="method",
+    )  # fmt: skip
 
 
 _COUNTER_S, _READING_S = 0.1, 1.0
