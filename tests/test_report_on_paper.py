@@ -16,12 +16,17 @@ from sltt_bench.report.render.table_forms import page_form
 
 METHODS = ("bptt", "sltt", "sltt-k2", *(f"rule-{number}" for number in range(13)))
 
+CPU = "Example CPU at a frequency and with caches that make its conditions two lines long, of 2 threads"
+
 
 def made_results(folder: Path) -> None:
     """Sixteen methods at two numbers of time steps, with every figure that a GPU gives, and a row of the benchmark."""
     for steps in (4, 6):
         run = HandmadeRun(
-            folder / "digits" / f"run{steps}", varied(RECIPE, timesteps=steps), number=100 * steps
+            folder / "digits" / f"run{steps}",
+            varied(RECIPE, timesteps=steps),
+            device_name=CPU,
+            number=100 * steps,
         )
         for place, method in enumerate(METHODS):
             for seed in (0, 1):
@@ -181,7 +186,7 @@ def test_a_table_of_many_columns_and_few_rows_is_turned() -> None:
         *(f"peak {row}" for row in range(5)),
     ]
     assert len(form.table.rows) == 300
-    assert form.table.rows[7][0] == TableCell("rule-7", "MiB", "rule-7")
+    assert form.table.rows[7][0] == TableCell("rule-7", "[MiB]", "rule-7")
     assert form.table.rows[7][3] == TableCell("12.5 MiB", "0.31×", 2.0)
     assert (form.stacked, form.records) == (True, False)
 

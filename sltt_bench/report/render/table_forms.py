@@ -69,7 +69,10 @@ def turned(table: Table) -> Table:
     corner = Heading(table.across or table.headings[0].text, numeric=False)
     headings = (corner, *(Heading(row[0].text, row[0].detail) for row in table.rows))
     rows = tuple(
-        (TableCell(heading.text, heading.unit, heading.text), *(row[place] for row in table.rows))
+        (
+            TableCell(heading.text, f"[{heading.unit}]" if heading.unit else "", heading.text),
+            *(row[place] for row in table.rows),
+        )
         for place, heading in enumerate(table.headings[1:], start=1)
     )
     return replace(table, headings=headings, rows=rows)
