@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from sltt_bench.report.document import Figure, MissingFigure, Report, Section, Table, Verdict
 from sltt_bench.report.plots import style
+from sltt_bench.report.render.contents import Entry, contents, sections_of
 from sltt_bench.report.render.table_forms import is_long, page_form
 
 _INKS = {
@@ -40,14 +41,15 @@ class Page:
 
 
 def pages_of(report: Report) -> list[Page]:
-    """The answer first, then a page for each recipe, and one for what belongs to none."""
+    """The answer first, then a page for each recipe, last those of what belongs to none."""
     parts: dict[str, list[Section]] = {}
     for section in report.sections:
         if section.level == 1:
             own = parts.setdefault(section.page or section.title, [])
         own.append(section)
     first = Page("report.html", report.title, first=True)
-    return [first, *(Page(f"{_slug(name)}.html", name, tuple(own)) for name, own in parts.items())]
+    recipes_first = sorted(parts.items(), key=lambda part: " " in part[0])  # as no recipe's name has
+    return [first, *(Page(f"{_slug(name)}.html", name, tuple(own)) for name, own in recipes_first)]
 
 
 def _slug(name: str) -> str:
@@ -74,19 +76,24 @@ def render(
     template = _environment().get_template("report.html.j2")
     pages = pages_of(report)
     cards = report.cards
+    claims = [
+        ("Claims of the paper", "claims", [card for card in cards if card.of_paper]),
+        ("Expectations of this project", "expectations", [card for card in cards if not card.of_paper]),
+    ]
+    answer = [Entry(heading, f"#{anchor}") for heading, anchor, own in claims if own]
+    answer.append(Entry("Commands", "#provenance"))
+
+    def contents_of(page: Page) -> list[Entry]:
+        own = answer if page.first else sections_of(page.title, page.sections)
+        files = [(other.file, "Answer" if other.first else other.title) for other in pages]
+        return contents(files, page.file, own) if len(files) > 1 else own
+
     return {
         page.file: template.render(
             report=report,
             page=page,
-            pages=pages,
-            claims=[
-                ("Claims of the paper", "claims", [card for card in cards if card.of_paper]),
-                (
-                    "Expectations of this project",
-                    "expectations",
-                    [card for card in cards if not card.of_paper],
-                ),
-            ],
+            contents=contents_of(page),
+            claims=claims,
             files=files,
             inline=inline,
             inline_narrow=inline_narrow,
