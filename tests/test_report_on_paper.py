@@ -152,6 +152,17 @@ def test_a_table_has_its_head_on_every_sheet_and_its_notes_beside_it(
         assert not sheet[0].startswith(captions), "a caption stands apart from its figure"
 
 
+@needs_paper
+def test_what_is_folded_is_printed_and_links_that_lead_nowhere_on_paper_are_not(
+    pages: dict[str, str], tmp_path: Path
+) -> None:
+    page = re.sub(r"<script>.*</script>", "", pages["page-digits.html"], flags=re.DOTALL)
+    lines = [line for sheet in sheets(page, tmp_path) for line in sheet]
+    assert '<details class="more"><summary>Every figure' in page
+    assert sum(line.startswith("Memory: peak while training.") for line in lines) == 2
+    assert not {"CSV", "dark", "SVG", "Answer"} & {word for line in lines for word in line.split()}
+
+
 # The form of a table ----------------------------------------------------------------------------------
 
 
