@@ -209,6 +209,25 @@ def test_a_ratio_uses_the_seeds_that_both_methods_finished(tmp_path: Path) -> No
     assert "Only 2 of 3 seeds finished on both sides." in overview(group, "bptt").notes
 
 
+def test_what_is_to_know_of_several_methods_alike_is_said_once_with_their_names_as_they_are(
+    tmp_path: Path,
+) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for method in ("bptt", "e-prop", "rate"):
+        run.cell(method, cell={"neighbours": 2 if method == "bptt" else 1})
+    (some,) = read_groups(tmp_path / "run")
+    notes = overview(some, "bptt").notes
+    assert "bptt: measured beside up to 2 other cells." in notes
+    assert "e-prop, rate: measured beside up to 1 other cell." in notes
+    everywhere = HandmadeRun(tmp_path / "everywhere")
+    for method in ("bptt", "e-prop", "rate", "sltt"):
+        everywhere.cell(method, cell={"neighbours": 1})
+    (alike,) = read_groups(tmp_path / "everywhere")
+    assert [note for note in overview(alike, "bptt").notes if "beside" in note] == [
+        "all methods: measured beside up to 1 other cell."
+    ]
+
+
 def test_methods_without_a_common_seed_are_not_comparable(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run")
     run.cell("bptt", 0)

@@ -1,6 +1,7 @@
 """Comparison tables of a group of cells."""
 
-from collections.abc import Hashable, Mapping, Sequence
+import re
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -344,7 +345,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
         for reason, methods in refused.items()
     ]
-    return [*notes, *beside, *_spread_notes(estimates)]
+    return [*notes, *_shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
 
 
 def _pair_notes(
@@ -352,7 +353,7 @@ def _pair_notes(
 ) -> list[str]:
     """What to know of one ratio: breaches, and the baseline's mean where it is not the one of the `shared` pairs, which
     stands in its row."""
-    notes = [f"{_sentence(text)}" for text in group.breaches_of(metric, (method, baseline))]
+    notes = [_sentence(text, group.methods) for text in group.breaches_of(metric, (method, baseline))]
     pairs = group.pairs(metric, method, baseline)
     if not isinstance(pairs, NotComparable) and shared and set(pairs[1]) != set(shared):
         text, of_shared = (_mean_text(metric, values) for values in (pairs[1], shared))
@@ -374,8 +375,26 @@ def _mean_text(metric: str, values: Mapping[Hashable, float]) -> str:
     return numbers.scale_of_metric(metric, [mean]).text(mean)
 
 
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}." if not text.startswith(("bptt", "sltt")) else f"{text}."
+def _sentence(text: str, methods: Collection[str]) -> str:
+    """The text as a sentence, in which a method at its start keeps its name."""
+    return f"{text}." if _WORD.findall(text)[0] in methods else f"{text[0].upper()}{text[1:]}."
+
+
+_WORD = re.compile(r"[\w-]+(?:\.\w+)*")
+_MANY = 3
+
+
+def _shared_notes(notes: Iterable[str], methods: Sequence[str]) -> list[str]:
+    """Notes that say the same of several methods, each naming the first method in it, as one."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for note in dict.fromkeys(notes):
+        name = next((word for word in _WORD.findall(note) if word in methods), "")
+        before, _, after = note.partition(name) if name else (note, "", "")
+        of.setdefault((before, after), []).append(name)
+    return [
+        before + ("all methods" if len(names) == len(methods) > _MANY else ", ".join(names)) + after
+        for (before, after), names in of.items()
+    ]
 
 
 def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
