@@ -1,6 +1,7 @@
 """Results as a reader wants them: percentages, ratios, differences and intervals, with no false digits."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 
 from sltt_bench.format import Scale, Unit, scale_for, significant
@@ -124,3 +125,20 @@ def first_of(words: Sequence[str], most: int = 12) -> str:
 def seeds(n: int) -> str:
     """ "n = 3 seeds"."""
     return f"n = {n} seed" + "s" * (n != 1)
+
+
+_NAME = re.compile(r"[\w-]+(?:\.\w+)*")
+_MANY = 3
+
+
+def shared_notes(notes: Iterable[str], methods: Sequence[str]) -> list[str]:
+    """Notes that say the same of several of a group's methods, each naming the first method in it, as one."""
+    of: dict[tuple[str, str], list[str]] = {}
+    for note in dict.fromkeys(notes):
+        name = next((word for word in _NAME.findall(note) if word in methods), "")
+        before, _, after = note.partition(name) if name else (note, "", "")
+        of.setdefault((before, after), []).append(name)
+    return [
+        before + ("all methods" if len(names) == len(methods) > _MANY else ", ".join(names)) + after
+        for (before, after), names in of.items()
+    ]

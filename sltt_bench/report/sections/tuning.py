@@ -246,7 +246,10 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         f"Target: test accuracy of {numbers.percent(target_of(group) or 0, 0)} %, which the recipe states. Median over seeds of "
         "what training takes until the first epoch at it; a seed that misses it takes for ever, and so does the median of a "
         "method of which half the seeds do.",
-        *dict.fromkeys(text for way in ways for text in group.breaches_of("epoch_s", [way.method]) if text),
+        *numbers.shared_notes(
+            (f"{text}." for way in ways for text in group.breaches_of("epoch_s", [way.method])),
+            [way.method for way in ways],
+        ),
     ]
     title = f"Until the target, {group.key.tuning}"
     return Table(f"{name}-table", title, tuple(headings), tuple(rows), tuple(notes), secondary=True)

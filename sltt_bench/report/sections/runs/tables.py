@@ -1,7 +1,6 @@
 """Comparison tables of a group of cells."""
 
-import re
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -345,7 +344,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
         for reason, methods in refused.items()
     ]
-    return [*notes, *_shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
+    return [*notes, *numbers.shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
 
 
 def _pair_notes(
@@ -377,24 +376,7 @@ def _mean_text(metric: str, values: Mapping[Hashable, float]) -> str:
 
 def _sentence(text: str, methods: Collection[str]) -> str:
     """The text as a sentence, in which a method at its start keeps its name."""
-    return f"{text}." if _WORD.findall(text)[0] in methods else f"{text[0].upper()}{text[1:]}."
-
-
-_WORD = re.compile(r"[\w-]+(?:\.\w+)*")
-_MANY = 3
-
-
-def _shared_notes(notes: Iterable[str], methods: Sequence[str]) -> list[str]:
-    """Notes that say the same of several methods, each naming the first method in it, as one."""
-    of: dict[tuple[str, str], list[str]] = {}
-    for note in dict.fromkeys(notes):
-        name = next((word for word in _WORD.findall(note) if word in methods), "")
-        before, _, after = note.partition(name) if name else (note, "", "")
-        of.setdefault((before, after), []).append(name)
-    return [
-        before + ("all methods" if len(names) == len(methods) > _MANY else ", ".join(names)) + after
-        for (before, after), names in of.items()
-    ]
+    return f"{text}." if text.startswith(tuple(methods)) else f"{text[0].upper()}{text[1:]}."
 
 
 def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
