@@ -4,16 +4,18 @@ A window scrolls and a sheet does not: what is wider than a sheet is cut off in 
 """
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sltt_bench.report.document import Heading, Table, TableCell
 
-SHEET = 98.0
+SHEET = 100.0
 """What fits side by side on A4, in digits of a table's type in print (report.css)."""
 _WIDTHS = dict.fromkeys(" .,:;[]()'|!/ijlrtf", 0.55) | dict.fromkeys("MWmw×%±", 1.35)
 """Of characters that are narrower or wider than a digit."""
 _SMALL, _BOLD = 0.94, 1.1
-"""Widths of a detail's or heading's character, and of a row's name, in those of the rest."""
+"""Widths of a detail's or heading's character, and of a row's name or verdict, in those of the rest."""
 _GAP = 0.8
+_BEFORE_DETAIL = 1.4
 _SWATCH = 2.0
 _LONG = 30
 """Words of more characters than this are folded..."""
@@ -34,7 +36,10 @@ class PageTable:
     @property
     def width(self) -> float:
         """What it takes side by side, in digits."""
-        return sum(self._column_width(place) + _GAP for place in range(len(self.table.headings)))
+        numeric = [heading.numeric for heading in self.table.headings]
+        words_after_figures = sum(one and not other for one, other in pairwise(numeric))
+        columns = sum(self._column_width(place) + _GAP for place in range(len(numeric)))
+        return columns + words_after_figures * _GAP
 
     def _column_width(self, place: int) -> float:
         """Headings are folded between words, a figure is not."""
@@ -44,12 +49,14 @@ class PageTable:
         for row in self.table.rows:
             cell = row[place]
             text, detail = _length(cell.text), _length(cell.detail) * _SMALL
+            if cell.tone in ("good", "bad"):
+                text *= _BOLD
             if is_long(cell, heading):
                 widths.append(_FOLDED)
             elif self.stacked:
                 widths.append(max(text, detail))
             else:
-                widths.append(text + bool(detail) + detail)
+                widths.append(text + _BEFORE_DETAIL * bool(detail) + detail)
         if place == 0:
             return max(widths) * _BOLD + (_SWATCH if heading.text == "method" else 0.0)
         return max(widths)
