@@ -220,6 +220,15 @@ def test_the_fastest_baseline_is_the_one_that_counts(clock: Clock, problem: Prob
     assert times_row(clock, problem, clock.competitor("fast", 4.0)).met is False
 
 
+def test_the_target_is_the_fastest_subjects_alone(clock: Clock, problem: Problem) -> None:
+    size = Size("cpu", rounds=2)
+    subjects = [clock.competitor("slow way", 16.0), clock.competitor("fast way", 4.0)]
+    found = list(rows._times("row", problem, subjects, [([clock.competitor("rival", 5.0)], 1.0)], size))
+    assert [(one.subject, one.ratio, one.target, one.met) for one in found] == [
+        ("slow way", 3.2, None, None), ("fast way", 0.8, 1.0, True),
+    ]  # fmt: skip
+
+
 def test_a_baseline_that_fails_is_named_and_left_out(clock: Clock, problem: Problem) -> None:
     finding = times_row(clock, problem, clock.competitor("broken"), clock.competitor("slow", 8.0))
     assert (finding.baseline, finding.ratio) == ("slow", 0.5)

@@ -58,6 +58,23 @@ def test_the_summary_counts_the_targets_that_are_met_on_each_device(tmp_path: Pa
     )
 
 
+def test_of_several_subjects_beside_one_baseline_the_best_decides(tmp_path: Path) -> None:
+    slow, fast = ({"subject": name, "ratio": ratio, "ratio_low": ratio, "ratio_high": ratio, "met": met} for name, ratio, met in (
+        ("as calls", 5.6, False), ("replayed", 0.5, True),
+    ))  # fmt: skip
+    beside_another = {**TIME, "baseline": "another", "subject": "as calls", "target": 6.0}
+    bench_run(
+        tmp_path / "r", {**TIME, **slow}, {**TIME, **fast}, {**beside_another, "ratio": 5.0, "met": True}
+    )
+    part = contribution(tmp_path)
+    assert "2 of 2 targets met on Example GPU" in part.sentence
+    (table,) = tables(part)
+    assert [(row[1].text, row[5].text) for row in table.rows] == [
+        ("as calls", "another way"), ("replayed", "met"), ("as calls", "met"),
+    ]  # fmt: skip
+    assert any("the best decides" in note for note in table.notes)
+
+
 def test_a_later_measurement_replaces_an_earlier_one_and_is_never_averaged_with_it(tmp_path: Path) -> None:
     bench_run(tmp_path / "z", {"ratio": 0.9, "finished_utc": "2026-01-01T00:00:00+00:00"})
     bench_run(tmp_path / "a", {"ratio": 0.5, "finished_utc": "2026-01-02T00:00:00+00:00"})

@@ -170,7 +170,7 @@ def _times(
     against: Sequence["Group"],
     size: Size,
 ) -> Iterator[Finding]:
-    """Each subject against the fastest of each group of baselines.
+    """Each subject against the fastest of each group of baselines; the target is the fastest subject's.
 
     Raises NothingToCompare if all subjects or all of a group fail.
     """
@@ -181,10 +181,13 @@ def _times(
         ran = [one for one in group if one in times.seconds]
         if not ran or not any(one in times.seconds for one in subjects):
             raise NothingToCompare(_left_out(times.failed))
-        fastest = min(ran, key=times.median)
+        fastest, own = (
+            min(some, key=times.median) for some in (ran, [one for one in subjects if one in times.seconds])
+        )
         for subject in subjects:
             if subject in times.seconds:
-                yield _time_finding(row, problem, times, subject, fastest, target, size)
+                asked = target if subject is own else None
+                yield _time_finding(row, problem, times, subject, fastest, asked, size)
 
 
 def _time_finding(

@@ -20,6 +20,9 @@ from sltt_bench.results.schema import BENCH_FILE
 SAME = ["row", "quantity", "problem", "subject", "baseline", "device_name"]
 """What makes two measurements the same: the later one replaces the earlier."""
 
+_ASKED = ["row", "quantity", "problem", "baseline", "device_name", "target"]
+"""What a target is about. Of several subjects the best decides, as of several baselines the best was taken."""
+
 _QUANTITIES: Mapping[str, tuple[str, Unit]] = {
     "peak_tensor_bytes": ("peak of live tensors", "bytes"),
     "wall_s": ("time", "s"),
@@ -51,7 +54,7 @@ def beside_baselines(context: Context) -> Contribution:
     top = Section("baselines", "Beside the baselines", lead=(*_LEAD, *failed))
     return Contribution(
         sections=(top, *sections) if sections or failed else (),
-        frames={BENCH_FILE: rows.drop(columns="run")} if len(rows) else {},
+        frames={BENCH_FILE: rows.drop(columns=["run", "decides"])} if len(rows) else {},
         sentence=_sentence(rows) if len(rows) else "",
         skipped=tuple(_cells_without_rows(context.results)),
     )
@@ -60,7 +63,9 @@ def beside_baselines(context: Context) -> Contribution:
 def newest(rows: pd.DataFrame) -> pd.DataFrame:
     """Of the measurements of the same thing the latest, in the order of first appearance in the table."""
     in_time = rows.sort_values("finished_utc", kind="stable")
-    return in_time.drop_duplicates(SAME, keep="last").sort_index()
+    kept = in_time.drop_duplicates(SAME, keep="last").sort_index()
+    best = kept.groupby(_ASKED, dropna=False)["ratio"].transform("min")
+    return kept.assign(decides=kept["target"].notna() & (kept["ratio"] == best))
 
 
 def _failed(results: Results) -> Iterator[str]:
@@ -81,7 +86,7 @@ def _cells_without_rows(results: Results) -> Iterator[tuple[str, str]]:
 def _sentence(rows: pd.DataFrame) -> str:
     texts = []
     for device, of_device in rows.groupby("device_name", sort=True):
-        wanted = of_device[of_device["target"].notna()]
+        wanted = of_device[of_device["decides"]]
         met = int((wanted["ratio"] <= wanted["target"]).sum())
         texts.append(f"{met} of {len(wanted)} targets met on {_device(device)}")
     count = rows["row"].nunique()
@@ -129,6 +134,10 @@ def _table(rows: pd.DataFrame, name: str, replaced: int) -> Table:
             f"{replaced} earlier measurements of the same row, problem, subject, baseline and device are "
             "replaced by the latest; nothing is averaged."
         )
+    if (rows["target"].notna() & ~rows["decides"]).any():
+        notes.append(
+            "Of several subjects beside one baseline the best decides; another is told as another way."
+        )
     for remark, alike in rows[rows["remark"] != ""].groupby("remark", sort=False):
         notes.append(f"{', '.join(dict.fromkeys(alike['row']))}: {remark}.")
     cells = tuple(_cells(row) for _, row in rows.iterrows())
@@ -164,6 +173,8 @@ def _quantity(row: "pd.Series[Any]") -> tuple[str, Unit]:
 def _verdict(row: "pd.Series[Any]") -> TableCell:
     if pd.isna(row["target"]):
         return TableCell("only reported", tone="muted")
+    if not row["decides"]:
+        return TableCell("another way", tone="muted")
     return (
         TableCell("met", value=0.0, tone="good") if _met(row) else TableCell("not met", value=1.0, tone="bad")
     )
@@ -180,7 +191,7 @@ def _dot(row: "pd.Series[Any]") -> Dot:
     spread = None
     if pd.notna(row["ratio_low"]) and pd.notna(row["ratio_high"]):
         spread = (float(row["ratio_low"]), float(row["ratio_high"]))
-    target = None if pd.isna(row["target"]) else float(row["target"])
+    target = float(row["target"]) if row["decides"] else None
     details = (_quantity(row)[0], f"against {row['baseline']}", str(row["problem"]))
     ratio = float(row["ratio"])
     return Dot(str(row["row"]), ratio, numbers.ratio(ratio), spread, target, details=details)
