@@ -287,7 +287,11 @@ def test_each_hardware_gets_a_verdict_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mib", "threshold", "beside"),
-    [(25, 0.3, "0.25×, held"), (25, 0.2, "0.25×, not held"), (None, 0.3, "")],
+    [
+        (25, 0.3, "live tensors, exact: 0.25×, held"),
+        (25, 0.2, "live tensors, exact: 0.25×, not held"),
+        (None, 0.3, ""),
+    ],
 )
 def test_what_was_counted_exactly_stands_beside_a_peak_of_one_pair(
     tmp_path: Path, mib: int | None, threshold: float, beside: str
@@ -298,8 +302,8 @@ def test_what_was_counted_exactly_stands_beside_a_peak_of_one_pair(
     run.cell("sltt", peak_allocated_bytes=30 * MIB, peak_tensor_bytes=mib and mib * MIB)
     (verdict,) = verdicts(tmp_path)
     assert (verdict.word, verdict.figure) == ("n too small", "allocated (CUDA)")
-    expected = f"live tensors of the same cells, which are counted exactly: {beside}"
-    assert verdict.caveats == ((expected,) if beside else ())
+    assert (verdict.beside, verdict.caveats) == (beside, ())
+    assert verdict.short.startswith(f"0.27×, n = 1; {beside} (" if beside else "0.27×, n = 1 (")
 
 
 def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_path: Path) -> None:
@@ -308,7 +312,7 @@ def test_what_was_counted_exactly_is_no_matter_where_an_interval_decides(tmp_pat
         for method, mib in (("bptt", 110 + seed), ("sltt", 25)):
             run.cell(method, seed, peak_allocated_bytes=mib * MIB, peak_tensor_bytes=(mib - 5) * MIB)
     (verdict,) = verdicts(tmp_path)
-    assert (verdict.word, verdict.caveats) == ("held", ())
+    assert (verdict.word, verdict.beside, verdict.caveats) == ("held", "", ())
 
 
 @pytest.mark.parametrize("apart", [True, False])

@@ -174,6 +174,7 @@ def _verdict_frame(report: Report) -> pd.DataFrame:
                 "estimated": verdict.estimated,
                 "conditions": ", ".join(verdict.conditions),
                 "caveats": "; ".join(verdict.caveats),
+                "beside": verdict.beside,
                 "reason": verdict.reason,
                 "command": verdict.command,
                 "says": verdict.claim.get("says"),

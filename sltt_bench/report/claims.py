@@ -133,7 +133,8 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         exact=estimate.exact,
         figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
         conditions=tuple(group.key.conditions()),
-        caveats=(*_counted_beside(claim, group, estimate), *_caveats(claim, group, figure)),
+        caveats=_caveats(claim, group, figure),
+        beside=_counted_beside(claim, group, estimate),
     )
 
 
@@ -142,15 +143,15 @@ def _undecided(claim: Claim, group: Group, figure: str, estimate: PairedEstimate
     return estimate.interval is not None and group.undecided(figure, _named(claim))
 
 
-def _counted_beside(claim: Claim, group: Group, estimate: PairedEstimate) -> tuple[str, ...]:
+def _counted_beside(claim: Claim, group: Group, estimate: PairedEstimate) -> str:
     """What the same cells counted exactly, beside a memory claim that a single noisy pair leaves open."""
     if claim["metric"] != "peak_memory" or estimate.exact or estimate.interval is not None:
-        return ()
+        return ""
     counted = _estimate(claim, group, "peak_tensor_bytes")
     if isinstance(counted, NotComparable):
-        return ()
+        return ""
     shown = _shown(claim, counted, METRICS["peak_tensor_bytes"].unit)
-    return (f"live tensors of the same cells, which are counted exactly: {shown}, {_word(claim, counted)}",)
+    return f"live tensors, exact: {shown}, {_word(claim, counted)}"
 
 
 def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:

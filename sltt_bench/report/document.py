@@ -169,6 +169,8 @@ class Verdict:
     """Why there is no verdict."""
     caveats: tuple[str, ...] = ()
     """What the integrity pass objects to, and what else a reader must know of the value."""
+    beside: str = ""
+    """What the same cells say of the claim by a figure that is counted exactly, where the value leaves it open."""
     command: str = ""
     """What would measure it."""
     estimated: bool = False
@@ -201,6 +203,7 @@ class Verdict:
         ]
         basis = "estimated" if self.estimated else "exact" if self.exact else f"n = {self.n}"
         value = f"{self.measured}, {basis}" if self.measured else self.reason
+        value += f"; {self.beside}" if self.beside else ""
         return f"{value} ({', '.join(where)})"
 
 

@@ -48,7 +48,7 @@ def _card(card: ClaimCard) -> dict[str, Any]:
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     names = (
         "recipe", "word", "statement", "measured", "value", "low", "high", "limit", "at_most", "n", "exact", "figure",
-        "reason", "command", "estimated",
+        "reason", "beside", "command", "estimated",
     )  # fmt: skip
     return {
         **{name: getattr(verdict, name) for name in names},

@@ -49,7 +49,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
     for verdict in verdicts:
         word = f"**{verdict.word}**" + (" (estimated)" if verdict.estimated else "")
         evidence = f"{verdict.measured} ({verdict.basis})" if verdict.measured else ""
-        evidence = "; ".join(text for text in (evidence, verdict.reason, *verdict.caveats) if text)
+        evidence = "; ".join(
+            text for text in (evidence, verdict.beside, verdict.reason, *verdict.caveats) if text
+        )
         command = f" `{verdict.command}`" if verdict.command else ""
         rows.append(
             [
