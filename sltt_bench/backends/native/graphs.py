@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from sltt_bench.methods import Method
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_damped import DampedBPTT
-from sltt_bench.methods.bptt_layer import OneLayerThroughTime
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.methods.tbptt import TruncatedBPTT
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 """Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
-REPLAYABLE = (BPTT, DampedBPTT, OneLayerThroughTime, TruncatedBPTT, SLTT, SLTTK)
+REPLAYABLE = (BPTT, DampedBPTT, TruncatedBPTT, SLTT, SLTTK)
 """Methods of which it is known that nothing but the choice of steps changes between iterations."""
 
 
@@ -229,8 +228,8 @@ class _Rehearsal:
         self.calls.append(("step", t, torch.is_grad_enabled()))
         return torch.zeros(())
 
-    def detach_state(self, but_for: int | None = None) -> None:
-        self.calls.append(("detach_state", but_for))
+    def detach_state(self) -> None:
+        self.calls.append(("detach_state",))
 
     def scale_state_gradient(self, factor: float) -> None:
         self.calls.append(("scale_state_gradient", factor))
