@@ -144,6 +144,7 @@ def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[
         run("paper-cifar10", "cifar10-resnet18"),
         run("paper-dvs-gesture", "dvs-gesture-vgg11"),
         run("paper-dvs-cifar10", "dvs-cifar10-vgg11"),
+        run("seeds-imagenet", "imagenet-resnet34", methods=("bptt", "sltt", "sltt-k1"), seeds="0,1"),
         run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
         run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
         run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
@@ -171,13 +172,15 @@ class _Commands:
         methods: Sequence[str] = (),
         *settings: str,
         grid: str = "",
+        seeds: str = "",
         limit_s: float = 150.0,
     ) -> Step:
-        """A recipe at the paper's batch and precision; few iterations of random data."""
+        """A recipe at the paper's batch and precision; few iterations of random data. `seeds`: others than the recipe's."""
         _, usual = PAPER[recipe]
         arguments = ["run", recipe, "--method", self._few(methods or usual), "--backend", backend]
         arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
         arguments += ["--device", self.device, *self._size(recipe, grid, settings)]
+        arguments += ["--seed", seeds] * bool(seeds)
         return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments), limit_s)
 
     def estimate(self, name: str, recipe: str) -> Step:
