@@ -92,12 +92,42 @@ def _torch() -> list[DoctorFinding]:
     versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {threads}"
     findings = [DoctorFinding("ok", "torch", versions)]
     if facts["device"] != "cpu":
-        findings.append(DoctorFinding("ok", "sensors", json.dumps(facts["description"], default=str)))
+        findings.append(_sensors((facts["description"].get("gpu") or {}).get("at_start") or {}))
         findings.append(_process_memory(facts))
     findings += [
         DoctorFinding("note", column, f"stays empty: {reason}") for column, reason in facts["absent"].items()
     ]
     return findings + [DoctorFinding("note", subject, text) for subject, text in facts["notes"].items()]
+
+
+def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
+    """What the GPU's sensors read now, as the profiler records it at the start of a cell."""
+
+    def reading(text: str, *names: str) -> list[str]:
+        values = [state.get(name) for name in names]
+        return [] if None in values else [text.format(*values)]
+
+    used, others = state.get("device_bytes"), state.get("other_compute_processes")
+    readings = [
+        *([] if used is None else [f"{format_bytes(used)} in use"]),
+        *([] if others is None else [f"{others or 'no'} other process{'es' * (others != 1)} on it"]),
+        *reading("clock {:.0f} of {:.0f} MHz", "sm_clock_mhz", "sm_clock_max_mhz"),
+        *reading("{:.0f} of {:.0f} W", "power_w", "power_limit_w"),
+        *reading("{:.0f} °C", "temperature_c"),
+    ]
+    if limits := state.get("clock_limits"):
+        readings.append(f"clocks held down by {', '.join(limits).replace('_', ' ')}")
+    if missing := state.get("missing"):
+        readings.append(f"no reading of {', '.join(map(_without_unit, missing))}")
+    return DoctorFinding(
+        "ok" if len(readings) else "note", "sensors", ", ".join(readings) or "none can be read"
+    )
+
+
+def _without_unit(name: str) -> str:
+    """A reading's name in words: "power_limit_w" → "power limit"."""
+    *words, last = name.split("_")
+    return " ".join(words if words and last in ("w", "c", "mhz", "bytes") else [*words, last])
 
 
 def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:

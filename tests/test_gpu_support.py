@@ -206,6 +206,24 @@ def test_the_loaders_of_imagenet_hold_so_many_bytes() -> None:
     assert doctor._loader_needs(recipe).shared_bytes == 12 * 256 * 3 * 224 * 224
 
 
+def test_the_doctor_says_in_words_what_the_sensors_read() -> None:
+    state = {
+        "sm_clock_mhz": 1980, "sm_clock_max_mhz": 1980, "memory_clock_mhz": 3201, "clock_limits": [], "power_w": 90.326,
+        "power_limit_w": 700.0, "temperature_c": 37, "device_bytes": 1847001088, "other_compute_processes": 1, "missing": {},
+    }  # fmt: skip
+    assert doctor._sensors(state).text == (
+        "1.72 GiB in use, 1 other process on it, clock 1980 of 1980 MHz, 90 of 700 W, 37 °C"
+    )
+    lame = {
+        "device_bytes": 0, "power_w": None, "clock_limits": ["sw_power_cap"], "other_compute_processes": 0,
+        "missing": {"power_limit_w": "Not Supported"},
+    }  # fmt: skip
+    assert doctor._sensors(lame).text == (
+        "0 B in use, no other processes on it, clocks held down by sw power cap, no reading of power limit"
+    )
+    assert doctor._sensors({}) == doctor.DoctorFinding("note", "sensors", "none can be read")
+
+
 @pytest.mark.parametrize(("reading", "level"), [(5 << 20, "ok"), (None, "note")])
 def test_the_doctor_says_whether_nvml_tells_single_processes(reading: int | None, level: str) -> None:
     finding = doctor._process_memory({"process_bytes": reading, "no_process_bytes": "in a container"})
