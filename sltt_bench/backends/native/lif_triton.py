@@ -78,6 +78,20 @@ def _inverse_deviation(variance_ptr, channel, known, EPS: tl.constexpr, COMPUTE:
 
 
 @triton.jit
+def _elements_of(turn, channel, elements, CHANNELS: tl.constexpr, INNER: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Where the elements of these channels lie that a program takes in a turn, [AT_ONCE, channels]; which are there.
+
+    Programs take turns at the places of a channel, of which there are elements / CHANNELS, AT_ONCE at a time.
+    """
+    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
+    part = turn * tl.num_programs(0) + tl.program_id(0)
+    place = part.to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
+    start = place // INNER * (CHANNELS * INNER) + place % INNER
+    index = start[:, None] + channel[None, :] * INNER
+    return index, (place < places)[:, None] & (channel < CHANNELS)[None, :]
+
+
+@triton.jit
 def _gradient(
     through_spikes,
     past,
@@ -241,13 +255,8 @@ def _summing_backward_kernel(
     at_once: tl.constexpr = BLOCK // TILE
     weighted = tl.zeros((at_once, TILE), COMPUTE)
     plain = tl.zeros((at_once, TILE), COMPUTE)
-    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
     for turn in range(TURNS):
-        part = turn * tl.num_programs(0) + tl.program_id(0)
-        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
-        start = place // INNER * (CHANNELS * INNER) + place % INNER
-        index = start[:, None] + channel[None, :] * INNER
-        inside = (place < places)[:, None] & known[None, :]
+        index, inside = _elements_of(turn, channel, elements, CHANNELS, INNER, at_once)
         u = tl.load(membrane_ptr + index, mask=inside, other=0.0).to(COMPUTE)
         through_spikes = tl.zeros((at_once, TILE), COMPUTE)
         if FROM_OUTPUT:
@@ -322,13 +331,8 @@ def _joined_backward_kernel(
     weighted = tl.zeros((at_once, TILE), COMPUTE)
     plain = tl.zeros((at_once, TILE), COMPUTE)
     factor = tl.load(gain_ptr).to(COMPUTE) * ALPHA
-    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
     for turn in range(TURNS):
-        part = turn * tl.num_programs(0) + tl.program_id(0)
-        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
-        start = place // INNER * (CHANNELS * INNER) + place % INNER
-        index = start[:, None] + channel[None, :] * INNER
-        inside = (place < places)[:, None] & known[None, :]
+        index, inside = _elements_of(turn, channel, elements, CHANNELS, INNER, at_once)
         grad = tl.load(grad_ptr + index, mask=inside, other=0.0).to(COMPUTE)
         residual = tl.load(residual_ptr + index, mask=inside, other=0.0).to(COMPUTE)
         tl.store(
@@ -381,13 +385,8 @@ def _statistics_kernel(
     mean = tl.zeros((at_once, TILE), COMPUTE)
     squares = tl.zeros((at_once, TILE), COMPUTE)
     count = tl.zeros((at_once, TILE), COMPUTE)
-    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
     for turn in range(TURNS):
-        part = turn * tl.num_programs(0) + tl.program_id(0)
-        place = part.to(tl.int64) * at_once + tl.arange(0, at_once)
-        start = place // INNER * (CHANNELS * INNER) + place % INNER
-        index = start[:, None] + channel[None, :] * INNER
-        inside = (place < places)[:, None] & known[None, :]
+        index, inside = _elements_of(turn, channel, elements, CHANNELS, INNER, at_once)
         x = tl.load(x_ptr + index, mask=inside, other=0.0).to(COMPUTE)
         count += tl.where(inside, 1.0, 0.0).to(COMPUTE)
         distance = tl.where(inside, x - mean, 0.0).to(COMPUTE)
