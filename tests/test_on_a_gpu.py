@@ -163,7 +163,7 @@ def test_spikes_are_packed_to_the_bits_that_the_cpu_packs(dtype: torch.dtype, ch
 
 
 @pytest.mark.parametrize("method", [*METHODS, "tbptt-w2", "bptt-d0.5"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
     """Without dropout, whose draws a graph makes in another order."""
     results = []
@@ -202,6 +202,23 @@ def test_a_network_without_normalisation_trains_as_the_equations_do(fused: str) 
         train(subject, batches(3))
         results.append(weights(subject))
     assert ("residual sums" in subject.backend.provenance()) == (fused == "auto")
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("graphs", ["never", "always"])
+@pytest.mark.parametrize(
+    "model", [NETWORK["model"], {"name": "nf-resnet34", "width": 8}], ids=["cnn", "nf-resnet34"]
+)
+def test_bptt_unit_by_unit_trains_as_bptt_does(model: dict[str, Any], graphs: str) -> None:
+    results = []
+    for recompute in (False, True):
+        subject = subject_of("bptt", "native", network={"model": model}, recompute=recompute, graphs=graphs)
+        for module in subject.network.modules():
+            if hasattr(module, "p"):
+                module.p = 0.0
+        train(subject, batches(8))
+        results.append(weights(subject))
+    assert "computed for all steps at once" in subject.backend.provenance()["units"]
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
