@@ -330,7 +330,7 @@ def test_a_trace_from_memory_is_torchs_own(
     smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch, family: str, backend: str, method: str
 ) -> None:
     recipe, overrides = FAMILIES[family]
-    cell = replace(smoke_cell(method, recipe=recipe, timesteps=2, **overrides), backend=backend)
+    cell = replace(smoke_cell(method, recipe=recipe, **{"timesteps": 2, **overrides}), backend=backend)
     remembered = trace_iteration(cell, "cuda")
     monkeypatch.setattr(
         "sltt_bench.measure.fake_tensors.RememberedOperations",
