@@ -263,6 +263,25 @@ def test_other_biases_stay(network: Callable[[], nn.Module], expected: set[str])
     assert biases_left_out(network()) == expected
 
 
+def test_the_gradient_of_a_bias_left_out_is_zero_whoever_asks() -> None:
+    network, backend = network_of()
+    x, parameters = torch.randn(4, 3, 16, 16), list(network.parameters())
+    convolution = network.layer1[0].conv1
+    bias = convolution.bias
+    iterate(network, backend, "sltt", x)
+    assert convolution.left_out
+    assert bias.grad is not None
+    asked = torch.autograd.grad(
+        network(x).square().sum(), parameters
+    )  # none is unused, though .grad is there
+    reset_state(network)
+    assert not asked[[parameter is bias for parameter in parameters].index(True)].any()
+    bias.grad.fill_(2.0)  # what is there is added to
+    network.zero_grad = lambda: None
+    iterate(network, backend, "bptt", x)
+    assert bias.grad.eq(2).all()
+
+
 @pytest.mark.parametrize("watched", ["", "conv", "norm", "neuron"])
 def test_a_bias_makes_the_same_difference_left_out_or_not(watched: str) -> None:
     """To what is learned, to values that somebody reads, in evaluation, and in a batch that is refused."""

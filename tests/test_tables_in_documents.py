@@ -354,10 +354,19 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     )
     spikes = 544 * 1024 * 128 * 6  # of ResNet-18 in an iteration
     packed, fused = ((9 + 3 * 11) * spikes / 1e9, 4 * (2 + 1 / 8) * spikes / 1e9)
+    (launches,) = (
+        values
+        for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")
+        if name == "launches"
+    )
+    launches = list(map(int, launches))
     warm = read("imagenet-resnet34/20261127-081228-61db", "epochs.csv")
     warm = warm[~warm["cold"]].groupby("method")["train_s"].median()
     assert_page_says(
         "native-backend.md",
+        "each costs Python {:.2f} to {:.2f} ms".format(
+            *sorted((called / launches[0], also_called / launches[1]))
+        ),
         f"on the same card, it is {warm['sltt-k1'] / warm['bptt']:.3f}",
         f"three times: {packed:.1f} GB, or at 4 TB/s {packed / 4:.1f} of the {exact - usual:.1f} ms by which it was slower",
         f"{fused:.1f} GB on paper",

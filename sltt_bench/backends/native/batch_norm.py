@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters
+from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
 
@@ -90,7 +91,7 @@ def _learns_as_usual(norm: nn.Module) -> bool:
 class _Deferring(nn.modules.batchnorm._BatchNorm):
     """What the deferring layers of any number of dimensions do."""
 
-    readers: tuple[nn.Module]
+    readers: tuple[Any]
     """The layer of neurons behind it."""
     sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
@@ -106,7 +107,15 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         x = input.detach()
         mean, variance = self._statistics(x, biases)
         placeholder: Tensor = _Normalise.apply(
-            input, self.weight, self.bias, mean, variance, self.eps, self.training, *biases
+            input,
+            self.weight,
+            self.bias,
+            mean,
+            variance,
+            self.eps,
+            self.training,
+            self.readers[0].saved,
+            *biases,
         )
         norm = BatchNormParameters(
             mean, variance, self.weight.detach(), self.bias.detach(), self.eps, self.training
@@ -163,7 +172,7 @@ class _Normalise(torch.autograd.Function):
     """(x, γ, β; biases that x lacks) → the placeholder of the normalised x.
 
     Its gradient comes from the step of the neurons (`gradient_passes_through`), which leaves the way on. That of the biases
-    is zero, and sent once: to those that have none yet.
+    is zero; in an iteration it is sent once, to those that have none yet.
     """
 
     @staticmethod
@@ -176,12 +185,13 @@ class _Normalise(torch.autograd.Function):
         variance: Tensor,
         eps: float,
         of_batch: bool,
+        saved: SavedTensors,
         *biases: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
-        ctx.to_input, ctx.biases = None, biases
+        ctx.to_input, ctx.saved, ctx.biases = None, saved, biases
         return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
 
     @staticmethod
@@ -189,9 +199,12 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         to_input, ctx.to_input = ctx.to_input, None
         if grad is None:
-            return (None,) * (7 + len(ctx.biases))
-        zeros = (torch.zeros_like(bias) if bias.grad is None else None for bias in ctx.biases)
-        return *to_input(grad), None, None, None, None, *zeros
+            return (None,) * (8 + len(ctx.biases))
+        zeros = [
+            None if ctx.saved.is_active and bias.grad is not None else torch.zeros_like(bias)
+            for bias in ctx.biases
+        ]
+        return *to_input(grad), *[None] * 5, *zeros
 
 
 def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:

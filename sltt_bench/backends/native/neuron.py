@@ -29,7 +29,7 @@ class NativeLIF(SpikingNeuron):
         super().__init__()
         self.parameters_ = parameters
         self._kernels = kernels
-        self._saved = saved
+        self.saved = saved
         self._carried: _Carried | None = None
         self.sources: tuple[torch.nn.Conv2d, ...] = ()
         """Convolutions before it that may leave their bias to it."""
@@ -82,7 +82,7 @@ class NativeLIF(SpikingNeuron):
         """The spikes as part of the graph. `inputs`: currents, link and the bias that they lack."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
         done = _Done(spikes, kept, self._kernels, self.parameters_, scale, normalises)
-        with self._saved.announce(kept):
+        with self.saved.announce(kept):
             spikes, link = _Step.apply(*inputs, done)
         # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
         holder = weakref.ref(kept) if kept.is_kept else _somebody

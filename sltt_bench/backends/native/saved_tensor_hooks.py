@@ -126,6 +126,8 @@ class SavedTensors:
         self._rules = _CHEAP_RULES
         self._spare_room = SpareRoom()
         self._announced: Membrane | None = None
+        self.is_active = False
+        """Whether an iteration is under way, at whose end gradients are in `.grad`."""
         self.computed_again: set[str] = set()
         """Names of the operations whose results were not stored so far."""
 
@@ -138,13 +140,14 @@ class SavedTensors:
 
         `costly=False`: store the results of convolutions and pools, whatever `recompute` says.
         """
-        outside = self._rules
+        outside, was_active = self._rules, self.is_active
+        self.is_active = True
         self._rules = {**_CHEAP_RULES, **_COSTLY_RULES} if self._recompute and costly else _CHEAP_RULES
         try:
             with torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack):
                 yield
         finally:
-            self._rules = outside
+            self._rules, self.is_active = outside, was_active
 
     @contextmanager
     def announce(self, membrane: Membrane) -> Iterator[None]:
