@@ -1,5 +1,6 @@
 """BPTT unit by unit: the gradients of the reference, spikes kept as bits, and a reason where it cannot be."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from sltt_bench.models.options import NFResNetOptions, PreActResNetOptions, VGGO
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
+from sltt_bench.torch_internals import TorchDispatchMode
 from sltt_bench.unroll import Unroll
 
 
@@ -152,6 +154,47 @@ def test_the_gradient_through_the_state_is_scaled_within_units() -> None:
     assert subjects[0].backend.provenance()["units"].startswith("3, ")
     for one, other in zip(*(subject.network.parameters() for subject in subjects), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
+class Launches(TorchDispatchMode):
+    """How often each operation ran inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.of[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_going_unit_by_unit_launches_nothing_for_numbers_that_nobody_reads() -> None:
+    fills = ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", "zeros_like", "ones_like", "fill_")
+    counts = []
+    for recompute in (False, True):
+        subject = experiment(recompute)
+        subject.training_iteration(*batch())
+        with Launches() as launches:
+            subject.backend.accumulate_gradients(subject, *batch())
+        counts.append(sum(launches.of[name] for name in fills))
+    assert counts[1] == counts[0]
+
+
+def test_the_forward_pass_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    subject = experiment(True)
+    subject.training_iteration(*batch())
+    unpacked: list[PackedSpikes] = []
+    unpack = PackedSpikes.tensor
+    monkeypatch.setattr(PackedSpikes, "tensor", lambda spikes: unpacked.append(spikes) or unpack(spikes))
+    x, labels = batch()
+    network = subject.backend.unrolled(subject.network, subject.inputs(x), subject.method)  # type: ignore[attr-defined]
+    with subject.backend.iteration(subject.network):
+        unroll = replace(subject, network=network).unroll(x, labels)
+        loss = torch.stack([unroll.step(t) for t in range(unroll.timesteps)]).sum()
+        assert not unpacked
+        unroll.backward(loss)
+    assert unpacked
 
 
 @pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])

@@ -78,6 +78,8 @@ class Unit:
     once: frozenset[fx.Node]
     """What it computes from the input alone, without state: the same at all steps of a repeated image."""
     modules: list[nn.Module]
+    read_last: list[fx.Node] = field(default_factory=list)
+    """Cuts that no later unit reads."""
     graph_bytes: float = 0.0
     """About what its graph keeps at one step, in the last iteration."""
 
@@ -126,8 +128,7 @@ class Sequenced(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self._outputs is None:
-            anchor = torch.zeros((), device=x.device, requires_grad=True)
-            self._outputs = iter(_AllSteps.apply(anchor, self._run))
+            self._outputs = iter(_AllSteps.apply(self._run.anchor, self._run))
         return next(self._outputs)
 
 
@@ -176,7 +177,11 @@ class _Run:
         self._hooks = hooks
         self._state_gradient = state_gradient
         self._repeated = all(x is inputs[0] for x in inputs)
+        self.anchor = torch.empty((), device=inputs[0].device, requires_grad=True)
+        """What makes autograd record functions whose other arguments are no tensors; its value is never read."""
         self._values: dict[fx.Node, list[Kept]] = {}
+        self._unpacked: dict[fx.Node, list[Tensor]] = {}
+        """Those that units still to come in the forward pass read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
         self._autocast: Callable[[], torch.autocast] | None = None
@@ -197,6 +202,8 @@ class _Run:
                         self._graphs[unit] = self._compute(unit, every_step, self._keep)
                 else:
                     self._compute(unit, every_step, self._keep)
+            for node in unit.read_last:
+                self._unpacked.pop(node, None)
         return [value.tensor() for value in self._values.pop(self._units.units[-1].target)]
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
@@ -211,7 +218,7 @@ class _Run:
                 self._graphs.pop(unit, None)
                 continue
             if unit in self._graphs:
-                torch.autograd.backward(self._graphs.pop(unit))
+                self._backward_from(self._graphs.pop(unit))
             else:
                 with _state_of_its_own(unit):
                     self._backward_again(unit)
@@ -237,13 +244,20 @@ class _Run:
             beginnings = _restore_as_leaves(unit, state)
             with torch.enable_grad(), self._computing_again(unit):
                 ends = self._compute(unit, steps, _forget)
-            gradients: list[Tensor | None] = [None] * len(ends)
-            for value, gradient in zip(_carried_by(unit) if later else [], later, strict=True):
-                if gradient is not None and value.requires_grad:
-                    ends.append(value)
-                    gradients.append(gradient)
-            torch.autograd.backward(ends, gradients)
+            carried = zip(_carried_by(unit) if later else [], later, strict=True)
+            self._backward_from(ends, [pair for pair in carried if pair[0].requires_grad])
             later = [leaf.grad for leaf in beginnings]
+
+    def _backward_from(
+        self, ends: list[Tensor], carried: Sequence[tuple[Tensor, Tensor | None]] = ()
+    ) -> None:
+        """Go backward from what `_compute` returned, and from values with these gradients."""
+        signal = self.anchor.detach()  # of no meaning to an end, but torch would fill one for each
+        further = [(value, gradient) for value, gradient in carried if gradient is not None]
+        torch.autograd.backward(
+            [*ends, *(value for value, _ in further)],
+            [*(signal for _ in ends), *(gradient for _, gradient in further)],
+        )
 
     def _states_before(self, unit: Unit, chunks: list[range]) -> list[State]:
         """What the unit carries when each chunk begins: nothing before the first."""
@@ -267,6 +281,8 @@ class _Run:
         unit.graph_bytes = 2 * value.nbytes
         kept = PackedSpikes(value.detach()) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
+        if unit.spiking and len(self._inputs) <= CHUNKS_BEYOND:
+            self._unpacked.setdefault(unit.target, []).append(value.detach())
 
     def _compute(self, unit: Unit, steps: range, keep: Callable[[Unit, Tensor], None]) -> list[Tensor]:
         """Steps of a unit; the ends of their graphs, from which `backward` starts."""
@@ -278,7 +294,7 @@ class _Run:
             value = self._step(unit, step, once)
             keep(unit, value)
             if torch.is_grad_enabled() and value.requires_grad:
-                ends.append(_End.apply(value, self._gradients[unit.target], step))
+                ends.append(_End.apply(value, self.anchor, self._gradients[unit.target], step))
         return ends
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
@@ -308,10 +324,10 @@ class _Run:
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self._units.network)
         kept = self._values[node][step]
+        value = self._unpacked[node][step] if node in self._unpacked else kept.tensor()
         if not torch.is_grad_enabled():
-            return kept.tensor()
-        anchor = torch.zeros((), device=self._inputs[0].device, requires_grad=True)
-        return _Beginning.apply(anchor, kept, self._gradients[node], step)
+            return value
+        return _Beginning.apply(self.anchor, value, kept, self._gradients[node], step)
 
     def _evaluate(self, node: fx.Node, value_of: Callable[[fx.Node], Any]) -> Any:
         args = fx.map_arg(node.args, value_of)
@@ -328,16 +344,18 @@ class _Beginning(torch.autograd.Function):
     """A kept value at the beginning of a unit's graph; its gradient goes to the cut."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, kept: Kept, gradients: _Gradients, step: int) -> Tensor:
+    def forward(
+        ctx: Any, anchor: Tensor, value: Tensor, kept: Kept, gradients: _Gradients, step: int
+    ) -> Tensor:
         # What later layers save of this value is kept already (`SavedTensors`).
         ctx.kept, ctx.gradients, ctx.step = kept, gradients, step
-        return kept.tensor().detach()
+        return value.detach()
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:
         ctx.gradients.add(ctx.step, gradient)
-        return None, None, None, None
+        return (None,) * 5
 
 
 class _End(torch.autograd.Function):
@@ -345,14 +363,14 @@ class _End(torch.autograd.Function):
     the backward pass has come to that step."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: _Gradients, step: int) -> Tensor:
+    def forward(ctx: Any, value: Tensor, anchor: Tensor, gradients: _Gradients, step: int) -> Tensor:
         ctx.gradients, ctx.step = gradients, step
-        return value.new_zeros(())
+        return torch.empty_like(anchor)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None, None]:
-        return ctx.gradients.by_step.pop(ctx.step, None), None, None
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, None, None, None]:
+        return ctx.gradients.by_step.pop(ctx.step, None), None, None, None
 
 
 def _forget(unit: Unit, value: Tensor) -> None:
@@ -476,7 +494,12 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
         if len(leads_to[node]) > 1 and node.op.startswith("call") and not _is_cheap(node, modules):
             cuts.add(node)
     once = _computed_once(graph, modules)
-    return [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+    units = [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+    last_readers = {before: unit for unit in units for node in unit.nodes for before in node.all_input_nodes}
+    for node, unit in last_readers.items():
+        if node in cuts:
+            unit.read_last.append(node)
+    return units
 
 
 def _is_cheap(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
