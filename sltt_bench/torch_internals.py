@@ -84,6 +84,12 @@ def result_of(node: Any) -> Any:
     return node._input_metadata[0]
 
 
+def has_hooks(tensor: Tensor) -> bool:
+    """Whether somebody has asked to see the gradients of a leaf."""
+    hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    return any(hooks)
+
+
 # Batch norm --------------------------------------------------------------------------------------
 
 

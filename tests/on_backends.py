@@ -1,6 +1,5 @@
 """What the tests of the backends share: training iterations of small networks on any backend."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -83,7 +82,6 @@ def train(
     precision: str = "fp32",
     dtype: torch.dtype | None = None,
     watched: bool = True,
-    context: Callable[[], Any] | None = None,
     **options: Any,
 ) -> Trained:
     """Gradients of the last iteration (of the sum of all, with `accumulate`); no optimiser runs.

@@ -23,6 +23,7 @@ from sltt_bench.torch_internals import (
     compiler_raises_beyond,
     dtype_asked_of_to,
     empty_meta_tensor,
+    has_hooks,
     in_kernel_invocation_manager,
     inside_backward,
     module_hooks,
@@ -45,6 +46,16 @@ def test_nothing_else_of_the_package_uses_what_torch_does_not_document() -> None
         if path.name != "torch_internals.py":
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 assert not PRIVATE.search(line), f"{path.relative_to(package)}:{number}: {line.strip()}"
+
+
+def test_hooks_on_the_gradient_of_a_leaf_are_seen() -> None:
+    for register in ("register_hook", "register_post_accumulate_grad_hook"):
+        leaf = nn.Parameter(torch.ones(2))
+        assert not has_hooks(leaf)
+        handle = getattr(leaf, register)(lambda _: None)
+        assert has_hooks(leaf)
+        handle.remove()
+        assert not has_hooks(leaf)
 
 
 def test_a_backward_pass_has_a_number_of_its_own() -> None:

@@ -7,6 +7,7 @@
     residual_sums                     those of normaliser-free networks in one pass
     saved_tensor_hooks                what the potentials determine is not stored for the backward pass
     loop_invariants                   what is the same at all steps is computed once an iteration
+    step_weights                      so are weights, standardised and in the format of mixed precision
     pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
     units                             BPTT unit after unit, of which only spikes are kept
@@ -42,6 +43,9 @@ from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
 from sltt_bench.methods.bptt_damped import DampedBPTT
+from sltt_bench.methods.sltt import SLTT
+from sltt_bench.methods.sltt_a import AdaptiveSLTT
+from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
@@ -52,6 +56,8 @@ if TYPE_CHECKING:
 
 IN_UNITS = (BPTT, DampedBPTT)
 """Methods whose gradient is that of one backward pass through all steps, whatever the order of computation."""
+STEP_BY_STEP = (SLTT, SLTTK, AdaptiveSLTT)
+"""Methods that free the graph of each step before the next."""
 
 
 class Native:
@@ -206,7 +212,9 @@ class Native:
         A checkpoint counts what each run of a step saves; outputs of first layers that one run computes and
         the next finds computed would not add up.
         """
-        return self._once.weights_alone() if isinstance(method, CheckpointedBPTT) else nullcontext()
+        if isinstance(method, CheckpointedBPTT):
+            return self._once.weights_alone()
+        return self._once.without_casts() if isinstance(method, STEP_BY_STEP) else nullcontext()
 
     def unrolled(self, network: nn.Module, inputs: Sequence[Tensor], method: Method) -> nn.Module:
         """What the method is to call at each step of a sequence: the network, or what stands in for it.

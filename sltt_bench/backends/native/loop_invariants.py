@@ -1,8 +1,8 @@
 """What is the same at all T steps of an iteration is computed once.
 
-Two things are: the standardised weights of convolutions, and what the first layers make of an image
-that is shown at every step. Each is computed at its first use and given to the steps as a leaf of
-their graphs. The gradients that reach a leaf are summed over t and go on through its computation
+Two things are: weights as the steps use them (`step_weights`), and what the first layers make of an image
+that is shown at every step. The latter is computed at its first use and given to the steps as a leaf of
+their graphs. The gradients that reach the leaf are summed over t and go on through its computation
 once, when the iteration ends; the gradients of the parameters behind it are complete only then.
 Where the sum would take more memory than the layer's input, and much, it is not formed: each backward
 pass goes through the layer.
@@ -10,8 +10,7 @@ pass goes through the layer.
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import cast
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,12 @@ from torch.utils.hooks import RemovableHandle
 
 from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d
 from sltt_bench.backends.native.pooling import LeanAvgPool2d
+from sltt_bench.backends.native.step_weights import (
+    changed_within_iteration,
+    parameter_versions,
+    replaced,
+    step_weights,
+)
 from sltt_bench.torch_internals import times_changed
 
 FIRST_LAYERS = (nn.Conv2d, UnbiasedConv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
@@ -31,8 +36,9 @@ class OncePerIteration:
     """Learns from a network's first iterations which layers receive one and the same tensor at every step."""
 
     def __init__(self, *, first_layers: bool) -> None:
-        """`first_layers`: keep the outputs of the first layers too, not only standardised weights."""
+        """`first_layers`: keep the outputs of the first layers too, not only weights."""
         self._first_layers = first_layers
+        self._keep_casts = True
         self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
         self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self.computed_once: set[str] = set()
@@ -43,27 +49,43 @@ class OncePerIteration:
         """One iteration of the network; at its end the summed gradients reach the parameters."""
         shared: list[Shared] = []
         repeating = self._repeating.get(network, set())
-        layers = [_Layer(module, shared, expected=module in repeating) for module in self._watched(network)]
-        weights = [_Weight(module, shared) for module in network.modules() if _standardises(module)]
-        patches: list[_Layer | _Weight] = [*layers, *weights]
-        for patch in patches:
-            patch.install()
+        watched = list(self._watched(network))
+        weights = list(step_weights(network, keep_casts=self._keep_casts))
+        layers: list[_Layer] = []
         try:
-            try:
+            with ExitStack() as replacements:
+                for weight in weights:
+                    replacements.enter_context(replaced(weight.module, weight.attribute, weight))
+                for module in watched:
+                    layers.append(_Layer(module, shared, expected=module in repeating))
+                    replacements.enter_context(replaced(module, "forward", layers[-1]))
                 yield
-            finally:
-                for patch in patches:
-                    patch.remove()
             for result in reversed(shared):
                 result.settle()
-            self.computed_once |= {result.name for result in shared}
+            for weight in weights:  # to which those have added
+                weight.settle()
+            once = [result.module for result in shared]
+            once += [weight.module for weight in weights if weight.made_once]
+            self.computed_once |= {module._get_name() for module in once}  # type: ignore[no-untyped-call]
             self._learn(network, layers)
         finally:
             # A result and what shares it hold each other; without this they live until Python's collector
             # runs, and one with a hook, which the collector does not see through, for ever.
             for result in shared:
                 result.release()
+            for weight in weights:
+                weight.release()
             shared.clear()
+            layers.clear()
+
+    @contextmanager
+    def without_casts(self) -> Iterator[None]:
+        """Iterations that begin inside keep no weights in the format of mixed precision."""
+        usual, self._keep_casts = self._keep_casts, False
+        try:
+            yield
+        finally:
+            self._keep_casts = usual
 
     @contextmanager
     def weights_alone(self) -> Iterator[None]:
@@ -98,11 +120,10 @@ class Shared:
     ) -> None:
         """`pass_on` takes ∂L/∂value to the parameters."""
         self.module = module
-        self.name: str = module._get_name()  # type: ignore[no-untyped-call]
         self.leaf = value.detach().requires_grad_(trainable)
         self._pass_on: Callable[[Tensor], None] | None = pass_on
         self._hook: RemovableHandle | None = None
-        self._made_from = _versions(module)
+        self._made_from = parameter_versions(module)
 
     def settle(self) -> None:
         """Pass on what has been summed. Raises RuntimeError if the parameters are others now."""
@@ -123,45 +144,8 @@ class Shared:
 
     def check(self) -> None:
         """Raises RuntimeError if the parameters are not those that the value was made from."""
-        if _versions(self.module) != self._made_from:
-            raise RuntimeError(
-                f"the parameters of a {type(self.module).__name__} were changed within an iteration, but the "
-                "native backend computes with them once an iteration; change them between iterations, or "
-                "use --backend reference"
-            )
-
-
-class _Weight:
-    """A layer whose `standardised_weight` is computed once."""
-
-    def __init__(self, module: nn.Module, shared: list[Shared]) -> None:
-        self.module = module
-        self._standardise = cast(Callable[[], Tensor], module.standardised_weight)
-        self._shared = shared
-        self._result: Shared | None = None
-
-    def install(self) -> None:
-        self.module.__dict__["standardised_weight"] = self._call
-
-    def remove(self) -> None:
-        del self.module.__dict__["standardised_weight"]
-        self._result = None
-
-    def _call(self) -> Tensor:
-        if self._result is None:
-            with torch.no_grad():
-                value = self._standardise()
-            trainable = any(parameter.requires_grad for parameter in self.module.parameters(recurse=False))
-            self._result = Shared(self.module, value, trainable, self._pass_on)
-            self._shared.append(self._result)
-        self._result.check()
-        return self._result.leaf
-
-    def _pass_on(self, grad: Tensor) -> None:
-        # Standardised once more, so that no graph of it is kept while the steps run.
-        with torch.enable_grad():
-            weight = self._standardise()
-        weight.backward(grad)  # type: ignore[no-untyped-call]
+        if parameter_versions(self.module) != self._made_from:
+            raise changed_within_iteration(self.module)
 
 
 class _Layer:
@@ -177,14 +161,7 @@ class _Layer:
         self._result: Shared | None = None
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
 
-    def install(self) -> None:
-        self.module.__dict__["forward"] = self._call
-
-    def remove(self) -> None:
-        del self.module.__dict__["forward"]
-        self._result = None
-
-    def _call(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         self.calls += 1
         if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(x):
             return self._forward(x)
@@ -225,10 +202,5 @@ def _standardises(module: nn.Module) -> bool:
 
 def is_first_layer(module: nn.Module) -> bool:
     """Whether the layer has neither state nor chance, and nobody else watches or patches it."""
-    known = type(module) in FIRST_LAYERS or _standardises(module)
+    known = type(module) in FIRST_LAYERS or hasattr(module, "standardised_weight")
     return known and not module._forward_pre_hooks and "forward" not in module.__dict__
-
-
-def _versions(module: nn.Module) -> list[tuple[int, int]]:
-    """Changes when a parameter is changed in place or replaced."""
-    return [(id(parameter), times_changed(parameter)) for parameter in module.parameters(recurse=False)]

@@ -164,6 +164,8 @@ class SavedTensors:
             return self._announced
         if tensor.grad_fn is None or tensor.numel() <= SMALL:
             return Stored(tensor)
+        if (kept := _kept_by(tensor.grad_fn)) is not None:
+            return kept
         rule = self._recomputed(tensor.grad_fn, tensor.output_nr)
         if rule is None:
             return Stored(tensor)
@@ -177,9 +179,6 @@ class SavedTensors:
 
     def _recomputed(self, node: Node, output: int) -> Computed | None:
         """How to compute an output of a node again from what is kept anyway; None: there is no rule."""
-        beginning: Kept | None = getattr(node, "kept", None)
-        if beginning is not None:
-            return Computed(beginning.tensor, ())
         membrane = getattr(node, "membrane", None)
         if membrane is not None:
             kept = membrane()
@@ -195,7 +194,14 @@ class SavedTensors:
             return None if constant is None else Stored(constant)
         if hasattr(before, "variable"):
             return Stored(before.variable)
-        return self._recomputed(before, output)
+        kept = _kept_by(before)
+        return self._recomputed(before, output) if kept is None else kept
+
+
+def _kept_by(node: Node) -> Kept | None:
+    """What stands for the result of a node whose maker keeps it (a cut of `units`, a weight of `step_weights`)."""
+    kept: Kept | None = getattr(node, "kept", None)
+    return kept
 
 
 # Recompute rules, by the name of the node in the graph  ------------------------------------------------
@@ -255,7 +261,7 @@ def _cast(node: Node, operand: Operand) -> Computed | None:
 def _convolution(node: Node, operand: Operand) -> Computed | None:
     names = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
     convolve = _as_before(torch.ops.aten.convolution, node, names)
-    x, weight = operand(node, 0, "input"), Stored(saved_by(node, "weight"))
+    x, weight = operand(node, 0, "input"), operand(node, 1, "weight")
     if not any(saved_by(node, "bias_sym_sizes_opt") or ()):
         return _computed(partial(convolve, bias=None), x, weight, costly=True)
     return _computed(convolve, x, weight, operand(node, 2), costly=True)

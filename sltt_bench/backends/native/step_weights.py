@@ -1,0 +1,246 @@
+"""Weights as the steps of an iteration use them: standardised, and in the format of mixed precision.
+
+Neither depends on t. Autocast casts a weight at each of T steps, and the gradient of each cast back, before autograd
+adds it up: passes over all weights, and kernels so small that starting them takes as long. Here a weight is made
+once an iteration, and one pass adds a step's gradient in the parameter's own precision. The sums and their order are
+autograd's. Those of a standardised weight go on to its parameters when the iteration ends.
+
+A method that frees each step's graph before the next holds no graph of T steps beside which a copy of the weights is
+small. For it a plain weight is cast at each use, and again in the backward pass, not kept; a standardised one
+is kept in the format that the steps use, which takes less than the standardised weight itself.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d
+from sltt_bench.backends.native.saved_tensor_hooks import Computed, Kept, Stored
+from sltt_bench.torch_internals import has_hooks, times_changed
+
+CAST: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("weight", "bias"),
+    UnbiasedConv2d: ("weight",),
+    nn.Linear: ("weight", "bias"),
+}
+"""Layer → the parameters that it reads once a step, for what autocast runs in half precision."""
+
+
+class StepWeights(Protocol):
+    """Those of one layer, which stand in for one of its methods while an iteration runs."""
+
+    module: nn.Module
+    attribute: str
+    """The method's name."""
+    made_once: bool
+    """Whether steps have used them, and one and the same."""
+
+    def __call__(self, *args: Any) -> Any:
+        """In place of the method."""
+
+    def settle(self) -> None:
+        """The iteration ends: gradients reach the parameters."""
+
+    def release(self) -> None:
+        """Let go of what is not used any more."""
+
+
+def step_weights(network: nn.Module, *, keep_casts: bool) -> Iterator[StepWeights]:
+    """Those of an iteration of the network.
+
+    `keep_casts`: parameters in the format of mixed precision stay until the iteration ends.
+    """
+    for module in network.modules():
+        if hasattr(module, "standardised_weight"):
+            yield StandardisedWeight(module)
+        elif type(module) in CAST and "forward" not in module.__dict__:
+            yield CastParameters(module, keep=keep_casts)
+
+
+class _OfAllSteps:
+    """What is made of a layer's parameters for all steps."""
+
+    def __init__(self, parameter: nn.Parameter, make: Callable[[], Tensor], *, keep: bool) -> None:
+        """`parameter`: one of those from which `make` makes it, and which learns if any does.
+
+        `keep`: made at its first use, it stays until the iteration ends.
+        """
+        self.parameter = parameter
+        self._make = make
+        self._keep = keep
+        self._value: Tensor | None = None
+
+    def used(self, dtype: torch.dtype, add: Callable[[Tensor], None]) -> Tensor:
+        """The value for one use, as part of the graph, whose backward pass gives the gradient to `add`."""
+        value, kept = self._value_and_way(dtype)
+        used: Tensor = _Use.apply(self.parameter, value, kept, add)
+        return used
+
+    def _value_and_way(self, dtype: torch.dtype) -> tuple[Tensor, Kept]:
+        """The value, and what stands for it until the backward pass."""
+        if not self._keep:
+            cast_again = partial(torch.Tensor.to, dtype=dtype)
+            return self._made(dtype), Computed(cast_again, (Stored(self.parameter),))
+        if self._value is None or self._value.dtype != dtype:
+            self._value = self._made(dtype)
+        return self._value, Stored(self._value)
+
+    def forget(self) -> None:
+        """Make it anew at its next use."""
+        self._value = None
+
+    def _made(self, dtype: torch.dtype) -> Tensor:
+        with torch.no_grad():
+            return self._make().to(dtype)
+
+
+class StandardisedWeight:
+    """That of a layer with a `standardised_weight`, and the sum of the gradients that the steps send back."""
+
+    attribute = "standardised_weight"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.made_once = False
+        self._standardise = cast(Callable[[], Tensor], module.standardised_weight)
+        made_from = [p for name, p in module.named_parameters(recurse=False) if name != "bias"]
+        learning = [parameter for parameter in made_from if parameter.requires_grad]
+        self._weight = _OfAllSteps((learning or made_from)[0], self._standardise, keep=True)
+        self._versions = parameter_versions(module)
+        self._sum: Tensor | None = None
+        self._sum_is_own = False
+
+    def __call__(self) -> Tensor:
+        self._check()
+        self.made_once = True
+        parameter = self._weight.parameter
+        return self._weight.used(_dtype_of_steps(parameter) or parameter.dtype, self._add)
+
+    def settle(self) -> None:
+        if self.made_once:
+            self._check()
+        if self._sum is not None:
+            # Standardised once more, so that no graph of it is kept while the steps run.
+            with torch.enable_grad():
+                weight = self._standardise()
+            weight.backward(self._sum)  # type: ignore[no-untyped-call]
+
+    def release(self) -> None:
+        self._weight.forget()
+        self._sum = None
+
+    def _add(self, gradient: Tensor) -> None:
+        if self._sum is None:
+            self._sum = gradient.to(self._weight.parameter.dtype)
+            self._sum_is_own = self._sum is not gradient
+        elif self._sum_is_own:
+            self._sum += gradient
+        else:  # autograd may have given the same tensor to others
+            self._sum, self._sum_is_own = self._sum + gradient, True
+
+    def _check(self) -> None:
+        if parameter_versions(self.module) != self._versions:
+            raise changed_within_iteration(self.module)
+
+
+class CastParameters:
+    """Those of a layer which multiplies in half precision under autocast; otherwise the layer is left alone."""
+
+    attribute = "forward"
+
+    def __init__(self, module: nn.Module, *, keep: bool) -> None:
+        self.module = module
+        self.made_once = False
+        self._forward = module.forward
+        self._keep = keep
+        self._casts = {
+            name: _OfAllSteps(parameter, parameter.detach, keep=keep)
+            for name in CAST[type(module)]
+            if (parameter := module._parameters[name]) is not None and not has_hooks(parameter)
+        }
+        self._versions = parameter_versions(module)
+
+    def __call__(self, x: Tensor) -> Any:
+        dtype = _dtype_of_steps(x)
+        if dtype is None:
+            return self._forward(x)
+        self.made_once = self._keep
+        if self._versions != (now := parameter_versions(self.module)):
+            self._versions = now
+            self.release()
+        with ExitStack() as replacements:
+            for name, cast_ in self._casts.items():
+                # An attribute of the object stands before a parameter of that name.
+                used = cast_.used(dtype, partial(_add_to_gradient, cast_.parameter))
+                replacements.enter_context(replaced(self.module, name, used))
+            return self._forward(x)
+
+    def settle(self) -> None:
+        """The gradients are where they belong already."""
+
+    def release(self) -> None:
+        for cast_ in self._casts.values():
+            cast_.forget()
+
+
+def _dtype_of_steps(tensor: Tensor) -> torch.dtype | None:
+    """What autocast computes in on the tensor's device; None where it is off."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _add_to_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    if parameter.grad is None:
+        parameter.grad = gradient.to(parameter.dtype)
+    else:
+        parameter.grad += gradient
+
+
+class _Use(torch.autograd.Function):
+    """A parameter → what was made of it, whose gradient takes a way of its own."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, parameter: Tensor, value: Tensor, kept: Kept, add: Callable[[Tensor], None]
+    ) -> Tensor:
+        ctx.kept, ctx.add = kept, add
+        return value.detach()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, None]:
+        ctx.add(gradient)
+        return None, None, None, None
+
+
+@contextmanager
+def replaced(module: nn.Module, attribute: str, value: object) -> Iterator[None]:
+    """Within, the attribute of this module alone is `value`."""
+    outside = module.__dict__.get(attribute)
+    module.__dict__[attribute] = value
+    try:
+        yield
+    finally:
+        if outside is None:
+            del module.__dict__[attribute]
+        else:
+            module.__dict__[attribute] = outside
+
+
+def parameter_versions(module: nn.Module) -> list[tuple[int, int]]:
+    """Changes when a parameter of the layer is changed in place or replaced."""
+    return [(id(parameter), times_changed(parameter)) for parameter in module.parameters(recurse=False)]
+
+
+def changed_within_iteration(module: nn.Module) -> RuntimeError:
+    """What to raise where the parameters are not those from which something was made for all steps."""
+    return RuntimeError(
+        f"the parameters of a {type(module).__name__} were changed within an iteration, but the "
+        "native backend computes with them once an iteration; change them between iterations, or "
+        "use --backend reference"
+    )

@@ -1,0 +1,155 @@
+"""Weights in the format of mixed precision are made once an iteration, with the gradients of the reference."""
+
+import weakref
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from on_backends import T, build, gradient_error, train, train_reference
+from torch import Tensor, nn
+
+from sltt_bench import backends
+from sltt_bench.neurons import LIFParameters
+from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
+from sltt_bench.unroll import Unroll
+
+
+@pytest.fixture(autouse=True)
+def small_tensors_count_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2", "tbptt-w2", "bptt-ckpt2", "bptt-d0.5"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_are_those_of_the_reference_to_the_last_bit(method: str, recompute: bool) -> None:
+    how: Any = {"precision": "bf16", "repeated_image": False, "accumulate": True}
+    native = train("native", "cnn", method, **how, recompute=recompute)
+    assert gradient_error(native, train_reference("cnn", method, **how)) == 0
+
+
+@pytest.mark.parametrize(("method", "recompute"), [("bptt", False), ("bptt", True), ("sltt", False)])
+def test_so_are_those_behind_standardised_weights(method: str, recompute: bool) -> None:
+    native = train("native", "nf-resnet34", method, precision="bf16", recompute=recompute)
+    assert gradient_error(native, train_reference("nf-resnet34", method, precision="bf16")) == 0
+
+
+class Casts(TorchDispatchMode):
+    """How often something of each shape was cast to another type inside, as (shape, to what)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[tuple[tuple[int, ...], torch.dtype]] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten._to_copy:
+            for tensor in tree_leaves(result):
+                self.of[tuple(tensor.shape), tensor.dtype] += 1
+        return result
+
+
+def casts(method: str, model: str = "cnn") -> tuple[nn.Module, Casts]:
+    with Casts() as counted:
+        trained = train("native", model, method, precision="bf16", iterations=1)
+    return trained.network, counted
+
+
+@pytest.mark.parametrize(
+    ("method", "down", "up"),
+    # Step by step, a weight is cast forward, and again backward; a gradient is cast once, then added as it is.
+    [("bptt", 1, 1), ("tbptt-w2", 1, 1), ("sltt", 2 * T, 1), ("sltt-k1", T + 1, 1)],
+)
+def test_a_weight_is_cast_once_where_a_graph_of_many_steps_is_kept(method: str, down: int, up: int) -> None:
+    network, counted = casts(method)
+    shape = tuple(network.conv2.weight.shape)
+    assert (counted.of[shape, torch.bfloat16], counted.of[shape, torch.float32]) == (down, up)
+
+
+def test_standardised_weights_are_cast_once_whatever_the_method() -> None:
+    network, counted = casts("sltt", "nf-resnet34")
+    shape = tuple(network.layer4[1].conv1.weight.shape)
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d) and tuple(m.weight.shape) == shape]
+    assert counted.of[shape, torch.bfloat16] == counted.of[shape, torch.float32] == len(layers)
+
+
+def test_full_precision_leaves_plain_weights_alone() -> None:
+    backend = backends.create("native")
+    network = build(backend, "cnn", LIFParameters())
+    layer = next(m for m in network.modules() if type(m) is nn.Conv2d)
+    with backend.iteration(network):
+        layer(torch.randn(2, 3, 8, 8)).sum().backward()
+        assert layer.weight.grad is not None
+        (asked,) = torch.autograd.grad(layer(torch.randn(2, 3, 8, 8)).sum(), layer.weight)
+        assert asked.shape == layer.weight.shape
+
+
+class LearnsOnline:
+    """Changes the parameters after each step, as rules do that learn within the sequence."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(unroll.step(t))
+            with torch.no_grad():
+                for parameter in unroll.network.parameters():
+                    assert parameter.grad is not None
+                    parameter -= 0.01 * parameter.grad
+
+
+def test_parameters_may_change_between_the_steps() -> None:
+    how: Any = {"precision": "bf16", "repeated_image": False}
+    reference = train("reference", "cnn", LearnsOnline(), **how)
+    assert gradient_error(train("native", "cnn", LearnsOnline(), **how), reference) == 0
+
+
+def test_parameters_changed_between_a_step_and_its_backward_pass_are_refused() -> None:
+    class TooSoon:
+        def accumulate_gradients(self, unroll: Unroll) -> None:
+            loss = unroll.step(0)
+            with torch.no_grad():
+                for parameter in unroll.network.parameters():
+                    parameter.mul_(0.9)
+            unroll.backward(loss)
+
+    backend = backends.create("native")
+    with backend._once.without_casts(), pytest.raises(RuntimeError, match="changed in place"):
+        train(backend, "cnn", TooSoon(), precision="bf16", timesteps=1)
+
+
+def test_whoever_hooks_a_parameter_sees_its_gradients() -> None:
+    backend = backends.create("native")
+    seen: list[Tensor] = []
+    network = build(backend, "cnn", LIFParameters())
+    layer = next(m for m in network.modules() if type(m) is nn.Conv2d)
+    layer.weight.register_hook(seen.append)
+    with backend.iteration(network):
+        with torch.autocast("cpu", torch.bfloat16):
+            result = layer(torch.randn(2, 3, 8, 8))
+        result.float().sum().backward()
+    assert layer.weight.grad is not None
+    assert torch.equal(seen[0], layer.weight.grad)
+
+
+def test_nothing_is_left_of_it_when_an_iteration_has_ended() -> None:
+    backend = backends.create("native")
+    network = build(backend, "cnn", LIFParameters())
+    layer = next(m for m in network.modules() if type(m) is nn.Conv2d)
+    before = set(vars(layer))
+    used: list[weakref.ref[Tensor]] = []
+    original = layer._conv_forward
+
+    def conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        used.append(weakref.ref(weight))
+        return original(x, weight, bias)
+
+    layer._conv_forward = conv  # type: ignore[method-assign]
+    with backend.iteration(network), torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 3, 8, 8)).sum().backward()
+        assert used[0]() is None
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(2, 4, 8, 8))
+        assert isinstance(layer.weight, nn.Parameter)
+    del layer._conv_forward
+    assert used[1]() is None
+    assert set(vars(layer)) == before
