@@ -27,6 +27,7 @@ from sltt_bench.backends.native.lif_torch import (
     TorchKernels,
     representable_threshold,
 )
+from sltt_bench.models.normalisation import standardised
 from sltt_bench.neurons import LIFParameters, integrate, lif_step
 from sltt_bench.surrogates import SURROGATES
 
@@ -352,6 +353,33 @@ def test_spikes_are_packed_to_bits_and_back(count: int, dtype: torch.dtype) -> N
     assert torch.equal(again, spikes)
 
 
+@pytest.mark.parametrize("result", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("size", some(["5×3×3×3", "4×7×1×1", "3×2", "2×130", "1×600"], keep=2))
+def test_weights_are_standardised_as_the_equation_says(size: str, result: torch.dtype) -> None:
+    shape = tuple(map(int, size.split("×")))
+    if INTERPRETED:
+        from sltt_bench.backends.native.standardising_triton import standardise, standardise_backward
+    else:
+        from sltt_bench.backends.native.standardising import standardise, standardise_backward
+    weight = 0.3 * numbers(*shape) + 2  # its mean takes part
+    gain, grad = numbers(shape[0], *[1] * (len(shape) - 1), seed=1), numbers(*shape, seed=2)
+    if len(shape) == 4:
+        weight = weight.to(memory_format=torch.channels_last)
+    leaves = weight.clone().requires_grad_(), gain.clone().requires_grad_()
+    expected = standardised(leaves[0], inputs=tuple(range(1, len(shape)))) * leaves[1]
+    own = standardise(weight, gain, result)
+    assert own.dtype == result
+    assert own.stride() == weight.stride()
+    torch.testing.assert_close(
+        own, expected.detach().to(result), rtol=ROUNDING[result], atol=ROUNDING[result]
+    )
+    for own, theirs in zip(
+        standardise_backward(grad, weight, gain), torch.autograd.grad(expected, leaves, grad), strict=True
+    ):
+        assert (own.shape, own.dtype) == (theirs.shape, theirs.dtype)
+        torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("elements", some([0, 1, 1023, 1024, 1025, 4099], keep=2))
 def test_any_number_of_elements(elements: int) -> None:
     lif = neuron()
@@ -517,6 +545,23 @@ def test_compiled_for_hopper_spikes_are_packed_from_pieces_of_16_bytes() -> None
     )
     assert packing.count("ld.global.v4.b32") == packing.count("ld.global") == pieces
     assert unpacking.count("st.global.v4.b32") == unpacking.count("st.global") == pieces
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")
+@pytest.mark.parametrize("inputs", [64, 147, 4608])
+def test_compiled_for_hopper_a_filter_is_read_once(inputs: int) -> None:
+    triton = pytest.importorskip("triton", minversion="3.3")
+    from sltt_bench.backends.native import standardising_triton
+
+    padded = triton.next_power_of_2(inputs)
+    options = {"N": inputs, "PADDED": padded, "EPS": 1e-4}
+    for name, tensors in (("_standardise_kernel", 1), ("_standardise_backward_kernel", 2)):
+        assembly = compiled(triton, getattr(standardising_triton, name), "fp32", options)
+        numbers_of_a_thread = max(1, padded // 128)
+        loads = sum(assembly.count(f"ld.global.v{wide}.b32") * wide for wide in (2, 4)) + assembly.count(
+            "ld.global.b32"
+        )
+        assert loads == tensors * numbers_of_a_thread + 1  # the gain
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the compiler is not the interpreter")

@@ -10,6 +10,7 @@ from on_backends import T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends
+from sltt_bench.backends.native import standardising, step_weights
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
 from sltt_bench.unroll import Unroll
@@ -32,6 +33,31 @@ def test_gradients_are_those_of_the_reference_to_the_last_bit(method: str, recom
 def test_so_are_those_behind_standardised_weights(method: str, recompute: bool) -> None:
     native = train("native", "nf-resnet34", method, precision="bf16", recompute=recompute)
     assert gradient_error(native, train_reference("nf-resnet34", method, precision="bf16")) == 0
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt-k2"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_weights_standardised_in_one_pass_have_the_gradients_of_the_reference(
+    method: str, accumulate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Tensor] = []
+    standardise = standardising.standardise
+    monkeypatch.setattr(step_weights, "standardise", lambda *args: used.append(args[0]) or standardise(*args))
+    how: Any = {"dtype": torch.float64, "iterations": 3, "accumulate": accumulate}
+    native = train("native", "nf-resnet34", method, **how, fused_norm="always")
+    assert gradient_error(native, train_reference("nf-resnet34", method, **how)) < 1e-12
+    layers = sum(hasattr(module, "standardised_weight") for module in native.network.modules())
+    assert len(used) == 3 * layers
+
+
+def test_a_hook_on_a_standardised_weights_parameter_is_called() -> None:
+    backend = backends.create("native", fused_norm="always")
+    network = build(backend, "nf-resnet34", LIFParameters())
+    layer, seen = network.layer1[0].conv1, []
+    layer.gain.register_hook(seen.append)
+    with backend.iteration(network):
+        layer(torch.randn(1, 4, 8, 8)).square().sum().backward()
+    assert torch.equal(seen[0], layer.gain.grad)
 
 
 class Casts(TorchDispatchMode):

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sltt_bench import experiment
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
+from sltt_bench.backends.native.standardising import standardise, standardise_backward
 from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
 from sltt_bench.experiment import Experiment
 from sltt_bench.failures import classify
@@ -148,6 +149,22 @@ def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
         torch.testing.assert_close(own.cpu().double(), exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
 
 
+@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (512, 512, 3, 3), (300, 64, 1, 1), (10, 25088)])
+def test_weights_are_standardised_as_on_the_cpu(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weight, grad = (torch.randn(*shape, generator=generator) for _ in range(2))
+    gain = torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
+    if len(shape) == 4:
+        weight = weight.to(memory_format=torch.channels_last)
+    exact = [tensor.double() for tensor in (grad, weight, gain)]
+    there = [tensor.cuda() for tensor in (grad, weight, gain)]
+    expected = [standardise(*exact[1:], torch.float64), *standardise_backward(*exact)]
+    own = [standardise(*there[1:], torch.float32), *standardise_backward(*there)]
+    for one, other in zip(own, expected, strict=True):
+        assert one.stride() == other.stride()
+        torch.testing.assert_close(one.cpu().double(), other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_spikes_are_packed_to_the_bits_that_the_cpu_packs(dtype: torch.dtype, channels_last: bool) -> None:
@@ -202,7 +219,8 @@ def test_a_network_without_normalisation_trains_as_the_equations_do(fused: str) 
         train(subject, batches(3))
         results.append(weights(subject))
     assert ("residual sums" in subject.backend.provenance()) == (fused == "auto")
-    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+    # Fused, weights are standardised with other roundings: a neuron at its threshold may fire in one of the two alone.
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4 if fused == "never" else 1e-3)
 
 
 @pytest.mark.parametrize("graphs", ["never", "always"])

@@ -61,6 +61,10 @@ class BatchNormThroughTime(PerStep):
         return normalised
 
 
+STANDARDISATION_EPS = 1e-4
+"""What keeps a filter of equal weights from a division by 0."""
+
+
 def standardised(weight: Tensor, inputs: tuple[int, ...]) -> Tensor:
     """(W − mean) / √(var · fan_in + 10⁻⁴), each output's weights by themselves, var unbiased: shape of W, fan-in ≥ 2.
 
@@ -68,7 +72,7 @@ def standardised(weight: Tensor, inputs: tuple[int, ...]) -> Tensor:
     are given, not asked of W, which has none while the network is traced.
     """
     variance, mean = torch.var_mean(weight, dim=inputs, keepdim=True)
-    result: Tensor = (weight - mean) / (variance * weight[0].numel() + 1e-4).sqrt()
+    result: Tensor = (weight - mean) / (variance * weight[0].numel() + STANDARDISATION_EPS).sqrt()
     return result
 
 

@@ -7,7 +7,8 @@
     residual_sums                     those of normaliser-free networks in one pass
     saved_tensor_hooks                what the potentials determine is not stored for the backward pass
     loop_invariants                   what is the same at all steps is computed once an iteration
-    step_weights                      so are weights, standardised and in the format of mixed precision
+    step_weights                      so are weights, standardised and in half precision
+    standardising (…_triton)          standardised weights in one pass
     pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
     units                             BPTT unit after unit, of which only spikes are kept
@@ -162,6 +163,7 @@ class Native:
 
     def _fuse(self, network: nn.Module) -> None:
         """Batch norm, biases and residual sums go into kernels that read what they make anyway."""
+        self._once.one_pass = True
         sums, biases = fuse_residual_sums(network, self._kernels)
         try:
             norms, more = defer(network, NativeLIF, self._kernels)

@@ -37,6 +37,8 @@ class OncePerIteration:
 
     def __init__(self, *, first_layers: bool) -> None:
         """`first_layers`: keep the outputs of the first layers too, not only weights."""
+        self.one_pass = False
+        """Whether weights are standardised in one pass each way, which rounds otherwise than the layers do."""
         self._first_layers = first_layers
         self._keep_casts = True
         self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
@@ -50,7 +52,7 @@ class OncePerIteration:
         shared: list[Shared] = []
         repeating = self._repeating.get(network, set())
         watched = list(self._watched(network))
-        weights = list(step_weights(network, keep_casts=self._keep_casts))
+        weights = list(step_weights(network, keep_casts=self._keep_casts, one_pass=self.one_pass))
         layers: list[_Layer] = []
         try:
             with ExitStack() as replacements:

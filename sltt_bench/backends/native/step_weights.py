@@ -19,8 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d
+from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d, UnbiasedScaledWSConv2d
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, Kept, Stored
+from sltt_bench.backends.native.standardising import standardise, standardise_backward
+from sltt_bench.models.nf_resnet import ScaledWSConv2d
+from sltt_bench.models.normalisation import ScaledWSLinear
 from sltt_bench.torch_internals import has_hooks, times_changed
 
 CAST: dict[type[nn.Module], tuple[str, ...]] = {
@@ -29,6 +32,9 @@ CAST: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight", "bias"),
 }
 """Layer → the parameters that it reads once a step, for what autocast runs in half precision."""
+
+IN_ONE_PASS = (ScaledWSConv2d, UnbiasedScaledWSConv2d, ScaledWSLinear)
+"""Layers whose standardised weight is that of `normalisation.standardised`, times a gain."""
 
 
 class StepWeights(Protocol):
@@ -50,14 +56,15 @@ class StepWeights(Protocol):
         """Let go of what is not used any more."""
 
 
-def step_weights(network: nn.Module, *, keep_casts: bool) -> Iterator[StepWeights]:
+def step_weights(network: nn.Module, *, keep_casts: bool, one_pass: bool) -> Iterator[StepWeights]:
     """Those of an iteration of the network.
 
     `keep_casts`: parameters in the format of mixed precision stay until the iteration ends.
+    `one_pass`: weights are standardised in one pass each way.
     """
     for module in network.modules():
         if hasattr(module, "standardised_weight"):
-            yield StandardisedWeight(module)
+            yield StandardisedWeight(module, one_pass=one_pass)
         elif type(module) in CAST and "forward" not in module.__dict__:
             yield CastParameters(module, keep=keep_casts)
 
@@ -65,8 +72,8 @@ def step_weights(network: nn.Module, *, keep_casts: bool) -> Iterator[StepWeight
 class _OfAllSteps:
     """What is made of a layer's parameters for all steps."""
 
-    def __init__(self, parameter: nn.Parameter, make: Callable[[], Tensor], *, keep: bool) -> None:
-        """`parameter`: one of those from which `make` makes it, and which learns if any does.
+    def __init__(self, parameter: nn.Parameter, make: Callable[[torch.dtype], Tensor], *, keep: bool) -> None:
+        """`make` makes it in a format. `parameter`: one of those that it is made from, which learns if any does.
 
         `keep`: made at its first use, it stays until the iteration ends.
         """
@@ -96,7 +103,7 @@ class _OfAllSteps:
 
     def _made(self, dtype: torch.dtype) -> Tensor:
         with torch.no_grad():
-            return self._make().to(dtype)
+            return self._make(dtype)
 
 
 class StandardisedWeight:
@@ -104,13 +111,16 @@ class StandardisedWeight:
 
     attribute = "standardised_weight"
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, one_pass: bool) -> None:
+        """`one_pass`: standardise by the functions of `standardising`, where the layer's weight is theirs."""
         self.module = module
         self.made_once = False
         self._standardise = cast(Callable[[], Tensor], module.standardised_weight)
-        made_from = [p for name, p in module.named_parameters(recurse=False) if name != "bias"]
-        learning = [parameter for parameter in made_from if parameter.requires_grad]
-        self._weight = _OfAllSteps((learning or made_from)[0], self._standardise, keep=True)
+        made_from = {name: p for name, p in module.named_parameters(recurse=False) if name != "bias"}
+        anchor = next((p for p in made_from.values() if p.requires_grad), next(iter(made_from.values())))
+        one_pass = one_pass and type(module) in IN_ONE_PASS and not any(map(has_hooks, made_from.values()))
+        self._in_one_pass = (made_from["weight"], made_from["gain"]) if one_pass else None
+        self._weight = _OfAllSteps(anchor, self._made, keep=True)
         self._versions = parameter_versions(module)
         self._sum: Tensor | None = None
         self._sum_is_own = False
@@ -124,15 +134,27 @@ class StandardisedWeight:
     def settle(self) -> None:
         if self.made_once:
             self._check()
-        if self._sum is not None:
+        if self._sum is None:
+            return
+        if self._in_one_pass is None:
             # Standardised once more, so that no graph of it is kept while the steps run.
             with torch.enable_grad():
                 weight = self._standardise()
             weight.backward(self._sum)  # type: ignore[no-untyped-call]
+            return
+        gradients = standardise_backward(self._sum, *self._in_one_pass)
+        for parameter, gradient in zip(self._in_one_pass, gradients, strict=True):
+            if parameter.requires_grad:
+                _add_to_gradient(parameter, gradient)
 
     def release(self) -> None:
         self._weight.forget()
         self._sum = None
+
+    def _made(self, dtype: torch.dtype) -> Tensor:
+        if self._in_one_pass is None:
+            return self._standardise().to(dtype)
+        return standardise(*self._in_one_pass, dtype)
 
     def _add(self, gradient: Tensor) -> None:
         if self._sum is None:
@@ -159,7 +181,7 @@ class CastParameters:
         self._forward = module.forward
         self._keep = keep
         self._casts = {
-            name: _OfAllSteps(parameter, parameter.detach, keep=keep)
+            name: _OfAllSteps(parameter, parameter.detach().to, keep=keep)
             for name in CAST[type(module)]
             if (parameter := module._parameters[name]) is not None and not has_hooks(parameter)
         }
