@@ -23,6 +23,7 @@ from sltt_bench.backends.native.lif_torch import (
     PIECE,
     UNSCALED,
     BatchNormParameters,
+    RunningStatistics,
     Scaling,
     TorchKernels,
     representable_threshold,
@@ -298,7 +299,9 @@ def test_statistics_are_those_that_batch_norm_takes_and_learns(
         if momentum is not None:
             F.batch_norm(x + offset, *usual, training=True, momentum=momentum)
         changes = learned[0]._version
-        mean, variance = kernels().statistics(x, (learned[0], learned[1]), momentum, left_out)
+        batches = torch.tensor(5)
+        mean, variance = kernels().statistics(x, RunningStatistics(*learned, batches), momentum, left_out)
+        assert batches == (5 if momentum is None else 6)
         exact, dimensions = x.double(), [0, *range(2, x.dim())]
         torch.testing.assert_close(mean, exact.mean(dimensions), rtol=1e-13, atol=0)
         torch.testing.assert_close(variance, exact.var(dimensions, correction=0), rtol=1e-9, atol=0)
@@ -600,7 +603,7 @@ def test_no_product_is_contracted_with_a_sum(monkeypatch: pytest.MonkeyPatch) ->
     on_gpus.forward(x, x, lif, None)
     on_gpus.backward(x, x, x, lif)
     on_gpus.fire(x, lif)
-    on_gpus.statistics(x, (norm.mean, norm.variance), 0.1)
+    on_gpus.statistics(x, RunningStatistics(norm.mean, norm.variance, torch.tensor(0)), 0.1)
     on_gpus.joined_backward(on_gpus.joined(x, x, x[0, 0], 0.2, None), x, x[0, 0], 0.2, None)
     ran = ["summing", "add up", "input gradient", "summing", "add up", "forward", "backward", "fire"]
     assert options == [False] * len([*ran, "statistics", "join", "joined", "joined backward", "add up"])
@@ -615,12 +618,13 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
     names = kernel.arg_names
     constants = {name: value for name, value in {**constants, "COMPUTE": tl.float32}.items() if name in names}
     by_channel = ("mean_ptr", "variance_ptr", "weight_ptr", "bias_ptr", "sums_ptr", "parts_ptr", "gain_ptr")
+    others = {"bits_ptr": "u8", "batches_ptr": "i64"}
     signature = {
         name: "constexpr"
         if name in constants
         else "i32"
         if name in ("elements", "places")
-        else f"*{'fp32' if name in by_channel else 'u8' if name == 'bits_ptr' else element}"
+        else f"*{others.get(name, 'fp32' if name in by_channel else element)}"
         for name in names
     }
     source = ASTSource(

@@ -31,6 +31,7 @@ from sltt_bench.models.options import (
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
+from sltt_bench.torch_internals import TorchDispatchMode
 from sltt_bench.unroll import Unroll
 
 
@@ -280,6 +281,23 @@ def test_the_gradient_of_a_bias_left_out_is_zero_whoever_asks() -> None:
     network.zero_grad = lambda: None
     iterate(network, backend, "bptt", x)
     assert bias.grad.eq(2).all()
+
+
+def test_nobody_adds_up_the_zeros_of_the_steps() -> None:
+    network, backend = network_of()
+    made: list[Tensor] = []
+
+    class Zeros(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket is torch.ops.aten.zeros_like:
+                made.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Zeros():
+        iterate(network, backend, "bptt", torch.randn(4, 3, 16, 16))
+    biases = [layer.bias for layer in network.modules() if getattr(layer, "left_out", False)]
+    assert len(biases) == 19
+    assert [sum(zeros is bias for zeros in made) for bias in biases] == [1] * len(biases)
 
 
 @pytest.mark.parametrize("watched", ["", "conv", "norm", "neuron"])

@@ -115,7 +115,12 @@ def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
     shape: tuple[int, ...], channels_last: bool, of_batch: bool
 ) -> None:
     """On the card in float32 against plain torch in float64; each size has its own way of forming sums."""
-    from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, TorchKernels
+    from sltt_bench.backends.native.lif_torch import (
+        UNSCALED,
+        BatchNormParameters,
+        RunningStatistics,
+        TorchKernels,
+    )
     from sltt_bench.backends.native.lif_triton import TritonKernels
 
     generator = torch.Generator().manual_seed(1)
@@ -131,7 +136,9 @@ def test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
         tensors = [tensor.to(device, dtype) for tensor in (x, before, grad_output, grad_next)]
         if channels_last and x.dim() == 4:
             tensors = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
-        running = numbers[0].to(device, dtype), numbers[1].to(device, dtype)
+        running = RunningStatistics(
+            *(number.to(device, dtype) for number in numbers[:2]), torch.tensor(3, device=device)
+        )
         statistics = kernels.statistics(tensors[0], running, 0.3, [numbers[2].to(device, dtype)])
         norm = BatchNormParameters(*(number.to(device, dtype) for number in numbers), 1e-5, of_batch)
         _, membrane = kernels.forward(tensors[0], tensors[1], lif, None, UNSCALED, norm)

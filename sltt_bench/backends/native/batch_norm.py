@@ -24,10 +24,11 @@ from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
-from sltt_bench.backends.native.lif_torch import BatchNormParameters
+from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
+from sltt_bench.torch_internals import has_hooks
 
 
 class Deferred(NamedTuple):
@@ -144,11 +145,9 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         assert batches is not None
         if not self.training:
             return mean, variance
-        if self.track_running_stats:
-            batches.add_(1)
         return self.kernels.of(x, "batch statistics").statistics(
             x,
-            (mean, variance),
+            RunningStatistics(mean, variance, batches),
             self.momentum if self.track_running_stats else None,
             [bias.detach() for bias in biases],
         )
@@ -172,7 +171,7 @@ class _Normalise(torch.autograd.Function):
     """(x, γ, β; biases that x lacks) → the placeholder of the normalised x.
 
     Its gradient comes from the step of the neurons (`gradient_passes_through`), which leaves the way on. That of the biases
-    is zero; in an iteration it is sent once, to those that have none yet.
+    is zero; in an iteration those get it that have none yet, and nobody adds up zeros.
     """
 
     @staticmethod
@@ -200,11 +199,17 @@ class _Normalise(torch.autograd.Function):
         to_input, ctx.to_input = ctx.to_input, None
         if grad is None:
             return (None,) * (8 + len(ctx.biases))
-        zeros = [
-            None if ctx.saved.is_active and bias.grad is not None else torch.zeros_like(bias)
-            for bias in ctx.biases
-        ]
+        zeros = [_zero_gradient(bias, in_iteration=ctx.saved.is_active) for bias in ctx.biases]
         return *to_input(grad), *[None] * 5, *zeros
+
+
+def _zero_gradient(bias: Tensor, *, in_iteration: bool) -> Tensor | None:
+    """That of a bias which makes no difference, for autograd to send; None where it has one already."""
+    if not in_iteration or has_hooks(bias):
+        return torch.zeros_like(bias)
+    if bias.requires_grad and bias.grad is None:
+        bias.grad = torch.zeros_like(bias)
+    return None
 
 
 def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:

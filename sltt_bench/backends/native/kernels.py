@@ -7,7 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling, TorchKernels
+from sltt_bench.backends.native.lif_torch import (
+    UNSCALED,
+    BatchNormParameters,
+    RunningStatistics,
+    Scaling,
+    TorchKernels,
+)
 from sltt_bench.neurons import LIFParameters
 from sltt_bench.surrogates import SURROGATES
 
@@ -84,11 +90,12 @@ class Kernels(Protocol):
         """(∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums; through μ and σ² where they are the batch's own."""
 
     def statistics(
-        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+        self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         """μ and σ² (of n, not n − 1) of the channels of x [batch, channels, …], of the type of the running ones.
 
-        With a momentum those learn them as batch norm's do: the mean with the `biases` [channels] that x lacks.
+        With a momentum those learn them as batch norm's do: the mean with the `biases` [channels] that x lacks. One batch
+        more is counted.
         """
 
     def joined(

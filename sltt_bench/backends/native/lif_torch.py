@@ -65,6 +65,17 @@ class BatchNormParameters(NamedTuple):
         return factor.view(shape), (self.bias - self.mean * factor).view(shape)
 
 
+class RunningStatistics(NamedTuple):
+    """What a batch norm has learned of the batches so far."""
+
+    mean: Tensor
+    """[channels]."""
+    variance: Tensor
+    """[channels]."""
+    batches: Tensor
+    """How many, an integer."""
+
+
 class TorchKernels:
     """The kernels of any device, as `kernels.Kernels` describes them."""
 
@@ -182,13 +193,16 @@ class TorchKernels:
         return grad_x, grad_weight, grad_bias
 
     def statistics(
-        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+        self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         if momentum is None:  # somewhere to write: without, some devices round the results to the type of x
-            return batch_statistics(x, torch.empty_like(running[0]), torch.empty_like(running[1]), 0.0)
-        of_batch = batch_statistics(x, *running, momentum)
+            return batch_statistics(
+                x, torch.empty_like(running.mean), torch.empty_like(running.variance), 0.0
+            )
+        running.batches.add_(1)
+        of_batch = batch_statistics(x, running.mean, running.variance, momentum)
         for bias in biases:
-            running[0].add_(bias, alpha=momentum)
+            running.mean.add_(bias, alpha=momentum)
         return of_batch
 
     def joined(

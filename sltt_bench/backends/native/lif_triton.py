@@ -20,7 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sltt_bench.backends.native.lif_torch import UNSCALED, BatchNormParameters, Scaling, is_dense
+from sltt_bench.backends.native.lif_torch import (
+    UNSCALED,
+    BatchNormParameters,
+    RunningStatistics,
+    Scaling,
+    is_dense,
+)
 from sltt_bench.neurons import LIFParameters
 
 SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
@@ -407,6 +413,7 @@ def _join_statistics_kernel(
     variance_ptr,
     running_mean_ptr,
     running_variance_ptr,
+    batches_ptr,
     offset_ptr,
     places,
     MOMENTUM: tl.constexpr,
@@ -418,7 +425,8 @@ def _join_statistics_kernel(
     PADDED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """μ and σ² (of n, not n − 1) of channels from those of parts; the running ones learn μ + offset and that of n − 1.
+    """μ and σ² (of n, not n − 1) of channels from those of parts; the running ones learn μ + offset and that of n − 1,
+    and one batch more is counted.
 
     There are `places` elements of a channel, which ROWS programs took in turns, AT_ONCE each time.
     """
@@ -440,6 +448,8 @@ def _join_statistics_kernel(
     tl.store(mean_ptr + channel, mean, mask=known)
     tl.store(variance_ptr + channel, squares / n, mask=known)
     if LEARNS:
+        if tl.program_id(0) == 0:
+            tl.store(batches_ptr, tl.load(batches_ptr) + 1)
         before = tl.load(running_mean_ptr + channel, mask=known)
         learned = mean
         if OFFSET:
@@ -671,14 +681,14 @@ class TritonKernels:
         return grad_x, sums[0], sums[1]
 
     def statistics(
-        self, x: Tensor, running: tuple[Tensor, Tensor], momentum: float | None, biases: Sequence[Tensor] = ()
+        self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
         if not is_dense(x):
             x = x.contiguous()
         tiles = _Tiles.of(x)
-        parts = running[0].new_empty(tiles.rows, 2, tiles.channels)
+        parts = running.mean.new_empty(tiles.rows, 2, tiles.channels)
         _launch(_statistics_kernel, (x, parts), tiles.grid, **tiles.constants)
-        mean, variance = torch.empty_like(running[0]), torch.empty_like(running[1])
+        mean, variance = torch.empty_like(running.mean), torch.empty_like(running.variance)
         offset = sum(biases[1:], biases[0]) if biases else mean
         with torch.cuda.device_of(x):
             _join_statistics_kernel[(triton.cdiv(tiles.channels, TILE_TOTALS),)](
