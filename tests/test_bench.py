@@ -11,7 +11,7 @@ import pytest
 import torch
 import typer
 from benchmarks import __main__ as command
-from benchmarks import competitors, measure, rows
+from benchmarks import competitors, launches, measure, rows
 from benchmarks.competitors import (
     ABLATIONS,
     Competitor,
@@ -391,3 +391,15 @@ def test_the_rows_can_be_listed() -> None:
     done = bench("--list")
     assert done.exit_code == 0
     assert all(row.name in done.output for row in ROWS)
+
+
+def test_launches_are_counted_by_kernel_and_by_operation() -> None:
+    problem = replace(launches.PROBLEMS[0], network=PreActResNetOptions(width=4), timesteps=3)
+    counted = launches.launches_of(launches.native("sltt"), problem)
+    layers, convolutions = 17, 19 * 3 + 1  # the stem sees the image once
+    assert [counted.of[f"native: {name}"] for name in ("forward", "statistics")] == [3 * layers] * 2
+    assert counted.of["convolution"] == convolutions
+    assert 0 < counted.small < counted.of.total()
+    reference = launches.launches_of(this_project("reference", "sltt"), problem)
+    assert not any(name.startswith("native: ") for name in reference.of)
+    assert reference.of.total() > 1.5 * counted.of.total()

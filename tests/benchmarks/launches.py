@@ -1,0 +1,161 @@
+"""`python -m tests.benchmarks.launches`: what an iteration asks a GPU to start, counted without one.
+
+Every operation of torch that computes counts as one launch, every function of native's kernels as another, as on a
+GPU (a few are two there). The small ones, on no more than SMALL numbers, take a GPU as long as they take to start. The
+counts are those of the batch of two in bfloat16; they do not depend on the batch.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from sltt_bench.backends.native import packed_spikes, standardising, step_weights
+from sltt_bench.backends.native.lif_torch import TorchKernels
+from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
+
+from .competitors import (
+    Competitor,
+    Problem,
+    cifar_resnet18,
+    gesture_vgg11,
+    imagenet_nf_resnet34,
+    relu_network,
+    this_project,
+)
+
+SMALL = 4096
+"""Elements."""
+LAYOUT = {
+    "view", "as_strided", "detach", "alias", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze",
+    "squeeze", "_unsafe_view", "_reshape_alias", "split", "unbind", "empty", "empty_like", "empty_strided", "new_empty",
+    "new_empty_strided", "is_same_size", "lift_fresh", "promote_types",
+}  # fmt: skip
+"""Operations that give a tensor another shape, or memory, and start nothing."""
+KERNELS = (
+    "forward", "backward", "backward_biased", "backward_normalised", "backward_to_input", "statistics", "joined",
+    "joined_backward", "fire",
+)  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts inside: by name of an operation; `small` those of few numbers, which are in both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[str] = Counter()
+        self.small = 0
+        self._within_kernel = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if not self._within_kernel and name not in LAYOUT:
+            self._add(name, (args, kwargs, result))
+        return result
+
+    def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as one launch, whatever it calls."""
+
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            if self._within_kernel:
+                return function(*args, **kwargs)
+            self._within_kernel = True
+            try:
+                result = function(*args, **kwargs)
+            finally:
+                self._within_kernel = False
+            self._add(f"native: {name}", (args, kwargs, result))
+            return result
+
+        return counted
+
+    def _add(self, name: str, touched: Any) -> None:
+        sizes = [leaf.numel() for leaf in tree_leaves(touched) if isinstance(leaf, Tensor)]
+        self.of[name] += 1
+        self.small += max(sizes, default=0) <= SMALL
+
+
+@contextmanager
+def kernels_counted(launches: Launches) -> Iterator[None]:
+    """Within, what is one kernel on a GPU counts as one launch."""
+    places: list[tuple[type | ModuleType, str]] = [(TorchKernels, name) for name in KERNELS]
+    places += [(packed_spikes, "pack"), (packed_spikes, "unpack")]
+    places += [
+        (module, name)
+        for module in (standardising, step_weights)
+        for name in ("standardise", "standardise_backward")
+    ]
+    originals = [(place, name, getattr(place, name)) for place, name in places]
+    for place, name, function in originals:
+        setattr(place, name, launches.counting(name, function))
+    try:
+        yield
+    finally:
+        for place, name, function in originals:
+            setattr(place, name, function)
+
+
+def launches_of(competitor: Competitor, problem: Problem) -> Launches:
+    """Those of an iteration, after some in which native learns what repeats."""
+    launches = Launches()
+    with kernels_counted(launches):
+        made = competitor.make(problem)
+        for _ in range(3):
+            made.iteration()
+        launches.of.clear()
+        launches.small = 0
+        with launches:
+            made.iteration()
+    return launches
+
+
+def native(method: str, **options: Any) -> Competitor:
+    """As it runs on a GPU."""
+    return this_project("native", method, graphs="never", fused_norm="always", **options)
+
+
+WITHIN = ", batch norm within neurons"
+"""What all of native's names here end in."""
+SMALLER = {"precision": "bf16", "batch_size": 2}
+PROBLEMS = (
+    cifar_resnet18(**SMALLER),
+    replace(gesture_vgg11(**SMALLER), image=(2, 64, 64)),
+    replace(imagenet_nf_resnet34(**SMALLER), image=(3, 64, 64)),
+)
+COMPETITORS = (
+    this_project("reference", "bptt"),
+    this_project("reference", "sltt"),
+    native("bptt"),
+    native("bptt", recompute=True),
+    native("sltt"),
+    native("sltt-k1"),
+    relu_network(),
+)
+
+
+def main() -> None:
+    """Print a table for each network."""
+    for problem in PROBLEMS:
+        table = Table(
+            "", *("launches", "on small tensors", "native's kernels"),
+            title=f"{problem.network.name}, T = {problem.timesteps}", title_justify="left",
+        )  # fmt: skip
+        for competitor in COMPETITORS:
+            launches = launches_of(competitor, problem)
+            own = sum(count for name, count in launches.of.items() if name.startswith("native: "))
+            figures = (str(launches.of.total()), str(launches.small), str(own) if own else "")
+            table.add_row(competitor.name.removesuffix(WITHIN), *figures)
+        Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
