@@ -113,17 +113,15 @@ Methods = Annotated[
     typer.Option("--method", "-m", help="Comma list, e.g. bptt,sltt,sltt-k4. Default: the recipe's.",
                  autocompletion=_complete_methods),
 ]  # fmt: skip
-Backends = Annotated[
-    str, typer.Option("--backend", help="Comma list of backends.", autocompletion=_complete_backends)
-]
+Backends = Annotated[str, typer.Option(help="Comma list of backends.", autocompletion=_complete_backends)]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="key=value for one recipe field; key=1,2,4 makes a grid. Repeatable."),
 ]
 DataDir = Annotated[
-    Path, typer.Option("--data-dir", help="Where data sets are.", envvar="SLTT_BENCH_DATA", file_okay=False)
+    Path, typer.Option(help="Where data sets are.", envvar="SLTT_BENCH_DATA", file_okay=False)
 ]
-Out = Annotated[Path, typer.Option("--out", help="Where results go.", file_okay=False)]
+Out = Annotated[Path, typer.Option(help="Where results go.", file_okay=False)]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the last run of the same plan that did not finish.")
 ]
@@ -138,29 +136,20 @@ Jobs = Annotated[
     ),
 ]
 Devices = Annotated[
-    str | None,
-    typer.Option("--devices", help="Comma list, e.g. cuda:0,cuda:1: a cell at a time on each, side by side."),
+    str | None, typer.Option(help="Comma list, e.g. cuda:0,cuda:1: a cell at a time on each, side by side.")
 ]
 Oversubscribe = Annotated[
     bool,
     typer.Option("--oversubscribe", help="Allow more cells at once than there are processors or devices."),
 ]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda:N.")]
-Seeds = Annotated[str | None, typer.Option("--seed", help="Comma list of seeds.")]
-Init = Annotated[
-    str | None, typer.Option("--init", help="Start from this checkpoint, or from `random` weights.")
-]
-Timeout = Annotated[
-    str | None, typer.Option("--timeout", help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")
-]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda:N.")]
+Seeds = Annotated[str | None, typer.Option(help="Comma list of seeds.")]
+Init = Annotated[str | None, typer.Option(help="Start from this checkpoint, or from `random` weights.")]
+Timeout = Annotated[str | None, typer.Option(help="Wall-clock limit of one cell, e.g. 90s, 30m, 2h.")]
 ProcessesPerCell = Annotated[
     int | None,
-    typer.Option(
-        "--nproc-per-cell",
-        min=1,
-        help="Processes that share each batch of a cell, a device each (train.devices).",
-    ),
+    typer.Option(min=1, help="Processes that share each batch of a cell, a device each (train.devices)."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")]
 Estimates = Annotated[
@@ -211,9 +200,7 @@ def run(
     timeout: Timeout = None,
     log: Annotated[
         str | None,
-        typer.Option(
-            "--log", help="Comma list: tensorboard, wandb, mlflow, mlperf. Columns keep their names."
-        ),
+        typer.Option(help="Comma list: tensorboard, wandb, mlflow, mlperf. Columns keep their names."),
     ] = None,
     estimates: Estimates = True,
     skip_oversize: Annotated[
@@ -274,7 +261,7 @@ def tune(
     recipe: RecipeName,
     method: Methods = None,
     seed: Annotated[
-        str | None, typer.Option("--seed", help="Comma list of seeds of the final training; no trial's.")
+        str | None, typer.Option(help="Comma list of seeds of the final training; no trial's.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -290,7 +277,7 @@ def tune(
     nproc_per_cell: ProcessesPerCell = None,
     oversubscribe: Oversubscribe = False,
     backend: Annotated[
-        str, typer.Option("--backend", help="The backend.", autocompletion=_complete_backends)
+        str, typer.Option(help="The backend.", autocompletion=_complete_backends)
     ] = "reference",
     out: Out = Path("results"),
     resume: Resume = False,
@@ -349,32 +336,24 @@ def submit(
     ] = False,
     timeout: Timeout = None,
     time: Annotated[
-        str, typer.Option("--time", help="Time of a job, e.g. 30m, 24h; before it ends, the job is requeued.")
+        str, typer.Option(help="Time of a job, e.g. 30m, 24h; before it ends, the job is requeued.")
     ] = "24h",
     partition: Annotated[str | None, typer.Option("--partition", "-p", help="Slurm's partition.")] = None,
     nodes: Annotated[
-        int,
-        typer.Option("--nodes", min=1, help="Nodes of a job: a cell's processes, divided evenly over them."),
+        int, typer.Option(min=1, help="Nodes of a job: a cell's processes, divided evenly over them.")
     ] = 1,
     gpus_per_node: Annotated[
-        int | None,
-        typer.Option(
-            "--gpus-per-node", min=1, help="GPUs of a job on a node. Default: one for each process."
-        ),
+        int | None, typer.Option(min=1, help="GPUs of a job on a node. Default: one for each process.")
     ] = None,
-    cpus_per_task: Annotated[
-        int | None, typer.Option("--cpus-per-task", min=1, help="Cores of a job.")
-    ] = None,
-    mem: Annotated[float | None, typer.Option("--mem", min=0.1, help="Memory of a job in GB.")] = None,
-    array_parallelism: Annotated[
-        int, typer.Option("--array-parallelism", min=1, help="Jobs that run at once.")
-    ] = 256,
+    cpus_per_task: Annotated[int | None, typer.Option(min=1, help="Cores of a job.")] = None,
+    mem: Annotated[float | None, typer.Option(min=0.1, help="Memory of a job in GB.")] = None,
+    array_parallelism: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 256,
     requeues: Annotated[
-        int, typer.Option("--requeues", min=0, help="How often a cell may run out of its time and go on.")
+        int, typer.Option(min=0, help="How often a cell may run out of its time and go on.")
     ] = 20,
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", help="A further option of sbatch: account=NAME, exclusive. Repeatable."),
+        typer.Option(help="A further option of sbatch: account=NAME, exclusive. Repeatable."),
     ] = None,
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
@@ -438,7 +417,7 @@ def status(folder: Submitted, as_json: AsJSON = False) -> None:
 def cancel(
     folder: Submitted,
     cell: Annotated[
-        str | None, typer.Option("--cell", help="Comma list of cells, as `status` names them. Default: all.")
+        str | None, typer.Option(help="Comma list of cells, as `status` names them. Default: all.")
     ] = None,
 ) -> None:
     """End the jobs of a submission that wait or run; what was measured stays."""
@@ -450,10 +429,8 @@ def cancel(
 @app.command()
 def report(
     results: Results,
-    out: Annotated[Path | None, typer.Option("--out", help="Where the report goes.")] = None,
-    baseline: Annotated[
-        str | None, typer.Option("--baseline", help="Method that ratios refer to (default: bptt).")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -486,9 +463,7 @@ def report(
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="Results before.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Results after.")],
-    threshold: Annotated[
-        float, typer.Option("--threshold", help="Relative change that counts as a regression.")
-    ] = 0.05,
+    threshold: Annotated[float, typer.Option(help="Relative change that counts as a regression.")] = 0.05,
 ) -> None:
     """Set two result sets side by side; exit code 1 if B regresses beyond the threshold."""
     from sltt_bench.report.compare import compare_sets
@@ -505,15 +480,15 @@ def compare(
 def power(
     results: Results,
     effect: Annotated[
-        str, typer.Option("--effect", help="Comma list: points of accuracy, percent of other figures.")
+        str, typer.Option(help="Comma list: points of accuracy, percent of other figures.")
     ] = "0.5,1,2",
     method: Annotated[
         str | None,
         typer.Option("--method", "-m", help="Comma list. Default: all.", autocompletion=_complete_methods),
     ] = None,
-    baseline: Annotated[str, typer.Option("--baseline", help="Method that is paired with each.")] = "bptt",
+    baseline: Annotated[str, typer.Option(help="Method that is paired with each.")] = "bptt",
     figure: Annotated[
-        str, typer.Option("--figure", help="Column of seeds.csv: last_test_top1, epoch_s, energy_j, ...")
+        str, typer.Option(help="Column of seeds.csv: last_test_top1, epoch_s, energy_j, ...")
     ] = "last_test_top1",
     wanted: Annotated[
         float, typer.Option("--power", min=0.5, max=0.999, help="Probability of seeing the effect.")
@@ -538,31 +513,27 @@ def power(
 def estimate(
     recipes: RecipeNames,
     method: Methods = None,
-    timesteps: Annotated[
-        str | None, typer.Option("--timesteps", help="Comma list of T. Default: the recipe's.")
-    ] = None,
+    timesteps: Annotated[str | None, typer.Option(help="Comma list of T. Default: the recipe's.")] = None,
     batch_size: Annotated[
-        str | None, typer.Option("--batch-size", help="Comma list of batch sizes. Default: the recipe's.")
+        str | None, typer.Option(help="Comma list of batch sizes. Default: the recipe's.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option("--memory", help="Find the largest batch and T that fit, e.g. 24GiB.")
+        str | None, typer.Option(help="Find the largest batch and T that fit, e.g. 24GiB.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option("--gpu", help="A GPU of the data-sheet table: a lower bound on time.")
+        str | None, typer.Option(help="A GPU of the data-sheet table: a lower bound on time.")
     ] = None,
-    gpu_file: Annotated[
-        Path | None, typer.Option("--gpu-file", help="A YAML file with more GPUs.", dir_okay=False)
-    ] = None,
+    gpu_file: Annotated[Path | None, typer.Option(help="A YAML file with more GPUs.", dir_okay=False)] = None,
     overrides: Overrides = None,
     nproc_per_cell: ProcessesPerCell = None,
     backend: Backends = "reference",
     device: Annotated[
-        str, typer.Option("--device", help="cuda or cpu: the run that is estimated; neither is needed here.")
+        str, typer.Option(help="cuda or cpu: the run that is estimated; neither is needed here.")
     ] = "cuda",
     smoke: Smoke = False,
     out: Out = Path("results"),
     resume: Resume = False,
-    baseline: Annotated[str, typer.Option("--baseline", help="Method that ratios refer to.")] = "bptt",
+    baseline: Annotated[str, typer.Option(help="Method that ratios refer to.")] = "bptt",
     as_json: AsJSON = False,
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
@@ -638,8 +609,7 @@ def show(
 def init(
     path: Annotated[Path, typer.Argument(metavar="NAME", help="The new recipe: a name, or a file's path.")],
     source: Annotated[
-        str,
-        typer.Option("--from", help="The recipe that it is a copy of.", autocompletion=_complete_recipe),
+        str, typer.Option("--from", help="The recipe that it is a copy of.", autocompletion=_complete_recipe)
     ] = "digits",
 ) -> None:
     """Write a recipe to start from, with the meaning of each key, and the schema that editors check it with."""
@@ -669,28 +639,24 @@ def doctor(as_json: AsJSON = False) -> None:
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
-    seed: Annotated[int | None, typer.Option("--seed", help="The cell's seed, if several were run.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The cell's seed, if several were run.")] = None,
     format_name: Annotated[
         str,
         typer.Option(
-            "--format",
-            help="nir, onnx, state-dict or eval-results.",
-            autocompletion=_complete_export_formats,
+            "--format", help="nir, onnx, state-dict or eval-results.", autocompletion=_complete_export_formats
         ),
     ] = "nir",
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The file; by default named after the method.", dir_okay=False),
+        Path | None, typer.Option(help="The file; by default named after the method.", dir_okay=False)
     ] = None,
     dataset_id: Annotated[
-        str | None,
-        typer.Option("--dataset-id", help="eval-results: the benchmark's data set on the Hub, OWNER/NAME."),
+        str | None, typer.Option(help="eval-results: the benchmark's data set on the Hub, OWNER/NAME.")
     ] = None,
     task_id: Annotated[
-        str | None, typer.Option("--task-id", help="eval-results: the benchmark's task (default: default).")
+        str | None, typer.Option(help="eval-results: the benchmark's task (default: default).")
     ] = None,
     source_url: Annotated[
-        str | None, typer.Option("--source-url", help="eval-results: where the run's files can be seen.")
+        str | None, typer.Option(help="eval-results: where the run's files can be seen.")
     ] = None,
 ) -> None:
     """Write what was trained for elsewhere: NIR for neuromorphic tools, ONNX, torch's state-dict, or its accuracy."""
@@ -723,18 +689,18 @@ def gradients(
     recipe: RecipeName,
     over: Annotated[
         list[str] | None,
-        typer.Option("--over", help="A recipe or neuron field and its values: tau=1.1,2.0. Grids multiply."),
+        typer.Option(help="A recipe or neuron field and its values: tau=1.1,2.0. Grids multiply."),
     ] = None,
     epochs: Annotated[
-        str, typer.Option("--epochs", help="When to look: comma list of epochs; 0 is before training, `last` works.")
+        str, typer.Option(help="When to look: comma list of epochs; 0 is before training, `last` works.")
     ] = "0",
-    batches: Annotated[int, typer.Option("--batches", help="Training batches to look at.")] = 8,
+    batches: Annotated[int, typer.Option(help="Training batches to look at.")] = 8,
     compared: Annotated[
         str | None, typer.Option("--method-gradients", help="Methods whose gradients are set beside BPTT's (comma list).",
                                  autocompletion=_complete_methods)
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option("--checkpoint", help="Weights to start from.", dir_okay=False)
+        Path | None, typer.Option(help="Weights to start from.", dir_okay=False)
     ] = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help="What trains the network (comma list).",
@@ -784,9 +750,7 @@ def gradients(
 DatasetName = Annotated[
     str, typer.Argument(metavar="NAME", help="A data set's name.", autocompletion=_complete_datasets)
 ]
-Split = Annotated[
-    str | None, typer.Option("--split", help="One of its splits, where there are several (dvs-gesture).")
-]
+Split = Annotated[str | None, typer.Option(help="One of its splits, where there are several (dvs-gesture).")]
 
 
 @data_app.command()
