@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
@@ -21,7 +21,8 @@ from sltt_bench.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
 if TYPE_CHECKING:
-    from sltt_bench.plan import Request
+    from sltt_bench.lanes import Place
+    from sltt_bench.plan import Plan, Request
 
 
 class _State:
@@ -209,10 +210,8 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
-    from sltt_bench import commands
-    from sltt_bench.jobs import make_places
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import checkpoint_file, make_plans, on_device, processes_per_cell
+    from sltt_bench.plan import checkpoint_file, make_plans, on_device
 
     if init is not None and init != "random":
         checkpoint_file(init)
@@ -234,19 +233,14 @@ def run(
         data_dir=data_dir,
     )
     plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
-    crowd = oversubscribe or dry_run
-    per_cell = processes_per_cell(plans)
-    places = make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+    places = _places(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
     plans = on_device(plans, places[0].device)
-    timeout_s = _seconds(timeout)
-    if dry_run:
-        commands.show_plans(plans)
-        return
-    code = commands.run_plans(
+    code = _carry_out(
         plans,
+        dry_run,
+        timeout,
         out=out,
         data_dir=data_dir,
-        timeout_s=timeout_s,
         resume=resume,
         places=places,
         logs=logs,
@@ -286,30 +280,15 @@ def tune(
     dry_run: DryRun = False,
 ) -> None:
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
-    from sltt_bench import commands
-    from sltt_bench.jobs import make_places
-    from sltt_bench.plan import processes_per_cell
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
     request = _request(method, backend, seed, grid, device=device, smoke=smoke, data_dir=data_dir)
-    crowd = oversubscribe or dry_run
-    per_cell = processes_per_cell(plan_tuning(recipe, request))
-    places = make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+    places = _places(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
     # The final training is planned later, from the request.
     plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
-    timeout_s = _seconds(timeout)
-    if dry_run:
-        commands.show_plans(plans)
-        return
-    code = commands.run_plans(
-        plans,
-        out=out,
-        data_dir=data_dir,
-        timeout_s=timeout_s,
-        resume=resume,
-        places=places,
-        estimates=estimates,
+    code = _carry_out(
+        plans, dry_run, timeout, out=out, data_dir=data_dir, resume=resume, places=places, estimates=estimates
     )
     final = plans[-1].then
     if isinstance(final, FinalTraining) and final.unchosen:
@@ -721,13 +700,10 @@ def gradients(
     dry_run: DryRun = False,
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
-    from sltt_bench import commands
     from sltt_bench.analysis.plan import full_paths, plan_analysis
-    from sltt_bench.jobs import make_places
     from sltt_bench.plan import checkpoint_file
 
-    crowd = oversubscribe or dry_run
-    places = make_places(_device(device), jobs, _device_list(devices), oversubscribe=crowd)
+    places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
     grid = full_paths([*(overrides or []), *(over or [])])
     request = _request(
@@ -737,13 +713,7 @@ def gradients(
     plans = plan_analysis(
         recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
     )
-    timeout_s = _seconds(timeout)
-    if dry_run:
-        commands.show_plans(plans)
-        return
-    code = commands.run_plans(
-        plans, out=out, data_dir=data_dir, timeout_s=timeout_s, resume=resume, places=places
-    )
+    code = _carry_out(plans, dry_run, timeout, out=out, data_dir=data_dir, resume=resume, places=places)
     raise typer.Exit(code)
 
 
@@ -794,6 +764,28 @@ def _request(
         device=_device(device),
         **further,
     )
+
+
+def _places(
+    device: str, jobs: int | None, devices: str | None, plans: Sequence["Plan"] = (), *, crowd: bool
+) -> list["Place"]:
+    """Where the cells of `plans` run; with `crowd`, more at once than the machine can bear."""
+    from sltt_bench.jobs import make_places
+    from sltt_bench.plan import processes_per_cell
+
+    per_cell = processes_per_cell(plans)
+    return make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+
+
+def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: Any) -> int:
+    """Run the plans, `how` as `commands.run_plans` takes it, or show them alone; the exit code."""
+    from sltt_bench import commands
+
+    timeout_s = _seconds(timeout)
+    if dry_run:
+        commands.show_plans(plans)
+        return 0
+    return commands.run_plans(plans, timeout_s=timeout_s, **how)
 
 
 def _comma_list(text: str | None) -> list[str] | None:
