@@ -53,8 +53,8 @@ class Attempt:
     kernel_kills: int = field(default=0, init=False)
     """Processes that the kernel had killed for lack of memory before this began."""
 
-    def hear(self, event: Event) -> None:
-        """Called with each event of the cell but facts and its ending."""
+    def hear(self, name: str, event: Event) -> None:
+        """Called with each event of the cell, by its name, but facts and its ending."""
 
     def ended(self) -> None:
         """Called when the outcome is known."""
@@ -214,7 +214,7 @@ class _Lane:
                 outcome.facts |= event
                 return
             case name:
-                self.attempt.hear({"event": name, **event})
+                self.attempt.hear(name, event)
                 return
         if not KINDS[self.attempt.cell.kind].measures:  # else its process ends, and tells with which code
             self._conclude(None, self.process.log)

@@ -6,6 +6,7 @@ folder) as the processes report them, so that whatever ends one, what it measure
 
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -119,13 +120,12 @@ def describe(cell: Cell) -> str:
 
 def finished_cells(folder: Path) -> set[str]:
     """The ids of the cells that a run's folder holds as finished, with all their epochs."""
-    epochs: dict[str, set[str]] = {}
-    for row in read_rows(folder / EPOCHS_FILE):
-        epochs.setdefault(row["cell_id"], set()).add(row["epoch"])
+    there = {(row["cell_id"], row["epoch"]) for row in read_rows(folder / EPOCHS_FILE)}
+    epochs = Counter(cell_id for cell_id, _ in there)
     return {
         row["cell_id"]
         for row in read_rows(folder / CELLS_FILE)
-        if row["status"] == "ok" and len(epochs.get(row["cell_id"], ())) >= int(row.get("epochs_done") or 0)
+        if row["status"] == "ok" and epochs[row["cell_id"]] >= int(row.get("epochs_done") or 0)
     }
 
 
@@ -167,7 +167,7 @@ class _Recording:
         """Those that wait for no cell that is still to end, taken out of `waiting`; what cannot be tried is skipped."""
         for attempt in [each for each in waiting if not self._is_open(each.cell.needs)]:
             waiting.remove(attempt)
-            attempt.announce()
+            self.display.cell_started(attempt.cell, *attempt.number)
             try:
                 weights = self.initial_weights(attempt.cell)
             except NotRunnable as reason:
@@ -307,24 +307,20 @@ class _RecordedAttempt(Attempt):
         attempt = record.attempts_at(cell) + 1
         super().__init__(cell, Outcome("error", attempt=attempt))
         self.log = record.folder.log_path(cell.cell_id, attempt)
-        self._record, self._number = record, number
-        self._checkpoint: Path | None = None
+        self._record, self.number = record, number
         record.folder.write_cell(public(cell.to_dict()))
-
-    def announce(self) -> None:
-        """Its turn has come."""
-        self._record.display.cell_started(self.cell, *self._number)
 
     def prepare(self, data_dir: Path, initial_weights: Path | None) -> None:
         """What its process will be told."""
         train = self.cell.recipe.train
+        checkpoint = None
         if KINDS[self.cell.kind].checkpoints and (train.checkpoint_every or train.keep_checkpoint):
-            self._checkpoint = self._record.folder.checkpoint_path(self.cell.cell_id)
-        self._record.note(self.cell, self.outcome.attempt, {})
+            checkpoint = self._record.folder.checkpoint_path(self.cell.cell_id)
+        self._note({})
         self.job = {
             "data_dir": str(data_dir),
-            "checkpoint": None if self._checkpoint is None else str(self._checkpoint),
-            "resume": self._checkpoint is not None and self._checkpoint.exists(),
+            "checkpoint": None if checkpoint is None else str(checkpoint),
+            "resume": checkpoint is not None and checkpoint.exists(),
             "initial_weights": None if initial_weights is None else str(initial_weights),
         }
 
@@ -333,39 +329,33 @@ class _RecordedAttempt(Attempt):
         self.outcome.status, self.outcome.reason = "skipped", reason
         self.ended()
 
-    def hear(self, event: Event) -> None:
-        with self._record.interruptions.deferred():
-            self._hear(event)
-
-    def _hear(self, event: Event) -> None:
+    def hear(self, name: str, event: Event) -> None:
         display = self._record.display
-        match event["event"]:
-            case "preparing":
-                display.preparing(self.cell, event)
-            case "batch":
-                display.batch(self.cell, event)
-            case "epoch":
-                beside = {"neighbours": self.most_neighbours}
-                self._count_neighbours()
-                self.most_neighbours = self.neighbours
-                display.epoch(self.cell, self._append_epoch(self.outcome, event["row"] | beside))
-            case "epochs":
-                there = self._record.epochs(self.cell)
-                for epoch in event["epochs"]:
-                    if epoch["row"]["epoch"] not in there:
-                        earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
-                        row = {name: value for name, value in epoch["row"].items() if name in _EPOCH_COLUMNS}
-                        beside = {"neighbours": epoch["facts"].get("neighbours")}
-                        self._append_epoch(earlier, row | beside)
-            case "row":
-                self._append(event["file"], event["row"], self.outcome)
-            case "sample":
-                key = {"cell_id": self.cell.cell_id, "attempt": self.outcome.attempt}
-                self._record.folder.append(TIMELINE_FILE, {**key, **event["row"]})
-            case "measured_with":
-                self._note({key: event[key] for key in event if key != "event"})
-            case "initial_weights":
-                self._note({"initial_weights": {key: event[key] for key in event if key != "event"}})
+        with self._record.interruptions.deferred():
+            match name:
+                case "preparing":
+                    display.preparing(self.cell, event)
+                case "batch":
+                    display.batch(self.cell, event)
+                case "epoch":
+                    beside = {"neighbours": self.most_neighbours}
+                    self._count_neighbours()
+                    self.most_neighbours = self.neighbours
+                    display.epoch(self.cell, self._append_epoch(self.outcome, event["row"] | beside))
+                case "epochs":
+                    there = self._record.epochs(self.cell)
+                    for epoch in event["epochs"]:
+                        if epoch["row"]["epoch"] not in there:
+                            self._append_earlier_epoch(epoch)
+                case "row":
+                    self._append(event["file"], event["row"], self.outcome)
+                case "sample":
+                    key = {"cell_id": self.cell.cell_id, "attempt": self.outcome.attempt}
+                    self._record.folder.append(TIMELINE_FILE, {**key, **event["row"]})
+                case "measured_with":
+                    self._note(event)
+                case "initial_weights":
+                    self._note({"initial_weights": event})
 
     def _note(self, facts: Mapping[str, Any]) -> None:
         self._record.note(self.cell, self.outcome.attempt, facts)
@@ -387,9 +377,15 @@ class _RecordedAttempt(Attempt):
         outcome.answers = self.cell.kind == "trial" and is_lost(outcome.status, outcome.reason)
         with self._record.interruptions.deferred():
             self.write_row()
-            if self.outcome.status == "ok":
+            if outcome.status == "ok":
                 self._record.drop_checkpoint(self.cell)
-        self._record.display.cell_ended(self.cell, self.outcome)
+        self._record.display.cell_ended(self.cell, outcome)
+
+    def _append_earlier_epoch(self, epoch: Mapping[str, Any]) -> None:
+        """The row of an epoch that a checkpoint carries and the folder lacks."""
+        earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
+        row = {name: value for name, value in epoch["row"].items() if name in _EPOCH_COLUMNS}
+        self._append_epoch(earlier, row | {"neighbours": epoch["facts"].get("neighbours")})
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
         of_the_cell = {name: outcome.facts.get(name) for name in ("peak_tensor_bytes", "ranks")}

@@ -255,7 +255,7 @@ def test_an_epoch_that_a_killed_runner_missed_keeps_its_neighbours(
     recording = _Recording([run], _Lines(Console(quiet=True), {}), tmp_path, lambda cell: None, {}, {})
     attempt = next(recording.attempts())
     assert attempt is not None
-    attempt.hear({"event": "epochs", "epochs": reporter._epochs})
+    attempt.hear("epochs", {"epochs": reporter._epochs})
     recording.close()
     epochs = pd.read_csv(tmp_path / EPOCHS_FILE)
     assert (epochs.epoch.tolist(), epochs.neighbours.tolist()) == ([1], [3])

@@ -155,6 +155,6 @@ def test_rows_in_a_checkpoint_of_another_version_are_kept_as_far_as_they_are_kno
     )
     row = {"epoch": 1, "cold": True, "train_loss": 0.5, "a_column_of_tomorrow": 3}
     epochs = [{"attempt": 1, "facts": {}, "row": row}]
-    runner._RecordedAttempt(record, cell, (1, 1)).hear({"event": "epochs", "epochs": epochs})
+    runner._RecordedAttempt(record, cell, (1, 1)).hear("epochs", {"epochs": epochs})
     (kept,) = folder.rows(EPOCHS_FILE)
     assert (kept["epoch"], kept["train_loss"], kept["attempt"]) == ("1", "0.5", "1")
