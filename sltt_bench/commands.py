@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -82,15 +83,12 @@ def run_plans(
     check_data(open_cells, data_dir)
     folders: list[Path] = []
 
-    def opener(plan: Plan, path: Path | None) -> Callable[[], RunFolder]:
-        def open_folder() -> RunFolder:
-            folder = RunFolder.create(out, plan.recipe.name) if path is None else RunFolder(path)
-            folders.append(folder.path)
-            return folder
+    def opened(plan: Plan, path: Path | None) -> RunFolder:
+        folder = RunFolder.create(out, plan.recipe.name) if path is None else RunFolder(path)
+        folders.append(folder.path)
+        return folder
 
-        return open_folder
-
-    runs = [PlannedRun(plan, opener(plan, path)) for plan, path in zip(plans, earlier, strict=True)]
+    runs = [PlannedRun(plan, partial(opened, plan, path)) for plan, path in zip(plans, earlier, strict=True)]
     try:
         memory = _estimated(open_cells, console, places) if estimates else Preflight()
         with _display(plans, console, memory, list(logs), len(places) > 1) as display:
@@ -466,7 +464,7 @@ def check_submission(folders: list[Path], *, as_json: bool = False) -> int:
     """Show which rules results meet; 1 if they break any. Raises ResultsError."""
     from sltt_bench.submission import RULES, check
 
-    _, breaches = check(folders)
+    breaches = check(folders)
     if as_json:
         print_json([asdict(breach) for breach in breaches])
         return int(bool(breaches))

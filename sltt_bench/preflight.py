@@ -39,10 +39,8 @@ class Preflight:
 
         What counts is the device that most of them share; the largest cells may meet there.
         """
-        shares = [Counter(each for each in (place.device, *place.further_devices)) for place in places]
-        device, at_once = max(
-            Counter(name for share in shares for name in share).items(), key=lambda item: item[1]
-        )
+        shares = [Counter((place.device, *place.further_devices)) for place in places]
+        ((device, at_once),) = Counter(name for share in shares for name in share).most_common(1)
         processes = max(share[device] for share in shares)
         largest = sorted((self.peak_bytes.get(cell.cell_id, 0) for cell in cells), reverse=True)[:at_once]
         total = processes * sum(largest)
@@ -58,16 +56,11 @@ class Preflight:
 def preflight(cells: Sequence[Cell]) -> Preflight:
     """The estimates of cells that share one device, each within PREFLIGHT_LIMIT_S. Raises Interrupted."""
     questions = [replace(cell, kind="preflight") for cell in cells]
-    outcomes = computed(questions, timeout_s=PREFLIGHT_LIMIT_S)
-    known = {
-        cell.cell_id: outcome.facts
-        for cell, outcome in zip(cells, outcomes, strict=True)
-        if outcome.status == "ok"
-    }
+    outcomes = zip(cells, computed(questions, timeout_s=PREFLIGHT_LIMIT_S), strict=True)
+    by_cell = {cell.cell_id: outcome for cell, outcome in outcomes}
+    known = {cell_id: outcome.facts for cell_id, outcome in by_cell.items() if outcome.status == "ok"}
     return Preflight(
         {cell_id: int(facts["peak_tensor_bytes"]) for cell_id, facts in known.items()},
         next((int(facts["free_bytes"]) for facts in known.values()), None),
-        frozenset(
-            cell.cell_id for cell, outcome in zip(cells, outcomes, strict=True) if outcome.status == "timeout"
-        ),
+        frozenset(cell_id for cell_id, outcome in by_cell.items() if outcome.status == "timeout"),
     )

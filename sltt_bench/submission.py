@@ -33,14 +33,14 @@ class RuleBreach:
     text: str
 
 
-def check(folders: list[Path]) -> tuple[Results, list[RuleBreach]]:
-    """What was read, and every breach of every rule. Raises ResultsError for a folder without results."""
+def check(folders: list[Path]) -> list[RuleBreach]:
+    """Every breach of every rule. Raises ResultsError for a folder without results."""
     results = read_results(folders)
-    if results.cells[results.cells["kind"] == "run"].empty:
+    if _runs(results).empty:
         raise ResultsError(
             f"{folders[0]}: no cell that was run is here; `sltt-bench run RECIPE` makes results"
         )
-    return results, [
+    return [
         RuleBreach(rule, where, text) for rule, function in RULES.items() for where, text in function(results)
     ]
 
