@@ -45,10 +45,10 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     before: list[Plan] = []
     remarks: list[str] = []
     for point in trained:
-        assert point.recipe.tuning is not None
         alone = replace(request, point=point.study if len(trained) > 1 else None)
-        *before, plan = _plan_trials(recipe_name, alone, fixed, point.recipe, point.recipe.tuning)
-        searches.append(_search(plan, alone, point))
+        plans, search = _search(recipe_name, alone, fixed, point)
+        *before, plan = plans
+        searches.append(search)
         remarks += plan.remarks
     final = FinalTraining(recipe_name, fixed, plan.recipe, searches)
     cells = {cell.cell_id: cell for search in searches for cell in search.cells}
@@ -76,32 +76,25 @@ def _faults(point: ResolvedPoint, fixed: Mapping[str, Any], request: Request) ->
         yield f"seed {both[0]} is one of tuning.seeds; the final training (seeds, or --seed) wants seeds of its own"
 
 
-def _plan_trials(
-    recipe_name: str, request: Request, fixed: Mapping[str, Any], recipe: Recipe, tuning: TuningRecipe
-) -> list[Plan]:
-    held = {
-        "validation": tuning.validation.model_dump(mode="json"),
-        "train.epochs": _trial_epochs(recipe, tuning),
-    }
-    grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
-    return make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
-
-
-def _trial_epochs(recipe: Recipe, tuning: TuningRecipe) -> int:
-    return min(tuning.epochs or recipe.train.epochs, recipe.train.epochs)
-
-
-def _search(plan: Plan, request: Request, point: ResolvedPoint) -> "Search":
-    tuning = point.recipe.tuning
+def _search(
+    recipe_name: str, request: Request, fixed: Mapping[str, Any], point: ResolvedPoint
+) -> "tuple[list[Plan], Search]":
+    """The plans of which the last has the trials of a point, and these trials as what is to be chosen from."""
+    recipe, tuning = point.recipe, point.recipe.tuning
     assert tuning is not None
-    return Search(
+    epochs = min(tuning.epochs or recipe.train.epochs, recipe.train.epochs)
+    held = {"validation": tuning.validation.model_dump(mode="json"), "train.epochs": epochs}
+    grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
+    plans = make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
+    search = Search(
         request=request,
         where=_words(point.study) if request.point else "",
         tuning=tuning,
-        epochs=_trial_epochs(point.recipe, tuning),
-        cells=tuple(_trial(cell, tuning) for cell in plan.cells if cell.kind == "run"),
-        own={name: value_at(point.recipe, name) for name in tuning.grid},
+        epochs=epochs,
+        cells=tuple(_trial(cell, tuning) for cell in plans[-1] if cell.kind == "run"),
+        own={name: value_at(recipe, name) for name in tuning.grid},
     )
+    return plans, search
 
 
 def _trial(cell: Cell, tuning: TuningRecipe) -> Cell:
@@ -205,19 +198,19 @@ class FinalTraining:
         chosen: dict[str, Choice] = {}
         for method in search.methods:
             cells = [cell for cell in search.cells if cell.method == method]
-            trials = {cell.cell_id: _outcome(cell, last.get(cell.cell_id)) for cell in cells}
-            if missing := [cell_id for cell_id, trial in trials.items() if trial is None]:
+            outcomes = ((cell.cell_id, _outcome(cell, last.get(cell.cell_id))) for cell in cells)
+            ended = {cell_id: trial for cell_id, trial in outcomes if trial is not None}
+            if missing := len(cells) - len(ended):
                 self.unchosen[_at(method, search)] = (
-                    f"{len(missing)} of {len(cells)} trials did not end by themselves; --resume tries them again"
+                    f"{missing} of {len(cells)} trials did not end by themselves; --resume tries them again"
                 )
                 continue
-            ended = {cell_id: trial for cell_id, trial in trials.items() if trial is not None}
             choice = choose(search.tuning.grid, list(ended.values()))
             if choice is None:
                 self.unchosen[_at(method, search)] = "every setting of the grid diverged or ran out of memory"
             else:
                 chosen[method] = choice
-            if not recorded & trials.keys():
+            if not recorded & ended.keys():
                 for number, cell in enumerate(cells, start=1):
                     folder.append(TUNING_FILE, _row(search, number, cell, last[cell.cell_id], ended, choice))
         return chosen
@@ -263,16 +256,9 @@ def _tuned(cell: Cell, search: Search, choice: Choice) -> Cell:
     cell = replace(cell, overrides=_without(cell.overrides, search.tuning.grid))
     if cell.kind != "run":
         return cell
-    return replace(
-        cell,
-        options={
-            TUNED: {
-                "protocol": search.protocol,
-                "trials": search.tuning.trials,
-                "chosen": dict(choice.setting),
-            }
-        },
-    )
+    protocol, trials = search.protocol, search.tuning.trials
+    tuned = {"protocol": protocol, "trials": trials, "chosen": dict(choice.setting)}
+    return replace(cell, options={TUNED: tuned})
 
 
 def choice_text(choice: Choice, trials: int) -> str:
