@@ -144,8 +144,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     RecipeError, also for a K that fits no point.
     """
     _check_backends(request.backends)
-    main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    resolved, left_out = _resolve(recipe_name, main, request)
+    main, resolved, left_out = _resolve(recipe_name, request)
     base = resolved[0].recipe
     stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
     cells = [
@@ -190,8 +189,7 @@ class ResolvedPoint:
 
 def resolve_points(recipe_name: str, request: Request) -> list[ResolvedPoint]:
     """The recipe at each point of the request's grid, and of a study at each of its own. Raises RecipeError."""
-    main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    return _resolve(recipe_name, main, request)[0]
+    return _resolve(recipe_name, request)[1]
 
 
 def _seeds_of(point: ResolvedPoint, main: Recipe, request: Request) -> list[int]:
@@ -204,11 +202,13 @@ def _device_of(study: Grid, request: Request) -> Device:
     return "cuda" if study.kind == "estimate" and request.device != "cpu" else request.device
 
 
-def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[ResolvedPoint], list[str]]:
-    """The recipe `main` at each point of the grid, with the methods that fit T there; what was left out.
+def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedPoint], list[str]]:
+    """The recipe itself, and at each point of the grid, with the methods that fit T there; what was left out.
 
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
+    main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
+    folder = find_recipe(recipe_name).parent
     if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
         fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
         raise RecipeError(
@@ -220,23 +220,24 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
     if request.point is not None:
         of_study = [request.point]
     for overrides, study in itertools.product(request.grid, of_study):
-        source = _recipe_of(study, recipe_name)
+        source = recipe_name if study.recipe is None else _beside(folder, study.recipe)
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
+        settings = {**study.settings, **overrides}
         chosen = load_recipe(
             source,
-            {**study.settings, **overrides},
+            settings,
             smoke=request.smoke,
             chosen_methods=request.methods or study.methods,
             any_k=True,
         )
         recipe = _as_part_of(main, _on_disk(chosen, request))
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
-        for name in set(recipe.methods) - set(fitting):
+        for name in [name for name in recipe.methods if name not in fitting]:
             missing.setdefault(name, []).append(recipe.timesteps)
         if fitting:
             changes = {
                 key: value
-                for key, value in {**study.settings, **overrides}.items()
+                for key, value in settings.items()
                 if value_at(recipe, key) != value_at(as_published, key)
             }
             if study.recipe is not None:
@@ -251,15 +252,13 @@ def _resolve(recipe_name: str, main: Recipe, request: Request) -> tuple[list[Res
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
-    return resolved, remarks
+    return main, resolved, remarks
 
 
-def _recipe_of(point: Grid, study_name: str) -> str:
-    """What a study's point extends, beside the study's file or shipped; the study itself if it names nothing else."""
-    if point.recipe is None:
-        return study_name
-    beside = find_recipe(study_name).parent / f"{point.recipe}.yaml"
-    return str(beside) if beside.is_file() else point.recipe
+def _beside(folder: Path, name: str) -> str:
+    """The recipe of this name in the folder of the one that names it; if there is none, the shipped one."""
+    file = folder / f"{name}.yaml"
+    return str(file) if file.is_file() else name
 
 
 def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
@@ -296,23 +295,20 @@ def _stage_one(
 
     The prerequisite's recipe is looked for in the recipe's own folder first.
     """
+    init = None if request.init == "random" else request.init
     if recipe.init_from is None:
-        init = None if request.init in (None, "random") else request.init
         return None, init, ()
-    if request.init == "random":
-        return (
-            None,
-            None,
-            (f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}",),
-        )
-    if request.init is not None:
-        return None, request.init, (f"{recipe.name} starts from {request.init}",)
-    for asked, flag in ((request.smoke, "--smoke"), (request.synthetic, "--synthetic")):
+    if init is not None:
+        return None, init, (f"{recipe.name} starts from {init}",)
+    without = f"the prerequisite {recipe.init_from} is left out, weights start at random"
+    for asked, remark in (
+        (request.init, f"--init random: {recipe.name} starts from random weights, not {recipe.init_from}"),
+        (request.smoke, f"--smoke: {without}"),
+        (request.synthetic, f"--synthetic: {without}"),
+    ):
         if asked:
-            remark = f"{flag}: the prerequisite {recipe.init_from} is left out, weights start at random"
             return None, None, (remark,)
-    beside = folder / f"{recipe.init_from}.yaml"
-    first = load_recipe(str(beside) if beside.is_file() else recipe.init_from)
+    first = load_recipe(_beside(folder, recipe.init_from))
     cell = Cell(
         recipe=first,
         method=first.methods[0],
@@ -324,10 +320,11 @@ def _stage_one(
 
 
 def _check_backends(chosen: tuple[str, ...]) -> None:
+    known = backends.names()
     faults = [
-        f"unknown backend {name!r}{nearest(name, backends.names())}; known: {', '.join(backends.names())}"
+        f"unknown backend {name!r}{nearest(name, known)}; known: {', '.join(known)}"
         for name in chosen
-        if name not in backends.names()
+        if name not in known
     ]
     if faults:
         raise RecipeError("--backend", faults)

@@ -340,15 +340,18 @@ class Recipe(Strict):
         `apart_from`: dotted fields that are left out, such as those that were tuned.
         """
         decisive = self.significant()
-        for key in ("description", "methods", "seeds", "smoke", "claims", "init_from"):
-            del decisive[key]
-        for key in ("tuning", "target", "cpu_minutes", "study"):
+        for key in NOT_DECISIVE:
             decisive.pop(key, None)
-        for section, _, key in (dotted.partition(".") for dotted in apart_from):
+        for section, _, key in (dotted.partition(".") for dotted in (*_NOT_DECISIVE_OF_TRAIN, *apart_from)):
             decisive[section].pop(key, None)
-        for key in ("checkpoint_every", "keep_checkpoint", "devices"):
-            decisive["train"].pop(key, None)
         return short_hash(decisive)
+
+
+NOT_DECISIVE = (
+    "description", "methods", "seeds", "smoke", "claims", "init_from", "tuning", "target", "cpu_minutes", "study",
+)  # fmt: skip
+"""What of a recipe decides nothing about one method's run, beside its name."""
+_NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "train.devices")
 
 
 class RecipeError(UserError, ValueError):
@@ -383,30 +386,25 @@ def study_names() -> list[str]:
 
 def find_recipe(name_or_path: str) -> Path:
     """The file of a shipped recipe's or study's name, or the given path. Raises RecipeError."""
-    if name_or_path in study_names():
-        return recipe_folder() / f"{name_or_path}.yaml"
-    if name_or_path.startswith(f"{STUDIES}/") and not name_or_path.endswith((".yaml", ".yml")):
-        hint = nearest(name_or_path, study_names())
-        raise RecipeError(
-            name_or_path, [f"no study has this name{hint}; `sltt-bench list studies` shows all"]
-        )
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+    of_study = name_or_path.startswith(f"{STUDIES}/")
+    if name_or_path.endswith((".yaml", ".yml")) or ("/" in name_or_path and not of_study):
         path = Path(name_or_path)
-        if not _is_file(path):
-            hint = ""
-            with suppress(OSError, ValueError):  # where it cannot even be a path
-                hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
-            raise RecipeError(
-                name_or_path, [f"no such file{hint}; `sltt-bench list recipes` shows the names"]
-            )
-        return path
+        if _is_file(path):
+            return path
+        hint = ""
+        with suppress(OSError, ValueError):  # where it cannot even be a path
+            hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+        fault = f"no such file{hint}; `sltt-bench list recipes` shows the names"
+        raise RecipeError(name_or_path, [fault])
     path = recipe_folder() / f"{name_or_path}.yaml"
-    if not _is_file(path):
-        hint = nearest(name_or_path, recipe_names())
-        raise RecipeError(
-            name_or_path, [f"no recipe has this name{hint}; `sltt-bench list recipes` shows all"]
-        )
-    return path
+    names = study_names() if of_study else recipe_names()
+    if name_or_path in names or (not of_study and _is_file(path)):
+        return path
+    what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
+    fault = (
+        f"no {what} has this name{nearest(name_or_path, names)}; `sltt-bench list {all_of_them}` shows all"
+    )
+    raise RecipeError(name_or_path, [fault])
 
 
 def _is_file(path: Path) -> bool:

@@ -11,17 +11,13 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.recipe import NOT_DECISIVE, Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
 
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
 _PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\\\Users\\\\)[^\s\"',]*")
-_NOT_COMPARED = {
-    "name", "description", "methods", "seeds", "smoke", "claims", "init_from", "tuning", "target", "cpu_minutes",
-}  # fmt: skip
-"""What of a recipe decides nothing about one method's run."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +172,7 @@ def _differences(a: Recipe, b: Recipe) -> Iterator[str]:
     """Dotted keys in which two recipes differ, of those that decide something."""
     left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     for key in sorted(left.keys() | right.keys()):
-        if key.partition(".")[0] not in _NOT_COMPARED and left.get(key) != right.get(key):
+        if key.partition(".")[0] not in ("name", *NOT_DECISIVE) and left.get(key) != right.get(key):
             yield key
 
 
