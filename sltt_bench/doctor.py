@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -50,11 +49,8 @@ def examine() -> list[DoctorFinding]:
 
 def _machine() -> list[DoctorFinding]:
     facts = provenance.collect([])
-    return [
-        DoctorFinding("ok", "sltt-bench", str(facts["sltt_bench"])),
-        DoctorFinding("ok", "python", str(facts["python"])),
-        DoctorFinding("ok", "cpu", str(facts["cpu"])),
-    ]
+    named = {"sltt-bench": facts["sltt_bench"], "python": facts["python"], "cpu": facts["cpu"]}
+    return [DoctorFinding("ok", subject, str(fact)) for subject, fact in named.items()]
 
 
 def _gpus() -> list[DoctorFinding]:
@@ -180,9 +176,7 @@ def _loader_needs(recipe: Recipe) -> _LoaderNeeds:
 def _extras() -> list[DoctorFinding]:
     findings = []
     for package, (extra, purpose) in EXTRAS.items():
-        try:
-            findings.append(DoctorFinding("ok", package, version(package)))
-        except PackageNotFoundError:
-            text = f"not installed; for {purpose}: pip install 'sltt-bench[{extra}]'"
-            findings.append(DoctorFinding("note", package, text))
+        version = provenance.installed_version(package)
+        remedy = f"not installed; for {purpose}: pip install 'sltt-bench[{extra}]'"
+        findings.append(DoctorFinding("note" if version is None else "ok", package, version or remedy))
     return findings

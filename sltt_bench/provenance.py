@@ -78,7 +78,9 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         **source_revision(Path(sltt_bench.__file__).parent),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
-        "packages": _package_versions(),
+        "packages": {
+            package: version for package in PACKAGES if (version := installed_version(package)) is not None
+        },
         "cpu": cpu_model(),
         "cores_physical": psutil.cpu_count(logical=False),
         "cores_logical": psutil.cpu_count(),
@@ -86,7 +88,9 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         "cores_quota": core_quota(),
         "memory_total_bytes": psutil.virtual_memory().total,
         **_gpus(),
-        "environment": _settings(),
+        "environment": {
+            name: without_private_paths(os.environ[name]) for name in SETTINGS if name in os.environ
+        },
     }
 
 
@@ -94,9 +98,28 @@ def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
     """An attempt as the process that trained knows it, at its end."""
     import torch
 
+    backends: Any = torch.backends  # without types
+    cudnn = backends.cudnn
     return {
-        "torch": _torch_build(torch),
-        "torch_flags": _torch_flags(torch),
+        "torch": {
+            "version": torch.__version__,
+            "git_revision": torch.version.git_version,
+            "cuda": torch.version.cuda,
+            "cudnn": cudnn.version(),
+            "cpu_capability": backends.cpu.get_cpu_capability(),
+            "mkldnn": backends.mkldnn.is_available(),
+        },
+        "torch_flags": {
+            "threads": torch.get_num_threads(),
+            "interop_threads": torch.get_num_interop_threads(),
+            "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+            "cudnn_enabled": cudnn.enabled,
+            "cudnn_benchmark": cudnn.benchmark,
+            "cudnn_deterministic": cudnn.deterministic,
+            "cudnn_allow_tf32": cudnn.allow_tf32,
+            "matmul_allow_tf32": backends.cuda.matmul.allow_tf32,
+            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        },
         "profiler": dict(profiler_description),
     }
 
@@ -149,14 +172,12 @@ def _installed_commit() -> str | None:
     return None if commit is None else str(commit)
 
 
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+def installed_version(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 # The machine ------------------------------------------------------------------------------------
@@ -227,36 +248,3 @@ def _gpus() -> dict[str, Any]:
     except NvmlUnavailable as error:
         return {"gpus": [], "gpus_absent": str(error)}
     return {"gpus": [asdict(gpu) for gpu in gpus]}
-
-
-def _settings() -> dict[str, str]:
-    return {name: without_private_paths(os.environ[name]) for name in SETTINGS if name in os.environ}
-
-
-# torch ------------------------------------------------------------------------------------------
-
-
-def _torch_build(torch: Any) -> dict[str, Any]:
-    return {
-        "version": torch.__version__,
-        "git_revision": torch.version.git_version,
-        "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "mkldnn": torch.backends.mkldnn.is_available(),
-    }
-
-
-def _torch_flags(torch: Any) -> dict[str, Any]:
-    cudnn = torch.backends.cudnn
-    return {
-        "threads": torch.get_num_threads(),
-        "interop_threads": torch.get_num_interop_threads(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "cudnn_enabled": cudnn.enabled,
-        "cudnn_benchmark": cudnn.benchmark,
-        "cudnn_deterministic": cudnn.deterministic,
-        "cudnn_allow_tf32": cudnn.allow_tf32,
-        "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-    }
