@@ -103,13 +103,10 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or of the host, here or behind this error."""
-    return out_of_memory_cause(error) is not None
-
-
 def out_of_memory_cause(error: BaseException) -> BaseException | None:
-    """The error that tells that memory ran out: this one, or one that it followed from; None if none does."""
+    """The error that tells that memory ran out, of the device or of the host: this one, or one that it followed from;
+    None if none does.
+    """
     return next((link for link in _chain(error) if _tells_of_memory(link)), None)
 
 

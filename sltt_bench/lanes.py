@@ -5,6 +5,7 @@ Everything happens in the caller's thread but the reading of pipes, so that what
 """
 
 import json
+import math
 import os
 import queue
 import signal
@@ -17,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from sltt_bench.failures import unexplained_end
 from sltt_bench.kinds import KINDS
@@ -83,10 +84,10 @@ class Lanes:
 
     def __init__(self, places: Sequence[Place] = (Place(),), *, timeout_s: float | None = None) -> None:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
-        self._timeout_s = timeout_s
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
         # Unlike Queue, it stays whole when a signal raises out of it.
-        self._events: queue.SimpleQueue[tuple[_Process, bytes | None]] = queue.SimpleQueue()
-        self._lanes: list[_Lane] = [_Lane(self._events, place, len(places) - 1) for place in places]
+        self._events: _Events = queue.SimpleQueue()
+        self._lanes = [_Lane(self._events, place, len(places) - 1) for place in places]
 
     def __enter__(self) -> "Lanes":
         return self
@@ -145,13 +146,11 @@ class Lanes:
                     lane.hear(line)
         for lane in self._lanes:
             if lane.attempt is not None and self._left(lane.attempt) <= 0:
-                lane.time_out(self._timeout_s or 0.0)
+                lane.time_out(self._timeout_s)
             elif lane.lingers():
                 lane.put_down()
 
     def _left(self, attempt: Attempt) -> float:
-        if self._timeout_s is None:
-            return 1.0
         return self._timeout_s - (time.monotonic() - attempt.begun)
 
     def _patience(self) -> float:
@@ -161,9 +160,7 @@ class Lanes:
 class _Lane:
     """One attempt at a time, and the process that works on it."""
 
-    def __init__(
-        self, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]", place: Place, neighbours: int
-    ) -> None:
+    def __init__(self, events: "_Events", place: Place, neighbours: int) -> None:
         self._events, self.place, self._neighbours = events, place, neighbours + place.neighbours
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
@@ -272,6 +269,10 @@ class _Lane:
         attempt.ended()
 
 
+_Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"
+"""A process and a line of its output; None: its end."""
+
+
 def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
     """Status and reason of an attempt whose process ended without giving any."""
     outcome = attempt.outcome
@@ -294,7 +295,7 @@ def _surroundings() -> dict[str, str]:
 class _Process:
     """A process of `sltt_bench.worker` in a session of its own, so that Ctrl-C does not reach it."""
 
-    def __init__(self, log: Path | None, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]") -> None:
+    def __init__(self, log: Path | None, events: "_Events") -> None:
         self.log = log
         with open(os.devnull if log is None else log, "wb") as errors:
             self._popen = subprocess.Popen(
@@ -307,7 +308,7 @@ class _Process:
             )
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
-    def _read(self, events: "queue.SimpleQueue[tuple[_Process, bytes | None]]") -> None:
+    def _read(self, events: "_Events") -> None:
         """Every line as it arrives, then None. A line torn by the process's death is dropped."""
         assert self._popen.stdout is not None
         for line in self._popen.stdout:

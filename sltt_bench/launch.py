@@ -184,8 +184,7 @@ def _be_agent() -> None:
             job, events, job["cell"]["recipe"]["train"]["devices"] // int(nodes), int(nodes), endpoint
         )
     except CellFailure as failure:
-        events.write(json.dumps({"event": "failed", "status": failure.status, "reason": str(failure)}) + "\n")
-        events.flush()
+        worker.reporter_of(job, events).send("failed", status=failure.status, reason=str(failure))
         sys.exit(1)
 
 

@@ -18,6 +18,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TaskProgressColumn,
     TextColumn,
@@ -121,12 +122,11 @@ class _Row:
         now = monotonic()
         self.beginning = self.beginning or (now, share)
         clock, first = self.beginning
-        left = (
-            None
-            if share == first
-            else timedelta(seconds=round((now - clock) * (1 - share) / (share - first)))
-        )
-        self.state = "running" if left is None else f"{str(left).removeprefix('0:')} left"
+        if share == first:
+            self.state = "running"
+        else:
+            left = timedelta(seconds=round((now - clock) * (1 - share) / (share - first)))
+            self.state = f"{str(left).removeprefix('0:')} left"
 
     def end(self, outcome: Outcome) -> None:
         """How its attempt ended."""
@@ -282,12 +282,17 @@ def _bytes(count: float | None) -> str:
     return "" if count is None else format_bytes(count)
 
 
+def _progress(console: Console, done: ProgressColumn) -> Progress:
+    """Bars that are gone at the end; where there is no terminal, there are none."""
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
 def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
     """A bar for each thing that is downloaded, unpacked, converted or checked."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _progress(console, TaskProgressColumn()) as progress:
 
         def progressed(what: str, done: int, total: int | None) -> None:
             if what not in tasks:
@@ -300,8 +305,7 @@ def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None],
 @contextmanager
 def count_display(console: Console, total: int) -> Iterator[Display]:
     """A bar over cells that take seconds each; a line for each that fails."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with _progress(console, MofNCompleteColumn()) as progress:
         yield _Count(console, progress, total)
 
 
@@ -329,13 +333,8 @@ def _epoch_texts(row: Mapping[str, Any]) -> tuple[str, str]:
         if row.get(f"{split}_top1") is not None:
             course.append(f"{split} top-1 {format_percent(row[f'{split}_top1'])}")
     course.append(f"train {row['train_s']:.2f} s")
+    columns = ("peak_allocated_bytes", "peak_rss_bytes", "peak_tensor_bytes")
     memory = [
-        f"{name} {format_bytes(row[column])}"
-        for column, name in (
-            ("peak_allocated_bytes", "allocated"),
-            ("peak_rss_bytes", "resident"),
-            ("peak_tensor_bytes", "tensors"),
-        )
-        if row.get(column) is not None
+        f"{_PEAKS[column]} {format_bytes(row[column])}" for column in columns if row.get(column) is not None
     ]
     return "  ".join(course), "  ".join(memory)

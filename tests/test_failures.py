@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sltt_bench.engine import TrainingDiverged
-from sltt_bench.failures import classify, is_out_of_memory
+from sltt_bench.failures import classify, out_of_memory_cause
 from sltt_bench.kinds import training
 from sltt_bench.plan import Cell
 
@@ -139,7 +139,7 @@ def test_an_oom_hidden_behind_another_error_is_found_and_both_are_named() -> Non
 
 
 def test_an_oom_inside_a_group_of_errors_is_found() -> None:
-    assert is_out_of_memory(ExceptionGroup("ranks", [ValueError("x"), MemoryError("y")]))
+    assert out_of_memory_cause(ExceptionGroup("ranks", [ValueError("x"), MemoryError("y")])) is not None
 
 
 def test_an_oom_that_was_declared_no_part_of_the_error_is_none() -> None:

@@ -15,7 +15,7 @@ from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
-from sltt_bench.failures import classify, is_out_of_memory
+from sltt_bench.failures import classify, out_of_memory_cause
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.gpu_support import (
@@ -135,7 +135,7 @@ def unless_memory_runs_out(
     try:
         figure = measure()
     except Exception as error:
-        if not is_out_of_memory(error):
+        if out_of_memory_cause(error) is None:
             raise
         profiler.absent[column] = f"out of memory while it was measured: {classify(error)[1]}"
     gc.collect()
