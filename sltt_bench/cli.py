@@ -361,14 +361,13 @@ def submit(
         _fail(
             f"--nodes {nodes}: the {several} processes of a cell (--nproc-per-cell) cannot be divided evenly"
         )
-    minutes = math.ceil((_seconds(time, "--time") or 0) / 60)
     resources = Resources(
-        time_min=minutes,
+        time=math.ceil((_seconds(time, "--time") or 0) / 60),
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node or (several // nodes if several > 1 and device != "cpu" else None),
         cpus_per_task=cpus_per_task,
-        mem_gb=mem,
+        mem=mem,
         array_parallelism=array_parallelism,
         requeues=requeues,
         further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),

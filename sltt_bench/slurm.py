@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,16 +50,17 @@ class SlurmError(UserError):
 
 @dataclass(frozen=True)
 class Resources:
-    """What each job asks for, in sbatch's terms."""
+    """What each job asks for, in submitit's terms."""
 
-    time_min: int
+    time: int
     """Minutes after which Slurm ends a job; it is requeued before."""
     partition: str | None = None
     nodes: int = 1
     """Of a job; the processes of a cell are divided evenly over them."""
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
-    mem_gb: float | None = None
+    mem: float | None = None
+    """GB."""
     array_parallelism: int = 256
     """Jobs that run at once."""
     requeues: int = 20
@@ -262,17 +263,14 @@ _LOGGING = "SUBMITIT_LOG_LEVEL"
 
 
 def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, Any]:
+    asked = asdict(resources)
+    further = {name: value or True for name, value in asked.pop("further").items()}
+    del asked["requeues"]  # submitit's own count
     options = {
+        **asked,
         "job_name": "sltt-bench",
-        "time": resources.time_min,
-        "nodes": resources.nodes,
         "ntasks_per_node": 1,
-        "partition": resources.partition,
-        "gpus_per_node": resources.gpus_per_node,
-        "cpus_per_task": resources.cpus_per_task,
-        "mem": resources.mem_gb,
-        "signal_delay_s": min(SIGNAL_DELAY_S, resources.time_min * 60 - 1),
-        "array_parallelism": resources.array_parallelism,
+        "signal_delay_s": min(SIGNAL_DELAY_S, resources.time * 60 - 1),
         "stderr_to_stdout": True,
         # The command runs on the first node. Since Slurm 22.05 a step does not inherit its job's number of processors.
         "srun_args": [
@@ -281,7 +279,6 @@ def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, 
         ],
         "dependency": f"afterany:{':'.join(sorted(before))}" if before else None,
     }
-    further = {name: value or True for name, value in resources.further.items()}
     known = {name: value for name, value in options.items() if value is not None}
     return {**known, "additional_parameters": {"requeue": True, **further}}
 

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sltt_bench import data, distributed, engine, experiment, initialise, provenance
+from sltt_bench import data, engine, experiment, initialise, provenance
 from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
+from sltt_bench.distributed import ALONE, Ranks, join
 from sltt_bench.failures import classify, out_of_memory_cause
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
@@ -48,7 +49,7 @@ def try_setting(cell: Cell, job: Job, reporter: "Reporter") -> None:
 def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:
     """Train and measure, and look after each epoch at the splits in `evaluated` alone."""
     with measuring(cell, reporter) as (device, profiler, backend):
-        ranks = join_ranks(cell, job, device, profiler, reporter)
+        ranks = join_ranks(job, device, profiler, reporter)
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         splits = ("train", *evaluated)
         loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
@@ -69,25 +70,19 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
             report_costs(cell, subject, setup, profiler, reporter)
 
 
-def join_ranks(
-    cell: Cell, job: Job, device: torch.device, profiler: Profiler, reporter: "Reporter"
-) -> distributed.Ranks:
+def join_ranks(job: Job, device: torch.device, profiler: Profiler, reporter: "Reporter") -> Ranks:
     """The other processes of the cell, where its batches are divided; how many they are, and on what, is kept."""
     if not job.get("launched"):
         reporter.facts(ranks=1)
-        return distributed.ALONE
-    ranks = distributed.join(device)
+        return ALONE
+    ranks = join(device)
     reporter.facts(ranks=ranks.size)
     reporter.send("measured_with", ranks=ranks.gather(profiler.description()))
     return ranks
 
 
 def check_smallest_batch(
-    cell: Cell,
-    device: torch.device,
-    loader: Any,
-    preprocess: Any,
-    ranks: distributed.Ranks = distributed.ALONE,
+    cell: Cell, device: torch.device, loader: Any, preprocess: Any, ranks: Ranks = ALONE
 ) -> None:
     """Raises ValueError, before anything is trained, if a share of one sample is too small for the network, or if a
     batch leaves a rank without any.
@@ -149,13 +144,12 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
     device = choose_device(cell.device)
     precision = resolve(cell.recipe.train.precision, device.type)
-    set_torch_flags(cell.recipe.train.deterministic)
+    deterministic = cell.recipe.train.deterministic
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
     set_float32_arithmetic(precision)
-    reporter.facts(
-        device=str(device),
-        device_name=provenance.device_name(device),
-        precision=precision,
-    )
+    name = provenance.device_name(device)
+    reporter.facts(device=str(device), device_name=name, precision=precision)
     backend = experiment.make_backend(cell)
     profiler = Profiler(
         device,
@@ -184,11 +178,16 @@ def put_together(
     backend: Any,
     loaders: Mapping[str, Any],
     preprocess: Any,
-    ranks: distributed.Ranks = distributed.ALONE,
+    ranks: Ranks = ALONE,
 ) -> tuple[Any, Any]:
-    """The cell's Experiment with its initial weights, and its TrainingSetup."""
+    """The cell's Experiment, with weights from the prerequisite's checkpoint or --init if the cell has either, and its
+    TrainingSetup. Raises InitError.
+    """
     subject = experiment.assemble(cell, device, backend, ranks)
-    load_initial_weights(job, subject.network, reporter)
+    source = job["initial_weights"]
+    if source is not None and not job["resume"]:
+        report = initialise.load_initial_weights(subject.network, Path(source))
+        reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
     setup = engine.TrainingSetup(
         train=loaders["train"],
         test=loaders.get("test"),
@@ -202,9 +201,7 @@ def put_together(
     return subject, setup
 
 
-def make_cell_loader(
-    cell: Cell, bundle: Any, split: str, device: Any, ranks: distributed.Ranks = distributed.ALONE
-) -> Any:
+def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:
     """The batches of one split, in the order that the cell's seed gives; of each the part of this rank."""
     training = split == "train"
     return make_loader(
@@ -219,9 +216,7 @@ def make_cell_loader(
     )
 
 
-def instrumented_peak(
-    cell: Cell, device: Any, batch: Any, preprocess: Any, ranks: distributed.Ranks = distributed.ALONE
-) -> int:
+def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any, ranks: Ranks = ALONE) -> int:
     """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
 
     With all that an exchange between ranks takes, but without one: a rank that runs out of memory here goes on.
@@ -249,14 +244,6 @@ def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
     return bundle if recipe.validation is None else hold_back(bundle, recipe.validation, recipe.data.limit)
 
 
-def load_initial_weights(job: Job, network: Any, reporter: "Reporter") -> None:
-    """From the prerequisite's checkpoint or --init, if the cell has either. Raises InitError."""
-    source = job["initial_weights"]
-    if source is not None and not job["resume"]:
-        report = initialise.load_initial_weights(network, Path(source))
-        reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
-
-
 def choose_device(asked: str) -> torch.device:
     """The torch device; auto is the first GPU, or the CPU where there is none. Raises UnusableGpu."""
     if asked == "cpu":
@@ -277,9 +264,3 @@ def choose_device(asked: str) -> torch.device:
         raise UnusableGpu(f"--device {asked}: there are only {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(device)
     return device
-
-
-def set_torch_flags(deterministic: bool) -> None:
-    """cuDNN as the recipe asks; recorded in the provenance."""
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
