@@ -98,7 +98,7 @@ def run_plans(
                 runs,
                 display,
                 data_dir=data_dir,
-                initial_weights=_weights_finder(out, memory if skip_oversize else Preflight()),
+                initial_weights=partial(_initial_weights, out, memory if skip_oversize else Preflight()),
                 provenance=provenance.collect(command or command_line()),
                 estimated_peaks=memory.peak_bytes,
                 places=_places(open_cells, places),
@@ -258,23 +258,19 @@ def _estimated(cells: Sequence[Cell], console: Console, places: Sequence[Place])
     return memory
 
 
-def _weights_finder(out: Path, gate: Preflight) -> Callable[[Cell], Path | None]:
-    """Finds a cell's initial weights; raises NotRunnable for a cell that is not to be run."""
-
-    def find(cell: Cell) -> Path | None:
-        if (reason := gate.too_large(cell)) is not None:
-            raise NotRunnable(f"--skip-oversize: {reason}")
-        if cell.needs is None:
-            return None if cell.init is None else Path(cell.init)
-        prerequisite = str(cell.recipe.init_from)
-        checkpoint = finished_checkpoint(out, prerequisite, cell.needs)
-        if checkpoint is None:
-            raise NotRunnable(
-                f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
-            )
-        return checkpoint
-
-    return find
+def _initial_weights(out: Path, gate: Preflight, cell: Cell) -> Path | None:
+    """A cell's initial weights; raises NotRunnable for a cell that is not to be run."""
+    if (reason := gate.too_large(cell)) is not None:
+        raise NotRunnable(f"--skip-oversize: {reason}")
+    if cell.needs is None:
+        return None if cell.init is None else Path(cell.init)
+    prerequisite = str(cell.recipe.init_from)
+    checkpoint = finished_checkpoint(out, prerequisite, cell.needs)
+    if checkpoint is None:
+        raise NotRunnable(
+            f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
+        )
+    return checkpoint
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -376,20 +372,17 @@ def _named(pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
 
 def _recipe_rows() -> list[dict[str, Any]]:
     """The recipes with modality, T, whether their data must be downloaded, and minutes of BPTT on a CPU."""
-    rows = []
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        rows.append(
-            {
-                "name": name,
-                "description": recipe.description,
-                "modality": recipe.data.modality,
-                "timesteps": recipe.timesteps,
-                "data": "to be downloaded" if recipe.data.needed(Path()) else "no download",
-                "cpu_minutes": recipe.cpu_minutes,
-            }
-        )
-    return rows
+    return [
+        {
+            "name": recipe.name,
+            "description": recipe.description,
+            "modality": recipe.data.modality,
+            "timesteps": recipe.timesteps,
+            "data": "to be downloaded" if recipe.data.needed(Path()) else "no download",
+            "cpu_minutes": recipe.cpu_minutes,
+        }
+        for recipe in map(load_recipe, recipe_names())
+    ]
 
 
 def _first_line(load: Callable[[str], Any], name: str) -> str:

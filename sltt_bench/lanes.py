@@ -41,8 +41,8 @@ class Attempt:
 
     cell: Cell
     outcome: Outcome
-    job: dict[str, Any] = field(default_factory=lambda: dict(NO_FILES))
-    """What the worker is told beside the cell."""
+    job: dict[str, Any] = field(default_factory=dict)
+    """What the worker is told beside the cell; nothing where a cell is only computed."""
     log: Path | None = None
     """Where the process that begins with this cell leaves what it prints; None: nowhere."""
     begun: float = field(default=0.0, init=False)
@@ -59,10 +59,6 @@ class Attempt:
 
     def ended(self) -> None:
         """Called when the outcome is known."""
-
-
-NO_FILES: Event = {"data_dir": "", "checkpoint": None, "resume": False, "initial_weights": None}
-"""The job of a cell that is only computed."""
 
 
 @dataclass(frozen=True)
@@ -262,25 +258,18 @@ class _Lane:
         """The attempt is over; `code` is the exit code of its process, None if that lives on."""
         assert self.attempt is not None
         attempt, self.attempt = self.attempt, None
-        attempt.outcome.wall_s = time.monotonic() - attempt.begun
-        attempt.outcome.exit_code = code
-        if code is not None:
-            _explain_ending(attempt, code, log)
+        outcome = attempt.outcome
+        outcome.wall_s = time.monotonic() - attempt.begun
+        outcome.exit_code = code
+        if code is not None and outcome.status != "ok" and not outcome.reason:
+            outcome.status, outcome.reason = unexplained_end(code, attempt.kernel_kills)
+            if outcome.status == "error" and log is not None and log.exists():
+                outcome.reason += f"; see {log}"
         attempt.ended()
 
 
 _Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"
 """A process and a line of its output; None: its end."""
-
-
-def _explain_ending(attempt: Attempt, code: int, log: Path | None) -> None:
-    """Status and reason of an attempt whose process ended without giving any."""
-    outcome = attempt.outcome
-    if outcome.status == "ok" or outcome.reason:
-        return
-    outcome.status, outcome.reason = unexplained_end(code, attempt.kernel_kills)
-    if outcome.status == "error" and log is not None and log.exists():
-        outcome.reason += f"; see {log}"
 
 
 def _surroundings() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """One run at a glance: its commands, what it ran on, how each cell ended, and where its files are."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     code = f"sltt-bench {facts['sltt_bench'] or 'unknown'}"
     if revision:
         code += f", revision {revision[:12]}{' with changes' if facts['git_dirty'] else ''}"
-    counts: dict[str, int] = {}
-    for cell in facts["cells"]:
-        counts[cell["status"]] = counts.get(cell["status"], 0) + 1
+    counts = Counter(cell["status"] for cell in facts["cells"])
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     missing = facts["cells_planned"] - len(facts["cells"])
     failed = [cell for cell in facts["cells"] if cell["status"] != "ok"]

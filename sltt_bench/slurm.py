@@ -90,7 +90,8 @@ class CellJob:
             os.environ.setdefault("OMP_NUM_THREADS", cores)
         cell = cell_from_dict(dict(self.cell))
         places = make_places(cell.device, per_cell=cell.recipe.train.devices, oversubscribe=True)
-        beside = 0 if _has_whole_node() else self.neighbours
+        whole_node = os.environ.get("SLURM_CPUS_ON_NODE") == str(os.cpu_count())
+        beside = 0 if whole_node else self.neighbours  # no other job can run on its processors
         code = commands.run_plans(
             [Plan(cell.recipe, (cell,))],
             out=Path(self.folder),
@@ -110,11 +111,6 @@ class CellJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
-
-
-def _has_whole_node() -> bool:
-    """Whether no other job can run on this node's processors."""
-    return os.environ.get("SLURM_CPUS_ON_NODE") == str(os.cpu_count())
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def work(job: Mapping[str, Any], events: IO[str]) -> bool:
 
 def reporter_of(job: Mapping[str, Any], events: IO[str], kind: type[Reporter] = Reporter) -> Reporter:
     """Who tells the runner of a job."""
-    checkpoint = Path(job["checkpoint"]) if job["checkpoint"] else None
+    checkpoint = Path(job["checkpoint"]) if job.get("checkpoint") else None
     return kind(events, checkpoint, job["attempt"], job.get("neighbours"))
 
 
