@@ -91,10 +91,9 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
         reason = _one_line(cause) or "out of memory"
         if _KILLED_LOADER.search(reason):
             reason = f"the host ran out of memory: {reason}"
-        return (
-            "oom",
-            reason if cause is error else f"{reason} (then {type(error).__name__}: {_one_line(error)})",
-        )
+        if cause is not error:
+            reason = f"{reason} (then {type(error).__name__}: {_one_line(error)})"
+        return "oom", reason
     text = _one_line(error)
     if _SMALL_SHARED_MEMORY.search(text):
         text = f"{_REMEDY_SHARED_MEMORY} ({text})"

@@ -1,5 +1,6 @@
 """Cells that are computed on fake tensors: a whole estimate, and the memory alone before a run."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -55,7 +56,7 @@ def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 def figures(estimate: Estimate) -> dict[str, Any]:
     """The columns of estimates.csv but for the cell's key."""
-    trace, limits = estimate.trace, estimate.limits
+    trace = estimate.trace
     return {
         "run_cell_id": estimate.run_cell.cell_id,
         "parameters": trace.parameters,
@@ -69,9 +70,7 @@ def figures(estimate: Estimate) -> dict[str, Any]:
         "exchanged_bytes": estimate.exchanged_bytes,
         "epoch_multiplications": estimate.epoch_multiplications,
         "epoch_lower_bound_s": estimate.time_lower_bound_s,
-        "memory_bytes": None if limits is None else limits.memory_bytes,
-        "largest_batch_size": None if limits is None else limits.largest_batch_size,
-        "largest_timesteps": None if limits is None else limits.largest_timesteps,
+        **({} if estimate.limits is None else asdict(estimate.limits)),
     }
 
 
