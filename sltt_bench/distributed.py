@@ -15,7 +15,7 @@ practice, unless `synchronise_batch_norm` makes it see all.
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, cast
@@ -141,9 +141,12 @@ def exchanged_bytes(gradient_bytes: int, size: int) -> int:
 
 # Figures of an epoch ----------------------------------------------------------------------------
 
-ADDED = ("energy_j",)
-AVERAGED = ("gpu_util_mean",)
-SMALLEST = ("samples_per_s",)
+_COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = {
+    "energy_j": sum,
+    "gpu_util_mean": lambda shares: sum(shares) / len(shares),
+    "samples_per_s": min,
+}
+"""Column → how the figures of all ranks become one, where it is not the largest that counts."""
 
 
 def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -160,17 +163,12 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     for column, value in first.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        values = [row.get(column) for row in rows]
-        if any(value is None for value in values):
+        values = [row[column] for row in rows if row.get(column) is not None]
+        combine = _COMBINED.get(column) or (max if column.endswith(("_bytes", "_s")) else None)
+        if len(values) < len(rows):
             first[column] = None
-        elif column in ADDED:
-            first[column] = sum(values)  # type: ignore[arg-type]
-        elif column in AVERAGED:
-            first[column] = sum(values) / len(values)  # type: ignore[arg-type]
-        elif column in SMALLEST:
-            first[column] = min(values)  # type: ignore[type-var]
-        elif column.endswith(("_bytes", "_s")):
-            first[column] = max(values)  # type: ignore[type-var]
+        elif combine is not None:
+            first[column] = combine(values)
     return first
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -452,19 +452,12 @@ def load_recipe(
         faults += _apply(raw, key, value, "--set")
     if chosen_methods:
         raw["methods"] = chosen_methods
-    recipe, more = _validate(raw, any_k=any_k)
-    faults += more
-    if faults or recipe is None:
-        raise RecipeError(str(path), list(dict.fromkeys(faults)))
-    return recipe
+    return _validate(raw, str(path), faults, any_k=any_k)
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """A resolved recipe read back from JSON. Raises RecipeError."""
-    recipe, faults = _validate(dict(values))
-    if faults or recipe is None:
-        raise RecipeError(str(values.get("name", "recipe")), faults)
-    return recipe
+    return _validate(values, str(values.get("name", "recipe")), [])
 
 
 def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
@@ -535,36 +528,40 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
 # Validating -------------------------------------------------------------------------------------
 
 
-def _validate(raw: dict[str, Any], *, any_k: bool = False) -> tuple[Recipe | None, list[str]]:
-    faults: list[str] = []
+def _validate(raw: Mapping[str, Any], where: str, faults: list[str], *, any_k: bool = False) -> Recipe:
+    """The recipe. Raises RecipeError with all that is wrong with it, beside the `faults` that are known."""
     values = dict(raw)
     for section, options_type in (("data", data.source_type), ("model", models.options_type)):
-        if section in values and not isinstance(values[section], BaseModel):
-            options, more = _validate_options(section, values[section], options_type)
+        if section in values:
+            values[section], more = _validate_options(section, values[section], options_type)
             faults += more
-            values[section] = options
     broken = [section for section in ("data", "model") if values.get(section, 0) is None]
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        faults += [
-            fault for location, fault in _faults(error, Recipe) if not (location and location[0] in broken)
-        ]
-        return None, faults
+        faults += _faults(error, Recipe, apart_from=broken)
+    else:
+        faults += _method_faults(recipe, any_k)
+    if faults:
+        raise RecipeError(where, list(dict.fromkeys(faults)))
+    return recipe
+
+
+def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
+    """Why methods of the recipe cannot train it; with `any_k` one may have a K that exceeds T."""
     for method in recipe.methods:
         try:
             if not (any_k and not methods.fits(method, recipe.timesteps)):
                 methods.check(method, recipe.timesteps)
             if recipe.loss.average == "outputs" and not methods.promises(method).one_backward_pass:
-                faults.append(
+                yield (
                     f"loss.average: {method} goes backward before the last step, when the mean output is not "
                     "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
                 )
             if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model)) is not None:
-                faults.append(f"methods: {reason}")
+                yield f"methods: {reason}"
         except methods.UnknownMethod as error:
-            faults.append(f"methods: {error}")
-    return recipe, faults
+            yield f"methods: {error}"
 
 
 def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
@@ -577,16 +574,18 @@ def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any,
     try:
         return kind.model_validate(value), []
     except ValidationError as error:
-        return None, [fault for _, fault in _faults(error, kind, prefix=f"{section}.")]
+        return None, _faults(error, kind, prefix=f"{section}.")
 
 
 def _faults(
-    error: ValidationError, kind: type[BaseModel], prefix: str = ""
-) -> list[tuple[tuple[Any, ...], str]]:
+    error: ValidationError, kind: type[BaseModel], prefix: str = "", apart_from: Sequence[str] = ()
+) -> list[str]:
     """One line for each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
     lines = []
     for detail in error.errors():
         location = detail["loc"]
+        if location and location[0] in apart_from:
+            continue
         key = shortened_text(prefix + ".".join(str(part) for part in location), 80)
         if detail["type"] == "extra_forbidden":
             known = _fields_at(kind, location[:-1])
@@ -597,7 +596,7 @@ def _faults(
             text = str(detail["ctx"]["error"])
         else:
             text = f"{detail['msg']}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
-        lines.append((location, f"{key}: {text}" if key else text))
+        lines.append(f"{key}: {text}" if key else text)
     return lines
 
 
