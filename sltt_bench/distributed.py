@@ -188,8 +188,6 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         """The normalised batch in the type of `x`; statistics in float32 or wider."""
         if not self.training:
             return super().forward(x)
-        assert self.running_mean is not None
-        assert self.running_var is not None
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         over = (0, 2, 3)
         own = wide.new_tensor([wide.numel() / wide.shape[1]])

@@ -63,13 +63,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _cells(results: Results) -> list[dict[str, Any]]:
+def _cells(results: Results) -> list[dict[Any, Any]]:
     columns = ["cell_id", "kind", "method", "backend", "seed", "overrides", "status", "reason", "wall_s"]
     rows = results.cells[columns].astype(object)
-    rows = rows.where(rows.notna(), None)
-    return [{str(key): _json(value) for key, value in row.items()} for row in rows.to_dict("records")]
-
-
-def _json(value: Any) -> Any:
-    """numpy's numbers as Python's."""
-    return value.item() if hasattr(value, "item") else value
+    return rows.where(rows.notna(), None).to_dict("records")

@@ -205,7 +205,9 @@ def submit(
     Cells that others start from are an array of their own, for whose end the other waits. With `resume`, the last
     submission of the same cells is completed, in its folder. Raises SlurmError, ResultsError.
     """
-    executor_type = _executor_type()
+    executor_type = load_submitit().SlurmExecutor
+    if executor_type.affinity() <= 0:
+        raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
     cells = [cell for plan in plans for cell in plan]
     submission = (Submission.newest_of(out, cells) if resume else None) or Submission.create(out, cells)
     states = {each.cell.cell_id: each.state for each in status(submission)}
@@ -229,13 +231,6 @@ def submit(
         submission.write()
         under_way |= {cell.cell_id for cell in array}
     return submission
-
-
-def _executor_type() -> Any:
-    submitit = load_submitit()
-    if submitit.SlurmExecutor.affinity() <= 0:
-        raise SlurmError("no Slurm here: srun is not in PATH; submit from a login node of the cluster")
-    return submitit.SlurmExecutor
 
 
 def load_submitit() -> Any:
