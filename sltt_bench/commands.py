@@ -107,8 +107,8 @@ def run_plans(
             )
     except Interrupted as interruption:
         kept = f"what was measured is in {_listed(folders)}" if folders else "nothing was begun"
-        console.print(f"[yellow]interrupted by {interruption}; {escape(kept)}[/yellow]", soft_wrap=True)
-        console.print("[dim]--resume goes on from here[/dim]")
+        _say(console, f"interrupted by {interruption}; {kept}", "yellow")
+        _say(console, "--resume goes on from here")
         return 128 + interruption.signal_number
     if json_rows is not None:
         from sltt_bench.results.reader import read_results
@@ -121,9 +121,7 @@ def run_plans(
         from sltt_bench.report import print_run
 
         print_run(folders, console=console, baseline=baseline)
-        console.print(
-            f"[dim]plots and verdicts: sltt-bench report {escape(_listed(folders))}[/dim]", soft_wrap=True
-        )
+        _say(console, f"plots and verdicts: sltt-bench report {_listed(folders)}")
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
 
 
@@ -222,10 +220,7 @@ def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
         return False
     checkpoint = finished_checkpoint(out, plan.recipe.name, plan.cells[0].cell_id)
     if checkpoint is not None:
-        console.print(
-            f"[dim]{plan.recipe.name}: finished before, {escape(str(checkpoint))} is used[/dim]",
-            soft_wrap=True,
-        )
+        _say(console, f"{plan.recipe.name}: finished before, {checkpoint} is used")
     return checkpoint is not None
 
 
@@ -247,14 +242,12 @@ def _estimated(cells: Sequence[Cell], console: Console, places: Sequence[Place])
         memory = preflight(measured)
     for cell in measured:
         if (reason := memory.too_large(cell)) is not None:
-            console.print(
-                f"[yellow]warning: {escape(describe(cell))}: {escape(reason)}[/yellow]", soft_wrap=True
-            )
+            _say(console, f"warning: {describe(cell)}: {reason}", "yellow")
         if cell.cell_id in memory.gave_up:
             remark = f"no estimate of {describe(cell)}: it took more than {PREFLIGHT_LIMIT_S:g} s"
-            console.print(f"[yellow]{escape(remark)}[/yellow]", soft_wrap=True)
+            _say(console, remark, "yellow")
     if (crowd := memory.too_many(measured, places)) is not None:
-        console.print(f"[yellow]warning: {escape(crowd)}[/yellow]", soft_wrap=True)
+        _say(console, f"warning: {crowd}", "yellow")
     return memory
 
 
@@ -271,6 +264,11 @@ def _initial_weights(out: Path, gate: Preflight, cell: Cell) -> Path | None:
             f"its prerequisite {prerequisite} did not finish; mend that run, or use --init PATH or --init random"
         )
     return checkpoint
+
+
+def _say(console: Console, text: str, style: str = "dim") -> None:
+    """A remark on one line, however long."""
+    console.print(f"[{style}]{escape(text)}[/{style}]", soft_wrap=True)
 
 
 def _listed(paths: Sequence[Path]) -> str:

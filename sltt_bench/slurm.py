@@ -38,6 +38,9 @@ JOBS_FOLDER = "jobs"
 SIGNAL_DELAY_S = 90
 """Seconds before the end of a job's time at which it is asked to end, and is requeued."""
 
+CANCELLING_S = 30.0
+"""Seconds that Slurm may take to let go of a job that was cancelled."""
+
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 _WAITS = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT"}
@@ -311,12 +314,10 @@ def _status_of(
     elif slurm_state in _RUNS:
         state, reason = "running", slurm_reason
     else:
-        state = (
-            "cancelled" if cell.cell_id in submission.cancelled or slurm_state == "CANCELLED" else "failed"
-        )
-        reason = (
-            f"{rows[-1]['status']}: {rows[-1]['reason']}" if rows else _reason_without_row(slurm_state, job)
-        )
+        cancelled = cell.cell_id in submission.cancelled or slurm_state == "CANCELLED"
+        state, reason = "cancelled" if cancelled else "failed", _reason_without_row(slurm_state, job)
+        if rows:
+            reason = f"{rows[-1]['status']}: {rows[-1]['reason']}"
         if slurm_state not in ("", "CANCELLED", "FAILED", "COMPLETED"):
             reason += f" (Slurm: {slurm_state} {slurm_reason})".replace(" )", ")")
     return CellStatus(cell, state, reason, job, len(epochs))
@@ -343,9 +344,7 @@ def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
     return states
 
 
-def cancel(
-    submission: Submission, cell_ids: Collection[str] | None = None, *, patience_s: float = 30.0
-) -> list[Cell]:
+def cancel(submission: Submission, cell_ids: Collection[str] | None) -> list[Cell]:
     """End the jobs of these cells (None: of all) that wait or run; which those were.
 
     One that never began has a row that says so, as soon as Slurm has let go of it. Raises SlurmError, ResultsError.
@@ -361,7 +360,7 @@ def cancel(
     submission.cancelled += [each.cell.cell_id for each in chosen]
     submission.write()
     waited = {each.cell.cell_id for each in chosen if each.state == "queued"}
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + CANCELLING_S
     while waited and time.monotonic() < end:
         for each in status(submission):
             if each.cell.cell_id in waited and each.state not in ("queued", "running"):

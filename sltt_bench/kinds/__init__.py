@@ -53,15 +53,12 @@ class CellKind:
         return function
 
 
+_TRAINED: dict[str, Any] = {
+    "files": (EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), "checkpoints": True, "divisible": True,
+}  # fmt: skip
 KINDS: dict[Kind, CellKind] = {
-    "run": CellKind(
-        "sltt_bench.kinds.training:train_cell", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
-        divisible=True,
-    ),
-    "trial": CellKind(
-        "sltt_bench.kinds.training:try_setting", files=(EPOCHS_FILE, TIMELINE_FILE, RANKS_FILE), checkpoints=True,
-        divisible=True,
-    ),
+    "run": CellKind("sltt_bench.kinds.training:train_cell", **_TRAINED),
+    "trial": CellKind("sltt_bench.kinds.training:try_setting", **_TRAINED),
     "analysis": CellKind(
         "sltt_bench.kinds.analysis:analyse_cell",
         files=(EPOCHS_FILE, TIMELINE_FILE, GRADIENTS_FILE, DRAWS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE),
