@@ -222,15 +222,7 @@ def run(
         _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
     request = _request(
-        method,
-        backend,
-        seed,
-        grid,
-        device=device,
-        smoke=smoke,
-        synthetic=synthetic,
-        init=init,
-        data_dir=data_dir,
+        method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
     places = _places(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
@@ -283,7 +275,7 @@ def tune(
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
-    request = _request(method, backend, seed, grid, device=device, smoke=smoke, data_dir=data_dir)
+    request = _request(method, backend, seed, grid, device, smoke=smoke, data_dir=data_dir)
     places = _places(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
     # The final training is planned later, from the request.
     plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
@@ -345,15 +337,7 @@ def submit(
         init = str(checkpoint_file(init).absolute())
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
     request = _request(
-        method,
-        backend,
-        seed,
-        grid,
-        device=device,
-        smoke=smoke,
-        synthetic=synthetic,
-        init=init,
-        data_dir=data_dir,
+        method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
     several = processes_per_cell(plans)
@@ -527,7 +511,7 @@ def estimate(
         _fail(f"--gpu-file {gpu_file}: adds to the GPUs that --gpu knows; say --gpu NAME too")
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
-    request = _request(method, backend, "0", grid, device=device, smoke=smoke, init="random")
+    request = _request(method, backend, "0", grid, device, smoke=smoke, init="random")
     plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
     plans = plan_estimates(
         plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
@@ -677,9 +661,7 @@ def gradients(
         str | None, typer.Option("--method-gradients", help="Methods whose gradients are set beside BPTT's (comma list).",
                                  autocompletion=_complete_methods)
     ] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights to start from.", dir_okay=False)
-    ] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights to start from.", dir_okay=False)] = None,
     method: Annotated[
         str, typer.Option("--method", "-m", help="What trains the network (comma list).",
                           autocompletion=_complete_methods)
@@ -705,10 +687,11 @@ def gradients(
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
     grid = full_paths([*(overrides or []), *(over or [])])
+    backend = "reference"
+    device = places[0].device or device
     request = _request(
-        method, "reference", seed, grid, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir,
-        device=places[0].device or device,
-    )  # fmt: skip
+        method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
+    )
     plans = plan_analysis(
         recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
     )
@@ -742,7 +725,7 @@ def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = N
 
 
 def _request(
-    method: str | None, backend: str, seed: str | None, grid: Iterable[str], *, device: str, **further: Any
+    method: str | None, backend: str, seed: str | None, grid: Iterable[str], device: str, **further: Any
 ) -> "Request":
     """What is asked for, its words checked; `further` are fields of Request as they are."""
     from sltt_bench import methods
