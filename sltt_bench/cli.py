@@ -409,14 +409,8 @@ def report(
     missing = [path for path in results if not path.exists()]
     if missing:
         _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
-    outcome = make_report(
-        results,
-        out=out,
-        baseline=baseline,
-        formats=tuple(_comma_list(formats) or ()),
-        full=full,
-        console=make_console(),
-    )
+    named = _comma_list(formats) or []
+    outcome = make_report(results, out, baseline, named, full=full, console=make_console())
     if check and not outcome.claims_hold:
         raise typer.Exit(CELL_FAILED)
 

@@ -167,12 +167,8 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
         for backend in request.backends
         for method in dict.fromkeys(point.recipe.methods)
     ]
-    plan = Plan(
-        base if main.study is None else main,
-        tuple({cell.cell_id: cell for cell in cells}.values()),
-        remarks,
-        tuple(left_out),
-    )
+    distinct = tuple({cell.cell_id: cell for cell in cells}.values())
+    plan = Plan(base if main.study is None else main, distinct, remarks, tuple(left_out))
     return [plan] if stage is None else [stage, plan]
 
 
@@ -223,13 +219,8 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         source = recipe_name if study.recipe is None else _beside(folder, study.recipe)
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         settings = {**study.settings, **overrides}
-        chosen = load_recipe(
-            source,
-            settings,
-            smoke=request.smoke,
-            chosen_methods=request.methods or study.methods,
-            any_k=True,
-        )
+        names = request.methods or study.methods
+        chosen = load_recipe(source, settings, smoke=request.smoke, chosen_methods=names, any_k=True)
         recipe = _as_part_of(main, _on_disk(chosen, request))
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in [name for name in recipe.methods if name not in fitting]:
@@ -309,13 +300,7 @@ def _stage_one(
         if asked:
             return None, None, (remark,)
     first = load_recipe(_beside(folder, recipe.init_from))
-    cell = Cell(
-        recipe=first,
-        method=first.methods[0],
-        backend=request.backends[0],
-        seed=first.seeds[0],
-        device=request.device,
-    )
+    cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
     return Plan(first, (cell,), (f"{first.name} runs once, for all methods and seeds",)), None, ()
 
 

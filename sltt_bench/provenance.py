@@ -212,14 +212,10 @@ def _field(text: str, key: str) -> str | None:
 def _output_of(*command: str) -> str | None:
     """What a command says in English, of the folder that it is told and no other; None if it is not there or fails."""
     surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    surroundings["LC_ALL"] = "C"
     try:
         answer = subprocess.run(
-            command,
-            env={**surroundings, "LC_ALL": "C"},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
+            command, env=surroundings, capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None

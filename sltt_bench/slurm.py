@@ -176,11 +176,8 @@ class Submission:
 
     def write(self) -> None:
         """Replaces the submission's file as a whole. Raises ResultsError."""
-        content = {
-            "cells": [cell.to_dict() for cell in self.cells],
-            "jobs": self.jobs,
-            "cancelled": self.cancelled,
-        }
+        cells = [cell.to_dict() for cell in self.cells]
+        content = {"cells": cells, "jobs": self.jobs, "cancelled": self.cancelled}
         path = self.folder / STATE_FOLDER / SUBMISSION_FILE
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
