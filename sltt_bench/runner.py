@@ -179,8 +179,7 @@ class _Recording:
     def _planned(self) -> "Iterator[_RecordedAttempt]":
         """Every cell that is not finished; a run's folder is opened as its turn comes."""
         for run in self.runs:
-            folder = run.open_folder()
-            record = _RunRecord(run.plan, folder, self.display, self.provenance, self.interruptions)
+            record = _RunRecord(self, run.plan, run.open_folder())
             self.records.append(record)
             yield from self._opened(record, run.plan)
 
@@ -231,16 +230,9 @@ class _Recording:
 class _RunRecord:
     """One run's folder: rows and provenance as they come."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        display: Display,
-        provenance: Mapping[str, Any],
-        interruptions: "Interruptions",
-    ) -> None:
-        self.plan, self.folder, self.display = plan, folder, display
-        self.interruptions = interruptions
+    def __init__(self, recording: _Recording, plan: Plan, folder: RunFolder) -> None:
+        self.plan, self.folder = plan, folder
+        self.display, self.interruptions = recording.display, recording.interruptions
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
         self._attempts = _attempts_with_rows(folder)
         self.open_attempts: list[_RecordedAttempt] = []
@@ -250,11 +242,11 @@ class _RunRecord:
         if (fault := provenance_fault(earlier)) is not None:
             path = folder.path / PROVENANCE_FILE
             raise ResultsError(f"{path}: {fault}; mend it, or start a run of its own without --resume")
-        self._provenance = earlier or {**provenance, **about}
+        self._provenance = earlier or {**recording.provenance, **about}
         for name, empty in (("commands", []), ("cells", {})):
             self._provenance.setdefault(name, empty)
         self._command = len(self._provenance["commands"])
-        self._provenance["commands"].append(dict(provenance))
+        self._provenance["commands"].append(dict(recording.provenance))
         folder.write_provenance(self._provenance)
 
     def note(self, cell: Cell, attempt: int, facts: Mapping[str, Any]) -> None:

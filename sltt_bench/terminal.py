@@ -191,13 +191,41 @@ class _LiveTable(_Lines):
         dispensable = [*reversed(waiting[_NEXT:]), *ended, *reversed(waiting[:_NEXT])]
         left_out = 0
         while True:
-            table = _table(rows, dispensable[:left_out], self._estimated, console, options)
+            table = self._table(dispensable[:left_out], console, options)
             lines = len(console.render_lines(table, options.update(height=None)))
             excess = min(lines - console.height + 1, len(dispensable) - left_out)
             if excess <= 0:
                 break
             left_out += excess
         yield table
+
+    def _table(self, left_out: Sequence[_Row], console: Console, options: ConsoleOptions) -> RenderableType:
+        """The rows but for those left out, beside them the peaks that were estimated; below what is to be said of some."""
+        rows, estimated = list(self._rows.values()), self._estimated
+        hidden = {id(row) for row in left_out}
+        names = _names([row.cell for row in rows])
+        shown = [(escape(name), row) for name, row in zip(names, rows, strict=True) if id(row) not in hidden]
+        figures = dict(_FIGURES)
+        peak = next((name for name in _PEAKS if any(row.figures.get(name) is not None for row in rows)), None)
+        if peak is not None:
+            figures[_PEAKS[peak]] = lambda row: _bytes(row.figures.get(peak))
+        if estimated:
+            figures[_ESTIMATE] = lambda row: _bytes(estimated.get(row.cell.cell_id))
+        table = _rows_of(shown, figures)
+        unbounded = options.update_width(1000)  # else the answer is that it fits
+        for heading in _DISPENSABLE:
+            if heading in figures and Measurement.get(console, unbounded, table).minimum > options.max_width:
+                del figures[heading]
+                table = _rows_of(shown, figures)
+        notes = Table.grid(padding=(0, 1, 0, 0))
+        for name, row in shown:
+            if row.note:
+                notes.add_row(
+                    name, escape(row.note), style="yellow" if row.stage == "finished" else row.style or "dim"
+                )
+        counts = Counter(row.stage for row in left_out)
+        more = Text(", ".join(f"{count} more {stage}" for stage, count in counts.items()), "dim")
+        return Group(table, *([more] if counts else []), *([notes] if notes.row_count else []))
 
 
 _PEAKS = {"peak_allocated_bytes": "allocated", "peak_tensor_bytes": "tensors", "peak_rss_bytes": "resident"}
@@ -213,40 +241,6 @@ _FIGURES: dict[str, Callable[[_Row], str]] = {
 _ESTIMATE = "est. tensors"
 _DISPENSABLE = (_ESTIMATE, "loss", "train", *_PEAKS.values())
 """What a narrow terminal goes without, in this order."""
-
-
-def _table(
-    rows: Sequence[_Row],
-    left_out: Sequence[_Row],
-    estimated: Mapping[str, int],
-    console: Console,
-    options: ConsoleOptions,
-) -> RenderableType:
-    """The rows but for those left out, beside them the peaks that were estimated; below what is to be said of some."""
-    hidden = {id(row) for row in left_out}
-    names = _names([row.cell for row in rows])
-    shown = [(escape(name), row) for name, row in zip(names, rows, strict=True) if id(row) not in hidden]
-    figures = dict(_FIGURES)
-    peak = next((name for name in _PEAKS if any(row.figures.get(name) is not None for row in rows)), None)
-    if peak is not None:
-        figures[_PEAKS[peak]] = lambda row: _bytes(row.figures.get(peak))
-    if estimated:
-        figures[_ESTIMATE] = lambda row: _bytes(estimated.get(row.cell.cell_id))
-    table = _rows_of(shown, figures)
-    unbounded = options.update_width(1000)  # else the answer is that it fits
-    for heading in _DISPENSABLE:
-        if heading in figures and Measurement.get(console, unbounded, table).minimum > options.max_width:
-            del figures[heading]
-            table = _rows_of(shown, figures)
-    notes = Table.grid(padding=(0, 1, 0, 0))
-    for name, row in shown:
-        if row.note:
-            notes.add_row(
-                name, escape(row.note), style="yellow" if row.stage == "finished" else row.style or "dim"
-            )
-    counts = Counter(row.stage for row in left_out)
-    more = Text(", ".join(f"{count} more {stage}" for stage, count in counts.items()), "dim")
-    return Group(table, *([more] if counts else []), *([notes] if notes.row_count else []))
 
 
 def _rows_of(rows: Sequence[tuple[str, _Row]], figures: Mapping[str, Callable[[_Row], str]]) -> Table:

@@ -150,9 +150,9 @@ def test_rows_in_a_checkpoint_of_another_version_are_kept_as_far_as_they_are_kno
 ) -> None:
     cell = smoke_cell()
     folder = RunFolder.create(tmp_path, "digits")
-    record = runner._RunRecord(
-        Plan(cell.recipe, [cell]), folder, _Lines(Console(quiet=True), {}), {}, runner.Interruptions()
-    )
+    display = _Lines(Console(quiet=True), {})
+    recording = runner._Recording([], display, tmp_path, lambda cell: None, {}, {})
+    record = runner._RunRecord(recording, Plan(cell.recipe, [cell]), folder)
     row = {"epoch": 1, "cold": True, "train_loss": 0.5, "a_column_of_tomorrow": 3}
     epochs = [{"attempt": 1, "facts": {}, "row": row}]
     runner._RecordedAttempt(record, cell, (1, 1)).hear("epochs", {"epochs": epochs})
