@@ -4,10 +4,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sltt_bench import engine
+from sltt_bench import engine, experiment
 from sltt_bench.analysis.watch import GradientWatch
 from sltt_bench.kinds import Job
-from sltt_bench.kinds.training import load_data, make_cell_loader, measuring, put_together
+from sltt_bench.kinds.training import load_data, make_cell_loader, measuring, set_up
 from sltt_bench.plan import Cell
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     with measuring(cell, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
-        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess)
+        subject = experiment.assemble(cell, device, backend)
+        setup = set_up(subject, cell, job, reporter, loaders, bundle.preprocess)
         setup.epochs, setup.checkpoint_every = max(epochs), 0
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         loaders["train"].set_epoch(0)

@@ -54,14 +54,13 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         splits = ("train", *evaluated)
         loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
         check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
-        peak = unless_memory_runs_out(
-            profiler,
-            "peak_tensor_bytes",
-            device,
-            lambda: instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess, ranks),
-        )
-        reporter.facts(peak_tensor_bytes=peak)
-        subject, setup = put_together(cell, job, reporter, device, backend, loaders, bundle.preprocess, ranks)
+
+        def peak() -> int:
+            return instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess, ranks)
+
+        reporter.facts(peak_tensor_bytes=unless_memory_runs_out(profiler, device, peak))
+        subject = experiment.assemble(cell, device, backend, ranks)
+        setup = set_up(subject, cell, job, reporter, loaders, bundle.preprocess)
         if job["resume"]:
             reporter.resume(partial(engine.restore, subject, setup))
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
@@ -119,24 +118,22 @@ def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, repor
         profiler.absent |= dict.fromkeys(columns, "out of memory while they were counted")
 
 
-def unless_memory_runs_out(
-    profiler: Profiler, column: str, device: torch.device, measure: Callable[[], int]
-) -> int | None:
-    """A figure that is measured beside the training; None, and its column's reason, if memory runs out in it.
+def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[], int]) -> int | None:
+    """The peak that is measured beside the training; None, and its column's reason, if memory runs out in it.
 
     What it allocated is free afterwards either way.
     """
-    figure: int | None = None
+    peak: int | None = None
     try:
-        figure = measure()
+        peak = measure()
     except Exception as error:
         if out_of_memory_cause(error) is None:
             raise
-        profiler.absent[column] = f"out of memory while it was measured: {classify(error)[1]}"
+        profiler.absent["peak_tensor_bytes"] = f"out of memory while it was measured: {classify(error)[1]}"
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    return figure
+    return peak
 
 
 @contextmanager
@@ -170,25 +167,17 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
         )
 
 
-def put_together(
-    cell: Cell,
-    job: Job,
-    reporter: "Reporter",
-    device: Any,
-    backend: Any,
-    loaders: Mapping[str, Any],
-    preprocess: Any,
-    ranks: Ranks = ALONE,
-) -> tuple[Any, Any]:
-    """The cell's Experiment, with weights from the prerequisite's checkpoint or --init if the cell has either, and its
-    TrainingSetup. Raises InitError.
+def set_up(
+    subject: Any, cell: Cell, job: Job, reporter: "Reporter", loaders: Mapping[str, Any], preprocess: Any
+) -> engine.TrainingSetup:
+    """How the cell's Experiment is trained; it is given the weights of the prerequisite's checkpoint or of --init, if the
+    cell has either. Raises InitError.
     """
-    subject = experiment.assemble(cell, device, backend, ranks)
     source = job["initial_weights"]
     if source is not None and not job["resume"]:
         report = initialise.load_initial_weights(subject.network, Path(source))
         reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
-    setup = engine.TrainingSetup(
+    return engine.TrainingSetup(
         train=loaders["train"],
         test=loaders.get("test"),
         validation=loaders.get("validation"),
@@ -198,7 +187,6 @@ def put_together(
         checkpoint_every=cell.recipe.train.checkpoint_every,
         report_accuracy=not cell.synthetic,
     )
-    return subject, setup
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:
