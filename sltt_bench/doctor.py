@@ -8,7 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -47,53 +47,49 @@ def examine() -> list[DoctorFinding]:
     return [*_machine(), *_gpus(), *_torch(), *_loading(), *_extras()]
 
 
-def _machine() -> list[DoctorFinding]:
+def _machine() -> Iterator[DoctorFinding]:
     facts = provenance.collect([])
-    named = {"sltt-bench": facts["sltt_bench"], "python": facts["python"], "cpu": facts["cpu"]}
-    return [DoctorFinding("ok", subject, str(fact)) for subject, fact in named.items()]
+    yield DoctorFinding("ok", "sltt-bench", str(facts["sltt_bench"]))
+    yield DoctorFinding("ok", "python", str(facts["python"]))
+    yield DoctorFinding("ok", "cpu", str(facts["cpu"]))
 
 
-def _gpus() -> list[DoctorFinding]:
+def _gpus() -> Iterator[DoctorFinding]:
     """The driver's side: what NVML shows, and whether the wheel of torch was built for it."""
     gpus, wheel = shown_gpus(), installed_wheel()
     if not gpus:
-        built = (
-            f"torch is built for CUDA {wheel.cuda}" if wheel and wheel.cuda else "torch is built without CUDA"
-        )
-        text = f"NVML shows none, or CUDA_VISIBLE_DEVICES hides all ({built}); everything runs on the CPU"
-        return [DoctorFinding("note", "gpu", text)]
-    findings = [
-        DoctorFinding(
-            "ok",
-            "gpu",
-            f"{gpu.name}, {'memory shared with the host' if gpu.memory_total_bytes is None else format_bytes(gpu.memory_total_bytes)}, "
-            f"driver {gpu.driver} (CUDA {gpu.cuda_driver})",
-        )
-        for gpu in gpus
-    ]
+        built = f"for CUDA {wheel.cuda}" if wheel and wheel.cuda else "without CUDA"
+        hidden = "NVML shows none, or CUDA_VISIBLE_DEVICES hides all"
+        text = f"{hidden} (torch is built {built}); everything runs on the CPU"
+        yield DoctorFinding("note", "gpu", text)
+    for gpu in gpus:
+        size = gpu.memory_total_bytes
+        memory = "memory shared with the host" if size is None else format_bytes(size)
+        text = f"{gpu.name}, {memory}, driver {gpu.driver} (CUDA {gpu.cuda_driver})"
+        yield DoctorFinding("ok", "gpu", text)
     if (reason := why_unusable(gpus, wheel)) is not None:
-        findings.append(DoctorFinding("fault", "driver", f"{reason}; {REMEDY_WHEEL}"))
-    return findings
+        yield DoctorFinding("fault", "driver", f"{reason}; {REMEDY_WHEEL}")
 
 
-def _torch() -> list[DoctorFinding]:
+def _torch() -> Iterator[DoctorFinding]:
     command = [sys.executable, "-m", "sltt_bench.torch_probe"]
     probe = subprocess.run(command, capture_output=True, text=True, check=False)
     if probe.returncode != 0:
         last = probe.stderr.strip().splitlines()[-1] if probe.stderr.strip() else "no message"
         remedy = "reinstall with `pip install --force-reinstall torch torchvision`"
-        return [DoctorFinding("fault", "torch", f"{last}; {remedy}")]
+        yield DoctorFinding("fault", "torch", f"{last}; {remedy}")
+        return
     facts = json.loads(probe.stdout.strip().splitlines()[-1])
     threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
     versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {threads}"
-    findings = [DoctorFinding("ok", "torch", versions)]
+    yield DoctorFinding("ok", "torch", versions)
     if facts["device"] != "cpu":
-        findings.append(_sensors((facts["description"].get("gpu") or {}).get("at_start") or {}))
-        findings.append(_process_memory(facts))
-    findings += [
-        DoctorFinding("note", column, f"stays empty: {reason}") for column, reason in facts["absent"].items()
-    ]
-    return findings + [DoctorFinding("note", subject, text) for subject, text in facts["notes"].items()]
+        yield _sensors((facts["description"].get("gpu") or {}).get("at_start") or {})
+        yield _process_memory(facts)
+    for column, reason in facts["absent"].items():
+        yield DoctorFinding("note", column, f"stays empty: {reason}")
+    for subject, text in facts["notes"].items():
+        yield DoctorFinding("note", subject, text)
 
 
 def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
@@ -115,9 +111,8 @@ def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
         readings.append(f"clocks held down by {', '.join(limits).replace('_', ' ')}")
     if missing := state.get("missing"):
         readings.append(f"no reading of {', '.join(map(_without_unit, missing))}")
-    return DoctorFinding(
-        "ok" if len(readings) else "note", "sensors", ", ".join(readings) or "none can be read"
-    )
+    text = ", ".join(readings) or "none can be read"
+    return DoctorFinding("ok" if readings else "note", "sensors", text)
 
 
 def _without_unit(name: str) -> str:
@@ -134,29 +129,27 @@ def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:
     return DoctorFinding("note", "nvml", text)
 
 
-def _loading() -> list[DoctorFinding]:
+def _loading() -> Iterator[DoctorFinding]:
     """What loader processes need: their batches lie in /dev/shm, each held by two open files."""
     needs = {name: _loader_needs(load_recipe(name)) for name in recipe_names()}
     most = max(needs, key=lambda name: needs[name].shared_bytes)
     shared, files = needs[most].shared_bytes, max(need.open_files for need in needs.values())
-    findings = []
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
         text = f"{format_bytes(free)} free; the loaders of {most} fill up to {format_bytes(shared)}"
         if free < shared:
             text += ": a larger one (docker run --shm-size=…), fewer data.workers or a smaller data.prefetch_factor"
-        findings.append(DoctorFinding("ok" if free >= shared else "note", str(SHARED_MEMORY), text))
+        yield DoctorFinding("ok" if free >= shared else "note", str(SHARED_MEMORY), text)
     try:
         import resource
     except ImportError:  # Windows, where no such limit is met
-        return findings
+        return
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"{limit} at most; the loaders of the shipped recipes hold up to {files}"
     if limit >= files or limit == resource.RLIM_INFINITY:
-        findings.append(DoctorFinding("ok", "open files", text))
+        yield DoctorFinding("ok", "open files", text)
     else:
-        findings.append(DoctorFinding("note", "open files", f"{text}: ulimit -n {2 * files}"))
-    return findings
+        yield DoctorFinding("note", "open files", f"{text}: ulimit -n {2 * files}")
 
 
 class _LoaderNeeds(NamedTuple):
@@ -173,10 +166,8 @@ def _loader_needs(recipe: Recipe) -> _LoaderNeeds:
     return _LoaderNeeds(batches * batch_bytes, SPARE_OPEN_FILES + 2 * batches)
 
 
-def _extras() -> list[DoctorFinding]:
-    findings = []
+def _extras() -> Iterator[DoctorFinding]:
     for package, (extra, purpose) in EXTRAS.items():
         version = provenance.installed_version(package)
         remedy = f"not installed; for {purpose}: pip install 'sltt-bench[{extra}]'"
-        findings.append(DoctorFinding("note" if version is None else "ok", package, version or remedy))
-    return findings
+        yield DoctorFinding("note" if version is None else "ok", package, version or remedy)

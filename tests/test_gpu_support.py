@@ -191,7 +191,7 @@ def test_the_doctor_says_what_the_loaders_need_of_shared_memory_and_open_files(
 ) -> None:
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage(1 << 41, 0, free))
     monkeypatch.setattr("resource.getrlimit", lambda which: (limit, limit))
-    findings = doctor._loading()
+    findings = list(doctor._loading())
     assert [finding.level for finding in findings] == [levels] * len(findings)
     if levels == "note":
         assert "--shm-size" in findings[0].text
