@@ -20,13 +20,10 @@ def oom_kills(root: Path = ROOT) -> int:
 
 def memory_limit(root: Path = ROOT) -> int | None:
     """The smallest limit in bytes of our control group and those above it; None without one."""
-    limits = []
-    for group in _groups(root):
-        for file in ("memory.max", "memory.limit_in_bytes"):
-            text = _text(group / file).strip()
-            if text.isdigit() and int(text) < _NO_LIMIT:
-                limits.append(int(text))
-    return min(limits, default=None)
+    files = ("memory.max", "memory.limit_in_bytes")
+    texts = (_text(group / file).strip() for group in _groups(root) for file in files)
+    limits = (int(text) for text in texts if text.isdigit())
+    return min((limit for limit in limits if limit < _NO_LIMIT), default=None)
 
 
 _NO_LIMIT = 2**62

@@ -574,14 +574,13 @@ def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any,
     try:
         return kind.model_validate(value), []
     except ValidationError as error:
-        return None, _faults(error, kind, prefix=f"{section}.")
+        return None, list(_faults(error, kind, prefix=f"{section}."))
 
 
 def _faults(
     error: ValidationError, kind: type[BaseModel], prefix: str = "", apart_from: Sequence[str] = ()
-) -> list[str]:
+) -> Iterator[str]:
     """One line for each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
-    lines = []
     for detail in error.errors():
         location = detail["loc"]
         if location and location[0] in apart_from:
@@ -596,8 +595,7 @@ def _faults(
             text = str(detail["ctx"]["error"])
         else:
             text = f"{detail['msg']}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
-        lines.append(f"{key}: {text}" if key else text)
-    return lines
+        yield f"{key}: {text}" if key else text
 
 
 def _remedy(value: Any) -> str:

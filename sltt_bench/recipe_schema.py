@@ -90,9 +90,7 @@ def _without_titles(schema: Any) -> Any:
 
 def _chosen_by_name(section: dict[str, Any], kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """A section whose other keys depend on its `name`; without one, a base supplies it, and any kind's will do."""
-    every_key: dict[str, Any] = {}
-    for kind in kinds.values():
-        every_key |= dict.fromkeys(kind["properties"], True)
+    every_key: dict[str, Any] = {key: True for kind in kinds.values() for key in kind["properties"]}
     return {
         "type": "object",
         "description": section.get("description", ""),

@@ -1,6 +1,7 @@
 """A recipe to start from: a copy of another, with the meaning of each key above it."""
 
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,22 +54,21 @@ def template(recipe: Recipe, path: Path) -> str:
     return head + "\n" + "\n".join(_commented(recipe, indent=""))
 
 
-def _commented(options: BaseModel, indent: str) -> list[str]:
+def _commented(options: BaseModel, indent: str) -> Iterator[str]:
     """The lines of a section: above each key its description, below it its value."""
-    lines: list[str] = []
     for key, field in type(options).model_fields.items():
         if not indent and key == "name":  # it is the file's
             continue
         comment = " ".join((field.description or "").split())
-        lines += textwrap.wrap(comment, 79, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        yield from textwrap.wrap(comment, 79, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
         value = getattr(options, key)
         if isinstance(value, BaseModel):
-            lines += [f"{indent}{key}:", *_commented(value, indent + "  ")]
+            yield f"{indent}{key}:"
+            yield from _commented(value, indent + "  ")
         else:
-            lines += [f"{indent}{line}" for line in dump_yaml({key: _plain(value)}).splitlines()]
+            yield from (f"{indent}{line}" for line in dump_yaml({key: _plain(value)}).splitlines())
         if not indent:
-            lines.append("")
-    return lines
+            yield ""
 
 
 def _plain(value: Any) -> Any:

@@ -110,12 +110,9 @@ def computed(cells: Sequence[Cell], *, timeout_s: float | None = None) -> list[O
 
 def describe(cell: Cell) -> str:
     """A cell in the words of its user."""
-    parts = [cell.recipe.name, cell.method]
-    if cell.backend != "reference":
-        parts.append(cell.backend)
-    parts.append(f"seed {cell.seed}")
-    parts += [f"{key}={value}" for key, value in cell.overrides.items()]
-    return " · ".join(parts)
+    backend = [] if cell.backend == "reference" else [cell.backend]
+    overrides = [f"{key}={value}" for key, value in cell.overrides.items()]
+    return " · ".join([cell.recipe.name, cell.method, *backend, f"seed {cell.seed}", *overrides])
 
 
 def finished_cells(folder: Path) -> set[str]:

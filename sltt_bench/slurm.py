@@ -334,11 +334,8 @@ def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
         return {}
     form = "--format=%i|%T|%r"
     answer = _slurm("squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(numbers)}", form)
-    states = {}
-    for line in answer.splitlines():
-        job, state, reason = line.strip().split("|", 2)
-        states[job] = (state, "" if reason == "None" else reason)
-    return states
+    lines = (line.strip().split("|", 2) for line in answer.splitlines())
+    return {job: (state, "" if reason == "None" else reason) for job, state, reason in lines}
 
 
 def cancel(submission: Submission, cell_ids: Collection[str] | None) -> list[Cell]:
