@@ -106,7 +106,7 @@ def run_plans(
                 lost=lost,
             )
     except Interrupted as interruption:
-        kept = f"what was measured is in {_listed(folders)}" if folders else "nothing was begun"
+        kept = f"what was measured is in {' '.join(map(str, folders))}" if folders else "nothing was begun"
         _say(console, f"interrupted by {interruption}; {kept}", "yellow")
         _say(console, "--resume goes on from here")
         return 128 + interruption.signal_number
@@ -121,7 +121,7 @@ def run_plans(
         from sltt_bench.report import print_run
 
         print_run(folders, console=console, baseline=baseline)
-        _say(console, f"plots and verdicts: sltt-bench report {_listed(folders)}")
+        _say(console, f"plots and verdicts: sltt-bench report {' '.join(map(str, folders))}")
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
 
 
@@ -269,10 +269,6 @@ def _initial_weights(out: Path, gate: Preflight, cell: Cell) -> Path | None:
 def _say(console: Console, text: str, style: str = "dim") -> None:
     """A remark on one line, however long."""
     console.print(f"[{style}]{escape(text)}[/{style}]", soft_wrap=True)
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return " ".join(map(str, paths))
 
 
 # Verbs that only show ---------------------------------------------------------------------------

@@ -87,10 +87,9 @@ class _MLflow:
         from mlflow.entities import Metric, Param
 
         self._metric, self._client = Metric, MlflowClient()
-        experiment = self._client.get_experiment_by_name(cell.recipe.name)
-        identity = (
-            experiment.experiment_id if experiment else self._client.create_experiment(cell.recipe.name)
-        )
+        name = cell.recipe.name
+        experiment = self._client.get_experiment_by_name(name)
+        identity = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self._run_id = self._client.create_run(identity, run_name=_name(cell)).info.run_id
         facts = {"cell_id": cell.cell_id, "method": cell.method, "backend": cell.backend, "seed": cell.seed}
         self._client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in facts.items()])
@@ -122,9 +121,8 @@ class _MLPerf:
         self._line("INTERVAL_END", "epoch_stop", None, epoch_num=epoch)
 
     def end(self, outcome: Outcome) -> None:
-        self._line(
-            "INTERVAL_END", "run_stop", None, status="success" if outcome.status == "ok" else "aborted"
-        )
+        status = "success" if outcome.status == "ok" else "aborted"
+        self._line("INTERVAL_END", "run_stop", None, status=status)
         self._file.close()
 
     def _line(self, kind: str, key: str, value: Any, **metadata: Any) -> None:

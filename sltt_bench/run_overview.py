@@ -47,6 +47,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     missing = facts["cells_planned"] - len(facts["cells"])
     failed = [cell for cell in facts["cells"] if cell["status"] != "ok"]
+    files = f"(the recipe is {RECIPE_FILE}, the versions {PROVENANCE_FILE})"
     return [
         ("run", facts["run"]),
         *(("command", command) for command in facts["commands"]),
@@ -55,10 +56,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         *(("device", device) for device in facts["devices"]),
         ("cells", ended + (f"; {missing} of {facts['cells_planned']} have not ended" if missing > 0 else "")),
         *((cell["status"], f"{cell['method']}, seed {cell['seed']}: {cell['reason']}") for cell in failed),
-        (
-            "files",
-            f"{', '.join(facts['files'])} (the recipe is {RECIPE_FILE}, the versions {PROVENANCE_FILE})",
-        ),
+        ("files", f"{', '.join(facts['files'])} {files}"),
         *(("not read", text) for text in facts["unread"]),
     ]
 

@@ -168,11 +168,9 @@ class Submission:
     def newest_of(cls, out: Path, cells: Sequence[Cell]) -> "Submission | None":
         """The last one of just these cells below `out`."""
         wanted = [cell.cell_id for cell in cells]
-        for path in sorted(out.glob(f"*/{STATE_FOLDER}"), reverse=True):
-            submission = cls.read(path.parent)
-            if [cell.cell_id for cell in submission.cells] == wanted:
-                return submission
-        return None
+        paths = sorted(out.glob(f"*/{STATE_FOLDER}"), reverse=True)
+        submissions = (cls.read(path.parent) for path in paths)
+        return next((each for each in submissions if [cell.cell_id for cell in each.cells] == wanted), None)
 
     def write(self) -> None:
         """Replaces the submission's file as a whole. Raises ResultsError."""

@@ -64,23 +64,20 @@ def _provenance(results: Results) -> Findings:
 def _untouched_recipe(results: Results) -> Findings:
     for (number, name), cells in _runs(results).groupby(["run", "recipe"]):
         run, recipe = results.runs[int(str(number))], str(name)
-        path = run.path
+        where = str(run.path)
         if recipe not in recipe_names():
-            yield str(path), f"{recipe} is no shipped recipe; a pull request with it comes first"
+            yield where, f"{recipe} is no shipped recipe; a pull request with it comes first"
             continue
         changed: dict[str, None] = {}
         for cell_id in cells["cell_id"]:
             try:
                 resolved = recipe_from_dict({**run.recipe_of(cell_id), "name": recipe})
             except RecipeError as error:
-                yield str(path), f"its recipe cannot be read: {str(error).splitlines()[0]}"
+                yield where, f"its recipe cannot be read: {str(error).splitlines()[0]}"
                 break
             changed |= dict.fromkeys(_differences(resolved, load_recipe(recipe)))
         if changed:
-            yield (
-                str(path),
-                f"the recipe was changed ({', '.join(changed)}); a study of these is no submission",
-            )
+            yield where, f"the recipe was changed ({', '.join(changed)}); a study of these is no submission"
 
 
 def _data_are_real(results: Results) -> Findings:
@@ -91,10 +88,8 @@ def _data_are_real(results: Results) -> Findings:
 
 
 def _enough_seeds(results: Results) -> Findings:
-    groups = _runs(results).groupby(
-        ["recipe", "recipe_hash", "method", "backend", "device_name"], dropna=False
-    )
-    for (recipe, _, method, backend, _), cells in groups:
+    key = ["recipe", "recipe_hash", "method", "backend", "device_name"]
+    for (recipe, _, method, backend, _), cells in _runs(results).groupby(key, dropna=False):
         seeds = cells["seed"].nunique()
         if seeds < MINIMUM_SEEDS:
             where = f"{recipe}, {method}, backend {backend}"
@@ -106,10 +101,8 @@ def _failures_included(results: Results) -> Findings:
         there = set(results.cells.loc[results.cells["run"] == number, "cell_id"])
         missing = [cell for cell in run.provenance.get("plan") or [] if cell not in there]
         if missing:
-            yield (
-                str(run.path),
-                f"{len(missing)} planned cells have no row; --resume finishes or records them",
-            )
+            text = f"{len(missing)} planned cells have no row; --resume finishes or records them"
+            yield str(run.path), text
 
 
 def _every_epoch(results: Results) -> Findings:

@@ -38,12 +38,8 @@ def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
         gpu=None if gpu is None else GPU.model_validate(gpu["data_sheet"]),
         memory_bytes=memory_bytes,
     )
-    reporter.facts(
-        device=estimate.device_type,
-        device_name="fake tensors",
-        precision=estimate.trace.precision,
-        parameters=estimate.trace.parameters,
-    )
+    reporter.facts(device=estimate.device_type, device_name="fake tensors")
+    reporter.facts(precision=estimate.trace.precision, parameters=estimate.trace.parameters)
     reporter.row(ESTIMATES_FILE, {**figures(estimate), "gpu": None if gpu is None else gpu["name"]})
 
 

@@ -174,9 +174,8 @@ class FinalTraining:
 
     def __call__(self, folder: RunFolder) -> Plan:
         """The cells to be trained now, and what was chosen in words. Adds to the folder's tuning.csv."""
-        last: dict[str, Row] = {}
-        for row in sorted(folder.rows(CELLS_FILE), key=lambda row: int(row["attempt"])):
-            last[row["cell_id"]] = row
+        by_attempt = sorted(folder.rows(CELLS_FILE), key=lambda row: int(row["attempt"]))
+        last = {row["cell_id"]: row for row in by_attempt}
         recorded = {row["cell_id"] for row in folder.rows(TUNING_FILE)}
         self.unchosen.clear()
         cells: dict[str, Cell] = {}
@@ -264,12 +263,10 @@ def _tuned(cell: Cell, search: Search, choice: Choice) -> Cell:
 def choice_text(choice: Choice, trials: int) -> str:
     """A choice in words: "train.lr = 0.003, validation top-1 93.4 %, 6 trials"."""
     setting = ", ".join(f"{name} = {value}" for name, value in choice.setting.items())
-    edge = (
-        f"; {', '.join(choice.at_edge)} at the edge of the grid: a better value may lie beyond"
-        if choice.at_edge
-        else ""
-    )
-    return f"{setting}, validation top-1 {choice.top1:.1%}, {trials} trials{edge}"
+    text = f"{setting}, validation top-1 {choice.top1:.1%}, {trials} trials"
+    if not choice.at_edge:
+        return text
+    return f"{text}; {', '.join(choice.at_edge)} at the edge of the grid: a better value may lie beyond"
 
 
 def _outcome(cell: Cell, row: Row | None) -> Trial | None:
