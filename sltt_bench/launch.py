@@ -180,9 +180,8 @@ def _be_agent() -> None:
     job = json.loads(os.environ[JOB])
     nodes, endpoint = os.environ[NODES].split()
     try:
-        _launch_here(
-            job, events, job["cell"]["recipe"]["train"]["devices"] // int(nodes), int(nodes), endpoint
-        )
+        size = job["cell"]["recipe"]["train"]["devices"] // int(nodes)
+        _launch_here(job, events, size, int(nodes), endpoint)
     except CellFailure as failure:
         worker.reporter_of(job, events).send("failed", status=failure.status, reason=str(failure))
         sys.exit(1)

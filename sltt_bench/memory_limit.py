@@ -11,11 +11,10 @@ ROOT = Path("/")
 
 def oom_kills(root: Path = ROOT) -> int:
     """How many processes of our control group (else of the machine) were ended for lack of memory; 0 if unknown."""
-    for group in _groups(root):
-        for file in ("memory.events", "memory.oom_control"):
-            if (count := _field(group / file, "oom_kill")) is not None:
-                return count
-    return _field(root / "proc/vmstat", "oom_kill") or 0
+    files = ("memory.events", "memory.oom_control")
+    of_groups = [group / file for group in _groups(root) for file in files]
+    counts = (_field(file, "oom_kill") for file in (*of_groups, root / "proc/vmstat"))
+    return next((count for count in counts if count is not None), 0)
 
 
 def memory_limit(root: Path = ROOT) -> int | None:

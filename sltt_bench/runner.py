@@ -231,7 +231,10 @@ class _RunRecord:
         self.plan, self.folder = plan, folder
         self.display, self.interruptions = recording.display, recording.interruptions
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
-        self._attempts = _attempts_with_rows(folder)
+        rows = [*folder.rows(CELLS_FILE), *folder.rows(EPOCHS_FILE)]
+        rows.sort(key=lambda row: int(row["attempt"]))
+        self._attempts = {row["cell_id"]: int(row["attempt"]) for row in rows}
+        """cell_id → its last attempt that left a row of any kind."""
         self.open_attempts: list[_RecordedAttempt] = []
         """Without a row of cells.csv so far, begun or not."""
         about = {"run": folder.path.name, "plan": [cell.cell_id for cell in plan]}
@@ -278,14 +281,6 @@ class _RunRecord:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""
         rows = [row for row in self.folder.rows(EPOCHS_FILE) if row["cell_id"] == cell.cell_id]
         return {int(row["epoch"]): row for row in rows}
-
-
-def _attempts_with_rows(folder: RunFolder) -> dict[str, int]:
-    """cell_id → its last attempt that left a row of any kind."""
-    attempts: dict[str, int] = {}
-    for row in (*folder.rows(CELLS_FILE), *folder.rows(EPOCHS_FILE)):
-        attempts[row["cell_id"]] = max(attempts.get(row["cell_id"], 0), int(row["attempt"]))
-    return attempts
 
 
 class _RecordedAttempt(Attempt):
