@@ -24,40 +24,19 @@ added to it. `detach_reset` cuts the gradient through the reset and leaves that 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, Stateful, integrate, lif_step, reset
+from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, Stateful, fire, integrate, lif_step, reset
 from sltt_bench.surrogates import derivative, spike
-
-
-class SynapticState(NamedTuple):
-    """What a current-based neuron hands to the next step."""
-
-    synaptic_current: Tensor
-    """i[t]."""
-    potential: Tensor
-    """v[t]."""
-
-
-class AdaptiveState(NamedTuple):
-    """What a neuron with an adaptive threshold hands to the next step."""
-
-    potential: Tensor
-    """v[t]."""
-    adaptation: Tensor
-    """a[t]."""
 
 
 def plif_step(
     current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters
 ) -> tuple[Tensor, Tensor]:
     """One time step with λ = 1 − σ(w): (I[t], v[t−1], w of shape []) → (s[t], v[t]); `neuron.tau` is not used."""
-    membrane = integrate_learned(current, potential, w, neuron)
-    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
-    return spikes, reset(membrane, spikes, neuron)
+    return fire(integrate_learned(current, potential, w, neuron), neuron)
 
 
 def integrate_learned(current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters) -> Tensor:
@@ -72,46 +51,35 @@ def diet_lif_step(
     current: Tensor, potential: Tensor | None, w: Tensor, log_threshold: Tensor, neuron: LIFParameters
 ) -> tuple[Tensor, Tensor]:
     """One time step with λ = 1 − σ(w) and θ = exp(ϑ), both of shape []: (I[t], v[t−1], w, ϑ) → (s[t], v[t])."""
-    membrane = integrate_learned(current, potential, w, neuron)
-    threshold = log_threshold.exp()
-    spikes = spike(membrane - threshold, neuron.surrogate, neuron.surrogate_width)
-    return spikes, reset(membrane, spikes, neuron, threshold)
-
-
-def readout_step(current: Tensor, potential: Tensor | None, decay: float) -> Tensor:
-    """One time step of a neuron that never fires: (I[t], u[t−1]) → u[t], of one shape; None before step 1."""
-    return current if potential is None else decay * potential + current
+    return fire(integrate_learned(current, potential, w, neuron), neuron, log_threshold.exp())
 
 
 def cuba_lif_step(
-    current: Tensor, state: SynapticState | None, neuron: LIFParameters
-) -> tuple[Tensor, SynapticState]:
-    """One time step: (I[t], (i[t−1], v[t−1])) → (s[t], (i[t], v[t])), all of one shape; None before step 1."""
-    if state is None:
-        spikes, potential = lif_step(current, None, neuron)
-        return spikes, SynapticState(current, potential)
-    synaptic = neuron.synaptic_decay * state.synaptic_current + current
-    spikes, potential = lif_step(synaptic, state.potential, neuron)
-    return spikes, SynapticState(synaptic, potential)
+    current: Tensor, synaptic_current: Tensor | None, potential: Tensor | None, neuron: LIFParameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One time step: (I[t], i[t−1], v[t−1]) → (s[t], i[t], v[t]), all of one shape; None before step 1."""
+    if synaptic_current is not None:
+        current = neuron.synaptic_decay * synaptic_current + current
+    spikes, potential = lif_step(current, potential, neuron)
+    return spikes, current, potential
 
 
 def alif_step(
-    current: Tensor, state: AdaptiveState | None, neuron: LIFParameters
-) -> tuple[Tensor, AdaptiveState]:
-    """One time step: (I[t], (v[t−1], a[t−1])) → (s[t], (v[t], a[t])), all of one shape; None before step 1."""
-    if state is None:
-        spikes, potential = lif_step(current, None, neuron)
-        return spikes, AdaptiveState(potential, spikes)
-    membrane = integrate(current, state.potential, neuron)
+    current: Tensor, potential: Tensor | None, adaptation: Tensor | None, neuron: LIFParameters
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One time step: (I[t], v[t−1], a[t−1]) → (s[t], v[t], a[t]), all of one shape; None before step 1."""
+    membrane = integrate(current, potential, neuron)
     spikes = spike(
-        membrane - adaptive_threshold(state.adaptation, neuron), neuron.surrogate, neuron.surrogate_width
+        membrane - adaptive_threshold(adaptation, neuron), neuron.surrogate, neuron.surrogate_width
     )
-    adaptation = neuron.adaptation_decay * state.adaptation + spikes
-    return spikes, AdaptiveState(reset(membrane, spikes, neuron), adaptation)
+    adaptation = spikes if adaptation is None else neuron.adaptation_decay * adaptation + spikes
+    return spikes, reset(membrane, spikes, neuron), adaptation
 
 
-def adaptive_threshold(adaptation: Tensor, neuron: LIFParameters) -> Tensor:
-    """V_th + β a[t−1], what u[t] is held against (same shape)."""
+def adaptive_threshold(adaptation: Tensor | None, neuron: LIFParameters) -> Tensor | float:
+    """V_th + β a[t−1], what u[t] is held against (same shape); None before step 1."""
+    if adaptation is None:
+        return neuron.v_threshold
     return neuron.v_threshold + neuron.adaptation * adaptation
 
 
@@ -119,8 +87,7 @@ def alif_pseudo_derivative(
     current: Tensor, potential: Tensor | None, adaptation: Tensor | None, neuron: LIFParameters
 ) -> Tensor:
     """ψ[t], the surrogate of ∂s[t]/∂u[t], from I[t], v[t−1] and a[t−1] (same shape; None before step 1)."""
-    threshold = neuron.v_threshold if adaptation is None else adaptive_threshold(adaptation, neuron)
-    above = integrate(current, potential, neuron) - threshold
+    above = integrate(current, potential, neuron) - adaptive_threshold(adaptation, neuron)
     return derivative(above, neuron.surrogate, neuron.surrogate_width)
 
 
@@ -161,10 +128,9 @@ class CubaLIF(LIF):
     synaptic_current: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        before = None
-        if self.synaptic_current is not None and self.potential is not None:
-            before = SynapticState(self.synaptic_current, self.potential)
-        spikes, (self.synaptic_current, self.potential) = cuba_lif_step(current, before, self.parameters_)
+        spikes, self.synaptic_current, self.potential = cuba_lif_step(
+            current, self.synaptic_current, self.potential, self.parameters_
+        )
         return spikes
 
     def extra_repr(self) -> str:
@@ -178,10 +144,9 @@ class ALIF(LIF):
     adaptation: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        before = None
-        if self.potential is not None and self.adaptation is not None:
-            before = AdaptiveState(self.potential, self.adaptation)
-        spikes, (self.potential, self.adaptation) = alif_step(current, before, self.parameters_)
+        spikes, self.potential, self.adaptation = alif_step(
+            current, self.potential, self.adaptation, self.parameters_
+        )
         return spikes
 
     def extra_repr(self) -> str:
@@ -197,15 +162,15 @@ class Readout(Stateful):
     def __init__(self, tau: float) -> None:
         """`tau` ≥ 1: time constant in time steps; at 1 a step's output is its current."""
         super().__init__()
-        self.tau = tau
+        self.leak = LIFParameters(tau=tau)
         self.potential: Tensor | None = None
 
     def forward(self, current: Tensor) -> Tensor:
-        self.potential = readout_step(current, self.potential, 1 - 1 / self.tau)
+        self.potential = integrate(current, self.potential, self.leak)
         return self.potential
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}"
+        return f"tau={self.leak.tau}"
 
 
 LAYERS: dict[str, type[LIF]] = {

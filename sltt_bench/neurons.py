@@ -85,11 +85,16 @@ def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters, threshold: Te
     return (1 - spikes) * membrane + neuron.v_reset * spikes
 
 
+def fire(membrane: Tensor, neuron: LIFParameters, threshold: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """(s[t], v[t]) from u[t], all of one shape; `threshold` as in `reset`."""
+    above = neuron.v_threshold if threshold is None else threshold
+    spikes = spike(membrane - above, neuron.surrogate, neuron.surrogate_width)
+    return spikes, reset(membrane, spikes, neuron, threshold)
+
+
 def lif_step(current: Tensor, potential: Tensor | None, neuron: LIFParameters) -> tuple[Tensor, Tensor]:
     """One time step: (I[t], v[t−1]) → (s[t], v[t]), all of one shape."""
-    membrane = integrate(current, potential, neuron)
-    spikes = spike(membrane - neuron.v_threshold, neuron.surrogate, neuron.surrogate_width)
-    return spikes, reset(membrane, spikes, neuron)
+    return fire(integrate(current, potential, neuron), neuron)
 
 
 def pseudo_derivative(membrane: Tensor, neuron: LIFParameters) -> Tensor:
