@@ -214,7 +214,7 @@ def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
     _run(methods.create("bptt", 2), 2, build, network=network)  # every gradient that there is exists
     method = methods.create(name, timesteps)
     if isinstance(method, ChoosesSteps):
-        method = method.at(range(timesteps - method.budget, timesteps))
+        method = method.at(range(timesteps - method.most_steps(timesteps), timesteps))
     with TensorBytes([], network=network) as memory:
         before = memory.current
         _run(method, timesteps, build, network=network, batch=WIDE)

@@ -170,7 +170,7 @@ def chosen(k: int, source: int | torch.Generator) -> list[int]:
         def backward(self, loss: torch.Tensor) -> None:
             pass
 
-    SLTTK(k, T).accumulate_gradients(Steps())
+    SLTTK(k).accumulate_gradients(Steps())
     return seen
 
 

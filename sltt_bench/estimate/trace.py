@@ -136,7 +136,7 @@ def _variants(subject: Experiment) -> Iterator[Experiment]:
     if not isinstance(method, methods.ChoosesSteps):
         yield subject
         return
-    for steps in choices_to_trace(subject.timesteps, method.budget):
+    for steps in choices_to_trace(subject.timesteps, method.most_steps(subject.timesteps)):
         yield replace(subject, method=method.at(steps))
 
 

@@ -1,10 +1,10 @@
 """The methods by name. A method says through what the gradient of one batch may flow, nothing else.
 
-A method is an object with `accumulate_gradients(unroll)`; its factory takes the match of its name
-and T. A built-in one is a module here with `create`, whose docstring holds its equations. Third
+A method is an object with `accumulate_gradients(unroll)`. A built-in one is a class in a module here, whose
+docstring holds its equations; what varies in its name is what the class is made with. Third
 parties add methods with the entry-point group `sltt_bench.methods`: the entry's name is a regular
-expression for the whole method name, its object such a factory, which may say what the method
-promises in an attribute `promises`.
+expression for the whole method name, its object a factory that takes the match of the name and T, and may say
+what the method promises in an attribute `promises`.
 """
 
 import ast
@@ -12,8 +12,8 @@ import inspect
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 from sltt_bench.errors import UserError, nearest
@@ -50,9 +50,8 @@ class Method(Protocol):
 class ChoosesSteps(Method, Protocol):
     """A method that uses some of the T steps, by chance or by what happens in them."""
 
-    @property
-    def budget(self) -> int:
-        """Most steps that an iteration uses (a method that draws their number: on average)."""
+    def most_steps(self, timesteps: int) -> int:
+        """Most of T steps that an iteration uses (a method that draws their number: on average)."""
 
     def at(self, steps: Collection[int]) -> Method:
         """The same method at these steps (from 0), with nothing left to choose."""
@@ -96,10 +95,12 @@ class MethodEntry:
     """What it is, in a line."""
     source: str
     promises: Promises
+    of: str
+    """ "module:class" below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
     form: str = ""
-    """Regular expression of the whole name; its groups `k` and `n` are numbers of steps from 1 to T. "": the label."""
-    file: str = ""
-    """Of its module, without the ending. "": named as the label."""
+    """Regular expression of the whole name; its groups are arguments of the class. "": the label."""
+    steps: str = "k"
+    """The group that is a number of steps from 1 to T, if there is one."""
     family: str = ""
     """What an error calls the methods of a family."""
     counts: str = "N"
@@ -112,14 +113,19 @@ class MethodEntry:
 
     @property
     def module(self) -> str:
-        """Below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
-        return self.file or self.label.replace("-", "_")
+        """Below `sltt_bench.methods`."""
+        return self.of.partition(":")[0]
 
 
 _EXACT = Promises(exact=True, one_backward_pass=True)
 _SPATIAL = Promises(memory="O(1)")
 _LIF = frozenset({"lif"})
-_N = r"(?P<n>\d+)"
+_ARGUMENTS: dict[str, Callable[[str], int | float]] = {
+    **dict.fromkeys(("segment", "window", "layer", "k", "n"), int),
+    **dict.fromkeys(("beta", "decay"), float),
+    **dict.fromkeys(("unbiased", "online"), bool),
+}
+"""Group of a built-in method's name → its type as an argument; of a word, that it is there."""
 
 METHODS: dict[str, MethodEntry] = {
     entry.pattern: entry
@@ -129,14 +135,16 @@ METHODS: dict[str, MethodEntry] = {
             "backpropagation through time: gradient through space and time",
             "Werbos 1990; Neftci et al. 2019",
             _EXACT,
+            "bptt:BPTT",
         ),
         MethodEntry(
             "bptt-ckptN",
             "exact BPTT that keeps the state every N steps and computes the rest again",
             "Gruslys et al. 2016",
             Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
-            form=rf"bptt-ckpt{_N}",
-            file="bptt_checkpointed",
+            "bptt_checkpointed:CheckpointedBPTT",
+            form=r"bptt-ckpt(?P<segment>\d+)",
+            steps="segment",
             family="checkpointed BPTT",
         ),
         MethodEntry(
@@ -144,24 +152,25 @@ METHODS: dict[str, MethodEntry] = {
             "BPTT with the gradient through the state times X: 0 is SLTT, 1 is BPTT",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"state"})),
+            "bptt_damped:DampedBPTT",
             form=r"bptt-d(?P<beta>0(\.\d+)?|1(\.0+)?|\.\d+)",
-            file="bptt_damped",
         ),
         MethodEntry(
             "bptt-lN",
             "SLTT but for the Nth layer of neurons, which keeps its gradient through time",
             "this project",
             Promises(one_backward_pass=True, needs=frozenset({"layers"})),
+            "bptt_layer:OneLayerThroughTime",
             form=r"bptt-l(?P<layer>[1-9]\d*)",
-            file="bptt_layer",
         ),
         MethodEntry(
             "tbptt-wN",
             "truncated BPTT: a graph over N steps, then the state is detached",
             "Williams & Peng 1990",
             Promises(memory="O(w)"),
-            form=rf"tbptt-w{_N}",
-            file="tbptt",
+            "tbptt:TruncatedBPTT",
+            form=r"tbptt-w(?P<window>\d+)",
+            steps="window",
             family="truncated BPTT",
             counts="w",
         ),
@@ -170,14 +179,15 @@ METHODS: dict[str, MethodEntry] = {
             "spatial learning through time: each step's gradient at once",
             "Meng et al. 2023",
             _SPATIAL,
+            "sltt:SLTT",
         ),
         MethodEntry(
             "sltt-kN",
             "SLTT at N of T steps, drawn anew for each iteration; gradient about N/T of SLTT's",
             "Meng et al. 2023",
             _SPATIAL,
+            "sltt_k:SLTTK",
             form=r"sltt-k(?P<k>\d+)",
-            file="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
@@ -186,8 +196,8 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT-K with the gradient scaled by T/N",
             "Meng et al. 2023; the scale is this project's",
             _SPATIAL,
+            "sltt_k:SLTTK",
             form=r"sltt-k(?P<k>\d+)(?P<unbiased>-unbiased)",
-            file="sltt_k",
             family="SLTT-K",
             counts="K",
         ),
@@ -196,8 +206,9 @@ METHODS: dict[str, MethodEntry] = {
             "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
             "this project",
             _SPATIAL,
-            form=rf"sltt-a{_N}?(?P<unbiased>-unbiased)?",
-            file="sltt_a",
+            "sltt_a:AdaptiveSLTT",
+            form=r"sltt-a(?P<n>\d+)?(?P<unbiased>-unbiased)?",
+            steps="n",
             family="adaptive SLTT",
         ),
         MethodEntry(
@@ -205,33 +216,37 @@ METHODS: dict[str, MethodEntry] = {
             "online training through time: SLTT's error meets a trace of each synapse's input",
             "Xiao et al. 2022",
             Promises(memory="O(1)", needs=frozenset({"synapses"}), kinds=_LIF),
+            "ottt:OTTT",
         ),
         MethodEntry(
             "ottt-o",
             "OTTT with a step of the optimiser after every time step",
             "Xiao et al. 2022",
             Promises(memory="O(1)", online=True, needs=frozenset({"synapses", "update"}), kinds=_LIF),
+            "ottt:OTTT",
             form=r"ottt(?P<online>-o)",
-            file="ottt",
         ),
         MethodEntry(
             "s-tllr",
             "three-factor rule with a causal and a non-causal trace",
             "Apolinario & Roy 2024",
             Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
+            "s_tllr:STLLR",
         ),
         MethodEntry(
             "pp-prop",
             "ES-D-RTRL: eligibility as input trace times state trace; `-aX` sets their decay",
             "Wang et al. 2024",
             Promises(memory="O(1)", needs=frozenset({"synapses", "membrane"}), kinds=_LIF),
-            form=r"pp-prop(-a(?P<alpha>0(\.\d+)?|\.\d+))?",
+            "pp_prop:PPProp",
+            form=r"pp-prop(-a(?P<decay>0(\.\d+)?|\.\d+))?",
         ),
         MethodEntry(
             "e-prop",
             "eligibility propagation: traces of all inputs, the output's error as learning signal",
             "Bellec et al. 2020",
             Promises(memory="O(1)", needs=frozenset({"synapses"}), kinds=frozenset({"lif", "alif"})),
+            "e_prop:EProp",
         ),
         MethodEntry(
             "rate",
@@ -244,12 +259,14 @@ METHODS: dict[str, MethodEntry] = {
                 kinds=_LIF,
                 pass_on_rates=True,
             ),
+            "rate:RateBased",
         ),
         MethodEntry(
             "conversion",
             "trains a network of rectifiers in one step and converts it: balanced thresholds, soft reset",
             "Diehl et al. 2015; Rueckauer et al. 2017; Bu et al. 2022",
             Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"conversion"})),
+            "conversion:Conversion",
         ),
     )
 }
@@ -306,9 +323,10 @@ def create(name: str, timesteps: int) -> Method:
     """
     match, entry = _find(name)
     if isinstance(entry, MethodEntry):
-        if not fits(name, timesteps):
-            raise UnknownMethod(out_of_range(name, timesteps))
-        built: Method = import_module(f"sltt_bench.methods.{entry.module}").create(match, timesteps)
+        check(name, timesteps)
+        given = {group: text for group, text in match.groupdict().items() if text is not None}
+        kind = resolve_name(f"sltt_bench.methods.{entry.of}")
+        built: Method = kind(**{group: _ARGUMENTS[group](text) for group, text in given.items()})
         return built
     try:
         return entry(match, timesteps)
@@ -390,8 +408,7 @@ def unsuited(name: str, neuron_kind: str, model: "ModelOptions | None" = None) -
 
 def _steps_in(name: str) -> int | None:
     match, entry = _find(name)
-    groups = match.groupdict()
-    number = groups.get("k") or (groups.get("n") if isinstance(entry, MethodEntry) else None)
+    number = match.groupdict().get(entry.steps if isinstance(entry, MethodEntry) else "k")
     return None if number is None else int(number)
 
 

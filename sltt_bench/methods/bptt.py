@@ -5,8 +5,6 @@
 Source: Werbos 1990; with surrogate gradients Neftci et al. 2019.
 """
 
-import re
-
 from sltt_bench.unroll import Unroll
 
 
@@ -18,8 +16,3 @@ class BPTT:
         for t in range(1, unroll.timesteps):
             loss = loss + unroll.step(t)
         unroll.backward(loss)
-
-
-def create(name: re.Match[str], timesteps: int) -> BPTT:
-    """The method called "bptt"."""
-    return BPTT()

@@ -8,7 +8,6 @@ Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time", wi
 (Chen et al. 2016, section 4.1).
 """
 
-import re
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,8 +42,3 @@ class CheckpointedBPTT:
 
         result: tuple[Tensor, State] = checkpoint(steps, state, use_reentrant=False)
         return result
-
-
-def create(name: re.Match[str], timesteps: int) -> CheckpointedBPTT:
-    """The method of a name like "bptt-ckpt2"."""
-    return CheckpointedBPTT(int(name["n"]))

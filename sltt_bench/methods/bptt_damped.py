@@ -8,7 +8,6 @@ a polynomial in β: discounted credit, in between the two.
 Source: this project; the idea is that of λ-returns and of discounted traces.
 """
 
-import re
 from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
@@ -26,8 +25,3 @@ class DampedBPTT:
             unroll.scale_state_gradient(self.beta)
             loss = loss + unroll.step(t)
         unroll.backward(loss)
-
-
-def create(name: re.Match[str], timesteps: int) -> DampedBPTT:
-    """The method of a name like "bptt-d0.5"."""
-    return DampedBPTT(float(name["beta"]))

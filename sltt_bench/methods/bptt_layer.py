@@ -7,7 +7,6 @@ steps reach the layers below n through its past.
 Source: this project.
 """
 
-import re
 from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
@@ -26,8 +25,3 @@ class OneLayerThroughTime:
             unroll.detach_state(but_for=self.layer)
             loss = loss + unroll.step(t)
         unroll.backward(loss)
-
-
-def create(name: re.Match[str], timesteps: int) -> OneLayerThroughTime:
-    """The method of a name like "bptt-l2"."""
-    return OneLayerThroughTime(int(name["layer"]))

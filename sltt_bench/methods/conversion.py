@@ -9,8 +9,6 @@ time costs, whatever T.
 Source and deviations: see `conversion.py`.
 """
 
-import re
-
 from sltt_bench.methods.rate import mean_input
 from sltt_bench.unroll import Unroll
 
@@ -20,8 +18,3 @@ class Conversion:
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         unroll.backward(unroll.in_one_step(mean_input(unroll)))
-
-
-def create(name: re.Match[str], timesteps: int) -> Conversion:
-    """The method called "conversion"."""
-    return Conversion()

@@ -23,7 +23,6 @@ input, learns from SLTT's error. Networks with alif must feed neurons the bare s
 (`mlp` without normalisation), since ε_a belongs to one synapse of one neuron.
 """
 
-import re
 from typing import Any, cast
 
 import torch
@@ -123,8 +122,3 @@ class _AlsoThrough(torch.autograd.Function):
         (vectors,) = ctx.saved_tensors
         share = torch.einsum("bo,boi->oi", ctx.factor * error.to(vectors.dtype), vectors)
         return error, share, None, None
-
-
-def create(name: re.Match[str], timesteps: int) -> EProp:
-    """The method called "e-prop"."""
-    return EProp()

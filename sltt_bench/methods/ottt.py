@@ -13,7 +13,6 @@ Deviation: normalisation is the network's own (theirs standardises weights inste
 receives Σ_t δ[t], as theirs does.
 """
 
-import re
 from dataclasses import dataclass
 
 from sltt_bench.methods.traces import Trace
@@ -35,8 +34,3 @@ class OTTT:
                 unroll.backward(unroll.step(t))
                 if self.online:
                     unroll.update()
-
-
-def create(name: re.Match[str], timesteps: int) -> OTTT:
-    """The method called "ottt" or "ottt-o"."""
-    return OTTT(online=name.groupdict().get("online") is not None)

@@ -14,7 +14,6 @@ Deviations: synapses that feed no neurons (the readout) and biases, which have n
 SLTT's error; normalisation between synapses and neurons is passed in space.
 """
 
-import re
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,16 +24,13 @@ from sltt_bench.methods.traces import Trace
 from sltt_bench.neurons import SpikingNeuron, pseudo_derivative, state_derivative
 from sltt_bench.unroll import Unroll
 
-DEFAULT_DECAY = 0.9
-"""α where the name says none: the value of the examples in the authors' documentation."""
-
 
 @dataclass(frozen=True)
 class PPProp:
     """One backward pass a step, and a local one for what the state trace changes."""
 
-    decay: float
-    """α."""
+    decay: float = 0.9
+    """α; where the name says none, the value of the examples in the authors' documentation."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         inputs, state = Trace(self.decay), StateTrace(self.decay)
@@ -81,8 +77,3 @@ class _AtStep(NamedTuple):
     """D[t+1]."""
     pseudo_derivative: Tensor
     """ψ[t]."""
-
-
-def create(name: re.Match[str], timesteps: int) -> PPProp:
-    """The method called "pp-prop", or of a name like "pp-prop-a0.5"."""
-    return PPProp(DEFAULT_DECAY if name["alpha"] is None else float(name["alpha"]))

@@ -17,7 +17,6 @@ statistics and learns none; recurrent weights, which the paper has not, read the
 as a constant.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -117,8 +116,3 @@ def mean_input(unroll: Unroll) -> Tensor:
     if all(x is counted[0] for x in counted):
         return counted[0]
     return torch.stack(list(counted)).mean(0)
-
-
-def create(name: re.Match[str], timesteps: int) -> RateBased:
-    """The method called "rate"."""
-    return RateBased()

@@ -15,8 +15,6 @@ exists at every step that counts for the loss (theirs at the last ones); the rea
 learn from SLTT's error.
 """
 
-import re
-
 from torch import Tensor, nn
 
 from sltt_bench.methods.traces import Trace
@@ -64,8 +62,3 @@ class PostsynapticTrace:
         """α_pre ∂L[t]/∂s[t] tr_ψ[t−1]; None at the first step."""
         before = self._before[layer]
         return None if before is None else NON_CAUSAL * signal * before
-
-
-def create(name: re.Match[str], timesteps: int) -> STLLR:
-    """The method called "s-tllr"."""
-    return STLLR()

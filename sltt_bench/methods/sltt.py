@@ -5,8 +5,6 @@
 Each step's graph is freed when its gradient is made, so that memory does not grow with T.
 """
 
-import re
-
 from sltt_bench.unroll import Unroll
 
 
@@ -17,8 +15,3 @@ class SLTT:
         for t in range(unroll.timesteps):
             unroll.detach_state()
             unroll.backward(unroll.step(t))
-
-
-def create(name: re.Match[str], timesteps: int) -> SLTT:
-    """The method called "sltt"."""
-    return SLTT()

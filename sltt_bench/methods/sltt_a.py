@@ -16,7 +16,6 @@ Steps outside the loss's window, whose gradient is 0, are neither used nor count
 Source: this project.
 """
 
-import re
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -31,12 +30,17 @@ from sltt_bench.unroll import Unroll
 
 @dataclass(frozen=True)
 class AdaptiveSLTT:
-    """At most (or, unbiased, on average about) `budget` backward passes, each of one step."""
+    """At most (or, unbiased, on average about) N backward passes, each of one step."""
 
-    budget: int
+    n: int | None = None
+    """N; None: T/2, rounded up."""
     unbiased: bool = False
     steps: Collection[int] | None = None
     """Used whatever the activity, if they are given."""
+
+    def most_steps(self, timesteps: int) -> int:
+        """N for T steps."""
+        return -(-timesteps // 2) if self.n is None else self.n
 
     def at(self, steps: Collection[int]) -> "AdaptiveSLTT":
         """The same method with its choice made beforehand."""
@@ -60,15 +64,16 @@ class AdaptiveSLTT:
         if self.steps is not None:
             return 1.0 if t in self.steps else None
         difference, mean = activity.difference()
+        budget = self.most_steps(unroll.timesteps)
         if self.unbiased:
             activity.compare_with_this_step()
-            share = self.budget / unroll.counted_steps
+            share = budget / unroll.counted_steps
             probability = min(1.0, share * (1.0 if mean == 0 else max(0.25, difference / mean)))
             drawn = torch.rand((), generator=unroll.generator).item() < probability
             if not drawn and t == unroll.timesteps - 1 and unroll.backward_passes == 0:
                 return 0.0  # none drawn: a gradient of 0, so that momentum and weight decay go on
             return 1 / probability if drawn else None
-        if unroll.backward_passes >= self.budget or difference <= mean:
+        if unroll.backward_passes >= budget or difference <= mean:
             return None
         activity.compare_with_this_step()
         return 1.0
@@ -106,9 +111,3 @@ class Activity:
 
     def _note(self, layer: nn.Module, args: Any, spikes: Tensor) -> None:
         self._spikes[layer] = spikes.detach().mean(0, dtype=torch.float32)
-
-
-def create(name: re.Match[str], timesteps: int) -> AdaptiveSLTT:
-    """The method called "sltt-a" (budget T/2, rounded up) or of a name like "sltt-a2-unbiased"."""
-    budget = -(-timesteps // 2) if name["n"] is None else int(name["n"])
-    return AdaptiveSLTT(budget, unbiased=name["unbiased"] is not None)

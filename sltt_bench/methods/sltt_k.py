@@ -7,7 +7,6 @@ loss keeps the factor 1/T, as published, so that the expected gradient is K/T of
 multiplies it by T/K instead. K = T is SLTT. Memory: that of SLTT.
 """
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -21,14 +20,12 @@ class SLTTK:
     """K backward passes, each through a graph of one step alone."""
 
     k: int
-    timesteps: int
     unbiased: bool = False
     steps: Collection[int] | None = None
     """Used in every iteration, if they are given, and none are drawn."""
 
-    @property
-    def budget(self) -> int:
-        """Most steps that are used."""
+    def most_steps(self, timesteps: int) -> int:
+        """K, whatever T is."""
         return self.k
 
     def at(self, steps: Collection[int]) -> "SLTTK":
@@ -36,18 +33,13 @@ class SLTTK:
         return replace(self, steps=steps)
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        chosen = self._drawn(unroll.generator) if self.steps is None else self.steps
+        chosen = self._drawn(unroll) if self.steps is None else self.steps
         for t in range(unroll.timesteps):
             unroll.detach_state()
             with torch.set_grad_enabled(t in chosen):
                 loss = unroll.step(t)
             if t in chosen:
-                unroll.backward(loss * (self.timesteps / self.k) if self.unbiased else loss)
+                unroll.backward(loss * (unroll.timesteps / self.k) if self.unbiased else loss)
 
-    def _drawn(self, generator: torch.Generator) -> Collection[int]:
-        return set(torch.randperm(self.timesteps, generator=generator)[: self.k].tolist())
-
-
-def create(name: re.Match[str], timesteps: int) -> SLTTK:
-    """The method of a name like "sltt-k4" or "sltt-k4-unbiased"."""
-    return SLTTK(int(name["k"]), timesteps, unbiased=name.groupdict().get("unbiased") is not None)
+    def _drawn(self, unroll: Unroll) -> Collection[int]:
+        return set(torch.randperm(unroll.timesteps, generator=unroll.generator)[: self.k].tolist())

@@ -8,7 +8,6 @@ Source: Williams & Peng 1990, "An efficient gradient-based algorithm for on-line
 network trajectories", in its form of one backward pass for each w steps (h = h' = w).
 """
 
-import re
 from dataclasses import dataclass
 
 from sltt_bench.unroll import Unroll
@@ -27,8 +26,3 @@ class TruncatedBPTT:
             for t in range(start + 1, min(start + self.window, unroll.timesteps)):
                 loss = loss + unroll.step(t)
             unroll.backward(loss)
-
-
-def create(name: re.Match[str], timesteps: int) -> TruncatedBPTT:
-    """The method of a name like "tbptt-w2"."""
-    return TruncatedBPTT(int(name["n"]))
