@@ -72,7 +72,7 @@ def test_cosines_over_all_subsets_equal_those_of_the_vectors() -> None:
 def test_all_steps_drawn_is_sltt() -> None:
     network, inputs = small_network()
     parts = decompose(TrainingBatch(network, inputs, loss))
-    related = relate(parts.gram(parts.names), k=TIMESTEPS)
+    related = relate(parts.gram(parts.full), k=TIMESTEPS)
     assert related.cosine_to_sltt == pytest.approx(1, abs=1e-12)
     assert related.relative_variance == 0
     assert related.silent_share == 0
@@ -81,7 +81,7 @@ def test_all_steps_drawn_is_sltt() -> None:
 def test_the_variance_falls_and_the_cosine_rises_with_k() -> None:
     network, inputs = small_network()
     parts = decompose(TrainingBatch(network, inputs, loss))
-    related = [relate(parts.gram(parts.names), k) for k in range(1, TIMESTEPS + 1)]
+    related = [relate(parts.gram(parts.full), k) for k in range(1, TIMESTEPS + 1)]
     variances = [r.relative_variance for r in related]
     cosines = [r.cosine_to_sltt for r in related]
     assert variances == sorted(variances, reverse=True)  # type: ignore[type-var]
@@ -95,7 +95,7 @@ def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: flo
     draws = 300
     network, inputs = small_network()
     parts = decompose(TrainingBatch(network, inputs, loss))
-    spatial = torch.cat([parts.spatial(n).flatten() for n in parts.names])
+    spatial = torch.cat([parts.spatial(n).flatten() for n in parts.full])
     method, generator = methods.create(name, TIMESTEPS), torch.Generator().manual_seed(7)
     drawn = torch.zeros(draws, len(spatial), dtype=torch.float64)
     for row in drawn:
@@ -103,7 +103,7 @@ def test_the_methods_own_draws_have_this_mean_and_variance(name: str, scale: flo
         method.accumulate_gradients(Unroll(network, inputs, loss, generator=generator))
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         row.copy_(torch.cat([g.flatten() for g in gradients]))
-    expected = relate(parts.gram(parts.names), k=2)
+    expected = relate(parts.gram(parts.full), k=2)
 
     mean, spread = drawn.mean(0), drawn.std(0)
     standard_error = spread / math.sqrt(draws)
@@ -131,7 +131,7 @@ def test_too_many_subsets_are_sampled_and_that_is_said() -> None:
 def test_draws_that_miss_the_window_are_silent() -> None:
     network, inputs = small_network()
     parts = decompose(TrainingBatch(network, inputs, loss, window=1))
-    related = relate(parts.gram(parts.names), k=2)
+    related = relate(parts.gram(parts.full), k=2)
     assert related.silent_share == pytest.approx(1 - 2 / TIMESTEPS)
     assert related.cosine_to_sltt == pytest.approx(1)
     # G_K is g_s with probability K/T and 0 else: variance of the scaled gradient T/K − 1.

@@ -66,7 +66,7 @@ def gradients_of(
 
 
 def total(parts: GradientParts) -> Tensor:
-    return parts.gram(parts.names)
+    return parts.gram(parts.full)
 
 
 # By hand ----------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def test_the_temporal_part_equals_recurrences_written_by_hand(kind: str) -> None
 def test_the_temporal_part_is_exactly_zero_at_one_time_step(recurrent: bool) -> None:
     network = network_of(NEURONS["soft"], recurrent=recurrent)
     parts = decompose(TrainingBatch(network, inputs_of(1), loss))
-    for name in parts.names:
+    for name in parts.full:
         assert torch.count_nonzero(parts.temporal(name)) == 0
     assert figures(total(parts)).cosine == pytest.approx(1.0, abs=1e-15)
 
@@ -175,7 +175,7 @@ def test_the_temporal_part_is_exactly_zero_without_memory(reset: Literal["soft",
     # Two steps: of more, the two methods add the gradients up in different orders.
     parts = decompose(TrainingBatch(network_of(LIFParameters(tau=1.0, reset=reset)), inputs_of(2), loss))
     assert figures(total(parts)).full_norm > 0.01
-    for name in parts.names:
+    for name in parts.full:
         assert torch.count_nonzero(parts.temporal(name)) == 0
 
 
@@ -196,7 +196,7 @@ def test_recurrence_carries_gradient_through_time_even_without_memory_in_the_neu
 
 def test_a_readout_without_state_has_no_temporal_part() -> None:
     parts = decompose(TrainingBatch(network_of(NEURONS["soft"]), inputs_of(6), loss))
-    grams = {layer: parts.gram(names) for layer, names in layers(parts.names).items()}
+    grams = {layer: parts.gram(names) for layer, names in layers(parts.full).items()}
     assert list(grams) == ["layer1.0", "layer2.0", "classifier"]
     assert figures(grams["classifier"]).temporal_share == pytest.approx(0, abs=1e-14)
     below = figures(grams["layer1.0"])
@@ -206,7 +206,7 @@ def test_a_readout_without_state_has_no_temporal_part() -> None:
 
 def test_steps_outside_the_window_add_nothing() -> None:
     parts = decompose(TrainingBatch(network_of(NEURONS["soft"]), inputs_of(5), loss, window=2))
-    norms = parts.gram(parts.names).diagonal().sqrt()
+    norms = parts.gram(parts.full).diagonal().sqrt()
     assert norms[:3].tolist() == [0.0, 0.0, 0.0]
     assert all(norm > 0.01 for norm in norms[3:].tolist())
 
@@ -221,7 +221,7 @@ def test_full_and_spatial_part_are_what_the_methods_accumulate(recurrent: bool, 
     parts = decompose(TrainingBatch(network, inputs, loss, window=window))
     bptt = gradients_of("bptt", network, inputs, window)
     sltt = gradients_of("sltt", network, inputs, window)
-    for name in parts.names:
+    for name in parts.full:
         assert torch.equal(parts.full[name], bptt[name])
         torch.testing.assert_close(parts.spatial(name), sltt[name], rtol=1e-12, atol=1e-16)
 
@@ -272,8 +272,8 @@ def test_parameters_that_are_not_trained_are_left_out() -> None:
     network = network_of(NEURONS["soft"])
     network.layer1[0].weight.requires_grad_(False)
     parts = decompose(TrainingBatch(network, inputs_of(3), loss))
-    assert "layer1.0.weight" not in parts.names
-    assert "layer1.0.bias" in parts.names
+    assert "layer1.0.weight" not in parts.full
+    assert "layer1.0.bias" in parts.full
 
 
 # Figures ----------------------------------------------------------------------------------------
@@ -281,8 +281,8 @@ def test_parameters_that_are_not_trained_are_left_out() -> None:
 
 def test_figures_equal_those_of_the_vectors_themselves() -> None:
     parts = decompose(TrainingBatch(network_of(NEURONS["soft"], recurrent=True), inputs_of(6), loss))
-    full = torch.cat([parts.full[name].flatten() for name in parts.names])
-    spatial = torch.cat([parts.spatial(name).flatten() for name in parts.names])
+    full = torch.cat([parts.full[name].flatten() for name in parts.full])
+    spatial = torch.cat([parts.spatial(name).flatten() for name in parts.full])
     measured = figures(total(parts))
     assert measured.cosine == pytest.approx(float(F.cosine_similarity(full, spatial, dim=0)), rel=1e-12)
     assert measured.spatial_share == pytest.approx(float(spatial.norm() / full.norm()), rel=1e-12)
@@ -312,7 +312,7 @@ def test_stateful_layers_are_reset_for_the_next_sequence() -> None:
     first = decompose(TrainingBatch(network, inputs, loss))
     second = decompose(TrainingBatch(network, inputs, loss))
     assert any(isinstance(module, Stateful) for module in network.modules())
-    for name in first.names:
+    for name in first.full:
         assert torch.equal(first.full[name], second.full[name])
 
 

@@ -54,14 +54,9 @@ class GradientParts:
     """What `decompose` found for one batch."""
 
     full: Named
-    """g: BPTT's gradient."""
+    """g: BPTT's gradient, its parameters in the network's order."""
     steps: tuple[Named, ...]
     """g_t, one for each time step."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters in the network's order."""
-        return tuple(self.full)
 
     def spatial(self, name: str) -> Tensor:
         """g_s of one parameter in float64."""
@@ -106,11 +101,8 @@ def figures(gram: Tensor) -> Figures:
     full = float(gram.sum().clamp(min=0).sqrt())
     spatial = float(gram[:-1, :-1].sum().clamp(min=0).sqrt())
     temporal = float(gram[-1, -1].sqrt())
-    if full == 0:
-        return Figures(None, None, None, full, spatial)
-    product = float(gram[:-1].sum())
-    cosine = min(1.0, max(-1.0, product / (full * spatial))) if spatial > 0 else None
-    return Figures(cosine, spatial / full, temporal / full, full, spatial)
+    sltt = _agreement(full, spatial, float(gram[:-1].sum()))
+    return Figures(sltt.cosine, sltt.norm_ratio, temporal / full if full else None, full, spatial)
 
 
 def layers(names: Iterable[str]) -> dict[str, list[str]]:
@@ -168,11 +160,15 @@ def agreement(full: Named, made: Named, names: Iterable[str]) -> Agreement:
     """Of some parameters' gradients, `full` BPTT's and `made` the method's; in float64."""
     chosen = list(names)
     g, m = (torch.cat([named[name].double().flatten() for name in chosen]) for named in (full, made))
-    full_norm, made_norm = float(g.norm()), float(m.norm())
+    return _agreement(float(g.norm()), float(m.norm()), float(g @ m))
+
+
+def _agreement(full_norm: float, made_norm: float, product: float) -> Agreement:
+    """From ‖g‖, ‖g_m‖ and their inner product."""
     if full_norm == 0:
         return Agreement(None, None)
-    cosine = float(g @ m) / (full_norm * made_norm) if made_norm > 0 else None
-    return Agreement(None if cosine is None else min(1.0, max(-1.0, cosine)), made_norm / full_norm)
+    cosine = min(1.0, max(-1.0, product / (full_norm * made_norm))) if made_norm > 0 else None
+    return Agreement(cosine, made_norm / full_norm)
 
 
 def _gradient(parameter: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class GradientWatch:
         for x, labels in self.batches:
             with training_mode(self.experiment.network, True):
                 parts: GradientParts = decompose(self._batch(x, labels))
-            grams.append({name: parts.gram([name]) for name in parts.names})
+            grams.append({name: parts.gram([name]) for name in parts.full})
             for name, gram in grams[-1].items():
                 if not bool(torch.isfinite(gram).all()):
                     raise GradientNotFinite(
