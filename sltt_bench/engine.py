@@ -7,7 +7,7 @@ and it writes no files: what it measures it hands to `Listener`.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -62,8 +62,8 @@ class TrainingSetup:
     """What the epoch loop needs beside the experiment."""
 
     train: BatchLoader
-    test: BatchLoader | None
-    """None: test data are not looked at."""
+    evaluated: Mapping[str, BatchLoader]
+    """The splits that are evaluated after each epoch, by the names that their columns begin with."""
     preprocess: Callable[[Tensor], Tensor]
     """A batch on the device → float32 input, normalised."""
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -71,15 +71,9 @@ class TrainingSetup:
     checkpoint_every: int
     report_accuracy: bool = True
     """False for synthetic data: accuracy is left empty."""
-    first_epoch: int = field(default=1)
-    validation: BatchLoader | None = None
-    """Samples held back from training, evaluated after each epoch too; None: there are none."""
-
-    @property
-    def evaluated(self) -> dict[str, BatchLoader]:
-        """The splits that are evaluated after each epoch, by the names that their columns begin with."""
-        splits = {"validation": self.validation, "test": self.test}
-        return {name: loader for name, loader in splits.items() if loader is not None}
+    first_epoch: int = 1
+    after_epoch: Callable[[int], None] = lambda epoch: None
+    """Called when an epoch has been reported."""
 
 
 def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, listener: Listener) -> None:
@@ -129,6 +123,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
                 listener.checkpoint({**training_state(experiment, setup, epoch), "row": row})
         finally:  # a disk too full for the checkpoint may still have room for the row
             listener.epoch(row)
+        setup.after_epoch(epoch)
         if diverged:
             raise TrainingDiverged(
                 f"{DIVERGED} {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
@@ -263,13 +258,12 @@ def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, f
 
     Raises torch.OutOfMemoryError on every rank if one runs out.
     """
-    assert setup.test is not None
     device = next(experiment.network.parameters()).device
     shortage: torch.OutOfMemoryError | None = None
     with InferenceCosts(experiment.network) as costs:
         samples = 0
         try:
-            for batch in _evaluation_batches(experiment, setup.test):
+            for batch in _evaluation_batches(experiment, setup.evaluated["test"]):
                 samples += len(batch[1])
                 # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
                 _run_forward(experiment, *_on_device(setup, batch, device))

@@ -147,20 +147,12 @@ def test_draws_have_a_row_for_every_k() -> None:
     assert rows[1]["relative_variance_mean"] == 0
 
 
-class Silent:
-    """A Listener that hears nothing."""
-
-    def batch(self, *_: object) -> None: ...
-    def epoch(self, *_: object) -> None: ...
-    def checkpoint(self, *_: object) -> None: ...
-
-
 def test_a_gradient_that_is_not_finite_is_an_error_and_no_number() -> None:
     recipe = load_recipe("digits", smoke=True)
     experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
     batch = (torch.full((4, 1, 8, 8), float("inf")), torch.zeros(4, dtype=torch.long))
     rows: list[object] = []
-    watch = GradientWatch(recipe, experiment, [batch], [0], lambda file, row: rows.append(row), Silent())
+    watch = GradientWatch(recipe, experiment, [batch], [0], lambda file, row: rows.append(row))
     with pytest.raises(GradientNotFinite, match=r"the gradient of conv1.weight is not finite after epoch 0"):
         watch.look(0)
     assert rows == []

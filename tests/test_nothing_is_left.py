@@ -67,7 +67,7 @@ def assembled(cell: Cell) -> Experiment:
 
 def setup_of() -> TrainingSetup:
     nothing: Any = None
-    return TrainingSetup(nothing, nothing, lambda x: x * 1.0, nothing, epochs=1, checkpoint_every=0)
+    return TrainingSetup(nothing, {"test": nothing}, lambda x: x * 1.0, nothing, epochs=1, checkpoint_every=0)
 
 
 @pytest.fixture
@@ -254,7 +254,7 @@ def test_a_batch_on_the_host_is_gone_before_the_loader_makes_the_next() -> None:
 
     subject = assembled(cell_of("batch norm", "sltt", "reference"))
     setup = setup_of()
-    setup.train = setup.test = Loader()
+    setup.train = setup.evaluated["test"] = Loader()
     setup.schedule = torch.optim.lr_scheduler.ConstantLR(subject.optimizer)
     listener: Any = SimpleNamespace(batch=lambda *_: None, epoch=lambda figures: None)
     train(subject, setup, Profiler(torch.device("cpu")), listener)

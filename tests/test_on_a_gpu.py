@@ -52,7 +52,9 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
 def train(subject: Experiment, data: Iterable[Any]) -> list[int]:
     """Trains on the batches in order; allocated bytes after each."""
     nothing: Any = None
-    setup = TrainingSetup(nothing, nothing, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0)
+    setup = TrainingSetup(
+        nothing, {"test": nothing}, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0
+    )
     totals = _Totals(torch.device("cuda", 0))
     allocated = []
     for batch in data:

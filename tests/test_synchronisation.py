@@ -81,7 +81,9 @@ def subject_of(
 def waiting_calls(subject: Experiment) -> list[str]:
     """Those of one iteration of the engine's loop, the second."""
     nothing: Any = None
-    setup = TrainingSetup(nothing, nothing, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0)
+    setup = TrainingSetup(
+        nothing, {"test": nothing}, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0
+    )
     totals = _Totals(torch.device("cpu"))
     batch = torch.rand(4, 1, 8, 8), torch.randint(10, (4,))
     _train_batch(subject, setup, batch, totals)
@@ -152,7 +154,9 @@ def test_on_a_gpu_cuda_itself_finds_nothing_that_waits(
         subject = experiment.assemble(cell, device, experiment.make_backend(cell))
         subject.network.train()
         nothing: Any = None
-        setup = TrainingSetup(nothing, nothing, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0)
+        setup = TrainingSetup(
+            nothing, {"test": nothing}, lambda x: x.float(), nothing, epochs=1, checkpoint_every=0
+        )
         totals = engine._Totals(device)
         shape = (8, *cell.recipe.data.sample_shape)
         batch: tuple[Tensor, Tensor] = torch.rand(shape).pin_memory(), torch.randint(10, (8,)).pin_memory()

@@ -22,7 +22,6 @@ from sltt_bench.analysis.gradients import (
     layers,
 )
 from sltt_bench.analysis.operations import count_methods
-from sltt_bench.engine import Listener
 from sltt_bench.experiment import Experiment, time_steps, training_mode
 from sltt_bench.methods import backward_steps
 from sltt_bench.precision import ieee_float32
@@ -40,7 +39,7 @@ class GradientNotFinite(Exception):
 
 @dataclass(frozen=True)
 class GradientWatch:
-    """The engine's Listener that takes gradients apart after chosen epochs, always of the same batches.
+    """Takes gradients apart after chosen epochs, always of the same batches.
 
     Training goes on as if nothing had happened.
     """
@@ -51,22 +50,8 @@ class GradientWatch:
     """(inputs, labels) on the experiment's device."""
     epochs: Sequence[int]
     record: Record
-    listener: Listener
     compared: Sequence[str] = ()
     """Methods that are set beside BPTT."""
-
-    def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
-        self.listener.batch(epoch, done, total, live)
-
-    def epoch(self, figures: Mapping[str, Any]) -> None:
-        self.listener.epoch(figures)
-        self.look(int(figures["epoch"]))
-
-    def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """An analysis has one process."""
-
-    def checkpoint(self, state: dict[str, Any]) -> None:
-        """An analysis that was cut off starts anew."""
 
     def look(self, epoch: int) -> None:
         """Record this epoch's rows, if it is one of the chosen. Raises GradientNotFinite."""

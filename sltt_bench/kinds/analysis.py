@@ -30,8 +30,9 @@ def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
             for x, labels in islice(loaders["train"], batches)
         ]
         watch = GradientWatch(
-            cell.recipe, subject, looked_at, epochs, reporter.row, reporter, cell.options.get("compared", ())
+            cell.recipe, subject, looked_at, epochs, reporter.row, cell.options.get("compared", ())
         )
         watch.count_operations()
         watch.look(0)
-        engine.train(subject, setup, profiler, watch)
+        setup.after_epoch = watch.look
+        engine.train(subject, setup, profiler, reporter)

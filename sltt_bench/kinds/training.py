@@ -179,8 +179,7 @@ def set_up(
         reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
     return engine.TrainingSetup(
         train=loaders["train"],
-        test=loaders.get("test"),
-        validation=loaders.get("validation"),
+        evaluated={split: loader for split, loader in loaders.items() if split != "train"},
         preprocess=preprocess,
         schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
         epochs=cell.recipe.train.epochs,
