@@ -7,14 +7,14 @@ part; under BPTT it has λ and the reset's derivative for every neuron and step 
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from sltt_bench.distributed import exchanged_bytes
 from sltt_bench.estimate.gpus import GPU, time_lower_bound_s
-from sltt_bench.estimate.search import Limits, find_limits
+from sltt_bench.estimate.search import largest_batch_size, largest_timesteps
 from sltt_bench.estimate.trace import DeviceType, IterationTrace, trace_iteration
-from sltt_bench.measure.operations import Operations, Phase
+from sltt_bench.measure.operations import Operations, Phase, in_phase
 from sltt_bench.plan import Cell
 
 
@@ -45,10 +45,10 @@ class Estimate:
     """What an iteration needs of memory and arithmetic."""
     layers: tuple[LayerWork, ...]
     """In the network's order, one iteration."""
-    time_lower_bound_s: float | None = None
+    time_lower_bound_s: float | None
     """Seconds of an epoch that no implementation of these operations on the GPU can be faster than."""
-    limits: Limits | None = None
-    """What fits into the given memory."""
+    limits: dict[str, int | None]
+    """What fits into the given memory, as columns of estimates.csv; none where none is given."""
 
     @property
     def run_cell(self) -> Cell:
@@ -61,8 +61,7 @@ class Estimate:
 
     def multiply_adds(self, phase: Phase) -> int:
         """Of convolutions, linear layers and matrix products alone, one iteration."""
-        counts = self.trace.operations.multiply_adds
-        return sum(count for place, count in counts.items() if place.phase == phase)
+        return in_phase(self.trace.operations.multiply_adds, phase)
 
     @property
     def exchanged_bytes(self) -> int:
@@ -84,7 +83,13 @@ def estimate_cell(
     fastest = None
     if gpu is not None:
         fastest = iterations_per_epoch(cell) * time_lower_bound_s(trace.operations.work, gpu)
-    limits = None if memory_bytes is None else find_limits(cell, device_type, memory_bytes)
+    limits: dict[str, int | None] = {}
+    if memory_bytes is not None:
+        limits = {
+            "memory_bytes": memory_bytes,
+            "largest_batch_size": largest_batch_size(cell, device_type, memory_bytes),
+            "largest_timesteps": largest_timesteps(cell, device_type, memory_bytes),
+        }
     return Estimate(cell, device_type, trace, layers, fastest, limits)
 
 
@@ -122,22 +127,19 @@ def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork,
         stateful = any(f"{layer}.".startswith(f"{name}.") for name in trace.stateful_layers)
         parts: dict[str, int] = {}
         for phase in ("forward", "backward"):
-            steps = by_step.get((phase, layer), Counter())
-            total = sum(steps.values())
-            spatial = (
-                sum(at_one_step.get((phase, layer), Counter()).values()) * len(steps) if stateful else total
-            )
+            steps = by_step[phase, layer]
+            total = steps.total()
+            spatial = at_one_step[phase, layer].total() * len(steps) if stateful else total
             parts[f"{phase}_spatial"] = min(total, spatial)
             parts[f"{phase}_temporal"] = total - min(total, spatial)
         result.append(LayerWork(layer, **parts))
     return tuple(result)
 
 
-def _by_layer(operations: Operations) -> dict[tuple[str, str], Counter[int]]:
+def _by_layer(operations: Operations) -> defaultdict[tuple[str, str], Counter[int]]:
     """(phase, layer) → step → multiplications, steps without any left out."""
-    result: dict[tuple[str, str], Counter[int]] = {}
-    for counts in (operations.multiply_adds, operations.products):
-        for place, count in counts.items():
-            if place.phase != "optimizer" and count:
-                result.setdefault((place.phase, place.layer), Counter())[place.step] += count
+    result: defaultdict[tuple[str, str], Counter[int]] = defaultdict(Counter)
+    for place, count in operations.multiplications.items():
+        if place.phase != "optimizer":
+            result[place.phase, place.layer][place.step] = count
     return result

@@ -9,7 +9,7 @@ verified in the same way; otherwise bisection. At LONGEST the search ends.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,28 +21,11 @@ LONGEST = 64
 """No larger T is tried."""
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What fits into a memory; 0 where nothing does."""
-
-    memory_bytes: int
-    largest_batch_size: int
-    """At the cell's T; at most the number of training samples."""
-    largest_timesteps: int | None
-    """At the cell's batch size; None where no limit was met: LONGEST fits."""
-
-
-def find_limits(cell: Cell, device_type: DeviceType, memory_bytes: int) -> Limits:
-    """Search with as few traces as the answer's proof needs."""
-    return Limits(
-        memory_bytes,
-        largest_batch_size(cell, device_type, memory_bytes),
-        largest_timesteps(cell, device_type, memory_bytes),
-    )
-
-
 def largest_batch_size(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int:
-    """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even one of 1."""
+    """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even one of 1.
+
+    At most the number of training samples; found with as few traces as its proof needs.
+    """
 
     def fits(batch_size: int) -> bool:
         return trace_memory(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
@@ -76,7 +59,7 @@ def predicted_peaks(cell: Cell, device_type: DeviceType) -> Callable[[int], int]
 
 
 def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int | None:
-    """The largest T at the cell's batch that fits, 0 if not even the smallest, None if no limit is met."""
+    """The largest T at the cell's batch that fits, 0 if not even the smallest, None if no limit is met: LONGEST fits."""
     peaks: dict[int, int] = {}
 
     def peak_at(timesteps: int) -> int:

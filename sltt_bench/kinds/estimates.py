@@ -1,6 +1,5 @@
 """Cells that are computed on fake tensors: a whole estimate, and the memory alone before a run."""
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -66,7 +65,7 @@ def figures(estimate: Estimate) -> dict[str, Any]:
         "exchanged_bytes": estimate.exchanged_bytes,
         "epoch_multiplications": estimate.epoch_multiplications,
         "epoch_lower_bound_s": estimate.time_lower_bound_s,
-        **({} if estimate.limits is None else asdict(estimate.limits)),
+        **estimate.limits,
     }
 
 

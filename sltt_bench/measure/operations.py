@@ -87,18 +87,19 @@ class Operations:
     work: Counter[Work] = field(default_factory=Counter)
     """How often each kind of operation ran, the optimiser's included."""
 
-    def total(self, chosen: Callable[[Location], bool]) -> int:
-        """All multiplications at the chosen locations."""
-        return sum(
-            count
-            for counts in (self.multiply_adds, self.products)
-            for location, count in counts.items()
-            if chosen(location)
-        )
+    @property
+    def multiplications(self) -> Counter[Location]:
+        """Both together, without locations that have none."""
+        return self.multiply_adds + self.products
+
+
+def in_phase(counts: Counter[Location], phase: Phase) -> int:
+    """The sum over the locations of a phase."""
+    return sum(count for location, count in counts.items() if location.phase == phase)
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts into `operations` while it is entered around iterations of a network and its optimiser."""
+    """Counts into `operations` while it is entered, within `watching`, around iterations of a network and its optimiser."""
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, execute: Callable[..., Any]
@@ -117,26 +118,16 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._places: list[tuple[str, int]] = [(OUTSIDE, 0)]
 
     @contextmanager
-    def counting(self) -> Iterator["OperationCounter"]:
-        """Counts within."""
-        with self.watching(), self:
-            yield self
-
-    @contextmanager
     def watching(self) -> Iterator[None]:
         """Layers and optimiser are watched within, for `count`; by hooks that are removed at the end."""
         hooks = module_hooks()
-        handles = [
+        with (
             hooks.register_module_forward_pre_hook(self._enter_layer),
             hooks.register_module_forward_hook(self._leave_layer, always_call=True),
             self._optimizer.register_step_pre_hook(lambda *_: self._set_in_optimizer(True)),
             self._optimizer.register_step_post_hook(lambda *_: self._set_in_optimizer(False)),
-        ]
-        try:
+        ):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
