@@ -34,7 +34,6 @@ class InitError(Exception):
 class InitReport:
     """Where a network's initial weights came from."""
 
-    path: Path
     layout: Layout
     sha256: str
     """Of the file."""
@@ -60,7 +59,7 @@ def load_initial_weights(network: nn.Module, path: Path) -> InitReport:
     network.load_state_dict(weights)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return InitReport(path, layout, sha256, len(weights))
+    return InitReport(layout, sha256, len(weights))
 
 
 def _read(path: Path) -> Any:
@@ -110,19 +109,12 @@ def _is_state_dict(value: Any) -> bool:
 
 def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """One line for each name that is missing, not wanted, or of another shape."""
-    faults = [
-        f"{name}: missing from the file; the network has {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name not in given
-    ]
-    faults += [
-        f"{name}: {tuple(given[name].shape)} in the file; the network has no such name"
-        for name in given
-        if name not in wanted
-    ]
-    faults += [
-        f"{name}: {tuple(given[name].shape)} in the file; the network has {tuple(wanted[name].shape)}"
-        for name in wanted
-        if name in given and wanted[name].shape != given[name].shape
-    ]
+    missing = [name for name in wanted if name not in given]
+    not_wanted = [name for name in given if name not in wanted]
+    misshapen = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]
+    faults = []
+    for name in (*missing, *not_wanted, *misshapen):
+        found = f"{tuple(given[name].shape)} in the file" if name in given else "missing from the file"
+        own = tuple(wanted[name].shape) if name in wanted else "no such name"
+        faults.append(f"{name}: {found}; the network has {own}")
     return faults

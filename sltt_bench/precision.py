@@ -1,7 +1,7 @@
 """Full and mixed precision: which format autocast uses and how gradients are scaled."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +51,11 @@ class Precision:
     """fp32, tf32, fp16 (with loss scaling) or bf16."""
     device_type: str
 
-    @property
-    def autocast(self) -> Callable[[], torch.autocast] | None:
-        """Makes the context in which the network runs forward; None in full precision."""
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the network runs forward."""
         if self.name not in _FORMATS:
-            return None
-        return lambda: torch.autocast(self.device_type, dtype=_FORMATS[self.name])
+            return nullcontext()
+        return torch.autocast(self.device_type, dtype=_FORMATS[self.name])
 
     def make_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss in fp16, where small gradients would vanish; does nothing otherwise."""

@@ -52,7 +52,7 @@ class Unroll:
         *,
         generator: torch.Generator,
         backward: Backward = torch.Tensor.backward,
-        autocast: Callable[[], torch.autocast] | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         window: int | None = None,
         average: str = "losses",
         update: Callable[[], None] | None = None,
@@ -250,11 +250,8 @@ class Unroll:
         return _ran(self._summed_loss)
 
     def _forward(self, x: Tensor) -> Tensor:
-        if self._autocast is None:
+        with self._autocast():
             output: Tensor = self.network(x)
-        else:
-            with self._autocast():
-                output = self.network(x)
         return output
 
     def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:

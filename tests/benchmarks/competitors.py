@@ -304,8 +304,7 @@ class _SpikingJellyNodes(_Baseline):
         if self._step_mode == "s":
             return super()._accumulate_gradients(experiment, x, labels)
         unroll = experiment.unroll(x, labels)
-        autocast = experiment.precision.autocast
-        with autocast() if autocast else nullcontext():
+        with experiment.precision.autocast():
             outputs = experiment.network(x.expand(experiment.timesteps, *x.shape))
         losses = [experiment.loss(output, labels) for output in outputs]
         unroll.backward(torch.stack(losses).mean())
