@@ -55,7 +55,12 @@ def _fault(method: str, recipe: Recipe) -> str | None:
 
 def full_paths(assignments: Iterable[str]) -> list[str]:
     """`field=value,value` texts as overrides have them, where a neuron's field stands without `neuron.` (tau=1.1,2.0)."""
-    return [_full_path(assignment) for assignment in assignments]
+    paths = []
+    for assignment in assignments:
+        key, separator, values = assignment.partition("=")
+        known = key.strip() in NeuronRecipe.model_fields
+        paths.append(f"neuron.{key.strip()}{separator}{values}" if known else assignment)
+    return paths
 
 
 def parse_epochs(text: str, last: int) -> list[int]:
@@ -70,9 +75,3 @@ def parse_epochs(text: str, last: int) -> list[int]:
             fault = f"{part!r}: give numbers from 0 to {last} (train.epochs) or `{LAST}`, e.g. 0,1,5,{LAST}"
             raise RecipeError("--epochs", [fault])
     return sorted(epochs)
-
-
-def _full_path(assignment: str) -> str:
-    key, separator, values = assignment.partition("=")
-    known = key.strip() in NeuronRecipe.model_fields
-    return f"neuron.{key.strip()}{separator}{values}" if known else assignment
