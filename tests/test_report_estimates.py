@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.models import MODELS
+from sltt_bench import models
 from sltt_bench.recipe import Recipe
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.groups import ADDED_LATER, NO_SETTINGS, settings_of
@@ -186,9 +186,9 @@ def test_the_fields_that_a_report_fills_in_are_those_that_recipes_gained_later()
     assert {key: value for key, value in later.items() if key not in NO_SETTINGS} == ADDED_LATER
 
 
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", sorted(models.MODELS))
 def test_the_fields_that_a_report_fills_in_for_a_network_are_what_its_options_say(name: str) -> None:
-    options = MODELS[name].options(name=name).model_dump()
+    options = models.options_type(name)(name=name).model_dump()
     filled = settings_of({"name": "r", "model": {"name": name}}, "reference")
     for key in ("normalisation", "readout_tau"):
         assert options.get(key, filled[f"model.{key}"]) == filled[f"model.{key}"]

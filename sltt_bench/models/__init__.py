@@ -7,7 +7,6 @@ entry-point group `sltt_bench.models`; the object has `Options` and `build`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -23,31 +22,22 @@ if TYPE_CHECKING:
     from sltt_bench.neurons import NeuronFactory
 
 
-@dataclass(frozen=True)
-class ModelEntry:
-    """Where a network's options and builder are."""
-
-    options: type[ModelOptions]
-    builder: str
-    """ "module:function or class"; loaded only when a network is built, since it loads torch."""
-
-
-MODELS: dict[str, ModelEntry] = {
-    "mlp": ModelEntry(_options.MLPOptions, "sltt_bench.models.mlp:build"),
-    "cnn": ModelEntry(_options.CNNOptions, "sltt_bench.models.cnn:build"),
-    "preact-resnet18": ModelEntry(
-        _options.PreActResNetOptions, "sltt_bench.models.preact_resnet:PreActResNet"
-    ),
-    "vgg11": ModelEntry(_options.VGGOptions, "sltt_bench.models.vgg:VGG"),
-    "sew-resnet18": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:SEWResNet"),
-    "sew-resnet34": ModelEntry(_options.SEWResNetOptions, "sltt_bench.models.sew_resnet:SEWResNet"),
-    "ms-resnet18": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:MSResNet"),
-    "ms-resnet34": ModelEntry(_options.MSResNetOptions, "sltt_bench.models.ms_resnet:MSResNet"),
-    "spikformer": ModelEntry(_options.SpikformerOptions, "sltt_bench.models.spikformer:Spikformer"),
-    "nf-resnet34": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
-    "nf-resnet50": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
-    "nf-resnet101": ModelEntry(_options.NFResNetOptions, "sltt_bench.models.nf_resnet:NFResNet"),
+MODELS: dict[str, tuple[type[ModelOptions], str]] = {
+    "mlp": (_options.MLPOptions, "mlp:build"),
+    "cnn": (_options.CNNOptions, "cnn:build"),
+    "preact-resnet18": (_options.PreActResNetOptions, "preact_resnet:PreActResNet"),
+    "vgg11": (_options.VGGOptions, "vgg:VGG"),
+    "sew-resnet18": (_options.SEWResNetOptions, "sew_resnet:SEWResNet"),
+    "sew-resnet34": (_options.SEWResNetOptions, "sew_resnet:SEWResNet"),
+    "ms-resnet18": (_options.MSResNetOptions, "ms_resnet:MSResNet"),
+    "ms-resnet34": (_options.MSResNetOptions, "ms_resnet:MSResNet"),
+    "spikformer": (_options.SpikformerOptions, "spikformer:Spikformer"),
+    "nf-resnet34": (_options.NFResNetOptions, "nf_resnet:NFResNet"),
+    "nf-resnet50": (_options.NFResNetOptions, "nf_resnet:NFResNet"),
+    "nf-resnet101": (_options.NFResNetOptions, "nf_resnet:NFResNet"),
 }
+"""Name → the network's options, and its builder below `sltt_bench.models`, "module:function or class", which is
+loaded only when a network is built, since it loads torch."""
 
 
 class UnknownModel(ValueError):
@@ -62,7 +52,7 @@ def names() -> list[str]:
 def options_type(name: str) -> type[ModelOptions]:
     """The options of the network called `name`. Raises UnknownModel and PluginFailed."""
     if name in MODELS:
-        return MODELS[name].options
+        return MODELS[name][0]
     options: type[ModelOptions] = _third_party(name).Options
     return options
 
@@ -82,7 +72,7 @@ def build(
     """
     builder: Callable[..., nn.Module]
     if options.name in MODELS:
-        builder = resolve_name(MODELS[options.name].builder)
+        builder = resolve_name(f"sltt_bench.models.{MODELS[options.name][1]}")
     else:
         builder = _third_party(options.name).build
     if isinstance(options, NormalisedOptions):
