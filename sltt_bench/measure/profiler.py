@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sltt_bench.measure.clock import WaitClock
 from sltt_bench.measure.devices import compute_device
 from sltt_bench.measure.gpu_watch import GpuWatch
 from sltt_bench.measure.nvml import Missing, NvmlUnavailable, Reading, value_of
@@ -137,7 +136,8 @@ class EpochProfile:
         self._profiler = profiler
         self._number = number
         self._figures: dict[str, Figure] = dict.fromkeys(FIGURES)
-        self._waits = WaitClock()
+        self._waited_s: float | None = None
+        """None until something has been waited for."""
 
     @contextmanager
     def train(self) -> Iterator[None]:
@@ -152,14 +152,14 @@ class EpochProfile:
             allocated_at_reset = compute.allocated_bytes()
             reset_peak_resident()
             energy_before = None if watch is None else watch.sensors.energy_j()
-            self._waits = WaitClock()
+            self._waited_s = None
             started = time.perf_counter()
             yield
             compute.synchronize()
             train_s = time.perf_counter() - started
             if watch is not None and energy_before is not None:
                 self._keep("energy_j", _energy_between(energy_before, watch.sensors.energy_j()))
-            self._figures |= {"train_s": train_s, "data_wait_s": self._waits.seconds}
+            self._figures |= {"train_s": train_s, "data_wait_s": self._waited_s}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
             self._figures["allocated_at_reset_bytes"] = allocated_at_reset
         if watch is not None and readings is not None:
@@ -179,8 +179,23 @@ class EpochProfile:
             self._figures["eval_s"] = time.perf_counter() - started
 
     def waiting(self, loader: Iterable[T]) -> Iterator[T]:
-        """The loader's items; inside `train`, the time spent waiting for them is data_wait_s."""
-        return self._waits.waiting(loader)
+        """The loader's items; inside `train`, the time spent waiting for them is data_wait_s.
+
+        The time until the first (the start of loader processes included), between request and delivery of
+        each, and until the end is known, counts as waiting.
+        """
+        started = time.perf_counter()
+        items = iter(loader)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            finally:
+                self._waited_s = (self._waited_s or 0.0) + time.perf_counter() - started
+            yield item
+            del item  # or it would live until the next has come
+            started = time.perf_counter()
 
     def figures(self) -> dict[str, Figure]:
         """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
