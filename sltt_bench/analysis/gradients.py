@@ -16,8 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench import methods
-from sltt_bench.methods.bptt import BPTT
-from sltt_bench.methods.sltt import SLTT
 from sltt_bench.neurons import reset_state
 from sltt_bench.synapses import Backward
 from sltt_bench.unroll import StepLoss, Unroll
@@ -38,15 +36,13 @@ class TrainingBatch:
     window: int | None = None
     """Only the last so many steps count; None: all."""
 
-    def run(self, method: str | methods.Method, backward: Backward = torch.Tensor.backward) -> None:
+    def run(self, method: str, backward: Backward = torch.Tensor.backward) -> None:
         """Let a method go forward and `backward`; one that draws does so with seed 0. Raises UnknownMethod."""
-        if isinstance(method, str):
-            method = methods.create(method, len(self.inputs))
         generator = torch.Generator().manual_seed(0)
         unroll = Unroll(
             self.network, self.inputs, self.loss, generator=generator, backward=backward, window=self.window
         )
-        method.accumulate_gradients(unroll)
+        methods.create(method, len(self.inputs)).accumulate_gradients(unroll)
 
 
 @dataclass(frozen=True)
@@ -128,7 +124,7 @@ def decompose(batch: TrainingBatch) -> GradientParts:
         torch.autograd.backward(step_or_sum)
         collected.append({name: _gradient(parameter) for name, parameter in trained.items()})
 
-    for method in (BPTT(), SLTT()):
+    for method in ("bptt", "sltt"):
         with undisturbed(batch.network):
             batch.run(method, backward=collect)
     return GradientParts(full=collected[0], steps=tuple(collected[1:]))
