@@ -19,7 +19,7 @@ from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import ChoosesSteps, Method, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
-from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron, layers_of_neurons
+from sltt_bench.neurons import LIF, LIFParameters, layers_of_neurons, reset_state
 from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
@@ -173,9 +173,7 @@ def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
     for module in network.modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return [f"it leaves a hook on a {type(module).__name__}"]
-    for module in network.modules():
-        if isinstance(module, SpikingNeuron | Recurrent | SequenceDropout):
-            module.reset_state()
+    reset_state(network)
     gc.collect()
     alive = sum(reference() is not None for reference in storages)
     return (

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from sltt_bench.analysis.gradients import TrainingBatch, undisturbed
+from sltt_bench.measure.fake_tensors import Executing
 from sltt_bench.measure.operations import OperationCounter, in_phase
 
 
@@ -44,7 +45,7 @@ def count(batch: TrainingBatch, method: str) -> tuple[int, int]:
     """(forward, backward) multiplications of one iteration of a method. Raises UnknownMethod."""
     never_stepped = torch.optim.SGD(batch.network.parameters(), lr=0.0)
     counter = OperationCounter(batch.network, never_stepped, lambda func, args, kwargs: func(*args, **kwargs))
-    with undisturbed(batch.network), counter.watching(), counter:
+    with undisturbed(batch.network), counter.watching(), Executing(counter.count):
         batch.run(method)
     counts = counter.operations.multiplications
     return in_phase(counts, "forward"), in_phase(counts, "backward")

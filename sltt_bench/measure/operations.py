@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
 from sltt_bench.torch_internals import (
-    TorchDispatchMode,
     autograd_nodes_made,
     inside_backward,
     module_hooks,
@@ -98,14 +97,13 @@ def in_phase(counts: Counter[Location], phase: Phase) -> int:
     return sum(count for location, count in counts.items() if location.phase == phase)
 
 
-class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts into `operations` while it is entered, within `watching`, around iterations of a network and its optimiser."""
+class OperationCounter:
+    """Counts into `operations` what `count` is given, within `watching`, of iterations of a network and its optimiser."""
 
     def __init__(
         self, network: nn.Module, optimizer: torch.optim.Optimizer, execute: Callable[..., Any]
     ) -> None:
         """`execute(func, args, kwargs)` runs an operation that has been seen."""
-        super().__init__()  # type: ignore[no-untyped-call]
         self.operations = Operations()
         self._execute = execute
         self._network = network
@@ -129,13 +127,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             yield
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.count(func, args, kwargs or {})
-
     def count(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation and count it; for a mode that sees it first."""
+        """Run an operation and count it; for a mode that sees it."""
         result = self._execute(func, args, kwargs)
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:

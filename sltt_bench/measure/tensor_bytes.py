@@ -11,6 +11,7 @@ What it does not see: workspaces inside an operation, and an allocator's roundin
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from operator import attrgetter
@@ -298,17 +299,15 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 """Where a module keeps what is counted as parameters, and its children."""
 
 
+@dataclass(slots=True)
 class _Live:
     """A storage that is counted."""
 
-    __slots__ = ("forward", "number", "reference", "size")
-
-    def __init__(self, number: int, *, forward: bool) -> None:
-        self.number = number
-        self.reference: weakref.ref[Any] | None = None
-        self.forward = forward
-        """Whether it was allocated outside a backward pass."""
-        self.size = 0
+    number: int
+    forward: bool
+    """Whether it was allocated outside a backward pass."""
+    size: int = 0
+    reference: weakref.ref[Any] | None = None
 
 
 _age = attrgetter("number")
