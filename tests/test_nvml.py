@@ -52,7 +52,7 @@ def profiler_of(uuid="GPU-00000000-aaaa-bbbb-cccc-dddddddddddd", interval_s=0.02
 """
 REPORT = """
 print(json.dumps({"figures": figures, "absent": profiler.absent, "notes": profiler.notes,
-                  "description": profiler.description(), "samples": [vars(s) for s in samples]}))
+                  "description": profiler.description(), "samples": samples}))
 """
 
 Script = Callable[..., Any]

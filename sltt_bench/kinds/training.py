@@ -3,7 +3,7 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,7 +150,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     backend = experiment.make_backend(cell)
     profiler = Profiler(
         device,
-        on_sample=lambda sample: reporter.send("sample", row=asdict(sample)),
+        on_sample=lambda sample: reporter.send("sample", row=sample),
         unmeasurable=partial(unmeasurable, backend),
     )
     reporter.memory_now = profiler.compute.memory_now

@@ -6,11 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 from sltt_bench.measure.nvml import GpuSensors, Missing, Reading, Readings, value_of
-
-Scope = Literal["process", "device"]
 
 SHARE_ALLOWED = 0.01
 """The share of the measured time that sampling may take; slow sensors are read less often."""
@@ -18,22 +15,8 @@ LONGEST_PAUSE = 20
 """… but never more rarely than this many intervals."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One row of a timeline: what the sensors said at one moment; None where one was silent."""
-
-    elapsed_s: float
-    """Since the profiler started."""
-    phase: str
-    epoch: int | None
-    nvml_used_bytes: int | None
-    nvml_scope: Scope | None
-    gpu_util: float | None
-    """0 to 1."""
-    power_w: float | None
-    sm_clock_mhz: int | None
-    temperature_c: int | None
-
+Sample = dict[str, float | int | str | None]
+"""A row of timeline.csv: what the sensors said at one moment; None where one was silent."""
 
 NEVER_READ = Missing("never read")
 
@@ -199,15 +182,15 @@ def pause_after(busy_s: float, interval_s: float) -> float:
 def _as_sample(elapsed_s: float, phase: str, epoch: int | None, readings: Readings) -> Sample:
     by_process = not isinstance(readings.process_bytes, Missing)
     used = value_of(readings.process_bytes if by_process else readings.device_bytes)
-    scope: Scope = "process" if by_process else "device"
-    return Sample(
-        elapsed_s=elapsed_s,
-        phase=phase,
-        epoch=epoch,
-        nvml_used_bytes=used,
-        nvml_scope=None if used is None else scope,
-        gpu_util=value_of(readings.utilisation),
-        power_w=value_of(readings.power_w),
-        sm_clock_mhz=value_of(readings.sm_clock_mhz),
-        temperature_c=value_of(readings.temperature_c),
-    )
+    scope = "process" if by_process else "device"
+    return {
+        "elapsed_s": elapsed_s,
+        "phase": phase,
+        "epoch": epoch,
+        "nvml_used_bytes": used,
+        "nvml_scope": None if used is None else scope,
+        "gpu_util": value_of(readings.utilisation),
+        "power_w": value_of(readings.power_w),
+        "sm_clock_mhz": value_of(readings.sm_clock_mhz),
+        "temperature_c": value_of(readings.temperature_c),
+    }
