@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -189,17 +190,10 @@ def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) 
     the device whether a step is skipped, where it would wait for the device in every iteration otherwise.
     """
     train = recipe.train
+    options: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": fused}
     if train.optimizer == "adamw":
-        return torch.optim.AdamW(
-            network.parameters(), lr=train.lr, weight_decay=train.weight_decay, fused=fused
-        )
-    return torch.optim.SGD(
-        network.parameters(),
-        lr=train.lr,
-        momentum=train.momentum,
-        weight_decay=train.weight_decay,
-        fused=fused,
-    )
+        return torch.optim.AdamW(network.parameters(), **options)
+    return torch.optim.SGD(network.parameters(), momentum=train.momentum, **options)
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:

@@ -35,12 +35,7 @@ def arctan(x: Tensor) -> Tensor:
     return 1 / (1 + (math.pi * x) ** 2)
 
 
-SURROGATES: dict[str, Derivative] = {
-    "triangle": triangle,
-    "rectangle": rectangle,
-    "sigmoid": sigmoid,
-    "arctan": arctan,
-}
+SURROGATES: dict[str, Derivative] = {f.__name__: f for f in (triangle, rectangle, sigmoid, arctan)}
 
 
 def derivative(x: Tensor, surrogate: str, width: float = 1.0) -> Tensor:

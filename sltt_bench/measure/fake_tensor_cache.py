@@ -65,14 +65,8 @@ class _Argument(NamedTuple):
         return tensors[self.argument]
 
 
-class _Nothing(NamedTuple):
-    """No tensor, as where a gradient is not needed."""
-
-    def make(self, mode: FakeTensorMode, tensors: list[FakeTensor]) -> None:
-        return None
-
-
-_Made = _New | _View | _Argument | _Nothing
+_Made = _New | _View | _Argument | None
+"""None: no tensor, as where a gradient is not needed."""
 
 _known: dict[Key, tuple[Callable[..., Any] | None, tuple[_Made, ...]] | None] = {}
 """Key → (the type of the sequence of results, None for a single one; the results), or None where
@@ -100,9 +94,8 @@ class RememberedOperations:
         if (known := _known[key]) is None:
             return func(*args, **kwargs)
         container, results = known
-        if container is None:
-            return results[0].make(self._mode, tensors)
-        return container(result.make(self._mode, tensors) for result in results)
+        made = [None if result is None else result.make(self._mode, tensors) for result in results]
+        return made[0] if container is None else container(made)
 
     def _ask(
         self, key: Key, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[FakeTensor]
@@ -167,7 +160,7 @@ def _describe(result: Any, tensors: list[FakeTensor]) -> tuple[Callable[..., Any
 
 def _describe_tensor(tensor: Any, tensors: list[FakeTensor]) -> _Made:
     if tensor is None:
-        return _Nothing()
+        return None
     if type(tensor) is not FakeTensor or tensor.constant is not None:
         raise Unknown
     storage = storage_address(tensor)
