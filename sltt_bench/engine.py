@@ -339,9 +339,7 @@ def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, An
     ranks, draws = experiment.ranks, state["rng"].get("ranks") or [state["rng"]]  # as before there were ranks
     if ranks.rank < len(draws):
         torch.set_rng_state(draws[ranks.rank]["torch"])
-        for device, generator in zip(
-            range(torch.cuda.device_count()), draws[ranks.rank]["cuda"], strict=False
-        ):
+        for device, generator in enumerate(draws[ranks.rank]["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(generator, device)
     else:
         torch.manual_seed(torch.initial_seed() + state["epoch"] * ranks.size)

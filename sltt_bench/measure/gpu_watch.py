@@ -49,17 +49,6 @@ class GpuWatch:
         }
 
     def _state(self) -> dict[str, Any]:
-        sensors, now = self.sensors, self.sensors.read()
-        readings: dict[str, Reading[Any]] = {
-            "sm_clock_mhz": now.sm_clock_mhz,
-            "sm_clock_max_mhz": sensors.max_sm_clock_mhz(),
-            "memory_clock_mhz": now.memory_clock_mhz,
-            "clock_limits": now.clock_limits,
-            "power_w": now.power_w,
-            "power_limit_w": sensors.power_limit_w(),
-            "temperature_c": now.temperature_c,
-            "device_bytes": now.device_bytes,
-            "other_compute_processes": sensors.other_compute_processes(),
-        }
+        readings = self.sensors.state()
         missing = {name: reading.reason for name, reading in readings.items() if isinstance(reading, Missing)}
         return {**{name: value_of(reading) for name, reading in readings.items()}, "missing": missing}

@@ -117,17 +117,22 @@ class GpuSensors:
         """Joules of the whole device since the driver was loaded: a counter (Volta or newer)."""
         return self._call("nvmlDeviceGetTotalEnergyConsumption", lambda millijoules: millijoules / 1000)
 
-    def power_limit_w(self) -> Reading[float]:
-        """The power limit in force."""
-        return self._call("nvmlDeviceGetEnforcedPowerLimit", lambda milliwatts: milliwatts / 1000)
-
-    def max_sm_clock_mhz(self) -> Reading[int]:
-        """The highest clock of the streaming multiprocessors."""
-        return self._call("nvmlDeviceGetMaxClockInfo", int, self._nvml.NVML_CLOCK_SM)
-
-    def other_compute_processes(self) -> Reading[int]:
-        """How many processes but this one compute on the GPU."""
-        return self._call(_PROCESSES, lambda processes: sum(p.pid != os.getpid() for p in processes))
+    def state(self) -> dict[str, Reading[Any]]:
+        """What tells whether the GPU was free, cool and unthrottled: readings, and limits in force."""
+        now = self.read()
+        return {
+            "sm_clock_mhz": now.sm_clock_mhz,
+            "sm_clock_max_mhz": self._call("nvmlDeviceGetMaxClockInfo", int, self._nvml.NVML_CLOCK_SM),
+            "memory_clock_mhz": now.memory_clock_mhz,
+            "clock_limits": now.clock_limits,
+            "power_w": now.power_w,
+            "power_limit_w": self._call("nvmlDeviceGetEnforcedPowerLimit", lambda mw: mw / 1000),
+            "temperature_c": now.temperature_c,
+            "device_bytes": now.device_bytes,
+            "other_compute_processes": self._call(
+                _PROCESSES, lambda processes: sum(p.pid != os.getpid() for p in processes)
+            ),
+        }
 
     def process_bytes(self) -> Reading[int]:
         """Memory that this process uses, where the driver tells it."""
