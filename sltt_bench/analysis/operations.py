@@ -5,7 +5,7 @@ BPTT's backward pass multiplies beyond SLTT's is what the temporal part costs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -14,15 +14,14 @@ from sltt_bench.measure.fake_tensors import Executing
 from sltt_bench.measure.operations import OperationCounter, in_phase
 
 
-@dataclass(frozen=True)
-class Multiplications:
-    """Multiplications of one iteration: one batch, all T steps."""
+class Multiplications(NamedTuple):
+    """Multiplications of one iteration, one batch and all T steps, by their columns of operations.csv."""
 
-    method: str
-    forward: int
-    spatial: int
+    counted_method: str
+    forward_multiplications: int
+    spatial_multiplications: int
     """Of the backward pass, in space."""
-    temporal: int
+    temporal_multiplications: int
     """Of the backward pass beyond SLTT's: through time, or for traces and what is computed again."""
 
 

@@ -84,17 +84,8 @@ class GradientWatch:
         with training_mode(self.experiment.network, True):
             rows = count_methods(self._batch(*self.batches[0]), list(names))
         for row in rows:
-            self.record(
-                OPERATIONS_FILE,
-                {
-                    "counted_method": row.method,
-                    "drawn": backward_steps(row.method),
-                    "samples": len(self.batches[0][1]),
-                    "forward_multiplications": row.forward,
-                    "spatial_multiplications": row.spatial,
-                    "temporal_multiplications": row.temporal,
-                },
-            )
+            further = {"drawn": backward_steps(row.counted_method), "samples": len(self.batches[0][1])}
+            self.record(OPERATIONS_FILE, row._asdict() | further)
 
     def _grams(self, epoch: int) -> list[dict[str, Tensor]]:
         """For each batch: parameter → Gram matrix of its parts."""
