@@ -23,7 +23,7 @@ from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
-from sltt_bench.precision import Precision, resolve, scaled_backward
+from sltt_bench.precision import Precision, resolve
 from sltt_bench.recipe import Recipe
 from sltt_bench.unroll import Unroll
 
@@ -68,7 +68,7 @@ class Experiment:
             self.inputs(x),
             lambda output: self.loss(output, labels),
             generator=self.generator,
-            backward=scaled_backward(self.scaler),
+            backward=self._backward,
             autocast=self.precision.autocast,
             window=self.window,
             average=self.average,
@@ -93,6 +93,10 @@ class Experiment:
             self._step(len(labels))
         reset_state(self.network)
         return unroll
+
+    def _backward(self, loss: Tensor, /, *, retain_graph: bool = False) -> None:
+        """The backward pass that a method calls, once or many times, before the optimiser's step."""
+        self.scaler.scale(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def _step(self, samples: int) -> None:
         """A step of the optimiser with the gradient of `samples` samples on this rank."""

@@ -5,9 +5,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-from sltt_bench.synapses import Backward
 
 _FORMATS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,12 +57,3 @@ class Precision:
     def make_scaler(self) -> torch.amp.GradScaler:
         """Scales the loss in fp16, where small gradients would vanish; does nothing otherwise."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")
-
-
-def scaled_backward(scaler: torch.amp.GradScaler) -> Backward:
-    """The backward pass that a method calls, once or many times, before the optimiser's step."""
-
-    def backward(loss: Tensor, /, *, retain_graph: bool = False) -> None:
-        scaler.scale(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
-
-    return backward

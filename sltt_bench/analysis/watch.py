@@ -22,7 +22,7 @@ from sltt_bench.analysis.gradients import (
     layers,
 )
 from sltt_bench.analysis.operations import count_methods
-from sltt_bench.experiment import Experiment, time_steps, training_mode
+from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.methods import backward_steps
 from sltt_bench.precision import ieee_float32
 from sltt_bench.recipe import Recipe
@@ -107,9 +107,8 @@ class GradientWatch:
 
     def _batch(self, x: Tensor, labels: Tensor) -> TrainingBatch:
         subject = self.experiment
-        steps = time_steps(x, subject.timesteps, subject.temporal)
         return TrainingBatch(
-            subject.network, steps, lambda output: subject.loss(output, labels), subject.window
+            subject.network, subject.inputs(x), lambda output: subject.loss(output, labels), subject.window
         )
 
 
