@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from sltt_bench.measure.nvml import GpuSensors, Missing, Reading, value_of
+from sltt_bench.measure.nvml import GpuSensors, Reading
 from sltt_bench.measure.sampler import PhaseReadings, Sample, Sampler
 
 
@@ -17,7 +17,7 @@ class GpuWatch:
         self.sensors = GpuSensors(uuid)
         self.sampler = Sampler(self.sensors, interval_s, on_sample)
         """To be started; reads the sensors within its phases."""
-        self._at_start = self._state()
+        self._at_start = self.sensors.state()
         self._at_end: dict[str, Any] | None = None
         self._clock_limits: Counter[str] = Counter()
         self._clock_limit_readings = 0
@@ -25,7 +25,7 @@ class GpuWatch:
     def stop(self) -> None:
         """End sampling, note the state at the end and let go of the sensors."""
         self.sampler.stop()
-        self._at_end = self._state()
+        self._at_end = self.sensors.state()
         self.sensors.close()
 
     def figures_now(self) -> dict[str, Reading[float]]:
@@ -47,8 +47,3 @@ class GpuWatch:
                 reason: count / self._clock_limit_readings for reason, count in self._clock_limits.items()
             },
         }
-
-    def _state(self) -> dict[str, Any]:
-        readings = self.sensors.state()
-        missing = {name: reading.reason for name, reading in readings.items() if isinstance(reading, Missing)}
-        return {**{name: value_of(reading) for name, reading in readings.items()}, "missing": missing}

@@ -117,10 +117,10 @@ class GpuSensors:
         """Joules of the whole device since the driver was loaded: a counter (Volta or newer)."""
         return self._call("nvmlDeviceGetTotalEnergyConsumption", lambda millijoules: millijoules / 1000)
 
-    def state(self) -> dict[str, Reading[Any]]:
-        """What tells whether the GPU was free, cool and unthrottled: readings, and limits in force."""
+    def state(self) -> dict[str, Any]:
+        """What tells whether the GPU is free, cool and unthrottled; None where a sensor is silent, `missing` says why."""
         now = self.read()
-        return {
+        readings: dict[str, Reading[Any]] = {
             "sm_clock_mhz": now.sm_clock_mhz,
             "sm_clock_max_mhz": self._call("nvmlDeviceGetMaxClockInfo", int, self._nvml.NVML_CLOCK_SM),
             "memory_clock_mhz": now.memory_clock_mhz,
@@ -133,6 +133,8 @@ class GpuSensors:
                 _PROCESSES, lambda processes: sum(p.pid != os.getpid() for p in processes)
             ),
         }
+        missing = {name: reading.reason for name, reading in readings.items() if isinstance(reading, Missing)}
+        return {**{name: value_of(reading) for name, reading in readings.items()}, "missing": missing}
 
     def process_bytes(self) -> Reading[int]:
         """Memory that this process uses, where the driver tells it."""

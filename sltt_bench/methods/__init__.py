@@ -117,7 +117,6 @@ class MethodEntry:
         return self.of.partition(":")[0]
 
 
-_EXACT = Promises(exact=True, one_backward_pass=True)
 _SPATIAL = Promises(memory="O(1)")
 _LIF = frozenset({"lif"})
 _ARGUMENTS: dict[str, Callable[[str], int | float]] = {
@@ -134,7 +133,7 @@ METHODS: dict[str, MethodEntry] = {
             "bptt",
             "backpropagation through time: gradient through space and time",
             "Werbos 1990; Neftci et al. 2019",
-            _EXACT,
+            Promises(exact=True, one_backward_pass=True),
             "bptt:BPTT",
         ),
         MethodEntry(
