@@ -87,7 +87,8 @@ def alif_pseudo_derivative(
     current: Tensor, potential: Tensor | None, adaptation: Tensor | None, neuron: LIFParameters
 ) -> Tensor:
     """ψ[t], the surrogate of ∂s[t]/∂u[t], from I[t], v[t−1] and a[t−1] (same shape; None before step 1)."""
-    above = integrate(current, potential, neuron) - adaptive_threshold(adaptation, neuron)
+    threshold = adaptive_threshold(adaptation, neuron)
+    above = integrate(current, potential, neuron) - threshold
     return derivative(above, neuron.surrogate, neuron.surrogate_width)
 
 
