@@ -258,7 +258,7 @@ def detach_state(network: nn.Module, but_for: int | None = None) -> None:
 def scale_state_gradient(network: nn.Module, factor: float) -> None:
     """Multiply the gradient that flows back through every carried state by `factor`; no value changes."""
     for layer in stateful_layers(network):
-        layer.map_state(lambda value: scaled_gradient(value, factor))
+        layer.map_state(lambda x: _ScaledGradient.apply(x, factor) if x.requires_grad else x)
 
 
 def save_state(network: nn.Module) -> State:
@@ -274,6 +274,8 @@ def restore_state(network: nn.Module, state: State) -> None:
 
 
 class _ScaledGradient(torch.autograd.Function):
+    """x, whose gradient is multiplied by the factor on the way back."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
         ctx.factor = factor
@@ -282,11 +284,3 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         return grad * ctx.factor, None
-
-
-def scaled_gradient(x: Tensor, factor: float) -> Tensor:
-    """`x`, whose gradient is multiplied by `factor` on the way back; x itself where it has none."""
-    if not x.requires_grad:
-        return x
-    result: Tensor = _ScaledGradient.apply(x, factor)
-    return result

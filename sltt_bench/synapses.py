@@ -208,12 +208,11 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
     Raises NotImplementedError for neurons of another kind.
     """
-    for layer in layers_of_neurons(network):
-        if layer.parameters_.kind != "lif":
-            kind = layer.parameters_.kind
-            raise NotImplementedError(
-                f"the potential before the reset is known of kind lif only, not of {kind}"
-            )
+    layers = layers_of_neurons(network)
+    if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:
+        raise NotImplementedError(
+            f"the potential before the reset is known of kind lif only, not of {others[0]}"
+        )
     membranes: dict[nn.Module, Tensor] = {}
 
     def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -226,7 +225,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
             callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
 
     with ExitStack() as stack:
-        for layer in layers_of_neurons(network):
+        for layer in layers:
             stack.callback(layer.register_forward_pre_hook(before).remove)
             stack.callback(layer.register_forward_hook(after).remove)
         yield

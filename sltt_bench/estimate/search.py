@@ -10,6 +10,7 @@ verified in the same way; otherwise bisection. At LONGEST the search ends.
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 
@@ -60,12 +61,10 @@ def predicted_peaks(cell: Cell, device_type: DeviceType) -> Callable[[int], int]
 
 def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int | None:
     """The largest T at the cell's batch that fits, 0 if not even the smallest, None if no limit is met: LONGEST fits."""
-    peaks: dict[int, int] = {}
 
+    @cache
     def peak_at(timesteps: int) -> int:
-        if timesteps not in peaks:
-            peaks[timesteps] = trace_memory(with_timesteps(cell, timesteps), device_type).peak_bytes
-        return peaks[timesteps]
+        return trace_memory(with_timesteps(cell, timesteps), device_type).peak_bytes
 
     def fits(timesteps: int) -> bool:
         return peak_at(timesteps) <= memory_bytes
