@@ -28,6 +28,7 @@ from sltt_bench.report.integrity import (
     Epochs,
     cell_fault,
     gpu_state,
+    mapping_at,
     method_breaches,
     moment_breaches,
     replay_breaches,
@@ -139,8 +140,7 @@ def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> 
     A cell that ended before it could report is taken to have had its run's flags.
     """
     facts = run.provenance
-    build = _mapping(facts.get("torch"))
-    packages = _mapping(facts.get("packages"))
+    build, packages = mapping_at(facts, "torch"), mapping_at(facts, "packages")
     torch = packages.get("torch") or build.get("version")
     cuda = str(build.get("cuda") or "").partition(".")[0]
     gpu = gpu_state(run, cell_id) or next((g for g in _gpus(run) if g.get("name") == device_name), {})
@@ -162,15 +162,11 @@ def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> 
 
 
 def _flags(run: Run, cell_id: str) -> dict[str, Any]:
-    cells = _mapping(run.provenance.get("cells"))
-    own = _mapping(_mapping(_mapping(cells.get(cell_id)).get("provenance")).get("torch_flags"))
-    if own:
+    cells = mapping_at(run.provenance, "cells")
+    if own := mapping_at(cells, cell_id, "provenance", "torch_flags"):
         return dict(own)
-    known = {
-        json.dumps(flags, sort_keys=True): flags
-        for cell in cells.values()
-        if (flags := _mapping(_mapping(_mapping(cell).get("provenance")).get("torch_flags")))
-    }
+    of_cells = (mapping_at(cell, "provenance", "torch_flags") for cell in cells.values())
+    known = {json.dumps(flags, sort_keys=True): flags for flags in of_cells if flags}
     return dict(next(iter(known.values()))) if len(known) == 1 else {}
 
 
@@ -180,10 +176,6 @@ def _revision(run: Run) -> str:
     words = [str(facts.get("sltt_bench") or ""), str(facts.get("git_revision") or "")[:12]]
     words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
     return ", ".join(word for word in words if word)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _gpus(run: Run) -> list[Mapping[str, Any]]:
@@ -247,21 +239,18 @@ def _tuning(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
 
 def _protocol(run: Run, cell_id: str) -> Mapping[str, Any]:
     """How the settings of a tuned cell were chosen; empty for others."""
-    return _mapping(_mapping(_mapping(run.cell(cell_id).get("options")).get(TUNED)).get("protocol"))
+    return mapping_at(run.cell(cell_id), "options", TUNED, "protocol")
 
 
 def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     """The figures of each cell from its epochs, indexed by (run, cell_id)."""
     key = ["run", "cell_id"]
-    epochs = epochs.assign(cold=epochs["cold"].astype(bool), **_nvml_by_scope(epochs))
-    for name in _OF_EPOCHS:
-        epochs[name] = epochs[name].astype(float)
-    by_cell = epochs.groupby(key, sort=False)
-    warm = ~epochs["cold"]
-    has_warm = warm.groupby([epochs[name] for name in key], sort=False).transform("any")
-    chosen = epochs[warm | ~has_warm].groupby(key, sort=False)
     medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
     peaks = list(PEAKS_OF_EPOCHS)
+    numbers = [*medians, "firing_rate", "backward_passes", *MEMORY_FIGURES]
+    epochs = epochs.assign(**_nvml_by_scope(epochs)).astype(dict.fromkeys(numbers, float) | {"cold": bool})
+    by_cell = epochs.groupby(key, sort=False)
+    chosen = epochs[~epochs["cold"] | by_cell["cold"].transform("all")].groupby(key, sort=False)
     table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
     table[peaks] = chosen[peaks].max()
     table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
@@ -272,22 +261,8 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     last = epochs.sort_values("epoch", kind="stable").groupby(key, sort=False).tail(1).set_index(key)
     table["firing_rate"] = last["firing_rate"]
     table["backward_passes"] = by_cell["backward_passes"].mean()
-    table["phase"] = has_warm.groupby([epochs[name] for name in key], sort=False).first().map(_PHASES)
+    table["phase"] = by_cell["cold"].all().map({True: "cold", False: "warm"})
     return table
-
-
-_PHASES = {True: "warm", False: "cold"}
-_OF_EPOCHS = (
-    "train_s",
-    "eval_s",
-    "data_wait_s",
-    "samples_per_s",
-    "energy_j",
-    "gpu_util_mean",
-    "firing_rate",
-    "backward_passes",
-    *MEMORY_FIGURES,
-)
 
 
 def _nvml_by_scope(epochs: pd.DataFrame) -> dict[str, Any]:
@@ -331,9 +306,9 @@ def _group(
 def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
     """The resolved recipe of a group's cells; what was tuned, and so is not the same in all, reads "tuned"."""
     recipe = run.recipe_of(cell_id)
-    for dotted in _mapping(_protocol(run, cell_id).get("grid")):
+    for dotted in mapping_at(_protocol(run, cell_id), "grid"):
         section, _, key = str(dotted).partition(".")
-        recipe = {**recipe, section: {**_mapping(recipe.get(section)), key: TUNED}}
+        recipe = {**recipe, section: {**mapping_at(recipe, section), key: TUNED}}
     return recipe
 
 

@@ -237,15 +237,18 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
 
 def _is_replayed(run: Run, cell_id: str) -> bool:
     """Whether provenance.json says that iterations of a cell were replayed."""
-    cell = (run.provenance.get("cells") or {}).get(cell_id) or {}
-    backend = (cell.get("provenance") or {}).get("backend") or {}
-    count = re.match(r"(\d+) iterations replayed", str(backend.get("CUDA graphs") or ""))
+    replayed = mapping_at(run.provenance, "cells", cell_id, "provenance", "backend").get("CUDA graphs")
+    count = re.match(r"(\d+) iterations replayed", str(replayed or ""))
     return count is not None and int(count[1]) > 0
 
 
 def gpu_state(run: Run, cell_id: str) -> Mapping[str, Any]:
     """What provenance.json says of the GPU while a cell ran; empty if nothing."""
-    cell = (run.provenance.get("cells") or {}).get(cell_id) or {}
-    profiler = (cell.get("provenance") or {}).get("profiler") or {}
-    gpu = profiler.get("gpu")
-    return gpu if isinstance(gpu, dict) else {}
+    return mapping_at(run.provenance, "cells", cell_id, "provenance", "profiler", "gpu")
+
+
+def mapping_at(tree: Any, *path: str) -> Mapping[str, Any]:
+    """What stands below these keys of a file that may have been damaged; empty if it is no mapping."""
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree if isinstance(tree, Mapping) else {}
