@@ -9,6 +9,7 @@ below with a probability of 80 % (Browne, Statistics in Medicine 14, 1995).
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,18 +91,9 @@ def power_of(pairs: int, standard_effect: float) -> float:
 
 def pairs_for(standard_effect: float, power: float) -> int | None:
     """The fewest pairs that reach the power, from COLOURED_FROM on; None beyond MOST_SEEDS."""
-    low, high = COLOURED_FROM, COLOURED_FROM
-    while power_of(high, standard_effect) < power:
-        if high == MOST_SEEDS:
-            return None
-        low, high = high + 1, min(2 * high, MOST_SEEDS)
-    while low < high:
-        middle = (low + high) // 2
-        if power_of(middle, standard_effect) < power:
-            low = middle + 1
-        else:
-            high = middle
-    return high
+    counts = range(COLOURED_FROM, MOST_SEEDS + 1)
+    place = bisect_left(counts, power, key=lambda pairs: power_of(pairs, standard_effect))
+    return counts[place] if place < len(counts) else None
 
 
 def standard_effect_for(pairs: int, power: float) -> float:

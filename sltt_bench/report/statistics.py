@@ -88,9 +88,7 @@ def paired_ratio(
         return None
     if exact and math.isclose(ratios.min(), ratios.max(), rel_tol=1e-12):
         return PairedEstimate(float(ratios[0]), None, len(common), exact=True)
-    logs = t_estimate(np.log(ratios))
-    interval = logs.interval and Interval(math.exp(logs.interval.low), math.exp(logs.interval.high))
-    return PairedEstimate(math.exp(logs.value), interval, logs.n)
+    return mean_with_interval(ratios, geometric=True)
 
 
 def paired_difference(
