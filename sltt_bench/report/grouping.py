@@ -352,20 +352,17 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells, figur
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
-    values = _by_seed(of_phase, figures, [name for name, metric in METRICS.items() if metric.of_phase])
+    measured = _by_run(of_phase, figures, [name for name, metric in METRICS.items() if metric.of_phase])
     others = [name for name, metric in METRICS.items() if not metric.of_phase]
-    values |= _by_seed(ok, figures, [*others, *COLD_FIGURES])
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
     return MethodResult(
         method=method,
-        values=values,
+        by_run=measured | _by_run(ok, figures, [*others, *COLD_FIGURES]),
         phase=phase,
         finished=len(ok),
         failures=_failures(rows[rows["status"] != "ok"]),
         epochs=epochs.rows(cells),
         cells=cells,
-        by_run=_by_run(of_phase, figures, [name for name in METRICS if METRICS[name].of_phase])
-        | _by_run(ok, figures, others),
         doubts=_doubts(ok),
     )
 
@@ -393,19 +390,6 @@ def _by_run(
         }
         for name in names
     }
-
-
-def _by_seed(rows: pd.DataFrame, figures: Figures, names: Sequence[str]) -> dict[str, dict[int, float]]:
-    """Figure → seed → mean over repetitions, where it was measured."""
-    cells = [(int(seed), place) for seed, place in zip(rows["seed"], rows["place"], strict=True)]
-    means: dict[str, dict[int, float]] = {}
-    for name in names:
-        values: dict[int, list[float]] = {}
-        for seed, place in cells:
-            if not math.isnan(value := figures[name][place]):
-                values.setdefault(seed, []).append(value)
-        means[name] = {seed: math.fsum(values[seed]) / len(values[seed]) for seed in sorted(values)}
-    return means
 
 
 def _failures(rows: pd.DataFrame) -> tuple[FailedCells, ...]:

@@ -5,6 +5,7 @@ between methods of one group, over pairs of sound cells, for one figure measured
 else is a `NotComparable` with its reason.
 """
 
+import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,8 +213,8 @@ class MethodResult:
     """What the cells of one method in a group measured."""
 
     method: str
-    values: Mapping[str, Mapping[int, float]]
-    """Metric → seed → value, finished and sound cells only; repetitions of a seed are averaged."""
+    by_run: Mapping[str, Mapping[tuple[int, int], float]]
+    """Metric → (run, seed) → value, finished and sound cells only."""
     phase: Phase
     """Which epochs the figures of a phase come from."""
     finished: int
@@ -223,10 +224,13 @@ class MethodResult:
     """Epoch rows of the finished cells."""
     cells: tuple[tuple[int, str], ...] = ()
     """(run, cell_id) of the finished cells."""
-    by_run: Mapping[str, Mapping[tuple[int, int], float]] = field(default_factory=dict)
-    """Metric → (run, seed) → value."""
     doubts: tuple[str, ...] = ()
     """Why finished cells' figures may mean nothing, with their seeds."""
+
+    @cached_property
+    def values(self) -> Mapping[str, Mapping[int, float]]:
+        """Metric → seed → value; repetitions of a seed are averaged."""
+        return {metric: _over_runs(of_cells) for metric, of_cells in self.by_run.items()}
 
     @property
     def seeds(self) -> list[int]:
@@ -265,6 +269,13 @@ class MethodResult:
     def out_of_memory(self) -> bool:
         """Whether some cell ran out of memory."""
         return any(failure.status == "oom" for failure in self.failures)
+
+
+def _over_runs(of_cells: Mapping[tuple[int, int], float]) -> dict[int, float]:
+    by_seed: dict[int, list[float]] = {}
+    for (_, seed), value in of_cells.items():
+        by_seed.setdefault(seed, []).append(value)
+    return {seed: math.fsum(values) / len(values) for seed, values in sorted(by_seed.items())}
 
 
 @dataclass(frozen=True)
@@ -456,16 +467,11 @@ class Group:
         return [result for result in results if result.finished]
 
     @property
-    def test_samples(self) -> int | None:
-        """Samples that an accuracy was taken over, as the recipe says; None if it does not."""
+    def accuracy_resolution(self) -> float:
+        """The share of one of the test samples that the recipe states; 0 if it states none."""
         data = self.recipe.get("data") or {}
         count, limit = data.get("test_samples"), data.get("limit")
-        return min(int(count), int(limit or count)) if count else None
-
-    @property
-    def accuracy_resolution(self) -> float:
-        """The share of one test sample; 0 if their number is unknown."""
-        return 1 / self.test_samples if self.test_samples else 0.0
+        return 1 / min(int(count), int(limit or count)) if count else 0.0
 
     @cached_property
     def accuracy_floor(self) -> float | None:
@@ -565,12 +571,12 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def method_order(name: str) -> tuple[int, str, float, str]:
     """Sorting key: bptt, sltt, sltt-kN from large N to small, then the others by name and number."""
-    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", name)
-    assert parts
-    rule, number, unbiased = parts[1], float(parts[2] or -1), parts[3] or ""
+    rule, number = rule_and_number(name)
+    value = -1.0 if number is None else number
+    unbiased = "-unbiased" if name.endswith("-unbiased") else ""
     if rule == "sltt-k":
-        return (3 if unbiased else 2), rule, -number, unbiased
-    return {"bptt": 0, "sltt": 1}.get(name, 4), rule, number, unbiased
+        return (3 if unbiased else 2), rule, -value, unbiased
+    return {"bptt": 0, "sltt": 1}.get(name, 4), rule, value, unbiased
 
 
 def natural_order(name: str) -> list[str | int]:
