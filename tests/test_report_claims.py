@@ -269,7 +269,7 @@ def test_estimates_that_put_a_claim_in_older_words_stand_on_the_card_of_the_runs
     measure(tmp_path / "2", recipe({**MEMORY, "says": "70 % less memory"}), number=50)
     makers = {kind: _load(SECTIONS[kind]) for kind in ("run", "estimate")}
     report, _ = assemble(Context(read_results([tmp_path]), "bptt"), makers)
-    (card,) = report.cards
+    ((card,),) = report.claims.values()
     assert (card.says, card.word) == ("70 % less memory", "1 held, 1 held by estimate")
 
 

@@ -333,6 +333,10 @@ class Report:
     made_by: str
 
     @property
-    def cards(self) -> tuple[ClaimCard, ...]:
-        """The claims, one card each."""
-        return claim_cards(self.verdicts)
+    def claims(self) -> dict[str, list[ClaimCard]]:
+        """Heading → the claims below it, one card each; what nobody claims is left out."""
+        below: dict[str, list[ClaimCard]] = {}
+        for card in claim_cards(self.verdicts):
+            heading = "Claims of the paper" if card.of_paper else "Expectations of this project"
+            below.setdefault(heading, []).append(card)
+        return below

@@ -61,6 +61,8 @@ _RULES = {
 }
 """Rule without its number → colour and marker: a look of its own for each that ships."""
 OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
+METHOD_INKS = (*_COLOURS.values(), *_SLTT_K_SHADES, *OTHER_COLOURS)
+"""Colours of methods that report.css has too, lighter on a dark page."""
 _MARKERS = {"bptt": "s", "sltt": "o"}
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
 _OTHER_MARKERS = ("X", ">", "p", "h", "*")
@@ -184,11 +186,6 @@ def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]
     return figure, axes[:count]
 
 
-def _words_of(axes: Axes) -> list[Text]:
-    """Titles, and what is written into the panel."""
-    return [part for part in axes.get_children() if isinstance(part, Text) and part.get_text()]
-
-
 def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, most: int = 5) -> None:
     """Few, round ticks in plain numbers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -280,14 +277,31 @@ def files(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
     with warnings.catch_warnings():  # letters that the font lacks are boxes in a PNG and text in an SVG
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
-        return _drawn(figure, kinds)
+        _shorten_words(figure)
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
+            figure.set_layout_engine("none")
+        return {kind: _content(figure, kind) for kind in kinds}
+
+
+def _content(figure: Figure, kind: str) -> bytes:
+    stream = BytesIO()
+    if kind == "svg":
+        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
+    else:
+        figure.set_dpi(DPI)
+        FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
+    return stream.getvalue()
 
 
 def _shorten_words(figure: Figure) -> None:
     """A name longer than a line leaves no room for what is drawn: its middle is cut out."""
     texts = [text for legend in figure.legends for text in legend.get_texts()]
     for axes in figure.axes:
-        texts += [axes.xaxis.label, axes.yaxis.label, *_words_of(axes)]
+        texts += [axes.xaxis.label, axes.yaxis.label]
+        texts += [
+            part for part in axes.get_children() if isinstance(part, Text)
+        ]  # titles, and what is written
         for axis in (axes.xaxis, axes.yaxis):
             written = axis.get_major_formatter()
             if isinstance(written, FixedFormatter | FuncFormatter):
@@ -303,20 +317,3 @@ def _shortly_written(written: Formatter, value: float, place: int | None) -> str
 
 def _with_short_words(text: str) -> str:
     return re.sub(r"(\S{20})\S{5,}(\S{8})", r"\1…\2", text)
-
-
-def _drawn(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
-    _shorten_words(figure)
-    if layout := figure.get_layout_engine():
-        layout.execute(figure)
-        figure.set_layout_engine("none")
-    contents = {}
-    for kind in kinds:
-        stream = BytesIO()
-        if kind == "svg":
-            FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
-        else:
-            figure.set_dpi(DPI)
-            FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
-        contents[kind] = stream.getvalue()
-    return contents

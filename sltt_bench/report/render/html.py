@@ -23,11 +23,6 @@ _INKS = {
     style.FAILED: "var(--bad)",
 }
 """Inks of the plots that follow the page's theme."""
-_METHOD_INKS = (
-    "#d55e00", "#0072b2", "#5ccaa6", "#009e73", "#00755a", "#4d7f91", "#7d6ba8", "#cc79a7", "#b8860b", "#56b4e9",
-    "#8c6d46", "#7a6fb0",
-)  # fmt: skip
-"""Colours of methods: report.css has each of them, lighter on a dark page."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +70,8 @@ def render(
 
     template = _environment().get_template("report.html.j2")
     pages = pages_of(report)
-    cards = report.cards
-    claims = [
-        ("Claims of the paper", "claims", [card for card in cards if card.of_paper]),
-        ("Expectations of this project", "expectations", [card for card in cards if not card.of_paper]),
-    ]
-    answer = [Entry(heading, f"#{anchor}") for heading, anchor, own in claims if own]
+    claims = [(heading, heading.split()[0].lower(), cards) for heading, cards in report.claims.items()]
+    answer = [Entry(heading, f"#{anchor}") for heading, anchor, _ in claims]
     answer.append(Entry("Commands", "#provenance"))
 
     def contents_of(page: Page) -> list[Entry]:
@@ -112,7 +103,7 @@ def render(
 
 def _in_theme(text: str) -> str:
     """Colours of methods as variables that a dark page makes lighter."""
-    for ink in _METHOD_INKS:
+    for ink in style.METHOD_INKS:
         text = text.replace(ink, f"var(--c{ink[1:]})")
     return text
 

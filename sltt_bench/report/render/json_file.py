@@ -21,7 +21,7 @@ def _report(report: Report) -> dict[str, Any]:
         "title": report.title,
         "baseline": report.baseline,
         "sentences": list(report.sentences),
-        "claims": [_card(card) for card in report.cards],
+        "claims": [_card(card) for cards in report.claims.values() for card in cards],
         "sections": [_section(section) for section in (first, *report.sections)],
         "provenance": [
             {

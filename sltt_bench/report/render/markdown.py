@@ -18,9 +18,8 @@ from sltt_bench.report.document import (
 def render(report: Report, figure_files: Mapping[str, str]) -> str:
     """The whole report. `figure_files` has the path of each figure (by name), relative to the page."""
     parts = [f"# {_escape(report.title)}", " ".join(_escape(sentence) for sentence in report.sentences)]
-    for heading, of_paper in (("Claims of the paper", True), ("Expectations of this project", False)):
-        cards = [card for card in report.cards if card.of_paper is of_paper]
-        parts += [f"## {heading}", "\n".join(_card(card) for card in cards)] if cards else []
+    for heading, cards in report.claims.items():
+        parts += [f"## {heading}", "\n".join(_card(card) for card in cards)]
     parts += [_block(block, figure_files) for block in report.key_blocks]
     if report.verdicts:
         parts += ["## Verdicts", verdict_table(report.verdicts)]

@@ -39,10 +39,8 @@ def print_report(report: Report, console: Console, *, full: bool = False) -> Non
             console.print()
             print_table(block, console)
     _print_skipped(report.skipped, console, full=full)
-    for heading, of_paper in (("Claims of the paper", True), ("Expectations of this project", False)):
-        _print_cards(
-            heading, [card for card in report.cards if card.of_paper is of_paper], console, full=full
-        )
+    for heading, cards in report.claims.items():
+        _print_cards(heading, cards, console, full=full)
     if not full:
         console.print("[dim]every table: --full; every plot: the report's files[/dim]", highlight=False)
 
@@ -62,8 +60,6 @@ def _print_skipped(skipped: Sequence[tuple[str, str]], console: Console, *, full
 
 
 def _print_cards(heading: str, cards: Sequence[ClaimCard], console: Console, *, full: bool) -> None:
-    if not cards:
-        return
     console.print()
     console.print(f"[bold]{heading}[/bold]", highlight=False)
     for card in cards:
@@ -186,9 +182,7 @@ def _upright(table: Table, *, tight: bool = False) -> RichTable:
         text = heading.text.replace(" ", "\n") if tight else heading.text
         unit = f"\n[dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
         justify: Justify = "right" if heading.numeric else "left"
-        rich.add_column(
-            escape(text) + unit, justify=justify, no_wrap=True
-        )  # fmt: skip
+        rich.add_column(escape(text) + unit, justify=justify, no_wrap=True)
     for row in table.rows:
         rich.add_row(*(_markup(cell) for cell in row))
     return rich
