@@ -28,22 +28,17 @@ class Entry:
 
 def contents(pages: Sequence[tuple[str, str]], open_file: str, own: Sequence[Entry]) -> list[Entry]:
     """The pages as (file, title) in order; those of a family ("studies/tau") in its fold. `own`: what the open page has."""
-    families: dict[str, list[Entry]] = {}
-    lines: dict[str, Entry] = {}
+    lines: dict[tuple[str, str], list[Entry]] = {}
     for file, title in pages:
         family, _, rest = title.rpartition("/")
         is_open = file == open_file
         entry = Entry(rest, file, tuple(own) if is_open else (), is_open)
-        if family:
-            families.setdefault(family, []).append(entry)
-            lines.setdefault(family, Entry(family))
-        else:
-            lines[title] = entry
+        lines.setdefault((family, "" if family else file), []).append(entry)
     listed = [
-        Entry(name, entries=tuple(families[name]), is_open=any(page.is_open for page in families[name]))
-        if name in families and not line.link
-        else line
-        for name, line in lines.items()
+        Entry(family, entries=tuple(of_line), is_open=any(page.is_open for page in of_line))
+        if family
+        else of_line[0]
+        for (family, _), of_line in lines.items()
     ]
     return _shortened(listed, MOST_PAGES)
 
