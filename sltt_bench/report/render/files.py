@@ -3,9 +3,9 @@
 import multiprocessing
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -34,12 +34,8 @@ def write(
     earlier = EarlierDrawings.read(target / FIGURES_FOLDER)
     first_screen = {block.name for block in report.key_blocks if isinstance(block, Figure)}
     drawings = draw_all(figures_of(report), formats, earlier, first_screen)
-    figures = {
-        figure_path(name, width, kind): drawing
-        for (name, width, kind), drawing in drawings.items()
-        if format_name(width, kind) in formats
-    }
-    contents |= {path: drawing.content for path, drawing in figures.items()}
+    figures = {place: drawing for place, drawing in drawings.items() if format_name(*place[1:]) in formats}
+    contents |= {figure_path(*place): content for place, (_, content) in figures.items()}
     if "markdown" in formats:
         shown = next((kind for kind in ("png", "svg") if kind in formats), None)
         pictures = {name: figure_path(name, "double", shown) for name, _, _ in drawings} if shown else {}
@@ -51,21 +47,19 @@ def write(
             contents[f"{LATEX_FOLDER}/{table.name}.tex"] = printable(latex.table(table, conditions)).encode()
     if "html" in formats:
         svgs, narrow = (
-            {name: svg.content.decode() for (name, *how), svg in drawings.items() if how == [width, "svg"]}
+            {name: svg.decode() for (name, *how), (_, svg) in drawings.items() if how == [width, "svg"]}
             for width in WIDTHS
         )
         beside = [name for name in contents if "/" not in name]
         on_a_phone = {name: svg for name, svg in narrow.items() if name in first_screen}
-        pages = html.render(report, svgs, _downloads(drawings, formats), beside, on_a_phone)
+        pages = html.render(report, svgs, _downloads(figures), beside, on_a_phone)
         contents |= {name: printable(page).encode() for name, page in pages.items()}
     try:
         for name, content in contents.items():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(content)
         if figures:
-            earlier.add(
-                {Path(path).name: (figure.digest, figure.content) for path, figure in figures.items()}
-            )
+            earlier.add({Path(figure_path(*place)).name: drawing for place, drawing in figures.items()})
     except OSError as error:
         raise ResultsError(
             f"{target}: the report cannot be written ({error}); choose another --out"
@@ -73,15 +67,12 @@ def write(
     return [target / name for name in contents]
 
 
-def _downloads(
-    drawings: "Mapping[tuple[str, Width, str], Drawing]", formats: Sequence[str]
-) -> dict[str, list[tuple[str, str]]]:
+def _downloads(written: Iterable[tuple[str, Width, str]]) -> dict[str, list[tuple[str, str]]]:
     """Figure → (label, file) of what was written of it."""
     links: dict[str, list[tuple[str, str]]] = {}
-    for name, width, kind in drawings:
-        if format_name(width, kind) in formats:
-            label = f"{kind.upper()}{', one column' if width == 'column' else ''}"
-            links.setdefault(name, []).append((label, figure_path(name, width, kind)))
+    for name, width, kind in written:
+        label = f"{kind.upper()}{', one column' if width == 'column' else ''}"
+        links.setdefault(name, []).append((label, figure_path(name, width, kind)))
     return links
 
 
@@ -111,13 +102,8 @@ def format_name(width: Width, kind: str) -> str:
     return f"{kind}-column" if width == "column" else kind
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A figure as a file."""
-
-    digest: str
-    """Of what is drawn."""
-    content: bytes
+Drawing = tuple[str, bytes]
+"""The digest of what is drawn, and the file's content."""
 
 
 def draw_all(
@@ -138,13 +124,13 @@ def draw_all(
             digest = digest_of_drawing(figure, width) if kinds else ""
             for kind in kinds:
                 content = earlier.content(Path(figure_path(figure.name, width, kind)).name, digest)
-                drawings[figure.name, width, kind] = Drawing(digest, content or b"")
-            if missing := [kind for kind in kinds if not drawings[figure.name, width, kind].content]:
+                drawings[figure.name, width, kind] = digest, content or b""
+            if missing := [kind for kind in kinds if not drawings[figure.name, width, kind][1]]:
                 jobs.append(Job(figure, width, missing))
     for job, contents in zip(jobs, _drawn(jobs), strict=True):
         for kind, content in contents.items():
             place = job.figure.name, job.width, kind
-            drawings[place] = replace(drawings[place], content=content)
+            drawings[place] = drawings[place][0], content
     return drawings
 
 
