@@ -83,14 +83,19 @@ _MOST_DIGITS = 4
 """Digits beyond the usual, at most, to keep two numbers apart."""
 
 
-def _apart_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
-    same = other is None or math.isclose(value, other, rel_tol=1e-9, abs_tol=1e-12)
-    if same or other is None:
-        return shown(value, 0)
-    return next(
-        (text for more in range(_MOST_DIGITS) if (text := shown(value, more)) != shown(other, more)),
-        shown(value, _MOST_DIGITS),
+def _more_digits(shown: Callable[[float, int], str], pairs: Sequence[tuple[float, float | None]]) -> int:
+    """How many digits beyond the usual it takes to keep those numbers of each pair apart that are not equal."""
+    different = [
+        (a, b) for a, b in pairs if b is not None and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+    ]
+    enough = (
+        more for more in range(_MOST_DIGITS) if all(shown(a, more) != shown(b, more) for a, b in different)
     )
+    return next(enough, _MOST_DIGITS)
+
+
+def _apart_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
+    return shown(value, _more_digits(shown, [(value, other)]))
 
 
 def _edges(interval: Interval | None, shown: Callable[[float, int], str], beside: float | None) -> str:
@@ -98,15 +103,7 @@ def _edges(interval: Interval | None, shown: Callable[[float, int], str], beside
     if interval is None:
         return ""
     low, high = interval.low, interval.high
-    others = [pair for pair in ((low, high), (low, beside), (high, beside)) if None not in pair]
-    for more in range(_MOST_DIGITS + 1):
-        alike = any(
-            shown(a, more) == shown(b, more) and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-            for a, b in others
-            if a is not None and b is not None
-        )
-        if not alike:
-            break
+    more = _more_digits(shown, [(low, high), (low, beside), (high, beside)])
     return f"[{shown(low, more)}, {shown(high, more)}]"
 
 
