@@ -73,13 +73,11 @@ def judge(groups: Sequence[Group]) -> list[Verdict]:
 
 def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
     """The verdicts on one claim; where some were reached under the same conditions, with what tells those apart."""
-    alike: dict[tuple[str, ...], list[int]] = {}
-    for place, (_, verdict) in enumerate(judged):
-        alike.setdefault(verdict.conditions, []).append(place)
-    verdicts = [verdict for _, verdict in judged]
-    for conditions, places in alike.items():
-        for place, words in zip(places, told_apart([judged[place][0].key for place in places]), strict=True):
-            verdicts[place] = replace(verdicts[place], conditions=(*conditions, *words), apart=words)
+    verdicts = []
+    for group, verdict in judged:
+        alike = [other.key for other, its_own in judged if its_own.conditions == verdict.conditions]
+        words = told_apart(alike)[alike.index(group.key)]
+        verdicts.append(replace(verdict, conditions=(*verdict.conditions, *words), apart=words))
     return verdicts
 
 
@@ -115,32 +113,42 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
             reason=reason,
             command=command_for(claim, group.key.recipe),
         )
-    interval = estimate.interval
-    at_most, limit = _limit(claim)
-    unit = 100 if claim["relation"] in _IN_POINTS else 1
-    return Verdict(
-        recipe=group.key.recipe,
-        claim=claim,
-        word="inconclusive" if _undecided(claim, group, figure, estimate) else _word(claim, estimate),
-        statement=statement(claim),
-        measured=_shown(claim, estimate, METRICS[figure].unit),
-        value=estimate.value * unit,
-        low=interval.low * unit if interval else None,
-        high=interval.high * unit if interval else None,
-        limit=limit * unit,
-        at_most=at_most,
-        n=estimate.n,
-        exact=estimate.exact,
-        figure="median of warm epochs" if figure == "epoch_s" else METRICS[figure].label,
-        conditions=tuple(group.key.conditions()),
+    words = "median of warm epochs" if figure == "epoch_s" else METRICS[figure].label
+    conditions = group.key.conditions()
+    verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
+    # What has an interval, but was not measured of the methods alone, decides nothing.
+    undecided = estimate.interval is not None and group.undecided(figure, _named(claim))
+    return replace(
+        verdict,
+        word="inconclusive" if undecided else verdict.word,
         caveats=_caveats(claim, group, figure),
         beside=_counted_beside(claim, group, estimate),
     )
 
 
-def _undecided(claim: Claim, group: Group, figure: str, estimate: PairedEstimate) -> bool:
-    """Whether the figure has an interval, but what was measured is not the methods' alone."""
-    return estimate.interval is not None and group.undecided(figure, _named(claim))
+def _decided(
+    claim: Claim, recipe: str, estimate: PairedEstimate, figure: str, unit: Unit, conditions: Sequence[str]
+) -> Verdict:
+    """The verdict that follows from an estimate alone. `figure` says in words what it is an estimate of."""
+    interval = estimate.interval
+    at_most, limit = _limit(claim)
+    factor = 100 if claim["relation"] in _IN_POINTS else 1
+    return Verdict(
+        recipe=recipe,
+        claim=claim,
+        word=_word(claim, estimate),
+        statement=statement(claim),
+        measured=_shown(claim, estimate, unit),
+        value=estimate.value * factor,
+        low=interval.low * factor if interval else None,
+        high=interval.high * factor if interval else None,
+        limit=limit * factor,
+        at_most=at_most,
+        n=estimate.n,
+        exact=estimate.exact,
+        figure=figure,
+        conditions=tuple(conditions),
+    )
 
 
 def _counted_beside(claim: Claim, group: Group, estimate: PairedEstimate) -> str:
@@ -181,22 +189,8 @@ def judge_estimated(
 
     `unit` is that of the figure, for claims about the value itself.
     """
-    at_most, limit = _limit(claim)
     estimate = PairedEstimate(value, None, 0, exact=True)
-    return Verdict(
-        recipe=recipe,
-        claim=claim,
-        word=_word(claim, estimate),
-        statement=statement(claim),
-        measured=_shown(claim, estimate, unit),
-        value=value,
-        limit=limit,
-        at_most=at_most,
-        figure=figure,
-        conditions=tuple(conditions),
-        exact=True,
-        estimated=True,
-    )
+    return replace(_decided(claim, recipe, estimate, figure, unit, conditions), estimated=True)
 
 
 def statement(claim: Claim) -> str:

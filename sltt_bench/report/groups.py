@@ -150,10 +150,9 @@ _NAMED = {
 
 def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
     """For each of some groups that have the same conditions: as few words more as tell them all apart."""
-    facts = ([str(getattr(key, name) or "unknown").replace(", ", " ") for key in keys] for name in _NAMED)
     return fewest_words(
-        [template.format(fact) for fact in of_keys]
-        for template, of_keys in zip(_NAMED.values(), facts, strict=True)
+        [template.format(str(getattr(key, name) or "unknown").replace(", ", " ")) for key in keys]
+        for name, template in _NAMED.items()
     )
 
 
