@@ -12,6 +12,7 @@ from sltt_bench import __version__
 from sltt_bench.report.claims import asks
 from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
+from sltt_bench.report.numbers import first_of
 from sltt_bench.results.reader import Results, Run
 
 SectionMaker = Callable[[Context], Contribution]
@@ -88,8 +89,7 @@ def _title(results: Results) -> str:
     recipes = sorted(set(cells["recipe"]), key=place)
     if not recipes:
         return "No results"
-    more = f" and {len(recipes) - 3} more" if len(recipes) > 3 else ""
-    return ", ".join(recipes[:3]) + more
+    return first_of(recipes, 3)
 
 
 def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker]) -> list[tuple[str, str]]:
@@ -104,19 +104,16 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
 
 
 def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
-    """What runs were made with: alike ones together, and their commands once each."""
+    """What runs were made with: alike ones together, and their commands once each, as they can be typed again."""
     by_facts: dict[tuple[tuple[str, str], ...], dict[str, list[str]]] = {}
     for run in runs:
         facts = tuple(_made_with(run.provenance).items())
-        command = command_line(run.provenance) or "command unknown"
+        command = shlex.join(map(str, run.provenance.get("command") or [])) or "command unknown"
         by_facts.setdefault(facts, {}).setdefault(command, []).append(_name(run))
     return tuple(
         Origin(
             {name: value for name, value in facts if value},
-            tuple(
-                (command, names[0] + (f" and {len(names) - 1} more" if names[1:] else ""))
-                for command, names in commands.items()
-            ),
+            tuple((command, first_of(names, 1)) for command, names in commands.items()),
         )
         for facts, commands in by_facts.items()
     )
@@ -145,14 +142,6 @@ def _made_with(provenance: Mapping[str, Any]) -> dict[str, str]:
         "python": f"{provenance.get('python', 'unknown')}, {provenance.get('platform', 'unknown')}",
         "environment": " ".join(f"{name}={value}" for name, value in sorted(environment.items())),
     }
-
-
-def command_line(provenance: Mapping[str, Any]) -> str:
-    """The command of a run as one line that can be typed again."""
-    command = provenance.get("command")
-    if isinstance(command, Sequence) and not isinstance(command, str):
-        return shlex.join(str(part) for part in command)
-    return str(command or "")
 
 
 def _verdict_frame(report: Report) -> pd.DataFrame:

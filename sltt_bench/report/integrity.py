@@ -17,6 +17,7 @@ import pandas as pd
 
 from sltt_bench.format import Unit
 from sltt_bench.report.metrics import METRICS
+from sltt_bench.report.numbers import first_of
 from sltt_bench.results.reader import Run
 
 REPETITION_SHARE = 0.01
@@ -227,9 +228,8 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
     for method in replayed if faster else ():
         if not replayed[method]:
-            named = ", ".join(faster[:3]) + f" and {len(faster) - 3} more" * (len(faster) > 3)
             yield Breach(
-                f"{method}: its work reached the GPU call by call, that of {named} as replayed CUDA graphs: its time holds "
+                f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs: its time holds "
                 "what the calls take (native.graphs=never times all alike)",
                 (method,), _TIME, undecides=True,
             )  # fmt: skip
