@@ -15,14 +15,10 @@ def accuracy_floor(data: Mapping[str, Any]) -> float | None:
     Guessing reaches 1 / classes. `data`: a resolved recipe's part of that name. None if the number of classes
     is unknown: a data set that is not installed here, or options that it does not take any more.
     """
-    classes = _classes(data)
-    return min(ABOVE_CHANCE / classes, 1.0) if classes else None
-
-
-def _classes(data: Mapping[str, Any]) -> int | None:
     try:
         source = source_type(str(data.get("name")))
         fixed = getattr(source, "classes", None)
-        return fixed if isinstance(fixed, int) else source.model_validate(dict(data)).classes
+        classes = fixed if isinstance(fixed, int) else source.model_validate(dict(data)).classes
     except ValueError:  # no such data set, a plug-in that cannot be loaded, options that are refused
         return None
+    return min(ABOVE_CHANCE / classes, 1.0) if classes else None

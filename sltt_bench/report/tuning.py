@@ -204,14 +204,14 @@ def _settings_agree(group: Group, tuned: Group) -> bool:
 def gains(tuned: Group, untuned: Group) -> list[Gain]:
     """Both accuracies of every method that finished in both groups, with its rank among these."""
     shared = [name for name in tuned.methods if _accuracy(tuned, name) and _accuracy(untuned, name)]
-    ranks = {id(group): _ranks(group, shared) for group in (tuned, untuned)}
+    before, after = ({name: _mean(group, name) for name in shared} for group in (untuned, tuned))
     return [
         Gain(
             method=name,
-            untuned=_mean(untuned, name),
-            untuned_rank=ranks[id(untuned)][name],
-            tuned=_mean(tuned, name),
-            tuned_rank=ranks[id(tuned)][name],
+            untuned=before[name],
+            untuned_rank=_rank(name, before),
+            tuned=after[name],
+            tuned_rank=_rank(name, after),
             difference=paired_difference(
                 _accuracy(tuned, name), _accuracy(untuned, name), resolution=tuned.accuracy_resolution
             ),
@@ -232,10 +232,9 @@ def _mean(group: Group, method: str) -> float:
     return stat.mean
 
 
-def _ranks(group: Group, methods: Sequence[str]) -> dict[str, int]:
+def _rank(method: str, means: Mapping[str, float]) -> int:
     """1 for the best mean; equal means share a rank."""
-    means = {name: _mean(group, name) for name in methods}
-    return {name: 1 + sum(other > mean + 1e-12 for other in means.values()) for name, mean in means.items()}
+    return 1 + sum(other > means[method] + 1e-12 for other in means.values())
 
 
 def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:

@@ -1,7 +1,5 @@
 r"""Tables as LaTeX (booktabs, graphicx), one file each, for \input in a paper."""
 
-from collections.abc import Sequence
-
 from sltt_bench.report.document import Table, TableCell
 
 _SPECIAL = {
@@ -31,7 +29,11 @@ def table(block: Table, conditions: str) -> str:
 
     Needs the packages booktabs and graphicx. Notes stand below the table, outside the scaling.
     """
-    columns = "".join("r" if heading.numeric else "l" for heading in block.headings)
+    sides = ["r" if heading.numeric else "l" for heading in block.headings]
+    rows = [
+        [_cell(cell, side, stacked=not block.secondary) for cell, side in zip(row, sides, strict=True)]
+        for row in block.rows
+    ]
     headings = [escape(f"{h.text} [{h.unit}]" if h.unit else h.text) for h in block.headings]
     caption_end = f" {conditions[0].upper()}{conditions[1:]}." if conditions else ""
     lines = [
@@ -41,24 +43,17 @@ def table(block: Table, conditions: str) -> str:
         f"  \\caption{{{escape(f'{block.title}.{caption_end}')}}}",
         f"  \\label{{tab:{block.name}}}",
         "  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
-        f"  \\begin{{tabular}}{{{columns}}}",
+        f"  \\begin{{tabular}}{{{''.join(sides)}}}",
         "    \\toprule",
         f"    {' & '.join(headings)} \\\\",
         "    \\midrule",
-        *(f"    {' & '.join(_cells(block, row))} \\\\" for row in block.rows),
+        *(f"    {' & '.join(row)} \\\\" for row in rows),
         "    \\bottomrule",
         "  \\end{tabular}}",
         *(f"  \\par\\raggedright\\footnotesize {escape(note)}" for note in block.notes),
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _cells(block: Table, row: Sequence[TableCell]) -> list[str]:
-    return [
-        _cell(cell, "r" if heading.numeric else "l", stacked=not block.secondary)
-        for cell, heading in zip(row, block.headings, strict=True)
-    ]
 
 
 def _cell(cell: TableCell, side: str, *, stacked: bool) -> str:
