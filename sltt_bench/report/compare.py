@@ -6,7 +6,7 @@ if each set has a single one of them, and then the table says so.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -16,10 +16,10 @@ from rich.markup import escape
 
 from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Heading, Table, TableCell, Tone
+from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import DIFFERENCE_WORDS, Group, MethodResult, method_order
-from sltt_bench.report.metrics import METRICS, Metric
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio, stat
 from sltt_bench.results.reader import Results, read_results
@@ -68,6 +68,11 @@ class Change:
     """Ratio B ÷ A, or the difference in points, with its interval."""
     reason: str = ""
 
+    @property
+    def label(self) -> str:
+        """The figure as tables name it."""
+        return METRICS[self.metric].label if self.metric in METRICS else self.metric
+
 
 @dataclass(frozen=True)
 class SetComparison:
@@ -107,9 +112,11 @@ def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> 
     free = [name for name in CIRCUMSTANCES if len(_values(a, name)) == 1 and len(_values(b, name)) == 1]
     matched = [*EXPERIMENT, *(name for name in CIRCUMSTANCES if name not in free)]
     left, right = _by_key(a, matched), _by_key(b, matched)
-    changes: list[Change] = []
-    for key in sorted(left.keys() | right.keys(), key=str):
-        changes += _changes(left.get(key), right.get(key), threshold)
+    changes = [
+        change
+        for key in sorted(left.keys() | right.keys(), key=str)
+        for change in _changes(left.get(key), right.get(key), threshold)
+    ]
     return SetComparison(tuple(changes), tuple(_remarks(a, b, free)))
 
 
@@ -149,26 +156,25 @@ def _only(groups: Sequence[Group], name: str) -> object:
 # One experiment ---------------------------------------------------------------------------------
 
 
-def _changes(a: Group | None, b: Group | None, threshold: float) -> list[Change]:
+def _changes(a: Group | None, b: Group | None, threshold: float) -> Iterator[Change]:
+    """What became of each method of an experiment; one that only a single set holds is compared with nothing."""
     present = a or b
     assert present is not None
-    experiment = _experiment(present)
-    if a is None or b is None:
-        side = "A" if b is None else "B"
-        reason = f"only in {side}: no group of the other set has the same recipe version and conditions"
-        return [Change(experiment, m, "status", "not comparable", reason=reason) for m in present.methods]
-    changes: list[Change] = []
-    for method in sorted(a.methods.keys() | b.methods.keys(), key=method_order):
+    alone = "A" if b is None else "B"
+    for method in sorted({*(a.methods if a else ()), *(b.methods if b else ())}, key=method_order):
+        change = Change(_experiment(present), method, "status", "not comparable")
+        if a is None or b is None:
+            reason = f"only in {alone}: no group of the other set has the same recipe version and conditions"
+            yield replace(change, reason=reason)
+            continue
         before, after = a.methods.get(method), b.methods.get(method)
         if before is None or after is None:
-            reason = f"only in {'A' if after is None else 'B'}"
-            changes.append(Change(experiment, method, "status", "not comparable", reason=reason))
+            yield replace(change, reason=f"only in {'A' if after is None else 'B'}")
         elif not (before.finished and after.finished):
-            changes.append(_status_change(experiment, before, after))
+            yield _status_change(change, before, after)
         else:
-            changes += _seeds_changed(experiment, before, after)
-            changes += _figure_changes(experiment, (a, before), (b, after), threshold)
-    return changes
+            yield from _seeds_changed(change, before, after)
+            yield from _figure_changes(change, a, b, threshold)
 
 
 def _experiment(group: Group) -> str:
@@ -176,57 +182,55 @@ def _experiment(group: Group) -> str:
     return ", ".join([*words, *(f"{key} = {value}" for key, value in group.overrides.items())])
 
 
-def _status_change(experiment: str, a: MethodResult, b: MethodResult) -> Change:
+def _status_change(change: Change, a: MethodResult, b: MethodResult) -> Change:
     before, after = ("ok" if side.finished else side.failures[0].status for side in (a, b))
-    word: Word = "newly failed" if a.finished else "fixed" if b.finished else "not comparable"
-    reason = {"newly failed": b.failure_text, "fixed": "", "not comparable": "failed in both"}[word]
-    return Change(experiment, a.method, "status", word, before, after, reason=reason)
+    if a.finished:
+        return replace(change, word="newly failed", a=before, b=after, reason=b.failure_text)
+    if b.finished:
+        return replace(change, word="fixed", a=before, b=after)
+    return replace(change, a=before, b=after, reason="failed in both")
 
 
-def _seeds_changed(experiment: str, a: MethodResult, b: MethodResult) -> list[Change]:
+def _seeds_changed(change: Change, a: MethodResult, b: MethodResult) -> Iterator[Change]:
     """Seeds that finish on one side and fail on the other, where others finish on both."""
-    changes: list[Change] = []
     sides: tuple[tuple[Word, MethodResult, MethodResult], ...] = (("newly failed", a, b), ("fixed", b, a))
     for word, good, bad in sides:
         failed = {seed for failure in bad.failures for seed in failure.seeds}
         lost = sorted(set(good.seeds) & failed - set(bad.seeds))
         if lost:
-            reason = f"seeds {', '.join(map(str, lost))}: {bad.failure_text}"
-            changes.append(Change(experiment, a.method, "status", word, reason=reason))
-    return changes
+            yield replace(change, word=word, reason=f"seeds {', '.join(map(str, lost))}: {bad.failure_text}")
 
 
-def _figure_changes(
-    experiment: str, a: tuple[Group, MethodResult], b: tuple[Group, MethodResult], threshold: float
-) -> list[Change]:
-    memory = a[0].headline_memory([a[1].method])
-    names = ["last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"]
-    changes = []
-    for name in names:
-        before, after = a[1].stat(name), b[1].stat(name)
-        if before is None and after is None:
-            continue
-        unmeasured = "" if before and after else f"not measured in {'B' if before else 'A'}"
-        if not unmeasured and METRICS[name].of_phase and a[1].phase != b[1].phase:
-            unmeasured = f"{a[1].phase} epochs in A, {b[1].phase} ones in B"
-        if unmeasured or before is None or after is None:
-            changes.append(Change(experiment, a[1].method, name, "not comparable", reason=unmeasured))
-        else:
-            change = _figure_change(experiment, name, a[1], b[1], threshold)
-            undecided = any(group.undecided(name, (a[1].method,)) for group, _ in (a, b))
-            changes.append(_left_open(change) if undecided else change)
-    return changes
+def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Iterator[Change]:
+    before, after = a.methods[change.method], b.methods[change.method]
+    memory = a.headline_memory([change.method])
+    for name in ("last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"):
+        measured = [bool(side.stat(name)) for side in (before, after)]
+        of_figure = replace(change, metric=name)
+        if all(measured):
+            undecided = any(group.undecided(name, (change.method,)) for group in (a, b))
+            yield _figure_change(of_figure, before, after, threshold, undecided=undecided)
+        elif any(measured):
+            yield replace(of_figure, reason=f"not measured in {'B' if measured[0] else 'A'}")
 
 
-def _figure_change(experiment: str, name: str, a: MethodResult, b: MethodResult, threshold: float) -> Change:
-    metric = METRICS[name]
+def _figure_change(
+    change: Change, a: MethodResult, b: MethodResult, threshold: float, *, undecided: bool
+) -> Change:
+    """`undecided`: there is no judgement on it, since a set's figure is not its method's alone."""
+    name, metric = change.metric, METRICS[change.metric]
+    if metric.of_phase and a.phase != b.phase:
+        return replace(change, reason=f"{a.phase} epochs in A, {b.phase} ones in B")
     if metric.unit == "accuracy":
         estimate = paired_difference(b.values[name], a.values[name])
     else:
         estimate = paired_ratio(b.values[name], a.values[name], exact=metric.exact)
     if estimate is None:
-        return Change(experiment, a.method, name, "not comparable", reason="no seed in common")
-    means = [_mean(metric, side.values[name], a.values[name], b.values[name]) for side in (a, b)]
+        return replace(change, reason="no seed in common")
+    common = a.values[name].keys() & b.values[name].keys()
+    means = [
+        stat([side.values[name][seed] for seed in common], geometric=metric.as_ratio).mean for side in (a, b)
+    ]
     if metric.unit == "accuracy":
         before, after = (f"{numbers.percent(mean)} %" for mean in means)
         limits = (-ACCURACY_POINTS / 100, ACCURACY_POINTS / 100)
@@ -237,19 +241,10 @@ def _figure_change(experiment: str, name: str, a: MethodResult, b: MethodResult,
         before, after = (scale.text(mean) for mean in means)
         shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio_interval(estimate.interval, 1.0)}"
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
+    if undecided and word in ("better", "worse"):
+        word = "inconclusive"
     basis = "exact" if estimate.exact else f"n = {estimate.n}"
-    return Change(experiment, a.method, name, word, before, after, f"{shown.strip()}, {basis}")
-
-
-def _left_open(change: Change) -> Change:
-    """The change without a judgement on it: a set's figure is not its method's alone."""
-    return replace(change, word="inconclusive") if change.word in ("better", "worse") else change
-
-
-def _mean(metric: Metric, values: Mapping[int, float], *sides: Mapping[int, float]) -> float:
-    """Over the seeds that both sets have."""
-    common = set.intersection(*(set(side) for side in sides))
-    return stat([values[seed] for seed in common], geometric=metric.as_ratio).mean
+    return replace(change, word=word, a=before, b=after, change=f"{shown.strip()}, {basis}")
 
 
 def _word(estimate: PairedEstimate, no_change: float, limits: tuple[float, float], better: str) -> Word:
@@ -295,16 +290,13 @@ def print_comparison(comparison: SetComparison, console: Console) -> None:
 
 
 def _table(experiment: str, changes: Sequence[Change], number: int) -> Table:
-    headings = (
-        Heading("method", numeric=False), Heading("figure", numeric=False), Heading("A"), Heading("B"),
-        Heading("B against A"), Heading("", numeric=False),
-    )  # fmt: skip
-    rows = []
-    reasons: dict[str, None] = {}
-    for change in changes:
-        label = METRICS[change.metric].label if change.metric in METRICS else change.metric
-        texts = (change.method, label, change.a, change.b, change.change)
-        rows.append((*map(TableCell, texts), TableCell(change.word, tone=_TONES[change.word])))
-        if change.reason:
-            reasons[f"{change.method}, {label}: {change.reason}."] = None
-    return Table(f"compare-{number}", experiment, headings, tuple(rows), tuple(reasons))
+    columns: list[Column[Change]] = [
+        (Heading("method", numeric=False), lambda change: TableCell(change.method)),
+        (Heading("figure", numeric=False), lambda change: TableCell(change.label)),
+        (Heading("A"), lambda change: TableCell(change.a)),
+        (Heading("B"), lambda change: TableCell(change.b)),
+        (Heading("B against A"), lambda change: TableCell(change.change)),
+        (Heading("", numeric=False), lambda change: TableCell(change.word, tone=_TONES[change.word])),
+    ]
+    notes = [f"{change.method}, {change.label}: {change.reason}." for change in changes if change.reason]
+    return table_of(f"compare-{number}", experiment, columns, changes, notes)
