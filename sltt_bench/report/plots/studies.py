@@ -81,6 +81,11 @@ class Drawn:
         return self.title or _MEASURES[self.measure][0]
 
     @property
+    def across(self) -> tuple[str, Unit | None]:
+        """Words and unit of the x axis."""
+        return _MEASURES.get(self.x) or (_X_WORDS.get(self.x, self.x), None)
+
+    @property
     def categories(self) -> list[Any] | None:
         """The places on the x axis if they are no numbers, in order; else None."""
         places = list(dict.fromkeys(p for line in self.lines for p in line.points if p is not None))
@@ -103,9 +108,8 @@ class Drawn:
         """A place on the x axis in words."""
         if place is None:
             return "any"
-        unit = _MEASURES[self.x][1] if self.x in _MEASURES else None
-        if unit:
-            return scale_for(unit, [place]).text(place)
+        if self.across[1]:
+            return scale_for(self.across[1], [place]).text(place)
         return f"{place:g}" if isinstance(place, float) else str(place)
 
 
@@ -133,65 +137,56 @@ def family_and_number(method: str) -> tuple[str, float | None]:
 def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     """One panel beside the other; the legend names each line once."""
     figure, axes = style.panels(width, len(panels), 2.4)
-    labels = list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
-    others = [
-        label for label in labels if all(_is_no_method(line, label) for p in panels for line in p.lines)
-    ]
+    lines = [line for panel in panels for line in panel.lines]
+    labels = list(dict.fromkeys(line.label for line in lines))
+    others = list(dict.fromkeys(line.label for line in lines if line.method is None))
+    looks = [[_look(line, labels, others) for line in panel.lines] for panel in panels]
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
-    named = style.Named(tuple(labels))
-    for place, panel in zip(axes, panels, strict=True):
-        _draw(place, panel, labels, others, tick_room, named)
+    for place, panel, of_panel in zip(axes, panels, looks, strict=True):
+        _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room)
     style.legend_below(figure, axes, width)
     return figure
 
 
-def _is_no_method(line: StudyLine, label: str) -> bool:
-    return line.label != label or line.method is None
+def _look(line: StudyLine, labels: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+    """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
+    if line.method is None:
+        variant = others.index(line.label)
+        inks = (style.INK, *style.OTHER_COLOURS)
+        colour = inks[variant % len(inks)]
+    else:
+        same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
+        variant, colour = same.index(line.label), style.colour(line.method)
+        if len(same) < 2:
+            return {
+                "color": colour, "marker": style.marker(line.method), "linestyle": style.line(line.method),
+            }  # fmt: skip
+    return {"color": colour, "marker": _MARKERS[variant % 6], "linestyle": _LINES[variant % 4]}
 
 
 def _draw(
-    axes: Axes,
-    panel: Drawn,
-    labels: Sequence[str],
-    others: Sequence[str],
-    tick_room: int,
-    named: style.Named,
+    axes: Axes, panel: Drawn, looks: Sequence[dict[str, Any]], named: style.Named, tick_room: int
 ) -> None:
-    words, unit = _MEASURES[panel.measure]
+    (words, unit), (x_words, x_unit) = _MEASURES[panel.measure], panel.across
     means = [point.mean for line in panel.lines for point in line.points.values()]
+    standing = [place for line in panel.lines for place in line.points]
+    xs = [place for place in standing if place is not None]
     scale = scale_for(unit, means) if unit else Scale(1.0, "")
-    x_unit = _MEASURES[panel.x][1] if panel.x in _MEASURES else None
-    xs = [p for line in panel.lines for p in line.points if p is not None]
     x_scale = scale_for(x_unit, xs) if x_unit else Scale(1.0, "")
     categories = panel.categories
-    standing = [place for line in panel.lines for place in line.points]
-    apart = len(set(standing)) < len(standing)
-    for number, line in enumerate(panel.lines):
-        same = [
-            label for label in labels if line.method and label.split(", ")[0] == line.label.split(", ")[0]
-        ]
-        variant = same.index(line.label) if same else others.index(line.label)
-        colour = style.colour(line.method) if line.method else _own_colour(others.index(line.label))
-        marker = style.marker(line.method) if line.method and len(same) < 2 else _MARKERS[variant % 6]
-        dashes = style.line(line.method) if line.method and len(same) < 2 else _LINES[variant % 4]
+    step = min(0.12, 0.6 / len(panel.lines)) if len(set(standing)) < len(standing) else 0.0
+    for number, (line, look) in enumerate(zip(panel.lines, looks, strict=True)):
         on_axis = panel.x == "method" and line.label in line.points  # the axis says which it is
         legend = f"_{line.label}" if on_axis else named.legend(line.label)
-        look: dict[str, Any] = {"color": colour, "label": legend}
         if (level := line.points.get(None)) is not None:
-            mean, spread = level.mean / scale.factor, (level.std or 0) / scale.factor
-            if line.label not in named:
-                axes.axhline(mean, **style.unnamed(legend))
-                continue
-            axes.axhline(mean, linestyle="--", linewidth=1.2, **look)
-            axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.07, linewidth=0)
+            _level(axes, level, scale, look["color"], legend, told_apart=line.label in named)
             continue
         if categories is None:
             places = [place / x_scale.factor for place in line.points]
         else:
-            shift = (
-                (number - (len(panel.lines) - 1) / 2) * min(0.12, 0.6 / len(panel.lines)) if apart else 0.0
-            )
+            shift = (number - (len(panel.lines) - 1) / 2) * step
             places = [categories.index(place) + shift for place in line.points]
+            look = {**look, "linestyle": "none"}
         ys = [point.mean / scale.factor for point in line.points.values()]
         if line.label not in named and not on_axis:
             marks = style.UNNAMED_POINT if categories is not None else {}
@@ -200,41 +195,41 @@ def _draw(
         spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
-            places, ys, spreads if any(spreads) else None, linestyle=dashes if categories is None else "none",
-            marker=marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6, elinewidth=0.9,
-            linewidth=thickness, markersize=size, **look,
+            places, ys, spreads if any(spreads) else None, label=legend, markeredgecolor=style.SURFACE,
+            markeredgewidth=0.6, elinewidth=0.9, linewidth=thickness, markersize=size, **look,
         )  # fmt: skip
+    axes.set_title(panel.title)
     axes.set_ylabel(f"{words} [{scale.unit}]" if scale.unit else words)
-    if panel.title:
-        axes.set_title(panel.title)
+    axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
     axes.margins(y=0.12)
-    if unit in ("bytes", "s", "count"):
-        if min(means) > 0 and max(means) / min(means) > 32:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        else:
+    from_zero = unit in ("bytes", "s", "count")
+    if from_zero and min(means) > 0 and max(means) / min(means) > 32:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        if from_zero:
             style.from_zero(axes, "y")
-    if axes.get_yscale() == "linear":
         style.plain_ticks(axes, "y")
-    x_words = _MEASURES[panel.x][0] if panel.x in _MEASURES else _X_WORDS.get(panel.x, panel.x)
     if categories is not None:
-        long = len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room
         axes.set_xticks(range(len(categories)), [str(place) for place in categories])
-        if long:
+        if len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room:
             for text in axes.get_xticklabels():
                 text.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
         axes.set_xlim(-0.6, len(categories) - 0.4)
-        axes.set_xlabel(x_words)
     elif panel.x in _MEASURES:
-        axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
         style.plain_ticks(axes, "x")
     else:
-        linear = panel.x == "epoch" or unit in ("bytes", "s", "count")
+        linear = panel.x == "epoch" or from_zero
         ticks_at(axes, sorted(set(xs)), _LINEAR_TO if linear else _LOG_ABOVE)
         axes.margins(x=0.08)
-        axes.set_xlabel(x_words)
 
 
-def _own_colour(place: int) -> str:
-    """Of a line that is no method's."""
-    return (style.INK, *style.OTHER_COLOURS)[place % (1 + len(style.OTHER_COLOURS))]
+def _level(
+    axes: Axes, level: Stat, scale: Scale, colour: str, legend: str | None, *, told_apart: bool
+) -> None:
+    mean, spread = level.mean / scale.factor, (level.std or 0) / scale.factor
+    if not told_apart:
+        axes.axhline(mean, **style.unnamed(legend))
+        return
+    axes.axhline(mean, linestyle="--", linewidth=1.2, color=colour, label=legend)
+    axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.07, linewidth=0)
