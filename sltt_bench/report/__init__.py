@@ -7,8 +7,8 @@ A further kind of section is a module of its own with one function, registered i
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from sltt_bench.errors import nearest
@@ -131,6 +131,5 @@ def _assembled(results: "Results", baseline: str) -> "tuple[Report, dict[str, Da
 
 
 def _load(where: str) -> "Callable[[Context], Contribution]":
-    module, function = where.split(":")
-    maker: Callable[[Context], Contribution] = getattr(import_module(module), function)
+    maker: Callable[[Context], Contribution] = resolve_name(where)
     return maker

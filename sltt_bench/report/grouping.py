@@ -248,7 +248,11 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
     peaks = list(PEAKS_OF_EPOCHS)
     numbers = [*medians, "firing_rate", "backward_passes", *MEMORY_FIGURES]
-    epochs = epochs.assign(**_nvml_by_scope(epochs)).astype(dict.fromkeys(numbers, float) | {"cold": bool})
+    # NVML's figure is under the name of what it covers: a process's memory is never set beside a device's.
+    for scope in ("process", "device"):
+        of_scope = epochs["peak_nvml_bytes"].where(epochs["peak_nvml_scope"] == scope)
+        epochs = epochs.assign(**{f"peak_nvml_{scope}_bytes": of_scope})
+    epochs = epochs.astype(dict.fromkeys(numbers, float) | {"cold": bool})
     by_cell = epochs.groupby(key, sort=False)
     chosen = epochs[~epochs["cold"] | by_cell["cold"].transform("all")].groupby(key, sort=False)
     table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
@@ -263,14 +267,6 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     table["backward_passes"] = by_cell["backward_passes"].mean()
     table["phase"] = by_cell["cold"].all().map({True: "cold", False: "warm"})
     return table
-
-
-def _nvml_by_scope(epochs: pd.DataFrame) -> dict[str, Any]:
-    """NVML's figure under the name of what it covers: a process's memory is never set beside a device's."""
-    return {
-        f"peak_nvml_{scope}_bytes": epochs["peak_nvml_bytes"].where(epochs["peak_nvml_scope"] == scope)
-        for scope in ("process", "device")
-    }
 
 
 def _group(

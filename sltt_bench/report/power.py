@@ -278,7 +278,7 @@ def _table(rows: Sequence[SeedsNeeded], number: int) -> Table:
                 TableCell(str(one.pairs) if one.pairs else DASH),
                 TableCell(_number(one.difference, signed=True)),
                 TableCell(_number(one.spread)),
-                *(TableCell(_count(row.seeds), detail=_cautiously(row)) for row in own),
+                *map(_seeds_cell, own),
                 TableCell(_number(one.detectable)),
             )
         )
@@ -295,9 +295,6 @@ def _number(value: float | None, *, signed: bool = False) -> str:
     return sign + text
 
 
-def _count(seeds: int | None) -> str:
-    return DASH if seeds is None else f"{seeds:,}"
-
-
-def _cautiously(row: SeedsNeeded) -> str:
-    return "" if row.cautious_seeds is None else f"up to {row.cautious_seeds:,}"
+def _seeds_cell(row: SeedsNeeded) -> TableCell:
+    cautiously = "" if row.cautious_seeds is None else f"up to {row.cautious_seeds:,}"
+    return TableCell(DASH if row.seeds is None else f"{row.seeds:,}", cautiously)
