@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -40,15 +41,8 @@ class ToTarget:
 
     @property
     def median_s(self) -> float:
-        """Over all cells; NEVER if half of them or more missed it."""
+        """Over all cells, of an even number the mean of the middle two: NEVER if half of them or more missed it."""
         return median(self.seconds)
-
-
-def median(values: Sequence[float]) -> float:
-    """Of an even number the mean of the middle two, so that one miss of two is a miss."""
-    ordered = sorted(values)
-    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
-    return high if low == high else (low + high) / 2
 
 
 def target_of(group: Group) -> float | None:

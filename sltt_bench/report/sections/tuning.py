@@ -3,6 +3,7 @@ target accuracy is reached, and how often a method is near the fastest."""
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import median
 
 import pandas as pd
 
@@ -22,7 +23,7 @@ from sltt_bench.report.document import (
 from sltt_bench.report.groups import Group, in_words, told_apart
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.statistics import PairedEstimate
-from sltt_bench.report.targets import Profile, ToTarget, median, profiles, target_of, to_target
+from sltt_bench.report.targets import Profile, ToTarget, profiles, target_of, to_target
 from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, trained_after
 from sltt_bench.results.schema import TUNING_FILE
 
