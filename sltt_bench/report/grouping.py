@@ -61,15 +61,15 @@ def make_groups(results: Results) -> list[Group]:
         ranks=_ranks(cells, results.epochs),
         tuning=_tuning(cells, results.runs),
     )
-    of_cells = dict(zip(figures, cells[figures].to_numpy(dtype=float).T.tolist(), strict=True))
-    cells["place"] = range(len(cells))
+    # Plain mappings, since thousands of small frames of pandas cost seconds.
+    cells["figures"] = pd.Series(cells[figures].to_dict("records"), cells.index)
     names = [part.name for part in fields(GroupKey)]
     groups = []
     for values, members in cells.groupby(names, sort=False):
         parts: Any = dict(zip(names, values, strict=True))
         for name in ("timesteps", "batch_size", "schema_version"):
             parts[name] = int(parts[name])
-        groups.append(_group(GroupKey(**parts), members, results.runs, epochs, of_cells))
+        groups.append(_group(GroupKey(**parts), members, results.runs, epochs))
     return _told_where_else(sorted(groups, key=lambda group: group.key))
 
 
@@ -274,11 +274,9 @@ def _group(
     members: pd.DataFrame,
     runs: Sequence[Run],
     epochs: EpochsOfCells,
-    figures: "Figures",
 ) -> Group:
     methods = {
-        str(method): _method_result(str(method), rows, epochs, figures)
-        for method, rows in members.groupby("method")
+        str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
     }
     first = members.sort_values("cell_id").iloc[0]
     protocol = _protocol(runs[int(first["run"])], str(first["cell_id"]))
@@ -340,20 +338,16 @@ def overrides_of(text: str) -> Mapping[str, Any]:
     return overrides if isinstance(overrides, dict) else {"unreadable overrides": text}
 
 
-Figures = Mapping[str, Sequence[float]]
-"""Figure → its value in each cell, by the cell's place: plain lists, since thousands of small frames of pandas cost seconds."""
-
-
-def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells, figures: Figures) -> MethodResult:
+def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells) -> MethodResult:
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
-    measured = _by_run(of_phase, figures, [name for name, metric in METRICS.items() if metric.of_phase])
+    measured = _by_run(of_phase, [name for name, metric in METRICS.items() if metric.of_phase])
     others = [name for name, metric in METRICS.items() if not metric.of_phase]
     cells = tuple(sorted((int(run), str(cell)) for run, cell in zip(ok["run"], ok["cell_id"], strict=True)))
     return MethodResult(
         method=method,
-        by_run=measured | _by_run(ok, figures, [*others, *COLD_FIGURES]),
+        by_run=measured | _by_run(ok, [*others, *COLD_FIGURES]),
         phase=phase,
         finished=len(ok),
         failures=_failures(rows[rows["status"] != "ok"]),
@@ -372,18 +366,14 @@ def _doubts(rows: pd.DataFrame) -> tuple[str, ...]:
     return tuple(f"{reason} ({seeds_text(sorted(doubted))})" for reason, doubted in seeds.items())
 
 
-def _by_run(
-    rows: pd.DataFrame, figures: Figures, names: Sequence[str]
-) -> dict[str, dict[tuple[int, int], float]]:
+def _by_run(rows: pd.DataFrame, names: Sequence[str]) -> dict[str, dict[tuple[int, int], float]]:
     """Figure → (run, seed) → value, where it was measured."""
-    keys = [(int(run), int(seed)) for run, seed in zip(rows["run"], rows["seed"], strict=True)]
-    places = rows["place"].tolist()
+    cells = [
+        ((int(run), int(seed)), figures)
+        for run, seed, figures in zip(rows["run"], rows["seed"], rows["figures"], strict=True)
+    ]
     return {
-        name: {
-            key: value
-            for key, place in zip(keys, places, strict=True)
-            if not math.isnan(value := figures[name][place])
-        }
+        name: {key: value for key, figures in cells if not math.isnan(value := figures[name])}
         for name in names
     }
 

@@ -152,12 +152,10 @@ def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
 
 def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iterator[Breach]:
     """What repetitions of a method's cells contradict. `cells`: sound ones, with figures beside their keys."""
-    cell_ids = cells["cell_id"].tolist()
-    if len(set(cell_ids)) == len(cell_ids):
+    if cells["cell_id"].is_unique:
         return
-    for (_, seed), same in cells.groupby(["cell_id", "seed"], sort=False):
-        if len(same) < 2:
-            continue
+    repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
+    for (_, seed), same in repeated.groupby(["cell_id", "seed"], sort=False):
         exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
         if len(exact) > 1:
             yield Breach(
