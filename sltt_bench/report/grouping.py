@@ -143,7 +143,8 @@ def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> 
     build, packages = mapping_at(facts, "torch"), mapping_at(facts, "packages")
     torch = packages.get("torch") or build.get("version")
     cuda = str(build.get("cuda") or "").partition(".")[0]
-    gpu = gpu_state(run, cell_id) or next((g for g in _gpus(run) if g.get("name") == device_name), {})
+    gpus = facts.get("gpus") or []
+    gpu = gpu_state(run, cell_id) or next((gpu for gpu in gpus if gpu.get("name") == device_name), {})
     flags = _flags(run, cell_id)
     threads = flags.pop("threads", "")
     flags.pop("interop_threads", None)
@@ -176,10 +177,6 @@ def _revision(run: Run) -> str:
     words = [str(facts.get("sltt_bench") or ""), str(facts.get("git_revision") or "")[:12]]
     words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
     return ", ".join(word for word in words if word)
-
-
-def _gpus(run: Run) -> list[Mapping[str, Any]]:
-    return [gpu for gpu in run.provenance.get("gpus") or [] if isinstance(gpu, Mapping)]
 
 
 def _with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
@@ -332,10 +329,9 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
 def overrides_of(text: str) -> Mapping[str, Any]:
     """A cell's overrides from cells.csv: recipe field (dotted) → value."""
     try:
-        overrides = json.loads(text or "{}")
+        return dict(json.loads(text or "{}"))
     except json.JSONDecodeError:
         return {"unreadable overrides": text}
-    return overrides if isinstance(overrides, dict) else {"unreadable overrides": text}
 
 
 def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells) -> MethodResult:
@@ -391,7 +387,9 @@ def _failures(rows: pd.DataFrame) -> tuple[FailedCells, ...]:
 def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     """What differs between the runs of a group without making them incomparable."""
     differing = {
-        "GPUs of this model": {" ".join(str(gpu.get("uuid")) for gpu in _gpus(run)) for run in runs},
+        "GPUs of this model": {
+            " ".join(str(gpu.get("uuid")) for gpu in run.provenance.get("gpus") or []) for run in runs
+        },
         "sets of environment variables": {repr(run.provenance.get("environment")) for run in runs},
     }
     return tuple(

@@ -181,20 +181,13 @@ def slope_of(points: Sequence[tuple[float, float]]) -> Slope | None:
 
 
 def pareto_front(points: Mapping[str, Sequence[float]], ties: Sequence[float] = ()) -> set[str]:
-    """The names that no other point dominates: at least as good in all coordinates and better in one.
+    """The names that no other of the points dominates: at least as good in all coordinates and better in one.
 
     Every coordinate counts as better when smaller; values that differ by no more than the coordinate's
     entry of `ties` are equal. Equal points are all on the front.
     """
-
-    def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
-        margins = ties or [0.0] * len(a)
-        differences = [x - y for x, y in zip(a, b, strict=True)]
-        no_worse = all(d <= margin for d, margin in zip(differences, margins, strict=True))
-        return no_worse and any(d < -margin for d, margin in zip(differences, margins, strict=True))
-
-    return {
-        name
-        for name, point in points.items()
-        if not any(dominates(other, point) for other in points.values())
-    }
+    values, margins = np.array(list(points.values()), dtype=float), np.array(ties or 0.0)
+    differences = values[:, np.newaxis] - values  # [a point, one that it may dominate, coordinate]
+    dominates = (differences <= margins).all(axis=2) & (differences < -margins).any(axis=2)
+    dominated = dominates.any(axis=0)
+    return {name for name, is_dominated in zip(points, dominated, strict=True) if not is_dominated}
