@@ -109,21 +109,13 @@ def print_table(table: Table, console: Console) -> None:
     """
     console.print(f"[italic]{escape(table.title)}[/italic]", highlight=False)
     narrow, constant = _without_constant_columns(table)
-    remarks = [constant] if constant else []
-    if _width(whole := _upright(table), console) <= console.width:
-        console.print(whole)
-        remarks = []
-    elif fitting := next(
-        (
-            r
-            for r in (_upright(narrow), _upright(narrow, tight=True), _turned(narrow))
-            if _width(r, console) <= console.width
-        ),
-        None,
-    ):
-        console.print(fitting)
-    else:
+    forms = (_upright(table), _upright(narrow), _upright(narrow, tight=True), _turned(narrow))
+    fitting = next((form for form in forms if _width(form, console) <= console.width), None)
+    if fitting is None:
         _print_records(narrow, console)
+    else:
+        console.print(fitting)
+    remarks = [constant] if constant and fitting is not forms[0] else []
     for note in (*remarks, *table.notes):
         console.print(Padding(f"[dim]{escape(note)}[/dim]", (0, 0, 0, 2)), highlight=False)
 
