@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -54,13 +54,9 @@ def make_groups(results: Results) -> list[Group]:
     cells.loc[cells["synthetic"].astype(bool), ["last_test_top1", "best_test_top1", "firing_rate"]] = math.nan
     cells["hardware"] = cells["device_name"].where(cells["device_name"] != "", UNKNOWN_HARDWARE)
     epochs = EpochsOfCells(results.epochs)
-    cells = _judged(cells, epochs, results.runs)
-    cells = cells.assign(
-        **_circumstances(cells, results.runs),
-        beside=_beside(cells),
-        ranks=_ranks(cells, results.epochs),
-        tuning=_tuning(cells, results.runs),
-    )
+    facts = [_facts(cell, results.runs, epochs) for cell in cells.to_dict("records")]
+    cells[list(facts[0])] = pd.DataFrame(facts, cells.index)
+    cells = cells.assign(beside=_beside(cells), ranks=_ranks(cells, results.epochs))
     # Plain mappings, since thousands of small frames of pandas cost seconds.
     cells["figures"] = pd.Series(cells[figures].to_dict("records"), cells.index)
     names = [part.name for part in fields(GroupKey)]
@@ -108,33 +104,21 @@ class EpochsOfCells:
 _NOWHERE = np.array([], dtype=int)
 
 
-def _judged(cells: pd.DataFrame, epochs: EpochsOfCells, runs: Sequence[Run]) -> pd.DataFrame:
-    """The cells with those that are not sound marked as such: status and reason."""
-    cells = cells.copy()
-    status, reason = cells["status"].tolist(), cells["reason"].tolist()
-    for place, cell in enumerate(cells.to_dict("records")):
-        if cell["status"] != "ok":
-            continue
-        cell_id = str(cell["cell_id"])
-        recipe = runs[int(cell["run"])].recipe_of(cell_id)
-        fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), recipe)
-        if fault:
-            status[place], reason[place] = UNSOUND, fault
-    return cells.assign(status=status, reason=reason)
+def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, str]:
+    """Status and reason of a cell after the integrity pass, and what its run's files tell of its group's key."""
+    run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
+    fault = ""
+    if cell["status"] == "ok":
+        fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), run.recipe_of(cell_id))
+    return {
+        "status": UNSOUND if fault else cell["status"],
+        "reason": fault or cell["reason"],
+        **_circumstances(run, cell_id, str(cell["device_name"]), str(cell["backend"])),
+        "tuning": _tuning(run, cell_id, cell["trials"], cell["overrides"]),
+    }
 
 
-def _circumstances(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, list[str]]:
-    """The columns of a group's key that provenance.json tells."""
-    facts_of_groups = [
-        circumstances_of(runs[int(run)], str(cell_id), str(device), str(backend))
-        for run, cell_id, device, backend in zip(
-            cells["run"], cells["cell_id"], cells["device_name"], cells["backend"], strict=True
-        )
-    ]
-    return {name: [facts[name] for facts in facts_of_groups] for name in facts_of_groups[0]}
-
-
-def circumstances_of(run: Run, cell_id: str, device_name: str, backend: str) -> dict[str, str]:
+def _circumstances(run: Run, cell_id: str, device_name: str, backend: str) -> dict[str, str]:
     """What a cell ran on and with, as far as its run recorded it; '' for what it did not.
 
     A cell that ended before it could report is taken to have had its run's flags.
@@ -219,19 +203,12 @@ def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
     return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
 
 
-def _tuning(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
-    """Whose each cell's settings are, as `GroupKey.tuning` has it."""
-    words = []
-    for run, cell_id, trials, overrides in zip(
-        cells["run"], cells["cell_id"], cells["trials"], cells["overrides"], strict=True
-    ):
-        rate = overrides_of(overrides).get("train.lr")
-        if pd.notna(trials):
-            epochs = _protocol(runs[int(run)], str(cell_id)).get("epochs")
-            words.append(f"{TUNED}, {budget_text(int(trials), epochs)}")
-        else:
-            words.append("at the recipe's learning rate" if rate is None else f"at learning rate {rate}")
-    return words
+def _tuning(run: Run, cell_id: str, trials: float, overrides: str) -> str:
+    """Whose a cell's settings are, as `GroupKey.tuning` has it."""
+    if pd.notna(trials):
+        return f"{TUNED}, {budget_text(int(trials), _protocol(run, cell_id).get('epochs'))}"
+    rate = overrides_of(overrides).get("train.lr")
+    return "at the recipe's learning rate" if rate is None else f"at learning rate {rate}"
 
 
 def _protocol(run: Run, cell_id: str) -> Mapping[str, Any]:
