@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -83,12 +83,9 @@ def studies(results: Results) -> list[TuningStudy]:
     rows = results.rows(TUNING_FILE)
     if rows.empty:
         return []
-    about = results.cells.drop_duplicates(["run", "cell_id"])[
-        ["run", "cell_id", "device_name", "smoke", "epochs_planned", "overrides"]
-    ]
-    rows = rows.drop_duplicates(["run", "cell_id"], keep="last").merge(
-        about, on=["run", "cell_id"], how="left"
-    )
+    cell = ["run", "cell_id"]
+    about = results.cells[[*cell, "device_name", "smoke", "epochs_planned", "overrides"]]
+    rows = rows.drop_duplicates(cell, keep="last").merge(about, on=cell, how="left")
     rows = rows.assign(
         device_name=rows["device_name"].fillna(""),
         smoke=rows["smoke"].fillna(False).astype(bool),
@@ -172,18 +169,12 @@ class Gain:
 
 def counterpart(tuned: Group, groups: Sequence[Group]) -> Group | None:
     """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate."""
-
-    def conditions(group: Group) -> dict[str, Any]:
-        return {
-            name: value for name, value in vars(group.key).items() if name not in ("recipe_hash", "tuning")
-        }
-
     return next(
         (
             group
             for group in groups
             if not group.key.tuned
-            and conditions(group) == conditions(tuned)
+            and replace(tuned.key, recipe_hash=group.key.recipe_hash, tuning=group.key.tuning) == group.key
             and group.overrides == tuned.overrides
             and _settings_agree(group, tuned)
         ),
