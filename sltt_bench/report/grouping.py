@@ -233,8 +233,7 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     table[peaks] = chosen[peaks].max()
     table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
     cold = epochs[epochs["cold"]].groupby(key, sort=False)
-    for name in peaks:
-        table[f"cold_{name}"] = cold[name].max()
+    table[[f"cold_{name}" for name in peaks]] = cold[peaks].max()
     table["cold_epoch_s"] = cold["train_s"].median()
     last = epochs.sort_values("epoch", kind="stable").groupby(key, sort=False).tail(1).set_index(key)
     table["firing_rate"] = last["firing_rate"]

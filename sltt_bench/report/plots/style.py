@@ -228,15 +228,15 @@ UNNAMED_POINT: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize
 
 def unnamed(label: str | None) -> dict[str, Any]:
     """How a line looks that is not told apart, with what the legend calls it."""
-    look = {
+    return {
         "color": SOFT_INK,
         "linewidth": 0.4,
         "marker": "none",
         "linestyle": "-",
         "alpha": 0.5,
         "zorder": 1,
+        "label": label,
     }
-    return {**look, "label": label}
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:

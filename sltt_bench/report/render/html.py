@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
@@ -23,6 +22,7 @@ _INKS = {
     style.FAILED: "var(--bad)",
 }
 """Inks of the plots that follow the page's theme."""
+_KINDS = {Table: "table", Figure: "figure", MissingFigure: "missing"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def render(
             inline_narrow=inline_narrow,
             downloads_of=lambda figure: downloads.get(figure.name, ()),
             gauge=gauge,
-            kind=_kind,
+            kind=lambda block: _KINDS[type(block)],
             page_form=page_form,
             is_long=is_long,
             colour=lambda method: _in_theme(style.colour(method)),
@@ -152,10 +152,6 @@ def gauge(verdict: Verdict) -> ClaimGauge | None:
     limit = place(verdict.limit)
     zone = (0.0, limit) if verdict.at_most else (limit, 100 - limit)
     return ClaimGauge(*zone, limit, place(verdict.value), place(low), place(high))
-
-
-def _kind(block: Any) -> str:
-    return {Table: "table", Figure: "figure", MissingFigure: "missing"}[type(block)]
 
 
 @cache
