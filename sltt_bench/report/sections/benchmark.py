@@ -5,15 +5,26 @@ Nothing is averaged: a later measurement of the same row replaces an earlier one
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import DASH, Unit, scale_for
+from sltt_bench.format import Unit, scale_for
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Context, Contribution, Figure, Heading, Section, Table, TableCell
+from sltt_bench.report.document import (
+    Column,
+    Context,
+    Contribution,
+    Figure,
+    Heading,
+    Section,
+    TableCell,
+    table_of,
+)
 from sltt_bench.report.groups import UNKNOWN_HARDWARE
 from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
+from sltt_bench.report.sections.cells import EMPTY
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import BENCH_FILE
 
@@ -34,9 +45,9 @@ _LEAD = (
     "Each row sets one training iteration of the subject beside the best of the baselines measured in the same "
     "process: same machine, weights, data and precision.",
 )
-_NOTES = (
+_RATIOS = (
     "Ratio: subject ÷ baseline. Of times, medians of alternated iterations and the median of the rounds' ratios; "
-    "[ ]: half of the rounds lie within. Bytes are exact.",
+    "[ ]: half of the rounds lie within. Bytes are exact."
 )
 
 
@@ -45,9 +56,7 @@ def beside_baselines(context: Context) -> Contribution:
     measured = context.results.rows(BENCH_FILE)
     rows = newest(measured)
     sections = [
-        _device_section(
-            str(device), of_device, number, (measured["device_name"] == device).sum() - len(of_device)
-        )
+        _device_section(number, device, of_device, len(measured[measured["device_name"] == device]))
         for number, (device, of_device) in enumerate(rows.groupby("device_name", sort=True), start=1)
     ]
     failed = tuple(_failed(context.results))
@@ -70,9 +79,8 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _failed(results: Results) -> Iterator[str]:
     for run in results.runs:
-        failed = run.provenance.get("failed")
-        if run.provenance.get("kind") == "bench" and isinstance(failed, dict):
-            for row, reason in failed.items():
+        if run.provenance.get("kind") == "bench":
+            for row, reason in (run.provenance.get("failed") or {}).items():
                 yield f"{row} was not measured by run {run.path.name}: {reason}."
 
 
@@ -88,115 +96,100 @@ def _sentence(rows: pd.DataFrame) -> str:
     for device, of_device in rows.groupby("device_name", sort=True):
         wanted = of_device[of_device["decides"]]
         met = int((wanted["ratio"] <= wanted["target"]).sum())
-        texts.append(f"{met} of {len(wanted)} targets met on {_device(device)}")
+        texts.append(f"{met} of {len(wanted)} targets met on {str(device) or UNKNOWN_HARDWARE}")
     count = rows["row"].nunique()
     return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(texts)}."
 
 
-def _device(name: Any) -> str:
-    return str(name) or UNKNOWN_HARDWARE
-
-
 # Sections ---------------------------------------------------------------------------------------
 
+Measurement = Mapping[Any, Any]
+"""Column of bench.csv → value."""
 
-def _device_section(device: str, rows: pd.DataFrame, number: int, replaced: int) -> Section:
-    name = f"baselines-{number}"
-    dots = [_dot(row) for _, row in rows.iterrows()]
+
+def _device_section(number: int, device: Any, rows: pd.DataFrame, measured: int) -> Section:
+    """`rows` are the newest of as many as were `measured` on the device."""
+    name, device_name = f"baselines-{number}", str(device) or UNKNOWN_HARDWARE
+    measurements = rows.to_dict("records")
+    dots = [_dot(row) for row in measurements]
+    # As much of a dot's details in its label as tells it from the others.
+    named = tuple(dot.named([other for other in dots if other is not dot]) for dot in dots)
+    rounds = sorted({int(count) for count in rows["rounds"].dropna()})
+    times = f", times of {' or '.join(map(str, rounds))} rounds" if rounds else ""
     caption = (
         "Ratio of the subject to its baseline, one point a row; bars: half of the rounds; thick tick: the largest "
         "ratio that is wanted; hollow and red: not met. n = 1 measurement a row"
-        f"{_rounds(rows)}; {_device(device)}."
+        f"{times}; {device_name}."
     )
-    panel = DotPanel("Ratio to the baseline", "subject ÷ baseline [×]", tuple(_distinct(dots)), no_change=1.0)
+    panel = DotPanel("Ratio to the baseline", "subject ÷ baseline [×]", named, no_change=1.0)
     figure = Figure(f"{name}-ratios", "Ratios to the baselines", caption, draw_dots, lambda: [panel])
-    return Section(
-        f"{name}-device",
-        _device(device),
-        (_table(rows, name, replaced), figure),
-        level=2,
-    )
+    title = "Subjects beside their baselines"
+    table = table_of(name, title, _COLUMNS, measurements, _notes(rows, measured - len(rows)))
+    return Section(f"{name}-device", device_name, (table, figure), level=2)
 
 
-def _rounds(rows: pd.DataFrame) -> str:
-    rounds = sorted({int(count) for count in rows["rounds"].dropna()})
-    return f", times of {' or '.join(map(str, rounds))} rounds" if rounds else ""
-
-
-def _table(rows: pd.DataFrame, name: str, replaced: int) -> Table:
-    headings = (
-        Heading("row", numeric=False), Heading("subject", numeric=False), Heading("baseline", numeric=False),
-        Heading("÷ baseline"), Heading("wanted"), Heading("target", numeric=False),
-    )  # fmt: skip
-    notes = list(_NOTES)
+def _notes(rows: pd.DataFrame, replaced: int) -> Iterator[str]:
+    yield _RATIOS
     if replaced:
-        notes.append(
+        yield (
             f"{replaced} earlier measurements of the same row, problem, subject, baseline and device are "
             "replaced by the latest; nothing is averaged."
         )
     if (rows["target"].notna() & ~rows["decides"]).any():
-        notes.append(
-            "Of several subjects beside one baseline the best decides; another is told as another way."
-        )
+        yield "Of several subjects beside one baseline the best decides; another is told as another way."
     for remark, alike in rows[rows["remark"] != ""].groupby("remark", sort=False):
-        notes.append(f"{', '.join(dict.fromkeys(alike['row']))}: {remark}.")
-    cells = tuple(_cells(row) for _, row in rows.iterrows())
-    return Table(name, "Subjects beside their baselines", headings, cells, tuple(dict.fromkeys(notes)))
+        yield f"{', '.join(dict.fromkeys(alike['row']))}: {remark}."
 
 
-def _cells(row: "pd.Series[Any]") -> tuple[TableCell, ...]:
-    words, _ = _quantity(row)
-    spread = ""
-    if pd.notna(row["ratio_low"]) and pd.notna(row["ratio_high"]):
-        spread = f"[{numbers.ratio(row['ratio_low'])[:-1]}, {numbers.ratio(row['ratio_high'])[:-1]}]"
-    return (
-        TableCell(row["row"], f"{words}: {row['problem']}", row["row"]),
-        *(_side(row, side) for side in ("subject", "baseline")),
-        TableCell(numbers.ratio(row["ratio"]), spread, row["ratio"]),
-        TableCell(DASH, tone="muted")
-        if pd.isna(row["target"])
-        else TableCell(f"≤ {row['target']:g}", value=row["target"]),
-        _verdict(row),
-    )
+def _quantity(row: Measurement) -> tuple[str, Unit]:
+    return _QUANTITIES.get(row["quantity"], (row["quantity"], "count"))
 
 
-def _side(row: "pd.Series[Any]", side: str) -> TableCell:
-    _, unit = _quantity(row)
+def _half_of_rounds(row: Measurement) -> tuple[float, float] | None:
+    """The ratios between which half of the rounds lie, if they are known."""
+    low, high = row["ratio_low"], row["ratio_high"]
+    return None if pd.isna(low) or pd.isna(high) else (low, high)
+
+
+def _row_cell(row: Measurement) -> TableCell:
+    return TableCell(row["row"], f"{_quantity(row)[0]}: {row['problem']}", row["row"])
+
+
+def _side_cell(row: Measurement, side: str) -> TableCell:
     value = float(row[f"{side}_value"])
-    return TableCell(str(row[side]), scale_for(unit, [value]).text(value), str(row[side]))
+    return TableCell(row[side], scale_for(_quantity(row)[1], [value]).text(value), row[side])
 
 
-def _quantity(row: "pd.Series[Any]") -> tuple[str, Unit]:
-    return _QUANTITIES.get(row["quantity"], (str(row["quantity"]), "count"))
+def _ratio_cell(row: Measurement) -> TableCell:
+    edges = _half_of_rounds(row)
+    spread = f"[{', '.join(numbers.ratio(edge)[:-1] for edge in edges)}]" if edges else ""
+    return TableCell(numbers.ratio(row["ratio"]), spread, row["ratio"])
 
 
-def _verdict(row: "pd.Series[Any]") -> TableCell:
-    if pd.isna(row["target"]):
-        return TableCell("only reported", tone="muted")
+def _wanted_cell(row: Measurement) -> TableCell:
+    target = row["target"]
+    return EMPTY if pd.isna(target) else TableCell(f"≤ {target:g}", value=target)
+
+
+def _verdict_cell(row: Measurement) -> TableCell:
     if not row["decides"]:
-        return TableCell("another way", tone="muted")
-    return (
-        TableCell("met", value=0.0, tone="good") if _met(row) else TableCell("not met", value=1.0, tone="bad")
-    )
+        return TableCell("only reported" if pd.isna(row["target"]) else "another way", tone="muted")
+    met = row["ratio"] <= row["target"]
+    return TableCell("met", value=0.0, tone="good") if met else TableCell("not met", value=1.0, tone="bad")
 
 
-def _met(row: "pd.Series[Any]") -> bool | None:
-    return None if pd.isna(row["target"]) else bool(row["ratio"] <= row["target"])
+_COLUMNS: tuple[Column[Measurement], ...] = (
+    (Heading("row", numeric=False), _row_cell),
+    (Heading("subject", numeric=False), partial(_side_cell, side="subject")),
+    (Heading("baseline", numeric=False), partial(_side_cell, side="baseline")),
+    (Heading("÷ baseline"), _ratio_cell),
+    (Heading("wanted"), _wanted_cell),
+    (Heading("target", numeric=False), _verdict_cell),
+)
 
 
-# The plot ---------------------------------------------------------------------------------------
-
-
-def _dot(row: "pd.Series[Any]") -> Dot:
-    spread = None
-    if pd.notna(row["ratio_low"]) and pd.notna(row["ratio_high"]):
-        spread = (float(row["ratio_low"]), float(row["ratio_high"]))
-    target = float(row["target"]) if row["decides"] else None
-    details = (_quantity(row)[0], f"against {row['baseline']}", str(row["problem"]))
-    ratio = float(row["ratio"])
-    return Dot(str(row["row"]), ratio, numbers.ratio(ratio), spread, target, details=details)
-
-
-def _distinct(dots: list[Dot]) -> list[Dot]:
-    """The dots with as much of their details in the label as tells them apart."""
-    return [dot.named([other for other in dots if other is not dot]) for dot in dots]
+def _dot(row: Measurement) -> Dot:
+    target = row["target"] if row["decides"] else None
+    details = (_quantity(row)[0], f"against {row['baseline']}", row["problem"])
+    ratio = row["ratio"]
+    return Dot(row["row"], ratio, numbers.ratio(ratio), _half_of_rounds(row), target, details=details)

@@ -1,18 +1,15 @@
 """The report's part on the gradient taken apart: cells of kind "analysis"."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from sltt_bench.format import DASH, significant
-from sltt_bench.report import numbers
+from sltt_bench.format import significant
 from sltt_bench.report.document import (
-    Block,
     Column,
     Context,
     Contribution,
@@ -26,6 +23,7 @@ from sltt_bench.report.document import (
 )
 from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.sections.cells import EMPTY, percent_cell
 from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
 
@@ -58,8 +56,8 @@ class GradientFamily:
     operations: pd.DataFrame
     rules: pd.DataFrame
     """Rows of method_gradients.csv, averaged over seeds: each rule's gradient beside BPTT's."""
-    accuracy: pd.DataFrame
-    """Test accuracy by point and epoch, averaged over seeds; empty for synthetic data."""
+    accuracy: Mapping[Any, float]
+    """Point and epoch → test top-1, averaged over seeds; empty for synthetic data."""
     seeds: int
     batches: int
     run: str
@@ -93,44 +91,35 @@ class GradientFamily:
         start = f"with {CHECKPOINT}" if CHECKPOINT in self.conditions else "at initialisation"
         return f"after epoch {last} of training with {self.method}" if last else start
 
-    def level(self, level: str, epoch: int | None = None) -> pd.DataFrame:
-        """The rows of one level at an epoch (None: the last)."""
-        rows = self.gradients[self.gradients["level"] == level]
-        return rows[rows["epoch"] == (self.epochs[-1] if epoch is None else epoch)]
+    def last(self, rows: pd.DataFrame, level: str) -> pd.DataFrame:
+        """Those of one level at the last epoch that was looked at."""
+        return rows[(rows["level"] == level) & (rows["epoch"] == self.epochs[-1])]
 
     def values(self, field: str) -> list[Any]:
         """The values that a field of the grid took."""
         return sorted(self.gradients[field].unique())
 
-    @cached_property
-    def lowest_layers(self) -> dict[tuple[Any, ...], tuple[str, float]]:
-        """Point and epoch → the layer with the lowest cosine there, and that cosine."""
-        return _lowest_layers(self.gradients[self.gradients["level"] == "layer"], MOMENT)
-
-    @cached_property
-    def accuracies(self) -> dict[tuple[Any, ...], float]:
-        """Point and epoch → test top-1 where it was evaluated."""
-        known = self.accuracy.dropna(subset=["test_top1"]).to_dict("records")
-        return {_of(row, MOMENT): float(row["test_top1"]) for row in reversed(known)}
+    def accuracy_at(self, row: Mapping[Any, Any]) -> float | None:
+        """Test top-1 at a row's point and epoch, where it was evaluated."""
+        return self.accuracy.get(tuple(row[field] for field in MOMENT))
 
     @property
     def lowest_layer(self) -> str | None:
         """The layer with the lowest cosine, on average over the grid; None if no layer has any."""
-        means = self.level("layer").groupby("name", sort=False)["cosine_mean"].mean().dropna()
+        means = self.last(self.gradients, "layer").groupby("name", sort=False)["cosine_mean"].mean().dropna()
         return None if means.empty else str(means.idxmin())
 
 
 def gradients(context: Context) -> Contribution:
     """Tables and plots of every analysis."""
     families = find_families(context.results)
+    if not families:
+        return Contribution()
+    count = f"{len(families)} {'analysis' if len(families) == 1 else 'analyses'}"
     return Contribution(
-        sections=tuple(
-            _section(family, number, family.title_among(families)) for number, family in enumerate(families)
-        ),
-        frames=_frames(context.results) if families else {},
-        sentence=f"{len(families)} {'analysis' if len(families) == 1 else 'analyses'} of the gradient."
-        if families
-        else "",
+        sections=tuple(_section(family, number, families) for number, family in enumerate(families)),
+        frames={file: _rows(context.results, file).drop(columns="run") for file in _FILES},
+        sentence=f"{count} of the gradient.",
     )
 
 
@@ -142,57 +131,65 @@ def find_families(results: Results) -> list[GradientFamily]:
     cells = results.cells[results.cells["kind"] == "analysis"]
     if cells.empty:
         return []
-    held_fixed = [
-        _held_fixed(results.runs[int(cell["run"])], str(cell["cell_id"])) for _, cell in cells.iterrows()
+    cells = cells.assign(
+        held_fixed=[
+            _held_fixed(results.runs[int(run)], str(cell_id))
+            for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True)
+        ]
+    )
+    family = [
+        "recipe",
+        "method",
+        "device_name",
+        "precision",
+        "batch_size",
+        "synthetic",
+        "smoke",
+        "held_fixed",
     ]
-    family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
-    cells = cells.assign(held_fixed=held_fixed)
     tables = [*(_rows(results, file) for file in _FILES), results.epochs]
     families = []
-    for _, members in cells.groupby([*family, "held_fixed"], sort=True):
-        own = [_belonging(table, members, ["run", "cell_id"]) for table in tables]
+    for _, members in cells.groupby(family, sort=True):
+        own = [table.merge(members[["run", "cell_id"]]) for table in tables]
         if not own[0].empty:
-            first = members.iloc[0]
-            run = results.runs[int(first["run"])]
-            settings = _settings(run, str(first["cell_id"]))
-            families.append(_family(members, settings, run.path.name, *own))
+            families.append(_family(results.runs[int(members.iloc[0]["run"])], members, *own))
     return families
 
 
 def _family(
+    run: Run,
     cells: pd.DataFrame,
-    settings: Sequence[str],
-    run: str,
     rows: pd.DataFrame,
     draws: pd.DataFrame,
     operations: pd.DataFrame,
     rules: pd.DataFrame,
     epochs: pd.DataFrame,
 ) -> GradientFamily:
+    """The family of these cells, the first of them the run's, with their rows of each file."""
     first = cells.iloc[0]
-    failed = cells[cells["status"] != "ok"]
+    settings = _settings(run, str(first["cell_id"]))
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
     epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
     conditions = [first["device_name"], "gradients in fp32"]
     conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
     conditions += [f"batch {int(first['batch_size'])}", *settings]
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
+    failed = cells[cells["status"] != "ok"].groupby(["status", "reason"])
     return GradientFamily(
         recipe=str(first["recipe"]),
-        settings=tuple(settings),
+        settings=settings,
         method=str(first["method"]),
         conditions=tuple(word for word in map(str, conditions) if word),
-        gradients=_mean_over_seeds(rows, [*POINT, "epoch", "level", "name", "depth"]),
-        draws=_mean_over_seeds(draws, [*POINT, "epoch", "drawn"]),
+        gradients=_mean_over_seeds(rows, [*MOMENT, "level", "name", "depth"]),
+        draws=_mean_over_seeds(draws, [*MOMENT, "drawn"]),
         operations=operations.drop_duplicates(["timesteps", "counted_method"]),
-        rules=_mean_over_seeds(rules, [*POINT, "epoch", "compared_method", "level", "name", "depth"]),
-        accuracy=epochs.groupby([*POINT, "epoch"])["test_top1"].mean().reset_index(),
+        rules=_mean_over_seeds(rules, [*MOMENT, "compared_method", "level", "name", "depth"]),
+        accuracy=epochs.groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
-        run=run,
+        run=run.path.name,
         failures=tuple(
-            f"{len(alike)} cells did not finish: {status}, {reason}"
-            for (status, reason), alike in failed.groupby(["status", "reason"])
+            f"{len(alike)} cells did not finish: {status}, {reason}" for (status, reason), alike in failed
         ),
     )
 
@@ -206,12 +203,7 @@ _FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE, METHOD_GRADIENTS_FILE)
 
 def _rows(results: Results, file: str) -> pd.DataFrame:
     """The rows of a file in all runs that belong to the last attempt of a cell."""
-    return _belonging(results.rows(file), results.cells, ["run", "cell_id", "attempt"])
-
-
-def _belonging(rows: pd.DataFrame, cells: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """The rows whose key is that of a cell."""
-    return rows[pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(cells[key]))]
+    return results.rows(file).merge(results.cells[["run", "cell_id", "attempt"]])
 
 
 def _held_fixed(run: Run, cell_id: str) -> str:
@@ -225,31 +217,28 @@ def _held_fixed(run: Run, cell_id: str) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def _settings(run: Run, cell_id: str) -> list[str]:
+def _settings(run: Run, cell_id: str) -> tuple[str, ...]:
     """Where a cell differs from its recipe, in words, but for a grid's axes and what is said anyway."""
     cell = run.cell(cell_id)
     shown_anyway = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
-    words = [
-        f"{key} = {value}" for key, value in cell.get("overrides", {}).items() if key not in shown_anyway
-    ]
-    return words + [CHECKPOINT] * bool(cell.get("init"))
-
-
-def _frames(results: Results) -> dict[str, pd.DataFrame]:
-    frames = {file: _rows(results, file) for file in _FILES}
-    return {file: frame.drop(columns="run") for file, frame in frames.items()}
+    overrides = cell.get("overrides", {}).items()
+    words = [f"{key} = {value}" for key, value in overrides if key not in shown_anyway]
+    return (*words, *[CHECKPOINT] * bool(cell.get("init")))
 
 
 # Sections ---------------------------------------------------------------------------------------
 
 
-def _section(family: GradientFamily, number: int, title: str) -> Section:
+def _section(family: GradientFamily, number: int, families: Sequence[GradientFamily]) -> Section:
     name = f"gradients-{family.recipe.replace('/', '-')}-{number + 1}"
-    blocks: list[Block] = [_overview(family, name)]
-    for figure in (_against("timesteps"), _against("tau"), _heat_maps, _course, _draws):
-        drawn = figure(family, name)
-        if drawn is not None:
-            blocks.append(drawn)
+    figures = (
+        _against("timesteps", family, name),
+        _against("tau", family, name),
+        _heat_maps(family, name),
+        _course(family, name),
+        _draws(family, name),
+    )
+    blocks = [_overview(family, name), *(figure for figure in figures if figure)]
     if not family.rules.empty:
         blocks += [_rules(family, name), _rules_by_layer(family, name)]
     if not family.operations.empty:
@@ -258,7 +247,7 @@ def _section(family: GradientFamily, number: int, title: str) -> Section:
         blocks.append(_every_epoch(family, name))
     return Section(
         name,
-        f"The gradient taken apart: {title}",
+        f"The gradient taken apart: {family.title_among(families)}",
         tuple(blocks),
         lead=(f"{_summary(family)}.", *(_LEAD if number == 0 else ())),
         page=family.recipe,
@@ -276,20 +265,18 @@ _LEAD = (
 
 
 def _summary(family: GradientFamily) -> str:
-    network = family.level("network").dropna(subset=["cosine_mean"])
+    network = family.last(family.gradients, "network").dropna(subset=["cosine_mean"])
     if network.empty:
         return f"{family.title}: the gradient is 0 {family.when}, so that there is nothing to take apart"
     several = network[network["timesteps"] > 1]
     network = several if len(several) else network  # at T = 1 it is 1, of necessity
-    ordered = network.sort_values("cosine_mean", kind="stable")
-    low, high = ordered.iloc[0], ordered.iloc[-1]
-    where = f" ({_point_words(low, ['timesteps', 'tau'])})"
-    if len(network) == 1:
-        return f"{family.title}, {family.when}: {COSINE} is {_cosine(low['cosine_mean'])}{where}"
-    return (
-        f"{family.title}, {family.when}: {COSINE} is between {_cosine(low['cosine_mean'])}{where} and "
-        f"{_cosine(high['cosine_mean'])} ({_point_words(high, ['timesteps', 'tau'])})"
+    ordered = network.sort_values("cosine_mean", kind="stable").to_dict("records")
+    low, high = (
+        f"{_cosine(row['cosine_mean'])} ({_point_words(row, ['timesteps', 'tau'])})"
+        for row in (ordered[0], ordered[-1])
     )
+    value = low if len(ordered) == 1 else f"between {low} and {high}"
+    return f"{family.title}, {family.when}: {COSINE} is {value}"
 
 
 # Tables -----------------------------------------------------------------------------------------
@@ -301,145 +288,111 @@ def _overview(family: GradientFamily, name: str) -> Table:
         f"{family.when[0].upper()}{family.when[1:]}.",
         *(f"{failure}." for failure in family.failures),
     ]
-    return _table_of_points(
-        family, f"{name}-points", "Full and spatial gradient", family.level("network"), notes
+    columns, rows = (
+        _columns_of_points(family),
+        _with_lowest_layer(family.last(family.gradients, "network"), family.gradients, MOMENT),
     )
+    return table_of(f"{name}-points", "Full and spatial gradient", columns, rows, notes)
 
 
 def _every_epoch(family: GradientFamily, name: str) -> Table:
-    rows = family.gradients[family.gradients["level"] == "network"]
+    network = family.gradients[family.gradients["level"] == "network"]
+    columns, rows = _columns_of_points(family), _with_lowest_layer(network, family.gradients, MOMENT)
     title = "At every epoch that was looked at"
-    return _table_of_points(family, f"{name}-epochs", title, rows, [], secondary=True)
+    return table_of(f"{name}-epochs", title, columns, rows, secondary=True)
 
 
-def _table_of_points(
-    family: GradientFamily,
-    name: str,
-    title: str,
-    rows: pd.DataFrame,
-    notes: Sequence[str],
-    secondary: bool = False,
-) -> Table:
-    columns = _setting_columns(_varied(family, keep=("timesteps", "tau")))
-    if len(family.epochs) > 1:
-        columns.append((Heading("epochs"), partial(_number_cell, field="epoch")))
-    columns += [
-        (Heading(COSINE), lambda row: _measured_cell(row, "cosine", _cosine)),
-        (Heading("‖g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "spatial_share", significant)),
-        (Heading("‖g − g_s‖ / ‖g‖"), lambda row: _measured_cell(row, "temporal_share", significant)),
-        _lowest_layer_column(family.lowest_layers, MOMENT),
+def _columns_of_points(family: GradientFamily) -> list[Column[Any]]:
+    fields = [*_varied(family, keep=("timesteps", "tau")), *["epoch"] * (len(family.epochs) > 1)]
+    columns = [
+        *map(_field_column, fields),
+        _measured_column(COSINE, "cosine", _cosine),
+        _measured_column("‖g_s‖ / ‖g‖", "spatial_share"),
+        _measured_column("‖g − g_s‖ / ‖g‖", "temporal_share"),
+        _LOWEST_LAYER,
     ]
-    if family.accuracy["test_top1"].notna().any():
-        columns.append((Heading("test top-1", "%"), partial(_accuracy_cell, family)))
-    return table_of(name, title, columns, rows.to_dict("records"), notes, secondary=secondary)
+    if family.accuracy:
+        columns.append((Heading("test top-1", "%"), lambda row: percent_cell(family.accuracy_at(row))))
+    return columns
 
 
-def _setting_columns(fields: Sequence[str]) -> list[Column[Any]]:
-    """A column for each of these fields of the grid."""
-    return [
-        (Heading(_WORDS[field]), partial(_number_cell, field=field))
-        if field in ("timesteps", "tau")
-        else _word_column(_WORDS[field], field)
-        for field in fields
-    ]
-
-
-def _number_cell(row: Any, field: str) -> TableCell:
-    return TableCell(f"{row[field]:g}", value=row[field])
-
-
-def _word_column(heading: str, field: str) -> Column[Any]:
-    return Heading(heading, numeric=False), lambda row: TableCell(str(row[field]), value=row[field])
-
-
-def _measured_cell(row: Any, quantity: str, text: Callable[[float], str]) -> TableCell:
-    mean, std = row[f"{quantity}_mean"], row[f"{quantity}_std"]
-    if not np.isfinite(mean):
-        return TableCell(DASH, tone="muted")
-    shown = np.isfinite(std) and std > ROUNDING
-    return TableCell(text(mean), f"± {significant(std, 1)}" if shown else "", mean)
-
-
-def _lowest_layer_column(lowest: dict[tuple[Any, ...], tuple[str, float]], by: Sequence[str]) -> Column[Any]:
-    """The lowest cosine of a layer where the fields `by` have the row's values, and the layer."""
+def _field_column(field: str) -> Column[Any]:
+    """A column of the rows as it stands."""
+    numeric = field in ("timesteps", "tau", "epoch")
 
     def cell(row: Any) -> TableCell:
-        if (place := _of(row, by)) not in lowest:
-            return TableCell(DASH, tone="muted")
-        layer, cosine = lowest[place]
-        return TableCell(_cosine(cosine), layer if cosine < 1 - ROUNDING else "", cosine)
+        return TableCell(f"{row[field]:g}" if numeric else str(row[field]), value=row[field])
 
-    return Heading("lowest layer", numeric=False), cell
+    return Heading(_WORDS[field], numeric=numeric), cell
 
 
-def _of(row: Any, fields: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(row[field] for field in fields)
+def _measured_column(heading: str, quantity: str, text: Callable[[float], str] = significant) -> Column[Any]:
+    """Means with their standard deviations."""
+
+    def cell(row: Any) -> TableCell:
+        mean, std = row[f"{quantity}_mean"], row[f"{quantity}_std"]
+        if not np.isfinite(mean):
+            return EMPTY
+        shown = np.isfinite(std) and std > ROUNDING
+        return TableCell(text(mean), f"± {significant(std, 1)}" if shown else "", mean)
+
+    return Heading(heading), cell
 
 
-def _lowest_layers(layers: pd.DataFrame, by: Sequence[str]) -> dict[tuple[Any, ...], tuple[str, float]]:
-    """Values of the fields `by` → the layer with the lowest cosine there, and that cosine."""
-    lowest: dict[tuple[Any, ...], tuple[str, float]] = {}
-    known = layers.dropna(subset=["cosine_mean"]).sort_values("cosine_mean", kind="stable")
-    for row in known.to_dict("records"):
-        lowest.setdefault(_of(row, by), (str(row["name"]), float(row["cosine_mean"])))
-    return lowest
+def _with_lowest_layer(rows: pd.DataFrame, gradients: pd.DataFrame, by: list[str]) -> list[dict[Any, Any]]:
+    """The rows, each with the lowest cosine of a layer where the fields `by` have its values, and the layer."""
+    layers = gradients[gradients["level"] == "layer"].dropna(subset=["cosine_mean"])
+    lowest = layers.sort_values("cosine_mean", kind="stable").drop_duplicates(by)
+    lowest = lowest[[*by, "name", "cosine_mean"]].set_axis([*by, "lowest_layer", "lowest_cosine"], axis=1)
+    return rows.merge(lowest, on=by, how="left").to_dict("records")
 
 
-def _accuracy_cell(family: GradientFamily, row: Any) -> TableCell:
-    top1 = family.accuracies.get(_of(row, MOMENT))
-    return TableCell(DASH, tone="muted") if top1 is None else TableCell(numbers.percent(top1), value=top1)
+def _lowest_layer_cell(row: Any) -> TableCell:
+    cosine = row["lowest_cosine"]
+    if np.isnan(cosine):
+        return EMPTY
+    return TableCell(_cosine(cosine), row["lowest_layer"] if cosine < 1 - ROUNDING else "", cosine)
+
+
+_LOWEST_LAYER = (Heading("lowest layer", numeric=False), _lowest_layer_cell)
 
 
 def _rules(family: GradientFamily, name: str) -> Table:
     """Each rule's gradient over all weights beside BPTT's, the nearest first, at the last epoch."""
-    by = [*POINT, "compared_method"]
+    network = family.last(family.rules, "network").sort_values("cosine_mean", ascending=False, kind="stable")
+    note = (
+        f"{family.when[0].upper()}{family.when[1:]}; mean over {family.batches} batches"
+        f"{_and_seeds(family)}, ± standard deviation over batches. Empty where a gradient was 0."
+    )
     return table_of(
         f"{name}-rules",
         "Each rule's gradient beside BPTT's",
-        [
-            *_rule_columns(family),
-            _lowest_layer_column(_lowest_layers(_last_of_rules(family, "layer"), by), by),
-        ],
-        _last_of_rules(family, "network")
-        .sort_values("cosine_mean", ascending=False, kind="stable")
-        .to_dict("records"),
-        [
-            f"{family.when[0].upper()}{family.when[1:]}; mean over {family.batches} batches"
-            f"{_and_seeds(family)}, ± standard deviation over batches. Empty where a gradient was 0."
-        ],
+        [*_rule_columns(family), _LOWEST_LAYER],
+        _with_lowest_layer(network, family.rules, [*MOMENT, "compared_method"]),
+        [note],
     )
 
 
 def _rules_by_layer(family: GradientFamily, name: str) -> Table:
-    rows = _last_of_rules(family, "layer").sort_values(["compared_method", "depth"], kind="stable")
-    return table_of(
-        f"{name}-rules-layers",
-        "Each rule's gradient beside BPTT's, layer by layer",
-        [*_rule_columns(family), _word_column("layer", "name")],
-        rows.to_dict("records"),
-        secondary=True,
-    )
-
-
-def _last_of_rules(family: GradientFamily, level: str) -> pd.DataFrame:
-    rows = family.rules
-    return rows[(rows["level"] == level) & (rows["epoch"] == family.epochs[-1])]
+    rows = family.last(family.rules, "layer").sort_values(["compared_method", "depth"], kind="stable")
+    title = "Each rule's gradient beside BPTT's, layer by layer"
+    columns = [*_rule_columns(family), _field_column("name")]
+    return table_of(f"{name}-rules-layers", title, columns, rows.to_dict("records"), secondary=True)
 
 
 def _rule_columns(family: GradientFamily) -> list[Column[Any]]:
     """What every table of rules begins with."""
     return [
-        *_setting_columns(_varied(family)),
-        _word_column("rule", "compared_method"),
-        (Heading("cosine with BPTT"), lambda row: _measured_cell(row, "cosine", _cosine)),
-        (Heading("norm ÷ BPTT"), lambda row: _measured_cell(row, "norm_ratio", significant)),
+        *map(_field_column, [*_varied(family), "compared_method"]),
+        _measured_column("cosine with BPTT", "cosine", _cosine),
+        _measured_column("norm ÷ BPTT", "norm_ratio"),
     ]
 
 
 def _operations(family: GradientFamily, name: str) -> Table:
     columns = [
-        *_setting_columns(["timesteps"]),
-        _word_column("method", "counted_method"),
+        _field_column("timesteps"),
+        _field_column("counted_method"),
         _count_column("forward", "forward_multiplications"),
         _count_column("backward in space", "spatial_multiplications"),
         _count_column("backward through time", "temporal_multiplications"),
@@ -456,16 +409,15 @@ def _operations(family: GradientFamily, name: str) -> Table:
 
 def _count_column(heading: str, field: str) -> Column[Any]:
     def cell(row: Any) -> TableCell:
-        per_sample = float(row[field]) / float(row["samples"])
+        per_sample = row[field] / row["samples"]
         return TableCell(significant(per_sample, 4), value=per_sample)
 
     return Heading(heading), cell
 
 
 def _share_through_time(row: Any) -> TableCell:
-    spatial, temporal = float(row["spatial_multiplications"]), float(row["temporal_multiplications"])
-    share = temporal / (spatial + temporal)
-    return TableCell(numbers.percent(share), value=share)
+    spatial, temporal = row["spatial_multiplications"], row["temporal_multiplications"]
+    return percent_cell(temporal / (spatial + temporal))
 
 
 # Figures ----------------------------------------------------------------------------------------
@@ -476,36 +428,39 @@ _WORDS = {
     "surrogate": "surrogate",
     "reset": "reset",
     "detach_reset": "detached reset",
+    "epoch": "epochs",
+    "compared_method": "rule",
+    "counted_method": "method",
+    "name": "layer",
 }
-_AXES = {"timesteps": "T, time steps", "tau": "τ, membrane time constant [steps]"}
+_AXES = {
+    "timesteps": "T, time steps",
+    "tau": "τ, membrane time constant [steps]",
+    "epoch": "epochs trained",
+    "drawn": "K, steps with a gradient",
+}
+_EXAMPLES = {"timesteps": "timesteps=1,2,4,8", "tau": "tau=1.1,1.5,2.0,4.0"}
 
 
-def _against(field: str) -> Callable[[GradientFamily, str], Figure | MissingFigure | None]:
+def _against(field: str, family: GradientFamily, name: str) -> Figure | MissingFigure:
     """The figure of cosine against T or τ."""
-    return partial(_cosine_against, field)
-
-
-def _cosine_against(field: str, family: GradientFamily, name: str) -> Figure | MissingFigure:
     title = f"Cosine against {_WORDS[field]}"
-    drawn = _along(field, family.level("network"))
+    drawn = _along(field, family.last(family.gradients, "network"))
     if drawn.empty:
-        example = "timesteps=1,2,4,8" if field == "timesteps" else "tau=1.1,1.5,2.0,4.0"
         return MissingFigure(
             title,
             f"only one {_WORDS[field]} was looked at",
-            f"sltt-bench analyze gradients {family.recipe} --over {example}",
+            f"sltt-bench analyze gradients {family.recipe} --over {_EXAMPLES[field]}",
         )
     caption = (
         f"{COSINE} {family.when}. {_fixed_words(family, drawn, but=(field,))}Mean over {family.batches} "
         f"batches{_and_seeds(family)}, bars one standard deviation over batches; dotted: no temporal part."
     )
-    panels = [_panel(family, field, drawn, "Whole network")]
+    panels = [_panel("Whole network", drawn, field)]
     lowest = family.lowest_layer
     if lowest is not None:
-        layers = family.level("layer")
-        panels.append(
-            _panel(family, field, _along(field, layers[layers["name"] == lowest]), f"Layer {lowest}")
-        )
+        layers = family.last(family.gradients, "layer")
+        panels.append(_panel(f"Layer {lowest}", _along(field, layers[layers["name"] == lowest]), field))
     return Figure(f"{name}-{field}", title, caption, draw_lines, lambda: tuple(panels))
 
 
@@ -515,35 +470,34 @@ def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows.groupby(others)[field].transform("nunique") > 1]
 
 
-def _panel(family: GradientFamily, field: str, rows: pd.DataFrame, title: str) -> Panel:
-    lines = _lines(rows, field, "cosine_mean", "cosine_std")
-    return Panel(title, _axis(lines, _AXES[field]), Axis(COSINE), lines, _AGREEMENT)
-
-
 _AGREEMENT = ((1.0, ""),)
 """Marked in plots of cosines: no temporal part."""
+_OF_COSINES = Axis(COSINE)
 
 
-def _axis(lines: Sequence[Line], label: str) -> Axis:
-    """The x axis with a tick at each value that some line has."""
-    return Axis(label, at=tuple(sorted({x for line in lines for x in line.xs})))
-
-
-def _lines(rows: pd.DataFrame, x: str, y: str, spread: str) -> tuple[Line, ...]:
+def _panel(
+    title: str,
+    rows: pd.DataFrame,
+    x: str,
+    quantity: str = "cosine",
+    y: Axis = _OF_COSINES,
+    levels: tuple[tuple[float, str], ...] = _AGREEMENT,
+) -> Panel:
     """A line for each point of the grid but for what the x axis shows; points without a value are left out."""
     others = [field for field in POINT if field != x]
     differing = [field for field in others if rows[field].nunique() > 1]
     lines = []
-    for _, members in rows.dropna(subset=[y]).groupby(others, sort=True):
-        members = members.sort_values(x)
-        xs, ys, spreads = (members[column].astype(float).tolist() for column in (x, y, spread))
+    for _, members in rows.dropna(subset=[f"{quantity}_mean"]).groupby(others, sort=True):
+        columns = members.sort_values(x)[[x, f"{quantity}_mean", f"{quantity}_std"]]
+        xs, ys, spreads = columns.astype(float).to_numpy().T.tolist()
         lines.append(Line(_point_words(members.iloc[0], differing), xs, ys, spreads))
-    return tuple(lines)
+    ticks = tuple(sorted({x for line in lines for x in line.xs}))
+    return Panel(title, Axis(_AXES[x], at=ticks), y, tuple(lines), levels)
 
 
 def _heat_maps(family: GradientFamily, name: str) -> Figure | None:
     others = [field for field in POINT if field != "timesteps"]
-    drawn = _along("timesteps", family.level("layer"))
+    drawn = _along("timesteps", family.last(family.gradients, "layer"))
     if drawn.empty:
         return None
     groups = list(drawn.groupby(others, sort=True))
@@ -592,11 +546,7 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     for level, part, words in (("network", "", "Whole network"), ("layer", family.lowest_layer, "Layer")):
         if part is not None:
             own = rows[(rows["level"] == level) & (rows["name"] == part)]
-            lines = _lines(own, "epoch", "cosine_mean", "cosine_std")
-            title_of_part = f"{words} {part}".strip()
-            panels.append(
-                Panel(title_of_part, _axis(lines, "epochs trained"), Axis(COSINE), lines, _AGREEMENT)
-            )
+            panels.append(_panel(f"{words} {part}".strip(), own, "epoch"))
     caption = (
         f"{COSINE} while the network is trained with {family.method}{only}. {_fixed_words(family, rows)}"
         f"Mean over the same {family.batches} training batches at every epoch{_and_seeds(family)}, bars one "
@@ -611,21 +561,14 @@ def _draws(family: GradientFamily, name: str) -> Figure | None:
     if rows.empty or steps < 2:
         return None
     rows = rows[(rows["timesteps"] == steps) & (rows["epoch"] == family.epochs[-1])]
+    squares = Axis("E‖(T/K)G − g_s‖² / ‖g_s‖²", logarithmic=True)
     below = rows[rows["drawn"] < steps]
-    variance = _lines(below, "drawn", "relative_variance_mean", "relative_variance_std")
-    cosine = _lines(rows, "drawn", "cosine_to_sltt_mean", "cosine_to_sltt_std")
-    if not variance or not cosine:
-        return None
-    label = "K, steps with a gradient"
     panels = (
-        Panel(
-            "Relative variance",
-            _axis(variance, label),
-            Axis("E‖(T/K)G − g_s‖² / ‖g_s‖²", logarithmic=True),
-            variance,
-        ),
-        Panel("Agreement with SLTT", _axis(cosine, label), Axis("cosine(G, g_s)"), cosine, _AGREEMENT),
+        _panel("Relative variance", below, "drawn", "relative_variance", squares, ()),
+        _panel("Agreement with SLTT", rows, "drawn", "cosine_to_sltt", Axis("cosine(G, g_s)")),
     )
+    if not all(panel.lines for panel in panels):
+        return None
     caption = (
         f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
         f"g_s, {family.when}. Left: the closed form, bars one standard deviation over batches; K = T has "
