@@ -51,11 +51,12 @@ class GradientFamily:
     conditions: tuple[str, ...]
     """What was held fixed, in words."""
     gradients: pd.DataFrame
-    """Rows of gradients.csv, averaged over seeds; NaN where a gradient was 0."""
+    """Rows of gradients.csv, averaged over seeds; NaN where a gradient was 0. Columns `lowest_layer`, `lowest_cosine`:
+    the layer with the lowest cosine at the row's point and epoch."""
     draws: pd.DataFrame
     operations: pd.DataFrame
     rules: pd.DataFrame
-    """Rows of method_gradients.csv, averaged over seeds: each rule's gradient beside BPTT's."""
+    """Rows of method_gradients.csv, averaged over seeds: each rule's gradient beside BPTT's, with the same two columns."""
     accuracy: Mapping[Any, float]
     """Point and epoch → test top-1, averaged over seeds; empty for synthetic data."""
     seeds: int
@@ -174,16 +175,17 @@ def _family(
     conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
     conditions += [f"batch {int(first['batch_size'])}", *settings]
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
+    of_rule = [*MOMENT, "compared_method"]
     failed = cells[cells["status"] != "ok"].groupby(["status", "reason"])
     return GradientFamily(
         recipe=str(first["recipe"]),
         settings=settings,
         method=str(first["method"]),
         conditions=tuple(word for word in map(str, conditions) if word),
-        gradients=_mean_over_seeds(rows, [*MOMENT, "level", "name", "depth"]),
+        gradients=_with_lowest_layer(_mean_over_seeds(rows, [*MOMENT, *_PART]), MOMENT),
         draws=_mean_over_seeds(draws, [*MOMENT, "drawn"]),
         operations=operations.drop_duplicates(["timesteps", "counted_method"]),
-        rules=_mean_over_seeds(rules, [*MOMENT, "compared_method", "level", "name", "depth"]),
+        rules=_with_lowest_layer(_mean_over_seeds(rules, [*of_rule, *_PART]), of_rule),
         accuracy=epochs.groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
@@ -194,8 +196,22 @@ def _family(
     )
 
 
+_PART = ["level", "name", "depth"]
+"""What tells the layers, parameters and the network apart."""
+
+
 def _mean_over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return rows.groupby(by, sort=True, dropna=False).mean(numeric_only=True).reset_index()
+
+
+def _with_lowest_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """The rows, each with the lowest cosine of a layer where the fields `by` have its values, and that layer."""
+    if rows.empty:  # of a file that no run has, which has no types either
+        return rows
+    layers = rows[rows["level"] == "layer"].dropna(subset=["cosine_mean"])
+    lowest = layers.sort_values("cosine_mean", kind="stable").drop_duplicates(by)
+    lowest = lowest[[*by, "name", "cosine_mean"]].set_axis([*by, "lowest_layer", "lowest_cosine"], axis=1)
+    return rows.merge(lowest, on=by, how="left")
 
 
 _FILES = (GRADIENTS_FILE, DRAWS_FILE, OPERATIONS_FILE, METHOD_GRADIENTS_FILE)
@@ -288,18 +304,14 @@ def _overview(family: GradientFamily, name: str) -> Table:
         f"{family.when[0].upper()}{family.when[1:]}.",
         *(f"{failure}." for failure in family.failures),
     ]
-    columns, rows = (
-        _columns_of_points(family),
-        _with_lowest_layer(family.last(family.gradients, "network"), family.gradients, MOMENT),
-    )
-    return table_of(f"{name}-points", "Full and spatial gradient", columns, rows, notes)
+    rows = family.last(family.gradients, "network").to_dict("records")
+    return table_of(f"{name}-points", "Full and spatial gradient", _columns_of_points(family), rows, notes)
 
 
 def _every_epoch(family: GradientFamily, name: str) -> Table:
-    network = family.gradients[family.gradients["level"] == "network"]
-    columns, rows = _columns_of_points(family), _with_lowest_layer(network, family.gradients, MOMENT)
+    rows = family.gradients[family.gradients["level"] == "network"].to_dict("records")
     title = "At every epoch that was looked at"
-    return table_of(f"{name}-epochs", title, columns, rows, secondary=True)
+    return table_of(f"{name}-epochs", title, _columns_of_points(family), rows, secondary=True)
 
 
 def _columns_of_points(family: GradientFamily) -> list[Column[Any]]:
@@ -339,14 +351,6 @@ def _measured_column(heading: str, quantity: str, text: Callable[[float], str] =
     return Heading(heading), cell
 
 
-def _with_lowest_layer(rows: pd.DataFrame, gradients: pd.DataFrame, by: list[str]) -> list[dict[Any, Any]]:
-    """The rows, each with the lowest cosine of a layer where the fields `by` have its values, and the layer."""
-    layers = gradients[gradients["level"] == "layer"].dropna(subset=["cosine_mean"])
-    lowest = layers.sort_values("cosine_mean", kind="stable").drop_duplicates(by)
-    lowest = lowest[[*by, "name", "cosine_mean"]].set_axis([*by, "lowest_layer", "lowest_cosine"], axis=1)
-    return rows.merge(lowest, on=by, how="left").to_dict("records")
-
-
 def _lowest_layer_cell(row: Any) -> TableCell:
     cosine = row["lowest_cosine"]
     if np.isnan(cosine):
@@ -368,7 +372,7 @@ def _rules(family: GradientFamily, name: str) -> Table:
         f"{name}-rules",
         "Each rule's gradient beside BPTT's",
         [*_rule_columns(family), _LOWEST_LAYER],
-        _with_lowest_layer(network, family.rules, [*MOMENT, "compared_method"]),
+        network.to_dict("records"),
         [note],
     )
 

@@ -1,8 +1,7 @@
 """The report's part on studies: the question, one figure, one sentence with its verdict, and the limits."""
 
 import json
-import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,19 +10,22 @@ import pandas as pd
 
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import (
+    Block,
+    Column,
     Context,
     Contribution,
     Figure,
     Heading,
     Section,
-    Table,
     TableCell,
     Verdict,
     claim_cards,
+    table_of,
 )
 from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import TUNED, Group, flat, natural_order
 from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family_and_number, in_order
+from sltt_bench.report.sections.cells import plain_cell
 from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
@@ -51,19 +53,22 @@ class Observation:
 
     measure: str
     value: float
-    method: str
-    seed: int
     point: str
     """The cell's overrides as JSON: what it has in common with the cells of the study's point."""
-    settings: Mapping[str, Any]
-    """The resolved recipe with dotted keys, and of an analysis and of a learning curve the epoch."""
-    layer: str = ""
+    about: Mapping[str, Any]
+    """The resolved recipe with dotted keys; `method`, its `rule` and its `number`; of an analysis and of a learning curve
+    the `epoch`; of a layer the `layer`."""
+
+    @property
+    def epoch(self) -> int:
+        """When it was looked at; 0 for what has no epochs."""
+        return int(self.about.get("epoch", 0))
 
 
 def studies(context: Context) -> Contribution:
     """A section for every study that some run belongs to."""
     by_name = _studies(context.results)
-    parts = [_section(name, study, context) for name, study in sorted(by_name.items(), key=_natural)]
+    parts = (_section(name, by_name[name], context) for name in sorted(by_name, key=natural_order))
     shown = [part for part in parts if part is not None]
     frames = [frame for _, frame in shown if not frame.empty]
     answers = [f"{section.title}: {section.lead[0]} {section.lead[1]}" for section, _ in shown]
@@ -76,10 +81,6 @@ def studies(context: Context) -> Contribution:
 
 _MOST_ANSWERS = 3
 """Studies whose answers stand on top of the report."""
-
-
-def _natural(item: tuple[str, Any]) -> list[str | int]:
-    return natural_order(item[0])
 
 
 def _studies(results: Results) -> dict[str, Mapping[str, Any]]:
@@ -105,19 +106,19 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if not observations:
         return None
     panels = [drawn for panel in study["figure"] if (drawn := _panel(panel, observations)).lines]
-    slug = name.replace("/", "-")
-    blocks: list[Figure | Table] = []
+    points = [
+        _row(name, panel, line, place) for panel in panels for line in panel.lines for place in line.points
+    ]
+    slug, question = name.replace("/", "-"), str(study["question"])
+    blocks: tuple[Block, ...] = ()
     if panels:
         caption = f"Mean over seeds, bars one standard deviation. {_basis(panels, groups, cells)}"
-        blocks = [
-            Figure(slug, str(study["question"]), caption, draw_study, lambda: panels),
-            _table(slug, panels),
-        ]
+        figure = Figure(slug, question, caption, draw_study, lambda: panels)
+        title = "The figure in numbers"
+        blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
     verdicts = [verdict for verdict in judge(groups) if verdict.is_finding]
-    lead = [str(study["question"]), _answer(verdicts), f"Limits: {study['limits']}"]
-    lead += _gaps(cells, aside)
-    section = Section(f"study-{slug}", name, tuple(blocks), tuple(lead), page=name)
-    return section, _frame(name, panels)
+    lead = (question, _answer(verdicts), f"Limits: {study['limits']}", *_gaps(cells, aside))
+    return Section(f"study-{slug}", name, blocks, lead, page=name), pd.DataFrame(points)
 
 
 # What was measured ------------------------------------------------------------------------------
@@ -135,35 +136,30 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
             benches.setdefault((group.key.smoke, group.key.synthetic, rule, *key), []).append(group)
     if not benches:
         return [], 0
-    chosen = min(
-        benches,
-        key=lambda key: (key[:2], -_finished(benches[key]), key[2] != TUNED, -_newest(benches[key])),
-    )
+
+    def rank(key: tuple[Any, ...]) -> tuple[Any, ...]:
+        finished = sum(result.finished for group in benches[key] for result in group.finished)
+        newest = max(
+            run for group in benches[key] for run in group.runs
+        )  # runs are in the order of their start
+        return key[:2], -finished, key[2] != TUNED, -newest
+
+    chosen = min(benches, key=rank)
     return benches[chosen], sum(len(others) for key, others in benches.items() if key != chosen)
-
-
-def _finished(groups: Sequence[Group]) -> int:
-    return sum(result.finished for group in groups for result in group.finished)
-
-
-def _newest(groups: Sequence[Group]) -> int:
-    """Place of their last run among all runs, which are in the order of their start."""
-    return max(run for group in groups for run in group.runs)
 
 
 def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
     for group in groups:
-        point, settings = _point(group.overrides), {**group.settings, **_task(group.overrides)}
+        point = _point(group.overrides)
         for result in group.finished:
+            about = _about(group.settings, group.overrides, result.method)
             for measure, metric in OF_RUNS.items():
-                for seed, value in result.values.get(metric, {}).items():
-                    yield Observation(measure, value, result.method, seed, point, settings)
+                for value in result.values.get(metric, {}).values():
+                    yield Observation(measure, value, point, about)
             for measure, column in OF_EPOCHS.items():
-                values = result.epochs[["epoch", "seed", column]].to_numpy(dtype=float).tolist()
-                for epoch, seed, value in values:
-                    if not math.isnan(value):
-                        at = {**settings, "epoch": int(epoch)}
-                        yield Observation(measure, value, result.method, int(seed), point, at)
+                known = result.epochs.dropna(subset=[column])
+                for epoch, value in zip(known["epoch"], known[column], strict=True):
+                    yield Observation(measure, float(value), point, {**about, "epoch": int(epoch)})
 
 
 def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]:
@@ -172,28 +168,28 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
         ("analysis", GRADIENTS_FILE, OF_ANALYSES),
         ("estimate", ESTIMATES_FILE, OF_ESTIMATES),
     ):
-        by_cell = dict(iter(results.rows(file).groupby(_CELL, sort=False)))
+        by_cell = defaultdict(list)
+        for row in results.rows(file).to_dict("records"):
+            if row.get("level") != "parameter":
+                by_cell[row["run"], row["cell_id"], row["attempt"]].append(row)
         for cell in cells[(cells["kind"] == kind) & (cells["status"] == "ok")].to_dict("records"):
             overrides = overrides_of(str(cell["overrides"]))
             recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
-            settings = {**flat(recipe), **_task(overrides)}
-            own = by_cell.get(tuple(cell[key] for key in _CELL))
-            for row in () if own is None else own.to_dict("records"):
-                if row.get("level") == "parameter":
-                    continue
-                at = {**settings, "epoch": int(row["epoch"])} if "epoch" in row else settings
-                layer = str(row["name"]) if row.get("level") == "layer" else ""
-                about = (str(cell["method"]), int(cell["seed"]), _point(overrides), at, layer)
+            about = _about(flat(recipe), overrides, str(cell["method"]))
+            for row in by_cell[cell["run"], cell["cell_id"], cell["attempt"]]:
+                when = {"epoch": int(row["epoch"])} if "epoch" in row else {}
+                where = {"layer": row["name"]} if row.get("level") == "layer" and row["name"] else {}
                 for measure, column in columns.items():
                     if pd.notna(value := row[column]):
-                        yield Observation(measure, float(value), *about)
+                        yield Observation(
+                            measure, float(value), _point(overrides), {**about, **when, **where}
+                        )
 
 
-_CELL = ["run", "cell_id", "attempt"]
-
-
-def _task(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {TASK: overrides[TASK]} if TASK in overrides else {}
+def _about(settings: Mapping[str, Any], overrides: Mapping[str, Any], method: str) -> dict[str, Any]:
+    rule, number = family_and_number(method)
+    task = {TASK: overrides[TASK]} if TASK in overrides else {}
+    return {**settings, **task, "method": method, "rule": rule, "number": number}
 
 
 def _point(overrides: Mapping[str, Any]) -> str:
@@ -210,79 +206,57 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
         each
         for each in observations
         if each.measure == panel["y"]
-        and bool(each.layer) == (x == "layer")
-        and all(_has(each, key, value) for key, value in where.items())
+        and ("layer" in each.about) == (x == "layer")
+        and all(each.about.get(key) == value for key, value in where.items())
     ]
-    if not {"epoch"} & {x, *keys, *where}:
-        last = {each.point: each.settings.get("epoch") or 0 for each in sorted(shown, key=_epoch)}
-        shown = [each for each in shown if _epoch(each) == last[each.point]]
-    means = _means(observations, x) if x in MEASURES else {}
+    if "epoch" not in {x, *keys, *where}:
+        last = {each.point: each.epoch for each in sorted(shown, key=lambda each: each.epoch)}
+        shown = [each for each in shown if each.epoch == last[each.point]]
+    means = _means(observations, x)
     values: dict[tuple[str, ...], dict[Any, list[float]]] = {}
-    first: dict[tuple[str, ...], Observation] = {}
+    methods: dict[tuple[str, ...], str] = {}
     for each in shown:
-        place = means.get((each.method, each.point)) if x in MEASURES else _value(each, x)
+        method = each.about["method"]
+        place = means.get((method, each.point)) if x in MEASURES else _value(each, x)
         if place is None and x != "number":
             continue
         line = tuple(_word(each, key) for key in keys)
         if x == "number" and place is not None and keys == ["method"]:
             line = (_word(each, "rule"),)
-        first.setdefault(line, each)
+        methods.setdefault(line, method)
         values.setdefault(line, {}).setdefault(place, []).append(each.value)
-    order = (
-        list(values)
-        if {"method", "rule"} & {*keys}
-        else sorted(values, key=lambda line: natural_order(" ".join(line)))
-    )
+    of_methods = {"method", "rule"}
+    order = values if of_methods & {*keys} else sorted(values, key=lambda line: natural_order(" ".join(line)))
     lines = [
         StudyLine(
             label=", ".join(line),
-            method=first[line].method if {"method", "rule"} & {*keys[:1]} else None,
-            points={place: stat(list(own)) for place, own in _in_order(values[line]).items()},
+            method=methods[line] if of_methods & {*keys[:1]} else None,
+            points={place: stat(values[line][place]) for place in in_order(values[line])},
         )
         for line in order
     ]
     return Drawn(str(panel["y"]), x, str(panel.get("title") or ""), tuple(lines))
 
 
-def _has(observation: Observation, key: str, value: Any) -> bool:
-    own = observation.method if key == "method" else observation.settings.get(key)
-    return bool(own == value)
-
-
-def _epoch(observation: Observation) -> int:
-    return int(observation.settings.get("epoch") or 0)
-
-
-def _in_order(points: Mapping[Any, list[float]]) -> dict[Any, list[float]]:
-    return {place: points[place] for place in in_order(points)}
-
-
 def _means(observations: Sequence[Observation], measure: str) -> dict[tuple[str, str], float]:
+    """Method and point → the mean of a measure of the whole network."""
     values: dict[tuple[str, str], list[float]] = {}
     for each in observations:
-        if each.measure == measure and not each.layer:
-            values.setdefault((each.method, each.point), []).append(each.value)
+        if each.measure == measure and "layer" not in each.about:
+            values.setdefault((each.about["method"], each.point), []).append(each.value)
     return {key: sum(own) / len(own) for key, own in values.items()}
 
 
 def _value(observation: Observation, key: str) -> Any:
     """Where an observation stands on an axis: None if it does not."""
-    match key:
-        case "number":
-            return family_and_number(observation.method)[1]
-        case "rule":
-            return family_and_number(observation.method)[0]
-        case "method" | "layer":
-            return getattr(observation, key)
-        case _:
-            value = observation.settings.get(key)
-            if key == TASK and value is not None:
-                return str(value).lstrip("_")  # a base that only studies extend
-            if isinstance(value, bool):
-                return "on" if value else "off"
-            if isinstance(value, list) and len(set(value)) == 1:
-                return f"{len(value)}×{value[0]}"
-            return value if value is None or isinstance(value, int | float | str) else str(value)
+    value = observation.about.get(key)
+    if key == TASK and value is not None:
+        return str(value).lstrip("_")  # a base that only studies extend
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list) and len(set(value)) == 1:
+        return f"{len(value)}×{value[0]}"
+    return value if value is None or isinstance(value, int | float | str) else str(value)
 
 
 def _word(observation: Observation, key: str) -> str:
@@ -351,52 +325,36 @@ def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
     return sentences
 
 
-def _table(slug: str, panels: Sequence[Drawn]) -> Table:
-    rows = []
-    for panel in panels:
-        for line in panel.lines:
-            for place, mean in line.points.items():
-                text, spread = panel.text(mean)
-                rows.append(
-                    (
-                        TableCell(panel.heading),
-                        TableCell(line.label),
-                        TableCell(
-                            panel.place_text(place), value=place if isinstance(place, int | float) else None
-                        ),
-                        TableCell(text, detail=spread, value=mean.mean),
-                        TableCell(str(mean.n), value=mean.n),
-                    )
-                )
-    headings = (
-        Heading("figure", numeric=False),
-        Heading("line", numeric=False),
+# The figure in numbers --------------------------------------------------------------------------
+
+
+def _row(name: str, panel: Drawn, line: StudyLine, place: Any) -> dict[str, Any]:
+    """A point of the figure, as studies.csv has it."""
+    point = line.points[place]
+    text, spread = panel.text(point)
+    return {
+        "study": name,
+        "panel": panel.heading,
+        "measure": panel.measure,
+        "x": panel.x,
+        "line": line.label,
+        "at": place,
+        "mean": point.mean,
+        "std": point.std,
+        "n": point.n,
+        "at_text": panel.place_text(place),
+        "text": text,
+        "spread": spread,
+    }
+
+
+_COLUMNS: tuple[Column[Mapping[str, Any]], ...] = (
+    (Heading("figure", numeric=False), lambda row: TableCell(row["panel"])),
+    (Heading("line", numeric=False), lambda row: TableCell(row["line"])),
+    (
         Heading("at"),
-        Heading("mean"),
-        Heading("n"),
-    )
-    return Table(f"{slug}-numbers", "The figure in numbers", headings, tuple(rows), secondary=True)
-
-
-def _frame(name: str, panels: Sequence[Drawn]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {
-                "study": name,
-                "panel": panel.heading,
-                "measure": panel.measure,
-                "x": panel.x,
-                "line": line.label,
-                "at": place,
-                "mean": point.mean,
-                "std": point.std,
-                "n": point.n,
-                "at_text": panel.place_text(place),
-                "text": panel.text(point)[0],
-                "spread": panel.text(point)[1],
-            }
-            for panel in panels
-            for line in panel.lines
-            for place, point in line.points.items()
-        ]
-    )
+        lambda row: TableCell(row["at_text"], value=None if isinstance(row["at"], str) else row["at"]),
+    ),
+    (Heading("mean"), lambda row: TableCell(row["text"], row["spread"], row["mean"])),
+    (Heading("n"), lambda row: plain_cell(row["n"])),
+)
