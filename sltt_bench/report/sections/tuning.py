@@ -2,7 +2,7 @@
 target accuracy is reached, and how often a method is near the fastest."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import pandas as pd
@@ -11,6 +11,7 @@ from sltt_bench.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Block,
+    Column,
     Context,
     Contribution,
     Figure,
@@ -19,26 +20,21 @@ from sltt_bench.report.document import (
     Section,
     Table,
     TableCell,
+    table_of,
 )
 from sltt_bench.report.groups import Group, in_words, told_apart
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
-from sltt_bench.report.statistics import PairedEstimate
-from sltt_bench.report.targets import Profile, ToTarget, profiles, target_of, to_target
+from sltt_bench.report.sections.cells import EMPTY, percent_cell, plain_cell, word_column
+from sltt_bench.report.targets import NEVER, Profile, ToTarget, profiles, target_of, to_target
 from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, trained_after
 from sltt_bench.results.schema import TUNING_FILE
-
-EMPTY = TableCell(DASH, tone="muted")
 
 
 def tuning(context: Context) -> Contribution:
     """Studies of `tune`, and for all measured groups whose recipe states a target the way to it."""
     tuned = studies(context.results)
     groups = context.groups
-    sections = [
-        section
-        for number, study in enumerate(tuned, start=1)
-        for section in _study_sections(number, study, groups)
-    ]
+    sections = [_study_section(number, study, groups) for number, study in enumerate(tuned, start=1)]
     sections += _target_sections([group for group in groups if not group.key.smoke])
     rows = context.results.rows(TUNING_FILE)
     frames = {TUNING_FILE: rows.drop(columns=["run", "line"], errors="ignore")} if len(rows) else {}
@@ -63,25 +59,19 @@ MOST_DESCRIBED = 3
 # Studies ----------------------------------------------------------------------------------------
 
 
-def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) -> Iterator[Section]:
+def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> Section:
     name = f"tuning-{study.recipe.replace('/', '-')}-{number}"
-    blocks: list[Block] = []
+    blocks: list[Block] = [_choices(study, name)]
     if numeric_fields(study):
-        blocks.append(
-            Figure(
-                f"{name}-search",
-                "Accuracy against what was searched",
-                f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
-                f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
-                f"{study.budget}; {', '.join(study.conditions)}.",
-                draw_search,
-                lambda: study,
-            )
+        caption = (
+            f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
+            f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
+            f"{study.budget}; {', '.join(study.conditions)}."
         )
-    blocks.append(_choices(study, name))
-    fields = ", ".join(study.fields)
+        title = "Accuracy against what was searched"
+        blocks.insert(0, Figure(f"{name}-search", title, caption, draw_search, lambda: study))
     lead = (
-        f"{fields}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
+        f"{', '.join(study.fields)}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
         "What decides is validation accuracy alone; the methods are then trained on all training data with other seeds.",
     )
     blocks += [
@@ -89,7 +79,7 @@ def _study_sections(number: int, study: TuningStudy, groups: Sequence[Group]) ->
         for place, group in enumerate(trained_after(study, groups), start=1)
     ]
     title = f"Tuning {study.title}, {study.budget}"
-    yield Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
+    return Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
 
 
 def _choices(study: TuningStudy, name: str) -> Table:
@@ -101,12 +91,13 @@ def _choices(study: TuningStudy, name: str) -> Table:
     for method, settings in study.methods.items():
         best, lost = study.chosen(method), sum(tried.lost for tried in settings)
         own = next((tried for tried in settings if tried.as_recipe), None)
+        setting = best and ", ".join(f"{key} = {value}" for key, value in best.setting.items())
         rows.append(
             (
-                TableCell(method, value=method),
-                EMPTY if best is None else TableCell(_setting(best.setting), value=_setting(best.setting)),
-                _percent(None if best is None else best.mean),
-                _percent(None if own is None else own.mean),
+                plain_cell(method),
+                plain_cell(setting) if setting else EMPTY,
+                percent_cell(best.mean if best else None),
+                percent_cell(own.mean if own else None),
                 TableCell(str(lost), value=lost, tone="bad" if lost else "plain"),
                 TableCell(", ".join(best.at_edge) if best and best.at_edge else DASH, tone="muted"),
             )
@@ -114,72 +105,58 @@ def _choices(study: TuningStudy, name: str) -> Table:
     notes = [
         "Chosen: the best mean over seeds; of equal ones that nearest to the middle of the grid, then the first.",
     ]
-    edge = [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]
-    if edge:
+    if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
         notes.append(
             f"{numbers.listed(edge)}: the best value is the grid's last or first; a better one may lie beyond."
         )
-    none = [method for method in study.methods if study.chosen(method) is None]
-    if none:
+    if none := [method for method in study.methods if study.chosen(method) is None]:
         notes.append(
             f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
         )
     return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
 
 
-def _setting(setting: object) -> str:
-    assert isinstance(setting, dict)
-    return ", ".join(f"{key} = {value}" for key, value in setting.items())
-
-
-def _percent(share: float | None) -> TableCell:
-    return EMPTY if share is None else TableCell(numbers.percent(share), value=share)
-
-
 def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
     """Accuracy and rank at the recipe's learning rate beside those at each method's own."""
     title = "What an untuned comparison loses"
     untuned = counterpart(tuned, groups)
-    methods = ",".join(tuned.methods)
     if untuned is None or not (gained := gains(tuned, untuned)):
         return MissingFigure(
             title,
             "the same methods were not run at the recipe's learning rate under the same conditions",
-            f"sltt-bench run {tuned.key.recipe} --method {methods}",
+            f"sltt-bench run {tuned.key.recipe} --method {','.join(tuned.methods)}",
         )
-    headings = (
-        Heading("method", numeric=False), Heading("recipe's: top-1", "%"), Heading("rank"),
-        Heading("tuned: top-1", "%"), Heading("rank"), Heading("tuned − recipe's", "points"),
-    )  # fmt: skip
-    rows = tuple(_gain_row(gain) for gain in gained)
+    columns: list[Column[Gain]] = [
+        word_column("method", lambda gain: gain.method),
+        (Heading("recipe's: top-1", "%"), lambda gain: percent_cell(gain.untuned)),
+        (Heading("rank"), lambda gain: plain_cell(gain.untuned_rank)),
+        (Heading("tuned: top-1", "%"), lambda gain: percent_cell(gain.tuned)),
+        (Heading("rank"), _rank_cell),
+        (Heading("tuned − recipe's", "points"), _difference_cell),
+    ]
     notes = [
         "Test accuracy after the last epoch, mean over seeds. The two columns are two comparisons: ranks and differences "
         "between methods are taken within each.",
         _order_note(gained),
     ]
-    n = {gain.difference.n for gain in gained if gain.difference}
-    if n:
+    if n := {gain.difference.n for gain in gained if gain.difference}:
         notes.append(
             f"[ ]: 95 % t interval over {'–'.join(map(str, sorted({min(n), max(n)})))} seeds that both sides share."
         )
-    return Table(name, title, headings, rows, tuple(notes))
+    return table_of(name, title, columns, gained, notes)
 
 
-def _gain_row(gain: Gain) -> tuple[TableCell, ...]:
+def _rank_cell(gain: Gain) -> TableCell:
     moved = gain.tuned_rank - gain.untuned_rank
-    return (
-        TableCell(gain.method, value=gain.method),
-        _percent(gain.untuned),
-        TableCell(str(gain.untuned_rank), value=gain.untuned_rank),
-        _percent(gain.tuned),
-        TableCell(str(gain.tuned_rank), f"{-moved:+d}".replace("-", "−") if moved else "", gain.tuned_rank),
-        EMPTY if gain.difference is None else _points(gain.difference),
-    )
+    places = f"{-moved:+d}".replace("-", "−") if moved else ""
+    return TableCell(str(gain.tuned_rank), places, gain.tuned_rank)
 
 
-def _points(estimate: PairedEstimate) -> TableCell:
-    detail = f"{numbers.points_interval(estimate.interval)} n = {estimate.n}".strip()
-    return TableCell(numbers.points(estimate.value), detail, estimate.value)
+def _difference_cell(gain: Gain) -> TableCell:
+    if gain.difference is None:
+        return EMPTY
+    detail = f"{numbers.points_interval(gain.difference.interval)} n = {gain.difference.n}".strip()
+    return TableCell(numbers.points(gain.difference.value), detail, gain.difference.value)
 
 
 def _order_note(gained: Sequence[Gain]) -> str:
@@ -221,28 +198,16 @@ def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
 
 
 def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
-    with_energy = all(way.joules for way in ways)
-    headings = [
-        Heading("method", numeric=False),
-        Heading("reached"),
-        Heading("epochs"),
-        Heading("training time"),
-    ]
-    headings += [Heading("energy")] * with_energy
     times = scale_for("s", [way.median_s for way in ways])
-    joules = scale_for("J", [median(way.joules) for way in ways] if with_energy else [])
-    rows = []
-    for way in ways:
-        missed = way.reached < len(way.epochs)
-        row = [
-            TableCell(way.method, value=way.method),
-            TableCell(
-                f"{way.reached} of {len(way.epochs)}", value=way.reached, tone="bad" if missed else "plain"
-            ),
-            _until(median(way.epochs), significant),
-            _until(way.median_s, times.text),
-        ]
-        rows.append((*row, _until(median(way.joules), joules.text)) if with_energy else tuple(row))
+    columns: list[Column[ToTarget]] = [
+        word_column("method", lambda way: way.method),
+        (Heading("reached"), _reached_cell),
+        (Heading("epochs"), lambda way: _until(median(way.epochs), significant)),
+        (Heading("training time"), lambda way: _until(way.median_s, times.text)),
+    ]
+    if all(way.joules for way in ways):
+        joules = scale_for("J", [median(way.joules) for way in ways])
+        columns.append((Heading("energy"), lambda way: _until(median(way.joules), joules.text)))
     notes = [
         f"Target: test accuracy of {numbers.percent(target_of(group) or 0, 0)} %, which the recipe states. Median over seeds of "
         "what training takes until the first epoch at it; a seed that misses it takes for ever, and so does the median of a "
@@ -253,14 +218,18 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         ),
     ]
     title = f"Until the target, {group.key.tuning}"
-    return Table(f"{name}-table", title, tuple(headings), tuple(rows), tuple(notes), secondary=True)
+    return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
 
 
-def _until(value: float, text: object) -> TableCell:
-    assert callable(text)
-    if not math.isfinite(value):
-        return TableCell("never", value=None, tone="bad")
-    return TableCell(str(text(value)), value=value)
+def _reached_cell(way: ToTarget) -> TableCell:
+    missed = way.reached < len(way.epochs)
+    return TableCell(
+        f"{way.reached} of {len(way.epochs)}", value=way.reached, tone="bad" if missed else "plain"
+    )
+
+
+def _until(value: float, text: Callable[[float], str]) -> TableCell:
+    return TableCell(text(value), value=value) if math.isfinite(value) else TableCell("never", tone="bad")
 
 
 def _profile_figure(profile: Profile, name: str) -> Figure:
@@ -273,30 +242,26 @@ def _profile_figure(profile: Profile, name: str) -> Figure:
 
 
 def _profile_table(profile: Profile, name: str) -> Table:
-    headings = [
+    headings = (
         Heading("method", numeric=False),
         *(Heading(f"within {factor:g}×", "%") for factor in _FACTORS),
-    ]
-    headings += [Heading("ever", "%")]
+        Heading("ever", "%"),
+    )
     rows = tuple(
         (
-            TableCell(method, value=method),
-            *(_share(profile.share(method, factor)) for factor in _FACTORS),
-            _share(sum(map(math.isfinite, factors)) / len(factors)),
+            plain_cell(method),
+            *(percent_cell(profile.share(method, factor), 0) for factor in _FACTORS),
+            percent_cell(sum(map(math.isfinite, factors)) / len(factors), 0),
         )
         for method, factors in profile.factors.items()
     )
     notes = [f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}."]
     if profile.left_out:
         notes.append(f"{numbers.listed(profile.left_out)}: not run on every task, so not here.")
-    return Table(f"{name}-table", "Share of tasks", tuple(headings), rows, tuple(notes), secondary=True)
+    return Table(f"{name}-table", "Share of tasks", headings, rows, tuple(notes), secondary=True)
 
 
 _FACTORS = (1, 1.5, 2, 4)
-
-
-def _share(share: float) -> TableCell:
-    return TableCell(numbers.percent(share, 0), value=share)
 
 
 def _targets_frame(groups: Sequence[Group]) -> pd.DataFrame:
@@ -308,15 +273,11 @@ def _targets_frame(groups: Sequence[Group]) -> pd.DataFrame:
             "target": target_of(group),
             "cells": len(way.epochs),
             "reached": way.reached,
-            "median_epochs": _or_none(median(way.epochs)),
-            "median_s": _or_none(way.median_s),
-            "median_j": _or_none(median(way.joules)) if way.joules else None,
+            "median_epochs": median(way.epochs),
+            "median_s": way.median_s,
+            "median_j": median(way.joules) if way.joules else None,
         }
         for group in groups
         for way in to_target(group)
     ]
-    return pd.DataFrame(rows)
-
-
-def _or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return pd.DataFrame(rows).replace(NEVER, math.nan)
