@@ -1,7 +1,7 @@
 """Estimates read back: sorted into families, with what was measured of the same experiments."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -45,7 +45,8 @@ class EstimateFamily:
     """The resolved recipe with dotted keys, without T and batch size."""
     conditions: tuple[str, ...]
     rows: pd.DataFrame
-    """Rows of estimates.csv, one for each T, batch size and method, with `overrides` and `multiplications`."""
+    """Rows of estimates.csv, one for each T, batch size (whole numbers) and method, with `overrides` and
+    `multiplications`."""
     measured: pd.DataFrame
     """Figures of the same experiments that were run: timesteps, batch_size, method, figure, bytes, hardware."""
     claims: tuple[Claim, ...]
@@ -60,11 +61,17 @@ class EstimateFamily:
         return sorted(self.rows["method"].unique(), key=method_order)
 
     @cached_property
+    def estimates(self) -> dict[tuple[Point, str], Mapping[Any, Any]]:
+        """(T, batch size) and method → the estimate: column → value."""
+        return {
+            ((row["timesteps"], row["batch_size"]), row["method"]): row
+            for row in self.rows.to_dict("records")
+        }
+
+    @cached_property
     def points(self) -> list[Point]:
         """(T, batch size), in rising order."""
-        return sorted(
-            {(int(t), int(b)) for t, b in zip(self.rows["timesteps"], self.rows["batch_size"], strict=True)}
-        )
+        return sorted({point for point, _ in self.estimates})
 
     @property
     def as_published(self) -> bool:
@@ -76,31 +83,22 @@ class EstimateFamily:
     @cached_property
     def home(self) -> Point:
         """The recipe's own T and batch size; if they were not estimated, the largest T."""
-        own = self.rows[
-            self.rows["overrides"].map(
-                lambda overrides: not ({"timesteps", "train.batch_size"} & set(overrides))
-            )
+        own = [
+            point
+            for (point, _), row in self.estimates.items()
+            if row["overrides"].keys().isdisjoint(("timesteps", "train.batch_size"))
         ]
-        chosen = own if len(own) else self.rows
-        last = chosen.sort_values(["timesteps", "batch_size"]).iloc[-1]
-        return int(last["timesteps"]), int(last["batch_size"])
+        return max(own or self.points)
 
-    def at(self, point: Point, method: str) -> Mapping[Any, Any] | None:
-        """The estimate of a method at (T, batch size): column → value."""
-        return self._by_place.get((point, method))
-
-    @cached_property
-    def _by_place(self) -> dict[tuple[Point, str], Mapping[Any, Any]]:
-        """Tables and figures ask thousands of times, which a search of the rows would answer in milliseconds each."""
-        return {
-            ((int(row["timesteps"]), int(row["batch_size"])), str(row["method"])): row
-            for row in self.rows.to_dict("records")
-        }
+    @property
+    def rooms(self) -> list[float]:
+        """The sizes of memory, in bytes, for which it was asked what fits."""
+        return sorted(self.rows["memory_bytes"].dropna().astype(float).unique())
 
     def value(self, point: Point, method: str, column: str) -> float | None:
         """A figure of that estimate, None where there is none."""
-        row = self.at(point, method)
-        return None if row is None or pd.isna(row[column]) else float(row[column])
+        value = self.estimates.get((point, method), {}).get(column)
+        return None if pd.isna(value) else float(value)
 
     def ratio(self, point: Point, method: str, baseline: str, column: str) -> float | None:
         """A figure ÷ the baseline's at the same point, None where one of them is missing or 0."""
@@ -111,32 +109,47 @@ class EstimateFamily:
 def find_families(context: Context) -> list[EstimateFamily]:
     """The estimates in families, full networks before smoke-sized ones."""
     results = context.results
-    cells = results.cells[(results.cells["kind"] == "estimate") & (results.cells["status"] == "ok")]
     rows = estimate_rows(results)
     if rows.empty:
         return []
-    failed = _failures(results)
-    beside = _measured_figures(context.groups)
-    cells = cells.assign(settings=[_settings_of(results, cell) for _, cell in cells.iterrows()])
+    rows = rows.astype({"timesteps": int, "batch_size": int})
+    cells = results.cells[results.cells["kind"] == "estimate"]
+    ok, failed = cells[cells["status"] == "ok"], cells[cells["status"] != "ok"]
+    recipes = [
+        results.runs[int(run)].recipe_of(str(cell_id))
+        for run, cell_id in zip(ok["run"], ok["cell_id"], strict=True)
+    ]
+    resolved = pd.Series(recipes, ok.index, dtype=object)
+    ok = ok.assign(resolved=resolved, settings=list(map(_settings, recipes, ok["backend"])))
+    measured = [
+        ((key.recipe, key.precision, key.backend, _settings(group.recipe, key.backend)), group)
+        for group in context.groups
+        for key in (group.key,)
+    ]
     families = []
     by = ["smoke", "recipe", "precision", "backend", "device", "schema_version", "settings"]
-    for (smoke, recipe, precision, backend, device, _, settings), members in cells.groupby(by, sort=False):
-        own = _belonging(rows, members)
+    for (smoke, recipe, precision, backend, device, _, settings), members in ok.groupby(by, sort=False):
+        own = rows.merge(members[["run", "cell_id"]])
         newest = own.drop_duplicates(["timesteps", "batch_size", "method"], keep="last")
         if newest.empty:
             continue
-        same = (str(recipe), str(precision), str(backend), str(settings))
+        same = (recipe, precision, backend, settings)
+        lost = failed[
+            (failed["recipe"] == recipe) & (failed["smoke"] == smoke) & (failed["backend"] == backend)
+        ]
+        # Each claim once, in the words of the newest.
+        claims = {asks(claim): claim for read in members["resolved"] for claim in claims_of_recipe(read)}
         families.append(
             EstimateFamily(
                 recipe=str(recipe),
                 settings=json.loads(str(settings)),
                 conditions=_conditions(str(precision), str(backend), str(device), bool(smoke), newest),
-                rows=newest.reset_index(drop=True),
-                measured=beside[[other == same for other in beside["experiment"]]] if len(beside) else beside,
-                claims=_claims(results, members),
+                rows=newest,
+                measured=_measured(group for experiment, group in measured if experiment == same),
+                claims=tuple(claims.values()),
                 smoke=bool(smoke),
                 again=len(own) - len(newest),
-                failures=failed.get((str(recipe), bool(smoke), str(backend)), ()),
+                failures=tuple(_failures(lost)),
             )
         )
     return sorted(
@@ -173,41 +186,13 @@ def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[
         lost = of_run[ok & ~of_run["cell_id"].isin(rows.loc[rows["run"] == number, "cell_id"])]
         if len(lost):
             yield path, f"{len(lost)} cells of kind estimate: no row in {ESTIMATES_FILE}, not shown"
-        for reason, alike in of_run[~ok & ~of_run["recipe"].isin(shown)].groupby("reason"):
-            yield path, f"{len(alike)} cells could not be estimated: {reason}"
+        for failure in _failures(of_run[~ok & ~of_run["recipe"].isin(shown)]):
+            yield path, failure
 
 
-def _belonging(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    key = ["run", "cell_id"]
-    return rows[pd.MultiIndex.from_frame(rows[key]).isin(pd.MultiIndex.from_frame(cells[key]))]
-
-
-def _failures(results: Results) -> dict[tuple[str, bool, str], tuple[str, ...]]:
-    """Recipe, smoke-sized or not, and backend → what could not be estimated and why."""
-    cells = results.cells[(results.cells["kind"] == "estimate") & (results.cells["status"] != "ok")]
-    return {
-        (str(recipe), bool(smoke), str(backend)): tuple(
-            f"{len(alike)} cells could not be estimated: {reason}"
-            for reason, alike in members.groupby("reason")
-        )
-        for (recipe, smoke, backend), members in cells.groupby(["recipe", "smoke", "backend"])
-    }
-
-
-def _recipe(results: Results, cell: Any) -> Mapping[str, Any]:
-    return results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
-
-
-def _claims(results: Results, cells: pd.DataFrame) -> tuple[Claim, ...]:
-    """The claims of all recipes that were estimated, each once, in the words of the newest."""
-    claims: dict[str, Claim] = {}
-    for _, cell in cells.iterrows():
-        claims |= {asks(claim): claim for claim in claims_of_recipe(_recipe(results, cell))}
-    return tuple(claims.values())
-
-
-def _settings_of(results: Results, cell: Any) -> str:
-    return _settings(_recipe(results, cell), str(cell["backend"]))
+def _failures(cells: pd.DataFrame) -> Iterator[str]:
+    for reason, alike in cells.groupby("reason"):
+        yield f"{len(alike)} cells could not be estimated: {reason}"
 
 
 def _settings(recipe: Mapping[str, Any], backend: str) -> str:
@@ -217,22 +202,24 @@ def _settings(recipe: Mapping[str, Any], backend: str) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _measured_figures(groups: Sequence[Group]) -> pd.DataFrame:
-    """What was measured, with the experiment that it was measured in, as a family names it."""
+def _measured(groups: Iterable[Group]) -> pd.DataFrame:
+    """Each figure of each method that was measured in these groups."""
     rows = [
-        {
-            "experiment": (
-                group.key.recipe, group.key.precision, group.key.backend, _settings(group.recipe, group.key.backend),
-            ),
-            "hardware": group.key.hardware, "timesteps": group.key.timesteps, "batch_size": group.key.batch_size,
-            "method": result.method, "figure": figure, "bytes": stat.mean, "seeds": stat.n,
-        }
+        (
+            group.key.hardware,
+            group.key.timesteps,
+            group.key.batch_size,
+            result.method,
+            figure,
+            stat.mean,
+            stat.n,
+        )
         for group in groups
         for result in group.finished
         for figure in MEASURED
         if (stat := result.stat(figure)) is not None
-    ]  # fmt: skip
-    columns = ["experiment", "hardware", "timesteps", "batch_size", "method", "figure", "bytes", "seeds"]
+    ]
+    columns = ["hardware", "timesteps", "batch_size", "method", "figure", "bytes", "seeds"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
+
+import pandas as pd
 
 from sltt_bench.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
@@ -9,15 +12,15 @@ from sltt_bench.report.document import Figure, MissingFigure
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
-from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, EstimateFamily, Point
+from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, EstimateFamily
 from sltt_bench.report.statistics import slope_of
 
-_SWEEPS = (
-    ("timesteps", "T", "--timesteps 1,2,4,6,8"),
-    ("batch_size", "batch size", "--batch-size 64,128,256"),
-)
-"""What peaks are drawn against: the field, its word, and the option of `estimate` that varies it."""
-_AXES = ("T, time steps", "batch size")
+_FIELDS = ("timesteps", "batch_size")
+"""What peaks are drawn against, one with the other held at the recipe's own."""
+_WORDS = {"timesteps": "T", "batch_size": "batch size"}
+_AXES = {"timesteps": "T, time steps", "batch_size": "batch size"}
+_OPTIONS = {"timesteps": "--timesteps 1,2,4,6,8", "batch_size": "--batch-size 64,128,256"}
+"""Those of `estimate` that vary them."""
 _MEASURED_MARKS = {"peak_tensor_bytes": "o", "peak_allocated_bytes": "D"}
 
 
@@ -28,46 +31,30 @@ def figures(family: EstimateFamily, name: str) -> list[Figure]:
         f"What the estimated peak of live tensors consists of at T = {steps}, batch {batch}. "
         f"{_conditions(family)}"
     )
-    drawn = [
-        Figure(
-            f"{name}-causes",
-            "What takes the memory",
-            causes,
-            draw_bars,
-            lambda: [_causes(family)],
-        )
-    ]
-    if panels := _panels(family):
-        peaks = Figure(
-            f"{name}-memory",
-            "Estimated peak memory",
-            _peaks_caption(family),
-            draw_lines,
-            lambda: panels,
-        )
-        drawn.insert(0, peaks)
+    drawn = [Figure(f"{name}-causes", "What takes the memory", causes, draw_bars, lambda: [_causes(family)])]
+    if panels := [panel for field in _FIELDS if (panel := _against(family, field))]:
+        title, caption = "Estimated peak memory", _peaks_caption(family)
+        drawn.insert(0, Figure(f"{name}-memory", title, caption, draw_lines, lambda: panels))
     return drawn
 
 
 def slope_figure(family: EstimateFamily) -> Figure | None:
     """Peaks against T alone, with their slope per time step; None for a family of one T."""
-    panel = _against(family, 0)
+    panel = _against(family, "timesteps")
     if panel is None:
         return None
     caption = (
         f"{_peaks_caption(family)} Dotted: the least-squares line through the points of T ≥ 2, where SLTT has "
         "reached its plateau, with its slope in the legend."
     )
-    return Figure(
-        f"memory-against-t-{family.recipe.replace('/', '-')}", f"Memory against T: {family.recipe}", caption,
-        draw_lines,
-        lambda: [_with_slopes(family, panel)],
-    )  # fmt: skip
+    name = f"memory-against-t-{family.recipe.replace('/', '-')}"
+    title = f"Memory against T: {family.recipe}"
+    return Figure(name, title, caption, draw_lines, lambda: [_with_slopes(family, panel)])
 
 
 def _with_slopes(family: EstimateFamily, panel: Panel) -> Panel:
     """The panel against T with each method's slope in its label, and the line that it is the slope of."""
-    factor = _scale(family, 0).factor
+    factor = _scale(_peaks(family, "timesteps")).factor
     lines = []
     for line in panel.lines:
         slope = slope_of(list(zip(line.xs, line.ys, strict=True))) if line.stroke == "dashed" else None
@@ -87,21 +74,21 @@ def missing(family: EstimateFamily) -> list[MissingFigure]:
     """The curves that these estimates cannot support, with the command that would make them."""
     return [
         MissingFigure(
-            f"Estimated memory against {word}",
-            f"estimated at one {word} alone",
-            f"sltt-bench estimate {family.recipe} {option}",
+            f"Estimated memory against {_WORDS[field]}",
+            f"estimated at one {_WORDS[field]} alone",
+            f"sltt-bench estimate {family.recipe} {_OPTIONS[field]}",
         )
-        for axis, (_, word, option) in enumerate(_SWEEPS)
-        if _against(family, axis) is None
+        for field in _FIELDS
+        if _against(family, field) is None
     ]
 
 
 def _causes(family: EstimateFamily) -> BarPanel:
     """One stacked bar for each method."""
-    rows = {method: row for method in family.methods if (row := family.at(family.home, method)) is not None}
     parts = {
         method: [sum(float(row[column]) for column in columns) for columns in CAUSES.values()]
-        for method, row in rows.items()
+        for method in family.methods
+        if (row := family.estimates.get((family.home, method)))
     }
     scale = scale_for("bytes", [sum(sizes) for sizes in parts.values()])
     bars = [
@@ -112,60 +99,52 @@ def _causes(family: EstimateFamily) -> BarPanel:
     return BarPanel(title, f"live tensors [{scale.unit}]", tuple(bars), tuple(CAUSES))
 
 
-def _panels(family: EstimateFamily) -> list[Panel]:
-    return [panel for axis in (0, 1) if (panel := _against(family, axis)) is not None]
-
-
-def _values(family: EstimateFamily, axis: int) -> list[int]:
-    """T (axis 0) or batch sizes (axis 1) of the points that have the other one at the recipe's own."""
-    fixed = family.home[1 - axis]
-    return sorted({point[axis] for point in family.points if point[1 - axis] == fixed})
-
-
-def _peaks(family: EstimateFamily, axis: int) -> dict[str, list[float]]:
-    """Method → its peak at each of `_values`, in bytes; NaN where there is no estimate."""
-    fixed = family.home[1 - axis]
-
-    def peak(method: str, value: int) -> float:
-        point: Point = (value, fixed) if axis == 0 else (fixed, value)
-        known = family.value(point, method, "peak_tensor_bytes")
-        return float("nan") if known is None else known
-
-    return {method: [peak(method, value) for value in _values(family, axis)] for method in family.methods}
-
-
-def _scale(family: EstimateFamily, axis: int) -> Scale:
-    return scale_for("bytes", [peak for line in _peaks(family, axis).values() for peak in line])
-
-
-def _against(family: EstimateFamily, axis: int) -> Panel | None:
-    """The peaks along T (axis 0) or batch size (axis 1), the other one held at the recipe's own.
-
-    Dashed lines with hollow marks are estimates; filled marks were measured.
-    """
-    values, fixed, scale = _values(family, axis), family.home[1 - axis], _scale(family, axis)
-    if len(values) < 2:
-        return None
-    estimated = [
-        Line(
-            method, values, [peak / scale.factor for peak in line], method=method, stroke="dashed", marks="hollow"
-        )
-        for method, line in _peaks(family, axis).items()
-    ]  # fmt: skip
-    rooms = sorted(family.rows["memory_bytes"].dropna().astype(float).unique())
-    return Panel(
-        f"Peak of live tensors, estimated ({'batch ' if axis == 0 else 'T = '}{fixed})",
-        Axis(_AXES[axis], at=tuple(values)),
-        Axis(f"live tensors [{scale.unit}]", from_zero=True),
-        (*estimated, *_measured(family, axis, scale.factor)),
-        levels=tuple((room / scale.factor, f"room: {scale.text(room)}") for room in rooms),
+def _peaks(family: EstimateFamily, field: str) -> pd.DataFrame:
+    """[T or batch sizes, methods]: peaks in bytes, the other field held at the recipe's own; NaN where none is known."""
+    other, fixed = _held(family, field)
+    rows = family.rows[family.rows[other] == fixed]
+    return rows.pivot(index=field, columns="method", values="peak_tensor_bytes").reindex(
+        columns=family.methods
     )
 
 
-def _measured(family: EstimateFamily, axis: int, factor: float) -> Iterator[Line]:
-    """What was measured along the axis: marks of each figure's own shape, with an entry in the legend."""
-    field, other = _SWEEPS[axis][0], _SWEEPS[1 - axis][0]
-    rows = family.measured[family.measured[other] == family.home[1 - axis]]
+def _held(family: EstimateFamily, field: str) -> tuple[str, int]:
+    """The other field, and the recipe's own value of it."""
+    other = {"timesteps": "batch_size", "batch_size": "timesteps"}[field]
+    return other, dict(zip(_FIELDS, family.home, strict=True))[other]
+
+
+def _scale(peaks: pd.DataFrame) -> Scale:
+    return scale_for("bytes", peaks.to_numpy(dtype=float).flat)
+
+
+def _against(family: EstimateFamily, field: str) -> Panel | None:
+    """The peaks along T or batch size, the other one held at the recipe's own.
+
+    Dashed lines with hollow marks are estimates; filled marks were measured.
+    """
+    peaks, (other, fixed) = _peaks(family, field), _held(family, field)
+    if len(peaks) < 2:
+        return None
+    values, scale = peaks.index.tolist(), _scale(peaks)
+    look: dict[str, Any] = {"stroke": "dashed", "marks": "hollow"}
+    estimated = [
+        Line(method, values, (peaks[method] / scale.factor).tolist(), method=method, **look)
+        for method in family.methods
+    ]
+    return Panel(
+        f"Peak of live tensors, estimated ({'batch ' if other == 'batch_size' else 'T = '}{fixed})",
+        Axis(_AXES[field], at=tuple(values)),
+        Axis(f"live tensors [{scale.unit}]", from_zero=True),
+        (*estimated, *_measured(family, field, scale.factor)),
+        levels=tuple((room / scale.factor, f"room: {scale.text(room)}") for room in family.rooms),
+    )
+
+
+def _measured(family: EstimateFamily, field: str, factor: float) -> Iterator[Line]:
+    """What was measured along T or batch size: marks of each figure's own shape, with an entry in the legend."""
+    other, fixed = _held(family, field)
+    rows = family.measured[family.measured[other] == fixed]
     rows = rows[rows["method"].isin(family.methods)]
     for figure in MEASURED:
         of_figure, marker = rows[rows["figure"] == figure], _MEASURED_MARKS[figure]

@@ -4,14 +4,17 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from sltt_bench.format import DASH, Scale, Unit, scale_for
+from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
-from sltt_bench.report.document import Heading, Table, TableCell
+from sltt_bench.report.document import Column, Heading, Table, TableCell, table_of
 from sltt_bench.report.metrics import METRICS
+from sltt_bench.report.sections.cells import EMPTY, plain_cell, word_column
 from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, WORK, EstimateFamily, Point
 
-_EMPTY = TableCell(DASH, tone="muted")
+Estimate = Mapping[Any, Any]
+"""Column of estimates.csv → value."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,7 @@ def memory_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     """The peak at each T and batch size, with what else a reader of it must know."""
     notes = [f"{failure}." for failure in family.failures]
     notes += [f"{family.again} older estimates of the same cells do not count."] * (family.again > 0)
-    return _pivot(family, name, baseline, "peak_tensor_bytes", notes)
-
-
-def work_table(family: EstimateFamily, name: str, baseline: str) -> Table:
-    """The multiplications at each T and batch size."""
-    return _pivot(family, name, baseline, "multiplications")
+    return pivot_table(family, name, baseline, "peak_tensor_bytes", notes)
 
 
 def limit_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[Table]:
@@ -43,47 +41,37 @@ def limit_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[T
     searched = family.rows["memory_bytes"].notna().any()
     for column in ("largest_batch_size", "largest_timesteps", "epoch_lower_bound_s"):
         if family.rows[column].notna().any() or (column == "largest_timesteps" and searched):
-            yield _pivot(family, name, baseline, column)
+            yield pivot_table(family, name, baseline, column)
     if (family.rows["exchanged_bytes"].fillna(0) > 0).any():
-        yield _pivot(family, name, baseline, "exchanged_bytes")
+        yield pivot_table(family, name, baseline, "exchanged_bytes")
 
 
-def _pivot(family: EstimateFamily, name: str, baseline: str, column: str, notes: Sequence[str] = ()) -> Table:
-    """A row for each T and batch size, a column for each method."""
+def pivot_table(
+    family: EstimateFamily, name: str, baseline: str, column: str, notes: Sequence[str] = ()
+) -> Table:
+    """A row for each T and batch size, a column for each method, of one column of estimates.csv."""
     look = _PIVOTS[column]
     scale = look.scale(list(family.rows[column].dropna().astype(float)))
-    compared = look.compared and baseline in family.methods
-    rows = []
-    for point in family.points:
-        against = {method: family.ratio(point, method, baseline, column) for method in family.methods}
-        cells = [_value_cell(family, point, method, column, scale) for method in family.methods]
-        if compared:
-            cells = [
-                cell
-                if method == baseline or ratio is None
-                else TableCell(cell.text, numbers.ratio(ratio), cell.value)
-                for cell, (method, ratio) in zip(cells, against.items(), strict=True)
-            ]
-        rows.append((*_point_cells(point), *cells))
-    headings = (*_POINT_HEADINGS, *(Heading(method, scale.unit) for method in family.methods))
-    lines = [look.note(family), *([f"×: ratio to {baseline}."] if compared else []), *notes]
-    return Table(f"{name}-{look.name}", look.title, headings, tuple(rows), tuple(lines))
 
+    def cell(point: Point, method: str) -> TableCell:
+        value = family.value(point, method, column)
+        if value is None:
+            searched = family.value(point, method, "memory_bytes") is not None
+            return TableCell("no limit met") if column == "largest_timesteps" and searched else EMPTY
+        ratio = (
+            family.ratio(point, method, baseline, column) if look.compared and method != baseline else None
+        )
+        return TableCell(scale.number(value), "" if ratio is None else numbers.ratio(ratio), value)
 
-_POINT_HEADINGS = (Heading("T"), Heading("batch"))
-
-
-def _point_cells(point: Point) -> tuple[TableCell, TableCell]:
-    steps, batch = point
-    return TableCell(str(steps), value=steps), TableCell(str(batch), value=batch)
-
-
-def _value_cell(family: EstimateFamily, point: Point, method: str, column: str, scale: Scale) -> TableCell:
-    value = family.value(point, method, column)
-    if value is not None:
-        return TableCell(scale.number(value), value=value)
-    searched = family.value(point, method, "memory_bytes") is not None
-    return TableCell("no limit met") if column == "largest_timesteps" and searched else _EMPTY
+    columns: list[Column[Point]] = [
+        (Heading("T"), lambda point: plain_cell(point[0])),
+        (Heading("batch"), lambda point: plain_cell(point[1])),
+        *((Heading(method, scale.unit), partial(cell, method=method)) for method in family.methods),
+    ]
+    ratios = [f"×: ratio to {baseline}."] * (look.compared and baseline in family.methods)
+    return table_of(
+        f"{name}-{look.name}", look.title, columns, family.points, [look.note(family), *ratios, *notes]
+    )
 
 
 def _powers(values: Sequence[float]) -> Scale:
@@ -134,32 +122,45 @@ _PIVOTS = {
 
 
 def _room(family: EstimateFamily) -> str:
-    rooms = sorted(family.rows["memory_bytes"].dropna().astype(float).unique())
-    return " or ".join(scale_for("bytes", [room]).text(room) for room in rooms) + ", margin taken off"
+    return " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms) + ", margin taken off"
+
+
+_PLACE: tuple[Column[Estimate], ...] = (
+    (Heading("T"), lambda row: plain_cell(row["timesteps"])),
+    (Heading("batch"), lambda row: plain_cell(row["batch_size"])),
+    word_column("method", lambda row: row["method"]),
+)
+"""What tables begin with that have a row for each estimate."""
 
 
 def beside_table(family: EstimateFamily, name: str) -> Table | None:
     """Estimated and measured figures of the same experiment, each under its own name; None without any."""
     rows = []
     for keys, same in family.measured.groupby(["timesteps", "batch_size", "method", "hardware"], sort=True):
-        steps, batch, method, hardware = (str(key) for key in keys)
-        estimate = family.value((int(steps), int(batch)), method, "peak_tensor_bytes")
-        if estimate is None:
-            continue
-        figures = dict(zip(same["figure"], same["bytes"], strict=True))
-        cells = [*_point_cells((int(steps), int(batch)))]
-        cells += [TableCell(method, value=method), TableCell(_bytes(estimate), value=estimate)]
-        for figure in MEASURED:
-            value = figures.get(figure)
-            beside = "" if value is None else f"{value / estimate:.3f} of the estimate"
-            cells.append(_EMPTY if value is None else TableCell(_bytes(value), beside, value))
-        rows.append((*cells, TableCell(hardware, value=hardware)))
-    headings = (
-        *_POINT_HEADINGS, Heading("method", numeric=False), Heading("estimated live tensors"),
-        *(Heading(f"measured: {METRICS[figure].label}") for figure in MEASURED), Heading("on", numeric=False),
-    )  # fmt: skip
+        steps, batch, method, hardware = keys
+        if (place := ((steps, batch), method)) in family.estimates:
+            measured = dict(zip(same["figure"], same["bytes"], strict=True))
+            rows.append({**family.estimates[place], "hardware": hardware, "measured": measured})
+
+    def measured_cell(row: Estimate, figure: str) -> TableCell:
+        value, estimate = row["measured"].get(figure), row["peak_tensor_bytes"]
+        if value is None:
+            return EMPTY
+        return TableCell(
+            scale_for("bytes", [value]).text(value), f"{value / estimate:.3f} of the estimate", value
+        )
+
+    columns: list[Column[Estimate]] = [
+        *_PLACE,
+        (Heading("estimated live tensors"), partial(_sum_cell, columns=["peak_tensor_bytes"], unit="bytes")),
+        *(
+            (Heading(f"measured: {METRICS[figure].label}"), partial(measured_cell, figure=figure))
+            for figure in MEASURED
+        ),
+        word_column("on", lambda row: row["hardware"]),
+    ]
     title = "Estimated beside measured"
-    return Table(f"{name}-measured", title, headings, tuple(rows), _BESIDE_NOTES) if rows else None
+    return table_of(f"{name}-measured", title, columns, rows, _BESIDE_NOTES) if rows else None
 
 
 _BESIDE_NOTES = (
@@ -168,50 +169,34 @@ _BESIDE_NOTES = (
 )
 
 
-def _bytes(value: float) -> str:
-    return scale_for("bytes", [value]).text(value)
-
-
 def cause_table(family: EstimateFamily, name: str) -> Table:
     """What the peak consists of."""
-    parts = {**{label: list(columns) for label, columns in CAUSES.items()}, "peak": ["peak_tensor_bytes"]}
-    notes = ("The causes add up to the peak.",)
-    return _parts_table(family, f"{name}-composition", "What the peak consists of", "bytes", parts, notes)
+    parts = CAUSES | {"peak": ("peak_tensor_bytes",)}
+    note = "The causes add up to the peak."
+    return _parts_table(family, f"{name}-composition", "What the peak consists of", "bytes", parts, note)
 
 
 def part_table(family: EstimateFamily, name: str) -> Table:
     """Where the multiplications are made."""
-    parts = {label: [column] for column, label in WORK.items()}
-    parts |= {"all": list(WORK), "an epoch": ["epoch_multiplications"]}
-    notes = ("In time: what the past costs, beyond as many first steps.",)
-    return _parts_table(family, f"{name}-parts", "Where the multiplications are made", "count", parts, notes)
+    parts: dict[str, tuple[str, ...]] = {label: (column,) for column, label in WORK.items()}
+    parts |= {"all": tuple(WORK), "an epoch": ("epoch_multiplications",)}
+    note = "In time: what the past costs, beyond as many first steps."
+    return _parts_table(family, f"{name}-parts", "Where the multiplications are made", "count", parts, note)
 
 
 def _parts_table(
-    family: EstimateFamily,
-    name: str,
-    title: str,
-    unit: Unit,
-    parts: Mapping[str, list[str]],
-    notes: tuple[str, ...],
+    family: EstimateFamily, name: str, title: str, unit: Unit, parts: Mapping[str, Sequence[str]], note: str
 ) -> Table:
     """A row for each point and method, a column for each part: a sum of columns of estimates.csv."""
-    rows = []
-    for point in family.points:
-        for method in family.methods:
-            if family.at(point, method) is None:
-                continue
-            cells = [*_point_cells(point), TableCell(method, value=method)]
-            for columns in parts.values():
-                values = [family.value(point, method, column) for column in columns]
-                cells.append(_sum_cell(values, unit))
-            rows.append(tuple(cells))
-    headings = (*_POINT_HEADINGS, Heading("method", numeric=False), *(Heading(label) for label in parts))
-    return Table(name, title, headings, tuple(rows), notes, secondary=True)
+    places = [(point, method) for point in family.points for method in family.methods]
+    rows = [family.estimates[place] for place in places if place in family.estimates]
+    columns: list[Column[Estimate]] = [
+        *_PLACE,
+        *((Heading(label), partial(_sum_cell, columns=of, unit=unit)) for label, of in parts.items()),
+    ]
+    return table_of(name, title, columns, rows, [note], secondary=True)
 
 
-def _sum_cell(values: Sequence[float | None], unit: Unit) -> TableCell:
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return _EMPTY
-    return TableCell(scale_for(unit, [sum(known)]).text(sum(known)), value=sum(known))
+def _sum_cell(row: Estimate, columns: Sequence[str], unit: Unit) -> TableCell:
+    total = sum(float(row[column]) for column in columns)
+    return EMPTY if math.isnan(total) else TableCell(scale_for(unit, [total]).text(total), value=total)

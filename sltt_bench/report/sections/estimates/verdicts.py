@@ -47,7 +47,7 @@ def _open(family: EstimateFamily, claim: Claim, reason: str) -> Verdict:
 def _value(family: EstimateFamily, claim: Claim, point: Point, column: str) -> float | None:
     """What the threshold is set against; None if this point is not the claim's experiment."""
     method, baseline = str(claim["method"]), str(claim.get("baseline"))
-    row = family.at(point, method)
+    row = family.estimates.get((point, method))
     settings = {**family.settings, "timesteps": point[0], "train.batch_size": point[1]}
     if row is None or unfit_when(claim, settings, row["overrides"]):
         return None
