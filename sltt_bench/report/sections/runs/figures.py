@@ -31,6 +31,7 @@ from sltt_bench.report.sections.runs.panels import (
     tradeoff_panels,
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
+from sltt_bench.report.sections.runs.tables import measured
 from sltt_bench.studies import TASK
 
 Item = TypeVar("Item")
@@ -278,7 +279,7 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
 
 
 def _tradeoff(group: Group, name: str) -> Figure:
-    has_accuracy = any(result.stat("last_test_top1") for result in group.finished)
+    has_accuracy = measured(group, "last_test_top1")
     over = "accuracy, memory and time" if has_accuracy else "memory and time"
     caption = (
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "

@@ -13,21 +13,31 @@ from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots.bars import Bar, BarPanel
 from sltt_bench.report.plots.dots import Dot, DotPanel
 from sltt_bench.report.plots.lines import SURVIVORS, Axis, Line, Panel
-from sltt_bench.report.statistics import Stat, pareto_front
+from sltt_bench.report.sections.runs.tables import comparison, measured
+from sltt_bench.report.statistics import PairedEstimate, Stat, pareto_front
 from sltt_bench.results.reader import Run
 
-TITLES = {"epoch_s": "Time per epoch", "last_test_top1": "Accuracy"}
-"""Of panels, by figure; any other is a peak of memory."""
 MOST_METHODS = 40
 """So many methods a figure of bars or rows holds; the tables hold all."""
 _MOST_SAMPLES = 1500
 """Points of a timeline."""
 
 
-def axis_label(metric: str, phase: Phase, scale: Scale) -> str:
-    """What an axis of a figure says, with its unit."""
+def shown_figures(group: Group) -> list[str]:
+    """What plots of a group show of each method."""
+    return [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
+
+
+def title_of(metric: str) -> str:
+    """The title of a panel of a figure; one that is neither time nor accuracy is a peak of memory."""
+    return {"epoch_s": "Time per epoch", "last_test_top1": "Accuracy"}.get(metric, "Peak memory")
+
+
+def axis_of(metric: str, phase: Phase, scale: Scale) -> Axis:
+    """The axis of a figure; accuracies need not begin at 0."""
     words = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1"}
-    return f"{words.get(metric, METRICS[metric].label)} [{scale.unit}]"
+    label = f"{words.get(metric, METRICS[metric].label)} [{scale.unit}]"
+    return Axis(label, from_zero=metric != "last_test_top1")
 
 
 def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:
@@ -59,56 +69,43 @@ def mean_line(method: str, metric: str, results: Mapping[float, MethodResult | N
 # Methods side by side ---------------------------------------------------------------------------
 
 
-def shown_results(group: Group) -> list[MethodResult]:
-    """The methods that a figure can show: they finished, or ran out of memory."""
-    return [r for r in group.methods.values() if r.finished or r.out_of_memory][:MOST_METHODS]
-
-
 def method_bars(group: Group, baseline: str) -> list[BarPanel]:
     """Peak memory and epoch time of each method, with the ratio to the baseline."""
-    shown = [name for name in (group.headline_memory(), "epoch_s") if name]
-    return [_bars_of(group, name, baseline) for name in shown]
+    return [_bars_of(group, name, baseline) for name in shown_figures(group) if name != "last_test_top1"]
 
 
 def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
-    results = shown_results(group)
+    """The methods that finished, or ran out of memory."""
+    results = [r for r in group.methods.values() if r.finished or r.out_of_memory][:MOST_METHODS]
     stats = {r.method: stat for r in results if (stat := r.stat(metric))}
     scale = scale_of(metric, stats.values())
     bars = []
     for result in results:
         stat = stats.get(result.method)
         if stat is None:
-            lost = Bar(result.method, failure="out of memory", endless=metric != "epoch_s")
-            bars.append(lost)
+            bars.append(Bar(result.method, failure="out of memory", endless=metric != "epoch_s"))
             continue
-        values = result.values[metric].values() if stat.n > 1 and stat.std else ()
+        text = scale.number(stat.mean) + f" {SURVIVORS}" * bool(result.lost_seeds)
+        estimate = group.ratio(metric, result.method, baseline)
+        if isinstance(estimate, PairedEstimate) and result.method != baseline:
+            text += f"  ({numbers.ratio(estimate.value)})"
+        seeds = result.values[metric].values() if stat.n > 1 and stat.std else ()
         bars.append(
             Bar(
                 result.method,
                 (stat.mean / scale.factor,),
-                scale.number(stat.mean)
-                + f" {SURVIVORS}" * bool(result.lost_seeds)
-                + _ratio_text(group, metric, result.method, baseline),
+                text,
                 result.method,
                 (stat.std or 0.0) / scale.factor,
-                tuple(value / scale.factor for value in values),
+                tuple(value / scale.factor for value in seeds),
             )
         )
-    title = TITLES.get(metric, "Peak memory")
-    return BarPanel(title, axis_label(metric, group.phase, scale), tuple(bars))
-
-
-def _ratio_text(group: Group, metric: str, method: str, baseline: str) -> str:
-    estimate = group.ratio(metric, method, baseline)
-    if isinstance(estimate, NotComparable) or method == baseline:
-        return ""
-    return f"  ({numbers.ratio(estimate.value)})"
+    return BarPanel(title_of(metric), axis_of(metric, group.phase, scale).label, tuple(bars))
 
 
 def pair_dots(group: Group, baseline: str) -> list[DotPanel]:
     """Every pair of every noisy comparison with the baseline; none where no method has two pairs."""
-    names = [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
-    noisy = [name for name in names if not METRICS[name].exact]
+    noisy = [name for name in shown_figures(group) if not METRICS[name].exact]
     methods = [r.method for r in group.finished if r.method != baseline][:MOST_METHODS]
     dots = {name: [_dot(group, name, method, baseline) for method in methods] for name in noisy}
     rows = [row for row in range(len(methods)) if any(len(dots[name][row].pairs) > 1 for name in noisy)]
@@ -120,8 +117,7 @@ def pair_dots(group: Group, baseline: str) -> list[DotPanel]:
 
 
 def _dot(group: Group, metric: str, method: str, baseline: str) -> Dot:
-    as_ratio = METRICS[metric].as_ratio
-    compared = (group.ratio if as_ratio else group.difference)(metric, method, baseline)
+    as_ratio, compared = METRICS[metric].as_ratio, comparison(group, metric, method, baseline)
     pairs = group.pairs(metric, method, baseline)
     if isinstance(compared, NotComparable) or isinstance(pairs, NotComparable):
         return Dot(method, None, "not comparable", method=method)
@@ -140,10 +136,9 @@ def _dot(group: Group, metric: str, method: str, baseline: str) -> Dot:
 
 
 def _dot_panel(metric: str, baseline: str, dots: Sequence[Dot]) -> DotPanel:
-    title = TITLES.get(metric, "Peak memory")
     if METRICS[metric].as_ratio:
-        return DotPanel(title, f"÷ {baseline} [×]", tuple(dots), no_change=1.0)
-    return DotPanel(title, f"− {baseline} [points]", tuple(dots), no_change=0.0, from_zero=False)
+        return DotPanel(title_of(metric), f"÷ {baseline} [×]", tuple(dots), no_change=1.0)
+    return DotPanel(title_of(metric), f"− {baseline} [points]", tuple(dots), no_change=0.0, from_zero=False)
 
 
 # Accuracy, memory and time traded off -----------------------------------------------------------
@@ -153,7 +148,7 @@ def tradeoff_panels(group: Group) -> list[Panel]:
     """Accuracy over memory and over time; for random data memory against epoch time. Filled: on the front."""
     memory = group.headline_memory() or ""
     axes = [(memory, "last_test_top1"), ("epoch_s", "last_test_top1")]
-    if not any(result.stat("last_test_top1") for result in group.finished):
+    if not measured(group, "last_test_top1"):
         axes = [("epoch_s", memory)]
     return [_tradeoff(group, x, y) for x, y in axes]
 
@@ -182,8 +177,8 @@ def _tradeoff(group: Group, x: str, y: str) -> Panel:
     over = "Accuracy over time" if x == "epoch_s" else "Accuracy over memory"
     return Panel(
         over if y == "last_test_top1" else "Memory against epoch time",
-        Axis(axis_label(x, group.phase, across), from_zero=True),
-        Axis(axis_label(y, group.phase, up), from_zero=METRICS[y].unit == "bytes"),
+        axis_of(x, group.phase, across),
+        axis_of(y, group.phase, up),
         tuple(lines),
     )
 
@@ -221,8 +216,11 @@ def can_draw_k(group: Group) -> bool:
 def k_panels(group: Group) -> list[Panel]:
     """Memory, time and accuracy against K; SLTT is K = T, BPTT a level to compare with."""
     ks = steps_used(group)
-    names = [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
-    return [_against_k(group, name, ks) for name in names if any(group.methods[m].stat(name) for m in ks)]
+    return [
+        _against_k(group, name, ks)
+        for name in shown_figures(group)
+        if any(group.methods[method].stat(name) for method in ks)
+    ]
 
 
 def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:
@@ -238,9 +236,9 @@ def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:
     if level is not None:
         lines.append(Line("bptt", ys=[level.mean / factor], method="bptt", stroke="level", size=(1.2, 0)))
     return Panel(
-        TITLES.get(metric, "Peak memory"),
+        title_of(metric),
         Axis("K, steps with a gradient", at=tuple(sorted(set(ks.values())))),
-        Axis(axis_label(metric, group.phase, scale), from_zero=metric != "last_test_top1"),
+        axis_of(metric, group.phase, scale),
         tuple(lines),
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from sltt_bench.report.groups import Group
 from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots.lines import Axis, Line, Panel
-from sltt_bench.report.sections.runs.panels import TITLES, axis_label, mean_line, scale_of
+from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
 from sltt_bench.report.statistics import Slope, Stat, slope_of
 
 FIELD_WORDS = {"timesteps": "T, time steps", "train.batch_size": "batch size"}
@@ -136,9 +136,9 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
             if (good := [x for x in stats[name] if x < value])
         ]
         yield Panel(
-            title or TITLES.get(metric, "Peak memory"),
+            title or title_of(metric),
             Axis(sweep.words, at=tuple(sweep.groups)),
-            Axis(axis_label(metric, sweep.phase, scale), from_zero=metric != "last_test_top1"),
+            axis_of(metric, sweep.phase, scale),
             tuple(lines),
             rings=tuple(rings),
             remarks=() if number else tuple(f"{n}: out of memory at {value:g}" for n, value in lost.items()),

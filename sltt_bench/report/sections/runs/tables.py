@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -10,9 +11,8 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
 from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS
+from sltt_bench.report.sections.cells import EMPTY, plain_cell, word_column
 from sltt_bench.report.statistics import PairedEstimate, Stat, stat
-
-EMPTY = TableCell(DASH, tone="muted")
 
 
 def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
@@ -21,21 +21,17 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     `brief`: without the best epoch and the Pareto front.
     """
     memory = group.headline_memory()
-    shown_beside = baseline if _can_compare(group, baseline) else None
-    columns = [_method_column(), _seeds_column(group)]
-    if any(result.stat("last_test_top1") for result in group.finished):
-        columns.append(_value_column(group, "last_test_top1", "top-1, last epoch", shown_beside))
-        if _can_compare(group, baseline):
-            columns.append(_difference_column(group, "last_test_top1", baseline))
+    columns = [_METHOD, _SEEDS]
+    if has_accuracy := measured(group, "last_test_top1"):
+        columns += _with_comparison(group, "last_test_top1", "top-1, last epoch", baseline)
         if not brief:
             columns.append(_value_column(group, "best_test_top1", "best epoch"))
-    columns += _with_ratio(group, "epoch_s", f"{group.phase} epoch", baseline)
+    columns += _with_comparison(group, "epoch_s", f"{group.phase} epoch", baseline)
     if memory:
-        columns += _with_ratio(group, memory, METRICS[memory].label, baseline)
+        columns += _with_comparison(group, memory, METRICS[memory].label, baseline)
     if not brief and (front := group.pareto_front):
         columns.append(_pareto_column(front))
-    accuracy = [name for name in ("last_test_top1",) if _measured(group, name)]
-    compared = [*accuracy, "epoch_s", *([memory] if memory else [])]
+    compared = [*["last_test_top1"] * has_accuracy, "epoch_s", *([memory] if memory else [])]
     doubts = [
         f"{result.method} may mean nothing: {doubt}."
         for result in group.finished
@@ -47,31 +43,41 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
 
 def every_figure(group: Group, baseline: str) -> Table:
     """One row for each measured figure, under its own name and in its own unit; a column for each method."""
-    methods = list(group.methods)
     has_baseline = _can_compare(group, baseline)
-    headings = [Heading("figure", numeric=False), *(Heading(method) for method in methods)]
-    rows = []
-    for name in _FIGURES:
-        if _measured(group, name):
-            label = METRICS[name].label
-            if METRICS[name].of_phase:
-                label = f"{label}, {group.phase} epochs"
-            cells = [_figure_cell(group, name, method, baseline, has_baseline) for method in methods]
-            rows.append((TableCell(label, value=label), *cells))
+    columns: list[Column[str]] = [
+        word_column("figure", partial(_figure_label, group)),
+        *((Heading(method), partial(_figure_cell, group, method, baseline)) for method in group.methods),
+    ]
+    shown = [name for name in _FIGURES if measured(group, name)]
     notes = ["Memory: peak while training. Its figures count different things and are never mixed."]
-    if _measured(group, "allocated_at_reset_bytes"):
+    if measured(group, "allocated_at_reset_bytes"):
         notes.append(
             "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
             "the last gradients, workspaces of libraries)."
         )
-    if _measured(group, "backward_passes"):
+    if measured(group, "backward_passes"):
         notes.append("Backward passes: of one training iteration, mean over all epochs.")
     notes += _resolution_notes(group)
     if has_baseline:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
-    return Table(
-        "every-figure", "Every figure", tuple(headings), tuple(rows), tuple(notes), secondary=True, across="method",
-    )  # fmt: skip
+    table = table_of("every-figure", "Every figure", columns, shown, notes, secondary=True)
+    return replace(table, across="method")
+
+
+def _figure_label(group: Group, name: str) -> str:
+    metric = METRICS[name]
+    return f"{metric.label}, {group.phase} epochs" if metric.of_phase else metric.label
+
+
+def _figure_cell(group: Group, method: str, baseline: str, name: str) -> TableCell:
+    stat = group.methods[method].stat(name)
+    if stat is None or group.blocking(name, method):
+        return _without_figure(group.methods[method], stat)
+    text = scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
+    if not _can_compare(group, baseline) or method == baseline or not METRICS[name].compared:
+        return TableCell(text, value=stat.mean)
+    compared = _comparison_cell(group, name, method, baseline)
+    return TableCell(text, compared.text, stat.mean, compared.tone)
 
 
 _COUNTER_S, _READING_S = 0.1, 1.0
@@ -84,12 +90,12 @@ def _resolution_notes(group: Group) -> list[str]:
     if not shortest:
         return []
     notes = []
-    if _measured(group, "energy_j") and 0.05 * shortest < _COUNTER_S:
+    if measured(group, "energy_j") and 0.05 * shortest < _COUNTER_S:
         notes.append(
             f"Energy: the GPU's counter moves every 20 to 100 ms, up to {_COUNTER_S / shortest:.0%} of the shortest epoch "
             "here: the joules are as rough."
         )
-    if _measured(group, "gpu_util") and shortest < _READING_S:
+    if measured(group, "gpu_util") and shortest < _READING_S:
         notes.append(
             "GPU utilisation: a reading is that of up to a second, longer than the shortest epoch here, and holds some of "
             "what came before it."
@@ -118,10 +124,10 @@ def inference_costs(group: Group) -> Table | None:
     Operations are of one test sample over all T steps. The energy is computed from the counts, and so stands
     in no table of measured joules.
     """
-    counted = [name for name in INFERENCE_FIGURES if _measured(group, name)]
+    counted = [name for name in INFERENCE_FIGURES if measured(group, name)]
     if not counted:
         return None
-    columns = [_method_column(), _seeds_column(group)]
+    columns = [_METHOD, _SEEDS]
     columns += [_value_column(group, name, METRICS[name].label) for name in counted]
     return table_of(
         "inference", "Cost of inference", columns, group.methods.values(), [_OF_INFERENCE], secondary=True
@@ -136,36 +142,19 @@ _OF_INFERENCE = (
 )
 
 
-def _figure_cell(group: Group, name: str, method: str, baseline: str, has_baseline: bool) -> TableCell:
-    result = group.methods[method]
-    stat = result.stat(name)
-    if stat is None:
-        return _absent(result)
-    if group.blocking(name, method):
-        return TableCell("contradictory", tone="bad")
-    text = scale_for(METRICS[name].unit, [stat.mean]).text(stat.mean)
-    if not has_baseline or method == baseline or not METRICS[name].compared:
-        return TableCell(text, value=stat.mean)
-    compared = ratio_cell(group, name, method, baseline)
-    return TableCell(text, compared.text, stat.mean, compared.tone)
-
-
 # Columns ----------------------------------------------------------------------------------------
 
 
-def _method_column() -> Column[MethodResult]:
-    return Heading("method", numeric=False), lambda result: TableCell(result.method, value=result.method)
+def _seeds_cell(result: MethodResult) -> TableCell:
+    n, failed = len(result.seeds), {seed for failure in result.failures for seed in failure.seeds}
+    repeated = f"{result.finished} runs" if result.finished > n else ""
+    if failed:
+        return TableCell(f"{n} of {len(failed.union(result.seeds))}", repeated, n, "bad")
+    return TableCell(str(n), repeated, n)
 
 
-def _seeds_column(group: Group) -> Column[MethodResult]:
-    def cell(result: MethodResult) -> TableCell:
-        n, failed = len(result.seeds), {seed for failure in result.failures for seed in failure.seeds}
-        repeated = f"{result.finished} runs" if result.finished > n else ""
-        if failed:
-            return TableCell(f"{n} of {len(failed.union(result.seeds))}", repeated, n, "bad")
-        return TableCell(str(n), repeated, n)
-
-    return Heading("seeds"), cell
+_METHOD: Column[MethodResult] = word_column("method", lambda result: result.method)
+_SEEDS: Column[MethodResult] = (Heading("seeds"), _seeds_cell)
 
 
 def _value_column(group: Group, metric: str, label: str, baseline: str | None = None) -> Column[MethodResult]:
@@ -177,20 +166,15 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
 
     def cell(result: MethodResult) -> TableCell:
         stat = stats.get(result.method)
-        if stat is None:
-            return _absent(result)
-        if group.blocking(metric, result.method):
-            return TableCell("contradictory", tone="bad")
+        if stat is None or group.blocking(metric, result.method):
+            return _without_figure(result, stat)
         spread = "" if stat.std is None else f"± {numbers.percent(stat.std)}"
         if METRICS[metric].unit == "accuracy":
-            return TableCell(numbers.percent(stat.mean), spread, stat.mean, _chance_tone(group, result))
+            tone: Tone = "muted" if group.at_chance(result.method) else "plain"
+            return TableCell(numbers.percent(stat.mean), spread, stat.mean, tone)
         return TableCell(*numbers.mean_and_spread(stat, scale), stat.mean)
 
     return Heading(label, scale.unit), cell
-
-
-def _chance_tone(group: Group, result: MethodResult) -> Tone:
-    return "muted" if group.at_chance(result.method) else "plain"
 
 
 def _stat_beside(group: Group, metric: str, method: str, baseline: str | None) -> Stat | None:
@@ -224,15 +208,23 @@ def _stat_of(metric: str, values: Mapping[Hashable, float]) -> Stat:
     return stat(list(values.values()), geometric=METRICS[metric].as_ratio)
 
 
-def _absent(result: MethodResult) -> TableCell:
-    return (
-        TableCell(result.failures[0].status, tone="bad") if not result.finished and result.failures else EMPTY
-    )
+def _without_figure(result: MethodResult, stat: Stat | None) -> TableCell:
+    """Of a method that did not measure a figure, or whose figure contradicts another."""
+    if stat is not None:
+        return TableCell("contradictory", tone="bad")
+    failed = not result.finished and result.failures
+    return TableCell(result.failures[0].status, tone="bad") if failed else EMPTY
 
 
-def _with_ratio(group: Group, metric: str, label: str, baseline: str) -> list[Column[MethodResult]]:
-    value = _value_column(group, metric, label, baseline if _can_compare(group, baseline) else None)
-    return [value, _ratio_column(group, metric, baseline)] if _can_compare(group, baseline) else [value]
+def _with_comparison(group: Group, metric: str, label: str, baseline: str) -> list[Column[MethodResult]]:
+    """The means of a figure, and where the baseline finished what they are beside the baseline's."""
+    if not _can_compare(group, baseline):
+        return [_value_column(group, metric, label)]
+    heading = Heading(f"÷ {baseline}") if METRICS[metric].as_ratio else Heading(f"− {baseline}", "points")
+    return [
+        _value_column(group, metric, label, baseline),
+        (heading, lambda result: _comparison_cell(group, metric, result.method, baseline)),
+    ]
 
 
 def _can_compare(group: Group, baseline: str) -> bool:
@@ -240,28 +232,28 @@ def _can_compare(group: Group, baseline: str) -> bool:
     return baseline in group.methods and group.methods[baseline].finished > 0
 
 
-def _ratio_column(group: Group, metric: str, baseline: str) -> Column[MethodResult]:
-    def cell(result: MethodResult) -> TableCell:
-        return ratio_cell(group, metric, result.method, baseline)
+def comparison(group: Group, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
+    """A method's figure beside the baseline's: their ratio, of accuracies their difference."""
+    compare = group.ratio if METRICS[metric].as_ratio else group.difference
+    return compare(metric, method, baseline)
 
-    return Heading(f"÷ {baseline}"), cell
 
-
-def ratio_cell(group: Group, metric: str, method: str, baseline: str) -> TableCell:
-    """A ratio with its interval and count, coloured as far as `_tone` and the group's breaches allow."""
-    estimate = group.ratio(metric, method, baseline)
+def _comparison_cell(group: Group, metric: str, method: str, baseline: str) -> TableCell:
+    """A comparison with its interval and count, coloured as far as `_tone` and the group's breaches allow."""
+    estimate, as_ratio = comparison(group, metric, method, baseline), METRICS[metric].as_ratio
     if isinstance(estimate, NotComparable):
         return TableCell("not comparable", tone="muted")
+    no_change = 1.0 if as_ratio else 0.0
     if method == baseline:
-        return TableCell("1", value=1.0, tone="muted")
-    detail = _detail(estimate, numbers.ratio_interval(estimate.interval))
-    undecided = group.undecided(metric, (method, baseline))
-    tone = "plain" if undecided else _tone(estimate, 1.0, METRICS[metric].better)
-    return TableCell(numbers.ratio(estimate.value, 1.0), detail, estimate.value, tone)
-
-
-def _detail(estimate: PairedEstimate, interval: str) -> str:
-    return "exact" if estimate.exact else f"{interval} n = {estimate.n}".strip()
+        return TableCell(f"{no_change:g}", value=no_change, tone="muted")
+    if as_ratio:
+        text, interval = numbers.ratio(estimate.value, no_change), numbers.ratio_interval(estimate.interval)
+    else:
+        text, interval = numbers.points(estimate.value), numbers.points_interval(estimate.interval)
+    detail = "exact" if estimate.exact else f"{interval} n = {estimate.n}".strip()
+    undecided = as_ratio and group.undecided(metric, (method, baseline))
+    tone = "plain" if undecided else _tone(estimate, no_change, METRICS[metric].better)
+    return TableCell(text, detail, estimate.value, tone)
 
 
 def _tone(estimate: PairedEstimate, no_change: float, better: str) -> Tone:
@@ -269,21 +261,6 @@ def _tone(estimate: PairedEstimate, no_change: float, better: str) -> Tone:
     if not estimate.certain or not estimate.excludes(no_change):
         return "plain"
     return "good" if (estimate.value < no_change) == (better == "lower") else "bad"
-
-
-def _difference_column(group: Group, metric: str, baseline: str) -> Column[MethodResult]:
-    def cell(result: MethodResult) -> TableCell:
-        estimate = group.difference(metric, result.method, baseline)
-        if isinstance(estimate, NotComparable):
-            return TableCell("not comparable", tone="muted")
-        if result.method == baseline:
-            return TableCell("0", value=0.0, tone="muted")
-        detail = _detail(estimate, numbers.points_interval(estimate.interval))
-        return TableCell(
-            numbers.points(estimate.value), detail, estimate.value, _tone(estimate, 0.0, "higher")
-        )
-
-    return Heading(f"− {baseline}", "points"), cell
 
 
 def _pareto_column(front: set[str]) -> Column[MethodResult]:
@@ -299,14 +276,15 @@ def _pareto_column(front: set[str]) -> Column[MethodResult]:
 # Notes ------------------------------------------------------------------------------------------
 
 
-def _measured(group: Group, metric: str) -> bool:
+def measured(group: Group, metric: str) -> bool:
+    """Whether a method that finished has the figure."""
     return any(result.values.get(metric) for result in group.finished)
 
 
 def _remarks(group: Group, *, best_epoch: bool) -> list[str]:
     """`best_epoch`: the table has a column of it."""
     notes = [f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures]
-    if best_epoch and any(r.stat("best_test_top1") for r in group.finished):
+    if best_epoch and measured(group, "best_test_top1"):
         notes.append("Best-epoch accuracy is chosen on test data; the last epoch's is not.")
     if group.key.synthetic:
         notes.append("Random data: memory and time mean something, accuracy does not and is left empty.")
@@ -333,8 +311,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     for method, metric in product(group.methods, metrics):
         if method == baseline:
             continue
-        compare = group.difference if METRICS[metric].unit == "accuracy" else group.ratio
-        estimate = compare(metric, method, baseline)
+        estimate = comparison(group, metric, method, baseline)
         if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
             beside += _pair_notes(group, metric, method, baseline, shared[metric])
@@ -394,29 +371,23 @@ def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
 
 def backend_tables(groups: Sequence[Group]) -> list[Table]:
     """For each method that ran on several backends under else equal conditions: the backends compared."""
-    tables = []
-    for same in _alike_but_for_backend(groups):
-        methods = {method for group in same for method in group.methods}
-        for method in sorted(methods):
-            rows = [group for group in same if method in group.methods]
-            if len(rows) > 1:
-                tables.append(_backend_table(method, rows))
-    return tables
-
-
-def _alike_but_for_backend(groups: Sequence[Group]) -> list[list[Group]]:
     families: dict[Any, list[Group]] = {}
     for group in groups:
         conditions = {**vars(group.key), "backend": ""}
         families.setdefault(tuple(conditions.values()), []).append(group)
-    return [family for family in families.values() if len(family) > 1]
+    return [
+        _backend_table(method, rows)
+        for same in families.values()
+        for method in sorted({method for group in same for method in group.methods})
+        if len(rows := [group for group in same if method in group.methods]) > 1
+    ]
 
 
 def _backend_table(method: str, groups: Sequence[Group]) -> Table:
     """The methods' table with backends in place of methods: a group of its own, of one method."""
     first = groups[0]
     by_backend = {
-        group.key.backend: _renamed(group.methods[method], group.key.backend)
+        group.key.backend: replace(group.methods[method], method=group.key.backend)
         for group in sorted(groups, key=lambda group: group.key.backend != "reference")
     }
     merged = Group(
@@ -432,11 +403,7 @@ def _backend_table(method: str, groups: Sequence[Group]) -> Table:
     headings = (Heading("backend", numeric=False), *table.headings[1:])
     conditions = [word for word in first.key.conditions() if not word.startswith("backend ")]
     title = f"Backends, method {method} ({', '.join(conditions)})"
-    return Table(f"{first.key.slug()}-backends-{method}", title, headings, table.rows, table.notes)
-
-
-def _renamed(result: MethodResult, name: str) -> MethodResult:
-    return replace(result, method=name)
+    return replace(table, name=f"{first.key.slug()}-backends-{method}", title=title, headings=headings)
 
 
 # Smoke runs -------------------------------------------------------------------------------------
@@ -466,9 +433,9 @@ def _smoke_row(group: Group) -> tuple[TableCell, ...]:
     )
     finished = ", ".join(result.method for result in group.finished)
     return (
-        TableCell(key.recipe, value=key.recipe),
-        TableCell(str(key.timesteps), value=key.timesteps),
-        TableCell(str(key.batch_size), value=key.batch_size),
+        plain_cell(key.recipe),
+        plain_cell(key.timesteps),
+        plain_cell(key.batch_size),
         TableCell(finished or DASH, value=finished),
         TableCell(failed or DASH, value=failed, tone="bad" if failed else "muted"),
         TableCell("random" if key.synthetic else "real", value=str(key.synthetic)),
