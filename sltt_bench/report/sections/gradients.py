@@ -25,7 +25,13 @@ from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.cells import EMPTY, percent_cell
 from sltt_bench.results.reader import Results, Run
-from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
+from sltt_bench.results.schema import (
+    DRAWS_FILE,
+    EPOCHS_FILE,
+    GRADIENTS_FILE,
+    METHOD_GRADIENTS_FILE,
+    OPERATIONS_FILE,
+)
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""
@@ -148,29 +154,22 @@ def find_families(results: Results) -> list[GradientFamily]:
         "smoke",
         "held_fixed",
     ]
-    tables = [*(_rows(results, file) for file in _FILES), results.epochs]
+    tables = {file: _rows(results, file) for file in _FILES} | {EPOCHS_FILE: results.epochs}
     families = []
     for _, members in cells.groupby(family, sort=True):
-        own = [table.merge(members[["run", "cell_id"]]) for table in tables]
-        if not own[0].empty:
-            families.append(_family(results.runs[int(members.iloc[0]["run"])], members, *own))
+        own = {file: table.merge(members[["run", "cell_id"]]) for file, table in tables.items()}
+        if not own[GRADIENTS_FILE].empty:
+            families.append(_family(results.runs[int(members.iloc[0]["run"])], members, own))
     return families
 
 
-def _family(
-    run: Run,
-    cells: pd.DataFrame,
-    rows: pd.DataFrame,
-    draws: pd.DataFrame,
-    operations: pd.DataFrame,
-    rules: pd.DataFrame,
-    epochs: pd.DataFrame,
-) -> GradientFamily:
+def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> GradientFamily:
     """The family of these cells, the first of them the run's, with their rows of each file."""
     first = cells.iloc[0]
     settings = _settings(run, str(first["cell_id"]))
+    rows = tables[GRADIENTS_FILE]
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
-    epochs = epochs.merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
+    epochs = tables[EPOCHS_FILE].merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
     conditions = [first["device_name"], "gradients in fp32"]
     conditions += [f"trained in {first['precision']}"] * bool(rows["epoch"].max() > 0)
     conditions += [f"batch {int(first['batch_size'])}", *settings]
@@ -183,9 +182,11 @@ def _family(
         method=str(first["method"]),
         conditions=tuple(word for word in map(str, conditions) if word),
         gradients=_with_lowest_layer(_mean_over_seeds(rows, [*MOMENT, *_PART]), MOMENT),
-        draws=_mean_over_seeds(draws, [*MOMENT, "drawn"]),
-        operations=operations.drop_duplicates(["timesteps", "counted_method"]),
-        rules=_with_lowest_layer(_mean_over_seeds(rules, [*of_rule, *_PART]), of_rule),
+        draws=_mean_over_seeds(tables[DRAWS_FILE], [*MOMENT, "drawn"]),
+        operations=tables[OPERATIONS_FILE].drop_duplicates(["timesteps", "counted_method"]),
+        rules=_with_lowest_layer(
+            _mean_over_seeds(tables[METHOD_GRADIENTS_FILE], [*of_rule, *_PART]), of_rule
+        ),
         accuracy=epochs.groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),

@@ -19,7 +19,7 @@ from sltt_bench.report.sections.estimates.tables import (
     limit_tables,
     memory_table,
     part_table,
-    pivot_table,
+    work_table,
 )
 from sltt_bench.report.sections.estimates.verdicts import judge
 from sltt_bench.results.schema import ESTIMATES_FILE
@@ -101,8 +101,8 @@ def _set_to(key: str, settings: Mapping[str, Any]) -> str:
 def _blocks(family: EstimateFamily, name: str, baseline: str) -> Iterator[Block]:
     yield memory_table(family, name, baseline)
     yield from figures(family, name)
-    yield pivot_table(family, name, baseline, "multiplications")
-    yield from limit_tables(family, name, baseline)
+    yield work_table(family, name, baseline)
+    yield from limit_tables(family, name)
     if beside := beside_table(family, name):
         yield beside
     yield cause_table(family, name)

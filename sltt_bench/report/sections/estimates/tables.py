@@ -1,8 +1,7 @@
 """Tables of a family of estimates."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,50 +16,69 @@ Estimate = Mapping[Any, Any]
 """Column of estimates.csv → value."""
 
 
-@dataclass(frozen=True)
-class _Pivot:
-    """What a table of one column of estimates.csv looks like."""
-
-    name: str
-    title: str
-    scale: Callable[[Sequence[float]], Scale]
-    compared: bool
-    """Whether ratios to the baseline stand beside the values."""
-    note: Callable[[EstimateFamily], str]
-
-
 def memory_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     """The peak at each T and batch size, with what else a reader of it must know."""
-    notes = [f"{failure}." for failure in family.failures]
+    notes = ["Of one training iteration, in the steady state.", *_ratio_note(family, baseline)]
+    notes += [f"{failure}." for failure in family.failures]
     notes += [f"{family.again} older estimates of the same cells do not count."] * (family.again > 0)
-    return pivot_table(family, name, baseline, "peak_tensor_bytes", notes)
+    title = "Peak of live tensors, estimated"
+    return _pivot(family, f"{name}-memory", title, "peak_tensor_bytes", _bytes, notes, baseline)
 
 
-def limit_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[Table]:
-    """What was asked for beside: the largest batch and T that fit, and the lower bound on time."""
-    searched = family.rows["memory_bytes"].notna().any()
-    for column in ("largest_batch_size", "largest_timesteps", "epoch_lower_bound_s"):
-        if family.rows[column].notna().any() or (column == "largest_timesteps" and searched):
-            yield pivot_table(family, name, baseline, column)
-    if (family.rows["exchanged_bytes"].fillna(0) > 0).any():
-        yield pivot_table(family, name, baseline, "exchanged_bytes")
+def work_table(family: EstimateFamily, name: str, baseline: str) -> Table:
+    """The multiplications at each T and batch size."""
+    notes = ["Forward and backward; SLTT-K passes backward at K of T steps.", *_ratio_note(family, baseline)]
+    title = "Multiplications of one training iteration, estimated"
+    return _pivot(family, f"{name}-work", title, "multiplications", _powers, notes, baseline)
 
 
-def pivot_table(
-    family: EstimateFamily, name: str, baseline: str, column: str, notes: Sequence[str] = ()
+def _ratio_note(family: EstimateFamily, baseline: str) -> list[str]:
+    return [f"×: ratio to {baseline}."] * (baseline in family.methods)
+
+
+def limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
+    """What was asked for beside: the largest batch and T that fit, and the lower bound on time; and what processes
+    exchange."""
+    rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
+    if rows["largest_batch_size"].notna().any():
+        title, note = "Largest batch that fits, estimated", f"At the row's T, into {room}, margin taken off."
+        yield _pivot(family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note])
+    if rows["largest_timesteps"].notna().any() or family.rooms:
+        title = "Largest T that fits, estimated"
+        note = f"At the row's batch, into {room}, margin taken off; searched up to T = 64."
+        yield _pivot(family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note])
+    if rows["epoch_lower_bound_s"].notna().any():
+        gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
+        title = "Lower bound on an epoch's training time"
+        note = f"{gpus}, from its data sheet: no run can be faster, every run is slower."
+        yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", partial(scale_for, "s"), [note])
+    if (rows["exchanged_bytes"].fillna(0) > 0).any():
+        title = "Exchanged in each iteration, by each process"
+        note = "Gradients over all processes by a ring: what each sends, and receives."
+        yield _pivot(family, f"{name}-exchanged", title, "exchanged_bytes", _bytes, [note])
+
+
+def _pivot(
+    family: EstimateFamily,
+    name: str,
+    title: str,
+    column: str,
+    scale_of: Callable[[Iterable[float]], Scale],
+    notes: Sequence[str],
+    baseline: str | None = None,
 ) -> Table:
-    """A row for each T and batch size, a column for each method, of one column of estimates.csv."""
-    look = _PIVOTS[column]
-    scale = look.scale(list(family.rows[column].dropna().astype(float)))
+    """A row for each T and batch size, a column for each method, of one column of estimates.csv, with the ratios to a
+    baseline."""
+    scale = scale_of(family.rows[column].dropna().astype(float))
 
     def cell(point: Point, method: str) -> TableCell:
         value = family.value(point, method, column)
         if value is None:
             searched = family.value(point, method, "memory_bytes") is not None
             return TableCell("no limit met") if column == "largest_timesteps" and searched else EMPTY
-        ratio = (
-            family.ratio(point, method, baseline, column) if look.compared and method != baseline else None
-        )
+        ratio = None
+        if baseline is not None and method != baseline:
+            ratio = family.ratio(point, method, baseline, column)
         return TableCell(scale.number(value), "" if ratio is None else numbers.ratio(ratio), value)
 
     columns: list[Column[Point]] = [
@@ -68,13 +86,13 @@ def pivot_table(
         (Heading("batch"), lambda point: plain_cell(point[1])),
         *((Heading(method, scale.unit), partial(cell, method=method)) for method in family.methods),
     ]
-    ratios = [f"×: ratio to {baseline}."] * (look.compared and baseline in family.methods)
-    return table_of(
-        f"{name}-{look.name}", look.title, columns, family.points, [look.note(family), *ratios, *notes]
-    )
+    return table_of(name, title, columns, family.points, notes)
 
 
-def _powers(values: Sequence[float]) -> Scale:
+_bytes = partial(scale_for, "bytes")
+
+
+def _powers(values: Iterable[float]) -> Scale:
     """A count's scale as a power of ten: "T" would be read as time steps."""
     factor = scale_for("count", values).factor
     exponent = str(round(math.log10(factor))).translate(_SUPERSCRIPTS)
@@ -91,38 +109,8 @@ class _Whole(Scale):
         return f"{value:,.0f}"
 
 
-_COUNT = _Whole(1, "")
-_PIVOTS = {
-    "peak_tensor_bytes": _Pivot(
-        "memory", "Peak of live tensors, estimated", partial(scale_for, "bytes"), True,
-        lambda family: "Of one training iteration, in the steady state.",
-    ),
-    "multiplications": _Pivot(
-        "work", "Multiplications of one training iteration, estimated", _powers, True,
-        lambda family: "Forward and backward; SLTT-K passes backward at K of T steps.",
-    ),
-    "largest_batch_size": _Pivot(
-        "largest-batch", "Largest batch that fits, estimated", lambda _: _COUNT, False,
-        lambda family: f"At the row's T, into {_room(family)}.",
-    ),
-    "largest_timesteps": _Pivot(
-        "largest-t", "Largest T that fits, estimated", lambda _: _COUNT, False,
-        lambda family: f"At the row's batch, into {_room(family)}; searched up to T = 64.",
-    ),
-    "exchanged_bytes": _Pivot(
-        "exchanged", "Exchanged in each iteration, by each process", partial(scale_for, "bytes"), False,
-        lambda family: "Gradients over all processes by a ring: what each sends, and receives.",
-    ),
-    "epoch_lower_bound_s": _Pivot(
-        "time", "Lower bound on an epoch's training time", partial(scale_for, "s"), False,
-        lambda family: f"{', '.join(sorted(set(family.rows['gpu']) - {''}))}, from its data sheet: no run can be "
-        "faster, every run is slower.",
-    ),
-}  # fmt: skip
-
-
-def _room(family: EstimateFamily) -> str:
-    return " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms) + ", margin taken off"
+def _whole(values: Iterable[float]) -> Scale:
+    return _Whole(1, "")
 
 
 _PLACE: tuple[Column[Estimate], ...] = (

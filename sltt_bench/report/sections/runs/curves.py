@@ -87,37 +87,18 @@ def curve_panels(shown: Sequence[Curve], floor: float | None) -> list[Panel]:
     levels: tuple[tuple[float, str], ...] = () if target is None else ((100 * target, ""),)
     if floor is not None and floor >= min(float(curve.accuracy.min()) for curve in shown):
         levels = (*levels, (100 * floor, "chance"))
-    above = [curve for curve in shown if not curve.at_chance]
+    time = Axis(f"training time [{scale.unit}]", from_zero=True)
+    by_time = tuple(_mean(curve, curve.trained_s.mean(axis=0) / scale.factor) for curve in shown)
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
-        Panel(
-            "Accuracy by training time",
-            Axis(f"training time [{scale.unit}]", from_zero=True),
-            Axis("test top-1 [%]"),
-            tuple(_mean(curve, curve.trained_s.mean(axis=0) / scale.factor) for curve in shown),
-            levels,
-        ),
+        Panel("Accuracy by training time", time, Axis("test top-1 [%]"), by_time, levels),
     ]
-    if above:
+    if above := [curve for curve in shown if not curve.at_chance]:
         low = max(floor or 0.0, min(float(curve.accuracy.min()) for curve in above))
         wanted = np.linspace(low, max(curve.peak for curve in above), _LEVELS)
-        panels.append(
-            Panel(
-                "Time to an accuracy",
-                Axis("test top-1 reached [%]"),
-                Axis(f"training time [{scale.unit}]", from_zero=True),
-                tuple(
-                    Line(
-                        curve.method,
-                        100 * wanted,
-                        [curve.time_to(level) / scale.factor for level in wanted],
-                        method=curve.method,
-                        marks="none",
-                    )
-                    for curve in above
-                ),
-            )
-        )
+        taken = {curve.method: [curve.time_to(level) / scale.factor for level in wanted] for curve in above}
+        lines = tuple(Line(name, 100 * wanted, ys, method=name, marks="none") for name, ys in taken.items())
+        panels.append(Panel("Time to an accuracy", Axis("test top-1 reached [%]"), time, lines))
     return panels
 
 

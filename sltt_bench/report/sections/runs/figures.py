@@ -12,7 +12,7 @@ from sltt_bench.report.groups import Group
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import draw_bars
 from sltt_bench.report.plots.dots import draw_dots
-from sltt_bench.report.plots.lines import SURVIVORS, draw_lines
+from sltt_bench.report.plots.lines import SURVIVORS, Panel, draw_lines
 from sltt_bench.report.sections.runs.curves import (
     Curve,
     common_accuracy,
@@ -90,24 +90,22 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     fixed = [_held_fixed(sweep, varied) for sweep in sweeps]
     common = [word for word in fixed[0] if all(word in words for words in fixed)]
     titles = [", ".join(word for word in words if word not in common) for words in fixed]
-    seeds = [len(r.seeds) for sweep in sweeps for group in sweep.groups.values() for r in group.finished]
+    groups = [group for sweep in sweeps for group in sweep.groups.values()]
+    seeds = [len(result.seeds) for group in groups for result in group.finished]
     n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
     lost = any(sweep.first_lost(method) is not None for sweep in sweeps for method in sweep.methods)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
-    groups = [group for sweep in sweeps for group in sweep.groups.values()]
     caption = (
         f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
         f"{_slopes(sweeps[0])}{_survivors(groups)}{n} seeds a point; {', '.join(common)}."
     )
-    return Figure(
-        name,
-        f"Against {sweeps[0].words}",
-        caption,
-        draw_lines,
-        lambda: [
+
+    def panels() -> list[Panel]:
+        return [
             panel for sweep, title in zip(sweeps, titles, strict=True) for panel in sweep_panels(sweep, title)
-        ],
-    )
+        ]
+
+    return Figure(name, f"Against {sweeps[0].words}", caption, draw_lines, panels)
 
 
 def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
@@ -169,59 +167,38 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
     finished = [group for group in groups if group.finished]
     if not finished:
         return []
-    group = finished[0]
-    methods = ",".join(group.methods)
-    run = f"sltt-bench run {recipe}"
-    titles = {figure.title for figure in drawn}
-    fields = {sweep.field for sweep in find_sweeps(groups)}
-    steps, batch = group.key.timesteps, group.key.batch_size
+    methods, steps, batch = (
+        ",".join(finished[0].methods),
+        finished[0].key.timesteps,
+        finished[0].key.batch_size,
+    )
     ks = ",".join(f"sltt-k{k}" for k in (1, 2, 4, 8) if k < steps)
-    wanted = [
-        (_ACCURACY in titles, _ACCURACY, _no_accuracy(finished), f"{run} --method {methods}"),
-        (
-            _PAIRS in titles,
-            _PAIRS,
-            "no method has two seeds beside the baseline's",
-            f"{run} --method {methods} --seed 0,1,2,3,4",
-        ),
-        (
-            titles & {_TRADEOFF, _TRADEOFF_OF_TWO},
-            _TRADEOFF,
-            "it takes two finished methods",
-            f"{run} --method bptt,sltt",
-        ),
-        (
-            "timesteps" in fields,
-            "Memory and time against T",
+    random = all(group.key.synthetic for group in finished)
+    no_accuracy = "only random data was run" if random else "no run has accuracy for two epochs or more"
+    wanted = {
+        _ACCURACY: (no_accuracy, methods),
+        _PAIRS: ("no method has two seeds beside the baseline's", f"{methods} --seed 0,1,2,3,4"),
+        _TRADEOFF: ("it takes two finished methods", "bptt,sltt"),
+        _AGAINST_T: (
             "no two groups differ in T alone",
-            f"{run} --method {methods} --set timesteps={','.join(map(str, sorted({1, 2, 4, 8, steps})))}",
+            f"{methods} --set timesteps={','.join(map(str, sorted({1, 2, 4, 8, steps})))}",
         ),
-        (
-            "train.batch_size" in fields,
-            "Memory and time against batch size",
+        _AGAINST_BATCH: (
             "no two groups differ in batch size alone",
-            f"{run} --method {methods} --set train.batch_size={batch // 2 or 1},{batch},{2 * batch}",
+            f"{methods} --set train.batch_size={batch // 2 or 1},{batch},{2 * batch}",
         ),
-        (
-            _AGAINST_K in titles or steps < 3,
-            _AGAINST_K,
-            "it takes three values of K (SLTT counts as K = T)",
-            f"{run} --method bptt,{ks},sltt",
-        ),
-        (
-            _TIMELINE in titles,
-            _TIMELINE,
-            "no run sampled NVML",
-            f"{run} --method {methods}   # on a machine with an NVIDIA GPU",
-        ),
+        _AGAINST_K: ("it takes three values of K (SLTT counts as K = T)", f"bptt,{ks},sltt"),
+        _TIMELINE: ("no run sampled NVML", f"{methods}   # on a machine with an NVIDIA GPU"),
+    }
+    there = {_TRADEOFF if figure.title == _TRADEOFF_OF_TWO else figure.title for figure in drawn}
+    there |= {_SWEPT[field] for field in _SWEPT.keys() & {sweep.field for sweep in find_sweeps(groups)}}
+    if steps < 3:
+        wanted.pop(_AGAINST_K)
+    return [
+        MissingFigure(title, reason, f"sltt-bench run {recipe} --method {how}")
+        for title, (reason, how) in wanted.items()
+        if title not in there
     ]
-    return [MissingFigure(title, reason, command) for there, title, reason, command in wanted if not there]
-
-
-def _no_accuracy(groups: Sequence[Group]) -> str:
-    if all(group.key.synthetic for group in groups):
-        return "only random data was run"
-    return "no run has accuracy for two epochs or more"
 
 
 # Captions ---------------------------------------------------------------------------------------
@@ -230,6 +207,8 @@ _METHODS, _ACCURACY = "Memory and time per method", "Accuracy by epoch and by ti
 _PAIRS = "Every pair beside the baseline"
 _TRADEOFF_OF_TWO = "Memory and time traded off"
 _TRADEOFF, _AGAINST_K, _TIMELINE = "Accuracy, memory and time traded off", "Against K", "NVML timeline"
+_AGAINST_T, _AGAINST_BATCH = "Memory and time against T", "Memory and time against batch size"
+_SWEPT = {"timesteps": _AGAINST_T, "train.batch_size": _AGAINST_BATCH}
 
 
 def _methods(group: Group, name: str, baseline: str) -> Figure:

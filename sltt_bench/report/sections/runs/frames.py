@@ -1,6 +1,6 @@
 """What was measured as tables for other tools: summary.csv, a row a method, and seeds.csv, a row a measurement."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,24 +16,23 @@ def seeds_frame(groups: Sequence[Group], runs: Sequence[Run]) -> pd.DataFrame:
 
     What it lacks was not measured, or its cell is not sound; a repeated seed has a row for each run.
     """
-    rows = [row for number, group in enumerate(groups, start=1) for row in _seed_rows(group, number, runs)]
-    return pd.DataFrame(rows)
-
-
-def _seed_rows(group: Group, number: int, runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    shared = {"group": number, **vars(group.key), "overrides": _overrides(group)}
-    for result in group.methods.values():
-        for name, metric in METRICS.items():
-            for (run, seed), value in sorted(result.by_run.get(name, {}).items()):
-                yield {
-                    **shared,
-                    "method": result.method,
-                    "run": runs[run].path.name,
-                    "seed": seed,
-                    "figure": name,
-                    "value": value,
-                    "epochs_used": result.phase if metric.of_phase else "",
-                }
+    return pd.DataFrame(
+        {
+            "group": number,
+            **vars(group.key),
+            "overrides": _overrides(group),
+            "method": result.method,
+            "run": runs[run].path.name,
+            "seed": seed,
+            "figure": name,
+            "value": value,
+            "epochs_used": result.phase if metric.of_phase else "",
+        }
+        for number, group in enumerate(groups, start=1)
+        for result in group.methods.values()
+        for name, metric in METRICS.items()
+        for (run, seed), value in sorted(result.by_run.get(name, {}).items())
+    )
 
 
 def summary_frame(groups: Sequence[Group], baseline: str) -> pd.DataFrame:
@@ -60,7 +59,7 @@ def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str,
         stat = None if group.blocking(name, result.method) else result.stat(name)
         row[f"{name}_mean"] = stat and stat.mean
         row[f"{name}_std"] = stat and stat.std
-        if metric.unit in ("bytes", "s", "per_s", "J") and name != "wall_s":
+        if metric.as_ratio and name != "wall_s":
             row |= _estimate_columns(f"{name}_ratio", group.ratio(name, result.method, baseline))
     row |= _estimate_columns(
         "last_test_top1_minus", group.difference("last_test_top1", result.method, baseline)
