@@ -92,11 +92,12 @@ def _cells_without_rows(results: Results) -> Iterator[tuple[str, str]]:
 
 
 def _sentence(rows: pd.DataFrame) -> str:
-    texts = []
-    for device, of_device in rows.groupby("device_name", sort=True):
-        wanted = of_device[of_device["decides"]]
-        met = int((wanted["ratio"] <= wanted["target"]).sum())
-        texts.append(f"{met} of {len(wanted)} targets met on {str(device) or UNKNOWN_HARDWARE}")
+    met = rows["decides"] & (rows["ratio"] <= rows["target"])
+    counts = rows.assign(met=met).groupby("device_name", sort=True)[["met", "decides"]].sum()
+    texts = [
+        f"{met} of {decides} targets met on {device or UNKNOWN_HARDWARE}"
+        for device, met, decides in counts.itertuples()
+    ]
     count = rows["row"].nunique()
     return f"Beside its baselines ({count} row{'s' * (count != 1)} of the benchmark): {', '.join(texts)}."
 

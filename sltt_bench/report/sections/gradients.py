@@ -524,15 +524,8 @@ def _heat_map(rows: pd.DataFrame, title: str) -> HeatMap:
     )
     table = table.dropna(how="all")
     layers = tuple(str(name) or "(top level)" for name in table.index.get_level_values("name"))
-    return HeatMap(
-        title,
-        layers,
-        tuple(str(int(steps)) for steps in table.columns),
-        table.to_numpy(dtype=float),
-        _AXES["timesteps"],
-        COSINE,
-        largest=1.0,
-    )
+    steps = tuple(str(int(steps)) for steps in table.columns)
+    return HeatMap(title, layers, steps, table.to_numpy(dtype=float), _AXES["timesteps"], COSINE, largest=1.0)
 
 
 def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:

@@ -1,7 +1,7 @@
 """Estimates read back: sorted into families, with what was measured of the same experiments."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -121,11 +121,6 @@ def find_families(context: Context) -> list[EstimateFamily]:
     ]
     resolved = pd.Series(recipes, ok.index, dtype=object)
     ok = ok.assign(resolved=resolved, settings=list(map(_settings, recipes, ok["backend"])))
-    measured = [
-        ((key.recipe, key.precision, key.backend, _settings(group.recipe, key.backend)), group)
-        for group in context.groups
-        for key in (group.key,)
-    ]
     families = []
     by = ["smoke", "recipe", "precision", "backend", "device", "schema_version", "settings"]
     for (smoke, recipe, precision, backend, device, _, settings), members in ok.groupby(by, sort=False):
@@ -133,7 +128,6 @@ def find_families(context: Context) -> list[EstimateFamily]:
         newest = own.drop_duplicates(["timesteps", "batch_size", "method"], keep="last")
         if newest.empty:
             continue
-        same = (recipe, precision, backend, settings)
         lost = failed[
             (failed["recipe"] == recipe) & (failed["smoke"] == smoke) & (failed["backend"] == backend)
         ]
@@ -145,7 +139,7 @@ def find_families(context: Context) -> list[EstimateFamily]:
                 settings=json.loads(str(settings)),
                 conditions=_conditions(str(precision), str(backend), str(device), bool(smoke), newest),
                 rows=newest,
-                measured=_measured(group for experiment, group in measured if experiment == same),
+                measured=_measured(context.groups, (recipe, precision, backend, settings)),
                 claims=tuple(claims.values()),
                 smoke=bool(smoke),
                 again=len(own) - len(newest),
@@ -202,8 +196,8 @@ def _settings(recipe: Mapping[str, Any], backend: str) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _measured(groups: Iterable[Group]) -> pd.DataFrame:
-    """Each figure of each method that was measured in these groups."""
+def _measured(groups: Sequence[Group], experiment: tuple[Any, ...]) -> pd.DataFrame:
+    """Each figure of each method that was measured in the groups of an experiment: recipe, precision, backend, settings."""
     rows = [
         (
             group.key.hardware,
@@ -215,6 +209,8 @@ def _measured(groups: Iterable[Group]) -> pd.DataFrame:
             stat.n,
         )
         for group in groups
+        if experiment[:3] == (group.key.recipe, group.key.precision, group.key.backend)
+        and experiment[3] == _settings(group.recipe, group.key.backend)
         for result in group.finished
         for figure in MEASURED
         if (stat := result.stat(figure)) is not None

@@ -1,5 +1,6 @@
 """Which plots the measured data support, with their captions; for the others, what would make them."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -59,14 +60,13 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
 
 def in_a_sweep(groups: Sequence[Group]) -> list[Group]:
     """The groups with overrides that the plots across groups show, so that they need none of their own."""
-    members = {
-        id(group): group
+    shown = {
+        id(group)
         for sweep in find_sweeps(groups)
         if len(sweep.groups) > 2 and sweep.metrics
         for group in sweep.groups.values()
-        if group.overrides
     }
-    return [group for group in groups if id(group) in members]
+    return [group for group in groups if group.overrides and id(group) in shown]
 
 
 def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
@@ -76,13 +76,12 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
     for sweep in find_sweeps(groups):
         if sweep.metrics:
             by_field.setdefault((sweep.field, tuple(sweep.metrics)), []).append(sweep)
-    names: list[str] = []
+    names = Counter[str]()
     for (field, metrics), sweeps in by_field.items():
         name = f"{recipe.replace('/', '-')}-sweep-{field.replace('.', '-')}"
         for page in _pages(sweeps, max(1, MOST_PANELS // len(metrics))):
-            same = sum(1 for other in names if other == name)
-            names.append(name)
-            yield _sweep(f"{name}-{same + 1}" if same else name, page, varied)
+            names[name] += 1
+            yield _sweep(name if names[name] == 1 else f"{name}-{names[name]}", page, varied)
 
 
 def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:

@@ -90,16 +90,9 @@ def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
         if isinstance(estimate, PairedEstimate) and result.method != baseline:
             text += f"  ({numbers.ratio(estimate.value)})"
         seeds = result.values[metric].values() if stat.n > 1 and stat.std else ()
-        bars.append(
-            Bar(
-                result.method,
-                (stat.mean / scale.factor,),
-                text,
-                result.method,
-                (stat.std or 0.0) / scale.factor,
-                tuple(value / scale.factor for value in seeds),
-            )
-        )
+        mean, spread = stat.mean / scale.factor, (stat.std or 0.0) / scale.factor
+        dots = tuple(value / scale.factor for value in seeds)
+        bars.append(Bar(result.method, (mean,), text, result.method, spread, dots))
     return BarPanel(title_of(metric), axis_of(metric, group.phase, scale).label, tuple(bars))
 
 
@@ -136,9 +129,9 @@ def _dot(group: Group, metric: str, method: str, baseline: str) -> Dot:
 
 
 def _dot_panel(metric: str, baseline: str, dots: Sequence[Dot]) -> DotPanel:
-    if METRICS[metric].as_ratio:
-        return DotPanel(title_of(metric), f"÷ {baseline} [×]", tuple(dots), no_change=1.0)
-    return DotPanel(title_of(metric), f"− {baseline} [points]", tuple(dots), no_change=0.0, from_zero=False)
+    as_ratio = METRICS[metric].as_ratio
+    label = f"÷ {baseline} [×]" if as_ratio else f"− {baseline} [points]"
+    return DotPanel(title_of(metric), label, tuple(dots), no_change=float(as_ratio), from_zero=as_ratio)
 
 
 # Accuracy, memory and time traded off -----------------------------------------------------------

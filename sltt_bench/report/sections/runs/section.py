@@ -29,7 +29,8 @@ from sltt_bench.studies import FOLDER as STUDIES
 def runs(context: Context) -> Contribution:
     """Tables, plots and verdicts of all finished and failed cells of kind "run"."""
     groups = leading_first(context.groups)
-    verdicts = judge(groups)
+    if not groups:
+        return Contribution()
     # A smoke run shows that everything runs. Beside full runs its figures would only be in the way.
     full = [group for group in groups if not group.key.smoke]
     shown, aside = (full, [group for group in groups if group.key.smoke]) if full else (groups, [])
@@ -42,13 +43,11 @@ def runs(context: Context) -> Contribution:
         sections += _smoke_sections(aside)
     return Contribution(
         sections=tuple(sections),
-        verdicts=tuple(verdicts),
+        verdicts=tuple(judge(groups)),
         frames={
             "summary.csv": summary_frame(groups, context.baseline),
             "seeds.csv": seeds_frame(groups, context.results.runs),
-        }
-        if groups
-        else {},
+        },
         sentence=sentence(shown, aside, context.baseline),
         key_table=_key_table(shown, context.baseline),
         key_figure=_key_figure(shown),

@@ -8,6 +8,7 @@ from sltt_bench.report.groups import Group
 from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots.lines import Axis, Line, Panel
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
+from sltt_bench.report.sections.runs.tables import measured
 from sltt_bench.report.statistics import Slope, Stat, slope_of
 
 FIELD_WORDS = {"timesteps": "T, time steps", "train.batch_size": "batch size"}
@@ -37,7 +38,7 @@ class Sweep:
             shown.append(memory)
         if len({group.phase for group in finished}) == 1:
             shown.append("epoch_s")
-        if any(r.stat("last_test_top1") for group in finished for r in group.finished):
+        if any(measured(group, "last_test_top1") for group in finished):
             # A field that is neither T nor batch size changes the task: accuracy is the question.
             shown = [*shown, "last_test_top1"] if self.field in FIELD_WORDS else ["last_test_top1"]
         return shown
@@ -82,10 +83,8 @@ class Sweep:
 def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
     """Every family of at least two groups of one recipe that differ in a single numeric field."""
     known = [group for group in groups if group.settings]
-    order = list(FIELD_WORDS)
-    names = sorted(
-        varied_fields(groups), key=lambda name: (order.index(name) if name in order else len(order), name)
-    )
+    varied = varied_fields(groups)
+    names = [*(name for name in FIELD_WORDS if name in varied), *sorted(varied - FIELD_WORDS.keys())]
     sweeps = []
     for name in names:
         families: dict[Any, dict[float, Group]] = {}
@@ -102,11 +101,8 @@ def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
 def varied_fields(groups: Sequence[Group]) -> set[str]:
     """The recipe fields, dotted, that are not the same in all groups."""
     known = [group for group in groups if group.settings]
-    return {key for group in known for key in group.settings if _varies(key, known)}
-
-
-def _varies(name: str, groups: Sequence[Group]) -> bool:
-    return len({repr(group.settings.get(name)) for group in groups}) > 1
+    keys = {key for group in known for key in group.settings}
+    return {key for key in keys if len({repr(group.settings.get(key)) for group in known}) > 1}
 
 
 def _all_else(group: Group, name: str) -> tuple[Any, ...]:
@@ -117,8 +113,8 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
         if field not in ("recipe_hash", "timesteps", "batch_size", "tuning")
     }
     key["tuned"] = group.key.tuned
-    settings = {field: value for field, value in group.settings.items() if field != name}
-    return (*key.values(), repr(sorted(settings.items(), key=lambda item: item[0])))
+    settings = sorted((field, repr(value)) for field, value in group.settings.items() if field != name)
+    return (*key.values(), *settings)
 
 
 def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
