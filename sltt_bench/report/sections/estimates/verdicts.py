@@ -1,7 +1,5 @@
 """What estimates say of the claims about memory and compute."""
 
-from collections.abc import Iterator
-
 from sltt_bench.format import Unit
 from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
 from sltt_bench.report.document import Verdict
@@ -14,26 +12,22 @@ _CLAIMED: dict[str, tuple[str, str, Unit]] = {
 """Metric of a claim → the estimate's column, the words for it, and its unit."""
 
 
-def judge(family: EstimateFamily) -> Iterator[Verdict]:
+def judge(family: EstimateFamily) -> list[Verdict]:
     """A verdict on each claim about memory or compute that these estimates speak of; the others are open."""
-    for claim in family.claims:
-        yield _judge(family, claim)
+    return [_judge(family, claim) for claim in family.claims]
 
 
 def _judge(family: EstimateFamily, claim: Claim) -> Verdict:
-    if claim["metric"] not in _CLAIMED:
-        return _open(family, claim, "only estimated")
-    column, figure, unit = _CLAIMED[claim["metric"]]
-    for point in [] if family.smoke else family.points:
-        value = _value(family, claim, point, column)
-        if value is not None:
-            where = [word for word in family.conditions if not word.startswith(("T =", "batch"))]
-            where += [f"T = {point[0]}", f"batch {point[1]}"]
-            return judge_estimated(claim, family.recipe, value, figure, unit, where)
-    return _open(family, claim, "no estimate of the claim's own experiment")
-
-
-def _open(family: EstimateFamily, claim: Claim, reason: str) -> Verdict:
+    reason = "only estimated"
+    if claim["metric"] in _CLAIMED:
+        column, figure, unit = _CLAIMED[claim["metric"]]
+        for point in [] if family.smoke else family.points:
+            value = _value(family, claim, point, column)
+            if value is not None:
+                where = [word for word in family.conditions if not word.startswith(("T =", "batch"))]
+                where += [f"T = {point[0]}", f"batch {point[1]}"]
+                return judge_estimated(claim, family.recipe, value, figure, unit, where)
+        reason = "no estimate of the claim's own experiment"
     return Verdict(
         recipe=family.recipe,
         claim=claim,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import pandas as pd
@@ -125,13 +126,13 @@ def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
 def _slopes(sweep: Sweep) -> str:
     """Sentences on how memory grows a time step, or ''."""
     slopes = sweep.slopes()
-    if not slopes:
+    if not slopes or sweep.memory is None:
         return ""
-    memory = METRICS[next(name for name in sweep.metrics if METRICS[name].unit == "bytes")].label
     texts = [
         f"{method} {'flat' if slope.flat else scale_for('bytes', [slope.per_step]).text(slope.per_step)}"
         for method, slope in slopes.items()
     ]
+    memory = METRICS[sweep.memory].label
     return f"Dotted: least squares over T ≥ 2; a step adds to {memory}: {', '.join(texts)}. "
 
 
@@ -148,13 +149,13 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
             "Test accuracy by epoch, a panel for each group; mean over seeds, shaded one standard deviation. "
             f"{_survivors(drawn)}{_counts(drawn)}; {one.hardware}, {one.precision}, backend {one.backend}."
         )
-        yield Figure(
-            f"{recipe.replace('/', '-')}-curves-{number}",
-            "Accuracy by epoch, group by group",
-            caption,
-            draw_lines,
-            lambda page=page: [epoch_panel(own, title) for title, _, own in page],  # type: ignore[misc]
-        )
+        name = f"{recipe.replace('/', '-')}-curves-{number}"
+        title = "Accuracy by epoch, group by group"
+        yield Figure(name, title, caption, draw_lines, partial(_epoch_panels, page))
+
+
+def _epoch_panels(page: Sequence[tuple[str, Group, list[Curve]]]) -> list[Panel]:
+    return [epoch_panel(shown, title) for title, _, shown in page]
 
 
 def _pages(items: Sequence[Item], most: int) -> list[Sequence[Item]]:
@@ -166,11 +167,8 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
     finished = [group for group in groups if group.finished]
     if not finished:
         return []
-    methods, steps, batch = (
-        ",".join(finished[0].methods),
-        finished[0].key.timesteps,
-        finished[0].key.batch_size,
-    )
+    methods, key = ",".join(finished[0].methods), finished[0].key
+    steps, batch = key.timesteps, key.batch_size
     ks = ",".join(f"sltt-k{k}" for k in (1, 2, 4, 8) if k < steps)
     random = all(group.key.synthetic for group in finished)
     no_accuracy = "only random data was run" if random else "no run has accuracy for two epochs or more"

@@ -68,12 +68,13 @@ def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
 
 def _key_figure(groups: Sequence[Group]) -> Figure | None:
     """Memory against T where it was measured."""
-    for recipe in dict.fromkeys(group.key.recipe for group in groups):
-        of_recipe = [group for group in groups if group.key.recipe == recipe]
-        for figure in sweep_figures(recipe, of_recipe):
-            if figure.name.endswith("-sweep-timesteps"):
-                return figure
-    return None
+    recipes = dict.fromkeys(group.key.recipe for group in groups)
+    figures = (
+        figure
+        for recipe in recipes
+        for figure in sweep_figures(recipe, [group for group in groups if group.key.recipe == recipe])
+    )
+    return next((figure for figure in figures if figure.name.endswith("-sweep-timesteps")), None)
 
 
 def _names(groups: Sequence[Group]) -> dict[str, Group]:

@@ -44,6 +44,11 @@ class Sweep:
         return shown
 
     @property
+    def memory(self) -> str | None:
+        """The figure of memory that can be drawn."""
+        return next((metric for metric in self.metrics if METRICS[metric].unit == "bytes"), None)
+
+    @property
     def phase(self) -> Phase:
         """Which epochs the times are from."""
         return next(group.phase for group in self.groups.values() if group.finished)
@@ -71,12 +76,10 @@ class Sweep:
 
     def slopes(self) -> dict[str, Slope]:
         """Method → how its memory grows a time step; empty against any other field, or below three values of T."""
-        memory = next((metric for metric in self.metrics if METRICS[metric].unit == "bytes"), None)
-        if self.field != "timesteps" or memory is None:
+        if self.field != "timesteps" or self.memory is None:
             return {}
-        lines = {
-            name: [(x, stat.mean) for x, stat in self.stats(name, memory).items()] for name in self.methods
-        }
+        stats = {name: self.stats(name, self.memory) for name in self.methods}
+        lines = {name: [(x, stat.mean) for x, stat in line.items()] for name, line in stats.items()}
         return {name: slope for name, line in lines.items() if (slope := slope_of(line)) is not None}
 
 
@@ -123,8 +126,12 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
         scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
-        lines = [_line(sweep, name, metric, scale.factor) for name in sweep.methods if stats[name]]
-        if METRICS[metric].unit == "bytes":
+        lines = [
+            mean_line(name, metric, {x: g.methods.get(name) for x, g in sweep.groups.items()}, scale.factor)
+            for name in sweep.methods
+            if stats[name]
+        ]
+        if metric == sweep.memory:
             lines += [_fit(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
         rings = [
             (max(good), stats[name][max(good)].mean / scale.factor)
@@ -139,11 +146,6 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
             rings=tuple(rings),
             remarks=() if number else tuple(f"{n}: out of memory at {value:g}" for n, value in lost.items()),
         )
-
-
-def _line(sweep: Sweep, method: str, metric: str, factor: float) -> Line:
-    results = {x: group.methods.get(method) for x, group in sweep.groups.items()}
-    return mean_line(method, metric, results, factor)
 
 
 def _fit(method: str, slope: Slope, factor: float) -> Line:

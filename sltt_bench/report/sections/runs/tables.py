@@ -159,8 +159,11 @@ _SEEDS: Column[MethodResult] = (Heading("seeds"), _seeds_cell)
 
 def _value_column(group: Group, metric: str, label: str, baseline: str | None = None) -> Column[MethodResult]:
     """The mean of each method; beside a ratio to the baseline, over the pairs that the ratio is of."""
+    paired = _values_beside(group, metric, baseline) if baseline else {}
     stats = {
-        r.method: stat for r in group.finished if (stat := _stat_beside(group, metric, r.method, baseline))
+        result.method: _stat_of(metric, paired[result.method]) if result.method in paired else whole
+        for result in group.finished
+        if (whole := result.stat(metric)) is not None
     }
     scale = numbers.scale_of_metric(metric, [stat.mean for stat in stats.values()])
 
@@ -177,34 +180,25 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
     return Heading(label, scale.unit), cell
 
 
-def _stat_beside(group: Group, metric: str, method: str, baseline: str | None) -> Stat | None:
-    """The method's mean over the pairs of its ratio; the baseline's over the pairs that all its ratios share.
+Values = Mapping[Hashable, float]
+"""Pair → a method's figure in it."""
+
+
+def _values_beside(group: Group, metric: str, baseline: str) -> dict[str, Values]:
+    """Method → what its mean beside a ratio is of: the pairs of the ratio; the baseline's of those that all ratios share.
 
     Where a method shares other pairs with the baseline than these, a note gives the baseline's mean over them.
     """
-    whole = group.methods[method].stat(metric)
-    if baseline is None or whole is None:
-        return whole
-    if method != baseline:
-        pairs = group.pairs(metric, method, baseline)
-        return whole if isinstance(pairs, NotComparable) else _stat_of(metric, pairs[0])
-    shared = _shared_pairs(group, metric, baseline)
-    return _stat_of(metric, shared) if shared else whole
+    pairs = {method: group.pairs(metric, method, baseline) for method in group.methods if method != baseline}
+    sides = {method: both for method, both in pairs.items() if not isinstance(both, NotComparable)}
+    values = {method: own for method, (own, _) in sides.items()}
+    of_baseline = [other for _, other in sides.values()]
+    if of_baseline and (shared := set.intersection(*map(set, of_baseline))):
+        values[baseline] = {pair: of_baseline[0][pair] for pair in shared}
+    return values
 
 
-def _shared_pairs(group: Group, metric: str, baseline: str) -> Mapping[Hashable, float]:
-    """The baseline's values in the pairs that every comparable method shares with it."""
-    sides = [
-        pairs[1]
-        for method in group.methods
-        if method != baseline
-        and not isinstance(pairs := group.pairs(metric, method, baseline), NotComparable)
-    ]
-    common = set.intersection(*(set(side) for side in sides)) if sides else set()
-    return {pair: sides[0][pair] for pair in common}
-
-
-def _stat_of(metric: str, values: Mapping[Hashable, float]) -> Stat:
+def _stat_of(metric: str, values: Values) -> Stat:
     return stat(list(values.values()), geometric=METRICS[metric].as_ratio)
 
 
@@ -307,7 +301,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     refused: dict[str, list[str]] = {}
     beside: list[str] = []
     estimates = []
-    shared = {metric: _shared_pairs(group, metric, baseline) for metric in metrics}
+    shared = {metric: _values_beside(group, metric, baseline).get(baseline, {}) for metric in metrics}
     for method, metric in product(group.methods, metrics):
         if method == baseline:
             continue
@@ -324,27 +318,27 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     return [*notes, *numbers.shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
 
 
-def _pair_notes(
-    group: Group, metric: str, method: str, baseline: str, shared: Mapping[Hashable, float]
-) -> list[str]:
+def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: Values) -> list[str]:
     """What to know of one ratio: breaches, and the baseline's mean where it is not the one of the `shared` pairs, which
     stands in its row."""
     notes = [_sentence(text, group.methods) for text in group.breaches_of(metric, (method, baseline))]
     pairs = group.pairs(metric, method, baseline)
-    if not isinstance(pairs, NotComparable) and shared and set(pairs[1]) != set(shared):
-        text, of_shared = (_mean_text(metric, values) for values in (pairs[1], shared))
+    assert not isinstance(pairs, NotComparable)
+    own = pairs[1]
+    if shared and own.keys() != shared.keys():
+        text, of_shared = (_mean_text(metric, values) for values in (own, shared))
         if text != of_shared:
             notes.append(
-                f"{METRICS[metric].label} of {method}: {len(pairs[1])} pairs, over which {baseline} has {text}."
+                f"{METRICS[metric].label} of {method}: {len(own)} pairs, over which {baseline} has {text}."
             )
-    elif not isinstance(pairs, NotComparable) and len(group.methods[baseline].values[metric]) > len(
-        {pair if isinstance(pair, int) else pair[1] for pair in pairs[1]}  # type: ignore[index]
+    elif len(group.methods[baseline].values[metric]) > len(
+        {pair if isinstance(pair, int) else pair[1] for pair in own}  # type: ignore[index]
     ):
         notes.append(f"Means and ratios of {method} are over the pairs that both have.")
     return notes
 
 
-def _mean_text(metric: str, values: Mapping[Hashable, float]) -> str:
+def _mean_text(metric: str, values: Values) -> str:
     mean = _stat_of(metric, values).mean
     if METRICS[metric].unit == "accuracy":
         return f"{numbers.percent(mean)} %"
