@@ -139,9 +139,7 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
 
     def rank(key: tuple[Any, ...]) -> tuple[Any, ...]:
         finished = sum(result.finished for group in benches[key] for result in group.finished)
-        newest = max(
-            run for group in benches[key] for run in group.runs
-        )  # runs are in the order of their start
+        newest = max(run for group in benches[key] for run in group.runs)  # in the order of their start
         return key[:2], -finished, key[2] != TUNED, -newest
 
     chosen = min(benches, key=rank)

@@ -156,13 +156,10 @@ def estimate_rows(results: Results) -> pd.DataFrame:
     rows = results.rows(ESTIMATES_FILE)
     about = results.cells[["run", "cell_id", "attempt", "overrides", "started_utc"]]
     rows = rows.merge(about, on=["run", "cell_id", "attempt"])
+    overrides = [json.loads(text or "{}") for text in rows["overrides"]]
     heeded = [
-        {
-            key: value
-            for key, value in json.loads(text or "{}").items()
-            if backend == "native" or "native." not in key
-        }
-        for text, backend in zip(rows["overrides"], rows["backend"], strict=True)
+        {key: value for key, value in own.items() if backend == "native" or "native." not in key}
+        for own, backend in zip(overrides, rows["backend"], strict=True)
     ]
     rows["overrides"] = pd.Series(heeded, index=rows.index, dtype=object)
     rows["multiplications"] = rows[list(WORK)].astype(float).sum(axis=1, min_count=len(WORK))
@@ -198,23 +195,17 @@ def _settings(recipe: Mapping[str, Any], backend: str) -> str:
 
 def _measured(groups: Sequence[Group], experiment: tuple[Any, ...]) -> pd.DataFrame:
     """Each figure of each method that was measured in the groups of an experiment: recipe, precision, backend, settings."""
-    rows = [
-        (
-            group.key.hardware,
-            group.key.timesteps,
-            group.key.batch_size,
-            result.method,
-            figure,
-            stat.mean,
-            stat.n,
-        )
-        for group in groups
-        if experiment[:3] == (group.key.recipe, group.key.precision, group.key.backend)
-        and experiment[3] == _settings(group.recipe, group.key.backend)
-        for result in group.finished
-        for figure in MEASURED
-        if (stat := result.stat(figure)) is not None
-    ]
+    rows = []
+    for group in groups:
+        key = group.key
+        same = experiment[:3] == (key.recipe, key.precision, key.backend)
+        if same and experiment[3] == _settings(group.recipe, key.backend):
+            rows += [
+                (key.hardware, key.timesteps, key.batch_size, result.method, figure, stat.mean, stat.n)
+                for result in group.finished
+                for figure in MEASURED
+                if (stat := result.stat(figure)) is not None
+            ]
     columns = ["hardware", "timesteps", "batch_size", "method", "figure", "bytes", "seeds"]
     return pd.DataFrame(rows, columns=columns)
 

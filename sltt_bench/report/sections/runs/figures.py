@@ -306,8 +306,5 @@ def _counts(groups: Sequence[Group]) -> str:
 
 def _survivors(groups: Sequence[Group]) -> str:
     """What the mark beside some means says, or ''."""
-    if not any(
-        result.lost_seeds and result.finished for group in groups for result in group.methods.values()
-    ):
-        return ""
-    return f"{SURVIVORS}: mean of the seeds that finished, others did not. "
+    lost = any(result.lost_seeds for group in groups for result in group.finished)
+    return f"{SURVIVORS}: mean of the seeds that finished, others did not. " * lost

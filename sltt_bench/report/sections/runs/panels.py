@@ -147,21 +147,18 @@ def tradeoff_panels(group: Group) -> list[Panel]:
 
 
 def _tradeoff(group: Group, x: str, y: str) -> Panel:
-    points = {
-        result.method: (a, b)
-        for result in group.finished
-        if (a := result.stat(x)) is not None and (b := result.stat(y)) is not None
-    }
-    across, up = (scale_of(name, [pair[i] for pair in points.values()]) for i, name in enumerate((x, y)))
+    stats = {result.method: (result.stat(x), result.stat(y)) for result in group.finished}
+    points = {method: (a, b) for method, (a, b) in stats.items() if a is not None and b is not None}
+    across, up = scale_of(x, [a for a, _ in points.values()]), scale_of(y, [b for _, b in points.values()])
     lines = [_front(points, across, up, METRICS[y].better == "higher")]
-    for method, pair in points.items():
+    for method, (a, b) in points.items():
         result = group.methods[method]
         one, other = result.values[x], result.values[y]
-        shared = sorted(set(one) & set(other)) if pair[0].n > 1 else []
+        shared = sorted(set(one) & set(other)) if a.n > 1 else []
         lines.append(
             Line(
-                method, [pair[0].mean / across.factor], [pair[1].mean / up.factor],
-                [(pair[1].std or 0.0) / up.factor], [(pair[0].std or 0.0) / across.factor], method=method,
+                method, [a.mean / across.factor], [b.mean / up.factor],
+                [(b.std or 0.0) / up.factor], [(a.std or 0.0) / across.factor], method=method,
                 stroke="none", marks="filled" if method in group.pareto_front else "hollow", size=(1.4, 6.5),
                 dots=[(one[seed] / across.factor, other[seed] / up.factor) for seed in shared],
                 survivors=[bool(result.lost_seeds)],

@@ -1,5 +1,6 @@
 """What was measured by runs: sections recipe by recipe and group by group, in the order of telling."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,7 +41,9 @@ def runs(context: Context) -> Contribution:
         named = {name: group for name, group in names.items() if group.key.recipe == recipe}
         sections += _recipe_sections(recipe, named, context)
     if aside:
-        sections += _smoke_sections(aside)
+        title = f"{len(aside)} groups on tiny subsets"
+        sections.append(Section("smoke-runs", "Smoke runs", lead=(_SMOKE,)))
+        sections.append(Section("smoke-table", title, (smoke_table(aside),), level=2, folded=True))
     return Contribution(
         sections=tuple(sections),
         verdicts=tuple(judge(groups)),
@@ -59,10 +62,8 @@ def _key_table(groups: Sequence[Group], baseline: str) -> Table | None:
     for group in sorted(groups, key=lambda group: any(group.at_chance(r.method) for r in group.finished)):
         others = [name for name in group.methods if name != baseline]
         if any(isinstance(group.ratio("epoch_s", name, baseline), PairedEstimate) for name in others):
-            table = overview(group, baseline, brief=True)
-            return replace(
-                table, name="answer", title=f"{group.key.recipe}: {', '.join(group.key.conditions())}"
-            )
+            title = f"{group.key.recipe}: {', '.join(group.key.conditions())}"
+            return replace(overview(group, baseline, brief=True), name="answer", title=title)
     return None
 
 
@@ -80,10 +81,11 @@ def _key_figure(groups: Sequence[Group]) -> Figure | None:
 def _names(groups: Sequence[Group]) -> dict[str, Group]:
     """The groups by a name of their own: the slug, numbered where hardware or version alone differ."""
     names: dict[str, Group] = {}
+    seen = Counter[str]()
     for group in groups:
         slug = group.key.slug()
-        same = sum(1 for name in names.values() if name.key.slug() == slug)
-        names[f"{slug}-{same + 1}" if same else slug] = group
+        seen[slug] += 1
+        names[slug if seen[slug] == 1 else f"{slug}-{seen[slug]}"] = group
     return names
 
 
@@ -105,12 +107,10 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
         drawn += figures
         folded = len(of_groups) >= _OPEN or bool(of_groups and group.overrides)
         of_groups.append(_group_section(group, name, _title(group, groups), figures, context, folded))
-    sections = [
-        Section(
-            f"recipe-{recipe}", _heading(recipe), tuple(backend_tables(groups)), tuple(lead), page=recipe
-        ),
-        of_groups[0],
-    ]
+    # The question of a study stands above its groups, under the study's name.
+    heading = f"Every group of {recipe}" if recipe.startswith(f"{STUDIES}/") else recipe
+    backends = tuple(backend_tables(groups))
+    sections = [Section(f"recipe-{recipe}", heading, backends, tuple(lead), page=recipe), of_groups[0]]
     if sweeps := (*sweep_figures(recipe, groups), *multiples(recipe, across)):
         sections.append(Section(f"sweeps-{recipe}", "Across groups", sweeps, level=2, lead=(_SWEEPS,)))
     sections += of_groups[1:]
@@ -128,19 +128,6 @@ def _title(group: Group, groups: Sequence[Group]) -> str:
 
 
 _ALONE = "Methods compared"
-
-
-def _heading(recipe: str) -> str:
-    """Over all groups of a recipe; the question of a study stands above them under the study's name."""
-    return f"Every group of {recipe}" if recipe.startswith(f"{STUDIES}/") else recipe
-
-
-def _smoke_sections(groups: Sequence[Group]) -> list[Section]:
-    title = f"{len(groups)} groups on tiny subsets"
-    return [
-        Section("smoke-runs", "Smoke runs", lead=(_SMOKE,)),
-        Section("smoke-table", title, (smoke_table(groups),), level=2, folded=True),
-    ]
 
 
 _SMOKE = (

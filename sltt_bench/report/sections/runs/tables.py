@@ -30,7 +30,7 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     if memory:
         columns += _with_comparison(group, memory, METRICS[memory].label, baseline)
     if not brief and (front := group.pareto_front):
-        columns.append(_pareto_column(front))
+        columns.append((Heading("Pareto", numeric=False), partial(_pareto_cell, front)))
     compared = [*["last_test_top1"] * has_accuracy, "epoch_s", *([memory] if memory else [])]
     doubts = [
         f"{result.method} may mean nothing: {doubt}."
@@ -43,9 +43,9 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
 
 def every_figure(group: Group, baseline: str) -> Table:
     """One row for each measured figure, under its own name and in its own unit; a column for each method."""
-    has_baseline = _can_compare(group, baseline)
+    has_baseline, of_epochs = _can_compare(group, baseline), f", {group.phase} epochs"
     columns: list[Column[str]] = [
-        word_column("figure", partial(_figure_label, group)),
+        word_column("figure", lambda name: METRICS[name].label + of_epochs * METRICS[name].of_phase),
         *((Heading(method), partial(_figure_cell, group, method, baseline)) for method in group.methods),
     ]
     shown = [name for name in _FIGURES if measured(group, name)]
@@ -62,11 +62,6 @@ def every_figure(group: Group, baseline: str) -> Table:
         notes.append(f"×: ratio to {baseline} over paired seeds.")
     table = table_of("every-figure", "Every figure", columns, shown, notes, secondary=True)
     return replace(table, across="method")
-
-
-def _figure_label(group: Group, name: str) -> str:
-    metric = METRICS[name]
-    return f"{metric.label}, {group.phase} epochs" if metric.of_phase else metric.label
 
 
 def _figure_cell(group: Group, method: str, baseline: str, name: str) -> TableCell:
@@ -127,11 +122,9 @@ def inference_costs(group: Group) -> Table | None:
     counted = [name for name in INFERENCE_FIGURES if measured(group, name)]
     if not counted:
         return None
-    columns = [_METHOD, _SEEDS]
-    columns += [_value_column(group, name, METRICS[name].label) for name in counted]
-    return table_of(
-        "inference", "Cost of inference", columns, group.methods.values(), [_OF_INFERENCE], secondary=True
-    )
+    columns = [_METHOD, _SEEDS, *(_value_column(group, name, METRICS[name].label) for name in counted)]
+    results, title = group.methods.values(), "Cost of inference"
+    return table_of("inference", title, columns, results, [_OF_INFERENCE], secondary=True)
 
 
 _OF_INFERENCE = (
@@ -257,14 +250,11 @@ def _tone(estimate: PairedEstimate, no_change: float, better: str) -> Tone:
     return "good" if (estimate.value < no_change) == (better == "lower") else "bad"
 
 
-def _pareto_column(front: set[str]) -> Column[MethodResult]:
-    def cell(result: MethodResult) -> TableCell:
-        if not result.finished:
-            return EMPTY
-        on_front = result.method in front
-        return TableCell("on the front" if on_front else "dominated", value=float(not on_front))
-
-    return Heading("Pareto", numeric=False), cell
+def _pareto_cell(front: set[str], result: MethodResult) -> TableCell:
+    if not result.finished:
+        return EMPTY
+    on_front = result.method in front
+    return TableCell("on the front" if on_front else "dominated", value=float(not on_front))
 
 
 # Notes ------------------------------------------------------------------------------------------
