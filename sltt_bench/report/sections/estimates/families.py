@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -14,8 +14,13 @@ from sltt_bench.report.groups import Group, method_order, natural_order, setting
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE
 
-Point = tuple[int, int]
-"""T and batch size."""
+
+class Point(NamedTuple):
+    """What the estimates of a family differ in, beside the method."""
+
+    timesteps: int
+    batch_size: int
+
 
 WORK = {
     "forward_spatial_multiplications": "forward, in space",
@@ -64,7 +69,7 @@ class EstimateFamily:
     def estimates(self) -> dict[tuple[Point, str], Mapping[Any, Any]]:
         """(T, batch size) and method → the estimate: column → value."""
         return {
-            ((row["timesteps"], row["batch_size"]), row["method"]): row
+            (Point(row["timesteps"], row["batch_size"]), row["method"]): row
             for row in self.rows.to_dict("records")
         }
 

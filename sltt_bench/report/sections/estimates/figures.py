@@ -15,8 +15,8 @@ from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, EstimateFamily
 from sltt_bench.report.statistics import slope_of
 
-_FIELDS = ("timesteps", "batch_size")
-"""What peaks are drawn against, one with the other held at the recipe's own."""
+_OTHER = {"timesteps": "batch_size", "batch_size": "timesteps"}
+"""What peaks are drawn against → what is held at the recipe's own."""
 _WORDS = {"timesteps": "T", "batch_size": "batch size"}
 _AXES = {"timesteps": "T, time steps", "batch_size": "batch size"}
 _OPTIONS = {"timesteps": "--timesteps 1,2,4,6,8", "batch_size": "--batch-size 64,128,256"}
@@ -32,7 +32,7 @@ def figures(family: EstimateFamily, name: str) -> list[Figure]:
         f"{_conditions(family)}"
     )
     drawn = [Figure(f"{name}-causes", "What takes the memory", causes, draw_bars, lambda: [_causes(family)])]
-    if panels := [panel for field in _FIELDS if (panel := _against(family, field))]:
+    if panels := [panel for field in _OTHER if (panel := _against(family, field))]:
         title, caption = "Estimated peak memory", _peaks_caption(family)
         drawn.insert(0, Figure(f"{name}-memory", title, caption, draw_lines, lambda: panels))
     return drawn
@@ -78,7 +78,7 @@ def missing(family: EstimateFamily) -> list[MissingFigure]:
             f"estimated at one {_WORDS[field]} alone",
             f"sltt-bench estimate {family.recipe} {_OPTIONS[field]}",
         )
-        for field in _FIELDS
+        for field in _OTHER
         if _against(family, field) is None
     ]
 
@@ -101,17 +101,10 @@ def _causes(family: EstimateFamily) -> BarPanel:
 
 def _peaks(family: EstimateFamily, field: str) -> pd.DataFrame:
     """[T or batch sizes, methods]: peaks in bytes, the other field held at the recipe's own; NaN where none is known."""
-    other, fixed = _held(family, field)
-    rows = family.rows[family.rows[other] == fixed]
+    rows: pd.DataFrame = family.rows[family.rows[_OTHER[field]] == getattr(family.home, _OTHER[field])]
     return rows.pivot(index=field, columns="method", values="peak_tensor_bytes").reindex(
         columns=family.methods
     )
-
-
-def _held(family: EstimateFamily, field: str) -> tuple[str, int]:
-    """The other field, and the recipe's own value of it."""
-    other = {"timesteps": "batch_size", "batch_size": "timesteps"}[field]
-    return other, dict(zip(_FIELDS, family.home, strict=True))[other]
 
 
 def _scale(peaks: pd.DataFrame) -> Scale:
@@ -123,17 +116,18 @@ def _against(family: EstimateFamily, field: str) -> Panel | None:
 
     Dashed lines with hollow marks are estimates; filled marks were measured.
     """
-    peaks, (other, fixed) = _peaks(family, field), _held(family, field)
+    peaks = _peaks(family, field)
     if len(peaks) < 2:
         return None
     values, scale = peaks.index.tolist(), _scale(peaks)
+    held = f"batch {family.home.batch_size}" if field == "timesteps" else f"T = {family.home.timesteps}"
     look: dict[str, Any] = {"stroke": "dashed", "marks": "hollow"}
     estimated = [
         Line(method, values, (peaks[method] / scale.factor).tolist(), method=method, **look)
         for method in family.methods
     ]
     return Panel(
-        f"Peak of live tensors, estimated ({'batch ' if other == 'batch_size' else 'T = '}{fixed})",
+        f"Peak of live tensors, estimated ({held})",
         Axis(_AXES[field], at=tuple(values)),
         Axis(f"live tensors [{scale.unit}]", from_zero=True),
         (*estimated, *_measured(family, field, scale.factor)),
@@ -143,8 +137,8 @@ def _against(family: EstimateFamily, field: str) -> Panel | None:
 
 def _measured(family: EstimateFamily, field: str, factor: float) -> Iterator[Line]:
     """What was measured along T or batch size: marks of each figure's own shape, with an entry in the legend."""
-    other, fixed = _held(family, field)
-    rows = family.measured[family.measured[other] == fixed]
+    other = _OTHER[field]
+    rows = family.measured[family.measured[other] == getattr(family.home, other)]
     rows = rows[rows["method"].isin(family.methods)]
     for figure in MEASURED:
         of_figure, marker = rows[rows["figure"] == figure], _MEASURED_MARKS[figure]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sltt_bench.report.document import Block, Context, Contribution, Figure, Section
+from sltt_bench.report.document import Context, Contribution, Figure, Section
 from sltt_bench.report.groups import fewest_words
 from sltt_bench.report.numbers import listed
 from sltt_bench.report.sections.estimates.families import (
@@ -13,14 +13,7 @@ from sltt_bench.report.sections.estimates.families import (
     not_shown,
 )
 from sltt_bench.report.sections.estimates.figures import figures, missing, slope_figure
-from sltt_bench.report.sections.estimates.tables import (
-    beside_table,
-    cause_table,
-    limit_tables,
-    memory_table,
-    part_table,
-    work_table,
-)
+from sltt_bench.report.sections.estimates.tables import further_tables, memory_table
 from sltt_bench.report.sections.estimates.verdicts import judge
 from sltt_bench.results.schema import ESTIMATES_FILE
 
@@ -63,8 +56,9 @@ def _sections(families: Sequence[EstimateFamily], baseline: str) -> Iterator[Sec
         yield Section(name, f"Estimated: {recipe}", lead=_LEAD if place == 0 else (), page=recipe)
         for number, family in enumerate(of_recipe, start=1):
             own = f"{name}-{number}" if number > 1 else name
+            memory, further = memory_table(family, own, baseline), further_tables(family, own, baseline)
             yield Section(
-                f"{own}-family", _title(family, of_recipe), tuple(_blocks(family, own, baseline)),
+                f"{own}-family", _title(family, of_recipe), (memory, *figures(family, own), *further),
                 level=2, folded=not family.as_published and number > 1, chips=family.conditions,
             )  # fmt: skip
         if gaps := tuple(missing(of_recipe[0])):
@@ -75,9 +69,13 @@ def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
     words = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
     alike = [other for other in siblings if other.conditions == family.conditions]
-    keys = sorted(
-        {key for other in alike for key in other.settings}, key=lambda key: _tells_little(key, alike)
-    )
+
+    def tells_little(key: str) -> tuple[bool, bool, str]:
+        """What only newer versions of a recipe have, and what changes no iteration, comes last."""
+        newer = any(key not in each.settings for each in alike)
+        return key.startswith(("tuning.", "target", "cpu_minutes")), newer, key
+
+    keys = sorted({key for other in alike for key in other.settings}, key=tells_little)
     facts = ([_set_to(key, other.settings) for other in alike] for key in keys)
     if len(alike) > 1:
         place = next(number for number, other in enumerate(alike) if other is family)
@@ -85,25 +83,5 @@ def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     return ", ".join(["Memory and multiplications", *words])
 
 
-def _tells_little(key: str, families: Sequence[EstimateFamily]) -> tuple[bool, bool, str]:
-    """What only newer versions of a recipe have, and what changes no iteration, comes last."""
-    return (
-        key.startswith(("tuning.", "target", "cpu_minutes")),
-        any(key not in each.settings for each in families),
-        key,
-    )
-
-
 def _set_to(key: str, settings: Mapping[str, Any]) -> str:
     return f"{key} = {settings[key]}" if key in settings else f"without {key}"
-
-
-def _blocks(family: EstimateFamily, name: str, baseline: str) -> Iterator[Block]:
-    yield memory_table(family, name, baseline)
-    yield from figures(family, name)
-    yield work_table(family, name, baseline)
-    yield from limit_tables(family, name)
-    if beside := beside_table(family, name):
-        yield beside
-    yield cause_table(family, name)
-    yield part_table(family, name)

@@ -25,18 +25,29 @@ def memory_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     return _pivot(family, f"{name}-memory", title, "peak_tensor_bytes", _bytes, notes, baseline)
 
 
-def work_table(family: EstimateFamily, name: str, baseline: str) -> Table:
-    """The multiplications at each T and batch size."""
+def further_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[Table]:
+    """The multiplications, what was asked for beside, what was measured, and what peak and multiplications consist of."""
     notes = ["Forward and backward; SLTT-K passes backward at K of T steps.", *_ratio_note(family, baseline)]
     title = "Multiplications of one training iteration, estimated"
-    return _pivot(family, f"{name}-work", title, "multiplications", _powers, notes, baseline)
+    yield _pivot(family, f"{name}-work", title, "multiplications", _powers, notes, baseline)
+    yield from _limit_tables(family, name)
+    if rows := _rows_beside(family):
+        title = "Estimated beside measured"
+        yield table_of(f"{name}-measured", title, _BESIDE_COLUMNS, rows, _BESIDE_NOTES)
+    title, causes = "What the peak consists of", CAUSES | {"peak": ("peak_tensor_bytes",)}
+    note = "The causes add up to the peak."
+    yield _parts_table(family, f"{name}-composition", title, "bytes", causes, note)
+    title, parts = "Where the multiplications are made", {label: [column] for column, label in WORK.items()}
+    parts |= {"all": list(WORK), "an epoch": ["epoch_multiplications"]}
+    note = "In time: what the past costs, beyond as many first steps."
+    yield _parts_table(family, f"{name}-parts", title, "count", parts, note)
 
 
 def _ratio_note(family: EstimateFamily, baseline: str) -> list[str]:
     return [f"×: ratio to {baseline}."] * (baseline in family.methods)
 
 
-def limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
+def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     """What was asked for beside: the largest batch and T that fit, and the lower bound on time; and what processes
     exchange."""
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
@@ -82,8 +93,8 @@ def _pivot(
         return TableCell(scale.number(value), "" if ratio is None else numbers.ratio(ratio), value)
 
     columns: list[Column[Point]] = [
-        (Heading("T"), lambda point: plain_cell(point[0])),
-        (Heading("batch"), lambda point: plain_cell(point[1])),
+        (Heading("T"), lambda point: plain_cell(point.timesteps)),
+        (Heading("batch"), lambda point: plain_cell(point.batch_size)),
         *((Heading(method, scale.unit), partial(cell, method=method)) for method in family.methods),
     ]
     return table_of(name, title, columns, family.points, notes)
@@ -121,55 +132,23 @@ _PLACE: tuple[Column[Estimate], ...] = (
 """What tables begin with that have a row for each estimate."""
 
 
-def beside_table(family: EstimateFamily, name: str) -> Table | None:
-    """Estimated and measured figures of the same experiment, each under its own name; None without any."""
-    rows = []
+def _rows_beside(family: EstimateFamily) -> list[Estimate]:
+    """The estimates of what was measured, each with the `hardware` and what was `measured` there."""
+    rows: list[Estimate] = []
     for keys, same in family.measured.groupby(["timesteps", "batch_size", "method", "hardware"], sort=True):
-        steps, batch, method, hardware = keys
-        if (place := ((steps, batch), method)) in family.estimates:
+        *point, method, hardware = keys
+        place: Any = (tuple(point), method)
+        if place in family.estimates:
             measured = dict(zip(same["figure"], same["bytes"], strict=True))
             rows.append({**family.estimates[place], "hardware": hardware, "measured": measured})
-
-    def measured_cell(row: Estimate, figure: str) -> TableCell:
-        value, estimate = row["measured"].get(figure), row["peak_tensor_bytes"]
-        if value is None:
-            return EMPTY
-        return TableCell(
-            scale_for("bytes", [value]).text(value), f"{value / estimate:.3f} of the estimate", value
-        )
-
-    columns: list[Column[Estimate]] = [
-        *_PLACE,
-        (Heading("estimated live tensors"), partial(_sum_cell, columns=["peak_tensor_bytes"], unit="bytes")),
-        *(
-            (Heading(f"measured: {METRICS[figure].label}"), partial(measured_cell, figure=figure))
-            for figure in MEASURED
-        ),
-        word_column("on", lambda row: row["hardware"]),
-    ]
-    title = "Estimated beside measured"
-    return table_of(f"{name}-measured", title, columns, rows, _BESIDE_NOTES) if rows else None
+    return rows
 
 
-_BESIDE_NOTES = (
-    "Live tensors count the same quantity on real tensors. The allocator rounds each block up, fragments, and "
-    "lends cuDNN its workspaces.",
-)
-
-
-def cause_table(family: EstimateFamily, name: str) -> Table:
-    """What the peak consists of."""
-    parts = CAUSES | {"peak": ("peak_tensor_bytes",)}
-    note = "The causes add up to the peak."
-    return _parts_table(family, f"{name}-composition", "What the peak consists of", "bytes", parts, note)
-
-
-def part_table(family: EstimateFamily, name: str) -> Table:
-    """Where the multiplications are made."""
-    parts: dict[str, tuple[str, ...]] = {label: (column,) for column, label in WORK.items()}
-    parts |= {"all": tuple(WORK), "an epoch": ("epoch_multiplications",)}
-    note = "In time: what the past costs, beyond as many first steps."
-    return _parts_table(family, f"{name}-parts", "Where the multiplications are made", "count", parts, note)
+def _measured_cell(row: Estimate, figure: str) -> TableCell:
+    if figure not in row["measured"]:
+        return EMPTY
+    value, estimate = row["measured"][figure], row["peak_tensor_bytes"]
+    return TableCell(_bytes([value]).text(value), f"{value / estimate:.3f} of the estimate", value)
 
 
 def _parts_table(
@@ -188,3 +167,18 @@ def _parts_table(
 def _sum_cell(row: Estimate, columns: Sequence[str], unit: Unit) -> TableCell:
     total = sum(float(row[column]) for column in columns)
     return EMPTY if math.isnan(total) else TableCell(scale_for(unit, [total]).text(total), value=total)
+
+
+_BESIDE_COLUMNS: tuple[Column[Estimate], ...] = (
+    *_PLACE,
+    (Heading("estimated live tensors"), partial(_sum_cell, columns=["peak_tensor_bytes"], unit="bytes")),
+    *(
+        (Heading(f"measured: {METRICS[name].label}"), partial(_measured_cell, figure=name))
+        for name in MEASURED
+    ),
+    word_column("on", lambda row: row["hardware"]),
+)
+_BESIDE_NOTES = (
+    "Live tensors count the same quantity on real tensors. The allocator rounds each block up, fragments, and "
+    "lends cuDNN its workspaces.",
+)
