@@ -25,7 +25,6 @@ from sltt_bench.report.document import (
 from sltt_bench.report.groups import UNKNOWN_HARDWARE
 from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
 from sltt_bench.report.sections.cells import EMPTY
-from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import BENCH_FILE
 
 SAME = ["row", "quantity", "problem", "subject", "baseline", "device_name"]
@@ -53,19 +52,30 @@ _RATIOS = (
 
 def beside_baselines(context: Context) -> Contribution:
     """A table and a plot for each device of all benchmark rows."""
-    measured = context.results.rows(BENCH_FILE)
+    measured, cells = context.results.rows(BENCH_FILE), context.results.cells
     rows = newest(measured)
     sections = [
         _device_section(number, device, of_device, len(measured[measured["device_name"] == device]))
         for number, (device, of_device) in enumerate(rows.groupby("device_name", sort=True), start=1)
     ]
-    failed = tuple(_failed(context.results))
+    failed = [
+        f"{row} was not measured by run {run.path.name}: {reason}."
+        for run in context.results.runs
+        if run.provenance.get("kind") == "bench"
+        for row, reason in (run.provenance.get("failed") or {}).items()
+    ]
     top = Section("baselines", "Beside the baselines", lead=(*_LEAD, *failed))
     return Contribution(
         sections=(top, *sections) if sections or failed else (),
         frames={BENCH_FILE: rows.drop(columns=["run", "decides"])} if len(rows) else {},
         sentence=_sentence(rows) if len(rows) else "",
-        skipped=tuple(_cells_without_rows(context.results)),
+        skipped=tuple(
+            (
+                str(context.results.runs[int(str(number))].path),
+                f"{len(of_run)} cells of kind bench: what is shown of a benchmark is its {BENCH_FILE}",
+            )
+            for number, of_run in cells[cells["kind"] == "bench"].groupby("run")
+        ),
     )
 
 
@@ -75,20 +85,6 @@ def newest(rows: pd.DataFrame) -> pd.DataFrame:
     kept = in_time.drop_duplicates(SAME, keep="last").sort_index()
     best = kept.groupby(_ASKED, dropna=False)["ratio"].transform("min")
     return kept.assign(decides=kept["target"].notna() & (kept["ratio"] == best))
-
-
-def _failed(results: Results) -> Iterator[str]:
-    for run in results.runs:
-        if run.provenance.get("kind") == "bench":
-            for row, reason in (run.provenance.get("failed") or {}).items():
-                yield f"{row} was not measured by run {run.path.name}: {reason}."
-
-
-def _cells_without_rows(results: Results) -> Iterator[tuple[str, str]]:
-    cells = results.cells[results.cells["kind"] == "bench"]
-    for number, of_run in cells.groupby("run"):
-        path = str(results.runs[int(str(number))].path)
-        yield path, f"{len(of_run)} cells of kind bench: what is shown of a benchmark is its {BENCH_FILE}"
 
 
 def _sentence(rows: pd.DataFrame) -> str:

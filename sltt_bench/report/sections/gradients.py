@@ -305,8 +305,8 @@ def _overview(family: GradientFamily, name: str) -> Table:
         f"{family.when[0].upper()}{family.when[1:]}.",
         *(f"{failure}." for failure in family.failures),
     ]
-    rows = family.last(family.gradients, "network").to_dict("records")
-    return table_of(f"{name}-points", "Full and spatial gradient", _columns_of_points(family), rows, notes)
+    title, rows = "Full and spatial gradient", family.last(family.gradients, "network").to_dict("records")
+    return table_of(f"{name}-points", title, _columns_of_points(family), rows, notes)
 
 
 def _every_epoch(family: GradientFamily, name: str) -> Table:

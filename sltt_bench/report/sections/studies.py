@@ -308,19 +308,17 @@ def _rules(groups: Sequence[Group]) -> list[str]:
     ]
 
 
-def _gaps(cells: pd.DataFrame, aside: int) -> list[str]:
-    sentences = []
+def _gaps(cells: pd.DataFrame, aside: int) -> Iterator[str]:
     failed = cells[cells["status"] != "ok"]
     if len(failed):
         reasons = Counter(zip(failed["status"], failed["reason"], strict=True))
         words = "; ".join(f"{count} {status}: {reason}" for (status, reason), count in reasons.items())
-        sentences.append(f"{len(failed)} of {len(cells)} cells did not finish: {words}.")
+        yield f"{len(failed)} of {len(cells)} cells did not finish: {words}."
     if aside:
-        sentences.append(
+        yield (
             f"Left out here: {aside} group{'s' * (aside > 1)} of the study, run on another machine, with another version or rule "
             "of tuning, or as smoke runs."
         )
-    return sentences
 
 
 # The figure in numbers --------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     groups = [group for sweep in sweeps for group in sweep.groups.values()]
     seeds = [len(result.seeds) for group in groups for result in group.finished]
     n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
-    lost = any(sweep.first_lost(method) is not None for sweep in sweeps for method in sweep.methods)
+    lost = any(sweep.lost for sweep in sweeps)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
     caption = (
         f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from sltt_bench.report.groups import Group
-from sltt_bench.report.metrics import METRICS, Phase
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Line, Panel
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
 from sltt_bench.report.sections.runs.tables import measured
@@ -49,22 +50,19 @@ class Sweep:
         return next((metric for metric in self.metrics if METRICS[metric].unit == "bytes"), None)
 
     @property
-    def phase(self) -> Phase:
-        """Which epochs the times are from."""
-        return next(group.phase for group in self.groups.values() if group.finished)
-
-    @property
     def words(self) -> str:
         """The field as an axis names it."""
         return FIELD_WORDS.get(self.field, self.field)
 
-    def first_lost(self, method: str) -> float | None:
-        """The smallest value at which no cell of the method finished for want of memory."""
-        for value, group in self.groups.items():
-            result = group.methods.get(method)
+    @property
+    def lost(self) -> dict[str, float]:
+        """Method → the smallest value at which no cell of it finished for want of memory."""
+        lost: dict[str, float] = {}
+        for name, (value, group) in product(self.methods, self.groups.items()):
+            result = group.methods.get(name)
             if result and result.out_of_memory and not result.finished:
-                return value
-        return None
+                lost.setdefault(name, value)
+        return lost
 
     def stats(self, method: str, metric: str) -> dict[float, Stat]:
         """Value of the field → the method's mean, where it was measured."""
@@ -110,19 +108,17 @@ def varied_fields(groups: Sequence[Group]) -> set[str]:
 
 def _all_else(group: Group, name: str) -> tuple[Any, ...]:
     """Everything about a group but one field, to find its siblings by."""
-    key = {
-        field: value
-        for field, value in vars(group.key).items()
-        if field not in ("recipe_hash", "timesteps", "batch_size", "tuning")
-    }
-    key["tuned"] = group.key.tuned
+    varied = ("recipe_hash", "timesteps", "batch_size", "tuning")
+    key = (value for field, value in vars(group.key).items() if field not in varied)
     settings = sorted((field, repr(value)) for field, value in group.settings.items() if field != name)
-    return (*key.values(), *settings)
+    return (*key, group.key.tuned, *settings)
 
 
 def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
     """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side."""
-    lost = {name: value for name in sweep.methods if (value := sweep.first_lost(name)) is not None}
+    phase = next(
+        group.phase for group in sweep.groups.values() if group.finished
+    )  # alike where times are drawn
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
         scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
@@ -135,16 +131,18 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
             lines += [_fit(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
         rings = [
             (max(good), stats[name][max(good)].mean / scale.factor)
-            for name, value in lost.items()
+            for name, value in sweep.lost.items()
             if (good := [x for x in stats[name] if x < value])
         ]
         yield Panel(
             title or title_of(metric),
             Axis(sweep.words, at=tuple(sweep.groups)),
-            axis_of(metric, sweep.phase, scale),
+            axis_of(metric, phase, scale),
             tuple(lines),
             rings=tuple(rings),
-            remarks=() if number else tuple(f"{n}: out of memory at {value:g}" for n, value in lost.items()),
+            remarks=()
+            if number
+            else tuple(f"{n}: out of memory at {value:g}" for n, value in sweep.lost.items()),
         )
 
 

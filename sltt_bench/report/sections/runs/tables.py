@@ -1,6 +1,6 @@
 """Comparison tables of a group of cells."""
 
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -32,11 +32,11 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
     if not brief and (front := group.pareto_front):
         columns.append((Heading("Pareto", numeric=False), partial(_pareto_cell, front)))
     compared = [*["last_test_top1"] * has_accuracy, "epoch_s", *([memory] if memory else [])]
-    doubts = [
+    doubts = (
         f"{result.method} may mean nothing: {doubt}."
         for result in group.finished
         for doubt in group.doubts_beside_chance(result.method)
-    ]
+    )
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
@@ -49,17 +49,7 @@ def every_figure(group: Group, baseline: str) -> Table:
         *((Heading(method), partial(_figure_cell, group, method, baseline)) for method in group.methods),
     ]
     shown = [name for name in _FIGURES if measured(group, name)]
-    notes = ["Memory: peak while training. Its figures count different things and are never mixed."]
-    if measured(group, "allocated_at_reset_bytes"):
-        notes.append(
-            "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
-            "the last gradients, workspaces of libraries)."
-        )
-    if measured(group, "backward_passes"):
-        notes.append("Backward passes: of one training iteration, mean over all epochs.")
-    notes += _resolution_notes(group)
-    if has_baseline:
-        notes.append(f"×: ratio to {baseline} over paired seeds.")
+    notes = [*_figure_notes(group), *[f"×: ratio to {baseline} over paired seeds."] * has_baseline]
     table = table_of("every-figure", "Every figure", columns, shown, notes, secondary=True)
     return replace(table, across="method")
 
@@ -79,23 +69,27 @@ _COUNTER_S, _READING_S = 0.1, 1.0
 """A GPU's energy counter moves every 20 to 100 ms; its utilisation is that of the last 1/6 to 1 s."""
 
 
-def _resolution_notes(group: Group) -> list[str]:
-    """What NVML's sensors cannot tell of epochs as short as these."""
+def _figure_notes(group: Group) -> Iterator[str]:
+    """What to know of the figures; of NVML's, what its sensors cannot tell of epochs as short as these."""
+    yield "Memory: peak while training. Its figures count different things and are never mixed."
+    if measured(group, "allocated_at_reset_bytes"):
+        yield (
+            "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
+            "the last gradients, workspaces of libraries)."
+        )
+    if measured(group, "backward_passes"):
+        yield "Backward passes: of one training iteration, mean over all epochs."
     shortest = min((seconds for r in group.finished for seconds in r.values["epoch_s"].values()), default=0)
-    if not shortest:
-        return []
-    notes = []
-    if measured(group, "energy_j") and 0.05 * shortest < _COUNTER_S:
-        notes.append(
+    if measured(group, "energy_j") and 0 < 0.05 * shortest < _COUNTER_S:
+        yield (
             f"Energy: the GPU's counter moves every 20 to 100 ms, up to {_COUNTER_S / shortest:.0%} of the shortest epoch "
             "here: the joules are as rough."
         )
-    if measured(group, "gpu_util") and shortest < _READING_S:
-        notes.append(
+    if measured(group, "gpu_util") and 0 < shortest < _READING_S:
+        yield (
             "GPU utilisation: a reading is that of up to a second, longer than the shortest epoch here, and holds some of "
             "what came before it."
         )
-    return notes
 
 
 _FIGURES = (
@@ -265,24 +259,22 @@ def measured(group: Group, metric: str) -> bool:
     return any(result.values.get(metric) for result in group.finished)
 
 
-def _remarks(group: Group, *, best_epoch: bool) -> list[str]:
+def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
     """`best_epoch`: the table has a column of it."""
-    notes = [f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures]
+    yield from (f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures)
     if best_epoch and measured(group, "best_test_top1"):
-        notes.append("Best-epoch accuracy is chosen on test data; the last epoch's is not.")
+        yield "Best-epoch accuracy is chosen on test data; the last epoch's is not."
     if group.key.synthetic:
-        notes.append("Random data: memory and time mean something, accuracy does not and is left empty.")
+        yield "Random data: memory and time mean something, accuracy does not and is left empty."
     if group.phase == "cold" and group.finished:
-        notes.append("Only cold epochs were run: times include warm-up. More epochs give warm ones.")
-    notes += [
-        f"{r.method} is at chance (at most {numbers.percent(group.accuracy_floor or 0)} %): that is no accuracy, and "
-        "on no Pareto front."
-        for r in group.finished
-        if group.at_chance(r.method)
-    ]
+        yield "Only cold epochs were run: times include warm-up. More epochs give warm ones."
+    floor = numbers.percent(group.accuracy_floor or 0)
+    for result in group.finished:
+        if group.at_chance(result.method):
+            yield f"{result.method} is at chance (at most {floor} %): that is no accuracy, and on no Pareto front."
     if remark := group.headline_remark():
-        notes.append(f"{remark[0].upper()}{remark[1:]}.")
-    return [*notes, *(f"Note: {note}." for note in group.notes)]
+        yield f"{remark[0].upper()}{remark[1:]}."
+    yield from (f"Note: {note}." for note in group.notes)
 
 
 def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[str]:
@@ -291,10 +283,9 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     refused: dict[str, list[str]] = {}
     beside: list[str] = []
     estimates = []
+    others = [method for method in group.methods if method != baseline]
     shared = {metric: _values_beside(group, metric, baseline).get(baseline, {}) for metric in metrics}
-    for method, metric in product(group.methods, metrics):
-        if method == baseline:
-            continue
+    for method, metric in product(others, metrics):
         estimate = comparison(group, metric, method, baseline)
         if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
