@@ -144,19 +144,10 @@ def find_families(results: Results) -> list[GradientFamily]:
             for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True)
         ]
     )
-    family = [
-        "recipe",
-        "method",
-        "device_name",
-        "precision",
-        "batch_size",
-        "synthetic",
-        "smoke",
-        "held_fixed",
-    ]
+    family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     tables = {file: _rows(results, file) for file in _FILES} | {EPOCHS_FILE: results.epochs}
     families = []
-    for _, members in cells.groupby(family, sort=True):
+    for _, members in cells.groupby([*family, "held_fixed"], sort=True):
         own = {file: table.merge(members[["run", "cell_id"]]) for file, table in tables.items()}
         if not own[GRADIENTS_FILE].empty:
             families.append(_family(results.runs[int(members.iloc[0]["run"])], members, own))
@@ -175,6 +166,7 @@ def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -
     conditions += [f"batch {int(first['batch_size'])}", *settings]
     conditions += ["synthetic data"] * bool(first["synthetic"]) + ["smoke run"] * bool(first["smoke"])
     of_rule = [*MOMENT, "compared_method"]
+    rules = _mean_over_seeds(tables[METHOD_GRADIENTS_FILE], [*of_rule, *_PART])
     failed = cells[cells["status"] != "ok"].groupby(["status", "reason"])
     return GradientFamily(
         recipe=str(first["recipe"]),
@@ -184,9 +176,7 @@ def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -
         gradients=_with_lowest_layer(_mean_over_seeds(rows, [*MOMENT, *_PART]), MOMENT),
         draws=_mean_over_seeds(tables[DRAWS_FILE], [*MOMENT, "drawn"]),
         operations=tables[OPERATIONS_FILE].drop_duplicates(["timesteps", "counted_method"]),
-        rules=_with_lowest_layer(
-            _mean_over_seeds(tables[METHOD_GRADIENTS_FILE], [*of_rule, *_PART]), of_rule
-        ),
+        rules=_with_lowest_layer(rules, of_rule),
         accuracy=epochs.groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -57,16 +56,16 @@ def _with_slopes(family: EstimateFamily, panel: Panel) -> Panel:
     factor = _scale(_peaks(family, "timesteps")).factor
     lines = []
     for line in panel.lines:
+        lines.append(line)
         slope = slope_of(list(zip(line.xs, line.ys, strict=True))) if line.stroke == "dashed" else None
-        if slope is None:
-            lines.append(line)
-            continue
-        per_step = slope.per_step * factor
-        words = "flat" if slope.flat else f"{scale_for('bytes', [per_step]).text(per_step)} a step"
-        ends = (slope.first, slope.last)
-        lines.append(replace(line, label=f"{line.label} {words}"))
-        fit = [slope.at(end) for end in ends]
-        lines.append(Line("", ends, fit, method=line.method, stroke="dotted", marks="none", size=(0.9, 0.0)))
+        if slope is not None:
+            per_step, ends = slope.per_step * factor, (slope.first, slope.last)
+            words = "flat" if slope.flat else f"{scale_for('bytes', [per_step]).text(per_step)} a step"
+            lines[-1] = replace(line, label=f"{line.label} {words}")
+            fit = [slope.at(end) for end in ends]
+            lines.append(
+                Line("", ends, fit, method=line.method, stroke="dotted", marks="none", size=(0.9, 0.0))
+            )
     return replace(panel, lines=tuple(lines))
 
 
@@ -102,9 +101,8 @@ def _causes(family: EstimateFamily) -> BarPanel:
 def _peaks(family: EstimateFamily, field: str) -> pd.DataFrame:
     """[T or batch sizes, methods]: peaks in bytes, the other field held at the recipe's own; NaN where none is known."""
     rows: pd.DataFrame = family.rows[family.rows[_OTHER[field]] == getattr(family.home, _OTHER[field])]
-    return rows.pivot(index=field, columns="method", values="peak_tensor_bytes").reindex(
-        columns=family.methods
-    )
+    peaks = rows.pivot(index=field, columns="method", values="peak_tensor_bytes")
+    return peaks.reindex(columns=family.methods)
 
 
 def _scale(peaks: pd.DataFrame) -> Scale:
@@ -121,10 +119,11 @@ def _against(family: EstimateFamily, field: str) -> Panel | None:
         return None
     values, scale = peaks.index.tolist(), _scale(peaks)
     held = f"batch {family.home.batch_size}" if field == "timesteps" else f"T = {family.home.timesteps}"
-    look: dict[str, Any] = {"stroke": "dashed", "marks": "hollow"}
     estimated = [
-        Line(method, values, (peaks[method] / scale.factor).tolist(), method=method, **look)
-        for method in family.methods
+        Line(
+            name, values, (peaks[name] / scale.factor).tolist(), method=name, stroke="dashed", marks="hollow"
+        )
+        for name in family.methods
     ]
     return Panel(
         f"Peak of live tensors, estimated ({held})",

@@ -26,20 +26,16 @@ _LEAD = (
 def estimated(context: Context) -> Contribution:
     """Tables, plots and verdicts of all estimates."""
     families = find_families(context)
+    recipes = list(dict.fromkeys(family.recipe for family in families))
     rows = estimate_rows(context.results).drop(columns=["run", "overrides"])
     return Contribution(
         sections=tuple(_sections(families, context.baseline)),
         verdicts=tuple(verdict for family in families for verdict in judge(family)),
         frames={ESTIMATES_FILE: rows} if families else {},
-        sentence=_sentence(families),
+        sentence=f"Estimates, marked as such wherever they stand: {listed(recipes)}." if recipes else "",
         key_figure=_key_figure(families),
         skipped=tuple(not_shown(context, families)),
     )
-
-
-def _sentence(families: Sequence[EstimateFamily]) -> str:
-    recipes = list(dict.fromkeys(family.recipe for family in families))
-    return f"Estimates, marked as such wherever they stand: {listed(recipes)}." if recipes else ""
 
 
 def _key_figure(families: Sequence[EstimateFamily]) -> Figure | None:

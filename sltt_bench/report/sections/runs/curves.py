@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sltt_bench.format import scale_for
+from sltt_bench.format import Scale
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.plots.lines import Axis, Line, Panel
 from sltt_bench.report.statistics import Floats
@@ -80,10 +80,10 @@ def common_accuracy(shown: Sequence[Curve], floor: float | None) -> float | None
     return lowest if lowest > (floor or 0.0) else None
 
 
-def curve_panels(shown: Sequence[Curve], floor: float | None) -> list[Panel]:
-    """Accuracy by epoch and by training time, and the time that each accuracy takes."""
-    scale = scale_for("s", [float(curve.trained_s.max()) for curve in shown])
-    target = common_accuracy(shown, floor)
+def curve_panels(
+    shown: Sequence[Curve], floor: float | None, target: float | None, scale: Scale
+) -> list[Panel]:
+    """Accuracy by epoch and by training time, and the time that each accuracy takes. `target`: `common_accuracy`."""
     levels: tuple[tuple[float, str], ...] = () if target is None else ((100 * target, ""),)
     if floor is not None and floor >= min(float(curve.accuracy.min()) for curve in shown):
         levels = (*levels, (100 * floor, "chance"))

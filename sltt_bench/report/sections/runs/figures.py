@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import pandas as pd
@@ -99,13 +100,8 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
         f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
         f"{_slopes(sweeps[0])}{_survivors(groups)}{n} seeds a point; {', '.join(common)}."
     )
-
-    def panels() -> list[Panel]:
-        return [
-            panel for sweep, title in zip(sweeps, titles, strict=True) for panel in sweep_panels(sweep, title)
-        ]
-
-    return Figure(name, f"Against {sweeps[0].words}", caption, draw_lines, panels)
+    title = f"Against {sweeps[0].words}"
+    return Figure(name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles))])
 
 
 def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
@@ -251,7 +247,8 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
         texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
     texts += [f"At chance: {numbers.first_of(chance)}."] if chance else []
     caption = " ".join([*texts, _basis(group)])
-    return Figure(f"{name}-accuracy", _ACCURACY, caption, draw_lines, lambda: curve_panels(shown, floor))
+    content = partial(curve_panels, shown, floor, target, scale)
+    return Figure(f"{name}-accuracy", _ACCURACY, caption, draw_lines, content)
 
 
 def _tradeoff(group: Group, name: str) -> Figure:

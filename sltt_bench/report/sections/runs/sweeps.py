@@ -84,10 +84,8 @@ class Sweep:
 def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
     """Every family of at least two groups of one recipe that differ in a single numeric field."""
     known = [group for group in groups if group.settings]
-    varied = varied_fields(groups)
-    names = [*(name for name in FIELD_WORDS if name in varied), *sorted(varied - FIELD_WORDS.keys())]
     sweeps = []
-    for name in names:
+    for name in sorted(varied_fields(groups), key=lambda name: (name not in FIELD_WORDS, name)):
         families: dict[Any, dict[float, Group]] = {}
         for group in known:
             value = group.settings.get(name)
@@ -116,9 +114,8 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
 
 def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
     """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side."""
-    phase = next(
-        group.phase for group in sweep.groups.values() if group.finished
-    )  # alike where times are drawn
+    # Where times are drawn, they are from the same epochs in all groups.
+    phase = next(group.phase for group in sweep.groups.values() if group.finished)
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
         scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
