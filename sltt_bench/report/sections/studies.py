@@ -166,11 +166,12 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
         ("analysis", GRADIENTS_FILE, OF_ANALYSES),
         ("estimate", ESTIMATES_FILE, OF_ESTIMATES),
     ):
-        by_cell = defaultdict(list)
-        for row in results.rows(file).to_dict("records"):
+        of_kind = cells[(cells["kind"] == kind) & (cells["status"] == "ok")]
+        rows, by_cell = results.rows(file), defaultdict(list)
+        for row in rows[rows["run"].isin(of_kind["run"])].to_dict("records"):
             if row.get("level") != "parameter":
                 by_cell[row["run"], row["cell_id"], row["attempt"]].append(row)
-        for cell in cells[(cells["kind"] == kind) & (cells["status"] == "ok")].to_dict("records"):
+        for cell in of_kind.to_dict("records"):
             overrides = overrides_of(str(cell["overrides"]))
             recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
             about = _about(flat(recipe), overrides, str(cell["method"]))

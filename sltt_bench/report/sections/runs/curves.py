@@ -53,9 +53,9 @@ def _curve(group: Group, result: MethodResult) -> Curve | None:
     if rows.empty or rows["epoch"].nunique() < 2:
         return None
     epochs = sorted({float(epoch) for epoch in rows["epoch"]})
+    columns = (rows[name].tolist() for name in ("run", "cell_id", "epoch", "test_top1", "train_s"))
     cells: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
-    columns = rows[["run", "cell_id", "epoch", "test_top1", "train_s"]]
-    for run, cell_id, epoch, top1, seconds in columns.itertuples(index=False):
+    for run, cell_id, epoch, top1, seconds in zip(*columns, strict=True):
         cells.setdefault((str(run), str(cell_id)), {})[float(epoch)] = float(top1), float(seconds)
     every = np.array(
         [[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in sorted(cells)]
