@@ -174,15 +174,13 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
         for cell in of_kind.to_dict("records"):
             overrides = overrides_of(str(cell["overrides"]))
             recipe = results.runs[int(cell["run"])].recipe_of(str(cell["cell_id"]))
-            about = _about(flat(recipe), overrides, str(cell["method"]))
+            point, about = _point(overrides), _about(flat(recipe), overrides, str(cell["method"]))
             for row in by_cell[cell["run"], cell["cell_id"], cell["attempt"]]:
                 when = {"epoch": int(row["epoch"])} if "epoch" in row else {}
                 where = {"layer": row["name"]} if row.get("level") == "layer" and row["name"] else {}
                 for measure, column in columns.items():
                     if pd.notna(value := row[column]):
-                        yield Observation(
-                            measure, float(value), _point(overrides), {**about, **when, **where}
-                        )
+                        yield Observation(measure, float(value), point, {**about, **when, **where})
 
 
 def _about(settings: Mapping[str, Any], overrides: Mapping[str, Any], method: str) -> dict[str, Any]:
@@ -293,9 +291,8 @@ def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame
     conditions = (
         [key.hardware, f"backend {key.backend}"] if key else sorted(set(cells["device_name"].astype(str)))
     )
-    conditions += _rules(groups)
-    smoke = ["smoke run"] if bool(cells["smoke"].astype(bool).all()) else []
-    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join([*conditions, *smoke])}."
+    conditions += [*_rules(groups), *["smoke run"] * bool(cells["smoke"].astype(bool).all())]
+    return f"{n} {'seed' if counts == [1] else 'seeds'} a point; {', '.join(conditions)}."
 
 
 def _rules(groups: Sequence[Group]) -> list[str]:

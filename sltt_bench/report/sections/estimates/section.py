@@ -1,7 +1,6 @@
 """The section of the report on estimates: tables, figures and verdicts of every family, put in order."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from sltt_bench.report.document import Context, Contribution, Figure, Section
 from sltt_bench.report.groups import fewest_words
@@ -72,12 +71,11 @@ def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
         return key.startswith(("tuning.", "target", "cpu_minutes")), newer, key
 
     keys = sorted({key for other in alike for key in other.settings}, key=tells_little)
-    facts = ([_set_to(key, other.settings) for other in alike] for key in keys)
+    facts = (
+        [f"{key} = {other.settings[key]}" if key in other.settings else f"without {key}" for other in alike]
+        for key in keys
+    )
     if len(alike) > 1:
         place = next(number for number, other in enumerate(alike) if other is family)
         words += fewest_words(facts)[place]
     return ", ".join(["Memory and multiplications", *words])
-
-
-def _set_to(key: str, settings: Mapping[str, Any]) -> str:
-    return f"{key} = {settings[key]}" if key in settings else f"without {key}"

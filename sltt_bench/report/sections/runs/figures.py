@@ -25,10 +25,10 @@ from sltt_bench.report.sections.runs.curves import (
 )
 from sltt_bench.report.sections.runs.panels import (
     MOST_METHODS,
-    can_draw_k,
     k_panels,
     method_bars,
     pair_dots,
+    steps_used,
     timeline_panels,
     timelines,
     tradeoff_panels,
@@ -53,7 +53,7 @@ def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
         figures.append(_accuracy(group, name, shown))
     if group.pareto_front:
         figures.append(_tradeoff(group, name))
-    if can_draw_k(group):
+    if steps_used(group):
         figures.append(_against_k(group, name))
     if samples := timelines(group, context.results.runs):
         figures.append(_timeline(group, name, samples))

@@ -188,19 +188,16 @@ def _front(points: Mapping[str, tuple[Stat, Stat]], across: Scale, up: Scale, hi
 
 
 def steps_used(group: Group) -> dict[str, int]:
-    """Method → K, for SLTT-K and for SLTT, which uses all T steps (K = T); unbiased variants left out."""
+    """Method → K, for SLTT-K and for SLTT, which uses all T steps (K = T); unbiased variants left out. Empty where fewer
+    than three values of K finished."""
     steps = {}
     for method in group.methods:
         if match := re.fullmatch(r"sltt-k(\d+)", method):
             steps[method] = int(match[1])
         elif method == "sltt":
             steps[method] = group.key.timesteps
-    return dict(sorted(steps.items(), key=lambda item: item[1]))
-
-
-def can_draw_k(group: Group) -> bool:
-    """Whether at least three values of K finished."""
-    return len({k for method, k in steps_used(group).items() if group.methods[method].finished}) > 2
+    finished = {k for method, k in steps.items() if group.methods[method].finished}
+    return dict(sorted(steps.items(), key=lambda item: item[1])) if len(finished) > 2 else {}
 
 
 def k_panels(group: Group) -> list[Panel]:

@@ -1,6 +1,6 @@
 """Comparison tables of a group of cells."""
 
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -302,7 +302,11 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
 def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: Values) -> list[str]:
     """What to know of one ratio: breaches, and the baseline's mean where it is not the one of the `shared` pairs, which
     stands in its row."""
-    notes = [_sentence(text, group.methods) for text in group.breaches_of(metric, (method, baseline))]
+    notes = [
+        # A method at the start of a sentence keeps its name.
+        f"{text}." if text.startswith(tuple(group.methods)) else f"{text[0].upper()}{text[1:]}."
+        for text in group.breaches_of(metric, (method, baseline))
+    ]
     pairs = group.pairs(metric, method, baseline)
     assert not isinstance(pairs, NotComparable)
     own = pairs[1]
@@ -324,11 +328,6 @@ def _mean_text(metric: str, values: Values) -> str:
     if METRICS[metric].unit == "accuracy":
         return f"{numbers.percent(mean)} %"
     return numbers.scale_of_metric(metric, [mean]).text(mean)
-
-
-def _sentence(text: str, methods: Collection[str]) -> str:
-    """The text as a sentence, in which a method at its start keeps its name."""
-    return f"{text}." if text.startswith(tuple(methods)) else f"{text[0].upper()}{text[1:]}."
 
 
 def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
