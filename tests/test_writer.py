@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
+from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, RANKS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, set_torn_line_aside
 
 
@@ -38,6 +38,12 @@ def test_what_was_not_measured_is_empty_and_never_zero(folder: RunFolder) -> Non
     assert set(row.values()) == {""}
 
 
+def test_every_column_has_a_name_of_its_own_and_a_type_that_readers_know() -> None:
+    for columns in FILES.values():
+        assert len({column.name for column in columns}) == len(columns)
+        assert {column.type for column in columns} <= {"int", "float", "str", "bool"}
+
+
 def test_a_column_that_does_not_exist_is_refused(folder: RunFolder) -> None:
     with pytest.raises(KeyError, match="peak_mermory"):
         folder.append(EPOCHS_FILE, {"peak_mermory": 1})
@@ -61,6 +67,12 @@ def test_a_file_torn_in_its_header_starts_anew(folder: RunFolder) -> None:
     set_torn_line_aside(path)
     folder.append(EPOCHS_FILE, {"epoch": 1})
     assert [row["epoch"] for row in read_rows(path)] == ["1"]
+
+
+def test_rows_of_processes_do_not_follow_a_header_that_is_none_of_theirs(folder: RunFolder) -> None:
+    (folder.path / RANKS_FILE).write_text("cell_id,epoch\na,1\n")
+    with pytest.raises(ResultsError, match=r"not a ranks\.csv of sltt-bench: without column attempt"):
+        folder.append(RANKS_FILE, {"cell_id": "a"})
 
 
 def test_a_reason_with_line_breaks_stays_one_line(folder: RunFolder) -> None:

@@ -3,7 +3,8 @@
 `results/README.md` describes the same to a reader without this tool; a test keeps the two equal.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 SCHEMA_VERSION = 1
@@ -36,209 +37,146 @@ class Column:
     """One column of a CSV file."""
 
     name: str
-    type: Literal["int", "float", "str", "bool"]
+    type: str
+    """int, float, str or bool."""
+    needed: bool
+    """Whether the file is none without it, and no row leaves it empty; any other column may be missing."""
     meaning: str
     """One sentence with the unit; an empty cell always means "not measured", never 0."""
 
 
-CELL_KEY: tuple[Column, ...] = (
-    Column("schema_version", "int", "version of this format"),
-    Column("cell_id", "str", "hash of the resolved cell: equal ids are repetitions of one experiment"),
-    Column(
-        "attempt",
-        "int",
-        "1 for the first try; a resumed run counts on, and a later attempt replaces the same epoch of an earlier one",
-    ),
-    Column("recipe", "str", "name of the recipe"),
-    Column("recipe_hash", "str", "hash of all of the resolved recipe that is not method, backend or seed"),
-    Column("method", "str", "training method"),
-    Column("backend", "str", "what computes the neurons and the gradients"),
-    Column("k", "int", "K of SLTT-K; empty for other methods"),
-    Column("timesteps", "int", "T, time steps of a sequence"),
-    Column("batch_size", "int", "samples of a training iteration"),
-    Column(
-        "precision", "str", "fp32 (IEEE), tf32 (on a GPU), fp16 (with loss scaling) or bf16 (mixed precision)"
-    ),
-    Column("device", "str", "cpu or cuda:N"),
-    Column("seed", "int", "seed of weights, data order, augmentation and dropout"),
-)
+def _columns(table: str) -> tuple[Column, ...]:
+    """The columns in a table of name, type (with ! where needed) and meaning, which indented lines go on with."""
+    rows = (row.split(maxsplit=2) for row in re.split(r"\n(?! )", table.strip()))
+    return tuple(
+        Column(name, marked.removesuffix("!"), marked.endswith("!"), " ".join(meaning.split()))
+        for name, marked, meaning in rows
+    )
+
+
+CELL_KEY = _columns("""
+schema_version  int!  version of this format
+cell_id         str!  hash of the resolved cell: equal ids are repetitions of one experiment
+attempt         int!  1 for the first try; a resumed run counts on, and a later attempt replaces the same
+                      epoch of an earlier one
+recipe          str!  name of the recipe
+recipe_hash     str!  hash of all of the resolved recipe that is not method, backend or seed
+method          str!  training method
+backend         str!  what computes the neurons and the gradients
+k               int   K of SLTT-K; empty for other methods
+timesteps       int!  T, time steps of a sequence
+batch_size      int!  samples of a training iteration
+precision       str!  fp32 (IEEE), tf32 (on a GPU), fp16 (with loss scaling) or bf16 (mixed precision)
+device          str!  cpu or cuda:N
+seed            int!  seed of weights, data order, augmentation and dropout
+""")
 """The columns with which every row of cells.csv and epochs.csv starts."""
 
-CIRCUMSTANCES: tuple[Column, ...] = (
-    Column(
-        "kind", "str", "run (measured), trial (of `tune`, looked at on validation data), estimate or analysis"
-    ),
-    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
-    Column("overrides", "str", "the --set overrides of the cell, as JSON"),
-    Column("synthetic", "bool", "whether the data were random, so that accuracy means nothing"),
-    Column("smoke", "bool", "whether this was a smoke run on a tiny subset"),
-)
+CIRCUMSTANCES = _columns("""
+kind         str!   run (measured), trial (of `tune`, looked at on validation data), estimate or analysis
+device_name  str    name of the GPU, or of the CPU with the number of threads
+overrides    str    the --set overrides of the cell, as JSON
+synthetic    bool!  whether the data were random, so that accuracy means nothing
+smoke        bool!  whether this was a smoke run on a tiny subset
+""")
 """What tells rows of equal recipe, method and seed apart. In epochs.csv empty in files of earlier versions."""
 
 EPOCH_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("epoch", "int", "1 for the first"),
-    Column("cold", "bool", "true for the first epoch that a process trains: it includes warm-up"),
-    Column("train_loss", "float", "mean of L over the training samples"),
-    Column(
-        "train_top1", "float", "share of training samples predicted right, 0 to 1; empty with synthetic data"
-    ),
-    Column(
-        "validation_loss",
-        "float",
-        "mean of L over the validation samples; empty where none are held back, and with synthetic data",
-    ),
-    Column(
-        "validation_top1",
-        "float",
-        "share of validation samples predicted right, 0 to 1; empty as validation_loss",
-    ),
-    Column(
-        "validation_top5",
-        "float",
-        "share of validation samples with the label among the five best, 0 to 1; empty as validation_loss",
-    ),
-    Column("test_loss", "float", "mean of L over the test samples; empty with synthetic data and in trials"),
-    Column(
-        "test_top1",
-        "float",
-        "share of test samples predicted right, 0 to 1; empty with synthetic data and in trials",
-    ),
-    Column(
-        "test_top5",
-        "float",
-        "share of test samples with the label among the five best, 0 to 1; empty with synthetic data",
-    ),
-    Column("lr", "float", "learning rate of the epoch"),
-    Column(
-        "train_s", "float", "seconds of training, device synchronised at both ends, waiting for data included"
-    ),
-    Column("eval_s", "float", "seconds of evaluation, device synchronised at both ends"),
-    Column("data_wait_s", "float", "seconds of train_s spent waiting for the next batch"),
-    Column("samples", "int", "training samples of the epoch"),
-    Column("samples_per_s", "float", "samples / train_s"),
-    Column("backward_passes", "float", "backward passes of a training iteration, mean over the epoch"),
-    Column(
-        "allocated_at_reset_bytes",
-        "int",
-        "CUDA allocator: what it had given out when its peaks were reset, before the epoch's training: weights, "
-        "optimiser state, the last iteration's gradients, and workspaces of libraries, which are no part of live tensors",
-    ),
-    Column(
-        "peak_allocated_bytes", "int", "CUDA allocator: peak of memory allocated to tensors while training"
-    ),
-    Column(
-        "peak_reserved_bytes", "int", "CUDA allocator: peak of memory reserved from the device while training"
-    ),
-    Column("peak_nvml_bytes", "int", "NVML: peak of memory used, by sampling, while training"),
-    Column("peak_nvml_scope", "str", "whose memory that is: process or device"),
-    Column(
-        "peak_rss_bytes",
-        "int",
-        "operating system: peak resident set of the worker process (VmHWM) while training",
-    ),
-    Column(
-        "peak_tensor_bytes",
-        "int",
-        "peak of live tensor bytes in one instrumented training iteration of the cell, counted exactly over storages",
-    ),
-    Column("energy_j", "float", "joules of the whole device while training, from NVML's energy counter"),
-    Column("gpu_util_mean", "float", "mean utilisation of the device while training, 0 to 1, by sampling"),
-    Column(
-        "firing_rate",
-        "float",
-        "spikes per neuron and time step over the evaluation, mean over all neurons; empty with synthetic data",
-    ),
-    Column("finished_utc", "str", "when the epoch ended, ISO 8601"),
-    Column(
-        "neighbours",
-        "int",
-        "the most cells of the same command (--jobs, --devices) that ran beside this one until the epoch ended; "
-        "empty where only one could run, in files of earlier versions",
-    ),
-    Column(
-        "ranks",
-        "int",
-        "processes that shared every batch (--nproc-per-cell); of their times and memory the largest is here, of "
-        "their energy the sum, and ranks.csv has each; empty where there was one, in files of earlier versions",
-    ),
-    *CIRCUMSTANCES,
+    *_columns("""
+epoch                     int!   1 for the first
+cold                      bool!  true for the first epoch that a process trains: it includes warm-up
+train_loss                float  mean of L over the training samples
+train_top1                float  share of training samples predicted right, 0 to 1; empty with synthetic data
+validation_loss           float  mean of L over the validation samples; empty where none are held back, and
+                                 with synthetic data
+validation_top1           float  share of validation samples predicted right, 0 to 1; empty as validation_loss
+validation_top5           float  share of validation samples with the label among the five best, 0 to 1; empty
+                                 as validation_loss
+test_loss                 float  mean of L over the test samples; empty with synthetic data and in trials
+test_top1                 float  share of test samples predicted right, 0 to 1; empty with synthetic data and
+                                 in trials
+test_top5                 float  share of test samples with the label among the five best, 0 to 1; empty with
+                                 synthetic data
+lr                        float  learning rate of the epoch
+train_s                   float  seconds of training, device synchronised at both ends, waiting for data
+                                 included
+eval_s                    float  seconds of evaluation, device synchronised at both ends
+data_wait_s               float  seconds of train_s spent waiting for the next batch
+samples                   int    training samples of the epoch
+samples_per_s             float  samples / train_s
+backward_passes           float  backward passes of a training iteration, mean over the epoch
+allocated_at_reset_bytes  int    CUDA allocator: what it had given out when its peaks were reset, before the
+                                 epoch's training: weights, optimiser state, the last iteration's gradients,
+                                 and workspaces of libraries, which are no part of live tensors
+peak_allocated_bytes      int    CUDA allocator: peak of memory allocated to tensors while training
+peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from the device while training
+peak_nvml_bytes           int    NVML: peak of memory used, by sampling, while training
+peak_nvml_scope           str    whose memory that is: process or device
+peak_rss_bytes            int    operating system: peak resident set of the worker process (VmHWM) while
+                                 training
+peak_tensor_bytes         int    peak of live tensor bytes in one instrumented training iteration of the cell,
+                                 counted exactly over storages
+energy_j                  float  joules of the whole device while training, from NVML's energy counter
+gpu_util_mean             float  mean utilisation of the device while training, 0 to 1, by sampling
+firing_rate               float  spikes per neuron and time step over the evaluation, mean over all neurons;
+                                 empty with synthetic data
+finished_utc              str    when the epoch ended, ISO 8601
+neighbours                int    the most cells of the same command (--jobs, --devices) that ran beside this
+                                 one until the epoch ended; empty where only one could run, in files of
+                                 earlier versions
+ranks                     int    processes that shared every batch (--nproc-per-cell); of their times and
+                                 memory the largest is here, of their energy the sum, and ranks.csv has each;
+                                 empty where there was one, in files of earlier versions
+"""),
+    *(replace(column, needed=False) for column in CIRCUMSTANCES),
 )
 
-INFERENCE_COLUMNS: tuple[Column, ...] = (
-    Column("footprint_bytes", "int", "NeuroBench's footprint: bytes of parameters and buffers"),
-    Column("connection_sparsity", "float", "NeuroBench: share of synaptic weights that are exactly 0"),
-    Column(
-        "activation_sparsity",
-        "float",
-        "NeuroBench: share of spiking outputs that are 0, over T and the test set",
-    ),
-    Column(
-        "dense_synops", "float", "NeuroBench: synaptic operations of one test sample over T, zeros included"
-    ),
-    Column("effective_macs", "float", "NeuroBench: multiply-accumulates of one test sample, zeros left out"),
-    Column(
-        "effective_acs",
-        "float",
-        "NeuroBench: accumulates (the layer's input is all spikes) of one test sample",
-    ),
-    Column(
-        "estimated_energy_45nm_pj",
-        "float",
-        "4.6 pJ × effective_macs + 0.9 pJ × effective_acs (45 nm, 32 bits): an estimate, never beside energy_j",
-    ),
-)
+INFERENCE_COLUMNS = _columns("""
+footprint_bytes           int    NeuroBench's footprint: bytes of parameters and buffers
+connection_sparsity       float  NeuroBench: share of synaptic weights that are exactly 0
+activation_sparsity       float  NeuroBench: share of spiking outputs that are 0, over T and the test set
+dense_synops              float  NeuroBench: synaptic operations of one test sample over T, zeros included
+effective_macs            float  NeuroBench: multiply-accumulates of one test sample, zeros left out
+effective_acs             float  NeuroBench: accumulates (the layer's input is all spikes) of one test sample
+estimated_energy_45nm_pj  float  4.6 pJ × effective_macs + 0.9 pJ × effective_acs (45 nm, 32 bits): an
+                                 estimate, never beside energy_j
+""")
 """What the trained network costs at inference, counted over the test set; empty with synthetic data."""
 
 CELL_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
     *CIRCUMSTANCES,
-    Column(
-        "validation", "str", "name of the split held back from training (its share, its seed); empty: none"
-    ),
-    Column(
-        "trials",
-        "int",
-        "trials from which `tune` chose the cell's settings, as many for each method; empty: they are the recipe's, "
-        "or those of overrides",
-    ),
-    Column("status", "str", "ok, oom, error, timeout, killed or skipped"),
-    Column("reason", "str", "one line that explains any status but ok"),
-    Column("started_utc", "str", "when the cell's process started, ISO 8601"),
-    Column("wall_s", "float", "seconds from the start of the cell's process to its end"),
-    Column(
-        "neighbours",
-        "int",
-        "the most cells of the same command that ran beside this one, in any of its epochs: above 0, its times are "
-        "never compared with times measured alone; empty as in epochs.csv, and for a cell that never started",
-    ),
-    Column(
-        "ranks", "int", "processes that were to share every batch in this attempt; empty as in epochs.csv"
-    ),
-    Column("epochs_planned", "int", "epochs that the recipe asks for"),
-    Column("epochs_done", "int", "epochs with a row in epochs.csv, those of earlier attempts included"),
-    Column("parameters", "int", "trainable parameters of the network"),
-    Column(
-        "estimated_peak_tensor_bytes",
-        "int",
-        "peak of live tensor bytes as estimated before the run; empty without an estimate",
-    ),
-    Column(
-        "best_epoch",
-        "int",
-        "epoch with the highest validation_top1; without a validation split the highest test_top1: chosen by looking "
-        "at test data",
-    ),
-    Column("best_test_top1", "float", "test_top1 of best_epoch"),
-    Column("last_validation_top1", "float", "validation_top1 of the last epoch"),
-    Column("last_test_top1", "float", "test_top1 of the last epoch: no choice made on test data"),
+    *_columns("""
+validation                   str    name of the split held back from training (its share, its seed); empty:
+                                    none
+trials                       int    trials from which `tune` chose the cell's settings, as many for each
+                                    method; empty: they are the recipe's, or those of overrides
+status                       str!   ok, oom, error, timeout, killed or skipped
+reason                       str    one line that explains any status but ok
+started_utc                  str    when the cell's process started, ISO 8601
+wall_s                       float  seconds from the start of the cell's process to its end
+neighbours                   int    the most cells of the same command that ran beside this one, in any of its
+                                    epochs: above 0, its times are never compared with times measured alone;
+                                    empty as in epochs.csv, and for a cell that never started
+ranks                        int    processes that were to share every batch in this attempt; empty as in
+                                    epochs.csv
+epochs_planned               int    epochs that the recipe asks for
+epochs_done                  int    epochs with a row in epochs.csv, those of earlier attempts included
+parameters                   int    trainable parameters of the network
+estimated_peak_tensor_bytes  int    peak of live tensor bytes as estimated before the run; empty without an
+                                    estimate
+best_epoch                   int    epoch with the highest validation_top1; without a validation split the
+                                    highest test_top1: chosen by looking at test data
+best_test_top1               float  test_top1 of best_epoch
+last_validation_top1         float  validation_top1 of the last epoch
+last_test_top1               float  test_top1 of the last epoch: no choice made on test data
+"""),
     *INFERENCE_COLUMNS,
-    Column(
-        "doubts",
-        "str",
-        "why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it",
-    ),
-    Column("exit_code", "int", "exit code of the cell's process; negative: the signal that ended it"),
+    *_columns("""
+doubts     str  why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it
+exit_code  int  exit code of the cell's process; negative: the signal that ended it
+"""),
 )
 
 RANK_FIGURES = (
@@ -249,223 +187,185 @@ RANK_FIGURES = (
 
 RANK_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("epoch", "int", "1 for the first"),
-    Column("rank", "int", "the process among those that share the cell's batches, 0 for the first"),
+    *_columns("""
+epoch  int!  1 for the first
+rank   int!  the process among those that share the cell's batches, 0 for the first
+"""),
     *(column for column in EPOCH_COLUMNS if column.name in RANK_FIGURES),
 )
 
-TIMELINE_COLUMNS: tuple[Column, ...] = (
-    Column("cell_id", "str", "the cell"),
-    Column("attempt", "int", "the attempt"),
-    Column("elapsed_s", "float", "seconds since the profiler of the cell started"),
-    Column("phase", "str", "what ran: warmup, train, eval"),
-    Column("epoch", "int", "the epoch, empty outside one"),
-    Column("nvml_used_bytes", "int", "NVML memory used"),
-    Column("nvml_scope", "str", "process or device"),
-    Column("gpu_util", "float", "utilisation of the device, 0 to 1"),
-    Column("power_w", "float", "power draw in watts"),
-    Column("sm_clock_mhz", "int", "clock of the streaming multiprocessors"),
-    Column("temperature_c", "int", "temperature of the GPU"),
-)
+TIMELINE_COLUMNS = _columns("""
+cell_id          str!   the cell
+attempt          int!   the attempt
+elapsed_s        float  seconds since the profiler of the cell started
+phase            str    what ran: warmup, train, eval
+epoch            int    the epoch, empty outside one
+nvml_used_bytes  int    NVML memory used
+nvml_scope       str    process or device
+gpu_util         float  utilisation of the device, 0 to 1
+power_w          float  power draw in watts
+sm_clock_mhz     int    clock of the streaming multiprocessors
+temperature_c    int    temperature of the GPU
+""")
 
 ANALYSIS_KEY: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("epoch", "int", "epochs trained with `method` before this was computed; 0: initial weights"),
-    Column("tau", "float", "membrane time constant τ in time steps"),
-    Column("surrogate", "str", "stand-in for the derivative of the spike"),
-    Column("reset", "str", "soft or hard"),
-    Column("detach_reset", "bool", "whether BPTT's gradient ignores the reset"),
-    Column("loss_window", "int", "only the last so many steps count in the loss; empty: all T"),
-    Column("batches", "int", "batches over which means and standard deviations were taken"),
+    *_columns("""
+epoch         int!    epochs trained with `method` before this was computed; 0: initial weights
+tau           float!  membrane time constant τ in time steps
+surrogate     str!    stand-in for the derivative of the spike
+reset         str!    soft or hard
+detach_reset  bool    whether BPTT's gradient ignores the reset
+loss_window   int     only the last so many steps count in the loss; empty: all T
+batches       int     batches over which means and standard deviations were taken
+"""),
 )
 """The columns with which the rows of an analysis start; gradients are computed in fp32, whatever `precision`."""
 
 GRADIENT_COLUMNS: tuple[Column, ...] = (
     *ANALYSIS_KEY,
-    Column("level", "str", "network, layer (the module that owns parameters) or parameter (one tensor)"),
-    Column("name", "str", "name of the layer or parameter; empty for the network"),
-    Column("depth", "int", "place in the network's order within its level, 1 for the first"),
-    Column("elements", "int", "numbers in this part's gradient"),
-    Column("zero_batches", "int", "batches whose gradient of this part was exactly 0: they are in no mean"),
-    Column("cosine_mean", "float", "cosine(g, g_s), g the full gradient (BPTT), g_s its spatial part (SLTT)"),
-    Column("cosine_std", "float", "standard deviation over batches"),
-    Column("spatial_share_mean", "float", "‖g_s‖ / ‖g‖"),
-    Column("spatial_share_std", "float", "standard deviation over batches"),
-    Column("temporal_share_mean", "float", "‖g − g_s‖ / ‖g‖, the temporal part"),
-    Column("temporal_share_std", "float", "standard deviation over batches"),
-    Column("full_norm_mean", "float", "‖g‖"),
-    Column("spatial_norm_mean", "float", "‖g_s‖"),
+    *_columns("""
+level                str!   network, layer (the module that owns parameters) or parameter (one tensor)
+name                 str    name of the layer or parameter; empty for the network
+depth                int!   place in the network's order within its level, 1 for the first
+elements             int    numbers in this part's gradient
+zero_batches         int    batches whose gradient of this part was exactly 0: they are in no mean
+cosine_mean          float  cosine(g, g_s), g the full gradient (BPTT), g_s its spatial part (SLTT)
+cosine_std           float  standard deviation over batches
+spatial_share_mean   float  ‖g_s‖ / ‖g‖
+spatial_share_std    float  standard deviation over batches
+temporal_share_mean  float  ‖g − g_s‖ / ‖g‖, the temporal part
+temporal_share_std   float  standard deviation over batches
+full_norm_mean       float  ‖g‖
+spatial_norm_mean    float  ‖g_s‖
+"""),
 )
 
 DRAW_COLUMNS: tuple[Column, ...] = (
     *ANALYSIS_KEY,
-    Column(
-        "drawn", "int", "K: G_K is the sum of the gradients of K of the T steps, drawn without replacement"
-    ),
-    Column("subsets", "int", "subsets of steps over which the cosines are means"),
-    Column("exact", "bool", "whether those are all subsets (else a random sample of them)"),
-    Column(
-        "silent_share", "float", "share of subsets without any gradient: no step of the loss's window drawn"
-    ),
-    Column(
-        "cosine_to_sltt_mean", "float", "cosine(G_K, g_s) of the whole network, mean over subsets and batches"
-    ),
-    Column("cosine_to_sltt_std", "float", "its standard deviation over subsets, mean over batches"),
-    Column("cosine_to_bptt_mean", "float", "cosine(G_K, g), mean over subsets and batches"),
-    Column(
-        "relative_variance_mean", "float", "E ‖(T/K) G_K − g_s‖² / ‖g_s‖², closed form, mean over batches"
-    ),
-    Column("relative_variance_std", "float", "standard deviation over batches"),
+    *_columns("""
+drawn                   int!   K: G_K is the sum of the gradients of K of the T steps, drawn without
+                               replacement
+subsets                 int    subsets of steps over which the cosines are means
+exact                   bool   whether those are all subsets (else a random sample of them)
+silent_share            float  share of subsets without any gradient: no step of the loss's window drawn
+cosine_to_sltt_mean     float  cosine(G_K, g_s) of the whole network, mean over subsets and batches
+cosine_to_sltt_std      float  its standard deviation over subsets, mean over batches
+cosine_to_bptt_mean     float  cosine(G_K, g), mean over subsets and batches
+relative_variance_mean  float  E ‖(T/K) G_K − g_s‖² / ‖g_s‖², closed form, mean over batches
+relative_variance_std   float  standard deviation over batches
+"""),
 )
 
 METHOD_GRADIENT_COLUMNS: tuple[Column, ...] = (
     *ANALYSIS_KEY,
-    Column("compared_method", "str", "method whose gradient g_m is compared with BPTT's gradient g"),
-    Column("level", "str", "network, layer (the module that owns parameters) or parameter (one tensor)"),
-    Column("name", "str", "name of the layer or parameter; empty for the network"),
-    Column("depth", "int", "place in the network's order within its level, 1 for the first"),
-    Column("elements", "int", "numbers in this part's gradient"),
-    Column("zero_batches", "int", "batches in which g or g_m of this part was exactly 0: no cosine"),
-    Column("cosine_mean", "float", "cosine(g, g_m), mean over batches"),
-    Column("cosine_std", "float", "standard deviation over batches"),
-    Column("norm_ratio_mean", "float", "‖g_m‖ / ‖g‖, mean over batches"),
-    Column("norm_ratio_std", "float", "standard deviation over batches"),
+    *_columns("""
+compared_method  str!   method whose gradient g_m is compared with BPTT's gradient g
+level            str!   network, layer (the module that owns parameters) or parameter (one tensor)
+name             str    name of the layer or parameter; empty for the network
+depth            int    place in the network's order within its level, 1 for the first
+elements         int    numbers in this part's gradient
+zero_batches     int    batches in which g or g_m of this part was exactly 0: no cosine
+cosine_mean      float  cosine(g, g_m), mean over batches
+cosine_std       float  standard deviation over batches
+norm_ratio_mean  float  ‖g_m‖ / ‖g‖, mean over batches
+norm_ratio_std   float  standard deviation over batches
+"""),
 )
 
 OPERATION_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column("counted_method", "str", "method whose training iteration (one batch, all T steps) was counted"),
-    Column("drawn", "int", "K of that method; empty if it is not SLTT-K"),
-    Column("samples", "int", "samples of the batch"),
-    Column("forward_multiplications", "int", "multiplications of the forward pass"),
-    Column("spatial_multiplications", "int", "multiplications of the backward pass in space: all of SLTT's"),
-    Column(
-        "temporal_multiplications",
-        "int",
-        "what the backward pass multiplies beyond SLTT's: all of that is temporal in BPTT",
-    ),
+    *_columns("""
+counted_method            str!  method whose training iteration (one batch, all T steps) was counted
+drawn                     int   K of that method; empty if it is not SLTT-K
+samples                   int!  samples of the batch
+forward_multiplications   int   multiplications of the forward pass
+spatial_multiplications   int   multiplications of the backward pass in space: all of SLTT's
+temporal_multiplications  int   what the backward pass multiplies beyond SLTT's: all of that is temporal in
+                                BPTT
+"""),
 )
 
 ESTIMATE_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column(
-        "run_cell_id",
-        "str",
-        "cell_id of the same cell when it is run, with the recipe's first seed, and measured",
-    ),
-    Column("parameters", "int", "trainable parameters of the network"),
-    Column(
-        "peak_tensor_bytes", "int", "peak of live tensor bytes of one training iteration, on fake tensors"
-    ),
-    Column("parameter_bytes", "int", "of that peak: parameters and buffers"),
-    Column("optimizer_state_bytes", "int", "of that peak: what the optimiser carries"),
-    Column("input_bytes", "int", "of that peak: the batch"),
-    Column("gradient_bytes", "int", "of that peak: what becomes a parameter's gradient"),
-    Column("neuron_state_bytes", "int", "of that peak: what stateful layers carry to the next time step"),
-    Column(
-        "activation_bytes", "int", "of that peak: what forward passes keep alive for the next backward pass"
-    ),
-    Column("temporary_bytes", "int", "of that peak: everything else"),
-    Column("forward_spatial_multiplications", "int", "forward pass of one iteration, without the recurrence"),
-    Column("forward_temporal_multiplications", "int", "forward pass of one iteration: what the past costs"),
-    Column("backward_spatial_multiplications", "int", "backward pass of one iteration, through space"),
-    Column("backward_temporal_multiplications", "int", "backward pass of one iteration, through time"),
-    Column(
-        "forward_multiply_adds",
-        "int",
-        "of the forward multiplications: convolutions, linear layers and matrix products",
-    ),
-    Column("backward_multiply_adds", "int", "of the backward multiplications: the same"),
-    Column(
-        "iterations_per_epoch",
-        "float",
-        "training iterations of an epoch; a last, smaller batch counts by its share of samples",
-    ),
-    Column("epoch_multiplications", "int", "all multiplications of an epoch's training"),
-    Column(
-        "ranks",
-        "int",
-        "processes that share every batch (--nproc-per-cell): memory and multiplications are those of the one with the "
-        "largest share; empty in files of earlier versions, where it was one",
-    ),
-    Column(
-        "exchanged_bytes",
-        "int",
-        "bytes that each of the processes sends (and receives) in an iteration's exchange of gradients by a ring",
-    ),
-    Column("gpu", "str", "GPU of the lower bound on time, by its data sheet"),
-    Column("epoch_lower_bound_s", "float", "seconds of an epoch's training that this GPU cannot undercut"),
-    Column("memory_bytes", "int", "memory into which batch and T were fitted, margin taken off"),
-    Column("largest_batch_size", "int", "largest batch at this T that fits into memory_bytes; 0: none does"),
-    Column(
-        "largest_timesteps",
-        "int",
-        "largest T at this batch that fits into memory_bytes; 0: none does; empty: no limit was met",
-    ),
+    *_columns("""
+run_cell_id                        str!   cell_id of the same cell when it is run, with the recipe's first
+                                          seed, and measured
+parameters                         int    trainable parameters of the network
+peak_tensor_bytes                  int!   peak of live tensor bytes of one training iteration, on fake tensors
+parameter_bytes                    int    of that peak: parameters and buffers
+optimizer_state_bytes              int    of that peak: what the optimiser carries
+input_bytes                        int    of that peak: the batch
+gradient_bytes                     int    of that peak: what becomes a parameter's gradient
+neuron_state_bytes                 int    of that peak: what stateful layers carry to the next time step
+activation_bytes                   int    of that peak: what forward passes keep alive for the next backward
+                                          pass
+temporary_bytes                    int    of that peak: everything else
+forward_spatial_multiplications    int    forward pass of one iteration, without the recurrence
+forward_temporal_multiplications   int    forward pass of one iteration: what the past costs
+backward_spatial_multiplications   int    backward pass of one iteration, through space
+backward_temporal_multiplications  int    backward pass of one iteration, through time
+forward_multiply_adds              int    of the forward multiplications: convolutions, linear layers and
+                                          matrix products
+backward_multiply_adds             int    of the backward multiplications: the same
+iterations_per_epoch               float  training iterations of an epoch; a last, smaller batch counts by its
+                                          share of samples
+epoch_multiplications              int    all multiplications of an epoch's training
+ranks                              int    processes that share every batch (--nproc-per-cell): memory and
+                                          multiplications are those of the one with the largest share; empty
+                                          in files of earlier versions, where it was one
+exchanged_bytes                    int    bytes that each of the processes sends (and receives) in an
+                                          iteration's exchange of gradients by a ring
+gpu                                str    GPU of the lower bound on time, by its data sheet
+epoch_lower_bound_s                float  seconds of an epoch's training that this GPU cannot undercut
+memory_bytes                       int    memory into which batch and T were fitted, margin taken off
+largest_batch_size                 int    largest batch at this T that fits into memory_bytes; 0: none does
+largest_timesteps                  int    largest T at this batch that fits into memory_bytes; 0: none does;
+                                          empty: no limit was met
+"""),
 )
 
 TUNING_COLUMNS: tuple[Column, ...] = (
     *CELL_KEY,
-    Column(
-        "protocol",
-        "str",
-        "hash of grid, seeds, epochs and validation split, which all methods of a study share",
-    ),
-    Column("setting", "str", "the values of the searched fields, as JSON"),
-    Column("trial", "int", "number of the method's trial, 1 for the first"),
-    Column("trials", "int", "the budget: trials of each method"),
-    Column("status", "str", "how the trial ended, as in cells.csv"),
-    Column(
-        "validation_top1",
-        "float",
-        "share of validation samples predicted right after the last epoch, 0 to 1; empty: the loss diverged, or "
-        "memory ran out",
-    ),
-    Column(
-        "setting_top1",
-        "float",
-        "mean of validation_top1 over the seeds of this setting, which decides; empty if one of them is",
-    ),
-    Column(
-        "chosen",
-        "bool",
-        "whether the method is trained with this setting: the largest setting_top1; of equal ones that nearest to the "
-        "middle of the grid, then the first",
-    ),
-    Column(
-        "as_recipe", "bool", "whether the setting is what the recipe says, so what is trained without tuning"
-    ),
-    Column(
-        "at_edge",
-        "str",
-        "fields of the chosen setting with the first or last value of the grid: a better one may lie beyond",
-    ),
-    Column("reason", "str", "one line that explains any status but ok"),
+    *_columns("""
+protocol         str!   hash of grid, seeds, epochs and validation split, which all methods of a study share
+setting          str!   the values of the searched fields, as JSON
+trial            int!   number of the method's trial, 1 for the first
+trials           int!   the budget: trials of each method
+status           str!   how the trial ended, as in cells.csv
+validation_top1  float  share of validation samples predicted right after the last epoch, 0 to 1; empty: the
+                        loss diverged, or memory ran out
+setting_top1     float  mean of validation_top1 over the seeds of this setting, which decides; empty if one of
+                        them is
+chosen           bool!  whether the method is trained with this setting: the largest setting_top1; of equal
+                        ones that nearest to the middle of the grid, then the first
+as_recipe        bool   whether the setting is what the recipe says, so what is trained without tuning
+at_edge          str    fields of the chosen setting with the first or last value of the grid: a better one
+                        may lie beyond
+reason           str    one line that explains any status but ok
+"""),
 )
 
-BENCH_COLUMNS: tuple[Column, ...] = (
-    Column("schema_version", "int", "version of this format"),
-    Column("row", "str", "name of the row of the benchmark's table"),
-    Column(
-        "quantity",
-        "str",
-        "peak_tensor_bytes, wall_s or process_s (CPU time of all threads) of one training iteration",
-    ),
-    Column("subject", "str", "what is measured"),
-    Column("baseline", "str", "against what: the best of the baselines that were measured in the same run"),
-    Column("problem", "str", "network, image, batch, T and precision"),
-    Column("device_name", "str", "name of the GPU, or of the CPU with the number of threads"),
-    Column("subject_value", "float", "bytes, or median seconds of the alternated iterations"),
-    Column("baseline_value", "float", "the same of the baseline"),
-    Column("ratio", "float", "subject over baseline; for times the median of the rounds' ratios"),
-    Column("ratio_low", "float", "lower quartile of the rounds' ratios; empty for bytes"),
-    Column("ratio_high", "float", "upper quartile of the rounds' ratios; empty for bytes"),
-    Column("rounds", "int", "rounds of alternated iterations; empty for bytes"),
-    Column("target", "float", "the largest ratio that is wanted; empty: only reported"),
-    Column("met", "bool", "whether ratio ≤ target; empty without a target"),
-    Column("remark", "str", "baselines that were left out, and why"),
-    Column("finished_utc", "str", "when the row was measured, ISO 8601"),
-)
+BENCH_COLUMNS = _columns("""
+schema_version  int!    version of this format
+row             str!    name of the row of the benchmark's table
+quantity        str!    peak_tensor_bytes, wall_s or process_s (CPU time of all threads) of one training
+                        iteration
+subject         str!    what is measured
+baseline        str!    against what: the best of the baselines that were measured in the same run
+problem         str!    network, image, batch, T and precision
+device_name     str!    name of the GPU, or of the CPU with the number of threads
+subject_value   float!  bytes, or median seconds of the alternated iterations
+baseline_value  float!  the same of the baseline
+ratio           float!  subject over baseline; for times the median of the rounds' ratios
+ratio_low       float   lower quartile of the rounds' ratios; empty for bytes
+ratio_high      float   upper quartile of the rounds' ratios; empty for bytes
+rounds          int     rounds of alternated iterations; empty for bytes
+target          float   the largest ratio that is wanted; empty: only reported
+met             bool    whether ratio ≤ target; empty without a target
+remark          str     baselines that were left out, and why
+finished_utc    str!    when the row was measured, ISO 8601
+""")
 
 FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,

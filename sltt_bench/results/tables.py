@@ -17,53 +17,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.printable import printable
-from sltt_bench.results.schema import (
-    BENCH_FILE,
-    CELL_KEY,
-    CELLS_FILE,
-    DRAWS_FILE,
-    EPOCHS_FILE,
-    ESTIMATES_FILE,
-    FILES,
-    GRADIENTS_FILE,
-    METHOD_GRADIENTS_FILE,
-    OPERATIONS_FILE,
-    SCHEMA_VERSION,
-    TIMELINE_FILE,
-    TUNING_FILE,
-    Column,
-    Kind,
-    Status,
-)
+from sltt_bench.results.schema import EPOCHS_FILE, FILES, SCHEMA_VERSION, Column, Kind, Status
 
 Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
 
-_KEY = {column.name for column in CELL_KEY} - {"k"}
-NEEDED = {
-    CELLS_FILE: _KEY | {"kind", "synthetic", "smoke", "status"},
-    EPOCHS_FILE: _KEY | {"epoch", "cold"},
-    TIMELINE_FILE: {"cell_id", "attempt"},
-    GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "level", "depth"},
-    DRAWS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "drawn"},
-    METHOD_GRADIENTS_FILE: _KEY | {"epoch", "tau", "surrogate", "reset", "compared_method", "level"},
-    OPERATIONS_FILE: _KEY | {"counted_method", "samples"},
-    ESTIMATES_FILE: _KEY | {"run_cell_id", "peak_tensor_bytes"},
-    TUNING_FILE: _KEY | {"protocol", "setting", "trial", "trials", "status", "chosen"},
-    BENCH_FILE: {
-        "schema_version",
-        "row",
-        "quantity",
-        "subject",
-        "baseline",
-        "problem",
-        "device_name",
-        "subject_value",
-        "baseline_value",
-        "ratio",
-        "finished_utc",
-    },
-}
+NEEDED = {file: {column.name for column in columns if column.needed} for file, columns in FILES.items()}
 """File → columns that it must have, never empty; any other may be missing."""
 
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
