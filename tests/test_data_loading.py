@@ -15,7 +15,7 @@ from sltt_bench.data import DataError, DataPlace, DataSource, names, source_type
 from sltt_bench.data.digits import Digits
 from sltt_bench.data.dvs_gesture import DVSGesture
 from sltt_bench.data.imagenet import ImageNet
-from sltt_bench.data.loading import Loader, Order, derived_seed, evenly_spread, make_loader
+from sltt_bench.data.loading import BatchOrder, Loader, derived_seed, evenly_spread, make_loader
 from sltt_bench.data.synthetic import POOL_BYTES, synthetic_bundle
 from sltt_bench.recipe import load_recipe
 
@@ -180,9 +180,9 @@ def test_limited_samples_keep_their_augmentation() -> None:
 
 
 def test_order_is_a_sampler_of_epoch_and_index() -> None:
-    order = Order(torch.tensor([3, 5]), shuffle=False, seed=0)
+    order = BatchOrder(torch.tensor([3, 5, 8]), 2, shuffle=False, seed=0, drop_last=False)
     order.epoch = 9
-    assert list(order) == [(9, 3), (9, 5)]
+    assert list(order) == [[(9, 3), (9, 5)], [(9, 8)]]
 
 
 # Faults -----------------------------------------------------------------------------------------

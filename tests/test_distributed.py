@@ -12,7 +12,7 @@ from thinned import thinned
 from torch import nn
 
 from sltt_bench import experiment
-from sltt_bench.data.loading import BatchOrder, Order
+from sltt_bench.data.loading import BatchOrder
 from sltt_bench.distributed import ALONE, NotDivisible, Ranks, combined, exchanged_bytes
 from tests import distributed_ranks
 from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
@@ -98,15 +98,17 @@ def test_every_rank_sees_the_figures_of_all(trained: list[dict[str, Any]]) -> No
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_processes_divide_every_batch_without_repetition(processes: int, drop_last: bool) -> None:
-    order = Order(torch.arange(23), shuffle=True, seed=5)
-    order.epoch = 2
-    whole = list(BatchOrder(order, 8, drop_last=drop_last))
-    parts = [
-        list(BatchOrder(order, 8, drop_last=drop_last, shard=(rank, processes))) for rank in range(processes)
-    ]
+    def order(shard: tuple[int, int]) -> BatchOrder:
+        chosen = torch.arange(23)
+        keys = BatchOrder(chosen, 8, shuffle=True, seed=5, drop_last=drop_last, shard=shard)
+        keys.epoch = 2
+        return keys
+
+    whole = list(order((0, 1)))
+    parts = [list(order((rank, processes))) for rank in range(processes)]
     assert [[*chain(*batch)] for batch in zip(*parts, strict=True)] == whole
     assert len(whole) == (2 if drop_last else 3)
-    assert BatchOrder(order, 8, drop_last=drop_last).samples == (16 if drop_last else 23)
+    assert order((0, 1)).samples == (16 if drop_last else 23)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ does loading disturb the generators that those draw from.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -55,7 +56,7 @@ class Loader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order and the augmentation of the next iteration."""
-        self._keys.order.epoch = epoch
+        self._keys.epoch = epoch
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -81,59 +82,46 @@ def make_loader(
     order is the same either way. Raises DataError (from its iterator) for a sample that cannot be
     read, and if `drop_last` leaves nothing.
     """
-    order = Order(evenly_spread(labels_of(dataset), options.limit), shuffle=shuffle, seed=seed)
-    if drop_last and len(order) < batch_size:
+    chosen = evenly_spread(labels_of(dataset), options.limit)
+    if drop_last and len(chosen) < batch_size:
         raise DataError(
-            f"data set {options.name!r}: a batch has {batch_size} samples, but the split has only {len(order)} "
+            f"data set {options.name!r}: a batch has {batch_size} samples, but the split has only {len(chosen)} "
             "and train.drop_last leaves out smaller batches; lower train.batch_size"
         )
-    keys = BatchOrder(order, batch_size, drop_last=drop_last, shard=shard)
+    keys = BatchOrder(chosen, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
     pin = options.pin_memory and device.type == "cuda"
     if pin and isinstance(dataset, Pinnable):
         dataset.pin_memory()
     whole_batches = _whole_batches(dataset)
     if whole_batches is not None:
-        batches: Callable[[], Iterator[Batch]] = _Indexed(whole_batches, keys, pin)
-    else:
-        batches = _Workers(dataset, keys, seed, pin, options)
-    return Loader(batches, keys)
-
-
-class Order(Sampler[Key]):
-    """The keys of one epoch: the chosen samples, shuffled anew for each epoch if asked."""
-
-    def __init__(self, chosen: Tensor, *, shuffle: bool, seed: int) -> None:
-        self.epoch = 0
-        self.seed = seed
-        self._chosen = chosen
-        self._shuffle = shuffle
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    def indices(self) -> Tensor:
-        """The indices of this epoch [samples]."""
-        if not self._shuffle:
-            return self._chosen
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, self.epoch, ORDER))
-        return self._chosen[torch.randperm(len(self._chosen), generator=generator)]
-
-    def __iter__(self) -> Iterator[Key]:
-        epoch = self.epoch
-        return ((epoch, index) for index in self.indices().tolist())
+        return Loader(partial(_by_indexing, whole_batches, keys, pin), keys)
+    return Loader(partial(_by_workers, _data_loader(dataset, keys, seed, pin, options)), keys)
 
 
 class BatchOrder(Sampler[list[Key]]):
     """The keys of one epoch batch by batch, and of every batch the part of one process.
 
-    The batches are the same for any number of processes, which divide them without repetition.
+    The chosen samples are shuffled anew for each epoch if asked. The batches are the same for any number of
+    processes, which divide them without repetition.
     """
 
-    def __init__(self, order: Order, batch_size: int, *, drop_last: bool, shard: Shard = WHOLE) -> None:
-        whole, rest = divmod(len(order), batch_size)
-        self.order = order
-        self.samples = whole * batch_size if drop_last else len(order)
+    def __init__(
+        self,
+        chosen: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        drop_last: bool,
+        shard: Shard = WHOLE,
+    ) -> None:
+        whole, rest = divmod(len(chosen), batch_size)
+        self.epoch = 0
+        self.samples = whole * batch_size if drop_last else len(chosen)
+        self._chosen = chosen
         self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._seed = seed
         self._length = whole + bool(rest and not drop_last)
         self._shard = shard
 
@@ -144,13 +132,17 @@ class BatchOrder(Sampler[list[Key]]):
         """The indices of each batch's part [about batch / processes]; a part without any (of a last batch of fewer
         samples than processes) is left out.
         """
+        order = self._chosen
+        if self._shuffle:
+            generator = torch.Generator().manual_seed(derived_seed(self._seed, self.epoch, ORDER))
+            order = order[torch.randperm(len(order), generator=generator)]
         part, parts = self._shard
-        for batch in torch.split(self.order.indices()[: self.samples], self._batch_size):
+        for batch in torch.split(order[: self.samples], self._batch_size):
             if len(indices := torch.tensor_split(batch, parts)[part]):
                 yield indices
 
     def __iter__(self) -> Iterator[list[Key]]:
-        epoch = self.order.epoch
+        epoch = self.epoch
         return ([(epoch, index) for index in indices.tolist()] for indices in self.indices())
 
 
@@ -202,16 +194,10 @@ def _whole_batches(dataset: Samples) -> Callable[[Tensor], Batch] | None:
     return dataset.batch if isinstance(dataset, InMemory) else None
 
 
-@dataclass(frozen=True)
-class _Indexed:
-    batch: Callable[[Tensor], Batch]
-    keys: BatchOrder
-    pin: bool
-
-    def __call__(self) -> Iterator[Batch]:
-        for indices in self.keys.indices():
-            x, labels = self.batch(indices)
-            yield (_pinned(x), _pinned(labels)) if self.pin else (x, labels)
+def _by_indexing(batch: Callable[[Tensor], Batch], keys: BatchOrder, pin: bool) -> Iterator[Batch]:
+    for indices in keys.indices():
+        x, labels = batch(indices)
+        yield (_pinned(x), _pinned(labels)) if pin else (x, labels)
 
 
 def _pinned(tensor: Tensor) -> Tensor:
@@ -222,35 +208,29 @@ def _pinned(tensor: Tensor) -> Tensor:
 # Batches by workers -----------------------------------------------------------------------------
 
 
-class _Workers:
-    def __init__(
-        self,
-        dataset: Samples,
-        keys: BatchOrder,
-        seed: int,
-        pin: bool,
-        options: DataSource,
-    ) -> None:
-        workers = options.workers
-        self._loader: DataLoader[Any] = DataLoader(
-            _SeededByKey(dataset, seed),
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_collate,
-            pin_memory=pin,
-            persistent_workers=workers > 0,
-            prefetch_factor=options.prefetch_factor if workers else None,
-            # DataLoader draws a number for each iteration; from the default generator it would
-            # change what dropout draws.
-            generator=torch.Generator(),
-        )
+def _data_loader(
+    dataset: Samples, keys: BatchOrder, seed: int, pin: bool, options: DataSource
+) -> DataLoader[Any]:
+    return DataLoader(
+        _SeededByKey(dataset, seed),
+        batch_sampler=keys,
+        num_workers=options.workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        persistent_workers=options.workers > 0,
+        prefetch_factor=options.prefetch_factor if options.workers else None,
+        # DataLoader draws a number for each iteration; from the default generator it would
+        # change what dropout draws.
+        generator=torch.Generator(),
+    )
 
-    def __call__(self) -> Iterator[Batch]:
-        for batch in self._loader:
-            if isinstance(batch, _Unreadable):
-                raise DataError(batch.message)
-            x, labels = batch
-            yield x, labels
+
+def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, _Unreadable):
+            raise DataError(batch.message)
+        x, labels = batch
+        yield x, labels
 
 
 @dataclass(frozen=True)
