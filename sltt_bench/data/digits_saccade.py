@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
-from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording
+from sltt_bench.data.events import FrameCache, Framing, Recording, as_events
 from sltt_bench.data.source import DataBundle, DataPlace, Modality, Shape, as_float
 
 FOLDER = "digits-saccade"
@@ -121,10 +121,8 @@ def simulate(images: np.ndarray, path: np.ndarray, size: int, threshold: float) 
         sign_parts.append(signs)
         remembered[crossed] += crossings * threshold
     image, pixel = np.divmod(np.concatenate(pixel_parts), size * size)
-    events = np.empty(len(image), dtype=EVENT)
-    events["t"] = np.concatenate(time_parts)
-    events["y"], events["x"] = np.divmod(pixel, size)
-    events["p"] = np.concatenate(sign_parts) > 0
+    y, x = np.divmod(pixel, size)
+    events = as_events(np.concatenate(time_parts), x, y, np.concatenate(sign_parts) > 0)
     order = np.argsort(image * (len(path) * STEP_US) + events["t"], kind="stable")
     ends = np.cumsum(np.bincount(image, minlength=len(images)))
     return np.split(events[order], ends[:-1])

@@ -18,11 +18,11 @@ from pydantic import Field
 from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import (
-    EVENT,
     EventSource,
     Framing,
     Recording,
     UnreadableEvents,
+    as_events,
     brighter,
     file_key,
     tested_places,
@@ -144,10 +144,8 @@ def _read_aedat4(file: Path) -> np.ndarray:
         raw = tonic_io.read_aedat4(str(file))
     except Exception as error:  # tonic and its decoder raise bare RuntimeError and Exception
         raise UnreadableEvents(f"not a whole AEDAT 4 file ({error})") from None
-    events = np.empty(len(raw), dtype=EVENT)
-    for name, column in zip(("t", "x", "y", "p"), raw.dtype.names, strict=True):
-        events[name] = brighter(raw[column]) if name == "p" else raw[column]
-    return events
+    t, x, y, p = (raw[name] for name in raw.dtype.names)
+    return as_events(t, x, y, brighter(p))
 
 
 def _read_aedat2(file: Path) -> np.ndarray:
@@ -163,9 +161,4 @@ def _read_aedat2(file: Path) -> np.ndarray:
     if (len(content) - start) % 8:
         raise UnreadableEvents("not a whole AEDAT 2 file (it ends in the middle of an event)")
     address, time = np.frombuffer(content, dtype=">u4", offset=start).reshape(-1, 2).T.astype(np.int64)
-    events = np.empty(len(address), dtype=EVENT)
-    events["t"] = time
-    events["x"] = SENSOR_SIZE - 1 - (address >> 1 & 0x7F)
-    events["y"] = address >> 8 & 0x7F
-    events["p"] = address & 1 == 0
-    return events
+    return as_events(time, SENSOR_SIZE - 1 - (address >> 1 & 0x7F), address >> 8 & 0x7F, address & 1 == 0)

@@ -28,6 +28,7 @@ from sltt_bench.data.events import (
     Framing,
     Recording,
     UnreadableEvents,
+    as_events,
     brighter,
     file_key,
 )
@@ -168,10 +169,8 @@ def read_tonic(file: Path) -> list[np.ndarray]:
         raise UnreadableEvents("an array that does not hold finite numbers alone")
     if len(columns) and np.abs(columns[:, :2]).max() > np.iinfo(np.int16).max:
         raise UnreadableEvents("it has events outside the pixels of any camera")
-    events = np.empty(len(columns), dtype=EVENT)
-    events["x"], events["y"], events["p"] = columns[:, 0], columns[:, 1], brighter(columns[:, 2])
-    events["t"] = columns[:, 3].astype(np.int64) * 1000
-    return [events]
+    x, y, p, milliseconds = columns.T
+    return [as_events(milliseconds.astype(np.int64) * 1000, x, y, brighter(p))]
 
 
 def read_ibm(file: Path, cuts: tuple[Cut, ...]) -> list[np.ndarray]:
@@ -232,9 +231,5 @@ def read_aedat3(file: Path) -> np.ndarray:
 
 def _polarity_events(content: bytes, header: np.void) -> np.ndarray:
     address, time = np.frombuffer(content, "<u4").reshape(-1, 2).T.astype(np.int64)
-    events = np.empty(len(address), dtype=EVENT)
-    events["t"] = time | int(header["time_overflow"]) << 31
-    events["x"] = address >> 17 & 0x7FFF
-    events["y"] = address >> 2 & 0x7FFF
-    events["p"] = address >> 1 & 1
-    return events
+    time |= int(header["time_overflow"]) << 31
+    return as_events(time, address >> 17 & 0x7FFF, address >> 2 & 0x7FFF, address >> 1 & 1)

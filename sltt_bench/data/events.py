@@ -29,6 +29,7 @@ from sltt_bench.data.source import (
     DataSource,
     Modality,
     Progress,
+    SamplesInFiles,
     Shape,
     as_float,
     no_progress,
@@ -103,26 +104,32 @@ def _shrink_as_published(counts: np.ndarray, image_size: int) -> np.ndarray:
     alpha. Pillow then resizes the luminance weighted by alpha, so a darker event counts only where
     brighter ones are near.
     """
-    from PIL import Image
-
     wrapped = (counts.astype(np.int64) * 255 % 256).astype(np.uint8)
-    size = (image_size, image_size)
-    images = [Image.fromarray(np.ascontiguousarray(frame.transpose(1, 2, 0))) for frame in wrapped]
-    shrunk = [np.asarray(image.resize(size, Image.Resampling.BILINEAR)) for image in images]
-    return np.stack(shrunk).transpose(0, 3, 1, 2)
+    return _shrink(wrapped.transpose(0, 2, 3, 1), image_size).transpose(0, 3, 1, 2)
 
 
 def _shrink_counts(counts: np.ndarray, image_size: int) -> np.ndarray:
     """Mean counts [T, 2, image_size, image_size] in float32, by antialiased bilinear interpolation."""
+    planes = counts.reshape(-1, *counts.shape[2:]).astype(np.float32)
+    return _shrink(planes, image_size).reshape(*counts.shape[:2], image_size, image_size)
+
+
+def _shrink(images: np.ndarray, size: int) -> np.ndarray:
+    """Images [N, H, W, ...], each as Pillow takes it, → [N, size, size, ...]."""
     from PIL import Image
 
-    size = (image_size, image_size)
-    planes = counts.reshape(-1, *counts.shape[2:]).astype(np.float32)
-    shrunk = [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BILINEAR)) for plane in planes]
-    return np.stack(shrunk).reshape(*counts.shape[:2], *size)
+    pillows = (Image.fromarray(np.ascontiguousarray(image)) for image in images)
+    return np.stack([np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)) for image in pillows])
 
 
 # Recordings -------------------------------------------------------------------------------------
+
+
+def as_events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Columns [N] of any number type → events [N] of dtype EVENT."""
+    events = np.empty(len(t), dtype=EVENT)
+    events["t"], events["x"], events["y"], events["p"] = t, x, y, p
+    return events
 
 
 def brighter(polarities: np.ndarray) -> np.ndarray:
@@ -220,6 +227,13 @@ class FrameCache:
             )
         return frames
 
+    def sample(self, place: tuple[Recording, int]) -> "Tensor":
+        """Frames [T, 2, H, W] of one sample, given its recording and its number there. Raises DataError."""
+        import torch
+
+        recording, number = place
+        return torch.from_numpy(np.array(self.frames(recording)[number]))
+
     def make(self, recording: Recording) -> None:
         """Convert one recording and keep its frames. Raises DataError."""
         frames = _frames_of(self._source, recording, self._framing)
@@ -300,12 +314,23 @@ class EventSource(DataSource):
         from sltt_bench.data.loading import evenly_spread
 
         cache = FrameCache(self.name, place.data_dir / self.folder / "frames", self.framing(place.timesteps))
-        train, test = (FrameDataset(self.recordings(place.data_dir, split), cache) for split in SPLITS)
+        splits = [self._samples(place.data_dir, split) for split in SPLITS]
+        train, test = (SamplesInFiles(samples, cache.sample) for samples in splits)
         self.check_counts(len(train), len(test))
-        for frames in (train, test):
-            shown = evenly_spread(torch.tensor(frames.labels), self.limit).tolist()
-            cache.fill(frames.recordings(shown), self.workers, place.progress)
+        for samples in splits:
+            shown = evenly_spread(torch.tensor([label for _, label in samples]), self.limit).tolist()
+            of_shown = (samples[index][0][0] for index in shown)
+            unique = {recording.key: recording for recording in of_shown}
+            cache.fill(list(unique.values()), self.workers, place.progress)
         return DataBundle(train, test, self.preprocess)
+
+    def _samples(self, data_dir: Path, split: str) -> list[tuple[tuple[Recording, int], int]]:
+        """The recording, the number there, and the label of each sample. Raises DataError."""
+        return [
+            ((recording, number), label)
+            for recording in self.recordings(data_dir, split)
+            for number, label in enumerate(recording.labels)
+        ]
 
     @property
     def preprocess(self) -> "Callable[[Tensor], Tensor]":
@@ -313,7 +338,7 @@ class EventSource(DataSource):
         return as_float
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
-        return [label for recording in self.recordings(data_dir, split) for label in recording.labels]
+        return [label for _, label in self._samples(data_dir, split)]
 
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
         framing = self.framing(timesteps=1)
@@ -321,32 +346,3 @@ class EventSource(DataSource):
             (recording.file, partial(_frames_of, self.name, recording, framing))
             for recording in self.recordings(data_dir, split)
         ]
-
-
-class FrameDataset:
-    """The samples of some recordings in order, as (frames [T, 2, H, W], label)."""
-
-    def __init__(self, recordings: Sequence[Recording], cache: FrameCache) -> None:
-        self._cache = cache
-        self._samples = [
-            (recording, number) for recording in recordings for number in range(len(recording.labels))
-        ]
-        self.labels = [recording.labels[number] for recording, number in self._samples]
-
-    def __len__(self) -> int:
-        return len(self._samples)
-
-    def __getitem__(self, index: int) -> "tuple[Tensor, int]":
-        import torch
-
-        recording, number = self._samples[index]
-        frames = np.array(self._cache.frames(recording)[number])
-        return torch.from_numpy(frames), self.labels[index]
-
-    def recordings(self, indices: Iterable[int]) -> list[Recording]:
-        """The recordings that the samples at `indices` come from, each once."""
-        unique: dict[str, Recording] = {}
-        for index in indices:
-            recording, _ = self._samples[index]
-            unique[recording.key] = recording
-        return list(unique.values())

@@ -18,6 +18,7 @@ from sltt_bench.data.events import (
     Framing,
     Recording,
     UnreadableEvents,
+    as_events,
     file_key,
     tested_places,
 )
@@ -97,7 +98,4 @@ def read(file: Path) -> list[np.ndarray]:
     raw = tonic_io.read_mnist_file(
         str(file), dtype=np.dtype([(name, EVENT[name]) for name in ("x", "y", "t", "p")])
     )
-    events = np.empty(len(raw), dtype=EVENT)
-    for name in EVENT.names or ():
-        events[name] = raw[name]
-    return [events]
+    return [as_events(raw["t"], raw["x"], raw["y"], raw["p"])]
