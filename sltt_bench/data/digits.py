@@ -36,14 +36,14 @@ class DigitsSource(DataSource):
         from torch.utils.data import TensorDataset
 
         train, test = (
-            TensorDataset(self._shown(torch.from_numpy(images)), torch.from_numpy(labels))
+            TensorDataset(self.shown(torch.from_numpy(images)), torch.from_numpy(labels))
             for images, labels in map(digits_split, ("train", "test"))
         )
         return DataBundle(train, test, preprocess)
 
-    def _shown(self, images: "Tensor") -> "Tensor":
-        """Images [samples, 8, 8] → what a sample is."""
-        raise NotImplementedError
+    def shown(self, images: "Tensor") -> "Tensor":
+        """Images [samples, 8, 8] in uint8, 0…16 → what samples are: of one channel."""
+        return images.unsqueeze(1)
 
 
 class Digits(DigitsSource):
@@ -52,10 +52,6 @@ class Digits(DigitsSource):
     name: Literal["digits"] = "digits"
 
     sample_shape: ClassVar[Shape] = (1, 8, 8)
-
-    def _shown(self, images: "Tensor") -> "Tensor":
-        """Images [samples, 1, 8, 8] in uint8, 0…16."""
-        return images.unsqueeze(1)
 
 
 def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,6 @@ from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Pro
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.utils.data import TensorDataset
 
 
 class IDXSource(DataSource):
@@ -42,16 +41,21 @@ class IDXSource(DataSource):
         return raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
 
     def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as images [1, 28, 28] in uint8. Raises DataError."""
-        from sltt_bench.data.transforms import Normalise
-
-        train, test = (self.read_split(place.data_dir, split) for split in self.prefixes)
-        return DataBundle(train, test, Normalise([self.mean], [self.std]))
-
-    def read_split(self, data_dir: Path, split: str) -> "TensorDataset":
-        """Images [samples, 1, 28, 28] and labels of "train" or "test". Raises DataError, which names the file."""
+        """Both splits in uint8. Raises DataError."""
         from torch.utils.data import TensorDataset
 
+        from sltt_bench.data.transforms import Normalise
+
+        splits = (self.read_split(place.data_dir, split) for split in self.prefixes)
+        train, test = (TensorDataset(self.shown(images), labels) for images, labels in splits)
+        return DataBundle(train, test, Normalise([self.mean], [self.std]))
+
+    def shown(self, images: "Tensor") -> "Tensor":
+        """Images [samples, 1, 28, 28] in uint8 → what samples are: the same."""
+        return images
+
+    def read_split(self, data_dir: Path, split: str) -> "tuple[Tensor, Tensor]":
+        """Images [samples, 1, 28, 28] and labels of "train" or "test". Raises DataError, which names the file."""
         images_file, labels_file = self._files(data_dir, split)
         images = self._read(images_file, data_dir).unsqueeze(1)
         labels = self._read(labels_file, data_dir).long()
@@ -62,7 +66,7 @@ class IDXSource(DataSource):
             raise damaged(self.name, labels_file, reason)
         if len(labels) and int(labels.max()) >= self.classes:
             raise damaged(self.name, labels_file, f"it has the label {int(labels.max())}")
-        return TensorDataset(images, labels)
+        return images, labels
 
     def _read(self, file: Path, data_dir: Path) -> "Tensor":
         from sltt_bench.torch_internals import without_compiler
@@ -82,7 +86,7 @@ class IDXSource(DataSource):
         return content
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
-        labels: list[int] = self.read_split(data_dir, split).tensors[1].tolist()
+        labels: list[int] = self.read_split(data_dir, split)[1].tolist()
         return labels
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:

@@ -14,21 +14,10 @@ from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource
 from sltt_bench.data.mnist import IDXSource
-from sltt_bench.data.source import DataBundle, DataPlace, Modality, Seed, Shape
+from sltt_bench.data.source import Modality, Seed, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def as_sequences(images: "Tensor", pixels_per_step: int, permutation: int | None = None) -> "Tensor":
-    """Images [samples, ...] → [samples, T, pixels_per_step, 1, 1], in reading order or that of the seed."""
-    import torch
-
-    pixels = images.flatten(1)
-    if permutation is not None:
-        order = np.random.RandomState(permutation).permutation(pixels.shape[1])
-        pixels = pixels[:, torch.from_numpy(order)]
-    return pixels.reshape(len(pixels), -1, pixels_per_step, 1, 1)
 
 
 class PixelSteps:
@@ -59,6 +48,21 @@ class PixelSteps:
         each = f"{self.step_pixels} of an image's {self.pixels} pixels in each"
         return f"timesteps is {timesteps}, but must be {steps}: {each}"
 
+    @property
+    def order(self) -> int | None:
+        """The seed of the permutation, None for reading order."""
+        return None
+
+    def shown(self, images: "Tensor") -> "Tensor":
+        """Images [samples, ...] → sequences [samples, T, step_pixels, 1, 1]."""
+        import torch
+
+        pixels = images.flatten(1)
+        if self.order is not None:
+            order = np.random.RandomState(self.order).permutation(pixels.shape[1])
+            pixels = pixels[:, torch.from_numpy(order)]
+        return pixels.reshape(len(pixels), -1, self.step_pixels, 1, 1)
+
 
 # The embedded digits ----------------------------------------------------------------------------
 
@@ -70,10 +74,6 @@ class SequentialDigits(PixelSteps, DigitsSource):
 
     pixels: ClassVar[int] = 64
     step_pixels: ClassVar[int] = 8
-
-    def _shown(self, images: "Tensor") -> "Tensor":
-        """Sequences [samples, 8, 8, 1, 1] (rows, pixels of a row) in uint8, 0…16."""
-        return as_sequences(images, self.step_pixels)
 
 
 class PermutedDigits(PixelSteps, DigitsSource):
@@ -91,9 +91,9 @@ class PermutedDigits(PixelSteps, DigitsSource):
     def step_pixels(self) -> int:
         return self.pixels_per_step
 
-    def _shown(self, images: "Tensor") -> "Tensor":
-        """Sequences [samples, T, pixels_per_step, 1, 1] in uint8, 0…16."""
-        return as_sequences(images, self.step_pixels, self.permutation)
+    @property
+    def order(self) -> int | None:
+        return self.permutation
 
 
 # MNIST ------------------------------------------------------------------------------------------
@@ -113,23 +113,6 @@ class MNISTSequences(PixelSteps, IDXSource):
     @property
     def step_pixels(self) -> int:
         return self.pixels_per_step
-
-    @property
-    def order(self) -> int | None:
-        """The seed of the permutation, None for reading order."""
-        return None
-
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as sequences [T, pixels_per_step, 1, 1] in uint8. Raises DataError."""
-        from torch.utils.data import TensorDataset
-
-        from sltt_bench.data.transforms import Normalise
-
-        train, test = (
-            TensorDataset(as_sequences(images, self.pixels_per_step, self.order), labels)
-            for images, labels in (self.read_split(place.data_dir, split).tensors for split in self.prefixes)
-        )
-        return DataBundle(train, test, Normalise([self.mean], [self.std]))
 
 
 class SequentialMNIST(MNISTSequences):
