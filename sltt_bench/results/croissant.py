@@ -14,43 +14,31 @@ from sltt_bench import __version__
 from sltt_bench.results.schema import FILES, Column
 from sltt_bench.results.tables import whole_lines
 
+
+def _own(*terms: str) -> dict[str, str]:
+    """Terms that mean what Croissant calls so."""
+    return {term: f"cr:{term}" for term in terms}
+
+
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
     "@vocab": "https://schema.org/",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
+    **_own("citeAs", "column"),
     "conformsTo": "dct:conformsTo",
     "cr": "http://mlcommons.org/croissant/",
     "rai": "http://mlcommons.org/croissant/RAI/",
     "data": {"@id": "cr:data", "@type": "@json"},
     "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
     "dct": "http://purl.org/dc/terms/",
-    "equivalentProperty": "cr:equivalentProperty",
+    **_own("equivalentProperty"),
     "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileProperty": "cr:fileProperty",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
+    **_own(
+        "extract", "field", "fileProperty", "fileObject", "fileSet", "format", "includes", "isLiveDataset"
+    ),
+    **_own("jsonPath", "key", "md5", "parentField", "path", "recordSet", "references", "regex", "repeated"),
+    **_own("replace", "samplingRate"),
     "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
+    **_own("separator", "source", "subField", "transform"),
 }
 """The terms of Croissant 1.0, as its specification asks every file to spell them out."""
 
