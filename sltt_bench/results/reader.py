@@ -19,33 +19,21 @@ from sltt_bench.results.schema import (
     CELLS_FILE,
     CELLS_FOLDER,
     CHECKPOINTS_FOLDER,
-    DRAWS_FILE,
     EPOCHS_FILE,
-    ESTIMATES_FILE,
+    FILES,
     FURTHER_LOGS,
-    GRADIENTS_FILE,
     LOGS_FOLDER,
-    METHOD_GRADIENTS_FILE,
-    OPERATIONS_FILE,
     PROVENANCE_FILE,
+    RANKS_FILE,
     RECIPE_FILE,
     TIMELINE_FILE,
-    TUNING_FILE,
 )
 from sltt_bench.results.tables import Skipped, Tables, torn_at
 from sltt_bench.results.writer import ResultsError
 from sltt_bench.yaml_text import YAMLFault, read_yaml
 
 _MARKERS = {CELLS_FILE, EPOCHS_FILE, BENCH_FILE, PROVENANCE_FILE}
-_BESIDE = (
-    GRADIENTS_FILE,
-    DRAWS_FILE,
-    METHOD_GRADIENTS_FILE,
-    OPERATIONS_FILE,
-    ESTIMATES_FILE,
-    TUNING_FILE,
-    BENCH_FILE,
-)
+_BESIDE = [file for file in FILES if file not in (CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TIMELINE_FILE)]
 """What is read with the cells, if a run has it."""
 _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"
@@ -285,8 +273,14 @@ def _read_provenance(folder: Path, damage: list[Skipped]) -> dict[str, Any]:
 # Attempts and copies ----------------------------------------------------------------------------
 
 
+_CELL = ["run", "cell_id"]
+"""What tells the cells of all runs apart."""
 _SAME = ("recipe", "recipe_hash", "method", "backend", "k", "timesteps", "batch_size", "seed")
 """What all rows of a cell say alike."""
+
+
+def _cell_of_each(rows: pd.DataFrame) -> pd.MultiIndex:
+    return pd.MultiIndex.from_frame(rows[_CELL])
 
 
 def _without_contradictions(
@@ -295,8 +289,8 @@ def _without_contradictions(
     """The epochs that say of their cell what its row in cells.csv says; an epoch without such a row stays."""
     if cells.empty or epochs.empty:
         return epochs
-    about = cells.drop_duplicates(["run", "cell_id"], keep="last").set_index(["run", "cell_id"])[list(_SAME)]
-    key = pd.MultiIndex.from_frame(epochs[["run", "cell_id"]])
+    about = cells.drop_duplicates(_CELL, keep="last").set_index(_CELL)[list(_SAME)]
+    key = _cell_of_each(epochs)
     wanted = about.reindex(key)
     known = key.isin(about.index)
     wrong = pd.Series(False, index=epochs.index)
@@ -318,8 +312,7 @@ def _with_what_they_measured(
     cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], damage: list[Skipped]
 ) -> pd.DataFrame:
     """The cells but for finished runs of which no epoch is there: they have no figure to show."""
-    measured = pd.MultiIndex.from_frame(epochs[["run", "cell_id"]])
-    there = pd.MultiIndex.from_frame(cells[["run", "cell_id"]]).isin(measured)
+    there = _cell_of_each(cells).isin(_cell_of_each(epochs))
     without = (cells["kind"] == "run") & (cells["status"] == "ok") & ~there
     for _, cell in cells[without].iterrows():
         path = runs[int(cell["run"])].path / CELLS_FILE
@@ -333,24 +326,26 @@ def _each_execution_once(
     cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], damage: list[Skipped]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The last attempt of each cell and epoch of a run; of copies of one run, the fullest alone."""
-    cells = cells.sort_values(["run", "cell_id", "attempt"], kind="stable")
-    cells = cells.drop_duplicates(["run", "cell_id", "attempt"], keep="last")
-    firsts = cells.groupby(["run", "cell_id"], sort=False)[["started_utc", "wall_s"]].first()
-    attempts = cells.groupby(["run", "cell_id"], sort=False)["attempt"].size()
-    named = cells[cells["device_name"] != ""].groupby(["run", "cell_id"], sort=False)["device_name"]
-    devices = named.nunique()
-    cells = cells.drop_duplicates(["run", "cell_id"], keep="last").set_index(["run", "cell_id"])
-    cells["attempts"] = attempts
-    cells["attempt_devices"] = devices
-    cells["first_started"], cells["first_wall_s"] = firsts["started_utc"], firsts["wall_s"]
-    cells = cells.reset_index()
+    cells = cells.sort_values([*_CELL, "attempt"], kind="stable")
+    cells = cells.drop_duplicates([*_CELL, "attempt"], keep="last")
+    named = cells["device_name"].mask(cells["device_name"] == "")
+    of_attempts = (
+        cells.assign(named=named)
+        .groupby(_CELL, sort=False)
+        .agg(
+            attempts=("attempt", "size"),
+            attempt_devices=("named", "nunique"),
+            first_started=("started_utc", "first"),
+            first_wall_s=("wall_s", "first"),
+        )
+    )
+    cells = cells.drop_duplicates(_CELL, keep="last").join(of_attempts, on=_CELL)
 
-    epochs = epochs.sort_values(["run", "cell_id", "epoch", "attempt"], kind="stable")
-    epochs = epochs.drop_duplicates(["run", "cell_id", "epoch"], keep="last")
+    epochs = epochs.sort_values([*_CELL, "epoch", "attempt"], kind="stable")
+    epochs = epochs.drop_duplicates([*_CELL, "epoch"], keep="last")
     cells = _without_copies(cells, epochs, runs, damage)
 
-    ended = pd.MultiIndex.from_frame(cells[["run", "cell_id"]])
-    belongs = pd.MultiIndex.from_frame(epochs[["run", "cell_id"]]).isin(ended)
+    belongs = _cell_of_each(epochs).isin(_cell_of_each(cells))
     known_copies = {skip.path for skip in damage if skip.reason.startswith(_COPY)}
     for orphaned, orphans in epochs[~belongs].groupby("run"):
         path = str(runs[int(str(orphaned))].path)
@@ -368,10 +363,8 @@ def _without_copies(
     cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], damage: list[Skipped]
 ) -> pd.DataFrame:
     """One execution has one cell, one start and one duration: rows that share them are the same."""
-    if cells.empty:
-        return cells.drop(columns=["first_started", "first_wall_s"])
-    count = epochs.groupby(["run", "cell_id"]).size().rename("epoch_rows")
-    cells = cells.join(count, on=["run", "cell_id"])
+    count = epochs.groupby(_CELL).size().rename("epoch_rows")
+    cells = cells.join(count, on=_CELL)
     cells["path"] = [str(runs[int(run)].path) for run in cells["run"]]
     cells = cells.sort_values(
         ["attempts", "epoch_rows", "path"], ascending=[False, False, True], na_position="last", kind="stable"
@@ -389,7 +382,7 @@ def _without_copies(
         first = original.loc[tuple(copies.iloc[0][identity])]
         damage.append(Skipped(str(path), f"{_COPY}{first} ({len(copies)} cells, counted once)"))
     kept = kept.drop(columns=["epoch_rows", "path", "first_started", "first_wall_s"])
-    return kept.sort_values(["run", "cell_id"], kind="stable")
+    return kept.sort_values(_CELL, kind="stable")
 
 
 def _run_identity(run: Run) -> str:

@@ -237,18 +237,14 @@ def _add_columns(path: Path, columns: list[str]) -> None:
         raise ResultsError(
             f"{path}: {fault}; mend its first line, or start a run of its own without --resume"
         )
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(columns)
-    new = [text.getvalue().encode()]
+    new = [_line(columns)]
     for number, line in enumerate(lines, start=2):
         fields = rows.get(number, [])
         if len(fields) != len(rows[1]):  # damaged: it stays as it is, and no reader takes it for a row
             new.append(line + b"\n")
             continue
         values = dict(zip(rows[1], fields, strict=True))
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow([values.get(column, "") for column in columns])
-        new.append(text.getvalue().encode())
+        new.append(_line([values.get(column, "") for column in columns]))
     write_atomically(path, b"".join(new))
 
 
@@ -272,12 +268,11 @@ def atomic_result(path: Path) -> Iterator[BinaryIO]:
 
 def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
     """A whole line at once; `durable` waits until the disk has it, too slow for many samples a second."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
+    content = _line(values)
     with path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
         try:
-            if file.write(content := line.getvalue().encode()) != len(content):
+            if file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if durable:
                 os.fsync(file.fileno())
@@ -285,6 +280,13 @@ def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
             with suppress(OSError):
                 file.truncate(before)  # half a row is none
             raise
+
+
+def _line(values: list[str]) -> bytes:
+    """A row as its file has it."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue().encode()
 
 
 def _as_text(value: Any, column: Column) -> str:
