@@ -14,6 +14,7 @@ by name. NIR fires where u > V_th, this tool where u ≥ V_th: the same but for 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import nir
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
@@ -68,14 +69,10 @@ class _Builder:
         """Node of the trace → the NIR nodes whose sum it is."""
 
     def graph(self) -> Any:
-        import nir
-
         return nir.NIRGraph(nodes=self._nodes, edges=self._edges)
 
     def add(self, node: fx.Node) -> None:
         """One node of the trace; those before it are there. Raises ExportError."""
-        import nir
-
         inputs = [source for argument in node.all_input_nodes for source in self._sources[argument]]
         if node.op == "placeholder":
             self._nodes["input"] = nir.Input({"input": np.array(self._input_shape)})
@@ -105,7 +102,7 @@ class _Builder:
         if type(module) is LIF:
             first = self._add_neuron(name, module.parameters_, _shape(node))
         else:
-            convert = next((function for kind, function in _LAYERS.items() if type(module) is kind), None)
+            convert = _LAYERS.get(type(module))
             if convert is None:
                 raise ExportError(f"NIR has no node for {type(module).__name__} ({name})")
             first, self._nodes[name] = name, convert(module, _shape(source), name)
@@ -114,7 +111,6 @@ class _Builder:
 
     def _add_neuron(self, name: str, neuron: LIFParameters, shape: tuple[int, ...]) -> str:
         """A layer of neurons that ends in the node `name`; returns the node that its input goes to."""
-        import nir
 
         def each(value: float) -> Any:
             return np.full(shape, value, dtype=np.float32)
@@ -142,8 +138,6 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
-    import nir
-
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
     return nir.Conv2d(
         input_shape=shape[1:],
@@ -157,8 +151,6 @@ def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
 
 
 def _linear(layer: nn.Linear, shape: tuple[int, ...], name: str) -> Any:
-    import nir
-
     if layer.bias is None:
         return nir.Linear(weight=_array(layer.weight))
     return nir.Affine(weight=_array(layer.weight), bias=_array(layer.bias))
@@ -175,8 +167,6 @@ def _normalisation(layer: nn.BatchNorm2d, shape: tuple[int, ...], name: str) -> 
 
 
 def _pooling(layer: nn.AvgPool2d, shape: tuple[int, ...], name: str) -> Any:
-    import nir
-
     if layer.ceil_mode or not layer.count_include_pad or layer.divisor_override:
         raise ExportError(f"NIR's average pool has no options but size, stride and padding ({name})")
     sizes = {key: np.array(_pair(getattr(layer, key))) for key in ("kernel_size", "stride", "padding")}
@@ -197,8 +187,6 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _flatten(layer: nn.Flatten, shape: tuple[int, ...], name: str) -> Any:
-    import nir
-
     return nir.Flatten(start_dim=0, end_dim=-1, input_type={"input": np.array(shape)})
 
 
