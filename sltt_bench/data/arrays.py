@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Below,
@@ -113,27 +113,28 @@ class Arrays(DataSource):
     def _shape(self, data_dir: Path, key: str) -> tuple[int, ...]:
         """Of an array, without reading it. Raises DataError."""
         path = self._present(data_dir)
-        try:
-            with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
-                version = np.lib.format.read_magic(member)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape: tuple[int, ...] = read(member)[0]
-        except UNREADABLE as error:
-            raise self._damaged(data_dir, f"{key}: {error}") from None
+        with (
+            reading(self.name, path, *UNREADABLE, says=f"{key}: {{}}"),
+            zipfile.ZipFile(path) as archive,
+            archive.open(f"{key}.npy") as member,
+        ):
+            version = np.lib.format.read_magic(member)
+            read = (
+                np.lib.format.read_array_header_1_0
+                if version == (1, 0)
+                else np.lib.format.read_array_header_2_0
+            )
+            shape: tuple[int, ...] = read(member)[0]
         return shape
 
     def _read(self, data_dir: Path, key: str) -> np.ndarray:
         path = self._present(data_dir)
-        try:
-            # Objects would have to be unpickled, and a pickle can hold any program.
-            with np.load(path, allow_pickle=False) as file:
-                array: np.ndarray = file[key]
-        except UNREADABLE as error:
-            raise self._damaged(data_dir, f"{key}: {error}") from None
+        # Objects would have to be unpickled, and a pickle can hold any program.
+        with (
+            reading(self.name, path, *UNREADABLE, says=f"{key}: {{}}"),
+            np.load(path, allow_pickle=False) as file,
+        ):
+            array: np.ndarray = file[key]
         return array
 
     def _labels(self, data_dir: Path, split: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sltt_bench.data.download import checksum_of, fetch_and_unpack
-from sltt_bench.data.errors import absent, damaged
+from sltt_bench.data.errors import absent, damaged, reading
 from sltt_bench.data.source import (
     Count,
     DataBundle,
@@ -84,13 +84,11 @@ class CIFARSource(DataSource):
     def _read_batch(self, file: Path, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         if not file.is_file():
             raise absent(self.name, file, data_dir)
-        try:
+        # A pickle that is cut short or altered fails in whatever way its bytes happen to spell.
+        with reading(self.name, file, Exception):
             batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()
             images = np.asarray(batch["data"], dtype=np.uint8).reshape(-1, *self.sample_shape)
             labels = np.asarray(batch[self.label_key], dtype=np.int64)
-        # A pickle that is cut short or altered fails in whatever way its bytes happen to spell.
-        except Exception as error:
-            raise damaged(self.name, file, error or type(error).__name__) from None
         if len(images) != len(labels):
             raise damaged(self.name, file, f"it has {len(images)} images, but {len(labels)} labels")
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:

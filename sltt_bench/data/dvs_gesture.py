@@ -21,7 +21,7 @@ from sltt_bench.data.download import (
     tonic_dataset,
     unpack,
 )
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.events import (
     EVENT,
     EventSource,
@@ -115,12 +115,10 @@ class DVSGesture(EventSource):
 
     def _read_labels(self, file: Path) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
         """Labels from 0 and the times between which each sample lies; the file counts labels from 1."""
-        try:
+        with reading(self.name, file, ValueError, IndexError):
             rows = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
             labels = tuple(int(label) - 1 for label in rows[:, 0])
             cuts = tuple((int(start), int(end)) for start, end in rows[:, 1:3])
-        except (ValueError, IndexError) as error:
-            raise damaged(self.name, file, error) from None
         if not all(0 <= label < self.classes for label in labels):
             raise damaged(self.name, file, f"it has labels outside 1…{self.classes}")
         return labels, cuts

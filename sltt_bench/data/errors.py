@@ -1,5 +1,7 @@
 """What can be wrong with data: one exception, and the sentences that several data sets share."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sltt_bench.errors import UserError
@@ -24,3 +26,12 @@ def damaged(name: str, file: Path, reason: object) -> DataError:
         f"data set {name!r}: {file} cannot be read: {reason}; replace it "
         f"(`sltt-bench data verify {name}` looks for more such files)"
     )
+
+
+@contextmanager
+def reading(name: str, file: Path, *faults: type[Exception], says: str = "{}") -> Iterator[None]:
+    """What fails in one of these ways within is the fault of a file: the DataError `damaged`, with what it says in `says`."""
+    try:
+        yield
+    except faults as error:
+        raise damaged(name, file, says.format(str(error) or type(error).__name__)) from None

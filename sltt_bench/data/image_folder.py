@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from sltt_bench.data.errors import DataError, damaged
+from sltt_bench.data.errors import DataError, damaged, reading
 from sltt_bench.data.images import ImageSource
 from sltt_bench.data.source import Below, Found, Progress
 
@@ -53,11 +53,9 @@ class ImageFolder(ImageSource):
 
     def _annotated(self, root: Path) -> dict[str, list[str]]:
         """Class → images, as Tiny ImageNet lists them: image, class and more, between tabs."""
-        try:
-            file = root / self.annotations
+        file = root / self.annotations
+        with reading(self.name, file, ValueError, OSError):
             return _annotated_images(file, file.stat().st_mtime_ns)
-        except (ValueError, OSError) as error:
-            raise damaged(self.name, root / self.annotations, error) from None
 
     def on_disk(self, data_dir: Path | None) -> "ImageFolder":
         if self.num_classes and self.train_samples and self.test_samples:

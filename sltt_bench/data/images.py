@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from sltt_bench.data.errors import absent, damaged
+from sltt_bench.data.errors import absent, damaged, reading
 from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, DataSource, SamplesInFiles, Shape
 
 if TYPE_CHECKING:
@@ -172,12 +172,9 @@ def read_image(name: str, file: str) -> "Image":
     """The picture as it is displayed, in RGB: turned as its EXIF says, 16 bits scaled to 8. Raises DataError."""
     from PIL import Image
 
-    try:
-        with Image.open(file) as image:
-            return _rgb(_upright(image))
     # A damaged file fails in whatever way its bytes happen to spell: OSError, SyntaxError, struct.error …
-    except Exception as error:
-        raise damaged(name, Path(file), error or type(error).__name__) from None
+    with reading(name, Path(file), Exception), Image.open(file) as image:
+        return _rgb(_upright(image))
 
 
 def _upright(image: "Image") -> "Image":

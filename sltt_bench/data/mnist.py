@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sltt_bench.data.download import all_or_nothing, already_there, decompress, fetch
-from sltt_bench.data.errors import absent, damaged
+from sltt_bench.data.errors import absent, damaged, reading
 from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Progress, Shape
 
 if TYPE_CHECKING:
@@ -77,12 +77,9 @@ class IDXSource(DataSource):
         if not file.is_file():
             raise absent(self.name, file, data_dir)
         read = read_image_file if "images" in file.name else read_label_file
-        try:
+        faults = (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError)
+        with reading(self.name, file, *faults, says="not a whole IDX file ({})"):
             content: Tensor = read(str(file))
-        except (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError) as error:
-            raise damaged(
-                self.name, file, f"not a whole IDX file ({error or type(error).__name__})"
-            ) from None
         return content
 
     def labels(self, data_dir: Path, split: str) -> list[int]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sltt_bench.data.download import fetch_and_unpack
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.images import class_folders
 from sltt_bench.data.source import (
     SPLITS,
@@ -101,10 +101,8 @@ class SpeechCommands(DataSource):
     def _listed(self, file: Path, data_dir: Path) -> frozenset[str]:
         if not file.is_file():
             raise absent(self.name, file, data_dir)
-        try:
+        with reading(self.name, file, OSError, ValueError):
             return frozenset(file.read_text(encoding="utf-8").split())
-        except (OSError, ValueError) as error:
-            raise damaged(self.name, file, error) from None
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as log mel spectrograms [T, bands, 1, 1] in float32. Raises DataError."""
@@ -132,12 +130,10 @@ class SpeechCommands(DataSource):
 
 def read_sound(name: str, file: Path) -> np.ndarray:
     """A second of sound [16000] in float32, −1…1. Raises DataError."""
-    try:
-        with wave.open(str(file)) as recording:
-            kind = (recording.getnchannels(), recording.getsampwidth(), recording.getframerate())
-            frames, content = recording.getnframes(), recording.readframes(recording.getnframes())
-    except (OSError, EOFError, wave.Error) as error:
-        raise damaged(name, file, f"not a whole WAV file ({error})") from None
+    faults = (OSError, EOFError, wave.Error)
+    with reading(name, file, *faults, says="not a whole WAV file ({})"), wave.open(str(file)) as recording:
+        kind = (recording.getnchannels(), recording.getsampwidth(), recording.getframerate())
+        frames, content = recording.getnframes(), recording.readframes(recording.getnframes())
     if kind != (1, 2, RATE):
         raise damaged(name, file, f"its sound is not of one channel of 16 bits at {RATE:,} Hz")
     if len(content) != 2 * frames or not frames:

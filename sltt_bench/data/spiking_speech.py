@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Count,
@@ -178,12 +178,11 @@ class SpikeSamples:
         self._name = name
         self._binned = binned
         self._open: Any = None
-        try:
+        faults = (OSError, KeyError, ValueError, TypeError)
+        with reading(name, file, *faults, says="not a whole HDF5 file of spikes ({})"):
             content = self._opened()
             self.labels: list[int] = [int(label) for label in content["labels"][()]]
             lengths = {len(content["spikes"][key]) for key in ("times", "units")} | {len(self.labels)}
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise damaged(name, file, f"not a whole HDF5 file of spikes ({error})") from None
         if len(lengths) > 1:
             raise damaged(name, file, f"labels, times and units are of different length {sorted(lengths)}")
         content.close()
@@ -204,9 +203,7 @@ class SpikeSamples:
     def __getitem__(self, index: int) -> "tuple[Tensor, int]":
         import torch
 
-        try:
+        with reading(self._name, self.file, OSError, ValueError, says=f"sample {index}: {{}}"):
             spikes = self._opened()["spikes"]
             counts = self._binned(spikes["times"][index], spikes["units"][index])
-        except (OSError, ValueError) as error:
-            raise damaged(self._name, self.file, f"sample {index}: {error}") from None
         return torch.from_numpy(counts)[..., None, None], self.labels[index]
