@@ -15,9 +15,10 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import Progress
@@ -122,8 +123,17 @@ def fetch_and_unpack(
     if folder.is_dir():
         return already_there(folder)
     fetch([url], archive, checksum, progress)
-    all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=inner)
+    unpack_to(folder, archive, progress, inner=inner)
     return f"Downloaded {archive} and unpacked it to {folder}."
+
+
+def unpack_and_find(archive: Path, folder: Path, name: str, progress: Progress) -> Path:
+    """Make a folder of an archive; the file `name` in it, wherever it lies. Raises DataError."""
+    unpack_to(folder, archive, progress)
+    file = next(folder.rglob(name), None)
+    if file is None:
+        raise DataError(f"{archive} holds no {name}; delete it and prepare the data again")
+    return file
 
 
 def already_there(folder: Path) -> str:
@@ -150,55 +160,43 @@ def all_or_nothing(target: Path, make: Callable[[Path], None], inner: str = "") 
         shutil.rmtree(staging)
 
 
+def unpack_to(folder: Path, archive: Path, progress: Progress, inner: str = "") -> None:
+    """Make a folder of an archive, or of the folder `inner` in it. Raises DataError."""
+    all_or_nothing(folder, partial(unpack, archive, progress=progress), inner)
+
+
 def unpack(archive: Path, into: Path, progress: Progress) -> None:
     """Unpack a tar (compressed or not) or zip archive.
 
     Raises DataError if it is cut short or damaged, or has a member that would leave `into`.
     """
     progress(f"unpacking {archive.name}", 0, None)
-    try:
+    with _whole(archive):
         if archive.suffix == ".zip":
             with zipfile.ZipFile(archive) as zipped:
                 for name in zipped.namelist():
-                    _refuse_outside(name)
+                    _refuse_outside(archive, name)
                 zipped.extractall(into)
         else:
             with tarfile.open(archive) as tar:
                 # Python's own filters came with 3.11.4; what is unpacked has been checked whatever the version.
                 tar.extraction_filter = lambda member, _: member
-                tar.extractall(into, members=_plain_members(tar))
-    except _Refused as error:
-        raise DataError(
-            f"{archive} is not unpacked: {error}; a data set has no such member, get the archive anew"
-        ) from None
-    except (
-        zipfile.BadZipFile,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        gzip.BadGzipFile,
-        lzma.LZMAError,
-    ) as error:
-        raise _cut_short(archive, error) from None
+                tar.extractall(into, members=_plain_members(archive, tar))
 
 
-class _Refused(Exception):
-    """A member of an archive is no file or folder below the folder that it is unpacked to."""
-
-
-def _refuse_outside(name: str) -> None:
+def _refuse_outside(archive: Path, name: str) -> None:
     # Python would leave out the root or the `..`, and the file would lie where nobody put it.
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or (path.parts[:1] and path.parts[0].endswith(":")):
-        raise _Refused(f"its member {name!r} names a place outside the folder")
+        raise _refused(archive, f"its member {name!r} names a place outside the folder")
 
 
-def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _plain_members(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The files and folders of an archive, readable by who unpacks them and owned by nobody else."""
     for member in tar:
-        _refuse_outside(member.name)
+        _refuse_outside(archive, member.name)
         if not (member.isfile() or member.isdir()):
-            raise _Refused(f"its member {member.name!r} is a link or a device")
+            raise _refused(archive, f"its member {member.name!r} is a link or a device")
         member.mode = 0o755 if member.isdir() else 0o644
         # Only root changes owners: to itself.
         member.uid, member.gid, member.uname, member.gname = 0, 0, "", ""
@@ -207,13 +205,23 @@ def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def decompress(archive: Path, into: Path) -> None:
     """Decompress one .gz file. Raises DataError if it is cut short or damaged."""
-    target: IO[bytes]
+    with _whole(archive), gzip.open(archive) as source, into.open("wb") as target:
+        shutil.copyfileobj(source, target)
+
+
+def _refused(archive: Path, reason: str) -> DataError:
+    return DataError(
+        f"{archive} is not unpacked: {reason}; a data set has no such member, get the archive anew"
+    )
+
+
+@contextmanager
+def _whole(archive: Path) -> Iterator[None]:
+    """What an archive that is cut short or damaged raises within is a DataError."""
+    faults = (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
     try:
-        with gzip.open(archive) as source, into.open("wb") as target:
-            shutil.copyfileobj(source, target)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _cut_short(archive, error) from None
-
-
-def _cut_short(archive: Path, error: Exception) -> DataError:
-    return DataError(f"{archive} is cut short or damaged ({error}); delete it and prepare the data again")
+        yield
+    except faults as error:
+        raise DataError(
+            f"{archive} is cut short or damaged ({error}); delete it and prepare the data again"
+        ) from None

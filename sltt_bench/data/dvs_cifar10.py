@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_to
 from sltt_bench.data.errors import DataError, absent, damaged
 from sltt_bench.data.events import (
     EventSource,
@@ -120,10 +120,9 @@ class DVSCIFAR10(EventSource):
             fetch([published.url], root / published.filename, published.file_md5, progress)
             archives = root / "archives"
             shutil.rmtree(archives, ignore_errors=True)
-            all_or_nothing(archives, partial(unpack, root / published.filename, progress=progress))
+            unpack_to(archives, root / published.filename, progress)
         for class_name in todo:
-            archive = archives / f"{class_name}.zip"
-            all_or_nothing(root / class_name, partial(unpack, archive, progress=progress), inner=class_name)
+            unpack_to(root / class_name, archives / f"{class_name}.zip", progress, inner=class_name)
         if archives != root:
             shutil.rmtree(archives)
         return [f"Unpacked {self.name} to {root}; the archives there may be deleted."]

@@ -13,14 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import (
-    all_or_nothing,
-    already_there,
-    check,
-    fetch_and_unpack,
-    tonic_dataset,
-    unpack,
-)
+from sltt_bench.data.download import already_there, check, fetch_and_unpack, tonic_dataset, unpack_to
 from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.events import (
     EVENT,
@@ -140,7 +133,7 @@ class DVSGesture(EventSource):
                 "data.test_samples=264 in the recipe"
             )
         check(archive, self.archive_md5, progress)
-        all_or_nothing(folder, partial(unpack, archive, progress=progress), inner=self.ibm_folder)
+        unpack_to(folder, archive, progress, inner=self.ibm_folder)
         return [f"Unpacked {archive} to {folder}."]
 
     def _prepare_tonic(self, root: Path, progress: Progress) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find, unpack_to
 from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.events import (
     EVENT,
@@ -79,13 +79,8 @@ class NCaltech101(EventSource):
         published = tonic_dataset("NCALTECH101")
         archive, unpacked = data_dir / published.filename, data_dir / "N-Caltech101-archive"
         fetch([published.url], archive, published.file_md5, progress)
-        all_or_nothing(unpacked, partial(unpack, archive, progress=progress))
-        inner = next(unpacked.rglob(published.data_filename), None)
-        if inner is None:
-            raise DataError(
-                f"{archive} holds no {published.data_filename}; delete it and prepare the data again"
-            )
-        all_or_nothing(root, partial(unpack, inner, progress=progress), inner=self.folder)
+        inner = unpack_and_find(archive, unpacked, published.data_filename, progress)
+        unpack_to(root, inner, progress, inner=self.folder)
         return [f"Unpacked {self.name} to {root}; {archive} and {unpacked} may be deleted."]
 
 

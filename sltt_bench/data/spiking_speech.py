@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.download import all_or_nothing, already_there, fetch, tonic_dataset, unpack
+from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find
 from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
@@ -98,11 +98,7 @@ class SpikingSpeech(DataSource):
             archive = file.with_name(getattr(published, f"{part}_zip"))
             fetch([published.base_url + archive.name], archive, getattr(published, f"{part}_md5"), progress)
             staging = file.with_name(f"{part}-unpacked")
-            all_or_nothing(staging, partial(unpack, archive, progress=progress))
-            inner = next(staging.rglob(file.name), None)
-            if inner is None:
-                raise DataError(f"{archive} holds no {file.name}; delete it and prepare the data again")
-            inner.replace(file)
+            unpack_and_find(archive, staging, file.name, progress).replace(file)
             shutil.rmtree(staging)
             done.append(f"Downloaded {archive} and unpacked it to {file}.")
         return done
