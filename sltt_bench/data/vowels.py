@@ -7,14 +7,11 @@ so that all end at the last step.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_is
-
-if TYPE_CHECKING:
-    pass
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29

@@ -12,14 +12,14 @@ Epoch = Mapping[str, str]
 def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[str]:
     """Why the figures of these epochs, in their order, may mean nothing; one clause each, none for sound training."""
     clauses = []
-    if _all_are(epochs, "firing_rate", 0.0):
+    if (rates := _figures(epochs, "firing_rate")) and not any(rates):
         clauses.append("no neuron fired in any epoch (lower neuron.v_threshold, or look at the input)")
-    if _all_are(epochs, "lr", 0.0):
+    if (rates := _figures(epochs, "lr")) and not any(rates):
         clauses.append("the learning rate was 0: nothing was trained")
-    losses = [float(epoch["train_loss"]) for epoch in epochs if epoch.get("train_loss")]
+    losses = _figures(epochs, "train_loss")
     if len(losses) > 1 and max(losses) - min(losses) <= 1e-9 * abs(losses[0]):
         clauses.append("the training loss never moved")
-    top1 = [float(epoch["test_top1"]) for epoch in epochs if epoch.get("test_top1")]
+    top1 = _figures(epochs, "test_top1")
     if top1 and top1[-1] <= at_chance(classes, test_samples):
         clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
     return clauses
@@ -31,6 +31,5 @@ def at_chance(classes: int, samples: int) -> float:
     return chance + 1.64 * math.sqrt(chance * (1 - chance) / samples)
 
 
-def _all_are(epochs: Sequence[Epoch], column: str, value: float) -> bool:
-    known = [float(epoch[column]) for epoch in epochs if epoch.get(column)]
-    return bool(known) and all(number == value for number in known)
+def _figures(epochs: Sequence[Epoch], column: str) -> list[float]:
+    return [float(epoch[column]) for epoch in epochs if epoch.get(column)]
