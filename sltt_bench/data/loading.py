@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset, defaul
 
 from sltt_bench.data.errors import DataError
 from sltt_bench.data.source import DataSource, Samples
+from sltt_bench.data.synthetic import SyntheticDataset
 
 Batch = tuple[Tensor, Tensor]
 Key = tuple[int, int]
@@ -35,14 +36,6 @@ class InMemory(Protocol):
 
     def batch(self, indices: Tensor) -> Batch:
         """x [batch, ...] and labels [batch] of the samples at `indices` [batch]."""
-
-
-@runtime_checkable
-class Pinnable(Protocol):
-    """A data set in memory whose batches are views, so that it can be page-locked as a whole."""
-
-    def pin_memory(self) -> None:
-        """Move what batches are views of into page-locked memory."""
 
 
 class Loader:
@@ -90,7 +83,7 @@ def make_loader(
         )
     keys = BatchOrder(chosen, batch_size, shuffle=shuffle, seed=seed, drop_last=drop_last, shard=shard)
     pin = options.pin_memory and device.type == "cuda"
-    if pin and isinstance(dataset, Pinnable):
+    if pin and isinstance(dataset, SyntheticDataset):
         dataset.pin_memory()
     whole_batches = _whole_batches(dataset)
     if whole_batches is not None:
