@@ -22,9 +22,6 @@ from sltt_bench.results.schema import EPOCHS_FILE, FILES, SCHEMA_VERSION, Column
 Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
 
-NEEDED = {file: {column.name for column in columns if column.needed} for file, columns in FILES.items()}
-"""File → columns that it must have, never empty; any other may be missing."""
-
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
 _SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
@@ -80,16 +77,15 @@ class Tables:
         if unknown := [name for name in header if name not in known]:
             _refuse(self._skipped, path, 1, f"{_listed(unknown)} is unknown here and not read")
         whole = [(number, row) for number, row in rows if len(row) == len(header)]
-        if len(whole) < len(rows):
-            for number, fields in ((number, len(row)) for number, row in rows if len(row) != len(header)):
-                _refuse(self._skipped, path, number, f"{fields} fields instead of {len(header)}")
+        for number, row in rows:
+            if len(row) != len(header):
+                _refuse(self._skipped, path, number, f"{len(row)} fields instead of {len(header)}")
         if whole:
             gathered = self._gathered.setdefault(key, _Gathered([[] for _ in header]))
-            for column, texts in zip(
-                gathered.columns, zip(*(row for _, row in whole), strict=True), strict=True
-            ):
+            numbers, fields = zip(*whole, strict=True)
+            for column, texts in zip(gathered.columns, zip(*fields, strict=True), strict=True):
                 column.extend(texts)
-            gathered.files.append((run, path, [number for number, _ in whole]))
+            gathered.files.append((run, path, list(numbers)))
 
     def frame(self, file: str) -> pd.DataFrame:
         """Every sound row of the files with this name, typed, with the columns `run` and `line`."""
@@ -198,12 +194,13 @@ def _fields(line: str) -> list[str]:
 
 def header_fault(file: str, header: list[str]) -> str | None:
     """Why these are not the columns of such a file, or None."""
-    missing = sorted(NEEDED[file] - set(header))
+    needed = {column.name for column in FILES[file] if column.needed}
+    missing = sorted(needed - set(header))
     if missing:
         other = next((mark for mark in ";\t|" if mark in header[0]), None)
         if other is not None:
             return f"fields are separated by {other!r}; a {file} of sltt-bench has commas"
-        if not NEEDED[file] - {name.strip().lower() for name in header}:
+        if not needed - {name.strip().lower() for name in header}:
             return "column names are written otherwise than sltt-bench writes them: lower case, no spaces"
         return f"not a {file} of sltt-bench: without {_listed(missing)}"
     if "" in header:
@@ -240,16 +237,16 @@ def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
 
 def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
     empty = np.array([value == "" for value in text])
-    refused_empty = empty if column.name in NEEDED[file] else np.zeros(len(text), dtype=bool)
+    wrong = empty & column.needed
     if column.type == "str":
-        return [printable(value) for value in text], refused_empty | _wrong_words(text, column)
+        return [printable(value) for value in text], wrong | _wrong_words(text, column)
     if column.type == "bool":
         booleans = [_BOOLEANS.get(value.lower()) for value in text]
-        wrong = refused_empty | (np.array([value is None for value in booleans]) & ~empty)
+        wrong |= np.array([value is None for value in booleans]) & ~empty
         return (booleans if empty.any() else [bool(value) for value in booleans]), wrong
     values = pd.to_numeric(np.array(text, dtype=object), errors="coerce").astype(float)
     not_a_number = np.array([value.lower() == "nan" for value in text])
-    wrong = refused_empty | (np.isnan(values) & ~empty & ~not_a_number)
+    wrong |= np.isnan(values) & ~empty & ~not_a_number
     size = np.abs(np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0))
     wrong |= size > _LARGEST
     if column.type == "int":
@@ -257,7 +254,7 @@ def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
         lowest = 1 if column.name in _FROM_ONE or (file, column.name) == (EPOCHS_FILE, "epoch") else 0
         if column.name not in _SIGNED:
             wrong |= values < lowest
-    elif column.name in NEEDED[file]:
+    elif column.needed:
         wrong |= not_a_number
     if column.name.endswith(_NOT_NEGATIVE):
         wrong |= (values < 0) | np.isinf(values) | (size > _LARGEST_MEASURED)
