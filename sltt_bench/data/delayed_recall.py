@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_is
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_float
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -77,7 +77,7 @@ class DelayedRecall(DataSource):
             return TensorDataset(x[..., None, None], labels)
 
         train, test = drawn(self.train_samples, self.train_seed), drawn(self.test_samples, self.test_seed)
-        return DataBundle(train, test, as_is)
+        return DataBundle(train, test, as_float)
 
     def sequences(self, timesteps: int, samples: int, generator: "Generator") -> "tuple[Tensor, Tensor]":
         """Inputs [samples, T, channels] in float32 and labels [samples], the symbols in turn."""

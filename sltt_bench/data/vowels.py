@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_is
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_float
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29
@@ -55,7 +55,7 @@ class Vowels(DataSource):
                 sample[-len(sequence) :, :, 0, 0] = (sequence - mean) / std
             return TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
 
-        return DataBundle(padded("train"), padded("test"), as_is)
+        return DataBundle(padded("train"), padded("test"), as_float)
 
 
 def utterances(split: str) -> tuple[list[np.ndarray], np.ndarray]:
