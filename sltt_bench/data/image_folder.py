@@ -40,20 +40,18 @@ class ImageFolder(ImageSource):
         return root / "test" if not (root / "val").is_dir() and (root / "test").is_dir() else root / "val"
 
     def split_classes(self, data_dir: Path, split: str) -> list[str]:
-        root = self.root(data_dir, split)
-        if (root / self.annotations).is_file():
-            return sorted(self._annotated(root))
-        return super().split_classes(data_dir, split)
+        listed = self._listed(data_dir, split)
+        return super().split_classes(data_dir, split) if listed is None else sorted(listed)
 
     def class_images(self, data_dir: Path, split: str, class_name: str) -> list[str]:
-        root = self.root(data_dir, split)
-        if (root / self.annotations).is_file():
-            return self._annotated(root)[class_name]
-        return super().class_images(data_dir, split, class_name)
+        listed = self._listed(data_dir, split)
+        return super().class_images(data_dir, split, class_name) if listed is None else listed[class_name]
 
-    def _annotated(self, root: Path) -> dict[str, list[str]]:
-        """Class → images, as Tiny ImageNet lists them: image, class and more, between tabs."""
-        file = root / self.annotations
+    def _listed(self, data_dir: Path, split: str) -> dict[str, list[str]] | None:
+        """Class → images, as Tiny ImageNet lists them: image, class and more, between tabs. None without a list."""
+        file = self.root(data_dir, split) / self.annotations
+        if not file.is_file():
+            return None
         with reading(self.name, file, ValueError, OSError):
             return _annotated_images(file, file.stat().st_mtime_ns)
 
