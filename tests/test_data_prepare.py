@@ -19,6 +19,8 @@ from data_files import (
     write_ibm_gesture,
     write_imagenet,
     write_mnist,
+    write_n_caltech101,
+    write_spiking_speech,
     write_tonic_gesture,
 )
 from torchvision.datasets import CIFAR10, MNIST
@@ -403,6 +405,56 @@ def test_gesture_samples_of_tonic_are_downloaded(
         finding.text for finding in verify("dvs-gesture", data_dir, split="tonic-1077-264") if not finding.ok
     ]
     assert faults[0] == "22 samples of 11 classes, but expected are 1,077 of 11"
+
+
+def zip_of(folder: Path, archive: Path, below: str = "") -> bytes:
+    with zipfile.ZipFile(archive, "w") as zipped:
+        for file in sorted(file for file in folder.rglob("*") if file.is_file()):
+            zipped.write(file, Path(below, file.relative_to(folder)))
+    return archive.read_bytes()
+
+
+def test_n_caltech101_is_found_in_the_archive_around_its_archive(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tonic.datasets import NCALTECH101
+
+    counts = write_n_caltech101(tmp_path / "source")
+    (tmp_path / "outer").mkdir()
+    zip_of(tmp_path / "source", tmp_path / "outer" / NCALTECH101.data_filename)
+    content = zip_of(tmp_path / "outer", tmp_path / "outer.zip", below="N-Caltech101")
+    server.files["outer.zip"] = content
+    monkeypatch.setattr(NCALTECH101, "url", server.url + "outer.zip")
+    monkeypatch.setattr(NCALTECH101, "file_md5", md5(content))
+    (prepared,) = prepare("n-caltech101", tmp_path / "data")
+    assert "may be deleted" in prepared
+    assert len(load("n-caltech101", tmp_path / "data", counts, limit=2).test) == 101
+    foreign = zip_of(tmp_path / "source" / "Caltech101" / "class000", tmp_path / "foreign.zip")
+    server.files["outer.zip"] = foreign
+    monkeypatch.setattr(NCALTECH101, "file_md5", md5(foreign))
+    with pytest.raises(DataError, match=r"\.zip holds no .*; delete it and prepare the data again"):
+        prepare("n-caltech101", tmp_path / "elsewhere")
+
+
+def test_speech_as_spikes_is_downloaded_part_by_part(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tonic.datasets import SHD
+
+    counts = write_spiking_speech(tmp_path / "source")
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / "source" / "SHD" / f"shd_{part}.h5").rename(tmp_path / part / f"shd_{part}.h5")
+        content = zip_of(tmp_path / part, tmp_path / f"{part}.zip", below="somewhere")
+        server.files[getattr(SHD, f"{part}_zip")] = content
+        monkeypatch.setattr(SHD, f"{part}_md5", md5(content))
+    monkeypatch.setattr(SHD, "base_url", server.url)
+    data_dir = tmp_path / "data"
+    assert all(line.startswith("Downloaded") for line in prepare("shd", data_dir))
+    assert len(load("shd", data_dir, counts).train) == 40
+    assert all("is there already" in line for line in prepare("shd", data_dir))
+    kept = sorted(file.name for file in (data_dir / "SHD").iterdir())
+    assert kept == sorted(["shd_train.h5", "shd_test.h5", SHD.train_zip, SHD.test_zip])
 
 
 @pytest.mark.parametrize(
