@@ -1,6 +1,7 @@
 """Speech from real files made small: spikes of a model cochlea in HDF5, and recordings of words."""
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,12 @@ def test_a_tone_is_loud_in_its_mel_band_and_silence_follows_a_short_recording(tm
     assert float(low[-1].max()) < float(low[3].max()) - 5  # the last tenth of this recording is silence
     shown = bundle.preprocess(torch.stack([low, high]))
     torch.testing.assert_close(shown.mean((1, 2, 3, 4)), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_recordings_are_sent_whole_to_workers_that_are_started_afresh(tmp_path: Path) -> None:
+    samples = load("speech-commands", tmp_path, **write_speech_commands(tmp_path)).test
+    again = pickle.loads(pickle.dumps(samples))
+    assert torch.equal(again[3][0], samples[3][0])
 
 
 def test_recordings_of_another_kind_or_cut_short_are_named(tmp_path: Path) -> None:

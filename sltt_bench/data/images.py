@@ -16,7 +16,6 @@ from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, DataSource, Sa
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import Tensor
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What torchvision's ImageFolder takes for images, in capitals or not."""
@@ -94,10 +93,9 @@ class ImageSource(DataSource):
         augmentation = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
         centre = [v2.Resize(round(size * self.resized), antialias=True), v2.CenterCrop(size)]
         files = {split: self.files(place.data_dir, split) for split in SPLITS}
+        read = partial(read_image, self.name)
         train, test, plain_train = (
-            SamplesInFiles(
-                files[split], partial(_transformed, self.name, v2.Compose([*steps, v2.PILToTensor()]))
-            )
+            SamplesInFiles(files[split], v2.Compose([read, *steps, v2.PILToTensor()]))
             for split, steps in (("train", augmentation), ("test", centre), ("train", centre))
         )
         return DataBundle(train, test, Normalise(self.mean, self.std), plain_train=plain_train)
@@ -199,8 +197,3 @@ def _rgb(image: "Image") -> "Image":
     if pixels.min() < 0 or pixels.max() > 0xFFFF:
         raise ValueError("its pixels need more than 16 bits")
     return Image.fromarray((pixels >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _transformed(name: str, transform: Any, file: str) -> "Tensor":
-    x: Tensor = transform(read_image(name, file))
-    return x

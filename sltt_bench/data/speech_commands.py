@@ -106,13 +106,7 @@ class SpeechCommands(DataSource):
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as log mel spectrograms [T, bands, 1, 1] in float32. Raises DataError."""
-        import torch
-
-        spectrogram = mel_spectrogram(self.bands, place.timesteps, self.window)
-
-        def read(file: Path) -> "Tensor":
-            return spectrogram(torch.from_numpy(read_sound(self.name, file)))[..., None, None]
-
+        read = partial(_heard, self.name, mel_spectrogram(self.bands, place.timesteps, self.window))
         train, test = (SamplesInFiles(self.files(place.data_dir, split), read) for split in SPLITS)
         return DataBundle(train, test, preprocess)
 
@@ -153,13 +147,23 @@ def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tenso
     import torch
 
     triangles = torch.from_numpy(filters.mel(sr=RATE, n_fft=FFT, n_mels=bands, htk=True, norm=None))
-    hann = torch.hann_window(window)
+    # Sent to workers, so a partial of a function of a module.
+    return partial(_log_energies, triangles, torch.hann_window(window), timesteps)
 
-    def analysed(sound: "Tensor") -> "Tensor":
-        waves = torch.stft(sound, FFT, RATE // timesteps, window, hann, return_complex=True)[:, :timesteps]
-        return (triangles @ waves.abs().square() + 1e-6).log().T.contiguous()
 
-    return analysed
+def _log_energies(triangles: "Tensor", window: "Tensor", timesteps: int, sound: "Tensor") -> "Tensor":
+    import torch
+
+    hop = RATE // timesteps
+    waves = torch.stft(sound, FFT, hop, len(window), window, return_complex=True)[:, :timesteps]
+    return (triangles @ waves.abs().square() + 1e-6).log().T.contiguous()
+
+
+def _heard(name: str, spectrogram: "Callable[[Tensor], Tensor]", file: Path) -> "Tensor":
+    """A recording as it is shown [T, bands, 1, 1]. Raises DataError."""
+    import torch
+
+    return spectrogram(torch.from_numpy(read_sound(name, file)))[..., None, None]
 
 
 def preprocess(x: "Tensor") -> "Tensor":
