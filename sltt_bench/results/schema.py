@@ -81,9 +81,9 @@ smoke        bool!  whether this was a smoke run on a tiny subset
 """)
 """What tells rows of equal recipe, method and seed apart. In epochs.csv empty in files of earlier versions."""
 
-EPOCH_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+EPOCH_COLUMNS = (
+    CELL_KEY
+    + _columns("""
 epoch                     int!   1 for the first
 cold                      bool!  true for the first epoch that a process trains: it includes warm-up
 train_loss                float  mean of L over the training samples
@@ -128,8 +128,8 @@ neighbours                int    the most cells of the same command (--jobs, --d
 ranks                     int    processes that shared every batch (--nproc-per-cell); of their times and
                                  memory the largest is here, of their energy the sum, and ranks.csv has each;
                                  empty where there was one, in files of earlier versions
-"""),
-    *(replace(column, needed=False) for column in CIRCUMSTANCES),
+""")
+    + tuple(replace(column, needed=False) for column in CIRCUMSTANCES)
 )
 
 INFERENCE_COLUMNS = _columns("""
@@ -144,10 +144,10 @@ estimated_energy_45nm_pj  float  4.6 pJ × effective_macs + 0.9 pJ × effective_
 """)
 """What the trained network costs at inference, counted over the test set; empty with synthetic data."""
 
-CELL_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *CIRCUMSTANCES,
-    *_columns("""
+CELL_COLUMNS = (
+    CELL_KEY
+    + CIRCUMSTANCES
+    + _columns("""
 validation                   str    name of the split held back from training (its share, its seed); empty:
                                     none
 trials                       int    trials from which `tune` chose the cell's settings, as many for each
@@ -171,12 +171,12 @@ best_epoch                   int    epoch with the highest validation_top1; with
 best_test_top1               float  test_top1 of best_epoch
 last_validation_top1         float  validation_top1 of the last epoch
 last_test_top1               float  test_top1 of the last epoch: no choice made on test data
-"""),
-    *INFERENCE_COLUMNS,
-    *_columns("""
+""")
+    + INFERENCE_COLUMNS
+    + _columns("""
 doubts     str  why the figures may mean nothing: silent, untrained, at chance; empty: no sign of it
 exit_code  int  exit code of the cell's process; negative: the signal that ended it
-"""),
+""")
 )
 
 RANK_FIGURES = (
@@ -185,13 +185,13 @@ RANK_FIGURES = (
 )  # fmt: skip
 """The columns of epochs.csv that each process of a cell has figures of its own for."""
 
-RANK_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+RANK_COLUMNS = (
+    CELL_KEY
+    + _columns("""
 epoch  int!  1 for the first
 rank   int!  the process among those that share the cell's batches, 0 for the first
-"""),
-    *(column for column in EPOCH_COLUMNS if column.name in RANK_FIGURES),
+""")
+    + tuple(column for column in EPOCH_COLUMNS if column.name in RANK_FIGURES)
 )
 
 TIMELINE_COLUMNS = _columns("""
@@ -208,9 +208,7 @@ sm_clock_mhz     int    clock of the streaming multiprocessors
 temperature_c    int    temperature of the GPU
 """)
 
-ANALYSIS_KEY: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+ANALYSIS_KEY = CELL_KEY + _columns("""
 epoch         int!    epochs trained with `method` before this was computed; 0: initial weights
 tau           float!  membrane time constant τ in time steps
 surrogate     str!    stand-in for the derivative of the spike
@@ -218,13 +216,10 @@ reset         str!    soft or hard
 detach_reset  bool    whether BPTT's gradient ignores the reset
 loss_window   int     only the last so many steps count in the loss; empty: all T
 batches       int     batches over which means and standard deviations were taken
-"""),
-)
+""")
 """The columns with which the rows of an analysis start; gradients are computed in fp32, whatever `precision`."""
 
-GRADIENT_COLUMNS: tuple[Column, ...] = (
-    *ANALYSIS_KEY,
-    *_columns("""
+GRADIENT_COLUMNS = ANALYSIS_KEY + _columns("""
 level                str!   network, layer (the module that owns parameters) or parameter (one tensor)
 name                 str    name of the layer or parameter; empty for the network
 depth                int!   place in the network's order within its level, 1 for the first
@@ -238,12 +233,9 @@ temporal_share_mean  float  ‖g − g_s‖ / ‖g‖, the temporal part
 temporal_share_std   float  standard deviation over batches
 full_norm_mean       float  ‖g‖
 spatial_norm_mean    float  ‖g_s‖
-"""),
-)
+""")
 
-DRAW_COLUMNS: tuple[Column, ...] = (
-    *ANALYSIS_KEY,
-    *_columns("""
+DRAW_COLUMNS = ANALYSIS_KEY + _columns("""
 drawn                   int!   K: G_K is the sum of the gradients of K of the T steps, drawn without
                                replacement
 subsets                 int    subsets of steps over which the cosines are means
@@ -254,12 +246,9 @@ cosine_to_sltt_std      float  its standard deviation over subsets, mean over ba
 cosine_to_bptt_mean     float  cosine(G_K, g), mean over subsets and batches
 relative_variance_mean  float  E ‖(T/K) G_K − g_s‖² / ‖g_s‖², closed form, mean over batches
 relative_variance_std   float  standard deviation over batches
-"""),
-)
+""")
 
-METHOD_GRADIENT_COLUMNS: tuple[Column, ...] = (
-    *ANALYSIS_KEY,
-    *_columns("""
+METHOD_GRADIENT_COLUMNS = ANALYSIS_KEY + _columns("""
 compared_method  str!   method whose gradient g_m is compared with BPTT's gradient g
 level            str!   network, layer (the module that owns parameters) or parameter (one tensor)
 name             str    name of the layer or parameter; empty for the network
@@ -270,12 +259,9 @@ cosine_mean      float  cosine(g, g_m), mean over batches
 cosine_std       float  standard deviation over batches
 norm_ratio_mean  float  ‖g_m‖ / ‖g‖, mean over batches
 norm_ratio_std   float  standard deviation over batches
-"""),
-)
+""")
 
-OPERATION_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+OPERATION_COLUMNS = CELL_KEY + _columns("""
 counted_method            str!  method whose training iteration (one batch, all T steps) was counted
 drawn                     int   K of that method; empty if it is not SLTT-K
 samples                   int!  samples of the batch
@@ -283,12 +269,9 @@ forward_multiplications   int   multiplications of the forward pass
 spatial_multiplications   int   multiplications of the backward pass in space: all of SLTT's
 temporal_multiplications  int   what the backward pass multiplies beyond SLTT's: all of that is temporal in
                                 BPTT
-"""),
-)
+""")
 
-ESTIMATE_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+ESTIMATE_COLUMNS = CELL_KEY + _columns("""
 run_cell_id                        str!   cell_id of the same cell when it is run, with the recipe's first
                                           seed, and measured
 parameters                         int    trainable parameters of the network
@@ -322,12 +305,9 @@ memory_bytes                       int    memory into which batch and T were fit
 largest_batch_size                 int    largest batch at this T that fits into memory_bytes; 0: none does
 largest_timesteps                  int    largest T at this batch that fits into memory_bytes; 0: none does;
                                           empty: no limit was met
-"""),
-)
+""")
 
-TUNING_COLUMNS: tuple[Column, ...] = (
-    *CELL_KEY,
-    *_columns("""
+TUNING_COLUMNS = CELL_KEY + _columns("""
 protocol         str!   hash of grid, seeds, epochs and validation split, which all methods of a study share
 setting          str!   the values of the searched fields, as JSON
 trial            int!   number of the method's trial, 1 for the first
@@ -343,8 +323,7 @@ as_recipe        bool   whether the setting is what the recipe says, so what is 
 at_edge          str    fields of the chosen setting with the first or last value of the grid: a better one
                         may lie beyond
 reason           str    one line that explains any status but ok
-"""),
-)
+""")
 
 BENCH_COLUMNS = _columns("""
 schema_version  int!    version of this format
