@@ -88,7 +88,19 @@ def make_loader(
     whole_batches = _whole_batches(dataset)
     if whole_batches is not None:
         return Loader(partial(_by_indexing, whole_batches, keys, pin), keys)
-    return Loader(partial(_by_workers, _data_loader(dataset, keys, seed, pin, options)), keys)
+    workers: DataLoader[Any] = DataLoader(
+        _SeededByKey(dataset, seed),
+        batch_sampler=keys,
+        num_workers=options.workers,
+        collate_fn=_collate,
+        pin_memory=pin,
+        persistent_workers=options.workers > 0,
+        prefetch_factor=options.prefetch_factor if options.workers else None,
+        # DataLoader draws a number for each iteration; from the default generator it would
+        # change what dropout draws.
+        generator=torch.Generator(),
+    )
+    return Loader(partial(_by_workers, workers), keys)
 
 
 class BatchOrder(Sampler[list[Key]]):
@@ -199,23 +211,6 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 # Batches by workers -----------------------------------------------------------------------------
-
-
-def _data_loader(
-    dataset: Samples, keys: BatchOrder, seed: int, pin: bool, options: DataSource
-) -> DataLoader[Any]:
-    return DataLoader(
-        _SeededByKey(dataset, seed),
-        batch_sampler=keys,
-        num_workers=options.workers,
-        collate_fn=_collate,
-        pin_memory=pin,
-        persistent_workers=options.workers > 0,
-        prefetch_factor=options.prefetch_factor if options.workers else None,
-        # DataLoader draws a number for each iteration; from the default generator it would
-        # change what dropout draws.
-        generator=torch.Generator(),
-    )
 
 
 def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:

@@ -287,8 +287,6 @@ def _without_contradictions(
     cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], damage: list[Skipped]
 ) -> pd.DataFrame:
     """The epochs that say of their cell what its row in cells.csv says; an epoch without such a row stays."""
-    if cells.empty or epochs.empty:
-        return epochs
     about = cells.drop_duplicates(_CELL, keep="last").set_index(_CELL)[list(_SAME)]
     key = _cell_of_each(epochs)
     wanted = about.reindex(key)
@@ -377,7 +375,7 @@ def _without_copies(
     identity = ["cell_id", "device_name", "first_started", "first_wall_s"]
     copied = cells.duplicated(identity, keep="first")
     kept = cells[~copied]
-    original = kept.drop_duplicates(identity).set_index(identity)["path"]
+    original = kept.set_index(identity)["path"]
     for path, copies in cells[copied].groupby("path"):
         first = original.loc[tuple(copies.iloc[0][identity])]
         damage.append(Skipped(str(path), f"{_COPY}{first} ({len(copies)} cells, counted once)"))
