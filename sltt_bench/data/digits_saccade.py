@@ -19,7 +19,7 @@ from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
 from sltt_bench.data.events import FrameCache, Framing, Recording, as_events
-from sltt_bench.data.source import DataBundle, DataPlace, Modality, Shape, as_float
+from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, Modality, Shape, as_float
 
 FOLDER = "digits-saccade"
 DIGIT_SIZE = 8
@@ -62,7 +62,7 @@ class DigitsSaccade(DigitsSource):
 
         framing = Framing(place.timesteps, self.image_size, self.image_size, "mean-count")
         cache = FrameCache(self.name, place.data_dir / FOLDER / "frames", framing)
-        recordings = [self.recording(split) for split in ("train", "test")]
+        recordings = [self.recording(split) for split in SPLITS]
         cache.fill(recordings, workers=0, progress=place.progress)
         train, test = (
             TensorDataset(torch.from_numpy(np.array(cache.frames(split))), torch.tensor(split.labels))

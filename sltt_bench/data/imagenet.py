@@ -23,11 +23,10 @@ class ImageNet(ImageSource):
     test_samples: Count = 50_000
 
     folder: ClassVar[str] = "imagenet"
-    subfolders: ClassVar[dict[str, str]] = {"train": "train", "test": "val"}
     classes: ClassVar[int] = 1000
 
     def root(self, data_dir: Path, split: str) -> Path:
-        return data_dir / self.folder / self.subfolders[split]
+        return data_dir / self.folder / ("train" if split == "train" else "val")
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         from torchvision.datasets import imagenet as published

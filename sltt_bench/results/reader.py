@@ -62,7 +62,7 @@ class Run:
         """The resolved cell as it was given to its process; empty if its file is missing or no JSON."""
         if cell_id not in self._cells:
             file = self.path / CELLS_FOLDER / f"{cell_id}.json"
-            self._cells[cell_id] = _read_json_object(file, self.damage) or {}
+            self._cells[cell_id] = _read_json_object(file, self.damage)
         return self._cells[cell_id]
 
     def measured_with(self, cell_id: str, attempt: int) -> Mapping[str, Any]:
@@ -219,17 +219,18 @@ def _run_folders(sources: Iterable[Path], damage: list[Skipped]) -> Iterator[tup
                 damage.append(Skipped(str(path), f"files that belong to no run: {named}"))
 
 
-def _read_json_object(path: Path, damage: list[Skipped]) -> dict[str, Any] | None:
+def _read_json_object(path: Path, damage: list[Skipped]) -> dict[str, Any]:
+    """Empty if the file is missing or no JSON object."""
     if not path.is_file():
-        return None
+        return {}
     try:
         value = _printable_values(json.loads(path.read_bytes()))
     except (OSError, ValueError, RecursionError) as error:
         damage.append(Skipped(str(path), f"cannot be read as JSON: {str(error)[:200]}"))
-        return None
+        return {}
     if not isinstance(value, dict):
         damage.append(Skipped(str(path), "cannot be read: no JSON object"))
-        return None
+        return {}
     return value
 
 
@@ -260,7 +261,7 @@ def _read_provenance(folder: Path, damage: list[Skipped]) -> dict[str, Any]:
     path = folder / PROVENANCE_FILE
     if not path.is_file():
         damage.append(Skipped(str(path), "missing: versions are unknown"))
-    provenance = _read_json_object(path, damage) or {}
+    provenance = _read_json_object(path, damage)
     for key, kind in _PROVENANCE.items():
         value = provenance.get(key)
         inside = value if isinstance(value, list) and key == "gpus" else []
