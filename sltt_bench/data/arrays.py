@@ -10,7 +10,7 @@ run is planned, and stand in the resolved recipe.
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -20,11 +20,11 @@ from sltt_bench.data.source import (
     SPLITS,
     Below,
     Count,
-    DataBundle,
     DataPlace,
     DataSource,
     Found,
     Progress,
+    Samples,
     Shape,
     bytes_to_unit,
 )
@@ -176,23 +176,24 @@ class Arrays(DataSource):
 
     # Loading, preparing, verifying --------------------------------------------------------------
 
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits, in memory; samples of bytes stay bytes, others become float32. Raises DataError."""
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """In memory; samples of bytes stay bytes, others become float32."""
         import torch
         from torch.utils.data import TensorDataset
 
+        samples, labels = self._samples(place.data_dir, split), self._labels(place.data_dir, split)
+        if len(samples) != len(labels):
+            reason = f"x_{split} has {len(samples)} samples, but y_{split} {len(labels)} labels"
+            raise self._damaged(place.data_dir, reason)
+        if samples.dtype != np.uint8:
+            samples = samples.astype(np.float32)
         steps = self.shape[:1] if self.temporal else []
-        splits: list[Any] = []
-        for split in SPLITS:
-            samples, labels = self._samples(place.data_dir, split), self._labels(place.data_dir, split)
-            if len(samples) != len(labels):
-                reason = f"x_{split} has {len(samples)} samples, but y_{split} {len(labels)} labels"
-                raise self._damaged(place.data_dir, reason)
-            if samples.dtype != np.uint8:
-                samples = samples.astype(np.float32)
-            x = torch.from_numpy(samples).reshape(-1, *steps, *self.sample_shape)
-            splits.append(TensorDataset(x, torch.from_numpy(labels)))
-        return DataBundle(splits[0], splits[1], preprocess)
+        x = torch.from_numpy(samples).reshape(-1, *steps, *self.sample_shape)
+        return TensorDataset(x, torch.from_numpy(labels))
+
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        """Bytes → 0…1; other numbers, which are float32, as they are."""
+        return x if x.is_floating_point() else bytes_to_unit(x)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         labels: list[int] = self._labels(data_dir, split).tolist()
@@ -203,8 +204,3 @@ class Arrays(DataSource):
             f"data set {self.name!r} is your own: put x_train, y_train, x_test and y_test into "
             f"{data_dir / self.file} with numpy.savez (docs/own-data.md)"
         )
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """Bytes → 0…1; other numbers, which are float32, as they are."""
-    return x if x.is_floating_point() else bytes_to_unit(x)

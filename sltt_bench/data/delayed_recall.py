@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_float
+from sltt_bench.data.source import Count, DataPlace, DataSource, Modality, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -35,8 +35,7 @@ class DelayedRecall(DataSource):
 
     modality: ClassVar[Modality] = "memory"
     temporal: ClassVar[bool] = True
-    train_seed: ClassVar[int] = 0
-    test_seed: ClassVar[int] = 1
+    seeds: ClassVar[dict[str, int]] = {"train": 0, "test": 1}
 
     @model_validator(mode="after")
     def _classes_are_equally_frequent(self) -> "DelayedRecall":
@@ -67,17 +66,15 @@ class DelayedRecall(DataSource):
         samples = self.train_samples if split == "train" else self.test_samples
         return [number % self.symbols for number in range(samples)]
 
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as sequences [T, channels, 1, 1] in float32, drawn anew from their own seeds."""
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """Sequences [T, channels, 1, 1] in float32, drawn anew from the split's own seed."""
         import torch
         from torch.utils.data import TensorDataset
 
-        def drawn(samples: int, seed: int) -> TensorDataset:
-            x, labels = self.sequences(place.timesteps, samples, torch.Generator().manual_seed(seed))
-            return TensorDataset(x[..., None, None], labels)
-
-        train, test = drawn(self.train_samples, self.train_seed), drawn(self.test_samples, self.test_seed)
-        return DataBundle(train, test, as_float)
+        samples = len(self.labels(place.data_dir, split))
+        generator = torch.Generator().manual_seed(self.seeds[split])
+        x, labels = self.sequences(place.timesteps, samples, generator)
+        return TensorDataset(x[..., None, None], labels)
 
     def sequences(self, timesteps: int, samples: int, generator: "Generator") -> "tuple[Tensor, Tensor]":
         """Inputs [samples, T, channels] in float32 and labels [samples], the symbols in turn."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Shape
+from sltt_bench.data.source import Count, DataPlace, DataSource, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +31,16 @@ class DigitsSource(DataSource):
         labels: list[int] = digits_split(split)[1].tolist()
         return labels
 
-    def load(self, place: DataPlace) -> DataBundle:
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
         import torch
         from torch.utils.data import TensorDataset
 
-        train, test = (
-            TensorDataset(self.shown(torch.from_numpy(images)), torch.from_numpy(labels))
-            for images, labels in map(digits_split, ("train", "test"))
-        )
-        return DataBundle(train, test, preprocess)
+        images, labels = map(torch.from_numpy, digits_split(split))
+        return TensorDataset(self.shown(images), labels)
+
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        """Pixel values 0…16 → 0…1."""
+        return x.float() / 16
 
     def shown(self, images: "Tensor") -> "Tensor":
         """Images [samples, 8, 8] in uint8, 0…16 → what samples are: of one channel."""
@@ -59,8 +60,3 @@ def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     with np.load(FILE) as file:
         chosen = file["in_test_split"] == (split == "test")
         return file["images"][chosen], file["labels"][chosen].astype(np.int64)
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """Pixel values 0…16 → 0…1."""
-    return x.float() / 16

@@ -12,14 +12,17 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.digits import DigitsSource, digits_split
 from sltt_bench.data.events import FrameCache, Framing, Recording, as_events
-from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, Modality, Shape, as_float
+from sltt_bench.data.source import SPLITS, DataBundle, DataPlace, Modality, Shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FOLDER = "digits-saccade"
 DIGIT_SIZE = 8
@@ -68,7 +71,11 @@ class DigitsSaccade(DigitsSource):
             TensorDataset(torch.from_numpy(np.array(cache.frames(split))), torch.tensor(split.labels))
             for split in recordings
         )
-        return DataBundle(train, test, as_float)
+        return DataBundle(train, test, self.preprocess)
+
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        """Counts, which are no pixel values, as float32."""
+        return x.float()
 
     def recording(self, split: str) -> Recording:
         """All samples of "train" or "test"."""

@@ -7,7 +7,6 @@ differ in how the camera's axes are laid out, which training from scratch does n
 
 import re
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -27,7 +26,7 @@ from sltt_bench.data.events import (
     file_key,
     tested_places,
 )
-from sltt_bench.data.source import Count, Progress, Seed, as_float, bytes_to_unit
+from sltt_bench.data.source import Count, Progress, Seed, bytes_to_unit
 from sltt_bench.extras import load_extra
 from sltt_bench.strict import ADDED_LATER
 
@@ -77,9 +76,8 @@ class DVSCIFAR10(EventSource):
     def framing(self, timesteps: int) -> Framing:
         return Framing(timesteps, SENSOR_SIZE, self.image_size, self.resize)
 
-    @property
-    def preprocess(self) -> "Callable[[Tensor], Tensor]":
-        return bytes_to_unit if self.resize == "published" else as_float
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        return bytes_to_unit(x) if self.resize == "published" else x.float()
 
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
         recordings = []

@@ -31,7 +31,6 @@ from sltt_bench.data.source import (
     Progress,
     SamplesInFiles,
     Shape,
-    as_float,
     no_progress,
 )
 
@@ -331,11 +330,6 @@ class EventSource(DataSource):
             for recording in self.recordings(data_dir, split)
             for number, label in enumerate(recording.labels)
         ]
-
-    @property
-    def preprocess(self) -> "Callable[[Tensor], Tensor]":
-        """What a batch of frames goes through on the device."""
-        return as_float
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         return [label for _, label in self._samples(data_dir, split)]

@@ -51,11 +51,6 @@ def no_progress(what: str, done: int, total: int | None) -> None:
     """For those who do not want to be told."""
 
 
-def as_float(x: "Tensor") -> "Tensor":
-    """Counts as float32; inputs that are float32 as they are."""
-    return x.float()
-
-
 def bytes_to_unit(x: "Tensor") -> "Tensor":
     """Bytes → 0…1 in float32."""
     return x.float() / 255
@@ -202,7 +197,16 @@ class DataSource(Strict):
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits. Raises DataError, which names the file."""
+        train, test = (self.samples_of(split, place) for split in SPLITS)
+        return DataBundle(train, test, self.preprocess)
+
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """One split, which is all that most sources need to say for `load`. Raises DataError, which names the file."""
         raise NotImplementedError
+
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        """DataBundle.preprocess for `load`: numbers as float32."""
+        return x.float()
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         """Get the data below `data_dir`; returns what was done, a sentence each.

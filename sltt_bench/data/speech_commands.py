@@ -16,13 +16,12 @@ from sltt_bench.data.download import fetch_and_unpack
 from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.images import class_folders
 from sltt_bench.data.source import (
-    SPLITS,
     Count,
-    DataBundle,
     DataPlace,
     DataSource,
     Modality,
     Progress,
+    Samples,
     SamplesInFiles,
     Shape,
 )
@@ -104,11 +103,15 @@ class SpeechCommands(DataSource):
         with reading(self.name, file, OSError, ValueError):
             return frozenset(file.read_text(encoding="utf-8").split())
 
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as log mel spectrograms [T, bands, 1, 1] in float32. Raises DataError."""
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """Log mel spectrograms [T, bands, 1, 1] in float32."""
         read = partial(_heard, self.name, mel_spectrogram(self.bands, place.timesteps, self.window))
-        train, test = (SamplesInFiles(self.files(place.data_dir, split), read) for split in SPLITS)
-        return DataBundle(train, test, preprocess)
+        return SamplesInFiles(self.files(place.data_dir, split), read)
+
+    def preprocess(self, x: "Tensor") -> "Tensor":
+        """Log energies [batch, T, bands, 1, 1], standardised over the steps and bands of each recording."""
+        deviation, mean = x.std(dim=(1, 2, 3, 4), keepdim=True), x.mean(dim=(1, 2, 3, 4), keepdim=True)
+        return (x - mean) / deviation.clamp(min=1e-3)
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
         return [label for _, label in self.files(data_dir, split)]
@@ -164,9 +167,3 @@ def _heard(name: str, spectrogram: "Callable[[Tensor], Tensor]", file: Path) -> 
     import torch
 
     return spectrogram(torch.from_numpy(read_sound(name, file)))[..., None, None]
-
-
-def preprocess(x: "Tensor") -> "Tensor":
-    """Log energies [batch, T, bands, 1, 1], standardised over the steps and bands of each recording."""
-    deviation, mean = x.std(dim=(1, 2, 3, 4), keepdim=True), x.mean(dim=(1, 2, 3, 4), keepdim=True)
-    return (x - mean) / deviation.clamp(min=1e-3)

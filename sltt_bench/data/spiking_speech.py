@@ -18,13 +18,11 @@ from sltt_bench.data.errors import DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Count,
-    DataBundle,
     DataPlace,
     DataSource,
     Modality,
     Progress,
     Shape,
-    as_float,
 )
 from sltt_bench.extras import load_extra
 
@@ -63,18 +61,16 @@ class SpikingSpeech(DataSource):
     def needed(self, data_dir: Path) -> list[Path]:
         return [self._file(data_dir, split) for split in SPLITS]
 
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as counts [T, channels, 1, 1] in uint8, binned when they are asked for. Raises DataError."""
-        train, test = (self.samples(place.data_dir, split, place.timesteps) for split in SPLITS)
-        return DataBundle(train, test, as_float)
-
-    def samples(self, data_dir: Path, split: str, timesteps: int) -> "SpikeSamples":
-        """The samples of one split. Raises DataError."""
-        file = self._file(data_dir, split)
+    def samples_of(self, split: str, place: DataPlace) -> "SpikeSamples":
+        """Counts [T, channels, 1, 1] in uint8, binned when they are asked for."""
+        file = self._file(place.data_dir, split)
         if not file.is_file():
-            raise absent(self.name, file, data_dir)
+            raise absent(self.name, file, place.data_dir)
         binned = partial(
-            bin_spikes, timesteps=timesteps, window=self.window_s, units_per_channel=self.units_per_channel
+            bin_spikes,
+            timesteps=place.timesteps,
+            window=self.window_s,
+            units_per_channel=self.units_per_channel,
         )
         samples = SpikeSamples(self.name, file, binned)
         if samples.labels and not 0 <= min(samples.labels) <= max(samples.labels) < self.classes:
@@ -82,10 +78,10 @@ class SpikingSpeech(DataSource):
         return samples
 
     def labels(self, data_dir: Path, split: str) -> list[int]:
-        return self.samples(data_dir, split, 1).labels
+        return self.samples_of(split, DataPlace(data_dir, timesteps=1)).labels
 
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
-        samples = self.samples(data_dir, split, 1)
+        samples = self.samples_of(split, DataPlace(data_dir, timesteps=1))
         return [(samples.file, partial(samples.__getitem__, index)) for index in range(len(samples))]
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:

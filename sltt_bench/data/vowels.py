@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Modality, Shape, as_float
+from sltt_bench.data.source import Count, DataPlace, DataSource, Modality, Samples, Shape
 
 FILE = Path(__file__).parent / "files" / "vowels.npz"
 LONGEST = 29
@@ -40,22 +40,18 @@ class Vowels(DataSource):
         labels: list[int] = utterances(split)[1].tolist()
         return labels
 
-    def load(self, place: DataPlace) -> DataBundle:
-        """Both splits as sequences [T, 12, 1, 1] in float32."""
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """Sequences [T, 12, 1, 1] in float32."""
         import torch
         from torch.utils.data import TensorDataset
 
         steps = np.concatenate(utterances("train")[0])
         mean, std = steps.mean(0), steps.std(0)
-
-        def padded(split: str) -> TensorDataset:
-            sequences, labels = utterances(split)
-            x = np.zeros((len(labels), place.timesteps, *self.sample_shape), np.float32)
-            for sample, sequence in zip(x, sequences, strict=True):
-                sample[-len(sequence) :, :, 0, 0] = (sequence - mean) / std
-            return TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
-
-        return DataBundle(padded("train"), padded("test"), as_float)
+        sequences, labels = utterances(split)
+        x = np.zeros((len(labels), place.timesteps, *self.sample_shape), np.float32)
+        for sample, sequence in zip(x, sequences, strict=True):
+            sample[-len(sequence) :, :, 0, 0] = (sequence - mean) / std
+        return TensorDataset(torch.from_numpy(x), torch.from_numpy(labels))
 
 
 def utterances(split: str) -> tuple[list[np.ndarray], np.ndarray]:
