@@ -50,17 +50,13 @@ def new_folder(parent: Path, prefix: str = "") -> Path:
         path = parent / f"{prefix}{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
-            if path.is_dir():
-                continue
-            raise _cannot_be_made(path, "a file stands in its place") from None
         except OSError as error:
-            raise _cannot_be_made(path, error) from None
+            taken = isinstance(error, FileExistsError)
+            if taken and path.is_dir():
+                continue
+            why = "a file stands in its place" if taken else error
+            raise ResultsError(f"{path}: cannot be made ({why}); choose another folder with --out") from None
         return path
-
-
-def _cannot_be_made(path: Path, why: object) -> ResultsError:
-    return ResultsError(f"{path}: cannot be made ({why}); choose another folder with --out")
 
 
 class RunFolder:
