@@ -114,7 +114,7 @@ class Arrays(DataSource):
         """Of an array, without reading it. Raises DataError."""
         path = self._present(data_dir)
         with (
-            reading(self.name, path, *UNREADABLE, says=f"{key}: {{}}"),
+            reading(self.name, path, *UNREADABLE, reason=f"{key}: {{}}"),
             zipfile.ZipFile(path) as archive,
             archive.open(f"{key}.npy") as member,
         ):
@@ -131,7 +131,7 @@ class Arrays(DataSource):
         path = self._present(data_dir)
         # Objects would have to be unpickled, and a pickle can hold any program.
         with (
-            reading(self.name, path, *UNREADABLE, says=f"{key}: {{}}"),
+            reading(self.name, path, *UNREADABLE, reason=f"{key}: {{}}"),
             np.load(path, allow_pickle=False) as file,
         ):
             array: np.ndarray = file[key]

@@ -29,9 +29,12 @@ def damaged(name: str, file: Path, reason: object) -> DataError:
 
 
 @contextmanager
-def reading(name: str, file: Path, *faults: type[Exception], says: str = "{}") -> Iterator[None]:
-    """What fails in one of these ways within is the fault of a file: the DataError `damaged`, with what it says in `says`."""
+def reading(name: str, file: Path, *faults: type[Exception], reason: str = "{}") -> Iterator[None]:
+    """Where reading a file fails in one of these ways: the error for a damaged one.
+
+    In its `reason`, {} stands for the fault's own words, or where it has none for what it is called.
+    """
     try:
         yield
     except faults as error:
-        raise damaged(name, file, says.format(str(error) or type(error).__name__)) from None
+        raise damaged(name, file, reason.format(str(error) or type(error).__name__)) from None

@@ -48,7 +48,7 @@ class ImageFolder(ImageSource):
         return super().class_images(data_dir, split, class_name) if listed is None else listed[class_name]
 
     def _listed(self, data_dir: Path, split: str) -> dict[str, list[str]] | None:
-        """Class → images, as Tiny ImageNet lists them: image, class and more, between tabs. None without a list."""
+        """Class → images, as Tiny ImageNet lists them (image, class and more, between tabs); None without a list."""
         file = self.root(data_dir, split) / self.annotations
         if not file.is_file():
             return None

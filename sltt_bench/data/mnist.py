@@ -78,7 +78,7 @@ class IDXSource(DataSource):
             raise absent(self.name, file, data_dir)
         read = read_image_file if "images" in file.name else read_label_file
         faults = (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError)
-        with reading(self.name, file, *faults, says="not a whole IDX file ({})"):
+        with reading(self.name, file, *faults, reason="not a whole IDX file ({})"):
             content: Tensor = read(str(file))
         return content
 

@@ -201,7 +201,7 @@ class DataSource(Strict):
         return DataBundle(train, test, self.preprocess)
 
     def samples_of(self, split: str, place: DataPlace) -> Samples:
-        """One split, which is all that most sources need to say for `load`. Raises DataError, which names the file."""
+        """One split: all that `load` needs where nothing is augmented. Raises DataError, which names the file."""
         raise NotImplementedError
 
     def preprocess(self, x: "Tensor") -> "Tensor":

@@ -128,7 +128,7 @@ class SpeechCommands(DataSource):
 def read_sound(name: str, file: Path) -> np.ndarray:
     """A second of sound [16000] in float32, −1…1. Raises DataError."""
     faults = (OSError, EOFError, wave.Error)
-    with reading(name, file, *faults, says="not a whole WAV file ({})"), wave.open(str(file)) as recording:
+    with reading(name, file, *faults, reason="not a whole WAV file ({})"), wave.open(str(file)) as recording:
         kind = (recording.getnchannels(), recording.getsampwidth(), recording.getframerate())
         frames, content = recording.getnframes(), recording.readframes(recording.getnframes())
     if kind != (1, 2, RATE):

@@ -171,7 +171,7 @@ class SpikeSamples:
         self._binned = binned
         self._open: Any = None
         faults = (OSError, KeyError, ValueError, TypeError)
-        with reading(name, file, *faults, says="not a whole HDF5 file of spikes ({})"):
+        with reading(name, file, *faults, reason="not a whole HDF5 file of spikes ({})"):
             content = self._opened()
             self.labels: list[int] = [int(label) for label in content["labels"][()]]
             lengths = {len(content["spikes"][key]) for key in ("times", "units")} | {len(self.labels)}
@@ -195,7 +195,7 @@ class SpikeSamples:
     def __getitem__(self, index: int) -> "tuple[Tensor, int]":
         import torch
 
-        with reading(self._name, self.file, OSError, ValueError, says=f"sample {index}: {{}}"):
+        with reading(self._name, self.file, OSError, ValueError, reason=f"sample {index}: {{}}"):
             spikes = self._opened()["spikes"]
             counts = self._binned(spikes["times"][index], spikes["units"][index])
         return torch.from_numpy(counts)[..., None, None], self.labels[index]
