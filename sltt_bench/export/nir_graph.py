@@ -32,7 +32,7 @@ def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     builder = _Builder(input_shape, dict(traced.named_modules()))
     for node in traced.graph.nodes:
         builder.add(node)
-    return builder.graph()
+    return nir.NIRGraph(nodes=builder.nodes, edges=builder.edges)
 
 
 class _GraphTracer(fx.Tracer):
@@ -63,24 +63,21 @@ class _Builder:
 
     def __init__(self, input_shape: tuple[int, ...], modules: Mapping[str, nn.Module]) -> None:
         self._input_shape, self._modules = input_shape, modules
-        self._nodes: dict[str, Any] = {}
-        self._edges: list[tuple[str, str]] = []
+        self.nodes: dict[str, Any] = {}
+        self.edges: list[tuple[str, str]] = []
         self._sources: dict[fx.Node, list[str]] = {}
         """Node of the trace → the NIR nodes whose sum it is."""
-
-    def graph(self) -> Any:
-        return nir.NIRGraph(nodes=self._nodes, edges=self._edges)
 
     def add(self, node: fx.Node) -> None:
         """One node of the trace; those before it are there. Raises ExportError."""
         inputs = [source for argument in node.all_input_nodes for source in self._sources[argument]]
         if node.op == "placeholder":
-            self._nodes["input"] = nir.Input({"input": np.array(self._input_shape)})
+            self.nodes["input"] = nir.Input({"input": np.array(self._input_shape)})
             self._sources[node] = ["input"]
         elif node.op == "output":
             (argument,) = node.all_input_nodes
-            self._nodes["output"] = nir.Output({"output": np.array(_shape(argument))})
-            self._edges += [(source, "output") for source in inputs]
+            self.nodes["output"] = nir.Output({"output": np.array(_shape(argument))})
+            self.edges += [(source, "output") for source in inputs]
         elif node.op == "call_function" and getattr(node.target, "__name__", "") in ("add", "iadd"):
             self._sources[node] = inputs
         elif node.op == "call_module":
@@ -96,7 +93,7 @@ class _Builder:
         before = self._modules.get(str(source.target)) if source.op == "call_module" else None
         if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and len(source.users) == 1:
             fused = fuse_conv_bn_eval(before, module)
-            self._nodes[str(source.target)] = _convolution(fused, _shape(source.all_input_nodes[0]), name)
+            self.nodes[str(source.target)] = _convolution(fused, _shape(source.all_input_nodes[0]), name)
             self._sources[node] = inputs
             return
         if type(module) is LIF:
@@ -105,8 +102,8 @@ class _Builder:
             convert = _LAYERS.get(type(module))
             if convert is None:
                 raise ExportError(f"NIR has no node for {type(module).__name__} ({name})")
-            first, self._nodes[name] = name, convert(module, _shape(source), name)
-        self._edges += [(source, first) for source in inputs]
+            first, self.nodes[name] = name, convert(module, _shape(source), name)
+        self.edges += [(source, first) for source in inputs]
         self._sources[node] = [name]
 
     def _add_neuron(self, name: str, neuron: LIFParameters, shape: tuple[int, ...]) -> str:
@@ -118,13 +115,13 @@ class _Builder:
         tau, threshold = each(neuron.tau), each(neuron.v_threshold)
         if neuron.reset == "hard":
             rest = each(neuron.v_reset)
-            self._nodes[name] = nir.LIF(tau=tau, r=tau, v_leak=rest, v_threshold=threshold, v_reset=rest)
+            self.nodes[name] = nir.LIF(tau=tau, r=tau, v_leak=rest, v_threshold=threshold, v_reset=rest)
             return name
         potential, reset = f"{name}_potential", f"{name}_reset"
-        self._nodes[potential] = nir.LI(tau=tau, r=tau, v_leak=each(0.0))
-        self._nodes[name] = nir.Threshold(threshold=threshold)
-        self._nodes[reset] = nir.Scale(scale=each(-neuron.decay * neuron.v_threshold))
-        self._edges += [(potential, name), (name, reset), (reset, potential)]
+        self.nodes[potential] = nir.LI(tau=tau, r=tau, v_leak=each(0.0))
+        self.nodes[name] = nir.Threshold(threshold=threshold)
+        self.nodes[reset] = nir.Scale(scale=each(-neuron.decay * neuron.v_threshold))
+        self.edges += [(potential, name), (name, reset), (reset, potential)]
         return potential
 
 
