@@ -59,6 +59,7 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `timeline.csv` | samples of the GPU over time (only where there is one) |
 | `gradients.csv` | `analyze gradients`: full gradient and spatial part, by network, layer and parameter |
 | `draws.csv` | `analyze gradients`: how SLTT-K's random gradient relates to SLTT's, for each K |
+| `method_gradients.csv` | `analyze gradients`: gradients of other methods beside BPTT's, by network, layer and parameter |
 | `operations.csv` | `analyze gradients`: counted multiplications of each method |
 | `estimates.csv` | `estimate`: memory by cause, multiplications and limits of each cell, computed and not measured |
 | `tuning.csv` | `tune`: each trial with its validation accuracy, and which setting was chosen for each method |
