@@ -27,7 +27,7 @@ from sltt_bench.data.source import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch.utils.data import TensorDataset
 
 
 class CIFARSource(DataSource):
@@ -54,8 +54,6 @@ class CIFARSource(DataSource):
 
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits as images [3, 32, 32] in uint8. Raises DataError."""
-        from torch.utils.data import TensorDataset
-
         from sltt_bench.torch_internals import without_compiler
 
         with without_compiler():
@@ -64,22 +62,21 @@ class CIFARSource(DataSource):
         from sltt_bench.data.transforms import Augmented, GreyErasing, Normalise
 
         transform = v2.Compose([v2.RandomCrop(32, padding=4), GreyErasing(), v2.RandomHorizontalFlip()])
-        train, test = (self.read_split(place.data_dir, split) for split in self.batches)
-        return DataBundle(
-            Augmented(*train, transform),
-            TensorDataset(*test),
-            Normalise(self.mean, self.std),
-            plain_train=TensorDataset(*train),
-        )
+        plain_train, test = (self.samples_of(split, place) for split in self.batches)
+        images, labels = plain_train.tensors
+        train = Augmented(images, labels, transform)
+        return DataBundle(train, test, Normalise(self.mean, self.std), plain_train=plain_train)
 
-    def read_split(self, data_dir: Path, split: str) -> "tuple[Tensor, Tensor]":
-        """Images [samples, 3, 32, 32] in uint8 and labels [samples]. Raises DataError, which names the file."""
+    def samples_of(self, split: str, place: DataPlace) -> "TensorDataset":
+        """Images [3, 32, 32] in uint8."""
         import torch
+        from torch.utils.data import TensorDataset
 
-        batches = [self._read_batch(data_dir / self.folder / file, data_dir) for file in self.batches[split]]
+        folder = place.data_dir / self.folder
+        batches = [self._read_batch(folder / file, place.data_dir) for file in self.batches[split]]
         images = np.concatenate([images for images, _ in batches])
         labels = np.concatenate([labels for _, labels in batches])
-        return torch.from_numpy(images), torch.from_numpy(labels)
+        return TensorDataset(torch.from_numpy(images), torch.from_numpy(labels))
 
     def _read_batch(self, file: Path, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         if not file.is_file():
@@ -94,10 +91,6 @@ class CIFARSource(DataSource):
         if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
             raise damaged(self.name, file, f"it has labels outside 0…{self.classes - 1}")
         return images, labels
-
-    def labels(self, data_dir: Path, split: str) -> list[int]:
-        labels: list[int] = self.read_split(data_dir, split)[1].tolist()
-        return labels
 
     def verify_split(self, data_dir: Path, split: str, progress: Progress) -> Iterable[DataFinding]:
         """Also the checksum of each file."""

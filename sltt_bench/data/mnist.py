@@ -1,11 +1,12 @@
 """MNIST and Fashion-MNIST: IDX files in the layout that torchvision makes, `<class>/raw/`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sltt_bench.data.download import all_or_nothing, already_there, decompress, fetch
 from sltt_bench.data.errors import absent, damaged, reading
-from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Progress, Shape
+from sltt_bench.data.source import Count, DataBundle, DataPlace, DataSource, Progress, Samples, Shape
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,24 +42,21 @@ class IDXSource(DataSource):
         return raw / f"{prefix}-images-idx3-ubyte", raw / f"{prefix}-labels-idx1-ubyte"
 
     def load(self, place: DataPlace) -> DataBundle:
-        """Both splits in uint8. Raises DataError."""
-        from torch.utils.data import TensorDataset
-
         from sltt_bench.data.transforms import Normalise
 
-        splits = (self.read_split(place.data_dir, split) for split in self.prefixes)
-        train, test = (TensorDataset(self.shown(images), labels) for images, labels in splits)
-        return DataBundle(train, test, Normalise([self.mean], [self.std]))
+        return replace(super().load(place), preprocess=Normalise([self.mean], [self.std]))
 
     def shown(self, images: "Tensor") -> "Tensor":
         """Images [samples, 1, 28, 28] in uint8 → what samples are: the same."""
         return images
 
-    def read_split(self, data_dir: Path, split: str) -> "tuple[Tensor, Tensor]":
-        """Images [samples, 1, 28, 28] and labels of "train" or "test". Raises DataError, which names the file."""
-        images_file, labels_file = self._files(data_dir, split)
-        images = self._read(images_file, data_dir).unsqueeze(1)
-        labels = self._read(labels_file, data_dir).long()
+    def samples_of(self, split: str, place: DataPlace) -> Samples:
+        """What is shown of images [1, 28, 28], in uint8."""
+        from torch.utils.data import TensorDataset
+
+        images_file, labels_file = self._files(place.data_dir, split)
+        images = self._read(images_file, place.data_dir).unsqueeze(1)
+        labels = self._read(labels_file, place.data_dir).long()
         if images.shape[1:] != self.image_shape:
             raise damaged(self.name, images_file, f"its images are {tuple(images.shape[1:])}")
         if len(images) != len(labels):
@@ -66,7 +64,7 @@ class IDXSource(DataSource):
             raise damaged(self.name, labels_file, reason)
         if len(labels) and int(labels.max()) >= self.classes:
             raise damaged(self.name, labels_file, f"it has the label {int(labels.max())}")
-        return images, labels
+        return TensorDataset(self.shown(images), labels)
 
     def _read(self, file: Path, data_dir: Path) -> "Tensor":
         from sltt_bench.torch_internals import without_compiler
@@ -81,10 +79,6 @@ class IDXSource(DataSource):
         with reading(self.name, file, *faults, reason="not a whole IDX file ({})"):
             content: Tensor = read(str(file))
         return content
-
-    def labels(self, data_dir: Path, split: str) -> list[int]:
-        labels: list[int] = self.read_split(data_dir, split)[1].tolist()
-        return labels
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         import torchvision.datasets

@@ -217,8 +217,15 @@ class DataSource(Strict):
         return [f"{self.name} needs no files: nothing to get."]
 
     def labels(self, data_dir: Path, split: str) -> Sequence[int]:
-        """The label of every sample of "train" or "test", for `verify`. Raises DataError."""
-        raise NotImplementedError
+        """The label of every sample of "train" or "test", for `verify`. Raises DataError.
+
+        Those of `samples_of`, which sources override that read less for it, or need T.
+        """
+        from sltt_bench.data.loading import labels_of
+
+        samples = self.samples_of(split, DataPlace(data_dir, timesteps=1))
+        labels: list[int] = labels_of(samples, needed=True).tolist()
+        return labels
 
     def readings(self, data_dir: Path, split: str) -> Sequence[tuple[Path, Callable[[], Any]]]:
         """Every file that `labels` did not read, with what reads it (raises DataError); may be empty."""

@@ -77,9 +77,6 @@ class SpikingSpeech(DataSource):
             raise damaged(self.name, file, f"it has labels outside 0…{self.classes - 1}")
         return samples
 
-    def labels(self, data_dir: Path, split: str) -> list[int]:
-        return self.samples_of(split, DataPlace(data_dir, timesteps=1)).labels
-
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
         samples = self.samples_of(split, DataPlace(data_dir, timesteps=1))
         return [(samples.file, partial(samples.__getitem__, index)) for index in range(len(samples))]
