@@ -434,8 +434,13 @@ def gpu_facts(cell: Mapping[str, Any], name: str = "Example GPU", **gpu: Any) ->
     known = {"name": name, "uuid": "GPU-1", "memory_total_bytes": 80 * 2**30, "driver": "570.1", **gpu}
     return {
         "gpus": [known],
-        "cells": {i: {"provenance": {"profiler": {"gpu": {**known, **s}}}} for i, s in cell.items()},
+        **told({i: {"profiler": {"gpu": {**known, **s}}} for i, s in cell.items()}),
     }
+
+
+def told(by_cell: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What provenance.json keeps of what the cells' processes said, in their first attempt."""
+    return {"cells": {cell_id: {"attempts": {"1": facts}} for cell_id, facts in by_cell.items()}}
 
 
 def _on_gpu(top: Path, state: Mapping[str, Any], *claims: Mapping[str, Any]) -> None:
@@ -477,7 +482,7 @@ def _on_native(top: Path, graphs: Mapping[str, str]) -> None:
         for seconds in [SECONDS[method] * (1 + 0.01 * seed)]
     }
     backends = {i: {"CUDA graphs": graphs[method]} if method in graphs else {} for i, method in ids.items()}
-    into.tell({"cells": {i: {"provenance": {"backend": backend}} for i, backend in backends.items()}})
+    into.tell(told({i: {"backend": backend} for i, backend in backends.items()}))
 
 
 REPLAYED = "9 iterations replayed, 3 run as usual (warm-up, and batches smaller than the largest)"
@@ -557,7 +562,7 @@ def differs(words: str, one: Mapping[str, Any], other: Mapping[str, Any], name: 
 
 
 def flags(**values: Any) -> dict[str, Any]:
-    return {"facts": {"cells": {"x": {"provenance": {"torch_flags": values}}}}}
+    return {"facts": told({"x": {"torch_flags": values}})}
 
 
 differs("hardware", {}, {"device_name": "Other CPU"}, "another_cpu")

@@ -16,6 +16,8 @@ from plugin import install
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
 
 SMOKE = ["--smoke", "--device", "cpu", "--no-estimate"]
@@ -106,6 +108,15 @@ def test_provenance_says_what_ran_and_names_nobody(three_methods: tuple[Path, in
     assert provenance["commands"][0]["command"]
     assert str(Path.home()) not in text
     assert not re.search(rf"\b{re.escape(os.uname().nodename)}\b", text)
+
+
+def test_a_report_finds_what_the_workers_said_of_themselves(three_methods: tuple[Path, int, str]) -> None:
+    (group,) = make_groups(read_results([three_methods[0]]))
+    key = group.key
+    assert int(key.threads) >= 1
+    for flag in ("cudnn_allow_tf32 False", "deterministic_algorithms", "float32_matmul_precision"):
+        assert flag in key.flags
+    assert all((key.software, key.revision, key.cpu))
 
 
 def test_the_same_seed_gives_identical_losses(three_methods: tuple[Path, int, str], tmp_path: Path) -> None:

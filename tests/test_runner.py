@@ -237,11 +237,13 @@ def test_each_attempt_keeps_what_it_was_measured_with(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [{"cells": 3}, {"cells": {"a": [1]}}, {"commands": {}}, {}])
 def test_damaged_provenance_is_read_as_far_as_it_goes(damage: dict[str, Any]) -> None:
-    old = {"packages": {"torch": "2.4"}, "cells": {"a": {"backend": {"neuron": "reference"}}}}
+    of_cell = {"backend": {"neuron": "reference"}, "provenance": {"torch_flags": {"threads": 1}}}
+    old = {"packages": {"torch": "2.4"}, "cells": {"a": of_cell}}
     known = Run(Path(), {**old, **damage}).measured_with("a", 1)
     assert known["packages"] == {"torch": "2.4"}
     if not damage:
         assert known["backend"] == {"neuron": "reference"}, "from before attempts were told apart"
+        assert known["torch_flags"] == {"threads": 1}
 
 
 def test_a_full_disk_at_the_row_of_a_cell_does_not_train_it_again(tmp_path: Path) -> None:

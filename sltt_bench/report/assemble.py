@@ -12,6 +12,7 @@ from sltt_bench import __version__
 from sltt_bench.report.claims import asks
 from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
+from sltt_bench.report.integrity import mapping_at
 from sltt_bench.report.numbers import first_of
 from sltt_bench.results.reader import Results, Run
 
@@ -125,14 +126,13 @@ def _name(run: Run) -> str:
 
 
 def _made_with(provenance: Mapping[str, Any]) -> dict[str, str]:
-    packages = provenance.get("packages") or {}
-    build = provenance.get("torch") or {}
+    packages, build = mapping_at(provenance, "packages"), mapping_at(provenance, "torch")
     torch = build.get("version") or packages.get("torch")
     cuda = f", CUDA {build['cuda']}, cuDNN {build.get('cudnn')}" if build.get("cuda") else ""
     gpus = Counter(f"{gpu.get('name')}, driver {gpu.get('driver')}" for gpu in provenance.get("gpus") or [])
     revision = str(provenance.get("git_revision") or "no revision")[:12]
     changed = " with local changes" if provenance.get("git_dirty") else ""
-    environment = provenance.get("environment") or {}
+    environment = mapping_at(provenance, "environment")
     return {
         "sltt-bench": f"{provenance.get('sltt_bench', 'unknown')} ({revision}{changed})",
         "torch": f"{torch or 'unknown'}{cuda}",

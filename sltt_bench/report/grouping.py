@@ -113,31 +113,31 @@ def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCe
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],
-        **_circumstances(run, cell_id, str(cell["device_name"]), str(cell["backend"])),
+        **_circumstances(run, cell),
         "tuning": _tuning(run, cell_id, cell["trials"], cell["overrides"]),
     }
 
 
-def _circumstances(run: Run, cell_id: str, device_name: str, backend: str) -> dict[str, str]:
-    """What a cell ran on and with, as far as its run recorded it; '' for what it did not.
+def _circumstances(run: Run, cell: Mapping[Hashable, Any]) -> dict[str, str]:
+    """What a cell's last attempt ran on and with, as far as it was recorded; '' for what was not.
 
     A cell that ended before it could report is taken to have had its run's flags.
     """
-    facts = run.provenance
+    facts = run.measured_with(str(cell["cell_id"]), int(cell["attempt"]))
     build, packages = mapping_at(facts, "torch"), mapping_at(facts, "packages")
     torch = packages.get("torch") or build.get("version")
     cuda = str(build.get("cuda") or "").partition(".")[0]
     gpus = facts.get("gpus") or []
-    gpu = gpu_state(run, cell_id) or next((gpu for gpu in gpus if gpu.get("name") == device_name), {})
-    flags = _flags(run, cell_id)
+    gpu = gpu_state(facts) or next((gpu for gpu in gpus if gpu.get("name") == cell["device_name"]), {})
+    flags = dict(mapping_at(facts, "torch_flags")) or _flags_of_siblings(run)
     threads = flags.pop("threads", "")
     flags.pop("interop_threads", None)
     words = [str(facts.get("cpu") or ""), str(build.get("cpu_capability") or "")]
     return {
         "software": (f"torch {torch}" if torch else "torch of unknown version")
         + (f", CUDA {cuda}" if cuda else ""),
-        "library": str(packages.get(backend) or ""),
-        "revision": _revision(run),
+        "library": str(packages.get(cell["backend"]) or ""),
+        "revision": _revision(facts, run),
         "device_memory": str(gpu.get("memory_total_bytes") or ""),
         "driver": str(gpu.get("driver") or "").partition(".")[0],
         "cpu": ", ".join(word for word in words if word),
@@ -146,18 +146,15 @@ def _circumstances(run: Run, cell_id: str, device_name: str, backend: str) -> di
     }
 
 
-def _flags(run: Run, cell_id: str) -> dict[str, Any]:
-    cells = mapping_at(run.provenance, "cells")
-    if own := mapping_at(cells, cell_id, "provenance", "torch_flags"):
-        return dict(own)
-    of_cells = (mapping_at(cell, "provenance", "torch_flags") for cell in cells.values())
-    known = {json.dumps(flags, sort_keys=True): flags for flags in of_cells if flags}
+def _flags_of_siblings(run: Run) -> dict[str, Any]:
+    """Those of all the run's cells, if they are one and the same."""
+    told = [flags for facts in run.told if (flags := mapping_at(facts, "torch_flags"))]
+    known = {json.dumps(flags, sort_keys=True): flags for flags in told}
     return dict(next(iter(known.values()))) if len(known) == 1 else {}
 
 
-def _revision(run: Run) -> str:
+def _revision(facts: Mapping[str, Any], run: Run) -> str:
     """Version and commit of sltt-bench; with local changes the run's own, which equals no other's."""
-    facts = run.provenance
     words = [str(facts.get("sltt_bench") or ""), str(facts.get("git_revision") or "")[:12]]
     words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
     return ", ".join(word for word in words if word)

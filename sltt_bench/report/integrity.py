@@ -200,8 +200,8 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         yield Breach(f"{method}: measured beside up to {others_text}", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
-    for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):
-        gpu = gpu_state(runs[int(run)], str(cell_id))
+    for measured_with in _measured_with(cells, runs):
+        gpu = gpu_state(measured_with)
         for reason, share in (gpu.get("clock_limits_while_training") or {}).items():
             limited[reason] = max(limited.get(reason, 0.0), float(share))
         for state in (gpu.get("at_start") or {}, gpu.get("at_end") or {}):
@@ -221,8 +221,8 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
 def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
     """Methods of one group whose work reached the GPU call by call where that of others was replayed."""
     replayed: dict[str, bool] = {}
-    for run, cell_id, method in zip(cells["run"], cells["cell_id"], cells["method"], strict=True):
-        replayed[method] = replayed.get(method, False) or _is_replayed(runs[int(run)], str(cell_id))
+    for method, measured_with in zip(cells["method"], _measured_with(cells, runs), strict=True):
+        replayed[method] = replayed.get(method, False) or _is_replayed(measured_with)
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
     for method in replayed if faster else ():
         if not replayed[method]:
@@ -233,16 +233,22 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
             )  # fmt: skip
 
 
-def _is_replayed(run: Run, cell_id: str) -> bool:
-    """Whether provenance.json says that iterations of a cell were replayed."""
-    replayed = mapping_at(run.provenance, "cells", cell_id, "provenance", "backend").get("CUDA graphs")
+def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Mapping[str, Any]]:
+    """What the last attempt at each cell was measured with."""
+    for run, cell_id, attempt in zip(cells["run"], cells["cell_id"], cells["attempt"], strict=True):
+        yield runs[int(run)].measured_with(str(cell_id), int(attempt))
+
+
+def _is_replayed(measured_with: Mapping[str, Any]) -> bool:
+    """Whether iterations of a cell were replayed."""
+    replayed = mapping_at(measured_with, "backend").get("CUDA graphs")
     count = re.match(r"(\d+) iterations replayed", str(replayed or ""))
     return count is not None and int(count[1]) > 0
 
 
-def gpu_state(run: Run, cell_id: str) -> Mapping[str, Any]:
-    """What provenance.json says of the GPU while a cell ran; empty if nothing."""
-    return mapping_at(run.provenance, "cells", cell_id, "provenance", "profiler", "gpu")
+def gpu_state(measured_with: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What was seen of the GPU while a cell ran; empty if nothing."""
+    return mapping_at(measured_with, "profiler", "gpu")
 
 
 def mapping_at(tree: Any, *path: str) -> Mapping[str, Any]:

@@ -70,8 +70,7 @@ class Run:
         process said (torch, flags, kernels, absent sensors). Runs from before attempts were told apart have
         one answer for all of them; empty where nothing is known.
         """
-        entry = _mapping(_mapping(self.provenance.get("cells")).get(cell_id))
-        own = _mapping(_mapping(entry.get("attempts")).get(str(attempt)))
+        own = self._told_by.get((cell_id, str(attempt))) or self._told_by.get((cell_id, ""), {})
         commands = self.provenance.get("commands")
         number = own.get("command")
         of_command = (
@@ -79,7 +78,24 @@ class Run:
             if isinstance(commands, list) and isinstance(number, int) and 0 <= number < len(commands)
             else {}
         )
-        return {**self.provenance, **of_command, **(own or entry)}
+        return {**self.provenance, **of_command, **own}
+
+    @property
+    def told(self) -> list[Mapping[str, Any]]:
+        """What the processes of all attempts said."""
+        return list(self._told_by.values())
+
+    @cached_property
+    def _told_by(self) -> Mapping[tuple[str, str], Mapping[str, Any]]:
+        """(cell_id, attempt) → what its process said; the attempt is "" in runs from before attempts were told apart."""
+        told = {}
+        for cell_id, entry in _mapping(self.provenance.get("cells")).items():
+            attempts = _mapping(_mapping(entry).get("attempts"))
+            for attempt, facts in attempts.items():
+                told[cell_id, str(attempt)] = _mapping(facts)
+            if not attempts:
+                told[cell_id, ""] = {**_mapping(_mapping(entry).get("provenance")), **_mapping(entry)}
+        return told
 
     @cached_property
     def recipe(self) -> Mapping[str, Any]:
