@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure as Drawing
 from typer.testing import CliRunner
 
+from sltt_bench.analysis import watch as watch_module
 from sltt_bench.analysis.plan import full_paths, parse_epochs, plan_analysis
 from sltt_bench.analysis.watch import GradientNotFinite, GradientWatch, draw_rows, gradient_rows
 from sltt_bench.backends.reference import Reference
@@ -156,6 +157,24 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_no_number() -> None:
     with pytest.raises(GradientNotFinite, match=r"the gradient of conv1.weight is not finite after epoch 0"):
         watch.look(0)
     assert rows == []
+
+
+def test_every_gradient_is_taken_in_ieee_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe("digits", smoke=True)
+    experiment = assemble(Cell(recipe, "bptt", "reference", 0), torch.device("cpu"), Reference())
+    batch = (torch.randn(4, 1, 8, 8), torch.zeros(4, dtype=torch.long))
+    seen: list[bool] = []
+    for name in ("decompose", "gradient_of"):
+        original = getattr(watch_module, name)
+
+        def noting(*args: Any, original: Any = original) -> Any:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return original(*args)
+
+        monkeypatch.setattr(watch_module, name, noting)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as a cell in TF32 sets it
+    GradientWatch(recipe, experiment, [batch], [0], lambda file, row: None, ["sltt"]).look(0)
+    assert seen == [False] * 3, "BPTT's in parts, BPTT's and SLTT's"
 
 
 # The whole way ----------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ class GradientWatch:
         return grams
 
     def _gradient_of(self, method: str, x: Tensor, labels: Tensor) -> Named:
-        with training_mode(self.experiment.network, True):
+        with ieee_float32(), training_mode(self.experiment.network, True):
             return gradient_of(method, self._batch(x, labels))
 
     def _batch(self, x: Tensor, labels: Tensor) -> TrainingBatch:

@@ -94,11 +94,12 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     groups = [group for sweep in sweeps for group in sweep.groups.values()]
     seeds = [len(result.seeds) for group in groups for result in group.finished]
     n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
+    n += " seed" if max(seeds) == 1 else " seeds"
     lost = any(sweep.lost for sweep in sweeps)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
     caption = (
         f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
-        f"{_slopes(sweeps[0])}{_survivors(groups)}{n} seeds a point; {', '.join(common)}."
+        f"{_slopes(sweeps[0])}{_survivors(groups)}{n} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
     return Figure(name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles))])
