@@ -143,6 +143,18 @@ def test_parameters_changed_between_a_step_and_its_backward_pass_are_refused() -
         train(backend, "cnn", TooSoon(), precision="bf16", timesteps=1)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_layer_may_be_called_by_the_name_of_its_argument(precision: str) -> None:
+    backend = backends.create("native")
+    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(6, 2))
+    x = torch.randn(2, 3, 8, 8)
+    for _ in range(2):  # in the first iteration all layers are watched
+        with backend.iteration(layer), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            for _ in range(2):
+                layer[1](input=layer[0](input=x)).float().sum().backward()
+    assert layer[0].weight.grad is not None
+
+
 def test_whoever_hooks_a_parameter_sees_its_gradients() -> None:
     backend = backends.create("native")
     seen: list[Tensor] = []

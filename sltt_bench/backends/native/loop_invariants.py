@@ -163,20 +163,20 @@ class _Layer:
         self._result: Shared | None = None
         self._seen: tuple[weakref.ref[Tensor], int] | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, input: Tensor) -> Tensor:
         self.calls += 1
-        if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(x):
-            return self._forward(x)
-        again = self._seen is not None and self._seen[0]() is x and self._seen[1] == times_changed(x)
-        self._seen = weakref.ref(x), times_changed(x)
+        if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(input):
+            return self._forward(input)
+        again = self._seen is not None and self._seen[0]() is input and self._seen[1] == times_changed(input)
+        self._seen = weakref.ref(input), times_changed(input)
         if not again:
             self._result = None
             if self.calls > 1 or not self.repeats:
                 self.repeats = False
-                return self._forward(x)
+                return self._forward(input)
         self.repeats = True
         if self._result is None:
-            self._result = self._compute(x)
+            self._result = self._compute(input)
         self._result.check()
         return self._result.leaf
 

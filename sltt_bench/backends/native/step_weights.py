@@ -187,10 +187,10 @@ class CastParameters:
         }
         self._versions = parameter_versions(module)
 
-    def __call__(self, x: Tensor) -> Any:
-        dtype = _dtype_of_steps(x)
+    def __call__(self, input: Tensor) -> Any:
+        dtype = _dtype_of_steps(input)
         if dtype is None:
-            return self._forward(x)
+            return self._forward(input)
         self.made_once = self._keep
         if self._versions != (now := parameter_versions(self.module)):
             self._versions = now
@@ -200,7 +200,7 @@ class CastParameters:
                 # An attribute of the object stands before a parameter of that name.
                 used = cast_.used(dtype, partial(_add_to_gradient, cast_.parameter))
                 replacements.enter_context(replaced(self.module, name, used))
-            return self._forward(x)
+            return self._forward(input)
 
     def settle(self) -> None:
         """The gradients are where they belong already."""
