@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import Any
 
 from sltt_bench.errors import UserError
+from sltt_bench.source_digest import source_of_module, source_sha256
 
 
 class PluginFailed(UserError, ValueError):
@@ -56,7 +57,29 @@ def load_plugin(entry: EntryPoint) -> Any:
     if changed := [name for name in after if name in before and after[name] != before[name]]:
         fault = f"changes {' and '.join(changed)} when it is imported, and so what every other method is measured with"
         raise PluginFailed(fault_of(entry, fault))
+    _loaded.setdefault(f"{entry.group.rpartition('.')[2]} {entry.name}", _made_of(entry))
     return thing
+
+
+def loaded_plugins() -> dict[str, dict[str, str | None]]:
+    """The plug-ins that this process has loaded: "methods NAME" → package, its version and source_sha256 at that time.
+
+    What cannot be told is None.
+    """
+    return dict(_loaded)
+
+
+_loaded: dict[str, dict[str, str | None]] = {}
+
+
+def _made_of(entry: EntryPoint) -> dict[str, str | None]:
+    code = source_of_module(entry.module)
+    try:
+        digest = None if code is None else source_sha256(code)
+    except OSError:
+        digest = None
+    package, version = (None, None) if entry.dist is None else (entry.dist.name, entry.dist.version)
+    return {"package": package, "version": version, "source_sha256": digest}
 
 
 _AS_TORCH_STARTS = {

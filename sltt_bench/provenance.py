@@ -21,8 +21,10 @@ import psutil
 
 import sltt_bench
 from sltt_bench.measure.nvml import NvmlUnavailable, list_gpus
+from sltt_bench.plugins import loaded_plugins
 from sltt_bench.results.private_paths import without_private_paths
 from sltt_bench.results.schema import SCHEMA_VERSION
+from sltt_bench.source_digest import own_source_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +78,7 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
         "command": [without_private_paths(argument) for argument in command],
         "sltt_bench": sltt_bench.__version__,
         **source_revision(Path(sltt_bench.__file__).parent),
+        "source_sha256": own_source_sha256(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "packages": {
@@ -101,6 +104,8 @@ def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
     backends: Any = torch.backends  # without types
     cudnn = backends.cudnn
     return {
+        "source_sha256": own_source_sha256(),
+        "plugins": loaded_plugins(),
         "torch": {
             "version": torch.__version__,
             "git_revision": torch.version.git_version,

@@ -28,6 +28,7 @@ def overview(folder: Path) -> dict[str, Any]:
         "sltt_bench": facts.get("sltt_bench"),
         "git_revision": facts.get("git_revision"),
         "git_dirty": facts.get("git_dirty"),
+        "source_sha256": facts.get("source_sha256"),
         "torch": (facts.get("packages") or {}).get("torch"),
         "devices": sorted({str(name) for name in results.cells["device_name"].dropna()}),
         "cells": _cells(results),
@@ -43,6 +44,8 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     code = f"sltt-bench {facts['sltt_bench'] or 'unknown'}"
     if revision:
         code += f", revision {revision[:12]}{' with changes' if facts['git_dirty'] else ''}"
+    if facts["source_sha256"]:
+        code += f", source {facts['source_sha256'][:12]}"
     counts = Counter(cell["status"] for cell in facts["cells"])
     ended = ", ".join(f"{count} {status}" for status, count in counts.items())
     missing = facts["cells_planned"] - len(facts["cells"])

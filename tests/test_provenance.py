@@ -17,6 +17,7 @@ import torch
 import sltt_bench
 from sltt_bench import provenance
 from sltt_bench.results.private_paths import without_private_paths
+from sltt_bench.source_digest import source_sha256
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -35,6 +36,21 @@ def checkout(tmp_path: Path) -> Path:
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "--quiet", "-m", "first")
     return tmp_path
+
+
+def test_the_digest_of_the_source_is_what_the_public_command_says(checkout: Path) -> None:
+    (checkout / "package" / "inner").mkdir()
+    (checkout / "package" / "inner" / "b.py").write_text("second")
+    (checkout / "package" / "inner.py").write_text("sorted before the folder's files")
+    (checkout / "package" / "notes.txt").write_text("is no code")
+    command = "find package -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum"
+    said = subprocess.run(
+        ["sh", "-c", command], cwd=checkout, check=True, capture_output=True, text=True
+    ).stdout
+    before = source_sha256(checkout / "package")
+    assert before == said.split()[0]
+    (checkout / "package" / "inner" / "b.py").write_text("changed, and not committed")
+    assert source_sha256(checkout / "package") != before
 
 
 # What it holds ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Report
 from sltt_bench.report.render import markdown
 from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import EPOCHS_FILE
 
 RESULTS = Path(__file__).parent.parent / "results"
 Build = Callable[[Path], None]
@@ -578,6 +579,18 @@ differs(
     "two_trees_with_local_changes",
 )  # fmt: skip
 differs(
+    "revision of sltt-bench",
+    {"git_revision": "aaa", "facts": {"source_sha256": "1" * 64}},
+    {"git_revision": "aaa", "facts": {"source_sha256": "2" * 64}},
+    "other_code_in_a_checkout_of_the_same_commit",
+)  # fmt: skip
+differs(
+    "version of the backend's library or of a plug-in",
+    {"facts": {"plugins": {"models tiny": {"package": "tiny", "version": "1.0", "source_sha256": "1" * 64}}}},
+    {"facts": {"plugins": {"models tiny": {"package": "tiny", "version": "1.0", "source_sha256": "2" * 64}}}},
+    "a_network_from_a_plugin_that_changed",
+)  # fmt: skip
+differs(
     "CPU",
     {"facts": {"cpu": "Example", "torch": {"cpu_capability": "AVX2"}}},
     {"facts": {"cpu": "Example", "torch": {"cpu_capability": "AVX512"}}}, "another_instruction_set",
@@ -591,6 +604,52 @@ differs(
     "kernel flags (TF32, cuDNN, determinism)",
     flags(cudnn_benchmark=False), flags(cudnn_benchmark=True), "cudnn_benchmark_on_one_side",
 )  # fmt: skip
+
+
+@temptation("0.25×", words=["held"])
+def the_same_code_at_two_commits_and_with_changes_elsewhere(top: Path) -> None:
+    """The tests, documents or recipes changed, and were not committed."""
+    for method, revision, dirty in (("bptt", "aaa", False), ("sltt", "bbb", True)):
+        facts = {"source_sha256": "1" * 64, "git_dirty": dirty}
+        measure(run(top / method, MEMORY, git_revision=revision, facts=facts), methods=[method])
+
+
+def _with_plugin(top: Path, *sources: str) -> None:
+    """BPTT and SLTT, and a seed of SLTT more for each source of the plug-in that it is from."""
+    for number, source in enumerate(sources):
+        into = run(top / str(number), MEMORY, number=50 * number)
+        ids = [into.cell(method, number, peak_tensor_bytes=PEAKS[method]) for method in ("bptt", "sltt")]
+        made_of = {"package": "theirs", "version": "1.0", "source_sha256": source}
+        into.tell(told({ids[0]: {}, ids[1]: {"plugins": {"methods slt+": made_of}}}))
+
+
+@temptation(
+    "its plug-in changed between its cells (theirs 1.0 source 111111111111 and theirs 1.0 source 222222222222)",
+    "report the runs of one of them", words=["not comparable"], never=["0.25×"],
+)  # fmt: skip
+def a_method_whose_author_changed_it_between_two_runs(top: Path) -> None:
+    _with_plugin(top, "1" * 64, "2" * 64)
+
+
+@temptation("0.25×", words=["held"], never=["plug-in changed"])
+def a_method_of_a_plugin_that_did_not_change(top: Path) -> None:
+    _with_plugin(top, "1" * 64, "1" * 64)
+
+
+@temptation(
+    "sltt: a cell went on with other code of sltt-bench than it began with (source 111111111111 and 222222222222)"
+)
+def a_cell_resumed_after_an_upgrade(top: Path) -> None:
+    into = run(top, MEMORY, facts={"source_sha256": "2" * 64})
+    measure(into, seeds=[0], methods=["bptt"])
+    into.cell("sltt", status="killed", reason="cut off")
+    cell = into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB)
+    *before, first, second, third = (top / EPOCHS_FILE).read_text().splitlines()
+    (top / EPOCHS_FILE).write_text(
+        "\n".join([*before, first.replace(f"{cell},2,", f"{cell},1,"), second, third, ""])
+    )
+    attempts = {str(number): {"source_sha256": str(number) * 64} for number in (1, 2)}
+    into.tell({"cells": {cell: {"attempts": attempts}}})
 
 
 def _two_gpus(top: Path, **second: Any) -> None:

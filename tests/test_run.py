@@ -15,10 +15,12 @@ import pytest
 from plugin import install
 from typer.testing import CliRunner
 
+from sltt_bench import __version__
 from sltt_bench.cli import app
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES
+from sltt_bench.source_digest import own_source_sha256, source_sha256
 
 SMOKE = ["--smoke", "--device", "cpu", "--no-estimate"]
 SHORT = [*SMOKE, "--set", "timesteps=2"]
@@ -116,7 +118,22 @@ def test_a_report_finds_what_the_workers_said_of_themselves(three_methods: tuple
     assert int(key.threads) >= 1
     for flag in ("cudnn_allow_tf32 False", "deterministic_algorithms", "float32_matmul_precision"):
         assert flag in key.flags
-    assert all((key.software, key.revision, key.cpu))
+    assert all((key.software, key.cpu))
+    assert key.revision == f"{__version__}, source {own_source_sha256()[:12]}"
+
+
+def test_what_a_plugin_ran_is_told_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = install(tmp_path, monkeypatch)
+    run("digits", "--method", "third-party", *SHORT, "--out", str(tmp_path / "out"))
+    (results,) = read_results([tmp_path / "out"]).runs
+    (facts,) = results.told
+    assert facts["plugins"] == {
+        "methods third-party": {
+            "package": "third-party-methods",
+            "version": "1.0",
+            "source_sha256": source_sha256(site / "third_party_methods.py"),
+        }
+    }
 
 
 def test_the_same_seed_gives_identical_losses(three_methods: tuple[Path, int, str], tmp_path: Path) -> None:

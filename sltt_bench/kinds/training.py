@@ -30,6 +30,7 @@ from sltt_bench.measure.iteration_memory import count_iteration
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve, set_float32_arithmetic
 from sltt_bench.results.schema import INFERENCE_COLUMNS
+from sltt_bench.source_digest import own_source_sha256
 
 if TYPE_CHECKING:
     from sltt_bench.worker import Reporter
@@ -139,6 +140,7 @@ def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[]
 @contextmanager
 def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
     """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
+    own_source_sha256()  # now, while it is what was loaded
     device = choose_device(cell.device)
     precision = resolve(cell.recipe.train.precision, device.type)
     deterministic = cell.recipe.train.deterministic

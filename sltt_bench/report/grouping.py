@@ -33,6 +33,8 @@ from sltt_bench.report.integrity import (
     moment_breaches,
     replay_breaches,
     sample_breaches,
+    source_breaches,
+    source_of_plugin,
 )
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
 from sltt_bench.results.reader import Results, Run
@@ -136,7 +138,7 @@ def _circumstances(run: Run, cell: Mapping[Hashable, Any]) -> dict[str, str]:
     return {
         "software": (f"torch {torch}" if torch else "torch of unknown version")
         + (f", CUDA {cuda}" if cuda else ""),
-        "library": str(packages.get(cell["backend"]) or ""),
+        "library": ", ".join([*filter(None, [packages.get(cell["backend"])]), *_shared_plugins(facts)]),
         "revision": _revision(facts, run),
         "device_memory": str(gpu.get("memory_total_bytes") or ""),
         "driver": str(gpu.get("driver") or "").partition(".")[0],
@@ -153,10 +155,22 @@ def _flags_of_siblings(run: Run) -> dict[str, Any]:
     return dict(next(iter(known.values()))) if len(known) == 1 else {}
 
 
+def _shared_plugins(facts: Mapping[str, Any]) -> Iterator[str]:
+    """The plug-ins behind a cell that are none of its method: those serve all methods alike."""
+    for name, plugin in sorted(mapping_at(facts, "plugins").items()):
+        if not name.startswith("methods "):
+            yield f"{name} {source_of_plugin(plugin)}"
+
+
 def _revision(facts: Mapping[str, Any], run: Run) -> str:
-    """Version and commit of sltt-bench; with local changes the run's own, which equals no other's."""
-    words = [str(facts.get("sltt_bench") or ""), str(facts.get("git_revision") or "")[:12]]
-    words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
+    """Version of sltt-bench and the digest of its source; in runs from before there was one the commit, with local
+    changes the run's own, which equals no other's."""
+    words = [str(facts.get("sltt_bench") or "")]
+    if source := facts.get("source_sha256"):
+        words.append(f"source {str(source)[:12]}")
+    else:
+        words.append(str(facts.get("git_revision") or "")[:12])
+        words += [f"local changes in {run.path.name}"] * bool(facts.get("git_dirty"))
     return ", ".join(word for word in words if word)
 
 
@@ -290,6 +304,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         rows = sound[sound["method"] == method]
         yield from method_breaches(method, rows, group.accuracy_resolution)
         yield from moment_breaches(method, rows, runs)
+        yield from source_breaches(method, rows, group.methods[method].epochs, runs)
     samples = {
         result.method: {int(count) for count in result.epochs["samples"].dropna()}
         for result in group.finished

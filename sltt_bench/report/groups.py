@@ -58,9 +58,9 @@ class GroupKey:
     software: str
     """torch, and the major version of its CUDA."""
     library: str
-    """Version of the library behind a foreign backend."""
+    """Version of the library behind a foreign backend, and of plug-ins that all methods use."""
     revision: str
-    """Of sltt-bench; a tree with local changes equals no other run's."""
+    """Of sltt-bench: its source, by a digest. Where only the commit is known, a tree with local changes equals no other run's."""
     device_memory: str
     """Bytes of the GPU, or of its slice."""
     driver: str
@@ -118,7 +118,7 @@ DIFFERENCE_WORDS = {
     "smoke": "smoke or full run",
     "recipe_hash": "recipe version or overrides",
     "software": "torch or CUDA version",
-    "library": "version of the backend's library",
+    "library": "version of the backend's library or of a plug-in",
     "revision": "revision of sltt-bench",
     "device_memory": "memory of the GPU",
     "driver": "GPU driver",

@@ -30,6 +30,7 @@ LIMITED_SHARE = 0.05
 """A share of the readings with the clocks held down by heat or power beyond which it is a breach."""
 
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
+_EVERYTHING: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
 _HELD_DOWN = (
     "sw_power_cap",
     "hw_slowdown",
@@ -176,9 +177,8 @@ def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     """Methods of one group whose epochs have different numbers of samples (method → counts)."""
     if len({count for counts in samples.values() for count in counts}) > 1:
         listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
-        everything: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
         yield Breach(
-            f"different numbers of samples an epoch: {listing}", tuple(samples), everything, blocks=True
+            f"different numbers of samples an epoch: {listing}", tuple(samples), _EVERYTHING, blocks=True
         )
 
 
@@ -231,6 +231,43 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
                 "what the calls take (native.graphs=never times all alike)",
                 (method,), _TIME, undecides=True,
             )  # fmt: skip
+
+
+def source_breaches(
+    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run]
+) -> Iterator[Breach]:
+    """A method of a plug-in whose cells ran different code, of which the name says nothing; and cells that went on with
+    other code than they began with. `epochs`: the rows of these cells."""
+    sources = {
+        source_of_plugin(plugin)
+        for measured_with in _measured_with(cells, runs)
+        for name, plugin in mapping_at(measured_with, "plugins").items()
+        if name.startswith("methods ")
+    }
+    if len(sources) > 1:
+        yield Breach(
+            f"{method}: its plug-in changed between its cells ({' and '.join(sorted(sources))}); "
+            "report the runs of one of them",
+            (method,), _EVERYTHING, blocks=True,
+        )  # fmt: skip
+    if len(epochs) == 0 or epochs["attempt"].nunique() < 2:
+        return
+    for (run, cell_id), rows in epochs.groupby(["run", "cell_id"]):
+        attempts = [
+            runs[int(str(run))].measured_with(str(cell_id), int(attempt)) for attempt in set(rows["attempt"])
+        ]
+        known = {str(source)[:12] for facts in attempts if (source := facts.get("source_sha256"))}
+        if len(known) > 1:
+            text = f"{method}: a cell went on with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
+            yield Breach(text, (method,), _EVERYTHING)
+            return
+
+
+def source_of_plugin(plugin: Any) -> str:
+    """Package, version and source in words."""
+    facts = mapping_at(plugin)
+    source = str(facts.get("source_sha256") or "unknown")[:12]
+    return " ".join([*filter(None, [facts.get("package"), facts.get("version")]), f"source {source}"])
 
 
 def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Mapping[str, Any]]:
