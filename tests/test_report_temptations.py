@@ -652,6 +652,70 @@ def a_cell_resumed_after_an_upgrade(top: Path) -> None:
     into.tell({"cells": {cell: {"attempts": attempts}}})
 
 
+def _begun(top: Path, claim: Mapping[str, Any], name: str, of_sltt: str) -> None:
+    """Three seeds; in the last SLTT began with something else than BPTT."""
+    into = run(top, claim)
+    facts = {}
+    for seed in range(3):
+        for method, digest in (("bptt", "1" * 64), ("sltt", of_sltt if seed == 2 else "1" * 64)):
+            facts[into.cell(method, seed, peak_tensor_bytes=PEAKS[method])] = {name: digest}
+    into.tell(told(facts))
+
+
+@temptation(
+    "seed 2: training began with different weights: 111111111111 (bptt) and 222222222222 (sltt)", words=["not comparable"],
+)  # fmt: skip
+def a_seed_whose_methods_began_with_different_weights(top: Path) -> None:
+    _begun(top, ACCURACY, "weights_sha256", "2" * 64)
+
+
+@temptation(
+    "seed 2: training saw different samples, or in another order: 111111111111 (bptt) and 222222222222 (sltt)",
+    words=["not comparable"],
+)  # fmt: skip
+def a_data_set_that_changed_between_two_methods(top: Path) -> None:
+    _begun(top, ACCURACY, "data_sha256", "2" * 64)
+
+
+@temptation(
+    "seed 0: training began with different weights: 111111111111 (sltt) and 222222222222 (sltt)",
+    "contradictory",
+    words=["not comparable"],
+)
+def a_repetition_that_began_with_other_weights(top: Path) -> None:
+    for number in range(2):
+        into = run(top / str(number), ACCURACY, number=50 * number)
+        into.cell("bptt", peak_tensor_bytes=PEAKS["bptt"])
+        into.tell(
+            told(
+                {into.cell("sltt", peak_tensor_bytes=PEAKS["sltt"]): {"weights_sha256": f"{number + 1}" * 64}}
+            )
+        )
+
+
+@temptation(
+    "sltt-k2: not comparable with bptt: seed 2: training began", words=["held"], never=["contradictory"]
+)
+def two_methods_began_alike_and_a_third_did_not(top: Path) -> None:
+    into = run(top, ACCURACY)
+    facts = {}
+    for seed in range(3):
+        for method, peak in PEAKS.items():
+            digest = "2" if (method, seed) == ("sltt-k2", 2) else "1"
+            facts[into.cell(method, seed, peak_tensor_bytes=peak)] = {"weights_sha256": digest * 64}
+    into.tell(told(facts))
+
+
+@temptation("0.25×", words=["held"])
+def the_memory_of_a_network_is_that_of_any_weights(top: Path) -> None:
+    _begun(top, MEMORY, "weights_sha256", "2" * 64)
+
+
+@temptation(never=["training began with"], words=["held"])
+def all_methods_of_a_seed_began_alike(top: Path) -> None:
+    _begun(top, ACCURACY, "weights_sha256", "1" * 64)
+
+
 def _two_gpus(top: Path, **second: Any) -> None:
     for number, (method, gpu) in enumerate((("bptt", {}), ("sltt", second))):
         into = run(top / method, MEMORY, number=50 * number, device="cuda:0", device_name="Example GPU")

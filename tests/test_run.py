@@ -122,6 +122,19 @@ def test_a_report_finds_what_the_workers_said_of_themselves(three_methods: tuple
     assert key.revision == f"{__version__}, source {own_source_sha256()[:12]}"
 
 
+def test_all_methods_and_backends_of_a_seed_begin_alike_and_no_other_seed_does(tmp_path: Path) -> None:
+    code, output = run(
+        "digits", "--method", "bptt,sltt", "--backend", "reference,native", "--seed", "0,1", *SHORT, "--out", str(tmp_path)
+    )  # fmt: skip
+    assert code == 0, output
+    seeds = table(only_run(tmp_path), CELLS_FILE).set_index("cell_id").seed
+    cells = json.loads((only_run(tmp_path) / "provenance.json").read_text())["cells"]
+    for name in ("weights_sha256", "data_sha256"):
+        digests = {(seeds[cell], facts["attempts"]["1"][name]) for cell, facts in cells.items()}
+        assert len(cells) == 8
+        assert len(digests) == len({digest for _, digest in digests}) == 2
+
+
 def test_what_a_plugin_ran_is_told_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = install(tmp_path, monkeypatch)
     run("digits", "--method", "third-party", *SHORT, "--out", str(tmp_path / "out"))

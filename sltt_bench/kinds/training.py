@@ -1,7 +1,8 @@
 """Cells that are trained and measured, runs and trials, and what other kinds of measurement share with them."""
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 
 from sltt_bench import data, engine, experiment, initialise, provenance
 from sltt_bench.backends import unmeasurable
-from sltt_bench.data.loading import make_loader
+from sltt_bench.data.loading import labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
 from sltt_bench.distributed import ALONE, Ranks, join
@@ -57,13 +58,19 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
 
         def peak() -> int:
-            return instrumented_peak(cell, device, next(iter(loaders["train"])), bundle.preprocess, ranks)
+            batch = next(iter(loaders["train"]))
+            labels = [labels_of(getattr(bundle, split)) for split in splits]
+            reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
+            return instrumented_peak(cell, device, batch, bundle.preprocess, ranks)
 
         reporter.facts(peak_tensor_bytes=unless_memory_runs_out(profiler, device, peak))
         subject = experiment.assemble(cell, device, backend, ranks)
         setup = set_up(subject, cell, job, reporter, loaders, bundle.preprocess)
         if job["resume"]:
             reporter.resume(partial(engine.restore, subject, setup))
+        else:
+            weights = tensors_sha256(subject.network.state_dict().values())
+            reporter.send("measured_with", weights_sha256=weights)
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
         if "test" in evaluated:
@@ -188,6 +195,16 @@ def set_up(
         checkpoint_every=cell.recipe.train.checkpoint_every,
         report_accuracy=not cell.synthetic,
     )
+
+
+def tensors_sha256(tensors: Iterable[torch.Tensor]) -> str:
+    """What tells their values, types and shapes from all others, whatever device and memory format they have."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        digest.update(values)
+    return digest.hexdigest()
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:

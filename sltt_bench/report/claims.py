@@ -101,7 +101,9 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     if figure is None or isinstance(estimate, NotComparable):
         reason = estimate.reason if isinstance(estimate, NotComparable) else reason
         blocked = figure is not None and any(
-            breach.blocks and breach.text == reason and breach.concerns(figure, _named(claim))
+            (breach.blocks or breach.parts)
+            and breach.text == reason
+            and breach.concerns(figure, _named(claim))
             for breach in group.breaches
         )
         return Verdict(

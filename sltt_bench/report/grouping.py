@@ -26,6 +26,7 @@ from sltt_bench.report.integrity import (
     CHECKED,
     Breach,
     Epochs,
+    beginning_breaches,
     cell_fault,
     gpu_state,
     mapping_at,
@@ -311,6 +312,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         if len(result.epochs)
     }
     yield from replay_breaches(sound, runs)
+    yield from beginning_breaches(sound, runs)
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
 

@@ -368,6 +368,13 @@ class Group:
         for name in (method, baseline):
             if (refusal := self.refusal(metric, name)) is not None:
                 return refusal
+        for breach in self.breaches:
+            if (
+                breach.parts
+                and {method, baseline} <= {*breach.methods}
+                and breach.concerns(metric, (method,))
+            ):
+                return NotComparable(breach.text)
         one, other = self.methods[method], self.methods[baseline]
         if METRICS[metric].of_phase and one.phase != other.phase:
             return NotComparable(f"{one.phase} epochs of {method} against {other.phase} ones of {baseline}")
@@ -491,7 +498,8 @@ class Group:
 
     @cached_property
     def pareto_front(self) -> set[str]:
-        """Methods that no other beats in accuracy, memory and time at once; empty below two methods.
+        """Methods that no other beats in accuracy, memory and time at once; empty below two methods, and where one of
+        these figures cannot be compared.
 
         Accuracies within one test sample are equal; a method at chance is on no front and dominates none.
         Without accuracy (random data) the front is that of memory and time. Means over seeds decide.
@@ -504,6 +512,11 @@ class Group:
         if any(result.stat("last_test_top1") for result in results):
             signs["last_test_top1"] = -1
             ties.append(self.accuracy_resolution * (1 + 1e-9))
+        names = [result.method for result in results]
+        if any(
+            (b.blocks or b.parts) and b.concerns(figure, names) for b in self.breaches for figure in signs
+        ):
+            return set()
         points = {}
         for result in results:
             stats = [(result.stat(name), sign) for name, sign in signs.items()]

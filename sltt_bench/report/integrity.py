@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,8 @@ class Breach:
     """Which kinds of figure it concerns."""
     blocks: bool = False
     """Whether there can be no ratio."""
+    parts: bool = False
+    """Whether there can be no ratio between two of its methods, though each one's own figures are sound."""
     undecides: bool = False
     """Whether there is a ratio, but a verdict on it is inconclusive, whatever its interval."""
 
@@ -261,6 +264,41 @@ def source_breaches(
             text = f"{method}: a cell went on with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
             yield Breach(text, (method,), _EVERYTHING)
             return
+
+
+def beginning_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Cells of one seed that did not begin alike: with the same weights, samples and order of samples."""
+    for _, alike in cells.groupby("seed"):
+        for name, text in _BEGINNINGS.items():
+            began: dict[str, set[str]] = {}
+            for cell in alike.to_dict("records"):
+                if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
+                    began.setdefault(known, set()).add(str(cell["method"]))
+            yield from _unlike(f"seed {int(alike['seed'].iloc[0])}: {text}", began)
+
+
+def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
+    """`began`: digest → methods."""
+    sides = sorted((digest[:12], sorted(methods)) for digest, methods in began.items())
+    text += ": " + " and ".join(f"{digest} ({', '.join(methods)})" for digest, methods in sides)
+    for one, other in combinations([methods for _, methods in sides], 2):
+        for pair in sorted({(a, b) for a in one for b in other}):
+            if pair[0] == pair[1]:
+                yield Breach(text, pair[:1], ("accuracy",), blocks=True)
+            else:
+                yield Breach(text, pair, ("accuracy",), parts=True)
+
+
+_BEGINNINGS = {
+    "weights_sha256": "training began with different weights",
+    "data_sha256": "training saw different samples, or in another order",
+}
+
+
+def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
+    """What the first attempt that knows it said; a resumed one begins in the middle."""
+    attempts = (run.measured_with(str(cell["cell_id"]), n) for n in range(1, int(cell["attempt"]) + 1))
+    return next((str(known) for facts in attempts if (known := facts.get(name))), None)
 
 
 def source_of_plugin(plugin: Any) -> str:

@@ -51,7 +51,7 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | file | content |
 |---|---|
 | `recipe.yaml` | the recipe as resolved: `extends` followed, defaults filled in, overrides of the first grid point applied |
-| `provenance.json` | what the run was started with: command line, versions, git revision with a dirty flag, `source_sha256` of the package's own code, CPU, GPU, driver, settings; under `commands` the same of each command that worked on it, resumed ones included; under `cells`, cell_id, `attempts`, attempt: which of the commands (`command`, from 0), `source_sha256` as that process found it, the plug-ins that it loaded with their versions and `source_sha256`, torch, its flags, the kernels that ran, the sensors that were absent and why. What is there is never rewritten |
+| `provenance.json` | what the run was started with: command line, versions, git revision with a dirty flag, `source_sha256` of the package's own code, CPU, GPU, driver, settings; under `commands` the same of each command that worked on it, resumed ones included; under `cells`, cell_id, `attempts`, attempt: which of the commands (`command`, from 0), `source_sha256` as that process found it, the plug-ins that it loaded with their versions and `source_sha256`, `weights_sha256` and `data_sha256` of the weights that training began with and of its first batch and all labels, torch, its flags, the kernels that ran, the sensors that were absent and why. What is there is never rewritten |
 | `cells/<cell_id>.json` | one resolved cell: all that its process was told |
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
