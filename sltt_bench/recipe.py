@@ -623,7 +623,7 @@ def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
     """`key=value` texts → the grid of override mappings; `key=1,2,4` opens one axis of the grid.
 
-    Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`.
+    Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`, text with a comma in quotes.
     Raises RecipeError.
     """
     axes: dict[str, list[Any]] = {}
@@ -634,7 +634,7 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
             example = "must have the form key=value, e.g. train.epochs=2"
             raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
         try:
-            axes[key] = [parse_yaml(part) for part in _split_outside_brackets(text)]
+            axes[key] = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
             raise RecipeError(f"--set {shortened_text(key, 80)}", fault.faults) from None
     points = math.prod(len(values) for values in axes.values())
@@ -643,13 +643,17 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
 
 
-def _split_outside_brackets(text: str) -> list[str]:
+_QUOTED_OR_CHARACTER = re.compile(r"""(?<![^\s,:\[{])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')|.""", re.DOTALL)
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """What stands between commas, those in brackets and in quotes left as they are."""
     parts, depth = [""], 0
-    for character in text:
-        depth += character in "[{"
-        depth -= character in "]}"
-        if character == "," and depth == 0:
+    for piece in _QUOTED_OR_CHARACTER.findall(text):
+        depth += piece in "[{"
+        depth -= piece in "]}"
+        if piece == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += character
+            parts[-1] += piece
     return parts

@@ -16,6 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 MAX_BYTES = 64 * 1024
 """A longer text is refused unread; the longest shipped recipe has a twentieth of that."""
@@ -28,6 +29,7 @@ _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _SPECIAL = re.compile(r"([-+]?)\.(?:(inf|Inf|INF)|nan|NaN|NAN)")
+_HALF_A_LETTER = re.compile("[\ud800-\udfff]")
 _PLAIN_TAGS = {"null", "bool", "int", "float", "timestamp", "value", "merge"}
 """What the parser may take an unquoted word for; the core schema decides again."""
 
@@ -78,9 +80,21 @@ def _parsed(text: str) -> Any:
     return value
 
 
+class _Representer(SafeRepresenter):
+    """Puts a text with the line end of old mainframes in double quotes, where it is not folded into a space."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = '"' if "\x85" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
 def dump_yaml(value: Any) -> str:
     """Block style, keys in their order."""
     writer = YAML(typ="safe", pure=True)
+    writer.Representer = _Representer
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     stream = io.StringIO()
@@ -105,6 +119,8 @@ class _Values:
         if isinstance(node, SequenceNode) and kind == "seq":
             return [self.of(item, depth + 1) for item in node.value]
         if isinstance(node, ScalarNode) and kind == "str":
+            if half := _HALF_A_LETTER.search(node.value):
+                self._fault(node, f"{half[0]!a} is half a letter, which no file can hold")
             return node.value
         if isinstance(node, ScalarNode) and kind in _PLAIN_TAGS:
             return self._plain(node)

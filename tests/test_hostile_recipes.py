@@ -53,6 +53,10 @@ NO_RECIPES = {
     "a number of 5,000 digits": (f"timesteps: {'9' * 5000}\n", "line 1: a number of 5000 digits"),
     "a tab": ("train:\n\tepochs: 2\n", "line 2, column 1: a tab; YAML is indented with spaces"),
     "a control character": ("description: a\nname: \x07\n", "line 2: the control character '\\x07'"),
+    "half a letter": (
+        'description: "\\ud800"\n',
+        "line 1: '\\ud800' is half a letter, which no file can hold",
+    ),
     "two documents": ("--- {a: 1}\n--- {a: 2}\n", "line 2, column 1: expected a single document"),
     "python objects": ("a: !!python/object/apply:os.system ['true']\n", "line 1: the tag"),
     "a date": ("extends: digits\ntimesteps: 2024-01-01\n", "timesteps: Input should be a valid integer"),
@@ -194,6 +198,20 @@ def test_a_grid_of_more_points_than_anybody_means_is_refused() -> None:
         parse_overrides([f"timesteps={many}", f"train.epochs={many}", f"train.batch_size={many}"])
 
 
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ('"a, b"', ["a, b"]),
+        ("'it''s, b',c", ["it's, b", "c"]),
+        ('"a\\", [b",c', ['a", [b', "c"]),
+        ("it's,that's", ["it's", "that's"]),
+        ('[1,"x,]"],[2]', [[1, "x,]"], [2]]),
+    ],
+)
+def test_a_comma_in_quotes_opens_no_grid(text: str, values: list[object]) -> None:
+    assert parse_overrides([f"a={text}"]) == [{"a": value} for value in values]
+
+
 def test_a_key_set_twice_has_its_last_value_once() -> None:
     assert parse_overrides(["timesteps=2,3", "timesteps=4"]) == [{"timesteps": 4}]
 
@@ -235,6 +253,25 @@ def test_what_is_written_reads_back(name: str) -> None:
     value = load_recipe(name).model_dump(mode="json")
     assert parse_yaml(dump_yaml(value)) == value
     assert len(dump_yaml(value)) < MAX_BYTES // 4
+
+
+_LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(
+    st.recursive(
+        _LETTERS | st.integers() | st.booleans() | st.none(),
+        lambda v: st.lists(v) | st.dictionaries(_LETTERS, v),
+        max_leaves=4,
+    )
+)
+def test_any_text_that_a_file_can_hold_reads_back_as_it_was_written(value: object) -> None:
+    assert parse_yaml(dump_yaml(value)) == value
+
+
+@pytest.mark.parametrize("text", ["a\x85b", "\x85", "a\x7fb", "\u2028", "\ufeff", "\0"])
+def test_what_is_no_letter_reads_back_as_it_was_written(text: str) -> None:
+    assert parse_yaml(dump_yaml({text: [text]})) == {text: [text]}
 
 
 _FRAGMENTS = st.text(alphabet="{}[]:,-?|>&*!%@`'\"\\#\n\t abn01e.~\x00é", max_size=60)

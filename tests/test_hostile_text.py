@@ -1,6 +1,7 @@
 """The tool's own text as markup, and terminals that can show little: printed as it is, everywhere."""
 
 import io
+import json
 import os
 import sys
 import xml.etree.ElementTree as ET
@@ -15,7 +16,11 @@ from typer.testing import CliRunner
 
 from sltt_bench import cli
 from sltt_bench.printable import make_console, printable
+from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
+from sltt_bench.report.sections.estimates.families import estimate_rows
+from sltt_bench.results.reader import read_results
+from sltt_bench.results.schema import CELLS_FILE
 
 NAMES = {
     "brackets": "a[b]c",
@@ -75,6 +80,37 @@ def test_a_name_is_printed_as_it_is_in_every_format(case: str, tmp_path: Path) -
     (table, *_) = (path.read_text() for path in files.values() if path.suffix == ".tex")
     for letter in "$%#&_{}":
         assert table.count("\\" + letter) >= shown.count(letter)
+
+
+def run_with_override(folder: Path, text: str) -> Path:
+    run = HandmadeRun(folder / "r")
+    for method in ("bptt", "sltt"):
+        run.cell(method, train_s=[5.0, 2.0], overrides={"model.name": text})
+        run.estimate(method, 4.0, overrides={"model.name": text})
+    return run.path
+
+
+@pytest.mark.parametrize("letter", ["\x7f", "\x85", "\u2028"])
+def test_an_override_is_read_as_it_was_set_also_where_json_has_its_letters_as_they_are(
+    letter: str, tmp_path: Path
+) -> None:
+    path = run_with_override(tmp_path, f"a{letter}b")
+    cells = (path / CELLS_FILE).read_text()
+    (path / CELLS_FILE).write_text(cells.replace(json.dumps(letter)[1:-1], letter))
+    results = read_results([path])
+    (group,) = make_groups(results)
+    assert group.overrides == {"model.name": f"a{letter}b"}
+    assert [dict(row) for row in estimate_rows(results)["overrides"]] == [group.overrides] * 2
+
+
+def test_line_ends_in_an_override_end_no_line_of_a_report(tmp_path: Path) -> None:
+    path, out = run_with_override(tmp_path, "a \n\n- b"), tmp_path / "out"
+    command = ["report", str(path), "--out", str(out), "--format", "markdown,latex"]
+    outcome = CliRunner().invoke(cli.app, command)
+    assert outcome.exit_code == 0, outcome.exception
+    headings = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("#")]
+    assert any("model.name = a - b" in heading for heading in headings), headings
+    assert all("\n\n" not in file.read_text() for file in out.rglob("*.tex"))
 
 
 @pytest.mark.parametrize("case", NAMES)

@@ -3,6 +3,7 @@
 import csv
 import errno
 import io
+import json
 import os
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def test_a_reason_with_line_breaks_stays_one_line(folder: RunFolder) -> None:
     folder.append(CELLS_FILE, {"status": "error", "reason": 'a\nb, "c"'})
     assert read_rows(folder.path / CELLS_FILE)[0]["reason"] == 'a b, "c"'
     assert len((folder.path / CELLS_FILE).read_text().splitlines()) == 2
+
+
+def test_spaces_and_letters_of_overrides_stay_as_they_are(folder: RunFolder) -> None:
+    overrides = {"description": "a  b\x7f\x85\u2028\n"}
+    folder.append(CELLS_FILE, {"overrides": json.dumps(overrides)})
+    (row,) = read_rows(folder.path / CELLS_FILE)
+    assert json.loads(row["overrides"]) == overrides
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:

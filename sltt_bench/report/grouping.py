@@ -318,10 +318,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
 
 def overrides_of(text: str) -> Mapping[str, Any]:
     """A cell's overrides from cells.csv: recipe field (dotted) → value."""
-    try:
-        return dict(json.loads(text or "{}"))
-    except json.JSONDecodeError:
-        return {"unreadable overrides": text}
+    return dict(json.loads(text or "{}"))
 
 
 def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells) -> MethodResult:

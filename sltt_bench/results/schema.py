@@ -25,6 +25,7 @@ BENCH_FILE = "bench.csv"
 CELLS_FOLDER = "cells"
 LOGS_FOLDER = "logs"
 CHECKPOINTS_FOLDER = "checkpoints"
+JSON_COLUMNS = ("overrides", "setting")
 FURTHER_LOGS = ("tensorboard", "wandb", "mlperf")
 """Folders of a run that --log fills, for other tools."""
 

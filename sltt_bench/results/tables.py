@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.printable import printable
-from sltt_bench.results.schema import EPOCHS_FILE, FILES, SCHEMA_VERSION, Column, Kind, Status
+from sltt_bench.results.schema import EPOCHS_FILE, FILES, JSON_COLUMNS, SCHEMA_VERSION, Column, Kind, Status
 
 Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
@@ -25,7 +25,6 @@ Mask = npt.NDArray[np.bool_]
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
 _SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
-_JSON = ("overrides", "setting")
 _FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
 _SIGNED = {"exit_code", "temperature_c"}
 _BOOLEANS = {"true": True, "false": False}
@@ -238,6 +237,8 @@ def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
 def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
     empty = np.array([value == "" for value in text])
     wrong = empty & column.needed
+    if column.name in JSON_COLUMNS:  # spelled out in JSON, a control character would make it something else
+        return list(text), wrong | _wrong_words(text, column)
     if column.type == "str":
         return [printable(value) for value in text], wrong | _wrong_words(text, column)
     if column.type == "bool":
@@ -268,7 +269,7 @@ def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
 def _wrong_words(text: Sequence[str], column: Column) -> Mask:
     if column.name in _WORDS:
         return np.array([value not in ("", *_WORDS[column.name]) for value in text])
-    if column.name in _JSON:
+    if column.name in JSON_COLUMNS:
         return np.array([not _is_json_object(value) for value in text])
     return np.array(["\0" in value for value in text])
 
@@ -283,7 +284,7 @@ def _is_json_object(text: str) -> bool:
 def _expected(column: Column) -> str:
     if column.name in _WORDS:
         return "one of " + ", ".join(_WORDS[column.name])
-    if column.name in _JSON:
+    if column.name in JSON_COLUMNS:
         return "a JSON object"
     if column.name == "schema_version":
         return f"{SCHEMA_VERSION}, the version of the format that this sltt-bench reads; a newer one needs an update"

@@ -25,6 +25,7 @@ from sltt_bench.results.schema import (
     CHECKPOINTS_FOLDER,
     EPOCHS_FILE,
     FILES,
+    JSON_COLUMNS,
     LOGS_FOLDER,
     PROVENANCE_FILE,
     RECIPE_FILE,
@@ -294,4 +295,6 @@ def _as_text(value: Any, column: Column) -> str:
         return str(int(value))
     if column.type == "float":
         return repr(float(value))
+    if column.name in JSON_COLUMNS:
+        return str(value)
     return printable(" ".join(str(value).split()))

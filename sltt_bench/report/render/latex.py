@@ -5,6 +5,7 @@ from sltt_bench.report.document import Table, TableCell
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     **{mark: "\\" + mark for mark in "&%$#_{}"},
+    "\n": " ",  # two would end a caption's paragraph, and LaTeX with it
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "÷": r"$\div$",

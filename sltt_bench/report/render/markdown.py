@@ -1,5 +1,6 @@
 """The report as Markdown: tables ready for a paper's repository or an issue."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from sltt_bench.report.document import (
@@ -13,6 +14,8 @@ from sltt_bench.report.document import (
     TableCell,
     Verdict,
 )
+
+_LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
 
 
 def render(report: Report, figure_files: Mapping[str, str]) -> str:
@@ -106,7 +109,8 @@ def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequen
 
 
 def _escape(text: str) -> str:
-    """Keep table bars, emphasis and tags as they are written."""
+    """Keep table bars, emphasis and tags as they are written, on one line."""
+    text = _LINE_ENDS.sub(" ", text)
     for mark in "\\|*_<>`":
         text = text.replace(mark, "\\" + mark)
     return text
