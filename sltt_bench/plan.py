@@ -183,9 +183,12 @@ class ResolvedPoint:
     """Which point of a study this is; of a recipe that is none, its only one."""
 
 
-def resolve_points(recipe_name: str, request: Request) -> list[ResolvedPoint]:
-    """The recipe at each point of the request's grid, and of a study at each of its own. Raises RecipeError."""
-    return _resolve(recipe_name, request)[1]
+def resolve_points(recipe_name: str, request: Request) -> tuple[list[ResolvedPoint], list[str]]:
+    """The recipe at each point of the request's grid, and of a study at each of its own; what was left out.
+
+    Raises RecipeError.
+    """
+    return _resolve(recipe_name, request)[1:]
 
 
 def _seeds_of(point: ResolvedPoint, main: Recipe, request: Request) -> list[int]:

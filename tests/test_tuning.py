@@ -345,6 +345,22 @@ def test_a_study_of_one_point_is_tuned_as_a_recipe_is_and_what_it_estimates_foll
     assert {cell.kind: cell.trials for cell in follows} == {"run": 5, "estimate": None}
 
 
+def test_a_method_that_some_points_of_a_study_lack_is_tuned_at_the_others_and_said_to_lack_them(
+    tmp_path: Path,
+) -> None:
+    asked = ["bptt", "sltt-k2", "sltt-k4"]
+    plan, final = trials_and_final("studies/latency", methods=asked)
+    assert plan.left_out == (
+        "sltt-k2 is left out at T = 1: K must not exceed T",
+        "sltt-k4 is left out at T = 1, 2: K must not exceed T",
+    )
+    fitting = {1: asked[:1], 2: asked[:2], 4: asked, 6: asked, 32: asked}
+    assert {search.cells[0].recipe.timesteps: search.methods for search in final.searches} == fitting
+    follows = settled(final, plan, tmp_path / "run", lambda c: 0.5 + c.recipe.train.lr / 10)
+    trained = {(cell.recipe.timesteps, cell.method) for cell in follows if cell.kind == "run"}
+    assert trained == {(steps, method) for steps, methods in fitting.items() for method in methods}
+
+
 def test_a_study_of_several_tasks_is_tuned_on_each_by_the_tasks_own_tuning(tmp_path: Path) -> None:
     plan, final = trials_and_final("studies/modality", methods=["bptt", "sltt"])
     tasks = ["_digits", "_digits-saccade", "_vowels", "_sequential-digits"]

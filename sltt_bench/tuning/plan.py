@@ -25,7 +25,7 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     to the recipe what is searched.
     """
     (fixed,) = request.grid[:1]
-    resolved = resolve_points(recipe_name, replace(request, grid=(fixed,)))
+    resolved, left_out = resolve_points(recipe_name, replace(request, grid=(fixed,)))
     trained = [point for point in resolved if point.study.kind == "run"]
     faults = [fault for point in trained for fault in _faults(point, fixed, request)]
     if not trained:
@@ -45,8 +45,8 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     before: list[Plan] = []
     remarks: list[str] = []
     for point in trained:
-        alone = replace(request, point=point.study if len(trained) > 1 else None)
-        plans, search = _search(recipe_name, alone, fixed, point)
+        alone = replace(request, point=point.study, methods=point.recipe.methods)
+        plans, search = _search(recipe_name, alone if len(trained) > 1 else request, fixed, point)
         *before, plan = plans
         searches.append(search)
         remarks += plan.remarks
@@ -55,7 +55,7 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     remarks.append(_budget_remark(searches, len(request.seeds or trained[0].recipe.seeds)))
     return [
         *before,
-        Plan(plan.recipe, tuple(cells.values()), tuple(dict.fromkeys(remarks)), plan.left_out, final),
+        Plan(plan.recipe, tuple(cells.values()), tuple(dict.fromkeys(remarks)), tuple(left_out), final),
     ]
 
 
