@@ -20,10 +20,10 @@ def overview(folder: Path) -> dict[str, Any]:
         )
     run = results.runs[0]
     facts = run.provenance
-    commands = facts.get("commands") or [{"command": facts.get("command", [])}]
+    commands = facts.get("commands") or [facts]
     return {
         "run": str(run.path),
-        "commands": [" ".join(map(str, entry.get("command", []))) for entry in commands],
+        "commands": [" ".join(map(str, entry.get("command") or [])) for entry in commands],
         "started_utc": facts.get("started_utc"),
         "sltt_bench": facts.get("sltt_bench"),
         "git_revision": facts.get("git_revision"),

@@ -1,11 +1,13 @@
 """Result files that a crash or a person has touched: named with file and line, never a figure, never a traceback."""
 
 import errno
+import json
 import os
 import random
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -24,7 +26,9 @@ from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
 from sltt_bench.results.tables import Skipped, read_rows
 from sltt_bench.results.writer import ResultsError, RunFolder
+from sltt_bench.run_overview import lines, overview
 from sltt_bench.runner import finished_cells
+from sltt_bench.submission import check
 
 COMMITTED = Path(__file__).parent.parent / "results"
 Damage = Callable[[str], str | bytes]
@@ -228,6 +232,43 @@ def test_damaged_descriptions_are_named_and_hide_no_measurement(
     if file == PROVENANCE_FILE:
         assert any(skip.path.endswith(PROVENANCE_FILE) for skip in read_results([tmp_path]).skipped)
         assert "not read" in outcome.output
+
+
+WRITTEN = json.loads(max(COMMITTED.glob("digits/*/provenance.json")).read_text())
+"""What the tool writes into provenance.json."""
+FIELDS = dict.fromkeys([*WRITTEN, "kind", "failed", "torch", "torch_flags", "profiler", "backend"])
+OVERVIEW = {
+    "command",
+    "commands",
+    "started_utc",
+    "sltt_bench",
+    "git_revision",
+    "git_dirty",
+    "packages",
+    "plan",
+}
+OF_ANY_TYPE: list[Any] = [None, [1], [{}], {"a": 1}, 3, "a"]
+
+
+def test_whatever_stands_in_a_field_of_provenance_no_reader_ends_in_a_fault(tmp_path: Path) -> None:
+    """Of every field of the file, of a command in it, and of an attempt at a cell."""
+    (command,) = WRITTEN["commands"]
+    changes = [{key: value} for key in FIELDS for value in OF_ANY_TYPE]
+    changes += [{"commands": [{**command, key: value}]} for key in command for value in OF_ANY_TYPE]
+    runs = [HandmadeRun(tmp_path / "digits" / str(number)) for number in range(len(changes))]
+    for run, change in zip(runs, changes, strict=True):
+        cell_id = run.cell(seed=int(run.path.name))  # each counts
+        cells = {cell_id: {"attempts": {"1": {"command": 0, **change}}}}
+        run.tell({**WRITTEN, "cells": cells, "run": run.path.name, **change})
+    named = Counter(skip.reason for skip in read_results([tmp_path]).skipped)
+    assert named["git_revision is no str: not read"] == 4
+    assert named["commands.0.gpus is no list: not read"] == 4
+    outcome = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"])
+    assert outcome.exit_code == 0, outcome.exc_info
+    assert check([tmp_path])
+    for run, change in zip(runs, changes, strict=True):
+        if change.keys() & OVERVIEW:  # looking at each takes longest
+            assert lines(overview(run.path))
 
 
 def test_a_cell_that_departs_from_its_run_has_no_recipe_without_its_file(tmp_path: Path) -> None:

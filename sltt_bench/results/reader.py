@@ -39,7 +39,7 @@ _REPORT_MARKER = "summary.csv"
 _DESCRIPTION = "README.md"
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _mapping(value: Any) -> dict[str, Any]:
     """The value if it is a JSON object; provenance may have been damaged."""
     return value if isinstance(value, dict) else {}
 
@@ -261,6 +261,8 @@ def _printable_values(value: Any) -> Any:
 _PROVENANCE: dict[str, type] = {
     "run": str,
     "started_utc": str,
+    "sltt_bench": str,
+    "git_revision": str,
     "command": list,
     "commands": list,
     "packages": dict,
@@ -270,7 +272,9 @@ _PROVENANCE: dict[str, type] = {
     "plan": list,
     "failed": dict,
 }
-"""What a report reads of provenance.json, and what it must be there."""
+"""What a report reads of provenance.json, and of each command in it, and what it must be there."""
+_ITEMS = {"commands": dict, "gpus": dict, "plan": str}
+"""What each item of these lists must be."""
 
 
 def _read_provenance(folder: Path, damage: list[Skipped]) -> dict[str, Any]:
@@ -278,13 +282,30 @@ def _read_provenance(folder: Path, damage: list[Skipped]) -> dict[str, Any]:
     if not path.is_file():
         damage.append(Skipped(str(path), "missing: versions are unknown"))
     provenance = _read_json_object(path, damage)
-    for key, kind in _PROVENANCE.items():
-        value = provenance.get(key)
-        inside = value if isinstance(value, list) and key == "gpus" else []
-        if value is not None and not (isinstance(value, kind) and all(isinstance(v, dict) for v in inside)):
-            damage.append(Skipped(str(path), f"{key} is no {kind.__name__}: not read"))
-            del provenance[key]
+    faults = _take_out_other_types(provenance, _PROVENANCE)
+    for number, command in enumerate(provenance.get("commands") or ()):
+        faults += [f"commands.{number}.{fault}" for fault in _take_out_other_types(command, _PROVENANCE)]
+    of_attempts = {**_PROVENANCE, "command": int}  # which of the commands
+    for cell_id, entry in (provenance.get("cells") or {}).items():
+        for attempt, facts in _mapping(_mapping(entry).get("attempts")).items():
+            where = f"cells.{cell_id}.attempts.{attempt}"
+            own = _take_out_other_types(_mapping(facts), of_attempts)
+            faults += [f"{where}.{fault}" for fault in own]
+    damage += [Skipped(str(path), fault) for fault in faults]
     return provenance
+
+
+def _take_out_other_types(facts: dict[str, Any], types: Mapping[str, type]) -> list[str]:
+    """Removes what is not of its type; what that was."""
+    faults = []
+    for key, kind in types.items():
+        value = facts.get(key)
+        items = value if isinstance(value, list) and key in _ITEMS else []
+        sound = isinstance(value, kind) and all(isinstance(item, _ITEMS[key]) for item in items)
+        if value is not None and not sound:
+            faults.append(f"{key} is no {kind.__name__}: not read")
+            del facts[key]
+    return faults
 
 
 # Attempts and copies ----------------------------------------------------------------------------
