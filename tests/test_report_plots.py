@@ -527,3 +527,15 @@ def test_no_two_shipped_rules_look_alike() -> None:
         name: looks[name] for name in names.split() if not re.search(r"\d$", name) or name == "bptt-ckpt2"
     }
     assert len({marker for _, marker in alone.values()}) == len(alone)
+
+
+@pytest.mark.parametrize("columns", range(24, 48))
+def test_a_wrapped_title_parts_no_value_from_its_equals_sign(columns: int) -> None:
+    title = (
+        "studies/latency, T = 4, test_timesteps = 2, normalisation = batch and synchronise_batch_norm = True"
+    )
+    lines = style.wrapped(title, columns).split("\n")
+    assert " ".join(lines) == title
+    assert not any(line.endswith("=") for line in lines)
+    assert "\xa0" not in "".join(lines)
+    assert any("test_timesteps = 2" in line for line in lines)

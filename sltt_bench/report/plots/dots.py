@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -71,7 +70,7 @@ class DotPanel:
 
 def draw_dots(panels: Sequence[DotPanel], width: Width) -> Figure:
     """A row for each comparison; a thick tick where the target lies, hollow and red what misses it."""
-    labels = ["\n".join(wrap(dot.label, _LABEL_WIDTH[width])) for dot in panels[0].dots]
+    labels = [style.wrapped(dot.label, _LABEL_WIDTH[width]) for dot in panels[0].dots]
     lines = sum(label.count("\n") + 1 for label in labels)
     figure, axes = style.panels(width, len(panels), 0.95 + 0.1 * len(labels) + 0.15 * lines)
     for place, panel in zip(axes, panels, strict=True):

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -95,7 +94,7 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     for place, panel in zip(axes, panels, strict=False):
         _panel(place, panel, ramp, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
-        place.set_title("\n".join(wrap(panel.title, columns, max_lines=3, placeholder=" …")))
+        place.set_title(style.wrapped(panel.title, columns, most=3))
     style.legend_below(figure, axes, width)
     return figure
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from textwrap import wrap
 from typing import Any, Literal
 
 import matplotlib
@@ -191,6 +192,16 @@ def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, mo
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):,.10g}"))
+
+
+def wrapped(text: str, columns: int, most: int | None = None) -> str:
+    """The text in lines of so many letters, the rest beyond `most` lines left out; "name = value" is kept on one line."""
+
+    def joined(pair: re.Match[str]) -> str:
+        return pair[0].replace(" ", "\xa0") if len(pair[0]) <= columns else f"{pair[1]} =\xa0{pair[2]}"
+
+    text = re.sub(r"(\S+) = (\S+)", joined, text)
+    return "\n".join(wrap(text, columns, max_lines=most, placeholder=" …")).replace("\xa0", " ")
 
 
 def weight(place: int) -> tuple[float, float]:

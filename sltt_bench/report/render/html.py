@@ -156,13 +156,20 @@ def gauge(verdict: Verdict) -> ClaimGauge | None:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FunctionLoader(_template),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["joined"] = _joined
+    return environment
+
+
+def _joined(text: str) -> str:
+    """No line begins with the value of "name = value"."""
+    return text.replace(" = ", " =\xa0")
 
 
 def _template(name: str) -> str:
