@@ -1,6 +1,7 @@
 """A Slurm of one node, for tests: munged, slurmctld and slurmd of this machine, in a folder, ended by their pids."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -119,11 +120,15 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptM
 
 
 def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """None that the system hands out: a daemon takes its own seconds later, when any process could have been given it."""
+    first_handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(first_handed_out // 2, first_handed_out)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            ports += [port] if port not in ports else []
+    return ports
 
 
 def answer(*command: str) -> str:
