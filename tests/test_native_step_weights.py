@@ -155,6 +155,21 @@ def test_a_layer_may_be_called_by_the_name_of_its_argument(precision: str) -> No
     assert layer[0].weight.grad is not None
 
 
+def test_a_gradient_lies_in_memory_as_its_parameter_does_whatever_the_format_of_the_images() -> None:
+    """A fused optimiser on a GPU refuses others."""
+    backend = backends.create("native")
+    network = nn.Sequential(nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(6 * 4 * 4, 5))
+    images = torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    with backend.iteration(network):
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                result = network(images)
+            result.float().sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+
+
 def test_whoever_hooks_a_parameter_sees_its_gradients() -> None:
     backend = backends.create("native")
     seen: list[Tensor] = []

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sltt_bench.experiment import Experiment
 
 WARM_UP = 3
-"""Iterations that run as usual first: libraries choose their algorithms, layers learn what repeats."""
+"""Iterations that run as usual before a batch size is recorded: libraries choose their algorithms, kernels are compiled
+and loaded, layers learn what repeats."""
 REPLAYABLE = (BPTT, DampedBPTT, TruncatedBPTT, SLTT, SLTTK)
 """Methods of which it is known that nothing but the choice of steps changes between iterations."""
 
@@ -95,8 +96,13 @@ class GraphedIterations:
         self._capture: Capture | None = None
         self._recorded: dict[Hashable, _Recorded] = {}
         self._inputs: Batch | None = None
+        self._reached: list[nn.Parameter] = []
+        """Those to which the latest usual iteration gave a gradient: an optimiser leaves the others where they are."""
+        self._recorded_parameters: list[nn.Parameter] = []
         self._gradients: list[Tensor] = []
         self._most_samples = 0
+        self._warmed_up = 0
+        """Usual iterations since there has been no larger batch."""
         self.usual = 0
         """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
@@ -110,30 +116,32 @@ class GraphedIterations:
         if (reason := unsuited(subject.method, subject.timesteps)) is not None:
             raise ValueError(f"native.graphs: {reason}; set native.graphs=never")
         self._make_room_for(batch)
-        if self.usual < WARM_UP or not self._fits(batch):
+        if self._warmed_up < WARM_UP or not self._fits(batch):
             self.usual += 1
-            return self._warm_up(iterate, batch)
+            self._warmed_up += 1
+            return self._warm_up(subject.network, iterate, batch)
         if not self._recorded:
             self._record_all(subject, iterate, batch)
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
-        return self._replay(subject.network, self._recorded[drawn], batch)
+        return self._replay(self._recorded[drawn], batch)
 
     def _make_room_for(self, batch: Batch) -> None:
         """A batch larger than all before takes the place of what was recorded: most batches are of its size."""
         if len(batch[1]) > self._most_samples:
             self._most_samples = len(batch[1])
-            self._recorded, self._inputs = {}, None
+            self._recorded, self._inputs, self._warmed_up = {}, None, 0
 
     def _fits(self, batch: Batch) -> bool:
         if self._inputs is None:
             return len(batch[1]) == self._most_samples
         return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
 
-    def _warm_up(self, iterate: Iterate, batch: Batch) -> Unroll:
+    def _warm_up(self, network: nn.Module, iterate: Iterate, batch: Batch) -> Unroll:
         unrolls: list[Unroll] = []
         if self._capture is None:
             self._capture = self._make_capture()
         self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
+        self._reached = [parameter for parameter in network.parameters() if parameter.grad is not None]
         return unrolls[0]
 
     def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
@@ -147,7 +155,7 @@ class GraphedIterations:
                 drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
                 if drawn not in self._recorded:
                     generator.manual_seed(seed)
-                    self._recorded[drawn] = self._record(subject.network, iterate, batch)
+                    self._recorded[drawn] = self._record(iterate, batch)
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
@@ -157,12 +165,13 @@ class GraphedIterations:
         finally:
             generator.set_state(before)
 
-    def _record(self, network: nn.Module, iterate: Iterate, batch: Batch) -> _Recorded:
+    def _record(self, iterate: Iterate, batch: Batch) -> _Recorded:
         assert self._capture is not None, "a capture follows the warm-up"
-        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         if self._inputs is None:
             self._inputs = batch[0].clone(), batch[1].clone()
-            self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
+            self._recorded_parameters = self._reached
+            self._gradients = [torch.zeros_like(parameter) for parameter in self._reached]
+        parameters = self._recorded_parameters
         accumulated = [parameter.grad for parameter in parameters]
         unrolls: list[Unroll] = []
         inputs = self._inputs
@@ -180,14 +189,13 @@ class GraphedIterations:
                 parameter.grad = before
         return _Recorded(replay, unrolls[0])
 
-    def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
+    def _replay(self, recorded: _Recorded, batch: Batch) -> Unroll:
         assert self._inputs is not None
         for static, given in zip(self._inputs, batch, strict=True):
             static.copy_(given)
         recorded.replay()
         self.replayed += 1
-        trainable = (parameter for parameter in network.parameters() if parameter.requires_grad)
-        for parameter, gradient in zip(trainable, self._gradients, strict=True):
+        for parameter, gradient in zip(self._recorded_parameters, self._gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
 

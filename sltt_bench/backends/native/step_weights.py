@@ -217,8 +217,12 @@ def _dtype_of_steps(tensor: Tensor) -> torch.dtype | None:
 
 
 def _add_to_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """As autograd does: what is kept lies in memory as the parameter does, as a fused optimiser wants it."""
     if parameter.grad is None:
-        parameter.grad = gradient.to(parameter.dtype)
+        alike = gradient.stride() == parameter.stride()
+        parameter.grad = (
+            gradient.to(parameter.dtype) if alike else torch.empty_like(parameter).copy_(gradient)
+        )
     else:
         parameter.grad += gradient
 
