@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.native import units as units_module
+from sltt_bench.backends.native.lif_torch import TorchKernels
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.experiment import Experiment, assemble, make_backend
@@ -195,6 +198,32 @@ def test_the_forward_pass_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert not unpacked
         unroll.backward(loss)
     assert unpacked
+
+
+train_fused = partial(train, "native", watched=False, fused_norm="always", recompute=True)
+
+
+@pytest.mark.parametrize(("chunks_beyond", "third_time"), [(12, 0), (1, 3)], ids=["whole", "in chunks"])
+def test_a_batchs_statistics_are_taken_once_a_step(
+    chunks_beyond: int, third_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", chunks_beyond)
+    taken: list[Tensor] = []
+    take = TorchKernels.statistics
+    monkeypatch.setattr(TorchKernels, "statistics", lambda *args: taken.append(args[1]) or take(*args))
+    how: Any = {"precision": "bf16", "timesteps": 5, "accumulate": True}
+    layers, iterations = 2, 2
+    kept = train_fused("cnn", "bptt", **how)
+    assert len(taken) == layers * iterations * 5
+    taken.clear()
+    monkeypatch.setattr(units_module._Run, "_statistics_kept", lambda *_: nullcontext())
+    anew = train_fused("cnn", "bptt", **how)
+    assert len(taken) == layers * iterations * (5 + 5 + third_time)
+    assert all(torch.equal(kept.gradients[name], anew.gradients[name]) for name in anew.gradients)
+    assert all(torch.equal(kept.buffers[name], anew.buffers[name]) for name in anew.buffers)
+    assert torch.equal(kept.outputs, anew.outputs)
+    assert all(getattr(module, "kept_statistics", None) is None for module in kept.network.modules())
 
 
 @pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])

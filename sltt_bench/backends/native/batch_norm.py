@@ -97,6 +97,8 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
     sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
     kernels: KernelsByDevice
+    kept_statistics: list[tuple[Tensor, Tensor]] | None = None
+    """Where whoever will call it again with the same x keeps μ and σ² of the call to come: empty before they are taken."""
 
     def forward(self, input: Tensor) -> Tensor:
         biases = biases_left_out(self.sources)
@@ -145,12 +147,17 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         assert batches is not None
         if not self.training:
             return mean, variance
-        return self.kernels.of(x, "batch statistics").statistics(
+        if self.kept_statistics:
+            return self.kept_statistics[0]
+        of_batch = self.kernels.of(x, "batch statistics").statistics(
             x,
             RunningStatistics(mean, variance, batches),
             self.momentum if self.track_running_stats else None,
             [bias.detach() for bias in biases],
         )
+        if self.kept_statistics is not None:
+            self.kept_statistics.append(of_batch)
+        return of_batch
 
 
 class DeferringBatchNorm1d(_Deferring, nn.BatchNorm1d):

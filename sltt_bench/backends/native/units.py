@@ -18,6 +18,7 @@ masks are those of a run step by step; gradients are the same sums in another or
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -78,6 +79,8 @@ class Unit:
     once: frozenset[fx.Node]
     """What it computes from the input alone, without state: the same at all steps of a repeated image."""
     modules: list[nn.Module]
+    norms: list[Any]
+    """Those of its layers that take the batch's statistics and can be handed them instead."""
     read_last: list[fx.Node] = field(default_factory=list)
     """Cuts that no later unit reads."""
     graph_bytes: float = 0.0
@@ -184,6 +187,8 @@ class _Run:
         """Those that units still to come in the forward pass read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
+        self._statistics: dict[Unit, dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]]] = {}
+        """μ and σ² of the batch, by layer and step, of units that are computed again: [channels] each."""
         self._autocast: Callable[[], torch.autocast] | None = None
 
     def forward(self) -> list[Tensor]:
@@ -201,6 +206,7 @@ class _Run:
                     with torch.enable_grad(), self._hooks():
                         self._graphs[unit] = self._compute(unit, every_step, self._keep)
                 else:
+                    self._statistics[unit] = defaultdict(list)
                     self._compute(unit, every_step, self._keep)
             for node in unit.read_last:
                 self._unpacked.pop(node, None)
@@ -222,6 +228,7 @@ class _Run:
             else:
                 with _state_of_its_own(unit):
                     self._backward_again(unit)
+                del self._statistics[unit]
 
     def _chunk_of(self, unit: Unit) -> int:
         """How many steps are computed again at once."""
@@ -291,11 +298,26 @@ class _Run:
         for step in steps:
             if unit.core is not None and step and self._state_gradient != 1:
                 scale_state_gradient(unit.core, self._state_gradient)
-            value = self._step(unit, step, once)
+            with self._statistics_kept(unit, step):
+                value = self._step(unit, step, once)
             keep(unit, value)
             if torch.is_grad_enabled() and value.requires_grad:
                 ends.append(_End.apply(value, self.anchor, self._gradients[unit.target], step))
         return ends
+
+    @contextmanager
+    def _statistics_kept(self, unit: Unit, step: int) -> Iterator[None]:
+        """Layers take a batch's statistics in the first pass alone."""
+        if unit not in self._statistics:
+            yield
+            return
+        for norm in unit.norms:
+            norm.kept_statistics = self._statistics[unit][norm, step]
+        try:
+            yield
+        finally:
+            for norm in unit.norms:
+                norm.kept_statistics = None
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
         """The value of the unit's target at a step."""
@@ -547,4 +569,5 @@ def _unit(
         spiking=core is not None and core.emits_spikes,
         once=once & inside,
         modules=[part for node in nodes if node in modules for part in modules[node].modules()],
+        norms=[modules[node] for node in nodes if hasattr(modules.get(node), "kept_statistics")],
     )
