@@ -428,6 +428,24 @@ def test_the_representable_threshold_is_the_smallest_number_that_fires() -> None
     assert representable_threshold(0.9, torch.bfloat16) == 0.90234375  # nearest: 0.8984375
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_the_potential_is_the_same_to_the_last_bit_where_no_spikes_are_made(
+    reset: str, dtype: torch.dtype
+) -> None:
+    lif = neuron(reset, v_reset=-0.25)
+    x, before = numbers(3, 4, 5, dtype=dtype), numbers(3, 4, 5, dtype=dtype, seed=1)
+    norm = normalisation(x, of_batch=True)
+    for previous, scale, normalised in product((None, before), (UNSCALED, Scaling(1.3, 2.74)), (None, norm)):
+        if normalised is not None:
+            scale = Scaling(gain=scale.gain)
+        spikes, membrane = kernels().forward(x, previous, lif, None, scale, normalised)
+        placeholder, alone = kernels().forward(x, previous, lif, None, scale, normalised, fires=False)
+        assert torch.equal(alone, membrane)
+        assert (placeholder.shape, placeholder.dtype) == (spikes.shape, spikes.dtype)
+        assert placeholder.untyped_storage().nbytes() == x.element_size()
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the piecewise path is torch's")
 @pytest.mark.parametrize("reset", RESETS)
 def test_pieces_give_what_the_whole_gives(reset: str) -> None:
@@ -476,6 +494,7 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "FIRST": False,
         "NORMALISED": False,
         "BIASED": False,
+        "FIRES": True,
         "EPS": 0.0,
         "CHANNELS": 1,
         "INNER": 1,
@@ -488,14 +507,15 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "DETACHED": False,
         "SURROGATE": 0,
     }
-    tensors_in_and_out = {
-        lif_triton._forward_kernel: (forward, 2, 2),
-        lif_triton._backward_kernel: (backward, 2, 1),
-        lif_triton._fire_kernel: ({"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
-    }
+    tensors_in_and_out = [
+        (lif_triton._forward_kernel, forward, 2, 2),
+        (lif_triton._forward_kernel, {**forward, "FIRES": False}, 2, 1),
+        (lif_triton._backward_kernel, backward, 2, 1),
+        (lif_triton._fire_kernel, {"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
+    ]
     bytes_of_one = 4 if element == "fp32" else 2
     accesses = lif_triton.BLOCK * bytes_of_one // (128 * 16)  # 128 threads, 16 bytes each
-    for kernel, (constants, loads, stores) in tensors_in_and_out.items():
+    for kernel, constants, loads, stores in tensors_in_and_out:
         assembly = compiled(triton, kernel, element, constants)
         assert assembly.count("ld.global.v4.b32") == loads * accesses
         assert assembly.count("st.global.v4.b32") == stores * accesses
@@ -511,7 +531,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
 
     by_channel = {"EPS": 1e-5, "CHANNELS": 128, "INNER": inner, "BLOCK": lif_triton.BLOCK}
     step = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 1.0}
-    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0}
+    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "FIRES": True}
     backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": False, "DETACHED": False, "SURROGATE": 0}
     backward |= {"FACTOR": 1.0}
     normalised, biased = {"NORMALISED": True, "BIASED": False}, {"NORMALISED": False, "BIASED": True}
@@ -519,6 +539,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
     tensors_in_and_out = [
         (lif_triton._forward_kernel, {**step, **forward, **normalised}, 2, 2),
         (lif_triton._forward_kernel, {**step, **forward, **biased}, 2, 2),
+        (lif_triton._forward_kernel, {**step, **forward, **normalised, "FIRES": False}, 2, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
         (lif_triton._input_gradient_kernel, {"OF_BATCH": True}, 2, 1),

@@ -226,6 +226,32 @@ def test_a_batchs_statistics_are_taken_once_a_step(
     assert all(getattr(module, "kept_statistics", None) is None for module in kept.network.modules())
 
 
+@pytest.mark.parametrize("watched", [False, True])
+def test_spikes_at_the_end_of_a_unit_are_not_made_again_unless_a_hook_reads_them(
+    watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    made: list[bool] = []
+    forward = TorchKernels.forward
+
+    def counted(kernels: TorchKernels, *args: Any, fires: bool) -> Any:
+        made.append(fires)
+        return forward(kernels, *args, fires=fires)
+
+    monkeypatch.setattr(TorchKernels, "forward", counted)
+    native = train("native", "cnn", "bptt", recompute=True, iterations=1, watched=watched)
+    layers = 2
+    assert made.count(True) == layers * T * (2 if watched else 1)
+    assert len(made) == 2 * layers * T
+    if watched:
+        first, again = native.spikes[: layers * T], native.spikes[layers * T :]
+        for layer in range(layers):  # the last first
+            one = first[layer * T : (layer + 1) * T]
+            other = again[(layers - 1 - layer) * T : (layers - layer) * T]
+            assert all(map(torch.equal, one, other))
+    assert all(getattr(module, "spikes_are_read", True) for module in native.network.modules())
+
+
 @pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])
 def test_other_methods_go_step_by_step(method: str) -> None:
     subject = experiment(True, method=method)

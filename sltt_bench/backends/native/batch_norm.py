@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
-from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics
+from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
@@ -198,7 +198,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
         ctx.to_input, ctx.saved, ctx.biases = None, saved, biases
-        return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
+        return placeholder_like(x)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

@@ -33,6 +33,8 @@ class NativeLIF(SpikingNeuron):
         self._carried: _Carried | None = None
         self.sources: tuple[torch.nn.Conv2d, ...] = ()
         """Convolutions before it that may leave their bias to it."""
+        self.spikes_are_read = True
+        """Whether anything beside hooks reads its spikes; otherwise they need not exist, only their gradient."""
 
     def takes_biases(self) -> bool:
         return not self._is_watched()
@@ -64,7 +66,10 @@ class NativeLIF(SpikingNeuron):
         biases = biases_left_out(self.sources)
         bias = sum(biases[1:], biases[0]) if biases else None
         added = None if bias is None else bias.detach()
-        spikes, membrane = kernels.forward(x, previous, self.parameters_, reuse, scale, norm, added)
+        fires = self.spikes_are_read or self._is_watched()
+        spikes, membrane = kernels.forward(
+            x, previous, self.parameters_, reuse, scale, norm, added, fires=fires
+        )
         link = None if before is None else before.link
         if torch.is_grad_enabled() and (current.requires_grad or link is not None or bias is not None):
             return self._recorded((current, link, bias), spikes, membrane, scale, norm is not None)

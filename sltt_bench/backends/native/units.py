@@ -278,9 +278,14 @@ class _Run:
 
     @contextmanager
     def _computing_again(self, unit: Unit) -> Iterator[None]:
-        """As the first time, but running statistics are left alone."""
+        """As the first time, but running statistics are left alone, and the spikes at its end not made again."""
         assert self._autocast is not None
-        with self._autocast(), self._hooks(), _without_learning_statistics(unit.modules):
+        with (
+            self._autocast(),
+            self._hooks(),
+            _without_learning_statistics(unit.modules),
+            _firing_for_nobody(unit.core),
+        ):
             yield
 
     def _keep(self, unit: Unit, value: Tensor) -> None:
@@ -443,6 +448,19 @@ def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
     finally:
         for module in learning:
             module.track_running_stats = True
+
+
+@contextmanager
+def _firing_for_nobody(core: Any) -> Iterator[None]:
+    """Within, neurons need not make the spikes at the end of a unit: those are kept, and only their gradient enters."""
+    if not hasattr(core, "spikes_are_read"):
+        yield
+        return
+    core.spikes_are_read = False
+    try:
+        yield
+    finally:
+        core.spikes_are_read = True
 
 
 # Cutting ----------------------------------------------------------------------------------------
