@@ -354,6 +354,11 @@ def test_spikes_are_packed_to_bits_and_back(count: int, dtype: torch.dtype) -> N
     again = unpack(bits, count, dtype)
     assert again.dtype == dtype
     assert torch.equal(again, spikes)
+    scaled = kernels().fire(
+        torch.where(spikes > 0, 2.0, 0.0).to(dtype), neuron(), 2.74
+    )  # γ s as neurons make it
+    assert torch.equal(pack(scaled), bits)
+    assert torch.equal(unpack(bits, count, dtype, 2.74), scaled)
 
 
 @pytest.mark.parametrize("result", [torch.float64, torch.float16], ids=str)
@@ -561,7 +566,7 @@ def test_compiled_for_hopper_spikes_are_packed_from_pieces_of_16_bytes() -> None
     triton = pytest.importorskip("triton", minversion="3.3")
     from sltt_bench.backends.native import packing_triton
 
-    options = {"BLOCK": packing_triton.BLOCK}
+    options = {"BLOCK": packing_triton.BLOCK, "GAIN": 2.74}
     pieces = packing_triton.BLOCK // 128
     packing, unpacking = (
         compiled(triton, kernel, "fp16", options)

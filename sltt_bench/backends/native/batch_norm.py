@@ -78,7 +78,7 @@ def _deferrable(
             isinstance(layer, neurons)
             and times[layer] == 1
             and users[0].args == (node,)
-            and not users[0].kwargs
+            and users[0].kwargs.get("divisor", 1) == 1
         ):
             yield norm, layer, list(biased_convolutions(node.args[0], network, times))
 

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from sltt_bench.backends.native.absorbed_bias import biases_left_out
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import KernelsByDevice
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
+from sltt_bench.backends.native.lif_torch import Scaling
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
 
@@ -45,14 +45,17 @@ class NativeLIF(SpikingNeuron):
         return "forward" in self.__dict__ or any(map(reads_values, hooks))
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
-        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves."""
-        if not isinstance(x, Tensor) or self._is_watched():
+        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves.
+
+        In the trace of a step that is a call of the layer with a `gain`.
+        """
+        if isinstance(x, Tensor) and self._is_watched():
             return super().scaled(x, gain, divisor)
-        result: Tensor = self(x, Scaling(1.0 if divisor is None else divisor, gain))
+        result: Tensor = self(x, gain=gain, divisor=1.0 if divisor is None else divisor)
         return result
 
-    def forward(self, current: Tensor, scale: Scaling = UNSCALED) -> Tensor:
-        before = self._carried
+    def forward(self, current: Tensor, *, gain: float = 1.0, divisor: float = 1.0) -> Tensor:
+        before, scale = self._carried, Scaling(divisor, gain)
         previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
             raise ValueError(

@@ -34,6 +34,7 @@ from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import (
+    SpikingNeuron,
     State,
     Stateful,
     reset_state,
@@ -75,7 +76,9 @@ class Unit:
     core: Stateful | None
     """The layer with state at its end."""
     spiking: bool
-    """Whether its results are spikes."""
+    """Whether its results are spikes, or γ times spikes."""
+    gain: float
+    """γ."""
     once: frozenset[fx.Node]
     """What it computes from the input alone, without state: the same at all steps of a repeated image."""
     modules: list[nn.Module]
@@ -291,7 +294,7 @@ class _Run:
     def _keep(self, unit: Unit, value: Tensor) -> None:
         """One more value of a cut."""
         unit.graph_bytes = 2 * value.nbytes
-        kept = PackedSpikes(value.detach()) if unit.spiking else Stored(value)
+        kept = PackedSpikes(value.detach(), unit.gain) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
         if unit.spiking and len(self._inputs) <= CHUNKS_BEYOND:
             self._unpacked.setdefault(unit.target, []).append(value.detach())
@@ -360,7 +363,10 @@ class _Run:
         args = fx.map_arg(node.args, value_of)
         kwargs = fx.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
-            return self._units.network.get_submodule(str(node.target))(*args, **kwargs)
+            layer: Any = self._units.network.get_submodule(str(node.target))
+            # Neurons that are scaled find out by themselves whether somebody has hooked them since they were traced.
+            is_scaled = isinstance(layer, SpikingNeuron) and "gain" in kwargs
+            return layer.scaled(*args, **kwargs) if is_scaled else layer(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -585,6 +591,7 @@ def _unit(
         last_uses=last_uses,
         core=core,
         spiking=core is not None and core.emits_spikes,
+        gain=target.kwargs.get("gain", 1.0) if isinstance(core, SpikingNeuron) else 1.0,  # type: ignore[arg-type]
         once=once & inside,
         modules=[part for node in nodes if node in modules for part in modules[node].modules()],
         norms=[modules[node] for node in nodes if hasattr(modules.get(node), "kept_statistics")],
