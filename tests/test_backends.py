@@ -97,6 +97,7 @@ def test_native_equals_reference_under_rules_that_keep_or_scale_the_state(
     ("method", "recompute", "precision"),
     [
         ("bptt", False, "fp32"), ("sltt", True, "fp32"), ("bptt-ckpt2", False, "fp32"), ("sltt", False, "fp16"),
+        ("bptt", True, "fp32"), ("bptt", True, "bf16"),
         *thinned([
             ("sltt", False, "fp32"), ("tbptt-w2", False, "fp32"), ("bptt-d0.5", False, "fp32"),
             ("sltt-k2", False, "fp32"), ("bptt", False, "bf16"),
@@ -118,9 +119,10 @@ def test_neurons_that_scale_by_themselves_equal_the_reference(
         out: Any,
         scale: Scaling = UNSCALED,
         *norm: Any,
+        **options: Any,
     ) -> Any:
         gains.add(scale.gain)
-        return forward(self, x, previous, neuron, out, scale, *norm)
+        return forward(self, x, previous, neuron, out, scale, *norm, **options)
 
     monkeypatch.setattr(TorchKernels, "forward", noted)
     how: Any = {"precision": precision} if precision != "fp32" else {"dtype": torch.float64}

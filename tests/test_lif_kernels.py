@@ -354,6 +354,11 @@ def test_spikes_are_packed_to_bits_and_back(count: int, dtype: torch.dtype) -> N
     again = unpack(bits, count, dtype)
     assert again.dtype == dtype
     assert torch.equal(again, spikes)
+    scaled = kernels().fire(
+        torch.where(spikes > 0, 2.0, 0.0).to(dtype), neuron(), 2.74
+    )  # γ s as neurons make it
+    assert torch.equal(pack(scaled), bits)
+    assert torch.equal(unpack(bits, count, dtype, 2.74), scaled)
 
 
 @pytest.mark.parametrize("result", [torch.float64, torch.float16], ids=str)
@@ -428,6 +433,24 @@ def test_the_representable_threshold_is_the_smallest_number_that_fires() -> None
     assert representable_threshold(0.9, torch.bfloat16) == 0.90234375  # nearest: 0.8984375
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+def test_the_potential_is_the_same_to_the_last_bit_where_no_spikes_are_made(
+    reset: str, dtype: torch.dtype
+) -> None:
+    lif = neuron(reset, v_reset=-0.25)
+    x, before = numbers(3, 4, 5, dtype=dtype), numbers(3, 4, 5, dtype=dtype, seed=1)
+    norm = normalisation(x, of_batch=True)
+    for previous, scale, normalised in product((None, before), (UNSCALED, Scaling(1.3, 2.74)), (None, norm)):
+        if normalised is not None:
+            scale = Scaling(gain=scale.gain)
+        spikes, membrane = kernels().forward(x, previous, lif, None, scale, normalised)
+        placeholder, alone = kernels().forward(x, previous, lif, None, scale, normalised, fires=False)
+        assert torch.equal(alone, membrane)
+        assert (placeholder.shape, placeholder.dtype) == (spikes.shape, spikes.dtype)
+        assert placeholder.untyped_storage().nbytes() == x.element_size()
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the piecewise path is torch's")
 @pytest.mark.parametrize("reset", RESETS)
 def test_pieces_give_what_the_whole_gives(reset: str) -> None:
@@ -476,6 +499,7 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "FIRST": False,
         "NORMALISED": False,
         "BIASED": False,
+        "FIRES": True,
         "EPS": 0.0,
         "CHANNELS": 1,
         "INNER": 1,
@@ -488,14 +512,15 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "DETACHED": False,
         "SURROGATE": 0,
     }
-    tensors_in_and_out = {
-        lif_triton._forward_kernel: (forward, 2, 2),
-        lif_triton._backward_kernel: (backward, 2, 1),
-        lif_triton._fire_kernel: ({"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
-    }
+    tensors_in_and_out = [
+        (lif_triton._forward_kernel, forward, 2, 2),
+        (lif_triton._forward_kernel, {**forward, "FIRES": False}, 2, 1),
+        (lif_triton._backward_kernel, backward, 2, 1),
+        (lif_triton._fire_kernel, {"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
+    ]
     bytes_of_one = 4 if element == "fp32" else 2
     accesses = lif_triton.BLOCK * bytes_of_one // (128 * 16)  # 128 threads, 16 bytes each
-    for kernel, (constants, loads, stores) in tensors_in_and_out.items():
+    for kernel, constants, loads, stores in tensors_in_and_out:
         assembly = compiled(triton, kernel, element, constants)
         assert assembly.count("ld.global.v4.b32") == loads * accesses
         assert assembly.count("st.global.v4.b32") == stores * accesses
@@ -511,7 +536,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
 
     by_channel = {"EPS": 1e-5, "CHANNELS": 128, "INNER": inner, "BLOCK": lif_triton.BLOCK}
     step = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 1.0}
-    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0}
+    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "FIRES": True}
     backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": False, "DETACHED": False, "SURROGATE": 0}
     backward |= {"FACTOR": 1.0}
     normalised, biased = {"NORMALISED": True, "BIASED": False}, {"NORMALISED": False, "BIASED": True}
@@ -519,6 +544,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
     tensors_in_and_out = [
         (lif_triton._forward_kernel, {**step, **forward, **normalised}, 2, 2),
         (lif_triton._forward_kernel, {**step, **forward, **biased}, 2, 2),
+        (lif_triton._forward_kernel, {**step, **forward, **normalised, "FIRES": False}, 2, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
         (lif_triton._input_gradient_kernel, {"OF_BATCH": True}, 2, 1),
@@ -540,7 +566,7 @@ def test_compiled_for_hopper_spikes_are_packed_from_pieces_of_16_bytes() -> None
     triton = pytest.importorskip("triton", minversion="3.3")
     from sltt_bench.backends.native import packing_triton
 
-    options = {"BLOCK": packing_triton.BLOCK}
+    options = {"BLOCK": packing_triton.BLOCK, "GAIN": 2.74}
     pieces = packing_triton.BLOCK // 128
     packing, unpacking = (
         compiled(triton, kernel, "fp16", options)

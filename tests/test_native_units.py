@@ -2,18 +2,21 @@
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_backends import T, gradient_error, train, train_reference
+from on_backends import T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
 from sltt_bench.backends.native import units as units_module
+from sltt_bench.backends.native.lif_torch import TorchKernels
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.experiment import Experiment, assemble, make_backend
@@ -195,6 +198,95 @@ def test_the_forward_pass_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert not unpacked
         unroll.backward(loss)
     assert unpacked
+
+
+train_fused = partial(train, "native", watched=False, fused_norm="always", recompute=True)
+
+
+@pytest.mark.parametrize(("chunks_beyond", "third_time"), [(12, 0), (1, 3)], ids=["whole", "in chunks"])
+def test_a_batchs_statistics_are_taken_once_a_step(
+    chunks_beyond: int, third_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    monkeypatch.setattr(units_module, "CHUNKS_BEYOND", chunks_beyond)
+    taken: list[Tensor] = []
+    take = TorchKernels.statistics
+    monkeypatch.setattr(TorchKernels, "statistics", lambda *args: taken.append(args[1]) or take(*args))
+    how: Any = {"precision": "bf16", "timesteps": 5, "accumulate": True}
+    layers, iterations = 2, 2
+    kept = train_fused("cnn", "bptt", **how)
+    assert len(taken) == layers * iterations * 5
+    taken.clear()
+    monkeypatch.setattr(units_module._Run, "_statistics_kept", lambda *_: nullcontext())
+    anew = train_fused("cnn", "bptt", **how)
+    assert len(taken) == layers * iterations * (5 + 5 + third_time)
+    assert all(torch.equal(kept.gradients[name], anew.gradients[name]) for name in anew.gradients)
+    assert all(torch.equal(kept.buffers[name], anew.buffers[name]) for name in anew.buffers)
+    assert torch.equal(kept.outputs, anew.outputs)
+    assert all(getattr(module, "kept_statistics", None) is None for module in kept.network.modules())
+
+
+@pytest.mark.parametrize("fused", ["always", "never"])
+def test_scaled_neurons_and_residual_sums_are_one_operation_each_within_units(fused: str) -> None:
+    backend = backends.create("native", recompute=True, fused_norm=fused)
+    options = NFResNetOptions(name="nf-resnet34", width=2)
+    network = models.build(
+        options, neuron=lambda: backend.neuron(LIFParameters()), input_shape=(3, 32, 32), classes=4
+    )
+    units = UnitNetwork(backend.prepare(network, "cpu")).units
+    neurons = [unit for unit in units if unit.core is not None]
+    assert {unit.gain for unit in neurons} == {2.74}
+    # Of a block: neurons alone, before a transition with the sum that nothing else reads; a convolution and neurons.
+    assert {len(unit.nodes) for unit in neurons} == ({1, 2, 3} if fused == "always" else {1, 2, 5})
+    names = Counter(
+        str(node.target.__name__) for unit in units for node in unit.nodes if callable(node.target)
+    )
+    assert set(names) == ({"joined"} if fused == "always" else {"mul", "add"})
+
+
+def test_a_hook_set_after_the_cut_gets_the_spikes_of_scaled_neurons_as_they_are() -> None:
+    backend = backends.create("native", recompute=True, fused_norm="always")
+    network = build(backend, "nf-resnet34", LIFParameters(), torch.float64)
+    seen: list[Tensor] = []
+    gradients = []
+    for hooked in (False, True):
+        if hooked:
+            network.layer1[1].neuron1.register_forward_hook(lambda *call: seen.append(call[-1].detach()))
+        network.zero_grad()
+        x = [torch.linspace(-2, 2, 3 * 64 * 64, dtype=torch.float64).view(1, 3, 64, 64)] * 2
+        unrolled = backend.unrolled(network, x, methods.create("bptt", 2))  # type: ignore[attr-defined]
+        with backend.iteration(network):
+            unroll = Unroll(unrolled, x, lambda output: output.square().mean(), generator=torch.Generator())
+            methods.create("bptt", 2).accumulate_gradients(unroll)
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    assert {number for spikes in seen for number in spikes.unique().tolist()} == {0.0, 1.0}
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_spikes_at_the_end_of_a_unit_are_not_made_again_unless_a_hook_reads_them(
+    watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units_module, "ROOM", 0.0)
+    made: list[bool] = []
+    forward = TorchKernels.forward
+
+    def counted(kernels: TorchKernels, *args: Any, fires: bool) -> Any:
+        made.append(fires)
+        return forward(kernels, *args, fires=fires)
+
+    monkeypatch.setattr(TorchKernels, "forward", counted)
+    native = train("native", "cnn", "bptt", recompute=True, iterations=1, watched=watched)
+    layers = 2
+    assert made.count(True) == layers * T * (2 if watched else 1)
+    assert len(made) == 2 * layers * T
+    if watched:
+        first, again = native.spikes[: layers * T], native.spikes[layers * T :]
+        for layer in range(layers):  # the last first
+            one = first[layer * T : (layer + 1) * T]
+            other = again[(layers - 1 - layer) * T : (layers - layer) * T]
+            assert all(map(torch.equal, one, other))
+    assert all(getattr(module, "spikes_are_read", True) for module in native.network.modules())
 
 
 @pytest.mark.parametrize("method", ["bptt-ckpt2", "sltt", "sltt-k2"])

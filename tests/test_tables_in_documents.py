@@ -354,6 +354,7 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     )
     spikes = 544 * 1024 * 128 * 6  # of ResNet-18 in an iteration
     packed, fused = ((9 + 3 * 11) * spikes / 1e9, 4 * (2 + 1 / 8) * spikes / 1e9)
+    again = 448 * 1024 * 128 * 6  # of the nine layers, of 17, whose units are computed again
     (launches,) = (
         values
         for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")
@@ -370,6 +371,7 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
         f"on the same card, it is {warm['sltt-k1'] / warm['bptt']:.3f}",
         f"three times: {packed:.1f} GB, or at 4 TB/s {packed / 4:.1f} of the {exact - usual:.1f} ms by which it was slower",
         f"{fused:.1f} GB on paper",
+        f"of {again / 1e6:.0f} million elements a read and a write spared, {2 * 2 * again / 1e9:.1f} GB on paper",
         f"native takes {called:.2f} ms as calls from Python and {replayed:.2f} replayed (ResNet-18), and even where there is "
         f"much to compute {also_called:.2f} and {also_replayed:.2f} (NF-ResNet-34)",
         f"a step forward takes {forward:.1f} ms and backward {backward:.1f}",

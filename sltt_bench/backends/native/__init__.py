@@ -37,7 +37,7 @@ from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
-from sltt_bench.backends.native.residual_sums import fuse_residual_sums, leave_sums_to_units
+from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
 from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork, trace_step
 from sltt_bench.methods import Method, Need
@@ -228,7 +228,6 @@ class Native:
         if self._units is None:
             try:
                 self._units = UnitNetwork(network)
-                leave_sums_to_units(network)
             except NotSeparable as error:
                 self._units = error
         if isinstance(self._units, NotSeparable):

@@ -24,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
-from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics
+from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.units import trace_step
 from sltt_bench.neurons import reads_values
@@ -78,7 +78,7 @@ def _deferrable(
             isinstance(layer, neurons)
             and times[layer] == 1
             and users[0].args == (node,)
-            and not users[0].kwargs
+            and users[0].kwargs.get("divisor", 1) == 1
         ):
             yield norm, layer, list(biased_convolutions(node.args[0], network, times))
 
@@ -97,6 +97,8 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
     sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
     kernels: KernelsByDevice
+    kept_statistics: list[tuple[Tensor, Tensor]] | None = None
+    """Where whoever will call it again with the same x keeps μ and σ² of the call to come: empty before they are taken."""
 
     def forward(self, input: Tensor) -> Tensor:
         biases = biases_left_out(self.sources)
@@ -145,12 +147,17 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         assert batches is not None
         if not self.training:
             return mean, variance
-        return self.kernels.of(x, "batch statistics").statistics(
+        if self.kept_statistics:
+            return self.kept_statistics[0]
+        of_batch = self.kernels.of(x, "batch statistics").statistics(
             x,
             RunningStatistics(mean, variance, batches),
             self.momentum if self.track_running_stats else None,
             [bias.detach() for bias in biases],
         )
+        if self.kept_statistics is not None:
+            self.kept_statistics.append(of_batch)
+        return of_batch
 
 
 class DeferringBatchNorm1d(_Deferring, nn.BatchNorm1d):
@@ -191,7 +198,7 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(x, weight, bias, mean, variance)
         ctx.eps, ctx.of_batch = eps, of_batch
         ctx.to_input, ctx.saved, ctx.biases = None, saved, biases
-        return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
+        return placeholder_like(x)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]

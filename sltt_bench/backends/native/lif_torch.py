@@ -88,25 +88,25 @@ class TorchKernels:
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
+        *,
+        fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
         if bias is not None:
             x = x + _by_channel(bias, x)
         if norm is not None:
-            return self._forward_normalised(x, previous, neuron, out, scale.gain, norm)
+            return self._forward_normalised(x, previous, neuron, out, scale.gain, norm, fires=fires)
         if previous is None:
             if scale.divisor == 1:
                 membrane = x + neuron.resting_potential
             else:
                 membrane = (x / scale.divisor).add_(neuron.resting_potential)
-            return self.fire(membrane, neuron, scale.gain), membrane
+            return self.fire(membrane, neuron, scale.gain) if fires else placeholder_like(x), membrane
         membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(x)
-        for x_, previous_, membrane_, spikes_ in _pieces(x, previous, membrane, spikes):
+        spikes = torch.empty_like(x) if fires else None
+        for x_, previous_, membrane_, *spikes_ in _pieces(x, previous, membrane, *_if_any(spikes)):
             current_ = x_ if scale.divisor == 1 else x_ / scale.divisor
-            _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron)
-            if scale.gain != 1:
-                spikes_.mul_(scale.gain)
-        return spikes, membrane
+            _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron, scale.gain)
+        return placeholder_like(x) if spikes is None else spikes, membrane
 
     def _forward_normalised(
         self,
@@ -116,21 +116,20 @@ class TorchKernels:
         out: Tensor | None,
         gain: float,
         norm: BatchNormParameters,
+        *,
+        fires: bool,
     ) -> tuple[Tensor, Tensor]:
         factor, shift = norm.affine(x.dim())
         membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(x)
+        spikes = torch.empty_like(x) if fires else None
         past = x if previous is None else previous
-        threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
-        for x_, past_, membrane_, spikes_ in _samples(x, past, membrane, spikes):
+        for x_, past_, membrane_, *spikes_ in _samples(x, past, membrane, *_if_any(spikes)):
             current_ = (x_ * factor).add_(shift).to(x.dtype)
             if previous is None:
-                torch.ge(membrane_.copy_(current_).add_(neuron.resting_potential), threshold, out=spikes_)
+                _fire(membrane_.copy_(current_).add_(neuron.resting_potential), spikes_, neuron, gain)
             else:
-                _leak_and_integrate(current_, past_, membrane_, spikes_, neuron)
-            if gain != 1:
-                spikes_.mul_(gain)
-        return spikes, membrane
+                _leak_and_integrate(current_, past_, membrane_, spikes_, neuron, gain)
+        return placeholder_like(x) if spikes is None else spikes, membrane
 
     def backward(
         self,
@@ -222,12 +221,18 @@ class TorchKernels:
         return grad_residual, grad_gain.to(gain.dtype), grad_bias
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
-        spikes = torch.ge(
-            membrane,
-            representable_threshold(neuron.v_threshold, membrane.dtype),
-            out=torch.empty_like(membrane),
-        )
-        return spikes if gain == 1 else spikes.mul_(gain)
+        spikes = torch.empty_like(membrane)
+        _fire(membrane, [spikes], neuron, gain)
+        return spikes
+
+
+def placeholder_like(x: Tensor) -> Tensor:
+    """A tensor of undefined numbers that looks like x and takes the memory of one."""
+    return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
+
+
+def _if_any(tensor: Tensor | None) -> list[Tensor]:
+    return [] if tensor is None else [tensor]
 
 
 def _by_channel(numbers: Tensor, x: Tensor) -> Tensor:
@@ -259,19 +264,32 @@ def representable_threshold(v_threshold: float, dtype: torch.dtype) -> float:
 
 
 def _leak_and_integrate(
-    current: Tensor, previous: Tensor, membrane: Tensor, spikes: Tensor, neuron: LIFParameters
+    current: Tensor,
+    previous: Tensor,
+    membrane: Tensor,
+    spikes: Sequence[Tensor],
+    neuron: LIFParameters,
+    gain: float,
 ) -> None:
-    """u[t] = λ v[t−1] + I[t] into `membrane` and s[t] into `spikes`."""
-    threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
-    torch.ge(previous, threshold, out=spikes)
+    """u[t] = λ v[t−1] + I[t] into `membrane` and γ s[t] into `spikes`, if there is one."""
+    fired = spikes[0] if spikes else torch.empty_like(previous)
+    torch.ge(previous, representable_threshold(neuron.v_threshold, membrane.dtype), out=fired)
     if neuron.reset == "soft":
-        torch.sub(previous, spikes, alpha=neuron.v_threshold, out=membrane)
+        torch.sub(previous, fired, alpha=neuron.v_threshold, out=membrane)
     else:
-        torch.where(spikes != 0, previous.new_tensor(neuron.v_reset), previous, out=membrane)
+        torch.where(fired != 0, previous.new_tensor(neuron.v_reset), previous, out=membrane)
     membrane.mul_(neuron.decay).add_(current)
     if rest := neuron.resting_potential:
         membrane.add_((1 - neuron.decay) * rest)
-    torch.ge(membrane, threshold, out=spikes)
+    _fire(membrane, spikes, neuron, gain)
+
+
+def _fire(membrane: Tensor, spikes: Sequence[Tensor], neuron: LIFParameters, gain: float) -> None:
+    """γ s[t] from u[t] into each of `spikes`."""
+    for spikes_ in spikes:
+        torch.ge(membrane, representable_threshold(neuron.v_threshold, membrane.dtype), out=spikes_)
+        if gain != 1:
+            spikes_.mul_(gain)
 
 
 def _through_time(

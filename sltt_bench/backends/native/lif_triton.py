@@ -26,6 +26,7 @@ from sltt_bench.backends.native.lif_torch import (
     RunningStatistics,
     Scaling,
     is_dense,
+    placeholder_like,
 )
 from sltt_bench.neurons import LIFParameters
 
@@ -140,13 +141,14 @@ def _forward_kernel(
     GAIN: tl.constexpr,
     NORMALISED: tl.constexpr,
     BIASED: tl.constexpr,
+    FIRES: tl.constexpr,
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out.
+    """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out if it FIRES.
 
     I[t] = (x + b) / β, or the normalised x. Its channel is that of every INNERth element in memory.
     """
@@ -172,8 +174,9 @@ def _forward_kernel(
         u = DECAY * _after_reset(u, THRESHOLD, V_RESET, SOFT) + current + (1.0 - DECAY) * REST
     stored = u.to(membrane_ptr.dtype.element_ty)
     tl.store(membrane_ptr + index, stored, mask=inside)
-    spikes = tl.where(stored.to(COMPUTE) >= THRESHOLD, 1.0, 0.0).to(COMPUTE) * GAIN
-    tl.store(output_ptr + index, spikes.to(output_ptr.dtype.element_ty), mask=inside)
+    if FIRES:
+        spikes = tl.where(stored.to(COMPUTE) >= THRESHOLD, 1.0, 0.0).to(COMPUTE) * GAIN
+        tl.store(output_ptr + index, spikes.to(output_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -524,9 +527,11 @@ class TritonKernels:
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
+        *,
+        fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
         membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(membrane)
+        spikes = torch.empty_like(membrane) if fires else placeholder_like(x)
         x = _laid_out_as(membrane, x)
         past = x if previous is None else _laid_out_as(membrane, previous)
         by_channel = (
@@ -543,6 +548,7 @@ class TritonKernels:
             GAIN=scale.gain,
             NORMALISED=norm is not None,
             BIASED=bias is not None,
+            FIRES=fires,
             EPS=0.0 if norm is None else norm.eps,
             **_step_of(neuron),
             **({"CHANNELS": 1, "INNER": 1} if norm is None and bias is None else _channels_of(x)),

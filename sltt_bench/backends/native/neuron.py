@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from sltt_bench.backends.native.absorbed_bias import biases_left_out
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import KernelsByDevice
-from sltt_bench.backends.native.lif_torch import UNSCALED, Scaling
+from sltt_bench.backends.native.lif_torch import Scaling
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
 
@@ -33,6 +33,8 @@ class NativeLIF(SpikingNeuron):
         self._carried: _Carried | None = None
         self.sources: tuple[torch.nn.Conv2d, ...] = ()
         """Convolutions before it that may leave their bias to it."""
+        self.spikes_are_read = True
+        """Whether anything beside hooks reads its spikes; otherwise they need not exist, only their gradient."""
 
     def takes_biases(self) -> bool:
         return not self._is_watched()
@@ -43,14 +45,17 @@ class NativeLIF(SpikingNeuron):
         return "forward" in self.__dict__ or any(map(reads_values, hooks))
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
-        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves."""
-        if not isinstance(x, Tensor) or self._is_watched():
+        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves.
+
+        In the trace of a step that is a call of the layer with a `gain`.
+        """
+        if isinstance(x, Tensor) and self._is_watched():
             return super().scaled(x, gain, divisor)
-        result: Tensor = self(x, Scaling(1.0 if divisor is None else divisor, gain))
+        result: Tensor = self(x, gain=gain, divisor=1.0 if divisor is None else divisor)
         return result
 
-    def forward(self, current: Tensor, scale: Scaling = UNSCALED) -> Tensor:
-        before = self._carried
+    def forward(self, current: Tensor, *, gain: float = 1.0, divisor: float = 1.0) -> Tensor:
+        before, scale = self._carried, Scaling(divisor, gain)
         previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
             raise ValueError(
@@ -64,7 +69,10 @@ class NativeLIF(SpikingNeuron):
         biases = biases_left_out(self.sources)
         bias = sum(biases[1:], biases[0]) if biases else None
         added = None if bias is None else bias.detach()
-        spikes, membrane = kernels.forward(x, previous, self.parameters_, reuse, scale, norm, added)
+        fires = self.spikes_are_read or self._is_watched()
+        spikes, membrane = kernels.forward(
+            x, previous, self.parameters_, reuse, scale, norm, added, fires=fires
+        )
         link = None if before is None else before.link
         if torch.is_grad_enabled() and (current.requires_grad or link is not None or bias is not None):
             return self._recorded((current, link, bias), spikes, membrane, scale, norm is not None)

@@ -15,36 +15,37 @@ _ONE_BIT_EACH = 0x8040201008040201 - 2**64
 
 
 class PackedSpikes:
-    """A tensor of zeros and ones in an eighth of a byte an element."""
+    """A tensor γ s of spikes s, zeros and ones, in an eighth of a byte an element."""
 
-    def __init__(self, spikes: Tensor) -> None:
-        """`spikes`: zeros and ones of any shape and floating type, dense in memory or copied to be."""
+    def __init__(self, spikes: Tensor, gain: float = 1.0) -> None:
+        """`spikes`: γ s of any shape and floating type, dense in memory or copied to be. `gain`: γ, not 0."""
         if not is_dense(spikes):
             spikes = spikes.contiguous()
         self._shape, self._stride = spikes.shape, spikes.stride()
-        self._dtype = spikes.dtype
+        self._dtype, self._gain = spikes.dtype, gain
         flat = spikes.as_strided((spikes.numel(),), (1,))
         self._bits = _kernels().pack(flat) if flat.is_cuda else pack(flat)
 
     def tensor(self) -> Tensor:
-        """The spikes, with the shape, type and memory format that they had."""
+        """γ s, with the shape, type and memory format that it had."""
         back = _kernels().unpack if self._bits.is_cuda else unpack
-        flat: Tensor = back(self._bits, self._shape.numel(), self._dtype)
+        flat: Tensor = back(self._bits, self._shape.numel(), self._dtype, self._gain)
         return flat.as_strided(self._shape, self._stride)
 
 
 def pack(flat: Tensor) -> Tensor:
-    """Zeros and ones [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
+    """Zeros and γ [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
     fired = flat != 0
     if rest := -len(fired) % 8:
         fired = torch.cat([fired, fired.new_zeros(rest)])
     return ((fired.view(torch.int64) * _GATHER) >> 56).to(torch.uint8)
 
 
-def unpack(bits: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
+def unpack(bits: Tensor, elements: int, dtype: torch.dtype, gain: float = 1.0) -> Tensor:
     """The way back: [elements] of the type."""
     spread = (bits.to(torch.int64) * _REPEAT) & _ONE_BIT_EACH
-    return (spread.view(torch.uint8) != 0)[:elements].to(dtype)
+    spikes = (spread.view(torch.uint8) != 0)[:elements].to(dtype)
+    return spikes if gain == 1 else spikes.mul_(gain)
 
 
 def _kernels() -> ModuleType:

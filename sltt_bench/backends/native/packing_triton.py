@@ -7,6 +7,8 @@ Set TRITON_INTERPRET=1 before the first import to run the kernels on the CPU, sl
 # ruff: noqa: N803
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -27,31 +29,36 @@ def _pack_kernel(spikes_ptr, bits_ptr, elements, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _unpack_kernel(bits_ptr, spikes_ptr, elements, BLOCK: tl.constexpr):
+def _unpack_kernel(
+    bits_ptr, spikes_ptr, elements, GAIN: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr
+):
     byte = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     place = tl.arange(0, 8)
     index = byte[:, None] * 8 + place[None, :]
     bits = tl.load(bits_ptr + byte, mask=byte * 8 < elements, other=0).to(tl.int32)
     spikes = (bits[:, None] >> place[None, :]) & 1
-    spikes = spikes.to(tl.float32).to(spikes_ptr.dtype.element_ty)
-    tl.store(spikes_ptr + index, spikes, mask=index < elements)
+    spikes = spikes.to(COMPUTE) * GAIN
+    tl.store(spikes_ptr + index, spikes.to(spikes_ptr.dtype.element_ty), mask=index < elements)
 
 
 def pack(flat: Tensor) -> Tensor:
-    """Zeros and ones [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
+    """Zeros and γ [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
     bits = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=flat.device)
     _launch(_pack_kernel, flat, bits, len(flat))
     return bits
 
 
-def unpack(bits: Tensor, elements: int, dtype: torch.dtype) -> Tensor:
+def unpack(bits: Tensor, elements: int, dtype: torch.dtype, gain: float = 1.0) -> Tensor:
     """The way back: [elements] of the type."""
     flat = torch.empty(elements, dtype=dtype, device=bits.device)
-    _launch(_unpack_kernel, bits, flat, elements)
+    compute = tl.float64 if dtype == torch.float64 else tl.float32
+    _launch(_unpack_kernel, bits, flat, elements, GAIN=gain, COMPUTE=compute)
     return flat
 
 
-def _launch(kernel: triton.JITFunction, source: Tensor, target: Tensor, elements: int) -> None:
+def _launch(
+    kernel: triton.JITFunction, source: Tensor, target: Tensor, elements: int, **constants: Any
+) -> None:
     if elements:
         with torch.cuda.device_of(source):
-            kernel[(triton.cdiv(elements, 8 * BLOCK),)](source, target, elements, BLOCK=BLOCK)
+            kernel[(triton.cdiv(elements, 8 * BLOCK),)](source, target, elements, **constants, BLOCK=BLOCK)

@@ -8,7 +8,7 @@ and backward one each for α, g and b, and two for g's own gradient. Here it is 
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from sltt_bench.backends.native.absorbed_bias import biases_left_out, can_leave_bias, leave_bias_to
@@ -22,17 +22,14 @@ class _FusedSum(NormFreeBlock):
     sources: tuple[nn.Conv2d, ...]
     """The last convolution of the branch."""
     kernels: KernelsByDevice
-    in_units = False
-    """Whether the sum's operations are taken one by one elsewhere, which know of no bias that was left out."""
 
     def joined(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        biases = biases_left_out(self.sources) if isinstance(residual, Tensor) else []
+        if isinstance(residual, fx.Proxy):  # one operation of a step whose calls are traced
+            traced: Any = residual.tracer.create_proxy("call_function", self.joined, (residual, shortcut), {})
+            return traced  # type: ignore[no-any-return]
+        biases = biases_left_out(self.sources)
         bias = biases[0] if biases else None
-        if (
-            not isinstance(residual, Tensor)
-            or residual.dtype != shortcut.dtype
-            or residual.shape != shortcut.shape
-        ):
+        if residual.dtype != shortcut.dtype or residual.shape != shortcut.shape:
             if bias is not None:
                 residual = residual + bias.to(residual.dtype).view(-1, 1, 1)
             return super().joined(residual, shortcut)
@@ -40,7 +37,7 @@ class _FusedSum(NormFreeBlock):
         return result
 
     def takes_biases(self) -> bool:
-        return not self.in_units
+        return True
 
 
 class FusedBasicBlock(_FusedSum, BasicBlock):
@@ -68,13 +65,6 @@ def fuse_residual_sums(network: nn.Module, kernels: KernelsByDevice) -> tuple[in
         convolution: Any = block.get_submodule(last)
         biases += leave_bias_to(block, [convolution] if can_leave_bias(convolution) else [])
     return len(blocks), biases
-
-
-def leave_sums_to_units(network: nn.Module) -> None:
-    """Say that BPTT unit by unit takes the steps of the network apart."""
-    for block in network.modules():
-        if isinstance(block, _FusedSum):
-            block.in_units = True
 
 
 class _Join(torch.autograd.Function):

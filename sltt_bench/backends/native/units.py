@@ -18,6 +18,7 @@ masks are those of a run step by step; gradients are the same sums in another or
 """
 
 import operator
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import (
+    SpikingNeuron,
     State,
     Stateful,
     reset_state,
@@ -74,10 +76,14 @@ class Unit:
     core: Stateful | None
     """The layer with state at its end."""
     spiking: bool
-    """Whether its results are spikes."""
+    """Whether its results are spikes, or γ times spikes."""
+    gain: float
+    """γ."""
     once: frozenset[fx.Node]
     """What it computes from the input alone, without state: the same at all steps of a repeated image."""
     modules: list[nn.Module]
+    norms: list[Any]
+    """Those of its layers that take the batch's statistics and can be handed them instead."""
     read_last: list[fx.Node] = field(default_factory=list)
     """Cuts that no later unit reads."""
     graph_bytes: float = 0.0
@@ -184,6 +190,8 @@ class _Run:
         """Those that units still to come in the forward pass read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
+        self._statistics: dict[Unit, dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]]] = {}
+        """μ and σ² of the batch, by layer and step, of units that are computed again: [channels] each."""
         self._autocast: Callable[[], torch.autocast] | None = None
 
     def forward(self) -> list[Tensor]:
@@ -201,6 +209,7 @@ class _Run:
                     with torch.enable_grad(), self._hooks():
                         self._graphs[unit] = self._compute(unit, every_step, self._keep)
                 else:
+                    self._statistics[unit] = defaultdict(list)
                     self._compute(unit, every_step, self._keep)
             for node in unit.read_last:
                 self._unpacked.pop(node, None)
@@ -222,6 +231,7 @@ class _Run:
             else:
                 with _state_of_its_own(unit):
                     self._backward_again(unit)
+                del self._statistics[unit]
 
     def _chunk_of(self, unit: Unit) -> int:
         """How many steps are computed again at once."""
@@ -271,15 +281,20 @@ class _Run:
 
     @contextmanager
     def _computing_again(self, unit: Unit) -> Iterator[None]:
-        """As the first time, but running statistics are left alone."""
+        """As the first time, but running statistics are left alone, and the spikes at its end not made again."""
         assert self._autocast is not None
-        with self._autocast(), self._hooks(), _without_learning_statistics(unit.modules):
+        with (
+            self._autocast(),
+            self._hooks(),
+            _without_learning_statistics(unit.modules),
+            _firing_for_nobody(unit.core),
+        ):
             yield
 
     def _keep(self, unit: Unit, value: Tensor) -> None:
         """One more value of a cut."""
         unit.graph_bytes = 2 * value.nbytes
-        kept = PackedSpikes(value.detach()) if unit.spiking else Stored(value)
+        kept = PackedSpikes(value.detach(), unit.gain) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
         if unit.spiking and len(self._inputs) <= CHUNKS_BEYOND:
             self._unpacked.setdefault(unit.target, []).append(value.detach())
@@ -291,11 +306,26 @@ class _Run:
         for step in steps:
             if unit.core is not None and step and self._state_gradient != 1:
                 scale_state_gradient(unit.core, self._state_gradient)
-            value = self._step(unit, step, once)
+            with self._statistics_kept(unit, step):
+                value = self._step(unit, step, once)
             keep(unit, value)
             if torch.is_grad_enabled() and value.requires_grad:
                 ends.append(_End.apply(value, self.anchor, self._gradients[unit.target], step))
         return ends
+
+    @contextmanager
+    def _statistics_kept(self, unit: Unit, step: int) -> Iterator[None]:
+        """Layers take a batch's statistics in the first pass alone."""
+        if unit not in self._statistics:
+            yield
+            return
+        for norm in unit.norms:
+            norm.kept_statistics = self._statistics[unit][norm, step]
+        try:
+            yield
+        finally:
+            for norm in unit.norms:
+                norm.kept_statistics = None
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
         """The value of the unit's target at a step."""
@@ -333,7 +363,10 @@ class _Run:
         args = fx.map_arg(node.args, value_of)
         kwargs = fx.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
-            return self._units.network.get_submodule(str(node.target))(*args, **kwargs)
+            layer: Any = self._units.network.get_submodule(str(node.target))
+            # Neurons that are scaled find out by themselves whether somebody has hooked them since they were traced.
+            is_scaled = isinstance(layer, SpikingNeuron) and "gain" in kwargs
+            return layer.scaled(*args, **kwargs) if is_scaled else layer(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
@@ -421,6 +454,19 @@ def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
     finally:
         for module in learning:
             module.track_running_stats = True
+
+
+@contextmanager
+def _firing_for_nobody(core: Any) -> Iterator[None]:
+    """Within, neurons need not make the spikes at the end of a unit: those are kept, and only their gradient enters."""
+    if not hasattr(core, "spikes_are_read"):
+        yield
+        return
+    core.spikes_are_read = False
+    try:
+        yield
+    finally:
+        core.spikes_are_read = True
 
 
 # Cutting ----------------------------------------------------------------------------------------
@@ -545,6 +591,8 @@ def _unit(
         last_uses=last_uses,
         core=core,
         spiking=core is not None and core.emits_spikes,
+        gain=target.kwargs.get("gain", 1.0) if isinstance(core, SpikingNeuron) else 1.0,  # type: ignore[arg-type]
         once=once & inside,
         modules=[part for node in nodes if node in modules for part in modules[node].modules()],
+        norms=[modules[node] for node in nodes if hasattr(modules.get(node), "kept_statistics")],
     )
