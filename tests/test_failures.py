@@ -178,7 +178,7 @@ class RecordingReporter:
 
     def send(self, event: str, **details: object) -> None:
         if event == "measured_with":
-            self.absent = dict(details["absent"])  # type: ignore[call-overload]
+            self.absent = dict(details.get("absent", {}))  # type: ignore[call-overload]
 
     def facts(self, **facts: object) -> None:
         self.known |= facts
