@@ -34,12 +34,16 @@ class Kernels(Protocol):
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
+        steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
         u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own. With `norm` (β = 1), I[t] is the
         normalised x, with a `bias` [channels] (then without norm) x + b comes before β; either is rounded to the type of
         x as if it were stored.
+
+        Several `steps` at once: x and γ s are [steps · batch, …], step after step, u is [batch, …] before the first and
+        after the last; without norm.
         """
 
     def backward(

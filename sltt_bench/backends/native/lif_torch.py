@@ -88,25 +88,44 @@ class TorchKernels:
         scale: Scaling = UNSCALED,
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
+        steps: int = 1,
     ) -> tuple[Tensor, Tensor]:
         if bias is not None:
             x = x + _by_channel(bias, x)
         if norm is not None:
             return self._forward_normalised(x, previous, neuron, out, scale.gain, norm)
+        membrane = torch.empty_like(x[: len(x) // steps]) if out is None else out
+        spikes = torch.empty_like(x)
+        past = previous
+        for current, fired in zip(x.chunk(steps), spikes.chunk(steps), strict=True):
+            self._step(current, past, membrane, fired, neuron, scale)
+            past = membrane
+        return spikes, membrane
+
+    def _step(
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        membrane: Tensor,
+        spikes: Tensor,
+        neuron: LIFParameters,
+        scale: Scaling,
+    ) -> None:
+        """u[t] into `membrane`, γ s[t] into `spikes`."""
         if previous is None:
             if scale.divisor == 1:
-                membrane = x + neuron.resting_potential
+                torch.add(x, neuron.resting_potential, out=membrane)
             else:
-                membrane = (x / scale.divisor).add_(neuron.resting_potential)
-            return self.fire(membrane, neuron, scale.gain), membrane
-        membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(x)
+                torch.div(x, scale.divisor, out=membrane).add_(neuron.resting_potential)
+            torch.ge(membrane, representable_threshold(neuron.v_threshold, membrane.dtype), out=spikes)
+            if scale.gain != 1:
+                spikes.mul_(scale.gain)
+            return
         for x_, previous_, membrane_, spikes_ in _pieces(x, previous, membrane, spikes):
             current_ = x_ if scale.divisor == 1 else x_ / scale.divisor
             _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron)
             if scale.gain != 1:
                 spikes_.mul_(scale.gain)
-        return spikes, membrane
 
     def _forward_normalised(
         self,
