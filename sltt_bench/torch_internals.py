@@ -133,6 +133,12 @@ def module_hooks() -> Any:
     return nn.modules.module
 
 
+def sees_every_layer() -> bool:
+    """Whether such a hook is there now, around the forward pass."""
+    hooks = module_hooks()
+    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+
+
 # Fake tensors -----------------------------------------------------------------------------------
 
 

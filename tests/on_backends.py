@@ -142,6 +142,7 @@ def gradient_error(a: Trained, b: Trained) -> float:
     gradient is the least that a parameter's is compared with.
     """
     assert a.gradients.keys() == b.gradients.keys()
+    assert not any(gradient.requires_grad for gradient in a.gradients.values()), "a graph hangs on gradients"
     whole = torch.cat([gradient.flatten() for gradient in b.gradients.values()]).norm()
     errors = [
         (a.gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), whole / 1000)

@@ -254,6 +254,31 @@ def test_neurons_add_the_bias_that_what_they_read_lacks(shape: str, monkeypatch:
         torch.testing.assert_close(grad_bias, usual[0].sum([0, *range(2, x.dim())]), rtol=1e-13, atol=1e-12)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("reset", "dtype"), some(product(RESETS, ROUNDING), keep=5), ids=str)
+def test_several_steps_at_once_are_to_the_last_bit_those_steps_one_by_one(
+    reset: str, dtype: torch.dtype, layout: str
+) -> None:
+    lif, steps = neuron(reset), 3
+    x = LAYOUTS[layout](2 * numbers(steps * 2, 3, 5, 7, dtype=dtype))
+    carried, bias = numbers(4, 3, 5, 7, dtype=dtype, seed=1), numbers(3, seed=2).to(dtype)
+    for scale, added, past in product((UNSCALED, Scaling(1.3, 2.5)), (None, bias), (None, carried)):
+        one_by_one, before = [], None if past is None else past[1:3]
+        for current in x.chunk(steps):
+            spikes, before = kernels().forward(current.contiguous(), before, lif, None, scale, bias=added)
+            one_by_one.append(spikes)
+        room = (
+            torch.zeros_like(carried) if past is None else past.clone()
+        )  # of a batch of four, two in the middle
+        start = None if past is None else room[1:3]
+        got_spikes, got_membrane = kernels().forward(x, start, lif, room[1:3], scale, bias=added, steps=steps)
+        assert torch.equal(got_spikes, torch.cat(one_by_one))
+        assert torch.equal(got_membrane, before)
+        assert torch.equal(room[1:3], before)
+        outside = torch.zeros_like(carried) if past is None else past
+        assert torch.equal(room[::3], outside[::3])
+
+
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("shape", some(SHAPES, keep=3))
 def test_residual_sums_in_one_pass_give_what_the_operations_give(
@@ -503,6 +528,7 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
         "EPS": 0.0,
         "CHANNELS": 1,
         "INNER": 1,
+        "STEPS": 1,
     }
     backward = {
         **common,
@@ -515,6 +541,8 @@ def test_compiled_for_hopper_each_kernel_moves_every_tensor_once_in_16_byte_piec
     tensors_in_and_out = [
         (lif_triton._forward_kernel, forward, 2, 2),
         (lif_triton._forward_kernel, {**forward, "FIRES": False}, 2, 1),
+        (lif_triton._forward_kernel, {**forward, "STEPS": 4}, 5, 5),  # u once, x and s of each step
+        (lif_triton._forward_kernel, {**forward, "STEPS": 4, "FIRST": True}, 4, 5),
         (lif_triton._backward_kernel, backward, 2, 1),
         (lif_triton._fire_kernel, {"THRESHOLD": 1.0, "GAIN": 2.74, "BLOCK": lif_triton.BLOCK}, 1, 1),
     ]
@@ -536,7 +564,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
 
     by_channel = {"EPS": 1e-5, "CHANNELS": 128, "INNER": inner, "BLOCK": lif_triton.BLOCK}
     step = {"DECAY": 0.1, "THRESHOLD": 1.0, "V_RESET": 0.0, "SOFT": True, "GAIN": 1.0}
-    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "FIRES": True}
+    forward = {"REST": 0.0, "FIRST": False, "FACTOR": 1.0, "FIRES": True, "STEPS": 1}
     backward = {"FROM_OUTPUT": True, "FROM_NEXT": True, "TO_PAST": False, "DETACHED": False, "SURROGATE": 0}
     backward |= {"FACTOR": 1.0}
     normalised, biased = {"NORMALISED": True, "BIASED": False}, {"NORMALISED": False, "BIASED": True}
@@ -545,6 +573,7 @@ def test_compiled_for_hopper_neurons_that_normalise_do_so_too(inner: int) -> Non
         (lif_triton._forward_kernel, {**step, **forward, **normalised}, 2, 2),
         (lif_triton._forward_kernel, {**step, **forward, **biased}, 2, 2),
         (lif_triton._forward_kernel, {**step, **forward, **normalised, "FIRES": False}, 2, 1),
+        (lif_triton._forward_kernel, {**step, **forward, **biased, "STEPS": 3}, 4, 4),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **normalised}, 4, 1),
         (lif_triton._summing_backward_kernel, {**step, **backward, **tile, **biased}, 3, 1),
         (lif_triton._input_gradient_kernel, {"OF_BATCH": True}, 2, 1),

@@ -363,8 +363,16 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     launches = list(map(int, launches))
     warm = read("imagenet-resnet34/20261127-081228-61db", "epochs.csv")
     warm = warm[~warm["cold"]].groupby("method")["train_s"].median()
+    (spared,) = (
+        float(values[1].split(" ")[0])
+        for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")
+        if name.startswith("SLTT-K1")
+    )
+    spared_ms = spared * 2**30 / 4e12 * 1e3
     assert_page_says(
         "native-backend.md",
+        f"move {spared} GiB less in an iteration of SLTT-K1, at 4 TB/s {spared_ms:.1f} of the {k1:.2f} ms above",
+        f"K1 would take {(k1 - spared_ms) / bptt:.2f} of BPTT",
         "each costs Python {:.2f} to {:.2f} ms".format(
             *sorted((called / launches[0], also_called / launches[1]))
         ),

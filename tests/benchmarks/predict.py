@@ -7,7 +7,7 @@ GPU's own work.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil, prod
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sltt_bench import models
+from sltt_bench.backends.native.free_steps import AT_ONCE
 from sltt_bench.estimate.gpus import find_gpu
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
@@ -147,6 +148,21 @@ OPTIONS: tuple[tuple[str, Callable[[Layers], Cost]], ...] = (
 )
 
 
+def free_steps_at_once(layers: Layers, timesteps: int, most: int = AT_ONCE) -> Cost:
+    """Of an iteration of SLTT-K1, whose one step with a graph is any: u is read and written once for steps that come
+    together, `most` at a time, in place of once each; what the first layers make of an image is copied for them. With
+    batch norm steps do not come together."""
+    if layers.normalised:
+        return Cost()
+    spared = 0
+    for chosen in range(timesteps):
+        for free in (chosen, timesteps - 1 - chosen):
+            for together in (*[most] * (free // most), free % most):
+                if together > 1:
+                    spared += 2 * (together - 1) * sum(layers.neurons) - 2 * together * layers.neurons[0]
+    return Cost(spared // timesteps)
+
+
 def busy(layers: Layers, steps: int) -> float:
     """The share of multiprocessors with a tile of a convolution, weighted by work, `steps` at a time."""
     work = sum(one[2] for one in layers.convolutions)
@@ -201,6 +217,14 @@ def main() -> None:
                 f"{p.timesteps * saved(layers).launches} launches"
             ),
         )
+    row(
+        "SLTT-K1: steps without a graph, several at once: saves",
+        lambda p, layers: (
+            f"{gib(replace(p, timesteps=1), cost):.1f} GiB, {ms(replace(p, timesteps=1), cost):.1f} ms"
+            if (cost := free_steps_at_once(layers, p.timesteps)).tensors
+            else "– (batch norm)"
+        ),
+    )
 
 
 if __name__ == "__main__":

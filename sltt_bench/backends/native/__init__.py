@@ -11,6 +11,7 @@
     standardising (…_triton)          standardised weights in one pass
     pooling                           average pooling keeps shapes
     graphs                            whole iterations replayed as CUDA graphs
+    free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, of which only spikes are kept
     packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
@@ -33,7 +34,8 @@ from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.absorbed_bias import leave_biases_to_neurons
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation, why_wrong
-from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
+from sltt_bench.backends.native.free_steps import AT_ONCE, FreeSequence, FreeSteps, NotServed
+from sltt_bench.backends.native.graphs import GraphedIterations, steps_with_graph, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
@@ -101,6 +103,10 @@ class Native:
         self._once = OncePerIteration(first_layers=not recompute)
         self._units: UnitNetwork | NotSeparable | None = None
         """Of the network, once an iteration has asked for it."""
+        self._free: FreeSteps | str | None = None
+        """Likewise; or why there is nothing of the kind."""
+        self._not_free = ""
+        """Why the steps without a graph of the last iteration came one by one; empty where they did not."""
         self.graphs = None if graphs == "never" else GraphedIterations()
         """What replays iterations; None where they run as usual."""
         self._graphs_are_wanted = graphs == "always"
@@ -182,6 +188,8 @@ class Native:
         if self._compile:
             yield
             return
+        if isinstance(network, FreeSequence):
+            network = network.network  # of which it is known what repeats
         with self._saved.active(), self._once.active(network):
             yield
 
@@ -204,9 +212,39 @@ class Native:
             self.graphs, self._not_replayed = None, reason
 
     def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
+        if isinstance(experiment.method, SLTTK):
+            experiment = self._several_free_steps(experiment, x)
         network = self.unrolled(experiment.network, experiment.inputs(x), experiment.method)
         with self.sharing(experiment.method):
             return replace(experiment, network=network).accumulate_gradients(x, labels)
+
+    def _several_free_steps(self, experiment: "Experiment", x: Tensor) -> "Experiment":
+        """The experiment with its choice of steps made and what stands in for its network, where steps that need no
+        graph can come several at once."""
+        assert isinstance(experiment.method, SLTTK)
+        self._not_free = self._why_one_by_one(experiment, x) or ""
+        if self._not_free:
+            return experiment
+        assert isinstance(self._free, FreeSteps)
+        chosen = steps_with_graph(experiment.method, experiment.generator, experiment.timesteps)
+        network = self._free.sequence(experiment.inputs(x), chosen)
+        return replace(experiment, network=network, method=experiment.method.at(chosen))
+
+    def _why_one_by_one(self, experiment: "Experiment", x: Tensor) -> str | None:
+        """What keeps steps that need no graph from coming several at once."""
+        if self._compile or self._recompute:
+            return f"native.{'compile' if self._compile else 'recompute'}"
+        if experiment.ranks.size > 1:
+            return "several processes share each batch"
+        if x.requires_grad:
+            return "the input's gradient is wanted"
+        known = self._free
+        if known is None or (isinstance(known, FreeSteps) and known.network is not experiment.network):
+            try:
+                self._free = FreeSteps(experiment.network)
+            except NotServed as error:
+                self._free = str(error)  # the error itself would hold the batch, by way of its traceback
+        return self._free.why_not_now() if isinstance(self._free, FreeSteps) else self._free
 
     def sharing(self, method: Method) -> AbstractContextManager[None]:
         """Entered around an iteration of the method: what its steps may share.
@@ -249,6 +287,10 @@ class Native:
             facts["units"] = f"{len(self._units.units)}, computed for all steps at once, and again"
         elif self._units is not None:
             facts["units"] = f"none, step by step instead: {self._units}"
+        if self._not_free:
+            facts["steps without a graph"] = f"one by one: {self._not_free}"
+        elif self._free is not None:
+            facts["steps without a graph"] = f"up to {AT_ONCE} at once, in parts of the batch"
         if self._compilation is not None:
             facts["torch.compile"] = str(self._compilation)
         if self.graphs is not None:

@@ -219,9 +219,18 @@ def _graphs_needed(method: Method, timesteps: int) -> int:
 
 def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hashable:
     """What the method does with an unroll, its draws made from `generator`."""
+    return tuple(_rehearsed(method, generator, timesteps))
+
+
+def steps_with_graph(method: Method, generator: torch.Generator, timesteps: int) -> set[int]:
+    """The steps (from 0) that the method runs with a graph, its draws made from `generator`."""
+    return {call[1] for call in _rehearsed(method, generator, timesteps) if call[0] == "step" and call[2]}
+
+
+def _rehearsed(method: Method, generator: torch.Generator, timesteps: int) -> list[tuple[Any, ...]]:
     rehearsal = _Rehearsal(generator, timesteps)
     method.accumulate_gradients(cast(Any, rehearsal))
-    return tuple(rehearsal.calls)
+    return rehearsal.calls
 
 
 @dataclass

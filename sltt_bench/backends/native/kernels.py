@@ -35,6 +35,7 @@ class Kernels(Protocol):
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
         *,
+        steps: int = 1,
         fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
@@ -42,6 +43,9 @@ class Kernels(Protocol):
         u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own. With `norm` (β = 1), I[t] is the
         normalised x, with a `bias` [channels] (then without norm) x + b comes before β; either is rounded to the type of
         x as if it were stored. Unless it `fires`, a placeholder (`placeholder_like`) takes the place of γ s[t].
+
+        Several `steps` at once: x and γ s are [steps · batch, …], step after step, u is [batch, …] before the first and
+        after the last; without norm.
         """
 
     def backward(

@@ -89,24 +89,41 @@ class TorchKernels:
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
         *,
+        steps: int = 1,
         fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
         if bias is not None:
             x = x + _by_channel(bias, x)
         if norm is not None:
             return self._forward_normalised(x, previous, neuron, out, scale.gain, norm, fires=fires)
+        membrane = torch.empty_like(x[: len(x) // steps]) if out is None else out
+        spikes = torch.empty_like(x) if fires else None
+        past = previous
+        for current, *fired in zip(*(t.chunk(steps) for t in (x, *_if_any(spikes))), strict=True):
+            self._step(current, past, membrane, fired, neuron, scale)
+            past = membrane
+        return placeholder_like(x) if spikes is None else spikes, membrane
+
+    def _step(
+        self,
+        x: Tensor,
+        previous: Tensor | None,
+        membrane: Tensor,
+        spikes: Sequence[Tensor],
+        neuron: LIFParameters,
+        scale: Scaling,
+    ) -> None:
+        """u[t] into `membrane`, γ s[t] into `spikes`, if there is one."""
         if previous is None:
             if scale.divisor == 1:
-                membrane = x + neuron.resting_potential
+                torch.add(x, neuron.resting_potential, out=membrane)
             else:
-                membrane = (x / scale.divisor).add_(neuron.resting_potential)
-            return self.fire(membrane, neuron, scale.gain) if fires else placeholder_like(x), membrane
-        membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(x) if fires else None
-        for x_, previous_, membrane_, *spikes_ in _pieces(x, previous, membrane, *_if_any(spikes)):
+                torch.div(x, scale.divisor, out=membrane).add_(neuron.resting_potential)
+            _fire(membrane, spikes, neuron, scale.gain)
+            return
+        for x_, previous_, membrane_, *spikes_ in _pieces(x, previous, membrane, *spikes):
             current_ = x_ if scale.divisor == 1 else x_ / scale.divisor
             _leak_and_integrate(current_, previous_, membrane_, spikes_, neuron, scale.gain)
-        return placeholder_like(x) if spikes is None else spikes, membrane
 
     def _forward_normalised(
         self,

@@ -145,38 +145,45 @@ def _forward_kernel(
     EPS: tl.constexpr,
     CHANNELS: tl.constexpr,
     INNER: tl.constexpr,
+    STEPS: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out if it FIRES.
 
-    I[t] = (x + b) / β, or the normalised x. Its channel is that of every INNERth element in memory.
+    I[t] = (x + b) / β, or the normalised x. Its channel is that of every INNERth element in memory. Of x and s there are STEPS
+    times `elements`, and u stays here from step to step, rounded as if it were stored.
     """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
-    x = tl.load(x_ptr + index, mask=inside)
-    if BIASED:
-        bias = tl.load(bias_ptr + index // INNER % CHANNELS, mask=inside).to(COMPUTE)
-        x = (x.to(COMPUTE) + bias).to(x.dtype)
-    if NORMALISED:
-        channel = index // INNER % CHANNELS
-        slope = _inverse_deviation(variance_ptr, channel, inside, EPS, COMPUTE)
-        slope *= tl.load(weight_ptr + channel, mask=inside).to(COMPUTE)
-        shift = tl.load(bias_ptr + channel, mask=inside).to(COMPUTE)
-        shift -= tl.load(mean_ptr + channel, mask=inside).to(COMPUTE) * slope
-        current = (x.to(COMPUTE) * slope + shift).to(x.dtype).to(COMPUTE)
-    else:
-        current = _scaled(x, FACTOR, COMPUTE)
-    if FIRST:
-        u = current + REST
-    else:
+    if not FIRST:
         u = tl.load(previous_ptr + index, mask=inside).to(COMPUTE)
-        u = DECAY * _after_reset(u, THRESHOLD, V_RESET, SOFT) + current + (1.0 - DECAY) * REST
-    stored = u.to(membrane_ptr.dtype.element_ty)
+    place = index
+    for step in tl.static_range(STEPS):
+        x = tl.load(x_ptr + place, mask=inside)
+        if BIASED:
+            bias = tl.load(bias_ptr + index // INNER % CHANNELS, mask=inside).to(COMPUTE)
+            x = (x.to(COMPUTE) + bias).to(x.dtype)
+        if NORMALISED:
+            channel = index // INNER % CHANNELS
+            slope = _inverse_deviation(variance_ptr, channel, inside, EPS, COMPUTE)
+            slope *= tl.load(weight_ptr + channel, mask=inside).to(COMPUTE)
+            shift = tl.load(bias_ptr + channel, mask=inside).to(COMPUTE)
+            shift -= tl.load(mean_ptr + channel, mask=inside).to(COMPUTE) * slope
+            current = (x.to(COMPUTE) * slope + shift).to(x.dtype).to(COMPUTE)
+        else:
+            current = _scaled(x, FACTOR, COMPUTE)
+        if FIRST and step == 0:
+            u = current + REST
+        else:
+            u = DECAY * _after_reset(u, THRESHOLD, V_RESET, SOFT) + current + (1.0 - DECAY) * REST
+        stored = u.to(membrane_ptr.dtype.element_ty)
+        u = stored.to(COMPUTE)
+        if FIRES:
+            spikes = tl.where(u >= THRESHOLD, 1.0, 0.0).to(COMPUTE) * GAIN
+            tl.store(output_ptr + place, spikes.to(output_ptr.dtype.element_ty), mask=inside)
+        place += elements
     tl.store(membrane_ptr + index, stored, mask=inside)
-    if FIRES:
-        spikes = tl.where(stored.to(COMPUTE) >= THRESHOLD, 1.0, 0.0).to(COMPUTE) * GAIN
-        tl.store(output_ptr + index, spikes.to(output_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -528,11 +535,14 @@ class TritonKernels:
         norm: BatchNormParameters | None = None,
         bias: Tensor | None = None,
         *,
+        steps: int = 1,
         fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        membrane = torch.empty_like(x) if out is None else out
-        spikes = torch.empty_like(membrane) if fires else placeholder_like(x)
-        x = _laid_out_as(membrane, x)
+        membrane = torch.empty_like(x[: len(x) // steps]) if out is None else out
+        spikes = x.new_empty_strided(x.shape, membrane.stride())
+        x = _laid_out_as(spikes, x)
+        if not fires:
+            spikes = placeholder_like(x)
         past = x if previous is None else _laid_out_as(membrane, previous)
         by_channel = (
             (x, x, x, x if bias is None else bias)
@@ -542,6 +552,7 @@ class TritonKernels:
         _launch(
             _forward_kernel,
             (x, past, membrane, spikes, *by_channel),
+            elements=membrane.numel(),
             REST=neuron.resting_potential,
             FIRST=previous is None,
             FACTOR=_reciprocal(scale.divisor, x.dtype),
@@ -550,6 +561,7 @@ class TritonKernels:
             BIASED=bias is not None,
             FIRES=fires,
             EPS=0.0 if norm is None else norm.eps,
+            STEPS=steps,
             **_step_of(neuron),
             **({"CHANNELS": 1, "INNER": 1} if norm is None and bias is None else _channels_of(x)),
         )
@@ -833,11 +845,15 @@ def _rows_of(parts: Tensor) -> dict[str, Any]:
 
 
 def _launch(
-    kernel: Any, tensors: tuple[Tensor, ...], grid: tuple[int, ...] | None = None, **constants: Any
+    kernel: Any,
+    tensors: tuple[Tensor, ...],
+    grid: tuple[int, ...] | None = None,
+    elements: int | None = None,
+    **constants: Any,
 ) -> None:
     """Run a kernel over the elements of tensors that lie alike in memory, by programs of BLOCK elements or a `grid`."""
     first = tensors[0]
-    elements = first.numel()
+    elements = first.numel() if elements is None else elements
     if elements == 0:
         return
     compute = tl.float64 if first.dtype == torch.float64 else tl.float32

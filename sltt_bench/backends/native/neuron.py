@@ -12,9 +12,18 @@ from torch.autograd.function import once_differentiable
 from sltt_bench.backends.native.absorbed_bias import biases_left_out
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import KernelsByDevice
-from sltt_bench.backends.native.lif_torch import Scaling
+from sltt_bench.backends.native.lif_torch import Scaling, is_dense
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
 from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
+
+
+class Portion(NamedTuple):
+    """What a call of several steps sees: [steps · samples, …], step after step."""
+
+    steps: int
+    samples: slice
+    """Of the batch; the first portion begins at 0, the last ends with the batch."""
+    batch: int
 
 
 class NativeLIF(SpikingNeuron):
@@ -24,6 +33,8 @@ class NativeLIF(SpikingNeuron):
     """
 
     carried = ("linked_membrane",)
+    portion: Portion | None = None
+    """What the calls to come see, where it is not the batch at one step; they need no graph then."""
 
     def __init__(self, parameters: LIFParameters, kernels: KernelsByDevice, saved: SavedTensors) -> None:
         super().__init__()
@@ -35,6 +46,8 @@ class NativeLIF(SpikingNeuron):
         """Convolutions before it that may leave their bias to it."""
         self.spikes_are_read = True
         """Whether anything beside hooks reads its spikes; otherwise they need not exist, only their gradient."""
+        self._past: Tensor | None = None
+        """u before the steps of which some portions are computed."""
 
     def takes_biases(self) -> bool:
         return not self._is_watched()
@@ -55,7 +68,10 @@ class NativeLIF(SpikingNeuron):
         return result
 
     def forward(self, current: Tensor, *, gain: float = 1.0, divisor: float = 1.0) -> Tensor:
-        before, scale = self._carried, Scaling(divisor, gain)
+        scale = Scaling(divisor, gain)
+        if self.portion is not None:
+            return self._of_portion(current, scale, self.portion)
+        before = self._carried
         previous = None if before is None else before.membrane
         if previous is not None and previous.shape != current.shape:
             raise ValueError(
@@ -66,8 +82,7 @@ class NativeLIF(SpikingNeuron):
         deferred = deferred_by(current)
         x, norm = (current.detach(), None) if deferred is None else deferred
         kernels = self._kernels.of(x, "forward" if norm is None else "forward with batch norm")
-        biases = biases_left_out(self.sources)
-        bias = sum(biases[1:], biases[0]) if biases else None
+        bias = self._bias()
         added = None if bias is None else bias.detach()
         fires = self.spikes_are_read or self._is_watched()
         spikes, membrane = kernels.forward(
@@ -77,6 +92,33 @@ class NativeLIF(SpikingNeuron):
         if torch.is_grad_enabled() and (current.requires_grad or link is not None or bias is not None):
             return self._recorded((current, link, bias), spikes, membrane, scale, norm is not None)
         self._carried = _Carried(membrane, None, _nobody)
+        return spikes
+
+    def _bias(self) -> Tensor | None:
+        """What the currents lack."""
+        biases = biases_left_out(self.sources)
+        return sum(biases[1:], biases[0]) if biases else None
+
+    def _of_portion(self, current: Tensor, scale: Scaling, portion: Portion) -> Tensor:
+        """The spikes of a portion; when the last one is through, the layer carries u of the whole batch."""
+        if portion.samples.start == 0:
+            before = self._carried
+            self._past = None if before is None else before.membrane
+            reuse = self._past if before is not None and before.holder() is None else None
+            membrane = _for_batch(current, portion.batch) if reuse is None else reuse
+            self._carried = _Carried(membrane, None, _nobody)
+        assert self._carried is not None
+        spikes, _ = self._kernels.of(current, "forward, several steps").forward(
+            current,
+            None if self._past is None else self._past[portion.samples],
+            self.parameters_,
+            self._carried.membrane[portion.samples],
+            scale,
+            bias=self._bias(),
+            steps=portion.steps,
+        )
+        if portion.samples.stop == portion.batch:
+            self._past = None
         return spikes
 
     def _recorded(
@@ -106,7 +148,7 @@ class NativeLIF(SpikingNeuron):
         return reset(membrane, self._kernels.fire(membrane, self.parameters_), self.parameters_)
 
     def reset_state(self) -> None:
-        self._carried = None
+        self._carried = self._past = None
 
     def detach_state(self) -> None:
         if self._carried is not None:
@@ -135,6 +177,14 @@ class _Carried(NamedTuple):
     """Leads the gradient from step t+1 to step t."""
     holder: Callable[[], object | None]
     """Gives what needs the memory of u[t] beside the layer, None if nothing does any more."""
+
+
+def _for_batch(currents: Tensor, batch: int) -> Tensor:
+    """Room for so many samples, laid out as those of the currents are if they lie one after another."""
+    shape = (batch, *currents.shape[1:])
+    if is_dense(currents) and currents.stride(0) * len(currents) == currents.numel():
+        return currents.new_empty_strided(shape, currents.stride())
+    return currents.new_empty(shape)
 
 
 def _nobody() -> None:

@@ -55,6 +55,11 @@ FUSED: dict[type[nn.Module], tuple[type[_FusedSum], str]] = {
 """Kind of block → with its sum in one pass, and the name of the last convolution of its branch."""
 
 
+def is_residual_sum(function: Any) -> bool:
+    """Whether a call in the trace of a step is a block's sum in one pass."""
+    return isinstance(getattr(function, "__self__", None), _FusedSum)
+
+
 def fuse_residual_sums(network: nn.Module, kernels: KernelsByDevice) -> tuple[int, int]:
     """Let the network's blocks take their sums in one pass, in place; how many do, and how many biases with them."""
     blocks = [block for block in network.modules() if type(block) in FUSED]

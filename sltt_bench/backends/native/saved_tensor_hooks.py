@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sltt_bench.neurons import reads_no_values
 from sltt_bench.torch_internals import result_of, saved_by, times_changed
 
 Fire = Callable[[Tensor], Tensor]
@@ -270,6 +271,7 @@ def _convolution(node: Node, operand: Operand) -> Computed | None:
 _FILLS_WITH_ZERO = "sltt_bench.fills_with_zero"
 
 
+@reads_no_values
 def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
     """A forward hook that vouches for a layer: where it ends in `masked_fill`, the value is 0."""
     node: Node = output.grad_fn

@@ -142,7 +142,8 @@ class StandardisedWeight:
                 weight = self._standardise()
             weight.backward(self._sum)  # type: ignore[no-untyped-call]
             return
-        gradients = standardise_backward(self._sum, *self._in_one_pass)
+        with torch.no_grad():
+            gradients = standardise_backward(self._sum, *self._in_one_pass)
         for parameter, gradient in zip(self._in_one_pass, gradients, strict=True):
             if parameter.requires_grad:
                 _add_to_gradient(parameter, gradient)
