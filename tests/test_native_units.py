@@ -1,5 +1,6 @@
 """BPTT unit by unit: the gradients of the reference, spikes kept as bits, and a reason where it cannot be."""
 
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -346,6 +347,16 @@ def test_a_network_without_units_is_trained_step_by_step_and_the_provenance_says
     losses = [one.training_iteration(*batch()).summed_loss for one in (subject, reference)]
     torch.testing.assert_close(*losses)
     assert "cannot be traced" in subject.backend.provenance()["units"]
+
+
+def test_a_network_without_units_keeps_no_batch() -> None:
+    subject = experiment(True)
+    subject.network.__class__ = Decides
+    x, labels = batch()
+    subject.training_iteration(x, labels)
+    kept = weakref.ref(x)
+    del x
+    assert kept() is None
 
 
 # Memory -------------------------------------------------------------------------------------------

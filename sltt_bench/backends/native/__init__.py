@@ -101,7 +101,7 @@ class Native:
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
         self._once = OncePerIteration(first_layers=not recompute)
-        self._units: UnitNetwork | NotSeparable | None = None
+        self._units: UnitNetwork | str | None = None
         """Of the network, once an iteration has asked for it."""
         self._free: FreeSteps | str | None = None
         """Likewise; or why there is nothing of the kind."""
@@ -267,8 +267,8 @@ class Native:
             try:
                 self._units = UnitNetwork(network)
             except NotSeparable as error:
-                self._units = error
-        if isinstance(self._units, NotSeparable):
+                self._units = str(error)  # the error itself would hold the batch, by way of its traceback
+        if isinstance(self._units, str):
             return network
         factor = method.beta if isinstance(method, DampedBPTT) else 1.0
         return self._units.sequence(inputs, partial(self._saved.active, costly=False), factor)
