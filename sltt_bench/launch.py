@@ -10,6 +10,7 @@ agent dies ends itself, so that nothing stays behind, whoever was killed.
 import json
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -60,9 +61,7 @@ def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
     if nodes == 1:
         _launch_here(job, events, size)
         return
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        endpoint = f"{socket.gethostname()}:{probe.getsockname()[1]}"
+    endpoint = f"{socket.gethostname()}:{free_port()}"
     command = ["srun", "--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--unbuffered",
                "--kill-on-bad-exit=1", sys.executable, "-m", "sltt_bench.launch"]  # fmt: skip
     variables = {JOB: json.dumps(job), NODES: f"{nodes} {endpoint}"}
@@ -84,6 +83,18 @@ def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
             key=lambda failure: _LOST_PEER.search(str(failure)) is not None,
             default=CellFailure("error", f"srun ended with exit code {agents.returncode} without a word"),
         )
+
+
+def free_port() -> int:
+    """A port at which nobody listens, and that no connection is given by chance before the agents of all nodes have
+    started: systems hand those out from 32768 on. Raises OSError if many are taken.
+    """
+    for _ in range(100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", 10_000 + secrets.randbelow(22_768)))
+            port: int = probe.getsockname()[1]
+            return port
+    raise OSError("no free port between 10000 and 32768 for the processes of several nodes to meet at")
 
 
 def _launch_here(

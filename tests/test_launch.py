@@ -1,6 +1,7 @@
 """A cell whose batches several processes share, started by torch's launcher: its rows, its failures, its resumption."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -248,3 +249,15 @@ def test_an_estimate_is_of_one_device_and_says_what_is_exchanged(smoke_cell: Mak
 def test_how_many_processes_share_a_cell_is_not_part_of_its_identity() -> None:
     digits = load_recipe("digits")
     assert load_recipe("digits", {"train.devices": 4}).fingerprint() == digits.fingerprint()
+
+
+def test_the_port_at_which_nodes_meet_is_free_and_none_that_systems_hand_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        in_use = taken.getsockname()[1] - 10_000
+        free = iter([in_use, 4_711, 4_712])
+        monkeypatch.setattr("sltt_bench.launch.secrets.randbelow", lambda _: next(free))
+        assert launch.free_port() in (14_711, 14_712)
+    assert all(10_000 <= launch.free_port() < 32_768 for _ in [monkeypatch.undo()] * 5)
