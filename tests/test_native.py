@@ -17,18 +17,21 @@ import torch
 from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
 
-from sltt_bench import backends, methods, models
+from sltt_bench import backends, experiment, methods, models
 from sltt_bench.backends import native
 from sltt_bench.backends.native import compilation
-from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations
+from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations, steps_with_graph
 from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
+from sltt_bench.experiment import Experiment
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
 from sltt_bench.unroll import Unroll
 
 
@@ -619,6 +622,68 @@ def test_a_parameter_that_no_iteration_reaches_has_no_gradient_when_it_is_replay
         graphs.run(subject, lambda x, y: network[1](x).sum().backward(), batch)  # type: ignore[arg-type]
         assert [p.grad is None for p in network.parameters()] == [True, True, False, False]
     assert graphs.replayed == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "native"),
+    [
+        ({"name": "mlp", "hidden": [8, 8], "recurrent": True}, "sltt-k1", {}),
+        ({"name": "cnn", "channels": [4, 4]}, "sltt-k2", {"fused_norm": "always"}),
+        ({"name": "preact-resnet18", "width": 2}, "bptt", {"fused_norm": "always", "recompute": True}),
+        ({"name": "nf-resnet34", "width": 2}, "sltt-k1", {"fused_norm": "always"}),
+    ],
+    ids=["recurrent", "batch norm", "in units", "standardised"],
+)
+def test_weights_trained_by_replay_are_those_of_usual_iterations(
+    model: dict[str, Any], method: str, native: dict[str, Any]
+) -> None:
+    """Momentum and weight decay move what has a gradient, were it zero, and leave the others."""
+    overrides = {"model": model, "timesteps": 3, "train.precision": "fp32", "train.weight_decay": 0.1}
+    overrides |= {f"native.{option}": value for option, value in {**native, "graphs": "never"}.items()}
+    cell = Cell(load_recipe("digits", overrides, chosen_methods=[method]), method, "native", 0, device="cpu")
+
+    def trained(*, by_replay: bool) -> Experiment:
+        subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+        if by_replay:
+            subject.backend.graphs = GraphedIterations(lambda: Repeats(subject.generator))  # type: ignore[attr-defined]
+        subject.network.train()
+        data = torch.Generator().manual_seed(5)
+        with torch.no_grad():  # biases begin at 0, where nothing moves them
+            for parameter in subject.network.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape, generator=data)
+        for _ in range(12):
+            x, labels = torch.rand(4, 1, 8, 8, generator=data), torch.randint(10, (4,), generator=data)
+            subject.training_iteration(x, labels)
+        return subject
+
+    usual, replayed = (trained(by_replay=way).network for way in (False, True))
+    weights = dict(replayed.named_parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in usual.named_parameters())
+
+
+def test_which_parameters_have_a_gradient_depends_on_the_choice_of_steps_that_is_replayed() -> None:
+    """Step 0 alone reaches one layer, every other step both: as recurrent weights, which have nothing to weigh at first."""
+    generator = torch.Generator()
+    graphs = GraphedIterations(lambda: Repeats(generator))
+    network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
+    method = methods.create("sltt-k1", 3)
+    subject = Subject(network, method, generator, 3)
+
+    def iterate(x: Tensor, _: Tensor) -> None:
+        (drawn,) = steps_with_graph(method, generator, 3)
+        layers = network if drawn else network[:1]
+        sum(layer(x).sum() * (drawn + 1) for layer in layers).backward()
+
+    for _ in range(20):
+        network.zero_grad()
+        state = generator.get_state()
+        (drawn,) = steps_with_graph(method, generator, 3)
+        generator.set_state(state)
+        graphs.run(subject, iterate, (torch.ones(3, 2), torch.ones(3)))  # type: ignore[arg-type]
+        sums = [p.grad if p.grad is None else p.grad.sum().item() for p in network.parameters()]
+        one = [6.0 * (drawn + 1), 3.0 * (drawn + 1)]
+        assert sums == [*one, *(one if drawn else [None, None])]
+    assert graphs.replayed == 17
 
 
 def test_graphs_refuse_a_method_with_too_many_choices_of_steps() -> None:

@@ -214,8 +214,11 @@ def _zero_gradient(bias: Tensor, *, in_iteration: bool) -> Tensor | None:
     """That of a bias which makes no difference, for autograd to send; None where it has one already."""
     if not in_iteration or has_hooks(bias):
         return torch.zeros_like(bias)
-    if bias.requires_grad and bias.grad is None:
-        bias.grad = torch.zeros_like(bias)
+    if bias.requires_grad:
+        if bias.grad is None:
+            bias.grad = torch.zeros_like(bias)
+        else:  # zeros were added, for whoever counts changes
+            torch.autograd.graph.increment_version(bias.grad)
     return None
 
 

@@ -9,7 +9,7 @@ are captured together, in the first epoch, so that no measured epoch waits for o
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import compress, count
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
@@ -21,7 +21,7 @@ from sltt_bench.methods.bptt_damped import DampedBPTT
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.methods.tbptt import TruncatedBPTT
-from sltt_bench.torch_internals import zero_all
+from sltt_bench.torch_internals import times_changed, zero_all
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
@@ -86,6 +86,8 @@ class _Recorded:
     replay: Callable[[], None]
     unroll: Unroll
     """Its sums are what the latest replay left there."""
+    reached: list[bool]
+    """To which parameters it gives a gradient: an optimiser leaves the others where they are."""
 
 
 class GraphedIterations:
@@ -96,9 +98,6 @@ class GraphedIterations:
         self._capture: Capture | None = None
         self._recorded: dict[Hashable, _Recorded] = {}
         self._inputs: Batch | None = None
-        self._reached: list[nn.Parameter] = []
-        """Those to which the latest usual iteration gave a gradient: an optimiser leaves the others where they are."""
-        self._recorded_parameters: list[nn.Parameter] = []
         self._gradients: list[Tensor] = []
         self._most_samples = 0
         self._warmed_up = 0
@@ -119,11 +118,11 @@ class GraphedIterations:
         if self._warmed_up < WARM_UP or not self._fits(batch):
             self.usual += 1
             self._warmed_up += 1
-            return self._warm_up(subject.network, iterate, batch)
+            return self._warm_up(iterate, batch)
         if not self._recorded:
             self._record_all(subject, iterate, batch)
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
-        return self._replay(self._recorded[drawn], batch)
+        return self._replay(subject.network, self._recorded[drawn], batch)
 
     def _make_room_for(self, batch: Batch) -> None:
         """A batch larger than all before takes the place of what was recorded: most batches are of its size."""
@@ -136,12 +135,11 @@ class GraphedIterations:
             return len(batch[1]) == self._most_samples
         return all(a.shape == b.shape for a, b in zip(self._inputs, batch, strict=True))
 
-    def _warm_up(self, network: nn.Module, iterate: Iterate, batch: Batch) -> Unroll:
+    def _warm_up(self, iterate: Iterate, batch: Batch) -> Unroll:
         unrolls: list[Unroll] = []
         if self._capture is None:
             self._capture = self._make_capture()
         self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
-        self._reached = [parameter for parameter in network.parameters() if parameter.grad is not None]
         return unrolls[0]
 
     def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
@@ -155,7 +153,7 @@ class GraphedIterations:
                 drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
                 if drawn not in self._recorded:
                     generator.manual_seed(seed)
-                    self._recorded[drawn] = self._record(iterate, batch)
+                    self._recorded[drawn] = self._record(subject.network, iterate, batch)
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
@@ -165,20 +163,25 @@ class GraphedIterations:
         finally:
             generator.set_state(before)
 
-    def _record(self, iterate: Iterate, batch: Batch) -> _Recorded:
+    def _record(self, network: nn.Module, iterate: Iterate, batch: Batch) -> _Recorded:
         assert self._capture is not None, "a capture follows the warm-up"
+        parameters = _trainable(network)
         if self._inputs is None:
             self._inputs = batch[0].clone(), batch[1].clone()
-            self._recorded_parameters = self._reached
-            self._gradients = [torch.zeros_like(parameter) for parameter in self._reached]
-        parameters = self._recorded_parameters
+            self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         accumulated = [parameter.grad for parameter in parameters]
         unrolls: list[Unroll] = []
         inputs = self._inputs
 
+        reached: list[bool] = []
+
         def zero_and_iterate() -> None:
             zero_all(self._gradients)
+            zeroed = [times_changed(gradient) for gradient in self._gradients]
             unrolls.append(iterate(*inputs))
+            reached.extend(
+                times_changed(g) > before for g, before in zip(self._gradients, zeroed, strict=True)
+            )
 
         try:
             for parameter, gradient in zip(parameters, self._gradients, strict=True):
@@ -187,17 +190,22 @@ class GraphedIterations:
         finally:
             for parameter, before in zip(parameters, accumulated, strict=True):
                 parameter.grad = before
-        return _Recorded(replay, unrolls[0])
+        return _Recorded(replay, unrolls[0], reached)
 
-    def _replay(self, recorded: _Recorded, batch: Batch) -> Unroll:
+    def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
         assert self._inputs is not None
         for static, given in zip(self._inputs, batch, strict=True):
             static.copy_(given)
         recorded.replay()
         self.replayed += 1
-        for parameter, gradient in zip(self._recorded_parameters, self._gradients, strict=True):
+        gradients = compress(zip(_trainable(network), self._gradients, strict=True), recorded.reached)
+        for parameter, gradient in gradients:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
+
+
+def _trainable(network: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def unsuited(method: Method, timesteps: int) -> str | None:
