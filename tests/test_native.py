@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from on_backends import MODELS, T, build, gradient_error, train, train_reference
+from replays import RunsAgain
 from torch import Tensor, nn
 
 from sltt_bench import backends, experiment, methods, models
@@ -433,34 +434,17 @@ class Subject(NamedTuple):
     timesteps: int
 
 
-class Repeats:
-    """Stands in for a CUDA graph: calls the function again, with the draws of its first call."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def warm_up(self, function: Callable[[], None]) -> None:
-        function()
-
-    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        drawn_from = self.generator.get_state()
-        with torch.random.fork_rng():
-            function()
-
-        def replay() -> None:
-            now = self.generator.get_state()
-            self.generator.set_state(drawn_from)
-            function()
-            self.generator.set_state(now)
-
-        return replay
-
-
-class Counts(Repeats):
+class Counts(RunsAgain):
     """Also notes how many iterations had been replayed when something was captured."""
 
-    def __init__(self, generator: torch.Generator, captured: list[int], replayed: Callable[[], int]) -> None:
-        super().__init__(generator)
+    def __init__(
+        self,
+        network: nn.Module,
+        generator: torch.Generator,
+        captured: list[int],
+        replayed: Callable[[], int],
+    ) -> None:
+        super().__init__(network, generator)
         self.captured, self.replayed = captured, replayed
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -469,11 +453,14 @@ class Counts(Repeats):
 
 
 def gradients_of_batches(
-    method: Method, generator: torch.Generator, graphs: GraphedIterations | None
+    method: Method,
+    generator: torch.Generator,
+    make_graphs: Callable[[nn.Module], GraphedIterations] | None = None,
 ) -> list[Tensor]:
     """After each of nine batches, whose last is smaller."""
     backend = backends.create("native")
     network = build(backend, "cnn", LIFParameters()).double()
+    graphs = None if make_graphs is None else make_graphs(network)
     data = torch.Generator().manual_seed(4)
     gradients = []
 
@@ -505,25 +492,35 @@ def gradients_of_batches(
 @pytest.mark.parametrize("method", ["bptt", "bptt-d0.5", "tbptt-w2", "sltt", "sltt-k2"])
 def test_replayed_iterations_leave_the_gradients_and_draws_of_usual_ones(method: str) -> None:
     one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    usual = gradients_of_batches(methods.create(method, T), one, None)
-    graphs = GraphedIterations(lambda: Repeats(other))
-    replayed = gradients_of_batches(methods.create(method, T), other, graphs)
+    usual = gradients_of_batches(methods.create(method, T), one)
+    made: list[GraphedIterations] = []
+
+    def make(network: nn.Module) -> GraphedIterations:
+        made.append(GraphedIterations(lambda: RunsAgain(network, other)))
+        return made[0]
+
+    replayed = gradients_of_batches(methods.create(method, T), other, make)
     assert all(torch.equal(a, b) for a, b in zip(replayed, usual, strict=True))
     assert torch.equal(one.get_state(), other.get_state())
-    assert (graphs.usual, graphs.replayed) == (4, 5)
+    assert (made[0].usual, made[0].replayed) == (4, 5)
 
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replayed(k: int) -> None:
     generator = torch.Generator().manual_seed(3)
     captured: list[int] = []
-    graphs = GraphedIterations(lambda: Counts(generator, captured, lambda: graphs.replayed))
-    gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, graphs)
+    made: list[GraphedIterations] = []
+
+    def make(network: nn.Module) -> GraphedIterations:
+        made.append(GraphedIterations(lambda: Counts(network, generator, captured, lambda: made[0].replayed)))
+        return made[0]
+
+    gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, make)
     assert captured == [0] * math.comb(T, k)
-    assert graphs.replayed == 5
+    assert made[0].replayed == 5
 
 
-class Fails(Repeats):
+class Fails(RunsAgain):
     """A capture that breaks off in the middle."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
@@ -533,7 +530,7 @@ class Fails(Repeats):
 
 def test_a_failed_capture_ends_the_cell_and_leaves_gradients_and_draws_alone() -> None:
     generator = torch.Generator().manual_seed(3)
-    graphs = GraphedIterations(lambda: Fails(torch.Generator()))
+    graphs = GraphedIterations(lambda: Fails(layer, torch.Generator()))
     layer = nn.Linear(2, 1)
     subject = Subject(layer, methods.create("sltt-k1", 2), generator, 2)
     batch = torch.ones(3, 2), torch.ones(3)
@@ -599,7 +596,7 @@ def test_iterations_before_a_capture_run_on_its_stream_and_other_threads_may_use
 def test_the_largest_batch_is_recorded_whichever_comes_first_after_a_warm_up_of_its_own() -> None:
     """Kernels for it are compiled and loaded before the capture, which might not allow that."""
     captured: list[int] = []
-    graphs = GraphedIterations(lambda: Counts(torch.Generator(), captured, lambda: graphs.replayed))
+    graphs = GraphedIterations(lambda: Counts(layer, torch.Generator(), captured, lambda: graphs.replayed))
     layer = nn.Linear(2, 1)
     subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
     for samples in (2, 2, 2, 2, 5, 5, 5, 5, 5, 2):
@@ -613,7 +610,7 @@ def test_the_largest_batch_is_recorded_whichever_comes_first_after_a_warm_up_of_
 
 def test_a_parameter_that_no_iteration_reaches_has_no_gradient_when_it_is_replayed() -> None:
     """With zeros in place of None, weight decay would move it."""
-    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    graphs = GraphedIterations(lambda: RunsAgain(network, torch.Generator()))
     network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
     subject = Subject(network, methods.create("sltt", 1), torch.Generator(), 1)
     batch = torch.ones(3, 2), torch.ones(3)
@@ -628,7 +625,7 @@ def test_a_parameter_that_no_iteration_reaches_has_no_gradient_when_it_is_replay
     ("model", "method", "native"),
     [
         ({"name": "mlp", "hidden": [8, 8], "recurrent": True}, "sltt-k1", {}),
-        ({"name": "cnn", "channels": [4, 4]}, "sltt-k2", {"fused_norm": "always"}),
+        ({"name": "preact-resnet18", "width": 2}, "sltt-k2", {"fused_norm": "always"}),
         ({"name": "preact-resnet18", "width": 2}, "bptt", {"fused_norm": "always", "recompute": True}),
         ({"name": "nf-resnet34", "width": 2}, "sltt-k1", {"fused_norm": "always"}),
     ],
@@ -645,7 +642,7 @@ def test_weights_trained_by_replay_are_those_of_usual_iterations(
     def trained(*, by_replay: bool) -> Experiment:
         subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
         if by_replay:
-            subject.backend.graphs = GraphedIterations(lambda: Repeats(subject.generator))  # type: ignore[attr-defined]
+            subject.backend.graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))  # type: ignore[attr-defined]
         subject.network.train()
         data = torch.Generator().manual_seed(5)
         with torch.no_grad():  # biases begin at 0, where nothing moves them
@@ -664,7 +661,7 @@ def test_weights_trained_by_replay_are_those_of_usual_iterations(
 def test_which_parameters_have_a_gradient_depends_on_the_choice_of_steps_that_is_replayed() -> None:
     """Step 0 alone reaches one layer, every other step both: as recurrent weights, which have nothing to weigh at first."""
     generator = torch.Generator()
-    graphs = GraphedIterations(lambda: Repeats(generator))
+    graphs = GraphedIterations(lambda: RunsAgain(network, generator))
     network = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)])
     method = methods.create("sltt-k1", 3)
     subject = Subject(network, method, generator, 3)
@@ -687,14 +684,14 @@ def test_which_parameters_have_a_gradient_depends_on_the_choice_of_steps_that_is
 
 
 def test_graphs_refuse_a_method_with_too_many_choices_of_steps() -> None:
-    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    graphs = GraphedIterations(lambda: RunsAgain(nn.Identity(), torch.Generator()))
     subject = Subject(nn.Identity(), methods.create("sltt-k4", 20), torch.Generator(), 20)
     with pytest.raises(ValueError, match=r"4845 ways to choose K of 20 steps.*graphs=never"):
         graphs.run(subject, lambda x, y: None, ())  # type: ignore[arg-type, return-value]
 
 
 def test_replayed_gradients_add_to_those_that_are_there() -> None:
-    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    graphs = GraphedIterations(lambda: RunsAgain(layer, torch.Generator()))
     layer = nn.Linear(2, 1)
     subject = Subject(layer, methods.create("sltt", 1), torch.Generator(), 1)
     batch = torch.ones(3, 2), torch.ones(3)
@@ -704,7 +701,7 @@ def test_replayed_gradients_add_to_those_that_are_there() -> None:
 
 
 def test_graphs_refuse_what_they_cannot_replay() -> None:
-    graphs = GraphedIterations(lambda: Repeats(torch.Generator()))
+    graphs = GraphedIterations(lambda: RunsAgain(nn.Identity(), torch.Generator()))
     with pytest.raises(ValueError, match=r"method LateBackward cannot be replayed.*graphs=never"):
         graphs.run(Subject(nn.Identity(), LateBackward(), torch.Generator(), 1), lambda x, y: None, ())  # type: ignore
     backend = backends.create("native", graphs="always")

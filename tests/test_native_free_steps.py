@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from replays import RunsAgain
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
@@ -377,26 +378,8 @@ def test_nothing_is_left_after_an_iteration() -> None:
 
 
 def test_replayed_iterations_take_steps_at_once_and_draw_as_usual() -> None:
-    class Again:
-        """Runs the recorded Python again."""
-
-        def warm_up(self, function: Callable[[], None]) -> None:
-            function()
-
-        def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-            drawn_from = subject.generator.get_state()
-            function()
-
-            def replay() -> None:
-                now = subject.generator.get_state()
-                subject.generator.set_state(drawn_from)
-                function()
-                subject.generator.set_state(now)
-
-            return replay
-
     subject = experiment(SERVED["cnn"], SLTTK(1), 4, graphs="always")
-    subject.backend.graphs = GraphedIterations(Again)  # type: ignore[attr-defined]
+    subject.backend.graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))  # type: ignore[attr-defined]
     replayed = run(subject, iterations=6)
     usual = run(experiment(SERVED["cnn"], SLTTK(1), 4, graphs="never"), iterations=6)
     assert subject.backend.graphs.replayed == 3  # type: ignore[attr-defined]

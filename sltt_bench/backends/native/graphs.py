@@ -171,17 +171,16 @@ class GraphedIterations:
             self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         accumulated = [parameter.grad for parameter in parameters]
         unrolls: list[Unroll] = []
-        inputs = self._inputs
-
         reached: list[bool] = []
+        inputs = self._inputs
 
         def zero_and_iterate() -> None:
             zero_all(self._gradients)
             zeroed = [times_changed(gradient) for gradient in self._gradients]
             unrolls.append(iterate(*inputs))
-            reached.extend(
+            reached[:] = [
                 times_changed(g) > before for g, before in zip(self._gradients, zeroed, strict=True)
-            )
+            ]
 
         try:
             for parameter, gradient in zip(parameters, self._gradients, strict=True):
