@@ -9,8 +9,9 @@ from torch import nn
 class RunsAgain:
     """A capture whose replay calls the function again, where and with the draws that it was captured with.
 
-    As a graph, a replay writes to the gradients that the parameters had at the capture and leaves those
-    that they have by then as they are.
+    As with a graph, to capture computes nothing that stays (buffers are put back), and a replay writes to the gradients
+    that the parameters had at the capture, leaving those that they have by then as they are. What the function
+    returns through its closure is that of the capture.
     """
 
     def __init__(self, network: nn.Module, generator: torch.Generator) -> None:
@@ -23,8 +24,11 @@ class RunsAgain:
         drawn_from = self.generator.get_state()
         parameters = list(self.network.parameters())
         captured = [parameter.grad for parameter in parameters]
+        buffers = {buffer: buffer.clone() for buffer in self.network.buffers()}
         with torch.random.fork_rng():
             function()
+        for buffer, before in buffers.items():
+            buffer.copy_(before)
 
         def replay() -> None:
             gradients, state = [parameter.grad for parameter in parameters], self.generator.get_state()

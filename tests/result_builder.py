@@ -221,6 +221,11 @@ def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | 
             writer.writerow([_text(everything.get(name)) for name in names])
 
 
+def told(by_cell: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What provenance.json keeps of what the cells' processes said, in their first attempt."""
+    return {"cells": {cell_id: {"attempts": {"1": facts}} for cell_id, facts in by_cell.items()}}
+
+
 def varied(recipe: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """A recipe with dotted keys (written with __) set otherwise."""
     copy: dict[str, Any] = json.loads(json.dumps(recipe))

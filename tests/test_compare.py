@@ -1,13 +1,17 @@
 """`compare`: a small vocabulary, each word pinned by sets that were made for it."""
 
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from result_builder import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, told, varied
 from rich.console import Console
 
-from sltt_bench.report.compare import SetComparison, compare_sets
+from sltt_bench.report.compare import CIRCUMSTANCES, SetComparison, compare_groups, compare_sets
+from sltt_bench.report.grouping import make_groups
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.writer import ResultsError
 
 QUIET = Console(quiet=True)
@@ -118,7 +122,7 @@ def test_a_seed_that_fails_anew_is_a_regression_even_if_others_finish(tmp_path: 
         run.cell("sltt", 1, status=status, reason="RuntimeError: no")
     (change,) = compared(tmp_path).regressions
     assert (change.word, change.metric) == ("newly failed", "status")
-    assert "seeds 1" in change.reason
+    assert "seed 1:" in change.reason
 
 
 def test_another_recipe_version_is_not_comparable(tmp_path: Path) -> None:
@@ -201,3 +205,60 @@ def test_times_beside_other_cells_are_not_set_beside_times_measured_alone(tmp_pa
     for seed in range(5):
         beside.cell("sltt", seed, train_s=[9.0, 4.0], top1=[0.1, 0.9], cell={"neighbours": 1})
     assert {change.word for change in compared(tmp_path).changes} == {"not comparable"}
+
+
+def make_told(folder: Path, top1: float, facts_of_seed: Callable[[int], dict[str, Any]]) -> None:
+    """Five seeds, of which provenance.json holds these facts."""
+    run = HandmadeRun(folder / "run")
+    run.tell(told({run.cell("sltt", s, top1=[0.1, 0.5, top1]): facts_of_seed(s) for s in range(5)}))
+
+
+def plugin(source: str) -> dict[str, Any]:
+    return {
+        "plugins": {"methods sltt": {"package": "theirs", "version": "1.0", "source_sha256": source * 64}}
+    }
+
+
+def test_seeds_that_began_otherwise_in_the_two_sets_are_named_beside_their_accuracy(tmp_path: Path) -> None:
+    make_told(tmp_path / "a", 0.9, lambda seed: {"weights_sha256": "1" * 64, "data_sha256": "3" * 64})
+    make_told(tmp_path / "b", 0.8, lambda seed: {"weights_sha256": "2" * 64 if seed > 2 else "1" * 64})
+    changes = {change.metric: change for change in compared(tmp_path).changes}
+    assert changes["last_test_top1"].word == "worse"
+    assert changes["last_test_top1"].reason == (
+        "training began with different weights in A and in B (seeds 3, 4): some of the difference is chance"
+    )
+    assert changes["epoch_s"].reason == ""
+
+
+def test_another_version_of_a_methods_plug_in_is_named_beside_every_figure(tmp_path: Path) -> None:
+    make_told(tmp_path / "a", 0.9, lambda _: plugin("1"))
+    make_told(tmp_path / "b", 0.8, lambda _: plugin("2"))
+    changes = {change.metric: change for change in compared(tmp_path).changes}
+    assert changes["last_test_top1"].word == "worse"
+    assert {change.reason for change in changes.values()} == {
+        "the method's plug-in is another: theirs 1.0 source 111111111111 (A), theirs 1.0 source 222222222222 (B)"
+    }
+
+
+def test_what_the_report_would_not_compare_is_not_compared_between_sets(tmp_path: Path) -> None:
+    make_told(tmp_path / "a", 0.9, lambda seed: plugin("12"[seed % 2]))
+    make_told(tmp_path / "b", 0.8, lambda _: plugin("2"))
+    changes = compared(tmp_path).changes
+    assert {change.word for change in changes} == {"not comparable"}
+    assert all(
+        change.reason.startswith("in A, sltt: its plug-in changed between its cells") for change in changes
+    )
+
+
+def test_every_group_of_a_set_is_compared(tmp_path: Path) -> None:
+    """Two that differ in any field of their key but the circumstances are two experiments."""
+    make(tmp_path / "a", [2.0])
+    (group,) = make_groups(read_results([tmp_path / "a"]))
+    for name in {field.name for field in fields(group.key)} - set(CIRCUMSTANCES):
+        value = getattr(group.key, name)
+        other = replace(group.key, **{name: not value if isinstance(value, bool) else f"{value}2"})
+        both = [group, replace(group, key=other)]
+        compared_figures = [change for change in compare_groups(both, both, 0.0).changes if change.a]
+        assert len(compared_figures) == 2 * len(
+            [c for c in compare_groups([group], [group], 0.0).changes if c.a]
+        ), name

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from result_builder import MIB, RECIPE, HandmadeRun, varied
+from result_builder import MIB, RECIPE, HandmadeRun, told, varied
 
 from sltt_bench.report import SECTIONS, _load
 from sltt_bench.report.assemble import assemble
@@ -437,11 +437,6 @@ def gpu_facts(cell: Mapping[str, Any], name: str = "Example GPU", **gpu: Any) ->
         "gpus": [known],
         **told({i: {"profiler": {"gpu": {**known, **s}}} for i, s in cell.items()}),
     }
-
-
-def told(by_cell: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What provenance.json keeps of what the cells' processes said, in their first attempt."""
-    return {"cells": {cell_id: {"attempts": {"1": facts}} for cell_id, facts in by_cell.items()}}
 
 
 def _on_gpu(top: Path, state: Mapping[str, Any], *claims: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ if each set has a single one of them, and then the table says so.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,7 +18,15 @@ from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import DIFFERENCE_WORDS, Group, MethodResult, method_order
+from sltt_bench.report.groups import (
+    DIFFERENCE_WORDS,
+    Group,
+    GroupKey,
+    MethodResult,
+    method_order,
+    seeds_text,
+)
+from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio, stat
@@ -44,12 +52,10 @@ waiting for data. n too small: beyond it with fewer than five pairs."""
 ACCURACY_POINTS = 1.0
 """Percentage points of accuracy that count as a change."""
 
-EXPERIMENT = (
-    "recipe", "recipe_hash", "precision", "timesteps", "batch_size", "synthetic", "smoke", "beside", "ranks",
-)  # fmt: skip
 CIRCUMSTANCES = (
     "hardware", "software", "backend", "library", "revision", "device_memory", "driver", "cpu", "threads", "flags",
 )  # fmt: skip
+EXPERIMENT = tuple(field.name for field in fields(GroupKey) if field.name not in CIRCUMSTANCES)
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,7 @@ def _seeds_changed(change: Change, a: MethodResult, b: MethodResult) -> Iterator
         failed = {seed for failure in bad.failures for seed in failure.seeds}
         lost = sorted(set(good.seeds) & failed - set(bad.seeds))
         if lost:
-            yield replace(change, word=word, reason=f"seeds {', '.join(map(str, lost))}: {bad.failure_text}")
+            yield replace(change, word=word, reason=f"{seeds_text(lost)}: {bad.failure_text}")
 
 
 def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Iterator[Change]:
@@ -207,11 +213,34 @@ def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Ite
     for name in ("last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"):
         measured = [bool(side.stat(name)) for side in (before, after)]
         of_figure = replace(change, metric=name)
-        if all(measured):
+        refused = [
+            f"in {side}, {breach.text}"
+            for side, group in (("A", a), ("B", b))
+            if (breach := group.blocking(name, change.method)) is not None
+        ]
+        if all(measured) and refused:
+            yield replace(of_figure, reason="; ".join(refused))
+        elif all(measured):
             undecided = any(group.undecided(name, (change.method,)) for group in (a, b))
-            yield _figure_change(of_figure, before, after, threshold, undecided=undecided)
+            changed = _figure_change(of_figure, before, after, threshold, undecided=undecided)
+            reasons = filter(None, [changed.reason, *_apart(name, before, after)])
+            yield replace(changed, reason="; ".join(reasons))
         elif any(measured):
             yield replace(of_figure, reason=f"not measured in {'B' if measured[0] else 'A'}")
+
+
+def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:
+    """What the two sides of a figure do not share, though the name of the method and the seeds are the same."""
+    if a.plugins != b.plugins:
+        sides = (f"{', '.join(side.plugins) or 'none'} ({name})" for name, side in (("A", a), ("B", b)))
+        yield f"the method's plug-in is another: {', '.join(sides)}"
+    if METRICS[metric].unit != "accuracy":
+        return
+    for name, text in BEGINNINGS.items():
+        first, second = a.began.get(name, {}), b.began.get(name, {})
+        unlike = [seed for seed in sorted(first.keys() & second.keys()) if first[seed] != second[seed]]
+        if unlike:
+            yield f"{text} in A and in B ({seeds_text(unlike)}): some of the difference is chance"
 
 
 def _figure_change(

@@ -27,11 +27,13 @@ from sltt_bench.report.integrity import (
     Breach,
     Epochs,
     beginning_breaches,
+    beginnings,
     cell_fault,
     gpu_state,
     mapping_at,
     method_breaches,
     moment_breaches,
+    plugins_of_method,
     replay_breaches,
     sample_breaches,
     source_breaches,
@@ -261,7 +263,8 @@ def _group(
     epochs: EpochsOfCells,
 ) -> Group:
     methods = {
-        str(method): _method_result(str(method), rows, epochs) for method, rows in members.groupby("method")
+        str(method): _method_result(str(method), rows, runs, epochs)
+        for method, rows in members.groupby("method")
     }
     first = members.sort_values("cell_id").iloc[0]
     protocol = _protocol(runs[int(first["run"])], str(first["cell_id"]))
@@ -321,7 +324,9 @@ def overrides_of(text: str) -> Mapping[str, Any]:
     return dict(json.loads(text or "{}"))
 
 
-def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells) -> MethodResult:
+def _method_result(
+    method: str, rows: pd.DataFrame, runs: Sequence[Run], epochs: EpochsOfCells
+) -> MethodResult:
     ok = rows[rows["status"] == "ok"]
     phase: Phase = "warm" if (ok["phase"] == "warm").any() else "cold"
     of_phase = ok[ok["phase"] == phase]
@@ -337,6 +342,8 @@ def _method_result(method: str, rows: pd.DataFrame, epochs: EpochsOfCells) -> Me
         epochs=epochs.rows(cells),
         cells=cells,
         doubts=_doubts(ok),
+        plugins=tuple(plugins_of_method(ok, runs)),
+        began=beginnings(ok, runs),
     )
 
 

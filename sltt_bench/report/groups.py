@@ -225,6 +225,10 @@ class MethodResult:
     """(run, cell_id) of the finished cells."""
     doubts: tuple[str, ...] = ()
     """Why finished cells' figures may mean nothing, with their seeds."""
+    plugins: tuple[str, ...] = ()
+    """The versions of the plug-in that the method comes from, in words; empty for one of this package."""
+    began: Mapping[str, Mapping[int, frozenset[str]]] = field(default_factory=dict)
+    """Name of `integrity.BEGINNINGS` → seed → digests of what its finished cells began with, where they are known."""
 
     @cached_property
     def values(self) -> Mapping[str, Mapping[int, float]]:

@@ -236,20 +236,27 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
             )  # fmt: skip
 
 
+def plugins_of_method(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
+    """The versions of a method's plug-in, in words, that its cells ran; none for a method of this package."""
+    return sorted(
+        {
+            source_of_plugin(plugin)
+            for measured_with in _measured_with(cells, runs)
+            for name, plugin in mapping_at(measured_with, "plugins").items()
+            if name.startswith("methods ")
+        }
+    )
+
+
 def source_breaches(
     method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run]
 ) -> Iterator[Breach]:
     """A method of a plug-in whose cells ran different code, of which the name says nothing; and cells that went on with
     other code than they began with. `epochs`: the rows of these cells."""
-    sources = {
-        source_of_plugin(plugin)
-        for measured_with in _measured_with(cells, runs)
-        for name, plugin in mapping_at(measured_with, "plugins").items()
-        if name.startswith("methods ")
-    }
+    sources = plugins_of_method(cells, runs)
     if len(sources) > 1:
         yield Breach(
-            f"{method}: its plug-in changed between its cells ({' and '.join(sorted(sources))}); "
+            f"{method}: its plug-in changed between its cells ({' and '.join(sources)}); "
             "report the runs of one of them",
             (method,), _EVERYTHING, blocks=True,
         )  # fmt: skip
@@ -269,12 +276,23 @@ def source_breaches(
 def beginning_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
     """Cells of one seed that did not begin alike: with the same weights, samples and order of samples."""
     for _, alike in cells.groupby("seed"):
-        for name, text in _BEGINNINGS.items():
+        for name, text in BEGINNINGS.items():
             began: dict[str, set[str]] = {}
             for cell in alike.to_dict("records"):
                 if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
                     began.setdefault(known, set()).add(str(cell["method"]))
             yield from _unlike(f"seed {int(alike['seed'].iloc[0])}: {text}", began)
+
+
+def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[int, frozenset[str]]]:
+    """Which digests the cells of each seed began with: name of `BEGINNINGS` → seed → digests, where they are known."""
+    began: dict[str, dict[int, frozenset[str]]] = {name: {} for name in BEGINNINGS}
+    for cell in cells.to_dict("records"):
+        for name, by_seed in began.items():
+            if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
+                seed = int(cell["seed"])
+                by_seed[seed] = by_seed.get(seed, frozenset()) | {known}
+    return began
 
 
 def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
@@ -289,10 +307,11 @@ def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
                 yield Breach(text, pair, ("accuracy",), parts=True)
 
 
-_BEGINNINGS = {
+BEGINNINGS = {
     "weights_sha256": "training began with different weights",
     "data_sha256": "training saw different samples, or in another order",
 }
+"""Key of an attempt in provenance.json → what it means where cells that should be alike differ in it."""
 
 
 def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
