@@ -136,7 +136,7 @@ class KernelsByDevice:
 
     def of(self, tensor: Tensor, function: str) -> Kernels:
         """Those of the tensor's device, which are about to run a `function`: a word for `ran`."""
-        if not tensor.is_cuda:
+        if not by_triton(tensor):
             self.ran.add(f"torch {function}")
             return self._torch
         if self._triton is None:
@@ -145,6 +145,11 @@ class KernelsByDevice:
             self._triton = TritonKernels()
         self.ran.add(f"triton {function}")
         return self._triton
+
+
+def by_triton(tensor: Tensor) -> bool:
+    """Whether Triton's kernels compute with the tensor: it lies on a GPU."""
+    return tensor.is_cuda
 
 
 def unsupported(neuron: LIFParameters, device: str) -> str | None:

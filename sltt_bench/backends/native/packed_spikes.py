@@ -5,6 +5,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.lif_torch import is_dense
 
 # Eight bytes b[i] of 0 or 1 are read as the number Σ 2^(8i) b[i]. Times Σ 2^(7k), k = 1 … 8, it has b[m] at bit
@@ -24,11 +25,11 @@ class PackedSpikes:
         self._shape, self._stride = spikes.shape, spikes.stride()
         self._dtype, self._gain = spikes.dtype, gain
         flat = spikes.as_strided((spikes.numel(),), (1,))
-        self._bits = _kernels().pack(flat) if flat.is_cuda else pack(flat)
+        self._bits = _in_one_pass().pack(flat) if kernels.by_triton(flat) else pack(flat)
 
     def tensor(self) -> Tensor:
         """γ s, with the shape, type and memory format that it had."""
-        back = _kernels().unpack if self._bits.is_cuda else unpack
+        back = _in_one_pass().unpack if kernels.by_triton(self._bits) else unpack
         flat: Tensor = back(self._bits, self._shape.numel(), self._dtype, self._gain)
         return flat.as_strided(self._shape, self._stride)
 
@@ -48,8 +49,8 @@ def unpack(bits: Tensor, elements: int, dtype: torch.dtype, gain: float = 1.0) -
     return spikes if gain == 1 else spikes.mul_(gain)
 
 
-def _kernels() -> ModuleType:
-    """What does the same on a GPU in one pass each."""
+def _in_one_pass() -> ModuleType:
+    """What does the same on a GPU, in one pass each."""
     from sltt_bench.backends.native import packing_triton
 
     return packing_triton

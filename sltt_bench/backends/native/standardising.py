@@ -10,13 +10,14 @@ kernel (`standardising_triton`) in place of some ten, for each of a network's la
 import torch
 from torch import Tensor
 
+from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.lif_torch import is_dense
 from sltt_bench.models.normalisation import STANDARDISATION_EPS
 
 
 def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
     """g (W − mean) / √(var · n + ε) for W [filters, …] and g [filters, 1, …], of the type `dtype`."""
-    if weight.is_cuda and _filters_are_rows(weight):
+    if kernels.by_triton(weight) and _filters_are_rows(weight):
         from sltt_bench.backends.native import standardising_triton
 
         return standardising_triton.standardise(weight, gain, dtype)
@@ -26,7 +27,7 @@ def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
 
 def standardise_backward(grad: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     """(∂L/∂W, ∂L/∂g) from the gradient of `standardise`, of the shapes and types of W and g."""
-    if weight.is_cuda and _filters_are_rows(weight):
+    if kernels.by_triton(weight) and _filters_are_rows(weight):
         from sltt_bench.backends.native import standardising_triton
 
         return standardising_triton.standardise_backward(grad, weight, gain)
