@@ -157,6 +157,7 @@ def test_two_backends_are_compared(tmp_path: Path) -> None:
     comparison = compared(tmp_path)
     assert words(comparison)["sltt", "epoch_s"] == "n too small"
     assert comparison.remarks[2:] == ("The sets differ in backend: reference (A), native (B).",)
+    assert not any("backend" in change.experiment for change in comparison.changes)
 
 
 def test_a_change_that_has_two_possible_causes_is_called_so(tmp_path: Path) -> None:
@@ -172,6 +173,7 @@ def test_where_a_set_has_two_machines_each_is_compared_with_its_own_kind(tmp_pat
     words = [(change.metric, change.word) for change in compared(tmp_path).changes]
     assert ("status", "not comparable") in words
     assert ("epoch_s", "within the noise") in words
+    assert len({change.experiment for change in compared(tmp_path).changes}) == 2, "a table for each"
     assert ("epoch_s", "better") not in words
 
 
@@ -189,6 +191,17 @@ def test_the_printed_table_counts_the_words(tmp_path: Path) -> None:
     text = console.export_text()
     assert text.rstrip().endswith("1 worse, 1 unchanged, 1 within the noise")
     assert "2.00×" in text
+
+
+def test_in_a_narrow_terminal_every_line_of_a_record_has_a_name_and_a_value(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0] * 5)
+    make(tmp_path / "b", [4.0] * 5)
+    make(tmp_path / "b" / "other", [4.0], method="bptt")
+    console = Console(record=True, width=60)
+    compare_sets(tmp_path / "a", tmp_path / "b", 0.05, console=console)
+    records = [line for line in console.export_text().splitlines() if line.startswith("  ") and ":" in line]
+    assert "  verdict: worse" in [line.rstrip() for line in records]
+    assert all(part.strip() for line in records for part in line.split(":", 1)), records
 
 
 def test_a_slower_epoch_that_waited_for_data_is_no_regression_of_the_method(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from sltt_bench.report.groups import (
     MethodResult,
     method_order,
     seeds_text,
+    told_apart,
 )
 from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.metrics import METRICS
@@ -118,10 +119,11 @@ def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> 
     free = [name for name in CIRCUMSTANCES if len(_values(a, name)) == 1 and len(_values(b, name)) == 1]
     matched = [*EXPERIMENT, *(name for name in CIRCUMSTANCES if name not in free)]
     left, right = _by_key(a, matched), _by_key(b, matched)
+    pairs = [(left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys(), key=str)]
     changes = [
         change
-        for key in sorted(left.keys() | right.keys(), key=str)
-        for change in _changes(left.get(key), right.get(key), threshold)
+        for name, pair in zip(_names(pairs), pairs, strict=True)
+        for change in _changes(name, *pair, threshold)
     ]
     return SetComparison(tuple(changes), tuple(_remarks(a, b, free)))
 
@@ -162,13 +164,26 @@ def _only(groups: Sequence[Group], name: str) -> object:
 # One experiment ---------------------------------------------------------------------------------
 
 
-def _changes(a: Group | None, b: Group | None, threshold: float) -> Iterator[Change]:
+def _names(pairs: Sequence[tuple[Group | None, Group | None]]) -> list[str]:
+    """Each experiment in the words that both its groups share, no two alike; where a pair differs is said of the sets."""
+    both = [(a or b, b or a) for a, b in pairs]
+    keys = [one.key for one, _ in both if one is not None]
+    names = [_experiment(one, other) for one, other in both if one is not None and other is not None]
+    machines = {key.hardware for key in keys}
+    if len(machines) > 1:
+        names = [f"{name}, {key.hardware}" for name, key in zip(names, keys, strict=True)]
+    for name in {name for name in names if names.count(name) > 1}:
+        alike = [place for place, other in enumerate(names) if other == name]
+        for place, words in zip(alike, told_apart([keys[place] for place in alike]), strict=True):
+            names[place] = ", ".join([name, *words])
+    return names
+
+
+def _changes(experiment: str, a: Group | None, b: Group | None, threshold: float) -> Iterator[Change]:
     """What became of each method of an experiment; one that only a single set holds is compared with nothing."""
-    present = a or b
-    assert present is not None
     alone = "A" if b is None else "B"
     for method in sorted({*(a.methods if a else ()), *(b.methods if b else ())}, key=method_order):
-        change = Change(_experiment(present), method, "status", "not comparable")
+        change = Change(experiment, method, "status", "not comparable")
         if a is None or b is None:
             reason = f"only in {alone}: no group of the other set has the same recipe version and conditions"
             yield replace(change, reason=reason)
@@ -183,9 +198,10 @@ def _changes(a: Group | None, b: Group | None, threshold: float) -> Iterator[Cha
             yield from _figure_changes(change, a, b, threshold)
 
 
-def _experiment(group: Group) -> str:
-    words = [group.key.recipe, *group.key.conditions()[1:]]
-    return ", ".join([*words, *(f"{key} = {value}" for key, value in group.overrides.items())])
+def _experiment(one: Group, other: Group) -> str:
+    shared = set(other.key.conditions())
+    words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
+    return ", ".join([*words, *(f"{key} = {value}" for key, value in one.overrides.items())])
 
 
 def _status_change(change: Change, a: MethodResult, b: MethodResult) -> Change:
@@ -325,7 +341,7 @@ def _table(experiment: str, changes: Sequence[Change], number: int) -> Table:
         (Heading("A"), lambda change: TableCell(change.a)),
         (Heading("B"), lambda change: TableCell(change.b)),
         (Heading("B against A"), lambda change: TableCell(change.change)),
-        (Heading("", numeric=False), lambda change: TableCell(change.word, tone=_TONES[change.word])),
+        (Heading("verdict", numeric=False), lambda change: TableCell(change.word, tone=_TONES[change.word])),
     ]
     notes = [f"{change.method}, {change.label}: {change.reason}." for change in changes if change.reason]
     return table_of(f"compare-{number}", experiment, columns, changes, notes)

@@ -157,6 +157,8 @@ def _print_records(table: Table, console: Console) -> None:
         name = f"[dim]{first}[/dim] [bold]{escape(row[0].text)}[/bold]"
         console.print(f"{name} [dim]{escape(row[0].detail)}[/dim]".rstrip(), highlight=False)
         for heading, cell in zip(table.headings[1:], row[1:], strict=True):
+            if not (cell.text or cell.detail):
+                continue
             unit = f" [dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
             line = f"{escape(heading.text)}: {_markup(cell)}{unit}"
             console.print(Padding(line, (0, 0, 0, _RECORD_INDENT)), highlight=False)
