@@ -144,6 +144,29 @@ def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "method", "backend"),
+    [
+        ({"loss.average": "outputs"}, "bptt", "reference"),
+        # Each step has parameters of its own, which momentum follows.
+        ({"model": {"name": "cnn", "channels": [4], "normalisation": "bntt"}}, "sltt", "reference"),
+        # The spikes of the step that others are compared with; and a step that is not used.
+        ({"model": {"name": "mlp", "hidden": [32, 32]}}, "sltt-a2", "reference"),
+        ({"model": {"name": "mlp", "hidden": [32, 32]}}, "sltt-a3", "reference"),
+        # A first layer behind another first layer.
+        ({"model": {"name": "mlp", "hidden": [32], "normalisation": "group"}}, "bptt", "native"),
+        ({"model": {"name": "mlp", "hidden": [32], "normalisation": "group"}}, "sltt", "native"),
+    ],
+)
+def test_the_estimate_begins_where_training_has_arrived(
+    smoke_cell: MakeCell, overrides: dict[str, Any], method: str, backend: str
+) -> None:
+    """The first iterations create and learn what later ones have."""
+    overrides = {key.replace(".", "__"): value for key, value in overrides.items()}
+    cell = replace(smoke_cell(method, train__precision="fp32", timesteps=4, **overrides), backend=backend)
+    assert trace_memory(cell, "cpu").peak_bytes == counted(cell).peak_bytes
+
+
+@pytest.mark.parametrize(
     ("family", "overrides", "method", "backend", "draws_differ"),
     [
         ("recurrent mlp, row by row", {"timesteps": 8}, "sltt-k2", "reference", True),

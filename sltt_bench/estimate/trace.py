@@ -30,7 +30,8 @@ from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_the
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
-from sltt_bench.neurons import outermost_stateful
+from sltt_bench.methods.sltt_a import AdaptiveSLTT
+from sltt_bench.neurons import PerStep, outermost_stateful
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
 
@@ -136,8 +137,11 @@ def _variants(subject: Experiment) -> Iterator[Experiment]:
     if not isinstance(method, methods.ChoosesSteps):
         yield subject
         return
-    for steps in choices_to_trace(subject.timesteps, method.most_steps(subject.timesteps)):
-        yield replace(subject, method=method.at(steps))
+    most = method.most_steps(subject.timesteps)
+    fewest = method.fewest_steps(subject.timesteps) if isinstance(method, AdaptiveSLTT) else most
+    for count in {most: None, fewest: None}:  # a step that is not used may hold more than one that is
+        for steps in choices_to_trace(subject.timesteps, count):
+            yield replace(subject, method=method.at(steps))
 
 
 def _count(subject: Experiment, batch: tuple[Tensor, Tensor], execute: Execute) -> IterationMemory:
@@ -171,8 +175,15 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
 def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> None:
     """Reach the steady state: the optimiser creates what it carries, a backend may learn what repeats.
 
-    Two time steps of SLTT are enough for both; of BPTT where units are computed again, whose sizes show in it alone.
+    Two time steps of SLTT are enough for both; of BPTT where units are computed again, whose sizes show in it alone. Where
+    each step has parameters of its own, whatever the method uses of them.
     """
-    steps = min(2, subject.timesteps)
-    first = replace(subject, method=methods.create(method, steps), timesteps=steps, window=None)
+    if any(isinstance(module, PerStep) for module in subject.network.modules()):
+        steps = subject.timesteps
+        chooses = isinstance(subject.method, methods.ChoosesSteps)
+        first = replace(subject, method=methods.create("sltt", steps)) if chooses else subject
+    else:
+        steps = min(2, subject.timesteps)
+        driver = methods.create(method, steps)
+        first = replace(subject, method=driver, timesteps=steps, window=None, average="losses")
     first.training_iteration(x[:, :steps] if subject.temporal else x, labels)

@@ -42,6 +42,10 @@ class AdaptiveSLTT:
         """N for T steps."""
         return -(-timesteps // 2) if self.n is None else self.n
 
+    def fewest_steps(self, timesteps: int) -> int:
+        """One: of T steps the first is used whatever happens, or, unbiased, the last where none was drawn."""
+        return 1
+
     def at(self, steps: Collection[int]) -> "AdaptiveSLTT":
         """The same method with its choice made beforehand."""
         return replace(self, steps=steps)
@@ -62,6 +66,9 @@ class AdaptiveSLTT:
     def _weight(self, t: int, activity: "Activity", unroll: Unroll) -> float | None:
         """Of step t's gradient; None if the step is not used."""
         if self.steps is not None:
+            activity.measure()  # what the choice would take of memory and time
+            if self.unbiased or t in self.steps:
+                activity.compare_with_this_step()
             return 1.0 if t in self.steps else None
         difference, mean = activity.difference()
         budget = self.most_steps(unroll.timesteps)
@@ -97,13 +104,20 @@ class Activity:
     def difference(self) -> tuple[float, float]:
         """(d[t], mean of the d before); (1, 0) where there is nothing to compare with yet. Waits for the device."""
         mean = sum(self._differences) / max(1, len(self._differences))
-        if not self._reference:
+        measured = self.measure()
+        if measured is None:
             return 1.0, 0.0
+        self._differences.append(float(measured))
+        return self._differences[-1], mean
+
+    def measure(self) -> Tensor | None:
+        """d[t] on the device, or None where there is nothing to compare with yet."""
+        if not self._reference:
+            return None
         pairs = [(m, self._reference[layer]) for layer, m in self._spikes.items()]
         changed = torch.stack([(now - then).abs().sum() for now, then in pairs]).sum()
         total = torch.stack([(now + then).sum() for now, then in pairs]).sum()
-        self._differences.append(float(changed / total.clamp(min=1e-12)))
-        return self._differences[-1], mean
+        return changed / total.clamp(min=1e-12)
 
     def compare_with_this_step(self) -> None:
         """From now on, the step that has just run is the one to compare with."""

@@ -59,7 +59,7 @@ class OncePerIteration:
                 for weight in weights:
                     replacements.enter_context(replaced(weight.module, weight.attribute, weight))
                 for module in watched:
-                    layers.append(_Layer(module, shared, expected=module in repeating))
+                    layers.append(_Layer(module, layers, shared, expected=module in repeating))
                     replacements.enter_context(replaced(module, "forward", layers[-1]))
                 yield
             for result in reversed(shared):
@@ -151,34 +151,65 @@ class Shared:
 
 
 class _Layer:
-    """A layer whose output is kept where it receives the tensor that it received before."""
+    """A layer whose output is kept where it receives what it received before: the same tensor, or one that a
+    layer before it has made of such a tensor."""
 
-    def __init__(self, module: nn.Module, shared: list[Shared], *, expected: bool) -> None:
-        """`expected`: whether repetition is known, so that the first output is kept already."""
+    def __init__(
+        self, module: nn.Module, layers: list["_Layer"], shared: list[Shared], *, expected: bool
+    ) -> None:
+        """`layers`: all of the iteration. `expected`: whether repetition is known, so that the first output is kept
+        already."""
         self.module = module
         self.calls = 0
         self.repeats = expected
         self._forward: Callable[[Tensor], Tensor] = module.forward
+        self._layers = layers
         self._shared = shared
         self._result: Shared | None = None
-        self._seen: tuple[weakref.ref[Tensor], int] | None = None
+        self._seen: _Remembered | None = None
+        self._seen_from: tuple[_Layer, int] | None = None
+        """Which layer had made the last input, in which of its calls."""
+        self._made: _Remembered | None = None
+        """The last output that is not kept, and the call that made it."""
+        self._made_at = 0
 
     def __call__(self, input: Tensor) -> Tensor:
         self.calls += 1
-        if torch.is_inference_mode_enabled() or not self._is_leaf_of_the_iteration(input):
+        if torch.is_inference_mode_enabled():
             return self._forward(input)
-        again = self._seen is not None and self._seen[0]() is input and self._seen[1] == times_changed(input)
-        self._seen = weakref.ref(input), times_changed(input)
+        again = self._has_seen(input)
+        self._seen, self._seen_from = _Remembered(input), self._maker_of(input)
+        if not self._is_leaf_of_the_iteration(input):
+            return self._make(input)
         if not again:
             self._result = None
             if self.calls > 1 or not self.repeats:
                 self.repeats = False
-                return self._forward(input)
+                return self._make(input)
         self.repeats = True
         if self._result is None:
             self._result = self._compute(input)
         self._result.check()
         return self._result.leaf
+
+    def _has_seen(self, x: Tensor) -> bool:
+        """Whether x is what the last call received, or the kept result of the layer that had made that."""
+        if self._seen is not None and self._seen.is_still(x):
+            return True
+        if self._seen_from is None:
+            return False
+        maker, call = self._seen_from
+        kept = maker._result
+        return kept is not None and x is kept.leaf and times_changed(x) == 0 and maker._made_at == call
+
+    def _maker_of(self, x: Tensor) -> "tuple[_Layer, int] | None":
+        makers = (layer for layer in self._layers if layer._made is not None and layer._made.is_still(x))
+        return next(((maker, maker._made_at) for maker in makers), None)
+
+    def _make(self, x: Tensor) -> Tensor:
+        output = self._forward(x)
+        self._made, self._made_at = _Remembered(output), self.calls
+        return output
 
     def _is_leaf_of_the_iteration(self, x: Tensor) -> bool:
         """Whether x comes from outside the steps' graphs, or from a layer that is shared itself."""
@@ -198,8 +229,15 @@ class _Layer:
         return result
 
 
-def _standardises(module: nn.Module) -> bool:
-    return hasattr(module, "standardised_weight")
+class _Remembered:
+    """A tensor as it was, which is not kept alive."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._times_changed = weakref.ref(tensor), times_changed(tensor)
+
+    def is_still(self, tensor: Tensor) -> bool:
+        """Whether this is the tensor, and unchanged."""
+        return self._tensor() is tensor and self._times_changed == times_changed(tensor)
 
 
 def is_first_layer(module: nn.Module) -> bool:
