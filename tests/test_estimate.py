@@ -149,6 +149,8 @@ def test_the_estimated_peak_is_the_one_counted_in_a_real_iteration(
         ({"loss.average": "outputs"}, "bptt", "reference"),
         # Each step has parameters of its own, which momentum follows.
         ({"model": {"name": "cnn", "channels": [4], "normalisation": "bntt"}}, "sltt", "reference"),
+        # All steps come at once.
+        ({"model": {"name": "cnn", "channels": [4], "normalisation": "tdbn"}}, "bptt", "reference"),
         # The spikes of the step that others are compared with; and a step that is not used.
         ({"model": {"name": "mlp", "hidden": [32, 32]}}, "sltt-a2", "reference"),
         ({"model": {"name": "mlp", "hidden": [32, 32]}}, "sltt-a3", "reference"),

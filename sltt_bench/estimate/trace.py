@@ -31,7 +31,7 @@ from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
 from sltt_bench.methods.sltt_a import AdaptiveSLTT
-from sltt_bench.neurons import PerStep, outermost_stateful
+from sltt_bench.neurons import OverTime, PerStep, outermost_stateful
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
 
@@ -176,9 +176,9 @@ def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> Non
     """Reach the steady state: the optimiser creates what it carries, a backend may learn what repeats.
 
     Two time steps of SLTT are enough for both; of BPTT where units are computed again, whose sizes show in it alone. Where
-    each step has parameters of its own, whatever the method uses of them.
+    each step has parameters of its own, or all come at once, whatever the method does with them.
     """
-    if any(isinstance(module, PerStep) for module in subject.network.modules()):
+    if any(isinstance(module, PerStep | OverTime) for module in subject.network.modules()):
         steps = subject.timesteps
         chooses = isinstance(subject.method, methods.ChoosesSteps)
         first = replace(subject, method=methods.create("sltt", steps)) if chooses else subject
