@@ -275,3 +275,14 @@ def test_every_group_of_a_set_is_compared(tmp_path: Path) -> None:
         assert len(compared_figures) == 2 * len(
             [c for c in compare_groups([group], [group], 0.0).changes if c.a]
         ), name
+
+
+def test_a_name_says_nothing_in_which_the_two_sides_differ(tmp_path: Path) -> None:
+    """Nor does what a set alone has, beside it: the sets have a machine and a revision each."""
+    make(tmp_path / "a", [2.0], git_revision="aaaa")
+    other = HandmadeRun(tmp_path / "b" / "run", device_name="Other CPU", git_revision="bbbb")
+    other.cell("sltt", train_s=[9.0, 2.0])
+    other.cell("sltt", train_s=[9.0, 2.0], recipe=varied(RECIPE, neuron__tau=2.0))
+    names = {change.experiment for change in compared(tmp_path).changes}
+    assert len(names) == 2
+    assert not [name for name in names for word in ("CPU", "aaaa", "bbbb") if word in name]

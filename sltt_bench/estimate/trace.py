@@ -30,7 +30,6 @@ from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_the
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Operations
 from sltt_bench.measure.tensor_bytes import Execute
-from sltt_bench.methods.sltt_a import AdaptiveSLTT
 from sltt_bench.neurons import OverTime, PerStep, outermost_stateful
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve
@@ -137,9 +136,9 @@ def _variants(subject: Experiment) -> Iterator[Experiment]:
     if not isinstance(method, methods.ChoosesSteps):
         yield subject
         return
-    most = method.most_steps(subject.timesteps)
-    fewest = method.fewest_steps(subject.timesteps) if isinstance(method, AdaptiveSLTT) else most
-    for count in {most: None, fewest: None}:  # a step that is not used may hold more than one that is
+    most: int = method.most_steps(subject.timesteps)
+    fewest: int = getattr(method, "fewest_steps", method.most_steps)(subject.timesteps)
+    for count in dict.fromkeys((most, fewest)):  # a step that is not used may hold more than one that is
         for steps in choices_to_trace(subject.timesteps, count):
             yield replace(subject, method=method.at(steps))
 

@@ -51,7 +51,10 @@ class ChoosesSteps(Method, Protocol):
     """A method that uses some of the T steps, by chance or by what happens in them."""
 
     def most_steps(self, timesteps: int) -> int:
-        """Most of T steps that an iteration uses (a method that draws their number: on average)."""
+        """Most of T steps that an iteration uses (a method that draws their number: on average).
+
+        One that may use fewer also says how few, `fewest_steps(timesteps)`: memory is estimated for both.
+        """
 
     def at(self, steps: Collection[int]) -> Method:
         """The same method at these steps (from 0), with nothing left to choose."""

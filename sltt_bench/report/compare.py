@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -122,7 +122,7 @@ def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> 
     pairs = [(left.get(key), right.get(key)) for key in sorted(left.keys() | right.keys(), key=str)]
     changes = [
         change
-        for name, pair in zip(_names(pairs), pairs, strict=True)
+        for name, pair in zip(_names(pairs, free), pairs, strict=True)
         for change in _changes(name, *pair, threshold)
     ]
     return SetComparison(tuple(changes), tuple(_remarks(a, b, free)))
@@ -164,18 +164,26 @@ def _only(groups: Sequence[Group], name: str) -> object:
 # One experiment ---------------------------------------------------------------------------------
 
 
-def _names(pairs: Sequence[tuple[Group | None, Group | None]]) -> list[str]:
-    """Each experiment in the words that both its groups share, no two alike; where a pair differs is said of the sets."""
-    both = [(a or b, b or a) for a, b in pairs]
-    keys = [one.key for one, _ in both if one is not None]
-    names = [_experiment(one, other) for one, other in both if one is not None and other is not None]
-    machines = {key.hardware for key in keys}
-    if len(machines) > 1:
+def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[str]) -> list[str]:
+    """Each experiment in the words that both its groups share, no two alike. `free`: in what a pair may differ, which is
+    said of the sets."""
+    names, keys = [], []
+    unsaid: dict[str, Any] = dict.fromkeys(free, "")
+    for a, b in pairs:
+        one, other = a or b, b or a
+        assert one is not None
+        assert other is not None
+        shared = set(other.key.conditions())
+        words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
+        words += [f"{key} = {value}" for key, value in one.overrides.items()]
+        names.append(", ".join(words))
+        keys.append(replace(one.key, **unsaid))
+    if len({key.hardware for key in keys}) > 1:
         names = [f"{name}, {key.hardware}" for name, key in zip(names, keys, strict=True)]
     for name in {name for name in names if names.count(name) > 1}:
         alike = [place for place, other in enumerate(names) if other == name]
-        for place, words in zip(alike, told_apart([keys[place] for place in alike]), strict=True):
-            names[place] = ", ".join([name, *words])
+        for place, told in zip(alike, told_apart([keys[place] for place in alike]), strict=True):
+            names[place] = ", ".join([name, *told])
     return names
 
 
@@ -196,12 +204,6 @@ def _changes(experiment: str, a: Group | None, b: Group | None, threshold: float
         else:
             yield from _seeds_changed(change, before, after)
             yield from _figure_changes(change, a, b, threshold)
-
-
-def _experiment(one: Group, other: Group) -> str:
-    shared = set(other.key.conditions())
-    words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
-    return ", ".join([*words, *(f"{key} = {value}" for key, value in one.overrides.items())])
 
 
 def _status_change(change: Change, a: MethodResult, b: MethodResult) -> Change:

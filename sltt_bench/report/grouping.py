@@ -308,14 +308,15 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         rows = sound[sound["method"] == method]
         yield from method_breaches(method, rows, group.accuracy_resolution)
         yield from moment_breaches(method, rows, runs)
-        yield from source_breaches(method, rows, group.methods[method].epochs, runs)
+        result = group.methods[method]
+        yield from source_breaches(method, rows, result.epochs, runs, result.plugins)
     samples = {
         result.method: {int(count) for count in result.epochs["samples"].dropna()}
         for result in group.finished
         if len(result.epochs)
     }
     yield from replay_breaches(sound, runs)
-    yield from beginning_breaches(sound, runs)
+    yield from beginning_breaches({method: result.began for method, result in group.methods.items()})
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.report.chance import accuracy_floor
-from sltt_bench.report.integrity import Breach
+from sltt_bench.report.integrity import Beginnings, Breach
 from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase
 from sltt_bench.report.statistics import (
     PairedEstimate,
@@ -227,8 +227,8 @@ class MethodResult:
     """Why finished cells' figures may mean nothing, with their seeds."""
     plugins: tuple[str, ...] = ()
     """The versions of the plug-in that the method comes from, in words; empty for one of this package."""
-    began: Mapping[str, Mapping[int, frozenset[str]]] = field(default_factory=dict)
-    """Name of `integrity.BEGINNINGS` → seed → digests of what its finished cells began with, where they are known."""
+    began: Beginnings = field(default_factory=dict)
+    """What its finished cells began with."""
 
     @cached_property
     def values(self) -> Mapping[str, Mapping[int, float]]:

@@ -249,11 +249,10 @@ def plugins_of_method(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
 
 
 def source_breaches(
-    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run]
+    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], sources: Sequence[str]
 ) -> Iterator[Breach]:
     """A method of a plug-in whose cells ran different code, of which the name says nothing; and cells that went on with
-    other code than they began with. `epochs`: the rows of these cells."""
-    sources = plugins_of_method(cells, runs)
+    other code than they began with. `epochs`: the rows of these cells; `sources`: `plugins_of_method`."""
     if len(sources) > 1:
         yield Breach(
             f"{method}: its plug-in changed between its cells ({' and '.join(sources)}); "
@@ -273,19 +272,27 @@ def source_breaches(
             return
 
 
-def beginning_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
-    """Cells of one seed that did not begin alike: with the same weights, samples and order of samples."""
-    for _, alike in cells.groupby("seed"):
-        for name, text in BEGINNINGS.items():
-            began: dict[str, set[str]] = {}
-            for cell in alike.to_dict("records"):
-                if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
-                    began.setdefault(known, set()).add(str(cell["method"]))
-            yield from _unlike(f"seed {int(alike['seed'].iloc[0])}: {text}", began)
+Beginnings = Mapping[str, Mapping[int, frozenset[str]]]
+"""Name of `BEGINNINGS` → seed → digests of what the cells of one method began with, where they are known."""
 
 
-def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[int, frozenset[str]]]:
-    """Which digests the cells of each seed began with: name of `BEGINNINGS` → seed → digests, where they are known."""
+def beginning_breaches(began: Mapping[str, Beginnings]) -> Iterator[Breach]:
+    """Cells of one seed that did not begin alike: with the same weights, samples and order of samples.
+
+    `began`: method → what its cells began with.
+    """
+    for name, text in BEGINNINGS.items():
+        of_seeds: dict[int, dict[str, set[str]]] = {}
+        for method, known in began.items():
+            for seed, digests in known[name].items():
+                for digest in digests:
+                    of_seeds.setdefault(seed, {}).setdefault(digest, set()).add(method)
+        for seed, methods in sorted(of_seeds.items()):
+            yield from _unlike(f"seed {seed}: {text}", methods)
+
+
+def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
+    """What the cells of one method began with."""
     began: dict[str, dict[int, frozenset[str]]] = {name: {} for name in BEGINNINGS}
     for cell in cells.to_dict("records"):
         for name, by_seed in began.items():

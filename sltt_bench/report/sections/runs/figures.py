@@ -39,6 +39,7 @@ from sltt_bench.studies import TASK
 
 Item = TypeVar("Item")
 
+EQUAL_ACCURACIES = "; accuracies within one test sample are equal"
 MOST_PANELS = 12
 """So many small multiples a figure holds."""
 
@@ -257,7 +258,8 @@ def _tradeoff(group: Group, name: str) -> Figure:
     over = "accuracy, memory and time" if has_accuracy else "memory and time"
     caption = (
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
-        f"one, by means over seeds); hollow: dominated. Thin line: the front of this panel's two figures. "
+        f"one, by means over seeds{EQUAL_ACCURACIES * has_accuracy}); hollow: dominated. Thin line: the front of this "
+        f"panel's two figures as they are drawn. "
         f"Bars one standard deviation, each seed a dot. {_basis(group)}"
     )
     title = _TRADEOFF if has_accuracy else _TRADEOFF_OF_TWO

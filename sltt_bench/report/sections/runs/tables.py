@@ -38,6 +38,9 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         for doubt in group.doubts_beside_chance(result.method)
     )
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
+    if not brief and has_accuracy and group.pareto_front:
+        sample = numbers.percent(group.accuracy_resolution)
+        notes.append(f"Pareto: accuracies within one test sample ({sample} points) are equal.")
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
