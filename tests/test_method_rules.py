@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import pytest
@@ -545,6 +546,22 @@ def test_adaptive_sltt_is_the_sum_of_the_used_steps_gradients():
         methods.create("sltt-a", T).at(steps).accumulate_gradients(whole)
         sums.append(flat(gradients(network)))
     assert any(torch.allclose(actual, total, rtol=1e-4, atol=1e-6) for total in sums)
+
+
+@pytest.mark.parametrize(
+    ("method", "factor"), [("sltt-a2", 1), ("sltt-a2-unbiased", T / 2), ("sltt-k2-unbiased", T / 2)]
+)
+def test_steps_given_beforehand_have_the_weight_that_drawn_ones_have_on_average(method: str, factor: float):
+    network = convolutional_network(LIFParameters())
+    inputs, labels = batch(T)
+    run(network, "sltt", inputs, labels)
+    sltt = flat(gradients(network))
+    network.zero_grad()
+    torch.manual_seed(2)
+    loss = partial(step_loss, labels=labels, alpha=0.05, mse_target="ones")
+    unroll = Unroll(network, inputs, loss, generator=torch.Generator())
+    methods.create(method, T).at(range(T)).accumulate_gradients(unroll)
+    torch.testing.assert_close(flat(gradients(network)), factor * sltt, rtol=1e-4, atol=1e-6)
 
 
 def test_the_expected_gradient_of_the_unbiased_adaptive_sltt_is_slttss():

@@ -65,13 +65,14 @@ class AdaptiveSLTT:
 
     def _weight(self, t: int, activity: "Activity", unroll: Unroll) -> float | None:
         """Of step t's gradient; None if the step is not used."""
+        budget = self.most_steps(unroll.timesteps)
         if self.steps is not None:
             activity.measure()  # what the choice would take of memory and time
             if self.unbiased or t in self.steps:
                 activity.compare_with_this_step()
-            return 1.0 if t in self.steps else None
+            used = unroll.counted_steps / budget if self.unbiased else 1.0  # p[t] = q, as it is on average
+            return used if t in self.steps else None
         difference, mean = activity.difference()
-        budget = self.most_steps(unroll.timesteps)
         if self.unbiased:
             activity.compare_with_this_step()
             share = budget / unroll.counted_steps
