@@ -23,7 +23,7 @@ def step_loss(output: Tensor, labels: Tensor, alpha: float, mse_target: MSETarge
     if mse_target == "ones":
         target = torch.ones_like(output)
     else:
-        target = F.one_hot(labels, output.shape[1]).to(output.dtype)
+        target = torch.zeros_like(output).scatter_(1, labels.unsqueeze(1), 1.0)
     return (1 - alpha) * cross_entropy + alpha * F.mse_loss(output, target)
 
 

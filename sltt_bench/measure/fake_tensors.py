@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
@@ -26,7 +27,7 @@ from sltt_bench.torch_internals import (
 def fake_tensors() -> Iterator[Execute]:
     """Within: new tensors are fake. Gives what runs an operation on them quickly, draws kept real."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        execute = RealDraws(RememberedOperations(mode))
+        execute = RealDraws(SizedAsReal(RememberedOperations(mode)))
         with Executing(execute):
             yield execute
 
@@ -44,6 +45,24 @@ def modules_stay_where_they_are() -> Iterator[None]:
         yield
     finally:
         nn.Module.to = original  # type: ignore[method-assign]
+
+
+class SizedAsReal:
+    """Gives the mean squared error the storage that it has where it is real: one of a number for every element.
+
+    torch makes the squares in the result's storage and shrinks the result to a single number, not its storage, which
+    lives as long as the loss does; fake tensors know the number alone.
+    """
+
+    def __init__(self, execute: Execute) -> None:
+        self._execute = execute
+
+    def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = self._execute(func, args, kwargs)
+        if func is not torch.ops.aten.mse_loss.default or result.dim() > 0:
+            return result
+        squares = self._execute(torch.ops.aten.mul.Tensor, (args[0], args[1]), {})
+        return torch.ops.aten.resize_.default(squares, ())
 
 
 class RealDraws:
