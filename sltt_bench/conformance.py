@@ -6,8 +6,11 @@ raises NotConforming with every promise that it breaks. Authors of methods call 
 
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache, partial
+from threading import Condition
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +28,8 @@ from sltt_bench.unroll import Unroll
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
 WIDE = 64
 """Batch of the runs whose memory is counted: activations then outweigh parameters."""
+SHARES = [5, 3]
+"""Samples of each of the processes that share a batch."""
 
 
 class NotConforming(AssertionError):
@@ -41,6 +46,8 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
        BPTT's, if it is exact; it goes backward once, or steps the optimiser, if it says so; its
        memory grows with T as it says, or less.
+    6. Where processes share a batch, the gradients of their shares, each weighted by its samples, are that of the
+       undivided batch: what it decides by its batch it decides by `unroll.mean_over_batch`.
 
     Feed-forward (with batch norm and dropout) and recurrent networks are used; for a method that converts a
     network of rectifiers, such a one, in place of whose T steps it runs one: 1. says nothing of it.
@@ -57,6 +64,7 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
             *_differs_at_one_step(name, build, promised),
             *_says_otherwise(name, timesteps, build, promised),
         ]
+    broken += _differs_when_divided(name, timesteps, ConvertedNeuron if converts else LIF)
     broken += _grows_otherwise(name, promised)
     if broken:
         raise NotConforming(f"method {name!r}:\n  " + "\n  ".join(dict.fromkeys(broken)))
@@ -89,15 +97,30 @@ def _run(
     method: Method, timesteps: int, build: Build, *, network: nn.Module | None = None, batch: int = BATCH
 ) -> tuple[nn.Module, Unroll]:
     network = build() if network is None else network
-    torch.manual_seed(1)
-    steps = [2 * torch.randn(batch, INPUTS) for _ in range(timesteps)]
-    labels = torch.arange(batch) % CLASSES
-    generator = torch.Generator().manual_seed(2)
-    unroll = Unroll(
-        network, steps, lambda output: step_loss(output, labels, 0.05, "ones"), generator=generator
-    )
+    unroll = _unroll(network, *_batch(batch, timesteps))
     method.accumulate_gradients(unroll)
     return network, unroll
+
+
+def _batch(samples: int, timesteps: int) -> tuple[list[Tensor], Tensor]:
+    """The same input [samples, INPUTS] for each step at every call, and labels; torch's generator then, too."""
+    torch.manual_seed(1)
+    return [2 * torch.randn(samples, INPUTS) for _ in range(timesteps)], torch.arange(samples) % CLASSES
+
+
+def _unroll(
+    network: nn.Module,
+    steps: list[Tensor],
+    labels: Tensor,
+    add_up: Callable[[Tensor], Tensor] | None = None,
+) -> Unroll:
+    return Unroll(
+        network,
+        steps,
+        lambda output: step_loss(output, labels, 0.05, "ones"),
+        generator=torch.Generator().manual_seed(2),
+        add_up=add_up,
+    )
 
 
 def _gradients(network: nn.Module) -> Tensor:
@@ -201,6 +224,87 @@ def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises)
     if promised.one_backward_pass and unroll.backward_passes != 1:
         broken.append(f"it says that it goes backward once, but does so {unroll.backward_passes} times")
     return broken
+
+
+def _differs_when_divided(name: str, timesteps: int, kind: type[LIF] | type[ConvertedNeuron]) -> list[str]:
+    """Threads, each with a copy of the network and a share of the batch, stand in for processes."""
+    steps, labels = _batch(sum(SHARES), timesteps)
+    undivided = _without_statistics(kind)
+    methods.create(name, timesteps).accumulate_gradients(_unroll(undivided, steps, labels))
+    exchange = _Exchange(len(SHARES))
+    networks = [_without_statistics(kind) for _ in SHARES]
+
+    def run(rank: int) -> Tensor:
+        inputs = [torch.split(step, SHARES)[rank] for step in steps]
+        unroll = _unroll(
+            networks[rank], inputs, torch.split(labels, SHARES)[rank], partial(exchange.add_up, rank)
+        )
+        with exchange.taking_part():
+            methods.create(name, timesteps).accumulate_gradients(unroll)
+        return _gradients(networks[rank]) * SHARES[rank]
+
+    with ThreadPoolExecutor(len(SHARES)) as threads:
+        shares = [threads.submit(run, rank) for rank in range(len(SHARES))]
+    if any(isinstance(share.exception(), _NotTogether) for share in shares):
+        return [
+            "processes that share a batch wait for one another in vain: they must all call mean_over_batch at the "
+            "same places, and decide by what it returns"
+        ]
+    together = torch.stack([share.result() for share in shares]).sum(0) / sum(SHARES)
+    if not torch.allclose(together, _gradients(undivided), rtol=1e-4, atol=1e-6):
+        return [
+            "the gradients of two processes that share a batch are not that of the undivided batch: decide by "
+            "mean_over_batch, not by this process's samples"
+        ]
+    return []
+
+
+def _without_statistics(kind: type[LIF] | type[ConvertedNeuron]) -> nn.Module:
+    """A network of which every sample is by itself: without batch norm, and without dropout."""
+    torch.manual_seed(0)
+    neuron = LIFParameters(tau=2.0)
+    layers = nn.Linear(INPUTS, HIDDEN), kind(neuron), nn.Linear(HIDDEN, HIDDEN), kind(neuron)
+    return nn.Sequential(*layers, nn.Linear(HIDDEN, CLASSES))
+
+
+class _NotTogether(Exception):
+    """One takes part in an exchange that another does not, or with something else."""
+
+
+class _Exchange:
+    """Sums of tensors over threads that stand in for processes, exchange after exchange."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._changed = Condition()
+        self._exchanges: list[dict[int, Tensor]] = []
+        self._begun = [0] * size
+        self._ended = False
+
+    @contextmanager
+    def taking_part(self) -> Iterator[None]:
+        """All that one does; who waits for it afterwards waits in vain, and is told so."""
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def add_up(self, rank: int, own: Tensor) -> Tensor:
+        """The sum in place of `own`, the same bits for all. Raises _NotTogether."""
+        with self._changed:
+            number = self._begun[rank]
+            self._begun[rank] += 1
+            if number == len(self._exchanges):
+                self._exchanges.append({})
+            tensors = self._exchanges[number]
+            tensors[rank] = own.clone()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(tensors) == self._size or self._ended)
+        if len(tensors) < self._size or len({tensor.shape for tensor in tensors.values()}) > 1:
+            raise _NotTogether
+        return own.copy_(torch.stack([tensors[rank] for rank in range(self._size)]).sum(0))
 
 
 def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:

@@ -196,13 +196,16 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         mean = sums[:-1] / count
         centred = wide - _per_channel(mean)
         variance = self._over_all_ranks(centred.square().sum(over), len(x)) / count
-        self._count(mean.detach(), variance.detach() * count / (count - 1))
+        if self.track_running_stats:
+            self._count(mean.detach(), variance.detach() * count / (count - 1))
         scale = (variance + self.eps).rsqrt()
         if self.weight is not None:
             scale = scale * self.weight
         normalised = centred * _per_channel(scale)
         if self.bias is not None:
-            normalised = normalised + _per_channel(self.bias)
+            # Times 1: of one sample of one pixel the sum's gradient is the bias's as it stands, and autograd would let two
+            # biases of one sum have the same memory as `.grad`, to which a second backward pass adds twice.
+            normalised = normalised + _per_channel(self.bias * 1.0)
         return normalised.to(x.dtype)
 
     def _over_all_ranks(self, values: Tensor, samples: int) -> Tensor:

@@ -73,6 +73,7 @@ class Experiment:
             window=self.window,
             average=self.average,
             update=partial(self._update, len(labels)),
+            add_up=self.ranks.add_up if self.ranks.size > 1 else None,
         )
 
     def inputs(self, x: Tensor) -> Sequence[Tensor]:

@@ -41,7 +41,7 @@ class Unroll:
     Every method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` where the past is to be a
     constant, and `backward(loss)` where gradients are to be added to the parameters' `.grad`. The
     rest is for rules that need more: `scale_state_gradient`, `save_state` and `restore_state`,
-    `presynaptic`, `neurons` and `neurons_replaced`, `loss_of`, `update`.
+    `presynaptic`, `neurons` and `neurons_replaced`, `loss_of`, `mean_over_batch`, `update`.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Unroll:
         window: int | None = None,
         average: str = "losses",
         update: Callable[[], None] | None = None,
+        add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """`inputs` holds one tensor [batch, ...] per time step; a static image is one tensor T times.
 
@@ -63,7 +64,8 @@ class Unroll:
         "losses" L is the mean of their losses, with "outputs" the loss of their mean output.
         `generator` (on the CPU) is the method's own source of randomness, apart from the one that
         data and dropout use, so that a method's draws disturb nothing else. `update` steps the
-        optimiser; None where nothing is trained.
+        optimiser; None where nothing is trained. `add_up` replaces a tensor, in place, by its sum over the
+        processes that share the batch; None where one has it all.
         """
         self.network = network
         self.inputs = inputs
@@ -83,6 +85,7 @@ class Unroll:
         self._autocast = autocast
         self._average = average
         self._update = update
+        self._add_up = add_up
         self._synapses: Synapses | None = None
         modules = list(network.modules())
         self._per_step = [module for module in modules if isinstance(module, PerStep)]
@@ -221,6 +224,19 @@ class Unroll:
         loss = self._loss(output)
         self._record(output.detach().float(), loss.detach())
         return loss
+
+    def mean_over_batch(self, *sums: Tensor) -> list[Tensor]:
+        """Means over the samples of the whole batch, each from the sum over this process's, of any shape.
+
+        For what a method decides by its batch. Processes that share one exchange the sums here, so that all
+        decide alike: they must all call it at the same places, with equal shapes and one type.
+        """
+        samples = len(self.inputs[0])
+        if self._add_up is None:
+            return [own / samples for own in sums]
+        flat = self._add_up(torch.cat([*(own.flatten() for own in sums), sums[0].new_tensor([samples])]))
+        parts = torch.split(flat[:-1] / flat[-1], [own.numel() for own in sums])
+        return [part.view_as(own) for part, own in zip(parts, sums, strict=True)]
 
     def update(self) -> None:
         """A step of the optimiser within the sequence, for rules that learn online.

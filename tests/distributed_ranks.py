@@ -1,7 +1,9 @@
 """What the ranks of tests/test_distributed.py do: one group of them trains every combination, each keeps its results."""
 
+import multiprocessing
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -74,12 +76,34 @@ def cases() -> list[Case]:
     return [case for case in served if case.backend == "reference" or case.method in SERVED_BY_NATIVE]
 
 
-def main(rank: int, size: int, port: int, out: Path, chosen: Sequence[Case]) -> None:
-    """Train the chosen cases as one rank of `size`, which meet at a port of this machine."""
+def together(size: int, main: Callable[[Ranks, Path, Any], None], out: Path, given: Any) -> None:
+    """Run `main(ranks, out, given)` in `size` new processes, which meet at a port of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [
+        multiprocessing.get_context("spawn").Process(target=_one, args=(rank, size, port, main, out, given))
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(3600)
+    assert [process.exitcode for process in processes] == [0] * size
+
+
+def _one(
+    rank: int, size: int, port: int, main: Callable[[Ranks, Path, Any], None], out: Path, given: Any
+) -> None:
     torch.set_num_threads(1)
     address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ.update({"RANK": str(rank), "WORLD_SIZE": str(size), **address})
-    ranks = join(torch.device("cpu"))
+    main(join(torch.device("cpu")), out, given)
+    end_together()
+
+
+def main(ranks: Ranks, out: Path, chosen: Sequence[Case]) -> None:
+    """Train the chosen cases as one of the ranks."""
     results: dict[str, Any] = {}
     for case in chosen:
         cell = cell_of(case.network, case.method, case.backend)
@@ -92,4 +116,3 @@ def main(rank: int, size: int, port: int, out: Path, chosen: Sequence[Case]) -> 
     torch.save({"states": results, "figures": figures}, out / f"rank-{ranks.rank}.pt")
     for _ in range(20):  # the last of these are left to a thread of Gloo's to free, as the process ends
         ranks.add_up(torch.ones(4))
-    end_together()

@@ -85,6 +85,36 @@ class Updates(Truncated):
         unroll.update()
 
 
+class ByItsOwnSamples:
+    """Uses a step if it fired more than the one before did."""
+
+    def spikes_of(self, unroll: Unroll, spikes: torch.Tensor) -> float:
+        return float(spikes.mean())
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        fired: list[torch.Tensor] = []
+        before = 0.0
+        with unroll.neurons(lambda layer, membrane, spikes: fired.append(spikes.sum(0))):
+            for t in range(unroll.timesteps):
+                unroll.detach_state()
+                loss = unroll.step(t)
+                now = self.spikes_of(unroll, torch.cat([layer.flatten() for layer in fired]))
+                fired.clear()
+                unroll.backward(loss * (now > before or t == 0))
+                before = now
+
+
+class ByTheWholeBatch(ByItsOwnSamples):
+    def spikes_of(self, unroll: Unroll, spikes: torch.Tensor) -> float:
+        return float(unroll.mean_over_batch(spikes)[0].mean())
+
+
+class AsksWhereOthersDoNot(ByTheWholeBatch):
+    def spikes_of(self, unroll: Unroll, spikes: torch.Tensor) -> float:
+        fired = float(spikes.mean()) / len(unroll.inputs[0])
+        return super().spikes_of(unroll, spikes) if len(unroll.inputs[0]) > 3 else fired
+
+
 @pytest.mark.parametrize(
     ("broken", "promised", "message"),
     [
@@ -97,15 +127,28 @@ class Updates(Truncated):
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),
         (Updates, Promises(), "does not say that it learns online"),
+        (ByItsOwnSamples, Promises(), "two processes that share a batch are not that of the undivided batch"),
+        (AsksWhereOthersDoNot, Promises(), "wait for one another in vain"),
     ],
 )
 def test_a_broken_promise_is_named(
     broken: Any, promised: Promises, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    register(broken, promised, monkeypatch)
+    with pytest.raises(NotConforming, match=message):
+        check_method("broken")
+
+
+def test_a_choice_by_the_whole_batch_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(ByTheWholeBatch, Promises(), monkeypatch)
+    check_method("broken")
+
+
+def register(method: Any, promised: Promises, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As "broken"."""
+
     def factory(match: re.Match[str], timesteps: int) -> Any:
-        return broken()
+        return method()
 
     factory.promises = promised  # type: ignore[attr-defined]
     monkeypatch.setitem(methods.METHODS, "broken", factory)  # type: ignore[arg-type]
-    with pytest.raises(NotConforming, match=message):
-        check_method("broken")

@@ -1,8 +1,6 @@
 """One cell over several processes: the weights after training are those of one process with whole batches."""
 
 import math
-import multiprocessing
-import socket
 from itertools import chain
 from typing import Any
 
@@ -13,7 +11,16 @@ from torch import nn
 
 from sltt_bench import experiment
 from sltt_bench.data.loading import BatchOrder
-from sltt_bench.distributed import ALONE, NotDivisible, Ranks, combined, exchanged_bytes
+from sltt_bench.distributed import (
+    ALONE,
+    NotDivisible,
+    Ranks,
+    SynchronisedBatchNorm2d,
+    combined,
+    exchanged_bytes,
+)
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
 from tests import distributed_ranks
 from tests.distributed_ranks import Case, cases, cell_of, parameters_after_training
 
@@ -34,20 +41,7 @@ def trained(
 ) -> list[dict[str, Any]]:
     """What each of 2 or 3 gloo ranks has after training."""
     folder, size = tmp_path_factory.mktemp(f"ranks-{request.param}"), request.param
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        multiprocessing.get_context("spawn").Process(
-            target=distributed_ranks.main, args=(rank, size, port, folder, chosen)
-        )
-        for rank in range(size)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-    assert [process.exitcode for process in ranks] == [0] * size
+    distributed_ranks.together(size, distributed_ranks.main, folder, chosen)
     return [torch.load(folder / f"rank-{rank}.pt") for rank in range(size)]
 
 
@@ -158,3 +152,42 @@ def test_figures_of_ranks_become_one_row() -> None:
 
 def test_a_ring_exchanges_less_than_twice_the_gradient() -> None:
     assert [exchanged_bytes(1000, size) for size in (1, 2, 4)] == [0, 1000, 1500]
+
+
+SMALLEST = {
+    "mlp": {"hidden": [6, 5], "recurrent": True},
+    "cnn": {"channels": [4, 4]},
+    "preact-resnet18": {"width": 2},
+    "nf-resnet34": {"width": 2},
+    "sew-resnet18": {"width": 2, "stem": "3x3"},
+    "ms-resnet18": {"width": 2, "stem": "3x3"},
+    "spikformer": {"dim": 8, "heads": 2, "depth": 1, "mlp_ratio": 2, "halvings": 1},
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("name", SMALLEST)
+def test_of_a_single_sample_no_two_gradients_share_their_memory(name: str, backend: str) -> None:
+    """Autograd adds to `.grad` in place: two that share it would receive each later step twice.
+
+    It happens where a gradient has its parameter's shape all along, as on images of 1x1.
+    """
+    synchronised = name in ("cnn", "preact-resnet18", "sew-resnet18", "ms-resnet18")
+    overrides = {"model": {"name": name, **SMALLEST[name]}, "train.synchronise_batch_norm": synchronised}
+    cell = Cell(load_recipe("digits", overrides), "sltt", backend, seed=0, device="cpu")
+    one_of_two = Ranks(0, 2, connected=False)
+    subject = experiment.assemble(
+        cell, torch.device("cpu"), experiment.make_backend(cell), one_of_two if synchronised else ALONE
+    )
+    subject.network.eval()  # batch norm of one value has no statistics
+    for module in subject.network.modules():
+        module.training = isinstance(module, SynchronisedBatchNorm2d)
+    subject.backend.accumulate_gradients(
+        subject, torch.rand(1, *cell.recipe.data.sample_shape), torch.tensor([3])
+    )
+    shared: dict[int, list[str]] = {}
+    for parameter_name, parameter in subject.network.named_parameters():
+        if parameter.grad is not None:
+            shared.setdefault(parameter.grad.untyped_storage().data_ptr(), []).append(parameter_name)
+    assert shared
+    assert all(len(names) == 1 for names in shared.values()), shared

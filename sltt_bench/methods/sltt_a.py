@@ -1,6 +1,6 @@
 """SLTT at an adaptive choice of steps: those whose spikes differ most from those of the last used step.
 
-    m_i[t]   spikes of neuron i at step t, mean over the batch
+    m_i[t]   spikes of neuron i at step t, mean over the batch, also over the shares that other processes have of it
     d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
 
 A step whose activity repeats what was used has a gradient that repeats it. The first step is used; a
@@ -51,7 +51,7 @@ class AdaptiveSLTT:
         return replace(self, steps=steps)
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        activity = Activity()
+        activity = Activity(unroll)
         with activity.watched(unroll.network):
             for t in range(unroll.timesteps):
                 unroll.detach_state()
@@ -90,9 +90,13 @@ class AdaptiveSLTT:
 class Activity:
     """The spikes of the step that has just run, beside those of a step to compare with."""
 
-    def __init__(self) -> None:
-        self._spikes: dict[nn.Module, Tensor] = {}
-        self._reference: dict[nn.Module, Tensor] = {}
+    def __init__(self, unroll: Unroll) -> None:
+        self._mean_over_batch = unroll.mean_over_batch
+        self._sums: dict[nn.Module, Tensor] = {}
+        """Spikes of the last step, summed over this process's samples."""
+        self._means: list[Tensor] | None = None
+        """m[t] of every layer, once they are asked for."""
+        self._reference: list[Tensor] | None = None
         self._differences: list[float] = []
 
     def watched(self, network: nn.Module) -> ExitStack:
@@ -115,14 +119,19 @@ class Activity:
         """d[t] on the device, or None where there is nothing to compare with yet."""
         if not self._reference:
             return None
-        pairs = [(m, self._reference[layer]) for layer, m in self._spikes.items()]
+        pairs = list(zip(self._means_of_this_step(), self._reference, strict=True))
         changed = torch.stack([(now - then).abs().sum() for now, then in pairs]).sum()
         total = torch.stack([(now + then).sum() for now, then in pairs]).sum()
         return changed / total.clamp(min=1e-12)
 
     def compare_with_this_step(self) -> None:
         """From now on, the step that has just run is the one to compare with."""
-        self._reference = dict(self._spikes)
+        self._reference = self._means_of_this_step()
+
+    def _means_of_this_step(self) -> list[Tensor]:
+        if self._means is None:
+            self._means = self._mean_over_batch(*self._sums.values())
+        return self._means
 
     def _note(self, layer: nn.Module, args: Any, spikes: Tensor) -> None:
-        self._spikes[layer] = spikes.detach().mean(0, dtype=torch.float32)
+        self._sums[layer], self._means = spikes.detach().sum(0, dtype=torch.float32), None
