@@ -191,3 +191,23 @@ def test_of_a_single_sample_no_two_gradients_share_their_memory(name: str, backe
             shared.setdefault(parameter.grad.untyped_storage().data_ptr(), []).append(parameter_name)
     assert shared
     assert all(len(names) == 1 for names in shared.values()), shared
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_synchronised_statistics_are_learned_once_a_step_where_native_computes_again(method: str) -> None:
+    overrides = {
+        "model": {"name": "cnn", "channels": [4, 4]},
+        "train.synchronise_batch_norm": True,
+        "native.recompute": True,
+        "timesteps": 3,
+    }
+    cell = Cell(load_recipe("digits", overrides), method, "native", seed=0, device="cpu")
+    one_of_two = Ranks(0, 2, connected=False)
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell), one_of_two)
+    subject.network.train()
+    subject.backend.accumulate_gradients(
+        subject, torch.rand(4, *cell.recipe.data.sample_shape), torch.arange(4)
+    )
+    norms = [module for module in subject.network.modules() if isinstance(module, SynchronisedBatchNorm2d)]
+    assert [int(norm.num_batches_tracked or 0) for norm in norms] == [3] * len(norms)
+    assert norms
