@@ -17,7 +17,7 @@ NAMES = (
     "conversion",
 )  # fmt: skip
 """Each kind of built-in method."""
-VARIANTS = {"bptt-ckpt1", "sltt-a2-unbiased", "pp-prop-a0.5", "sltt-a", "ottt-o"}
+VARIANTS = {"bptt-ckpt1", "sltt-a2-unbiased", "pp-prop-a0.5", "ottt-o"}
 """Of a method that is checked besides, with another number or a sum in another place."""
 
 
