@@ -66,10 +66,18 @@ class ConvertedNeuron(SpikingNeuron):
 
 def unconvertible(network: nn.Module) -> str | None:
     """Why the network cannot be trained as one of rectifiers, or None: some layer's past would be lost."""
-    for layer in stateful_layers(network):
-        if layer.carried and not isinstance(layer, SpikingNeuron):
-            return (
-                f"method 'conversion' trains in one step, without a past, and {type(layer).__name__} carries one; "
-                "set model.recurrent: false, or choose another method"
-            )
-    return None
+    lost = [
+        type(layer)
+        for layer in stateful_layers(network)
+        if layer.carried and not isinstance(layer, SpikingNeuron)
+    ]
+    if not lost:
+        return None
+    names = " and ".join(dict.fromkeys(kind.__name__ for kind in lost))
+    settings = dict.fromkeys(kind.left_out_by for kind in lost if kind.left_out_by)
+    remedy = (
+        f"set {' and '.join(settings)}, or choose another method" if settings else "choose another method"
+    )
+    return (
+        f"method 'conversion' trains in one step, without the past that a layer of {names} carries; {remedy}"
+    )

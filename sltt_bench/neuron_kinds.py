@@ -159,6 +159,7 @@ class Readout(Stateful):
     """Neurons without a threshold: currents [batch, n] in, their leaky sums [batch, n] out."""
 
     carried = ("potential",)
+    left_out_by = "model.readout_tau: null"
 
     def __init__(self, tau: float) -> None:
         """`tau` ≥ 1: time constant in time steps; at 1 a step's output is its current."""

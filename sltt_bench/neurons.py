@@ -125,6 +125,8 @@ class Stateful(nn.Module):
     """Names of the attributes that a step hands to the next: a tensor, or None before the first step."""
     emits_spikes: bool = False
     """Whether every element of the output is 0 or 1."""
+    left_out_by: str = ""
+    """What a recipe sets so that a network has no such layer, if anything does."""
 
     def reset_state(self) -> None:
         """Forget the past: the next call is step 1 of a new sequence."""

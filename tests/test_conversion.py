@@ -158,8 +158,12 @@ def test_it_is_refused_where_a_past_would_be_lost_and_on_backends_with_neurons_o
     smoke_cell: Callable[..., Cell],
 ) -> None:
     recurrent = smoke_cell("conversion", recipe="sequential-digits")
-    with pytest.raises(UnsupportedCell, match=r"set model\.recurrent: false"):
+    with pytest.raises(UnsupportedCell, match=r"set model\.recurrent: false, or"):
         experiment.assemble(recurrent, torch.device("cpu"), Reference())
+    leaky = smoke_cell("conversion", recipe="sequential-digits", model__readout_tau=2.0)
+    both = r"layer of Recurrent and Readout carries; set model\.recurrent: false and model\.readout_tau: null"
+    with pytest.raises(UnsupportedCell, match=both):
+        experiment.assemble(leaky, torch.device("cpu"), Reference())
     native = replace(smoke_cell("conversion"), backend="native")
     with pytest.raises(UnsupportedCell, match="rectifiers while the network learns"):
         experiment.assemble(native, torch.device("cpu"), experiment.make_backend(native))

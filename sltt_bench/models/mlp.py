@@ -49,6 +49,7 @@ class Recurrent(Stateful):
 
     carried = ("spikes",)
     emits_spikes = True
+    left_out_by = "model.recurrent: false"
 
     def __init__(
         self, feedforward: nn.Linear, neuron: nn.Module, normalisation: nn.Module | None = None

@@ -214,8 +214,9 @@ class Native:
     def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
         if isinstance(experiment.method, SLTTK):
             experiment = self._several_free_steps(experiment, x)
-        network = self.unrolled(experiment.network, experiment.inputs(x), experiment.method)
-        with self.sharing(experiment.method):
+        inputs = experiment.inputs(x)
+        network = self.unrolled(experiment.network, inputs, experiment.method)
+        with self.sharing(experiment.method), self._once.shown(inputs):
             return replace(experiment, network=network).accumulate_gradients(x, labels)
 
     def _several_free_steps(self, experiment: "Experiment", x: Tensor) -> "Experiment":

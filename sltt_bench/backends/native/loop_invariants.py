@@ -9,7 +9,7 @@ pass goes through the layer.
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -43,6 +43,7 @@ class OncePerIteration:
         self._keep_casts = True
         self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
         self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._image: Tensor | None = None
         self.computed_once: set[str] = set()
         """Kinds of layers of which something was computed once so far."""
 
@@ -59,7 +60,8 @@ class OncePerIteration:
                 for weight in weights:
                     replacements.enter_context(replaced(weight.module, weight.attribute, weight))
                 for module in watched:
-                    layers.append(_Layer(module, layers, shared, expected=module in repeating))
+                    expected = module in repeating
+                    layers.append(_Layer(module, layers, shared, expected=expected, image=self._image))
                     replacements.enter_context(replaced(module, "forward", layers[-1]))
                 yield
             for result in reversed(shared):
@@ -79,6 +81,20 @@ class OncePerIteration:
                 weight.release()
             shared.clear()
             layers.clear()
+
+    @contextmanager
+    def shown(self, inputs: Sequence[Tensor]) -> Iterator[None]:
+        """Iterations that begin inside go through these T inputs [batch, ...].
+
+        If they are one image, what it repeats is kept from its first step on in a network's first iteration too, which
+        adds its gradients up as every later one does: a process that resumes a training rounds as one that went on.
+        """
+        if len(inputs) > 1 and all(x is inputs[0] for x in inputs):
+            self._image = inputs[0]
+        try:
+            yield
+        finally:
+            self._image = None
 
     @contextmanager
     def without_casts(self) -> Iterator[None]:
@@ -155,14 +171,21 @@ class _Layer:
     layer before it has made of such a tensor."""
 
     def __init__(
-        self, module: nn.Module, layers: list["_Layer"], shared: list[Shared], *, expected: bool
+        self,
+        module: nn.Module,
+        layers: list["_Layer"],
+        shared: list[Shared],
+        *,
+        expected: bool,
+        image: Tensor | None,
     ) -> None:
         """`layers`: all of the iteration. `expected`: whether repetition is known, so that the first output is kept
-        already."""
+        already; that of `image`, which every step is shown, is."""
         self.module = module
         self.calls = 0
         self.repeats = expected
         self._forward: Callable[[Tensor], Tensor] = module.forward
+        self._image = image
         self._layers = layers
         self._shared = shared
         self._result: Shared | None = None
@@ -183,7 +206,7 @@ class _Layer:
             return self._make(input)
         if not again:
             self._result = None
-            if self.calls > 1 or not self.repeats:
+            if self.calls > 1 or not (self.repeats or self._comes_from_image(input)):
                 self.repeats = False
                 return self._make(input)
         self.repeats = True
@@ -201,6 +224,12 @@ class _Layer:
         maker, call = self._seen_from
         kept = maker._result
         return kept is not None and x is kept.leaf and times_changed(x) == 0 and maker._made_at == call
+
+    def _comes_from_image(self, x: Tensor) -> bool:
+        """Whether x is the image that every step is shown, or what is kept of it."""
+        return self._image is not None and (
+            x is self._image or any(x is result.leaf for result in self._shared)
+        )
 
     def _maker_of(self, x: Tensor) -> "tuple[_Layer, int] | None":
         makers = (layer for layer in self._layers if layer._made is not None and layer._made.is_still(x))

@@ -190,6 +190,10 @@ class _Run:
         """Those that units still to come in the forward pass read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
+        self._at_once: set[Unit] = set()
+        """Units that keep their graphs in every iteration but the first, before which their sizes are not known. It computes
+        them again for all steps at once, so that it rounds as the others do: a process that resumes a training has
+        such a one in its midst."""
         self._statistics: dict[Unit, dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]]] = {}
         """μ and σ² of the batch, by layer and step, of units that are computed again: [channels] each."""
         self._autocast: Callable[[], torch.autocast] | None = None
@@ -213,6 +217,7 @@ class _Run:
                     self._compute(unit, every_step, self._keep)
             for node in unit.read_last:
                 self._unpacked.pop(node, None)
+        self._at_once = self._units.units_with_graph(self._chunk_of, len(self._inputs))
         return [value.tensor() for value in self._values.pop(self._units.units[-1].target)]
 
     def backward(self, gradients: Sequence[Tensor | None]) -> None:
@@ -242,7 +247,7 @@ class _Run:
 
     def _backward_again(self, unit: Unit) -> None:
         """Compute a unit again, with its graph, and go backward through it, the last chunk of steps first."""
-        length = self._chunk_of(unit)
+        length = len(self._inputs) if unit in self._at_once else self._chunk_of(unit)
         chunks = [
             range(first, min(first + length, len(self._inputs)))
             for first in range(0, len(self._inputs), length)

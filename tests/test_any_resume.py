@@ -1,0 +1,129 @@
+"""Whatever a recipe says: a cell that is interrupted and resumed ends as one that was not, bit by bit.
+
+Recipes are drawn at random, on every backend and by every method, interrupted after one of their epochs and resumed by a
+new experiment, as by a new process.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from drawn_cells import METHODS, Drawn
+from test_resume import InterruptedAfter, assert_same
+
+from sltt_bench import experiment
+from sltt_bench.errors import UserError
+from sltt_bench.experiment import UnsupportedCell
+from sltt_bench.kinds.training import train_cell
+from sltt_bench.plan import Cell
+from sltt_bench.results import checkpoints
+
+EVERY_METHOD = (
+    *METHODS, "bptt-l1", "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop",
+    "rate", "conversion",
+)  # fmt: skip
+EPOCHS = 3
+TRAINED = (
+    "train_loss",
+    "train_top1",
+    "test_loss",
+    "test_top1",
+    "test_top5",
+    "firing_rate",
+    "backward_passes",
+    "lr",
+)
+
+
+def drawn_cell(seed: int) -> Cell:
+    """The first that its backend serves."""
+    draws = random.Random(seed)
+    while True:
+        drawn = Drawn.by(draws, EVERY_METHOD)
+        backend = draws.choice(["native", "native", "reference", "spikingjelly"])
+        overrides = {
+            "data.limit": draws.choice([8, 11, 13]),
+            "train.batch_size": draws.choice([4, 5]),
+            "train.drop_last": draws.random() < 0.3,
+            "train.epochs": EPOCHS,
+            "train.optimizer": draws.choice(["sgd", "adamw"]),
+            "train.schedule": draws.choice(["cosine", "constant"]),
+            "train.precision": draws.choice(["fp32", "fp32", "bf16"]),
+        }
+        if draws.random() < 0.3:
+            validation = {"split": "stratified", "share": 0.5, "seed": 1, "samples": 4}
+            overrides |= {"data.limit": 20, "validation": validation}
+        if backend == "reference" and draws.random() < 0.5:
+            kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
+            overrides |= {"neuron.kind": kind, "neuron.tau": 2.0}
+            overrides |= {"neuron.tau_synapse": 2.0} if kind == "cuba-lif" else {}
+            overrides |= {"neuron.tau_adaptation": 9.0, "neuron.adaptation": 0.1} if kind == "alif" else {}
+        try:
+            cell = drawn.cell(backend, **overrides)
+            experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+        except (UserError, UnsupportedCell):
+            continue
+        if cell.recipe.data.name.startswith("digits"):  # the others need files
+            return cell
+
+
+def trained(
+    cell: Cell, folder: Path, interrupted_after: int | None = None, *, resume: bool = False
+) -> InterruptedAfter:
+    """What reported the cell's epochs, its checkpoint in `folder`; it ends early where it is interrupted."""
+    reporter = InterruptedAfter(interrupted_after, folder / "cell.pt")
+    job = {
+        "data_dir": "data",
+        "resume": resume,
+        "initial_weights": None,
+        "checkpoint": str(folder / "cell.pt"),
+    }
+    try:
+        train_cell(cell, job, reporter)
+    except KeyboardInterrupt:
+        assert interrupted_after is not None
+    return reporter
+
+
+def check(seed: int, folder: Path) -> Counter[str]:
+    cell, after = drawn_cell(seed), random.Random(seed).choice([1, 2])
+    told = (
+        f"seed {seed}: {cell.method} on {cell.backend}, interrupted after {after}, {cell.recipe.model_dump()}"
+    )
+    whole, parts = folder / f"{seed}-whole", folder / f"{seed}-parts"
+    whole.mkdir()
+    parts.mkdir()
+    torch.manual_seed(7)
+    rows = trained(cell, whole).rows()
+    torch.manual_seed(8)
+    trained(cell, parts, interrupted_after=after)
+    torch.manual_seed(9)  # the state of the process that goes on is another one
+    resumed = trained(cell, parts, resume=True).rows()
+    assert [row["epoch"] for row in resumed] == list(range(after + 1, EPOCHS + 1)), told
+    for expected, row in zip(rows[after:], resumed, strict=True):
+        kept = [column for column in TRAINED if column in expected]
+        assert {name: row[name] for name in kept} == {name: expected[name] for name in kept}, told
+    ended = [checkpoints.load(at / "cell.pt", of_cell="cell") for at in (parts, whole)]
+    try:
+        assert_same(*ended)
+    except AssertionError as error:
+        raise AssertionError(told) from error
+    network = cell.recipe.model.name
+    return Counter([f"backend {cell.backend}", f"method {cell.method}", f"network {network}"])
+
+
+@pytest.mark.parametrize("first", range(0, 8, 4))
+def test_a_resumed_cell_ends_as_one_that_was_not_interrupted(first: int, tmp_path: Path) -> None:
+    for seed in range(first, first + 4):
+        check(seed, tmp_path)
+
+
+@pytest.mark.long
+def test_many_resumed_cells_end_as_those_that_were_not_interrupted(
+    figures: Callable[[str], None], tmp_path: Path
+) -> None:
+    counts = sum((check(seed, tmp_path) for seed in range(100, 400)), Counter[str]())
+    figures(f"300 cells resumed, each as if it had not been interrupted: {dict(counts)}")
