@@ -15,6 +15,7 @@ from drawn_cells import METHODS, Drawn
 from test_resume import InterruptedAfter, assert_same
 
 from sltt_bench import experiment
+from sltt_bench.engine import TrainingDiverged
 from sltt_bench.errors import UserError
 from sltt_bench.experiment import UnsupportedCell
 from sltt_bench.kinds.training import train_cell
@@ -97,7 +98,10 @@ def check(seed: int, folder: Path) -> Counter[str]:
     whole.mkdir()
     parts.mkdir()
     torch.manual_seed(7)
-    rows = trained(cell, whole).rows()
+    try:
+        rows = trained(cell, whole).rows()
+    except TrainingDiverged:
+        return Counter(["diverged"])
     torch.manual_seed(8)
     trained(cell, parts, interrupted_after=after)
     torch.manual_seed(9)  # the state of the process that goes on is another one
