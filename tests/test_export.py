@@ -18,6 +18,7 @@ from sltt_bench.experiment import build_network
 from sltt_bench.export import ExportError
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, write_onnx
+from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
 from sltt_bench.neurons import LIF, reset_state
 from sltt_bench.recipe import Recipe, load_recipe
 from sltt_bench.yaml_text import read_yaml
@@ -93,7 +94,9 @@ def busy_network_of(resolved: Recipe) -> nn.Module:
     network = build_network(resolved, Reference())
     with torch.no_grad():
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            if isinstance(module, (nn.BatchNorm2d, TimeBatchNorm)):
+                assert module.running_var is not None
+                assert module.running_mean is not None
                 module.running_var.uniform_(0.05, 0.2)
                 module.running_mean.uniform_(-0.2, 0.2)
                 module.bias.uniform_(-0.2, 0.4)
@@ -167,12 +170,103 @@ def test_what_nir_cannot_say_is_refused_by_name(recipe: str, fault: str) -> None
         nir_graph(network, shape)
 
 
+class AddsToItself(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + x
+
+
+class AddsAConstant(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1
+
+
+class AddsTheSumOfTwoTwice(nn.Module):
+    """By way of a layer that is nothing in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.dropout(x)
+
+
+class AddsAVector(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mean(x)
+
+
+class Scales(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x
+
+
+class CallsALayerTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mixing(self.mixing(x))
+
+
+@pytest.mark.parametrize(
+    ("layer", "fault"),
+    [
+        (AddsToItself(), "edges add different nodes, each once"),
+        (AddsAConstant(), "edges add different nodes, each once"),
+        (AddsTheSumOfTwoTwice(), "edges add different nodes, each once"),
+        (AddsAVector(), r"edges add equal shapes, not \(3, 8, 8\) and \(3, 1, 1\)"),
+        (Scales(), r"no node for what Scales does with gain \(0\.gain\)"),
+        (CallsALayerTwice(), r"Conv2d is called again \(0\.mixing\)"),
+        (nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), "pad with zeros, not in mode circular"),
+        (nn.Linear(8, 8), r"linear layers take vectors, not \(3, 8, 8\)"),
+        (nn.Flatten(2), "flattened as a whole or not at all"),
+        (nn.BatchNorm2d(3, track_running_stats=False), "by running statistics alone"),
+        (BatchNormThroughTime([nn.BatchNorm2d(3)]), "no node for BatchNormThroughTime"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_nir_says_no_other_network_than_it_is_given(layer: nn.Module, fault: str) -> None:
+    with pytest.raises(ExportError, match=fault):
+        nir_graph(nn.Sequential(layer, nn.Identity()).eval(), (3, 8, 8))
+
+
+def test_a_batch_norm_over_time_is_in_evaluation_one_of_each_step(tmp_path: Path) -> None:
+    tdbn = load_recipe("digits", {"model.normalisation": "tdbn"}, smoke=True, chosen_methods=["bptt"])
+    network = busy_network_of(tdbn)
+    nir.write(tmp_path / "network.nir", nir_graph(network, (1, 8, 8)))
+    again, state = nirtorch.nir_to_torch(nir.read(tmp_path / "network.nir"), NODES), None
+    reset_state(network)
+    with torch.no_grad():
+        for x in 2 * torch.rand(3, 2, 1, 8, 8):
+            output, (read_back, state) = network(x), again(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("recipe", "overrides"),
     [
         ("digits", {"neuron.tau": 2.0, "timesteps": 2}),
         pytest.param("sequential-digits", {}, marks=pytest.mark.long),
-        pytest.param("digits", {"neuron.tau": 2.0, "neuron.kind": "alif"}, marks=pytest.mark.long),
+        pytest.param(
+            "digits",
+            {
+                "neuron.tau": 2.0,
+                "neuron.kind": "alif",
+                "neuron.tau_adaptation": 9.0,
+                "neuron.adaptation": 0.1,
+            },
+            marks=pytest.mark.long,
+        ),
         pytest.param("digits-saccade", {"neuron.tau": 2.0, "neuron.reset": "hard"}, marks=pytest.mark.long),
     ],
     ids=str,

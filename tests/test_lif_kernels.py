@@ -688,5 +688,6 @@ def compiled(triton: Any, kernel: Any, element: str, constants: dict[str, Any]) 
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in names if n not in constants},
     )
-    ptx: str = triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    as_launched = {"enable_fp_fusion": False}
+    ptx: str = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=as_launched).asm["ptx"]
     return ptx

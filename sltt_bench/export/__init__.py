@@ -52,7 +52,7 @@ class TrainedCell:
             raise ExportError(
                 f"{path}: no such checkpoint; run with --set train.keep_checkpoint=true to keep it"
             )
-        network = build_network(self.recipe, Reference())
+        network = build_network(self.recipe, Reference(), converted=_converts(str(self.row["method"])))
         try:
             state = checkpoints.load(path, of_cell=path.stem)
             with checkpoints.restoring(path):
@@ -60,6 +60,17 @@ class TrainedCell:
         except checkpoints.CheckpointError as error:
             raise ExportError(str(error)) from None
         return network.eval()
+
+
+def _converts(method: str) -> bool:
+    """Whether a network that the method has trained holds the thresholds of converted neurons; of a plug-in's method
+    that is not installed any more it does not."""
+    from sltt_bench import methods
+
+    try:
+        return "conversion" in methods.promises(method).needs
+    except methods.UnknownMethod:
+        return False
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ Batch normalisation in evaluation becomes part of the convolution before it, or 
 by name. NIR fires where u > V_th, this tool where u ≥ V_th: the same but for potentials that hit the threshold exactly.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import nir
 import numpy as np
@@ -22,24 +22,27 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sltt_bench.export import ExportError
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import LIF, LIFParameters, Stateful, reset_state
+from sltt_bench.models.normalisation import TimeBatchNorm
+from sltt_bench.neurons import LIF, LIFParameters, OverTime, PerStep, Stateful, reset_state
 
 
 def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     """The nir.NIRGraph of a network [1, *input_shape] → [1, classes], called once a time step. Raises ExportError."""
     network.eval()
     traced = _traced(network, input_shape)
-    builder = _Builder(input_shape, dict(traced.named_modules()))
+    builder = _Builder(input_shape, network)
     for node in traced.graph.nodes:
         builder.add(node)
     return nir.NIRGraph(nodes=builder.nodes, edges=builder.edges)
 
 
 class _GraphTracer(fx.Tracer):
-    """Layers that carry something over time are traced as what they are."""
+    """Layers that carry something over time, or differ from step to step, are traced as what they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (Stateful, PerStep, OverTime)) or super().is_leaf_module(
+            m, module_qualified_name
+        )
 
 
 def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
@@ -61,8 +64,9 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 class _Builder:
     """Nodes and edges of NIR from the nodes of a traced step, in their order."""
 
-    def __init__(self, input_shape: tuple[int, ...], modules: Mapping[str, nn.Module]) -> None:
-        self._input_shape, self._modules = input_shape, modules
+    def __init__(self, input_shape: tuple[int, ...], network: nn.Module) -> None:
+        self._input_shape, self._modules = input_shape, dict(network.named_modules())
+        self._called: set[nn.Module] = set()
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self._sources: dict[fx.Node, list[str]] = {}
@@ -79,19 +83,28 @@ class _Builder:
             self.nodes["output"] = nir.Output({"output": np.array(_shape(argument))})
             self.edges += [(source, "output") for source in inputs]
         elif node.op == "call_function" and getattr(node.target, "__name__", "") in ("add", "iadd"):
-            self._sources[node] = inputs
+            self._sources[node] = _summands(node, inputs)
         elif node.op == "call_module":
             self._add_module(node, str(node.target), self._modules[str(node.target)], inputs)
+        elif node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            kind = type(self._modules[owner]).__name__
+            raise ExportError(f"NIR has no node for what {kind} does with {attribute} ({node.target})")
         else:
             raise ExportError(f"NIR has no node for {node.target} (at {node.name})")
 
     def _add_module(self, node: fx.Node, name: str, module: nn.Module, inputs: list[str]) -> None:
+        if module in self._called:
+            raise ExportError(
+                f"NIR's nodes run once a step, but {type(module).__name__} is called again ({name})"
+            )
+        self._called.add(module)
         if isinstance(module, (SequenceDropout, nn.Dropout, nn.Identity)):
             self._sources[node] = inputs
             return
         source = node.all_input_nodes[0]
         before = self._modules.get(str(source.target)) if source.op == "call_module" else None
-        if isinstance(module, nn.BatchNorm2d) and isinstance(before, nn.Conv2d) and len(source.users) == 1:
+        if _normalises_channels(module) and type(before) is nn.Conv2d and len(source.users) == 1:
             fused = fuse_conv_bn_eval(before, module)
             self.nodes[str(source.target)] = _convolution(fused, _shape(source.all_input_nodes[0]), name)
             self._sources[node] = inputs
@@ -125,6 +138,22 @@ class _Builder:
         return potential
 
 
+def _summands(node: fx.Node, inputs: list[str]) -> list[str]:
+    """What an addition's edges come from. Raises ExportError where edges, which add what they bring, say something else."""
+    constants = [argument for argument in node.args if not isinstance(argument, fx.Node)]
+    if constants or node.kwargs or len(set(inputs)) < len(inputs) or len(node.all_input_nodes) < 2:
+        raise ExportError(f"NIR's edges add different nodes, each once, and nothing else (at {node.name})")
+    first, second = (_shape(argument) for argument in node.all_input_nodes)
+    if first != second:
+        raise ExportError(f"NIR's edges add equal shapes, not {first} and {second} (at {node.name})")
+    return inputs
+
+
+def _normalises_channels(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d | TimeBatchNorm]:
+    """Whether it is, in evaluation, the batch norm of images by running statistics."""
+    return isinstance(module, (nn.BatchNorm2d, TimeBatchNorm)) and module.running_mean is not None
+
+
 def _shape(node: fx.Node) -> tuple[int, ...]:
     """Of one sample."""
     return tuple(node.meta["tensor_meta"].shape[1:])
@@ -135,6 +164,8 @@ def _array(tensor: Tensor) -> Any:
 
 
 def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
+    if layer.padding_mode != "zeros":
+        raise ExportError(f"NIR's convolutions pad with zeros, not in mode {layer.padding_mode} ({name})")
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
     return nir.Conv2d(
         input_shape=shape[1:],
@@ -148,16 +179,20 @@ def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
 
 
 def _linear(layer: nn.Linear, shape: tuple[int, ...], name: str) -> Any:
+    if len(shape) != 1:
+        raise ExportError(f"NIR's linear layers take vectors, not {shape} ({name})")
     if layer.bias is None:
         return nir.Linear(weight=_array(layer.weight))
     return nir.Affine(weight=_array(layer.weight), bias=_array(layer.bias))
 
 
-def _normalisation(layer: nn.BatchNorm2d, shape: tuple[int, ...], name: str) -> Any:
+def _normalisation(layer: nn.BatchNorm2d | TimeBatchNorm, shape: tuple[int, ...], name: str) -> Any:
     """y = γ (x − μ)/√(σ² + ε) + β for each channel: a 1×1 convolution that mixes no channels.
 
     NIR's types know no groups, so its weight is a diagonal matrix.
     """
+    if len(shape) != 3 or not _normalises_channels(layer):
+        raise ExportError(f"NIR has a node for the batch norm of images by running statistics alone ({name})")
     plain = nn.Conv2d(shape[0], shape[0], 1, bias=False)
     nn.init.dirac_(plain.weight)
     return _convolution(fuse_conv_bn_eval(plain.eval(), layer), shape, name)
@@ -184,6 +219,8 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _flatten(layer: nn.Flatten, shape: tuple[int, ...], name: str) -> Any:
+    if (layer.start_dim, layer.end_dim) != (1, -1):
+        raise ExportError(f"a sample is flattened as a whole or not at all ({name})")
     return nir.Flatten(start_dim=0, end_dim=-1, input_type={"input": np.array(shape)})
 
 
@@ -191,6 +228,7 @@ _LAYERS: dict[type[nn.Module], Callable[[Any, tuple[int, ...], str], Any]] = {
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     nn.BatchNorm2d: _normalisation,
+    TimeBatchNorm: _normalisation,
     nn.AvgPool2d: _pooling,
     nn.AdaptiveAvgPool2d: _adaptive_pooling,
     nn.Flatten: _flatten,

@@ -15,22 +15,26 @@ from sltt_bench.experiment import time_steps
 from sltt_bench.export import ExportError
 from sltt_bench.neurons import reset_state
 from sltt_bench.recipe import Recipe
+from sltt_bench.unroll import Unroll
 
 
 class Sequence(nn.Module):
-    """A network over all time steps of its recipe: [batch, (T,) *sample] → [batch, classes]."""
+    """A network over all time steps of its evaluation: [batch, (T,) *sample] → [batch, classes]."""
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.network = network
-        self._timesteps, self._temporal = recipe.timesteps, recipe.data.temporal
-        self._counted = recipe.loss.window or recipe.timesteps
+        self._timesteps, self._temporal = recipe.test_timesteps or recipe.timesteps, recipe.data.temporal
+        self._window = recipe.loss.window
+        self._generator = torch.Generator()
 
     def forward(self, x: Tensor) -> Tensor:
+        inputs = time_steps(x, self._timesteps, self._temporal)
+        unroll = Unroll(self.network, inputs, Tensor.sum, generator=self._generator, window=self._window)
+        for t in range(unroll.timesteps):
+            unroll.step(t)
         reset_state(self.network)
-        outputs = [self.network(step) for step in time_steps(x, self._timesteps, self._temporal)]
-        reset_state(self.network)
-        return torch.stack(outputs[-self._counted :]).mean(0)
+        return unroll.summed_outputs / unroll.counted_steps
 
 
 def write_onnx(network: nn.Module, recipe: Recipe, path: Path) -> None:

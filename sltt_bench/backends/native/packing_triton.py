@@ -61,4 +61,5 @@ def _launch(
 ) -> None:
     if elements:
         with torch.cuda.device_of(source):
-            kernel[(triton.cdiv(elements, 8 * BLOCK),)](source, target, elements, **constants, BLOCK=BLOCK)
+            grid = (triton.cdiv(elements, 8 * BLOCK),)
+            kernel[grid](source, target, elements, **constants, BLOCK=BLOCK, enable_fp_fusion=False)
