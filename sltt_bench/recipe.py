@@ -309,6 +309,11 @@ class Recipe(Strict):
                 raise ValueError(
                     f"loss.window is {self.loss.window}, more than test_timesteps ({self.test_timesteps})"
                 )
+            if "timestep" in self.model.needs and self.test_timesteps > self.timesteps:
+                raise ValueError(
+                    f"test_timesteps is {self.test_timesteps}, but the network has parameters for each of {self.timesteps} "
+                    "steps (timesteps) alone, as model.normalisation bntt gives it; set it to that number or less"
+                )
         normalisation = getattr(self.model, "normalisation", "batch")
         if self.train.synchronise_batch_norm and (
             normalisation == "tdbn" or self.model.name in ("mlp", "spikformer")

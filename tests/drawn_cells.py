@@ -97,6 +97,9 @@ class Drawn:
             "native.fused_norm": draws.choice(["always", "never"]),
             "native.graphs": "never",
         }
+        of_these = random.Random(repr(overrides))  # what is drawn besides, without moving what has been drawn
+        if recipe == "digits" and of_these.random() < 0.2:
+            overrides["test_timesteps"] = of_these.choice([1, 2, 3, 5, 7])
         return Drawn(recipe, draws.choice(known), overrides, native, replayed=chance() < 0.4)
 
 

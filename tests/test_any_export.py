@@ -40,7 +40,7 @@ def drawn_cell(seed: int, networks: tuple[str, ...] | None) -> Cell:
         drawn = Drawn.by(draws, METHODS)
         timesteps = min(drawn.overrides["timesteps"], 4)
         overrides = {**drawn.overrides, "timesteps": timesteps, "loss.window": draws.choice([None, None, 1])}
-        if drawn.recipe == "digits" and draws.random() < 0.5:
+        if drawn.recipe == "digits" and draws.random() < 0.5:  # more often than elsewhere
             overrides["test_timesteps"] = draws.choice([1, 3, 5])
         if draws.random() < 0.3:
             kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])

@@ -112,6 +112,30 @@ def test_v_reset_without_hard_reset_is_a_contradiction() -> None:
     assert "hard reset only" in faults("digits", {"neuron.v_reset": -0.1})[0]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "fault"),
+    [
+        ("digits-saccade", {"test_timesteps": 2}, "test_timesteps is for static images"),
+        (
+            "digits",
+            {"loss.window": 3, "test_timesteps": 2},
+            r"loss\.window is 3, more than test_timesteps \(2\)",
+        ),
+        (
+            "digits",
+            {"timesteps": 4, "test_timesteps": 5, "model.normalisation": "bntt"},
+            r"test_timesteps is 5, but the network has parameters for each of 4 steps",
+        ),
+    ],
+    ids=["of a movement", "below the window", "beyond the parameters of each step"],
+)
+def test_an_evaluation_of_other_steps_is_refused_where_there_are_none(
+    recipe: str, overrides: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        load_recipe(recipe, overrides, chosen_methods=["bptt"])
+
+
 def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
     grid = parse_overrides(["timesteps=2,4", "model.channels=[1,2],[3]"])
     assert grid == [
