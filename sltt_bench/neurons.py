@@ -12,7 +12,7 @@ The neurons that are more than this are in `neuron_kinds.py`.
 Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (SpikingJelly).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -168,6 +168,12 @@ class SpikingNeuron(Stateful):
         """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
         spikes: Tensor = self(x if divisor is None else x / divisor)
         return spikes * gain
+
+
+def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    """The tensor that a layer is called with: its first argument, which a network may give by name."""
+    x: Tensor = args[0] if args else next(iter(kwargs.values()))
+    return x
 
 
 Hook = TypeVar("Hook", bound=Callable[..., Any])

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, SpikingNeuron, integrate, layers_of_neurons, save_state
+from sltt_bench.neurons import LIF, SpikingNeuron, input_of_call, integrate, layers_of_neurons, save_state
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
@@ -71,10 +71,12 @@ class Synapses:
         """The layers' hooks are installed within."""
         with ExitStack() as stack:
             for layer in self._layers:
-                stack.callback(layer.register_forward_pre_hook(self._before_synapse).remove)
+                before = layer.register_forward_pre_hook(self._before_synapse, with_kwargs=True)
+                stack.callback(before.remove)
                 stack.callback(layer.register_forward_hook(self._after_synapse, always_call=True).remove)
             for neurons in layers_of_neurons(self._network):
-                stack.callback(neurons.register_forward_hook(self._after_neurons).remove)
+                after = neurons.register_forward_hook(self._after_neurons, with_kwargs=True)
+                stack.callback(after.remove)
             yield
         self._gates.clear()
 
@@ -109,10 +111,12 @@ class Synapses:
         finally:
             self.in_local_pass = False
 
-    def _before_synapse(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def _before_synapse(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor], dict[str, Any]] | None:
         if not torch.is_grad_enabled():
             return None
-        x: Tensor = args[0]
+        x = input_of_call(args, kwargs)
         if self._called is not None:
             self._called.append(layer)
             if not self._network_input and not x.requires_grad and not self._is_carried(x):
@@ -126,7 +130,7 @@ class Synapses:
         saving = _Saving(self, x, traces)
         saving.__enter__()
         layer.__dict__["_saving"] = saving
-        return (x, *args[1:])
+        return (x,), {}
 
     def _after_synapse(self, layer: nn.Module, args: Any, output: Any) -> None:
         saving: _Saving | None = layer.__dict__.pop("_saving", None)
@@ -138,12 +142,14 @@ class Synapses:
                     "can take its place; choose a method without traces"
                 )
 
-    def _after_neurons(self, neurons: SpikingNeuron, args: tuple[Any, ...], spikes: Tensor) -> Tensor | None:
+    def _after_neurons(
+        self, neurons: SpikingNeuron, args: tuple[Any, ...], kwargs: dict[str, Any], spikes: Tensor
+    ) -> Tensor | None:
         if self._called is not None:
             self._called.append(neurons)
         if not spikes.requires_grad:
             return None
-        gate = Gate(neurons, args[0])
+        gate = Gate(neurons, input_of_call(args, kwargs))
         self._gates.append(gate)
         result: Tensor = _ThroughGate.apply(spikes, gate)
         return result
@@ -215,10 +221,10 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
         )
     membranes: dict[nn.Module, Tensor] = {}
 
-    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        neurons = cast(LIF, layer)
+    def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        neurons, current = cast(LIF, layer), input_of_call(args, kwargs).detach()
         with torch.no_grad():
-            membranes[layer] = integrate(args[0].detach(), neurons.potential, neurons.parameters_)
+            membranes[layer] = integrate(current, neurons.potential, neurons.parameters_)
 
     def after(layer: nn.Module, args: Any, spikes: Tensor) -> None:
         with torch.no_grad():
@@ -226,7 +232,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.callback(layer.register_forward_pre_hook(before).remove)
+            stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after).remove)
         yield
 
@@ -234,8 +240,12 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 @contextmanager
 def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
     """Within, `function(layer, x)` stands in for the forward method of each of the layers."""
+
+    def stand_in(layer: Layer, *args: Any, **kwargs: Any) -> Tensor:
+        return function(layer, input_of_call(args, kwargs))
+
     for layer in layers:
-        layer.__dict__["forward"] = partial(function, layer)
+        layer.__dict__["forward"] = partial(stand_in, layer)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sltt_bench.neurons import SpikingNeuron
+from sltt_bench.neurons import SpikingNeuron, input_of_call
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -44,7 +44,7 @@ class InferenceCosts:
     def __enter__(self) -> "InferenceCosts":
         for module in self._network.modules():
             if isinstance(module, SYNAPTIC):
-                self._handles.append(module.register_forward_pre_hook(self._count_synapses))
+                self._handles.append(module.register_forward_pre_hook(self._count_synapses, with_kwargs=True))
             elif isinstance(module, SpikingNeuron):
                 self._handles.append(module.register_forward_hook(self._count_activations))
         return self
@@ -75,8 +75,8 @@ class InferenceCosts:
         }
 
     @torch.no_grad()
-    def _count_synapses(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].detach()
+    def _count_synapses(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = input_of_call(args, kwargs).detach()
         active = (x != 0).float()
         spiking = ((x == 0) | (x.abs() == 1)).all()
         effective = _connections_of(layer, active, layer.weight != 0)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.units import trace_step
-from sltt_bench.neurons import reads_values
+from sltt_bench.neurons import input_of_call, reads_values
 from sltt_bench.torch_internals import has_hooks
 
 
@@ -80,7 +80,11 @@ def _deferrable(
             and users[0].args == (node,)
             and users[0].kwargs.get("divisor", 1) == 1
         ):
-            yield norm, layer, list(biased_convolutions(node.args[0], network, times))
+            yield (
+                norm,
+                layer,
+                list(biased_convolutions(input_of_call(node.args, node.kwargs), network, times)),
+            )
 
 
 def _learns_as_usual(norm: nn.Module) -> bool:

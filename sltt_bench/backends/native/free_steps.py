@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import ceil
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,7 +32,7 @@ from sltt_bench.backends.native.units import NotTraceable, trace_step
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.models.normalisation import ScaledWSLinear
-from sltt_bench.neurons import reads_values
+from sltt_bench.neurons import input_of_call, reads_values
 from sltt_bench.torch_internals import sees_every_layer
 
 AT_ONCE = 4
@@ -138,9 +139,9 @@ class FreeSequence(nn.Module):
         return self._outputs.pop(0)
 
 
-def _repeated(forward: Callable[[Tensor], Tensor], portion: Portion, x: Tensor) -> Tensor:
+def _repeated(forward: Callable[[Tensor], Tensor], portion: Portion, *args: Any, **kwargs: Any) -> Tensor:
     """What a layer makes of the whole batch, of a portion's samples for each of its steps."""
-    return torch.cat([forward(x)[portion.samples]] * portion.steps)
+    return torch.cat([forward(input_of_call(args, kwargs))[portion.samples]] * portion.steps)
 
 
 def _check(node: fx.Node, layers: dict[fx.Node, nn.Module], network: nn.Module) -> None:

@@ -11,6 +11,7 @@ pass goes through the layer.
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from sltt_bench.backends.native.step_weights import (
     replaced,
     step_weights,
 )
+from sltt_bench.neurons import input_of_call
 from sltt_bench.torch_internals import times_changed
 
 FIRST_LAYERS = (nn.Conv2d, UnbiasedConv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
@@ -196,7 +198,8 @@ class _Layer:
         """The last output that is not kept, and the call that made it."""
         self._made_at = 0
 
-    def __call__(self, input: Tensor) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        input = input_of_call(args, kwargs)
         self.calls += 1
         if torch.is_inference_mode_enabled():
             return self._forward(input)
