@@ -106,7 +106,7 @@ class Unroll:
         again = t < self._steps_run
         if self._synapses is not None:
             self._synapses.step_begins()
-        with normalisation_statistics_kept(self.network) if again else nullcontext():
+        with buffers_kept(self.network) if again else nullcontext():
             output = self._output(t)
         self._steps_run = max(self._steps_run, t + 1)
         if self._synapses is not None:
@@ -214,7 +214,7 @@ class Unroll:
         """
         if self._per_step:
             raise NotImplementedError("a pass on rates is none of the T steps, whose layers the network has")
-        with normalisation_statistics_kept(self.network):
+        with buffers_kept(self.network):
             return self._loss(self._forward(x))
 
     def in_one_step(self, x: Tensor) -> Tensor:
@@ -320,19 +320,17 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
 
 
 @contextmanager
-def normalisation_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within, batch norm uses the batch's statistics as it does in training, but learns none of them."""
-    learned = [
-        (module, dict(module._buffers))
-        for module in network.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+def buffers_kept(network: nn.Module) -> Iterator[None]:
+    """Within, layers use the batch's statistics as they do in training, but learn none: buffers end as they began."""
+    kept = [
+        (module, dict(module._buffers)) for module in network.modules() if module.training and module._buffers
     ]
-    for module, buffers in learned:
+    for module, buffers in kept:
         module._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
     try:
         yield
     finally:
-        for module, buffers in learned:
+        for module, buffers in kept:
             module._buffers.update(buffers)
 
 

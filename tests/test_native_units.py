@@ -234,7 +234,7 @@ def test_scaled_neurons_and_residual_sums_are_one_operation_each_within_units(fu
     network = models.build(
         options, neuron=lambda: backend.neuron(LIFParameters()), input_shape=(3, 32, 32), classes=4
     )
-    units = UnitNetwork(backend.prepare(network, "cpu")).units
+    units = UnitNetwork(backend.prepare(network, "cpu"), torch.rand(2, 3, 32, 32)).units
     neurons = [unit for unit in units if unit.core is not None]
     assert {unit.gain for unit in neurons} == {2.74}
     # Of a block: neurons alone, before a transition with the sum that nothing else reads; a convolution and neurons.
@@ -337,7 +337,7 @@ class Dropped(nn.Sequential):
 def test_a_network_without_units_says_why(kind: Callable[..., nn.Module], reason: str) -> None:
     network = kind(nn.Linear(3, 3), LIF(LIFParameters()))
     with pytest.raises(NotSeparable, match=reason):
-        UnitNetwork(network)
+        UnitNetwork(network, torch.rand(2, 3))
 
 
 def test_a_network_without_units_is_trained_step_by_step_and_the_provenance_says_so() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sltt_bench import data, engine, experiment, initialise, provenance
+from sltt_bench import data, engine, experiment, initialise, methods, provenance
 from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
@@ -30,6 +30,7 @@ from sltt_bench.measure.gpu_support import (
 from sltt_bench.measure.iteration_memory import count_iteration
 from sltt_bench.plan import Cell
 from sltt_bench.precision import resolve, set_float32_arithmetic
+from sltt_bench.recomputation import tried_again
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 from sltt_bench.source_digest import own_source_sha256
 
@@ -56,6 +57,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         splits = ("train", *evaluated)
         loaders = {split: make_cell_loader(cell, bundle, split, device, ranks) for split in splits}
         check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
+        check_steps_again(cell, device, loaders["train"], bundle.preprocess)
 
         def peak() -> int:
             batch = next(iter(loaders["train"]))
@@ -112,6 +114,22 @@ def check_smallest_batch(
             f"train.batch_size {train.batch_size}), and batch norm needs more than one value per channel: "
             "set train.drop_last=true or another train.batch_size"
         ) from None
+
+
+def check_steps_again(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:
+    """Raises ValueError, before anything is trained, if the method runs steps twice and the network does something else
+    the second time.
+    """
+    if not methods.promises(cell.method).computes_again:
+        return
+    network = experiment.assemble(cell, device, experiment.make_backend(cell)).network
+    x, _ = next(iter(loader))
+    first = preprocess(x[:2].to(device))
+    reason = tried_again(network, first[:, 0] if cell.recipe.data.temporal else first).differs
+    if reason:
+        raise ValueError(
+            f"method {cell.method!r} computes steps again, but in this network {reason}; choose method bptt"
+        )
 
 
 def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, reporter: "Reporter") -> None:

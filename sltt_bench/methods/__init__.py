@@ -79,6 +79,8 @@ class Promises:
     needs: frozenset[Need] = frozenset()
     kinds: frozenset[str] = frozenset()
     """Kinds of neuron that it is derived for; none: it holds for all."""
+    computes_again: bool = False
+    """It runs steps a second time, from a saved state: networks whose layers do something else then are refused."""
     pass_on_rates: bool = False
     """It goes backward through a pass on mean rates, which is none of the T steps."""
 
@@ -143,7 +145,13 @@ METHODS: dict[str, MethodEntry] = {
             "bptt-ckptN",
             "exact BPTT that keeps the state every N steps and computes the rest again",
             "Gruslys et al. 2016",
-            Promises(exact=True, memory="O(T/N + N)", one_backward_pass=True, needs=frozenset({"state"})),
+            Promises(
+                exact=True,
+                memory="O(T/N + N)",
+                one_backward_pass=True,
+                needs=frozenset({"state"}),
+                computes_again=True,
+            ),
             "bptt_checkpointed:CheckpointedBPTT",
             form=r"bptt-ckpt(?P<segment>\d+)",
             steps="segment",

@@ -34,6 +34,7 @@ from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.absorbed_bias import leave_biases_to_neurons
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation, why_wrong
+from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.free_steps import AT_ONCE, FreeSequence, FreeSteps, NotServed
 from sltt_bench.backends.native.graphs import GraphedIterations, steps_with_graph, unsuited
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
@@ -51,6 +52,7 @@ from sltt_bench.methods.sltt_a import AdaptiveSLTT
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
+from sltt_bench.recomputation import Repetition, tried_again
 from sltt_bench.unroll import Unroll
 
 if TYPE_CHECKING:
@@ -110,6 +112,8 @@ class Native:
         self.graphs = None if graphs == "never" else GraphedIterations()
         """What replays iterations; None where they run as usual."""
         self._graphs_are_wanted = graphs == "always"
+        self._is_tried = False
+        """Whether it is known that the network's own layers, if there are any, can be replayed."""
         self._not_replayed = ""
         """Why iterations on a GPU run as usual although nobody asked for it."""
 
@@ -197,6 +201,8 @@ class Native:
         """By replay where iterations are replayed; BPTT with `recompute` unit by unit."""
         if self.graphs is not None and not self._graphs_are_wanted:
             self._settle_for_usual_iterations(experiment)
+        if self.graphs is not None and not self._is_tried:
+            self._try_foreign_layers(experiment.network, experiment.inputs(x)[0])
         if self.graphs is None:
             return self._accumulate_gradients(experiment, x, labels)
         return self.graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
@@ -210,6 +216,23 @@ class Native:
                 reason = "several processes share each batch"
         if reason is not None:
             self.graphs, self._not_replayed = None, reason
+
+    def _try_foreign_layers(self, network: nn.Module, x: Tensor) -> None:
+        """Give graphs up, by name, where layers do what a graph would not: it knows what ran on the device alone."""
+        self._is_tried = True
+        if self._compile:
+            return  # what torch.compile makes is guarded by torch.compile
+        foreign: str | None
+        try:
+            foreign = foreign_call(trace_step(network), network)
+        except NotTraceable as error:
+            foreign = str(error)
+        again = Repetition() if foreign is None else tried_again(network, x[:2])
+        if not (reason := again.differs or again.replaces):
+            return
+        if self._graphs_are_wanted:
+            raise ValueError(f"native.graphs: {reason} ({foreign}); set native.graphs=never")
+        self.graphs, self._not_replayed = None, f"{reason} ({foreign})"
 
     def _accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
         if isinstance(experiment.method, SLTTK):
@@ -266,7 +289,7 @@ class Native:
             return network
         if self._units is None:
             try:
-                self._units = UnitNetwork(network)
+                self._units = UnitNetwork(network, inputs[0])
             except NotSeparable as error:
                 self._units = str(error)  # the error itself would hold the batch, by way of its traceback
         if isinstance(self._units, str):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
@@ -42,6 +43,7 @@ from sltt_bench.neurons import (
     save_state,
     scale_state_gradient,
 )
+from sltt_bench.recomputation import tried_again
 
 ROOM = 2.0
 """Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
@@ -93,11 +95,15 @@ class Unit:
 class UnitNetwork:
     """A network cut into units."""
 
-    def __init__(self, network: nn.Module) -> None:
-        """Raises NotSeparable."""
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        """`x`: the input of a step [batch, ...], on which layers that are not known are tried. Raises NotSeparable."""
         self.network = network
         graph = _trace(network)
         self.units = _cut(graph, network)
+        if (foreign := foreign_call(graph, network)) is not None:
+            again = tried_again(network, x[:2])
+            if reason := again.differs or again.draws or again.learns:
+                raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:

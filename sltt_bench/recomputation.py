@@ -1,0 +1,107 @@
+"""Whether a step that is computed a second time is what it was, for networks that somebody has written.
+
+Layers with state say so (`Stateful`), batch norm is known, and dropout of sequences keeps its mask. A layer that counts
+its calls, learns statistics of its own or adds noise says nothing: it is tried.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.neurons import reset_state
+from sltt_bench.torch_internals import FakeTensor
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """What is not as it was when a step runs a second time on the same input; empty where nothing is known to differ."""
+
+    differs: str = ""
+    """What puts out something else although all random numbers are drawn again as they were."""
+    draws: str = ""
+    """That random numbers are drawn."""
+    learns: str = ""
+    """A buffer that changes at every call; batch norm's, which are known, are left out."""
+    replaces: str = ""
+    """A buffer of which another tensor takes the place at every call."""
+
+
+@torch.no_grad()
+def tried_again(network: nn.Module, x: Tensor) -> Repetition:
+    """What differs when the first step in training runs twice on x [batch, ...].
+
+    What is tried is a copy, with random numbers of its own. A shape alone (a fake tensor) tells nothing.
+    """
+    if isinstance(x, FakeTensor):
+        return Repetition()
+    try:
+        tried = deepcopy(network)
+        for module in tried.modules():
+            if isinstance(module, SequenceDropout):
+                module.p = 0.0
+        with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
+            first, second = _Run(tried, x), _Run(tried, x)
+    except Exception as error:  # whatever somebody's layers hold and do
+        return Repetition(differs=f"what it does cannot be tried twice ({type(error).__name__}: {error})")
+    return Repetition(
+        differs=_difference(first.made, second.made),
+        draws="it draws random numbers" if second.draws else "",
+        learns=next((f"{name} changes at every call" for name in second.changed), ""),
+        replaces=next((f"{name} is replaced at every call" for name in second.replaced), ""),
+    )
+
+
+def _difference(made: list[tuple[str, Tensor]], made_again: list[tuple[str, Tensor]]) -> str:
+    if [layer for layer, _ in made] != [layer for layer, _ in made_again]:
+        return "it calls other layers the second time"
+    for (layer, one), (_, other) in zip(made, made_again, strict=True):
+        if not torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
+            return f"a {layer} puts out something else the second time"
+    return ""
+
+
+class _Run:
+    """One step of the network, and what it did."""
+
+    def __init__(self, network: nn.Module, x: Tensor) -> None:
+        self.made: list[tuple[str, Tensor]] = []
+        """The kind of each layer and what it put out, in the order of their calls."""
+        reset_state(network)
+        network.train()
+        torch.manual_seed(0)
+        generators, buffers = _generators(x), _buffers(network)
+        values = {name: buffer.clone() for name, buffer in buffers.items()}
+        hooks = [module.register_forward_hook(self._note) for module in network.modules()]
+        network(x)
+        for hook in hooks:
+            hook.remove()
+        after = _buffers(network)
+        self.draws = not torch.equal(generators, _generators(x))
+        self.changed = [name for name, value in values.items() if not torch.equal(value, after[name])]
+        self.replaced = [name for name, buffer in buffers.items() if after[name] is not buffer]
+
+    def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            self.made.append((type(layer).__name__, output.clone()))
+
+
+def _buffers(network: nn.Module) -> dict[str, Tensor]:
+    """Those that are not batch norm's."""
+    return {
+        f"buffer {path}.{name}": buffer
+        for path, module in network.named_modules()
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def _generators(x: Tensor) -> Tensor:
+    """The state of the CPU's and the device's random numbers."""
+    states = [torch.get_rng_state()]
+    if x.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(x.device))
+    return torch.cat(states)

@@ -1,0 +1,263 @@
+"""Networks drawn at random, as their authors might write them: any layers in any order, in every style of calling."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.models.nf_resnet import ScaledWSConv2d
+from sltt_bench.models.normalisation import ScaledWSLinear
+from sltt_bench.neuron_kinds import Readout
+from sltt_bench.neurons import Stateful
+
+Instruction = Callable[["DrawnNetwork", list[Tensor]], Tensor]
+"""(network, values so far [batch, C, H, W]) → one more value."""
+
+
+class SlowSynapse(Stateful):
+    """Currents that decay: a layer with state that is no neuron."""
+
+    carried = ("current",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.current = x if self.current is None else 0.5 * self.current + x
+        return self.current
+
+
+class DrawnNetwork(nn.Module):
+    """[batch, 1, 8, 8] (or 2 channels of any size) → [batch, classes]."""
+
+    def __init__(
+        self,
+        draws: random.Random,
+        neuron: Callable[[], nn.Module],
+        input_shape: tuple[int, ...],
+        classes: int,
+    ) -> None:
+        super().__init__()
+        self._draws = draws
+        self._neuron = neuron
+        self.instructions: list[Instruction] = []
+        self._sources: list[tuple[int, ...]] = []
+        self.words: list[str] = []
+        """What it is made of, for a failure's message."""
+        shapes: list[tuple[int, int, int]] = [(input_shape[0], input_shape[1], input_shape[2])]
+        self._layer_number = 0
+        for _ in range(draws.randint(4, 14)):
+            shapes.append(self._draw(shapes))
+        if not any("neuron" in word for word in self.words):
+            self._of_layer("neuron", neuron(), len(shapes) - 1)
+            shapes.append(shapes[-1])
+        channels, height, width = shapes[-1]
+        self._draw_readout(channels, height * width, classes)
+        self._leave_out_what_nothing_reads()
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [x]
+        for place, instruction in enumerate(self.instructions, start=1):
+            values.append(instruction(self, values) if place in self._read else x)
+        return values[-1]
+
+    # What an instruction may be -------------------------------------------------------------------
+
+    def _draw(self, shapes: list[tuple[int, int, int]]) -> tuple[int, int, int]:
+        draws = self._draws
+        source = len(shapes) - 1 if draws.random() < 0.8 else draws.randrange(len(shapes))
+        channels, height, width = shapes[source]
+        kind = draws.choices(
+            [
+                "convolution",
+                "norm",
+                "neuron",
+                "sum",
+                "scale",
+                "pool",
+                "function",
+                "dropout",
+                "cat",
+                "again",
+                "slow",
+            ],
+            [5, 4, 6, 3, 1, 1, 1, 1, 1, 1, 0.5],
+        )[0]
+        match kind:
+            case "convolution":
+                out, size = draws.choice([2, 4, 6]), draws.choice([1, 3, 3])
+                stride = draws.choice([1, 1, 1, 2]) if min(height, width) > 2 else 1
+                made = draws.choice([nn.Conv2d, nn.Conv2d, ScaledWSConv2d])
+                if made is ScaledWSConv2d and channels * size * size < 2:
+                    made = nn.Conv2d
+                groups = draws.choice([1, 1, 2]) if channels % 2 == 0 and made is nn.Conv2d else 1
+                options: dict[str, Any] = {}
+                if made is nn.Conv2d:
+                    options = {"padding": size // 2, "groups": groups, "bias": draws.random() < 0.6}
+                layer = made(channels, out, size, stride, **options)
+                self._of_layer(
+                    f"{made.__name__}({channels}, {out}, {size}, {stride}, {options})", layer, source
+                )
+                return out, (height - 1) // stride + 1, (width - 1) // stride + 1
+            case "norm":
+                layer = draws.choice(
+                    [
+                        nn.BatchNorm2d(channels),
+                        nn.BatchNorm2d(channels),
+                        nn.BatchNorm2d(channels, momentum=None),
+                        nn.BatchNorm2d(channels, affine=False),
+                        nn.GroupNorm(1, channels),
+                        nn.InstanceNorm2d(channels, affine=True)
+                        if height * width > 1
+                        else nn.GroupNorm(1, channels),
+                    ]
+                )
+                self._of_layer(str(layer), layer, source)
+            case "neuron":
+                self._of_layer("neuron", self._neuron(), source)
+            case "sum":
+                equals = [place for place, shape in enumerate(shapes) if shape == shapes[source]]
+                other, style = (
+                    draws.choice(equals),
+                    draws.choice(["+", "torch.add", "alpha", "-", "in place", "constant"]),
+                )
+                self._sum(style, source, other)
+            case "scale":
+                self._scale(draws.choice(["factor", "divisor", "parameter"]), source)
+            case "pool" if min(height, width) > 1:
+                made = draws.choice([nn.AvgPool2d, nn.MaxPool2d])
+                self._of_layer(f"{made.__name__}(2)", made(2), source)
+                return channels, height // 2, width // 2
+            case "function":
+                self._function(
+                    draws.choice(["relu", "relu in place", "method", "sigmoid", "clone", "permuted"]), source
+                )
+            case "dropout":
+                layer = draws.choice([SequenceDropout(0.3), nn.Identity(), nn.Dropout(0.3)])
+                self._of_layer(type(layer).__name__, layer, source)
+            case "cat":
+                others = [place for place, shape in enumerate(shapes) if shape[1:] == shapes[source][1:]]
+                other = draws.choice(others)
+                if channels + shapes[other][0] <= 12:
+                    self._add(
+                        f"cat {source} {other}",
+                        lambda _, v: torch.cat([v[source], v[other]], 1),
+                        source,
+                        other,
+                    )
+                    return channels + shapes[other][0], height, width
+                self._add("identity", lambda _, v: v[source], source)
+            case "again":
+                self._again(source, shapes)
+            case "slow":
+                self._of_layer("slow synapse", SlowSynapse(), source)
+            case _:
+                self._add("identity", lambda _, v: v[source], source)
+        return channels, height, width
+
+    def _again(self, source: int, shapes: list[tuple[int, int, int]]) -> None:
+        """A layer that keeps the shape, called a second time in the step: its weights are shared."""
+        channels = shapes[source][0]
+        shared = [
+            name
+            for name, layer in self.named_children()
+            if (
+                isinstance(layer, nn.Conv2d)
+                and layer.in_channels == layer.out_channels == channels
+                and layer.stride == (1, 1)
+            )
+            or (isinstance(layer, nn.BatchNorm2d) and layer.num_features == channels)
+        ]
+        if shared:
+            name = self._draws.choice(shared)
+            self._add(f"{name} again {source}", lambda network, v: getattr(network, name)(v[source]), source)
+        else:
+            self._add("identity", lambda _, v: v[source], source)
+
+    def _of_layer(self, word: str, layer: nn.Module, source: int) -> None:
+        name = f"layer{self._layer_number}"
+        self._layer_number += 1
+        self.add_module(name, layer)
+        argument = "current" if word == "neuron" else "x" if type(layer) in OF_X else "input"
+        if self._draws.random() < 0.2 and type(layer) in BY_NAME:
+            self._add(
+                f"{word} by name {source}",
+                lambda network, v: getattr(network, name)(**{argument: v[source]}),
+                source,
+            )
+        else:
+            self._add(f"{word} {source}", lambda network, v: getattr(network, name)(v[source]), source)
+
+    def _sum(self, style: str, source: int, other: int) -> None:
+        sums: dict[str, Instruction] = {
+            "+": lambda _, v: v[source] + v[other],
+            "torch.add": lambda _, v: torch.add(v[source], v[other]),
+            "alpha": lambda _, v: torch.add(v[source], v[other], alpha=0.5),
+            "-": lambda _, v: v[source] - 0.5 * v[other],
+            "in place": lambda _, v: v[source].clone().add_(v[other]),
+            "constant": lambda _, v: v[source] + 0.25,
+        }
+        self._add(
+            f"sum {style} {source} {other}", sums[style], source, *() if style == "constant" else (other,)
+        )
+
+    def _scale(self, style: str, source: int) -> None:
+        name = f"gain{self._layer_number}"
+        self._layer_number += 1
+        if style == "parameter":
+            self.register_parameter(name, nn.Parameter(torch.ones(())))
+        scales: dict[str, Instruction] = {
+            "factor": lambda _, v: 1.3 * v[source],
+            "divisor": lambda _, v: v[source] / 1.3,
+            "parameter": lambda network, v: getattr(network, name) * v[source],
+        }
+        self._add(f"scale {style} {source}", scales[style], source)
+
+    def _function(self, style: str, source: int) -> None:
+        functions: dict[str, Instruction] = {
+            "relu": lambda _, v: F.relu(v[source]),
+            "relu in place": lambda _, v: F.relu(v[source].clone(), inplace=True),
+            "method": lambda _, v: v[source].clamp(min=-1),
+            "sigmoid": lambda _, v: torch.sigmoid(v[source]),
+            "clone": lambda _, v: v[source].clone(),
+            "permuted": lambda _, v: v[source].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        }
+        self._add(f"{style} {source}", functions[style], source)
+
+    def _draw_readout(self, channels: int, pixels: int, classes: int) -> None:
+        draws, last = self._draws, len(self.instructions)
+        if draws.random() < 0.5:
+            self._add("mean over space", lambda _, v: v[last].mean((2, 3)), last)
+            features = channels
+        else:
+            self.flatten = nn.Flatten()
+            self._add("flatten", lambda network, v: network.flatten(v[last]), last)
+            features = channels * pixels
+        made = draws.choice([nn.Linear, ScaledWSLinear]) if features > 1 else nn.Linear
+        self.readout = made(features, classes)
+        self._add(made.__name__, lambda network, v: network.readout(v[-1]), last + 1)
+        if draws.random() < 0.2:
+            self.leak = Readout(2.0)
+            self._add("leaky readout", lambda network, v: network.leak(v[-1]), last + 2)
+
+    def _add(self, word: str, instruction: Instruction, *sources: int) -> None:
+        self.words.append(word)
+        self.instructions.append(instruction)
+        self._sources.append(sources)
+
+    def _leave_out_what_nothing_reads(self) -> None:
+        read = {len(self.instructions)}
+        for place in range(len(self.instructions), 0, -1):
+            if place in read:
+                read.update(self._sources[place - 1])
+        self._read = read
+        self.words = [word if place in read else "-" for place, word in enumerate(self.words, start=1)]
+
+
+BY_NAME = (nn.Conv2d, nn.BatchNorm2d, ScaledWSConv2d, nn.AvgPool2d)
+OF_X = (ScaledWSConv2d,)

@@ -1,0 +1,240 @@
+"""Layers that somebody has written, in methods and backends that compute steps a second time: the same, or refused."""
+
+import io
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from replays import RunsAgain
+from torch import Tensor, nn
+
+from sltt_bench import experiment
+from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.kinds.training import train_cell
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+from sltt_bench.recomputation import tried_again
+from sltt_bench.worker import Reporter
+
+
+class OwnNorm(nn.Module):
+    """Takes the mean away, and learns it for evaluation, in place."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean((0, 2, 3)) if self.training else self.mean
+        if self.training:
+            self.learn(mean.detach())
+        return (x - mean.view(1, -1, 1, 1)) * self.gain.view(1, -1, 1, 1)
+
+    def learn(self, mean: Tensor) -> None:
+        self.mean.mul_(0.9).add_(0.1 * mean)
+
+
+class OwnNormThatReplaces(OwnNorm):
+    def learn(self, mean: Tensor) -> None:
+        self.mean = 0.9 * self.mean + 0.1 * mean
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x) if self.training else x
+
+
+class DropoutByFunction(nn.Module):
+    """With a layer inside, so that a tracer looks into it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.inner(F.dropout(x, 0.4, self.training))
+        return output
+
+
+class CountsItsCalls(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * (1 + 0.1 * (self.calls % 3))
+
+
+class CountsInABuffer(nn.Module):
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x / (1 + 0.01 * self.calls)
+
+
+class TracksStatistics(nn.InstanceNorm2d):
+    """torch's own, which is no batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__(4, affine=True, track_running_stats=True)
+
+
+LAYERS = (
+    OwnNorm,
+    OwnNormThatReplaces,
+    Noise,
+    DropoutByFunction,
+    CountsItsCalls,
+    CountsInABuffer,
+    TracksStatistics,
+    nn.Tanh,
+)
+COUNTING = (CountsItsCalls, CountsInABuffer)
+
+
+class Network(nn.Module):
+    """Two convolutions, each with one of these layers before its neurons."""
+
+    def __init__(self, neuron: Callable[[], nn.Module], layer: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.conv1, self.layer1, self.neuron1 = nn.Conv2d(1, 4, 3, padding=1), layer(), neuron()
+        self.conv2, self.layer2, self.neuron2 = nn.Conv2d(4, 4, 3, padding=1), layer(), neuron()
+        self.flatten, self.readout = nn.Flatten(), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron1(self.layer1(self.conv1(x)))
+        output: Tensor = self.readout(self.flatten(self.neuron2(self.layer2(self.conv2(x)))))
+        return output
+
+
+@pytest.fixture(params=LAYERS, ids=lambda layer: layer.__name__)
+def layer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[nn.Module]:
+    """One of them, of which every network consists that is built."""
+    kind: type[nn.Module] = request.param
+    monkeypatch.setattr("sltt_bench.models.build", lambda options, *, neuron, **others: Network(neuron, kind))
+    return kind
+
+
+def cell_of(method: str, backend: str, **overrides: Any) -> Cell:
+    overrides = {"timesteps": 4, "train.precision": "fp32", **overrides}
+    recipe = load_recipe("digits", overrides, chosen_methods=[method])
+    return Cell(recipe, method, backend, seed=0, device="cpu")
+
+
+def trained(cell: Cell) -> tuple[dict[str, Tensor], str]:
+    """What three iterations leave, and what the backend says of units."""
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    subject.network.double().train()
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(5)
+    for _ in range(3):
+        x = 2 * torch.rand(4, 1, 8, 8, generator=generator, dtype=torch.float64)
+        subject.training_iteration(x, torch.randint(10, (4,), generator=generator))
+    left = {**subject.network.state_dict(), "random numbers": torch.get_rng_state()}
+    return left, subject.backend.provenance().get("units", "")
+
+
+def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["bptt", "bptt-d0.5"])
+def test_native_computes_again_what_is_the_same_again_and_says_why_it_does_not(
+    method: str, layer: type[nn.Module]
+) -> None:
+    expected, _ = trained(cell_of(method, "reference"))
+    left, units = trained(cell_of(method, "native", **{"native.recompute": True}))
+    assert_equal(expected, left)
+    if layer is nn.Tanh:
+        assert "none" not in units
+    else:
+        assert "none, step by step instead: steps would be computed again, but" in units
+
+
+def test_checkpoints_in_time_learn_statistics_once_and_draw_the_same_again(layer: type[nn.Module]) -> None:
+    expected, _ = trained(cell_of("bptt", "reference"))
+    left, _ = trained(cell_of("bptt-ckpt2", "reference"))
+    if layer not in COUNTING:
+        assert_equal(expected, left)
+
+
+def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_time(
+    layer: type[nn.Module], tmp_path: Path
+) -> None:
+    cell = cell_of("bptt-ckpt2", "reference", **{"data.limit": 8, "train.epochs": 1, "train.batch_size": 4})
+    job = {"data_dir": "data", "resume": False, "initial_weights": None}
+    reporter = Reporter(io.StringIO(), None)
+    if layer in COUNTING:
+        fault = rf"computes steps again, but in this network a {layer.__name__} puts out something else the second time"
+        with pytest.raises(ValueError, match=fault):
+            train_cell(cell, job, reporter)
+    else:
+        train_cell(cell, job, reporter)
+
+
+REPLAYED = {
+    CountsItsCalls: "a CountsItsCalls puts out something else the second time",
+    CountsInABuffer: "a CountsInABuffer puts out something else the second time",
+    OwnNormThatReplaces: "buffer layer1.mean is replaced at every call",
+}
+"""What a graph, which knows what ran on the device alone, would not do."""
+
+
+def test_a_network_is_replayed_where_a_graph_does_what_its_layers_do(layer: type[nn.Module]) -> None:
+    cell = cell_of("sltt", "native")
+    backend: Any = experiment.make_backend(cell)
+    subject = experiment.assemble(cell, torch.device("cpu"), backend)
+    backend.graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))
+    subject.network.train()
+    for _ in range(5):
+        subject.training_iteration(torch.rand(4, 1, 8, 8), torch.arange(4))
+    facts = backend.provenance()["CUDA graphs"]
+    if layer in REPLAYED:
+        assert facts.startswith(f"none: {REPLAYED[layer]} (layer layer1 is a {layer.__name__})")
+    else:
+        assert facts.startswith("2 iterations replayed")
+
+
+def test_a_replay_that_is_asked_for_is_refused_where_it_would_be_another(layer: type[nn.Module]) -> None:
+    cell = cell_of("sltt", "native")
+    backend: Any = experiment.make_backend(cell)
+    subject = experiment.assemble(cell, torch.device("cpu"), backend)
+    graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))
+    vars(backend).update(graphs=graphs, _graphs_are_wanted=True)
+    if layer in REPLAYED:
+        with pytest.raises(ValueError, match=rf"native\.graphs: {REPLAYED[layer]}.*set native\.graphs=never"):
+            subject.training_iteration(torch.rand(4, 1, 8, 8), torch.arange(4))
+    else:
+        subject.training_iteration(torch.rand(4, 1, 8, 8), torch.arange(4))
+
+
+def test_to_try_a_network_leaves_it_and_random_numbers_as_they_were(layer: type[nn.Module]) -> None:
+    network = experiment.build_network(
+        cell_of("bptt", "reference").recipe, experiment.backends.create("reference")
+    )
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    draws = torch.get_rng_state()
+    tried_again(network, torch.rand(2, 1, 8, 8, generator=torch.Generator()))
+    assert torch.equal(draws, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_a_network_that_cannot_be_copied_is_not_computed_again(layer: type[nn.Module]) -> None:
+    network = Network(nn.ReLU, layer)
+    vars(network)["held"] = (torch.ones(1, requires_grad=True) * 2, (_ for _ in ()))
+    assert "cannot be tried" in tried_again(network, torch.rand(2, 1, 8, 8)).differs
