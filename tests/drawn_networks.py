@@ -32,6 +32,54 @@ class SlowSynapse(Stateful):
         return self.current
 
 
+class Feedback(Stateful):
+    """Neurons that also receive a convolution of their own last spikes: a layer with state that has parts with state."""
+
+    carried = ("spikes",)
+    emits_spikes = True
+
+    def __init__(self, channels: int, neuron: nn.Module) -> None:
+        super().__init__()
+        self.back, self.neuron = nn.Conv2d(channels, channels, 1, bias=False), neuron
+        self.spikes: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spikes = self.neuron(x if self.spikes is None else x + self.back(self.spikes))
+        return self.spikes
+
+
+class Excitation(nn.Module):
+    """Scales channels by what their means say."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.mixing = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.mixing(x.view(x.size(0), x.size(1), -1).mean(2)))
+        return x * gates[:, :, None, None]
+
+
+class LooksAtValues(nn.Module):
+    """What no tracer sees through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.inner(2 * x if float(x.detach().abs().mean()) > 0.5 else x)
+        return output
+
+
+class FrozenNorm(nn.BatchNorm2d):
+    """Batch norm by running statistics, in training too."""
+
+    def train(self, mode: bool = True) -> "FrozenNorm":
+        super().train(False)
+        return self
+
+
 class DrawnNetwork(nn.Module):
     """[batch, 1, 8, 8] (or 2 channels of any size) → [batch, classes]."""
 
@@ -72,22 +120,11 @@ class DrawnNetwork(nn.Module):
         draws = self._draws
         source = len(shapes) - 1 if draws.random() < 0.8 else draws.randrange(len(shapes))
         channels, height, width = shapes[source]
-        kind = draws.choices(
-            [
-                "convolution",
-                "norm",
-                "neuron",
-                "sum",
-                "scale",
-                "pool",
-                "function",
-                "dropout",
-                "cat",
-                "again",
-                "slow",
-            ],
-            [5, 4, 6, 3, 1, 1, 1, 1, 1, 1, 0.5],
-        )[0]
+        kinds = {
+            "convolution": 5, "norm": 4, "neuron": 6, "sum": 3, "scale": 1, "pool": 1, "function": 1, "dropout": 1, "cat": 1,
+            "again": 1, "own": 1, "block": 1,
+        }  # fmt: skip
+        (kind,) = draws.choices(list(kinds), list(kinds.values()))
         match kind:
             case "convolution":
                 out, size = draws.choice([2, 4, 6]), draws.choice([1, 3, 3])
@@ -100,9 +137,17 @@ class DrawnNetwork(nn.Module):
                 if made is nn.Conv2d:
                     options = {"padding": size // 2, "groups": groups, "bias": draws.random() < 0.6}
                 layer = made(channels, out, size, stride, **options)
-                self._of_layer(
-                    f"{made.__name__}({channels}, {out}, {size}, {stride}, {options})", layer, source
-                )
+                word = f"{made.__name__}({channels}, {out}, {size}, {stride}, {options})"
+                tied = [
+                    one
+                    for one in self.children()
+                    if type(one) is made and one.weight.shape == layer.weight.shape
+                ]
+                if tied and draws.random() < 0.3:
+                    layer.weight, word = draws.choice(tied).weight, f"tied {word}"
+                if draws.random() < 0.1:
+                    layer, word = layer.requires_grad_(False), f"frozen {word}"
+                self._of_layer(word, layer, source)
                 return out, (height - 1) // stride + 1, (width - 1) // stride + 1
             case "norm":
                 layer = draws.choice(
@@ -111,6 +156,7 @@ class DrawnNetwork(nn.Module):
                         nn.BatchNorm2d(channels),
                         nn.BatchNorm2d(channels, momentum=None),
                         nn.BatchNorm2d(channels, affine=False),
+                        FrozenNorm(channels),
                         nn.GroupNorm(1, channels),
                         nn.InstanceNorm2d(channels, affine=True)
                         if height * width > 1
@@ -135,7 +181,10 @@ class DrawnNetwork(nn.Module):
                 return channels, height // 2, width // 2
             case "function":
                 self._function(
-                    draws.choice(["relu", "relu in place", "method", "sigmoid", "clone", "permuted"]), source
+                    draws.choice(
+                        ["relu", "relu in place", "method", "sigmoid", "clone", "permuted", "product"]
+                    ),
+                    source,
                 )
             case "dropout":
                 layer = draws.choice([SequenceDropout(0.3), nn.Identity(), nn.Dropout(0.3)])
@@ -154,8 +203,24 @@ class DrawnNetwork(nn.Module):
                 self._add("identity", lambda _, v: v[source], source)
             case "again":
                 self._again(source, shapes)
-            case "slow":
-                self._of_layer("slow synapse", SlowSynapse(), source)
+            case "own":
+                layers = [
+                    SlowSynapse(),
+                    Excitation(channels),
+                    LooksAtValues(),
+                    Feedback(channels, self._neuron()),
+                ]
+                layer = draws.choices(layers, [3, 3, 1, 3])[0]
+                self._of_layer(type(layer).__name__, layer, source)
+            case "block":
+                convolution = nn.Conv2d(channels, channels, 3, padding=1)
+                block = [
+                    convolution,
+                    nn.BatchNorm2d(channels),
+                    self._neuron(),
+                    nn.Conv2d(channels, channels, 1),
+                ]
+                self._of_layer("block", nn.Sequential(*block), source)
             case _:
                 self._add("identity", lambda _, v: v[source], source)
         return channels, height, width
@@ -183,7 +248,7 @@ class DrawnNetwork(nn.Module):
         name = f"layer{self._layer_number}"
         self._layer_number += 1
         self.add_module(name, layer)
-        argument = "current" if word == "neuron" else "x" if type(layer) in OF_X else "input"
+        argument = "current" if word == "neuron" else "input"
         if self._draws.random() < 0.2 and type(layer) in BY_NAME:
             self._add(
                 f"{word} by name {source}",
@@ -224,6 +289,13 @@ class DrawnNetwork(nn.Module):
             "relu in place": lambda _, v: F.relu(v[source].clone(), inplace=True),
             "method": lambda _, v: v[source].clamp(min=-1),
             "sigmoid": lambda _, v: torch.sigmoid(v[source]),
+            "product": lambda _, v: (
+                v[source]
+                + (
+                    v[source].flatten(2) @ v[source].flatten(2).transpose(1, 2) @ v[source].flatten(2)
+                ).view_as(v[source])
+                / 64
+            ),
             "clone": lambda _, v: v[source].clone(),
             "permuted": lambda _, v: v[source].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
         }
@@ -260,4 +332,3 @@ class DrawnNetwork(nn.Module):
 
 
 BY_NAME = (nn.Conv2d, nn.BatchNorm2d, ScaledWSConv2d, nn.AvgPool2d)
-OF_X = (ScaledWSConv2d,)

@@ -73,8 +73,8 @@ class ScaledWSConv2d(nn.Conv2d):
         """
         return standardised(self.weight, inputs=(1, 2, 3)) * self.gain
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.standardised_weight(), self.bias, self.stride, self.padding)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.standardised_weight(), self.bias, self.stride, self.padding)
 
 
 class NormFreeBlock(nn.Module):

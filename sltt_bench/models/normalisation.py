@@ -88,8 +88,8 @@ class ScaledWSLinear(nn.Linear):
         """g (W − mean) / √(var · fan_in + 10⁻⁴), the same for all T steps of an iteration: shape of W."""
         return standardised(self.weight, inputs=(1,)) * self.gain
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.standardised_weight(), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.standardised_weight(), self.bias)
 
 
 NormalisationFactory = Callable[..., nn.Module]
