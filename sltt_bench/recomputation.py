@@ -44,7 +44,7 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
             if isinstance(module, SequenceDropout):
                 module.p = 0.0
         with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-            first, second = _Run(tried, x), _Run(tried, x)
+            first, second = _StepTried(tried, x), _StepTried(tried, x)
     except Exception as error:  # whatever somebody's layers hold and do
         return Repetition(differs=f"what it does cannot be tried twice ({type(error).__name__}: {error})")
     return Repetition(
@@ -64,7 +64,7 @@ def _difference(made: list[tuple[str, Tensor]], made_again: list[tuple[str, Tens
     return ""
 
 
-class _Run:
+class _StepTried:
     """One step of the network, and what it did."""
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:

@@ -65,6 +65,8 @@ class Synapses:
         self._called: list[nn.Module] | None = []
         """Synaptic layers and neurons in the order of their calls in the first step; None after it."""
         self._gates: list[Gate] = []
+        self._traced: set[nn.Module] = set()
+        """Layers whose input has become a trace in the step under way."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -83,6 +85,7 @@ class Synapses:
     def step_begins(self) -> None:
         """The network is about to run a step: errors of an earlier one will not be asked for."""
         self._gates.clear()
+        self._traced.clear()
 
     def step_is_over(self) -> None:
         """The network has run one step."""
@@ -99,14 +102,18 @@ class Synapses:
         for gate in gates:
             gate.is_open = False
             error = None if gate.error is None else local_error(gate.neurons, gate.error)
-            if error is not None:
+            if error is not None and gate.current.requires_grad:
                 local.append((gate.current, error.to(gate.current.dtype)))
+        weights = (weight for layer in self._layers for weight in _weights(layer))
+        trained = list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
+        if not local or not trained:
+            return
         self.in_local_pass = True
         try:
             torch.autograd.backward(
                 [current for current, _ in local],
                 [error for _, error in local],
-                inputs=[p for m in self._layers for n, p in m.named_parameters(recurse=False) if n != "bias"],
+                inputs=trained,
             )
         finally:
             self.in_local_pass = False
@@ -121,8 +128,11 @@ class Synapses:
             self._called.append(layer)
             if not self._network_input and not x.requires_grad and not self._is_carried(x):
                 self._without_trace.add(layer)
-        if layer in self._without_trace:
+        if layer in self._without_trace or not any(weight.requires_grad for weight in _weights(layer)):
             return None
+        if layer in self._traced:
+            raise called_twice(layer)
+        self._traced.add(layer)
         exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         traces = [trace(layer, exact) for trace in self.traces]
         if torch.is_autocast_enabled(x.device.type):
@@ -147,6 +157,8 @@ class Synapses:
     ) -> Tensor | None:
         if self._called is not None:
             self._called.append(neurons)
+            if torch.is_grad_enabled() and not spikes.requires_grad:  # behind layers that are not trained
+                return spikes.detach().requires_grad_()  # so that nobody takes it for the network's input
         if not spikes.requires_grad:
             return None
         gate = Gate(neurons, input_of_call(args, kwargs))
@@ -212,7 +224,8 @@ class _ThroughGate(torch.autograd.Function):
 def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
     """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
 
-    Raises NotImplementedError for neurons of another kind.
+    Raises NotImplementedError for neurons of another kind, and for a layer that is called twice in a step, whose
+    steps would be taken for one another.
     """
     layers = layers_of_neurons(network)
     if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:
@@ -220,8 +233,13 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
             f"the potential before the reset is known of kind lif only, not of {others[0]}"
         )
     membranes: dict[nn.Module, Tensor] = {}
+    called: set[nn.Module] = set()
+    """In the step under way."""
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if layer in called:
+            raise called_twice(layer)
+        called.add(layer)
         neurons, current = cast(LIF, layer), input_of_call(args, kwargs).detach()
         with torch.no_grad():
             membranes[layer] = integrate(current, neurons.potential, neurons.parameters_)
@@ -231,6 +249,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
             callback(cast(LIF, layer), membranes.pop(layer), spikes.detach())
 
     with ExitStack() as stack:
+        stack.callback(network.register_forward_pre_hook(lambda *_: called.clear()).remove)
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(layer.register_forward_hook(after).remove)
@@ -251,6 +270,19 @@ def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor]
     finally:
         for layer in layers:
             del layer.__dict__["forward"]
+
+
+def called_twice(layer: nn.Module) -> NotImplementedError:
+    """What to raise where a rule follows each layer from step to step, and a step calls one twice."""
+    return NotImplementedError(
+        f"a {type(layer).__name__} is called more than once in a step, and the rule would mix what it follows of the "
+        "calls; choose bptt, tbptt-wN, sltt or another method without traces, or give each call a layer of its own"
+    )
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a synaptic layer through which its input passes."""
+    return [parameter for name, parameter in layer.named_parameters(recurse=False) if name != "bias"]
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

@@ -18,6 +18,8 @@ from torch import Tensor, _compile, nn
 
 try:
     from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
         FakeTensor,
         FakeTensorMode,
         in_kernel_invocation_manager,
@@ -32,7 +34,7 @@ except ImportError as error:
     ) from error
 
 # What is handed on as it is.
-__all__ = ["FakeTensor", "FakeTensorMode", "TorchDispatchMode", "in_kernel_invocation_manager", "tree_leaves",
+__all__ = ["DataDependentOutputException", "DynamicOutputShapeException", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "in_kernel_invocation_manager", "tree_leaves",
            "unset_fake_temporarily"]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from sltt_bench.estimate.trace import (
 )
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
-from sltt_bench.measure.fake_tensors import Executing
+from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import Work
 from sltt_bench.plan import Cell
@@ -75,6 +75,27 @@ ONE_METHOD = {
     "ms-resnet18": None,
 }
 """Large networks: the method that CI tries with them, none where another is of the same family."""
+
+
+def test_what_looks_at_values_cannot_be_estimated_and_the_reason_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class LooksAtValues(torch.nn.Module):
+        def __init__(self, neuron: Any) -> None:
+            super().__init__()
+            self.neuron, self.readout = neuron(), torch.nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.neuron(x)
+            output: Tensor = self.readout((2 * x if float(x.mean()) > 0.5 else x).flatten(1))
+            return output
+
+    monkeypatch.setattr("sltt_bench.models.build", lambda options, *, neuron, **others: LooksAtValues(neuron))
+    cell = Cell(load_recipe("digits"), "sltt", "reference", seed=0, device="cpu")
+    with pytest.raises(
+        ValuesAreWanted, match="looks at values.*made from shapes alone; `sltt-bench run` measures"
+    ):
+        trace_iteration(cell, "cpu")
 
 
 def counted(cell: Cell) -> IterationMemory:

@@ -62,8 +62,7 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
     """Count one iteration in the steady state: it is not the first, and no gradients exist yet.
 
     The operations are those of one choice of steps, the memory is that of the costliest. Raises
-    UnsupportedCell, UnknownBackend, UnknownMethod, and RuntimeError (from torch) where an operation
-    depends on values.
+    UnsupportedCell, UnknownBackend, UnknownMethod, and ValuesAreWanted.
     """
     with _steady_state(cell, device_type) as (subject, batch, execute):
         counter = OperationCounter(subject.network, subject.optimizer, execute=execute)

@@ -15,6 +15,8 @@ from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.operations import tensors_in
 from sltt_bench.measure.tensor_bytes import Execute
 from sltt_bench.torch_internals import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
     TorchDispatchMode,
@@ -23,13 +25,26 @@ from sltt_bench.torch_internals import (
 )
 
 
+class ValuesAreWanted(RuntimeError):
+    """What runs within looks at values, which fake tensors have none of."""
+
+
 @contextmanager
 def fake_tensors() -> Iterator[Execute]:
-    """Within: new tensors are fake. Gives what runs an operation on them quickly, draws kept real."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        execute = RealDraws(SizedAsReal(RememberedOperations(mode)))
-        with Executing(execute):
-            yield execute
+    """Within: new tensors are fake. Gives what runs an operation on them quickly, draws kept real.
+
+    Raises ValuesAreWanted.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            execute = RealDraws(SizedAsReal(RememberedOperations(mode)))
+            with Executing(execute):
+                yield execute
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValuesAreWanted(
+            f"the network or the method looks at values ({error.func}), of which an estimate knows nothing: it is "
+            "made from shapes alone; `sltt-bench run` measures the cell itself"
+        ) from error
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers."""
+
+import pytest
+import torch
+from one_batch import CLASSES, batch, gradients, run
+from torch import Tensor, nn
+
+from sltt_bench.neurons import LIF, LIFParameters
+
+TRACED = ("ottt", "s-tllr", "pp-prop", "e-prop")
+FOLLOWING = (*TRACED, "rate")
+STEPS = 3
+
+
+class Network(nn.Module):
+    """Two convolutions with neurons, and a readout; a step may call the second of them twice."""
+
+    def __init__(self, *, shares: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        neuron = LIFParameters(tau=2.0, v_threshold=0.5)
+        self.conv1, self.neuron1 = nn.Conv2d(2, 4, 3, padding=1), LIF(neuron)
+        self.conv2, self.neuron2 = nn.Conv2d(4, 4, 3, padding=1), LIF(neuron)
+        self.readout = nn.Linear(64, CLASSES)
+        self.shares = shares
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron2(self.conv2(self.neuron1(self.conv1(x))))
+        match self.shares:
+            case "synapses":
+                x = x + self.conv2(x)
+            case "neurons":
+                x = self.neuron2(x)
+        output: Tensor = self.readout(x.flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("frozen", ["conv1", "conv2", "readout"])
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_a_frozen_layer_changes_no_other_layers_gradient(rule: str, frozen: str) -> None:
+    network, partly = Network(), Network()
+    partly.get_submodule(frozen).requires_grad_(False)
+    for one in (network, partly):
+        run(one, rule, *batch(STEPS))
+    assert all(parameter.grad is None for parameter in partly.get_submodule(frozen).parameters())
+    expected = gradients(network)
+    for name, parameter in partly.named_parameters():
+        if not name.startswith(frozen):
+            assert parameter.grad is not None, name
+            torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_with_all_layers_but_the_readout_frozen_the_readout_learns(rule: str) -> None:
+    network, partly = Network(), Network()
+    for name, parameter in partly.named_parameters():
+        parameter.requires_grad_("readout" in name)
+    for one in (network, partly):
+        run(one, rule, *batch(STEPS))
+    learned = partly.readout.weight.grad
+    assert learned is not None
+    torch.testing.assert_close(learned, gradients(network)["readout.weight"])
+
+
+@pytest.mark.parametrize("rule", TRACED)
+def test_tied_weights_receive_the_sum_of_what_each_layer_would(rule: str) -> None:
+    network, tied = Network(), Network()
+    for one in (network, tied):
+        torch.manual_seed(5)
+        one.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        one.conv1.weight.data.normal_(std=0.3)
+        one.conv2.weight.data.copy_(one.conv1.weight)
+    tied.conv2.weight = tied.conv1.weight
+    steps, labels = batch(STEPS)
+    steps = [torch.cat([x, -x], 1) for x in steps]
+    for one in (network, tied):
+        run(one, rule, steps, labels)
+    expected = gradients(network)
+    together = expected["conv1.weight"] + expected["conv2.weight"]
+    assert together.abs().max() > 0
+    torch.testing.assert_close(gradients(tied)["conv1.weight"], together)
+
+
+@pytest.mark.parametrize(
+    ("rule", "shares", "layer"),
+    [
+        *((rule, "synapses", "Conv2d") for rule in TRACED),
+        *((rule, "neurons", "LIF") for rule in ("s-tllr", "pp-prop", "rate")),
+    ],
+)
+def test_a_layer_that_a_step_calls_twice_is_refused_by_name(rule: str, shares: str, layer: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"a {layer} is called more than once in a step"):
+        run(Network(shares=shares), rule, *batch(STEPS))
+
+
+@pytest.mark.parametrize("shares", ["synapses", "neurons"])
+@pytest.mark.parametrize("rule", ["bptt", "sltt", "tbptt-w2"])
+def test_other_rules_serve_layers_that_a_step_calls_twice(rule: str, shares: str) -> None:
+    network = Network(shares=shares)
+    run(network, rule, *batch(STEPS))
+    assert all(gradient.isfinite().all() for gradient in gradients(network).values())
