@@ -1,4 +1,4 @@
-"""Whatever a recipe says: training on native leaves the weights that training on the reference leaves.
+"""Whatever a recipe says: training on native, and on SpikingJelly, leaves what training on the reference leaves.
 
 Recipes are drawn at random, each trained for some iterations with batches of several sizes, evaluations between them, and,
 in some, iterations that are replayed. Two backends that agree on a single gradient can still part ways over
@@ -13,14 +13,15 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from drawn_cells import INTERPRETED, Drawn
+from drawn_cells import INTERPRETED, METHODS, Drawn
 from replays import RunsAgain
 from torch import Tensor
 
@@ -30,6 +31,8 @@ from sltt_bench.errors import UserError
 from sltt_bench.experiment import Experiment, UnsupportedCell, training_mode
 
 ITERATIONS = 8
+METHODS_OF_SPIKINGJELLY = ("sltt-k2-unbiased", "sltt-a", "bptt-l1", "ottt", "ottt-o", "e-prop")
+"""Beside those that native serves too."""
 TOLERANCE = 1e-8
 """Of float64; relative for each tensor."""
 
@@ -99,13 +102,13 @@ class _Loader(list[tuple[Tensor, Tensor]]):
         pass
 
 
-def drawn_for_both(seed: int) -> tuple[Drawn, int]:
-    """The first cell that both backends serve, and how many drawn before it they do not."""
+def drawn_for_both(seed: int, backend: str = "native", known: Sequence[str] = METHODS) -> tuple[Drawn, int]:
+    """The first cell that the reference and the backend serve, and how many drawn before it they do not."""
     draws, refused = random.Random(seed), 0
     while True:
-        drawn = Drawn.by(draws)
+        drawn = Drawn.by(draws, known)
         try:
-            assembled(drawn, "reference"), assembled(drawn, "native")
+            assembled(drawn, "reference"), assembled(drawn, backend)
         except (UserError, UnsupportedCell):
             refused += 1
         else:
@@ -122,10 +125,12 @@ def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error < TOLERANCE}
 
 
-def check(seed: int) -> Counter[str]:
-    drawn, refused = drawn_for_both(seed)
-    differing = apart(trained(drawn, "reference", seed), trained(drawn, "native", seed))
-    assert not differing, f"seed {seed}: {drawn} parts from the reference in {differing}"
+def check(seed: int, backend: str = "native", known: Sequence[str] = METHODS) -> Counter[str]:
+    drawn, refused = drawn_for_both(seed, backend, known)
+    if backend != "native":
+        drawn = replace(drawn, replayed=False)
+    differing = apart(trained(drawn, "reference", seed), trained(drawn, backend, seed))
+    assert not differing, f"seed {seed}: {drawn} on {backend} parts from the reference in {differing}"
     network = drawn.overrides["model"]["name"]
     return Counter({"refused": refused, f"method {drawn.method}": 1, f"network {network}": 1})
 
@@ -153,6 +158,16 @@ def test_many_trainings_on_native_are_those_on_the_reference(figures: Callable[[
     trainings = 100 if INTERPRETED else 1000
     counts = sum((check(seed) for seed in range(100, 100 + trainings)), Counter[str]())
     figures(f"{trainings} trainings, all as on the reference: {dict(counts)}")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="SpikingJelly's neurons are not those that are interpreted")
+@pytest.mark.parametrize(
+    "first", [0, 4, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(100, 400, 4))]
+)
+def test_training_on_spikingjelly_is_training_on_the_reference(first: int) -> None:
+    pytest.importorskip("spikingjelly")
+    for seed in range(first, first + 4):
+        check(seed, "spikingjelly", (*METHODS, *METHODS_OF_SPIKINGJELLY))
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that interprets")

@@ -93,7 +93,7 @@ def test_what_looks_at_values_cannot_be_estimated_and_the_reason_says_so(
     monkeypatch.setattr("sltt_bench.models.build", lambda options, *, neuron, **others: LooksAtValues(neuron))
     cell = Cell(load_recipe("digits"), "sltt", "reference", seed=0, device="cpu")
     with pytest.raises(
-        ValuesAreWanted, match="looks at values.*made from shapes alone; `sltt-bench run` measures"
+        ValuesAreWanted, match=r"looks at values.*made from shapes alone; `sltt-bench run` measures"
     ):
         trace_iteration(cell, "cpu")
 
