@@ -54,6 +54,28 @@ def test_epochs_are_numbers_or_the_last() -> None:
     assert parse_epochs("last,2,2", last=2) == [2]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (
+            ["--set", "loss.average=outputs", "--method", "bptt"],
+            "loss.average: outputs is one loss of all steps",
+        ),
+        (
+            ["--set", "model.normalisation=tdbn", "--method", "bptt"],
+            "tdbn leaves no gradient of a single step",
+        ),
+        (["--method", "conversion"], "method 'conversion' trains rectifiers in one step"),
+        (["--method-gradients", "sltt,conversion"], "method 'conversion' has a gradient of rectifiers alone"),
+    ],
+    ids=["mean output", "all steps at once", "trains rectifiers", "compares rectifiers"],
+)
+def test_what_has_no_gradient_of_a_step_is_not_taken_apart(arguments: list[str], fault: str) -> None:
+    code, output = analyze(*SMOKE, *arguments)
+    assert code == 2
+    assert fault in " ".join(output.split())
+
+
 @pytest.mark.parametrize("text", ["16", "-1", "first", ""])
 def test_other_epochs_are_refused(text: str) -> None:
     with pytest.raises(RecipeError, match="give numbers from 0 to 15"):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
-from sltt_bench.plan import Plan, Request, make_plans, processes_per_cell
+from sltt_bench.plan import Cell, Plan, Request, make_plans, processes_per_cell
 from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError
 
 LAST = "last"
@@ -25,9 +25,8 @@ def plan_analysis(
     if batches < 1:
         raise RecipeError("--batches", [f"at least one batch is needed, but it is {batches}"])
     *before, plan = make_plans(recipe_name, request)
-    if any("sequence" in cell.recipe.model.needs for cell in plan):
-        refusal = "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
-        raise RecipeError(recipe_name, [refusal])
+    if refusals := list(dict.fromkeys(refusal for cell in plan if (refusal := _nothing_to_take_apart(cell)))):
+        raise RecipeError(recipe_name, refusals)
     if processes_per_cell([plan]) > 1:
         raise RecipeError(recipe_name, ["train.devices: an analysis has one process; --set train.devices=1"])
     faults = [fault for cell in plan for name in compared if (fault := _fault(name, cell.recipe))]
@@ -45,9 +44,25 @@ def plan_analysis(
     return [*before, replace(plan, cells=cells)]
 
 
+def _nothing_to_take_apart(cell: Cell) -> str | None:
+    """Why the cell's gradient has no share of each step, or None."""
+    if "sequence" in cell.recipe.model.needs:
+        return "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
+    if cell.recipe.loss.average == "outputs":
+        return (
+            "loss.average: outputs is one loss of all steps, which leaves no gradient of a single step to set beside "
+            "BPTT's; set loss.average: losses"
+        )
+    if "conversion" in methods.promises(cell.method).needs:
+        return f"method {cell.method!r} trains rectifiers in one step, of which no gradient goes through time; choose another"
+    return None
+
+
 def _fault(method: str, recipe: Recipe) -> str | None:
     try:
         methods.check(method, recipe.timesteps)
+        if "conversion" in methods.promises(method).needs:
+            return f"method {method!r} has a gradient of rectifiers alone, not of spiking neurons to set beside BPTT's"
         return methods.unsuited(method, recipe.neuron.kind, recipe.model)
     except methods.UnknownMethod as error:
         return str(error)
