@@ -13,11 +13,13 @@ from replays import RunsAgain
 from torch import Tensor, nn
 
 from sltt_bench import experiment
+from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.units import trace_step
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
-from sltt_bench.recomputation import tried_again
+from sltt_bench.recomputation import Repetition, tried_again
 from sltt_bench.worker import Reporter
 
 
@@ -238,3 +240,31 @@ def test_a_network_that_cannot_be_copied_is_not_computed_again(layer: type[nn.Mo
     network = Network(nn.ReLU, layer)
     vars(network)["held"] = (torch.ones(1, requires_grad=True) * 2, (_ for _ in ()))
     assert "cannot be tried" in tried_again(network, torch.rand(2, 1, 8, 8)).differs
+
+
+SHIPPED: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden": [8, 6], "recurrent": True, "readout_tau": 2.0, "dropout": 0.2},
+    "cnn": {"channels": [4, 4], "dropout": 0.1},
+    "preact-resnet18": {"width": 2},
+    "vgg11": {"width": 2},
+    "nf-resnet34": {"width": 2},
+    "sew-resnet18": {"width": 2, "stem": "3x3"},
+    "ms-resnet18": {"width": 2, "stem": "3x3"},
+    "spikformer": {"dim": 8, "heads": 2, "depth": 1, "mlp_ratio": 2, "halvings": 1},
+}
+
+
+@pytest.mark.parametrize("fused", ["always", "never"])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_networks_that_are_shipped_do_the_same_again(name: str, fused: str) -> None:
+    recipe = "cifar10-resnet18" if name == "vgg11" else "digits"  # for its larger images
+    overrides = {
+        "model": {"name": name, **SHIPPED[name]},
+        "native.fused_norm": fused,
+        "train.precision": "fp32",
+    }
+    cell = Cell(load_recipe(recipe, overrides), "bptt", "native", seed=0, device="cpu")
+    network = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell)).network
+    assert tried_again(network, torch.rand(2, *cell.recipe.data.sample_shape)) == Repetition()
+    known = foreign_call(trace_step(network), network) is None
+    assert known == (name != "spikformer"), "what is known need not be tried"
