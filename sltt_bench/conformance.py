@@ -44,8 +44,8 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
     4. It leaves nothing behind: no graph, no hook, no tensor of an iteration outlives it.
     5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
-       BPTT's, if it is exact; it goes backward once, or steps the optimiser, if it says so; its
-       memory grows with T as it says, or less.
+       BPTT's, if it is exact; it goes backward once, steps the optimiser, or runs steps again, if it says so;
+       its memory grows with T as it says, or less.
     6. Where processes share a batch, the gradients of their shares, each weighted by its samples, are that of the
        undivided batch: what it decides by its batch it decides by `unroll.mean_over_batch`.
 
@@ -223,6 +223,8 @@ def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises)
             broken.append("it says that it is exact, but its gradient is not BPTT's")
     if promised.one_backward_pass and unroll.backward_passes != 1:
         broken.append(f"it says that it goes backward once, but does so {unroll.backward_passes} times")
+    if unroll.steps_again and not promised.computes_again:
+        broken.append("it runs steps a second time, but does not say that it computes again")
     return broken
 
 

@@ -76,6 +76,8 @@ class Unroll:
         """How often `backward` was called so far."""
         self.updates = 0
         """How often `update` was called so far."""
+        self.steps_again = 0
+        """How often `step` ran a step that had run before."""
         self._steps_run = 0
         self._summed_outputs: Tensor | None = None
         self._summed_loss: Tensor | None = None
@@ -104,6 +106,7 @@ class Unroll:
         at once (`OverTime`), the first step runs them all.
         """
         again = t < self._steps_run
+        self.steps_again += again
         if self._synapses is not None:
             self._synapses.step_begins()
         with buffers_kept(self.network) if again else nullcontext():

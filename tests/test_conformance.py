@@ -85,6 +85,16 @@ class Updates(Truncated):
         unroll.update()
 
 
+class RunsStepsAgain(Truncated):
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        before = unroll.save_state()
+        with torch.no_grad():
+            for t in range(unroll.timesteps):
+                unroll.step(t)
+        unroll.restore_state(before)
+        super().accumulate_gradients(unroll)
+
+
 class ByItsOwnSamples:
     """Uses a step if it fired more than the one before did."""
 
@@ -127,6 +137,7 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),
         (Updates, Promises(), "does not say that it learns online"),
+        (RunsStepsAgain, Promises(), "runs steps a second time, but does not say that it computes again"),
         (ByItsOwnSamples, Promises(), "two processes that share a batch are not that of the undivided batch"),
         (AsksWhereOthersDoNot, Promises(), "wait for one another in vain"),
     ],
