@@ -15,7 +15,7 @@ import torch
 from drawn_cells import Drawn
 from drawn_networks import DrawnNetwork
 from test_any_estimate import EVERY_METHOD
-from test_any_training import apart, assembled, trained
+from test_any_training import apart, assembled, errors, trained
 from test_estimate import costliest
 from torch import nn
 
@@ -80,6 +80,13 @@ def check(
         if not all(value.double().isfinite().all() for value in expected.values()):
             return Counter(["not finite"])
         differing = apart(expected, trained(drawn, "native", seed))
+        if (
+            differing
+        ):  # some networks make much of a rounding error: norms of what is constant, one behind another
+            sensitivity = errors(expected, trained(drawn, "reference", seed, moved=1e-15))
+            differing = {
+                name: error for name, error in differing.items() if not error < 10 * sensitivity[name]
+            }
         assert not differing, f"seed {seed}: {drawn} of {words} parts from the reference in {differing}"
         kinds = {word.split(" ")[0].split("(")[0] for word in words}
         return Counter([f"method {drawn.method}", *(f"with {kind}" for kind in kinds)])

@@ -37,8 +37,11 @@ TOLERANCE = 1e-8
 """Of float64; relative for each tensor."""
 
 
-def assembled(drawn: Drawn, backend: str) -> Experiment:
-    """In float64, with weights that make neurons fire. Raises what a command refuses the cell with."""
+def assembled(drawn: Drawn, backend: str, moved: float = 0.0) -> Experiment:
+    """In float64, with weights that make neurons fire, `moved` relative to what they are otherwise.
+
+    Raises what a command refuses the cell with.
+    """
     cell = drawn.cell(backend)
     subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
     subject.network.double()
@@ -47,6 +50,10 @@ def assembled(drawn: Drawn, backend: str) -> Experiment:
         for parameter in subject.network.parameters():
             parameter *= 1.5 if parameter.ndim > 1 else 1
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if moved:
+                parameter *= 1 + moved * torch.randn(
+                    parameter.shape, generator=generator, dtype=torch.float64
+                )
     if backend == "native" and INTERPRETED:
         subject.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if backend == "native" and drawn.replayed and unsuited(subject.method, subject.timesteps) is None:
@@ -55,9 +62,9 @@ def assembled(drawn: Drawn, backend: str) -> Experiment:
     return subject
 
 
-def trained(drawn: Drawn, backend: str, seed: int) -> dict[str, Tensor]:
+def trained(drawn: Drawn, backend: str, seed: int, moved: float = 0.0) -> dict[str, Tensor]:
     """All that training leaves, by name."""
-    subject = assembled(drawn, backend)
+    subject = assembled(drawn, backend, moved)
     data = drawn.cell(backend).recipe.data
     draws, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -117,12 +124,16 @@ def drawn_for_both(seed: int, backend: str = "native", known: Sequence[str] = ME
 
 def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
     """By how much some of what training left differs, relative to it."""
+    return {name: error for name, error in errors(one, other).items() if not error < TOLERANCE}
+
+
+def errors(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
+    """The difference of each tensor, relative to it."""
     assert one.keys() == other.keys()
-    errors = {
+    return {
         name: float((value.double() - other[name].double()).norm() / (value.double().norm() + 1e-9))
         for name, value in one.items()
     }
-    return {name: error for name, error in errors.items() if not error < TOLERANCE}
 
 
 def check(seed: int, backend: str = "native", known: Sequence[str] = METHODS) -> Counter[str]:
