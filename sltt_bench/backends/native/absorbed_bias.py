@@ -84,6 +84,8 @@ def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return
     if node.op == "call_function" and node.target in SUMS and len(node.args) == 2 and not node.kwargs:
+        if node.args[0] is node.args[1]:
+            return  # twice the value holds twice the bias
         for summand in node.args:
             yield from biased_convolutions(summand, network, calls)
     elif node.op == "call_module":
