@@ -19,7 +19,7 @@ from sltt_bench.export import ExportError
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, write_onnx
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
-from sltt_bench.neurons import LIF, reset_state
+from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.recipe import Recipe, load_recipe
 from sltt_bench.yaml_text import read_yaml
 
@@ -238,6 +238,18 @@ class CallsALayerTwice(nn.Module):
 def test_nir_says_no_other_network_than_it_is_given(layer: nn.Module, fault: str) -> None:
     with pytest.raises(ExportError, match=fault):
         nir_graph(nn.Sequential(layer, nn.Identity()).eval(), (3, 8, 8))
+
+
+def test_a_convolution_of_groups_is_one_with_zeros(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 4, 3, stride=2, padding=1, groups=2)
+    network = nn.Sequential(first, LIF(LIFParameters(v_threshold=0.1)), second, nn.Flatten()).eval()
+    nir.write(tmp_path / "network.nir", nir_graph(network, (1, 8, 8)))
+    again, state = nirtorch.nir_to_torch(nir.read(tmp_path / "network.nir"), NODES), None
+    with torch.no_grad():
+        for x in 2 * torch.rand(3, 2, 1, 8, 8):
+            output, (read_back, state) = network(x), again(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
 
 
 def test_a_batch_norm_over_time_is_in_evaluation_one_of_each_step(tmp_path: Path) -> None:

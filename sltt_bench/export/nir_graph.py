@@ -169,13 +169,26 @@ def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias
     return nir.Conv2d(
         input_shape=shape[1:],
-        weight=_array(layer.weight),
+        weight=_array(_without_groups(layer)),
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
-        groups=layer.groups,
+        groups=1,
         bias=_array(bias),
     )
+
+
+def _without_groups(layer: nn.Conv2d) -> Tensor:
+    """The weight [outputs, inputs, height, width] with zeros between groups, which NIR's types do not know."""
+    outputs, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
+    weight = torch.zeros(layer.out_channels, layer.in_channels, *layer.weight.shape[2:])
+    for group in range(layer.groups):
+        rows, columns = (
+            slice(group * outputs, (group + 1) * outputs),
+            slice(group * inputs, (group + 1) * inputs),
+        )
+        weight[rows, columns] = layer.weight[rows].detach().cpu().float()
+    return weight
 
 
 def _linear(layer: nn.Linear, shape: tuple[int, ...], name: str) -> Any:
