@@ -209,6 +209,19 @@ class Scales(nn.Module):
         return self.gain * x
 
 
+class ScalesWhatALayerMakes(Scales):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixing = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * self.mixing(x)
+
+
+class OwnNorm(nn.BatchNorm2d):
+    """Looks at values, which no tracer sees through."""
+
+
 class CallsALayerTwice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -225,7 +238,9 @@ class CallsALayerTwice(nn.Module):
         (AddsAConstant(), "edges add different nodes, each once"),
         (AddsTheSumOfTwoTwice(), "edges add different nodes, each once"),
         (AddsAVector(), r"edges add equal shapes, not \(3, 8, 8\) and \(3, 1, 1\)"),
-        (Scales(), r"no node for what Scales does with gain \(0\.gain\)"),
+        (Scales(), r"no node for Scales \(0\)"),
+        (ScalesWhatALayerMakes(), r"no node for what ScalesWhatALayerMakes does with gain \(0\.gain\)"),
+        (OwnNorm(3), r"no node for OwnNorm \(0\)"),
         (CallsALayerTwice(), r"Conv2d is called again \(0\.mixing\)"),
         (nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"), "pad with zeros, not in mode circular"),
         (nn.Linear(8, 8), r"linear layers take vectors, not \(3, 8, 8\)"),

@@ -33,15 +33,21 @@ def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
     builder = _Builder(input_shape, network)
     for node in traced.graph.nodes:
         builder.add(node)
-    return nir.NIRGraph(nodes=builder.nodes, edges=builder.edges)
+    try:
+        return nir.NIRGraph(nodes=builder.nodes, edges=builder.edges)
+    except ValueError as error:  # its own check of shapes
+        raise ExportError(f"NIR does not take the network's graph: {' '.join(str(error).split())}") from error
 
 
 class _GraphTracer(fx.Tracer):
-    """Layers that carry something over time, or differ from step to step, are traced as what they are."""
+    """Layers that carry something over time, differ from step to step or have numbers of their own are what they are."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, (Stateful, PerStep, OverTime)) or super().is_leaf_module(
-            m, module_qualified_name
+        has_numbers = next(m.children(), None) is None and bool(m._parameters or m._buffers)
+        return (
+            has_numbers
+            or isinstance(m, (Stateful, PerStep, OverTime))
+            or super().is_leaf_module(m, module_qualified_name)
         )
 
 
