@@ -62,7 +62,11 @@ def check(seed: int) -> Counter[str]:
     own = getattr(cell.recipe.model, "normalisation", None) == "bntt"
     bound = adapts or (chooses and own)
     assert (estimated >= measured) if bound else (estimated == measured), f"{estimated}, {measured}: {told}"
-    if not chooses:
+    if (
+        cell.method == "ottt-o"
+    ):  # the first step's update reaches no recurrent weight, which AdamW carries last ever after
+        assert sorted(trace.changes) == sorted(iteration.changes), told
+    elif not chooses:
         assert trace.changes == iteration.changes, told
     return Counter({f"backend {cell.backend}": 1, f"method {cell.method}": 1, "equal": estimated == measured})
 
