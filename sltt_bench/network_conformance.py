@@ -6,6 +6,7 @@ and raises NotConforming with every promise that it breaks. Authors of networks 
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
 from sltt_bench.conformance import NotConforming
+from sltt_bench.experiment import Experiment
 from sltt_bench.losses import step_loss
 from sltt_bench.models.normalisation import Normalisation
 from sltt_bench.models.options import ModelOptions, NormalisedOptions
 from sltt_bench.neurons import LIFParameters, detach_state, reset_state, restore_state, save_state
+from sltt_bench.precision import Precision
 from sltt_bench.recomputation import tried_again
-from sltt_bench.unroll import Unroll
 
 BATCH, TIMESTEPS = 6, 3
 NEURON = LIFParameters(tau=2.0, v_threshold=0.5)
@@ -38,7 +40,7 @@ def check_network(
        goes on from there.
     4. In evaluation a sample's output does not depend on those beside it.
     5. A finite gradient reaches every parameter that is trained, the same each time.
-    6. Native, if it serves the network, gives the gradients of the reference.
+    6. Native, if it serves the network, gives the gradients of the reference, with each of its options.
 
     What is returned is no fault: which methods and options refuse such a network, or do without something, and why.
     `input_shape` is a sample's, [C, H, W] or [features].
@@ -96,19 +98,26 @@ class _Subject:
         return list(2 * torch.rand(shape, generator=generator, dtype=torch.float64))
 
     def trained(self, method: str, backend: Backend | None = None) -> nn.Module:
-        """The network with the gradients that the method makes of a batch."""
+        """The network with the gradients that the method makes of a batch, as in a training iteration."""
         backend = backends.create("reference") if backend is None else backend
-        network = self.network(backend)
-        labels = torch.arange(BATCH) % self.classes
+        network, precision = self.network(backend), Precision("fp32", "cpu")
+        experiment = Experiment(
+            network=network,
+            method=methods.create(method, TIMESTEPS),
+            backend=backend,
+            optimizer=torch.optim.SGD(network.parameters()),
+            scaler=precision.make_scaler(),
+            precision=precision,
+            timesteps=TIMESTEPS,
+            temporal=True,
+            loss=partial(step_loss, alpha=0.05, mse_target="ones"),
+            window=None,
+            average="losses",
+            generator=torch.Generator().manual_seed(4),
+        )
         torch.manual_seed(3)
-        with backend.iteration(network):
-            unroll = Unroll(
-                network,
-                self.steps(),
-                lambda output: step_loss(output, labels, 0.05, "ones"),
-                generator=torch.Generator().manual_seed(4),
-            )
-            methods.create(method, TIMESTEPS).accumulate_gradients(unroll)
+        labels = torch.arange(BATCH) % self.classes
+        backend.accumulate_gradients(experiment, torch.stack(self.steps(), 1), labels)
         reset_state(network)
         return network
 
@@ -194,9 +203,9 @@ def _gradient_missing(subject: _Subject) -> list[str]:
 def _differs_on_native(subject: _Subject) -> list[str]:
     if subject.options.needs:
         return []  # which native does not serve
-    for fused in ("never", "always"):
-        for method in ("bptt", "sltt"):
-            native = subject.trained(method, backends.create("native", fused_norm=fused))
+    for recompute, fused in product((False, True), ("never", "always")):
+        for method in ("bptt", "sltt", "sltt-k1"):
+            native = subject.trained(method, backends.create("native", recompute=recompute, fused_norm=fused))
             reference = subject.trained(method)
             for (name, own), (_, theirs) in zip(
                 reference.named_parameters(), native.named_parameters(), strict=True
@@ -213,7 +222,7 @@ def _differs_on_native(subject: _Subject) -> list[str]:
 
 
 def _remarks(subject: _Subject) -> list[str]:
-    again = tried_again(subject.network(), subject.steps()[0][:2])
+    again = tried_again(subject.network(), subject.steps()[0])
     remarks = []
     if "sequence" in subject.options.needs:
         remarks.append("methods that go step by step refuse it: a layer sees all steps at once")

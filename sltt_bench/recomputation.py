@@ -32,12 +32,15 @@ class Repetition:
 
 @torch.no_grad()
 def tried_again(network: nn.Module, x: Tensor) -> Repetition:
-    """What differs when the first step in training runs twice on x [batch, ...].
+    """What differs when the first step in training runs twice on the first sample of x [batch, ...].
 
-    What is tried is a copy, with random numbers of its own. A shape alone (a fake tensor) tells nothing.
+    What is tried is a copy, with random numbers of its own. A shape alone (a fake tensor) tells nothing. The sample
+    stands there twice: batch norm has no statistics of a single value, and processes whose shares of a batch differ in
+    size must not come to different ends.
     """
     if isinstance(x, FakeTensor):
         return Repetition()
+    x = torch.cat([x[:1], x[:1]])
     try:
         tried = deepcopy(network)
         for module in tried.modules():

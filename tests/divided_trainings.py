@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from drawn_cells import METHODS, Drawn
+from engine_parts import Batches, Setup
 from torch import Tensor
 
 from sltt_bench import engine, experiment
@@ -66,7 +67,7 @@ def trained(seed: int, ranks: Ranks) -> dict[str, Tensor]:
     data = one.cell(backend).recipe.data
     draws, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     shape = (subject.timesteps, *data.sample_shape) if subject.temporal else data.sample_shape
-    setup: Any = _Setup()
+    setup: Any = Setup()
     left = {}
 
     def share(samples: int) -> tuple[Tensor, Tensor]:
@@ -82,22 +83,9 @@ def trained(seed: int, ranks: Ranks) -> dict[str, Tensor]:
         passes = torch.tensor(totals.backward_passes)
         left |= {f"training {number}": totals.over(ranks).sums, f"backward passes {number}": passes}
         if draws.random() < 0.3:
-            totals = engine._evaluate(subject, setup, _Loader([share(3)]), torch.device("cpu"))
+            totals = engine._evaluate(subject, setup, Batches([share(3)]), torch.device("cpu"))
             left[f"evaluation after {number}"] = torch.stack([*totals.sums, totals.spikes])
     return {**left, **subject.network.state_dict(), "draws of the method": subject.generator.get_state()}
-
-
-class _Setup:
-    @staticmethod
-    def preprocess(x: Tensor) -> Tensor:
-        return x
-
-
-class _Loader(list[tuple[Tensor, Tensor]]):
-    samples = 3
-
-    def set_epoch(self, epoch: int) -> None:
-        pass
 
 
 def main(ranks: Ranks, out: Path, seeds: Sequence[int]) -> None:

@@ -18,6 +18,11 @@ METHODS = (
     "bptt", "bptt-d0.5", "bptt-d0", "bptt-ckpt2", "tbptt-w1", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2", "sltt-k3", "sltt-a2",
 )  # fmt: skip
 """Of every kind that native serves."""
+EVERY_METHOD = (
+    *METHODS, "bptt-l1", "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop",
+    "rate", "conversion",
+)  # fmt: skip
+"""And of those that it does not serve, each kind once."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +106,16 @@ class Drawn:
         if recipe == "digits" and of_these.random() < 0.2:
             overrides["test_timesteps"] = of_these.choice([1, 2, 3, 5, 7])
         return Drawn(recipe, draws.choice(known), overrides, native, replayed=chance() < 0.4)
+
+
+def another_kind_of_neuron(draws: random.Random) -> dict[str, Any]:
+    """Overrides for one that the reference alone serves."""
+    kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
+    own: dict[str, dict[str, float]] = {
+        "cuba-lif": {"neuron.tau_synapse": 2.0},
+        "alif": {"neuron.tau_adaptation": 9.0, "neuron.adaptation": 0.1},
+    }
+    return {"neuron.kind": kind, "neuron.tau": 2.0, **own.get(kind, {})}
 
 
 def _has_no_batch_norm(model: dict[str, Any]) -> bool:

@@ -12,6 +12,7 @@ import divided_trainings
 import pytest
 import torch
 from distributed_ranks import together
+from test_any_training import errors
 from torch import Tensor
 
 from sltt_bench.distributed import ALONE
@@ -38,14 +39,9 @@ def check(size: int, seeds: Sequence[int], out: Path) -> Counter[str]:
 
 def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, float]:
     """By how much some of what training left differs, relative to it."""
-    assert one.keys() == other.keys()
-    errors = {
-        name: float((value.double() - other[name].double()).norm() / (value.double().norm() + 1e-9))
-        for name, value in one.items()
-    }
     return {
         name: error
-        for name, error in errors.items()
+        for name, error in errors(one, other).items()
         if not error < (TOLERANCE_OF_LOSSES if name.startswith(("training", "evaluation")) else TOLERANCE)
     }
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from drawn_cells import METHODS, Drawn
+from drawn_cells import EVERY_METHOD, Drawn, another_kind_of_neuron
 from test_estimate import costliest
 
 from sltt_bench import experiment
@@ -17,11 +17,6 @@ from sltt_bench.errors import UserError
 from sltt_bench.estimate.trace import trace_memory
 from sltt_bench.experiment import UnsupportedCell
 from sltt_bench.plan import Cell
-
-EVERY_METHOD = (
-    *METHODS, "bptt-l1", "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop",
-    "rate", "conversion",
-)  # fmt: skip
 
 
 def drawn_cell(seed: int) -> Cell:
@@ -35,10 +30,7 @@ def drawn_cell(seed: int) -> Cell:
             "train.optimizer": draws.choice(["sgd", "adamw"]),
         }
         if backend == "reference" and draws.random() < 0.5:
-            kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
-            overrides |= {"neuron.kind": kind, "neuron.tau": 2.0}
-            overrides |= {"neuron.tau_synapse": 2.0} if kind == "cuba-lif" else {}
-            overrides |= {"neuron.tau_adaptation": 9.0, "neuron.adaptation": 0.1} if kind == "alif" else {}
+            overrides |= another_kind_of_neuron(draws)
         try:
             cell = drawn.cell(backend, **overrides)
             experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))

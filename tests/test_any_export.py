@@ -15,7 +15,7 @@ import nirtorch
 import numpy as np
 import pytest
 import torch
-from drawn_cells import Drawn
+from drawn_cells import Drawn, another_kind_of_neuron
 from test_export import NODES
 from torch import Tensor
 
@@ -43,10 +43,7 @@ def drawn_cell(seed: int, networks: tuple[str, ...] | None) -> Cell:
         if drawn.recipe == "digits" and draws.random() < 0.5:  # more often than elsewhere
             overrides["test_timesteps"] = draws.choice([1, 3, 5])
         if draws.random() < 0.3:
-            kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
-            overrides |= {"neuron.kind": kind, "neuron.tau": 2.0}
-            overrides |= {"neuron.tau_synapse": 2.0} if kind == "cuba-lif" else {}
-            overrides |= {"neuron.tau_adaptation": 9.0, "neuron.adaptation": 0.1} if kind == "alif" else {}
+            overrides |= another_kind_of_neuron(draws)
         try:
             cell = replace(drawn, overrides=overrides).cell("reference")
             experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))

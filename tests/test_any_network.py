@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from drawn_cells import Drawn
+from drawn_cells import EVERY_METHOD, Drawn
 from drawn_networks import DrawnNetwork
-from test_any_estimate import EVERY_METHOD
 from test_any_training import apart, assembled, errors, trained
 from test_estimate import costliest
 from torch import nn

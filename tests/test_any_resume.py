@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from drawn_cells import METHODS, Drawn
+from drawn_cells import EVERY_METHOD, Drawn, another_kind_of_neuron
 from test_resume import InterruptedAfter, assert_same
 
 from sltt_bench import experiment
@@ -22,10 +22,6 @@ from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
 from sltt_bench.results import checkpoints
 
-EVERY_METHOD = (
-    *METHODS, "bptt-l1", "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop",
-    "rate", "conversion",
-)  # fmt: skip
 EPOCHS = 3
 TRAINED = (
     "train_loss",
@@ -58,10 +54,7 @@ def drawn_cell(seed: int) -> Cell:
             validation = {"split": "stratified", "share": 0.5, "seed": 1, "samples": 4}
             overrides |= {"data.limit": 20, "validation": validation}
         if backend == "reference" and draws.random() < 0.5:
-            kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
-            overrides |= {"neuron.kind": kind, "neuron.tau": 2.0}
-            overrides |= {"neuron.tau_synapse": 2.0} if kind == "cuba-lif" else {}
-            overrides |= {"neuron.tau_adaptation": 9.0, "neuron.adaptation": 0.1} if kind == "alif" else {}
+            overrides |= another_kind_of_neuron(draws)
         try:
             cell = drawn.cell(backend, **overrides)
             experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from drawn_cells import INTERPRETED, METHODS, Drawn
+from engine_parts import Batches, Setup
 from replays import RunsAgain
 from torch import Tensor
 
@@ -69,7 +70,7 @@ def trained(drawn: Drawn, backend: str, seed: int, moved: float = 0.0) -> dict[s
     draws, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     shape = (subject.timesteps, *data.sample_shape) if subject.temporal else data.sample_shape
-    setup: Any = _Setup()
+    setup: Any = Setup()
     left = {}
 
     def batch(samples: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +86,7 @@ def trained(drawn: Drawn, backend: str, seed: int, moved: float = 0.0) -> dict[s
         if not drawn.replayed:  # what replays return is that of the stand-in's capture
             left[f"training {number}"] = totals.sums
         if draws.random() < 0.3:
-            totals = engine._evaluate(subject, setup, _Loader([batch(2)]), torch.device("cpu"))
+            totals = engine._evaluate(subject, setup, Batches([batch(2)]), torch.device("cpu"))
             left[f"evaluation after {number}"] = torch.stack([*totals.sums, totals.spikes])
     assert not INTERPRETED or backend != "native" or "triton" in subject.backend.provenance()["neuron"]
     return {
@@ -94,19 +95,6 @@ def trained(drawn: Drawn, backend: str, seed: int, moved: float = 0.0) -> dict[s
         "draws of the method": subject.generator.get_state(),
         "draws of dropout": torch.get_rng_state(),
     }
-
-
-class _Setup:
-    @staticmethod
-    def preprocess(x: Tensor) -> Tensor:
-        return x
-
-
-class _Loader(list[tuple[Tensor, Tensor]]):
-    samples = 2
-
-    def set_epoch(self, epoch: int) -> None:
-        pass
 
 
 def drawn_for_both(seed: int, backend: str = "native", known: Sequence[str] = METHODS) -> tuple[Drawn, int]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from engine_parts import Batches, Setup
 from torch import Tensor, nn
 
 from sltt_bench import engine, experiment
@@ -48,21 +49,6 @@ class Network(nn.Module):
         return output
 
 
-class Setup:
-    """What an evaluation needs of one."""
-
-    @staticmethod
-    def preprocess(x: Tensor) -> Tensor:
-        return x
-
-
-class Loader(list[tuple[Tensor, Tensor]]):
-    samples = 4
-
-    def set_epoch(self, epoch: int) -> None:
-        pass
-
-
 def left_by(method: str, backend: str, overrides: dict[str, Any]) -> dict[str, Tensor]:
     """Weights after three iterations, and what inference costs."""
     overrides = {"timesteps": 4, "train.precision": "fp32", **overrides}
@@ -79,8 +65,7 @@ def left_by(method: str, backend: str, overrides: dict[str, Any]) -> dict[str, T
 
     for _ in range(3):
         subject.training_iteration(*batch())
-    setup: Any = Setup()
-    setup.evaluated = {"test": Loader([batch()])}
+    setup: Any = Setup(test=Batches([batch()]))
     costs = engine.inference_costs(subject, setup)
     return {**subject.network.state_dict(), **{name: torch.tensor(value) for name, value in costs.items()}}
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from drawn_networks import SlowSynapse
 from torch import Tensor, nn
 
 from sltt_bench import models
@@ -20,7 +21,6 @@ from sltt_bench.models.options import (
     VGGOptions,
 )
 from sltt_bench.network_conformance import check_network
-from sltt_bench.neurons import Stateful
 
 SHIPPED: tuple[tuple[ModelOptions, tuple[int, ...]], ...] = (
     (MLPOptions(hidden=[8, 6], recurrent=True, readout_tau=2.0, dropout=0.2), (2, 4, 4)),
@@ -46,16 +46,10 @@ class Options(ModelOptions):
     name: str = "own"
 
 
-class Carrying(Stateful):
-    """A slow synapse that does not say so."""
+class Carrying(SlowSynapse):
+    """A layer with state that does not say so."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.current: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.current = x if self.current is None else 0.5 * self.current + x
-        return self.current
+    carried = ()
 
 
 class MixesSamples(nn.Module):

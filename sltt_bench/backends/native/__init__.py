@@ -227,7 +227,7 @@ class Native:
             foreign = foreign_call(trace_step(network), network)
         except NotTraceable as error:
             foreign = str(error)
-        again = Repetition() if foreign is None else tried_again(network, x[:2])
+        again = Repetition() if foreign is None else tried_again(network, x)
         if not (reason := again.differs or again.replaces):
             return
         if self._graphs_are_wanted:

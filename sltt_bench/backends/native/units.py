@@ -101,7 +101,7 @@ class UnitNetwork:
         graph = _trace(network)
         self.units = _cut(graph, network)
         if (foreign := foreign_call(graph, network)) is not None:
-            again = tried_again(network, x[:2])
+            again = tried_again(network, x)
             if reason := again.differs or again.draws or again.learns:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
