@@ -144,6 +144,8 @@ def exchanged_bytes(gradient_bytes: int, size: int) -> int:
 _COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = {
     "energy_j": sum,
     "gpu_util_mean": lambda shares: sum(shares) / len(shares),
+    "cpu_util_mean": max,
+    "cpu_others_mean": max,
     "samples_per_s": min,
 }
 """Column → how the figures of all ranks become one, where it is not the largest that counts."""
@@ -152,7 +154,7 @@ _COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = {
 def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of epochs.csv from those of all ranks.
 
-    Energy is summed, utilisation is averaged, and of times and memory the largest counts:
+    Energy is summed, a GPU's utilisation is averaged, and of times, memory and the processors' use the largest counts:
     a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks
     is None. Losses, accuracies and samples are
     those of all ranks already; the rest is rank 0's.

@@ -188,7 +188,7 @@ def main() -> None:
 def _be_agent() -> None:
     """The ranks of this node, which srun started this process for; a failure is an event."""
     events = worker.take_standard_output()
-    job = json.loads(os.environ[JOB])
+    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # on this node, what srun runs of the cell
     nodes, endpoint = os.environ[NODES].split()
     try:
         size = job["cell"]["recipe"]["train"]["devices"] // int(nodes)

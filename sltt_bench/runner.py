@@ -18,6 +18,7 @@ from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Attempt, Event, Lanes, Place
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
+from sltt_bench.results.doubts import disturbance
 from sltt_bench.results.private_paths import public
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, PROVENANCE_FILE, TIMELINE_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
@@ -351,9 +352,11 @@ class _RecordedAttempt(Attempt):
         """Its row of cells.csv."""
         if self.begun:
             self._count_neighbours()
-        row = cell_row(self.cell, self.outcome, self._record.epochs(self.cell))
+        epochs = self._record.epochs(self.cell)
+        row = cell_row(self.cell, self.outcome, epochs)
         self._record.folder.append(CELLS_FILE, row)
         self.outcome.facts["doubts"] = row["doubts"]
+        self.outcome.facts["disturbance"] = disturbance([epochs[epoch] for epoch in sorted(epochs)])
         self._record.open_attempts.remove(self)
 
     def ended(self) -> None:

@@ -83,8 +83,8 @@ class _Lines(Display):
         after = "" if outcome.wall_s is None else f" after {outcome.wall_s:.1f} s"
         reason = f": {escape(outcome.reason)}" if outcome.reason else ""
         self._print(f"      {self._name(cell)}[{style}]{outcome.status}[/{style}]{after}{reason}")
-        if doubts := outcome.facts.get("doubts"):
-            self._print(f"      {self._name(cell)}[yellow]this may mean nothing: {escape(doubts)}[/yellow]")
+        for remark in _misgivings(outcome):
+            self._print(f"      {self._name(cell)}[yellow]{escape(remark)}[/yellow]")
         if (estimate := self._estimated.get(cell.cell_id)) is not None:
             measured = format_bytes(outcome.facts.get("peak_tensor_bytes"))
             self._print(
@@ -134,8 +134,15 @@ class _Row:
         self.style = _STATUS_STYLE.get(outcome.status, "red")
         after = "" if outcome.wall_s is None else f" {format_seconds(outcome.wall_s)}"
         self.state = f"{outcome.status}{after}"
-        doubts = outcome.facts.get("doubts")
-        self.note = outcome.reason or (f"this may mean nothing: {doubts}" if doubts else "")
+        self.note = outcome.reason or "; ".join(_misgivings(outcome))
+
+
+def _misgivings(outcome: Outcome) -> Iterator[str]:
+    """What to know of an ended cell's figures."""
+    if doubts := outcome.facts.get("doubts"):
+        yield f"this may mean nothing: {doubts}"
+    if disturbance := outcome.facts.get("disturbance"):
+        yield f"its times are not its own: {disturbance} while it trained"
 
 
 _REFRESHES_PER_SECOND = 2

@@ -150,6 +150,7 @@ def _jobs() -> "queue.Queue[dict[str, Any]]":
 def work(job: Mapping[str, Any], events: IO[str]) -> bool:
     """Work on one cell; whether it finished. What ends a cell becomes its row, whatever it is."""
     reporter = reporter_of(job, events)
+    job = {**job, "command": os.getppid()}
     try:
         cell = cell_from_dict(job["cell"])
         if KINDS[cell.kind].divisible and cell.recipe.train.devices > 1:

@@ -212,6 +212,14 @@ def test_a_slower_epoch_that_waited_for_data_is_no_regression_of_the_method(tmp_
     assert words(compared(tmp_path))["sltt", "epoch_s"] == "inconclusive"
 
 
+def test_a_slower_epoch_beside_other_programs_is_no_regression_of_the_method(tmp_path: Path) -> None:
+    make(tmp_path / "a", [2.0] * 5)
+    slower = HandmadeRun(tmp_path / "b", device_name="Example CPU, 2 threads")
+    for seed in range(5):
+        slower.cell("sltt", seed, train_s=[9.0, 3.0], top1=None, cpu_util_mean=1.0, cpu_others_mean=0.4)
+    assert words(compared(tmp_path))["sltt", "epoch_s"] == "inconclusive"
+
+
 def test_times_beside_other_cells_are_not_set_beside_times_measured_alone(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0] * 5)
     beside = HandmadeRun(tmp_path / "b" / "run")

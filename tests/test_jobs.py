@@ -1,6 +1,7 @@
 """Cells side by side: what comes of each is what comes of it alone, and its times are known for what they are."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from result_builder import HandmadeRun
 from rich.console import Console
 from typer.testing import CliRunner
 
-from sltt_bench import jobs
+from sltt_bench import jobs, worker
 from sltt_bench import lanes as lanes_module
 from sltt_bench.cli import app
 from sltt_bench.jobs import JobsRefused, make_places
@@ -259,6 +260,16 @@ def test_an_epoch_that_a_killed_runner_missed_keeps_its_neighbours(
     recording.close()
     epochs = pd.read_csv(tmp_path / EPOCHS_FILE)
     assert (epochs.epoch.tolist(), epochs.neighbours.tolist()) == ([1], [3])
+
+
+def test_what_the_runner_started_is_no_other_program_to_a_cell(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cells beside it are `neighbours`; whoever else uses the processors has no part in the command."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker, "work_on", lambda cell, job, reporter: seen.append(job))
+    assert worker.work({"cell": smoke_cell().to_dict(), "attempt": 1}, io.StringIO())
+    assert seen[0]["command"] == os.getppid()
 
 
 # How they are reported --------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from sltt_bench.cli import app
 from sltt_bench.plan import Cell
 from sltt_bench.report.claims import judge
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.results.doubts import at_chance, doubts
+from sltt_bench.results.doubts import at_chance, disturbance, doubts, used_by_others
 from sltt_bench.results.reader import read_results
 
 
@@ -55,6 +55,32 @@ def test_sound_training_raises_no_doubt() -> None:
 def test_chance_narrows_with_more_samples() -> None:
     assert at_chance(10, 360) == pytest.approx(0.1259, abs=1e-4)
     assert at_chance(10, 10_000) == pytest.approx(0.1049, abs=1e-4)
+
+
+def test_times_are_others_where_processors_were_full_and_more_than_a_twentieth_was_theirs() -> None:
+    assert used_by_others([1.0, 1.0], [1.0, 0.95], [0.3, 0.3]) == pytest.approx(0.3)
+    assert used_by_others([1.0, 1.0], [0.8, 0.8], [0.3, 0.3]) == 0.0, "there was room"
+    assert used_by_others([1.0, 1.0], [1.0, 1.0], [0.05, 0.05]) == 0.0
+    assert used_by_others([], [], []) == 0.0, "nothing is known"
+
+
+def test_what_disturbed_one_epoch_of_many_disturbs_a_sum_and_no_median() -> None:
+    one_of_five = ([9.0, 1.0, 1.0, 1.0, 1.0], [1.0] * 5, [0.5, 0.0, 0.0, 0.0, 0.0])
+    assert used_by_others(*one_of_five) == 0.0
+    assert used_by_others(*one_of_five, summed=True) == pytest.approx(9 * 0.5 / 13)
+
+
+def test_warm_epochs_decide_whether_times_were_disturbed() -> None:
+    def epoch(cold: object, others: str) -> dict[str, str]:
+        return {"cold": str(cold), "train_s": "2.0", "cpu_util_mean": "1.0", "cpu_others_mean": others}
+
+    cold, warm, unknown = epoch(True, "0.5"), epoch("false", "0.02"), epoch("false", "")
+    assert disturbance([cold]) == "other programs used 50% of the processors"
+    assert disturbance([cold, warm]) == ""
+    assert disturbance([warm, epoch("false", "0.4"), epoch("false", "0.4")]).startswith(
+        "other programs used 27%"
+    )
+    assert disturbance([unknown]) == ""
 
 
 def test_a_network_that_never_fires_says_so_in_the_run_and_its_row(tmp_path: Path) -> None:

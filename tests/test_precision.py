@@ -61,7 +61,7 @@ class Silent:
 def test_a_cell_in_fp32_runs_without_tf32_and_its_provenance_says_so(smoke_cell: Callable[..., Cell]) -> None:
     torch.backends.cudnn.allow_tf32 = True
     reporter = Silent()
-    with measuring(smoke_cell(train__precision="fp32"), reporter):  # type: ignore[arg-type]
+    with measuring(smoke_cell(train__precision="fp32"), {}, reporter):  # type: ignore[arg-type]
         assert flags() == (False, False)
     assert '"cudnn_allow_tf32": false' in json.dumps(reporter.provenance)
 

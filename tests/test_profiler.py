@@ -1,19 +1,23 @@
 """The profiler against known answers: seconds slept, waited and synchronised, bytes allocated."""
 
 import mmap
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from sltt_bench import backends
-from sltt_bench.measure import Profiler, process_memory
+from sltt_bench.measure import Profiler, process_memory, processors
 from sltt_bench.measure import profiler as profiler_module
 from sltt_bench.measure.devices import ComputeDevice
 from sltt_bench.measure.nvml import Missing, Readings
+from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
 from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
 
@@ -222,6 +226,120 @@ def test_memory_now_on_a_cpu_is_the_resident_set() -> None:
         pages = touch(64)
         assert profiler.compute.memory_now() - before == pytest.approx(64 * MIB, abs=4 * MIB)
         pages.close()
+
+
+# Processors ---------------------------------------------------------------------------------------
+
+
+SPIN = """
+import time
+while time.process_time() < 0.6:
+    pass
+"""
+
+
+@pytest.fixture
+def stranger() -> Iterator[int]:
+    """A process that does nothing, and whose command we do not belong to."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        time.sleep(0.5)  # its start is over
+        yield process.pid
+        process.communicate(b"\n")
+
+
+@pytest.mark.parametrize("who", ["this process", "a child that has ended"])
+def test_others_are_all_but_a_commands_own_processes(who: str, stranger: int) -> None:
+    """What we do ourselves is the whole difference between what is foreign to us and what is foreign to a stranger,
+    however busy this machine is."""
+    ours, strangers = Processors(os.getpid()), Processors(stranger)
+    ours.begin()
+    strangers.begin()
+    began, used = time.perf_counter(), sum(os.times()[:4])
+    if who == "this process":
+        exec(SPIN.replace("0.6", str(time.process_time() + 0.6)))
+    else:
+        subprocess.run([sys.executable, "-c", SPIN], check=True)
+    own, foreign = ours.shares(), strangers.shares()
+    seconds = (time.perf_counter() - began) * len(processors._usable())
+    assert isinstance(own, Shares)
+    assert isinstance(foreign, Shares)
+    assert foreign.others - own.others == pytest.approx((sum(os.times()[:4]) - used) / seconds, abs=0.06)
+    assert own.others <= own.at_work
+    assert foreign.at_work == pytest.approx(foreign.others, abs=0.06)
+
+
+class Times(NamedTuple):
+    """Of one processor, as Linux counts them: a guest's time is in user's already."""
+
+    user: float
+    idle: float
+    iowait: float = 0.0
+    guest: float = 0.0
+    steal: float = 0.0
+
+
+def system(monkeypatch: pytest.MonkeyPatch, *states: tuple[float, list[Times], float]) -> Processors:
+    """Processors of a system that is in these states, one after the other: (clock, times of each processor,
+    seconds that the command's process has used)."""
+    clock, times, own = (iter(column) for column in zip(*states, strict=True))
+    monkeypatch.setattr(processors.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(processors.psutil, "cpu_times", lambda percpu: next(times))
+    monkeypatch.setattr(Processors, "_own_s", lambda self: next(own))
+    monkeypatch.setattr(processors, "_usable", lambda: [0, 2])
+    watched = Processors(1)
+    watched.begin()
+    return watched
+
+
+def test_waiting_for_a_disk_is_no_work_and_a_host_that_takes_time_away_is_an_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    busy = Times(user=99.0, idle=0.0)  # the cell may not use this one
+    watched = system(
+        monkeypatch,
+        (10.0, [Times(5, 5), busy, Times(7, 1, guest=2)], 3.0),
+        (14.0, [Times(8, 6), busy, Times(8, 1, iowait=1.5, guest=3, steal=1.5)], 5.0),
+    )
+    # Of 8 s on two processors 3 + 1 + 1.5 were at work (the guest's one second is in user), 2 of them ours.
+    assert watched.shares() == Shares(at_work=pytest.approx(5.5 / 8), others=pytest.approx(3.5 / 8))
+
+
+def test_clocks_of_10_ms_say_nothing_of_a_short_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = [Times(0, 0)] * 3
+    shares = system(monkeypatch, (10.0, idle, 0.0), (10.19, idle, 0.0)).shares()
+    assert isinstance(shares, Missing)
+    assert "shorter than 0.2 s" in shares.reason
+
+
+def test_a_system_that_counts_less_than_we_used_counts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some sandboxes have a /proc/stat of zeros."""
+    idle = [Times(0, 0)] * 3
+    shares = system(monkeypatch, (10.0, idle, 0.0), (12.0, idle, 2.0)).shares()
+    assert isinstance(shares, Missing)
+    assert "counts less time on its processors" in shares.reason
+
+
+def test_a_system_without_such_clocks_leaves_the_columns_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(percpu: bool) -> None:
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr(processors.psutil, "cpu_times", refused)
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            time.sleep(0.25)
+    assert epoch.figures()["cpu_util_mean"] is None
+    assert "does not tell how busy" in profiler.absent["cpu_others_mean"]
+
+
+def test_an_epoch_has_the_use_of_the_processors() -> None:
+    with Profiler(CPU) as profiler:
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            time.sleep(0.25)
+    figures = epoch.figures()
+    assert 0.0 <= figures["cpu_others_mean"] <= figures["cpu_util_mean"] <= 1.0  # type: ignore[operator]
+    assert not {"cpu_util_mean", "cpu_others_mean"} & set(profiler.absent)
 
 
 # What a CPU lacks -------------------------------------------------------------------------------

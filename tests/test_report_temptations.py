@@ -528,6 +528,29 @@ def an_epoch_that_hardly_waited(top: Path) -> None:
     measure(run(top / "a", TIME), data_wait_s=[0.1, 0.09, 0.09])
 
 
+@temptation("sltt: other programs used 49% of the processors while it trained", words=["inconclusive"])
+def a_cell_beside_which_another_program_worked(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"], cpu_util_mean=1.0, cpu_others_mean=[0.6, 0.01, 0.0])
+    measure(into, methods=["sltt"], cpu_util_mean=0.98, cpu_others_mean=[0.0, 0.48, 0.5])
+
+
+@temptation(never=["other programs"], words=["held"])
+def programs_for_which_there_was_room(top: Path) -> None:
+    measure(run(top / "a", TIME), cpu_util_mean=0.6, cpu_others_mean=0.4)
+
+
+@temptation(never=["other programs"], words=["held"])
+def a_program_that_worked_beside_one_epoch_of_many(top: Path) -> None:
+    into = run(top / "a", TIME)
+    for seed in range(3):
+        for method, seconds in SECONDS.items():
+            into.cell(
+                method, seed, train_s=[9.0, *[seconds] * 9], top1=[0.9] * 10, peak_tensor_bytes=PEAKS[method],
+                cpu_util_mean=1.0, cpu_others_mean=[0.6, 0.6, *[0.01] * 8],
+            )  # fmt: skip
+
+
 @temptation(never=["clocks held down", "other process"], words=["held"])
 def an_idle_gpu_is_no_breach(top: Path) -> None:
     _on_gpu(

@@ -236,6 +236,19 @@ def test_a_seed_that_misses_the_target_takes_for_ever(tmp_path: Path) -> None:
     assert text_of(table)[1] == ["sltt", "1 of 3", "never", "never"]
 
 
+def test_a_time_to_the_target_in_which_other_programs_had_a_part_says_so(tmp_path: Path) -> None:
+    """Though the median of warm epochs does not: a sum takes every epoch in."""
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    others = [0.5, 0.0, 0.0]
+    run.cell(
+        "bptt", 0, top1=(0.1, 0.8, 0.8), train_s=(30.0, 2.0, 3.0), cpu_util_mean=1.0, cpu_others_mean=others
+    )
+    run.cell("sltt", 0, top1=(0.1, 0.8, 0.8), train_s=(5.0, 2.0, 2.0), cpu_util_mean=1.0, cpu_others_mean=0.0)
+    notes = blocks(tmp_path)["Until the target, at the recipe's learning rate"].notes
+    assert "bptt: until the target other programs used 47% of the processors." in notes
+    assert not any("while it trained" in note or "sltt" in note for note in notes)
+
+
 def task(folder: Path, name: str, seconds: Mapping[str, float], *, target: float = 0.7) -> None:
     """A recipe on which each method reaches the target after one epoch of so many seconds; NEVER: not at all."""
     recipe = varied(TARGET, target=target) | {"name": name}

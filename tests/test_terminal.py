@@ -110,6 +110,18 @@ def test_each_cell_is_a_row_of_80_columns_with_how_far_it_is(
     ]
 
 
+def test_a_cell_whose_times_are_not_its_own_says_so_in_a_log_and_in_the_table(cells: list[Cell]) -> None:
+    outcome = Outcome("ok", wall_s=3.0, facts={"disturbance": "other programs used 40% of the processors"})
+    stream = io.StringIO()
+    with run_display(Console(file=stream, width=80, color_system=None), {}) as display:
+        display.cell_ended(cells[0], outcome)
+    assert "its times are not its own: other programs used 40% of the processors" in stream.getvalue()
+    screen = Screen(cells)
+    screen.begin(cells[:1])
+    screen.table.cell_ended(cells[0], outcome)
+    assert "its times are not its own" in " ".join(screen.rows)
+
+
 def test_no_row_is_folded_inside_a_word_or_a_number(cells: list[Cell]) -> None:
     for width, kept in ((120, True), (80, True), (60, False)):
         screen = Screen(cells, width)

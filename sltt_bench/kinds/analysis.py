@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """Take the cell's gradients apart, before and while it trains."""
     epochs, batches = cell.options["epochs"], cell.options["batches"]
-    with measuring(cell, reporter) as (device, profiler, backend):
+    with measuring(cell, job, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         loaders = {split: make_cell_loader(cell, bundle, split, device) for split in ("train", "test")}
         subject = experiment.assemble(cell, device, backend)

@@ -51,7 +51,7 @@ def try_setting(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:
     """Train and measure, and look after each epoch at the splits in `evaluated` alone."""
-    with measuring(cell, reporter) as (device, profiler, backend):
+    with measuring(cell, job, reporter) as (device, profiler, backend):
         ranks = join_ranks(job, device, profiler, reporter)
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
         splits = ("train", *evaluated)
@@ -163,7 +163,7 @@ def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[]
 
 
 @contextmanager
-def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
+def measuring(cell: Cell, job: Job, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
     """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
     own_source_sha256()  # now, while it is what was loaded
     device = choose_device(cell.device)
@@ -178,6 +178,7 @@ def measuring(cell: Cell, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]
     profiler = Profiler(
         device,
         on_sample=lambda sample: reporter.send("sample", row=sample),
+        command=job.get("command"),
         unmeasurable=partial(unmeasurable, backend),
     )
     reporter.memory_now = profiler.compute.memory_now

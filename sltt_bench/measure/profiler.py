@@ -1,5 +1,6 @@
 """The profiler of one process: measures epochs, and says which figures it cannot give and why."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -9,6 +10,7 @@ from sltt_bench.measure.devices import compute_device
 from sltt_bench.measure.gpu_watch import GpuWatch
 from sltt_bench.measure.nvml import Missing, NvmlUnavailable, Reading, value_of
 from sltt_bench.measure.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
+from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.sampler import PhaseReadings, Sample
 
 if TYPE_CHECKING:
@@ -19,7 +21,10 @@ Figure = float | int | str | None
 
 ALLOCATOR_COLUMNS = ("allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
 NVML_COLUMNS = ("peak_nvml_bytes", "peak_nvml_scope", "energy_j", "gpu_util_mean")
-FIGURES = ("train_s", "eval_s", "data_wait_s", *ALLOCATOR_COLUMNS, "peak_rss_bytes", *NVML_COLUMNS)
+PROCESSOR_COLUMNS = ("cpu_util_mean", "cpu_others_mean")
+FIGURES = (
+    "train_s", "eval_s", "data_wait_s", *ALLOCATOR_COLUMNS, "peak_rss_bytes", *NVML_COLUMNS, *PROCESSOR_COLUMNS,
+)  # fmt: skip
 """The columns of epochs.csv that a profiler fills."""
 
 
@@ -36,10 +41,12 @@ class Profiler:
         on_sample: Callable[[Sample], None] | None = None,
         interval_s: float = 0.1,
         gpu_uuid: str | None = None,
+        command: int | None = None,
         unmeasurable: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         """`on_sample` gets every sample of the sensors, mostly from another thread. `gpu_uuid` is the GPU
-        to watch, by default that of `device`. `unmeasurable` gives, at the end of an epoch, the columns that stay empty, each with
+        to watch, by default that of `device`. `command`: the process whose descendants are not counted among the
+        other programs that use the processors, by default this one. `unmeasurable` gives, at the end of an epoch, the columns that stay empty, each with
         its reason."""
         self.absent: dict[str, str] = {}
         """Column of epochs.csv → why it stays empty, altogether or in the epochs named."""
@@ -50,6 +57,7 @@ class Profiler:
         self.watch: GpuWatch | None = None
         """The sensors of the GPU; None without."""
         self._device = str(device)
+        self.processors = Processors(os.getpid() if command is None else command)
         self._resident_at_start = resident_bytes()
         self._epochs_of: dict[tuple[str, str], list[int]] = {}
         self._warmup = ExitStack()
@@ -147,6 +155,7 @@ class EpochProfile:
         """
         profiler, compute, watch = self._profiler, self._profiler.compute, self._profiler.watch
         with profiler.phase("train", self._number) as readings:
+            profiler.processors.begin()
             compute.synchronize()
             compute.reset_peaks()
             allocated_at_reset = compute.allocated_bytes()
@@ -162,6 +171,7 @@ class EpochProfile:
             self._figures |= {"train_s": train_s, "data_wait_s": self._waited_s}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
             self._figures["allocated_at_reset_bytes"] = allocated_at_reset
+            self._keep_processors(profiler.processors.shares())
         if watch is not None and readings is not None:
             watch.count_clock_limits(readings)
             self._keep("gpu_util_mean", readings.utilisation.mean())
@@ -209,6 +219,13 @@ class EpochProfile:
         self._figures[column] = value_of(reading)
         if isinstance(reading, Missing):
             self._profiler.is_absent(column, self._number, reading.reason)
+
+    def _keep_processors(self, shares: Reading[Shares]) -> None:
+        if isinstance(shares, Missing):
+            for column in PROCESSOR_COLUMNS:
+                self._profiler.is_absent(column, self._number, shares.reason)
+        else:
+            self._figures |= {"cpu_util_mean": shares.at_work, "cpu_others_mean": shares.others}
 
     def _keep_nvml_peak(self, readings: PhaseReadings, reserved_bytes: int) -> None:
         """The process's peak if every sample had it, else the device's if every sample had that."""

@@ -48,7 +48,7 @@ Word = Literal[
 """better, worse: an exact figure at any difference; a noisy one beyond the threshold, from five pairs on, with an
 interval that excludes no change. unchanged: an exact figure that is equal. within the noise: at most the threshold.
 inconclusive: beyond it, but the interval contains no change, or more than 5 % of an epoch was
-waiting for data. n too small: beyond it with fewer than five pairs."""
+waiting for data, or other programs used the processors. n too small: beyond it with fewer than five pairs."""
 
 ACCURACY_POINTS = 1.0
 """Percentage points of accuracy that count as a change."""

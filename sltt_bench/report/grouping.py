@@ -40,6 +40,7 @@ from sltt_bench.report.integrity import (
     source_of_plugin,
 )
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
+from sltt_bench.results.doubts import used_by_others
 from sltt_bench.results.reader import Results, Run
 
 UNSOUND = "unsound"
@@ -235,16 +236,20 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     key = ["run", "cell_id"]
     medians = ["train_s", "eval_s", "data_wait_s", "samples_per_s", "energy_j", "gpu_util_mean"]
     peaks = list(PEAKS_OF_EPOCHS)
-    numbers = [*medians, "firing_rate", "backward_passes", *MEMORY_FIGURES]
+    counted = ["firing_rate", "backward_passes", "cpu_util_mean", "cpu_others_mean"]
+    numbers = [*medians, *counted, *MEMORY_FIGURES]
     # NVML's figure is under the name of what it covers: a process's memory is never set beside a device's.
     for scope in ("process", "device"):
         of_scope = epochs["peak_nvml_bytes"].where(epochs["peak_nvml_scope"] == scope)
         epochs = epochs.assign(**{f"peak_nvml_{scope}_bytes": of_scope})
     epochs = epochs.astype(dict.fromkeys(numbers, float) | {"cold": bool})
     by_cell = epochs.groupby(key, sort=False)
-    chosen = epochs[~epochs["cold"] | by_cell["cold"].transform("all")].groupby(key, sort=False)
+    of_phase = epochs[~epochs["cold"] | by_cell["cold"].transform("all")]
+    chosen = of_phase.groupby(key, sort=False)
     table = chosen[medians].median().rename(columns={"train_s": "epoch_s", "gpu_util_mean": "gpu_util"})
     table[peaks] = chosen[peaks].max()
+    used = _used_by_others(of_phase)
+    table["used_by_others"] = [used.get(cell, math.nan) for cell in table.index]
     table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
     cold = epochs[epochs["cold"]].groupby(key, sort=False)
     table[[f"cold_{name}" for name in peaks]] = cold[peaks].max()
@@ -254,6 +259,16 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     table["backward_passes"] = by_cell["backward_passes"].mean()
     table["phase"] = by_cell["cold"].all().map({True: "cold", False: "warm"})
     return table
+
+
+def _used_by_others(epochs: pd.DataFrame) -> dict[Hashable, float]:
+    """(run, cell_id) → `used_by_others` of its epochs, where they know it."""
+    columns = ["train_s", "cpu_util_mean", "cpu_others_mean"]
+    known = epochs.dropna(subset=columns)
+    return {
+        cell: used_by_others(*(figures[name].tolist() for name in columns))
+        for cell, figures in known.groupby(["run", "cell_id"], sort=False)
+    }
 
 
 def _group(

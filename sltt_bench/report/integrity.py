@@ -191,6 +191,10 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     if len(shares) and shares.max() > WAITING_SHARE:
         text = f"{method} waited for data {shares.max():.0%} of the epoch"
         yield Breach(text, (method,), _TIME, undecides=True)
+    used = cells["used_by_others"].max()
+    if used > 0:
+        text = f"{method}: other programs used {used:.0%} of the processors while it trained"
+        yield Breach(text, (method,), _TIME, undecides=True)
     busy = cells["gpu_util"].astype(float).mean()
     if busy < BUSY_SHARE:
         yield Breach(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sltt_bench.report.groups import Group, GroupKey, MethodResult
+from sltt_bench.results.doubts import used_by_others
 from sltt_bench.studies import TASK
 
 NEVER = math.inf
@@ -33,6 +34,8 @@ class ToTarget:
     seconds: tuple[float, ...]
     joules: tuple[float, ...]
     """Empty where energy was not measured."""
+    used_by_others: float = 0.0
+    """Of the processors, until the target: the largest share of its cells, as `used_by_others` has it."""
 
     @property
     def reached(self) -> int:
@@ -62,7 +65,7 @@ def to_target(group: Group) -> list[ToTarget]:
     return [_of_method(result, target) for result in group.finished if len(result.epochs)]
 
 
-_READ = ["seed", "run", "epoch", "test_top1", "train_s", "energy_j"]
+_READ = ["seed", "run", "epoch", "test_top1", "train_s", "energy_j", "cpu_util_mean", "cpu_others_mean"]
 
 
 def _of_method(result: MethodResult, target: float) -> ToTarget:
@@ -70,21 +73,23 @@ def _of_method(result: MethodResult, target: float) -> ToTarget:
     for seed, run, *figures in result.epochs[_READ].to_numpy(dtype=float).tolist():
         cells.setdefault((seed, run), []).append(tuple(figures))
     ways = [_of_cell(sorted(cells[cell], key=itemgetter(0)), target) for cell in sorted(cells)]
-    ways += [(NEVER, NEVER, NEVER)] * len(result.lost_seeds)
-    epochs, seconds, joules = zip(*ways, strict=True)
+    ways += [(NEVER, NEVER, NEVER, 0.0)] * len(result.lost_seeds)
+    epochs, seconds, joules, others = zip(*ways, strict=True)
     measured = not any(map(math.isnan, joules))
-    return ToTarget(result.method, epochs, seconds, joules if measured else ())
+    return ToTarget(result.method, epochs, seconds, joules if measured else (), max(others))
 
 
-def _of_cell(rows: Sequence[tuple[float, ...]], target: float) -> tuple[float, float, float]:
-    """(epochs, seconds, joules) until the target, of rows (epoch, test top-1, seconds, joules) in order; joules NaN where
-    some epoch lacks them."""
-    unmeasured = any(math.isnan(joules) for *_, joules in rows)
+def _of_cell(rows: Sequence[tuple[float, ...]], target: float) -> tuple[float, float, float, float]:
+    """(epochs, seconds, joules, what others used of the processors) until the target, of rows (epoch, test top-1, seconds,
+    joules, use of the processors, others' use) in order; joules NaN where some epoch lacks them."""
+    unmeasured = any(math.isnan(row[3]) for row in rows)
     until = next((number for number, (_, top1, *_) in enumerate(rows, start=1) if top1 >= target), None)
     if until is None:
-        return NEVER, NEVER, math.nan if unmeasured else NEVER
+        return NEVER, NEVER, math.nan if unmeasured else NEVER, 0.0
     seconds, joules = (float(np.sum([row[place] for row in rows[:until]])) for place in (2, 3))
-    return float(until), seconds, math.nan if unmeasured else joules
+    watched = [(row[2], *row[4:]) for row in rows[:until] if not any(map(math.isnan, row[4:]))]
+    used = used_by_others(*zip(*watched, strict=True), summed=True) if watched else 0.0
+    return float(until), seconds, math.nan if unmeasured else joules, used
 
 
 # Profiles ---------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
-"""Training that means nothing: what a cell's epochs say against its own figures."""
+"""What a cell's epochs say against its own figures: training that means nothing, times that others had a part in."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 CHANCE = "test accuracy is at chance"
@@ -23,6 +24,39 @@ def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[
     if top1 and top1[-1] <= at_chance(classes, test_samples):
         clauses.append(f"{CHANCE} ({top1[-1]:.1%} with {classes} classes)")
     return clauses
+
+
+OTHERS_SHARE = 0.05
+"""A share of the processors' time, used by other programs, from which on an epoch's time is theirs too …"""
+FULL_SHARE = 0.9
+"""… if the processors were at work for so much of it, whoever used them: else there was room for both."""
+
+
+def used_by_others(
+    train_s: Sequence[float], at_work: Sequence[float], others: Sequence[float], *, summed: bool = False
+) -> float:
+    """The share of the processors that other programs used while epochs trained that took `train_s` seconds; 0 where it
+    is too small to tell, or where processors were left.
+
+    Of mean and median over the epochs it is the smaller: short epochs are counted coarsely, and what disturbed a
+    few of many does not move the median of their times. Where their times are `summed`, it is the mean.
+    """
+    if not train_s:
+        return 0.0
+    busy, share = statistics.fmean(at_work, train_s), statistics.fmean(others, train_s)
+    if not summed:
+        busy, share = min(busy, statistics.median(at_work)), min(share, statistics.median(others))
+    return share if busy >= FULL_SHARE and share > OTHERS_SHARE else 0.0
+
+
+def disturbance(epochs: Sequence[Epoch]) -> str:
+    """What to know of the times of these epochs, in their order; '' if nothing. Warm epochs count, if there are any."""
+    measured = [epoch for epoch in epochs if epoch.get("cpu_others_mean") and epoch.get("train_s")]
+    warm = [epoch for epoch in measured if str(epoch.get("cold")).lower() != "true"] or measured
+    share = used_by_others(
+        *(_figures(warm, name) for name in ("train_s", "cpu_util_mean", "cpu_others_mean"))
+    )
+    return f"other programs used {share:.0%} of the processors" if share else ""
 
 
 def at_chance(classes: int, samples: int) -> float:

@@ -120,6 +120,11 @@ peak_tensor_bytes         int    peak of live tensor bytes in one instrumented t
                                  counted exactly over storages
 energy_j                  float  joules of the whole device while training, from NVML's energy counter
 gpu_util_mean             float  mean utilisation of the device while training, 0 to 1, by sampling
+cpu_util_mean             float  share of the time of the processors that the cell may use that they were at
+                                 work while training, 0 to 1, for whatever program
+cpu_others_mean           float  share of that time that programs outside this command used, 0 to 1, what a
+                                 virtual machine's host gave away included; empty, as cpu_util_mean, for
+                                 less than 0.2 s and in files of earlier versions
 firing_rate               float  spikes per neuron and time step over the evaluation, mean over all neurons;
                                  empty with synthetic data
 finished_utc              str    when the epoch ended, ISO 8601
@@ -182,7 +187,8 @@ exit_code  int  exit code of the cell's process; negative: the signal that ended
 
 RANK_FIGURES = (
     "train_s", "eval_s", "data_wait_s", "allocated_at_reset_bytes", "peak_allocated_bytes", "peak_reserved_bytes",
-    "peak_nvml_bytes", "peak_nvml_scope", "peak_rss_bytes", "energy_j", "gpu_util_mean",
+    "peak_nvml_bytes", "peak_nvml_scope", "peak_rss_bytes", "energy_j", "gpu_util_mean", "cpu_util_mean",
+    "cpu_others_mean",
 )  # fmt: skip
 """The columns of epochs.csv that each process of a cell has figures of its own for."""
 

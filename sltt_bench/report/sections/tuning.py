@@ -213,12 +213,21 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         "what training takes until the first epoch at it; a seed that misses it takes for ever, and so does the median of a "
         "method of which half the seeds do.",
         *numbers.shared_notes(
-            (f"{text}." for way in ways for text in group.breaches_of("epoch_s", [way.method])),
+            (
+                f"{text}."
+                for way in ways
+                for text in (*group.breaches_of("epoch_s", [way.method]), *_others(way))
+            ),
             [way.method for way in ways],
         ),
     ]
     title = f"Until the target, {group.key.tuning}"
     return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
+
+
+def _others(way: ToTarget) -> Iterator[str]:
+    if way.used_by_others:
+        yield f"{way.method}: until the target other programs used {way.used_by_others:.0%} of the processors"
 
 
 def _reached_cell(way: ToTarget) -> TableCell:
