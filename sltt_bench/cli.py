@@ -862,9 +862,16 @@ def main() -> None:
     print_what_the_terminal_lacks_in_ascii()
     if "--debug" in sys.argv:
         _State.debug = True
-    sys.stdout, sys.stderr = (cast(TextIO, LastingOutput(stream)) for stream in (sys.stdout, sys.stderr))
+    output, errors = LastingOutput(sys.stdout), LastingOutput(sys.stderr)
+    sys.stdout, sys.stderr = cast(TextIO, output), cast(TextIO, errors)
     try:
         app(prog_name="sltt-bench")
+    except SystemExit as end:
+        output.flush()
+        if output.loss:
+            _print_error(f"error: not all that was printed could be written ({output.loss})")
+            sys.exit(end.code or getattr(os, "EX_IOERR", 74))
+        raise
     except Exception as error:
         if _State.debug:
             raise

@@ -1,5 +1,6 @@
 """Standard output that may go away: a reader that stops (`| head -1`), a closed terminal or a full disk ends no run."""
 
+import errno
 import os
 import sys
 from typing import Any, TextIO
@@ -18,27 +19,35 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
+_GONE = (errno.EPIPE, errno.EIO)
+"""How a reader that stopped and a terminal that was closed read."""
+
+
 class LastingOutput:
     """A stream of text; from the first write that fails on, what is written goes nowhere."""
 
     def __init__(self, stream: TextIO) -> None:
+        self.loss = ""
+        """Why what was written is not all where it should be; '' if it is, or if its reader went away."""
         self._stream = stream
 
     def write(self, text: str) -> int:
         try:
             return self._stream.write(text)
-        except OSError:
-            self._to_nowhere()
+        except OSError as error:
+            self._to_nowhere(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
-        except OSError:
-            self._to_nowhere()
+        except OSError as error:
+            self._to_nowhere(error)
 
-    def _to_nowhere(self) -> None:
+    def _to_nowhere(self, error: OSError) -> None:
         """What the stream still holds must have somewhere to go, too: it is flushed when Python ends."""
+        if error.errno not in _GONE:
+            self.loss = error.strerror or str(error)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -25,7 +25,7 @@ from sltt_bench.errors import UserError
 from sltt_bench.experiment import Experiment, UnsupportedCell, time_steps, training_mode
 from sltt_bench.export import ExportError, _converts
 from sltt_bench.export.nir_graph import nir_graph
-from sltt_bench.export.onnx_model import write_onnx
+from sltt_bench.export.onnx_model import onnx_model
 from sltt_bench.plan import Cell
 
 METHODS = ("bptt", "sltt", "sltt-k1", "conversion")
@@ -85,9 +85,9 @@ def as_exported(cell: Cell, subject: Experiment) -> torch.nn.Module:
     return network.eval()
 
 
-def of_onnx(cell: Cell, network: torch.nn.Module, x: Tensor, path: Path) -> Tensor:
-    write_onnx(network, cell.recipe, path)
-    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+def of_onnx(cell: Cell, network: torch.nn.Module, x: Tensor) -> Tensor:
+    model = onnx_model(network, cell.recipe)
+    session = pytest.importorskip("onnxruntime").InferenceSession(model, providers=["CPUExecutionProvider"])
     (outputs,) = session.run(["output"], {"input": x.numpy()})
     return torch.from_numpy(outputs)
 
@@ -111,7 +111,7 @@ def check(seed: int, folder: Path, networks: tuple[str, ...] | None) -> Counter[
     assert np.ptp(expected.numpy()) > 0, told
     network = as_exported(cell, subject)
     counts = Counter([f"network {cell.recipe.model.name}"])
-    outputs = {"onnx": of_onnx(cell, network, x, folder / f"{seed}.onnx")}
+    outputs = {"onnx": of_onnx(cell, network, x)}
     try:
         outputs["nir"] = of_nir(cell, network, x, folder / f"{seed}.nir")
     except ExportError as error:

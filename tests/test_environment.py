@@ -36,6 +36,20 @@ def test_a_reader_that_goes_away_is_not_noticed() -> None:
     stream.close()
 
 
+@pytest.mark.parametrize("command", ["schema", pytest.param("list methods", marks=pytest.mark.long)])
+def test_a_disk_without_room_for_what_is_printed_is_no_success(command: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m sltt_bench {command} > /dev/full"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (
+        os.EX_IOERR,
+        "error: not all that was printed could be written (No space left on device)\n",
+    )
+
+
 def test_a_command_whose_reader_stops_after_a_line_ends_as_usual() -> None:
     command = f"set -o pipefail; {sys.executable} -m sltt_bench list | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

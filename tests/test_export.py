@@ -1,5 +1,7 @@
 """`export`: a trained network as NIR or ONNX puts out the same when it is read back; its accuracy as the Hub keeps it."""
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from sltt_bench.cli import app
 from sltt_bench.experiment import build_network
 from sltt_bench.export import ExportError
 from sltt_bench.export.nir_graph import nir_graph
-from sltt_bench.export.onnx_model import Sequence, write_onnx
+from sltt_bench.export.onnx_model import Sequence, onnx_model
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.recipe import Recipe, load_recipe
@@ -299,21 +301,25 @@ def test_a_batch_norm_over_time_is_in_evaluation_one_of_each_step(tmp_path: Path
     ids=str,
 )
 def test_another_runtime_puts_out_the_same_from_the_onnx_file_at_any_batch_size(
-    recipe: str, overrides: dict[str, Any], tmp_path: Path
+    recipe: str, overrides: dict[str, Any]
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
     if torch.__version__.startswith("2.6."):
         pytest.skip("the exporter of torch 2.6 cannot translate batch norm")
     resolved = load_recipe(recipe, overrides, smoke=True)
     network = busy_network_of(resolved)
-    write_onnx(network, resolved, tmp_path / "network.onnx")
-    session = runtime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(onnx_model(network, resolved), providers=["CPUExecutionProvider"])
     shape = ((resolved.timesteps,) if resolved.data.temporal else ()) + tuple(resolved.data.sample_shape)
     x = 2 * torch.rand(5, *shape)
     (outputs,) = session.run(["output"], {"input": x.numpy()})
     with torch.no_grad():
         np.testing.assert_allclose(outputs, Sequence(network, resolved)(x).numpy(), rtol=1e-4, atol=1e-5)
     assert np.ptp(outputs) > 0
+
+
+def full(file: int) -> None:
+    """As fsync on a disk without room."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
@@ -350,6 +356,27 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
         2,
         "error: a --smoke run says nothing of accuracy: there is no result to publish",
     )
+    for form, name in (("nir", "sltt.nir"), ("state-dict", "sltt.pt")):
+        before, one = (
+            Path(name).read_bytes(),
+            ("export", str(run), "-m", "sltt", "--seed", "1", "--format", form),
+        )
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", full)
+            code, output = call(*one)
+        assert code == 2
+        assert "could not be written (No space left on device)" in output
+        assert Path(name).read_bytes() == before, "what was there stays"
+        assert call(*one, "--out", "/dev/full") == (
+            2,
+            "error: /dev/full: cannot be written (No space left on device)",
+        )
+        Path("link").unlink(missing_ok=True)
+        Path("link").symlink_to("elsewhere")
+        assert call(*one, "--out", "link")[0] == 0
+        assert Path("link").is_symlink(), "/dev/stdout is one"
+        assert Path("elsewhere").stat().st_size == len(before)
+    assert not list(Path().glob(".*.tmp"))
     (checkpoint, *_) = run.glob("checkpoints/*.pt")
     checkpoint.write_bytes(b"torn")
     codes = [call("export", str(run), "-m", "sltt", "--seed", seed)[0] for seed in "01"]

@@ -1,8 +1,10 @@
 """What was trained, for elsewhere: `sltt-bench export RUN --method sltt --format nir`, from one cell of a run.
 
-A format is an entry of `FORMATS` and a module that writes it. Nothing heavy is imported before something is written.
+A format is an entry of `FORMATS` and a module that makes its file's content. Nothing heavy is imported before that, and
+a file that is there already stays as it is until the new one is whole.
 """
 
+import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,12 +96,25 @@ def export(
     benchmark: Benchmark | None = None,
 ) -> Path:
     """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError."""
-    default, write = FORMATS[format_name]
+    default, content_of = FORMATS[format_name]
     path = out or Path(default.format(method=method))
-    trained = trained_cell(run, method, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(trained, path, benchmark)
+    content = content_of(trained_cell(run, method, seed), benchmark)
+    _write(path, content)
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Raises ExportError, ResultsError; what lies there then stays."""
+    from sltt_bench.results.writer import atomic_result
+
+    if not path.is_symlink() and (path.is_file() or not path.exists()):
+        with atomic_result(path) as file:
+            file.write(content)
+        return
+    try:  # a pipe, /dev/stdout, a link: nothing to put a new file in the place of
+        path.write_bytes(content)
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
@@ -122,36 +137,40 @@ def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
     return TrainedCell(folder, row, epochs)
 
 
-def _nir(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+def _nir(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
     nir = load_extra("nir", "nir", "--format nir", ExportError)
     from sltt_bench.export.nir_graph import nir_graph
 
-    nir.write(path, nir_graph(trained.network(), trained.recipe.data.sample_shape))
+    content = io.BytesIO()
+    nir.write(content, nir_graph(trained.network(), trained.recipe.data.sample_shape))
+    return content.getvalue()
 
 
-def _onnx(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
-    from sltt_bench.export.onnx_model import write_onnx
+def _onnx(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
+    from sltt_bench.export.onnx_model import onnx_model
 
-    write_onnx(trained.network(), trained.recipe, path)
+    return onnx_model(trained.network(), trained.recipe)
 
 
-def _state_dict(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+def _state_dict(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
     import torch
 
-    torch.save(trained.network().state_dict(), path)
+    content = io.BytesIO()
+    torch.save(trained.network().state_dict(), content)
+    return content.getvalue()
 
 
-def _eval_results(trained: TrainedCell, path: Path, benchmark: Benchmark | None) -> None:
+def _eval_results(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
     from sltt_bench.export.eval_results import entry
     from sltt_bench.yaml_text import dump_yaml
 
-    path.write_text(dump_yaml([entry(trained, benchmark)]), encoding="utf-8")
+    return dump_yaml([entry(trained, benchmark)]).encode()
 
 
-FORMATS: Mapping[str, tuple[str, Callable[[TrainedCell, Path, Benchmark | None], None]]] = {
+FORMATS: Mapping[str, tuple[str, Callable[[TrainedCell, Benchmark | None], bytes]]] = {
     "nir": ("{method}.nir", _nir),
     "onnx": ("{method}.onnx", _onnx),
     "state-dict": ("{method}.pt", _state_dict),
     "eval-results": (".eval_results/{method}.yaml", _eval_results),
 }
-"""Format → the file's name by default, and what writes it."""
+"""Format → the file's name by default, and what makes its content (raises ExportError)."""

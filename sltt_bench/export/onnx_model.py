@@ -5,7 +5,6 @@ another: the file's graph grows with T, its weights do not. Batch size stays ope
 """
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,8 +36,8 @@ class Sequence(nn.Module):
         return unroll.summed_outputs / unroll.counted_steps
 
 
-def write_onnx(network: nn.Module, recipe: Recipe, path: Path) -> None:
-    """Write the network, which is in evaluation mode. Raises ExportError."""
+def onnx_model(network: nn.Module, recipe: Recipe) -> bytes:
+    """The network, which is in evaluation mode, as the content of a file. Raises ExportError."""
     shape = ((recipe.timesteps,) if recipe.data.temporal else ()) + tuple(recipe.data.sample_shape)
     x = torch.rand(2, *shape)
     options: dict[str, Any] = {
@@ -46,13 +45,15 @@ def write_onnx(network: nn.Module, recipe: Recipe, path: Path) -> None:
         "input_names": ["input"],
         "output_names": ["output"],
         "dynamic_shapes": ({0: torch.export.Dim("batch")},),
-        "external_data": False,
         "verbose": False,
     }
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch's exporter about itself
-            torch.onnx.export(Sequence(network, recipe).eval(), (x,), str(path), **options)
+            program = torch.onnx.export(Sequence(network, recipe).eval(), (x,), **options)
+        assert program is not None
+        content: bytes = program.model_proto.SerializeToString()
+        return content
     except ModuleNotFoundError as error:
         raise ExportError(f"{error.name} is not installed: pip install 'sltt-bench[onnx]'") from None
     except Exception as error:
