@@ -131,12 +131,12 @@ def end_together() -> NoReturn:
     os._exit(0)
 
 
-def exchanged_bytes(gradient_bytes: int, size: int) -> int:
-    """Bytes that each rank sends in an iteration's exchange by a ring: 2 (size − 1) / size of the gradient.
+def exchanged_bytes(added_up_bytes: int, size: int) -> int:
+    """Bytes that each rank sends where so many are added up over all by a ring: 2 (size − 1) / size of them.
 
     Source: Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms".
     """
-    return round(2 * (size - 1) / size * gradient_bytes)
+    return round(2 * (size - 1) / size * added_up_bytes)
 
 
 # Figures of an epoch ----------------------------------------------------------------------------

@@ -12,15 +12,20 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
+import torch
 from plugin import install
 from rich.console import Console
+from torch import nn
 from typer.testing import CliRunner
 
 from sltt_bench import launch
+from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.estimate.estimates import estimate_cell
 from sltt_bench.estimate.trace import trace_memory
+from sltt_bench.experiment import build_network
 from sltt_bench.measure.tensor_bytes import Cause
+from sltt_bench.neurons import layers_of_neurons
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import load_recipe
 from sltt_bench.report.grouping import make_groups
@@ -234,11 +239,39 @@ def test_what_no_processes_can_share_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+def sent_by_four(network: nn.Module, more_numbers: int = 0) -> int:
+    """Bytes that each of four processes sends by a ring: 3/2 of the gradient, of whether each tensor has one, of how many
+    samples it is of, and of so many float32 more."""
+    numbers = sum(weight.numel() + 1 for weight in network.parameters()) + 1 + more_numbers
+    return 4 * numbers * 3 // 2
+
+
+def test_what_a_method_asks_of_the_whole_batch_is_exchanged_too(smoke_cell: MakeCell) -> None:
+    cell = smoke_cell(train__batch_size=8, timesteps=3)
+    network, neurons = build_network(cell.recipe, Reference()), []
+    for layer in layers_of_neurons(network):
+        layer.register_forward_hook(lambda *call: neurons.append(call[-1].numel()))
+    network(torch.zeros(1, *cell.recipe.data.sample_shape))
+    estimate = estimate_cell(replace(over(cell, 4), method="sltt-a2"), "cpu")
+    assert estimate.exchanged_bytes == sent_by_four(network, 3 * (sum(neurons) + 1))
+
+
+def test_the_statistics_of_synchronised_batch_norm_are_exchanged_too(smoke_cell: MakeCell) -> None:
+    """Mean (with the count) and variance of each channel, at each of two steps, forward and backward."""
+    cell = smoke_cell(
+        recipe="cifar10-resnet18", train__batch_size=8, timesteps=2, train__synchronise_batch_norm=True
+    )
+    network = build_network(cell.recipe, Reference())
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    numbers = sum(2 * 2 * (2 * norm.num_features + 1) for norm in norms)
+    assert estimate_cell(over(cell, 4), "cpu").exchanged_bytes == sent_by_four(network, numbers)
+
+
 def test_an_estimate_is_of_one_device_and_says_what_is_exchanged(smoke_cell: MakeCell) -> None:
     cell = smoke_cell(train__batch_size=8)
     one, four = estimate_cell(cell, "cpu"), estimate_cell(over(cell, 4), "cpu")
     assert one.exchanged_bytes == 0
-    assert four.exchanged_bytes == round(2 * 3 / 4 * 4 * four.trace.parameters)
+    assert four.exchanged_bytes == sent_by_four(build_network(cell.recipe, Reference()))
     assert 3.9 < one.work("total") / four.work("total") < 4
     assert (
         one.trace.memory.peak_by_cause[Cause.PARAMETERS] == four.trace.memory.peak_by_cause[Cause.PARAMETERS]

@@ -66,7 +66,7 @@ class Estimate:
     @property
     def exchanged_bytes(self) -> int:
         """Bytes that each of the processes that share a batch sends in an iteration; 0 where there is one."""
-        return exchanged_bytes(self.trace.gradient_bytes, self.cell.recipe.train.devices)
+        return exchanged_bytes(self.trace.added_up_bytes, self.cell.recipe.train.devices)
 
     @property
     def epoch_multiplications(self) -> int:

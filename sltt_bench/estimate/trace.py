@@ -14,11 +14,11 @@ largest peak over the choices: all of them up to MOST_CHOICES, else those of `ch
 import math
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ class IterationTrace:
     operations: Operations
     parameters: int
     """Trainable parameters."""
-    gradient_bytes: int
-    """Of all their gradients."""
+    added_up_bytes: int
+    """Of all that an iteration adds up over the processes that share its batch, at most; 0 where there is one."""
     layers: tuple[str, ...]
     """Names of all layers, in the network's order."""
     stateful_layers: tuple[str, ...]
@@ -61,20 +61,24 @@ class IterationTrace:
 def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
     """Count one iteration in the steady state: it is not the first, and no gradients exist yet.
 
-    The operations are those of one choice of steps, the memory is that of the costliest. Raises
+    The operations are those of one choice of steps, memory and exchange those of the costliest. Raises
     UnsupportedCell, UnknownBackend, UnknownMethod, and ValuesAreWanted.
     """
     with _steady_state(cell, device_type) as (subject, batch, execute):
         counter = OperationCounter(subject.network, subject.optimizer, execute=execute)
         variants = list(_variants(subject))
-        with counter.watching():
-            first = _count(variants[0], batch, counter.count)
-        memory = _costliest([first, *(_count(variant, batch, execute) for variant in variants[1:])])
+        added_up = cast(_Unconnected, subject.ranks).added_up
+        memories, exchanges = [], []
+        for number, variant in enumerate(variants):
+            added_up.clear()
+            with nullcontext() if number else counter.watching():
+                memories.append(_count(variant, batch, execute if number else counter.count))
+            exchanges.append(sum(added_up))
         return IterationTrace(
-            memory=memory,
+            memory=_costliest(memories),
             operations=counter.operations,
             parameters=sum(p.numel() for p in subject.network.parameters() if p.requires_grad),
-            gradient_bytes=sum(p.nbytes for p in subject.network.parameters() if p.requires_grad),
+            added_up_bytes=max(exchanges),
             layers=tuple(name for name, _ in subject.network.named_modules()),
             stateful_layers=tuple(outermost_stateful(subject.network)),
             precision=resolve(cell.recipe.train.precision, device_type),
@@ -142,6 +146,18 @@ def _variants(subject: Experiment) -> Iterator[Experiment]:
             yield replace(subject, method=method.at(steps))
 
 
+@dataclass(frozen=True)
+class _Unconnected(Ranks):
+    """One of several ranks, without the others."""
+
+    added_up: list[int] = field(default_factory=list)
+    """Bytes of each tensor that it would have added up with theirs."""
+
+    def add_up(self, figures: Tensor) -> Tensor:
+        self.added_up.append(figures.nbytes)
+        return figures
+
+
 def _count(subject: Experiment, batch: tuple[Tensor, Tensor], execute: Execute) -> IterationMemory:
     return count_iteration(
         lambda: subject.training_iteration(*batch),
@@ -162,7 +178,7 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     # Neither a compiler nor a graph of kernels can be made from fake tensors; the operations are the same.
     native = recipe.native.model_copy(update={"compile": False, "cuda_graph": False, "graphs": "never"})
     cell = replace(cell, recipe=recipe.model_copy(update={"train": train, "native": native}))
-    ranks = Ranks(0, recipe.train.devices, connected=False)
+    ranks = _Unconnected(0, recipe.train.devices, connected=False)
     subject = assemble(cell, torch.device("cpu"), make_backend(cell), ranks)
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()

@@ -304,8 +304,9 @@ epoch_multiplications              int    all multiplications of an epoch's trai
 ranks                              int    processes that share every batch (--nproc-per-cell): memory and
                                           multiplications are those of the one with the largest share; empty
                                           in files of earlier versions, where it was one
-exchanged_bytes                    int    bytes that each of the processes sends (and receives) in an
-                                          iteration's exchange of gradients by a ring
+exchanged_bytes                    int    bytes that each of the processes sends (and receives) by a ring in an
+                                          iteration: of gradients, of the statistics of synchronised batch
+                                          norm, and of what a method asks of the whole batch
 gpu                                str    GPU of the lower bound on time, by its data sheet
 epoch_lower_bound_s                float  seconds of an epoch's training that this GPU cannot undercut
 memory_bytes                       int    memory into which batch and T were fitted, margin taken off

@@ -65,7 +65,7 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
         yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", partial(scale_for, "s"), [note])
     if (rows["exchanged_bytes"].fillna(0) > 0).any():
         title = "Exchanged in each iteration, by each process"
-        note = "Gradients over all processes by a ring: what each sends, and receives."
+        note = "What is added up over all processes (gradients above all) by a ring: what each sends, and receives."
         yield _pivot(family, f"{name}-exchanged", title, "exchanged_bytes", _bytes, [note])
 
 
