@@ -1,10 +1,16 @@
 """The contents beside the pages of a report: short whatever the report holds, and with a link to every part."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
-from sltt_bench.report.document import Section
+from result_builder import HandmadeRun
+
+from sltt_bench.report import SECTIONS, _load
+from sltt_bench.report.assemble import assemble
+from sltt_bench.report.document import Context, Section
 from sltt_bench.report.render.contents import Entry, contents, sections_of
+from sltt_bench.results.reader import read_results
 
 
 def part(title: str, level: Literal[1, 2] = 1) -> Section:
@@ -66,3 +72,20 @@ def test_of_very_many_pages_some_are_folded_but_never_the_open_one() -> None:
     assert len(shown(contents(many, "3.html", []))) == 25
     assert "recipe50" in shown(contents(many, "50.html", []))
     assert links(contents(many, "50.html", [])) == [file for file, _ in many]
+
+
+def test_what_runs_were_made_with_has_titles_that_tell_it_apart(tmp_path: Path) -> None:
+    for number, (torch, environment) in enumerate(
+        [("2.6.0", {}), ("2.6.0", {"OMP_NUM_THREADS": "1"}), ("2.11.0", {}), ("2.11.0", {})]
+    ):
+        facts = {"sltt_bench": "0.1", "cpu": "Example CPU", "environment": environment}
+        HandmadeRun(tmp_path / str(number), torch=torch, facts=facts).cell("bptt", number)
+    HandmadeRun(tmp_path / "other", facts={"sltt_bench": "0.1", "cpu": "Other CPU"}).cell("bptt", 4)
+    report, _ = assemble(Context(read_results([tmp_path]), "bptt"), {"run": _load(SECTIONS["run"])})
+    own = "0.1 (no revision), Example CPU"
+    assert {origin.title: len(origin.commands) for origin in report.provenance} == {
+        f"{own}, torch 2.6.0, environment as it is": 1,
+        f"{own}, torch 2.6.0, environment OMP_NUM_THREADS=1": 1,
+        f"{own}, torch 2.11.0, environment as it is": 1,
+        "0.1 (no revision), Other CPU": 1,
+    }

@@ -111,12 +111,25 @@ def _provenance(runs: Sequence[Run]) -> tuple[Origin, ...]:
         facts = tuple(_made_with(run.provenance).items())
         command = shlex.join(map(str, run.provenance.get("command") or [])) or "command unknown"
         by_facts.setdefault(facts, {}).setdefault(command, []).append(_name(run))
+    origins = [dict(facts) for facts in by_facts]
     return tuple(
         Origin(
-            {name: value for name, value in facts if value},
+            {name: value for name, value in facts.items() if value},
             tuple((command, first_of(names, 1)) for command, names in commands.items()),
+            _told_apart(facts, origins),
         )
-        for facts, commands in by_facts.items()
+        for facts, commands in zip(origins, by_facts.values(), strict=True)
+    )
+
+
+_ALWAYS_NAMED = ("sltt-bench", "machine")
+
+
+def _told_apart(facts: Mapping[str, str], origins: Sequence[Mapping[str, str]]) -> str:
+    alike = [other for other in origins if all(other[name] == facts[name] for name in _ALWAYS_NAMED)]
+    apart = [name for name in facts if len({other[name] for other in alike}) > 1]
+    return ", ".join(
+        [*(facts[name] for name in _ALWAYS_NAMED), *(f"{name} {facts[name] or 'as it is'}" for name in apart)]
     )
 
 

@@ -313,6 +313,8 @@ class Origin:
     """Versions and machine, under the names that a reader sees."""
     commands: tuple[tuple[str, str], ...]
     """Each command with the runs that it made."""
+    title: str
+    """Version and machine, and in what else it differs from others of the same."""
 
 
 @dataclass(frozen=True)
