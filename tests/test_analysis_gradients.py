@@ -276,6 +276,26 @@ def test_parameters_that_are_not_trained_are_left_out() -> None:
     assert "layer1.0.bias" in parts.full
 
 
+class ScaledLIF(LIF):
+    """A layer of neurons with a number of its own, as learnable time constants are."""
+
+    def __init__(self) -> None:
+        super().__init__(LIFParameters(tau=2.0))
+        self.gain = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, current: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.gain * current)
+
+
+def test_a_parameter_may_be_a_single_number() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(FEATURES, 32), ScaledLIF(), nn.Linear(32, CLASSES)).double()
+    parts = decompose(TrainingBatch(network, inputs_of(4), loss))
+    gram = parts.gram(["1.gain"])
+    assert float(gram.sum()) == pytest.approx(float(parts.full["1.gain"]) ** 2)
+    assert float(gram[-1, -1]) > 0
+
+
 # Figures ----------------------------------------------------------------------------------------
 
 

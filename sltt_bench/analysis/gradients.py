@@ -71,7 +71,7 @@ class GradientParts:
         total = torch.zeros(len(self.steps) + 1, len(self.steps) + 1, dtype=torch.float64)
         for name in names:
             parts = [*(step[name].double() for step in self.steps), self.temporal(name)]
-            vectors = torch.stack(parts).flatten(1)
+            vectors = torch.stack([part.flatten() for part in parts])
             total += (vectors @ vectors.T).cpu()
         return total
 
