@@ -5,6 +5,7 @@ torch is loaded in a process of its own, so that a broken installation is a find
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,10 @@ from typing import Any, Literal, NamedTuple
 from sltt_bench import provenance
 from sltt_bench.format import format_bytes
 from sltt_bench.measure.gpu_support import REMEDY_WHEEL, installed_wheel, shown_gpus, why_unusable
+from sltt_bench.measure.nvml import Missing, Reading
+from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
+from sltt_bench.results.doubts import OTHERS_SHARE
 
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -44,7 +48,10 @@ class DoctorFinding:
 
 def examine() -> list[DoctorFinding]:
     """Everything that decides what can be measured here."""
-    return [*_machine(), *_gpus(), *_torch(), *_loading(), *_extras()]
+    processors = Processors(os.getpid())
+    processors.begin()
+    torch = list(_torch())  # takes long enough to watch the processors meanwhile
+    return [*_machine(), _processors(processors.shares()), *_gpus(), *torch, *_loading(), *_extras()]
 
 
 def _machine() -> Iterator[DoctorFinding]:
@@ -52,6 +59,23 @@ def _machine() -> Iterator[DoctorFinding]:
     yield DoctorFinding("ok", "sltt-bench", str(facts["sltt_bench"]))
     yield DoctorFinding("ok", "python", str(facts["python"]))
     yield DoctorFinding("ok", "cpu", str(facts["cpu"]))
+
+
+def _processors(shares: Reading[Shares]) -> DoctorFinding:
+    """What others do with the processors just now."""
+    usable = f"{provenance.usable_cores()} usable"
+    if isinstance(shares, Missing):
+        return DoctorFinding(
+            "note", "processors", f"{usable}; how busy they are stays unknown: {shares.reason}"
+        )
+    others = f"{usable}; other programs use {shares.others:.0%} of them now"
+    if shares.others <= OTHERS_SHARE:
+        return DoctorFinding("ok", "processors", others)
+    return DoctorFinding(
+        "note",
+        "processors",
+        f"{others}: where that leaves none free, epochs take longer than the method does",
+    )
 
 
 def _gpus() -> Iterator[DoctorFinding]:

@@ -22,7 +22,8 @@ from sltt_bench.measure.gpu_support import (
     installed_wheel,
     why_unusable,
 )
-from sltt_bench.measure.nvml import Gpu
+from sltt_bench.measure.nvml import Gpu, Missing, Reading
+from sltt_bench.measure.processors import Shares
 
 GPU = Gpu(name="NVIDIA H100", uuid="GPU-0", memory_total_bytes=80 << 30, driver="570.1", cuda_driver="12.8")
 
@@ -204,6 +205,22 @@ def test_the_loaders_of_imagenet_hold_so_many_bytes() -> None:
     recipe = load_recipe("imagenet-resnet34", {"data.workers": 3, "data.prefetch_factor": 2})
     # 2 loaders × 3 processes × 2 batches of 256 images of 3 × 224 × 224 bytes
     assert doctor._loader_needs(recipe).shared_bytes == 12 * 256 * 3 * 224 * 224
+
+
+@pytest.mark.parametrize(
+    ("reading", "level", "words"),
+    [
+        (Shares(0.9, 0.02), "ok", "other programs use 2% of them now"),
+        (Shares(0.9, 0.4), "note", "other programs use 40% of them now: where that leaves none free"),
+        (Missing("no clocks"), "note", "how busy they are stays unknown: no clocks"),
+    ],
+)
+def test_the_doctor_says_what_others_do_with_the_processors(
+    reading: Reading[Shares], level: str, words: str
+) -> None:
+    finding = doctor._processors(reading)
+    assert (finding.level, finding.subject) == (level, "processors")
+    assert words in finding.text
 
 
 def test_the_doctor_says_in_words_what_the_sensors_read() -> None:
