@@ -4,6 +4,8 @@ Layers with state say so (`Stateful`), batch norm is known, and dropout of seque
 its calls, learns statistics of its own or adds noise says nothing: it is tried.
 """
 
+from collections import deque
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +23,8 @@ class Repetition:
     """What is not as it was when a step runs a second time on the same input; empty where nothing is known to differ."""
 
     differs: str = ""
-    """What puts out something else although all random numbers are drawn again as they were."""
+    """What puts out something else although all random numbers are drawn again as they were, or may do so at a later
+    call: a layer with a number of its own that every call changes."""
     draws: str = ""
     """That random numbers are drawn."""
     learns: str = ""
@@ -51,7 +54,8 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     except Exception as error:  # whatever somebody's layers hold and do
         return Repetition(differs=f"what it does cannot be tried twice ({type(error).__name__}: {error})")
     return Repetition(
-        differs=_difference(first.made, second.made),
+        differs=_difference(first.made, second.made)
+        or next((f"{name} is another value after every call" for name in second.counted), ""),
         draws="it draws random numbers" if second.draws else "",
         learns=next((f"{name} changes at every call" for name in second.changed), ""),
         replaces=next((f"{name} is replaced at every call" for name in second.replaced), ""),
@@ -78,6 +82,7 @@ class _StepTried:
         torch.manual_seed(0)
         generators, buffers = _generators(x), _buffers(network)
         values = {name: buffer.clone() for name, buffer in buffers.items()}
+        numbers = _numbers(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
         network(x)
         for hook in hooks:
@@ -85,6 +90,10 @@ class _StepTried:
         after = _buffers(network)
         self.draws = not torch.equal(generators, _generators(x))
         self.changed = [name for name, value in values.items() if not torch.equal(value, after[name])]
+        reset_state(network)
+        numbers_after = _numbers(network)
+        self.counted = [name for name, number in numbers.items() if numbers_after.get(name, number) != number]
+        """What is another number, though a new sequence begins."""
         self.replaced = [name for name, buffer in buffers.items() if after[name] is not buffer]
 
     def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
@@ -100,6 +109,24 @@ def _buffers(network: nn.Module) -> dict[str, Tensor]:
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, buffer in module.named_buffers(recurse=False)
     }
+
+
+def _numbers(network: nn.Module) -> dict[str, str]:
+    """Attributes of layers that are numbers or words, or lists and mappings of such, as text."""
+    return {
+        f"{name} of {f'layer {path}' if path else 'the network'}": repr(value)
+        for path, module in network.named_modules()
+        for name, value in vars(module).items()
+        if _is_plain(value)
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(each) for each in value.values())
+    if isinstance(value, (list, tuple, set, deque)):
+        return all(_is_plain(each) for each in value)
+    return isinstance(value, (int, float, complex, str))
 
 
 def _generators(x: Tensor) -> Tensor:

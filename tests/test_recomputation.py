@@ -75,6 +75,18 @@ class CountsItsCalls(nn.Module):
         return x * (1 + 0.1 * (self.calls % 3))
 
 
+class AnnealsLater(nn.Module):
+    """Does at its 1000th call what it did not do at the first two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = {"calls": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.schedule["calls"] += 1
+        return x if self.schedule["calls"] < 1000 else 0.5 * x
+
+
 class CountsInABuffer(nn.Module):
     calls: Tensor
 
@@ -101,10 +113,11 @@ LAYERS = (
     DropoutByFunction,
     CountsItsCalls,
     CountsInABuffer,
+    AnnealsLater,
     TracksStatistics,
     nn.Tanh,
 )
-COUNTING = (CountsItsCalls, CountsInABuffer)
+COUNTING = (CountsItsCalls, CountsInABuffer, AnnealsLater)
 
 
 class Network(nn.Module):
@@ -181,7 +194,7 @@ def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_tim
     job = {"data_dir": "data", "resume": False, "initial_weights": None}
     reporter = Reporter(io.StringIO(), None)
     if layer in COUNTING:
-        fault = rf"computes steps again, but in this network a {layer.__name__} puts out something else the second time"
+        fault = rf"computes steps again, but in this network {REPLAYED[layer]}"
         with pytest.raises(ValueError, match=fault):
             train_cell(cell, job, reporter)
     else:
@@ -191,6 +204,7 @@ def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_tim
 REPLAYED = {
     CountsItsCalls: "a CountsItsCalls puts out something else the second time",
     CountsInABuffer: "a CountsInABuffer puts out something else the second time",
+    AnnealsLater: "schedule of layer layer1 is another value after every call",
     OwnNormThatReplaces: "buffer layer1.mean is replaced at every call",
 }
 """What a graph, which knows what ran on the device alone, would not do."""
