@@ -1,6 +1,7 @@
 """Reading result folders: nothing is guessed, and what is not read is named with its reason."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.results import reader
 from sltt_bench.results.reader import read_results
-from sltt_bench.results.schema import CELLS_FILE, CIRCUMSTANCES, EPOCHS_FILE
+from sltt_bench.results.schema import CELLS_FILE, CIRCUMSTANCES, EPOCHS_FILE, FILES
+from sltt_bench.results.tables import _expected
 from sltt_bench.results.writer import ResultsError, RunFolder
 
 EPOCH_ROW = {
@@ -132,6 +134,18 @@ def test_an_impossible_value_takes_its_row_out(tmp_path: Path, figure: str, valu
     results = read_results([tmp_path])
     assert results.epochs[["cell_id", "epoch"]].to_numpy().tolist() == [[cell_id, 1]]
     assert any(reason in reason for reason in reasons(results))
+
+
+def test_every_column_that_is_a_share_is_read_as_one() -> None:
+    """The meaning of a column says so in its first words or names its range."""
+    shares = {
+        column.name: _expected(column)
+        for columns in FILES.values()
+        for column in columns
+        if re.match("(NeuroBench: )?share of|mean utilisation|.*, 0 to 1", column.meaning)
+    }
+    assert {"cpu_others_mean", "gpu_util_mean", "silent_share", "connection_sparsity"} <= set(shares)
+    assert set(shares.values()) == {"a share from 0 to 1"}, shares
 
 
 def test_a_later_attempt_replaces_the_same_epochs_of_an_earlier_one(tmp_path: Path) -> None:

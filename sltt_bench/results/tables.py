@@ -23,7 +23,9 @@ Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
 
 _WORDS = {"status": get_args(Status), "kind": get_args(Kind)}
-_SHARES = ("top1", "top5", "gpu_util", "gpu_util_mean", "firing_rate")
+_SHARES = (
+    "top1", "top5", "gpu_util", "gpu_util_mean", "cpu_util_mean", "cpu_others_mean", "firing_rate", "sparsity", "silent_share",
+)  # fmt: skip
 _NOT_NEGATIVE = ("_s", "_bytes", "_j", "samples")
 _FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
 _SIGNED = {"exit_code", "temperature_c"}
