@@ -198,7 +198,23 @@ def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) 
     options: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": fused}
     if train.optimizer == "adamw":
         return torch.optim.AdamW(network.parameters(), **options)
-    return torch.optim.SGD(network.parameters(), momentum=train.momentum, **options)
+    sgd = torch.optim.SGD(network.parameters(), momentum=train.momentum, **options)
+    if fused and train.momentum:
+        _begin_momentum_at_zero(sgd)
+        sgd.register_load_state_dict_post_hook(_begin_momentum_at_zero)
+    return sgd
+
+
+def _begin_momentum_at_zero(sgd: torch.optim.Optimizer) -> None:
+    """Give each parameter that has none a momentum of 0, which its first gradient turns into that gradient.
+
+    Fused SGD would take memory as it finds it, which stays so if the first step is skipped (an overflow in fp16), and
+    ends in an error where one parameter gets its first gradient later than others.
+    """
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad and sgd.state[parameter].get("momentum_buffer") is None:
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
