@@ -7,8 +7,10 @@ are captured together, in the first epoch, so that no measured epoch waits for o
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import compress, count
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -88,6 +90,8 @@ class _Recorded:
     """Its sums are what the latest replay left there."""
     reached: list[bool]
     """To which parameters it gives a gradient: an optimiser leaves the others where they are."""
+    held: list[Tensor]
+    """What layers kept by the capture's end, which it may read: a layer may let go of it, and the memory be another's."""
 
 
 class GraphedIterations:
@@ -152,8 +156,8 @@ class GraphedIterations:
                     break
                 drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
                 if drawn not in self._recorded:
-                    generator.manual_seed(seed)
-                    self._recorded[drawn] = self._record(subject.network, iterate, batch)
+                    again = partial(generator.manual_seed, seed)
+                    self._recorded[drawn] = self._record(subject.network, iterate, batch, again)
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
@@ -163,7 +167,14 @@ class GraphedIterations:
         finally:
             generator.set_state(before)
 
-    def _record(self, network: nn.Module, iterate: Iterate, batch: Batch) -> _Recorded:
+    def _record(
+        self, network: nn.Module, iterate: Iterate, batch: Batch, draw_again: Callable[[], object]
+    ) -> _Recorded:
+        """`draw_again` has the method draw the choice that is recorded.
+
+        Each choice runs once before its capture: a kernel that has not run yet would be compiled or loaded,
+        and a convolution of another size tuned, which a capture does not allow.
+        """
         assert self._capture is not None, "a capture follows the warm-up"
         parameters = _trainable(network)
         if self._inputs is None:
@@ -185,11 +196,16 @@ class GraphedIterations:
         try:
             for parameter, gradient in zip(parameters, self._gradients, strict=True):
                 parameter.grad = gradient
+            draw_again()
+            with set_back(network):
+                self._capture.warm_up(zero_and_iterate)
+            unrolls.clear()
+            draw_again()
             replay = self._capture(zero_and_iterate)
         finally:
             for parameter, before in zip(parameters, accumulated, strict=True):
                 parameter.grad = before
-        return _Recorded(replay, unrolls[0], reached)
+        return _Recorded(replay, unrolls[0], reached, plain_tensors(network))
 
     def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
         assert self._inputs is not None
@@ -201,6 +217,24 @@ class GraphedIterations:
         for parameter, gradient in gradients:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return recorded.unroll
+
+
+@contextmanager
+def set_back(network: nn.Module) -> Iterator[None]:
+    """What an iteration learns and draws is put back behind it: buffers, and torch's random numbers. Not gradients."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    with torch.random.fork_rng({p.device for p in network.parameters() if p.is_cuda}):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def plain_tensors(network: nn.Module) -> list[Tensor]:
+    """Tensors that layers hold as plain attributes."""
+    return [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
 
 
 def _trainable(network: nn.Module) -> list[nn.Parameter]:
