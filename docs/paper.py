@@ -324,8 +324,9 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _estimates(results: Results, backend: str = "reference", *, unit_by_unit: bool = False) -> pd.DataFrame:
-    """The estimates of a backend in the paper's precision, the newest last."""
+    """The estimates of a backend in the paper's precision, of one process, the newest last."""
     rows = results.rows(ESTIMATES_FILE)
+    rows = rows[rows.ranks.astype(float).fillna(1) == 1]
     about = results.cells[["run", "cell_id", "attempt", "overrides"]]
     rows = rows.merge(about, on=["run", "cell_id", "attempt"])
     begun = rows.run.map(lambda number: results.runs[number].path.name)
@@ -348,7 +349,13 @@ def measured_groups() -> dict[str, Group]:
     harmless = HARMLESS["peak_memory"] & HARMLESS["warm_epoch_time"]
     for group in sorted(make_groups(results), key=lambda group: max(group.runs)):
         key, recipe = group.key, load_recipe(group.key.recipe)
-        alone = group.on_gpu and key.backend == "reference" and not key.smoke and not key.beside
+        alone = (
+            group.on_gpu
+            and key.backend == "reference"
+            and not key.smoke
+            and not key.beside
+            and key.ranks == "1"
+        )
         own = (key.timesteps, key.batch_size) == (recipe.timesteps, recipe.train.batch_size)
         if alone and own and set(group.overrides) <= harmless:
             newest[key.recipe] = group
