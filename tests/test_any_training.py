@@ -23,7 +23,7 @@ import pytest
 import torch
 from drawn_cells import INTERPRETED, METHODS, Drawn
 from engine_parts import Batches, Setup
-from replays import RunsAgain
+from replays import RunsAgain, Taped
 from torch import Tensor
 
 from sltt_bench import engine, experiment
@@ -58,7 +58,8 @@ def assembled(drawn: Drawn, backend: str, moved: float = 0.0) -> Experiment:
     if backend == "native" and INTERPRETED:
         subject.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if backend == "native" and drawn.replayed and unsuited(subject.method, subject.timesteps) is None:
-        graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))
+        runs_again = partial(RunsAgain, subject.network, subject.generator)
+        graphs = GraphedIterations(runs_again if INTERPRETED else partial(Taped, subject.network))
         vars(subject.backend).update(graphs=graphs, _graphs_are_wanted=True)
     return subject
 
@@ -83,7 +84,9 @@ def trained(drawn: Drawn, backend: str, seed: int, moved: float = 0.0) -> dict[s
         totals = engine._Totals(torch.device("cpu"))
         with training_mode(subject.network, True):
             engine._train_batch(subject, setup, batch(samples), totals)
-        if not drawn.replayed:  # what replays return is that of the stand-in's capture
+        if not (
+            INTERPRETED and drawn.replayed
+        ):  # what those replays return is that of the stand-in's capture
             left[f"training {number}"] = totals.sums
         if draws.random() < 0.3:
             totals = engine._evaluate(subject, setup, Batches([batch(2)]), torch.device("cpu"))

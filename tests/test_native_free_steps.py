@@ -14,7 +14,7 @@ from replays import RunsAgain
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
-from sltt_bench.backends.native import free_steps
+from sltt_bench.backends.native import free_steps, lif_torch
 from sltt_bench.backends.native.free_steps import AT_ONCE
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.neuron import NativeLIF
@@ -385,6 +385,42 @@ def test_replayed_iterations_take_steps_at_once_and_draw_as_usual() -> None:
     assert subject.backend.graphs.replayed == 3  # type: ignore[attr-defined]
     assert difference(replayed.gradients, usual.gradients) == 0
     assert torch.equal(replayed.generator, usual.generator)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_capture_meets_no_kernel_and_no_convolution_that_has_not_run_before(
+    k: int, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a kernel that is new is compiled or loaded, and a convolution of a new size tuned: no capture allows it."""
+    met: dict[str, set[Any]] = {"usual": set(), "capture": set()}
+    phase = ["usual"]
+    forward, convolution = lif_torch.TorchKernels.forward, torch.nn.functional.conv2d
+
+    def noted_forward(self: Any, x: Tensor, previous: Any, *args: Any, **kwargs: Any) -> Any:
+        met[phase[0]].add(("neurons", kwargs.get("steps", 1), previous is None, kwargs.get("fires", True)))
+        return forward(self, x, previous, *args, **kwargs)
+
+    def noted_convolution(x: Tensor, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        met[phase[0]].add(("convolution", tuple(x.shape), tuple(weight.shape)))
+        return convolution(x, weight, *args, **kwargs)
+
+    class Noting(RunsAgain):
+        def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+            phase[0] = "capture"
+            try:
+                return super().__call__(function)
+            finally:
+                phase[0] = "usual"
+
+    monkeypatch.setattr(lif_torch.TorchKernels, "forward", noted_forward)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted_convolution)
+    subject = experiment(SERVED["nf-resnet34"], SLTTK(k), 6, graphs="always")
+    subject.generator.manual_seed(seed)
+    subject.backend.graphs = GraphedIterations(partial(Noting, subject.network, subject.generator))  # type: ignore[attr-defined]
+    run(subject, iterations=4)
+    assert met["capture"]
+    assert not met["capture"] - met["usual"]
 
 
 def test_methods_that_choose_otherwise_are_left_alone() -> None:

@@ -234,7 +234,9 @@ def set_back(network: nn.Module) -> Iterator[None]:
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
     """Tensors that layers hold as plain attributes."""
-    return [value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    return [
+        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]
 
 
 def _trainable(network: nn.Module) -> list[nn.Parameter]:
