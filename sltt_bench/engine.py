@@ -20,6 +20,7 @@ from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
 from sltt_bench.neurons import layers_of_neurons, reset_state
+from sltt_bench.torch_internals import uncompiled
 from sltt_bench.unroll import Unroll
 
 Batch = tuple[Tensor, Tensor]
@@ -245,10 +246,10 @@ def _evaluate(
 
 
 def _evaluation_batches(experiment: Experiment, loader: BatchLoader) -> Iterator[Batch]:
-    """The batches of a split, on the host; meanwhile the network is in evaluation mode."""
+    """The batches of a split, on the host; meanwhile the network is in evaluation mode, and runs as it is written."""
     experiment.ranks.share_buffers(experiment.network)
     loader.set_epoch(0)
-    with training_mode(experiment.network, False):
+    with training_mode(experiment.network, False), uncompiled(experiment.network):  # hooks count
         yield from loader
 
 

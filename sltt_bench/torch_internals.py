@@ -173,6 +173,18 @@ def as_fake_tensor(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any
 # The compiler ------------------------------------------------------------------------------------
 
 
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Within, `network` runs as it is written, though torch.compile has compiled it in place: for whoever watches its
+    layers by hooks, each of which would be compiled into a version of its own."""
+    compiled = network._compiled_call_impl
+    network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled
+
+
 def leave_compiler_unloaded() -> None:
     """Let optimisers and dispatch modes run without torch's compiler, which takes as long to load as torch.
 

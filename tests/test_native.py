@@ -8,17 +8,19 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from engine_parts import Batches, Setup
 from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from replays import RunsAgain
 from torch import Tensor, nn
 
-from sltt_bench import backends, experiment, methods, models
+from sltt_bench import backends, engine, experiment, methods, models
 from sltt_bench.backends import native
 from sltt_bench.backends.native import compilation
 from sltt_bench.backends.native.graphs import CaptureFailed, CudaCapture, GraphedIterations, steps_with_graph
@@ -26,13 +28,14 @@ from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
-from sltt_bench.experiment import Experiment
+from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
+from sltt_bench.torch_internals import compiled_so_far
 from sltt_bench.unroll import Unroll
 
 
@@ -750,6 +753,32 @@ def test_the_traced_step_gives_the_gradients_of_the_reference(
     """All of torch.compile but its last stage, which makes and compiles C++."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     assert_compiled_equals_reference(model, method)
+
+
+def test_evaluations_compile_nothing_however_many_there_are(
+    monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Any]
+) -> None:
+    """Hooks count spikes there: in the compiled step each would make a version of its own, of which torch allows a few."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    cell = replace(smoke_cell(native__compile=True, timesteps=2, native__graphs="never"), backend="native")
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    shape = cell.recipe.data.sample_shape
+    batches = Batches([(torch.rand(2, *shape), torch.tensor([0, 1]))] * 2)
+    setup: Any = Setup(test=batches)
+    with training_mode(subject.network, True):
+        subject.training_iteration(*batches[0])
+    compiled = compiled_so_far()
+    for _ in range(3):
+        totals = engine._evaluate(subject, setup, batches, torch.device("cpu"))
+        assert totals.firing_rate() is not None
+    assert engine.inference_costs(subject, setup)["dense_synops"] > 0
+    assert compiled_so_far() == compiled
+    with training_mode(subject.network, True):
+        subject.training_iteration(*batches[0])
+    assert compiled_so_far() == compiled, "the step is still the compiled one, and needs no other version"
+    reason = backends.unserved(subject.backend, "sltt-a2")
+    assert "what every layer of neurons puts out, which this backend does not offer" in str(reason)
+    assert backends.unserved(backends.create("native"), "sltt-a2") is None
 
 
 @pytest.mark.long  # C++ of torch's making, compiled anew: the traced step above is all that is this package's

@@ -36,7 +36,7 @@ class Backend(Protocol):
 
     name: str
     serves: frozenset["Need"]
-    """What methods and networks may need of it beyond `step`, `detach_state` and `backward`; nothing if absent."""
+    """What methods and networks may need of it beyond `step`, `detach_state` and `backward`; spikes alone if absent."""
 
     def unsupported(self, neuron: "LIFParameters", precision: str, device: str) -> str | None:
         """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
@@ -78,7 +78,7 @@ def unserved_network(backend: Backend, model: "ModelOptions") -> str | None:
 
 
 def _lacking(backend: Backend, whose: str, needs: frozenset["Need"]) -> str | None:
-    missing = needs - getattr(backend, "serves", frozenset())
+    missing = needs - getattr(backend, "serves", frozenset({"spikes"}))
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
     return f"{whose} {what}, which this backend does not offer; use --backend reference" if missing else None
 

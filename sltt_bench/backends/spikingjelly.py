@@ -60,7 +60,7 @@ class SpikingJelly(Reference):
     """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
 
     name = "spikingjelly"
-    serves: frozenset[Need] = frozenset({"state", "synapses", "update", "sequence", "timestep"})
+    serves: frozenset[Need] = frozenset({"state", "synapses", "update", "spikes", "sequence", "timestep"})
 
     def __init__(self) -> None:
         """Raises UnknownBackend if SpikingJelly is not installed."""

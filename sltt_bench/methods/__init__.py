@@ -11,7 +11,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
 """How the memory of an iteration grows with T; w and N are numbers in the method's name."""
-Need = Literal["state", "synapses", "membrane", "update", "layers", "conversion", "sequence", "timestep"]
+Need = Literal[
+    "state", "synapses", "membrane", "update", "layers", "spikes", "conversion", "sequence", "timestep"
+]
 """What a method uses of an unroll beyond `step`, `detach_state` and `backward`; or a network, the last two."""
 NEEDS: dict[Need, str] = {
     "state": "the state of all layers to be saved, restored and scaled",
@@ -33,6 +35,7 @@ NEEDS: dict[Need, str] = {
     "membrane": "the potential of every neuron before its reset",
     "update": "steps of the optimiser within a sequence",
     "layers": "the past of one layer of neurons apart from that of the others",
+    "spikes": "what every layer of neurons puts out",
     "conversion": "neurons that are rectifiers while the network learns",
     "sequence": "layers that see all steps of a sequence at once",
     "timestep": "layers that are told which step runs",
@@ -215,7 +218,7 @@ METHODS: dict[str, MethodEntry] = {
             "sltt-aN",
             "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
             "this project",
-            _SPATIAL,
+            replace(_SPATIAL, needs=frozenset({"spikes"})),
             "sltt_a:AdaptiveSLTT",
             form=r"sltt-a(?P<n>\d+)?(?P<unbiased>-unbiased)?",
             steps="n",

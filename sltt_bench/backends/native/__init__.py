@@ -119,8 +119,9 @@ class Native:
 
     @property
     def serves(self) -> frozenset[Need]:
-        """The state of all layers; a step that torch.compile makes keeps its own."""
-        return frozenset() if self._compile else frozenset({"state"})
+        """The state and the spikes of all layers; a step that torch.compile makes keeps its own, and hooks in it would be
+        compiled anew in every iteration."""
+        return frozenset() if self._compile else frozenset({"state", "spikes"})
 
     @property
     def unmeasurable(self) -> Mapping[str, str]:
