@@ -230,7 +230,7 @@ def _remarks(subject: _Subject) -> list[str]:
         remarks.append(f"bptt-ckptN refuses it: {again.differs}")
     if reason := again.differs or again.draws or again.learns:
         remarks.append(f"native.recompute goes step by step: {reason}")
-    if reason := again.differs or again.replaces:
+    if reason := again.differs or again.draws_on_host or again.replaces:
         remarks.append(f"native replays no CUDA graphs of it: {reason}")
     if not subject.options.needs:
         try:

@@ -4,12 +4,14 @@ Layers with state say so (`Stateful`), batch norm is known, and dropout of seque
 its calls, learns statistics of its own or adds noise says nothing: it is tried.
 """
 
+import random
 from collections import deque
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,8 @@ class Repetition:
     call: a layer with a number of its own that every call changes."""
     draws: str = ""
     """That random numbers are drawn."""
+    draws_on_host: str = ""
+    """That they are drawn on the host, where the network is on a GPU: nothing that the device repeats draws them anew."""
     learns: str = ""
     """A buffer that changes at every call; batch norm's, which are known, are left out."""
     replaces: str = ""
@@ -44,6 +48,7 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     if isinstance(x, FakeTensor):
         return Repetition()
     x = torch.cat([x[:1], x[:1]])
+    python, numpy = random.getstate(), np.random.get_state()
     try:
         tried = deepcopy(network)
         for module in tried.modules():
@@ -53,10 +58,15 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
             first, second = _StepTried(tried, x), _StepTried(tried, x)
     except Exception as error:  # whatever somebody's layers hold and do
         return Repetition(differs=f"what it does cannot be tried twice ({type(error).__name__}: {error})")
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
     return Repetition(
         differs=_difference(first.made, second.made)
-        or next((f"{name} is another value after every call" for name in second.counted), ""),
-        draws="it draws random numbers" if second.draws else "",
+        or next((f"{name} is another value after every call" for name in second.counted), "")
+        or ("it draws random numbers that are not torch's" if first.draws_elsewhere else ""),
+        draws="it draws random numbers" if second.draws or second.draws_on_host else "",
+        draws_on_host="it draws random numbers on the host" if second.draws_on_host else "",
         learns=next((f"{name} changes at every call" for name in second.changed), ""),
         replaces=next((f"{name} is replaced at every call" for name in second.replaced), ""),
     )
@@ -81,6 +91,7 @@ class _StepTried:
         network.train()
         torch.manual_seed(0)
         generators, buffers = _generators(x), _buffers(network)
+        elsewhere = _other_generators(network)
         values = {name: buffer.clone() for name, buffer in buffers.items()}
         numbers = _numbers(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
@@ -88,13 +99,18 @@ class _StepTried:
         for hook in hooks:
             hook.remove()
         after = _buffers(network)
-        self.draws = not torch.equal(generators, _generators(x))
-        self.changed = [name for name, value in values.items() if not torch.equal(value, after[name])]
+        self.draws_on_host, self.draws = (
+            not torch.equal(before, now) for before, now in zip(generators, _generators(x), strict=True)
+        )
+        self.draws_elsewhere = elsewhere != _other_generators(network)
+        self.changed = [
+            name for name, value in values.items() if name not in after or not torch.equal(value, after[name])
+        ]
         reset_state(network)
         numbers_after = _numbers(network)
         self.counted = [name for name, number in numbers.items() if numbers_after.get(name, number) != number]
         """What is another number, though a new sequence begins."""
-        self.replaced = [name for name, buffer in buffers.items() if after[name] is not buffer]
+        self.replaced = [name for name, buffer in buffers.items() if after.get(name) is not buffer]
 
     def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -102,12 +118,13 @@ class _StepTried:
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
-    """Those that are not batch norm's."""
+    """Those that are not batch norm's, and tensors that layers hold as plain attributes."""
     return {
-        f"buffer {path}.{name}": buffer
+        f"{'buffer' if name in module._buffers else 'attribute'} {path}.{name}": tensor
         for path, module in network.named_modules()
         if not isinstance(module, nn.modules.batchnorm._BatchNorm)
-        for name, buffer in module.named_buffers(recurse=False)
+        for name, tensor in {**vars(module), **module._buffers}.items()
+        if isinstance(tensor, Tensor)
     }
 
 
@@ -129,9 +146,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (int, float, complex, str))
 
 
-def _generators(x: Tensor) -> Tensor:
-    """The state of the CPU's and the device's random numbers."""
-    states = [torch.get_rng_state()]
-    if x.device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(x.device))
-    return torch.cat(states)
+def _generators(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The states of torch's random numbers on the host, where x is on another device, and on the device of x."""
+    on_host = torch.get_rng_state()
+    return (on_host, torch.cuda.get_rng_state(x.device)) if x.is_cuda else (on_host[:0], on_host)
+
+
+def _other_generators(network: nn.Module) -> list[str]:
+    """The states of Python's and NumPy's random numbers, and of generators of theirs that layers hold."""
+    held = [value for module in network.modules() for value in vars(module).values()]
+    return [
+        repr(random.getstate()),
+        repr([np.asarray(part).tolist() for part in np.random.get_state()]),
+        *(repr(value.getstate()) for value in held if isinstance(value, random.Random)),
+        *(repr(value.bit_generator.state) for value in held if isinstance(value, np.random.Generator)),
+    ]

@@ -1,18 +1,20 @@
 """Layers that somebody has written, in methods and backends that compute steps a second time: the same, or refused."""
 
 import io
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from replays import RunsAgain
 from torch import Tensor, nn
 
-from sltt_bench import experiment
+from sltt_bench import experiment, recomputation
 from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.units import trace_step
@@ -87,6 +89,34 @@ class AnnealsLater(nn.Module):
         return x if self.schedule["calls"] < 1000 else 0.5 * x
 
 
+class DrawsElsewhere(nn.Module):
+    """Stochastic depth by Python's random numbers, which differs in few calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and random.random() < 0.01 else 0.9 * x
+
+
+class DrawsWithItsOwn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training and self.numbers.random() < 0.01 else 0.9 * x
+
+
+class KeepsAnAverage(nn.Module):
+    """In a plain attribute, of which another tensor takes the place: a graph reads the one that it knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.level = 0.9 * self.level + 0.1 * x.detach().mean()
+        return x
+
+
 class CountsInABuffer(nn.Module):
     calls: Tensor
 
@@ -114,10 +144,12 @@ LAYERS = (
     CountsItsCalls,
     CountsInABuffer,
     AnnealsLater,
+    DrawsElsewhere,
+    DrawsWithItsOwn,
     TracksStatistics,
     nn.Tanh,
 )
-COUNTING = (CountsItsCalls, CountsInABuffer, AnnealsLater)
+COUNTING = (CountsItsCalls, CountsInABuffer, AnnealsLater, DrawsElsewhere, DrawsWithItsOwn)
 
 
 class Network(nn.Module):
@@ -205,6 +237,8 @@ REPLAYED = {
     CountsItsCalls: "a CountsItsCalls puts out something else the second time",
     CountsInABuffer: "a CountsInABuffer puts out something else the second time",
     AnnealsLater: "schedule of layer layer1 is another value after every call",
+    DrawsElsewhere: "it draws random numbers that are not torch's",
+    DrawsWithItsOwn: "it draws random numbers that are not torch's",
     OwnNormThatReplaces: "buffer layer1.mean is replaced at every call",
 }
 """What a graph, which knows what ran on the device alone, would not do."""
@@ -223,6 +257,28 @@ def test_a_network_is_replayed_where_a_graph_does_what_its_layers_do(layer: type
         assert facts.startswith(f"none: {REPLAYED[layer]} (layer layer1 is a {layer.__name__})")
     else:
         assert facts.startswith("2 iterations replayed")
+
+
+def test_what_is_kept_in_a_plain_attribute_is_looked_at_too() -> None:
+    kept = tried_again(Network(nn.ReLU, KeepsAnAverage), torch.rand(2, 1, 8, 8))
+    assert kept.learns == "attribute layer1.level changes at every call"
+    assert kept.replaces == "attribute layer1.level is replaced at every call"
+
+
+def test_what_a_network_on_a_gpu_draws_on_the_host_is_no_draw_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, x = Network(nn.ReLU, Noise), torch.rand(2, 1, 8, 8)
+    assert tried_again(network, x).draws_on_host == ""
+    monkeypatch.setattr(recomputation, "_generators", lambda x: (torch.get_rng_state(), torch.zeros(1)))
+    assert tried_again(network, x).draws_on_host == "it draws random numbers on the host"
+    assert tried_again(Network(nn.ReLU, nn.Tanh), x).draws_on_host == ""
+
+
+def test_to_try_a_network_draws_nothing_from_python_and_numpy() -> None:
+    before = random.getstate(), repr(np.random.get_state())
+    tried_again(Network(nn.ReLU, DrawsElsewhere), torch.rand(2, 1, 8, 8))
+    assert (random.getstate(), repr(np.random.get_state())) == before
 
 
 def test_a_replay_that_is_asked_for_is_refused_where_it_would_be_another(layer: type[nn.Module]) -> None:
