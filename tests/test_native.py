@@ -6,7 +6,7 @@ import math
 import shutil
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -521,6 +521,59 @@ def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replay
     gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, make)
     assert captured == [0] * math.comb(T, k)
     assert made[0].replayed == 5
+
+
+class LeavesLittleRoom(RunsAgain):
+    """Memory runs out at the end of an iteration that runs as usual beside the graphs, three of which there are to be."""
+
+    graphs = 0
+
+    def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
+        self.graphs += 1
+        return super().__call__(function)
+
+    def warm_up(self, function: Callable[[], None]) -> None:
+        function()
+        if self.graphs == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def experiment_of_batches(graphs: str, sizes: Sequence[int]) -> tuple[Experiment, dict[str, Tensor]]:
+    """Trained with batches of these sizes on native; with batch norm and dropout, by SLTT-K."""
+    model = {"name": "cnn", "channels": [4, 4], "dropout": 0.3}
+    recipe = load_recipe(
+        "digits", {"model": model, "timesteps": 3, "native.graphs": "never"}, chosen_methods=["sltt-k2"]
+    )
+    cell = Cell(recipe, "sltt-k2", "native", seed=0, device="cpu")
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    if graphs != "never":
+        replayed = GraphedIterations(partial(LeavesLittleRoom, subject.network, subject.generator))
+        vars(subject.backend).update(graphs=replayed, _graphs_are_wanted=graphs == "always")
+    generator = torch.Generator().manual_seed(1)
+    torch.manual_seed(3)
+    subject.network.train()
+    for size in sizes:
+        x = torch.rand(size, 1, 8, 8, generator=generator)
+        subject.training_iteration(x, torch.randint(10, (size,), generator=generator))
+    left = {
+        **subject.network.state_dict(),
+        "draws": torch.get_rng_state(),
+        "of the method": subject.generator.get_state(),
+    }
+    return subject, left
+
+
+def test_graphs_are_let_go_where_they_leave_no_room_for_a_smaller_batch() -> None:
+    sizes = [6, 6, 6, 6, 6, 4, 6, 4]
+    subject, left = experiment_of_batches("auto", sizes)
+    facts = subject.backend.provenance()["CUDA graphs"]
+    assert facts.startswith("2 iterations replayed, then none: their memory left too little")
+    assert "peak_allocated_bytes" in backends.unmeasurable(subject.backend)
+    _, usual = experiment_of_batches("never", sizes)
+    for name, value in usual.items():
+        assert torch.equal(left[name], value), name
+    with pytest.raises(torch.OutOfMemoryError, match=r"native\.graphs=always"):
+        experiment_of_batches("always", sizes)
 
 
 class Fails(RunsAgain):

@@ -19,6 +19,7 @@
 `docs/native-backend.md` says what each idea saves.
 """
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -36,7 +37,12 @@ from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.compilation import Compilation, why_wrong
 from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.free_steps import AT_ONCE, FreeSequence, FreeSteps, NotServed
-from sltt_bench.backends.native.graphs import GraphedIterations, steps_with_graph, unsuited
+from sltt_bench.backends.native.graphs import (
+    GraphedIterations,
+    NoRoomBesideGraphs,
+    steps_with_graph,
+    unsuited,
+)
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
@@ -116,6 +122,8 @@ class Native:
         """Whether it is known that the network's own layers, if there are any, can be replayed."""
         self._not_replayed = ""
         """Why iterations on a GPU run as usual although nobody asked for it."""
+        self._replayed_once = False
+        """Whether some were replayed before."""
 
     @property
     def serves(self) -> frozenset[Need]:
@@ -129,7 +137,7 @@ class Native:
 
         Nothing until one has been replayed.
         """
-        if self.graphs is None or not self.graphs.replayed:
+        if not (self._replayed_once or (self.graphs is not None and self.graphs.replayed)):
             return {}
         reason = (
             "iterations are replayed as CUDA graphs, which do not move the allocator's counters; "
@@ -206,7 +214,24 @@ class Native:
             self._try_foreign_layers(experiment.network, experiment.inputs(x)[0])
         if self.graphs is None:
             return self._accumulate_gradients(experiment, x, labels)
-        return self.graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
+        try:
+            return self.graphs.run(experiment, partial(self._accumulate_gradients, experiment), (x, labels))
+        except NoRoomBesideGraphs as error:
+            if self._graphs_are_wanted:
+                raise torch.OutOfMemoryError(
+                    f"beside the graphs that native.graphs=always keeps: {error}"
+                ) from None
+        self._let_go_of_graphs()
+        return self._accumulate_gradients(experiment, x, labels)
+
+    def _let_go_of_graphs(self) -> None:
+        assert self.graphs is not None
+        reason = "then none: their memory left too little for a batch that is smaller than theirs"
+        self._not_replayed = f"{self.graphs.replayed} iterations replayed, {reason}"
+        self._replayed_once, self.graphs = self.graphs.replayed > 0, None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def _settle_for_usual_iterations(self, experiment: "Experiment") -> None:
         """Give graphs up, by name, where they cannot serve."""
@@ -324,7 +349,9 @@ class Native:
                 "(warm-up, and batches smaller than the largest)"
             )
         elif self._not_replayed:
-            facts["CUDA graphs"] = f"none: {self._not_replayed}"
+            facts["CUDA graphs"] = (
+                self._not_replayed if self._replayed_once else f"none: {self._not_replayed}"
+            )
         try:
             return {**facts, "triton": version("triton")}
         except PackageNotFoundError:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import compress, count
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -47,6 +46,10 @@ Iterate = Callable[[Tensor, Tensor], Unroll]
 
 class CaptureFailed(RuntimeError):
     """The device's work could not be recorded; the message says why, and what to switch off."""
+
+
+class NoRoomBesideGraphs(RuntimeError):
+    """An iteration that runs as usual found too little memory beside the graphs', which hold theirs for good."""
 
 
 class Capture(Protocol):
@@ -109,12 +112,15 @@ class GraphedIterations:
         self.usual = 0
         """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
+        self.recordings = 0
+        """Graphs that were recorded."""
 
     def run(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
-        not known that it can be replayed, or that would need more than MOST_GRAPHS, and CaptureFailed.
+        not known that it can be replayed, or that would need more than MOST_GRAPHS, and CaptureFailed;
+        NoRoomBesideGraphs after an iteration of which nothing is left, gradients included.
         """
         if (reason := unsuited(subject.method, subject.timesteps)) is not None:
             raise ValueError(f"native.graphs: {reason}; set native.graphs=never")
@@ -122,7 +128,11 @@ class GraphedIterations:
         if self._warmed_up < WARM_UP or not self._fits(batch):
             self.usual += 1
             self._warmed_up += 1
-            return self._warm_up(iterate, batch)
+            return (
+                self._beside_graphs(subject, iterate, batch)
+                if self._recorded
+                else self._warm_up(iterate, batch)
+            )
         if not self._recorded:
             self._record_all(subject, iterate, batch)
         drawn = rehearse(subject.method, subject.generator, subject.timesteps)
@@ -146,6 +156,18 @@ class GraphedIterations:
         self._capture.warm_up(lambda: unrolls.append(iterate(*batch)))
         return unrolls[0]
 
+    def _beside_graphs(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
+        """As `_warm_up`, with room that the graphs leave."""
+        try:
+            with set_back(subject.network, subject.generator, only_after=torch.OutOfMemoryError):
+                return self._warm_up(iterate, batch)
+        except torch.OutOfMemoryError as error:
+            shortage = str(error)
+        for parameter in _trainable(subject.network):
+            parameter.grad = None
+        self._recorded, self._inputs, self._gradients, self._capture = {}, None, [], None
+        raise NoRoomBesideGraphs(shortage)
+
     def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
         """Record whatever the method can draw; its generator is left as it was, whatever happens."""
         generator, before = subject.generator, subject.generator.get_state()
@@ -156,8 +178,9 @@ class GraphedIterations:
                     break
                 drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
                 if drawn not in self._recorded:
-                    again = partial(generator.manual_seed, seed)
-                    self._recorded[drawn] = self._record(subject.network, iterate, batch, again)
+                    generator.manual_seed(seed)
+                    self._recorded[drawn] = self._record(subject.network, iterate, batch, generator)
+                    self.recordings += 1
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
@@ -168,9 +191,9 @@ class GraphedIterations:
             generator.set_state(before)
 
     def _record(
-        self, network: nn.Module, iterate: Iterate, batch: Batch, draw_again: Callable[[], object]
+        self, network: nn.Module, iterate: Iterate, batch: Batch, generator: torch.Generator
     ) -> _Recorded:
-        """`draw_again` has the method draw the choice that is recorded.
+        """`generator`: the method's, in the state in which it draws the choice that is recorded.
 
         Each choice runs once before its capture: a kernel that has not run yet would be compiled or loaded,
         and a convolution of another size tuned, which a capture does not allow.
@@ -196,11 +219,9 @@ class GraphedIterations:
         try:
             for parameter, gradient in zip(parameters, self._gradients, strict=True):
                 parameter.grad = gradient
-            draw_again()
-            with set_back(network):
+            with set_back(network, generator):
                 self._capture.warm_up(zero_and_iterate)
             unrolls.clear()
-            draw_again()
             replay = self._capture(zero_and_iterate)
         finally:
             for parameter, before in zip(parameters, accumulated, strict=True):
@@ -220,16 +241,43 @@ class GraphedIterations:
 
 
 @contextmanager
-def set_back(network: nn.Module) -> Iterator[None]:
-    """What an iteration learns and draws is put back behind it: buffers, and torch's random numbers. Not gradients."""
+def set_back(
+    network: nn.Module, generator: torch.Generator, *, only_after: type[Exception] | None = None
+) -> Iterator[None]:
+    """What an iteration learns and draws is put back behind it, or only where it ends in such an error: buffers, torch's
+    random numbers and those of the method's generator. Not gradients."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    with torch.random.fork_rng({p.device for p in network.parameters() if p.is_cuda}):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    devices = sorted({parameter.device.index for parameter in network.parameters() if parameter.is_cuda})
+    draws = (
+        torch.get_rng_state(),
+        [torch.cuda.get_rng_state(device) for device in devices],
+        generator.get_state(),
+    )
+    try:
+        yield
+    except Exception as error:
+        if only_after is not None and not isinstance(error, only_after):
+            raise
+        _put_back(buffers, devices, draws, generator)
+        raise
+    if only_after is None:
+        _put_back(buffers, devices, draws, generator)
+
+
+def _put_back(
+    buffers: list[tuple[Tensor, Tensor]],
+    devices: list[int],
+    draws: tuple[Tensor, list[Tensor], Tensor],
+    generator: torch.Generator,
+) -> None:
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    on_host, on_devices, of_method = draws
+    torch.set_rng_state(on_host)
+    for device, state in zip(devices, on_devices, strict=True):
+        torch.cuda.set_rng_state(state, device)
+    generator.set_state(of_method)
 
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
