@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from sltt_bench import backends
 from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.failures import DIVERGED
@@ -87,6 +88,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
     for epoch in range(setup.first_epoch, setup.epochs + 1):
         profile = profiler.epoch(epoch)
         lr = experiment.optimizer.param_groups[0]["lr"]
+        prepared = backends.preparations(experiment.backend)
         trained = _train_epoch(experiment, setup, profile, listener, live, epoch)
         with profile.evaluate():
             evaluated = {
@@ -98,7 +100,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         train_loss, train_top1, _ = trained.means()
         row = {
             "epoch": epoch,
-            "cold": epoch == setup.first_epoch,
+            "cold": epoch == setup.first_epoch or backends.preparations(experiment.backend) != prepared,
             "lr": lr,
             "train_loss": train_loss,
             "samples": trained.samples,

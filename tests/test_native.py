@@ -29,6 +29,7 @@ from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
 from sltt_bench.experiment import Experiment, training_mode
+from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
 from sltt_bench.models.options import PreActResNetOptions
@@ -521,6 +522,42 @@ def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replay
     gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, make)
     assert captured == [0] * math.comb(T, k)
     assert made[0].replayed == 5
+
+
+class Rows:
+    """A listener that keeps what an epoch reports."""
+
+    def __init__(self) -> None:
+        self.rows: list[Any] = []
+
+    def epoch(self, row: Any) -> None:
+        self.rows.append(row)
+
+    def batch(self, *figures: Any) -> None:
+        pass
+
+
+def test_an_epoch_in_which_graphs_are_recorded_is_cold(smoke_cell: Callable[..., Any]) -> None:
+    """Of two full batches an epoch the fourth, at which they are, is in the second."""
+    cell = replace(smoke_cell(timesteps=2, native__graphs="never"), backend="native")
+    subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell))
+    graphs = GraphedIterations(partial(RunsAgain, subject.network, subject.generator))
+    vars(subject.backend).update(graphs=graphs, _graphs_are_wanted=True)
+    shape = cell.recipe.data.sample_shape
+    setup = engine.TrainingSetup(
+        train=Batches([(torch.rand(2, *shape), torch.tensor([0, 1]))] * 2),
+        evaluated={},
+        preprocess=Setup.preprocess,
+        schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
+        epochs=4,
+        checkpoint_every=0,
+        report_accuracy=False,
+    )
+    told: Any = Rows()
+    with Profiler(torch.device("cpu")) as profiler:
+        engine.train(subject, setup, profiler, told)
+    assert [row["cold"] for row in told.rows] == [True, True, False, False]
+    assert graphs.replayed > 0
 
 
 class LeavesLittleRoom(RunsAgain):

@@ -92,6 +92,12 @@ def other_than_lif(neuron: "LIFParameters") -> str | None:
     return None
 
 
+def preparations(backend: Backend) -> int:
+    """How often the backend has stopped to prepare later iterations, which is none of an epoch's work: its attribute of
+    that name, if any."""
+    return int(getattr(backend, "preparations", 0))
+
+
 def unmeasurable(backend: Backend) -> Mapping[str, str]:
     """Columns of epochs.csv that would mean nothing under the backend → why: its attribute of that name, if any."""
     columns: Mapping[str, str] = getattr(backend, "unmeasurable", {})

@@ -132,6 +132,11 @@ class Native:
         return frozenset() if self._compile else frozenset({"state", "spikes"})
 
     @property
+    def preparations(self) -> int:
+        """Graphs that were recorded."""
+        return 0 if self.graphs is None else self.graphs.recordings
+
+    @property
     def unmeasurable(self) -> Mapping[str, str]:
         """A replayed iteration uses its graph's own memory, of which the allocator's counters see nothing.
 

@@ -3,7 +3,7 @@
 A graph repeats the very calls that were captured, so that it is one for each sequence of steps with
 and without a graph: one for SLTT, BPTT and its variants, one for each choice of steps that SLTT-K can draw. What is
 drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing. All
-are captured together, in the first epoch, so that no measured epoch waits for one.
+are captured together, in the first epoch or, where that has too few batches, in one that counts as cold likewise.
 """
 
 import math
