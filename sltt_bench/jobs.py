@@ -34,7 +34,8 @@ def make_places(
     `device` is what --device says: with "auto" or "cuda", `jobs` cells get the first so many GPUs, or the CPU
     where there is none. `devices` names one for each cell instead. `per_cell` processes share the batches of a cell,
     each on a device of its own. One process at a time changes nothing: it has the whole machine. Raises JobsRefused
-    for more processes than processors, or than devices, unless `oversubscribe`, and for contradictions.
+    for more processes than processors, or than devices, unless `oversubscribe`, for processes of one cell that would share
+    a GPU, and for contradictions.
     """
     if devices and device != "auto":
         raise JobsRefused(f"--device {device}, --devices {','.join(devices)}: say one of them")
@@ -54,14 +55,17 @@ def make_places(
     names = list(devices) or _devices_for(device, processes)
     if not oversubscribe:
         _check(cells, per_cell, names)
+    places = [names[number % len(names)] for number in range(processes)]
+    of_cells = [places[first : first + per_cell] for first in range(0, processes, per_cell)]
+    if any(len(set(own)) < per_cell for own in of_cells if own[0] != "cpu"):
+        raise JobsRefused(
+            f"{per_cell} processes of one cell on {', '.join(dict.fromkeys(names))}: NCCL wants a GPU for each; name more "
+            "--devices, or lower --nproc-per-cell (train.devices)"
+        )
     if processes == 1:
         return [Place(devices[0] if devices else None)]
     threads = _threads(processes)
-    places = [names[number % len(names)] for number in range(processes)]
-    return [
-        Place(places[first], threads, tuple(places[first + 1 : first + per_cell]))
-        for first in range(0, processes, per_cell)
-    ]
+    return [Place(first, threads, tuple(others)) for first, *others in of_cells]
 
 
 def _devices_for(device: str, count: int) -> list[str]:

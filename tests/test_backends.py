@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable
 from itertools import cycle, product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,6 +250,21 @@ def test_backends_say_what_really_ran() -> None:
     provenance = train("spikingjelly", "cnn", "sltt", timesteps=T).backend.provenance()
     assert "LIFNode" in provenance["neuron"]
     assert provenance["spikingjelly"]
+
+
+def test_triton_without_a_compiler_is_refused_unless_it_has_built_its_launcher_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in images of Python alone."""
+    native = backends.create("native")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "install gcc or clang, or set CC" in str(native.unsupported(LIFParameters(), "fp32", "cuda:0"))
+    assert native.unsupported(LIFParameters(), "fp32", "cpu") is None
+    (tmp_path / "ABC").mkdir()
+    (tmp_path / "ABC" / "cuda_utils.cpython-312-x86_64-linux-gnu.so").touch()
+    assert native.unsupported(LIFParameters(), "fp32", "cuda:0") is None
 
 
 def test_what_a_backend_cannot_serve_it_says_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,17 @@ def test_more_cells_than_the_machine_bears_are_refused_unless_asked_for(
     assert all(place.threads for place in places)
 
 
+@pytest.mark.parametrize(
+    ("device", "devices"), [("auto", ()), ("cuda:0", ()), ("auto", ("cuda:1", "cuda:1"))]
+)
+def test_no_two_processes_of_one_cell_share_a_gpu(
+    device: str, devices: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, 8, 1 if device == "auto" and not devices else 2)
+    with pytest.raises(JobsRefused, match="NCCL wants a GPU for each"):
+        make_places(device, None, devices, per_cell=2, oversubscribe=True)
+
+
 def test_one_device_and_a_list_of_devices_contradict_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, 8)
     with pytest.raises(JobsRefused, match="say one of them"):

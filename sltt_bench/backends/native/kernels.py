@@ -1,7 +1,10 @@
 """Which kernels compute a step: Triton's on CUDA devices, torch's elsewhere; and which really ran."""
 
+import os
+import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -152,6 +155,14 @@ def by_triton(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
+def can_triton_build() -> bool:
+    """Whether Triton finds a C compiler, or what it built with one earlier."""
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return True
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    return any(cache.glob("*/cuda_utils*.so"))
+
+
 def unsupported(neuron: LIFParameters, device: str) -> str | None:
     """Why no kernel can compute this neuron on this device, or None."""
     if neuron.surrogate not in SURROGATES:
@@ -160,6 +171,10 @@ def unsupported(neuron: LIFParameters, device: str) -> str | None:
         return None
     if find_spec("triton") is None:
         return "its kernels for CUDA are written in Triton, which is not installed: pip install triton"
+    if not can_triton_build():
+        return (
+            "Triton builds its launcher with a C compiler, and there is none: install gcc or clang, or set CC"
+        )
     from sltt_bench.backends.native.lif_triton import SURROGATES as IN_TRITON
 
     if neuron.surrogate not in IN_TRITON:
