@@ -31,7 +31,7 @@ from benchmarks.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from sltt_bench.backends.native.graphs import GraphedIterations
+from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 
@@ -366,6 +366,59 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
     assert "growth" in (folder / BENCH_FILE).read_text(encoding="utf-8")
 
 
+@pytest.fixture
+def current_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with two GPUs; of which of them torch takes its streams, at the end of the list."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch.device(device).index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Example GPU")
+    return current
+
+
+def test_rows_are_measured_with_the_gpu_that_was_asked_for_as_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, current_device: list[int]
+) -> None:
+    """A graph is captured on a stream of the current GPU: on another it would record nothing."""
+    measured: list[tuple[str, int]] = []
+
+    def measure(size: Size) -> Any:
+        measured.append((size.device, current_device[-1]))
+        return iter(())
+
+    monkeypatch.setattr(command, "ROWS", (replace(ROWS[0], measure=measure),))
+    assert bench("--device", "cuda:1", "--rows", ROWS[0].name, "--out", tmp_path).exit_code == 0
+    assert bench("--device", "cuda", "--rows", ROWS[0].name, "--out", tmp_path).exit_code == 0
+    assert measured == [("cuda:1", 1), ("cuda:0", 0)]
+    refused = bench("--device", "cuda:2", "--rows", ROWS[0].name, "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "there are only 2 GPUs" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_a_capture_that_breaks_off_ends_its_row_and_no_other_is_begun_on_that_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_off(problem: Problem) -> Made:
+        raise CaptureFailed("the iteration could not be captured")
+
+    def measure(size: Size) -> Any:
+        broken = Competitor("b", breaks_off)
+        return rows._times("first", cifar_resnet18(), [keeper("a", 1)], [([broken], None)], size)
+
+    chosen = (replace(ROWS[0], name="first", measure=measure), replace(ROWS[3]))
+    monkeypatch.setattr(command, "ROWS", chosen)
+    done = bench("--quick", "--rows", "first,growth", "--out", tmp_path)
+    assert done.exit_code == 1
+    (folder,) = (tmp_path / "bench").iterdir()
+    assert not (folder / BENCH_FILE).exists()
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["failed"] == {
+        "first": "CaptureFailed: b: the iteration could not be captured",
+        "growth": "not begun in this process: the capture of a graph broke off in first",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -373,7 +426,7 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
         (("--rows", "memory-slt"), "no row memory-slt; known: memory-sltt"),
         (("--clock", "sun"), "choose wall or process"),
         (("--fake", "--device", "cuda"), "fake tensors are on the CPU"),
-        (("--device", "cuda"), "torch finds no CUDA device here"),
+        (("--device", "cuda"), "torch sees no CUDA GPU here"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_known(

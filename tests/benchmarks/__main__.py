@@ -11,6 +11,9 @@ import typer
 from rich.console import Console
 
 from sltt_bench import provenance
+from sltt_bench.backends.native.graphs import CaptureFailed
+from sltt_bench.kinds.training import choose_device
+from sltt_bench.measure.gpu_support import UnusableGpu
 from sltt_bench.results.schema import BENCH_FILE, SCHEMA_VERSION
 from sltt_bench.results.writer import RunFolder
 
@@ -50,8 +53,8 @@ def main(
         raise typer.BadParameter(
             "counts the CPU's time, which is not a GPU's; use --clock wall", param_hint="--clock"
         )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    if device.startswith("cuda"):
+        device = _made_current(device)
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # every competitor on its fastest convolutions
@@ -77,13 +80,21 @@ def _chosen(names: str, device: str) -> list[Row]:
     return [known[name] for name in wanted]
 
 
+def _made_current(device: str) -> str:
+    """The GPU with its number, of which torch takes every new stream and captures on it from now on."""
+    try:
+        return str(choose_device(device))
+    except UnusableGpu as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
     """Measure, print and write row by row; whether any failed."""
     facts = provenance.collect(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
     facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
     del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         console.print(f"{row.name}: {row.says}")
         try:
             for finding in row.measure(size):
@@ -94,6 +105,10 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
         except Exception as error:
             facts["failed"][row.name] = in_one_line(error)
             console.print(f"[red]{row.name}: {facts['failed'][row.name]}[/red]")
+            if isinstance(error, CaptureFailed):
+                reason = f"not begun in this process: the capture of a graph broke off in {row.name}"
+                facts["failed"] |= {left.name: reason for left in rows[number:]}
+                break
     facts |= provenance.collect_worker({})
     folder.write_provenance(facts)
     return bool(facts["failed"])
