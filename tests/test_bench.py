@@ -33,6 +33,7 @@ from typer.testing import CliRunner
 
 from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
 from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.precision import ieee_float32
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 
 QUICK = Size("cpu", rounds=2, quick=True)
@@ -157,6 +158,18 @@ def test_both_sides_have_the_same_weights_and_batch(problem: Problem) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     relu = relu_network().make(problem).network.state_dict()
     assert all(torch.equal(mine[name], relu[name]) for name in mine)
+
+
+def test_float32_products_are_rounded_as_the_problems_precision_says(problem: Problem) -> None:
+    """torch lets convolutions run in TF32 unless it is told otherwise."""
+    pytest.importorskip("spikingjelly")
+    with ieee_float32():  # sets back what was set
+        for side in (this_project("native", "sltt"), spikingjelly_sltt(), relu_network()):
+            for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", False)):
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not allowed
+                side.make(replace(problem, precision=precision))
+                assert torch.backends.cudnn.allow_tf32 == allowed, (side.name, precision)
+                assert torch.backends.cuda.matmul.allow_tf32 == allowed, (side.name, precision)
 
 
 # Figures with a known answer ----------------------------------------------------------------------

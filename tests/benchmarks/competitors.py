@@ -26,7 +26,7 @@ from sltt_bench.measure import Profiler
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.models.preact_resnet import PreActBlock
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
-from sltt_bench.precision import Precision
+from sltt_bench.precision import Precision, set_float32_arithmetic
 from sltt_bench.unroll import Unroll
 
 ALPHA = 0.05
@@ -390,7 +390,11 @@ class _ReLU(nn.ReLU):
 
 
 def _made(problem: Problem, backend: Backend, method: str, *, shorter: int = 2) -> Made:
-    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most."""
+    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most.
+
+    Float32 arithmetic is that of the problem's precision from now on, in the whole process.
+    """
+    set_float32_arithmetic(problem.precision)
     torch.manual_seed(0)
     network = models.build(
         problem.network,
