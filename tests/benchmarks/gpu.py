@@ -38,8 +38,11 @@ GRACE_S = 10.0
 ITERATIONS = 4
 """Of an epoch; three epochs, of which the first is cold."""
 
-MODULES = ("sltt_bench.worker", "spikingjelly.activation_based.neuron", "pytest", "hypothesis", "triton")
-"""What the steps import that a machine may lack."""
+MODULES = (
+    "sltt_bench.worker", "sltt_bench.kinds.training", "scipy.stats", "spikingjelly.activation_based.neuron",
+    "spikingjelly.activation_based.memopt", "pytest", "hypothesis", "triton",
+)  # fmt: skip
+"""What the steps and the report of their results import that a machine may lack."""
 
 
 @dataclass(frozen=True)
