@@ -2,6 +2,9 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +35,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
+from sltt_bench.cli import app
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.precision import ieee_float32
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 
 QUICK = Size("cpu", rounds=2, quick=True)
@@ -377,6 +382,33 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
     facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
     assert facts["failed"] == {"broken": "NothingToCompare: nobody came"}
     assert "growth" in (folder / BENCH_FILE).read_text(encoding="utf-8")
+
+
+def test_what_was_measured_before_a_kill_is_read_and_what_was_not_is_named(tmp_path: Path) -> None:
+    killed = (
+        "import os, signal, typer\n"
+        "from dataclasses import replace\n"
+        "from benchmarks import __main__ as command, rows\n"
+        "growth = next(row for row in rows.ROWS if row.name == 'growth')\n"
+        "def measure(size):\n"
+        "    yield from growth.measure(size)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "rest = [replace(growth, name=name, measure=measure) for name in ('cut', 'late')]\n"
+        "command.ROWS = (growth, *rest)\n"
+        "typer.run(command.main)"
+    )
+    arguments = ["--quick", "--fake", "--rows", "growth,cut,late", "--out", str(tmp_path / "results")]
+    done = subprocess.run([sys.executable, "-c", killed, *arguments], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == -signal.SIGTERM
+    (run,) = read_results([tmp_path]).runs
+    assert run.provenance["failed"] == dict.fromkeys(("cut", "late"), command.CUT_OFF)
+    assert "native sltt: cnn, 3×8×8, batch 4, T = 32, fp32" in run.provenance["ran"]
+    report = ["report", str(tmp_path / "results"), "--format", "markdown", "--out", str(tmp_path / "report")]
+    done = CliRunner().invoke(app, report)
+    assert done.exit_code == 0, done.output
+    text = next((tmp_path / "report").glob("*.md")).read_text(encoding="utf-8")
+    assert f"late was not measured by run {run.path.name}: {command.CUT_OFF}." in text
+    assert "native sltt, T = 32" in text
 
 
 @pytest.fixture

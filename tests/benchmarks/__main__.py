@@ -20,6 +20,8 @@ from sltt_bench.results.writer import RunFolder
 from .measure import CLOCKS, in_one_line
 from .rows import ROWS, Finding, Row, Size, rows_for
 
+CUT_OFF = "the command was stopped before this row had ended"
+
 
 def main(
     rows: Annotated[
@@ -89,11 +91,13 @@ def _made_current(device: str) -> str:
 
 
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
-    """Measure, print and write row by row; whether any failed."""
+    """Measure, print and write row by row; whether any failed. Who reads the folder knows at any time what it lacks."""
     facts = provenance.collect(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
-    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
+    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran}
+    facts["failed"] = {row.name: CUT_OFF for row in rows}
     del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))
+    folder.write_provenance(facts | provenance.collect_worker({}))
     for number, row in enumerate(rows, start=1):
         console.print(f"{row.name}: {row.says}")
         try:
@@ -102,6 +106,7 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
                     finding = replace(finding, target=None)
                 folder.append(BENCH_FILE, _as_row(finding, device_name))
                 console.print("  " + _line(finding), soft_wrap=True, highlight=False)
+            facts["failed"].pop(row.name, None)
         except Exception as error:
             facts["failed"][row.name] = in_one_line(error)
             console.print(f"[red]{row.name}: {facts['failed'][row.name]}[/red]")
@@ -109,8 +114,8 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
                 reason = f"not begun in this process: the capture of a graph broke off in {row.name}"
                 facts["failed"] |= {left.name: reason for left in rows[number:]}
                 break
-    facts |= provenance.collect_worker({})
-    folder.write_provenance(facts)
+        finally:
+            folder.write_provenance(facts | provenance.collect_worker({}))
     return bool(facts["failed"])
 
 
