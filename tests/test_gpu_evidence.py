@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.methods import METHODS
 
 
 def rows(evidence: Evidence) -> list[dict[str, str]]:
@@ -84,6 +85,25 @@ def test_the_core_of_each_question_comes_first_and_the_paper_at_its_own_size() -
     done = CliRunner().invoke(app, [*paper.arguments, "--dry-run"])
     assert "4 cells" in done.output.replace("\n", " "), done.output
     assert not any("timesteps" in argument or "batch_size" in argument for argument in paper.arguments)
+
+
+def test_the_papers_experiments_and_every_rule_for_its_networks_are_measured() -> None:
+    measured = [step.arguments[1:4:2] for step in steps(Path("out")) if step.arguments[0] == "run"]
+    recipes = {recipe for recipe, _ in measured}
+    assert recipes == {
+        "imagenet-resnet34", "imagenet-resnet101", "cifar10-resnet18", "cifar100-resnet18", "dvs-cifar10-vgg11",
+        "dvs-gesture-vgg11",
+    }  # fmt: skip
+    rules = {method for _, methods in measured for method in methods.split(",")}
+    left = {
+        entry.label
+        for pattern, entry in METHODS.items()
+        if not any(re.fullmatch(pattern, rule) for rule in rules)
+    }
+    assert left == {"conversion", "ottt-o", "sltt-kN-unbiased"}, (
+        "which are variants, or train no spiking network"
+    )
+    assert {"sltt-k2", "sltt-k4"} <= set(gpu.PAPER["dvs-gesture-vgg11"][1])
 
 
 def test_a_rehearsal_is_on_the_cpu_or_on_the_card_and_nothing_else_on_a_cpu(
