@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.precision import ieee_float32
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
+from sltt_bench.results.writer import read_provenance
 
 QUICK = Size("cpu", rounds=2, quick=True)
 
@@ -483,6 +485,19 @@ def test_wrong_usage_exits_with_2_and_says_what_is_known(
     output = " ".join(done.output.replace("│", " ").split())
     assert message in output
     assert not any(tmp_path.iterdir())
+
+
+def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
+    root = Path(__file__).parent.parent
+    page = " ".join((root / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    facts = [
+        read_provenance(path.parent)
+        for path in sorted((root / "results" / "bench").glob("*/bench.csv"))
+        if re.search(r",(wall|process)_s,", path.read_text(encoding="utf-8"))
+    ]
+    usual, exact = [one["git_revision"][:7] for one in facts if one["size"]["device"] == "cpu"]
+    assert f"24 November 2026, of the code of commit {usual}, and that of BPTT unit by unit" in page
+    assert f"of 26 November, of {exact}: none of them" in page
 
 
 def test_the_rows_can_be_listed() -> None:
