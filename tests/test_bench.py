@@ -23,6 +23,7 @@ from benchmarks.competitors import (
     Problem,
     ablated,
     cifar_resnet18,
+    dvs_cifar10_vgg11,
     relu_network,
     spikingjelly_bptt,
     spikingjelly_bptt_with_less_memory,
@@ -37,8 +38,10 @@ from typer.testing import CliRunner
 
 from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
 from sltt_bench.cli import app
-from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.models.options import PreActResNetOptions, VGGOptions
 from sltt_bench.precision import ieee_float32
+from sltt_bench.recipe import load_recipe
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
 from sltt_bench.results.writer import read_provenance
@@ -130,6 +133,33 @@ def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(proble
         gradients(this_project("reference", m), problem) for m in ("sltt", "bptt")
     )
     assert (sltt_gradient - bptt_gradient).norm() > 1e-3 * bptt_gradient.norm(), "the two can be told apart"
+
+
+def test_blocks_of_vgg_that_are_checkpointed_compute_the_gradients_of_the_reference() -> None:
+    pytest.importorskip("spikingjelly")
+    problem = dvs_cifar10_vgg11(network=VGGOptions(width=2), image=(2, 32, 32), batch_size=4, timesteps=4)
+    reference = this_project("reference", "bptt")
+    for compress, chunks in ((False, 1), (True, 1), (True, 2), (True, 4)):
+        saving = spikingjelly_bptt_with_less_memory(multi_step=True, compress=compress, chunks=chunks)
+        assert_same_gradients(saving, reference, problem)
+    in_full, as_bits = (
+        spikingjelly_bptt_with_less_memory(multi_step=True, compress=compress, chunks=4)
+        for compress in (False, True)
+    )
+    peaks = [
+        peak_bytes(side, problem, fake=True)
+        for side in (spikingjelly_bptt(multi_step=True), in_full, as_bits)
+    ]
+    assert peaks[1] < 0.8 * peaks[0], "blocks are computed again"
+    assert peaks[2] < peaks[1], "what enters them is kept as bits"
+
+
+def test_vgg_on_dvs_cifar10_has_the_sizes_of_its_recipe() -> None:
+    problem, recipe = dvs_cifar10_vgg11(), load_recipe("dvs-cifar10-vgg11")
+    assert (problem.batch_size, problem.timesteps) == (recipe.train.batch_size, recipe.timesteps)
+    assert problem.network == recipe.model.model_copy(update={"dropout": 0.0})
+    shape = synthetic_bundle(recipe.data, recipe.timesteps).train[0][0].shape
+    assert shape == (problem.timesteps, *problem.image)
 
 
 def test_replayed_competitors_compute_the_same_gradients(
