@@ -530,6 +530,29 @@ def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
     assert f"of 26 November, of {exact}: none of them" in page
 
 
+def test_what_the_page_says_of_the_memory_optimisation_was_counted() -> None:
+    root = Path(__file__).parent.parent
+    page = " ".join((root / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    counted = {}
+    for path in sorted((root / "results" / "bench").glob("*/bench.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            counted.update({(row["row"], row["baseline"]): row for row in csv.DictReader(file)})
+    exact = counted["recompute-bptt-vgg11", "SpikingJelly LIFNode multi-step, spikes as bits in 5 chunks"]
+    usual = counted["memory-bptt", "SpikingJelly LIFNode multi-step, blocks checkpointed in 3 chunks"]
+    mib = {
+        name: [float(row[f"{side}_value"]) / 2**20 for side in ("subject", "baseline")]
+        for name, row in (("exact", exact), ("usual", usual))
+    }
+    assert (
+        f"takes {float(exact['ratio']):.2f} of it at the best of six settings ({mib['exact'][0]:.1f} against "
+        f"{mib['exact'][1]:.1f} MiB, five chunks of time)" in page
+    )
+    assert (
+        f"it takes {mib['usual'][0]:.1f} MiB against {mib['usual'][1]:.1f}, {float(usual['ratio']):.1f} times as much"
+        in page
+    )
+
+
 def test_the_rows_can_be_listed() -> None:
     done = bench("--list")
     assert done.exit_code == 0

@@ -287,7 +287,7 @@ def _bptt_recompute(size: Size) -> Iterator[Finding]:
 
 
 def _bptt_recompute_vgg(size: Size) -> Iterator[Finding]:
-    """The same in a network whose second layer holds a third of all neurons."""
+    """The same in a network of which the first two layers hold two thirds of all neurons."""
     subject = this_project("native", "bptt", recompute=True)
     usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
     saving = [
