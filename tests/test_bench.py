@@ -2,6 +2,10 @@
 
 import csv
 import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +23,7 @@ from benchmarks.competitors import (
     Problem,
     ablated,
     cifar_resnet18,
+    dvs_cifar10_vgg11,
     relu_network,
     spikingjelly_bptt,
     spikingjelly_bptt_with_less_memory,
@@ -31,9 +36,15 @@ from benchmarks.rows import ROWS, Finding, NothingToCompare, Row, Size, rows_for
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
-from sltt_bench.backends.native.graphs import GraphedIterations
-from sltt_bench.models.options import PreActResNetOptions
+from sltt_bench.backends.native.graphs import CaptureFailed, GraphedIterations
+from sltt_bench.cli import app
+from sltt_bench.data.synthetic import synthetic_bundle
+from sltt_bench.models.options import PreActResNetOptions, VGGOptions
+from sltt_bench.precision import ieee_float32
+from sltt_bench.recipe import load_recipe
+from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import BENCH_COLUMNS, BENCH_FILE
+from sltt_bench.results.writer import read_provenance
 
 QUICK = Size("cpu", rounds=2, quick=True)
 
@@ -124,6 +135,33 @@ def test_each_way_of_spikingjelly_computes_the_gradients_of_the_reference(proble
     assert (sltt_gradient - bptt_gradient).norm() > 1e-3 * bptt_gradient.norm(), "the two can be told apart"
 
 
+def test_blocks_of_vgg_that_are_checkpointed_compute_the_gradients_of_the_reference() -> None:
+    pytest.importorskip("spikingjelly")
+    problem = dvs_cifar10_vgg11(network=VGGOptions(width=2), image=(2, 32, 32), batch_size=4, timesteps=4)
+    reference = this_project("reference", "bptt")
+    for compress, chunks in ((False, 1), (True, 1), (True, 2), (True, 4)):
+        saving = spikingjelly_bptt_with_less_memory(multi_step=True, compress=compress, chunks=chunks)
+        assert_same_gradients(saving, reference, problem)
+    in_full, as_bits = (
+        spikingjelly_bptt_with_less_memory(multi_step=True, compress=compress, chunks=4)
+        for compress in (False, True)
+    )
+    peaks = [
+        peak_bytes(side, problem, fake=True)
+        for side in (spikingjelly_bptt(multi_step=True), in_full, as_bits)
+    ]
+    assert peaks[1] < 0.8 * peaks[0], "blocks are computed again"
+    assert peaks[2] < peaks[1], "what enters them is kept as bits"
+
+
+def test_vgg_on_dvs_cifar10_has_the_sizes_of_its_recipe() -> None:
+    problem, recipe = dvs_cifar10_vgg11(), load_recipe("dvs-cifar10-vgg11")
+    assert (problem.batch_size, problem.timesteps) == (recipe.train.batch_size, recipe.timesteps)
+    assert problem.network == recipe.model.model_copy(update={"dropout": 0.0})
+    shape = synthetic_bundle(recipe.data, recipe.timesteps).train[0][0].shape
+    assert shape == (problem.timesteps, *problem.image)
+
+
 def test_replayed_competitors_compute_the_same_gradients(
     problem: Problem, graphs_without_a_gpu: None
 ) -> None:
@@ -157,6 +195,18 @@ def test_both_sides_have_the_same_weights_and_batch(problem: Problem) -> None:
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     relu = relu_network().make(problem).network.state_dict()
     assert all(torch.equal(mine[name], relu[name]) for name in mine)
+
+
+def test_float32_products_are_rounded_as_the_problems_precision_says(problem: Problem) -> None:
+    """torch lets convolutions run in TF32 unless it is told otherwise."""
+    pytest.importorskip("spikingjelly")
+    with ieee_float32():  # sets back what was set
+        for side in (this_project("native", "sltt"), spikingjelly_sltt(), relu_network()):
+            for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", False)):
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not allowed
+                side.make(replace(problem, precision=precision))
+                assert torch.backends.cudnn.allow_tf32 == allowed, (side.name, precision)
+                assert torch.backends.cuda.matmul.allow_tf32 == allowed, (side.name, precision)
 
 
 # Figures with a known answer ----------------------------------------------------------------------
@@ -366,6 +416,86 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
     assert "growth" in (folder / BENCH_FILE).read_text(encoding="utf-8")
 
 
+def test_what_was_measured_before_a_kill_is_read_and_what_was_not_is_named(tmp_path: Path) -> None:
+    killed = (
+        "import os, signal, typer\n"
+        "from dataclasses import replace\n"
+        "from benchmarks import __main__ as command, rows\n"
+        "growth = next(row for row in rows.ROWS if row.name == 'growth')\n"
+        "def measure(size):\n"
+        "    yield from growth.measure(size)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "rest = [replace(growth, name=name, measure=measure) for name in ('cut', 'late')]\n"
+        "command.ROWS = (growth, *rest)\n"
+        "typer.run(command.main)"
+    )
+    arguments = ["--quick", "--fake", "--rows", "growth,cut,late", "--out", str(tmp_path / "results")]
+    done = subprocess.run([sys.executable, "-c", killed, *arguments], cwd=Path(__file__).parent, check=False)
+    assert done.returncode == -signal.SIGTERM
+    (run,) = read_results([tmp_path]).runs
+    assert run.provenance["failed"] == dict.fromkeys(("cut", "late"), command.CUT_OFF)
+    assert "native sltt: cnn, 3×8×8, batch 4, T = 32, fp32" in run.provenance["ran"]
+    report = ["report", str(tmp_path / "results"), "--format", "markdown", "--out", str(tmp_path / "report")]
+    done = CliRunner().invoke(app, report)
+    assert done.exit_code == 0, done.output
+    text = next((tmp_path / "report").glob("*.md")).read_text(encoding="utf-8")
+    assert f"late was not measured by run {run.path.name}: {command.CUT_OFF}." in text
+    assert "native sltt, T = 32" in text
+
+
+@pytest.fixture
+def current_device(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with two GPUs; of which of them torch takes its streams, at the end of the list."""
+    current = [0]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(torch.device(device).index))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Example GPU")
+    return current
+
+
+def test_rows_are_measured_with_the_gpu_that_was_asked_for_as_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, current_device: list[int]
+) -> None:
+    """A graph is captured on a stream of the current GPU: on another it would record nothing."""
+    measured: list[tuple[str, int]] = []
+
+    def measure(size: Size) -> Any:
+        measured.append((size.device, current_device[-1]))
+        return iter(())
+
+    monkeypatch.setattr(command, "ROWS", (replace(ROWS[0], measure=measure),))
+    assert bench("--device", "cuda:1", "--rows", ROWS[0].name, "--out", tmp_path).exit_code == 0
+    assert bench("--device", "cuda", "--rows", ROWS[0].name, "--out", tmp_path).exit_code == 0
+    assert measured == [("cuda:1", 1), ("cuda:0", 0)]
+    refused = bench("--device", "cuda:2", "--rows", ROWS[0].name, "--out", tmp_path)
+    assert refused.exit_code == 2
+    assert "there are only 2 GPUs" in " ".join(refused.output.replace("│", " ").split())
+
+
+def test_a_capture_that_breaks_off_ends_its_row_and_no_other_is_begun_on_that_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks_off(problem: Problem) -> Made:
+        raise CaptureFailed("the iteration could not be captured")
+
+    def measure(size: Size) -> Any:
+        broken = Competitor("b", breaks_off)
+        return rows._times("first", cifar_resnet18(), [keeper("a", 1)], [([broken], None)], size)
+
+    chosen = (replace(ROWS[0], name="first", measure=measure), replace(ROWS[3]))
+    monkeypatch.setattr(command, "ROWS", chosen)
+    done = bench("--quick", "--rows", "first,growth", "--out", tmp_path)
+    assert done.exit_code == 1
+    (folder,) = (tmp_path / "bench").iterdir()
+    assert not (folder / BENCH_FILE).exists()
+    facts = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    assert facts["failed"] == {
+        "first": "CaptureFailed: b: the iteration could not be captured",
+        "growth": "not begun in this process: the capture of a graph broke off in first",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -373,7 +503,7 @@ def test_a_row_that_fails_is_named_and_the_others_are_measured(
         (("--rows", "memory-slt"), "no row memory-slt; known: memory-sltt"),
         (("--clock", "sun"), "choose wall or process"),
         (("--fake", "--device", "cuda"), "fake tensors are on the CPU"),
-        (("--device", "cuda"), "torch finds no CUDA device here"),
+        (("--device", "cuda"), "torch sees no CUDA GPU here"),
     ],
 )
 def test_wrong_usage_exits_with_2_and_says_what_is_known(
@@ -385,6 +515,42 @@ def test_wrong_usage_exits_with_2_and_says_what_is_known(
     output = " ".join(done.output.replace("│", " ").split())
     assert message in output
     assert not any(tmp_path.iterdir())
+
+
+def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
+    root = Path(__file__).parent.parent
+    page = " ".join((root / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    facts = [
+        read_provenance(path.parent)
+        for path in sorted((root / "results" / "bench").glob("*/bench.csv"))
+        if re.search(r",(wall|process)_s,", path.read_text(encoding="utf-8"))
+    ]
+    usual, exact = [one["git_revision"][:7] for one in facts if one["size"]["device"] == "cpu"]
+    assert f"24 November 2026, of the code of commit {usual}, and that of BPTT unit by unit" in page
+    assert f"of 26 November, of {exact}: none of them" in page
+
+
+def test_what_the_page_says_of_the_memory_optimisation_was_counted() -> None:
+    root = Path(__file__).parent.parent
+    page = " ".join((root / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    counted = {}
+    for path in sorted((root / "results" / "bench").glob("*/bench.csv")):
+        with path.open(encoding="utf-8", newline="") as file:
+            counted.update({(row["row"], row["baseline"]): row for row in csv.DictReader(file)})
+    exact = counted["recompute-bptt-vgg11", "SpikingJelly LIFNode multi-step, spikes as bits in 5 chunks"]
+    usual = counted["memory-bptt", "SpikingJelly LIFNode multi-step, blocks checkpointed in 3 chunks"]
+    mib = {
+        name: [float(row[f"{side}_value"]) / 2**20 for side in ("subject", "baseline")]
+        for name, row in (("exact", exact), ("usual", usual))
+    }
+    assert (
+        f"takes {float(exact['ratio']):.2f} of it at the best of six settings ({mib['exact'][0]:.1f} against "
+        f"{mib['exact'][1]:.1f} MiB, five chunks of time)" in page
+    )
+    assert (
+        f"it takes {mib['usual'][0]:.1f} MiB against {mib['usual'][1]:.1f}, {float(usual['ratio']):.1f} times as much"
+        in page
+    )
 
 
 def test_the_rows_can_be_listed() -> None:

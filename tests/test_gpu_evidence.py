@@ -2,11 +2,15 @@
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,12 @@ from benchmarks import __main__ as benchmarks_command
 from benchmarks import gpu
 from benchmarks.gpu import Evidence, Step, collect, steps
 from benchmarks.rows import ROWS
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.methods import METHODS
 
 
 def rows(evidence: Evidence) -> list[dict[str, str]]:
@@ -50,7 +57,7 @@ def in_this_process(step: Step, log: Path, limit_s: float, environment: Mapping[
 @pytest.mark.parametrize("step", steps(Path("out")), ids=lambda step: step.name)
 def test_every_step_is_a_command_that_the_project_understands(step: Step) -> None:
     if step.module == "tests.benchmarks":
-        assert set(step.arguments[1].split(",")) <= {row.name for row in ROWS if row.on != "cpu"}
+        assert step.arguments[1] in {row.name for row in ROWS if row.on != "cpu"}, "one row a process"
     elif step.module == "pytest":
         assert "tests/test_on_a_gpu.py" in step.arguments
     else:
@@ -66,24 +73,37 @@ def test_the_core_of_each_question_comes_first_and_the_paper_at_its_own_size() -
     names = [step.name for step in in_order]
     assert len(set(names)) == len(names)
     assert names[:2] == ["tests", "paper-imagenet"]
-    core = {
-        "rows-small",
-        "rows-imagenet",
-        "nvml-sampling",
-        "exact-imagenet",
-        "native-imagenet",
-        "paper-cifar10",
-    }
-    assert set(names[2:8]) == core
-    measured = {
-        row for step in in_order if step.module == "tests.benchmarks" for row in step.arguments[1].split(",")
-    }
-    assert measured >= {row.name for row in ROWS if row.on == "cuda"}
+    on_a_gpu = {row.name for row in ROWS if row.on == "cuda"}
+    core = {*names[2 : names.index(gpu.LAST_OF_CORE) + 1]}
+    assert core == on_a_gpu | {
+        "recompute-bptt-time", "exact-imagenet", "native-imagenet", "paper-cifar10",
+    }  # fmt: skip
+    page = " ".join((gpu.ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    assert f"The steps up to `{gpu.LAST_OF_CORE}` are the core of each question" in page
     assert all("estimate" in name for name in names[-2:]), "they need no card"
     paper = next(step for step in in_order if step.name == "paper-imagenet")
     done = CliRunner().invoke(app, [*paper.arguments, "--dry-run"])
     assert "4 cells" in done.output.replace("\n", " "), done.output
     assert not any("timesteps" in argument or "batch_size" in argument for argument in paper.arguments)
+
+
+def test_the_papers_experiments_and_every_rule_for_its_networks_are_measured() -> None:
+    measured = [step.arguments[1:4:2] for step in steps(Path("out")) if step.arguments[0] == "run"]
+    recipes = {recipe for recipe, _ in measured}
+    assert recipes == {
+        "imagenet-resnet34", "imagenet-resnet101", "cifar10-resnet18", "cifar100-resnet18", "dvs-cifar10-vgg11",
+        "dvs-gesture-vgg11",
+    }  # fmt: skip
+    rules = {method for _, methods in measured for method in methods.split(",")}
+    left = {
+        entry.label
+        for pattern, entry in METHODS.items()
+        if not any(re.fullmatch(pattern, rule) for rule in rules)
+    }
+    assert left == {"conversion", "ottt-o", "sltt-kN-unbiased"}, (
+        "which are variants, or train no spiking network"
+    )
+    assert {"sltt-k2", "sltt-k4"} <= set(gpu.PAPER["dvs-gesture-vgg11"][1])
 
 
 def test_a_rehearsal_is_on_the_cpu_or_on_the_card_and_nothing_else_on_a_cpu(
@@ -267,6 +287,96 @@ def test_wheels_bring_what_is_missing_and_shadow_nothing(tmp_path: Path) -> None
 def test_modules_that_cannot_be_imported_are_named_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "MODULES", ("json", "no_such.module"))
     assert gpu.lacking(os.environ) == {"no_such.module": "ModuleNotFoundError: No module named 'no_such'"}
+
+
+USED = """
+import conftest, benchmarks.__main__, test_on_a_gpu, test_precision, test_profiler, test_synchronisation
+import sltt_bench.cli, sltt_bench.runner, sltt_bench.worker, sltt_bench.kinds.training, sltt_bench.kinds.estimates
+from spikingjelly.activation_based import memopt, neuron
+from typer.testing import CliRunner
+report = ["report", "results/digits", "--format", "markdown", "--out", sys.argv[1] + "/report"]
+done = CliRunner().invoke(sltt_bench.cli.app, report)
+assert done.exit_code == 0, done.output
+"""
+"""What steps, the GPU tests and the report of the results import; the report loads some of it late."""
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+find, hidden, begun = PathFinder.find_spec, set(sys.argv[2:]), set(sys.modules)
+PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in hidden else find(name, *where)
+"""
+"""Modules that are named as arguments are not found."""
+
+
+@dataclass(frozen=True)
+class OfTheMachine:
+    """Packages by their names in an index, with what they need."""
+
+    expected: set[str]
+    brought: set[str]
+
+
+@pytest.fixture(scope="module")
+def documented() -> OfTheMachine:
+    """What the page says."""
+    text = (gpu.ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    expects = re.search(r"The command expects (.+?) there, with what\s+they need", text, re.DOTALL)
+    assert expects
+    brought: set[str] = set()
+    for line in re.findall(r"^pip download (.*)$", text.replace("\\\n", ""), re.MULTILINE):
+        named = re.sub(r"--(?:dest|only-binary|python-version|platform)[ =]\S+", "", line).split()
+        alone = "--no-deps" in named
+        named = [name for name in named if name != "--no-deps"]
+        brought |= set(map(canonicalize_name, named)) if alone else with_what_they_need(named)
+    return OfTheMachine(with_what_they_need(re.findall(r"`([\w.-]+)`", expects[1])), brought)
+
+
+def with_what_they_need(packages: Iterable[str]) -> set[str]:
+    known: set[str] = set()
+    left = list(packages)
+    while left:
+        if (name := canonicalize_name(left.pop())) in known:
+            continue
+        known.add(name)
+        with suppress(PackageNotFoundError):  # a wheel for a CPU needs less of a GPU's libraries
+            needs = [Requirement(line) for line in requires(name) or ()]
+            left += [
+                need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
+            ]
+    return known
+
+
+def loaded_by(code: str, folder: Path, *, hidden: Iterable[str] = ()) -> set[str]:
+    """The packages that a fresh process has loaded after the code."""
+    code = f"{WITHOUT}{code}\nprint(*{{name.partition('.')[0] for name in set(sys.modules) - begun}})"
+    path = os.pathsep.join((str(gpu.ROOT), str(gpu.ROOT / "tests")))
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(folder), *hidden], cwd=gpu.ROOT, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    owners = packages_distributions()
+    modules = process.stdout.splitlines()[-1].split()
+    return {canonicalize_name(owner) for module in modules for owner in owners.get(module, [])}
+
+
+def test_the_page_downloads_whatever_a_machine_lacks_and_that_is_tried_before_the_first_step(
+    documented: OfTheMachine, tmp_path: Path
+) -> None:
+    pytest.importorskip("spikingjelly")
+    pytest.importorskip("triton")
+    there = documented.expected | documented.brought
+    hidden = {
+        module
+        for module, owners in packages_distributions().items()
+        if there.isdisjoint(map(canonicalize_name, owners)) and "sltt-bench" not in owners
+    }
+    assert "sklearn" in hidden
+    used = loaded_by(USED, tmp_path, hidden=hidden) - documented.expected
+    assert {"psutil", "scipy", "hypothesis", "loguru"} <= used
+    assert "pydantic-core" in documented.brought, "not every typer needs it"
+    tried = loaded_by("\n".join(f"import {module}" for module in gpu.MODULES), tmp_path)
+    assert used - tried - {"sltt-bench"} == set()
 
 
 def test_it_starts_with_nothing_but_typer() -> None:

@@ -287,7 +287,7 @@ def test_the_targets_of_the_native_backend_are_measured_as_written(bench: pd.Dat
         for number in re.findall(r"\d+\.\d+", inside):
             assert number in amounts, measured
         checked += 1
-    assert checked == 26
+    assert checked == 29
 
 
 ON_A_GPU = {

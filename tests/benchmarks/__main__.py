@@ -11,11 +11,16 @@ import typer
 from rich.console import Console
 
 from sltt_bench import provenance
+from sltt_bench.backends.native.graphs import CaptureFailed
+from sltt_bench.kinds.training import choose_device
+from sltt_bench.measure.gpu_support import UnusableGpu
 from sltt_bench.results.schema import BENCH_FILE, SCHEMA_VERSION
 from sltt_bench.results.writer import RunFolder
 
 from .measure import CLOCKS, in_one_line
 from .rows import ROWS, Finding, Row, Size, rows_for
+
+CUT_OFF = "the command was stopped before this row had ended"
 
 
 def main(
@@ -50,8 +55,8 @@ def main(
         raise typer.BadParameter(
             "counts the CPU's time, which is not a GPU's; use --clock wall", param_hint="--clock"
         )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise typer.BadParameter("torch finds no CUDA device here", param_hint="--device")
+    if device.startswith("cuda"):
+        device = _made_current(device)
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # every competitor on its fastest convolutions
@@ -77,13 +82,23 @@ def _chosen(names: str, device: str) -> list[Row]:
     return [known[name] for name in wanted]
 
 
+def _made_current(device: str) -> str:
+    """The GPU with its number, of which torch takes every new stream and captures on it from now on."""
+    try:
+        return str(choose_device(device))
+    except UnusableGpu as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
-    """Measure, print and write row by row; whether any failed."""
+    """Measure, print and write row by row; whether any failed. Who reads the folder knows at any time what it lacks."""
     facts = provenance.collect(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
-    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran, "failed": {}}
+    facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran}
+    facts["failed"] = {row.name: CUT_OFF for row in rows}
     del facts["size"]["ran"]
     device_name = provenance.device_name(torch.device(size.device))
-    for row in rows:
+    folder.write_provenance(facts | provenance.collect_worker({}))
+    for number, row in enumerate(rows, start=1):
         console.print(f"{row.name}: {row.says}")
         try:
             for finding in row.measure(size):
@@ -91,11 +106,16 @@ def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -
                     finding = replace(finding, target=None)
                 folder.append(BENCH_FILE, _as_row(finding, device_name))
                 console.print("  " + _line(finding), soft_wrap=True, highlight=False)
+            facts["failed"].pop(row.name, None)
         except Exception as error:
             facts["failed"][row.name] = in_one_line(error)
             console.print(f"[red]{row.name}: {facts['failed'][row.name]}[/red]")
-    facts |= provenance.collect_worker({})
-    folder.write_provenance(facts)
+            if isinstance(error, CaptureFailed):
+                reason = f"not begun in this process: the capture of a graph broke off in {row.name}"
+                facts["failed"] |= {left.name: reason for left in rows[number:]}
+                break
+        finally:
+            folder.write_provenance(facts | provenance.collect_worker({}))
     return bool(facts["failed"])
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +26,9 @@ from sltt_bench.losses import step_loss
 from sltt_bench.measure import Profiler
 from sltt_bench.models.options import ModelOptions, NFResNetOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.models.preact_resnet import PreActBlock
+from sltt_bench.models.vgg import VGG
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
-from sltt_bench.precision import Precision
+from sltt_bench.precision import Precision, set_float32_arithmetic
 from sltt_bench.unroll import Unroll
 
 ALPHA = 0.05
@@ -74,6 +76,11 @@ def imagenet_nf_resnet34(**fields: Any) -> Problem:
 def gesture_vgg11(**fields: Any) -> Problem:
     """The paper's network for DVS-Gesture at its batch size and T (no dropout: masks would differ)."""
     return replace(Problem(VGGOptions(), (2, 128, 128), 11, 16, 20, "fp32", "cpu"), **fields)
+
+
+def dvs_cifar10_vgg11(**fields: Any) -> Problem:
+    """The paper's network for DVS-CIFAR10 at its batch size and T (no dropout: masks would differ)."""
+    return replace(Problem(VGGOptions(), (2, 48, 48), 10, 128, 10, "fp32", "cpu"), **fields)
 
 
 class Made(NamedTuple):
@@ -173,7 +180,8 @@ def spikingjelly_bptt_with_less_memory(
     """`LIFNode` and SpikingJelly's memory optimisation, as above, exact as BPTT is.
 
     Its levels 2 to 4 search for finer blocks and for chunks of time by measuring on a GPU; what they can arrive at
-    is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only).
+    is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only). A block of VGG
+    reaches from neurons to neurons, and to `compress` it keeps its input as bits.
     """
     mode = "multi-step" if multi_step else "single-step"
 
@@ -334,19 +342,42 @@ class _Checkpointed(_SpikingJellyNodes):
         self._chunks = chunks
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
-        from spikingjelly.activation_based.memopt import BitSpikeCompressor, checkpoint_module
-
         network = super().prepare(network, device)
+        if isinstance(network, VGG):
+            self._checkpoint_vgg(network)
+            return network
         layers = {name: module for name, module in network.named_modules() if self._is_chosen(module)}
         if self._compress:
             del layers[next(iter(layers))]  # the stem receives an image
         for name, module in layers.items():
-            compressor = BitSpikeCompressor() if self._compress else None
-            network.set_submodule(name, checkpoint_module(module, compressor=compressor, chunks=self._chunks))
+            network.set_submodule(name, self._checkpointed(module, compress=self._compress))
         return network
 
     def _is_chosen(self, module: nn.Module) -> bool:
         return isinstance(module, nn.Conv2d if self._compress else PreActBlock)
+
+    def _checkpoint_vgg(self, network: VGG) -> None:
+        """Its layers as blocks that each end in neurons; what enters all but the first are spikes."""
+        stages = ("layer1", "layer2", "layer3", "layer4", "layer5")
+        blocks = [nn.Sequential()]
+        for layer in chain.from_iterable(network.get_submodule(stage).children() for stage in stages):
+            blocks[-1].append(layer)
+            if isinstance(layer, SpikingJellyLIF):
+                blocks.append(nn.Sequential())
+        *blocks, last_pool = blocks
+        checkpointed = [
+            self._checkpointed(block, compress=self._compress and block is not blocks[0]) for block in blocks
+        ]
+        network.layer1 = nn.Sequential(*checkpointed, last_pool)
+        for stage in stages[1:]:
+            network.set_submodule(stage, nn.Identity())
+
+    def _checkpointed(self, module: nn.Module, *, compress: bool) -> nn.Module:
+        from spikingjelly.activation_based.memopt import BitSpikeCompressor, checkpoint_module
+
+        compressor = BitSpikeCompressor() if compress else None
+        checkpointed: nn.Module = checkpoint_module(module, compressor=compressor, chunks=self._chunks)
+        return checkpointed
 
 
 class _NativeWithout(Native):
@@ -390,7 +421,11 @@ class _ReLU(nn.ReLU):
 
 
 def _made(problem: Problem, backend: Backend, method: str, *, shorter: int = 2) -> Made:
-    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most."""
+    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most.
+
+    Float32 arithmetic is that of the problem's precision from now on, in the whole process.
+    """
+    set_float32_arithmetic(problem.precision)
     torch.manual_seed(0)
     network = models.build(
         problem.network,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sltt_bench.backends.native.graphs import CaptureFailed
 from sltt_bench.measure.fake_tensors import fake_tensors, modules_stay_where_they_are
 from sltt_bench.measure.iteration_memory import count_iteration
 
@@ -81,7 +82,8 @@ def paired_times(
     """Warm iterations of all competitors in turn, every round in the opposite order of the one before.
 
     What slows the machine for a while slows all of a round, so that ratios within a round are steady
-    where times are not. Who fails while warming up is left out.
+    where times are not. Who fails while warming up is left out. Raises CaptureFailed if the capture of a
+    graph broke off: what the device does afterwards is not to be trusted.
     """
     made: dict[Competitor, Made] = {}
     failed: dict[Competitor, str] = {}
@@ -90,6 +92,8 @@ def paired_times(
             made[one] = one.make(problem)
             for _ in range(made[one].warm_up):
                 made[one].iteration()
+        except CaptureFailed as error:
+            raise CaptureFailed(f"{one.name}: {error}") from error
         except Exception as error:
             made.pop(one, None)
             failed[one] = in_one_line(error)
