@@ -141,16 +141,20 @@ def test_a_fused_step_is_the_step_of_the_optimiser_to_rounding() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize(
+    ("backend", "graphs"), [("reference", "never"), ("native", "never"), ("native", "always")]
+)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_on_a_gpu_cuda_itself_finds_nothing_that_waits(
-    backend: str, precision: str, smoke_cell: Callable[..., Cell]
+    backend: str, graphs: str, precision: str, smoke_cell: Callable[..., Cell]
 ) -> None:
+    """Nor in a replay: the fifth iteration is one where there are graphs."""
     from dataclasses import replace
 
     device = torch.device("cuda")
     for method in ("bptt", "sltt", "sltt-k2"):
-        cell = replace(smoke_cell(method, train__precision=precision), backend=backend, device="cuda:0")
+        cell = smoke_cell(method, train__precision=precision, native__graphs=graphs)
+        cell = replace(cell, backend=backend, device="cuda:0")
         subject = experiment.assemble(cell, device, experiment.make_backend(cell))
         subject.network.train()
         nothing: Any = None
