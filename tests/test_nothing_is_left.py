@@ -3,6 +3,7 @@
 Python's collector is switched off: what only a collection would free counts as left.
 """
 
+import ctypes
 import gc
 import re
 import weakref
@@ -190,17 +191,40 @@ def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_netwo
     assert len(set(after[2:])) == 1, after
 
 
+give_back_freed_memory = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Of glibc: the allocator's own stock, which varies by 20 MiB, is then no part of the resident set."""
+
+
+def resident_set() -> int:
+    """Bytes of what is really in use, where the allocator can be asked to keep nothing else."""
+    if give_back_freed_memory is not None:
+        give_back_freed_memory(0)
+    return resident_bytes()
+
+
 @pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize(
     ("backend", "method", "recompute"),
     [
+        ("reference", "sltt", False),
         ("native", "sltt", False),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in (("native", "bptt", True), ("spikingjelly", "sltt", False))),
+        *thinned(
+            [
+                ("reference", "bptt", False),
+                ("reference", "ottt", False),
+                ("native", "bptt", False),
+                ("native", "sltt-k2", False),
+                ("native", "bptt", True),
+                ("spikingjelly", "sltt", False),
+            ],
+            keep=6,
+            first=4,
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: str, recompute: bool) -> None:
-    """What is no tensor counts too. A tensor of the first layer, of 1 MiB, that stayed behind each time would add up
-    to 30 MiB between the two medians."""
+    """What is no tensor counts too. The input, of 256 KiB, that stayed behind each time would add up to 7.5 MiB between
+    the two medians, the spikes of the first layer to 30."""
     if backend == "spikingjelly":
         pytest.importorskip("spikingjelly")
     subject = assembled(cell_of("batch norm", method, backend, recompute=recompute))
@@ -208,8 +232,9 @@ def test_the_resident_set_is_flat_over_fifty_iterations(backend: str, method: st
     resident = []
     for _ in range(50):
         _train_batch(subject, setup, (torch.rand(1024, 1, 8, 8), torch.randint(10, (1024,))), totals)
-        resident.append(resident_bytes())
-    assert median(resident[35:]) - median(resident[5:20]) < 10 * 2**20, resident
+        resident.append(resident_set())
+    most = 2**20 if give_back_freed_memory is not None else 10 * 2**20
+    assert median(resident[35:]) - median(resident[5:20]) < most, resident
 
 
 @pytest.mark.usefixtures("no_collector")
