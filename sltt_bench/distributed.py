@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import groupby
 from typing import Any, NoReturn, cast
 
 import torch
@@ -55,16 +56,19 @@ class Ranks:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        head = torch.tensor([samples, *(p.grad is not None for p in trained)], dtype=gradients[0].dtype)
-        flat = torch.cat([head.to(gradients[0].device), *(gradient.reshape(-1) for gradient in gradients)])
-        own = flat[len(head) :]
+        # Filled on the device: for a copy of numbers on the host, the host would wait.
+        fill = gradients[0].new_full
+        runs = groupby(parameter.grad is not None for parameter in trained)
+        present = [fill((len([*run]),), float(there)) for there, run in runs]
+        flat = torch.cat([fill((1,), samples), *present, *(gradient.reshape(-1) for gradient in gradients)])
+        own = flat[1 + len(trained) :]
         own *= samples
         self.add_up(flat)
         own /= flat[0]
         pieces = torch.split(own, [gradient.numel() for gradient in gradients])
         # Only a missing gradient makes the host wait for the device.
         missing = self.connected and any(parameter.grad is None for parameter in trained)
-        known = (flat[1 : len(head)] > 0).tolist() if missing else [True] * len(trained)
+        known = (flat[1 : 1 + len(trained)] > 0).tolist() if missing else [True] * len(trained)
         for parameter, piece, somewhere in zip(trained, pieces, known, strict=True):
             if parameter.grad is not None:
                 parameter.grad.copy_(piece.view_as(parameter))
@@ -192,7 +196,7 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         over = (0, 2, 3)
-        own = wide.new_tensor([wide.numel() / wide.shape[1]])
+        own = wide.new_full((1,), wide.numel() / wide.shape[1])
         sums = self._over_all_ranks(torch.cat([wide.sum(over), own]), len(x))
         count = sums[-1].detach()
         mean = sums[:-1] / count

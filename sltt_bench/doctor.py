@@ -107,6 +107,8 @@ def _torch() -> Iterator[DoctorFinding]:
     threads = f"{facts['threads']} thread{'s' if facts['threads'] != 1 else ''}"
     versions = f"{facts['torch']}, torchvision {facts['torchvision']}, {threads}"
     yield DoctorFinding("ok", "torch", versions)
+    if (reason := facts["no_kernels"]) is not None:
+        yield DoctorFinding("fault", "kernels", f"{reason}; {REMEDY_WHEEL}")
     if facts["device"] != "cpu":
         yield _sensors((facts["description"].get("gpu") or {}).get("at_start") or {})
         yield _process_memory(facts)

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from sltt_bench.measure import Profiler
+from sltt_bench.measure.gpu_support import why_without_kernels
 from sltt_bench.measure.nvml import Missing, value_of
 
 
@@ -17,15 +18,31 @@ def facts() -> dict[str, Any]:
         import torchvision
 
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    no_kernels = None
     if device.type == "cuda":
-        torch.ones(1, device=device).item()  # NVML knows a process by its context
+        no_kernels = without_kernels(device)
+        number = torch.empty(1, device=device)  # NVML knows a process by its context
+        if no_kernels is None:
+            number.fill_(1).item()
     return {
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "no_kernels": no_kernels,
         **measured(Profiler(device)),
     }
+
+
+def without_kernels(device: Any) -> str | None:
+    """Why nothing that the installed torch holds can run on the GPU; None if something can."""
+    import torch
+
+    return why_without_kernels(
+        torch.cuda.get_device_name(device),
+        torch.cuda.get_device_capability(device),
+        torch.cuda.get_arch_list(),
+    )
 
 
 def measured(profiler: Profiler) -> dict[str, Any]:

@@ -237,7 +237,7 @@ class Unroll:
         samples = len(self.inputs[0])
         if self._add_up is None:
             return [own / samples for own in sums]
-        flat = self._add_up(torch.cat([*(own.flatten() for own in sums), sums[0].new_tensor([samples])]))
+        flat = self._add_up(torch.cat([*(own.flatten() for own in sums), sums[0].new_full((1,), samples)]))
         parts = torch.split(flat[:-1] / flat[-1], [own.numel() for own in sums])
         return [part.view_as(own) for part, own in zip(parts, sums, strict=True)]
 

@@ -1,5 +1,7 @@
 """A GPU that torch cannot use is said and refused, never passed over in silence."""
 
+import csv
+import json
 import os
 import subprocess
 import sys
@@ -11,16 +13,17 @@ import torch
 from test_nvml import compile_fake
 from typer.testing import CliRunner
 
-from sltt_bench import doctor
+from sltt_bench import doctor, torch_probe
 from sltt_bench.cli import app
 from sltt_bench.kinds import training
-from sltt_bench.measure import gpu_support
+from sltt_bench.measure import Profiler, gpu_support
 from sltt_bench.measure.gpu_support import (
     UnusableGpu,
     Wheel,
     check_gpu_is_usable,
     installed_wheel,
     why_unusable,
+    why_without_kernels,
 )
 from sltt_bench.measure.nvml import Gpu, Missing, Reading
 from sltt_bench.measure.processors import Shares
@@ -139,14 +142,10 @@ def test_a_run_on_a_gpu_that_is_not_there_ends_with_exit_code_2_and_writes_nothi
     assert planned.exit_code == 0, "a plan may be for another machine"
 
 
-def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Path) -> None:
-    """The whole way: a driver for CUDA 12.8, as a real NVML library shows it, and the wheel that is installed."""
-    wheel = installed_wheel()
-    if wheel is not None and wheel.cuda is not None and wheel.cuda.startswith("12"):
-        pytest.skip("the fake driver serves this wheel")
-    library = compile_fake(tmp_path)
-    control = tmp_path / "fake_nvml.txt"
-    control.write_text("")
+def run_beside_a_gpu(folder: Path, *answers: str) -> "subprocess.CompletedProcess[str]":
+    """A run of one cell into folder/results, where NVML's library shows a GPU and gives these answers beside its usual."""
+    library, control = compile_fake(folder), folder / "fake_nvml.txt"
+    control.write_text("".join(f"{answer}\n" for answer in answers))
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     command = [
         sys.executable,
@@ -155,23 +154,134 @@ def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Pa
         "run",
         "digits",
         "--smoke",
-        "--out",
-        str(tmp_path / "results"),
+        "--method",
+        "sltt",
+        "--no-estimate",
     ]
-    ended = subprocess.run(
-        command,
+    return subprocess.run(
+        [*command, "--out", str(folder / "results")],
         env={**environment, "LD_LIBRARY_PATH": str(library), "FAKE_NVML": str(control)},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+def test_a_run_beside_an_unusable_gpu_ends_at_once_with_exit_code_2(tmp_path: Path) -> None:
+    """The whole way: a driver for CUDA 12.8, as a real NVML library shows it, and the wheel that is installed."""
+    wheel = installed_wheel()
+    if wheel is not None and wheel.cuda is not None and wheel.cuda.startswith("12"):
+        pytest.skip("the fake driver serves this wheel")
+    ended = run_beside_a_gpu(tmp_path)
     assert ended.returncode == 2, ended.stderr
     assert "--device auto: there is a GPU" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "results").exists()
 
 
+NO_GPU_FOR_TORCH = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use the GPU here")
+
+
+@NO_GPU_FOR_TORCH
+def test_a_gpu_that_only_torch_finds_absent_is_an_error_of_each_cell_and_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver's device file is there, so that the command lets the cells try."""
+    monkeypatch.setattr(gpu_support, "list_gpus", list)
+    monkeypatch.setattr(gpu_support, "DRIVER_FILES", (__file__,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    asked = ["run", "digits", "--smoke", "--method", "sltt,bptt", "--device", "cuda:0", "--no-estimate"]
+    result = CliRunner().invoke(app, [*asked, "--out", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    reason = "--device cuda:0: torch sees no CUDA GPU here; `sltt-bench doctor` tells why"
+    assert errors_of(tmp_path) == [("sltt", "error", reason), ("bptt", "error", reason)]
+    assert "Traceback" not in result.output
+
+
+def errors_of(out: Path) -> list[tuple[str, str, str]]:
+    """(method, status, reason) of the cells of the one run; no epoch was trained."""
+    (run,) = out.glob("digits/*")
+    assert not (run / "epochs.csv").exists() or len((run / "epochs.csv").read_text().splitlines()) <= 1
+    with (run / "cells.csv").open(encoding="utf-8") as lines:
+        return [(row["method"], row["status"], row["reason"]) for row in csv.DictReader(lines)]
+
+
+@NO_GPU_FOR_TORCH
+@pytest.mark.long
+def test_auto_is_an_error_of_the_cell_beside_a_gpu_on_which_torch_cannot_start(tmp_path: Path) -> None:
+    """The whole way: NVML's library shows a GPU and a driver for every wheel, but torch finds no driver."""
+    wheel = installed_wheel()
+    if wheel is None or wheel.cuda is None:
+        pytest.skip("the wheel is built without CUDA, which the command refuses itself")
+    ended = run_beside_a_gpu(tmp_path, "cuda_driver 99000")
+    assert ended.returncode == 1, ended.stderr
+    ((_, status, reason),) = errors_of(tmp_path / "results")
+    assert status == "error"
+    assert reason.startswith("--device auto: there is a GPU (")
+    assert "torch cannot start CUDA; `sltt-bench doctor` tells more; " in reason
+    assert "--device cpu to leave the GPU alone" in reason
+
+
 # The doctor -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "served"),
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90"], True),
+        ((8, 9), ["sm_75", "sm_80", "sm_90"], True),  # a later minor version
+        ((8, 0), ["sm_86"], False),  # an earlier one
+        ((7, 0), ["sm_75", "sm_80", "compute_90"], False),
+        ((12, 0), ["sm_90", "sm_100"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),  # the driver compiles it
+        ((12, 1), ["sm_100", "sm_120"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 0), ["sm_90a", "compute_90a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((12, 0), ["sm_100f", "compute_100f"], False),
+        ((9, 4), ["gfx90a", "gfx942"], True),  # ROCm: nothing is known
+        ((9, 0), [], True),
+    ],
+)
+def test_a_gpu_is_served_by_kernels_of_its_major_version_and_by_code_that_the_driver_compiles(
+    capability: tuple[int, int], architectures: list[str], served: bool
+) -> None:
+    reason = why_without_kernels("NVIDIA X", capability, architectures)
+    assert (reason is None) == served
+    if reason is not None:
+        assert ", ".join(architectures) in reason
+        assert f"none for NVIDIA X of compute capability {capability[0]}.{capability[1]}" in reason
+
+
+def test_the_doctor_finds_fault_with_a_wheel_that_has_no_kernels_for_the_card(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch would tell its probe, on which nothing may run: there is no kernel for it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+    monkeypatch.setattr(torch, "empty", lambda *size, device: Unfillable())
+    monkeypatch.setattr(torch_probe, "Profiler", lambda device: Profiler(torch.device("cpu")))
+    facts = json.dumps(torch_probe.facts(), default=str)
+    done = subprocess.CompletedProcess([], 0, stdout=facts, stderr="")
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: done)
+    (finding,) = (finding for finding in doctor._torch() if finding.level == "fault")
+    assert finding.subject == "kernels"
+    assert finding.text == (
+        "torch has kernels for sm_75, sm_80, sm_90, and none for NVIDIA GeForce GTX 1080 of compute capability 6.1; "
+        f"{gpu_support.REMEDY_WHEEL}"
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    with pytest.raises(RuntimeError, match="no kernel image"):
+        torch_probe.facts()
+
+
+class Unfillable:
+    """A tensor on a card for which there are no kernels."""
+
+    def fill_(self, value: float) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device")
 
 
 @pytest.mark.usefixtures("one_gpu")

@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from sltt_bench import experiment
+from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.standardising import standardise, standardise_backward
 from sltt_bench.engine import TrainingSetup, _Totals, _train_batch
 from sltt_bench.experiment import Experiment
 from sltt_bench.failures import classify
-from sltt_bench.neurons import LIFParameters
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
@@ -63,17 +65,37 @@ def train(subject: Experiment, data: Iterable[Any]) -> list[int]:
     return allocated
 
 
+def without_dropout(subject: Experiment) -> Experiment:
+    for module in subject.network.modules():
+        if isinstance(module, SequenceDropout):
+            module.p = 0.0
+    return subject
+
+
 def weights(subject: Experiment) -> Tensor:
     return torch.cat([parameter.detach().flatten().float() for parameter in subject.network.parameters()])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("backend", ["reference", "native", "spikingjelly"])
+@pytest.mark.parametrize(
+    ("backend", "native"),
+    [
+        ("reference", {}),
+        ("spikingjelly", {}),
+        ("native", {"graphs": "never"}),
+        ("native", {"graphs": "always"}),
+        ("native", {"graphs": "never", "recompute": True}),
+    ],
+    ids=["reference", "spikingjelly", "native", "native, replayed", "native, recomputing"],
+)
 @pytest.mark.parametrize("method", METHODS)
-def test_allocated_memory_is_flat_over_fifty_iterations(method: str, backend: str, precision: str) -> None:
+def test_allocated_memory_is_flat_over_fifty_iterations(
+    method: str, backend: str, native: dict[str, Any], precision: str
+) -> None:
+    """Of replays too, which allocate next to nothing: what a usual iteration leaves shows without them alone."""
     if backend == "spikingjelly":
         pytest.importorskip("spikingjelly")
-    allocated = train(subject_of(method, backend, precision), batches(50))
+    allocated = train(subject_of(method, backend, precision, **native), batches(50))
     assert len(set(allocated[5:])) == 1, allocated
 
 
@@ -191,26 +213,100 @@ def test_spikes_are_packed_to_the_bits_that_the_cpu_packs(dtype: torch.dtype, ch
 @pytest.mark.parametrize("method", [*METHODS, "tbptt-w2", "bptt-d0.5"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_replayed_iterations_train_as_those_that_are_not(method: str, precision: str) -> None:
-    """Without dropout, whose draws a graph makes in another order."""
+    """Without dropout, whose draws depend on what ran before: the tests below have it."""
     results = []
     for graphs in ("never", "always"):
-        subject = subject_of(method, "native", precision, graphs=graphs)
-        for module in subject.network.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0
+        subject = without_dropout(subject_of(method, "native", precision, graphs=graphs))
         train(subject, batches(12))
         results.append(weights(subject))
     torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
 
 
-def test_iterations_are_captured_while_a_loader_pins_batches_in_a_thread_of_its_own() -> None:
+@pytest.mark.parametrize(
+    ("method", "model"),
+    [
+        ("sltt-k1", {"name": "nf-resnet34", "width": 8}),
+        ("sltt-k2", {"name": "cnn", "channels": [32, 32], "normalisation": "none"}),
+    ],
+    ids=["nf-resnet34", "cnn"],
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_steps_that_come_several_at_once_are_replayed_as_usual(
+    method: str, model: dict[str, Any], precision: str
+) -> None:
+    """Those without a graph, in networks without batch norm."""
+    results = []
+    for graphs in ("never", "always"):
+        subject = subject_of(method, "native", precision, network={"model": model}, graphs=graphs)
+        train(subject, batches(12))
+        assert subject.backend.provenance()["steps without a graph"].startswith("up to")
+        results.append(weights(subject))
+    assert replays_of(subject).replayed == 9
+    torch.testing.assert_close(results[1], results[0], rtol=1e-3, atol=1e-4)
+
+
+def replays_of(subject: Experiment) -> GraphedIterations:
+    graphs = subject.backend.graphs  # type: ignore[attr-defined]
+    assert isinstance(graphs, GraphedIterations)
+    return graphs
+
+
+def dropped(subject: Experiment) -> Tensor:
+    """Where the latest iteration dropped, a replay or not: the mask of each layer, one after the other."""
+    if (graphs := subject.backend.graphs) is None:  # type: ignore[attr-defined]
+        layers = [module for module in subject.network.modules() if isinstance(module, SequenceDropout)]
+        masks = [layer.dropped for layer in layers if layer.dropped is not None]
+    else:
+        (recorded,) = graphs._recorded.values()
+        masks = [tensor for tensor in recorded.held if tensor.dtype == torch.bool]
+    return torch.cat([mask.flatten() for mask in masks])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_replay_draws_a_mask_of_its_own_and_the_one_that_a_usual_iteration_would(
+    method: str, precision: str
+) -> None:
+    """The states of both generators decide on it: torch's, which dropout uses, and that of the method's draws."""
+    subject = subject_of(method, "native", precision, graphs="always")
+    batch = [tensor.cuda() for tensor in batches(1)[0]]
+    train(subject, [batch] * 4)
+    torchs, methods_own = torch.cuda.get_rng_state(), subject.generator.get_state()
+    gradients, masks, states = [], [], []
+
+    def iterate() -> None:
+        subject.generator.set_state(methods_own)
+        subject.optimizer.zero_grad(set_to_none=True)
+        subject.backend.accumulate_gradients(subject, *batch)
+        gradients.append(torch.cat([p.grad.flatten().double() for p in subject.network.parameters()]))
+        if method != "sltt-k2":  # of which there are six graphs, each with its own masks
+            masks.append(dropped(subject).clone())
+        reset_state(subject.network)
+        states.append(torch.cuda.get_rng_state())
+
+    iterate()
+    iterate()
+    assert replays_of(subject).replayed == 3
+    torch.cuda.set_rng_state(torchs)
+    subject.backend.graphs = None  # type: ignore[attr-defined]
+    iterate()
+
+    first, second, usual = gradients
+    assert (first - usual).norm() < 0.01 * usual.norm()
+    assert (first - second).norm() > 0.1 * usual.norm()
+    assert torch.equal(states[0], states[2])
+    if masks:
+        assert torch.equal(masks[0], masks[2])
+        assert (masks[0] != masks[1]).float().mean().item() == pytest.approx(2 * 0.2 * 0.8, abs=0.05)
+        assert masks[0].float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_iterations_are_captured_while_a_loader_pins_batches_in_a_thread_of_its_own(precision: str) -> None:
     x, labels = (torch.cat(part) for part in zip(*batches(40), strict=True))
     results = []
     for graphs in ("never", "always"):
-        subject = subject_of("sltt", "native", graphs=graphs)
-        for module in subject.network.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0
+        subject = without_dropout(subject_of("sltt", "native", precision, graphs=graphs))
         loader = DataLoader(TensorDataset(x, labels), batch_size=32, num_workers=2, pin_memory=True)
         train(subject, loader)
         results.append(weights(subject))
@@ -239,10 +335,8 @@ def test_a_network_without_normalisation_trains_as_the_equations_do(fused: str) 
 def test_bptt_unit_by_unit_trains_as_bptt_does(model: dict[str, Any], graphs: str) -> None:
     results = []
     for recompute in (False, True):
-        subject = subject_of("bptt", "native", network={"model": model}, recompute=recompute, graphs=graphs)
-        for module in subject.network.modules():
-            if hasattr(module, "p"):
-                module.p = 0.0
+        native = {"recompute": recompute, "graphs": graphs}
+        subject = without_dropout(subject_of("bptt", "native", network={"model": model}, **native))
         train(subject, batches(8))
         results.append(weights(subject))
     assert "computed for all steps at once" in subject.backend.provenance()["units"]

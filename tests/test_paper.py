@@ -10,6 +10,8 @@ import pytest
 from sltt_bench.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
+COLUMNS = {"peak_memory": "memory_gb", "warm_epoch_time": "hours", "test_top1": "top1"}
+"""Metric of a claim → column of the paper."""
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +76,14 @@ def test_only_the_recipes_own_experiment_stands_beside_the_paper(paper: dict[str
 
 def test_a_claim_quotes_the_published_figures_and_its_threshold_is_their_ratio(paper: dict[str, Any]) -> None:
     """Rounded up to two decimals: what is claimed is not tighter than what was published."""
-    columns = {"peak_memory": "memory_gb", "warm_epoch_time": "hours", "test_top1": "top1"}
     checked = 0
     for name, published in paper["PUBLISHED"].items():
         by_method = {one.method: one for one in published}
         for claim in load_recipe(name).claims:
             if "second-hand" not in claim.source:
                 continue
-            base = getattr(by_method["bptt"], columns[claim.metric])
-            value = getattr(by_method[claim.method], columns[claim.metric])
+            base = getattr(by_method["bptt"], COLUMNS[claim.metric])
+            value = getattr(by_method[claim.method], COLUMNS[claim.metric])
             if claim.metric == "test_top1":
                 published_points = value - base if claim.relation == "exceeds_by_points" else base - value
                 assert claim.threshold == pytest.approx(published_points, abs=1e-9)
@@ -90,4 +91,17 @@ def test_a_claim_quotes_the_published_figures_and_its_threshold_is_their_ratio(p
                 assert 0 <= claim.threshold - value / base < 0.01
             assert f"{value:g}" in claim.says.replace(".30 %", ".3 %")
             checked += 1
-    assert checked == 14
+    assert checked == 16
+
+
+def test_each_published_figure_is_a_claim_of_its_recipe(paper: dict[str, Any]) -> None:
+    for name, (base, *others) in paper["PUBLISHED"].items():
+        figures = {
+            (one.method, metric)
+            for one in others
+            for metric, column in COLUMNS.items()
+            if None not in (getattr(base, column), getattr(one, column))
+        }
+        claims = [claim for claim in load_recipe(name).claims if "second-hand" in claim.source]
+        assert {(claim.method, claim.metric) for claim in claims} == figures, name
+        assert len(claims) == len(figures), name

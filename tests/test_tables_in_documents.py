@@ -1,13 +1,17 @@
 """The tables of figures in docs, row by row against the committed results that they come from."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from benchmarks import predict
+from benchmarks.launches import COMPETITORS, PROBLEMS, WITHIN, launches_of
 
 from sltt_bench.estimate.trace import trace_memory
 from sltt_bench.plan import Cell
@@ -271,23 +275,122 @@ IDEAS: dict[str, tuple[str, *tuple[tuple[str, str], ...]]] = {
 }  # fmt: skip
 
 
+SPIKINGJELLY, RELU, RECOMPUTE = "SpikingJelly SLTTLIFNode", "ReLU network, T times", "native sltt, recompute"
+UNITS, SAVING = "native bptt, recompute", "SpikingJelly LIFNode multi-step, blocks checkpointed in 3 chunks"
+GRAPHS = ", CUDA graphs"
+NORM = (", CUDA graphs, batch norm within neurons", ", CUDA graphs, batch norm by itself")
+FASTEST = f", neurons in float32{GRAPHS}"
+MEMORY = ("peak_tensor_bytes", 2.0**20, "MiB", 1)
+SECONDS, MILLISECONDS = ("wall_s", 1.0, "s", 2), ("wall_s", 1e-3, "ms", 2)
+TARGETS: tuple[tuple[str, tuple[str, str, str, str], tuple[str, float, str, int]], ...] = (
+    ("SLTT, peak live tensor bytes", ("memory-sltt", "fp32", "native sltt", SPIKINGJELLY), MEMORY),
+    ("the same in bf16", ("memory-sltt-mixed", "bf16", "native sltt", SPIKINGJELLY), MEMORY),
+    ("the same with recompute: memory", ("recompute", "fp32", RECOMPUTE, SPIKINGJELLY), MEMORY),
+    ("… against SpikingJelly with its own memory", ("recompute", "fp32", RECOMPUTE, f"{SPIKINGJELLY}, blocks checkpointed"), MEMORY),
+    ("… time, batch 32", ("recompute", "batch 32", RECOMPUTE, SPIKINGJELLY), SECONDS),
+    ("growth of SLTT's peak", ("growth", "T = 32", "native sltt, T = 32", "native sltt, T = 1"), MEMORY),
+    ("BPTT, peak live tensor bytes", ("memory-bptt", "fp32", "native bptt", "SpikingJelly LIFNode single-step"), MEMORY),
+    ("… SpikingJelly's memory optimisation at its best, which", ("memory-bptt", "fp32", "native bptt", SAVING), MEMORY),
+    ("BPTT unit by unit", ("recompute-bptt", "fp32", UNITS, "SpikingJelly LIFNode single-step"), MEMORY),
+    ("… SpikingJelly's memory", ("recompute-bptt", "fp32", UNITS, SAVING), MEMORY),
+    ("… VGG-11, 48²", ("recompute-bptt-vgg11", "vgg11", UNITS, "SpikingJelly LIFNode single-step"), MEMORY),
+    ("… VGG-11: SpikingJelly's memory", ("recompute-bptt-vgg11", "vgg11", UNITS, "SpikingJelly LIFNode multi-step, spikes as bits in 5 chunks"), MEMORY),
+    ("… time, batch 32: native BPTT", ("recompute-bptt-time", "batch 32", "native bptt, recompute", "native bptt"), ("process_s", 1.0, "s", 1)),
+    ("CPU time, SLTT, batch 32", ("cpu-time-sltt", "batch 32", "native sltt", SPIKINGJELLY), SECONDS),
+    ("… a ReLU network", ("cpu-time-sltt", "batch 32", "native sltt", RELU), SECONDS),
+    ("CPU time, BPTT, batch 32", ("cpu-time-bptt", "batch 32", "native bptt", "SpikingJelly LIFNode single-step"), SECONDS),
+    *(
+        (begins, (f"gpu-time-sltt-{network}", network, f"native sltt{GRAPHS}", baseline), MILLISECONDS)
+        for baseline, names in (
+            (SPIKINGJELLY + FASTEST, ("GPU time, SLTT, ResNet-18, batch 128", "… NF-ResNet-34, 224", "… VGG-11, 128")),
+            (RELU + GRAPHS, ("GPU time, SLTT, ResNet-18: a ReLU", "… NF-ResNet-34", "… VGG-11")),
+        )
+        for begins, network in zip(names, ("preact-resnet18", "nf-resnet34", "vgg11"), strict=True)
+    ),
+    ("GPU time, BPTT, ResNet-18", ("gpu-time-bptt", "resnet18", f"native bptt{GRAPHS}", f"SpikingJelly LIFNode multi-step{FASTEST}"), MILLISECONDS),
+    ("GPU time, SLTT-K1", ("sltt-k1-against-bptt", "nf-resnet34", f"native sltt-k1{GRAPHS}", f"native bptt{GRAPHS}"), MILLISECONDS),
+    *(
+        (begins, ("norm-within-neurons", network, *(f"native {method}{norm}" for norm in NORM)), MILLISECONDS)
+        for begins, network, method in (
+            ("GPU time, batch norm within", "resnet18", "sltt"), ("… ResNet-18, BPTT", "resnet18", "bptt"), ("… VGG-11, SLTT", "vgg11", "sltt"),
+        )
+    ),
+    ("GPU time, BPTT unit by unit", ("recompute-bptt-time", "batch 128", "native bptt, recompute", "native bptt"), MILLISECONDS),
+    ("GPU time with its sensors", ("nvml-sampling", "resnet18", "native sltt, with sensors", "native sltt, without sensors"), MILLISECONDS),
+)  # fmt: skip
+"""How a row of the table begins; the row of the benchmark, its problem's words, subject and baseline; the quantity, its
+unit and its digits."""
+
+
 def test_the_targets_of_the_native_backend_are_measured_as_written(bench: pd.DataFrame) -> None:
-    """Each amount in MiB or s of the column is a value of the benchmark, each ratio one of its ratios."""
-    sides = [*bench["subject_value"], *bench["baseline_value"]]
-    amounts = {f"{value / 2**20:.1f}" for value in sides} | {f"{value:.2f}" for value in sides}
-    amounts |= {f"{value:.1f}" for value in sides} | {f"{1000 * value:.2f}" for value in sides}
-    ratios = {
-        f"{value:.3f}" for name in ("ratio", "ratio_low", "ratio_high") for value in bench[name].dropna()
+    """Each row of the table is one row of the benchmark: ratio, interval, both sides in their unit, target and verdict."""
+    table_rows = table("native-backend.md", "native against | target")
+    for (name, wanted, written), target in zip(table_rows, TARGETS, strict=True):
+        begins, (row, problem, subject, baseline), (quantity, unit, symbol, digits) = target
+        assert name.startswith(begins)
+        found = bench[bench["problem"].str.contains(problem)].set_index(
+            ["row", "quantity", "subject", "baseline"]
+        )
+        (measured,) = found.sort_index().loc[[(row, quantity, subject, baseline)]].itertuples()
+        sides = [f"{value / unit:.{digits}f}" for value in (measured.subject_value, measured.baseline_value)]
+        between = " against ".join(sides) if row != "growth" else " to ".join(reversed(sides))
+        interval = (
+            ""
+            if quantity == "peak_tensor_bytes"
+            else f" [{measured.ratio_low:.3f}, {measured.ratio_high:.3f}]"
+        )
+        assert written.startswith(f"{measured.ratio:.3f}{interval} ({between} {symbol}"), (name, written)
+        assert (
+            math.isnan(measured.target) if wanted == "–" else float(wanted.split()[1]) == measured.target
+        ), name
+        assert ("not met" in written) == (str(measured.met) == "False"), name
+
+
+LAUNCHES = {
+    "reference, BPTT": "reference bptt",
+    "reference, SLTT": "reference sltt",
+    "a network of ReLUs, T times": "ReLU network, T times",
+    "native, BPTT": "native bptt",
+    "native, BPTT unit by unit": "native bptt, recompute",
+    "native, SLTT": "native sltt",
+    "native, SLTT-K1": "native sltt-k1",
+}
+"""Row of the table → what is counted."""
+QUICK = {("preact-resnet18", name) for name in ("native, BPTT", "native, SLTT", "native, SLTT-K1")}
+
+
+def launches_as_written() -> dict[tuple[str, str], str]:
+    """(network, row) → the cell. The table is a paragraph of a list."""
+    text = (ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^  \| launches an iteration.*\n(?:^  \|.*\n)+", text, re.MULTILINE)
+    (_, *problems), _, *rows = (
+        [cell.strip() for cell in line.strip(" |").split("|")] for line in lines.splitlines()
+    )
+    networks = [problem.split(",")[0] for problem in problems]
+    return {
+        (network, name): cell for name, *cells in rows for network, cell in zip(networks, cells, strict=True)
     }
-    checked = 0
-    for *_, measured in table("native-backend.md", "native against | target"):
-        ratio, inside = re.split(r" \(|\)", measured)[:2]
-        for number in re.findall(r"\d+\.\d+", ratio):
-            assert number in ratios, measured
-        for number in re.findall(r"\d+\.\d+", inside):
-            assert number in amounts, measured
-        checked += 1
-    assert checked == 29
+
+
+def test_the_table_of_launches_has_each_network_and_competitor() -> None:
+    networks = [problem.network.name for problem in PROBLEMS]
+    assert set(launches_as_written()) == {(network, name) for network in networks for name in LAUNCHES}
+    assert {competitor.name.removesuffix(WITHIN) for competitor in COMPETITORS} == {*LAUNCHES.values()}
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.15."), reason="the table was counted with torch 2.15")
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        pytest.param(*cell, marks=() if cell in QUICK else pytest.mark.long)
+        for cell in product((problem.network.name for problem in PROBLEMS), LAUNCHES)
+    ],
+)
+def test_launches_are_those_that_are_counted(network: str, name: str) -> None:
+    (problem,) = (problem for problem in PROBLEMS if problem.network.name == network)
+    (competitor,) = (one for one in COMPETITORS if one.name.removesuffix(WITHIN) == LAUNCHES[name])
+    counted = launches_of(competitor, problem)
+    assert launches_as_written()[network, name] == f"{counted.of.total()} ({counted.small})"
 
 
 ON_A_GPU = {

@@ -6,7 +6,9 @@ older ones (NVIDIA, "CUDA Compatibility").
 """
 
 import os
+import re
 import runpy
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -74,6 +76,33 @@ def why_unusable(gpus: list[Gpu], wheel: Wheel | None) -> str | None:
             f"{gpu.cuda_driver} at most"
         )
     return None
+
+
+def why_without_kernels(gpu: str, capability: tuple[int, int], architectures: Sequence[str]) -> str | None:
+    """Why a wheel built for these architectures (torch.cuda.get_arch_list()) has no kernels for a GPU of this compute
+    capability; None if it has some, or if none of the architectures is one of NVIDIA's.
+
+    Kernels for sm_XY run on X.Y and later minor versions of X, those for compute_XY are compiled by the driver on X.Y and
+    all that came after (NVIDIA, "CUDA C++ Programming Guide", section "Application Compatibility"). With the letter a
+    they are for X.Y alone, with f for later minor versions.
+    """
+    known = [match for name in architectures if (match := _ARCHITECTURE.fullmatch(name)) is not None]
+    if not known or any(_serves(match, capability) for match in known):
+        return None
+    built_for = ", ".join(match.string for match in known)
+    return f"torch has kernels for {built_for}, and none for {gpu} of compute capability {capability[0]}.{capability[1]}"
+
+
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+
+
+def _serves(architecture: re.Match[str], capability: tuple[int, int]) -> bool:
+    kind, major, minor, only = architecture.groups()
+    built_for = int(major), int(minor)
+    if only == "a":
+        return built_for == capability
+    later = built_for <= capability
+    return later and (built_for[0] == capability[0] or (kind == "compute" and not only))
 
 
 def why_absent(device: str, gpus: list[Gpu]) -> str | None:

@@ -71,7 +71,7 @@ int nvmlShutdown(void) { ANSWER(); }
 const char *nvmlErrorString(int code) { (void)code; return "an error of the fake"; }
 
 int nvmlSystemGetDriverVersion(char *version, unsigned length) { ANSWER(snprintf(version, length, "570.00.01")); }
-int nvmlSystemGetCudaDriverVersion(int *version) { ANSWER(*version = 12080); }
+int nvmlSystemGetCudaDriverVersion(int *version) { ANSWER(*version = (int)number("cuda_driver", 12080)); }
 int nvmlDeviceGetCount_v2(unsigned *count) { ANSWER(*count = (unsigned)number("count", 1)); }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) { ANSWER(*device = &devices[index]); }
