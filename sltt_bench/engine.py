@@ -119,7 +119,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         if len(rows) > 1:
             listener.ranks(epoch, rows)
         row = combined(rows)
-        diverged = not math.isfinite(train_loss) and setup.report_accuracy
+        diverged = _why_diverged(train_loss, experiment.scaler) if setup.report_accuracy else None
         due = setup.checkpoint_every and (epoch % setup.checkpoint_every == 0 or epoch == setup.epochs)
         try:
             if due and not diverged:  # before the row is reported: a checkpoint carries its epoch's row
@@ -129,8 +129,22 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         setup.after_epoch(epoch)
         if diverged:
             raise TrainingDiverged(
-                f"{DIVERGED} {train_loss} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
+                f"{diverged} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
             )
+
+
+SMALLEST_LOSS_SCALE = 2.0**-20
+"""Of fp16. It begins at 2¹⁶ and is halved where a gradient is not finite: below this, it is not for being too large."""
+
+
+def _why_diverged(train_loss: float, scaler: torch.amp.GradScaler) -> str | None:
+    """What became of the loss, or of gradients that are not finite at any scale, so that every step is skipped; None if
+    training goes on."""
+    if not math.isfinite(train_loss):
+        return f"{DIVERGED} {train_loss}"
+    if scaler.is_enabled() and scaler.get_scale() < SMALLEST_LOSS_SCALE:
+        return f"{DIVERGED} one of gradients that are not finite at any scale of fp16 (every step is skipped)"
+    return None
 
 
 class _Totals:
@@ -259,10 +273,10 @@ def _evaluation_batches(experiment: Experiment, loader: BatchLoader) -> Iterator
 def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, float]:
     """NeuroBench's metrics of the network as it is, over the test set: a pass of its own, outside every clock.
 
-    Raises torch.OutOfMemoryError on every rank if one runs out.
+    Raises on every rank if something fails on one: there what it was, elsewhere RuntimeError.
     """
     device = next(experiment.network.parameters()).device
-    shortage: torch.OutOfMemoryError | None = None
+    failure: Exception | None = None
     with InferenceCosts(experiment.network) as costs:
         samples = 0
         try:
@@ -270,11 +284,11 @@ def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, f
                 samples += len(batch[1])
                 # Without the backend's tricks: a layer that it runs once for all steps counts at each of them.
                 _run_forward(experiment, *_on_device(setup, batch, device))
-        except torch.OutOfMemoryError as error:
-            shortage = error
+        except Exception as error:
+            failure = error
     reset_state(experiment.network)
-    if any(rank["shortage"] for rank in experiment.ranks.gather({"shortage": shortage is not None})):
-        raise shortage or torch.OutOfMemoryError("on another rank")
+    if any(rank["failed"] for rank in experiment.ranks.gather({"failed": failure is not None})):
+        raise failure or RuntimeError("it failed on another rank")
     counts = costs.totals()
     totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
     return costs.figures(totals[:-1], int(totals[-1]))
@@ -315,9 +329,10 @@ class _LiveFigures:
 
 def training_state(experiment: Experiment, setup: TrainingSetup, epoch: int) -> dict[str, Any]:
     """Everything that the next epoch depends on, after `epoch` has ended; the same on every rank."""
+    device = next(experiment.network.parameters()).device
     draws = {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
     return {
         "epoch": epoch,
@@ -336,15 +351,35 @@ def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, An
     differently, and a rank that is new draws its dropout anew.
     """
     experiment.network.load_state_dict(state["model"])
-    experiment.optimizer.load_state_dict(state["optimizer"])
+    experiment.optimizer.load_state_dict(_with_own_kernels(experiment.optimizer, state["optimizer"]))
     setup.schedule.load_state_dict(state["schedule"])
-    experiment.scaler.load_state_dict(state["scaler"])
+    if state["scaler"]:  # one of another precision has none
+        experiment.scaler.load_state_dict(state["scaler"])
     ranks, draws = experiment.ranks, state["rng"].get("ranks") or [state["rng"]]  # as before there were ranks
     if ranks.rank < len(draws):
         torch.set_rng_state(draws[ranks.rank]["torch"])
-        for device, generator in enumerate(draws[ranks.rank]["cuda"][: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(generator, device)
+        _restore_draws_of_device(next(experiment.network.parameters()).device, draws[ranks.rank])
     else:
         torch.manual_seed(torch.initial_seed() + state["epoch"] * ranks.size)
     experiment.generator.set_state(state["rng"]["method"])
     setup.first_epoch = state["epoch"] + 1
+
+
+def _with_own_kernels(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state to load, with whether steps are fused as it is here: on another device they may have been otherwise."""
+    groups = [
+        {**theirs, "fused": ours.get("fused")}
+        for theirs, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return {**state, "param_groups": groups}
+
+
+def _restore_draws_of_device(device: torch.device, draws: Mapping[str, Any]) -> None:
+    """Its generator goes on where that of the checkpoint's device was, whichever GPU that was."""
+    if device.type != "cuda":
+        return
+    generators = draws.get("cuda", [draws.get("device")])  # earlier versions kept those of all GPUs
+    index = device.index or 0
+    generator = generators[index] if index < len(generators) else next(iter(generators), None)
+    if generator is not None:
+        torch.cuda.set_rng_state(generator, device)

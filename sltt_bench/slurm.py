@@ -92,7 +92,9 @@ class CellJob:
         if cores := os.environ.get("SLURM_CPUS_PER_TASK"):
             os.environ.setdefault("OMP_NUM_THREADS", cores)
         cell = cell_from_dict(dict(self.cell))
-        places = make_places(cell.device, per_cell=cell.recipe.train.devices, oversubscribe=True)
+        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+        on_this_node = max(1, cell.recipe.train.devices // nodes)
+        places = make_places(cell.device, per_cell=on_this_node, oversubscribe=True)
         whole_node = os.environ.get("SLURM_CPUS_ON_NODE") == str(os.cpu_count())
         beside = 0 if whole_node else self.neighbours  # no other job can run on its processors
         code = commands.run_plans(

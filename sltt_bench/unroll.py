@@ -275,7 +275,8 @@ class Unroll:
 
     def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:
         """L at the last step, 0 before: the outputs are summed within the graph."""
-        share = output / self.counted_steps
+        # A sum over many steps in half precision would lose what the last ones say.
+        share = output.to(torch.promote_types(output.dtype, torch.float32)) / self.counted_steps
         self._outputs = share if self._outputs is None else self._outputs + share
         last = t == self.timesteps - 1
         loss = self._loss(self._outputs) if last else output.float().sum() * 0

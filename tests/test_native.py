@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from engine_parts import Batches, Setup
+from engine_parts import Batches, Rows, Setup
 from on_backends import MODELS, T, build, gradient_error, train, train_reference
 from replays import RunsAgain
 from torch import Tensor, nn
@@ -522,19 +522,6 @@ def test_a_graph_is_recorded_for_each_choice_of_steps_before_the_first_is_replay
     gradients_of_batches(methods.create(f"sltt-k{k}", T), generator, make)
     assert captured == [0] * math.comb(T, k)
     assert made[0].replayed == 5
-
-
-class Rows:
-    """A listener that keeps what an epoch reports."""
-
-    def __init__(self) -> None:
-        self.rows: list[Any] = []
-
-    def epoch(self, row: Any) -> None:
-        self.rows.append(row)
-
-    def batch(self, *figures: Any) -> None:
-        pass
 
 
 def test_an_epoch_in_which_graphs_are_recorded_is_cold(smoke_cell: Callable[..., Any]) -> None:

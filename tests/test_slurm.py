@@ -308,6 +308,23 @@ def most_at_once(folder: Path) -> int:
 # Without Slurm ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("device", "first"), [("auto", "cuda:0"), ("cpu", "cpu")])
+def test_each_node_of_a_cell_has_its_share_of_the_processes(
+    device: str, first: str, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Any]
+) -> None:
+    """Of eight processes on two nodes of four GPUs: four here, on a GPU each, with all processors among them."""
+    given: dict[str, Any] = {}
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "2")
+    monkeypatch.setattr("sltt_bench.jobs._visible_gpus", lambda: 4)
+    monkeypatch.setattr("sltt_bench.jobs.usable_processors", lambda: 16)
+    monkeypatch.setattr("sltt_bench.commands.run_plans", lambda plans, **options: given.update(options) or 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    cell = {**smoke_cell(train__devices=8, train__batch_size=8).to_dict(), "device": device}
+    slurm.CellJob(cell, "out", "data", (), None, neighbours=0)()
+    (place,) = given["places"]
+    assert (place.device, len(place.further_devices), place.threads) == (first, 3, 4)
+
+
 def test_a_folder_without_a_submission_is_wrong_usage(tmp_path: Path) -> None:
     code, output = call("status", str(tmp_path))
     assert code == 2

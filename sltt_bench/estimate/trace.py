@@ -3,8 +3,8 @@
 Autograd, autocast, optimiser, method and backend are the real ones. The fake tensors live on the CPU also
 where a run on a GPU is estimated: without a GPU at hand the autograd engine refuses to run for CUDA tensors,
 fake or not. What differs between the two is imitated: the precision is the GPU's, in autocast of the CPU
-with the same format (for the operations of these networks both autocasts have the same lists), and the
-optimiser is fused. Loss scaling is left out: it reads values, and takes a few bytes.
+with the same format (for the operations of these networks both autocasts have the same lists, but for group
+norm), and the optimiser is fused. Loss scaling is left out: it reads values, and takes a few bytes.
 
 A method that chooses among the T steps needs more memory for some choices than for others: a first step has
 no state yet, a first chosen one no gradients. A long run meets the costliest choice, so the estimate is the
@@ -21,7 +21,7 @@ from math import comb
 from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sltt_bench import methods
 from sltt_bench.distributed import Ranks
@@ -183,7 +183,16 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
     subject.scaler = torch.amp.GradScaler("cpu", enabled=False)
     subject.network.train()
     subject.optimizer = build_optimizer(recipe, subject.network, fused=device_type == "cuda")
+    if device_type == "cuda" and train.precision in ("fp16", "bf16"):
+        for module in subject.network.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(_in_float32)
     return subject
+
+
+def _in_float32(norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """As autocast of CUDA has group norm, and that of the CPU has not."""
+    return (args[0].float(), *args[1:])
 
 
 def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> None:

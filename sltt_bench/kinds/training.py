@@ -87,6 +87,7 @@ def join_ranks(job: Job, device: torch.device, profiler: Profiler, reporter: "Re
     ranks = join(device)
     reporter.facts(ranks=ranks.size)
     reporter.send("measured_with", ranks=ranks.gather(profiler.description()))
+    profiler.together = partial(ranks.gather, {})
     return ranks
 
 
@@ -133,15 +134,17 @@ def check_steps_again(cell: Cell, device: torch.device, loader: Any, preprocess:
 
 
 def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, reporter: "Reporter") -> None:
-    """What the trained network costs at inference; a cell that lacks the memory for that is whole all the same."""
+    """What the trained network costs at inference; a cell in which that fails is whole all the same."""
     columns = [column.name for column in INFERENCE_COLUMNS]
     if cell.synthetic:
         profiler.absent |= dict.fromkeys(columns, "the data are random")
         return
     try:
-        reporter.facts(**engine.inference_costs(subject, setup))
-    except torch.OutOfMemoryError:
-        profiler.absent |= dict.fromkeys(columns, "out of memory while they were counted")
+        costs = engine.inference_costs(subject, setup)
+    except Exception as error:
+        profiler.absent |= dict.fromkeys(columns, f"they could not be counted: {classify(error)[1]}")
+    else:
+        reporter.facts(**costs)
 
 
 def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[], int]) -> int | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sltt_bench.neurons import SpikingNeuron, input_of_call
+from sltt_bench.precision import ieee_float32
 
 MAC_PJ, AC_PJ = 4.6, 0.9
 SYNAPTIC = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -77,17 +78,19 @@ class InferenceCosts:
     @torch.no_grad()
     def _count_synapses(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = input_of_call(args, kwargs).detach()
-        active = (x != 0).float()
-        spiking = ((x == 0) | (x.abs() == 1)).all()
-        effective = _connections_of(layer, active, layer.weight != 0)  # type: ignore[arg-type]
-        self._effective += torch.stack(
-            [torch.where(spiking, 0, effective), torch.where(spiking, effective, 0)]
-        )
-        key = (layer, tuple(x.shape[1:]))
-        if key not in self._dense_of_one:
-            everything = torch.ones_like(layer.weight, dtype=torch.bool)  # type: ignore[arg-type]
-            self._dense_of_one[key] = int(_connections_of(layer, torch.ones_like(active[:1]), everything))
-        self._dense += self._dense_of_one[key] * len(x)
+        # Counts are whole numbers, beyond those of half precision and of TF32.
+        with torch.autocast(x.device.type, enabled=False), ieee_float32():
+            active = (x != 0).float()
+            spiking = ((x == 0) | (x.abs() == 1)).all()
+            effective = _connections_of(layer, active, layer.weight != 0)  # type: ignore[arg-type]
+            self._effective += torch.stack(
+                [torch.where(spiking, 0, effective), torch.where(spiking, effective, 0)]
+            )
+            key = (layer, tuple(x.shape[1:]))
+            if key not in self._dense_of_one:
+                everything = torch.ones_like(layer.weight, dtype=torch.bool)  # type: ignore[arg-type]
+                self._dense_of_one[key] = int(_connections_of(layer, torch.ones_like(active[:1]), everything))
+            self._dense += self._dense_of_one[key] * len(x)
 
     @torch.no_grad()
     def _count_activations(self, layer: nn.Module, inputs: Any, spikes: Tensor) -> None:

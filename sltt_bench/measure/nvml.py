@@ -129,12 +129,20 @@ class GpuSensors:
             "power_limit_w": self._call("nvmlDeviceGetEnforcedPowerLimit", lambda mw: mw / 1000),
             "temperature_c": now.temperature_c,
             "device_bytes": now.device_bytes,
-            "other_compute_processes": self._call(
-                _PROCESSES, lambda processes: sum(p.pid != os.getpid() for p in processes)
-            ),
+            "other_compute_processes": self._other_processes(),
         }
         missing = {name: reading.reason for name, reading in readings.items() if isinstance(reading, Missing)}
         return {**{name: value_of(reading) for name, reading in readings.items()}, "missing": missing}
+
+    def _other_processes(self) -> Reading[int]:
+        """How many are on the GPU beside this one, which the driver must list for that."""
+        listed = self._call(_PROCESSES, list)
+        if isinstance(listed, Missing):
+            return listed
+        others = [process for process in listed if process.pid != os.getpid()]
+        if listed and len(others) == len(listed):
+            return Missing("the driver counts pids apart (a container): which process is this one is unknown")
+        return len(others)
 
     def process_bytes(self) -> Reading[int]:
         """Memory that this process uses, where the driver tells it."""

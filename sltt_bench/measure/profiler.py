@@ -53,6 +53,8 @@ class Profiler:
         self.unmeasurable = unmeasurable
         self.notes: dict[str, str] = {}
         """Column of epochs.csv → what to know about its figures."""
+        self.together: Callable[[], object] = lambda: None
+        """Called before an epoch's clocks start: returns when every process that shares the cell's batches has come to it."""
         self.compute = compute_device(device)
         self.watch: GpuWatch | None = None
         """The sensors of the GPU; None without."""
@@ -154,6 +156,7 @@ class EpochProfile:
         A body that raises leaves no figures: part of an epoch is not an epoch.
         """
         profiler, compute, watch = self._profiler, self._profiler.compute, self._profiler.watch
+        profiler.together()
         with profiler.phase("train", self._number) as readings:
             profiler.processors.begin()
             compute.synchronize()

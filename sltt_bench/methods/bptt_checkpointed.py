@@ -33,12 +33,13 @@ class CheckpointedBPTT:
     def _run(self, unroll: Unroll, start: int, state: State) -> tuple[Tensor, State]:
         """The segment's share of L and the state after it, from the state before it."""
 
-        def steps(state: State) -> tuple[Tensor, State]:
+        def steps(state: State, x: Tensor) -> tuple[Tensor, State]:
             unroll.restore_state(state)
             loss = unroll.step(start)
             for t in range(start + 1, min(start + self.segment, unroll.timesteps)):
                 loss = loss + unroll.step(t)
             return loss, unroll.save_state()
 
-        result: tuple[Tensor, State] = checkpoint(steps, state, use_reentrant=False)
+        # torch keeps the random numbers of the devices of what it is given, and a first state is on none.
+        result: tuple[Tensor, State] = checkpoint(steps, state, unroll.inputs[start], use_reentrant=False)
         return result

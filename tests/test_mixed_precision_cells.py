@@ -1,0 +1,244 @@
+"""What half precision must not change: counts, sums over many steps, the end of a training that no longer learns, and
+a checkpoint's way to another device."""
+
+import io
+import math
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from engine_parts import Batches, Rows, Setup
+from torch import Tensor, nn
+
+from sltt_bench import engine, experiment
+from sltt_bench.estimate.trace import trace_memory
+from sltt_bench.experiment import Experiment
+from sltt_bench.failures import DIVERGED
+from sltt_bench.kinds.training import report_costs
+from sltt_bench.measure import Profiler
+from sltt_bench.measure.neurobench import InferenceCosts
+from sltt_bench.methods import bptt_checkpointed
+from sltt_bench.methods.rate import Rates
+from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.plan import Cell
+from sltt_bench.recipe import load_recipe
+from sltt_bench.tuning.choice import is_lost
+from sltt_bench.worker import Reporter
+
+CPU = torch.device("cpu")
+
+
+def subject_of(method: str = "sltt", precision: str = "fp16", **overrides: Any) -> Experiment:
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    model = dotted.pop("model", {"name": "mlp", "hidden": [16]})
+    recipe = load_recipe(
+        "digits",
+        {"train.precision": precision, "timesteps": 4, "model": model, **dotted},
+        chosen_methods=[method],
+    )
+    cell = Cell(recipe, method, "reference", seed=0, device="cpu")
+    subject = experiment.assemble(cell, CPU, experiment.make_backend(cell))
+    subject.network.train()
+    return subject
+
+
+def batch(samples: int = 8, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x = scale * torch.randn(samples, 1, 8, 8, generator=generator)
+    return x, torch.randint(10, (samples,), generator=generator)
+
+
+# Counts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(2048, 512), (2048,)),
+        (nn.Conv2d(64, 128, 3, padding=1), (64, 8, 8)),
+        (nn.Conv2d(256, 512, 3), (256, 4, 4)),
+    ],
+    ids=str,
+)
+def test_operations_of_inference_are_whole_numbers_in_any_precision(
+    layer: nn.Module, shape: tuple[int, ...], half: torch.dtype
+) -> None:
+    """There are more of them than fp16 has numbers (65504), and bf16 has eight digits of each."""
+    network = nn.Sequential(layer)
+    x = (torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    counts = []
+    for context in (torch.autocast("cpu", enabled=False), torch.autocast("cpu", half)):
+        with torch.no_grad(), InferenceCosts(network) as costs, context:
+            network(x)
+        counts.append(costs.totals().tolist())
+    assert counts[0] == counts[1]
+    assert all(map(math.isfinite, counts[0]))
+
+
+def test_a_trained_cell_is_whole_though_its_costs_cannot_be_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any) -> None:
+        raise OverflowError("cannot convert float infinity to integer")
+
+    monkeypatch.setattr("sltt_bench.measure.neurobench._connections_of", fails)
+    subject, (x, labels) = subject_of(precision="fp32"), batch()
+    setup: Any = Setup(test=Batches([(x, labels)]))
+    cell: Any = type("Cell", (), {"synthetic": False})
+    with Profiler(CPU) as profiler:
+        report_costs(cell, subject, setup, profiler, Reporter(io.StringIO(), None))
+    assert profiler.absent["dense_synops"].startswith("they could not be counted: ")
+    assert "infinity" in profiler.absent["dense_synops"]
+
+
+# Sums over many steps ---------------------------------------------------------------------------
+
+
+def test_the_mean_output_over_many_steps_is_not_that_of_half_precision() -> None:
+    """In bf16 a sum of 400 equal shares loses a third of them."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        subject, (x, labels) = subject_of("bptt", precision, timesteps=400, loss__average="outputs"), batch()
+        with torch.no_grad():
+            subject.network.get_parameter("classifier.bias").copy_(torch.linspace(-2, 2, 10))
+        losses[precision] = float(subject.accumulate_gradients(x, labels).summed_loss)
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_a_mean_rate_over_many_steps_is_not_that_of_half_precision() -> None:
+    layer, rates = LIF(LIFParameters(tau=2.0)), Rates()
+    spikes = (torch.rand(784, 1000, generator=torch.Generator().manual_seed(0)) < 0.25).bfloat16()
+    for step in spikes:
+        rates.follow(layer, step, step)
+    mean = rates.rate_of(layer, torch.zeros(1000))
+    torch.testing.assert_close(mean, spikes.float().mean(0), rtol=1e-3, atol=1e-3)
+
+
+# A training that no longer learns -----------------------------------------------------------------
+
+
+def trained(subject: Experiment, x: Tensor, labels: Tensor, epochs: int) -> list[Any]:
+    recipe = load_recipe("digits")
+    setup = engine.TrainingSetup(
+        train=Batches([(x, labels)] * 20),
+        evaluated={},
+        preprocess=Setup.preprocess,
+        schedule=experiment.build_schedule(recipe, subject.optimizer),
+        epochs=epochs,
+        checkpoint_every=0,
+    )
+    told: Any = Rows()
+    with Profiler(CPU) as profiler:
+        engine.train(subject, setup, profiler, told)
+    return list(told.rows)
+
+
+def test_gradients_that_are_finite_at_no_scale_end_the_training() -> None:
+    """A potential that is infinite is a spike, and the loss stays finite: the scaler alone knows, and skips every step."""
+    subject = subject_of(model={"name": "mlp", "hidden": [64, 32]}, neuron__reset="hard")
+    with pytest.raises(engine.TrainingDiverged, match="not finite at any scale") as failure:
+        trained(subject, *batch(scale=7e4), epochs=5)
+    assert is_lost("error", str(failure.value)), "a trial that ends so is lost, and not an error of the tool"
+    assert str(failure.value).startswith(DIVERGED)
+
+
+def test_a_training_in_fp16_that_skips_its_first_steps_goes_on() -> None:
+    subject = subject_of()
+    subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    trained(subject, *batch(), epochs=3)
+    assert 1 < subject.scaler.get_scale() < 2.0**60
+
+
+# Checkpoints on another device ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_checkpoint_of_a_device_with_other_kernels_is_gone_on_with_by_ones_own(optimizer: str) -> None:
+    """A CPU's optimiser is not fused, a GPU's is: the scaler of fp16 asks for the one that it was told of."""
+    began = subject_of(precision="fp32", train__optimizer=optimizer)
+    began.training_iteration(*batch())
+    setup: Any = Setup()
+    setup.schedule = experiment.build_schedule(load_recipe("digits"), began.optimizer)
+    state = deepcopy(engine.training_state(began, setup, epoch=1))
+    recipe = load_recipe("digits", {"train.optimizer": optimizer})
+    subject = subject_of(train__optimizer=optimizer)
+    subject.optimizer = experiment.build_optimizer(recipe, subject.network, fused=True)
+    setup.schedule = experiment.build_schedule(recipe, subject.optimizer)
+    engine.restore(subject, setup, state)
+    assert [group["fused"] for group in subject.optimizer.param_groups] == [True]
+    assert state["optimizer"]["param_groups"][0]["fused"] is not True, "what was read stays as it is"
+    subject.training_iteration(*batch())
+
+
+@pytest.mark.parametrize("there", ["device", "of all GPUs, by an earlier version"])
+def test_the_random_numbers_of_a_gpu_go_on_on_whichever_it_is(
+    there: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_to: dict[Any, Tensor] = {}
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state", lambda state, device: set_to.update({str(device): state})
+    )
+    state = torch.tensor([1, 2, 3])
+    draws = {"device": state} if there == "device" else {"cuda": [state]}
+    engine._restore_draws_of_device(torch.device("cuda", 1), draws)
+    assert list(set_to) == ["cuda:1"]
+    assert torch.equal(set_to["cuda:1"], state)
+    engine._restore_draws_of_device(CPU, draws)
+    engine._restore_draws_of_device(torch.device("cuda", 0), {"device": None})  # a checkpoint of a CPU
+    assert len(set_to) == 1
+
+
+# Checkpoints in time, and estimates ---------------------------------------------------------------
+
+
+def test_every_segment_that_is_computed_again_tells_torch_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a tensor that it is given: torch keeps the random numbers of those devices, and a first state is on none."""
+    given: list[list[Tensor]] = []
+    checkpoint: Callable[..., Any] = bptt_checkpointed.checkpoint
+
+    def noted(function: Any, state: Any, *arguments: Any, **options: Any) -> Any:
+        given.append([argument for argument in arguments if isinstance(argument, Tensor)])
+        return checkpoint(function, state, *arguments, **options)
+
+    monkeypatch.setattr(bptt_checkpointed, "checkpoint", noted)
+    subject_of("bptt-ckpt2", "fp32").accumulate_gradients(*batch())
+    assert len(given) == 2
+    assert all(given)
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_an_estimate_for_a_gpu_has_group_norm_in_float32(method: str) -> None:
+    """As autocast of CUDA has it; that of a CPU leaves it in half, and so does what is stored behind it."""
+    overrides = {
+        "model": {"name": "cnn", "channels": [32, 32], "normalisation": "group"},
+        "train.precision": "bf16",
+    }
+    cell = Cell(
+        load_recipe("digits", overrides, chosen_methods=[method]), method, "reference", seed=0, device="cpu"
+    )
+    on_cpu, on_gpu = (trace_memory(cell, device).peak_bytes for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    assert on_gpu > 1.1 * on_cpu
+    plain = {
+        "model": {"name": "cnn", "channels": [32, 32], "normalisation": "none"},
+        "train.precision": "bf16",
+    }
+    cell = Cell(
+        load_recipe("digits", plain, chosen_methods=[method]), method, "reference", seed=0, device="cpu"
+    )
+    on_cpu, on_gpu = (trace_memory(cell, device).peak_bytes for device in ("cpu", "cuda"))  # type: ignore[arg-type]
+    assert on_gpu == pytest.approx(on_cpu, rel=0.02)
+
+
+def test_no_process_of_a_cell_starts_its_clock_before_all_have_come() -> None:
+    """Else the others of rank 0 would count, as their training, how long it writes a checkpoint."""
+    came = []
+    with Profiler(CPU) as profiler:
+        profiler.together = lambda: came.append(time.sleep(0.4))
+        epoch = profiler.epoch(1)
+        with epoch.train():
+            assert len(came) == 1
+    train_s = epoch.figures()["train_s"]
+    assert isinstance(train_s, float)
+    assert train_s < 0.2
