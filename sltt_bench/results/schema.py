@@ -104,7 +104,8 @@ lr                        float  learning rate of the epoch
 train_s                   float  seconds of training, device synchronised at both ends, waiting for data
                                  included
 eval_s                    float  seconds of evaluation, device synchronised at both ends
-data_wait_s               float  seconds of train_s spent waiting for the next batch
+data_wait_s               float  seconds of train_s that the process spent waiting for the next batch; on a GPU what
+                                 it had handed to the device may have gone on meanwhile
 samples                   int    training samples of the epoch
 samples_per_s             float  samples / train_s
 backward_passes           float  backward passes of a training iteration, mean over the epoch
@@ -112,7 +113,8 @@ allocated_at_reset_bytes  int    CUDA allocator: what it had given out when its 
                                  epoch's training: weights, optimiser state, the last iteration's gradients,
                                  and workspaces of libraries, which are no part of live tensors
 peak_allocated_bytes      int    CUDA allocator: peak of memory allocated to tensors while training
-peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from the device while training
+peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from the device while training, with what
+                                 an evaluation before it left in the allocator's cache
 peak_nvml_bytes           int    NVML: peak of memory used, by sampling, while training
 peak_nvml_scope           str    whose memory that is: process or device
 peak_rss_bytes            int    operating system: peak resident set of the worker process (VmHWM) while
