@@ -50,8 +50,8 @@ def examine() -> list[DoctorFinding]:
     """Everything that decides what can be measured here."""
     processors = Processors(os.getpid())
     processors.begin()
-    torch = list(_torch())  # takes long enough to watch the processors meanwhile
-    return [*_machine(), _processors(processors.shares()), *_gpus(), *torch, *_loading(), *_extras()]
+    of_torch = list(_torch())  # takes long enough to watch the processors meanwhile
+    return [*_machine(), _processors(processors.shares()), *_gpus(), *of_torch, *_loading(), *_extras()]
 
 
 def _machine() -> Iterator[DoctorFinding]:

@@ -100,7 +100,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         train_loss, train_top1, _ = trained.means()
         row = {
             "epoch": epoch,
-            "cold": epoch == setup.first_epoch or backends.preparations(experiment.backend) != prepared,
+            "cold": epoch == setup.first_epoch or backends.preparations(experiment.backend) > prepared,
             "lr": lr,
             "train_loss": train_loss,
             "samples": trained.samples,
@@ -287,8 +287,10 @@ def inference_costs(experiment: Experiment, setup: TrainingSetup) -> dict[str, f
         except Exception as error:
             failure = error
     reset_state(experiment.network)
-    if any(rank["failed"] for rank in experiment.ranks.gather({"failed": failure is not None})):
-        raise failure or RuntimeError("it failed on another rank")
+    text = "" if failure is None else f"{type(failure).__name__}: {failure}"
+    failed = [rank["failure"] for rank in experiment.ranks.gather({"failure": text}) if rank["failure"]]
+    if failed:
+        raise failure or RuntimeError(f"on another rank, {failed[0]}")
     counts = costs.totals()
     totals = experiment.ranks.add_up(torch.cat([counts, counts.new_tensor([samples])]))
     return costs.figures(totals[:-1], int(totals[-1]))
@@ -368,8 +370,8 @@ def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, An
 def _with_own_kernels(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> dict[str, Any]:
     """The state to load, with whether steps are fused as it is here: on another device they may have been otherwise."""
     groups = [
-        {**theirs, "fused": ours.get("fused")}
-        for theirs, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        {**saved, "fused": group.get("fused")}
+        for saved, group in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     return {**state, "param_groups": groups}
 

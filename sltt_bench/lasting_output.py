@@ -19,16 +19,12 @@ def open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
-_GONE = (errno.EPIPE, errno.EIO)
-"""How a reader that stopped and a terminal that was closed read."""
-
-
 class LastingOutput:
     """A stream of text; from the first write that fails on, what is written goes nowhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self.loss = ""
-        """Why what was written is not all where it should be; '' if it is, or if its reader went away."""
+        """Why what was written is not all where it should be; '' if it is, or if its reader or its terminal went away."""
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -46,7 +42,7 @@ class LastingOutput:
 
     def _to_nowhere(self, error: OSError) -> None:
         """What the stream still holds must have somewhere to go, too: it is flushed when Python ends."""
-        if error.errno not in _GONE:
+        if error.errno != errno.EPIPE and not (error.errno == errno.EIO and self._stream.isatty()):
             self.loss = error.strerror or str(error)
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())

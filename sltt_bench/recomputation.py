@@ -143,7 +143,7 @@ def _is_plain(value: Any) -> bool:
         return all(_is_plain(each) for each in value.values())
     if isinstance(value, (list, tuple, set, deque)):
         return all(_is_plain(each) for each in value)
-    return isinstance(value, (int, float, complex, str))
+    return isinstance(value, (int, float, complex, str, np.generic))
 
 
 def _generators(x: Tensor) -> tuple[Tensor, Tensor]:

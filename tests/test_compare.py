@@ -204,6 +204,16 @@ def test_in_a_narrow_terminal_every_line_of_a_record_has_a_name_and_a_value(tmp_
     assert all(part.strip() for line in records for part in line.split(":", 1)), records
 
 
+def test_one_more_test_sample_is_no_change_of_accuracy(tmp_path: Path) -> None:
+    """Of fifty test samples one is two points, in every seed alike."""
+    recipe = varied(RECIPE, data__test_samples=50)
+    for name, top1 in (("a", 0.90), ("b", 0.92)):
+        into = HandmadeRun(tmp_path / name, recipe=recipe)
+        for seed in range(5):
+            into.cell("sltt", seed, train_s=[9.0, 2.0], top1=[0.5, top1])
+    assert words(compared(tmp_path))["sltt", "last_test_top1"] == "within the noise"
+
+
 def test_a_slower_epoch_that_waited_for_data_is_no_regression_of_the_method(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0] * 5)
     slower = HandmadeRun(tmp_path / "b", device_name="Example CPU, 2 threads")

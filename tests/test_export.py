@@ -373,9 +373,14 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
         )
         Path("link").unlink(missing_ok=True)
         Path("link").symlink_to("elsewhere")
-        assert call(*one, "--out", "link")[0] == 0
-        assert Path("link").is_symlink(), "/dev/stdout is one"
-        assert Path("elsewhere").stat().st_size == len(before)
+        for _ in ("there is none yet", "it is written anew"):
+            assert call(*one, "--out", "link")[0] == 0
+            assert Path("link").is_symlink(), "/dev/stdout is one"
+            assert Path("elsewhere").stat().st_size == len(before)
+        with monkeypatch.context() as disk:
+            disk.setattr(os, "fsync", full)
+            assert call(*one, "--out", "link")[0] == 2
+        assert Path("elsewhere").stat().st_size == len(before), "what was there stays"
     assert not list(Path().glob(".*.tmp"))
     (checkpoint, *_) = run.glob("checkpoints/*.pt")
     checkpoint.write_bytes(b"torn")

@@ -62,6 +62,7 @@ def test_times_are_others_where_processors_were_full_and_more_than_a_twentieth_w
     assert used_by_others([1.0, 1.0], [0.8, 0.8], [0.3, 0.3]) == 0.0, "there was room"
     assert used_by_others([1.0, 1.0], [1.0, 1.0], [0.05, 0.05]) == 0.0
     assert used_by_others([], [], []) == 0.0, "nothing is known"
+    assert used_by_others([0.0], [1.0], [0.5]) == 0.0, "a damaged file"
 
 
 def test_what_disturbed_one_epoch_of_many_disturbs_a_sum_and_no_median() -> None:
@@ -81,6 +82,7 @@ def test_warm_epochs_decide_whether_times_were_disturbed() -> None:
         "other programs used 27%"
     )
     assert disturbance([unknown]) == ""
+    assert disturbance([{**cold, "cpu_util_mean": ""}, warm]) == "", "a damaged file"
 
 
 def test_a_network_that_never_fires_says_so_in_the_run_and_its_row(tmp_path: Path) -> None:

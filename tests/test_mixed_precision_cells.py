@@ -129,10 +129,10 @@ def trained(subject: Experiment, x: Tensor, labels: Tensor, epochs: int) -> list
         epochs=epochs,
         checkpoint_every=0,
     )
-    told: Any = Rows()
+    listener: Any = Rows()
     with Profiler(CPU) as profiler:
-        engine.train(subject, setup, profiler, told)
-    return list(told.rows)
+        engine.train(subject, setup, profiler, listener)
+    return list(listener.rows)
 
 
 def test_gradients_that_are_finite_at_no_scale_end_the_training() -> None:

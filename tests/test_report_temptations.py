@@ -4,6 +4,7 @@ Each temptation builds folders and names the words that must stand in the report
 report is the Markdown page without pictures: every sentence, verdict, table and note of it.
 """
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -548,6 +549,63 @@ def a_program_that_worked_beside_one_epoch_of_many(top: Path) -> None:
             into.cell(
                 method, seed, train_s=[9.0, *[seconds] * 9], top1=[0.9] * 10, peak_tensor_bytes=PEAKS[method],
                 cpu_util_mean=1.0, cpu_others_mean=[0.6, 0.6, *[0.01] * 8],
+            )  # fmt: skip
+
+
+@temptation(
+    "sltt: a cell went on under other conditions than it began with (torch or CUDA version: torch 2.1.0 and torch 2.6.0)",
+    words=["inconclusive"],
+)
+def a_cell_that_was_resumed_with_another_torch(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    for seed in range(3):
+        cell = into.cell("sltt", seed, train_s=[9, 1.9, 1.9], attempt=2, peak_tensor_bytes=PEAKS["sltt"])
+        rows = (into.path / EPOCHS_FILE).read_text()
+        (into.path / EPOCHS_FILE).write_text(rows.replace(f"{cell},2,", f"{cell},1,", 2))
+        attempts = {"1": {"packages": {"torch": "2.1.0"}}, "2": {"packages": {"torch": "2.6.0"}}}
+        told_before = json.loads((into.path / "provenance.json").read_text()).get("cells", {})
+        into.tell({"cells": {**told_before, cell: {"attempts": attempts}}})
+
+
+@temptation("sltt: 2 of 5 seeds finished (3 error)", words=["inconclusive"])
+def seeds_that_diverged_are_no_sample_of_what_a_method_reaches(top: Path) -> None:
+    into = run(top / "a", {**ACCURACY, "threshold": 1.0})
+    measure(into, range(5), ["bptt"])
+    measure(into, [0, 1], ["sltt"], last={"sltt": 0.95})
+    for seed in (2, 3, 4):
+        into.cell(
+            "sltt",
+            seed,
+            status="error",
+            reason="the training loss became infinite in epoch 2; lower train.lr",
+        )
+
+
+@temptation("native: other programs used 40% of the processors while it trained")
+def a_backend_that_ran_beside_another_program(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["bptt"], backend="native", cpu_util_mean=1.0, cpu_others_mean=0.4)
+
+
+@temptation("| spikingjelly |")
+def a_backend_with_a_library_of_its_own_stands_beside_the_others(top: Path) -> None:
+    facts = {"packages": {"torch": "2.6.0", "spikingjelly": "0.0.0.0.14"}}
+    into = run(top / "a", TIME, facts=facts)
+    measure(into, methods=["bptt"])
+    measure(into, methods=["bptt"], backend="spikingjelly")
+
+
+@temptation(never=["unsound"], words=["held"])
+def an_epoch_that_validation_data_chose(top: Path) -> None:
+    """It is not the best on test data, and need not be."""
+    into = run(top / "a", ACCURACY)
+    for method in ("bptt", "sltt"):
+        for seed in range(3):
+            into.cell(
+                method, seed, train_s=[9, 2, 2], top1=[0.5, 0.92, 0.9], validation_top1=[0.5, 0.8, 0.9],
+                peak_tensor_bytes=PEAKS[method], cell={"validation": "held back", "best_epoch": 3, "best_test_top1": 0.9},
             )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from sltt_bench.identity import short_hash
 from sltt_bench.report import make_report
+from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import NotComparable
@@ -214,6 +215,46 @@ def test_an_untuned_run_under_other_conditions_is_no_counterpart(
     assert missing.command == "sltt-bench run digits --method bptt,sltt"
 
 
+def test_a_method_that_was_tuned_to_two_settings_is_not_averaged_over_them(tmp_path: Path) -> None:
+    for number, (lr, last) in enumerate([(0.01, 0.95), (1.0, 0.55)]):
+        run = HandmadeRun(tmp_path / str(number), recipe=TARGET, number=50 * number)
+        for seed in (0, 1, 2):
+            tuned_cell(run, "bptt", seed, lr, last)
+            tuned_cell(run, "sltt", seed, 0.1, 0.8)
+    (group,) = make_groups(read_results([tmp_path]))
+    assert isinstance(group.difference("last_test_top1", "sltt", "bptt"), NotComparable)
+    settings = [
+        breach for breach in group.breaches if "tuned to different settings in different runs" in breach.text
+    ]
+    assert [(breach.methods, breach.blocks) for breach in settings] == [(("bptt",), True)]
+
+
+@pytest.mark.parametrize(("field", "word"), [("model.hidden", "not measured"), ("train.lr", "held")])
+def test_a_claim_about_memory_is_not_judged_on_networks_that_each_method_chose(
+    field: str, word: str, tmp_path: Path
+) -> None:
+    claim = {
+        "says": "less memory", "source": "a paper", "when": {}, "metric": "peak_memory", "method": "sltt", "baseline": "bptt",
+        "relation": "at_most_ratio", "threshold": 0.3,
+    }  # fmt: skip
+    recipe = varied(RECIPE, model={"name": "mlp", "hidden": [100]}, claims=[claim])
+    run, protocol = HandmadeRun(tmp_path / "tuned", recipe=recipe), {**PROTOCOL, "grid": {field: [50, 400]}}
+    for method, peak in (("bptt", 100), ("sltt", 20)):
+        for seed in (0, 1, 2):
+            about = {"recipe_hash": "alike"}
+            cell_id = run.cell(
+                method, seed, peak_tensor_bytes=peak * 2**20, cell={"trials": 6, **about}, **about
+            )
+            tuned = {
+                "recipe": varied(recipe, train__epochs=3),
+                "options": {"tuned": {"protocol": protocol, "trials": 6}},
+            }
+            (run.path / "cells" / f"{cell_id}.json").write_text(json.dumps(tuned))
+    (verdict,) = judge(make_groups(read_results([tmp_path])))
+    assert verdict.word == word, verdict.reason
+    assert word == "held" or "chosen for each method by itself" in verdict.reason
+
+
 # Targets ----------------------------------------------------------------------------------------
 
 
@@ -234,6 +275,20 @@ def test_a_seed_that_misses_the_target_takes_for_ever(tmp_path: Path) -> None:
     table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
     assert text_of(table)[0] == ["bptt", "2 of 3", "2.00", "7.00 s"]
     assert text_of(table)[1] == ["sltt", "1 of 3", "never", "never"]
+
+
+def test_a_seed_that_was_run_again_is_one_seed_on_the_way_to_the_target(tmp_path: Path) -> None:
+    for number in range(5):
+        run = HandmadeRun(tmp_path / str(number), recipe=TARGET, number=10 * number)
+        run.cell("sltt", 0, top1=(0.1, 0.8, 0.8), train_s=(1.0, 1.0 + number, 1.0))
+        run.cell("bptt", 0, top1=(0.1, 0.8, 0.8), train_s=(1.0, 1.0, 1.0))
+    for seed in (1, 2):
+        HandmadeRun(tmp_path / f"missed-{seed}", recipe=TARGET, number=100 * seed).cell(
+            "sltt", seed, top1=(0.1, 0.1, 0.1)
+        )
+    ways = {way.method: way for group in make_groups(read_results([tmp_path])) for way in to_target(group)}
+    assert (ways["sltt"].reached, len(ways["sltt"].epochs), ways["sltt"].median_s) == (1, 3, NEVER)
+    assert ways["sltt"].seconds[0] == 4.0
 
 
 def test_a_time_to_the_target_in_which_other_programs_had_a_part_says_so(tmp_path: Path) -> None:

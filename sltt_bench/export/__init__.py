@@ -107,11 +107,11 @@ def _write(path: Path, content: bytes) -> None:
     """Raises ExportError, ResultsError; what lies there then stays."""
     from sltt_bench.results.writer import atomic_result
 
-    if not path.is_symlink() and (path.is_file() or not path.exists()):
-        with atomic_result(path) as file:
+    if path.is_file() or not path.exists():
+        with atomic_result(path.resolve()) as file:  # a link stays one
             file.write(content)
         return
-    try:  # a pipe, /dev/stdout, a link: nothing to put a new file in the place of
+    try:  # a pipe, a device: nothing to put a new file in the place of
         path.write_bytes(content)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -18,6 +18,8 @@ from sltt_bench.measure.nvml import Missing, Reading
 
 SHORTEST_S = 0.2
 """Seconds below which there are no shares: the system counts in steps of 10 ms, on each processor."""
+_SCANS = 5
+"""How often processes are listed anew where one ends meanwhile."""
 _LOST_SHARE = 0.5
 """Of the time that the command's processes say they used, what the system must at least have counted."""
 
@@ -62,6 +64,8 @@ class Processors:
                 f"shorter than {SHORTEST_S} s: the system counts the time of its processors too coarsely"
             )
         at_work, own = now.at_work_s - began.at_work_s, now.own_s - began.own_s
+        if own < 0:
+            return Missing("processes of this command ended without a trace")
         if at_work < _LOST_SHARE * own:
             return Missing("this system counts less time on its processors than this command used of them")
         whole = elapsed * len(_usable())
@@ -71,22 +75,25 @@ class Processors:
     def _read(self) -> _Clocks | None:
         try:
             return _Clocks(time.perf_counter(), _at_work_s(), self._own_s())
-        except (OSError, psutil.Error, NotImplementedError):
+        except (OSError, psutil.Error, NotImplementedError, IndexError):
             return None
 
     def _own_s(self) -> float:
         """Of the command's processes, those included that have ended and were waited for."""
         command = psutil.Process(self._command)
-        seconds = 0.0
-        for process in (command, *command.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):  # ended since; its parent has waited for it
-                seconds += sum(process.cpu_times()[:4])  # user, system, and both of children that ended
-        return seconds
+        for _ in range(_SCANS):
+            with suppress(
+                psutil.NoSuchProcess
+            ):  # one that ended since is counted by its parent, in the next scan
+                processes = (command, *command.children(recursive=True))
+                # User, system, and both of children that ended.
+                return float(sum(sum(process.cpu_times()[:4]) for process in processes))
+        raise psutil.NoSuchProcess(self._command)
 
 
 def _usable() -> list[int]:
     """The numbers of the processors that this process may use."""
-    every = range(psutil.cpu_count() or 1)
+    every = range(len(psutil.cpu_times(percpu=True)))
     if not hasattr(os, "sched_getaffinity"):
         return list(every)
     return [number for number in os.sched_getaffinity(0) if number in every] or list(every)

@@ -54,7 +54,7 @@ class Profiler:
         self.notes: dict[str, str] = {}
         """Column of epochs.csv → what to know about its figures."""
         self.together: Callable[[], object] = lambda: None
-        """Called before an epoch's clocks start: returns when every process that shares the cell's batches has come to it."""
+        """Called before an epoch's clocks start: returns when all processes that share the cell's batches are there."""
         self.compute = compute_device(device)
         self.watch: GpuWatch | None = None
         """The sensors of the GPU; None without."""
@@ -156,9 +156,9 @@ class EpochProfile:
         A body that raises leaves no figures: part of an epoch is not an epoch.
         """
         profiler, compute, watch = self._profiler, self._profiler.compute, self._profiler.watch
+        profiler.processors.begin()
         profiler.together()
         with profiler.phase("train", self._number) as readings:
-            profiler.processors.begin()
             compute.synchronize()
             compute.reset_peaks()
             allocated_at_reset = compute.allocated_bytes()
@@ -174,7 +174,7 @@ class EpochProfile:
             self._figures |= {"train_s": train_s, "data_wait_s": self._waited_s}
             self._figures |= {**compute.allocator_peaks(), "peak_rss_bytes": peak_resident_bytes()}
             self._figures["allocated_at_reset_bytes"] = allocated_at_reset
-            self._keep_processors(profiler.processors.shares())
+        self._keep_processors(profiler.processors.shares())
         if watch is not None and readings is not None:
             watch.count_clock_limits(readings)
             self._keep("gpu_util_mean", readings.utilisation.mean())

@@ -63,10 +63,9 @@ class Rates:
             slope = slope * factor
         if self.counting:
             count = self._steps[layer] = self._steps.get(layer, 0) + 1
-            for means, value in ((self._spikes, spikes), (self._slope, slope)):
-                value = value.to(
-                    torch.promote_types(value.dtype, torch.float32)
-                )  # over many steps, not in half
+            # Over many steps, half precision would lose what the last ones say.
+            wide = torch.promote_types(spikes.dtype, torch.float32)
+            for means, value in ((self._spikes, spikes.to(wide)), (self._slope, slope.to(wide))):
                 means[layer] = value if count == 1 else torch.lerp(means[layer], value, 1 / count)
         derivative = state_derivative(membrane, spikes, neuron)
         self._factor[layer] = 1 + (derivative if factor is None else factor * derivative)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from sltt_bench.failures import DIVERGED
 from sltt_bench.format import Unit, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import Group, NotComparable, natural_order, told_apart
+from sltt_bench.report.groups import TUNED, Group, NotComparable, natural_order, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 from sltt_bench.studies import FOLDER as STUDIES
@@ -119,13 +120,22 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
     conditions = group.key.conditions()
     verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
     # What has an interval, but was not measured of the methods alone, decides nothing.
-    undecided = estimate.interval is not None and group.undecided(figure, _named(claim))
+    undecided = estimate.interval is not None and (
+        group.undecided(figure, _named(claim))
+        or (METRICS[figure].unit == "accuracy" and _lost_to_divergence(claim, group))
+    )
     return replace(
         verdict,
         word="inconclusive" if undecided else verdict.word,
         caveats=_caveats(claim, group, figure),
         beside=_counted_beside(claim, group, estimate),
     )
+
+
+def _lost_to_divergence(claim: Claim, group: Group) -> bool:
+    """Whether seeds diverged under a method that the claim names: what is left of them is no sample of what it reaches."""
+    results = [group.methods[name] for name in _named(claim) if name in group.methods]
+    return any(failure.reason.startswith(DIVERGED) for result in results for failure in result.failures)
 
 
 def _decided(
@@ -271,7 +281,20 @@ def _unfit_experiment(claim: Claim, group: Group) -> str | None:
         return "only random data: no accuracy"
     if group.key.synthetic and _of_seconds(claim) and not _epoch_is_whole(group.settings):
         return "only random data, of which an epoch has fewer samples"
+    if searched := _searched_beyond_training(claim, group):
+        return f"only with {', '.join(searched)} chosen for each method by itself: not one experiment"
     return unfit_when(claim, group.settings, group.overrides)
+
+
+def _searched_beyond_training(claim: Claim, group: Group) -> list[str]:
+    """Fields that were tuned, and that change what is compared: of memory and time all but those that cost neither."""
+    tuned = [key for key, value in group.settings.items() if value == TUNED]
+    if claim["metric"] == "test_top1":
+        return [key for key in tuned if not key.startswith("train.")]
+    return [key for key in tuned if key not in _COST_NOTHING]
+
+
+_COST_NOTHING = ("train.lr", "train.weight_decay", "train.schedule")
 
 
 def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> str | None:

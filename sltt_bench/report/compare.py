@@ -240,7 +240,8 @@ def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Ite
             yield replace(of_figure, reason="; ".join(refused))
         elif all(measured):
             undecided = any(group.undecided(name, (change.method,)) for group in (a, b))
-            changed = _figure_change(of_figure, before, after, threshold, undecided=undecided)
+            resolution = max(a.accuracy_resolution, b.accuracy_resolution)
+            changed = _figure_change(of_figure, before, after, threshold, resolution, undecided=undecided)
             reasons = filter(None, [changed.reason, *_apart(name, before, after)])
             yield replace(changed, reason="; ".join(reasons))
         elif any(measured):
@@ -262,14 +263,15 @@ def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:
 
 
 def _figure_change(
-    change: Change, a: MethodResult, b: MethodResult, threshold: float, *, undecided: bool
+    change: Change, a: MethodResult, b: MethodResult, threshold: float, resolution: float, *, undecided: bool
 ) -> Change:
-    """`undecided`: there is no judgement on it, since a set's figure is not its method's alone."""
+    """`resolution`: the accuracy of one test sample. `undecided`: there is no judgement on it, since a set's figure is not its
+    method's alone."""
     name, metric = change.metric, METRICS[change.metric]
     if metric.of_phase and a.phase != b.phase:
         return replace(change, reason=f"{a.phase} epochs in A, {b.phase} ones in B")
     if metric.unit == "accuracy":
-        estimate = paired_difference(b.values[name], a.values[name])
+        estimate = paired_difference(b.values[name], a.values[name], resolution=resolution)
     else:
         estimate = paired_ratio(b.values[name], a.values[name], exact=metric.exact)
     if estimate is None:
@@ -280,7 +282,8 @@ def _figure_change(
     ]
     if metric.unit == "accuracy":
         before, after = (f"{numbers.percent(mean)} %" for mean in means)
-        limits = (-ACCURACY_POINTS / 100, ACCURACY_POINTS / 100)
+        counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))
+        limits = (-counts, counts)
         shown = f"{numbers.points(estimate.value)} points {numbers.points_interval(estimate.interval)}"
         word = _word(estimate, 0.0, limits, metric.better)
     else:

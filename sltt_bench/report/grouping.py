@@ -11,6 +11,7 @@ import pandas as pd
 
 from sltt_bench.identity import short_hash
 from sltt_bench.report.groups import (
+    DIFFERENCE_WORDS,
     TUNED,
     UNKNOWN_HARDWARE,
     FailedCells,
@@ -24,6 +25,7 @@ from sltt_bench.report.groups import (
 )
 from sltt_bench.report.integrity import (
     CHECKED,
+    EVERYTHING,
     Breach,
     Epochs,
     beginning_breaches,
@@ -325,6 +327,9 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         yield from moment_breaches(method, rows, runs)
         result = group.methods[method]
         yield from source_breaches(method, rows, result.epochs, runs, result.plugins)
+        yield from _mixed_breaches(method, rows, result.epochs, runs)
+        if group.key.tuned:
+            yield from _tuning_breaches(method, rows, runs)
     samples = {
         result.method: {int(count) for count in result.epochs["samples"].dropna()}
         for result in group.finished
@@ -333,6 +338,45 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
     yield from replay_breaches(sound, runs)
     yield from beginning_breaches({method: result.began for method, result in group.methods.items()})
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
+
+
+def _mixed_breaches(
+    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run]
+) -> Iterator[Breach]:
+    """Cells that went on under other conditions than they began with. `epochs`: the rows of these cells."""
+    if len(epochs) == 0 or epochs["attempt"].nunique() < 2:
+        return
+    differing: set[str] = set()
+    for cell in cells.to_dict("records"):
+        own = epochs[(epochs["run"] == cell["run"]) & (epochs["cell_id"] == cell["cell_id"])]
+        kept = [
+            _circumstances(runs[int(cell["run"])], {**cell, "attempt": attempt})
+            for attempt in sorted(set(own["attempt"]))
+        ]
+        for name in set(kept[0]) - {"revision"} if kept else ():  # the source has a breach of its own
+            known = {words[name] for words in kept if words[name] and "unknown" not in words[name]}
+            if len(known) > 1:
+                differing.add(f"{DIFFERENCE_WORDS[name]}: {' and '.join(sorted(known))}")
+    if differing:
+        text = f"{method}: a cell went on under other conditions than it began with ({'; '.join(sorted(differing))})"
+        yield Breach(text, (method,), EVERYTHING, undecides=True)
+
+
+def _tuning_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Cells of one method that were tuned to different settings: no repetitions of each other."""
+    settings = set()
+    for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):
+        recipe = runs[int(run)].recipe_of(str(cell_id))
+        chosen = {}
+        for dotted in mapping_at(_protocol(runs[int(run)], str(cell_id)), "grid"):
+            section, _, key = str(dotted).partition(".")
+            chosen[str(dotted)] = mapping_at(recipe, section).get(key)
+        settings.add(json.dumps(chosen, sort_keys=True))
+    if len(settings) > 1:
+        yield Breach(
+            f"{method}: tuned to different settings in different runs ({' and '.join(sorted(settings))}); report one of them",
+            (method,), EVERYTHING, blocks=True,
+        )  # fmt: skip
 
 
 def overrides_of(text: str) -> Mapping[str, Any]:

@@ -31,7 +31,7 @@ LIMITED_SHARE = 0.05
 """A share of the readings with the clocks held down by heat or power beyond which it is a breach."""
 
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
-_EVERYTHING: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
+EVERYTHING: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
 _HELD_DOWN = (
     "sw_power_cap",
     "hw_slowdown",
@@ -132,7 +132,7 @@ _POSITIVE = (
     "peak_rss_bytes",
     "peak_tensor_bytes",
 )
-CHECKED = ("epoch", "samples", "train_loss", "test_top1", *_POSITIVE)
+CHECKED = ("epoch", "samples", "train_loss", "test_top1", "validation_top1", *_POSITIVE)
 """The columns of epochs.csv that the pass looks at."""
 
 
@@ -146,7 +146,9 @@ def _contradictions(cell: Mapping[Any, Any], epochs: Epochs) -> Iterator[str]:
     if np.isnan(top1).any() or cell["synthetic"]:
         return
     last = top1[int(epochs["epoch"].argmax())]
-    for name, value in (("last_test_top1", last), ("best_test_top1", top1.max())):
+    validated = epochs["validation_top1"]
+    best = top1.max() if np.isnan(validated).any() else top1[int(validated.argmax())]
+    for name, value in (("last_test_top1", last), ("best_test_top1", best)):
         if pd.notna(cell[name]) and abs(float(cell[name]) - value) > 1e-9:
             yield f"{name} is {float(cell[name]):.4f} in cells.csv, {value:.4f} by epochs.csv"
 
@@ -159,7 +161,8 @@ def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iter
     if cells["cell_id"].is_unique:
         return
     repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
-    for (_, seed), same in repeated.groupby(["cell_id", "seed"], sort=False):
+    for key, same in repeated.groupby(["cell_id", "seed"], sort=False):
+        seed = int(key[1])
         exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
         if len(exact) > 1:
             yield Breach(
@@ -181,7 +184,7 @@ def sample_breaches(samples: Mapping[str, set[int]]) -> Iterator[Breach]:
     if len({count for counts in samples.values() for count in counts}) > 1:
         listing = ", ".join(f"{method} {min(counts):,}" for method, counts in samples.items() if counts)
         yield Breach(
-            f"different numbers of samples an epoch: {listing}", tuple(samples), _EVERYTHING, blocks=True
+            f"different numbers of samples an epoch: {listing}", tuple(samples), EVERYTHING, blocks=True
         )
 
 
@@ -261,7 +264,7 @@ def source_breaches(
         yield Breach(
             f"{method}: its plug-in changed between its cells ({' and '.join(sources)}); "
             "report the runs of one of them",
-            (method,), _EVERYTHING, blocks=True,
+            (method,), EVERYTHING, blocks=True,
         )  # fmt: skip
     if len(epochs) == 0 or epochs["attempt"].nunique() < 2:
         return
@@ -272,7 +275,7 @@ def source_breaches(
         known = {str(source)[:12] for facts in attempts if (source := facts.get("source_sha256"))}
         if len(known) > 1:
             text = f"{method}: a cell went on with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
-            yield Breach(text, (method,), _EVERYTHING)
+            yield Breach(text, (method,), EVERYTHING)
             return
 
 

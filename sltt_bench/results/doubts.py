@@ -41,7 +41,7 @@ def used_by_others(
     Of mean and median over the epochs it is the smaller: short epochs are counted coarsely, and what disturbed a
     few of many does not move the median of their times. Where their times are `summed`, it is the mean.
     """
-    if not train_s:
+    if not sum(train_s) > 0:
         return 0.0
     busy, share = statistics.fmean(at_work, train_s), statistics.fmean(others, train_s)
     if not summed:
@@ -49,13 +49,16 @@ def used_by_others(
     return share if busy >= FULL_SHARE and share > OTHERS_SHARE else 0.0
 
 
+_OF_PROCESSORS = ("train_s", "cpu_util_mean", "cpu_others_mean")
+
+
 def disturbance(epochs: Sequence[Epoch]) -> str:
     """What to know of the times of these epochs, in their order; '' if nothing. Warm epochs count, if there are any."""
-    measured = [epoch for epoch in epochs if epoch.get("cpu_others_mean") and epoch.get("train_s")]
+    measured = [
+        epoch for epoch in epochs if all(epoch.get(name) not in (None, "") for name in _OF_PROCESSORS)
+    ]
     warm = [epoch for epoch in measured if str(epoch.get("cold")).lower() != "true"] or measured
-    share = used_by_others(
-        *(_figures(warm, name) for name in ("train_s", "cpu_util_mean", "cpu_others_mean"))
-    )
+    share = used_by_others(*(_figures(warm, name) for name in _OF_PROCESSORS))
     return f"other programs used {share:.0%} of the processors" if share else ""
 
 

@@ -87,7 +87,7 @@ EPOCH_COLUMNS = (
     + _columns("""
 epoch                     int!   1 for the first
 cold                      bool!  true for the first epoch that a process trains, which includes warm-up, and for
-                                 one in which CUDA graphs were recorded
+                                 one in which CUDA graphs were recorded or let go
 train_loss                float  mean of L over the training samples
 train_top1                float  share of training samples predicted right, 0 to 1; empty with synthetic data
 validation_loss           float  mean of L over the validation samples; empty where none are held back, and

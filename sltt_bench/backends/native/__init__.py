@@ -124,6 +124,8 @@ class Native:
         """Why iterations on a GPU run as usual although nobody asked for it."""
         self._replayed_once = False
         """Whether some were replayed before."""
+        self._preparations = 0
+        """Of graphs that were let go, and their letting go."""
 
     @property
     def serves(self) -> frozenset[Need]:
@@ -133,8 +135,8 @@ class Native:
 
     @property
     def preparations(self) -> int:
-        """Graphs that were recorded."""
-        return 0 if self.graphs is None else self.graphs.recordings
+        """Graphs that were recorded, and how often they were let go."""
+        return self._preparations + (0 if self.graphs is None else self.graphs.recordings)
 
     @property
     def unmeasurable(self) -> Mapping[str, str]:
@@ -145,7 +147,7 @@ class Native:
         if not (self._replayed_once or (self.graphs is not None and self.graphs.replayed)):
             return {}
         reason = (
-            "iterations are replayed as CUDA graphs, which do not move the allocator's counters; "
+            "iterations are or were replayed as CUDA graphs, which do not move the allocator's counters; "
             "peak_reserved_bytes holds their memory"
         )
         return {"peak_allocated_bytes": reason}
@@ -233,6 +235,7 @@ class Native:
         assert self.graphs is not None
         reason = "then none: their memory left too little for a batch that is smaller than theirs"
         self._not_replayed = f"{self.graphs.replayed} iterations replayed, {reason}"
+        self._preparations += self.graphs.recordings + 1
         self._replayed_once, self.graphs = self.graphs.replayed > 0, None
         gc.collect()
         if torch.cuda.is_available():

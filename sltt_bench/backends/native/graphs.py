@@ -169,18 +169,30 @@ class GraphedIterations:
         raise NoRoomBesideGraphs(shortage)
 
     def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
-        """Record whatever the method can draw; its generator is left as it was, whatever happens."""
+        """Record whatever the method can draw; its generator is left as it was, whatever happens.
+
+        Each choice runs once before anything is captured: a kernel that has not run yet would be compiled or loaded,
+        and a convolution of another size tuned, which a capture does not allow; and beside a graph, which holds its
+        memory for good, there is less of it.
+        """
+        assert self._capture is not None, "a capture follows the warm-up"
         generator, before = subject.generator, subject.generator.get_state()
-        graphs = _graphs_needed(subject.method, subject.timesteps)
+        seeds = _seed_of_each_choice(subject.method, generator, subject.timesteps)
+        parameters = _trainable(subject.network)
+        accumulated = [parameter.grad for parameter in parameters]
+        self._inputs = batch[0].clone(), batch[1].clone()
+        self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
         try:
-            for seed in count():
-                if len(self._recorded) == graphs:
-                    break
-                drawn = rehearse(subject.method, generator.manual_seed(seed), subject.timesteps)
-                if drawn not in self._recorded:
-                    generator.manual_seed(seed)
-                    self._recorded[drawn] = self._record(subject.network, iterate, batch, generator)
-                    self.recordings += 1
+            for parameter, gradient in zip(parameters, self._gradients, strict=True):
+                parameter.grad = gradient
+            for seed in seeds.values():
+                generator.manual_seed(seed)
+                with set_back(subject.network, generator):
+                    self._warm_up(iterate, self._inputs)
+            for drawn, seed in seeds.items():
+                generator.manual_seed(seed)
+                self._recorded[drawn] = self._record(subject.network, iterate)
+                self.recordings += 1
         except Exception as error:
             self._recorded, self._inputs, self._gradients = {}, None, []
             raise CaptureFailed(
@@ -189,21 +201,13 @@ class GraphedIterations:
             ) from error
         finally:
             generator.set_state(before)
+            for parameter, gradient_before in zip(parameters, accumulated, strict=True):
+                parameter.grad = gradient_before
 
-    def _record(
-        self, network: nn.Module, iterate: Iterate, batch: Batch, generator: torch.Generator
-    ) -> _Recorded:
-        """`generator`: the method's, in the state in which it draws the choice that is recorded.
-
-        Each choice runs once before its capture: a kernel that has not run yet would be compiled or loaded,
-        and a convolution of another size tuned, which a capture does not allow.
-        """
-        assert self._capture is not None, "a capture follows the warm-up"
-        parameters = _trainable(network)
-        if self._inputs is None:
-            self._inputs = batch[0].clone(), batch[1].clone()
-            self._gradients = [torch.zeros_like(parameter) for parameter in parameters]
-        accumulated = [parameter.grad for parameter in parameters]
+    def _record(self, network: nn.Module, iterate: Iterate) -> _Recorded:
+        """Of the choice that the method's generator is about to draw."""
+        assert self._capture is not None
+        assert self._inputs is not None
         unrolls: list[Unroll] = []
         reached: list[bool] = []
         inputs = self._inputs
@@ -216,17 +220,8 @@ class GraphedIterations:
                 times_changed(g) > before for g, before in zip(self._gradients, zeroed, strict=True)
             ]
 
-        try:
-            for parameter, gradient in zip(parameters, self._gradients, strict=True):
-                parameter.grad = gradient
-            with set_back(network, generator):
-                self._capture.warm_up(zero_and_iterate)
-            unrolls.clear()
-            replay = self._capture(zero_and_iterate)
-        finally:
-            for parameter, before in zip(parameters, accumulated, strict=True):
-                parameter.grad = before
-        return _Recorded(replay, unrolls[0], reached, plain_tensors(network))
+        replay = self._capture(zero_and_iterate)
+        return _Recorded(replay, unrolls[0], reached, [tensor.detach() for tensor in plain_tensors(network)])
 
     def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
         assert self._inputs is not None
@@ -246,7 +241,7 @@ def set_back(
 ) -> Iterator[None]:
     """What an iteration learns and draws is put back behind it, or only where it ends in such an error: buffers, torch's
     random numbers and those of the method's generator. Not gradients."""
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in (*network.buffers(), *plain_tensors(network))]
     devices = sorted({parameter.device.index for parameter in network.parameters() if parameter.is_cuda})
     draws = (
         torch.get_rng_state(),
@@ -301,6 +296,16 @@ def unsuited(method: Method, timesteps: int) -> str | None:
             f"steps, more than {MOST_GRAPHS}"
         )
     return None
+
+
+def _seed_of_each_choice(method: Method, generator: torch.Generator, timesteps: int) -> dict[Hashable, int]:
+    """What the method can draw → a seed of its generator from which it draws that."""
+    graphs, seeds = _graphs_needed(method, timesteps), dict[Hashable, int]()
+    for seed in count():
+        if len(seeds) == graphs:
+            return seeds
+        seeds.setdefault(rehearse(method, generator.manual_seed(seed), timesteps), seed)
+    raise AssertionError("seeds do not end")
 
 
 def _graphs_needed(method: Method, timesteps: int) -> int:

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -156,11 +155,9 @@ def by_triton(tensor: Tensor) -> bool:
 
 
 def can_triton_build() -> bool:
-    """Whether Triton finds a C compiler, or what it built with one earlier."""
-    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
-        return True
-    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
-    return any(cache.glob("*/cuda_utils*.so"))
+    """Whether Triton finds the C compiler with which it builds a launcher for each kernel."""
+    asked = os.environ.get("CC")
+    return any(map(shutil.which, [asked.split()[0]] if asked else ["gcc", "clang"]))
 
 
 def unsupported(neuron: LIFParameters, device: str) -> str | None:
@@ -172,9 +169,7 @@ def unsupported(neuron: LIFParameters, device: str) -> str | None:
     if find_spec("triton") is None:
         return "its kernels for CUDA are written in Triton, which is not installed: pip install triton"
     if not can_triton_build():
-        return (
-            "Triton builds its launcher with a C compiler, and there is none: install gcc or clang, or set CC"
-        )
+        return "Triton builds launchers with a C compiler, and there is none: install gcc or clang, or set CC to one"
     from sltt_bench.backends.native.lif_triton import SURROGATES as IN_TRITON
 
     if neuron.surrogate not in IN_TRITON:

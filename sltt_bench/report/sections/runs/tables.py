@@ -10,6 +10,7 @@ from sltt_bench.format import DASH, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
+from sltt_bench.report.integrity import Breach, beginning_breaches, sample_breaches
 from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS
 from sltt_bench.report.sections.cells import EMPTY, plain_cell, word_column
 from sltt_bench.report.statistics import PairedEstimate, Stat, stat
@@ -266,7 +267,10 @@ def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
     """`best_epoch`: the table has a column of it."""
     yield from (f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures)
     if best_epoch and measured(group, "best_test_top1"):
-        yield "Best-epoch accuracy is chosen on test data; the last epoch's is not."
+        if group.key.validation:
+            yield "The best epoch is that of validation data; its accuracy is on test data, as the last epoch's is."
+        else:
+            yield "Best-epoch accuracy is chosen on test data; the last epoch's is not."
     if group.key.synthetic:
         yield "Random data: memory and time mean something, accuracy does not and is left empty."
     if group.phase == "cold" and group.finished:
@@ -350,7 +354,9 @@ def backend_tables(groups: Sequence[Group]) -> list[Table]:
     """For each method that ran on several backends under else equal conditions: the backends compared."""
     families: dict[Any, list[Group]] = {}
     for group in groups:
-        conditions = {**vars(group.key), "backend": ""}
+        # The version of the library behind a backend is the backend's, that of plug-ins is everybody's.
+        library = ", ".join(word for word in group.key.library.split(", ") if not _is_version(word))
+        conditions = {**vars(group.key), "backend": "", "library": library}
         families.setdefault(tuple(conditions.values()), []).append(group)
     return [
         _backend_table(method, rows)
@@ -358,6 +364,28 @@ def backend_tables(groups: Sequence[Group]) -> list[Table]:
         for method in sorted({method for group in same for method in group.methods})
         if len(rows := [group for group in same if method in group.methods]) > 1
     ]
+
+
+def _is_version(word: str) -> bool:
+    """Whether it is a version alone, as that of a backend's library, and no plug-in with its name."""
+    return bool(word) and word[0].isdigit() and " " not in word
+
+
+def _breaches_of_backends(method: str, groups: Sequence[Group]) -> Iterator[Breach]:
+    """What stands beside the method on each backend, under the backend's name, and what the backends do not share."""
+    results = {group.key.backend: group.methods[method] for group in groups}
+    for group in groups:
+        for breach in group.breaches:
+            if breach.methods == (method,):
+                text = breach.text.replace(method, group.key.backend, 1)
+                yield replace(breach, methods=(group.key.backend,), text=text)
+    yield from beginning_breaches({backend: result.began for backend, result in results.items()})
+    samples = {
+        backend: {int(count) for count in result.epochs["samples"].dropna()}
+        for backend, result in results.items()
+        if len(result.epochs)
+    }
+    yield from sample_breaches({backend: counts for backend, counts in samples.items() if counts})
 
 
 def _backend_table(method: str, groups: Sequence[Group]) -> Table:
@@ -374,6 +402,7 @@ def _backend_table(method: str, groups: Sequence[Group]) -> Table:
         overrides=first.overrides,
         runs=tuple(sorted({run for group in groups for run in group.runs})),
         on_gpu=first.on_gpu,
+        breaches=tuple(_breaches_of_backends(method, groups)),
     )
     baseline = next(iter(by_backend))
     table = overview(merged, baseline)
