@@ -161,8 +161,8 @@ def method_breaches(method: str, cells: pd.DataFrame, resolution: float) -> Iter
     if cells["cell_id"].is_unique:
         return
     repeated = cells[cells.duplicated(["cell_id", "seed"], keep=False)]
-    for key, same in repeated.groupby(["cell_id", "seed"], sort=False):
-        seed = int(key[1])
+    for _, same in repeated.groupby(["cell_id", "seed"], sort=False):
+        seed = int(same["seed"].iloc[0])
         exact = sorted({int(count) for count in same["peak_tensor_bytes"].dropna()})
         if len(exact) > 1:
             yield Breach(
