@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.recipe import NOT_DECISIVE, Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.report.grouping import UNSOUND, make_groups
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
 
@@ -90,16 +91,27 @@ def _data_are_real(results: Results) -> Findings:
 def _enough_seeds(results: Results) -> Findings:
     key = ["recipe", "recipe_hash", "method", "backend", "device_name"]
     for (recipe, _, method, backend, _), cells in _runs(results).groupby(key, dropna=False):
-        seeds = cells["seed"].nunique()
+        seeds, finished = cells["seed"].nunique(), cells.loc[cells["status"] == "ok", "seed"].nunique()
+        where = f"{recipe}, {method}, backend {backend}"
         if seeds < MINIMUM_SEEDS:
-            where = f"{recipe}, {method}, backend {backend}"
             yield where, f"{seeds} seeds; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
+        elif 0 < finished < MINIMUM_SEEDS:
+            yield (
+                where,
+                f"{finished} of {seeds} seeds finished; at least {MINIMUM_SEEDS} are needed, or none: --seed 0,1,2,3,4",
+            )
 
 
 def _failures_included(results: Results) -> Findings:
     for number, run in enumerate(results.runs):
         there = set(results.cells.loc[results.cells["run"] == number, "cell_id"])
-        missing = [cell for cell in run.provenance.get("plan") or [] if cell not in there]
+        plan = run.provenance.get("plan") or []
+        missing = [cell for cell in plan if cell not in there]
+        if not plan and there:
+            yield (
+                str(run.path),
+                "provenance.json does not say which cells were planned; nobody knows what is missing",
+            )
         if missing:
             text = f"{len(missing)} planned cells have no row; --resume finishes or records them"
             yield str(run.path), text
@@ -111,6 +123,17 @@ def _every_epoch(results: Results) -> Findings:
         done = rows.get((cell["run"], cell["cell_id"]), 0)
         if cell["status"] == "ok" and done != cell["epochs_planned"]:
             yield _name(cell), f"{done} of {cell['epochs_planned']} epochs have a row"
+
+
+def _sound(results: Results) -> Findings:
+    for group in make_groups(results):
+        for result in group.methods.values():
+            for failure in result.failures:
+                if failure.status == UNSOUND:
+                    yield f"{group.key.recipe}, {result.method}", f"contradicts itself: {failure.reason}"
+        for breach in group.breaches:
+            if breach.blocks:
+                yield group.key.recipe, f"a report compares nothing of this: {breach.text}"
 
 
 def _hardware_named(results: Results) -> Findings:
@@ -141,6 +164,7 @@ RULES: Mapping[str, Callable[[Results], Findings]] = {
     "three seeds": _enough_seeds,
     "failures included": _failures_included,
     "every epoch": _every_epoch,
+    "sound cells": _sound,
     "hardware named": _hardware_named,
     "names nobody": _names_nobody,
     "no large files": _no_large_files,
