@@ -5,6 +5,7 @@ Python's collector is switched off: what only a collection would free counts as 
 
 import ctypes
 import gc
+import os
 import re
 import weakref
 from collections.abc import Iterator
@@ -191,7 +192,7 @@ def test_memory_is_flat_over_fifty_iterations_for_every_backend_method_and_netwo
     assert len(set(after[2:])) == 1, after
 
 
-give_back_freed_memory = getattr(ctypes.CDLL(None), "malloc_trim", None)
+give_back_freed_memory = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
 """Of glibc: the allocator's own stock, which varies by 20 MiB, is then no part of the resident set."""
 
 

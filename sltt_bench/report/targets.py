@@ -144,7 +144,8 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
     """One for each set of two tasks or more that were measured alike with two methods or more.
 
     Tuned methods and methods at the recipe's learning rate are in no profile together. The tasks of a study have a
-    profile of their own; what was set otherwise than the task has it is in none.
+    profile of their own; what was set otherwise than the task has it is in none. Of a task that was measured in several
+    versions (of its recipe, of its tuning) the newest is taken.
     """
     families: dict[tuple[Any, ...], dict[str, Group]] = {}
     for group in groups:
@@ -152,7 +153,9 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
             alike = tuple(value for name, value in vars(group.key).items() if name not in _OF_THE_TASK)
             study = group.key.recipe if TASK in group.overrides else ""
             task = str(group.overrides.get(TASK, group.key.recipe)).lstrip("_")
-            families.setdefault((group.key.tuned, study, *alike), {}).setdefault(task, group)
+            family = families.setdefault((group.key.tuned, study, *alike), {})
+            if task not in family or max(family[task].runs) < max(group.runs):
+                family[task] = group
     return [
         profile
         for (_, study, *_), tasks in families.items()

@@ -264,7 +264,9 @@ def _profile_table(profile: Profile, name: str) -> Table:
         )
         for method, factors in profile.factors.items()
     )
-    notes = [f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}."]
+    notes = [
+        f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of several versions of one, the newest."
+    ]
     if profile.left_out:
         notes.append(f"{numbers.listed(profile.left_out)}: not run on every task, so not here.")
     return Table(f"{name}-table", "Share of tasks", headings, rows, tuple(notes), secondary=True)
