@@ -547,6 +547,41 @@ def test_an_epoch_in_which_graphs_are_recorded_is_cold(smoke_cell: Callable[...,
     assert graphs.replayed > 0
 
 
+class KeepsAMask(nn.Module):
+    """Made anew for each shape that comes, and kept as a plain attribute."""
+
+    mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None or self.mask.shape != x.shape:
+            self.mask = torch.full_like(x, 0.5)
+        return x * self.mask
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_of_what_layers_hold_a_graph_keeps_what_it_may_read_and_no_state(own: bool) -> None:
+    """The state of each graph's last step would be memory that no other graph can have."""
+    backend = backends.create("native")
+    network = build(backend, "cnn", LIFParameters())
+    if own:
+        network.append(KeepsAMask())  # type: ignore[operator]
+    graphs = GraphedIterations(lambda: RunsAgain(network, torch.Generator()))
+    subject: Any = Subject(network, methods.create("sltt-k1", T), torch.Generator(), T)
+
+    def iterate(x: Tensor, labels: Tensor) -> Unroll:
+        with backend.iteration(network):
+            unroll = Unroll(
+                network, [x] * T, lambda output: output.square().mean(), generator=subject.generator
+            )
+            subject.method.accumulate_gradients(unroll)
+        return unroll
+
+    for _ in range(4):
+        graphs.run(subject, iterate, (torch.randn(4, *MODELS["cnn"][1]), torch.zeros(4)))
+        reset_state(network)
+    assert [len(recorded.held) for recorded in graphs._recorded.values()] == [int(own)] * T
+
+
 class LeavesLittleRoom(RunsAgain):
     """Memory runs out at the end of any iteration that runs as usual beside a graph."""
 

@@ -22,6 +22,7 @@ from sltt_bench.methods.bptt_damped import DampedBPTT
 from sltt_bench.methods.sltt import SLTT
 from sltt_bench.methods.sltt_k import SLTTK
 from sltt_bench.methods.tbptt import TruncatedBPTT
+from sltt_bench.neurons import reset_state
 from sltt_bench.torch_internals import times_changed, zero_all
 from sltt_bench.unroll import Unroll
 
@@ -189,6 +190,7 @@ class GraphedIterations:
                 generator.manual_seed(seed)
                 with set_back(subject.network, generator):
                     self._warm_up(iterate, self._inputs)
+                reset_state(subject.network)
             for drawn, seed in seeds.items():
                 generator.manual_seed(seed)
                 self._recorded[drawn] = self._record(subject.network, iterate)
@@ -221,6 +223,7 @@ class GraphedIterations:
             ]
 
         replay = self._capture(zero_and_iterate)
+        reset_state(network)  # or the state of the last step would be held for each graph
         return _Recorded(replay, unrolls[0], reached, [tensor.detach() for tensor in plain_tensors(network)])
 
     def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
@@ -276,9 +279,12 @@ def _put_back(
 
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
-    """Tensors that layers hold as plain attributes."""
+    """Tensors that layers hold as plain attributes, but for expanded ones, of which nobody can write an element."""
+    held = [value for module in network.modules() for value in vars(module).values()]
     return [
-        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor)
+        value
+        for value in held
+        if isinstance(value, Tensor) and not (value.numel() > 1 and 0 in value.stride())
     ]
 
 
