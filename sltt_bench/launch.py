@@ -140,10 +140,13 @@ def root_failure(failures: "Mapping[int, ProcessFailure]", size: int, kernel_kil
 
 
 def _follows(failure: "ProcessFailure") -> int:
-    """0 for what failed by itself, more for what may be another's consequence: a lost peer, the launcher's SIGTERM."""
+    """0 for what failed by itself, more for what may be another's consequence: a lost peer, the launcher's SIGTERM; less
+    for what is nobody's: memory that ran out, of which others may tell in words that nobody foresaw."""
     if failure.exitcode == -signal.SIGTERM:
         return 2
     record = _record(failure)
+    if record is not None and record[0] == "oom":
+        return -1
     return int(record is not None and record[0] == "error" and _LOST_PEER.search(record[1]) is not None)
 
 

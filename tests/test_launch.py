@@ -184,6 +184,7 @@ def failure(exitcode: int, status: str | None = None, reason: str = "") -> Any:
     [
         ({0: failure(1, "error", "RuntimeError: Connection closed by peer"), 1: failure(-9)}, "killed", "rank 1 .*SIGKILL"),
         ({0: failure(-15), 1: failure(1, "oom", "CUDA out of memory")}, "oom", "rank 1 of 2: CUDA out of memory"),
+        ({0: failure(1, "error", "pickle data was truncated"), 1: failure(1, "oom", "no memory")}, "oom", "rank 1 of 2: no memory"),
         ({0: failure(1, "error", "ncclRemoteError"), 1: failure(7)}, "error", "rank 1 of 2: .* exit code 7"),
         ({0: failure(1, "error", "no such file"), 1: failure(1, "error", "no such file")}, "error", "rank 0"),
         ({0: failure(-15), 1: failure(1, "error", "RuntimeError: gloo timed out")}, "error", "rank 1.*timed out"),
