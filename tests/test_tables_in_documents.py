@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from benchmarks import predict
 from benchmarks.launches import COMPETITORS, PROBLEMS, WITHIN, launches_of
 
@@ -378,7 +377,6 @@ def test_the_table_of_launches_has_each_network_and_competitor() -> None:
     assert {competitor.name.removesuffix(WITHIN) for competitor in COMPETITORS} == {*LAUNCHES.values()}
 
 
-@pytest.mark.skipif(not torch.__version__.startswith("2.15."), reason="the table was counted with torch 2.15")
 @pytest.mark.parametrize(
     ("network", "name"),
     [

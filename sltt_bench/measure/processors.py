@@ -82,9 +82,8 @@ class Processors:
         """Of the command's processes, those included that have ended and were waited for."""
         command = psutil.Process(self._command)
         for _ in range(_SCANS):
-            with suppress(
-                psutil.NoSuchProcess
-            ):  # one that ended since is counted by its parent, in the next scan
+            # One that ends meanwhile is its parent's, of whose ended children the next scan knows.
+            with suppress(psutil.NoSuchProcess):
                 processes = (command, *command.children(recursive=True))
                 # User, system, and both of children that ended.
                 return float(sum(sum(process.cpu_times()[:4]) for process in processes))
