@@ -285,6 +285,16 @@ def test_times_of_different_runs_are_compared_with_a_warning(tmp_path: Path) -> 
     assert warning.startswith("sltt and bptt were timed in different runs")
 
 
+def test_a_seed_that_was_run_often_is_not_taken_for_many(tmp_path: Path) -> None:
+    for number in range(5):
+        run = HandmadeRun(tmp_path / str(number), number=10 * number)
+        for method, seconds in (("bptt", 2.0), ("sltt", 1.0)):
+            run.cell(method, 0, train_s=[9, seconds])
+    (group,) = read_groups(tmp_path)
+    assert "5 pairs of 1 seed" in " ".join(group.breaches_of("epoch_s", ["sltt", "bptt"]))
+    assert not group.breaches_of("last_test_top1", ["sltt", "bptt"])  # of which a pair is a seed
+
+
 def test_the_recipe_as_it_is_on_the_reference_backend_leads(tmp_path: Path) -> None:
     for number, (name, about) in enumerate(
         {
@@ -398,6 +408,19 @@ def test_backends_are_compared_for_one_method_in_a_table_of_their_own(tmp_path: 
     assert table.title.startswith("Backends, method sltt (")
     ratio = [heading.text for heading in table.headings].index("÷ reference", 4)
     assert [(row[0].text, row[ratio].text) for row in table.rows] == [("reference", "1"), ("native", "0.50×")]
+
+
+def test_two_versions_of_the_library_behind_a_backend_have_a_row_each(tmp_path: Path) -> None:
+    from sltt_bench.report.sections.runs.tables import backend_tables
+
+    HandmadeRun(tmp_path / "own").cell("sltt", 0, train_s=[9, 2.0])
+    for number, (version, seconds) in enumerate({"0.0.0.0.14": 3.0, "2.0.0": 1.0}.items(), start=1):
+        facts = {"packages": {"torch": "2.6.0", "spikingjelly": version}}
+        run = HandmadeRun(tmp_path / version, facts=facts, number=10 * number)
+        run.cell("sltt", 0, train_s=[9, seconds], backend="spikingjelly")
+    (table,) = backend_tables(read_groups(tmp_path))
+    shown = {row[0].text for row in table.rows}
+    assert shown == {"reference", "spikingjelly 0.0.0.0.14", "spikingjelly 2.0.0"}
 
 
 # Plain arithmetic ----------------------------------------------------------------------------------------

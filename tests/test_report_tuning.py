@@ -64,19 +64,21 @@ def tuned_cell(
     lr: float,
     last: float,
     point: Mapping[str, Any] = MappingProxyType({}),
+    trials: int = 6,
 ) -> None:
     """A cell of the final training, whose hash is that of the protocol and not of its learning rate."""
-    about = {"recipe_hash": f"tuned alike {dict(point)}"}
-    cell = {"trials": 6, **about}
-    recipe = varied(run.recipe, description=f"{dict(point)}")
+    about = {"recipe_hash": f"tuned alike {dict(point)} {trials}"}
+    cell = {"trials": trials, **about}
+    there = {key.replace(".", "__"): value for key, value in point.items()}
+    recipe = varied(run.recipe, description=f"{dict(point)} {trials}", **there)
     cell_id = run.cell(
         method, seed, top1=(0.1, 0.2, last), recipe=recipe, overrides=dict(point), cell=cell, **about
     )
     (run.path / "cells" / f"{cell_id}.json").write_text(
         json.dumps(
             {
-                "recipe": varied(run.recipe, train__epochs=3, train__lr=lr),
-                "options": {"tuned": {"protocol": PROTOCOL, "trials": 6}},
+                "recipe": varied(run.recipe, train__epochs=3, train__lr=lr, **there),
+                "options": {"tuned": {"protocol": PROTOCOL, "trials": trials}},
             }
         )
     )
@@ -138,6 +140,29 @@ def test_learning_rates_set_by_hand_are_told_apart_and_still_make_a_sweep(tmp_pa
     groups = make_groups(read_results([tmp_path]))
     assert {g.key.tuning for g in groups} == {"at the recipe's learning rate", "at learning rate 0.5"}
     assert [list(sweep.groups) for sweep in find_sweeps(groups)] == [[0.1, 0.5]]
+
+
+def test_a_sweep_of_tuned_groups_mixes_no_budgets(tmp_path: Path) -> None:
+    """Each T was tuned with 6 trials and with 12: two sweeps, in which no group takes another's place."""
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    for timesteps in (2, 4):
+        for trials in (6, 12):
+            tuned_cell(run, "bptt", 0, 0.1, 0.8, {"timesteps": timesteps}, trials)
+    sweeps = find_sweeps(make_groups(read_results([tmp_path])))
+    assert sorted(sorted({g.key.tuning for g in sweep.groups.values()}) for sweep in sweeps) == [
+        ["tuned, 12 trials each (3 epochs)"],
+        ["tuned, 6 trials each (3 epochs)"],
+    ]
+    assert [list(sweep.groups) for sweep in sweeps] == [[2, 4], [2, 4]]
+
+
+def test_groups_that_no_field_tells_apart_are_in_no_sweep(tmp_path: Path) -> None:
+    """Two trainings at T = 4 began from different weights, of which the recipe says nothing."""
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    for timesteps, begun in ((2, ""), (4, "random"), (4, "from a checkpoint"), (6, "")):
+        run.cell("bptt", 0, recipe=varied(TARGET, timesteps=timesteps, description=begun))
+    (sweep,) = find_sweeps(make_groups(read_results([tmp_path])))
+    assert list(sweep.groups) == [2, 6]
 
 
 def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Path) -> None:

@@ -430,7 +430,7 @@ class Group:
             everything = set(results[0].seeds) | set(results[1].seeds)
             texts.append(f"only {len(shared)} of {len(everything)} seeds finished on both sides")
         if len(results) == 2 and METRICS[metric].of_the_moment:
-            texts += self._apart(metric, *results)
+            texts += [*self._apart(metric, *results), *self._repeated(metric, *results)]
         texts += [breach.text for breach in self.breaches if breach.concerns(metric, methods)]
         return tuple(dict.fromkeys(text for text in texts if text))
 
@@ -441,6 +441,16 @@ class Group:
         return [
             f"{one.method} and {other.method} were timed in different runs: the ratio holds only if the machine "
             "was as fast and as free in both"
+        ]
+
+    def _repeated(self, metric: str, one: MethodResult, other: MethodResult) -> list[str]:
+        pairs = one.by_run.get(metric, {}).keys() & other.by_run.get(metric, {}).keys()
+        seeds = len({seed for _, seed in pairs})
+        if len(pairs) == seeds:
+            return []
+        return [
+            f"{len(pairs)} pairs of {seeds} seed{'s' * (seeds != 1)}: repetitions of a seed count as pairs, and say "
+            "nothing of other seeds"
         ]
 
     # Memory and accuracy ------------------------------------------------------------------------

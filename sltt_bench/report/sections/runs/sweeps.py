@@ -82,16 +82,21 @@ class Sweep:
 
 
 def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
-    """Every family of at least two groups of one recipe that differ in a single numeric field."""
+    """Every family of at least two groups of one recipe that differ in a single numeric field.
+
+    Groups of one family that have the same value differ in what no field tells (what training started from): which of them
+    belongs to the others is unknown, and none is in the sweep.
+    """
     known = [group for group in groups if group.settings]
     sweeps = []
     for name in sorted(varied_fields(groups), key=lambda name: (name not in FIELD_WORDS, name)):
-        families: dict[Any, dict[float, Group]] = {}
+        families: dict[Any, dict[float, list[Group]]] = {}
         for group in known:
             value = group.settings.get(name)
             if isinstance(value, int | float) and not isinstance(value, bool):
-                families.setdefault(_all_else(group, name), {})[value] = group
-        for family in families.values():
+                families.setdefault(_all_else(group, name), {}).setdefault(value, []).append(group)
+        for alike in families.values():
+            family = {value: groups[0] for value, groups in alike.items() if len(groups) == 1}
             if len(family) > 1 and any(group.finished for group in family.values()):
                 sweeps.append(Sweep(name, dict(sorted(family.items()))))
     return sweeps
@@ -109,7 +114,7 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
     varied = ("recipe_hash", "timesteps", "batch_size", "tuning")
     key = (value for field, value in vars(group.key).items() if field not in varied)
     settings = sorted((field, repr(value)) for field, value in group.settings.items() if field != name)
-    return (*key, group.key.tuned, *settings)
+    return (*key, group.key.tuning if group.key.tuned else "", group.protocol, *settings)
 
 
 def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:

@@ -355,8 +355,8 @@ def backend_tables(groups: Sequence[Group]) -> list[Table]:
     families: dict[Any, list[Group]] = {}
     for group in groups:
         # The version of the library behind a backend is the backend's, that of plug-ins is everybody's.
-        library = ", ".join(word for word in group.key.library.split(", ") if not _is_version(word))
-        conditions = {**vars(group.key), "backend": "", "library": library}
+        plugins = [word for word in group.key.library.split(", ") if not _is_version(word)]
+        conditions = {**vars(group.key), "backend": "", "library": ", ".join(plugins)}
         families.setdefault(tuple(conditions.values()), []).append(group)
     return [
         _backend_table(method, rows)
@@ -371,14 +371,19 @@ def _is_version(word: str) -> bool:
     return bool(word) and word[0].isdigit() and " " not in word
 
 
+def _backend_name(group: Group) -> str:
+    """The backend, with the version of the library behind it: two versions are two backends."""
+    return " ".join([group.key.backend, *filter(_is_version, group.key.library.split(", "))])
+
+
 def _breaches_of_backends(method: str, groups: Sequence[Group]) -> Iterator[Breach]:
     """What stands beside the method on each backend, under the backend's name, and what the backends do not share."""
-    results = {group.key.backend: group.methods[method] for group in groups}
+    results = {_backend_name(group): group.methods[method] for group in groups}
     for group in groups:
+        name = _backend_name(group)
         for breach in group.breaches:
             if breach.methods == (method,):
-                text = breach.text.replace(method, group.key.backend, 1)
-                yield replace(breach, methods=(group.key.backend,), text=text)
+                yield replace(breach, methods=(name,), text=breach.text.replace(method, name, 1))
     yield from beginning_breaches({backend: result.began for backend, result in results.items()})
     samples = {
         backend: {int(count) for count in result.epochs["samples"].dropna()}
@@ -392,7 +397,7 @@ def _backend_table(method: str, groups: Sequence[Group]) -> Table:
     """The methods' table with backends in place of methods: a group of its own, of one method."""
     first = groups[0]
     by_backend = {
-        group.key.backend: replace(group.methods[method], method=group.key.backend)
+        _backend_name(group): replace(group.methods[method], method=_backend_name(group))
         for group in sorted(groups, key=lambda group: group.key.backend != "reference")
     }
     merged = Group(
