@@ -189,6 +189,15 @@ def test_a_folder_named_twice_or_inside_another_source_counts_once(tmp_path: Pat
     assert results.skipped == ()
 
 
+def test_runs_are_in_the_order_of_their_starts_wherever_they_lie(tmp_path: Path) -> None:
+    starts = {"a": "2026-03-01T00:00:00+00:00", "b/deep": "2026-01-01T00:00:00+00:00", "z": ""}
+    for seed, (folder, started) in enumerate(starts.items()):
+        HandmadeRun(tmp_path / folder, facts={"started_utc": started}).cell(seed=seed)
+    results = read_results([tmp_path])
+    assert [run.path.name for run in results.runs] == ["z", "deep", "a"]
+    assert dict(zip(results.cells["run"], results.cells["seed"], strict=True)) == {0: 2, 1: 1, 2: 0}
+
+
 def test_repetitions_of_an_experiment_are_both_kept(tmp_path: Path) -> None:
     for number, name in enumerate(("a", "b")):
         HandmadeRun(tmp_path / name, number=10 * number).cell()

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +296,28 @@ def test_points_that_were_tuned_with_trials_of_several_lengths_stand_in_one_figu
     assert set(frame["at"]) == {1.1, 5.0}
     assert "tuned, 5 trials each (4, 10 epochs)" in section.blocks[0].caption
     assert "2 groups of the study" in " ".join(section.lead)
+
+
+def test_a_point_that_was_tuned_twice_is_shown_as_the_newest_tuned_it(tmp_path: Path) -> None:
+    """Not as the mean of two tunings, nor of two versions of a recipe; and a seed that was run twice is one."""
+    recipe = handmade_study(tmp_path).recipe
+    for number, (trials, top1) in enumerate({3: 0.5, 9: 0.6}.items()):
+        run = HandmadeRun(tmp_path / "zz" / str(number), recipe=recipe, number=100 * number)
+        again = HandmadeRun(tmp_path / "zz" / f"{number} again", recipe=recipe, number=100 * number + 50)
+        for tau in (1.1, 5.0):
+            at = varied({**recipe, "study": None}, neuron__tau=tau, description=f"tuned {trials}")
+            overrides = {} if tau == 1.1 else {"neuron.tau": tau}
+            for method, seed, folder in product(("bptt", "sltt"), range(4), (run, again)):
+                cell = {"trials": trials}
+                values = (top1, top1 + 0.01, top1 + 0.02)
+                cell_id = folder.cell(method, seed, overrides=overrides, recipe=at, top1=values, cell=cell)
+                file = folder.path / "cells" / f"{cell_id}.json"
+                options = {"tuned": {"protocol": {"epochs": 4}, "trials": trials}}
+                file.write_text(json.dumps({**json.loads(file.read_text()), "options": options}))
+    (section,), frame = studied(tmp_path)
+    assert set(frame["mean"].round(3)) == {0.62}
+    assert set(frame["n"]) == {4}
+    assert "4 groups of the study" in " ".join(section.lead)  # those untuned, and those of 3 trials
 
 
 def test_each_study_of_a_report_has_its_page(tmp_path: Path) -> None:

@@ -168,24 +168,28 @@ class Results:
 
 
 def read_results(sources: Iterable[Path]) -> Results:
-    """All runs in and below the folders, each counted once, however often it was copied or named.
+    """All runs in and below the folders in the order of their starts, each counted once, however often it was copied
+    or named.
 
     Raises ResultsError if a source is no folder.
     """
     damage: list[Skipped] = []
     tables = Tables(damage)
-    folders: list[tuple[Path, dict[str, Any]]] = []
+    files: dict[Path, Sequence[str]] = {}
     for path, names in _run_folders(sources, damage):
         there = [f for f in (CELLS_FILE, EPOCHS_FILE, *_BESIDE) if f in names and (path / f).is_file()]
         if CELLS_FILE not in there and BENCH_FILE not in there:
             damage.append(Skipped(str(path), f"no {CELLS_FILE}: no cell of this run has ended yet"))
             continue
-        for file in there:
-            tables.read(path / file, run=len(folders))
-        folders.append((path, _read_provenance(path, damage)))
+        files[path] = there
         timeline = path / TIMELINE_FILE
         if TIMELINE_FILE in names and timeline.is_file() and (line := torn_at(timeline)) is not None:
             damage.append(Skipped(f"{timeline}:{line}", "torn: the line was never finished"))
+    told = [(path, _read_provenance(path, damage)) for path in files]
+    folders = sorted(told, key=lambda run: str(run[1].get("started_utc") or ""))
+    for number, (path, _) in enumerate(folders):
+        for file in files[path]:
+            tables.read(path / file, run=number)
     cells, epochs = tables.frame(CELLS_FILE), tables.frame(EPOCHS_FILE)
     departs = cells[~cells["overrides"].isin(["", "{}"])].groupby("run")["cell_id"].agg(frozenset)
     runs = [

@@ -126,7 +126,10 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
 
 def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
     """The study's groups that may stand in one figure (one machine, one version, all tuned or none, full runs
-    before smoke runs), those with most cells, of these the tuned and then the newest; how many others there are."""
+    before smoke runs), those with most cells, of these the tuned and then the newest; how many others there are.
+
+    Of a point that was run in several versions (of its recipe, of its tuning) the newest is taken.
+    """
     benches: dict[tuple[Any, ...], list[Group]] = {}
     for group in groups:
         if group.key.recipe == name:
@@ -142,8 +145,11 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
         newest = max(run for group in benches[key] for run in group.runs)  # in the order of their start
         return key[:2], -finished, key[2] != TUNED, -newest
 
-    chosen = min(benches, key=rank)
-    return benches[chosen], sum(len(others) for key, others in benches.items() if key != chosen)
+    bench = benches[min(benches, key=rank)]
+    newest_last = sorted(bench, key=lambda group: group.runs)
+    newest = {(group.key.precision, _point(group.overrides)): group.key for group in newest_last}
+    shown = [group for group in bench if group.key in newest.values()]
+    return shown, sum(map(len, benches.values())) - len(shown)
 
 
 def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
@@ -156,7 +162,8 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
                     yield Observation(measure, value, point, about)
             for measure, column in OF_EPOCHS.items():
                 known = result.epochs.dropna(subset=[column])
-                for epoch, value in zip(known["epoch"], known[column], strict=True):
+                of_seeds = known.groupby(["epoch", "seed"], as_index=False)[column].mean()
+                for epoch, value in zip(of_seeds["epoch"], of_seeds[column], strict=True):
                     yield Observation(measure, float(value), point, {**about, "epoch": int(epoch)})
 
 
@@ -314,8 +321,8 @@ def _gaps(cells: pd.DataFrame, aside: int) -> Iterator[str]:
         yield f"{len(failed)} of {len(cells)} cells did not finish: {words}."
     if aside:
         yield (
-            f"Left out here: {aside} group{'s' * (aside > 1)} of the study, run on another machine, with another version or rule "
-            "of tuning, or as smoke runs."
+            f"Left out here: {aside} group{'s' * (aside > 1)} of the study, run on another machine, with another version, recipe "
+            "or rule of tuning, or as smoke runs."
         )
 
 
