@@ -589,7 +589,7 @@ def a_backend_that_ran_beside_another_program(top: Path) -> None:
     measure(into, methods=["bptt"], backend="native", cpu_util_mean=1.0, cpu_others_mean=0.4)
 
 
-@temptation("| spikingjelly |")
+@temptation("| spikingjelly 0.0.0.0.14 |")
 def a_backend_with_a_library_of_its_own_stands_beside_the_others(top: Path) -> None:
     facts = {"packages": {"torch": "2.6.0", "spikingjelly": "0.0.0.0.14"}}
     into = run(top / "a", TIME, facts=facts)
@@ -726,6 +726,39 @@ def a_cell_resumed_after_an_upgrade(top: Path) -> None:
     )
     attempts = {str(number): {"source_sha256": str(number) * 64} for number in (1, 2)}
     into.tell({"cells": {cell: {"attempts": attempts}}})
+
+
+def _resumed(top: Path, first: Mapping[str, Any], second: Mapping[str, Any], *, epochs_of_first: int) -> None:
+    """SLTT's cells on a GPU, whose second attempt went on after so many epochs; what each was measured with."""
+    into = run(top, TIME, device="cuda:0", device_name="Example GPU")
+    measure(into, methods=["bptt"])
+    cells = {}
+    for seed in range(3):
+        cell = into.cell("sltt", seed, train_s=[9, 1.9, 1.9], attempt=2, peak_allocated_bytes=PEAKS["sltt"])
+        rows = (top / EPOCHS_FILE).read_text()
+        (top / EPOCHS_FILE).write_text(rows.replace(f"{cell},2,", f"{cell},1,", epochs_of_first))
+        cells[cell] = {"attempts": {"1": dict(first), "2": dict(second)}}
+    into.tell({"cells": cells})
+
+
+CROWDED = {"profiler": {"gpu": {"at_start": {"other_compute_processes": 2}}}}
+PLUGINS = [{"plugins": {"methods sltt": {"package": "mine", "source_sha256": digit * 64}}} for digit in "12"]
+
+
+@temptation("sltt: 2 other processes on the GPU", words=["held"])
+def a_gpu_that_others_used_before_the_cell_was_resumed(top: Path) -> None:
+    _resumed(top, CROWDED, {}, epochs_of_first=2)
+
+
+@temptation("sltt: its plug-in changed between its cells", words=["not comparable"])
+def a_plug_in_that_changed_while_a_cell_was_cut_off(top: Path) -> None:
+    _resumed(top, *PLUGINS, epochs_of_first=2)
+
+
+@temptation(never=["plug-in changed", "other processes"], words=["held"])
+def a_plug_in_that_was_mended_before_it_trained(top: Path) -> None:
+    first, second = PLUGINS
+    _resumed(top, {**first, **CROWDED}, second, epochs_of_first=0)
 
 
 def _begun(top: Path, claim: Mapping[str, Any], name: str, of_sltt: str) -> None:

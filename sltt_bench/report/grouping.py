@@ -65,6 +65,7 @@ def make_groups(results: Results) -> list[Group]:
     facts = [_facts(cell, results.runs, epochs) for cell in cells.to_dict("records")]
     cells[list(facts[0])] = pd.DataFrame(facts, cells.index)
     cells = cells.assign(beside=_beside(cells), ranks=_ranks(cells, results.epochs))
+    cells["trained_in"] = _trained_in(cells, results.epochs)
     # Plain mappings, since thousands of small frames of pandas cost seconds.
     cells["figures"] = pd.Series(cells[figures].to_dict("records"), cells.index)
     names = [part.name for part in fields(GroupKey)]
@@ -218,6 +219,15 @@ def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
     counts = epochs["ranks"].astype(float).fillna(1).groupby([epochs["run"], epochs["cell_id"]])
     trained = counts.agg(lambda ranks: ", ".join(str(int(count)) for count in sorted(set(ranks))))
     return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
+
+
+def _trained_in(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[Any]":
+    """The attempts in which each cell's epochs were trained; of one without epochs the last."""
+    attempts = {cell: tuple(sorted(set(own))) for cell, own in epochs.groupby(["run", "cell_id"])["attempt"]}
+    each = zip(cells["run"], cells["cell_id"], cells["attempt"], strict=True)
+    return pd.Series(
+        [attempts.get((run, cell), (last,)) for run, cell, last in each], cells.index, dtype=object
+    )
 
 
 def _tuning(run: Run, cell_id: str, trials: float, overrides: str) -> str:

@@ -210,7 +210,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
         yield Breach(f"{method}: measured beside up to {others_text}", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
-    for measured_with in _measured_with(cells, runs):
+    for _, measured_with in _measured_with(cells, runs):
         gpu = gpu_state(measured_with)
         for reason, share in (gpu.get("clock_limits_while_training") or {}).items():
             limited[reason] = max(limited.get(reason, 0.0), float(share))
@@ -231,7 +231,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
 def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
     """Methods of one group whose work reached the GPU call by call where that of others was replayed."""
     replayed: dict[str, bool] = {}
-    for method, measured_with in zip(cells["method"], _measured_with(cells, runs), strict=True):
+    for method, measured_with in _measured_with(cells, runs):
         replayed[method] = replayed.get(method, False) or _is_replayed(measured_with)
     faster = [method for method, is_replayed in replayed.items() if is_replayed]
     for method in replayed if faster else ():
@@ -248,7 +248,7 @@ def plugins_of_method(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
     return sorted(
         {
             source_of_plugin(plugin)
-            for measured_with in _measured_with(cells, runs)
+            for _, measured_with in _measured_with(cells, runs)
             for name, plugin in mapping_at(measured_with, "plugins").items()
             if name.startswith("methods ")
         }
@@ -341,10 +341,12 @@ def source_of_plugin(plugin: Any) -> str:
     return " ".join([*filter(None, [facts.get("package"), facts.get("version")]), f"source {source}"])
 
 
-def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Mapping[str, Any]]:
-    """What the last attempt at each cell was measured with."""
-    for run, cell_id, attempt in zip(cells["run"], cells["cell_id"], cells["attempt"], strict=True):
-        yield runs[int(run)].measured_with(str(cell_id), int(attempt))
+def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The method of each cell and what it was measured with, for each attempt in which it trained."""
+    columns = (cells[name] for name in ("method", "run", "cell_id", "trained_in"))
+    for method, run, cell_id, attempts in zip(*columns, strict=True):
+        for attempt in attempts:
+            yield str(method), runs[int(run)].measured_with(str(cell_id), int(attempt))
 
 
 def _is_replayed(measured_with: Mapping[str, Any]) -> bool:
