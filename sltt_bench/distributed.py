@@ -159,9 +159,8 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of epochs.csv from those of all ranks.
 
     Energy is summed, a GPU's utilisation is averaged, and of times, memory and the processors' use the largest counts:
-    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks
-    is None. Losses, accuracies and samples are
-    those of all ranks already; the rest is rank 0's.
+    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks is None.
+    Losses, accuracies and samples are those of all ranks already; the rest is rank 0's.
     """
     first = dict(rows[0])
     if len(rows) == 1:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.plan import cell_from_dict
 from sltt_bench.recipe import NOT_DECISIVE, Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
 from sltt_bench.report.grouping import UNSOUND, make_groups
+from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
 
@@ -60,6 +62,29 @@ def _provenance(results: Results) -> Findings:
             yield str(run.path), "ran with uncommitted changes; commit them, so that the revision is what ran"
         if not (facts.get("packages") or {}).get("torch"):
             yield str(run.path), "provenance.json does not name torch's version"
+
+
+def _cells_as_resolved(results: Results) -> Findings:
+    for _, row in _runs(results).iterrows():
+        resolved = results.runs[int(row["run"])].cell(str(row["cell_id"]))
+        if not resolved:
+            yield _name(row), f"cells/{row['cell_id']}.json is missing: nobody can tell what was run"
+            continue
+        try:
+            cell = cell_from_dict(dict(resolved))
+        except (RecipeError, TypeError, KeyError) as error:
+            yield _name(row), f"cells/{row['cell_id']}.json is no cell: {str(error).splitlines()[0]}"
+            continue
+        told = {**cell_key(cell, Outcome("ok")), **circumstances(cell, Outcome("ok"))}
+        other = [name for name in _RESOLVED if row[name] != told[name]]
+        if other:
+            yield _name(row), f"cells/{row['cell_id']}.json is another cell than its row ({', '.join(other)})"
+
+
+_RESOLVED = (
+    "cell_id", "recipe_hash", "recipe", "method", "backend", "timesteps", "batch_size", "seed", "synthetic", "smoke", "overrides",
+)  # fmt: skip
+"""What a row says of its cell before it has run."""
 
 
 def _untouched_recipe(results: Results) -> Findings:
@@ -159,6 +184,7 @@ def _no_large_files(results: Results) -> Findings:
 RULES: Mapping[str, Callable[[Results], Findings]] = {
     "whole files": _readable,
     "provenance": _provenance,
+    "cells as resolved": _cells_as_resolved,
     "untouched recipe": _untouched_recipe,
     "real data": _data_are_real,
     "three seeds": _enough_seeds,

@@ -68,13 +68,26 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     ),
     "another learning rate": (
         change_every_cell('"lr": 0.1', '"lr": 0.2'),
-        {"untouched recipe"},
+        {"untouched recipe", "cells as resolved"},
         "the recipe was changed (train.lr)",
     ),
     "another split": (
         change_every_cell('"train_samples": 1437', '"train_samples": 1500'),
-        {"untouched recipe", "sound cells"},
+        {"untouched recipe", "sound cells", "cells as resolved"},
         "data.train_samples",
+    ),
+    "another seed than was run": (
+        lambda run: [
+            edit(run, name, lambda text: text.replace("fp32,cpu,2,", "fp32,cpu,7,"))
+            for name in ("cells.csv", "epochs.csv")
+        ],
+        {"cells as resolved"},
+        "is another cell than its row (seed)",
+    ),
+    "a cell of which no file tells": (
+        lambda run: next((run / "cells").glob("*.json")).unlink(),
+        {"cells as resolved"},
+        "is missing: nobody can tell what was run",
     ),
     "two seeds": (
         lambda run: (
@@ -86,12 +99,12 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     ),
     "a smoke run": (
         lambda run: edit(run, "cells.csv", lambda text: text.replace(",false,false,ok", ",false,true,ok")),
-        {"real data"},
+        {"real data", "cells as resolved"},
         "--smoke",
     ),
     "random data": (
         lambda run: edit(run, "cells.csv", lambda text: text.replace(",false,false,ok", ",true,false,ok")),
-        {"real data"},
+        {"real data", "cells as resolved"},
         "--synthetic",
     ),
     "a failure left out": (
