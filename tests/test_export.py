@@ -220,6 +220,22 @@ class ScalesWhatALayerMakes(Scales):
         return self.gain * self.mixing(x)
 
 
+class ReadsWhatAnAdditionChanged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x = self.first(x)
+        x += self.second(x)
+        return self.third(x) + shortcut
+
+
+class FlattensByFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(x, 1)
+
+
 class OwnNorm(nn.BatchNorm2d):
     """Looks at values, which no tracer sees through."""
 
@@ -240,6 +256,8 @@ class CallsALayerTwice(nn.Module):
         (AddsAConstant(), "edges add different nodes, each once"),
         (AddsTheSumOfTwoTwice(), "edges add different nodes, each once"),
         (AddsAVector(), r"edges add equal shapes, not \(3, 8, 8\) and \(3, 1, 1\)"),
+        (ReadsWhatAnAdditionChanged(), "traced as a graph, puts out something else"),
+        (FlattensByFunction(), r"no node for flatten \(at flatten\)"),
         (Scales(), r"no node for Scales \(0\)"),
         (ScalesWhatALayerMakes(), r"no node for what ScalesWhatALayerMakes does with gain \(0\.gain\)"),
         (OwnNorm(3), r"no node for OwnNorm \(0\)"),
@@ -267,6 +285,43 @@ def test_a_convolution_of_groups_is_one_with_zeros(tmp_path: Path) -> None:
         for x in 2 * torch.rand(3, 2, 1, 8, 8):
             output, (read_back, state) = network(x), again(x, state)
             torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+
+
+class NamesLikeTheGraphs(nn.Module):
+    """Layers under the names that the graph's own nodes have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = nn.Flatten()
+        self.neuron_reset, self.neuron_potential = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.neuron = LIF(LIFParameters(tau=2.0, v_threshold=0.2))
+        self.output = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron_reset(self.input(x))
+        x += self.neuron_potential(x)
+        return self.output(self.neuron(x))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        NamesLikeTheGraphs(),
+        nn.Sequential(nn.AdaptiveAvgPool2d((2, None)), nn.Flatten(), nn.Linear(16, 3)),
+    ],
+    ids=["names", "a pool in one direction"],
+)
+def test_a_network_of_ones_own_is_read_back_whatever_its_layers_are_called(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    nir.write(tmp_path / "network.nir", nir_graph(network.eval(), (1, 8, 8)))
+    again, state = nirtorch.nir_to_torch(nir.read(tmp_path / "network.nir"), NODES), None
+    with torch.no_grad():
+        for x in 2 * torch.rand(3, 2, 1, 8, 8):
+            output, (read_back, state) = network(x), again(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+    assert output.std() > 0
 
 
 def test_a_batch_norm_over_time_is_in_evaluation_one_of_each_step(tmp_path: Path) -> None:
