@@ -10,14 +10,14 @@ import nirtorch
 import numpy as np
 import pytest
 import torch
-from result_builder import HandmadeRun
+from result_builder import RECIPE, HandmadeRun, varied
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.experiment import build_network
-from sltt_bench.export import ExportError
+from sltt_bench.export import Benchmark, ExportError, export, trained_cell
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, onnx_model
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
@@ -487,6 +487,42 @@ def test_an_accuracy_is_published_as_the_hub_keeps_it(tmp_path: Path) -> None:
     assert entry["source"] == {"url": "https://example.org/runs"}
     assert "training method sltt" in entry["notes"]
     assert set(entry) <= {"dataset", "value", "verifyToken", "date", "source", "notes"}
+
+
+def test_the_notes_of_a_published_accuracy_name_the_very_cell(tmp_path: Path) -> None:
+    facts = {"sltt_bench": "0.1.0", "git_dirty": True}
+    run = HandmadeRun(tmp_path / "digits" / "a", git_revision="0123456789abcdef", facts=facts)
+    run.cell("sltt", 20230712, overrides={"train.lr": 0.3})
+    out = tmp_path / "entry.yaml"
+    export(run.path, "sltt", None, "eval-results", out, Benchmark("some/digits"))
+    ((entry),) = read_yaml(out)
+    assert entry["notes"].endswith(
+        'recipe digits with {"train.lr": 0.3}, training method sltt, T = 6, seed 20230712; '
+        "sltt-bench 0.1.0 at 0123456789ab with local changes"
+    )
+
+
+def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "digits" / "a")
+    ids = [
+        run.cell("sltt", 3, recipe=varied(RECIPE, timesteps=timesteps), overrides={"timesteps": timesteps})
+        for timesteps in (2, 4)
+    ]
+    with pytest.raises(ExportError) as told:
+        trained_cell(run.path, "sltt", 3)
+    for number, timesteps in zip(ids, (2, 4), strict=True):
+        assert f'{number} (reference, seed 3, {{"timesteps": {timesteps}}})' in str(told.value)
+    assert "name one by --cell: " in str(told.value)
+    assert trained_cell(run.path, "sltt", 3, ids[1]).row["timesteps"] == 4
+    result = CliRunner().invoke(app, ["export", str(run.path), "-m", "sltt", "--cell", ids[1]])
+    assert (result.exit_code, f"{ids[1]}.pt: no such checkpoint" in "".join(result.output.split("\n"))) == (
+        2,
+        True,
+    )
+    with pytest.raises(
+        ExportError, match="0 cells have the method sltt and id nobody; name one by --method and --seed"
+    ):
+        trained_cell(run.path, "sltt", None, "nobody")
 
 
 def test_an_accuracy_that_is_none_or_has_no_benchmark_is_not_published(tmp_path: Path) -> None:
