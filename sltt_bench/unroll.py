@@ -319,12 +319,30 @@ class Unroll:
 
 def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManager[None]:
     """Within, the network takes [T · batch, ...], step after step: what carries a state goes through the steps
-    one by one, all else sees them at once."""
+    one by one, all else sees them at once.
+
+    Raises NotImplementedError where a layer that is to see them all lies within one that goes through them, and where
+    one that carries a state is called again: it would have gone through all steps before.
+    """
+    layers = outermost_stateful(network)
+    for name, layer in layers.items():
+        if inner := next((type(m).__name__ for m in layer.modules() if isinstance(m, OverTime)), None):
+            raise NotImplementedError(
+                f"a {inner} sees all steps at once, but lies within {name}, which goes through them one by one; choose "
+                "another normalisation"
+            )
+    called: set[Stateful] = set()
 
     def through_steps(layer: Stateful, x: Tensor) -> Tensor:
+        if layer in called and layer.carried:
+            raise NotImplementedError(
+                f"a {type(layer).__name__} is called more than once in a step, whose calls would not follow each other "
+                "where layers see all steps at once; choose another normalisation, or give each call a layer of its own"
+            )
+        called.add(layer)
         return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
 
-    return replaced_forward(list(outermost_stateful(network).values()), through_steps)
+    return replaced_forward(list(layers.values()), through_steps)
 
 
 @contextmanager

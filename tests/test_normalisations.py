@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.analysis.plan import plan_analysis
 from sltt_bench.losses import step_loss
-from sltt_bench.models.normalisation import KINDS
+from sltt_bench.models.mlp import Recurrent
+from sltt_bench.models.normalisation import KINDS, TimeBatchNorm
 from sltt_bench.models.options import CNNOptions, MLPOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters, lif_step, reset_state
 from sltt_bench.plan import Request
@@ -128,6 +129,33 @@ def test_every_rule_but_bptt_is_refused_by_name_where_layers_see_all_steps():
             run(convolutional("tdbn"), name, *doubles(T))
     with pytest.raises(RecipeError, match=r"model\.normalisation: tdbn leaves no gradient of a single step"):
         plan_analysis("digits", Request(grid=(fields,), methods=["bptt"]), epochs="0", batches=1)
+
+
+class CallsItsNeuronsTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.neuron = TimeBatchNorm(4, 0.5), LIF(NEURON)
+
+    def forward(self, x):
+        return self.neuron(self.second(self.neuron(self.norm(self.first(x)))))
+
+
+@pytest.mark.parametrize(
+    ("built", "fault"),
+    [
+        (
+            Recurrent(nn.Linear(4, 4), LIF(NEURON), TimeBatchNorm(4, 0.5)),
+            "a TimeBatchNorm .* lies within 0, which",
+        ),
+        (CallsItsNeuronsTwice(), "a LIF is called more than once in a step"),
+    ],
+    ids=["within a recurrent layer", "shared neurons"],
+)
+def test_own_networks_are_refused_that_cannot_go_through_whole_sequences(built, fault):
+    """The first would be normalised step by step, the second would go through its steps in another order, unsaid."""
+    with pytest.raises(NotImplementedError, match=fault):
+        run(nn.Sequential(built), "bptt", [torch.randn(3, 4) for _ in range(T)], torch.arange(3))
 
 
 def test_tdbn_is_refused_where_it_cannot_be():
