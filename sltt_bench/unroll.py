@@ -215,14 +215,14 @@ class Unroll:
         It counts for neither prediction nor running statistics. Raises NotImplementedError where layers
         have something of their own for each step.
         """
-        if self._per_step:
-            raise NotImplementedError("a pass on rates is none of the T steps, whose layers the network has")
+        self._needs_no_step()
         with buffers_kept(self.network):
             return self._loss(self._forward(x))
 
     def in_one_step(self, x: Tensor) -> Tensor:
         """L of one forward pass on `x` [batch, ...] in place of all T steps: prediction, loss and running
-        statistics are its own."""
+        statistics are its own. Raises NotImplementedError where layers have something of their own for each step."""
+        self._needs_no_step()
         output = self._forward(x)
         loss = self._loss(output)
         self._record(output.detach().float(), loss.detach())
@@ -305,6 +305,10 @@ class Unroll:
             self._sequence_outputs = list(outputs.chunk(self.timesteps))
         return self._sequence_outputs.pop(0)
 
+    def _needs_no_step(self) -> None:
+        if self._per_step:
+            raise NotImplementedError("a pass on means is none of the T steps, whose layers the network has")
+
     def _needs_steps(self) -> None:
         if self._over_time:
             raise NotImplementedError(
@@ -315,12 +319,30 @@ class Unroll:
 
 def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManager[None]:
     """Within, the network takes [T · batch, ...], step after step: what carries a state goes through the steps
-    one by one, all else sees them at once."""
+    one by one, all else sees them at once.
+
+    Raises NotImplementedError where a layer that is to see them all lies within one that goes through them, and where
+    one that carries a state is called again: it would have gone through all steps before.
+    """
+    layers = outermost_stateful(network)
+    for name, layer in layers.items():
+        if inner := next((type(m).__name__ for m in layer.modules() if isinstance(m, OverTime)), None):
+            raise NotImplementedError(
+                f"a {inner} sees all steps at once, but lies within {name}, which goes through them one by one; choose "
+                "another normalisation"
+            )
+    called: set[Stateful] = set()
 
     def through_steps(layer: Stateful, x: Tensor) -> Tensor:
+        if layer in called and layer.carried:
+            raise NotImplementedError(
+                f"a {type(layer).__name__} is called more than once in a step, whose calls would not follow each other "
+                "where layers see all steps at once; choose another normalisation, or give each call a layer of its own"
+            )
+        called.add(layer)
         return torch.cat([type(layer).forward(layer, part) for part in x.chunk(timesteps)])
 
-    return replaced_forward(list(outermost_stateful(network).values()), through_steps)
+    return replaced_forward(list(layers.values()), through_steps)
 
 
 @contextmanager

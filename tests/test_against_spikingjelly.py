@@ -9,7 +9,7 @@ import torch
 from one_batch import INPUT_SHAPE, RESETS, batch, gradients, run
 from torch import Tensor, nn
 
-from sltt_bench import models
+from sltt_bench import backends, models
 from sltt_bench.models.options import CNNOptions
 from sltt_bench.neurons import LIF, LIFParameters, SpikingNeuron
 
@@ -25,6 +25,7 @@ SURROGATES = {
 """With the parameters at which they equal ours."""
 
 T = 5
+WIDTH = 2.5
 every_reset = pytest.mark.parametrize("reset", sorted(RESETS))
 every_surrogate = pytest.mark.parametrize("surrogate", sorted(SURROGATES))
 
@@ -117,3 +118,18 @@ def test_sltt_gives_the_gradient_that_slttlifnode_gives_by_itself(reset, surroga
     for method in ("sltt", "bptt"):
         run(theirs, method, *float64_batch())
         assert_same(own, theirs)
+
+
+@every_surrogate
+def test_the_backends_surrogates_are_as_wide_as_the_recipe_says(surrogate):
+    """Currents on a grid about the threshold: the gradient of a first step's spikes is the surrogate itself."""
+    backend = backends.create("spikingjelly")
+    neuron = LIFParameters(tau=2.0, v_threshold=0.5, surrogate=surrogate, surrogate_width=WIDTH)
+    assert backend.unsupported(neuron, "fp32", "cpu") is None
+    sides = []
+    for layer in (backend.neuron(neuron), LIF(neuron)):
+        current = torch.linspace(-3, 4, 71, dtype=torch.float64, requires_grad=True)
+        layer(current).sum().backward()
+        sides.append(current.grad)
+    torch.testing.assert_close(*sides)
+    assert sides[1].max() > 0

@@ -10,14 +10,14 @@ import nirtorch
 import numpy as np
 import pytest
 import torch
-from result_builder import HandmadeRun
+from result_builder import RECIPE, HandmadeRun, varied
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from sltt_bench.backends.reference import Reference
 from sltt_bench.cli import app
 from sltt_bench.experiment import build_network
-from sltt_bench.export import ExportError
+from sltt_bench.export import Benchmark, ExportError, export, trained_cell
 from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, onnx_model
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
@@ -220,6 +220,22 @@ class ScalesWhatALayerMakes(Scales):
         return self.gain * self.mixing(x)
 
 
+class ReadsWhatAnAdditionChanged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x = self.first(x)
+        x += self.second(x)
+        return self.third(x) + shortcut
+
+
+class FlattensByFunction(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.flatten(x, 1)
+
+
 class OwnNorm(nn.BatchNorm2d):
     """Looks at values, which no tracer sees through."""
 
@@ -240,6 +256,8 @@ class CallsALayerTwice(nn.Module):
         (AddsAConstant(), "edges add different nodes, each once"),
         (AddsTheSumOfTwoTwice(), "edges add different nodes, each once"),
         (AddsAVector(), r"edges add equal shapes, not \(3, 8, 8\) and \(3, 1, 1\)"),
+        (ReadsWhatAnAdditionChanged(), "traced as a graph, puts out something else"),
+        (FlattensByFunction(), r"no node for flatten \(at flatten\)"),
         (Scales(), r"no node for Scales \(0\)"),
         (ScalesWhatALayerMakes(), r"no node for what ScalesWhatALayerMakes does with gain \(0\.gain\)"),
         (OwnNorm(3), r"no node for OwnNorm \(0\)"),
@@ -267,6 +285,43 @@ def test_a_convolution_of_groups_is_one_with_zeros(tmp_path: Path) -> None:
         for x in 2 * torch.rand(3, 2, 1, 8, 8):
             output, (read_back, state) = network(x), again(x, state)
             torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+
+
+class NamesLikeTheGraphs(nn.Module):
+    """Layers under the names that the graph's own nodes have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input = nn.Flatten()
+        self.neuron_reset, self.neuron_potential = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.neuron = LIF(LIFParameters(tau=2.0, v_threshold=0.2))
+        self.output = nn.Linear(64, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.neuron_reset(self.input(x))
+        x += self.neuron_potential(x)
+        return self.output(self.neuron(x))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        NamesLikeTheGraphs(),
+        nn.Sequential(nn.AdaptiveAvgPool2d((2, None)), nn.Flatten(), nn.Linear(16, 3)),
+    ],
+    ids=["names", "a pool in one direction"],
+)
+def test_a_network_of_ones_own_is_read_back_whatever_its_layers_are_called(
+    network: nn.Module, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    nir.write(tmp_path / "network.nir", nir_graph(network.eval(), (1, 8, 8)))
+    again, state = nirtorch.nir_to_torch(nir.read(tmp_path / "network.nir"), NODES), None
+    with torch.no_grad():
+        for x in 2 * torch.rand(3, 2, 1, 8, 8):
+            output, (read_back, state) = network(x), again(x, state)
+            torch.testing.assert_close(read_back, output, rtol=1e-4, atol=1e-5)
+    assert output.std() > 0
 
 
 def test_a_batch_norm_over_time_is_in_evaluation_one_of_each_step(tmp_path: Path) -> None:
@@ -432,6 +487,42 @@ def test_an_accuracy_is_published_as_the_hub_keeps_it(tmp_path: Path) -> None:
     assert entry["source"] == {"url": "https://example.org/runs"}
     assert "training method sltt" in entry["notes"]
     assert set(entry) <= {"dataset", "value", "verifyToken", "date", "source", "notes"}
+
+
+def test_the_notes_of_a_published_accuracy_name_the_very_cell(tmp_path: Path) -> None:
+    facts = {"sltt_bench": "0.1.0", "git_dirty": True}
+    run = HandmadeRun(tmp_path / "digits" / "a", git_revision="0123456789abcdef", facts=facts)
+    run.cell("sltt", 20230712, overrides={"train.lr": 0.3})
+    out = tmp_path / "entry.yaml"
+    export(run.path, "sltt", None, "eval-results", out, Benchmark("some/digits"))
+    ((entry),) = read_yaml(out)
+    assert entry["notes"].endswith(
+        'recipe digits with {"train.lr": 0.3}, training method sltt, T = 6, seed 20230712; '
+        "sltt-bench 0.1.0 at 0123456789ab with local changes"
+    )
+
+
+def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "digits" / "a")
+    ids = [
+        run.cell("sltt", 3, recipe=varied(RECIPE, timesteps=timesteps), overrides={"timesteps": timesteps})
+        for timesteps in (2, 4)
+    ]
+    with pytest.raises(ExportError) as told:
+        trained_cell(run.path, "sltt", 3)
+    for number, timesteps in zip(ids, (2, 4), strict=True):
+        assert f'{number} (reference, seed 3, {{"timesteps": {timesteps}}})' in str(told.value)
+    assert "name one by --cell: " in str(told.value)
+    assert trained_cell(run.path, "sltt", 3, ids[1]).row["timesteps"] == 4
+    result = CliRunner().invoke(app, ["export", str(run.path), "-m", "sltt", "--cell", ids[1]])
+    assert (result.exit_code, f"{ids[1]}.pt: no such checkpoint" in "".join(result.output.split("\n"))) == (
+        2,
+        True,
+    )
+    with pytest.raises(
+        ExportError, match="0 cells have the method sltt and id nobody; name one by --method and --seed"
+    ):
+        trained_cell(run.path, "sltt", None, "nobody")
 
 
 def test_an_accuracy_that_is_none_or_has_no_benchmark_is_not_published(tmp_path: Path) -> None:

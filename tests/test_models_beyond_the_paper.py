@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sltt_bench import models
 from sltt_bench.analysis.gradients import TrainingBatch, decompose
+from sltt_bench.experiment import neuron_parameters
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.layers import Factories
@@ -191,6 +192,50 @@ def test_sew_resnet_computes_what_spikingjellys_does():
         totals.append(flat({key: p.grad for key, p in network.named_parameters()}))
     torch.testing.assert_close(totals[0], totals[1], rtol=1e-9, atol=1e-9)
     assert totals[0].norm() > 1e-3
+
+
+def test_the_recipe_of_spikformer_has_its_published_neurons_and_its_attention_their_spikes():
+    """Written with SpikingJelly's own defaults (its input is scaled by 1/τ) and the published thresholds, 1 and 1/2."""
+    sj = pytest.importorskip("spikingjelly.activation_based.neuron")
+    surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate").Sigmoid
+
+    def published(threshold: float = 1.0) -> nn.Module:
+        return sj.LIFNode(tau=2.0, v_threshold=threshold, detach_reset=True, surrogate_function=surrogate())
+
+    neuron = neuron_parameters(load_recipe("cifar10-spikformer"))
+    currents = 1.5 * torch.randn(4, 500, generator=torch.Generator().manual_seed(0))
+    sides = []
+    for layer in (LIF(neuron), published()):
+        x = currents.clone().requires_grad_()
+        spikes = torch.stack([layer(step) for step in x])
+        (spikes * torch.arange(4)[:, None]).sum().backward()
+        sides.append((spikes, x.grad))
+    assert 0 < sides[0][0].mean() < 1
+    assert torch.equal(sides[0][0], sides[1][0])
+    torch.testing.assert_close(sides[0][1], sides[1][1])
+
+    dim, heads, patches = 32, 2, 64
+    torch.manual_seed(0)
+    attention = SpikingSelfAttention(dim, heads, Factories(lambda: LIF(neuron), Normalisation("batch")))
+    with torch.no_grad():
+        for layer in (attention.q, attention.k, attention.v, attention.projection):
+            layer.norm.bias += 1.0  # so that they fire
+    nodes = {
+        name: published(0.5 if name == "neuron" else 1.0) for name in ("q", "k", "v", "neuron", "projection")
+    }
+    rates = []
+    for _ in range(4):
+        x = (torch.rand(3, dim, patches) < 0.5).float()
+        q, k, v = (
+            nodes[name](layer.norm(layer.linear(x))).view(3, heads, dim // heads, patches).transpose(2, 3)
+            for name, layer in (("q", attention.q), ("k", attention.k), ("v", attention.v))
+        )
+        a = ((q @ k.transpose(2, 3)) * 0.125) @ v
+        spikes = nodes["neuron"](a.transpose(2, 3).reshape(3, dim, patches))
+        expected = nodes["projection"](attention.projection.norm(attention.projection.linear(spikes)))
+        assert torch.equal(attention(x), expected)
+        rates.append(float(spikes.detach().mean()))
+    assert 0 < max(rates) < 1
 
 
 # --- Every method, estimate and analysis ------------------------------------------------------------------

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from sltt_bench.backends.reference import Reference
 from sltt_bench.measure.neurobench import AC_PJ, MAC_PJ, InferenceCosts
 from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.models.nf_resnet import ScaledWSConv2d
+from sltt_bench.models.normalisation import ScaledWSLinear
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.recipe import load_recipe
 
@@ -41,6 +43,29 @@ def test_a_border_counts_without_its_padding() -> None:
     network = nn.Sequential(nn.Conv2d(1, 5, 3, padding=1, bias=False), LIF(LIFParameters()))
     figures = counted(network, [torch.ones(1, 1, 3, 3)])
     assert figures["dense_synops"] == figures["effective_acs"] == 5 * (9 + 4 * 6 + 4 * 4)
+
+
+def test_one_sample_that_is_no_spikes_makes_multiply_accumulates_of_its_batch() -> None:
+    network = nn.Sequential(nn.Linear(2, 3), LIF(LIFParameters()))
+    spikes, sums = (
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[2.0, 0.0]]),
+    )  # as a shortcut of SEW-ResNet adds them
+    together = counted(network, [torch.cat([spikes, sums])])
+    assert (together["effective_macs"], together["effective_acs"]) == (3, 0)
+    apart = [counted(network, [x]) for x in (spikes, sums)]
+    assert [(a["effective_macs"], a["effective_acs"]) for a in apart] == [(0, 3), (3, 0)]
+
+
+@pytest.mark.parametrize(
+    "layer", [ScaledWSLinear(4, 2), ScaledWSConv2d(4, 2, kernel_size=1)], ids=["linear", "convolution"]
+)
+def test_standardised_weights_count_as_the_input_meets_them(layer: nn.Module) -> None:
+    weight = torch.tensor([[1.0, 2.0, 0.0, 0.0], [0.0, 3.0, 2.0, 0.0]])
+    layer.weight.data = weight.view(layer.weight.shape)
+    figures = counted(nn.Sequential(layer, LIF(LIFParameters())), [torch.ones(1, *layer.weight.shape[1:])])
+    assert figures["connection_sparsity"] == 0, "what was 0 is so many deviations from the mean"
+    assert figures["effective_acs"] == figures["dense_synops"] == 8
 
 
 def neurobench_says(network: nn.Module, steps: list[Tensor]) -> dict[str, float]:

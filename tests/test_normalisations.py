@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.analysis.plan import plan_analysis
 from sltt_bench.losses import step_loss
-from sltt_bench.models.normalisation import KINDS
+from sltt_bench.models.mlp import Recurrent
+from sltt_bench.models.normalisation import KINDS, TimeBatchNorm
 from sltt_bench.models.options import CNNOptions, MLPOptions, PreActResNetOptions, VGGOptions
 from sltt_bench.neurons import LIF, LIFParameters, lif_step, reset_state
 from sltt_bench.plan import Request
@@ -130,6 +131,33 @@ def test_every_rule_but_bptt_is_refused_by_name_where_layers_see_all_steps():
         plan_analysis("digits", Request(grid=(fields,), methods=["bptt"]), epochs="0", batches=1)
 
 
+class CallsItsNeuronsTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.neuron = TimeBatchNorm(4, 0.5), LIF(NEURON)
+
+    def forward(self, x):
+        return self.neuron(self.second(self.neuron(self.norm(self.first(x)))))
+
+
+@pytest.mark.parametrize(
+    ("built", "fault"),
+    [
+        (
+            Recurrent(nn.Linear(4, 4), LIF(NEURON), TimeBatchNorm(4, 0.5)),
+            "a TimeBatchNorm .* lies within 0, which",
+        ),
+        (CallsItsNeuronsTwice(), "a LIF is called more than once in a step"),
+    ],
+    ids=["within a recurrent layer", "shared neurons"],
+)
+def test_own_networks_are_refused_that_cannot_go_through_whole_sequences(built, fault):
+    """The first would be normalised step by step, the second would go through its steps in another order, unsaid."""
+    with pytest.raises(NotImplementedError, match=fault):
+        run(nn.Sequential(built), "bptt", [torch.randn(3, 4) for _ in range(T)], torch.arange(3))
+
+
 def test_tdbn_is_refused_where_it_cannot_be():
     with pytest.raises(RecipeError, match="a recurrent layer goes step by step"):
         load_recipe("sequential-digits", {"model.normalisation": "tdbn"}, chosen_methods=["bptt"])
@@ -168,11 +196,15 @@ def test_bntt_of_a_step_that_was_not_drawn_receives_no_gradient_and_learns_its_s
     assert all(step.num_batches_tracked == 1 for step in built.norm2.steps)
 
 
-def test_a_pass_on_rates_is_refused_where_layers_belong_to_steps():
-    with pytest.raises(RecipeError, match=r"method 'rate' goes backward through mean rates.*bntt"):
-        load_recipe("digits", {"model.normalisation": "bntt"}, chosen_methods=["rate"])
-    with pytest.raises(NotImplementedError, match="a pass on rates is none of the T steps"):
-        run(convolutional("bntt"), "rate", *doubles(T))
+@pytest.mark.parametrize("method", ["rate", "conversion"])
+def test_a_pass_on_means_is_refused_where_layers_belong_to_steps(method):
+    with pytest.raises(RecipeError, match=rf"method '{method}' goes backward through means over time.*bntt"):
+        load_recipe("digits", {"model.normalisation": "bntt"}, chosen_methods=[method])
+    with pytest.raises(NotImplementedError, match="a pass on means is none of the T steps"):
+        run(convolutional("bntt"), method, *doubles(T))
+
+
+def test_a_network_with_parameters_of_each_step_is_not_built_without_them():
     with pytest.raises(ValueError, match="build the network with `timesteps`"):
         models.build(
             CNNOptions(normalisation="bntt"), neuron=lambda: LIF(NEURON), input_shape=INPUT_SHAPE, classes=2

@@ -1,6 +1,6 @@
 """Multiplications of one training iteration by method: forward, and backward in space and in time.
 
-Counted as the iteration runs; `estimate.operations` says what counts as a multiplication. What
+Counted as the iteration runs; `measure.operations` says what counts as a multiplication. What
 BPTT's backward pass multiplies beyond SLTT's is what the temporal part costs.
 """
 

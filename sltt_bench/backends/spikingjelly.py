@@ -7,6 +7,7 @@ On CUDA, SpikingJelly chooses its fastest installed kernel itself (CUDA, Triton,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -25,7 +26,7 @@ SURROGATES: dict[str, tuple[str, float]] = {
     "sigmoid": ("Sigmoid", 4.0),
     "arctan": ("ATan", 2.0),
 }
-"""Our surrogate → SpikingJelly's class and its alpha, of the same derivative."""
+"""Our surrogate → SpikingJelly's class and its alpha, of the same derivative at width 1; w times as wide is alpha ÷ w."""
 
 
 class SpikingJellyLIF(SpikingNeuron):
@@ -76,7 +77,7 @@ class SpikingJelly(Reference):
         self._device = torch.device("cpu")
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
-        if (reason := other_than_lif(neuron)) is not None:
+        if (reason := other_than_lif(replace(neuron, surrogate_width=1.0))) is not None:
             return reason
         if neuron.tau <= 1:
             return f"SpikingJelly's LIFNode needs tau > 1, but neuron.tau is {neuron.tau}"
@@ -98,7 +99,7 @@ class SpikingJelly(Reference):
             decay_input=False,
             v_threshold=float(parameters.v_threshold),
             v_reset=float(parameters.v_reset) if parameters.reset == "hard" else None,
-            surrogate_function=getattr(self._surrogate, surrogate)(alpha=alpha),
+            surrogate_function=getattr(self._surrogate, surrogate)(alpha=alpha / parameters.surrogate_width),
             detach_reset=parameters.detach_reset,
             step_mode="s",
         )

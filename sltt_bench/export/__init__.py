@@ -94,11 +94,12 @@ def export(
     format_name: str,
     out: Path | None = None,
     benchmark: Benchmark | None = None,
+    cell_id: str | None = None,
 ) -> Path:
     """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError."""
     default, content_of = FORMATS[format_name]
     path = out or Path(default.format(method=method))
-    content = content_of(trained_cell(run, method, seed), benchmark)
+    content = content_of(trained_cell(run, method, seed, cell_id), benchmark)
     _write(path, content)
     return path
 
@@ -117,24 +118,41 @@ def _write(path: Path, content: bytes) -> None:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
-    """The cell with this method and seed (None: the only one). Raises ExportError, ResultsError."""
+def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None = None) -> TrainedCell:
+    """The cell with this method, seed and id (None: the only one). Raises ExportError, ResultsError."""
     from sltt_bench.results.reader import read_results
 
     results = read_results([run])
     cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
     if seed is not None:
         cells = cells[cells["seed"] == seed]
+    if cell_id is not None:
+        cells = cells[cells["cell_id"] == cell_id]
     if len(cells) != 1:
+        wanted = [
+            f"the method {method}",
+            f"seed {seed}" * (seed is not None),
+            f"id {cell_id}" * bool(cell_id),
+        ]
         raise ExportError(
-            f"{run}: {len(cells)} cells have the method {method}{'' if seed is None else f' and seed {seed}'}; "
-            "name one by --method and --seed"
+            f"{run}: {len(cells)} cells have {' and '.join(filter(None, wanted))}; name one by {_what_tells(cells)}"
         )
     row = {str(column): value for column, value in cells.iloc[0].items()}
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
     epochs = epochs[epochs["cell_id"] == row["cell_id"]].sort_values("epoch")
     return TrainedCell(folder, row, epochs)
+
+
+def _what_tells(cells: "pd.DataFrame") -> str:
+    """Options that tell cells of one method apart."""
+    if cells["cell_id"].nunique() == cells["seed"].nunique():
+        return "--method and --seed"
+    told = [
+        f"{cell['cell_id']} ({cell['backend']}, seed {int(cell['seed'])}, {cell['overrides']})"
+        for cell in cells.to_dict("records")
+    ]
+    return f"--cell: {'; '.join(told)}"
 
 
 def _nir(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:

@@ -39,8 +39,9 @@ def _notes(trained: TrainedCell, epoch: int) -> str:
     row, facts = trained.row, trained.run.provenance
     code = f"sltt-bench {facts.get('sltt_bench') or __version__}"
     if revision := facts.get("git_revision"):
-        code += f" at {revision[:12]}"
+        code += f" at {revision[:12]}{' with local changes' if facts.get('git_dirty') else ''}"
+    changed = "" if row["overrides"] in ("", "{}") else f" with {row['overrides']}"
     return (
-        f"top-1 accuracy on the test set in percent after the last of {epoch} epochs; recipe {row['recipe']}, "
-        f"training method {row['method']}, T = {row['timesteps']:g}, seed {row['seed']:g}; {code}"
+        f"top-1 accuracy on the test set in percent after the last of {epoch} epochs; recipe {row['recipe']}{changed}, "
+        f"training method {row['method']}, T = {int(row['timesteps'])}, seed {int(row['seed'])}; {code}"
     )

@@ -63,8 +63,24 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         raise ExportError(
             f"the network's step cannot be traced as a graph: {' '.join(str(error).split())}"
         ) from error
+    _check_the_same(network, traced, input_shape)
     reset_state(network)
     return traced
+
+
+def _check_the_same(network: nn.Module, traced: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Raises ExportError where the trace has lost something: that an addition is in place, a choice by values."""
+    x = 4 * torch.rand(3, 1, *input_shape, generator=torch.Generator().manual_seed(0)) - 1
+    outputs = []
+    for module in (network, traced):
+        reset_state(network)
+        with torch.no_grad():
+            outputs.append(torch.stack([module(step.clone()) for step in x]))
+    if not torch.allclose(outputs[0], outputs[1], equal_nan=True):
+        raise ExportError(
+            "the network's step, traced as a graph, puts out something else: it adds to a tensor in place that is read "
+            "again, say, or draws random numbers"
+        )
 
 
 class _Builder:
@@ -73,6 +89,9 @@ class _Builder:
     def __init__(self, input_shape: tuple[int, ...], network: nn.Module) -> None:
         self._input_shape, self._modules = input_shape, dict(network.named_modules())
         self._called: set[nn.Module] = set()
+        self._taken = {"input", "output"}
+        self._names = {name: self._free(name) for name in self._modules}
+        """Layer → the NIR node that puts out what it does."""
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self._sources: dict[fx.Node, list[str]] = {}
@@ -88,7 +107,7 @@ class _Builder:
             (argument,) = node.all_input_nodes
             self.nodes["output"] = nir.Output({"output": np.array(_shape(argument))})
             self.edges += [(source, "output") for source in inputs]
-        elif node.op == "call_function" and getattr(node.target, "__name__", "") in ("add", "iadd"):
+        elif node.op == "call_function" and _name_of_function(node) in ("add", "iadd"):
             self._sources[node] = _summands(node, inputs)
         elif node.op == "call_module":
             self._add_module(node, str(node.target), self._modules[str(node.target)], inputs)
@@ -97,7 +116,14 @@ class _Builder:
             kind = type(self._modules[owner]).__name__
             raise ExportError(f"NIR has no node for what {kind} does with {attribute} ({node.target})")
         else:
-            raise ExportError(f"NIR has no node for {node.target} (at {node.name})")
+            raise ExportError(f"NIR has no node for {_name_of_function(node)} (at {node.name})")
+
+    def _free(self, name: str) -> str:
+        """A name that no other node has, for readers too that write _ for a dot."""
+        while name.replace(".", "_") in self._taken:
+            name += "_"
+        self._taken.add(name.replace(".", "_"))
+        return name
 
     def _add_module(self, node: fx.Node, name: str, module: nn.Module, inputs: list[str]) -> None:
         if module in self._called:
@@ -105,6 +131,7 @@ class _Builder:
                 f"NIR's nodes run once a step, but {type(module).__name__} is called again ({name})"
             )
         self._called.add(module)
+        own = self._names[name]
         if isinstance(module, (SequenceDropout, nn.Dropout, nn.Identity)):
             self._sources[node] = inputs
             return
@@ -112,18 +139,20 @@ class _Builder:
         before = self._modules.get(str(source.target)) if source.op == "call_module" else None
         if _normalises_channels(module) and type(before) is nn.Conv2d and len(source.users) == 1:
             fused = fuse_conv_bn_eval(before, module)
-            self.nodes[str(source.target)] = _convolution(fused, _shape(source.all_input_nodes[0]), name)
+            self.nodes[self._names[str(source.target)]] = _convolution(
+                fused, _shape(source.all_input_nodes[0]), name
+            )
             self._sources[node] = inputs
             return
         if type(module) is LIF:
-            first = self._add_neuron(name, module.parameters_, _shape(node))
+            first = self._add_neuron(own, module.parameters_, _shape(node))
         else:
             convert = _LAYERS.get(type(module))
             if convert is None:
                 raise ExportError(f"NIR has no node for {type(module).__name__} ({name})")
-            first, self.nodes[name] = name, convert(module, _shape(source), name)
+            first, self.nodes[own] = own, convert(module, _shape(source), name)
         self.edges += [(source, first) for source in inputs]
-        self._sources[node] = [name]
+        self._sources[node] = [own]
 
     def _add_neuron(self, name: str, neuron: LIFParameters, shape: tuple[int, ...]) -> str:
         """A layer of neurons that ends in the node `name`; returns the node that its input goes to."""
@@ -136,12 +165,17 @@ class _Builder:
             rest = each(neuron.v_reset)
             self.nodes[name] = nir.LIF(tau=tau, r=tau, v_leak=rest, v_threshold=threshold, v_reset=rest)
             return name
-        potential, reset = f"{name}_potential", f"{name}_reset"
+        potential, reset = self._free(f"{name}_potential"), self._free(f"{name}_reset")
         self.nodes[potential] = nir.LI(tau=tau, r=tau, v_leak=each(0.0))
         self.nodes[name] = nir.Threshold(threshold=threshold)
         self.nodes[reset] = nir.Scale(scale=each(-neuron.decay * neuron.v_threshold))
         self.edges += [(potential, name), (name, reset), (reset, potential)]
         return potential
+
+
+def _name_of_function(node: fx.Node) -> str:
+    """What is called, without the address that some functions have in their representation."""
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _summands(node: fx.Node, inputs: list[str]) -> list[str]:
@@ -226,7 +260,8 @@ def _pooling(layer: nn.AvgPool2d, shape: tuple[int, ...], name: str) -> Any:
 
 def _adaptive_pooling(layer: nn.AdaptiveAvgPool2d, shape: tuple[int, ...], name: str) -> Any:
     _, height, width = shape
-    rows, columns = _pair(layer.output_size)  # type: ignore[arg-type]
+    asked: tuple[int | None, int | None] = _pair(layer.output_size)  # type: ignore[arg-type, assignment]
+    rows, columns = asked[0] or height, asked[1] or width
     if height % rows or width % columns:
         fault = f"{height}×{width} is no multiple of {rows}×{columns}"
         raise ExportError(f"NIR has no adaptive pool, and {fault} ({name})")

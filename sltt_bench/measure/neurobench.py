@@ -7,8 +7,12 @@ The definitions are those of the package `neurobench` (Yik et al. 2023, arXiv 23
 - activation sparsity: share of the spiking neurons' outputs that are 0, over all steps and samples;
 - synaptic operations of linear and convolutional layers for one sample and all T steps, biases left out. Dense: all of
   them, a convolution's border counted without its padding. Effective: those where input and weight are not 0;
-  accumulates (ACs) where all of a layer's input in a step is −1, 0 or 1, else multiply-accumulates (MACs). Pooled or
-  scaled spikes are no spikes by this rule.
+  accumulates (ACs) where all of a layer's input in a step of a batch is −1, 0 or 1, else multiply-accumulates (MACs).
+  Pooled or scaled spikes are no spikes by this rule. Of sums of spikes and of counts of events it depends on the batch:
+  one sample with a 2 in it makes MACs of all.
+
+Of standardised weights those count that the input meets; the package runs such a layer on ones, which are standardised
+to 0, and counts nothing or less. Products of activations (attention) are no synaptic operations, and are in no figure here.
 
 The energy is an estimate from these counts alone: 4.6 pJ for a MAC and 0.9 pJ for an AC in 45 nm at 32 bits (Horowitz,
 ISSCC 2014: multiplication 3.7 pJ, addition 0.9 pJ). It leaves out memory, leakage and control, and is no measurement.
@@ -62,7 +66,7 @@ class InferenceCosts:
     def figures(self, totals: Tensor, samples: int) -> dict[str, float]:
         """The metrics under NeuroBench's names in lower case, operations for one sample, energy in pJ."""
         dense, macs, acs, silent, activations = totals.tolist()
-        weights = [module.weight for module in self._network.modules() if isinstance(module, SYNAPTIC)]
+        weights = [_weight_of(module) for module in self._network.modules() if isinstance(module, SYNAPTIC)]
         zeros = sum(int((weight == 0).sum()) for weight in weights)
         tensors = [*self._network.parameters(), *self._network.buffers()]
         return {
@@ -82,7 +86,7 @@ class InferenceCosts:
         with torch.autocast(x.device.type, enabled=False), ieee_float32():
             active = (x != 0).float()
             spiking = ((x == 0) | (x.abs() == 1)).all()
-            effective = _connections_of(layer, active, layer.weight != 0)  # type: ignore[arg-type]
+            effective = _connections_of(layer, active, _weight_of(layer) != 0)
             self._effective += torch.stack(
                 [torch.where(spiking, 0, effective), torch.where(spiking, effective, 0)]
             )
@@ -96,6 +100,12 @@ class InferenceCosts:
     def _count_activations(self, layer: nn.Module, inputs: Any, spikes: Tensor) -> None:
         self._silent += (spikes == 0).sum(dtype=torch.float64)
         self._activations += spikes.numel()
+
+
+def _weight_of(layer: nn.Module) -> Tensor:
+    """What the layer's input is multiplied by, which a layer may make of its parameter at every call."""
+    weight: Tensor = layer.standardised_weight() if hasattr(layer, "standardised_weight") else layer.weight  # type: ignore[operator, assignment]
+    return weight
 
 
 def _connections_of(layer: nn.Module, active: Tensor, present: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ first. It differs from `preact_resnet.py`, whose shortcut leaves behind the firs
 `sew_resnet.py`, which adds spikes to spikes.
 Source: Hu et al. 2024, "Advancing spiking neural networks toward deep residual learning" (arXiv 2112.08954), section
 III, and their published code, whose normalisation is `tdbn`: BPTT's alone, so the default here is `batch`.
-Deviation: the 3×3 stem.
+Deviations: the 3×3 stem; convolutions start as those of the other residual networks do, theirs as PyTorch has it; every
+step is classified, unless the recipe says `loss.average: outputs`, which is theirs.
 """
 
 from functools import partial

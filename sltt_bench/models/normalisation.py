@@ -3,7 +3,8 @@
     batch   (x − μ[t]) / √(σ²[t] + ε) · γ + β      statistics over batch and space, of each step by itself
     tdbn    (x − μ) / √(σ² + ε) · γ + β            over batch, space and all T steps; γ starts at α V_th, α = 1
     bntt    (x − μ[t]) / √(σ²[t] + ε) · γ[t]       as batch, with γ and running statistics of each step's own
-    group   (x − μ[n,t]) / √(σ²[n,t] + ε) · γ + β  over 16 channels and space, of each sample and step by itself
+    group   (x − μ[n,t]) / √(σ²[n,t] + ε) · γ + β  over 16 channels (all, if 16 does not divide them) and space, of each
+                                                   sample and step by itself
     none    x
     weight  x of a linear layer with standardised weights: ŵ = g (w − mean w) / √(var w · fan-in + 10⁻⁴), each neuron's
 

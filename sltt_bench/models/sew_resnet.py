@@ -16,7 +16,8 @@ of s = 0 ("add", "iand") or 1 ("and") a block is the identity.
 Names of parameters are those of torchvision's ResNet, whose shapes these are.
 Source: Fang et al. 2021, "Deep residual learning in spiking neural networks", section 3.3, and their published
 code. Deviations: theirs are IF neurons and one classification of the mean output; here the neuron is the
-recipe's (tau: 1e6 is IF) and every step is classified, unless the recipe says `loss.average: outputs`. The
+recipe's (tau: 1e6 is IF) and every step is classified, unless the recipe says `loss.average: outputs`. Their batch
+norm is over all steps behind the stem, which `tdbn` is at V_th = 1: BPTT's alone, so the default here is `batch`. The
 3×3 stem is the one that others use for CIFAR.
 """
 

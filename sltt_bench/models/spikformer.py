@@ -19,8 +19,11 @@ layer: products of activations have no weights, and their gradient is exact in s
 
 Source: Zhou et al. 2023, "Spikformer: when spiking neural network meets transformer", section 3, and their published
 code for CIFAR (384 dimensions, 12 heads, 4 blocks, SCALE 0.125; 9.32 M parameters).
+Their neurons scale the input by 1/τ; here nothing is scaled, which at τ = 2 is the same at twice their threshold and twice
+their surrogate's width (the recipe `cifar10-spikformer`), and not at theirs: BN's scales may make up for it, those of a cannot.
 Deviations: the neurons of a are theirs with half the threshold, which is twice the current at the threshold
-that all neurons have here (the surrogate is then half as wide in a). Two layer norms a block, which their code creates
+that all neurons have here (the surrogate is then half as wide in a). Their batch norm is over all steps, which
+normalisation `tdbn` is at threshold 1. Two layer norms a block, which their code creates
 and never calls, are left out. Their code for CIFAR reads k and v in another memory order than q; here all three
 are read alike, as in their paper. Each step is classified, not their mean output.
 """

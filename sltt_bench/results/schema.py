@@ -147,7 +147,8 @@ connection_sparsity       float  NeuroBench: share of synaptic weights that are 
 activation_sparsity       float  NeuroBench: share of spiking outputs that are 0, over T and the test set
 dense_synops              float  NeuroBench: synaptic operations of one test sample over T, zeros included
 effective_macs            float  NeuroBench: multiply-accumulates of one test sample, zeros left out
-effective_acs             float  NeuroBench: accumulates (the layer's input is all spikes) of one test sample
+effective_acs             float  NeuroBench: accumulates (all of a layer's input in a step of a batch is
+                                 spikes) of one test sample
 estimated_energy_45nm_pj  float  4.6 pJ × effective_macs + 0.9 pJ × effective_acs (45 nm, 32 bits): an
                                  estimate, never beside energy_j
 """)

@@ -127,9 +127,11 @@ def inference_costs(group: Group) -> Table | None:
 
 _OF_INFERENCE = (
     "Counted over the test set by NeuroBench's definitions (arXiv 2304.04640): operations of one sample over all T "
-    "steps, ± standard deviation over seeds. Effective: where neither input nor weight is 0. The energy is an estimate "
-    "from these counts alone (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate, 45 nm at 32 bits; Horowitz, "
-    "ISSCC 2014), without memory and leakage: nothing was measured, and it is never set beside measured joules."
+    "steps, ± standard deviation over seeds. Effective: where neither input nor weight is 0; an AC where all of a layer's "
+    "input in a step of a batch is spikes, and pooled or scaled ones (those of conversion and of NF-ResNet) are none. The "
+    "energy is an estimate from these counts alone (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate, 45 nm at 32 bits; "
+    "Horowitz, ISSCC 2014), without memory, leakage and products of attention: nothing was measured, and it is never set "
+    "beside measured joules."
 )
 
 
