@@ -28,6 +28,8 @@ from sltt_bench.unroll import Unroll
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
 WIDE = 64
 """Batch of the runs whose memory is counted: activations then outweigh parameters."""
+SHORT, LONG = 16, 32
+"""Time steps between which memory is compared: what grows with T slowly, or behind a peak of another kind, shows."""
 SHARES = [5, 3]
 """Samples of each of the processes that share a batch."""
 
@@ -329,8 +331,8 @@ def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
 
 
 def _growth(name: str) -> int:
-    """Bytes by which memory grows from T = 4 to T = 8."""
-    return peak_bytes(name, 8) - peak_bytes(name, 4)
+    """Bytes by which memory grows from T = SHORT to T = LONG."""
+    return peak_bytes(name, LONG) - peak_bytes(name, SHORT)
 
 
 @cache
@@ -340,12 +342,13 @@ def _bptt_growth() -> int:
 
 def _grows_otherwise(name: str, promised: Promises) -> list[str]:
     """The growth with T is compared with BPTT's."""
-    if promised.memory == "O(T)" or not methods.fits(name, 4):
+    if promised.memory == "O(T)" or not methods.fits(name, SHORT):
         return []
     growth = _growth(name)
     share = 0.75 if promised.memory == "O(T/N + N)" else 0.02
     if growth > share * _bptt_growth():
         return [
-            f"it says that its memory is {promised.memory}, but it grows by {growth} bytes from T = 4 to T = 8"
+            f"it says that its memory is {promised.memory}, but it grows by {growth} bytes from T = {SHORT} to "
+            f"T = {LONG}"
         ]
     return []

@@ -12,8 +12,8 @@ from sltt_bench.methods import Promises
 from sltt_bench.unroll import Unroll
 
 NAMES = (
-    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "bptt-l1", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2-unbiased", "sltt-a",
-    "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
+    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "bptt-l1", "tbptt-w2", "tbptt-w4", "sltt", "sltt-k1",
+    "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
     "conversion",
 )  # fmt: skip
 """Each kind of built-in method."""
@@ -79,6 +79,14 @@ class Truncated:
             unroll.backward(unroll.step(t))
 
 
+class HoldsAllInputs(Truncated):
+    """For a moment, at its end."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        super().accumulate_gradients(unroll)
+        torch.stack(list(unroll.inputs)).mean()
+
+
 class Updates(Truncated):
     def accumulate_gradients(self, unroll: Unroll) -> None:
         super().accumulate_gradients(unroll)
@@ -133,6 +141,7 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         (DrawsGlobally, Promises(), "torch's global generator"),
         (Leaks, Promises(), "activations outlive the iteration"),
         (Plain, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
+        (HoldsAllInputs, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
         (Truncated, Promises(exact=True), "its gradient is not BPTT's"),
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),

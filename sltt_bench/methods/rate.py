@@ -117,4 +117,7 @@ def mean_input(unroll: Unroll) -> Tensor:
     counted = [x for t, x in enumerate(unroll.inputs) if unroll.counts(t)]
     if all(x is counted[0] for x in counted):
         return counted[0]
-    return torch.stack(list(counted)).mean(0)
+    mean = counted[0] / len(counted)
+    for x in counted[1:]:  # one by one: a stack would be a second copy of all T inputs
+        mean.add_(x, alpha=1 / len(counted))
+    return mean
