@@ -281,8 +281,13 @@ def called_twice(layer: nn.Module) -> NotImplementedError:
 
 
 def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a synaptic layer through which its input passes."""
-    return [parameter for name, parameter in layer.named_parameters(recurse=False) if name != "bias"]
+    """The parameters of a synaptic layer through which its input passes, or from which torch makes its weight
+    (`torch.nn.utils.parametrize`)."""
+    return [
+        parameter
+        for name, parameter in layer.named_parameters()
+        if ("." not in name or name.startswith("parametrizations.")) and "bias" not in name.split(".")[:2]
+    ]
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

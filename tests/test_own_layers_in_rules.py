@@ -4,6 +4,7 @@ import pytest
 import torch
 from one_batch import CLASSES, batch, gradients, run
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from sltt_bench.neurons import LIF, LIFParameters
 
@@ -79,6 +80,30 @@ def test_tied_weights_receive_the_sum_of_what_each_layer_would(rule: str) -> Non
     together = expected["conv1.weight"] + expected["conv2.weight"]
     assert together.abs().max() > 0
     torch.testing.assert_close(gradients(tied)["conv1.weight"], together)
+
+
+class Halved(nn.Module):
+    """w / 2 of what is learned in its place."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w / 2
+
+    def right_inverse(self, w: Tensor) -> Tensor:
+        return w * 2
+
+
+@pytest.mark.parametrize("layer", ["conv2", "readout"])
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_a_weight_that_torch_makes_of_another_parameter_learns_by_the_rule(rule: str, layer: str) -> None:
+    network, made = Network(), Network()
+    parametrize.register_parametrization(made.get_submodule(layer), "weight", Halved())
+    for one in (network, made):
+        run(one, rule, *batch(STEPS))
+    learned, expected = gradients(made), gradients(network)
+    torch.testing.assert_close(
+        2 * learned.pop(f"{layer}.parametrizations.weight.original"), expected.pop(f"{layer}.weight")
+    )
+    torch.testing.assert_close(learned, expected)
 
 
 @pytest.mark.parametrize(
