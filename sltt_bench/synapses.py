@@ -62,6 +62,9 @@ class Synapses:
         self._network_input = network_input
         self._layers = [m for m in network.modules() if isinstance(m, SYNAPTIC)]
         self._without_trace: set[nn.Module] = set()
+        """Layers after the last neurons, with `readout=False`."""
+        self._reads_input: set[nn.Module] = set()
+        """Layers that read the network's input, with `network_input=False`."""
         self._called: list[nn.Module] | None = []
         """Synaptic layers and neurons in the order of their calls in the first step; None after it."""
         self._gates: list[Gate] = []
@@ -126,9 +129,12 @@ class Synapses:
         x = input_of_call(args, kwargs)
         if self._called is not None:
             self._called.append(layer)
-            if not self._network_input and not x.requires_grad and not self._is_carried(x):
-                self._without_trace.add(layer)
-        if layer in self._without_trace or not any(weight.requires_grad for weight in _weights(layer)):
+            if not self._network_input and not x.requires_grad:
+                self._reads_input.add(layer)
+        if layer in self._reads_input and self._is_carried(x):  # recurrent weights that began with zeros, say
+            self._reads_input.discard(layer)
+        untraced = layer in self._without_trace or layer in self._reads_input
+        if untraced or not any(weight.requires_grad for weight in _weights(layer)):
             return None
         if layer in self._traced:
             raise called_twice(layer)

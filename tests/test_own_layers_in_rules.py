@@ -6,7 +6,7 @@ from one_batch import CLASSES, batch, gradients, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neurons import LIF, LIFParameters, Stateful
 
 TRACED = ("ottt", "s-tllr", "pp-prop", "e-prop")
 FOLLOWING = (*TRACED, "rate")
@@ -80,6 +80,38 @@ def test_tied_weights_receive_the_sum_of_what_each_layer_would(rule: str) -> Non
     together = expected["conv1.weight"] + expected["conv2.weight"]
     assert together.abs().max() > 0
     torch.testing.assert_close(gradients(tied)["conv1.weight"], together)
+
+
+class Recurrent(Stateful):
+    """Neurons that receive their own last spikes; at the first step zeros, or nothing."""
+
+    carried = ("spikes",)
+
+    def __init__(self, *, begins_with_zeros: bool) -> None:
+        super().__init__()
+        self.begins_with_zeros = begins_with_zeros
+        self.forward_weights, self.recurrent = nn.Linear(32, 8), nn.Linear(8, 8, bias=False)
+        self.neuron = LIF(LIFParameters(tau=2.0, v_threshold=0.5))
+        self.spikes: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, last = self.forward_weights(x.flatten(1)), self.spikes
+        if last is None and self.begins_with_zeros:
+            last = torch.zeros_like(current)
+        self.spikes = self.neuron(current if last is None else current + self.recurrent(last))
+        return self.spikes
+
+
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_recurrent_weights_learn_alike_whether_they_read_zeros_or_nothing_at_first(rule: str) -> None:
+    made = []
+    for begins_with_zeros in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(Recurrent(begins_with_zeros=begins_with_zeros), nn.Linear(8, CLASSES))
+        run(network, rule, *batch(STEPS))
+        made.append(gradients(network))
+    assert made[0]["0.recurrent.weight"].abs().max() > 0
+    torch.testing.assert_close(made[1], made[0])
 
 
 class Halved(nn.Module):
