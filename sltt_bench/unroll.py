@@ -204,10 +204,19 @@ class Unroll:
 
     @property
     def neuron(self) -> LIFParameters:
-        """The parameters of the network's neurons, which all layers share. Raises ValueError without neurons."""
-        if layers := layers_of_neurons(self.network):
-            return layers[0].parameters_
-        raise ValueError("the network has no layer of spiking neurons")
+        """The parameters of the network's neurons, which all layers share.
+
+        Raises ValueError without neurons, NotImplementedError where layers have different ones.
+        """
+        kinds = list(dict.fromkeys(layer.parameters_ for layer in layers_of_neurons(self.network)))
+        if not kinds:
+            raise ValueError("the network has no layer of spiking neurons")
+        if len(kinds) > 1:
+            raise NotImplementedError(
+                "the network's layers have different neurons, and the rule asks for what all of them share; choose "
+                "bptt, tbptt-wN or sltt, or give all layers the recipe's neuron"
+            )
+        return kinds[0]
 
     def loss_of(self, x: Tensor) -> Tensor:
         """L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.

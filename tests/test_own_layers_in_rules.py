@@ -1,4 +1,7 @@
-"""Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers."""
+"""Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers,
+recurrent ones, weights made of others, neurons of several sorts."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,6 +9,7 @@ from one_batch import CLASSES, batch, gradients, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from sltt_bench.neuron_kinds import layer_of_neurons
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
 
 TRACED = ("ottt", "s-tllr", "pp-prop", "e-prop")
@@ -156,3 +160,25 @@ def test_other_rules_serve_layers_that_a_step_calls_twice(rule: str, shares: str
     network = Network(shares=shares)
     run(network, rule, *batch(STEPS))
     assert all(gradient.isfinite().all() for gradient in gradients(network).values())
+
+
+def with_neurons(*neurons: LIFParameters) -> Network:
+    network = Network()
+    network.neuron1, network.neuron2 = map(layer_of_neurons, neurons)
+    return network
+
+
+@pytest.mark.parametrize("rule", ["ottt", "ottt-o", "e-prop"])
+def test_layers_that_leak_differently_are_refused_where_one_trace_serves_all(rule: str) -> None:
+    lif = LIFParameters(tau=2.0, v_threshold=0.5)
+    with pytest.raises(NotImplementedError, match="leak differently"):
+        run(with_neurons(lif, replace(lif, tau=4.0)), rule, *batch(STEPS))
+    with pytest.raises(NotImplementedError, match="kind lif, not of cuba-lif"):
+        run(with_neurons(lif, replace(lif, kind="cuba-lif")), rule, *batch(STEPS))
+    run(with_neurons(lif, replace(lif, v_threshold=0.7)), rule, *batch(STEPS))
+
+
+def test_what_all_neurons_share_is_not_known_of_different_ones() -> None:
+    lif = LIFParameters(kind="alif", tau=2.0, adaptation=0.1, tau_adaptation=5.0)
+    with pytest.raises(NotImplementedError, match="layers have different neurons"):
+        run(with_neurons(lif, replace(lif, adaptation=0.3)), "e-prop", *batch(STEPS))

@@ -28,9 +28,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.methods.traces import Trace
+from sltt_bench.methods.traces import Trace, shared_decay
 from sltt_bench.neuron_kinds import ALIF, alif_pseudo_derivative
-from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.neurons import LIFParameters, SpikingNeuron, layers_of_neurons
 from sltt_bench.unroll import Unroll
 
 
@@ -38,10 +38,10 @@ class EProp:
     """One backward pass a step, through a graph of that step alone."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        if unroll.neuron.kind == "alif":
+        if any(layer.parameters_.kind == "alif" for layer in layers_of_neurons(unroll.network)):
             self._with_adaptive_thresholds(unroll)
             return
-        with unroll.presynaptic(Trace(unroll.neuron.decay), readout=False):
+        with unroll.presynaptic(Trace(shared_decay(unroll.network)), readout=False):
             for t in range(unroll.timesteps):
                 unroll.detach_state()
                 unroll.backward(unroll.step(t))

@@ -15,7 +15,7 @@ receives Σ_t δ[t], as theirs does.
 
 from dataclasses import dataclass
 
-from sltt_bench.methods.traces import Trace
+from sltt_bench.methods.traces import Trace, shared_decay
 from sltt_bench.unroll import Unroll
 
 
@@ -27,7 +27,7 @@ class OTTT:
     """Whether the optimiser steps after every time step."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        trace = Trace(unroll.neuron.decay)
+        trace = Trace(shared_decay(unroll.network))
         with unroll.presynaptic(trace, network_input=False):
             for t in range(unroll.timesteps):
                 unroll.detach_state()
