@@ -107,7 +107,7 @@ class Synapses:
             error = None if gate.error is None else local_error(gate.neurons, gate.error)
             if error is not None and gate.current.requires_grad:
                 local.append((gate.current, error.to(gate.current.dtype)))
-        weights = (weight for layer in self._layers for weight in _weights(layer))
+        weights = (weight for layer in self._layers for weight in weights_of(layer))
         trained = list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
         if not local or not trained:
             return
@@ -134,7 +134,7 @@ class Synapses:
         if layer in self._reads_input and self._is_carried(x):  # recurrent weights that began with zeros, say
             self._reads_input.discard(layer)
         untraced = layer in self._without_trace or layer in self._reads_input
-        if untraced or not any(weight.requires_grad for weight in _weights(layer)):
+        if untraced or not any(weight.requires_grad for weight in weights_of(layer)):
             return None
         if layer in self._traced:
             raise called_twice(layer)
@@ -286,7 +286,7 @@ def called_twice(layer: nn.Module) -> NotImplementedError:
     )
 
 
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
+def weights_of(layer: nn.Module) -> list[nn.Parameter]:
     """The parameters of a synaptic layer through which its input passes, or from which torch makes its weight
     (`torch.nn.utils.parametrize`)."""
     return [
