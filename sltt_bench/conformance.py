@@ -5,6 +5,7 @@ raises NotConforming with every promise that it breaks. Authors of methods call 
 """
 
 import gc
+import random
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from threading import Condition
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     """Raises NotConforming unless the method called `name` keeps every promise below.
 
     1. It runs every step forward, in order: outputs and normalisation statistics are BPTT's.
-    2. It leaves a finite gradient on every parameter (an online one uses it up).
+    2. It leaves a finite gradient on every parameter that BPTT reaches (an online one uses it up).
     3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
     4. It leaves nothing behind: no graph, no hook, no tensor of an iteration outlives it.
     5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
@@ -104,6 +106,14 @@ def _run(
     return network, unroll
 
 
+def _at_last_steps(name: str, timesteps: int) -> Method:
+    """The method; one that chooses steps at the last ones, which have a past and cost most."""
+    method = methods.create(name, timesteps)
+    if isinstance(method, ChoosesSteps):
+        return method.at(range(timesteps - method.most_steps(timesteps), timesteps))
+    return method
+
+
 def _batch(samples: int, timesteps: int) -> tuple[list[Tensor], Tensor]:
     """The same input [samples, INPUTS] for each step at every call, and labels; torch's generator then, too."""
     torch.manual_seed(1)
@@ -145,12 +155,14 @@ def _forward_differs(name: str, timesteps: int, build: Build) -> list[str]:
 
 
 def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
-    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    network, unroll = _run(_at_last_steps(name, timesteps), timesteps, build)
     if promised.online and not unroll.updates:
         return ["it says that it learns online, but never calls update()"]
     if unroll.updates and not promised.online:
         return ["it calls update(), but does not say that it learns online"]
-    missing = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    bptt, _ = _run(methods.create("bptt", timesteps), timesteps, build)
+    reached = [key for key, parameter in bptt.named_parameters() if parameter.grad is not None]
+    missing = [key for key in reached if network.get_parameter(key).grad is None]
     wrong = [
         key
         for key, parameter in network.named_parameters()
@@ -163,8 +175,12 @@ def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promise
 
 def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
+    random.random(), np.random.random()  # else a second seeding would leave what the first did
+    elsewhere = _other_randomness()
     first, _ = _run(methods.create(name, timesteps), timesteps, build)
     after = torch.get_rng_state()
+    if elsewhere != _other_randomness():
+        broken.append("it draws from Python's or NumPy's generator, or seeds it: use unroll.generator")
     second, _ = _run(methods.create(name, timesteps), timesteps, build)
     if not torch.equal(_gradients(first), _gradients(second)):
         broken.append("two runs from one state differ: draw random numbers from unroll.generator only")
@@ -179,6 +195,12 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     if not torch.equal(after, torch.get_rng_state()):
         broken.append("it draws from torch's global generator: use unroll.generator")
     return broken
+
+
+def _other_randomness() -> tuple[object, ...]:
+    """The states of Python's and NumPy's random numbers."""
+    _, keys, *position = np.random.get_state()
+    return random.getstate(), np.asarray(keys).tobytes(), *position
 
 
 def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
@@ -317,13 +339,11 @@ class _Exchange:
 def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
     """Peak of live tensor bytes of the method's iteration, weights, gradients and inputs left out.
 
-    A method that chooses steps uses the last ones, which cost most.
+    A method that chooses steps uses the last ones.
     """
     network = build()
     _run(methods.create("bptt", 2), 2, build, network=network)  # every gradient that there is exists
-    method = methods.create(name, timesteps)
-    if isinstance(method, ChoosesSteps):
-        method = method.at(range(timesteps - method.most_steps(timesteps), timesteps))
+    method = _at_last_steps(name, timesteps)
     with TensorBytes([], network=network) as memory:
         before = memory.current
         _run(method, timesteps, build, network=network, batch=WIDE)

@@ -1,5 +1,6 @@
 """The conformance kit accepts the built-in methods and names what a broken one breaks."""
 
+import random
 import re
 from typing import Any
 
@@ -33,6 +34,15 @@ def test_the_built_in_methods_conform(name: str) -> None:
     check_method(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [("bptt", 1), ("sltt-k1", 1), ("sltt-k1", 2), ("sltt-k1-unbiased", 3), ("sltt-a1", 5)],
+)
+def test_few_steps_break_no_promise(name: str, timesteps: int) -> None:
+    """Recurrent weights do nothing at the first step, which may be the only one that is used."""
+    check_method(name, timesteps)
+
+
 class SkipsTheLastStep:
     def accumulate_gradients(self, unroll: Unroll) -> None:
         for t in range(max(unroll.timesteps - 1, 1)):
@@ -54,6 +64,21 @@ class DrawsGlobally:
             unroll.backward(unroll.step(t))
 
 
+class Truncated:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(unroll.step(t))
+
+
+class SeedsAnother(Truncated):
+    """The random numbers of data and augmentation, say."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        random.seed(0)
+        super().accumulate_gradients(unroll)
+
+
 class Leaks:
     def __init__(self) -> None:
         self.kept: list[torch.Tensor] = []
@@ -70,13 +95,6 @@ class Plain:
         loss = sum(unroll.step(t) for t in range(unroll.timesteps))
         assert isinstance(loss, torch.Tensor)
         unroll.backward(loss)
-
-
-class Truncated:
-    def accumulate_gradients(self, unroll: Unroll) -> None:
-        for t in range(unroll.timesteps):
-            unroll.detach_state()
-            unroll.backward(unroll.step(t))
 
 
 class HoldsAllInputs(Truncated):
@@ -139,6 +157,7 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         (SkipsTheLastStep, Promises(), "forward outputs differ"),
         (NoBackward, Promises(), "no gradient reaches 0.weight"),
         (DrawsGlobally, Promises(), "torch's global generator"),
+        (SeedsAnother, Promises(), "Python's or NumPy's generator, or seeds it"),
         (Leaks, Promises(), "activations outlive the iteration"),
         (Plain, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
         (HoldsAllInputs, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
