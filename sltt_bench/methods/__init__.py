@@ -216,7 +216,7 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry(
             "sltt-aN",
-            "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
+            "SLTT at steps whose spikes differ by more than the mean so far, at most N (T/2 without N); `-unbiased` draws",
             "this project",
             replace(_SPATIAL, needs=frozenset({"spikes"})),
             "sltt_a:AdaptiveSLTT",

@@ -13,8 +13,8 @@ Source: Yu et al. 2024, "Advancing training efficiency of deep spiking neural ne
 rate-based backpropagation", section 4, and their published code (single-step mode).
 Deviations: their code divides the loss by T before the backward pass, here it is as in the paper's
 equations, so that the method is BPTT at T = 1; in the pass on rates batch norm uses the rates' own batch
-statistics and learns none; recurrent weights, which the paper has not, read the mean last spikes
-as a constant.
+statistics and learns none; recurrent weights and leaky readouts, which the paper has not, read the mean
+last spikes and sums as constants.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""SLTT at an adaptive choice of steps: those whose spikes differ most from those of the last used step.
+"""SLTT at an adaptive choice of steps: those whose spikes differ much from those of the last used step.
 
     m_i[t]   spikes of neuron i at step t, mean over the batch, also over the shares that other processes have of it
     d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
