@@ -19,7 +19,15 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, SpikingNeuron, input_of_call, integrate, layers_of_neurons, save_state
+from sltt_bench.neurons import (
+    LIF,
+    SpikingNeuron,
+    followed_neurons,
+    input_of_call,
+    integrate,
+    layers_of_neurons,
+    save_state,
+)
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
@@ -230,10 +238,10 @@ class _ThroughGate(torch.autograd.Function):
 def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
     """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
 
-    Raises NotImplementedError for neurons of another kind, and for a layer that is called twice in a step, whose
+    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called twice in a step, whose
     steps would be taken for one another.
     """
-    layers = layers_of_neurons(network)
+    layers = followed_neurons(network)
     if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:
         raise NotImplementedError(
             f"the potential before the reset is known of kind lif only, not of {others[0]}"

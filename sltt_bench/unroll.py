@@ -13,6 +13,7 @@ from sltt_bench.neurons import (
     State,
     Stateful,
     detach_state,
+    followed_neurons,
     layers_of_neurons,
     outermost_stateful,
     reset_state,
@@ -206,11 +207,9 @@ class Unroll:
     def neuron(self) -> LIFParameters:
         """The parameters of the network's neurons, which all layers share.
 
-        Raises ValueError without neurons, NotImplementedError where layers have different ones.
+        Raises NotImplementedError without neurons, and where layers have different ones.
         """
-        kinds = list(dict.fromkeys(layer.parameters_ for layer in layers_of_neurons(self.network)))
-        if not kinds:
-            raise ValueError("the network has no layer of spiking neurons")
+        kinds = list(dict.fromkeys(layer.parameters_ for layer in followed_neurons(self.network)))
         if len(kinds) > 1:
             raise NotImplementedError(
                 "the network's layers have different neurons, and the rule asks for what all of them share; choose "

@@ -1,16 +1,18 @@
 """Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers,
 recurrent ones, weights made of others, neurons of several sorts."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from one_batch import CLASSES, batch, gradients, run
+from one_batch import CLASSES, INPUT_SHAPE, batch, gradients, run
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from sltt_bench.neuron_kinds import layer_of_neurons
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
+from sltt_bench.surrogates import spike
 
 TRACED = ("ottt", "s-tllr", "pp-prop", "e-prop")
 FOLLOWING = (*TRACED, "rate")
@@ -182,3 +184,26 @@ def test_what_all_neurons_share_is_not_known_of_different_ones() -> None:
     lif = LIFParameters(kind="alif", tau=2.0, adaptation=0.1, tau_adaptation=5.0)
     with pytest.raises(NotImplementedError, match="layers have different neurons"):
         run(with_neurons(lif, replace(lif, adaptation=0.3)), "e-prop", *batch(STEPS))
+
+
+class OwnNeurons(Stateful):
+    """What spikes without being one of the recipe's layers of neurons."""
+
+    carried = ("potential",)
+    potential: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        membrane = current if self.potential is None else 0.5 * self.potential + current
+        spikes = spike(membrane - 0.5, "triangle")
+        self.potential = membrane - 0.5 * spikes
+        return spikes
+
+
+@pytest.mark.parametrize("rule", [*FOLLOWING, "sltt-a"])
+def test_a_rule_that_follows_neurons_is_refused_where_there_are_none_of_the_recipes(rule: str) -> None:
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(INPUT_SHAPE), 8), OwnNeurons(), nn.Linear(8, CLASSES)
+    )
+    run(network, "sltt", *batch(STEPS))
+    with pytest.raises(NotImplementedError, match="no layer of the recipe's neurons"):
+        run(network, rule, *batch(STEPS))

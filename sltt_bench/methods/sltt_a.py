@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import layers_of_neurons
+from sltt_bench.neurons import followed_neurons
 from sltt_bench.unroll import Unroll
 
 
@@ -102,7 +102,7 @@ class Activity:
     def watched(self, network: nn.Module) -> ExitStack:
         """Within, every step's spikes are noted."""
         stack = ExitStack()
-        for layer in layers_of_neurons(network):
+        for layer in followed_neurons(network):
             stack.callback(layer.register_forward_hook(self._note).remove)
         return stack
 

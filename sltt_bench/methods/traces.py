@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from sltt_bench.neurons import layers_of_neurons
+from sltt_bench.neurons import followed_neurons
 
 
 class Trace:
@@ -23,11 +23,9 @@ class Trace:
 def shared_decay(network: nn.Module) -> float:
     """λ of the network's LIF neurons, for a trace that all layers decay by.
 
-    Raises ValueError without neurons, NotImplementedError where layers leak differently or are of another kind.
+    Raises NotImplementedError without neurons, and where layers leak differently or are of another kind.
     """
-    neurons = [layer.parameters_ for layer in layers_of_neurons(network)]
-    if not neurons:
-        raise ValueError("the network has no layer of spiking neurons")
+    neurons = [layer.parameters_ for layer in followed_neurons(network)]
     if others := [neuron.kind for neuron in neurons if neuron.kind != "lif"]:
         raise NotImplementedError(f"the trace is that of neurons of kind lif, not of {others[0]}")
     if len({neuron.decay for neuron in neurons}) > 1:
