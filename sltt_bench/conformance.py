@@ -5,6 +5,7 @@ raises NotConforming with every promise that it breaks. Authors of methods call 
 """
 
 import gc
+import random
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from functools import cache, partial
 from threading import Condition
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,8 @@ from sltt_bench.unroll import Unroll
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
 WIDE = 64
 """Batch of the runs whose memory is counted: activations then outweigh parameters."""
+SHORT, LONG = 16, 32
+"""Time steps between which memory is compared: what grows with T slowly, or behind a peak of another kind, shows."""
 SHARES = [5, 3]
 """Samples of each of the processes that share a batch."""
 
@@ -40,7 +44,7 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     """Raises NotConforming unless the method called `name` keeps every promise below.
 
     1. It runs every step forward, in order: outputs and normalisation statistics are BPTT's.
-    2. It leaves a finite gradient on every parameter (an online one uses it up).
+    2. It leaves a finite gradient on every parameter that BPTT reaches (an online one uses it up).
     3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
     4. It leaves nothing behind: no graph, no hook, no tensor of an iteration outlives it.
     5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
@@ -102,6 +106,14 @@ def _run(
     return network, unroll
 
 
+def _at_last_steps(name: str, timesteps: int) -> Method:
+    """The method; one that chooses steps at the last ones, which have a past and cost most."""
+    method = methods.create(name, timesteps)
+    if isinstance(method, ChoosesSteps):
+        return method.at(range(timesteps - method.most_steps(timesteps), timesteps))
+    return method
+
+
 def _batch(samples: int, timesteps: int) -> tuple[list[Tensor], Tensor]:
     """The same input [samples, INPUTS] for each step at every call, and labels; torch's generator then, too."""
     torch.manual_seed(1)
@@ -143,12 +155,14 @@ def _forward_differs(name: str, timesteps: int, build: Build) -> list[str]:
 
 
 def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promises) -> list[str]:
-    network, unroll = _run(methods.create(name, timesteps), timesteps, build)
+    network, unroll = _run(_at_last_steps(name, timesteps), timesteps, build)
     if promised.online and not unroll.updates:
         return ["it says that it learns online, but never calls update()"]
     if unroll.updates and not promised.online:
         return ["it calls update(), but does not say that it learns online"]
-    missing = [key for key, parameter in network.named_parameters() if parameter.grad is None]
+    bptt, _ = _run(methods.create("bptt", timesteps), timesteps, build)
+    reached = [key for key, parameter in bptt.named_parameters() if parameter.grad is not None]
+    missing = [key for key in reached if network.get_parameter(key).grad is None]
     wrong = [
         key
         for key, parameter in network.named_parameters()
@@ -161,8 +175,12 @@ def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promise
 
 def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
+    random.random(), np.random.random()  # else a second seeding would leave what the first did
+    elsewhere = _other_randomness()
     first, _ = _run(methods.create(name, timesteps), timesteps, build)
     after = torch.get_rng_state()
+    if elsewhere != _other_randomness():
+        broken.append("it draws from Python's or NumPy's generator, or seeds it: use unroll.generator")
     second, _ = _run(methods.create(name, timesteps), timesteps, build)
     if not torch.equal(_gradients(first), _gradients(second)):
         broken.append("two runs from one state differ: draw random numbers from unroll.generator only")
@@ -177,6 +195,12 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     if not torch.equal(after, torch.get_rng_state()):
         broken.append("it draws from torch's global generator: use unroll.generator")
     return broken
+
+
+def _other_randomness() -> tuple[object, ...]:
+    """The states of Python's and NumPy's random numbers."""
+    _, keys, *position = np.random.get_state()
+    return random.getstate(), np.asarray(keys).tobytes(), *position
 
 
 def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
@@ -315,13 +339,11 @@ class _Exchange:
 def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
     """Peak of live tensor bytes of the method's iteration, weights, gradients and inputs left out.
 
-    A method that chooses steps uses the last ones, which cost most.
+    A method that chooses steps uses the last ones.
     """
     network = build()
     _run(methods.create("bptt", 2), 2, build, network=network)  # every gradient that there is exists
-    method = methods.create(name, timesteps)
-    if isinstance(method, ChoosesSteps):
-        method = method.at(range(timesteps - method.most_steps(timesteps), timesteps))
+    method = _at_last_steps(name, timesteps)
     with TensorBytes([], network=network) as memory:
         before = memory.current
         _run(method, timesteps, build, network=network, batch=WIDE)
@@ -329,8 +351,8 @@ def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
 
 
 def _growth(name: str) -> int:
-    """Bytes by which memory grows from T = 4 to T = 8."""
-    return peak_bytes(name, 8) - peak_bytes(name, 4)
+    """Bytes by which memory grows from T = SHORT to T = LONG."""
+    return peak_bytes(name, LONG) - peak_bytes(name, SHORT)
 
 
 @cache
@@ -340,12 +362,13 @@ def _bptt_growth() -> int:
 
 def _grows_otherwise(name: str, promised: Promises) -> list[str]:
     """The growth with T is compared with BPTT's."""
-    if promised.memory == "O(T)" or not methods.fits(name, 4):
+    if promised.memory == "O(T)" or not methods.fits(name, SHORT):
         return []
     growth = _growth(name)
     share = 0.75 if promised.memory == "O(T/N + N)" else 0.02
     if growth > share * _bptt_growth():
         return [
-            f"it says that its memory is {promised.memory}, but it grows by {growth} bytes from T = 4 to T = 8"
+            f"it says that its memory is {promised.memory}, but it grows by {growth} bytes from T = {SHORT} to "
+            f"T = {LONG}"
         ]
     return []

@@ -21,6 +21,7 @@ from sltt_bench.models.options import ModelOptions, NormalisedOptions
 from sltt_bench.neurons import LIFParameters, detach_state, reset_state, restore_state, save_state
 from sltt_bench.precision import Precision
 from sltt_bench.recomputation import tried_again
+from sltt_bench.synapses import SYNAPTIC, weights_of
 
 BATCH, TIMESTEPS = 6, 3
 NEURON = LIFParameters(tau=2.0, v_threshold=0.5)
@@ -237,4 +238,20 @@ def _remarks(subject: _Subject) -> list[str]:
             subject.trained("ottt")
         except NotImplementedError as error:
             remarks.append(f"rules with traces refuse it: {error}")
+        else:
+            if unfollowed := _without_trace(subject.network()):
+                remarks.append(
+                    "rules with traces follow convolutions and linear layers alone: under them "
+                    f"{', '.join(unfollowed)} learn as under SLTT"
+                )
     return remarks
+
+
+def _without_trace(network: nn.Module) -> list[str]:
+    """Names of trained matrices that are no weight of a convolution or a linear layer."""
+    followed = {id(p) for m in network.modules() if isinstance(m, SYNAPTIC) for p in weights_of(m)}
+    return [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and parameter.dim() > 1 and id(parameter) not in followed
+    ]

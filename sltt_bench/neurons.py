@@ -228,6 +228,17 @@ def layers_of_neurons(network: nn.Module) -> list[SpikingNeuron]:
     return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
 
 
+def followed_neurons(network: nn.Module) -> list[SpikingNeuron]:
+    """The layers of neurons, for a rule that follows them. Raises NotImplementedError if there are none, which a
+    network with spiking layers of its own has not."""
+    if layers := layers_of_neurons(network):
+        return layers
+    raise NotImplementedError(
+        "the network has no layer of the recipe's neurons, which the rule follows; choose bptt, tbptt-wN, sltt or "
+        "sltt-kN, or make neurons with `neuron()`"
+    )
+
+
 def stateful_layers(network: nn.Module) -> list[Stateful]:
     """The layers that carry something from step to step, in the network's order."""
     return [module for module in network.modules() if isinstance(module, Stateful)]

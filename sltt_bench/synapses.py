@@ -19,7 +19,15 @@ from typing import Any, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import LIF, SpikingNeuron, input_of_call, integrate, layers_of_neurons, save_state
+from sltt_bench.neurons import (
+    LIF,
+    SpikingNeuron,
+    followed_neurons,
+    input_of_call,
+    integrate,
+    layers_of_neurons,
+    save_state,
+)
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
@@ -62,6 +70,9 @@ class Synapses:
         self._network_input = network_input
         self._layers = [m for m in network.modules() if isinstance(m, SYNAPTIC)]
         self._without_trace: set[nn.Module] = set()
+        """Layers after the last neurons, with `readout=False`."""
+        self._reads_input: set[nn.Module] = set()
+        """Layers that read the network's input, with `network_input=False`."""
         self._called: list[nn.Module] | None = []
         """Synaptic layers and neurons in the order of their calls in the first step; None after it."""
         self._gates: list[Gate] = []
@@ -104,7 +115,7 @@ class Synapses:
             error = None if gate.error is None else local_error(gate.neurons, gate.error)
             if error is not None and gate.current.requires_grad:
                 local.append((gate.current, error.to(gate.current.dtype)))
-        weights = (weight for layer in self._layers for weight in _weights(layer))
+        weights = (weight for layer in self._layers for weight in weights_of(layer))
         trained = list(dict.fromkeys(weight for weight in weights if weight.requires_grad))
         if not local or not trained:
             return
@@ -126,9 +137,12 @@ class Synapses:
         x = input_of_call(args, kwargs)
         if self._called is not None:
             self._called.append(layer)
-            if not self._network_input and not x.requires_grad and not self._is_carried(x):
-                self._without_trace.add(layer)
-        if layer in self._without_trace or not any(weight.requires_grad for weight in _weights(layer)):
+            if not self._network_input and not x.requires_grad:
+                self._reads_input.add(layer)
+        if layer in self._reads_input and self._is_carried(x):  # recurrent weights that began with zeros, say
+            self._reads_input.discard(layer)
+        untraced = layer in self._without_trace or layer in self._reads_input
+        if untraced or not any(weight.requires_grad for weight in weights_of(layer)):
             return None
         if layer in self._traced:
             raise called_twice(layer)
@@ -224,10 +238,10 @@ class _ThroughGate(torch.autograd.Function):
 def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
     """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
 
-    Raises NotImplementedError for neurons of another kind, and for a layer that is called twice in a step, whose
+    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called twice in a step, whose
     steps would be taken for one another.
     """
-    layers = layers_of_neurons(network)
+    layers = followed_neurons(network)
     if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:
         raise NotImplementedError(
             f"the potential before the reset is known of kind lif only, not of {others[0]}"
@@ -280,9 +294,14 @@ def called_twice(layer: nn.Module) -> NotImplementedError:
     )
 
 
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a synaptic layer through which its input passes."""
-    return [parameter for name, parameter in layer.named_parameters(recurse=False) if name != "bias"]
+def weights_of(layer: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a synaptic layer through which its input passes, or from which torch makes its weight
+    (`torch.nn.utils.parametrize`)."""
+    return [
+        parameter
+        for name, parameter in layer.named_parameters()
+        if ("." not in name or name.startswith("parametrizations.")) and "bias" not in name.split(".")[:2]
+    ]
 
 
 def _same_storage(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,7 @@ from sltt_bench.neurons import (
     State,
     Stateful,
     detach_state,
+    followed_neurons,
     layers_of_neurons,
     outermost_stateful,
     reset_state,
@@ -204,10 +205,17 @@ class Unroll:
 
     @property
     def neuron(self) -> LIFParameters:
-        """The parameters of the network's neurons, which all layers share. Raises ValueError without neurons."""
-        if layers := layers_of_neurons(self.network):
-            return layers[0].parameters_
-        raise ValueError("the network has no layer of spiking neurons")
+        """The parameters of the network's neurons, which all layers share.
+
+        Raises NotImplementedError without neurons, and where layers have different ones.
+        """
+        kinds = list(dict.fromkeys(layer.parameters_ for layer in followed_neurons(self.network)))
+        if len(kinds) > 1:
+            raise NotImplementedError(
+                "the network's layers have different neurons, and the rule asks for what all of them share; choose "
+                "bptt, tbptt-wN or sltt, or give all layers the recipe's neuron"
+            )
+        return kinds[0]
 
     def loss_of(self, x: Tensor) -> Tensor:
         """L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.
@@ -215,14 +223,14 @@ class Unroll:
         It counts for neither prediction nor running statistics. Raises NotImplementedError where layers
         have something of their own for each step.
         """
-        if self._per_step:
-            raise NotImplementedError("a pass on rates is none of the T steps, whose layers the network has")
+        self._needs_no_step()
         with buffers_kept(self.network):
             return self._loss(self._forward(x))
 
     def in_one_step(self, x: Tensor) -> Tensor:
         """L of one forward pass on `x` [batch, ...] in place of all T steps: prediction, loss and running
-        statistics are its own."""
+        statistics are its own. Raises NotImplementedError as `loss_of` does."""
+        self._needs_no_step()
         output = self._forward(x)
         loss = self._loss(output)
         self._record(output.detach().float(), loss.detach())
@@ -304,6 +312,13 @@ class Unroll:
                 outputs = self._forward(torch.cat(list(self.inputs)))
             self._sequence_outputs = list(outputs.chunk(self.timesteps))
         return self._sequence_outputs.pop(0)
+
+    def _needs_no_step(self) -> None:
+        if self._per_step:
+            raise NotImplementedError(
+                "a pass on means is none of the T steps, for each of which the network has layers; choose a method "
+                "that goes step by step, or another normalisation"
+            )
 
     def _needs_steps(self) -> None:
         if self._over_time:

@@ -1,5 +1,6 @@
 """The conformance kit accepts the built-in methods and names what a broken one breaks."""
 
+import random
 import re
 from typing import Any
 
@@ -12,8 +13,8 @@ from sltt_bench.methods import Promises
 from sltt_bench.unroll import Unroll
 
 NAMES = (
-    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "bptt-l1", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2-unbiased", "sltt-a",
-    "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
+    "bptt", "bptt-ckpt1", "bptt-ckpt2", "bptt-d0.5", "bptt-l1", "tbptt-w2", "tbptt-w4", "sltt", "sltt-k1",
+    "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "s-tllr", "pp-prop", "pp-prop-a0.5", "e-prop", "rate",
     "conversion",
 )  # fmt: skip
 """Each kind of built-in method."""
@@ -31,6 +32,15 @@ def test_each_kind_of_built_in_method_is_checked() -> None:
 )
 def test_the_built_in_methods_conform(name: str) -> None:
     check_method(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps"),
+    [("bptt", 1), ("sltt-k1", 1), ("sltt-k1", 2), ("sltt-k1-unbiased", 3), ("sltt-a1", 5)],
+)
+def test_few_steps_break_no_promise(name: str, timesteps: int) -> None:
+    """Recurrent weights do nothing at the first step, which may be the only one that is used."""
+    check_method(name, timesteps)
 
 
 class SkipsTheLastStep:
@@ -54,6 +64,21 @@ class DrawsGlobally:
             unroll.backward(unroll.step(t))
 
 
+class Truncated:
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(unroll.step(t))
+
+
+class SeedsAnother(Truncated):
+    """The random numbers of data and augmentation, say."""
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        random.seed(0)
+        super().accumulate_gradients(unroll)
+
+
 class Leaks:
     def __init__(self) -> None:
         self.kept: list[torch.Tensor] = []
@@ -72,11 +97,12 @@ class Plain:
         unroll.backward(loss)
 
 
-class Truncated:
+class HoldsAllInputs(Truncated):
+    """For a moment, at its end."""
+
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        for t in range(unroll.timesteps):
-            unroll.detach_state()
-            unroll.backward(unroll.step(t))
+        super().accumulate_gradients(unroll)
+        torch.stack(list(unroll.inputs)).mean()
 
 
 class Updates(Truncated):
@@ -131,8 +157,10 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         (SkipsTheLastStep, Promises(), "forward outputs differ"),
         (NoBackward, Promises(), "no gradient reaches 0.weight"),
         (DrawsGlobally, Promises(), "torch's global generator"),
+        (SeedsAnother, Promises(), "Python's or NumPy's generator, or seeds it"),
         (Leaks, Promises(), "activations outlive the iteration"),
         (Plain, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
+        (HoldsAllInputs, Promises(memory="O(1)"), "it says that its memory is O\\(1\\), but it grows by"),
         (Truncated, Promises(exact=True), "its gradient is not BPTT's"),
         (Truncated, Promises(one_backward_pass=True), "goes backward once, but does so 5 times"),
         (Truncated, Promises(online=True), "never calls update"),

@@ -15,6 +15,7 @@ from torch import nn
 from sltt_bench import methods
 from sltt_bench.losses import step_loss
 from sltt_bench.models.mlp import Recurrent
+from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.unroll import Unroll
 
@@ -413,7 +414,11 @@ def test_the_damped_gradient_is_continuous_in_beta():
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in RULES if name not in ("tbptt-w3", "tbptt-w2", "bptt-ckpt2")]
+    "method",
+    [
+        *(name for name in RULES if name not in ("tbptt-w3", "tbptt-w2", "bptt-ckpt2")),
+        *("tbptt-w1", "bptt-ckpt1", "bptt-l1", "sltt-a", "sltt-a1-unbiased"),
+    ],
 )
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_at_one_time_step_every_rule_is_bptt(method, precision):
@@ -422,6 +427,22 @@ def test_at_one_time_step_every_rule_is_bptt(method, precision):
     bptt = gradients(network)
     run(network, method, *batch(1), precision=precision)
     assert relative_difference(gradients(network), bptt) < (1e-6 if precision == "fp32" else 0.02)
+
+
+@pytest.mark.parametrize(("rule", "decay"), [("sltt", 0.0), ("e-prop", 0.0), ("ottt", LAMBDA)])
+def test_rules_that_go_step_by_step_drop_the_credit_through_a_leaky_readout(rule, decay):
+    """Its weights learn from each step's own error, in OTTT with the trace of the neurons' λ."""
+    inputs, labels = one_batch()
+    network = network_of(LIFParameters(tau=1.6), recurrent=False).append(Readout(tau=3.0))
+    spikes, errors = [], []
+
+    def note(layer, args, output):
+        spikes.append(args[0].detach().numpy())
+        output.register_hook(lambda error: errors.append(error.numpy()))
+
+    network[2].register_forward_hook(note)
+    unrolled(network, rule, inputs, labels)
+    np.testing.assert_allclose(network[2].weight.grad, outer(errors, trace(spikes, decay)), rtol=1e-9)
 
 
 @pytest.mark.parametrize("method", RULES)

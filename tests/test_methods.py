@@ -389,3 +389,9 @@ def test_the_past_of_one_layer_alone_reaches_its_gradient():
     assert not torch.allclose(actual[1][0], actual[2][0])
     with pytest.raises(ValueError, match="no layer of neurons 3: the network has 2"):
         methods.create("bptt-l3", 4).accumulate_gradients(unroll)
+
+
+@pytest.mark.parametrize("timesteps", [1, T])
+def test_a_layer_that_there_is_not_is_refused_whatever_t_is(timesteps):
+    with pytest.raises(ValueError, match="no layer of neurons 3: the network has 2"):
+        run(convolutional_network(LIFParameters()), "bptt-l3", *batch(timesteps))

@@ -152,6 +152,31 @@ def test_a_layer_that_is_called_twice_is_told() -> None:
     assert remark.startswith("rules with traces refuse it: a Linear is called more than once in a step")
 
 
+def test_a_network_without_the_recipes_neurons_is_told() -> None:
+    def without_neurons(
+        options: Any, *, neuron: Any, input_shape: tuple[int, ...], classes: int
+    ) -> nn.Module:
+        return nn.Sequential(nn.Linear(*input_shape, 8), SlowSynapse(), nn.Linear(8, classes))
+
+    (remark,) = check_network(without_neurons, Options(), input_shape=(5,))
+    assert remark.startswith("rules with traces refuse it: the network has no layer of the recipe's neurons")
+
+
+def test_weights_that_rules_with_traces_do_not_follow_are_told() -> None:
+    class Mixing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.mixing
+
+    (remark,) = check_network(build(Mixing), Options(), input_shape=(5,))
+    assert remark == (
+        "rules with traces follow convolutions and linear layers alone: under them 1.mixing learn as under SLTT"
+    )
+
+
 def test_native_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from sltt_bench.backends.native import neuron as native_neuron
 

@@ -196,11 +196,18 @@ def test_bntt_of_a_step_that_was_not_drawn_receives_no_gradient_and_learns_its_s
     assert all(step.num_batches_tracked == 1 for step in built.norm2.steps)
 
 
-def test_a_pass_on_rates_is_refused_where_layers_belong_to_steps():
-    with pytest.raises(RecipeError, match=r"method 'rate' goes backward through mean rates.*bntt"):
-        load_recipe("digits", {"model.normalisation": "bntt"}, chosen_methods=["rate"])
-    with pytest.raises(NotImplementedError, match="a pass on rates is none of the T steps"):
-        run(convolutional("bntt"), "rate", *doubles(T))
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [("rate", "goes backward through mean rates"), ("conversion", "learns in one pass without steps")],
+)
+def test_a_pass_without_steps_is_refused_where_layers_belong_to_steps(method: str, reason: str):
+    with pytest.raises(RecipeError, match=rf"method '{method}' {reason}.*bntt"):
+        load_recipe("digits", {"model.normalisation": "bntt"}, chosen_methods=[method])
+    with pytest.raises(NotImplementedError, match="a pass on means is none of the T steps"):
+        run(convolutional("bntt"), method, *doubles(T))
+
+
+def test_bntt_asks_for_the_number_of_steps():
     with pytest.raises(ValueError, match="build the network with `timesteps`"):
         models.build(
             CNNOptions(normalisation="bntt"), neuron=lambda: LIF(NEURON), input_shape=INPUT_SHAPE, classes=2

@@ -1,11 +1,18 @@
-"""Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers."""
+"""Rules that follow each layer from step to step, on networks that somebody has written: frozen, tied and shared layers,
+recurrent ones, weights made of others, neurons of several sorts."""
+
+import math
+from dataclasses import replace
 
 import pytest
 import torch
-from one_batch import CLASSES, batch, gradients, run
+from one_batch import CLASSES, INPUT_SHAPE, batch, gradients, run
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from sltt_bench.neurons import LIF, LIFParameters
+from sltt_bench.neuron_kinds import layer_of_neurons
+from sltt_bench.neurons import LIF, LIFParameters, Stateful
+from sltt_bench.surrogates import spike
 
 TRACED = ("ottt", "s-tllr", "pp-prop", "e-prop")
 FOLLOWING = (*TRACED, "rate")
@@ -81,6 +88,62 @@ def test_tied_weights_receive_the_sum_of_what_each_layer_would(rule: str) -> Non
     torch.testing.assert_close(gradients(tied)["conv1.weight"], together)
 
 
+class Recurrent(Stateful):
+    """Neurons that receive their own last spikes; at the first step zeros, or nothing."""
+
+    carried = ("spikes",)
+
+    def __init__(self, *, begins_with_zeros: bool) -> None:
+        super().__init__()
+        self.begins_with_zeros = begins_with_zeros
+        self.forward_weights, self.recurrent = nn.Linear(32, 8), nn.Linear(8, 8, bias=False)
+        self.neuron = LIF(LIFParameters(tau=2.0, v_threshold=0.5))
+        self.spikes: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        current, last = self.forward_weights(x.flatten(1)), self.spikes
+        if last is None and self.begins_with_zeros:
+            last = torch.zeros_like(current)
+        self.spikes = self.neuron(current if last is None else current + self.recurrent(last))
+        return self.spikes
+
+
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_recurrent_weights_learn_alike_whether_they_read_zeros_or_nothing_at_first(rule: str) -> None:
+    made = []
+    for begins_with_zeros in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(Recurrent(begins_with_zeros=begins_with_zeros), nn.Linear(8, CLASSES))
+        run(network, rule, *batch(STEPS))
+        made.append(gradients(network))
+    assert made[0]["0.recurrent.weight"].abs().max() > 0
+    torch.testing.assert_close(made[1], made[0])
+
+
+class Halved(nn.Module):
+    """w / 2 of what is learned in its place."""
+
+    def forward(self, w: Tensor) -> Tensor:
+        return w / 2
+
+    def right_inverse(self, w: Tensor) -> Tensor:
+        return w * 2
+
+
+@pytest.mark.parametrize("layer", ["conv2", "readout"])
+@pytest.mark.parametrize("rule", FOLLOWING)
+def test_a_weight_that_torch_makes_of_another_parameter_learns_by_the_rule(rule: str, layer: str) -> None:
+    network, made = Network(), Network()
+    parametrize.register_parametrization(made.get_submodule(layer), "weight", Halved())
+    for one in (network, made):
+        run(one, rule, *batch(STEPS))
+    learned, expected = gradients(made), gradients(network)
+    torch.testing.assert_close(
+        2 * learned.pop(f"{layer}.parametrizations.weight.original"), expected.pop(f"{layer}.weight")
+    )
+    torch.testing.assert_close(learned, expected)
+
+
 @pytest.mark.parametrize(
     ("rule", "shares", "layer"),
     [
@@ -99,3 +162,48 @@ def test_other_rules_serve_layers_that_a_step_calls_twice(rule: str, shares: str
     network = Network(shares=shares)
     run(network, rule, *batch(STEPS))
     assert all(gradient.isfinite().all() for gradient in gradients(network).values())
+
+
+def with_neurons(*neurons: LIFParameters) -> Network:
+    network = Network()
+    network.neuron1, network.neuron2 = map(layer_of_neurons, neurons)
+    return network
+
+
+@pytest.mark.parametrize("rule", ["ottt", "ottt-o", "e-prop"])
+def test_layers_that_leak_differently_are_refused_where_one_trace_serves_all(rule: str) -> None:
+    lif = LIFParameters(tau=2.0, v_threshold=0.5)
+    with pytest.raises(NotImplementedError, match="leak differently"):
+        run(with_neurons(lif, replace(lif, tau=4.0)), rule, *batch(STEPS))
+    with pytest.raises(NotImplementedError, match="kind lif, not of cuba-lif"):
+        run(with_neurons(lif, replace(lif, kind="cuba-lif")), rule, *batch(STEPS))
+    run(with_neurons(lif, replace(lif, v_threshold=0.7)), rule, *batch(STEPS))
+
+
+def test_what_all_neurons_share_is_not_known_of_different_ones() -> None:
+    lif = LIFParameters(kind="alif", tau=2.0, adaptation=0.1, tau_adaptation=5.0)
+    with pytest.raises(NotImplementedError, match="layers have different neurons"):
+        run(with_neurons(lif, replace(lif, adaptation=0.3)), "e-prop", *batch(STEPS))
+
+
+class OwnNeurons(Stateful):
+    """What spikes without being one of the recipe's layers of neurons."""
+
+    carried = ("potential",)
+    potential: Tensor | None = None
+
+    def forward(self, current: Tensor) -> Tensor:
+        membrane = current if self.potential is None else 0.5 * self.potential + current
+        spikes = spike(membrane - 0.5, "triangle")
+        self.potential = membrane - 0.5 * spikes
+        return spikes
+
+
+@pytest.mark.parametrize("rule", [*FOLLOWING, "sltt-a"])
+def test_a_rule_that_follows_neurons_is_refused_where_there_are_none_of_the_recipes(rule: str) -> None:
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(INPUT_SHAPE), 8), OwnNeurons(), nn.Linear(8, CLASSES)
+    )
+    run(network, "sltt", *batch(STEPS))
+    with pytest.raises(NotImplementedError, match="no layer of the recipe's neurons"):
+        run(network, rule, *batch(STEPS))

@@ -216,7 +216,7 @@ METHODS: dict[str, MethodEntry] = {
         ),
         MethodEntry(
             "sltt-aN",
-            "SLTT at the steps whose spikes differ most, at most N (T/2 without N); `-unbiased` draws",
+            "SLTT at steps whose spikes differ by more than the mean so far, at most N (T/2 without N); `-unbiased` draws",
             "this project",
             replace(_SPATIAL, needs=frozenset({"spikes"})),
             "sltt_a:AdaptiveSLTT",
@@ -393,9 +393,15 @@ def unsuited(name: str, neuron_kind: str, model: "ModelOptions | None" = None) -
             f"method {name!r} goes through the network step by step, but model.normalisation tdbn sees all steps "
             "at once; choose method bptt, or model.normalisation: batch, bntt or group"
         )
-    if "timestep" in network_needs and promised.pass_on_rates:
+    converts = "conversion" in promised.needs
+    if "timestep" in network_needs and (promised.pass_on_rates or converts):
+        how = (
+            "learns in one pass without steps"
+            if converts
+            else "goes backward through mean rates, without steps"
+        )
         return (
-            f"method {name!r} goes backward through mean rates, which have no step, but model.normalisation bntt "
+            f"method {name!r} {how}, but model.normalisation bntt "
             "has parameters of each step; choose another method, or model.normalisation: batch or group"
         )
     kinds = promised.kinds or (_LIF if "membrane" in promised.needs else {neuron_kind})

@@ -17,9 +17,10 @@ class OneLayerThroughTime:
     """One graph over all T steps, one backward pass, memory O(T)."""
 
     layer: int
-    """Its place among the layers of neurons, 1 for the first; ValueError at the first step if there is none."""
+    """Its place among the layers of neurons, 1 for the first; ValueError before the first step if there is none."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
+        unroll.detach_state(but_for=self.layer)
         loss = unroll.step(0)
         for t in range(1, unroll.timesteps):
             unroll.detach_state(but_for=self.layer)

@@ -10,17 +10,18 @@ A threshold that adapts (alif) is a second component of the eligibility vector, 
     e[t] = ψ[t] (ε[t] − β ε_a[t−1])         ψ[t] at u[t] − V_th − β a[t−1]
     ε_a[t] = ψ[t] ε[t] + (ρ − β ψ[t]) ε_a[t−1]
 
-x[t] is the network's input for input weights and the spikes s[t−1] for recurrent ones. The readout, which
-does not leak, has the exact gradient. Memory: that of SLTT and one trace a layer; with alif, ε_a beside it is of
+x[t] is the network's input for input weights and the spikes s[t−1] for recurrent ones. The readout has SLTT's
+gradient, which is exact where it does not leak. Memory: that of SLTT and one trace a layer; with alif, ε_a beside it is of
 shape [batch, outputs, inputs] for each fully connected layer, whatever T is.
 Source: Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking
 neurons" (Nature Communications 11:3625), equations 22 to 25 (LIF and ALIF); as there, the reset's path is left out
 of ε. Their a[t] is the a[t−1] of `neuron_kinds.py`, which names the adaptation after the step that made it.
 Deviations: in a network of several layers the learning signal of a lower layer comes by
 backpropagation in space (the paper has one recurrent layer that feeds the readout); a refractory
-period and a leaky readout do not exist here, so that the paper's output filter κ is 0. A bias, which has no
-input, learns from SLTT's error. Networks with alif must feed neurons the bare sums of fully connected layers
-(`mlp` without normalisation), since ε_a belongs to one synapse of one neuron.
+period does not exist here; where the readout leaks (`model.readout_tau`), credit through its sum is dropped, and
+e[t] is not filtered by the paper's κ. A bias, which has no input, learns from SLTT's error. Networks with alif must
+feed neurons the bare sums of fully connected layers (`mlp` without normalisation), since ε_a belongs to one synapse
+of one neuron.
 """
 
 from typing import Any, cast
@@ -28,9 +29,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.methods.traces import Trace
+from sltt_bench.methods.traces import Trace, shared_decay
 from sltt_bench.neuron_kinds import ALIF, alif_pseudo_derivative
-from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.neurons import LIFParameters, SpikingNeuron, layers_of_neurons
 from sltt_bench.unroll import Unroll
 
 
@@ -38,10 +39,10 @@ class EProp:
     """One backward pass a step, through a graph of that step alone."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        if unroll.neuron.kind == "alif":
+        if any(layer.parameters_.kind == "alif" for layer in layers_of_neurons(unroll.network)):
             self._with_adaptive_thresholds(unroll)
             return
-        with unroll.presynaptic(Trace(unroll.neuron.decay), readout=False):
+        with unroll.presynaptic(Trace(shared_decay(unroll.network)), readout=False):
             for t in range(unroll.timesteps):
                 unroll.detach_state()
                 unroll.backward(unroll.step(t))

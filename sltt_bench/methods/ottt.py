@@ -8,14 +8,15 @@ SLTT's. `ottt-o` steps the optimiser after every time step, so that step t + 1 r
 At T = 1 it is BPTT. Memory: that of SLTT and one trace a layer.
 Source: Xiao et al. 2022, "Online training through time for spiking neural networks", section 4, and
 their published code. As there, a layer that reads the network's input has no trace, while the
-readout has one, although it does not leak (the exact gradient of its weight is δ[t] ⊗ x[t]).
+readout has one, although it does not leak (the exact gradient of its weight is δ[t] ⊗ x[t]); where it does
+(`model.readout_tau`), the trace decays by the neurons' λ all the same.
 Deviation: normalisation is the network's own (theirs standardises weights instead); a bias
 receives Σ_t δ[t], as theirs does.
 """
 
 from dataclasses import dataclass
 
-from sltt_bench.methods.traces import Trace
+from sltt_bench.methods.traces import Trace, shared_decay
 from sltt_bench.unroll import Unroll
 
 
@@ -27,7 +28,7 @@ class OTTT:
     """Whether the optimiser steps after every time step."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
-        trace = Trace(unroll.neuron.decay)
+        trace = Trace(shared_decay(unroll.network))
         with unroll.presynaptic(trace, network_input=False):
             for t in range(unroll.timesteps):
                 unroll.detach_state()

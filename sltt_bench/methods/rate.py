@@ -13,8 +13,8 @@ Source: Yu et al. 2024, "Advancing training efficiency of deep spiking neural ne
 rate-based backpropagation", section 4, and their published code (single-step mode).
 Deviations: their code divides the loss by T before the backward pass, here it is as in the paper's
 equations, so that the method is BPTT at T = 1; in the pass on rates batch norm uses the rates' own batch
-statistics and learns none; recurrent weights, which the paper has not, read the mean last spikes
-as a constant.
+statistics and learns none; recurrent weights and leaky readouts, which the paper has not, read the mean
+last spikes and sums as constants.
 """
 
 from typing import Any
@@ -117,4 +117,7 @@ def mean_input(unroll: Unroll) -> Tensor:
     counted = [x for t, x in enumerate(unroll.inputs) if unroll.counts(t)]
     if all(x is counted[0] for x in counted):
         return counted[0]
-    return torch.stack(list(counted)).mean(0)
+    mean = counted[0] / len(counted)
+    for x in counted[1:]:  # one by one: a stack would be a second copy of all T inputs
+        mean.add_(x, alpha=1 / len(counted))
+    return mean

@@ -1,4 +1,4 @@
-"""SLTT at an adaptive choice of steps: those whose spikes differ most from those of the last used step.
+"""SLTT at an adaptive choice of steps: those whose spikes differ much from those of the last used step.
 
     m_i[t]   spikes of neuron i at step t, mean over the batch, also over the shares that other processes have of it
     d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.neurons import layers_of_neurons
+from sltt_bench.neurons import followed_neurons
 from sltt_bench.unroll import Unroll
 
 
@@ -102,7 +102,7 @@ class Activity:
     def watched(self, network: nn.Module) -> ExitStack:
         """Within, every step's spikes are noted."""
         stack = ExitStack()
-        for layer in layers_of_neurons(network):
+        for layer in followed_neurons(network):
             stack.callback(layer.register_forward_hook(self._note).remove)
         return stack
 

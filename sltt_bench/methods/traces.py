@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from sltt_bench.neurons import followed_neurons
+
 
 class Trace:
     """a[t] = decay a[t−1] + x[t] for each layer, a[0] = 0; forgotten with the sequence."""
@@ -16,3 +18,19 @@ class Trace:
         before = self.values.get(layer)
         self.values[layer] = x if before is None else self.decay * before + x
         return self.values[layer]
+
+
+def shared_decay(network: nn.Module) -> float:
+    """λ of the network's LIF neurons, for a trace that all layers decay by.
+
+    Raises NotImplementedError without neurons, and where layers leak differently or are of another kind.
+    """
+    neurons = [layer.parameters_ for layer in followed_neurons(network)]
+    if others := [neuron.kind for neuron in neurons if neuron.kind != "lif"]:
+        raise NotImplementedError(f"the trace is that of neurons of kind lif, not of {others[0]}")
+    if len({neuron.decay for neuron in neurons}) > 1:
+        raise NotImplementedError(
+            "the network's layers of neurons leak differently, and the rule has one trace for all that a layer's "
+            "spikes reach; choose bptt, tbptt-wN, sltt or pp-prop, or give all layers one tau"
+        )
+    return neurons[0].decay
