@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
+from sltt_bench.atomic_files import atomic_file
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import (
@@ -390,6 +392,19 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) 
     sample = np.ones(100, dtype=EVENT)
     recording = Recording(Path("one"), (0,), lambda: [sample], "key")
     assert int(cache.frames(recording).sum()) == 100
+
+
+def test_two_machines_that_write_one_file_at_once_each_write_a_whole_one(tmp_path: Path) -> None:
+    """Their processes may have the same number, as two threads of this one have."""
+    file = tmp_path / "frames.npy"
+    with ExitStack() as first:
+        first.enter_context(atomic_file(file)).write(b"all frames")
+        with atomic_file(file) as second:
+            first.close()
+            assert file.read_bytes() == b"all frames"
+            second.write(b"all frames")
+    assert file.read_bytes() == b"all frames"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_unwritable_cache_folder_is_named(tmp_path: Path) -> None:
