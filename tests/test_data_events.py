@@ -41,7 +41,7 @@ from sltt_bench.data.events import (
 from sltt_bench.data.events import (
     tested_places as places_that_test,
 )
-from sltt_bench.data.source import bytes_to_unit
+from sltt_bench.data.source import bytes_to_unit, no_progress
 
 T = 4
 DRAWN_BY_SEED_0 = [
@@ -268,11 +268,24 @@ def test_ibm_recording_cut_short_is_named(keep: int, tmp_path: Path) -> None:
         load("dvs-gesture", tmp_path, **counts)
 
 
-@pytest.mark.parametrize("text", ["class,start,end\n12,1,2\n", "class,start,end\nwave,1,2\n", "class\n1\n"])
-def test_gesture_label_file_that_makes_no_sense_is_named(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"class,start,end\n12,1,2\n", b"class,start,end\nwave,1,2\n", b"class\n1\n", b"", b"class,start,end\n\n", b"\xff\n1,2,3"],
+)  # fmt: skip
+def test_gesture_label_file_that_makes_no_sense_is_named(content: bytes, tmp_path: Path) -> None:
     counts = write_ibm_gesture(tmp_path)
-    (tmp_path / "DVSGesture" / "DvsGesture" / "user01_led_labels.csv").write_text(text)
+    (tmp_path / "DVSGesture" / "DvsGesture" / "user01_led_labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"user01_led_labels\.csv cannot be read"):
+        load("dvs-gesture", tmp_path, **counts)
+    train, *_ = data.source_type("dvs-gesture")(**counts).verify(tmp_path, no_progress)
+    assert not train.ok
+    assert "user01_led_labels.csv cannot be read" in train.text
+
+
+def test_gesture_list_of_recordings_that_is_no_text_is_named(tmp_path: Path) -> None:
+    counts = write_ibm_gesture(tmp_path)
+    (tmp_path / "DVSGesture" / "DvsGesture" / "trials_to_test.txt").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"trials_to_test\.txt cannot be read"):
         load("dvs-gesture", tmp_path, **counts)
 
 

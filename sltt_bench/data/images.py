@@ -118,7 +118,7 @@ def class_folders(name: str, root: Path, classes: int | None = None, but_for: st
     folders = []
     try:
         for entry in sorted(root.iterdir()):
-            if _is_hidden(entry.name) or entry.name == but_for:
+            if is_hidden(entry.name) or entry.name == but_for:
                 continue
             if entry.is_symlink() and not entry.exists():
                 raise damaged(name, entry, "it is a link that leads nowhere")
@@ -150,7 +150,7 @@ def _images(folder: str, visited: set[str]) -> Iterator[str]:
     visited.add(real)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 yield from _images(entry.path, visited)
@@ -158,7 +158,7 @@ def _images(folder: str, visited: set[str]) -> Iterator[str]:
                 yield entry.path
 
 
-def _is_hidden(file_name: str) -> bool:
+def is_hidden(file_name: str) -> bool:
     """.DS_Store, the ._x.JPEG that macOS writes beside x.JPEG on other file systems, and its __MACOSX."""
     return file_name.startswith(".") or file_name == "__MACOSX"
 
