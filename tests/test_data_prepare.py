@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from data_files import (
@@ -503,6 +503,29 @@ def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
     assert findings
     assert not any(finding.ok for finding in findings)
     assert all("looked for" in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        (name, split)
+        for name in data.names()
+        if "split" in data.source_type(name).model_fields
+        for split in get_args(data.source_type(name).model_fields["split"].annotation)
+    ],
+)
+def test_the_command_that_is_named_where_data_are_missing_prepares_that_split(
+    name: str, split: str, tmp_path: Path
+) -> None:
+    source = data.source_type(name)(split=split)
+    if not (message := data.missing(source, tmp_path)):
+        return
+    named = re.search(rf"data prepare {name}(?: --split (\S+))? --data-dir", message)
+    assert named is not None
+    options = {"split": named[1]} if named[1] else {}
+    assert data.source_type(name)(**options).needed(tmp_path) == source.needed(tmp_path)
+    with pytest.raises(DataError, match=rf"`sltt-bench data verify {source.prepared_as}` tells which"):
+        source.check_counts(0, 0)
 
 
 @pytest.mark.parametrize("work", [prepare, verify])

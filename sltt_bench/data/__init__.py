@@ -98,7 +98,7 @@ def missing(source: DataSource, data_dir: Path) -> str | None:
     """
     for path in source.needed(data_dir):
         if not path.exists():
-            return str(absent(source.name, path, data_dir))
+            return str(absent(source.name, path, data_dir, source.prepared_as))
     return None
 
 
