@@ -215,14 +215,14 @@ class Unroll:
         It counts for neither prediction nor running statistics. Raises NotImplementedError where layers
         have something of their own for each step.
         """
-        if self._per_step:
-            raise NotImplementedError("a pass on rates is none of the T steps, whose layers the network has")
+        self._needs_no_step()
         with buffers_kept(self.network):
             return self._loss(self._forward(x))
 
     def in_one_step(self, x: Tensor) -> Tensor:
         """L of one forward pass on `x` [batch, ...] in place of all T steps: prediction, loss and running
-        statistics are its own."""
+        statistics are its own. Raises NotImplementedError where layers have something of their own for each step."""
+        self._needs_no_step()
         output = self._forward(x)
         loss = self._loss(output)
         self._record(output.detach().float(), loss.detach())
@@ -304,6 +304,10 @@ class Unroll:
                 outputs = self._forward(torch.cat(list(self.inputs)))
             self._sequence_outputs = list(outputs.chunk(self.timesteps))
         return self._sequence_outputs.pop(0)
+
+    def _needs_no_step(self) -> None:
+        if self._per_step:
+            raise NotImplementedError("a pass on means is none of the T steps, whose layers the network has")
 
     def _needs_steps(self) -> None:
         if self._over_time:

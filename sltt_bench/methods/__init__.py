@@ -85,7 +85,7 @@ class Promises:
     computes_again: bool = False
     """It runs steps a second time, from a saved state: networks whose layers do something else then are refused."""
     pass_on_rates: bool = False
-    """It goes backward through a pass on mean rates, which is none of the T steps."""
+    """It goes backward through a pass on mean rates or mean inputs, which is none of the T steps."""
 
     @property
     def whole_sequence(self) -> bool:
@@ -278,7 +278,9 @@ METHODS: dict[str, MethodEntry] = {
             "conversion",
             "trains a network of rectifiers in one step and converts it: balanced thresholds, soft reset",
             "Diehl et al. 2015; Rueckauer et al. 2017; Bu et al. 2022",
-            Promises(memory="O(1)", one_backward_pass=True, needs=frozenset({"conversion"})),
+            Promises(
+                memory="O(1)", one_backward_pass=True, needs=frozenset({"conversion"}), pass_on_rates=True
+            ),
             "conversion:Conversion",
         ),
     )
@@ -395,7 +397,7 @@ def unsuited(name: str, neuron_kind: str, model: "ModelOptions | None" = None) -
         )
     if "timestep" in network_needs and promised.pass_on_rates:
         return (
-            f"method {name!r} goes backward through mean rates, which have no step, but model.normalisation bntt "
+            f"method {name!r} goes backward through means over time, which have no step, but model.normalisation bntt "
             "has parameters of each step; choose another method, or model.normalisation: batch or group"
         )
     kinds = promised.kinds or (_LIF if "membrane" in promised.needs else {neuron_kind})
