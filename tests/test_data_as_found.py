@@ -418,6 +418,17 @@ def test_of_two_that_prepare_at_once_one_waits_and_finds_the_work_done(
     assert waited == [f"waiting for another `data prepare` ({tmp_path / '.MNIST.lock'})"]
 
 
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, timeout: float | None = None) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(data.FileLock, "acquire", refuse)
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}/\.MNIST\.lock: FileSystem .* flock; prepare the data on"
+    ):
+        data.prepare("mnist", tmp_path)
+
+
 # On the command line ----------------------------------------------------------------------------
 
 
