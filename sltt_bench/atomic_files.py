@@ -1,6 +1,7 @@
 """The one way to write a file that is whole or not there at all, whenever the process ends or the power goes."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import BinaryIO
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """What is written within takes the place of `path` when it is whole and on the disk, not before.
 
-    Makes the folder. Raises OSError; an earlier file then stays as it was.
+    Makes the folder. Raises OSError; an earlier file then stays as it was. Of several that write at once each writes
+    the whole file, and the last one stays.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # No process number: those of two machines, or containers, that share a folder are often the same.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:

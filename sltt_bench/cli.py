@@ -699,7 +699,9 @@ def gradients(
 DatasetName = Annotated[
     str, typer.Argument(metavar="NAME", help="A data set's name.", autocompletion=_complete_datasets)
 ]
-Split = Annotated[str | None, typer.Option(help="One of its splits, where there are several (dvs-gesture).")]
+Split = Annotated[
+    str | None, typer.Option(help="One of its splits, where there are several (dvs-gesture, ssc).")
+]
 
 
 @data_app.command()

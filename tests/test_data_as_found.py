@@ -21,6 +21,7 @@ from data_files import (
     write_dvs_cifar10,
     write_ibm_gesture,
     write_image_folder,
+    write_n_caltech101,
     write_tonic_gesture,
 )
 from PIL import Image
@@ -173,6 +174,41 @@ def test_a_picture_too_large_to_be_one_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 # Events -----------------------------------------------------------------------------------------
+
+
+RECORDINGS: dict[str, tuple[Callable[[Path], dict[str, int]], str, dict[str, str]]] = {
+    "dvs-cifar10": (write_dvs_cifar10, "CIFAR10DVS/dog/cifar10_dog_1.aedat4", {}),
+    "dvs-gesture": (
+        write_tonic_gesture, "DVSGesture/ibmGestureTrain/user01_led/3.npy", {"split": "tonic-1077-264"},
+    ),
+    "n-caltech101": (write_n_caltech101, "Caltech101/class003/image_0003.bin", {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_hidden_files_are_no_recordings(name: str, tmp_path: Path) -> None:
+    write, path, options = RECORDINGS[name]
+    counts = write(tmp_path)
+    labels = data.source_type(name)(**counts, **options).labels(tmp_path, "train")
+    file = tmp_path / path
+    file.with_name(f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    assert data.source_type(name)(**counts, **options).labels(tmp_path, "train") == labels
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recording_that_is_a_link_to_nowhere_is_named(name: str, tmp_path: Path) -> None:
+    write, path, options = RECORDINGS[name]
+    counts = write(tmp_path)
+    file = tmp_path / path
+    file.unlink()
+    file.symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        DataError, match=rf"{file} cannot be read: it is no file, or a link that leads nowhere"
+    ):
+        load(name, tmp_path, **counts, **options)
+    train, *_ = data.source_type(name)(**counts, **options).verify(tmp_path, no_progress)
+    assert not train.ok
+    assert str(file) in train.text
 
 
 def test_a_recording_without_events_is_named(tmp_path: Path) -> None:
@@ -380,6 +416,17 @@ def test_of_two_that_prepare_at_once_one_waits_and_finds_the_work_done(
         assert pool.map(run, range(2)) == [["done"]] * 2
     assert most_at_once == 1
     assert waited == [f"waiting for another `data prepare` ({tmp_path / '.MNIST.lock'})"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, timeout: float | None = None) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(data.FileLock, "acquire", refuse)
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}/\.MNIST\.lock: FileSystem .* flock; prepare the data on"
+    ):
+        data.prepare("mnist", tmp_path)
 
 
 # On the command line ----------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from data_files import (
 from PIL import Image
 
 from sltt_bench import data
+from sltt_bench.atomic_files import atomic_file
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
 from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import (
@@ -39,7 +41,7 @@ from sltt_bench.data.events import (
 from sltt_bench.data.events import (
     tested_places as places_that_test,
 )
-from sltt_bench.data.source import bytes_to_unit
+from sltt_bench.data.source import bytes_to_unit, no_progress
 
 T = 4
 DRAWN_BY_SEED_0 = [
@@ -266,11 +268,24 @@ def test_ibm_recording_cut_short_is_named(keep: int, tmp_path: Path) -> None:
         load("dvs-gesture", tmp_path, **counts)
 
 
-@pytest.mark.parametrize("text", ["class,start,end\n12,1,2\n", "class,start,end\nwave,1,2\n", "class\n1\n"])
-def test_gesture_label_file_that_makes_no_sense_is_named(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [b"class,start,end\n12,1,2\n", b"class,start,end\nwave,1,2\n", b"class\n1\n", b"", b"class,start,end\n\n", b"\xff\n1,2,3"],
+)  # fmt: skip
+def test_gesture_label_file_that_makes_no_sense_is_named(content: bytes, tmp_path: Path) -> None:
     counts = write_ibm_gesture(tmp_path)
-    (tmp_path / "DVSGesture" / "DvsGesture" / "user01_led_labels.csv").write_text(text)
+    (tmp_path / "DVSGesture" / "DvsGesture" / "user01_led_labels.csv").write_bytes(content)
     with pytest.raises(DataError, match=r"user01_led_labels\.csv cannot be read"):
+        load("dvs-gesture", tmp_path, **counts)
+    train, *_ = data.source_type("dvs-gesture")(**counts).verify(tmp_path, no_progress)
+    assert not train.ok
+    assert "user01_led_labels.csv cannot be read" in train.text
+
+
+def test_gesture_list_of_recordings_that_is_no_text_is_named(tmp_path: Path) -> None:
+    counts = write_ibm_gesture(tmp_path)
+    (tmp_path / "DVSGesture" / "DvsGesture" / "trials_to_test.txt").write_bytes(b"\xff\xfe\0")
+    with pytest.raises(DataError, match=r"trials_to_test\.txt cannot be read"):
         load("dvs-gesture", tmp_path, **counts)
 
 
@@ -390,6 +405,19 @@ def test_a_killed_conversion_leaves_nothing_that_looks_finished(tmp_path: Path) 
     sample = np.ones(100, dtype=EVENT)
     recording = Recording(Path("one"), (0,), lambda: [sample], "key")
     assert int(cache.frames(recording).sum()) == 100
+
+
+def test_two_machines_that_write_one_file_at_once_each_write_a_whole_one(tmp_path: Path) -> None:
+    """Their processes may have the same number, as two threads of this one have."""
+    file = tmp_path / "frames.npy"
+    with ExitStack() as first:
+        first.enter_context(atomic_file(file)).write(b"all frames")
+        with atomic_file(file) as second:
+            first.close()
+            assert file.read_bytes() == b"all frames"
+            second.write(b"all frames")
+    assert file.read_bytes() == b"all frames"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_unwritable_cache_folder_is_named(tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 from data_files import cifar_batch, write_cifar10, write_cifar100, write_imagenet, write_mnist
+from PIL import Image
 from torch import Tensor
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
 
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace
@@ -101,6 +104,25 @@ def test_imagenet_test_images_are_not_augmented_and_training_images_are(
     bundle = load("imagenet", data_dir, image_size=32, **counts)
     assert torch.equal(bundle.test[3][0], bundle.test[3][0])
     assert not torch.equal(bundle.train[3][0], bundle.train[3][0])
+
+
+def test_imagenet_images_are_read_as_the_papers_code_reads_them(tmp_path: Path) -> None:
+    """Crops and pixels are torchvision's, also of a picture that its camera stored lying on its side."""
+    counts = write_imagenet(tmp_path)
+    lying = tmp_path / "imagenet" / "val" / "n00000007" / "val_7.JPEG"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.open(lying).copy()
+    lying.unlink()
+    picture.save(lying, exif=exif)
+    published = ImageFolder(
+        str(tmp_path / "imagenet" / "val"),
+        transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.PILToTensor()]),
+    )
+    test = load("imagenet", tmp_path, **counts).test
+    for number in (6, 7):
+        assert torch.equal(test[number][0], published[number][0])
+        assert test[number][1] == published[number][1] == number
 
 
 def test_imagenet_limit_takes_samples_from_all_over_the_classes(

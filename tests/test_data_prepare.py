@@ -4,13 +4,14 @@ import gzip
 import hashlib
 import os
 import re
+import socket
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from data_files import (
@@ -133,6 +134,35 @@ def test_download_with_another_checksum_is_thrown_away_and_the_next_mirror_asked
     assert f"MD5 is not {md5(CONTENT)}" in str(raised.value)
     assert f"put the file at {tmp_path / 'b.bin'} by hand" in str(raised.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.bin"]
+
+
+REPLIES = {
+    "a chunk that breaks off": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\nabc",
+    "no HTTP": b"220 another protocol\r\n\r\n",
+    "no reply": b"",
+    "a length that is no number": b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+}
+
+
+@pytest.mark.parametrize("reply", REPLIES.values(), ids=REPLIES)
+def test_a_server_that_does_not_speak_http_to_the_end_is_named_and_the_next_asked(
+    reply: bytes, server: Server, tmp_path: Path
+) -> None:
+    def answer() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=answer, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/a.bin"
+        with pytest.raises(DataError, match=rf"could not be downloaded \({url}: .+\); run the command again"):
+            fetch([url], tmp_path / "a.bin", md5(CONTENT), no_progress)
+        server.files["a.bin"] = CONTENT
+        fetch([url, server.url + "a.bin"], tmp_path / "a.bin", md5(CONTENT), no_progress)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
 def test_a_file_that_is_there_is_checked_and_not_downloaded(server: Server, tmp_path: Path) -> None:
@@ -473,6 +503,29 @@ def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
     assert findings
     assert not any(finding.ok for finding in findings)
     assert all("looked for" in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        (name, split)
+        for name in data.names()
+        if "split" in data.source_type(name).model_fields
+        for split in get_args(data.source_type(name).model_fields["split"].annotation)
+    ],
+)
+def test_the_command_that_is_named_where_data_are_missing_prepares_that_split(
+    name: str, split: str, tmp_path: Path
+) -> None:
+    source = data.source_type(name)(split=split)
+    if not (message := data.missing(source, tmp_path)):
+        return
+    named = re.search(rf"data prepare {name}(?: --split (\S+))? --data-dir", message)
+    assert named is not None
+    options = {"split": named[1]} if named[1] else {}
+    assert data.source_type(name)(**options).needed(tmp_path) == source.needed(tmp_path)
+    with pytest.raises(DataError, match=rf"`sltt-bench data verify {source.prepared_as}` tells which"):
+        source.check_counts(0, 0)
 
 
 @pytest.mark.parametrize("work", [prepare, verify])

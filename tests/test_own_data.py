@@ -135,6 +135,19 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "negative labels": ({"y_train": np.array([-1, 1, 2])}, "y_train has labels -1…2"),
     "too few labels": ({"y_train": np.array([0, 1])}, "x_train has 3 samples, but y_train 2 labels"),
     "not finite": ({"x_train": np.full((3, 6, 5), np.nan)}, "x_train has numbers that are not finite"),
+    "not finite in float32": (
+        {"x_test": np.full((2, 6, 5), 1e300)},
+        "x_test has numbers that are not finite in float32",
+    ),
+    "no samples": (
+        {"x_test": np.zeros((0, 6, 5), np.uint8), "y_test": np.array([], int)},
+        "x_test has no samples",
+    ),
+    "bytes and others": (
+        {"x_test": np.full((2, 6, 5), 255.0)},
+        "x_train is of bytes, .* but x_test of other",
+    ),
+    "others and bytes": ({"x_train": np.full((3, 6, 5), 255)}, "x_test is of bytes, .* but x_train of other"),
     "text": ({"x_train": np.full((3, 6, 5), "a")}, "x_train is <U1, not numbers"),
     "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train: .*allow_pickle"),
 }
@@ -145,6 +158,13 @@ def test_a_fault_in_arrays_names_file_and_key(fault: str, tmp_path: Path) -> Non
     changes, message = FAULTS[fault]
     with pytest.raises(DataError, match=rf"{tmp_path}/arrays\.npz cannot be read: .*{message}"):
         load(tmp_path, arrays(**changes))
+
+
+def test_verifying_arrays_looks_at_the_samples_too(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", **arrays(x_test=np.full((3, 6, 5), np.nan), y_test=np.arange(3)))
+    findings = data.verify("arrays", tmp_path)
+    assert [finding.ok for finding in findings] == [True, True, True, False, False]
+    assert "x_test has numbers that are not finite" in findings[3].text
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 not much more", b"\x93NUMPY"])

@@ -716,7 +716,16 @@ def a_method_of_a_plugin_that_did_not_change(top: Path) -> None:
     "sltt: a cell went on with other code of sltt-bench than it began with (source 111111111111 and 222222222222)"
 )
 def a_cell_resumed_after_an_upgrade(top: Path) -> None:
-    into = run(top, MEMORY, facts={"source_sha256": "2" * 64})
+    _resumed(
+        top, MEMORY, [{"source_sha256": str(number) * 64} for number in (1, 2)], {"source_sha256": "2" * 64}
+    )
+
+
+def _resumed(
+    top: Path, claim: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] = {}
+) -> None:
+    """BPTT, and SLTT whose first epoch is of another attempt than the rest; of each attempt what it was measured with."""
+    into = run(top, claim, facts=dict(facts))
     measure(into, seeds=[0], methods=["bptt"])
     into.cell("sltt", status="killed", reason="cut off")
     cell = into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB)
@@ -724,8 +733,18 @@ def a_cell_resumed_after_an_upgrade(top: Path) -> None:
     (top / EPOCHS_FILE).write_text(
         "\n".join([*before, first.replace(f"{cell},2,", f"{cell},1,"), second, third, ""])
     )
-    attempts = {str(number): {"source_sha256": str(number) * 64} for number in (1, 2)}
-    into.tell({"cells": {cell: {"attempts": attempts}}})
+    numbered = {str(number): dict(known) for number, known in enumerate(attempts, start=1)}
+    into.tell({"cells": {cell: {"attempts": numbered}}})
+
+
+@temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")
+def a_cell_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
+    _resumed(top, ACCURACY, [{"data_sha256": str(number) * 64} for number in (1, 2)])
+
+
+@temptation(never=["other samples"])
+def a_cell_resumed_by_two_processes_of_which_each_sees_a_part_of_a_batch(top: Path) -> None:
+    _resumed(top, ACCURACY, [{"data_sha256": "1" * 64}, {"data_sha256": "2" * 64, "ranks": [{}, {}]}])
 
 
 def _resumed(top: Path, first: Mapping[str, Any], second: Mapping[str, Any], *, epochs_of_first: int) -> None:

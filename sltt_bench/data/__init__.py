@@ -98,7 +98,7 @@ def missing(source: DataSource, data_dir: Path) -> str | None:
     """
     for path in source.needed(data_dir):
         if not path.exists():
-            return str(absent(source.name, path, data_dir))
+            return str(absent(source.name, path, data_dir, source.prepared_as))
     return None
 
 
@@ -137,6 +137,10 @@ def _alone(lock_file: Path, progress: Progress) -> Iterator[None]:
     lock = FileLock(lock_file)
     try:
         lock.acquire(timeout=0)
+    except NotImplementedError as error:  # a file system without locks
+        raise DataError(
+            f"{lock_file}: {error}; prepare the data on another file system and move them"
+        ) from None
     except Timeout:
         progress(f"waiting for another `data prepare` ({lock_file})", 0, None)
         lock.acquire()

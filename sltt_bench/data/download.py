@@ -6,6 +6,7 @@ a file or folder under its own name is whole.
 
 import gzip
 import hashlib
+import http.client
 import lzma
 import os
 import shutil
@@ -43,8 +44,9 @@ def fetch(urls: list[str], target: Path, checksum: str, progress: Progress) -> N
     for url in urls:
         try:
             _append(url, part, progress)
-        except (urllib.error.URLError, OSError) as error:
-            faults.append(f"{url}: {error}")
+        # What a server or proxy says that is no HTTP, or breaks off between two chunks, is no OSError.
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            faults.append(f"{url}: {str(error).strip() or type(error).__name__}")
             continue
         if checksum_of(part, checksum, progress) == checksum:
             os.replace(part, target)

@@ -24,6 +24,7 @@ from sltt_bench.data.events import (
     as_events,
     brighter,
     file_key,
+    recording_files,
     tested_places,
 )
 from sltt_bench.data.source import Count, Progress, Seed, bytes_to_unit
@@ -85,7 +86,8 @@ class DVSCIFAR10(EventSource):
             folder = data_dir / self.folder / class_name
             if not folder.is_dir():
                 raise absent(self.name, folder, data_dir)
-            files = sorted(folder.glob("*.aedat4")) or sorted(folder.glob("*.aedat"))
+            in_format = partial(recording_files, self.name, folder)
+            files = in_format("*.aedat4") or in_format("*.aedat")
             numbered = sorted((self._number(file), file) for file in files)
             test = self._test_numbers([number for number, _ in numbered], label)
             recordings += [

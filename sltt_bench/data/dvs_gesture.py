@@ -24,6 +24,7 @@ from sltt_bench.data.events import (
     as_events,
     brighter,
     file_key,
+    recording_files,
 )
 from sltt_bench.data.source import Count, Progress
 
@@ -76,10 +77,10 @@ class DVSGesture(EventSource):
     def _of_tonic(self, data_dir: Path, split: str) -> list[Recording]:
         root = data_dir / self.folder / self.tonic_folders[split]
         if not root.is_dir():
-            raise absent(self.name, root, data_dir)
+            raise absent(self.name, root, data_dir, self.prepared_as)
         return [
             Recording(file, (self._tonic_label(file),), partial(read_tonic, file), file_key(file))
-            for file in sorted(root.glob("user*/*.npy"))
+            for file in recording_files(self.name, root, "user*/*.npy")
         ]
 
     def _tonic_label(self, file: Path) -> int:
@@ -93,14 +94,16 @@ class DVSGesture(EventSource):
         root = data_dir / self.folder / self.ibm_folder
         trials = root / self.trials[split]
         if not trials.is_file():
-            raise absent(self.name, trials, data_dir)
-        names = [line.strip() for line in trials.read_text(encoding="utf-8").splitlines() if line.strip()]
+            raise absent(self.name, trials, data_dir, self.prepared_as)
+        with reading(self.name, trials, OSError, ValueError):
+            lines = trials.read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
         recordings = []
         for file in (root / name for name in names):
             labels_file = file.with_name(f"{file.stem}_labels.csv")
             for path in (file, labels_file):
                 if not path.is_file():
-                    raise absent(self.name, path, data_dir)
+                    raise absent(self.name, path, data_dir, self.prepared_as)
             labels, cuts = self._read_labels(labels_file)
             key = file_key(file, labels, cuts)
             recordings.append(Recording(file, labels, partial(read_ibm, file, cuts), key))
@@ -108,8 +111,11 @@ class DVSGesture(EventSource):
 
     def _read_labels(self, file: Path) -> tuple[tuple[int, ...], tuple[Cut, ...]]:
         """Labels from 0 and the times between which each sample lies; the file counts labels from 1."""
-        with reading(self.name, file, ValueError, IndexError):
-            rows = np.loadtxt(file, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
+        with reading(self.name, file, OSError, ValueError, IndexError):
+            lines = file.read_text(encoding="utf-8").splitlines()[1:]
+            if not any(line.strip() for line in lines):
+                raise ValueError("it names no sample")
+            rows = np.loadtxt(lines, dtype=np.int64, delimiter=",", ndmin=2)
             labels = tuple(int(label) - 1 for label in rows[:, 0])
             cuts = tuple((int(start), int(end)) for start, end in rows[:, 1:3])
         if not all(0 <= label < self.classes for label in labels):

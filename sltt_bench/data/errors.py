@@ -11,11 +11,11 @@ class DataError(UserError):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 
-def absent(name: str, looked_for: Path, data_dir: Path) -> DataError:
-    """The error for a data set of which `looked_for` is not there."""
+def absent(name: str, looked_for: Path, data_dir: Path, prepared_as: str | None = None) -> DataError:
+    """The error for a data set of which `looked_for` is not there; `prepared_as`: DataSource.prepared_as."""
     return DataError(
         f"data set {name!r} is not there: looked for {looked_for}; "
-        f"`sltt-bench data prepare {name} --data-dir {data_dir}` gets it or says how; "
+        f"`sltt-bench data prepare {prepared_as or name} --data-dir {data_dir}` gets it or says how; "
         "--synthetic measures memory and time without it"
     )
 

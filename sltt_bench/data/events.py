@@ -22,6 +22,7 @@ import numpy as np
 
 from sltt_bench.atomic_files import atomic_file
 from sltt_bench.data.errors import DataError, damaged
+from sltt_bench.data.images import is_hidden
 from sltt_bench.data.source import (
     SPLITS,
     DataBundle,
@@ -176,6 +177,18 @@ def _frames_of(source: str, recording: Recording, framing: Framing) -> np.ndarra
         reason = f"it has {len(frames)} samples instead of {len(recording.labels)}"
         raise damaged(source, recording.file, reason)
     return np.stack(frames)
+
+
+def recording_files(source: str, folder: Path, pattern: str) -> list[Path]:
+    """The files in `folder` of this pattern, in order; hidden ones are no recordings.
+
+    Raises DataError if one of them is not there after all.
+    """
+    files = sorted(file for file in folder.glob(pattern) if not is_hidden(file.name))
+    for file in files:
+        if not file.is_file():
+            raise damaged(source, file, "it is no file, or a link that leads nowhere")
+    return files
 
 
 def file_key(file: Path, *more: object) -> str:

@@ -24,6 +24,8 @@ class ImageNet(ImageSource):
 
     folder: ClassVar[str] = "imagenet"
     classes: ClassVar[int] = 1000
+    upright: ClassVar[bool] = False
+    """As torchvision reads them, on whose pixels the paper's code and its checkpoints rest: EXIF is not looked at."""
 
     def root(self, data_dir: Path, split: str) -> Path:
         return data_dir / self.folder / ("train" if split == "train" else "val")

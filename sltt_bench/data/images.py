@@ -34,6 +34,8 @@ class ImageSource(DataSource):
     """Of each channel over ImageNet."""
     resized: ClassVar[float] = 256 / 224
     """Test images are resized to so many times the side that is then cropped from their centre."""
+    upright: ClassVar[bool] = True
+    """Whether pictures are turned as their EXIF says."""
 
     @property
     def sample_shape(self) -> Shape:
@@ -93,7 +95,7 @@ class ImageSource(DataSource):
         augmentation = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
         centre = [v2.Resize(round(size * self.resized), antialias=True), v2.CenterCrop(size)]
         files = {split: self.files(place.data_dir, split) for split in SPLITS}
-        read = partial(read_image, self.name)
+        read = partial(read_image, self.name, upright=self.upright)
         train, test, plain_train = (
             SamplesInFiles(files[split], v2.Compose([read, *steps, v2.PILToTensor()]))
             for split, steps in (("train", augmentation), ("test", centre), ("train", centre))
@@ -118,7 +120,7 @@ def class_folders(name: str, root: Path, classes: int | None = None, but_for: st
     folders = []
     try:
         for entry in sorted(root.iterdir()):
-            if _is_hidden(entry.name) or entry.name == but_for:
+            if is_hidden(entry.name) or entry.name == but_for:
                 continue
             if entry.is_symlink() and not entry.exists():
                 raise damaged(name, entry, "it is a link that leads nowhere")
@@ -150,7 +152,7 @@ def _images(folder: str, visited: set[str]) -> Iterator[str]:
     visited.add(real)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
-            if _is_hidden(entry.name):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 yield from _images(entry.path, visited)
@@ -158,7 +160,7 @@ def _images(folder: str, visited: set[str]) -> Iterator[str]:
                 yield entry.path
 
 
-def _is_hidden(file_name: str) -> bool:
+def is_hidden(file_name: str) -> bool:
     """.DS_Store, the ._x.JPEG that macOS writes beside x.JPEG on other file systems, and its __MACOSX."""
     return file_name.startswith(".") or file_name == "__MACOSX"
 
@@ -166,13 +168,16 @@ def _is_hidden(file_name: str) -> bool:
 # Pixels -----------------------------------------------------------------------------------------
 
 
-def read_image(name: str, file: str) -> "Image":
-    """The picture as it is displayed, in RGB: turned as its EXIF says, 16 bits scaled to 8. Raises DataError."""
+def read_image(name: str, file: str, *, upright: bool = True) -> "Image":
+    """The picture as it is displayed (or as it is stored, not `upright`), in RGB: turned as its EXIF says, 16 bits scaled to 8.
+
+    Raises DataError.
+    """
     from PIL import Image
 
     # A damaged file fails in whatever way its bytes happen to spell: OSError, SyntaxError, struct.error …
     with reading(name, Path(file), Exception), Image.open(file) as image:
-        return _rgb(_upright(image))
+        return _rgb(_upright(image) if upright else image)
 
 
 def _upright(image: "Image") -> "Image":

@@ -20,6 +20,7 @@ from sltt_bench.data.events import (
     UnreadableEvents,
     as_events,
     file_key,
+    recording_files,
     tested_places,
 )
 from sltt_bench.data.images import class_folders
@@ -61,9 +62,7 @@ class NCaltech101(EventSource):
         class_names = class_folders(self.name, root, self.classes, but_for="frames")
         recordings = []
         for label, class_name in enumerate(class_names):
-            files = sorted(
-                file for file in (root / class_name).glob("*.bin") if not file.name.startswith(".")
-            )
+            files = recording_files(self.name, root / class_name, "*.bin")
             test = tested_places(len(files), self.split_seed, label)
             recordings += [
                 Recording(file, (label,), partial(read, file), file_key(file))

@@ -181,6 +181,12 @@ class DataSource(Strict):
         """The files and folders below `data_dir` that loading reads; none where nothing is downloaded."""
         return []
 
+    @property
+    def prepared_as(self) -> str:
+        """What `data prepare` and `data verify` call it: by its name, with the split where that is not the default."""
+        field, split = type(self).model_fields.get("split"), getattr(self, "split", None)
+        return self.name if field is None or split == field.default else f"{self.name} --split {split}"
+
     def on_disk(self, data_dir: Path | None) -> "DataSource":
         """With everything filled in that depends on the user's files, so that a plan names it.
 
@@ -259,7 +265,7 @@ class DataSource(Strict):
                 raise DataError(
                     f"data set {self.name!r}: the {split} split has {samples} samples, but the recipe's "
                     f"data.{split}_samples says {expected}; another split or a damaged copy? "
-                    f"`sltt-bench data verify {self.name}` tells which"
+                    f"`sltt-bench data verify {self.prepared_as}` tells which"
                 )
 
     def _counts_finding(self, split: str, labels: Sequence[int]) -> DataFinding:

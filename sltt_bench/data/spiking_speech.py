@@ -65,7 +65,7 @@ class SpikingSpeech(DataSource):
         """Counts [T, channels, 1, 1] in uint8, binned when they are asked for."""
         file = self._file(place.data_dir, split)
         if not file.is_file():
-            raise absent(self.name, file, place.data_dir)
+            raise absent(self.name, file, place.data_dir, self.prepared_as)
         binned = partial(
             bin_spikes,
             timesteps=place.timesteps,

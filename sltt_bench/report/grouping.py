@@ -31,6 +31,7 @@ from sltt_bench.report.integrity import (
     beginning_breaches,
     beginnings,
     cell_fault,
+    data_breaches,
     gpu_state,
     mapping_at,
     method_breaches,
@@ -337,6 +338,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         yield from moment_breaches(method, rows, runs)
         result = group.methods[method]
         yield from source_breaches(method, rows, result.epochs, runs, result.plugins)
+        yield from data_breaches(method, result.epochs, runs)
         yield from _mixed_breaches(method, rows, result.epochs, runs)
         if group.key.tuned:
             yield from _tuning_breaches(method, rows, runs)

@@ -279,6 +279,25 @@ def source_breaches(
             return
 
 
+def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Cells that went on with other samples than they began with. `epochs`: the rows of a method's cells."""
+    if len(epochs) == 0:
+        return
+    for (run, cell_id), rows in epochs.groupby(["run", "cell_id"]):
+        known: dict[int, set[str]] = {}
+        for attempt in set(rows["attempt"]):
+            facts = runs[int(str(run))].measured_with(str(cell_id), int(attempt))
+            if digest := facts.get("data_sha256"):
+                # Of a batch that is divided, a process sees a part: another one where they are more or fewer.
+                known.setdefault(len(facts.get("ranks") or ()), set()).add(str(digest)[:12])
+        for digests in known.values():
+            if len(digests) > 1:
+                listing = " and ".join(sorted(digests))
+                text = f"{method}: a cell went on with other samples than it began with (data {listing})"
+                yield Breach(text, (method,), ("accuracy",), undecides=True)
+                return
+
+
 Beginnings = Mapping[str, Mapping[int, frozenset[str]]]
 """Name of `BEGINNINGS` → seed → digests of what the cells of one method began with, where they are known."""
 
