@@ -393,17 +393,21 @@ _EPOCH_COLUMNS = {column.name for column in FILES[EPOCHS_FILE]}
 """Those that a checkpoint's rows are kept of: another version may have written it."""
 _ENDING = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"))
 """What ends a run in order; Windows has the first two."""
+_OF_OTHERS = tuple(each for each in signal.Signals if each.name in ("SIGUSR1", "SIGUSR2"))
+"""What whoever started us may wait for: submitit has a job go on in another one."""
 
 
 class Interruptions:
     """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal as an Interrupted in the main thread: one, and never while a row
-    is being written. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
+    is being written, and the same for a signal that somebody else handles. A terminal that we were told to outlive
+    (nohup) ends nothing. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
     """
 
     def __init__(self) -> None:
         self._deferred = 0
         self._waiting: int | None = None
         self._over = False
+        self._of_others: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     @contextmanager
     def raised(self) -> Iterator[None]:
@@ -411,12 +415,18 @@ class Interruptions:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in _ENDING}
+        for theirs in _OF_OTHERS:
+            if callable(handler := signal.getsignal(theirs)):
+                self._of_others[theirs] = handler
+        ending = [
+            each for each in _ENDING if each.name != "SIGHUP" or signal.getsignal(each) != signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, self._handle) for number in (*ending, *self._of_others)}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, earlier in before.items():
+                signal.signal(number, earlier)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -427,7 +437,8 @@ class Interruptions:
         finally:
             self._deferred -= 1
         if self._waiting is not None and not self._deferred:
-            self._handle(self._waiting, None)
+            number, self._waiting = self._waiting, None
+            self._handle(number, None)
 
     def end(self) -> None:
         """What is left to do is done in order, whatever is sent from now on."""
@@ -438,6 +449,9 @@ class Interruptions:
             return
         if self._deferred:
             self._waiting = number
+            return
+        if number in self._of_others:
+            self._of_others[number](number, frame)
             return
         self.end()
         raise Interrupted(number)
