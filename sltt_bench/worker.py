@@ -43,7 +43,9 @@ class Reporter:
         self._attempt = attempt
         self._facts: dict[str, Any] = {"neighbours": neighbours}
         self._epochs: list[dict[str, Any]] = []
-        """{attempt, facts, row} of each epoch that the next checkpoint carries."""
+        """{attempt, facts, row, ranks} of each epoch that the next checkpoint carries."""
+        self._ranks: list[dict[str, Any]] = []
+        """The rows of ranks.csv of the last epoch that several processes shared."""
         self.memory_now: Any = lambda: None
         self._next_word = 0.0
 
@@ -77,13 +79,18 @@ class Reporter:
 
     def _add(self, figures: Mapping[str, Any]) -> None:
         row = dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds"))
-        self._epochs.append({"attempt": self._attempt, "facts": dict(self._facts), "row": row})
+        ranks = [of_rank for of_rank in self._ranks if of_rank["epoch"] == row["epoch"]]
+        facts = dict(self._facts)
+        self._epochs.append({"attempt": self._attempt, "facts": facts, "row": row, "ranks": ranks})
 
     def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """What each process of the cell measured in an epoch."""
-        for rank, figures in enumerate(rows):
-            kept = {name: figures[name] for name in RANK_FIGURES if name in figures}
-            self.row(RANKS_FILE, {"epoch": epoch, "rank": rank, **kept})
+        self._ranks = [
+            {"epoch": epoch, "rank": rank, **{name: row[name] for name in RANK_FIGURES if name in row}}
+            for rank, row in enumerate(rows)
+        ]
+        for row in self._ranks:
+            self.row(RANKS_FILE, row)
 
     def row(self, file: str, row: Mapping[str, Any]) -> None:
         """A row for another of the run's files (a name in results.schema.FILES)."""
