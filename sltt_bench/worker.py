@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
 from sltt_bench.failures import classify
 from sltt_bench.kinds import KINDS
+from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
 
@@ -131,9 +132,13 @@ def main() -> None:
 
 
 def take_standard_output() -> IO[str]:
-    """The stream of events to the runner; what else is printed goes to standard error from now on."""
+    """The stream of events to the runner; what else is printed goes to standard error from now on.
+
+    That is a log, on a disk that may be full: what finds no room there ends nothing, and hides no reason.
+    """
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout, sys.stderr = (cast(TextIO, LastingOutput(stream)) for stream in (sys.stdout, sys.stderr))
     return events
 
 

@@ -1,5 +1,6 @@
 """Surroundings that are not as one would wish: readers that go away, few open files, limits, folders that move."""
 
+import json
 import os
 import resource
 import signal
@@ -76,6 +77,20 @@ def test_modules_in_the_folder_of_a_run_are_none_of_its_processes(
     process = lanes._Process(tmp_path / "log", lanes.queue.SimpleQueue())
     process.give_no_more()
     assert process.wait() == 0, (tmp_path / "log").read_text()
+
+
+def test_a_log_that_finds_no_room_hides_no_reason() -> None:
+    command = [sys.executable, "-m", "sltt_bench.worker"]
+    with open("/dev/full", "wb") as log:
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(b'{"attempt": 1, "cell": {"no": "recipe"}}\n{}\n')
+    worker.stdin.flush()
+    events = [json.loads(line) for line in worker.stdout]
+    worker.communicate()
+    assert events == [{"event": "failed", "status": "error", "reason": "KeyError: 'recipe'"}]
+    assert worker.returncode == 1
 
 
 @pytest.mark.parametrize(
