@@ -137,6 +137,18 @@ def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
     return [replace(plan, cells=tuple(replace(cell, device=device) for cell in plan)) for plan in plans]
 
 
+def plans_of(recipe_names: Iterable[str], request: Request) -> list[Plan]:
+    """The plans of several recipes, each of equal ones once: recipes may share a prerequisite, or one be another's.
+
+    Raises RecipeError.
+    """
+    plans = [plan for name in dict.fromkeys(recipe_names) for plan in make_plans(name, request)]
+    once: dict[tuple[str, ...], Plan] = {}
+    for plan in plans:
+        once.setdefault(tuple(cell.cell_id for cell in plan), plan)
+    return list(once.values())
+
+
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """The plan of the recipe, preceded by that of its prerequisite if it has one.
 

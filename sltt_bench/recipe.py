@@ -136,7 +136,7 @@ class TrainRecipe(Strict):
     synchronise_batch_norm: Annotated[bool, ADDED_LATER] = False
     """Batch statistics over all processes that share a batch; false: over each one's own samples."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 1
-    """Epochs between checkpoints for --resume; 0 writes none."""
+    """Epochs between checkpoints for --resume; 0 writes none but the last, where that is kept."""
     keep_checkpoint: bool = False
     """Whether the last checkpoint stays when the cell has finished (a later stage starts from it)."""
 

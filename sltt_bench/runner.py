@@ -20,7 +20,14 @@ from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome, cell_key, cell_row, circumstances
 from sltt_bench.results.doubts import disturbance
 from sltt_bench.results.private_paths import public
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, PROVENANCE_FILE, TIMELINE_FILE
+from sltt_bench.results.schema import (
+    CELLS_FILE,
+    EPOCHS_FILE,
+    FILES,
+    PROVENANCE_FILE,
+    RANKS_FILE,
+    TIMELINE_FILE,
+)
 from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
 from sltt_bench.tuning.choice import is_lost
 
@@ -281,7 +288,12 @@ class _RunRecord:
     def epochs(self, cell: Cell) -> dict[int, dict[str, str]]:
         """Epoch → the cell's row; a later attempt's row stands for an earlier one's."""
         rows = [row for row in self.folder.rows(EPOCHS_FILE) if row["cell_id"] == cell.cell_id]
-        return {int(row["epoch"]): row for row in rows}
+        return {int(row["epoch"]): row for row in sorted(rows, key=lambda row: int(row["attempt"]))}
+
+    def ranks(self, cell: Cell) -> set[tuple[int, int, int]]:
+        """(attempt, epoch, rank) of the cell's rows of ranks.csv."""
+        rows = (row for row in self.folder.rows(RANKS_FILE) if row["cell_id"] == cell.cell_id)
+        return {(int(row["attempt"]), int(row["epoch"]), int(row["rank"])) for row in rows}
 
 
 class _RecordedAttempt(Attempt):
@@ -328,10 +340,7 @@ class _RecordedAttempt(Attempt):
                     self.most_neighbours = self.neighbours
                     display.epoch(self.cell, self._append_epoch(self.outcome, event["row"] | beside))
                 case "epochs":
-                    there = self._record.epochs(self.cell)
-                    for epoch in event["epochs"]:
-                        if epoch["row"]["epoch"] not in there:
-                            self._append_earlier_epoch(epoch)
+                    self._append_earlier_epochs(event["epochs"])
                 case "row":
                     self._append(event["file"], event["row"], self.outcome)
                 case "sample":
@@ -368,11 +377,21 @@ class _RecordedAttempt(Attempt):
                 self._record.drop_checkpoint(self.cell)
         self._record.display.cell_ended(self.cell, outcome)
 
-    def _append_earlier_epoch(self, epoch: Mapping[str, Any]) -> None:
-        """The row of an epoch that a checkpoint carries and the folder lacks."""
-        earlier = Outcome("killed", attempt=epoch["attempt"], facts=epoch["facts"])
-        row = {name: value for name, value in epoch["row"].items() if name in _EPOCH_COLUMNS}
-        self._append_epoch(earlier, row | {"neighbours": epoch["facts"].get("neighbours")})
+    def _append_earlier_epochs(self, epochs: Sequence[Mapping[str, Any]]) -> None:
+        """The rows of the epochs that a checkpoint carries and the folder lacks, or has of an earlier attempt alone:
+        its checkpoint came before their end.
+        """
+        there = {number: int(row["attempt"]) for number, row in self._record.epochs(self.cell).items()}
+        of_ranks = self._record.ranks(self.cell) if any(epoch.get("ranks") for epoch in epochs) else set()
+        for epoch in epochs:
+            attempt = epoch["attempt"]
+            earlier = Outcome("killed", attempt=attempt, facts=epoch["facts"])
+            for row in epoch.get("ranks", []):
+                if (attempt, row["epoch"], row["rank"]) not in of_ranks:
+                    self._append(RANKS_FILE, _known(RANKS_FILE, row), earlier)
+            if attempt > there.get(epoch["row"]["epoch"], 0):
+                row = _known(EPOCHS_FILE, epoch["row"])
+                self._append_epoch(earlier, row | {"neighbours": epoch["facts"].get("neighbours")})
 
     def _append_epoch(self, outcome: Outcome, figures: Mapping[str, Any]) -> dict[str, Any]:
         of_the_cell = {name: outcome.facts.get(name) for name in ("peak_tensor_bytes", "ranks")}
@@ -389,21 +408,29 @@ class _RecordedAttempt(Attempt):
         return row
 
 
-_EPOCH_COLUMNS = {column.name for column in FILES[EPOCHS_FILE]}
-"""Those that a checkpoint's rows are kept of: another version may have written it."""
+def _known(file: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's row has of the file's columns: another version may have written it."""
+    columns = {column.name for column in FILES[file]}
+    return {name: value for name, value in row.items() if name in columns}
+
+
 _ENDING = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"))
 """What ends a run in order; Windows has the first two."""
+_OF_OTHERS = tuple(each for each in signal.Signals if each.name in ("SIGUSR1", "SIGUSR2"))
+"""What whoever started us may wait for: submitit has a job go on in another one."""
 
 
 class Interruptions:
     """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal as an Interrupted in the main thread: one, and never while a row
-    is being written. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
+    is being written, and the same for a signal that somebody else handles. A terminal that we were told to outlive
+    (nohup) ends nothing. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
     """
 
     def __init__(self) -> None:
         self._deferred = 0
         self._waiting: int | None = None
         self._over = False
+        self._of_others: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
     @contextmanager
     def raised(self) -> Iterator[None]:
@@ -411,12 +438,18 @@ class Interruptions:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in _ENDING}
+        for theirs in _OF_OTHERS:
+            if callable(handler := signal.getsignal(theirs)):
+                self._of_others[theirs] = handler
+        ending = [
+            each for each in _ENDING if each.name != "SIGHUP" or signal.getsignal(each) != signal.SIG_IGN
+        ]
+        before = {number: signal.signal(number, self._handle) for number in (*ending, *self._of_others)}
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, earlier in before.items():
+                signal.signal(number, earlier)
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -427,7 +460,8 @@ class Interruptions:
         finally:
             self._deferred -= 1
         if self._waiting is not None and not self._deferred:
-            self._handle(self._waiting, None)
+            number, self._waiting = self._waiting, None
+            self._handle(number, None)
 
     def end(self) -> None:
         """What is left to do is done in order, whatever is sent from now on."""
@@ -438,6 +472,9 @@ class Interruptions:
             return
         if self._deferred:
             self._waiting = number
+            return
+        if number in self._of_others:
+            self._of_others[number](number, frame)
             return
         self.end()
         raise Interrupted(number)

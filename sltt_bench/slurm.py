@@ -168,10 +168,12 @@ class Submission:
 
     @classmethod
     def newest_of(cls, out: Path, cells: Sequence[Cell]) -> "Submission | None":
-        """The last one of just these cells below `out`."""
+        """The last one of just these cells below `out`. Nothing was submitted into a folder without the file: its command
+        was killed.
+        """
         wanted = [cell.cell_id for cell in cells]
-        paths = sorted(out.glob(f"*/{STATE_FOLDER}"), reverse=True)
-        submissions = (cls.read(path.parent) for path in paths)
+        paths = sorted(out.glob(f"*/{STATE_FOLDER}/{SUBMISSION_FILE}"), reverse=True)
+        submissions = (cls.read(path.parent.parent) for path in paths)
         return next((each for each in submissions if [cell.cell_id for cell in each.cells] == wanted), None)
 
     def write(self) -> None:

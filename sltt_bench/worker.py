@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
 from sltt_bench.failures import classify
 from sltt_bench.kinds import KINDS
+from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
 
@@ -43,7 +44,9 @@ class Reporter:
         self._attempt = attempt
         self._facts: dict[str, Any] = {"neighbours": neighbours}
         self._epochs: list[dict[str, Any]] = []
-        """{attempt, facts, row} of each epoch that the next checkpoint carries."""
+        """{attempt, facts, row, ranks} of each epoch that the next checkpoint carries."""
+        self._ranks: list[dict[str, Any]] = []
+        """The rows of ranks.csv of the last epoch that several processes shared."""
         self.memory_now: Any = lambda: None
         self._next_word = 0.0
 
@@ -77,13 +80,18 @@ class Reporter:
 
     def _add(self, figures: Mapping[str, Any]) -> None:
         row = dict(figures, finished_utc=datetime.now(UTC).isoformat(timespec="seconds"))
-        self._epochs.append({"attempt": self._attempt, "facts": dict(self._facts), "row": row})
+        ranks = [of_rank for of_rank in self._ranks if of_rank["epoch"] == row["epoch"]]
+        facts = dict(self._facts)
+        self._epochs.append({"attempt": self._attempt, "facts": facts, "row": row, "ranks": ranks})
 
     def ranks(self, epoch: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """What each process of the cell measured in an epoch."""
-        for rank, figures in enumerate(rows):
-            kept = {name: figures[name] for name in RANK_FIGURES if name in figures}
-            self.row(RANKS_FILE, {"epoch": epoch, "rank": rank, **kept})
+        self._ranks = [
+            {"epoch": epoch, "rank": rank, **{name: row[name] for name in RANK_FIGURES if name in row}}
+            for rank, row in enumerate(rows)
+        ]
+        for row in self._ranks:
+            self.row(RANKS_FILE, row)
 
     def row(self, file: str, row: Mapping[str, Any]) -> None:
         """A row for another of the run's files (a name in results.schema.FILES)."""
@@ -124,9 +132,13 @@ def main() -> None:
 
 
 def take_standard_output() -> IO[str]:
-    """The stream of events to the runner; what else is printed goes to standard error from now on."""
+    """The stream of events to the runner; what else is printed goes to standard error from now on.
+
+    That is a log, on a disk that may be full: what finds no room there ends nothing, and hides no reason.
+    """
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
+    sys.stdout, sys.stderr = (cast(TextIO, LastingOutput(stream)) for stream in (sys.stdout, sys.stderr))
     return events
 
 

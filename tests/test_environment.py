@@ -1,5 +1,6 @@
 """Surroundings that are not as one would wish: readers that go away, few open files, limits, folders that move."""
 
+import json
 import os
 import resource
 import signal
@@ -78,6 +79,20 @@ def test_modules_in_the_folder_of_a_run_are_none_of_its_processes(
     assert process.wait() == 0, (tmp_path / "log").read_text()
 
 
+def test_a_log_that_finds_no_room_hides_no_reason() -> None:
+    command = [sys.executable, "-m", "sltt_bench.worker"]
+    with open("/dev/full", "wb") as log:
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(b'{"attempt": 1, "cell": {"no": "recipe"}}\n{}\n')
+    worker.stdin.flush()
+    events = [json.loads(line) for line in worker.stdout]
+    worker.communicate()
+    assert events == [{"event": "failed", "status": "error", "reason": "KeyError: 'recipe'"}]
+    assert worker.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("worker", "status", "code"),
     [
@@ -103,6 +118,9 @@ def test_a_process_that_does_not_end_holds_up_no_run(
 def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_once_and_between_rows(
     number: signal.Signals,
 ) -> None:
+    signal.signal(
+        signal.SIGHUP, signal.SIG_DFL
+    )  # whoever runs the tests may have told them to outlive the terminal
     before, rows = signal.getsignal(number), []
 
     def work(interruptions: Interruptions) -> None:
@@ -120,6 +138,43 @@ def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_once_and_between_ro
         work(interruptions)
     assert rows == ["whole", "ended in order"]
     assert signal.getsignal(number) == before
+
+
+def test_a_schedulers_own_signal_ends_no_run_while_a_row_is_written() -> None:
+    """submitit ends a job whose time runs out by a handler of its own, which raises SystemExit wherever it is called."""
+
+    def requeue(number: int, frame: Any) -> None:
+        raise SystemExit("requeued")
+
+    before, rows = signal.signal(signal.SIGUSR2, requeue), []
+
+    def work(interruptions: Interruptions) -> None:
+        with interruptions.deferred():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            rows.append("whole")
+        rows.append("not reached")
+
+    interruptions = Interruptions()
+    try:
+        with pytest.raises(SystemExit, match="requeued"), interruptions.raised():
+            work(interruptions)
+        with interruptions.raised():
+            interruptions.end()
+            os.kill(os.getpid(), signal.SIGUSR2)
+            rows.append("ended in order")
+        assert signal.getsignal(signal.SIGUSR2) == requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert rows == ["whole", "ended in order"]
+
+
+def test_a_run_that_was_told_to_outlive_its_terminal_does() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
+    try:
+        with Interruptions().raised():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_plots_say_nothing_of_a_home_that_cannot_be_written() -> None:
@@ -164,6 +219,7 @@ def test_limit_and_kills_are_those_of_the_control_group(tmp_path: Path) -> None:
 
 def with_a_dead_terminal() -> None:
     """Nothing can be written to standard output any more, as after the window was closed."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     read, write = os.pipe()
     os.close(read)
     os.dup2(write, 1)

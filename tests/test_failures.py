@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sltt_bench.engine import TrainingDiverged
-from sltt_bench.failures import classify, out_of_memory_cause
+from sltt_bench.failures import classify, out_of_memory_cause, unexplained_end
 from sltt_bench.kinds import training
 from sltt_bench.plan import Cell
 
@@ -189,6 +189,11 @@ class RecordingReporter:
     def batch(self, *_: object) -> None: ...
     def preparing(self, *_: object) -> None: ...
     def checkpoint(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(("code", "name"), [(-15, "SIGTERM"), (-40, "signal 40"), (-64, "SIGRTMAX")])
+def test_whatever_signal_ended_a_process_it_is_named(code: int, name: str) -> None:
+    assert unexplained_end(code, 0) == ("killed", f"the process was ended by {name}")
 
 
 def test_an_oom_in_the_instrumented_iteration_empties_its_column_and_the_cell_goes_on(

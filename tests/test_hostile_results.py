@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun
 from thinned import thinned
@@ -341,6 +342,34 @@ def test_a_finished_cell_that_lost_an_epoch_is_not_finished(tmp_path: Path) -> N
     path = run / EPOCHS_FILE
     path.write_text(str(with_value("train_s", "fast")(path.read_text())))
     assert len(finished_cells(run)) == 3
+
+
+def test_a_run_is_resumed_from_files_that_a_program_without_whole_numbers_saved(tmp_path: Path) -> None:
+    arguments = [
+        "run",
+        "digits",
+        "--smoke",
+        "--no-estimate",
+        "--device",
+        "cpu",
+        "--seed",
+        "0",
+        "--method",
+        "sltt",
+    ]
+    arguments += ["--set", "timesteps=2", "--out", str(tmp_path)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    (run,) = (tmp_path / "digits").iterdir()
+    for file in (CELLS_FILE, EPOCHS_FILE):
+        table = pd.read_csv(run / file)
+        if file == EPOCHS_FILE:
+            table = table[table.epoch < 2]  # the cell is not finished any more
+        whole = table.select_dtypes("int").columns
+        table.astype(dict.fromkeys(whole, float)).to_csv(run / file, index=False)
+    outcome = CliRunner().invoke(app, [*arguments, "--resume"])
+    assert outcome.exit_code == 0, outcome.output
+    rows = read_rows(run / EPOCHS_FILE, [])
+    assert [(row["attempt"], row["epoch"]) for row in rows] == [("1", "1"), ("2", "1"), ("2", "2")]
 
 
 def test_an_end_of_file_character_ends_no_file_and_is_spelled_out(tmp_path: Path) -> None:

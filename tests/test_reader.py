@@ -159,6 +159,16 @@ def test_a_later_attempt_replaces_the_same_epochs_of_an_earlier_one(tmp_path: Pa
     assert results.epochs["train_s"].tolist() == [5.0, 2.0]
 
 
+def test_devices_of_attempts_are_told_by_their_epochs_too(tmp_path: Path) -> None:
+    """An attempt whose runner was killed left epochs and no row in cells.csv."""
+    run = HandmadeRun(tmp_path / "a")
+    two = {"train_s": [5.0, 2.0], "device_name": ["another GPU", run.device_name]}
+    run.cell(attempt=2, **two)
+    run.cell("sltt", train_s=[5.0, 2.0])
+    cells = read_results([tmp_path]).cells.set_index("method")
+    assert dict(cells.attempt_devices) == {"bptt": 2, "sltt": 1}
+
+
 def test_a_copied_run_counts_once_under_any_name(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "a")
     run.cell("bptt")

@@ -193,6 +193,14 @@ def a_cell_that_was_resumed_on_another_machine(top: Path) -> None:
     into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB)
 
 
+@temptation("its attempts ran on different hardware", words=["not measured"])
+def a_cell_whose_runner_was_killed_on_another_machine_before_its_row(top: Path) -> None:
+    into = run(top / "a", MEMORY)
+    measure(into, methods=["bptt"])
+    devices = ["Slow CPU", "Slow CPU", into.device_name]
+    into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB, device_name=devices)
+
+
 # Repetitions ------------------------------------------------------------------------------------
 
 

@@ -187,6 +187,16 @@ def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Pa
     assert list(lines["sltt"].get_ydata()) == pytest.approx([60.5, 80.5, 70.5])
 
 
+def test_a_study_whose_record_was_cut_off_is_not_said_to_have_lost_its_trials(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path, recipe=TARGET)
+    for lr in RATES:
+        trial(run, "bptt", lr, 7, None, trials=3)
+    trial(run, "sltt", RATES[0], 7, 0.6, trials=3)
+    notes = " ".join(blocks(tmp_path)["What was chosen, 3 trials each (3 epochs)"].notes)
+    assert "sltt: some of the 3 trials are not recorded" in notes
+    assert "bptt: every setting diverged" in notes
+
+
 def test_the_points_of_a_study_are_tuned_and_told_apart(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run", recipe=varied(TARGET, name="studies/made"))
     points = ({"extends": "_digits"}, {"extends": "_vowels", "neuron.tau": 5.0})

@@ -15,7 +15,7 @@ from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import load_recipe
 from sltt_bench.results import checkpoints
-from sltt_bench.results.schema import EPOCHS_FILE
+from sltt_bench.results.schema import EPOCHS_FILE, RANKS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder
 from sltt_bench.terminal import _Lines
 from sltt_bench.worker import Reporter
@@ -148,13 +148,56 @@ def test_a_checkpoint_that_is_not_the_cells_own_is_refused_before_its_rows_count
 def test_rows_in_a_checkpoint_of_another_version_are_kept_as_far_as_they_are_known(
     tmp_path: Path, smoke_cell: Callable[..., Cell]
 ) -> None:
-    cell = smoke_cell()
-    folder = RunFolder.create(tmp_path, "digits")
-    display = _Lines(Console(quiet=True), {})
-    recording = runner._Recording([], display, tmp_path, lambda cell: None, {}, {})
-    record = runner._RunRecord(recording, Plan(cell.recipe, [cell]), folder)
     row = {"epoch": 1, "cold": True, "train_loss": 0.5, "a_column_of_tomorrow": 3}
     epochs = [{"attempt": 1, "facts": {}, "row": row}]
-    runner._RecordedAttempt(record, cell, (1, 1)).hear("epochs", {"epochs": epochs})
+    folder, _ = told_of(smoke_cell(), tmp_path, epochs)
     (kept,) = folder.rows(EPOCHS_FILE)
     assert (kept["epoch"], kept["train_loss"], kept["attempt"]) == ("1", "0.5", "1")
+
+
+def told_of(
+    cell: Cell, out: Path, epochs: list[dict[str, Any]]
+) -> tuple[RunFolder, "runner._RecordedAttempt"]:
+    """A folder whose runner has heard of the epochs that a checkpoint carries."""
+    folder = RunFolder.create(out, "digits")
+    display = _Lines(Console(quiet=True), {})
+    recording = runner._Recording([], display, out, lambda cell: None, {}, {})
+    record = runner._RunRecord(recording, Plan(cell.recipe, (cell,)), folder)
+    attempt = runner._RecordedAttempt(record, cell, (1, 1))
+    attempt.hear("epochs", {"epochs": epochs})
+    return folder, attempt
+
+
+def test_an_epoch_that_was_trained_again_has_the_row_of_the_attempt_that_the_checkpoint_is_of(
+    tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    """Checkpoints every other epoch; the first attempt ends after epoch 3, the runner of the second before its row."""
+    first, again = (
+        {
+            "attempt": attempt,
+            "facts": {},
+            "row": {"epoch": epoch, "cold": False, "train_loss": float(attempt)},
+        }
+        for attempt, epoch in ((1, 3), (2, 3))
+    )
+    fourth = {**again, "row": {**again["row"], "epoch": 4}}
+    folder, attempt = told_of(smoke_cell(), tmp_path, [first])
+    for _ in range(2):  # what is there is not written again
+        attempt.hear("epochs", {"epochs": [again, fourth]})
+    rows = [(row["epoch"], row["attempt"], row["train_loss"]) for row in folder.rows(EPOCHS_FILE)]
+    assert rows == [("3", "1", "1.0"), ("3", "2", "2.0"), ("4", "2", "2.0")]
+
+
+def test_a_checkpoint_carries_what_each_process_measured(
+    tmp_path: Path, smoke_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[dict[str, Any]] = []
+    monkeypatch.setattr(checkpoints, "save", lambda path, state: saved.append(state))
+    reporter = Reporter(io.StringIO(), tmp_path / "cell.pt")
+    for epoch in (1, 2):
+        reporter.ranks(epoch, [{"train_s": 1.0 + rank, "epoch": epoch} for rank in (0, 1)])
+        reporter.checkpoint({"row": {"epoch": epoch, "cold": False}})
+    folder, attempt = told_of(smoke_cell(), tmp_path, saved[-1]["epochs"])
+    attempt.hear("epochs", {"epochs": saved[-1]["epochs"]})
+    rows = [(row["epoch"], row["rank"], row["train_s"]) for row in folder.rows(RANKS_FILE)]
+    assert rows == [("1", "0", "1.0"), ("1", "1", "2.0"), ("2", "0", "1.0"), ("2", "1", "2.0")]

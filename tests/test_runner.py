@@ -129,6 +129,18 @@ def test_an_unfinished_run_is_resumed_before_a_finished_one_of_a_later_name(tmp_
     assert earlier.name == "20260101-110000-aaaa"
 
 
+@pytest.mark.parametrize(("keep", "left"), [("true", 1), ("false", 0)])
+def test_the_last_checkpoint_is_kept_where_none_are_written_on_the_way(
+    keep: str, left: int, tmp_path: Path
+) -> None:
+    settings = ("--set", "train.checkpoint_every=0", "--set", f"train.keep_checkpoint={keep}")
+    code, output = run(
+        "digits", "--smoke", "--method", "sltt", "--seed", "0", *settings, "--out", str(tmp_path)
+    )
+    assert code == 0, output
+    assert len(list(tmp_path.glob("digits/*/checkpoints/*.pt"))) == left
+
+
 # Endings ----------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import slurm
 from sltt_bench.cli import app
+from sltt_bench.plan import Request, make_plans
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
@@ -323,6 +324,13 @@ def test_each_node_of_a_cell_has_its_share_of_the_processes(
     slurm.CellJob(cell, "out", "data", (), None, neighbours=0)()
     (place,) = given["places"]
     assert (place.device, len(place.further_devices), place.threads) == (first, 3, 4)
+
+
+def test_a_submission_that_was_killed_before_it_was_one_is_in_no_others_way(tmp_path: Path) -> None:
+    (plan,) = make_plans("digits", Request(methods=["sltt"], seeds=[0], smoke=True))
+    submission = slurm.Submission.create(tmp_path, plan.cells)
+    (tmp_path / "submitted-99990101-000000-ffff" / slurm.STATE_FOLDER).mkdir(parents=True)
+    assert slurm.Submission.newest_of(tmp_path, plan.cells) == submission
 
 
 def test_a_folder_without_a_submission_is_wrong_usage(tmp_path: Path) -> None:

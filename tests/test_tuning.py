@@ -268,6 +268,33 @@ def test_a_method_with_an_open_trial_is_not_chosen_for(study: str, tmp_path: Pat
     run.close()
 
 
+def test_a_record_that_was_cut_off_or_is_of_an_earlier_attempt_is_completed(
+    study: str, tmp_path: Path
+) -> None:
+    plan, final = trials_and_final(study)
+    values = {0.01: 0.5, 0.1: 0.7, 1.0: None}
+    settled(final, plan, tmp_path / "run", lambda c: values[c.recipe.train.lr])
+    file = tmp_path / "run" / TUNING_FILE
+    whole = file.read_bytes()
+    file.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]))  # killed before the third of six rows
+    run = RunFolder(tmp_path / "run")
+    final(run)
+    assert file.read_bytes() == whole
+    (again,) = [cell for cell in plan if cell.method == "sltt" and cell.recipe.train.lr == 1.0]
+    epochs = {1: {"validation_top1": "0.9", "test_top1": ""}}
+    run.append(CELLS_FILE, cell_row(again, Outcome("ok", attempt=2), epochs))
+    follows = final(run)
+    run.close()
+    assert {cell.recipe.train.lr for cell in follows if cell.method == "sltt"} == {1.0}
+    last = {row["cell_id"]: row for row in read_rows(file)}
+    chosen = [
+        json.loads(row["setting"])["train.lr"]
+        for row in last.values()
+        if (row["method"], row["chosen"]) == ("sltt", "true")
+    ]
+    assert chosen == [1.0], "what is recorded is what is trained"
+
+
 @pytest.mark.parametrize(
     ("asked", "fault"),
     [

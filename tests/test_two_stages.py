@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from sltt_bench import lanes
 from sltt_bench.cli import app
 from sltt_bench.lanes import Place
-from sltt_bench.plan import Cell, Request, make_plans
+from sltt_bench.plan import Cell, Request, make_plans, plans_of
 from sltt_bench.results.schema import CELLS_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
@@ -84,6 +84,23 @@ def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
     assert code == 0, output
     assert "stage-1: finished before" in output
     assert len(cells("stage-1")) == 1
+
+
+def test_a_first_stage_that_is_asked_for_by_itself_is_measured_again(stages: Path) -> None:
+    """It is an experiment like any other: another run of it is a repetition."""
+    arguments = ["run", "./stage-1.yaml", "--device", "cpu", "--no-estimate", "--seed", "0"]
+    for _ in range(2):
+        result = CliRunner().invoke(app, arguments)
+        assert result.exit_code == 0, result.output
+        assert "finished before" not in result.output
+    assert list(cells("stage-1").status) == ["ok", "ok"]
+
+
+@pytest.mark.parametrize("recipes", [("stage-2", "stage-3"), ("stage-1", "stage-2")])
+def test_what_several_recipes_start_from_is_trained_once(stages: Path, recipes: tuple[str, str]) -> None:
+    (stages / "stage-3.yaml").write_text(STAGE_2.replace("timesteps: 3", "timesteps: 2"))
+    plans = plans_of([f"./{name}.yaml" for name in recipes], Request())
+    assert [plan.recipe.name for plan in plans] == ["stage-1", *(n for n in recipes if n != "stage-1")]
 
 
 def test_a_failed_prerequisite_skips_its_cells_with_the_reason(stages: Path) -> None:

@@ -208,13 +208,14 @@ def set_up(
     if source is not None and not job["resume"]:
         report = initialise.load_initial_weights(subject.network, Path(source))
         reporter.send("initial_weights", layout=report.layout, sha256=report.sha256, tensors=report.tensors)
+    train = cell.recipe.train
     return engine.TrainingSetup(
         train=loaders["train"],
         evaluated={split: loader for split, loader in loaders.items() if split != "train"},
         preprocess=preprocess,
         schedule=experiment.build_schedule(cell.recipe, subject.optimizer),
-        epochs=cell.recipe.train.epochs,
-        checkpoint_every=cell.recipe.train.checkpoint_every,
+        epochs=train.epochs,
+        checkpoint_every=train.checkpoint_every or (train.epochs if train.keep_checkpoint else 0),
         report_accuracy=not cell.synthetic,
     )
 

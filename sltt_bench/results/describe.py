@@ -74,10 +74,11 @@ Rules for a reader:
 - A last line without a line break is torn: ignore it.
 - Within one run's folder: of two rows of `epochs.csv` with the same `cell_id` and `epoch`, and of two rows of
   `cells.csv` with the same `cell_id`, the later `attempt` counts. (With a checkpoint after each epoch, as recipes have it,
-  there are no two: a resumed cell goes on after the last epoch that has a row.) In another folder the same `cell_id` is a
+  there are no two: a resumed cell goes on after the last epoch that has a row.) Of two rows of `tuning.csv` with the same
+  `cell_id` the last one counts. In another folder the same `cell_id` is a
   repetition, a measurement of its own: neither replaces the other.
 - Use a cell only if its status is ok, its epochs are all there (`epochs_planned`), and its attempts ran on one
-  `device_name`.
+  `device_name`, those included that left rows in `epochs.csv` alone (their runner was killed).
 - Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
   `provenance.json` the same `source_sha256` (in older files: the same revision without local changes), plug-ins but for
   the method's own, torch, CUDA, driver, CPU, threads and flags,

@@ -150,7 +150,8 @@ class Results:
     runs: tuple[Run, ...]
     cells: pd.DataFrame
     """cells.csv of all runs, one row a cell: its last attempt. Four columns more: `run`, the index
-    into `runs`, `line` of the file, `attempts`, and `attempt_devices`, on how many devices those ran."""
+    into `runs`, `line` of the file, `attempts`, and `attempt_devices`, on how many devices those ran, or the epochs
+    that count: an attempt whose runner was killed has no row here."""
     epochs: pd.DataFrame
     """epochs.csv of the cells in `cells`, one row an epoch: the last attempt's. Columns `run`, `line` as above."""
     damage: list[Skipped] = field(default_factory=list)
@@ -368,21 +369,20 @@ def _each_execution_once(
     """The last attempt of each cell and epoch of a run; of copies of one run, the fullest alone."""
     cells = cells.sort_values([*_CELL, "attempt"], kind="stable")
     cells = cells.drop_duplicates([*_CELL, "attempt"], keep="last")
-    named = cells["device_name"].mask(cells["device_name"] == "")
-    of_attempts = (
-        cells.assign(named=named)
-        .groupby(_CELL, sort=False)
-        .agg(
-            attempts=("attempt", "size"),
-            attempt_devices=("named", "nunique"),
-            first_started=("started_utc", "first"),
-            first_wall_s=("wall_s", "first"),
-        )
-    )
-    cells = cells.drop_duplicates(_CELL, keep="last").join(of_attempts, on=_CELL)
-
     epochs = epochs.sort_values([*_CELL, "epoch", "attempt"], kind="stable")
     epochs = epochs.drop_duplicates([*_CELL, "epoch"], keep="last")
+
+    of_attempts = cells.groupby(_CELL, sort=False).agg(
+        attempts=("attempt", "size"),
+        first_started=("started_utc", "first"),
+        first_wall_s=("wall_s", "first"),
+    )
+    device = [*_CELL, "device_name"]
+    rows = pd.concat([cells[device], epochs[device]])
+    named = rows[rows["device_name"] != ""].groupby(_CELL)["device_name"].nunique()
+    of_attempts["attempt_devices"] = named.reindex(of_attempts.index, fill_value=0)
+    cells = cells.drop_duplicates(_CELL, keep="last").join(of_attempts, on=_CELL)
+
     cells = _without_copies(cells, epochs, runs, damage)
 
     belongs = _cell_of_each(epochs).isin(_cell_of_each(cells))

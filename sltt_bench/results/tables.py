@@ -127,14 +127,17 @@ class Tables:
 
 
 def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
-    """The sound rows of one file as text, in order; none if there is no file."""
+    """The sound rows of one file as text, in order; none if there is no file. Whole numbers are as we write them,
+    without the ".0" of a program that has no others."""
     if not path.exists():
         return []
     tables = Tables(skipped)
     tables.read(path)
     sound = set(tables.frame(path.name)["line"])
     lines = whole_lines(path, [])
-    return [dict(zip(lines[0][1], row, strict=True)) for number, row in lines[1:] if number in sound]
+    rows = [dict(zip(lines[0][1], row, strict=True)) for number, row in lines[1:] if number in sound]
+    whole = [column.name for column in FILES[path.name] if column.type == "int"]
+    return [row | {name: row[name].removesuffix(".0") for name in whole if name in row} for row in rows]
 
 
 def torn_at(path: Path) -> int | None:

@@ -113,15 +113,11 @@ class RunFolder:
         Columns that `row` lacks stay empty. Raises KeyError for a column that the file does not
         have, ResultsError if the disk refuses.
         """
-        columns = FILES[file]
-        unknown = set(row) - {column.name for column in columns}
-        if unknown:
-            raise KeyError(f"{file} has no column {', '.join(sorted(unknown))}")
-        values = [_as_text(row.get(column.name), column) for column in columns]
+        fields = as_fields(file, row)
         path = self.path / file
         try:
-            self._begin(path, [column.name for column in columns])
-            _append_line(path, values, durable=file != TIMELINE_FILE)
+            self._begin(path, [*fields])
+            _append_line(path, [*fields.values()], durable=file != TIMELINE_FILE)
         except OSError as error:
             raise ResultsError(
                 f"{path}: a row could not be written ({error.strerror or error}); {room(path)}; "
@@ -194,6 +190,15 @@ def provenance_fault(provenance: Mapping[str, Any]) -> str | None:
         ):
             return f"cells.{cell_id}.attempts is no mapping of numbers"
     return None
+
+
+def as_fields(file: str, row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as its file has it: the text of every column. Raises KeyError for a column that the file does not have."""
+    columns = FILES[file]
+    unknown = set(row) - {column.name for column in columns}
+    if unknown:
+        raise KeyError(f"{file} has no column {', '.join(sorted(unknown))}")
+    return {column.name: _as_text(row.get(column.name), column) for column in columns}
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -1,7 +1,7 @@
 """Tuning as a plan: every trial is a cell, and so is every training with what was chosen from them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from sltt_bench.identity import short_hash
 from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plans, resolve_points, value_at
 from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
-from sltt_bench.results.writer import RunFolder
+from sltt_bench.results.writer import RunFolder, as_fields
 from sltt_bench.studies import TASK, Grid
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
@@ -176,7 +176,7 @@ class FinalTraining:
         """The cells to be trained now, and what was chosen in words. Adds to the folder's tuning.csv."""
         by_attempt = sorted(folder.rows(CELLS_FILE), key=lambda row: int(row["attempt"]))
         last = {row["cell_id"]: row for row in by_attempt}
-        recorded = {row["cell_id"] for row in folder.rows(TUNING_FILE)}
+        recorded = {row["cell_id"]: row for row in folder.rows(TUNING_FILE)}
         self.unchosen.clear()
         cells: dict[str, Cell] = {}
         remarks: list[str] = []
@@ -191,9 +191,10 @@ class FinalTraining:
         return Plan(self.recipe, tuple(cells.values()), tuple(remarks))
 
     def _choices(
-        self, search: Search, last: Mapping[str, Row], recorded: Set[str], folder: RunFolder
+        self, search: Search, last: Mapping[str, Row], recorded: Mapping[str, Row], folder: RunFolder
     ) -> dict[str, Choice]:
-        """Method → what is chosen for it; adds rows of what is not recorded yet."""
+        """Method → what is chosen for it; adds rows of what is not recorded yet, or otherwise: an earlier command may have
+        been killed between two of them, and a trial that was lost may have been tried again."""
         chosen: dict[str, Choice] = {}
         for method in search.methods:
             cells = [cell for cell in search.cells if cell.method == method]
@@ -209,9 +210,10 @@ class FinalTraining:
                 self.unchosen[_at(method, search)] = "every setting of the grid diverged or ran out of memory"
             else:
                 chosen[method] = choice
-            if not recorded & ended.keys():
-                for number, cell in enumerate(cells, start=1):
-                    folder.append(TUNING_FILE, _row(search, number, cell, last[cell.cell_id], ended, choice))
+            for number, cell in enumerate(cells, start=1):
+                row = _row(search, number, cell, last[cell.cell_id], ended, choice)
+                if recorded.get(cell.cell_id) != as_fields(TUNING_FILE, row):
+                    folder.append(TUNING_FILE, row)
         return chosen
 
     def _trainings(self, search: Search, chosen: Mapping[str, Choice]) -> list[Cell]:

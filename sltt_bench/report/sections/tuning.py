@@ -26,7 +26,15 @@ from sltt_bench.report.groups import Group, in_words, told_apart
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.sections.cells import EMPTY, percent_cell, plain_cell, word_column
 from sltt_bench.report.targets import NEVER, Profile, ToTarget, profiles, target_of, to_target
-from sltt_bench.report.tuning import Gain, TuningStudy, counterpart, gains, studies, trained_after
+from sltt_bench.report.tuning import (
+    Gain,
+    TriedSetting,
+    TuningStudy,
+    counterpart,
+    gains,
+    studies,
+    trained_after,
+)
 from sltt_bench.results.schema import TUNING_FILE
 
 
@@ -109,11 +117,21 @@ def _choices(study: TuningStudy, name: str) -> Table:
         notes.append(
             f"{numbers.listed(edge)}: the best value is the grid's last or first; a better one may lie beyond."
         )
-    if none := [method for method in study.methods if study.chosen(method) is None]:
+    part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
+    if part:
+        notes.append(
+            f"{numbers.listed(part)}: some of the {study.trials} trials are not recorded, since the command was cut off; "
+            "tune with --resume completes them."
+        )
+    if none := [m for m in study.methods if m not in part and study.chosen(m) is None]:
         notes.append(
             f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."
         )
     return Table(f"{name}-choices", f"What was chosen, {study.budget}", headings, tuple(rows), tuple(notes))
+
+
+def _trials_of(settings: Sequence[TriedSetting]) -> int:
+    return sum(len(tried.top1) + tried.lost for tried in settings)
 
 
 def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
