@@ -567,6 +567,50 @@ def test_for_a_method_that_is_flat_in_t_there_is_no_largest_t(
     assert largest_timesteps(cell, "cuda", 10) == 0
 
 
+def test_a_t_of_one_may_fit_alone_where_memory_does_not_grow_afterwards(smoke_cell: MakeCell) -> None:
+    """SLTT's first step has no state yet."""
+    cell = smoke_cell("sltt")
+    one, two = (trace_memory(with_timesteps(cell, t), "cuda").peak_bytes for t in (1, 2))
+    assert one < two
+    assert largest_timesteps(cell, "cuda", two - 1) == 1
+
+
+@pytest.mark.parametrize("method", ["tbptt-w3", "bptt-ckpt3", "sltt-a3"])
+def test_the_search_begins_at_the_smallest_t_that_the_method_has(smoke_cell: MakeCell, method: str) -> None:
+    cell = smoke_cell(method, timesteps=4)
+    three = trace_memory(with_timesteps(cell, 3), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", three - 1) == 0
+    assert largest_timesteps(cell, "cuda", 2**40) is None
+
+
+@pytest.mark.parametrize("method", ["tbptt-w4", "bptt-ckpt4"])
+def test_three_t_on_a_line_prove_no_limit_where_memory_grows_later(smoke_cell: MakeCell, method: str) -> None:
+    """Both are flat within a window or segment, and need more for the next one."""
+    cell = smoke_cell(method, timesteps=4)
+    peaks = [trace_memory(with_timesteps(cell, t), "cuda").peak_bytes for t in (5, 6, 7, 8)]
+    assert peaks[0] == peaks[1] == peaks[2] < peaks[3]
+    assert largest_timesteps(cell, "cuda", peaks[2]) == 7
+
+
+def test_a_t_beyond_the_search_is_searched_as_far_as_the_cell_goes(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.estimate.search.LONGEST", 3)
+    cell = smoke_cell("bptt", timesteps=6)
+    room = trace_memory(with_timesteps(cell, 5), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", room) == 5
+    assert largest_timesteps(cell, "cuda", 2**40) is None
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_train_on_does_not_fit(smoke_cell: MakeCell) -> None:
+    fully_connected = {"name": "mlp", "hidden": [32], "normalisation": "batch"}
+    cell = smoke_cell("sltt", timesteps=1, model=fully_connected, data__train_samples=16)
+    two = trace_memory(with_batch_size(cell, 2), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", two) == 2
+    assert largest_batch_size(cell, "cuda", two - 1) == 0
+    assert largest_batch_size(cell, "cuda", 10) == 0
+
+
 def test_inputs_with_a_time_axis_limit_t_for_every_method(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("sltt", recipe="sequential-digits")
     room = trace_memory(with_timesteps(cell, 5), "cuda").peak_bytes
