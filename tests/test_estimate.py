@@ -37,7 +37,7 @@ from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
-from sltt_bench.measure.operations import Work
+from sltt_bench.measure.operations import OperationCounter, Work
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.cell_row import Outcome
@@ -634,6 +634,32 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_traffic() -> None:
     traffic = Work(0, torch.float32, (2**20 + 10**11, 2**20 + 10**11, 2**19))
     assert time_lower_bound_s({traffic: 1}, ROUND) == pytest.approx(2.0), "what the cache holds is free"
     assert time_lower_bound_s({product: 1, traffic: 1}, ROUND) == pytest.approx(4.0)
+
+
+MEMORY_TRAFFIC: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[tuple[int, ...]]]] = {
+    "memory is handed out and not touched": (lambda a, b: torch.empty_like(a), []),
+    "an image's shape is asked for": (lambda a, b: torch.zeros_like(a), [(4096,)]),
+    "what was there is written over": (lambda a, b: a.copy_(b), [(4096, 4096)]),
+    "what was there is added to": (lambda a, b: a.add_(b), [(4096, 4096, 4096)]),
+    "a pooling's input is not needed for its gradient": (
+        lambda a, b: torch.ops.aten.avg_pool2d_backward(
+            a[..., ::2, ::2], a, [2, 2], [2, 2], [0, 0], False, True, None
+        ),
+        [(1024, 4096)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY_TRAFFIC)
+def test_an_operation_moves_what_it_reads_and_writes_alone(case: str) -> None:
+    run, moved = MEMORY_TRAFFIC[case]
+    network = torch.nn.Identity()
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    counter = OperationCounter(network, optimizer, lambda func, args, kwargs: func(*args, **kwargs))
+    a, b = torch.rand(4, 4, 8, 8), torch.rand(4, 4, 8, 8)
+    with counter.watching(), Executing(counter.count):
+        run(a, b)
+    assert [work.tensor_bytes for work in counter.operations.work] == moved
 
 
 def test_a_format_that_the_gpu_lacks_is_an_error() -> None:

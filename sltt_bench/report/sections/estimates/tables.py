@@ -61,7 +61,7 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     if rows["epoch_lower_bound_s"].notna().any():
         gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
         title = "Lower bound on an epoch's training time"
-        note = f"{gpus}, from its data sheet: no run can be faster, every run is slower."
+        note = f"{gpus}, from its data sheet: no run of these operations one by one can be faster; a real one is slower."
         yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", partial(scale_for, "s"), [note])
     if (rows["exchanged_bytes"].fillna(0) > 0).any():
         title = "Exchanged in each iteration, by each process"
