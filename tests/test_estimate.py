@@ -37,7 +37,7 @@ from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
-from sltt_bench.measure.operations import OperationCounter, Work
+from sltt_bench.measure.operations import OperationCounter, Work, in_phase
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.cell_row import Outcome
@@ -660,6 +660,30 @@ def test_an_operation_moves_what_it_reads_and_writes_alone(case: str) -> None:
     with counter.watching(), Executing(counter.count):
         run(a, b)
     assert [work.tensor_bytes for work in counter.operations.work] == moved
+
+
+@pytest.mark.parametrize(
+    ("layer", "multiply_adds"),
+    [
+        (torch.nn.Conv2d(8, 16, 3, stride=2, padding=1), 2 * 16 * 4 * 4 * 8 * 9),
+        (torch.nn.Conv2d(8, 16, 3, padding=1, groups=2), 2 * 16 * 8 * 8 * 4 * 9),
+        (torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), 2 * 8 * 8 * 8 * 1 * 9),
+        (torch.nn.Conv1d(8, 8, 3, groups=4), 2 * 8 * 6 * 2 * 3),
+        (torch.nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2), 2 * 8 * 8 * 8 * 3 * 4),
+    ],
+)
+def test_both_gradients_of_a_convolution_multiply_as_often_as_it_does(
+    layer: torch.nn.Module, multiply_adds: int
+) -> None:
+    """Grouped or not: torch's own formula gives a depthwise convolution's weights the work of an ungrouped one's."""
+    x = torch.rand(2, 8, *(8 for _ in layer.kernel_size), requires_grad=True)  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    counter = OperationCounter(layer, optimizer, lambda func, args, kwargs: func(*args, **kwargs))
+    with counter.watching(), Executing(counter.count):
+        layer(x).sum().backward()
+    counts = counter.operations.multiply_adds
+    assert in_phase(counts, "forward") == multiply_adds
+    assert in_phase(counts, "backward") == 2 * multiply_adds
 
 
 def test_a_format_that_the_gpu_lacks_is_an_error() -> None:

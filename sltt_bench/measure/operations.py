@@ -3,7 +3,7 @@
 What is counted as a *multiplication*:
 
 - each multiply-add of a convolution, linear layer or matrix product (the formulas are those of
-  `torch.utils.flop_counter`; a third party registers one for its own operation there);
+  `torch.utils.flop_counter`, but for a convolution's gradients; a third party registers one for its own operation there);
 - each element of an elementwise product or quotient (`mul`, `div`, `addcmul`, ...).
 
 Not counted are additions and comparisons, and the arithmetic inside normalisation, pooling, softmax
@@ -156,7 +156,7 @@ class OperationCounter:
         result = self._execute(func, args, kwargs)
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:
-            multiply_adds = flop_registry[operation](*args, **kwargs, out_val=result) // 2
+            multiply_adds = _multiply_adds(operation, args, kwargs, result)
             self.operations.multiply_adds[self._location()] += multiply_adds
         else:
             multiply_adds = 0
@@ -211,6 +211,16 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, list | tuple):
             tensors += tensors_in(value)
     return tensors
+
+
+def _multiply_adds(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Of an operation that torch has a formula for, which takes grouped convolutions' gradients for ungrouped ones."""
+    if operation is not _aten.convolution_backward:
+        return int(flop_registry[operation](*args, **kwargs, out_val=result) // 2)
+    gradient, x, weight, *_, transposed, _padding, _groups, (of_input, of_weight, _of_bias) = args
+    places: Tensor = x if transposed else gradient
+    each: int = places.numel() * weight[0].numel()
+    return each * (int(of_input) + int(of_weight))
 
 
 @cache
