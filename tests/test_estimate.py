@@ -447,6 +447,20 @@ def test_a_recurrent_connection_is_temporal_work(smoke_cell: MakeCell) -> None:
     assert bptt == LayerWork("layer1.recurrent", 0, (T - 1) * product, 0, 2 * (T - 1) * product)
 
 
+def test_what_the_past_costs_is_the_same_where_other_layers_see_all_steps_at_once(
+    smoke_cell: MakeCell,
+) -> None:
+    """tdbn: the network is called once, its neurons T times."""
+
+    def work(normalisation: str) -> Estimate:
+        model = {"name": "cnn", "channels": [4, 8], "normalisation": normalisation}
+        return estimate_cell(smoke_cell("bptt", model=model, timesteps=T, train__precision="fp32"), "cpu")
+
+    at_once, stepwise = work("tdbn"), work("batch")
+    for part in ("forward_temporal", "backward_temporal"):
+        assert at_once.work(part) == stepwise.work(part) > 0
+
+
 def test_at_one_time_step_nothing_is_temporal_and_methods_agree(smoke_cell: MakeCell) -> None:
     estimates = [small(smoke_cell, method, timesteps=1) for method in ("bptt", "sltt", "sltt-k1")]
     assert {e.layers for e in estimates} == {estimates[0].layers}
