@@ -105,6 +105,11 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def too_few_for_batch_norm(error: ValueError) -> bool:
+    """Whether a batch of one sample met batch norm, which has no statistics of a single value per channel."""
+    return "more than 1 value per channel" in str(error)
+
+
 def out_of_memory_cause(error: BaseException) -> BaseException | None:
     """The error that tells that memory ran out, of the device or of the host: this one, or one that it followed from;
     None if none does.

@@ -37,7 +37,7 @@ from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
-from sltt_bench.measure.operations import Work
+from sltt_bench.measure.operations import OperationCounter, Work, in_phase
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.cell_row import Outcome
@@ -447,6 +447,20 @@ def test_a_recurrent_connection_is_temporal_work(smoke_cell: MakeCell) -> None:
     assert bptt == LayerWork("layer1.recurrent", 0, (T - 1) * product, 0, 2 * (T - 1) * product)
 
 
+def test_what_the_past_costs_is_the_same_where_other_layers_see_all_steps_at_once(
+    smoke_cell: MakeCell,
+) -> None:
+    """tdbn: the network is called once, its neurons T times."""
+
+    def work(normalisation: str) -> Estimate:
+        model = {"name": "cnn", "channels": [4, 8], "normalisation": normalisation}
+        return estimate_cell(smoke_cell("bptt", model=model, timesteps=T, train__precision="fp32"), "cpu")
+
+    at_once, stepwise = work("tdbn"), work("batch")
+    for part in ("forward_temporal", "backward_temporal"):
+        assert at_once.work(part) == stepwise.work(part) > 0
+
+
 def test_at_one_time_step_nothing_is_temporal_and_methods_agree(smoke_cell: MakeCell) -> None:
     estimates = [small(smoke_cell, method, timesteps=1) for method in ("bptt", "sltt", "sltt-k1")]
     assert {e.layers for e in estimates} == {estimates[0].layers}
@@ -567,6 +581,50 @@ def test_for_a_method_that_is_flat_in_t_there_is_no_largest_t(
     assert largest_timesteps(cell, "cuda", 10) == 0
 
 
+def test_a_t_of_one_may_fit_alone_where_memory_does_not_grow_afterwards(smoke_cell: MakeCell) -> None:
+    """SLTT's first step has no state yet."""
+    cell = smoke_cell("sltt")
+    one, two = (trace_memory(with_timesteps(cell, t), "cuda").peak_bytes for t in (1, 2))
+    assert one < two
+    assert largest_timesteps(cell, "cuda", two - 1) == 1
+
+
+@pytest.mark.parametrize("method", ["tbptt-w3", "bptt-ckpt3", "sltt-a3"])
+def test_the_search_begins_at_the_smallest_t_that_the_method_has(smoke_cell: MakeCell, method: str) -> None:
+    cell = smoke_cell(method, timesteps=4)
+    three = trace_memory(with_timesteps(cell, 3), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", three - 1) == 0
+    assert largest_timesteps(cell, "cuda", 2**40) is None
+
+
+@pytest.mark.parametrize("method", ["tbptt-w4", "bptt-ckpt4"])
+def test_three_t_on_a_line_prove_no_limit_where_memory_grows_later(smoke_cell: MakeCell, method: str) -> None:
+    """Both are flat within a window or segment, and need more for the next one."""
+    cell = smoke_cell(method, timesteps=4)
+    peaks = [trace_memory(with_timesteps(cell, t), "cuda").peak_bytes for t in (5, 6, 7, 8)]
+    assert peaks[0] == peaks[1] == peaks[2] < peaks[3]
+    assert largest_timesteps(cell, "cuda", peaks[2]) == 7
+
+
+def test_a_t_beyond_the_search_is_searched_as_far_as_the_cell_goes(
+    smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.estimate.search.LONGEST", 3)
+    cell = smoke_cell("bptt", timesteps=6)
+    room = trace_memory(with_timesteps(cell, 5), "cuda").peak_bytes
+    assert largest_timesteps(cell, "cuda", room) == 5
+    assert largest_timesteps(cell, "cuda", 2**40) is None
+
+
+def test_a_batch_of_one_that_batch_norm_cannot_train_on_does_not_fit(smoke_cell: MakeCell) -> None:
+    fully_connected = {"name": "mlp", "hidden": [32], "normalisation": "batch"}
+    cell = smoke_cell("sltt", timesteps=1, model=fully_connected, data__train_samples=16)
+    two = trace_memory(with_batch_size(cell, 2), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", two) == 2
+    assert largest_batch_size(cell, "cuda", two - 1) == 0
+    assert largest_batch_size(cell, "cuda", 10) == 0
+
+
 def test_inputs_with_a_time_axis_limit_t_for_every_method(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("sltt", recipe="sequential-digits")
     room = trace_memory(with_timesteps(cell, 5), "cuda").peak_bytes
@@ -590,6 +648,56 @@ def test_an_operation_takes_the_longer_of_arithmetic_and_traffic() -> None:
     traffic = Work(0, torch.float32, (2**20 + 10**11, 2**20 + 10**11, 2**19))
     assert time_lower_bound_s({traffic: 1}, ROUND) == pytest.approx(2.0), "what the cache holds is free"
     assert time_lower_bound_s({product: 1, traffic: 1}, ROUND) == pytest.approx(4.0)
+
+
+MEMORY_TRAFFIC: dict[str, tuple[Callable[[Tensor, Tensor], Any], list[tuple[int, ...]]]] = {
+    "memory is handed out and not touched": (lambda a, b: torch.empty_like(a), []),
+    "an image's shape is asked for": (lambda a, b: torch.zeros_like(a), [(4096,)]),
+    "what was there is written over": (lambda a, b: a.copy_(b), [(4096, 4096)]),
+    "what was there is added to": (lambda a, b: a.add_(b), [(4096, 4096, 4096)]),
+    "a pooling's input is not needed for its gradient": (
+        lambda a, b: torch.ops.aten.avg_pool2d_backward(
+            a[..., ::2, ::2], a, [2, 2], [2, 2], [0, 0], False, True, None
+        ),
+        [(1024, 4096)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY_TRAFFIC)
+def test_an_operation_moves_what_it_reads_and_writes_alone(case: str) -> None:
+    run, moved = MEMORY_TRAFFIC[case]
+    network = torch.nn.Identity()
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    counter = OperationCounter(network, optimizer, lambda func, args, kwargs: func(*args, **kwargs))
+    a, b = torch.rand(4, 4, 8, 8), torch.rand(4, 4, 8, 8)
+    with counter.watching(), Executing(counter.count):
+        run(a, b)
+    assert [work.tensor_bytes for work in counter.operations.work] == moved
+
+
+@pytest.mark.parametrize(
+    ("layer", "multiply_adds"),
+    [
+        (torch.nn.Conv2d(8, 16, 3, stride=2, padding=1), 2 * 16 * 4 * 4 * 8 * 9),
+        (torch.nn.Conv2d(8, 16, 3, padding=1, groups=2), 2 * 16 * 8 * 8 * 4 * 9),
+        (torch.nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), 2 * 8 * 8 * 8 * 1 * 9),
+        (torch.nn.Conv1d(8, 8, 3, groups=4), 2 * 8 * 6 * 2 * 3),
+        (torch.nn.ConvTranspose2d(8, 6, 2, stride=2, groups=2), 2 * 8 * 8 * 8 * 3 * 4),
+    ],
+)
+def test_both_gradients_of_a_convolution_multiply_as_often_as_it_does(
+    layer: torch.nn.Module, multiply_adds: int
+) -> None:
+    """Grouped or not: torch's own formula gives a depthwise convolution's weights the work of an ungrouped one's."""
+    x = torch.rand(2, 8, *(8 for _ in layer.kernel_size), requires_grad=True)  # type: ignore[union-attr]
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    counter = OperationCounter(layer, optimizer, lambda func, args, kwargs: func(*args, **kwargs))
+    with counter.watching(), Executing(counter.count):
+        layer(x).sum().backward()
+    counts = counter.operations.multiply_adds
+    assert in_phase(counts, "forward") == multiply_adds
+    assert in_phase(counts, "backward") == 2 * multiply_adds
 
 
 def test_a_format_that_the_gpu_lacks_is_an_error() -> None:

@@ -129,7 +129,8 @@ def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork,
         for phase in ("forward", "backward"):
             steps = by_step[phase, layer]
             total = steps.total()
-            spatial = at_one_step[phase, layer].total() * len(steps) if stateful else total
+            steps_run = len(steps) * trace.steps_at_once
+            spatial = at_one_step[phase, layer].total() * steps_run if stateful else total
             parts[f"{phase}_spatial"] = min(total, spatial)
             parts[f"{phase}_temporal"] = total - min(total, spatial)
         result.append(LayerWork(layer, **parts))

@@ -5,7 +5,7 @@ pass through memory. Operations run one after another, so the bound of an iterat
 
     Σ over operations of max(2 · multiply-adds / peak,  Σ over tensors of max(0, bytes − L2 cache) / bandwidth)
 
-What fits into the L2 cache may not touch memory at all and is not charged. Launches, reductions,
+What fits into the L2 cache may not touch memory at all and is not charged, nor is what an operation does not read. Launches, reductions,
 normalisation and all inefficiency are left out: a real run is slower, often by several times.
 Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model".
 """

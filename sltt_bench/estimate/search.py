@@ -5,7 +5,8 @@ memory at two batches give those at any other, and the peak is their largest par
 is verified by tracing it and the next larger batch; where that fails, bisection goes on.
 
 *T.* Where the peaks at three successive T lie on a line, to the byte, the answer follows from it and is
-verified in the same way; otherwise bisection. At LONGEST the search ends.
+verified in the same way; otherwise bisection. Memory may grow in other steps later on (a method that works in windows of
+w steps), so that "no limit" is verified too, at LONGEST or the cell's own T if that is longer: there the search ends.
 """
 
 from collections.abc import Callable
@@ -16,20 +17,27 @@ import numpy as np
 
 from sltt_bench import methods
 from sltt_bench.estimate.trace import DeviceType, trace_memory
+from sltt_bench.failures import too_few_for_batch_norm
 from sltt_bench.plan import Cell
 
 LONGEST = 64
-"""No larger T is tried."""
+"""No larger T is tried, but for the cell's own."""
 
 
 def largest_batch_size(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int:
-    """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even one of 1.
+    """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even the smallest that the network
+    can train on: 1, or 2 where batch norm would have a single value per channel.
 
     At most the number of training samples; found with as few traces as its proof needs.
     """
 
     def fits(batch_size: int) -> bool:
-        return trace_memory(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
+        try:
+            return trace_memory(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
+        except ValueError as error:
+            if not too_few_for_batch_norm(error):
+                raise
+            return False
 
     samples = cell.recipe.data.train_samples
     peak_at = predicted_peaks(cell, device_type)
@@ -60,7 +68,9 @@ def predicted_peaks(cell: Cell, device_type: DeviceType) -> Callable[[int], int]
 
 
 def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int | None:
-    """The largest T at the cell's batch that fits, 0 if not even the smallest, None if no limit is met: LONGEST fits."""
+    """The largest T at the cell's batch that fits, 0 if not even the smallest that its method has, None if no limit is
+    met: LONGEST fits, and the cell's own T.
+    """
 
     @cache
     def peak_at(timesteps: int) -> int:
@@ -69,20 +79,31 @@ def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) ->
     def fits(timesteps: int) -> bool:
         return peak_at(timesteps) <= memory_bytes
 
-    smallest = 1 if cell.k is None else cell.k
+    smallest, longest = smallest_timesteps(cell), max(LONGEST, cell.recipe.timesteps)
     if not fits(smallest):
         return 0
     start = max(2, smallest)
-    growth = peak_at(start + 1) - peak_at(start)
-    if peak_at(start + 2) == peak_at(start + 1) + growth:
-        room = memory_bytes - peak_at(start)
-        if growth * (LONGEST - start) <= room:
-            return None
-        predicted = max(smallest, start + room // growth)
-        if fits(predicted) and not fits(predicted + 1):
-            return predicted
-    largest = last_that_fits(smallest, LONGEST, fits)
-    return None if largest == LONGEST else largest
+    if start + 2 < longest:
+        growth = peak_at(start + 1) - peak_at(start)
+        if peak_at(start + 2) == peak_at(start + 1) + growth:
+            predicted = longest
+            if growth > 0:
+                predicted = min(longest, max(smallest, start + (memory_bytes - peak_at(start)) // growth))
+            if fits(predicted) and (predicted == longest or not fits(predicted + 1)):
+                return None if predicted == longest else predicted
+    largest = last_that_fits(smallest, longest, fits)
+    return None if largest == longest else largest
+
+
+def smallest_timesteps(cell: Cell) -> int:
+    """The smallest T that the cell's method has: the number of steps in its name, if there is one."""
+    for timesteps in range(1, cell.recipe.timesteps):
+        try:
+            methods.check(cell.method, timesteps)
+        except methods.UnknownMethod:
+            continue
+        return timesteps
+    return cell.recipe.timesteps
 
 
 def last_that_fits(low: int, high: int, fits: Callable[[int], bool]) -> int:

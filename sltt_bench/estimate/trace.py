@@ -56,6 +56,8 @@ class IterationTrace:
     """Names of the layers that carry state, without those inside another one."""
     precision: str
     """fp32, fp16 or bf16: what the device type makes of the recipe's."""
+    steps_at_once: int
+    """How many steps run whenever the network is called: 1, or T where a layer of it sees all of them."""
 
 
 def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
@@ -82,6 +84,7 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
             layers=tuple(name for name, _ in subject.network.named_modules()),
             stateful_layers=tuple(outermost_stateful(subject.network)),
             precision=resolve(cell.recipe.train.precision, device_type),
+            steps_at_once=subject.timesteps if _sees_all_steps(subject.network) else 1,
         )
 
 
@@ -144,6 +147,10 @@ def _variants(subject: Experiment) -> Iterator[Experiment]:
     for count in dict.fromkeys((most, fewest)):  # a step that is not used may hold more than one that is
         for steps in choices_to_trace(subject.timesteps, count):
             yield replace(subject, method=method.at(steps))
+
+
+def _sees_all_steps(network: nn.Module) -> bool:
+    return any(isinstance(module, OverTime) for module in network.modules())
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sltt_bench.data.loading import labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
 from sltt_bench.distributed import ALONE, Ranks, join
-from sltt_bench.failures import classify, out_of_memory_cause
+from sltt_bench.failures import classify, out_of_memory_cause, too_few_for_batch_norm
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.gpu_support import (
@@ -108,7 +108,7 @@ def check_smallest_batch(
     try:
         subject.training_iteration(preprocess(x), labels)
     except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
+        if not too_few_for_batch_norm(error):
             raise
         raise ValueError(
             f"a batch of an epoch has one sample{' for some process' * (ranks.size > 1)} ({loader.samples} samples, "

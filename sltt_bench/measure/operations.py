@@ -3,7 +3,7 @@
 What is counted as a *multiplication*:
 
 - each multiply-add of a convolution, linear layer or matrix product (the formulas are those of
-  `torch.utils.flop_counter`; a third party registers one for its own operation there);
+  `torch.utils.flop_counter`, but for a convolution's gradients; a third party registers one for its own operation there);
 - each element of an elementwise product or quotient (`mul`, `div`, `addcmul`, ...).
 
 Not counted are additions and comparisons, and the arithmetic inside normalisation, pooling, softmax
@@ -53,6 +53,30 @@ _ELEMENTWISE = {
     _aten.addcdiv_: 2,
 }
 """Operation → multiplications for each element of its result."""
+_WITHOUT_KERNEL = frozenset(
+    (
+        _aten.empty,
+        _aten.empty_like,
+        _aten.empty_strided,
+        _aten.new_empty,
+        _aten.new_empty_strided,
+        _aten.resize_,
+    )
+)
+"""Operations that hand out memory and touch none of it."""
+_SHAPE_ALONE = {
+    **dict.fromkeys(
+        (_aten.zeros_like, _aten.ones_like, _aten.full_like, _aten.rand_like, _aten.randn_like), 0
+    ),
+    **dict.fromkeys((_aten.new_zeros, _aten.new_ones, _aten.new_full), 0),
+    **dict.fromkeys(
+        (_aten.zero_, _aten.fill_, _aten.copy_, _aten.bernoulli_, _aten.uniform_, _aten.normal_), 0
+    ),
+    _aten.avg_pool2d_backward: 1,
+    _aten._adaptive_avg_pool2d_backward: 1,
+    _aten.max_pool2d_with_indices_backward: 1,
+}
+"""Operation → which of its arguments it asks for its shape, or writes to, but does not read."""
 
 
 class Location(NamedTuple):
@@ -132,14 +156,14 @@ class OperationCounter:
         result = self._execute(func, args, kwargs)
         operation = getattr(func, "_overloadpacket", func)
         if operation in flop_registry:
-            multiply_adds = flop_registry[operation](*args, **kwargs, out_val=result) // 2
+            multiply_adds = _multiply_adds(operation, args, kwargs, result)
             self.operations.multiply_adds[self._location()] += multiply_adds
         else:
             multiply_adds = 0
             if factor := _ELEMENTWISE.get(operation):
                 self.operations.products[self._location()] += factor * result.numel()
-        if not _is_view(func) and (written := tensors_in((result,))):
-            touched = [*tensors_in(args), *tensors_in(kwargs.values()), *written]
+        if _runs_kernel(func) and (written := tensors_in((result,))):
+            touched = [*tensors_in(_read(operation, args)), *tensors_in(kwargs.values()), *written]
             sizes = tuple(sorted(map(_touched_bytes, touched)))
             self.operations.work[Work(multiply_adds, written[0].dtype, sizes)] += 1
         return result
@@ -189,11 +213,29 @@ def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     return tensors
 
 
+def _multiply_adds(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Of an operation that torch has a formula for, which takes grouped convolutions' gradients for ungrouped ones."""
+    if operation is not _aten.convolution_backward:
+        return int(flop_registry[operation](*args, **kwargs, out_val=result) // 2)
+    gradient, x, weight, *_, transposed, _padding, _groups, (of_input, of_weight, _of_bias) = args
+    places: Tensor = x if transposed else gradient
+    each: int = places.numel() * weight[0].numel()
+    return each * (int(of_input) + int(of_weight))
+
+
 @cache
-def _is_view(func: Any) -> bool:
-    """Whether an operation only makes another view: no kernel runs."""
+def _runs_kernel(func: Any) -> bool:
+    """Whether an operation does more than to make another view or to hand out memory."""
+    if getattr(func, "_overloadpacket", func) in _WITHOUT_KERNEL:
+        return False
     returns = func._schema.returns
-    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    return not (returns and all(r.alias_info is not None and not r.alias_info.is_write for r in returns))
+
+
+def _read(operation: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments that an operation reads."""
+    unread = _SHAPE_ALONE.get(operation)
+    return args if unread is None else (*args[:unread], *args[unread + 1 :])
 
 
 def _touched_bytes(tensor: Tensor) -> int:

@@ -56,12 +56,12 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
         yield _pivot(family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note])
     if rows["largest_timesteps"].notna().any() or family.rooms:
         title = "Largest T that fits, estimated"
-        note = f"At the row's batch, into {room}, margin taken off; searched up to T = 64."
+        note = f"At the row's batch, into {room}, margin taken off; searched up to T = 64, or the row's T if larger."
         yield _pivot(family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note])
     if rows["epoch_lower_bound_s"].notna().any():
         gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
         title = "Lower bound on an epoch's training time"
-        note = f"{gpus}, from its data sheet: no run can be faster, every run is slower."
+        note = f"{gpus}, from its data sheet: no run of these operations one by one can be faster; a real one is slower."
         yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", partial(scale_for, "s"), [note])
     if (rows["exchanged_bytes"].fillna(0) > 0).any():
         title = "Exchanged in each iteration, by each process"
