@@ -200,7 +200,7 @@ class TuningRecipe(Strict):
     @model_validator(mode="after")
     def _every_value_is_tried_with_every_seed_once(self) -> "TuningRecipe":
         for name, values in self.grid.items():
-            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+            if len(values) < 2 or len(set(values)) < len(values):  # 1 and 1.0 are one setting
                 raise ValueError(f"grid: {name} needs two values or more, each once")
             if name.partition(".")[0] not in _SEARCHABLE or name in _NOT_SEARCHABLE:
                 raise ValueError(
@@ -226,8 +226,11 @@ class TuningRecipe(Strict):
 
 
 _SEARCHABLE = ("train", "neuron", "loss", "model")
-_NOT_SEARCHABLE = ("train.epochs", "train.batch_size", "train.precision", "train.devices", "model.name")
-"""What budgets, or reports' groups, are told apart by."""
+_NOT_SEARCHABLE = (
+    "train.epochs", "train.batch_size", "train.precision", "train.devices", "train.checkpoint_every",
+    "train.keep_checkpoint", "model.name",
+)  # fmt: skip
+"""What budgets, or reports' groups, are told apart by, and what decides nothing that is trained."""
 
 
 class Claim(Strict):
