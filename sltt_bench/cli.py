@@ -211,7 +211,7 @@ def run(
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import checkpoint_file, make_plans, on_device
+    from sltt_bench.plan import checkpoint_file, on_device, plans_of_all
 
     if init is not None and init != "random":
         checkpoint_file(init)
@@ -224,7 +224,7 @@ def run(
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
-    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    plans = plans_of_all(recipes, request)
     places = _places(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
     plans = on_device(plans, places[0].device)
     code = _carry_out(
@@ -329,7 +329,7 @@ def submit(
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
     from sltt_bench import commands
-    from sltt_bench.plan import checkpoint_file, make_plans, processes_per_cell
+    from sltt_bench.plan import checkpoint_file, plans_of_all, processes_per_cell
     from sltt_bench.slurm import Resources
     from sltt_bench.slurm import submit as hand_over
 
@@ -339,7 +339,7 @@ def submit(
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
-    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    plans = plans_of_all(recipes, request)
     several = processes_per_cell(plans)
     if several % nodes:
         _fail(
@@ -495,7 +495,7 @@ def estimate(
     """Memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench import commands
     from sltt_bench.estimate.plan import plan_estimates
-    from sltt_bench.plan import make_plans
+    from sltt_bench.plan import plans_of_all
     from sltt_bench.results.schema import ESTIMATES_FILE
 
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
@@ -506,7 +506,7 @@ def estimate(
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
     request = _request(method, backend, "0", grid, device, smoke=smoke, init="random")
-    plans = [plan for name in dict.fromkeys(recipes) for plan in make_plans(name, request)]
+    plans = plans_of_all(recipes, request)
     plans = plan_estimates(
         plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
     )

@@ -75,7 +75,8 @@ def run_plans(
     console = make_console(stderr=json_rows is not None)
     plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
     if len(places) > 1:
-        plans.sort(key=lambda plan: not _is_prerequisite(plan))
+        needed = {cell.needs for plan in plans for cell in plan}
+        plans.sort(key=lambda plan: needed.isdisjoint(cell.cell_id for cell in plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_batches(open_cells)
@@ -210,13 +211,9 @@ def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
     return [cell for cell in plan if cell.cell_id not in finished]
 
 
-def _is_prerequisite(plan: Plan) -> bool:
-    return len(plan) == 1 and plan.cells[0].recipe.train.keep_checkpoint
-
-
 def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
     """Whether this is a prerequisite whose checkpoint an earlier run left."""
-    if not _is_prerequisite(plan):
+    if not plan.prerequisite:
         return False
     checkpoint = finished_checkpoint(out, plan.recipe.name, plan.cells[0].cell_id)
     if checkpoint is not None:
