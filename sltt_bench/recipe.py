@@ -350,7 +350,7 @@ class Recipe(Strict):
         decisive = self.significant()
         for key in NOT_DECISIVE:
             decisive.pop(key, None)
-        for section, _, key in (dotted.partition(".") for dotted in (*_NOT_DECISIVE_OF_TRAIN, *apart_from)):
+        for section, _, key in (dotted.partition(".") for dotted in (*NOT_DECISIVE_OF_TRAIN, *apart_from)):
             decisive[section].pop(key, None)
         return short_hash(decisive)
 
@@ -359,7 +359,8 @@ NOT_DECISIVE = (
     "description", "methods", "seeds", "smoke", "claims", "init_from", "tuning", "target", "cpu_minutes", "study",
 )  # fmt: skip
 """What of a recipe decides nothing about one method's run, beside its name."""
-_NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "train.devices")
+NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "train.devices")
+"""The same, of the section `train`."""
 
 
 class RecipeError(UserError, ValueError):
