@@ -26,7 +26,7 @@ from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
 from sltt_bench.studies import FOLDER as STUDIES
-from sltt_bench.studies import Study
+from sltt_bench.studies import TASK, Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
 TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
@@ -253,6 +253,21 @@ class Claim(Strict):
     """The claim in words."""
     source: str
     """Where it is made."""
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> "Claim":
+        if self.relation.endswith("_points") and self.metric != "test_top1":
+            raise ValueError(f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}")
+        if self.relation in ("at_least", "at_most"):
+            if self.baseline is not None:
+                raise ValueError(f"{self.relation} is about the value itself; leave baseline out")
+            if self.metric == "test_top1" and not 0 <= self.threshold <= 1:
+                raise ValueError(f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}")
+        elif self.baseline in (None, self.method):
+            raise ValueError(f"{self.relation} compares; name another method as baseline")
+        if self.relation == "at_most_ratio" and self.threshold <= 0:
+            raise ValueError(f"a ratio is above 0, but threshold is {self.threshold:g}")
+        return self
 
 
 class Recipe(Strict):
@@ -550,7 +565,7 @@ def _validate(raw: Mapping[str, Any], where: str, faults: list[str], *, any_k: b
     except ValidationError as error:
         faults += _faults(error, Recipe, apart_from=broken)
     else:
-        faults += _method_faults(recipe, any_k)
+        faults += [*_method_faults(recipe, any_k), *_claim_faults(recipe)]
     if faults:
         raise RecipeError(where, list(dict.fromkeys(faults)))
     return recipe
@@ -571,6 +586,23 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
                 yield f"methods: {reason}"
         except methods.UnknownMethod as error:
             yield f"methods: {error}"
+
+
+def _claim_faults(recipe: Recipe) -> Iterator[str]:
+    """What a claim names that there is not, so that nobody could ever measure it."""
+    for number, claim in enumerate(recipe.claims):
+        for method in filter(None, (claim.method, claim.baseline)):
+            try:
+                methods.promises(method)
+            except methods.UnknownMethod as error:
+                yield f"claims.{number}: {error}"
+        for key in claim.when:
+            section, _, field = key.partition(".")
+            kind = type(getattr(recipe, section, None))
+            if section not in Recipe.model_fields and section != TASK:
+                yield f"claims.{number}.when.{key}: no field of recipes{nearest(section, Recipe.model_fields)}"
+            elif kind in (NeuronRecipe, LossRecipe, TrainRecipe) and field not in kind.model_fields:
+                yield f"claims.{number}.when.{key}: unknown key{nearest(field, kind.model_fields)}"
 
 
 def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
