@@ -410,6 +410,8 @@ def report(
     if missing:
         _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
     named = _comma_list("--format", formats) or []
+    if full and "terminal" not in named:
+        _fail(f"--full is about what is printed, but --format {formats} prints nothing; add terminal")
     outcome = make_report(results, out, baseline, named, full=full, console=make_console())
     if check and not outcome.claims_hold:
         raise typer.Exit(CELL_FAILED)
@@ -424,6 +426,8 @@ def compare(
     """Set two result sets side by side; exit code 1 if B regresses beyond the threshold."""
     from sltt_bench.report.compare import compare_sets
 
+    if not 0 <= threshold < math.inf:
+        _fail(f"--threshold {threshold:g}: wants a relative change from 0 on, e.g. 0.05")
     for path in (a, b):
         if not path.exists():
             _fail(f"{path}: no such folder")
@@ -489,7 +493,7 @@ def estimate(
     smoke: Smoke = False,
     out: Out = Path("results"),
     resume: Resume = False,
-    baseline: Annotated[str, typer.Option(help="Method that ratios refer to.")] = "bptt",
+    baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
@@ -507,11 +511,15 @@ def estimate(
         _fail(f"--device {device}: an estimate is for cuda or cpu")
     request = _request(method, backend, "0", grid, device, smoke=smoke, init="random")
     plans = plans_of_all(recipes, request)
+    planned = list(dict.fromkeys(cell.method for plan in plans for cell in plan))
+    if baseline is not None and baseline not in planned:
+        known = ", ".join(planned)
+        _fail(f"--baseline {baseline}: no such method here{nearest(baseline, planned)}; there are {known}")
     plans = plan_estimates(
         plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
     )
     json_rows = ESTIMATES_FILE if as_json else None
-    code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline, json_rows=json_rows)
+    code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline or "bptt", json_rows=json_rows)
     raise typer.Exit(code)
 
 
@@ -555,6 +563,8 @@ def show(
         commands.show_run(Path(what), as_json=as_json)
         return
     if commands.is_method(what):
+        if overrides or smoke:
+            _fail(f"{what} is a method: --set and --smoke belong to a recipe")
         commands.show_method(what, as_json=as_json)
         return
     for point in parse_overrides(overrides or []):
@@ -678,6 +688,8 @@ def gradients(
     from sltt_bench.analysis.plan import full_paths, plan_analysis
     from sltt_bench.plan import checkpoint_file
 
+    if incomplete := [text for text in over or () if "=" not in text]:
+        _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
     grid = full_paths([*(overrides or []), *(over or [])])
