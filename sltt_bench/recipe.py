@@ -415,6 +415,8 @@ def find_recipe(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if _is_file(path):
             return path
+        if _is_folder(path):
+            raise RecipeError(name_or_path, ["no such file: it is a folder; give a recipe's file"])
         hint = ""
         with suppress(OSError, ValueError):  # where it cannot even be a path
             hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
@@ -436,6 +438,14 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """As `_is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -535,6 +545,8 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[str]:
     """Set a dotted key in place; returns faults. Unknown last keys are left to the validation."""
+    if dotted == "name":
+        return [f"{source} name: a recipe's name is that of its file; `sltt-bench init NAME` makes one"]
     *parents, last = dotted.split(".")
     place: Any = raw
     for depth, parent in enumerate(parents):

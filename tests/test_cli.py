@@ -44,6 +44,11 @@ ERRORS = {
     ("run", "digits", "--init", "nowhere.pt"): "nowhere.pt: no such file",
     ("run", "nowhere.yaml"): "no such file",
     ("run", "recipes/digit.yml"): "no such file (did you mean 'digits.yaml'?)",
+    ("run", "recipes/", "--dry-run"): "no such file: it is a folder; give a recipe's file",
+    ("run", "digits", "--set", "name=mnist", "--dry-run"): "a recipe's name is that of its file",
+    ("init", "."): "is no name of a file",
+    ("data", "verify", "mnist", "--split", "x"): "'mnist': split: Input should be 'official', but it is 'x'",
+    ("data", "verify", "delayed-recall", "--split", "x"): "has no splits to choose from",
     ("show", "sltt", "--smoke"): "sltt is a method: --set and --smoke belong to a recipe",
     ("show", "sltt", "--set", "timesteps=2"): "sltt is a method",
     (
