@@ -211,20 +211,20 @@ def run(
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import checkpoint_file, on_device, plans_of
+    from sltt_bench.plan import checkpoint_file, on_device, plans_of_all
 
     if init is not None and init != "random":
         checkpoint_file(init)
     if skip_oversize and not estimates:
         _fail("--skip-oversize needs the estimate; leave --no-estimate out")
-    logs = _comma_list(log) or []
+    logs = _comma_list("--log", log) or []
     if unknown := [name for name in logs if name not in LOGGERS]:
         _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
-    plans = plans_of(recipes, request)
+    plans = plans_of_all(recipes, request)
     places = _places(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
     plans = on_device(plans, places[0].device)
     code = _carry_out(
@@ -329,7 +329,7 @@ def submit(
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
     from sltt_bench import commands
-    from sltt_bench.plan import checkpoint_file, plans_of, processes_per_cell
+    from sltt_bench.plan import checkpoint_file, plans_of_all, processes_per_cell
     from sltt_bench.slurm import Resources
     from sltt_bench.slurm import submit as hand_over
 
@@ -339,7 +339,7 @@ def submit(
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
-    plans = plans_of(recipes, request)
+    plans = plans_of_all(recipes, request)
     several = processes_per_cell(plans)
     if several % nodes:
         _fail(
@@ -385,7 +385,7 @@ def cancel(
     """End the jobs of a submission that wait or run; what was measured stays."""
     from sltt_bench import commands
 
-    commands.cancel(folder, _comma_list(cell))
+    commands.cancel(folder, _comma_list("--cell", cell))
 
 
 @app.command()
@@ -409,7 +409,9 @@ def report(
     missing = [path for path in results if not path.exists()]
     if missing:
         _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
-    named = _comma_list(formats) or []
+    named = _comma_list("--format", formats) or []
+    if full and "terminal" not in named:
+        _fail(f"--full is about what is printed, but --format {formats} prints nothing; add terminal")
     outcome = make_report(results, out, baseline, named, full=full, console=make_console())
     if check and not outcome.claims_hold:
         raise typer.Exit(CELL_FAILED)
@@ -424,6 +426,8 @@ def compare(
     """Set two result sets side by side; exit code 1 if B regresses beyond the threshold."""
     from sltt_bench.report.compare import compare_sets
 
+    if not 0 <= threshold < math.inf:
+        _fail(f"--threshold {threshold:g}: wants a relative change from 0 on, e.g. 0.05")
     for path in (a, b):
         if not path.exists():
             _fail(f"{path}: no such folder")
@@ -455,7 +459,7 @@ def power(
     from sltt_bench import commands
     from sltt_bench.report.power import print_seeds_needed, seeds_needed
 
-    methods = _comma_list(method)
+    methods = _comma_list("--method", method)
     rows = seeds_needed(
         results, _effects(effect), power=wanted, figure=figure, baseline=baseline, methods=methods
     )
@@ -489,13 +493,13 @@ def estimate(
     smoke: Smoke = False,
     out: Out = Path("results"),
     resume: Resume = False,
-    baseline: Annotated[str, typer.Option(help="Method that ratios refer to.")] = "bptt",
+    baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     as_json: AsJSON = False,
 ) -> None:
     """Memory and compute of a run, exactly, without a GPU and without data."""
     from sltt_bench import commands
     from sltt_bench.estimate.plan import plan_estimates
-    from sltt_bench.plan import plans_of
+    from sltt_bench.plan import plans_of_all
     from sltt_bench.results.schema import ESTIMATES_FILE
 
     grid = [*(overrides or []), *_processes(nproc_per_cell)]
@@ -506,12 +510,16 @@ def estimate(
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
     request = _request(method, backend, "0", grid, device, smoke=smoke, init="random")
-    plans = plans_of(recipes, request)
+    plans = plans_of_all(recipes, request)
+    planned = list(dict.fromkeys(cell.method for plan in plans for cell in plan))
+    if baseline is not None and baseline not in planned:
+        known = ", ".join(planned)
+        _fail(f"--baseline {baseline}: no such method here{nearest(baseline, planned)}; there are {known}")
     plans = plan_estimates(
         plans, device_type="cpu" if device == "cpu" else "cuda", gpu=gpu, gpu_file=gpu_file, memory=memory
     )
     json_rows = ESTIMATES_FILE if as_json else None
-    code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline, json_rows=json_rows)
+    code = commands.run_plans(plans, out=out, resume=resume, baseline=baseline or "bptt", json_rows=json_rows)
     raise typer.Exit(code)
 
 
@@ -555,6 +563,8 @@ def show(
         commands.show_run(Path(what), as_json=as_json)
         return
     if commands.is_method(what):
+        if overrides or smoke:
+            _fail(f"{what} is a method: --set and --smoke belong to a recipe")
         commands.show_method(what, as_json=as_json)
         return
     for point in parse_overrides(overrides or []):
@@ -681,6 +691,8 @@ def gradients(
     from sltt_bench.analysis.plan import full_paths, plan_analysis
     from sltt_bench.plan import checkpoint_file
 
+    if incomplete := [text for text in over or () if "=" not in text]:
+        _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
     grid = full_paths([*(overrides or []), *(over or [])])
@@ -690,7 +702,11 @@ def gradients(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = plan_analysis(
-        recipe, request, epochs=epochs, batches=batches, compared=_comma_list(compared) or ()
+        recipe,
+        request,
+        epochs=epochs,
+        batches=batches,
+        compared=_comma_list("--method-gradients", compared) or (),
     )
     code = _carry_out(plans, dry_run, timeout, out=out, data_dir=data_dir, resume=resume, places=places)
     raise typer.Exit(code)
@@ -731,7 +747,7 @@ def _request(
     from sltt_bench.plan import Request
     from sltt_bench.recipe import parse_overrides
 
-    chosen = _comma_list(method)
+    chosen = _comma_list("--method", method)
     for name in chosen or ():
         try:
             methods.promises(name)
@@ -739,7 +755,7 @@ def _request(
             _fail(f"--method {name}: {error}")
     return Request(
         methods=chosen,
-        backends=tuple(_comma_list(backend) or ["reference"]),
+        backends=tuple(_comma_list("--backend", backend) or ()),
         seeds=_seeds(seed),
         grid=tuple(parse_overrides(grid)),
         device=_device(device),
@@ -769,22 +785,25 @@ def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: A
     return commands.run_plans(plans, timeout_s=timeout_s, **how)
 
 
-def _comma_list(text: str | None) -> list[str] | None:
+def _comma_list(option: str, text: str | None) -> list[str] | None:
+    """The parts of an option's comma list; None where it was not given. An empty one is no way to leave it out."""
     if text is None:
         return None
-    return [part.strip() for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        _fail(f"{option} {text!r}: is an empty list; name something, or leave {option} out")
+    return parts
 
 
 def _seeds(text: str | None) -> list[int] | None:
     from sltt_bench.recipe import MAX_SEED
 
-    parts = _comma_list(text)
+    parts = _comma_list("--seed", text)
     if parts is None:
         return None
-    try:
-        seeds = [int(part) for part in parts]
-    except ValueError:
+    if not all(re.fullmatch(r"[-+]?[0-9]{1,4000}", part) for part in parts):
         _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
+    seeds = [int(part) for part in parts]
     if not all(0 <= seed <= MAX_SEED for seed in seeds):
         _fail(f"--seed {text}: a seed is from 0 to 2**53 - 1")
     return list(dict.fromkeys(seeds))
@@ -792,10 +811,10 @@ def _seeds(text: str | None) -> list[int] | None:
 
 def _counts(option: str, key: str, text: str | None) -> list[str]:
     """An option's comma list of whole numbers from 1 on, as the override of a recipe field."""
-    parts = _comma_list(text)
+    parts = _comma_list(option, text)
     if parts is None:
         return []
-    if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
     return [f"{key}={','.join(parts)}"]
 
@@ -808,7 +827,7 @@ def _processes(per_cell: int | None) -> list[str]:
 def _effects(text: str) -> list[float]:
     """A comma list of sizes above 0, each once."""
     try:
-        effects = [float(part) for part in _comma_list(text) or ()]
+        effects = [float(part) for part in _comma_list("--effect", text) or ()]
     except ValueError:
         effects = []
     if not effects or not all(0 < effect < 1000 for effect in effects):
@@ -831,18 +850,16 @@ def _seconds(text: str | None, option: str = "--timeout") -> float | None:
 
 
 def _device(text: str) -> str:
-    if text in ("auto", "cpu", "cuda") or (text.startswith("cuda:") and text[5:].isdigit()):
+    if text in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]+", text):
         return text
     _fail(f"--device {text}: known are auto, cpu, cuda and cuda:N")
 
 
 def _device_list(text: str | None) -> list[str]:
-    devices = _comma_list(text)
+    devices = _comma_list("--devices", text)
     if devices is None:
         return []
-    if not devices or not all(
-        name == "cpu" or (name.startswith("cuda:") and name[5:].isdigit()) for name in devices
-    ):
+    if not all(name == "cpu" or re.fullmatch(r"cuda:[0-9]+", name) for name in devices):
         _fail(f"--devices {text}: wants a comma list of cuda:N, e.g. cuda:0,cuda:1")
     return devices
 

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -73,10 +73,10 @@ def run_plans(
     from sltt_bench import provenance
 
     console = make_console(stderr=json_rows is not None)
-    needed = {cell.needs for plan in plans for cell in plan}
-    plans = [plan for plan in plans if not (_is_of(needed, plan) and _finished_elsewhere(plan, out, console))]
+    plans = [plan for plan in plans if not _finished_elsewhere(plan, out, console)]
     if len(places) > 1:
-        plans.sort(key=lambda plan: not _is_of(needed, plan))
+        needed = {cell.needs for plan in plans for cell in plan}
+        plans.sort(key=lambda plan: needed.isdisjoint(cell.cell_id for cell in plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
     _check_batches(open_cells)
@@ -211,13 +211,10 @@ def _left_of(plan: Plan, path: Path | None) -> list[Cell]:
     return [cell for cell in plan if cell.cell_id not in finished]
 
 
-def _is_of(needed: Collection[str | None], plan: Plan) -> bool:
-    """Whether a plan is there for what other cells start from."""
-    return len(plan) == 1 and plan.cells[0].cell_id in needed
-
-
 def _finished_elsewhere(plan: Plan, out: Path, console: Console) -> bool:
-    """Whether an earlier run left the checkpoint of this prerequisite."""
+    """Whether this is a prerequisite whose checkpoint an earlier run left."""
+    if not plan.prerequisite:
+        return False
     checkpoint = finished_checkpoint(out, plan.recipe.name, plan.cells[0].cell_id)
     if checkpoint is not None:
         _say(console, f"{plan.recipe.name}: finished before, {checkpoint} is used")

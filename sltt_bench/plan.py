@@ -117,6 +117,8 @@ class Plan:
     """Methods that some points of the grid lack, and why."""
     then: "Callable[[RunFolder], Plan] | None" = None
     """What is run in the same folder when all cells have ended, which decide it; None: nothing."""
+    prerequisite: bool = False
+    """Whether it is here only because others start from its checkpoint: one that an earlier run left will do."""
 
     def __iter__(self) -> Iterator[Cell]:
         return iter(self.cells)
@@ -135,18 +137,6 @@ def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
     if device is None:
         return list(plans)
     return [replace(plan, cells=tuple(replace(cell, device=device) for cell in plan)) for plan in plans]
-
-
-def plans_of(recipe_names: Iterable[str], request: Request) -> list[Plan]:
-    """The plans of several recipes, each of equal ones once: recipes may share a prerequisite, or one be another's.
-
-    Raises RecipeError.
-    """
-    plans = [plan for name in dict.fromkeys(recipe_names) for plan in make_plans(name, request)]
-    once: dict[tuple[str, ...], Plan] = {}
-    for plan in plans:
-        once.setdefault(tuple(cell.cell_id for cell in plan), plan)
-    return list(once.values())
 
 
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
@@ -182,6 +172,29 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     distinct = tuple({cell.cell_id: cell for cell in cells}.values())
     plan = Plan(base if main.study is None else main, distinct, remarks, tuple(left_out))
     return [plan] if stage is None else [stage, plan]
+
+
+def plans_of_all(recipe_names: Iterable[str], request: Request) -> list[Plan]:
+    """The plans of several recipes; what several start from, or one of them trains anyway, comes once and first.
+
+    Raises as `make_plans`.
+    """
+    plans = [plan for name in dict.fromkeys(recipe_names) for plan in make_plans(name, request)]
+    asked = {
+        cell.cell_id: plan
+        for plan in plans
+        for cell in plan
+        if not plan.prerequisite and cell.recipe.train.keep_checkpoint
+    }
+    once: dict[str | int, Plan] = {}
+    for plan in plans:
+        cell_id = plan.cells[0].cell_id
+        if plan.prerequisite and cell_id not in asked:
+            once.setdefault(cell_id, plan)
+        else:
+            stands = asked[cell_id] if plan.prerequisite else plan
+            once.setdefault(id(stands), stands)
+    return list(once.values())
 
 
 @dataclass(frozen=True)
@@ -315,8 +328,18 @@ def _stage_one(
         if asked:
             return None, None, (remark,)
     first = load_recipe(_beside(folder, recipe.init_from))
+    if first.init_from is not None:
+        fault = f"init_from: {first.name} itself starts from {first.init_from}, and one stage is run before another; "
+        raise RecipeError(
+            recipe.name,
+            [f"{fault}run {first.name} with train.keep_checkpoint and give its checkpoint with --init"],
+        )
+    if not first.train.keep_checkpoint:
+        fault = f"init_from: {first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
+        raise RecipeError(recipe.name, [fault])
     cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
-    return Plan(first, (cell,), (f"{first.name} runs once, for all methods and seeds",)), None, ()
+    remark = f"{first.name} runs once, for all methods and seeds"
+    return Plan(first, (cell,), (remark,), prerequisite=True), None, ()
 
 
 def _check_backends(chosen: tuple[str, ...]) -> None:

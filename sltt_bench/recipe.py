@@ -26,7 +26,7 @@ from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
 from sltt_bench.studies import FOLDER as STUDIES
-from sltt_bench.studies import Study
+from sltt_bench.studies import TASK, Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
 TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
@@ -200,7 +200,7 @@ class TuningRecipe(Strict):
     @model_validator(mode="after")
     def _every_value_is_tried_with_every_seed_once(self) -> "TuningRecipe":
         for name, values in self.grid.items():
-            if len(values) < 2 or len(set(map(repr, values))) < len(values):
+            if len(values) < 2 or len(set(values)) < len(values):  # 1 and 1.0 are one setting
                 raise ValueError(f"grid: {name} needs two values or more, each once")
             if name.partition(".")[0] not in _SEARCHABLE or name in _NOT_SEARCHABLE:
                 raise ValueError(
@@ -226,8 +226,11 @@ class TuningRecipe(Strict):
 
 
 _SEARCHABLE = ("train", "neuron", "loss", "model")
-_NOT_SEARCHABLE = ("train.epochs", "train.batch_size", "train.precision", "train.devices", "model.name")
-"""What budgets, or reports' groups, are told apart by."""
+_NOT_SEARCHABLE = (
+    "train.epochs", "train.batch_size", "train.precision", "train.devices", "train.checkpoint_every",
+    "train.keep_checkpoint", "model.name",
+)  # fmt: skip
+"""What budgets, or reports' groups, are told apart by, and what decides nothing that is trained."""
 
 
 class Claim(Strict):
@@ -250,6 +253,21 @@ class Claim(Strict):
     """The claim in words."""
     source: str
     """Where it is made."""
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> "Claim":
+        if self.relation.endswith("_points") and self.metric != "test_top1":
+            raise ValueError(f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}")
+        if self.relation in ("at_least", "at_most"):
+            if self.baseline is not None:
+                raise ValueError(f"{self.relation} is about the value itself; leave baseline out")
+            if self.metric == "test_top1" and not 0 <= self.threshold <= 1:
+                raise ValueError(f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}")
+        elif self.baseline in (None, self.method):
+            raise ValueError(f"{self.relation} compares; name another method as baseline")
+        if self.relation == "at_most_ratio" and self.threshold <= 0:
+            raise ValueError(f"a ratio is above 0, but threshold is {self.threshold:g}")
+        return self
 
 
 class Recipe(Strict):
@@ -347,7 +365,7 @@ class Recipe(Strict):
         decisive = self.significant()
         for key in NOT_DECISIVE:
             decisive.pop(key, None)
-        for section, _, key in (dotted.partition(".") for dotted in (*_NOT_DECISIVE_OF_TRAIN, *apart_from)):
+        for section, _, key in (dotted.partition(".") for dotted in (*NOT_DECISIVE_OF_TRAIN, *apart_from)):
             decisive[section].pop(key, None)
         return short_hash(decisive)
 
@@ -356,7 +374,8 @@ NOT_DECISIVE = (
     "description", "methods", "seeds", "smoke", "claims", "init_from", "tuning", "target", "cpu_minutes", "study",
 )  # fmt: skip
 """What of a recipe decides nothing about one method's run, beside its name."""
-_NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "train.devices")
+NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "train.devices")
+"""The same, of the section `train`."""
 
 
 class RecipeError(UserError, ValueError):
@@ -396,6 +415,8 @@ def find_recipe(name_or_path: str) -> Path:
         path = Path(name_or_path)
         if _is_file(path):
             return path
+        if _is_folder(path):
+            raise RecipeError(name_or_path, ["no such file: it is a folder; give a recipe's file"])
         hint = ""
         with suppress(OSError, ValueError):  # where it cannot even be a path
             hint = nearest(path.name, [file.name for file in path.parent.glob("*.y*ml")])
@@ -417,6 +438,14 @@ def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    """As `_is_file`."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
         return False
 
 
@@ -516,6 +545,8 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
 
 def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[str]:
     """Set a dotted key in place; returns faults. Unknown last keys are left to the validation."""
+    if dotted == "name":
+        return [f"{source} name: a recipe's name is that of its file; `sltt-bench init NAME` makes one"]
     *parents, last = dotted.split(".")
     place: Any = raw
     for depth, parent in enumerate(parents):
@@ -546,7 +577,7 @@ def _validate(raw: Mapping[str, Any], where: str, faults: list[str], *, any_k: b
     except ValidationError as error:
         faults += _faults(error, Recipe, apart_from=broken)
     else:
-        faults += _method_faults(recipe, any_k)
+        faults += [*_method_faults(recipe, any_k), *_claim_faults(recipe)]
     if faults:
         raise RecipeError(where, list(dict.fromkeys(faults)))
     return recipe
@@ -567,6 +598,23 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
                 yield f"methods: {reason}"
         except methods.UnknownMethod as error:
             yield f"methods: {error}"
+
+
+def _claim_faults(recipe: Recipe) -> Iterator[str]:
+    """What a claim names that there is not, so that nobody could ever measure it."""
+    for number, claim in enumerate(recipe.claims):
+        for method in filter(None, (claim.method, claim.baseline)):
+            try:
+                methods.promises(method)
+            except methods.UnknownMethod as error:
+                yield f"claims.{number}: {error}"
+        for key in claim.when:
+            section, _, field = key.partition(".")
+            kind = type(getattr(recipe, section, None))
+            if section not in Recipe.model_fields and section != TASK:
+                yield f"claims.{number}.when.{key}: no field of recipes{nearest(section, Recipe.model_fields)}"
+            elif kind in (NeuronRecipe, LossRecipe, TrainRecipe) and field not in kind.model_fields:
+                yield f"claims.{number}.when.{key}: unknown key{nearest(field, kind.model_fields)}"
 
 
 def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:

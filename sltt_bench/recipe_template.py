@@ -29,6 +29,8 @@ def write_template(path: Path, source: str) -> list[Path]:
 
     Returns what was written. Raises RecipeError where `path` exists or has no name that a recipe may have.
     """
+    if not path.name:
+        raise RecipeError(str(path), ["is no name of a file"])
     if path.suffix not in (".yaml", ".yml"):
         path = path.with_name(f"{path.name}.yaml")
     if path.exists():

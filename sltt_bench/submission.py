@@ -12,7 +12,15 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.plan import cell_from_dict
-from sltt_bench.recipe import NOT_DECISIVE, Recipe, RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.recipe import (
+    NOT_DECISIVE,
+    NOT_DECISIVE_OF_TRAIN,
+    Recipe,
+    RecipeError,
+    load_recipe,
+    recipe_from_dict,
+    recipe_names,
+)
 from sltt_bench.report.grouping import UNSOUND, make_groups
 from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
@@ -20,7 +28,7 @@ from sltt_bench.results.writer import ResultsError
 
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
-_PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\\\Users\\\\)[^\s\"',]*")
+_PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\+Users\\+)[^\s\"',]*")
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def _hardware_named(results: Results) -> Findings:
 
 def _names_nobody(results: Results) -> Findings:
     for path in _files(results):
-        if path.suffix not in (".csv", ".json", ".yaml", ".log"):
+        if path.suffix == ".pt":
             continue
         if match := _PRIVATE.search(path.read_text(encoding="utf-8", errors="replace")):
             yield str(path), f"names a private path ({match[0]}); take it out"
@@ -214,7 +222,7 @@ def _name(cell: "pd.Series[Any]") -> str:
 def _differences(a: Recipe, b: Recipe) -> Iterator[str]:
     """Dotted keys in which two recipes differ, of those that decide something."""
     left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
-    for key in sorted(left.keys() | right.keys()):
+    for key in sorted((left.keys() | right.keys()).difference(NOT_DECISIVE_OF_TRAIN)):
         if key.partition(".")[0] not in ("name", *NOT_DECISIVE) and left.get(key) != right.get(key):
             yield key
 

@@ -1,6 +1,6 @@
 """Recipes: found, extended, overridden, and every fault named at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,37 @@ def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
         {"timesteps": 4, "model.channels": [1, 2]},
         {"timesteps": 4, "model.channels": [3]},
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"method": "slt"}, "claims.0: unknown method 'slt'"),
+        ({"baseline": "btpt"}, "claims.0: unknown method 'btpt' (did you mean 'bptt'?)"),
+        ({"baseline": None}, "claims.0: at_most_ratio compares; name another method as baseline"),
+        ({"baseline": "sltt"}, "claims.0: at_most_ratio compares; name another method"),
+        ({"threshold": 0.0}, "claims.0: a ratio is above 0, but threshold is 0"),
+        ({"relation": "within_points"}, "claims.0: within_points is for accuracies"),
+        ({"relation": "at_most"}, "claims.0: at_most is about the value itself; leave baseline out"),
+        (
+            {"metric": "test_top1", "relation": "at_least", "baseline": None, "threshold": 90.0},
+            "claims.0: an accuracy is a share, 0 to 1, but threshold is 90",
+        ),
+        (
+            {"when": {"nueron.tau": 2.0}},
+            "claims.0.when.nueron.tau: no field of recipes (did you mean 'neuron'?)",
+        ),
+        ({"when": {"neuron.taw": 2.0}}, "claims.0.when.neuron.taw: unknown key (did you mean 'tau'?)"),
+    ],
+)
+def test_a_claim_that_nobody_could_judge_is_refused(changes: Mapping[str, Any], fault: str) -> None:
+    claim = {
+        "metric": "peak_memory", "method": "sltt", "baseline": "bptt", "relation": "at_most_ratio", "threshold": 0.5,
+        "says": "half the memory", "source": "nobody",
+    }  # fmt: skip
+    assert load_recipe("digits", {"claims": [claim]}).claims
+    (actual,) = faults("digits", {"claims": [{**claim, **changes}]})
+    assert actual.startswith(fault)
 
 
 def test_an_override_without_a_value_is_refused() -> None:

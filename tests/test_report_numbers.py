@@ -11,7 +11,7 @@ from sltt_bench.format import scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.sections.runs.frames import summary_frame
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.report.sections.runs.tables import every_figure, inference_costs, overview
@@ -506,3 +506,7 @@ def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:
     assert (slope.per_step, slope.first, slope.last, slope.flat) == (10.0, 2, 6, False)
     assert slope.at(4) == pytest.approx(40.0)
     assert slope_of([(1, 5.0), (2, 20.0), (4, math.nan)]) is None
+
+
+def test_names_are_in_natural_order_whatever_digits_they_have() -> None:
+    assert sorted(["t10", "1²", "t9", "²"], key=natural_order) == ["1²", "t9", "t10", "²"]

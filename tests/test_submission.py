@@ -136,6 +136,11 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
         {"names nobody"},
         "/home/me",
     ),
+    "somebody's home among the logs": (
+        lambda run: (run / "mlperf").mkdir() or (run / "mlperf" / "a.txt").write_text("C:\\Users\\me\\data"),
+        {"names nobody"},
+        "C:\\Users\\me",
+    ),
     "a checkpoint": (
         lambda run: (run / "checkpoints").mkdir() or (run / "checkpoints" / "a.pt").write_bytes(b"weights"),
         {"no large files"},
@@ -161,6 +166,17 @@ def test_what_falls_short_is_said(shortcoming: str, tmp_path: Path) -> None:
     broken = breaches(tmp_path)
     assert set(broken) == rules
     assert any(text in reason for reason in broken.values())
+
+
+def test_where_a_cell_ran_and_what_it_kept_change_no_recipe(tmp_path: Path) -> None:
+    folder = tmp_path / "digits" / RUN.name
+    shutil.copytree(RUN, folder)
+    for old, new in (
+        ('"keep_checkpoint": false', '"keep_checkpoint": true, "devices": 2'),
+        ('"checkpoint_every": 1', '"checkpoint_every": 0'),
+    ):
+        change_every_cell(old, new)(folder)
+    assert breaches(tmp_path) == {}
 
 
 def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:

@@ -326,7 +326,13 @@ def test_what_would_make_budgets_unequal_is_refused(study: str, asked: Mapping[s
     [
         ({"grid": {"train.lr": [0.1]}}, "grid: train.lr needs two values"),
         ({"grid": {"train.lr": [0.1, 0.1]}}, "grid: train.lr needs two values"),
+        ({"grid": {"train.lr": [1, 1.0]}}, "grid: train.lr needs two values"),
         ({"grid": {"train.epochs": [1, 2]}}, "grid: train.epochs cannot be searched"),
+        ({"grid": {"train.checkpoint_every": [1, 2]}}, "grid: train.checkpoint_every cannot be searched"),
+        (
+            {"grid": {"train.keep_checkpoint": [True, False]}},
+            "grid: train.keep_checkpoint cannot be searched",
+        ),
         ({"grid": {"data.limit": [1, 2]}}, "grid: data.limit cannot be searched"),
         ({"seeds": [7, 7]}, "seeds: each once"),
     ],

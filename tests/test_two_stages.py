@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from sltt_bench import lanes
 from sltt_bench.cli import app
 from sltt_bench.lanes import Place
-from sltt_bench.plan import Cell, Request, make_plans, plans_of
+from sltt_bench.plan import Cell, Request, make_plans, plans_of_all
+from sltt_bench.recipe import RecipeError
 from sltt_bench.results.schema import CELLS_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
 from sltt_bench.runner import NotRunnable, PlannedRun, run_plans
@@ -86,21 +87,35 @@ def test_stage_two_starts_from_stage_one_and_reuses_it(stages: Path) -> None:
     assert len(cells("stage-1")) == 1
 
 
-def test_a_first_stage_that_is_asked_for_by_itself_is_measured_again(stages: Path) -> None:
-    """It is an experiment like any other: another run of it is a repetition."""
-    arguments = ["run", "./stage-1.yaml", "--device", "cpu", "--no-estimate", "--seed", "0"]
-    for _ in range(2):
-        result = CliRunner().invoke(app, arguments)
+def test_what_several_start_from_comes_once_and_before_them(stages: Path) -> None:
+    (stages / "stage-3.yaml").write_text(f"{STAGE_2}target: 0.5\n")
+    for names in (
+        ("stage-2", "stage-3"),
+        ("stage-1", "stage-2", "stage-3"),
+        ("stage-2", "stage-1", "stage-3"),
+    ):
+        first, *others = plans_of_all([f"./{name}.yaml" for name in names], Request())
+        assert first.recipe.name == "stage-1"
+        assert [plan.recipe.name for plan in others] == ["stage-2", "stage-3"]
+        assert {cell.needs for plan in others for cell in plan} == {first.cells[0].cell_id}
+        assert first.prerequisite == ("stage-1" not in names)
+
+
+def test_what_is_asked_for_by_name_and_keeps_its_checkpoint_runs_again_as_any_other(stages: Path) -> None:
+    for times in (1, 2):
+        result = CliRunner().invoke(app, ["run", "./stage-1.yaml", "--device", "cpu", "--no-estimate"])
         assert result.exit_code == 0, result.output
-        assert "finished before" not in result.output
-    assert list(cells("stage-1").status) == ["ok", "ok"]
+        assert len(cells("stage-1")) == times
 
 
-@pytest.mark.parametrize("recipes", [("stage-2", "stage-3"), ("stage-1", "stage-2")])
-def test_what_several_recipes_start_from_is_trained_once(stages: Path, recipes: tuple[str, str]) -> None:
-    (stages / "stage-3.yaml").write_text(STAGE_2.replace("timesteps: 3", "timesteps: 2"))
-    plans = plans_of([f"./{name}.yaml" for name in recipes], Request())
-    assert [plan.recipe.name for plan in plans] == ["stage-1", *(n for n in recipes if n != "stage-1")]
+def test_a_prerequisite_that_could_not_be_started_from_is_refused_before_it_is_trained(stages: Path) -> None:
+    (stages / "stage-3.yaml").write_text("extends: stage-2\ninit_from: stage-2\n")
+    with pytest.raises(RecipeError, match="init_from: stage-2 itself starts from stage-1"):
+        make_plans("./stage-3.yaml", Request())
+    (stages / "stage-1.yaml").write_text(STAGE_1.replace("true", "false"))
+    with pytest.raises(RecipeError, match=r"stage-1 would leave no checkpoint; set train\.keep_checkpoint"):
+        make_plans("./stage-2.yaml", Request())
+    assert make_plans("./stage-2.yaml", Request(init="random"))
 
 
 def test_a_failed_prerequisite_skips_its_cells_with_the_reason(stages: Path) -> None:

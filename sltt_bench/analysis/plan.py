@@ -1,5 +1,6 @@
 """An analysis as a plan: every point of the grid is a cell, whose process trains and looks on the way."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -84,7 +85,7 @@ def parse_epochs(text: str, last: int) -> list[int]:
     for part in (word.strip() for word in text.split(",")):
         if part == LAST:
             epochs.add(last)
-        elif part.isdigit() and int(part) <= last:
+        elif re.fullmatch(r"[0-9]{1,9}", part) and int(part) <= last:
             epochs.add(int(part))
         else:
             fault = f"{part!r}: give numbers from 0 to {last} (train.epochs) or `{LAST}`, e.g. 0,1,5,{LAST}"

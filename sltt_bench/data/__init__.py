@@ -10,6 +10,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from sltt_bench.data.errors import DataError, absent
 from sltt_bench.data.source import (
@@ -160,6 +161,12 @@ def verify(
 def _default(name: str, split: str | None) -> DataSource:
     chosen: dict[str, Any] = {} if split is None else {"split": split}
     try:
-        return source_type(name)(**chosen)
+        kind = source_type(name)
+        if split is not None and "split" not in kind.model_fields:
+            raise DataError(f"--split {split}: data set {name!r} has no splits to choose from")
+        return kind(**chosen)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise DataError(f"data set {name!r}: {faults}{f', but it is {split!r}' if chosen else ''}") from None
     except ValueError as error:
         raise DataError(str(error)) from None

@@ -607,7 +607,7 @@ def method_order(name: str) -> tuple[int, str, float, str]:
 
 def natural_order(name: str) -> list[str | int]:
     """Sorting key of names with numbers in them: resnet34, resnet50, resnet101."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
