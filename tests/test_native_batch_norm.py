@@ -18,7 +18,7 @@ from sltt_bench import backends, methods, models
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.backends.native.units import NotTraceable
+from sltt_bench.backends.native.step_calls import NotTraceable
 from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.options import (

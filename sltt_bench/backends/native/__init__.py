@@ -13,6 +13,7 @@
     graphs                            whole iterations replayed as CUDA graphs
     free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, of which only spikes are kept
+    step_calls                        the calls of a step, by which the others find what they may do
     packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
 
@@ -48,7 +49,8 @@ from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork, trace_step
+from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
+from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT

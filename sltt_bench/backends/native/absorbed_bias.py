@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
 
-SUMS = (operator.add, torch.add)
+SUMS = (operator.add, operator.iadd, torch.add)
 
 
 class Reader(Protocol):

@@ -26,7 +26,7 @@ from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
-from sltt_bench.backends.native.units import trace_step
+from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.neurons import input_of_call, reads_values
 from sltt_bench.torch_internals import has_hooks
 

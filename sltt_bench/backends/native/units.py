@@ -33,6 +33,12 @@ from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
+from sltt_bench.backends.native.step_calls import (
+    IN_PLACE,
+    NotTraceable,
+    changed_in_place,
+    trace_step,
+)
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import (
     SpikingNeuron,
@@ -51,6 +57,9 @@ the gradients of its spikes, and of a shortcut beside it, stand beside that grap
 
 CHUNKS_BEYOND = 12
 """Time steps up to which all of a unit's are computed again at once."""
+
+MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+"""Layers whose result is in memory of its own."""
 
 CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
 CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
@@ -102,7 +111,7 @@ class UnitNetwork:
         self.units = _cut(graph, network)
         if (foreign := foreign_call(graph, network)) is not None:
             again = tried_again(network, x)
-            if reason := again.differs or again.draws or again.learns:
+            if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
 
@@ -483,28 +492,6 @@ def _firing_for_nobody(core: Any) -> Iterator[None]:
 # Cutting ----------------------------------------------------------------------------------------
 
 
-class StepTracer(fx.Tracer):
-    """Sees the calls of layers, and looks into what consists of layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        has_children = next(m.children(), None) is not None
-        return not has_children or isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
-
-
-class NotTraceable(Exception):
-    """The calls of a step cannot be seen; the message says why."""
-
-
-def trace_step(network: nn.Module) -> fx.Graph:
-    """The calls of one step. Raises NotTraceable."""
-    try:
-        return StepTracer().trace(network)
-    except Exception as error:  # whatever a forward method may do with a value that is none yet
-        raise NotTraceable(
-            f"the forward method cannot be traced: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
 def _trace(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotSeparable."""
     for module in network.modules():
@@ -515,14 +502,20 @@ def _trace(network: nn.Module) -> fx.Graph:
     except NotTraceable as error:
         raise NotSeparable(str(error)) from error
     for node in graph.nodes:
-        if node.op == "call_method" and str(node.target).endswith("_"):
-            raise NotSeparable(f"its forward method changes a value in place ({node.target})")
-        if node.op == "call_function" and node.target.__name__.startswith("i") and node.target in _IN_PLACE:
-            raise NotSeparable(f"its forward method changes a value in place ({node.target.__name__})")
+        if node.target in IN_PLACE and _is_fresh(node.args[0], network):
+            node.target = IN_PLACE[node.target]
+        if (name := changed_in_place(node, network)) is not None:
+            raise NotSeparable(f"its forward method changes a value in place ({name})")
     return graph
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+def _is_fresh(node: Any, network: nn.Module) -> bool:
+    """Whether a value is nowhere else to be seen: one caller reads it, and what makes it makes it anew."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return False
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), MAKE_ANEW)
+    return node.op == "call_function" and node.target in (operator.add, operator.sub, operator.mul)
 
 
 def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
