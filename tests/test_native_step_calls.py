@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from sltt_bench import backends, methods
 from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import step_loss
+from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIFParameters, Stateful, reset_state
 from sltt_bench.precision import Precision
 
@@ -234,12 +235,54 @@ class ShiftsSpikes(Plain):
         return self.rest(spikes) + self.more_neurons(shifted).mean((2, 3))[:, :4]
 
 
+class TwoResults(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gain * x, x
+
+
+class LayerOfTwoResults(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.two = TwoResults()
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.two(self.currents(x))
+        return self.rest(self.neurons(one) + self.more_neurons(other))
+
+
 NOT_SEPARABLE: dict[type[Plain], str] = {
     ReluInPlace: r"in place \(relu\)",
     LayerInPlace: r"in place \(ReLU\)",
     SumInPlace: r"in place \(iadd\)",
     ShiftsSpikes: "a Shift changes its input in place",
+    LayerOfTwoResults: "layer two hands on more than one tensor",
 }
+
+
+class ShapesOfSpikes(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        batch, channels, height, width = spikes.shape
+        currents = self.norm2(self.conv2(spikes)).view(batch, channels, height * width)
+        output: Tensor = self.readout(self.neurons2(currents).view(batch, -1))
+        return output
+
+
+class Halves(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.currents(x).chunk(2, 1)
+        return self.rest(torch.cat([self.neurons(one), self.more_neurons(other)], 1))
+
+
+class MostActive(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.currents(x)
+        most, _ = currents.max(1, keepdim=True)
+        return self.rest(self.neurons(currents) + self.more_neurons(most))
 
 
 class SumOfFreshValues(Plain):
@@ -251,7 +294,27 @@ class SumOfFreshValues(Plain):
         return output
 
 
-SEPARABLE = [Plain, Gated, SumOfFreshValues]
+class MaskedFeedback(Stateful):
+    """A layer with state that has dropout among its parts."""
+
+    carried: ClassVar[tuple[str, ...]] = ("spikes",)
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__()
+        self.neuron, self.dropout, self.spikes = neuron(), SequenceDropout(0.5), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.spikes = self.dropout(self.neuron(x if self.spikes is None else x + 0.5 * self.spikes))
+        return self.spikes
+
+
+class DropoutWithinState(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.neurons = MaskedFeedback(neuron)
+
+
+SEPARABLE = [Plain, Gated, ShapesOfSpikes, Halves, MostActive, SumOfFreshValues, DropoutWithinState]
 EVERY_KIND = [*NOT_TRACEABLE, *NOT_SEPARABLE, *SEPARABLE]
 
 

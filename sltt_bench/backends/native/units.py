@@ -44,10 +44,10 @@ from sltt_bench.neurons import (
     SpikingNeuron,
     State,
     Stateful,
-    reset_state,
     restore_state,
     save_state,
     scale_state_gradient,
+    stateful_layers,
 )
 from sltt_bench.recomputation import tried_again
 
@@ -60,6 +60,9 @@ CHUNKS_BEYOND = 12
 
 MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
 """Layers whose result is in memory of its own."""
+
+SHAPES = ("shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device")
+"""Methods and attributes of a tensor that give numbers."""
 
 CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
 CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
@@ -433,11 +436,16 @@ def _forget(unit: Unit, value: Tensor) -> None:
 @contextmanager
 def _state_of_its_own(unit: Unit) -> Iterator[None]:
     """The unit begins at step 1, and leaves nothing."""
-    if unit.core is not None:
-        reset_state(unit.core)
+    _begin(unit)
     yield
-    if unit.core is not None:
-        reset_state(unit.core)
+    _begin(unit)
+
+
+def _begin(unit: Unit) -> None:
+    """Put what the unit carries before step 1; masks of dropout are those of the sequence, however often it is computed."""
+    for layer in [] if unit.core is None else stateful_layers(unit.core):
+        if not isinstance(layer, SequenceDropout):
+            layer.reset_state()
 
 
 def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
@@ -445,7 +453,7 @@ def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
     if unit.core is None:
         return []
     if not state:
-        reset_state(unit.core)
+        _begin(unit)
         return []
     leaves = [tuple(None if v is None else v.detach().requires_grad_() for v in layer) for layer in state]
     restore_state(unit.core, leaves)
@@ -536,12 +544,16 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
     if not isinstance(output.args[0], fx.Node):
         raise NotSeparable("it returns something else than one tensor")
     cuts = {*cores, output.args[0]}
+    parts = _parts(graph)
+    if (several := next((node for node in parts if node in modules), None)) is not None:
+        raise NotSeparable(f"layer {several.target} hands on more than one tensor")
     leads_to: dict[fx.Node, set[fx.Node]] = {}
     for node in reversed(graph.nodes):
         leads_to[node] = set()
         for user in node.users:
             leads_to[node] |= {user} if user in cuts else leads_to[user]
-        if len(leads_to[node]) > 1 and node.op.startswith("call") and not _is_cheap(node, modules):
+        is_kept = node.op.startswith("call") and node not in parts and not _is_cheap(node, modules)
+        if len(leads_to[node]) > 1 and is_kept:
             cuts.add(node)
     once = _computed_once(graph, modules)
     units = [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
@@ -550,6 +562,24 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
         if node in cuts:
             unit.read_last.append(node)
     return units
+
+
+def _parts(graph: fx.Graph) -> set[fx.Node]:
+    """What is no tensor of its own, and what is a part of such a thing or made of nothing else: shapes, numbers, what
+    functions hand on together. Each unit makes its own."""
+    parts: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        of_parts = bool(inputs) and node.op != "call_module" and parts.issuperset(inputs)
+        is_number = node.target in SHAPES or (node.target is getattr and node.args[1] in SHAPES)
+        if is_number or of_parts or any(_is_part(user) for user in node.users):
+            parts.add(node)
+    return parts - {node for node in parts if not node.op.startswith("call")}
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether it takes one of several things that were handed on together."""
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def _is_cheap(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
