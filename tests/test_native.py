@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from engine_parts import Batches, Rows, Setup
-from on_backends import MODELS, T, build, gradient_error, train, train_reference
+from on_backends import MODELS, T, build, gradient_error, train, train_own, train_reference
 from replays import RunsAgain
 from torch import Tensor, nn
 
@@ -354,6 +354,35 @@ def test_different_inputs_pass_the_stem_at_every_step(monkeypatch: pytest.Monkey
     iteration(backend, network, "sltt", repeated=False)
     iteration(backend, network, "sltt", repeated=False)
     assert len(calls) == 2 * T
+
+
+class StemInPlace(nn.Module):
+    """Changes in place what its stem makes of the image."""
+
+    def __init__(self, neuron: Callable[[], nn.Module], how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.neurons, self.norm, self.last = neuron(), nn.BatchNorm2d(4), neuron()
+        self.readout, self.how = nn.Linear(144, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.norm(self.more(self.how(self.stem(x))))
+        output: Tensor = self.readout(self.last(self.neurons(currents)).flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2", "bptt-ckpt2"])
+@pytest.mark.parametrize("in_place", ["relu_", "add_"])
+def test_a_step_may_change_in_place_what_the_stem_makes_of_a_repeated_image(
+    in_place: str, method: str
+) -> None:
+    change: Any = {"relu_": torch.relu_, "add_": lambda x: x.add_(0.3)}[in_place]
+    kind = partial(StemInPlace, how=change)
+    expected, _ = train_own(kind, "reference", method)
+    left, _ = train_own(kind, "native", method)
+    assert left.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(left[name], value, rtol=1e-10, atol=1e-12), name
 
 
 def test_an_image_changed_in_place_between_steps_is_seen() -> None:

@@ -4,21 +4,17 @@ import random
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from on_backends import train_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sltt_bench import backends, methods
 from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
-from sltt_bench.experiment import Experiment, training_mode
-from sltt_bench.losses import step_loss
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import LIFParameters, Stateful, reset_state
-from sltt_bench.precision import Precision
+from sltt_bench.neurons import Stateful
 
 NATIVE = {
     "as it is": {"fused_norm": "never"},
@@ -355,8 +351,8 @@ def test_hooks_of_parts_see_no_values_of_a_trace() -> None:
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("how", NATIVE)
 def test_such_networks_learn_as_they_do_with_the_reference(how: str, kind: type[Plain]) -> None:
-    expected, _ = _trained(kind, "reference", "bptt")
-    left, units = _trained(kind, "native", "bptt", **NATIVE[how])
+    expected, _ = train_own(kind, "reference", "bptt")
+    left, units = train_own(kind, "native", "bptt", **NATIVE[how])
     assert left.keys() == expected.keys()
     for name, value in expected.items():
         assert left[name].shape == value.shape, name
@@ -364,45 +360,3 @@ def test_such_networks_learn_as_they_do_with_the_reference(how: str, kind: type[
     if how == "unit by unit":
         reason = NOT_TRACEABLE.get(kind) or NOT_SEPARABLE.get(kind)
         assert re.search(reason or "computed for all steps at once", units)
-
-
-def _trained(kind: type[Plain], name: str, method: str, **options: Any) -> tuple[dict[str, Tensor], str]:
-    """Gradients, outputs in training and evaluation, and statistics of three iterations; what was done in units."""
-    backend = backends.create(name, **{"graphs": "never", **options} if name == "native" else {})
-    torch.manual_seed(0)
-    random.seed(0)
-    neuron = LIFParameters(tau=2.0, v_threshold=0.5)
-    network = backend.prepare(kind(lambda: backend.neuron(neuron)), "cpu").double()
-    precision = Precision("fp32", "cpu")
-    experiment = Experiment(
-        network=network,
-        method=methods.create(method, 3),
-        backend=backend,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        scaler=precision.make_scaler(),
-        precision=precision,
-        timesteps=3,
-        temporal=False,
-        loss=partial(step_loss, alpha=0.05, mse_target="ones"),
-        window=None,
-        average="losses",
-        generator=torch.Generator().manual_seed(4),
-    )
-    draws, left = torch.Generator().manual_seed(2), {}
-    for number in range(3):
-        x = 2 * torch.rand(5, 2, 6, 6, generator=draws, dtype=torch.float64)
-        unroll = experiment.training_iteration(x, torch.arange(5) % 4)
-        left[f"outputs {number}"] = unroll.summed_outputs.clone()
-        left |= {
-            f"{name} {number}": parameter.grad.clone()
-            for name, parameter in network.named_parameters()
-            if parameter.grad is not None
-        }
-        with training_mode(network, False), torch.no_grad(), backend.iteration(network):
-            unroll = experiment.unroll(x, torch.zeros(5, dtype=torch.long))
-            for step in range(3):
-                unroll.step(step)
-        left[f"evaluation {number}"] = unroll.summed_outputs.clone()
-        reset_state(network)
-    left |= dict(network.named_buffers())
-    return left, backend.provenance().get("units", "")
