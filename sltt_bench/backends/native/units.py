@@ -37,6 +37,7 @@ from sltt_bench.backends.native.step_calls import (
     IN_PLACE,
     NotTraceable,
     changed_in_place,
+    is_seen_through,
     trace_step,
 )
 from sltt_bench.models.layers import SequenceDropout
@@ -50,6 +51,7 @@ from sltt_bench.neurons import (
     stateful_layers,
 )
 from sltt_bench.recomputation import tried_again
+from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
 ROOM = 2.0
 """Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
@@ -117,6 +119,13 @@ class UnitNetwork:
             if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+
+    def why_not_now(self) -> str | None:
+        """Why the network goes step by step in this iteration, or None: of parts that are looked into nobody calls the whole."""
+        for name, part in self.network.named_modules():
+            if is_seen_through(part) and any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
+                return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
+        return None
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
         """The last units, as far as their graphs fit into the room that the largest needs; none at first.
