@@ -423,6 +423,19 @@ def test_any_number_of_elements(elements: int) -> None:
     torch.testing.assert_close(got_membrane, membrane, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("size", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_sums_over_nothing_are_zero(size: tuple[int, ...]) -> None:
+    nothing, gain, bias = torch.empty(size), torch.ones(()), torch.ones(3)
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
+    try:
+        *_, grad_bias = kernels().backward_biased(nothing, None, nothing, neuron())
+        _, grad_gain, grad_bias_of_sum = kernels().joined_backward(nothing, nothing, gain, 0.2, bias)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert grad_bias.tolist() == grad_bias_of_sum.tolist() == [0, 0, 0]
+    assert grad_gain == 0
+
+
 def test_the_new_potential_may_take_the_place_of_the_old() -> None:
     lif = neuron()
     current, before = numbers(3, 1000), numbers(3, 1000, seed=1)

@@ -649,7 +649,7 @@ class TritonKernels:
         membrane = _laid_out_as(grad_x, membrane)
         tiles = _Tiles.of(grad_x)
         wide = torch.promote_types(membrane.dtype, torch.float32)
-        parts = membrane.new_empty(tiles.rows, 1 if normalised is None else 2, tiles.channels, dtype=wide)
+        parts = _parts(membrane, tiles, 1 if normalised is None else 2, wide)
         x, mean, variance = membrane, parts, parts
         if normalised is not None:
             x, mean, variance = (
@@ -747,7 +747,7 @@ class TritonKernels:
         grad_residual = torch.empty_like(residual)
         tiles = _Tiles.of(grad_residual)
         wide = torch.promote_types(residual.dtype, torch.float32)
-        parts = residual.new_empty(tiles.rows, 2, tiles.channels, dtype=wide)
+        parts = _parts(residual, tiles, 2, wide)
         tensors = _laid_out_as(grad_residual, grad), _laid_out_as(grad_residual, residual), grad_residual
         _launch(_joined_backward_kernel, (*tensors, parts, gain), tiles.grid, ALPHA=alpha, **tiles.constants)
         weighted, plain = _added_up(parts)
@@ -818,6 +818,13 @@ class _Tiles(NamedTuple):
         """What the kernels are told."""
         turns = triton.cdiv(triton.cdiv(self.places, BLOCK // self.tile), self.rows)
         return {"CHANNELS": self.channels, "INNER": self.inner, "TILE": self.tile, "TURNS": turns}
+
+
+def _parts(tensor: Tensor, tiles: _Tiles, sums: int, dtype: torch.dtype) -> Tensor:
+    """Room for so many sums by channel of each row of programs, [rows, sums, channels]; of an empty tensor, whose programs
+    nobody starts, zeros."""
+    make = tensor.new_empty if tensor.numel() else tensor.new_zeros
+    return make(tiles.rows, sums, tiles.channels, dtype=dtype)
 
 
 def _added_up(parts: Tensor) -> Tensor:
