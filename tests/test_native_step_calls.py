@@ -250,12 +250,35 @@ class LayerOfTwoResults(Plain):
         return self.rest(self.neurons(one) + self.more_neurons(other))
 
 
+class SharedNorm(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.norm(self.conv2(self.neurons(self.currents(x))))
+        output: Tensor = self.readout(self.neurons2(currents).flatten(1))
+        return output
+
+
+class LaterMaskFirst(Plain):
+    """The first mask is read in a later unit than the second."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.dropout, self.dropout2 = SequenceDropout(0.3), SequenceDropout(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        masked = self.dropout(spikes)
+        more = self.more_neurons(2 * self.dropout2(spikes))
+        return self.rest(masked) + more.mean((2, 3))[:, :4]
+
+
 NOT_SEPARABLE: dict[type[Plain], str] = {
     ReluInPlace: r"in place \(relu\)",
     LayerInPlace: r"in place \(ReLU\)",
     SumInPlace: r"in place \(iadd\)",
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
+    SharedNorm: "serves several units, and would learn its statistics in another order",
+    LaterMaskFirst: "would draw their masks in another order",
 }
 
 

@@ -18,7 +18,7 @@ masks are those of a run step by step; gradients are the same sums in another or
 """
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -566,11 +566,38 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
             cuts.add(node)
     once = _computed_once(graph, modules)
     units = [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+    _refuse_another_order(units, modules)
     last_readers = {before: unit for unit in units for node in unit.nodes for before in node.all_input_nodes}
     for node, unit in last_readers.items():
         if node in cuts:
             unit.read_last.append(node)
     return units
+
+
+def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) -> None:
+    """Raises NotSeparable where unit after unit, each for all steps, is not the order of step after step for what depends on
+    it: running statistics of a layer, and draws."""
+    norms = Counter(
+        part
+        for unit in units
+        for part in set(unit.modules)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    )
+    if (shared := next((norm for norm, number in norms.items() if number > 1), None)) is not None:
+        raise NotSeparable(
+            f"a {type(shared).__name__} serves several units, and would learn its statistics in another order"
+        )
+    masks = [
+        [
+            part
+            for module in group
+            for part in module.modules()
+            if isinstance(part, SequenceDropout) and part.p
+        ]
+        for group in ((module for unit in units for module in unit.modules), modules.values())
+    ]
+    if list(dict.fromkeys(masks[0])) != list(dict.fromkeys(masks[1])):
+        raise NotSeparable("its layers of dropout would draw their masks in another order")
 
 
 def _parts(graph: fx.Graph) -> set[fx.Node]:
