@@ -59,7 +59,7 @@ def _after_reset(u, THRESHOLD: tl.constexpr, V_RESET: tl.constexpr, SOFT: tl.con
 def _surrogate(x, KIND: tl.constexpr):
     """ds/du from x = u − V_th."""
     if KIND == 0:
-        return tl.maximum(1.0 - tl.abs(x), 0.0)
+        return tl.where(tl.abs(x) >= 1.0, 0.0, 1.0 - tl.abs(x))  # a maximum would make 0 of what is no number
     elif KIND == 1:
         return tl.where(tl.abs(x) < 0.5, 1.0, 0.0)
     elif KIND == 2:
@@ -105,12 +105,13 @@ def _gradient(
     u,
     THRESHOLD: tl.constexpr,
     V_RESET: tl.constexpr,
+    FROM_NEXT: tl.constexpr,
     SOFT: tl.constexpr,
     DETACHED: tl.constexpr,
     SURROGATE: tl.constexpr,
 ):
-    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g."""
-    if not DETACHED:
+    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g; d is 0 unless it comes FROM_NEXT."""
+    if FROM_NEXT and not DETACHED:
         if SOFT:
             through_spikes -= THRESHOLD * past
         else:
@@ -218,7 +219,7 @@ def _backward_kernel(
     past = tl.zeros((BLOCK,), COMPUTE)
     if FROM_NEXT:
         past = DECAY * tl.load(grad_next_ptr + index, mask=inside).to(COMPUTE)
-    grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
+    grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, FROM_NEXT, SOFT, DETACHED, SURROGATE)
     stored = grad.to(grad_x_ptr.dtype.element_ty)
     if TO_PAST:
         tl.store(grad_ptr + index, stored, mask=inside)
@@ -281,7 +282,7 @@ def _summing_backward_kernel(
         past = tl.zeros((at_once, TILE), COMPUTE)
         if FROM_NEXT:
             past = DECAY * tl.load(grad_next_ptr + index, mask=inside, other=0.0).to(COMPUTE)
-        grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
+        grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, FROM_NEXT, SOFT, DETACHED, SURROGATE)
         stored = grad.to(grad_x_ptr.dtype.element_ty)
         if TO_PAST:
             tl.store(grad_ptr + index, stored, mask=inside)
