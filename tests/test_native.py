@@ -32,6 +32,7 @@ from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
+from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.plan import Cell
@@ -354,6 +355,32 @@ def test_different_inputs_pass_the_stem_at_every_step(monkeypatch: pytest.Monkey
     iteration(backend, network, "sltt", repeated=False)
     iteration(backend, network, "sltt", repeated=False)
     assert len(calls) == 2 * T
+
+
+class FillsWithSevenTenths(nn.Module):
+    """Before a layer of dropout that drops nothing."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.neurons, self.dropout = nn.Conv2d(2, 3, 1), neuron(), SequenceDropout(0.0)
+        self.more, self.last, self.readout = nn.Conv2d(3, 4, 3, padding=1), neuron(), nn.Linear(144, 4)
+        self.register_buffer("mask", torch.arange(36).view(6, 6) % 3 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.dropout(self.neurons(self.stem(x)).masked_fill(self.mask, 0.7))
+        output: Tensor = self.readout(self.last(self.more(spikes)).flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_what_somebody_fills_in_stays_what_it_is_behind_dropout_that_drops_nothing(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+    expected, _ = train_own(FillsWithSevenTenths, "reference", method)
+    left, _ = train_own(FillsWithSevenTenths, "native", method)
+    for name, value in expected.items():
+        assert torch.allclose(left[name], value, rtol=1e-10, atol=1e-12), name
 
 
 class StemInPlace(nn.Module):
