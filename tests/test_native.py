@@ -232,6 +232,30 @@ def test_a_new_shape_without_a_reset_is_refused() -> None:
     assert neuron(torch.zeros(2, 4)).shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    "formats", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize("graph", [True, False])
+def test_currents_of_another_format_than_the_step_befores_add_up_as_in_the_reference(
+    graph: bool, reset: Any, formats: tuple[torch.dtype, torch.dtype]
+) -> None:
+    lif = LIFParameters(tau=2.0, reset=reset, v_reset=0.125)
+    results: list[list[Tensor | None]] = []
+    for name in ("reference", "native"):
+        layer = backends.create(name).neuron(lif)
+        draws = torch.Generator().manual_seed(0)
+        steps = [torch.randint(-8, 8, (40,), generator=draws) / 4 for _ in range(3)]
+        currents = [x.to(formats[t > 0]).requires_grad_(graph) for t, x in enumerate(steps)]
+        with torch.set_grad_enabled(graph):
+            spikes = [layer(x) for x in currents]
+            if graph:
+                sum((t + 1) * s.float().sum() for t, s in enumerate(spikes)).backward()
+        results.append([*spikes, layer.potential, *(x.grad for x in currents)])
+    for native_, reference in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(native_, reference, rtol=0, atol=2**-8)  # a rounding to bfloat16
+
+
 def test_the_potential_can_be_read_as_that_of_the_reference() -> None:
     parameters = LIFParameters(tau=2.0, v_threshold=0.6)
     native, reference = backends.create("native").neuron(parameters), LIF(parameters)
