@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import reset_state
-from sltt_bench.torch_internals import FakeTensor
+from sltt_bench.torch_internals import FakeTensor, times_changed
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Repetition:
     """A buffer that changes at every call; batch norm's, which are known, are left out."""
     replaces: str = ""
     """A buffer of which another tensor takes the place at every call."""
+    overwrites: str = ""
+    """A layer that changes in place what it is given, which others may read, or the next run be given again."""
 
 
 @torch.no_grad()
@@ -69,6 +71,7 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
         draws_on_host="it draws random numbers on the host" if second.draws_on_host else "",
         learns=next((f"{name} changes at every call" for name in second.changed), ""),
         replaces=next((f"{name} is replaced at every call" for name in second.replaced), ""),
+        overwrites=next((f"a {layer} changes its input in place" for layer in first.overwriting), ""),
     )
 
 
@@ -87,6 +90,10 @@ class _StepTried:
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         self.made: list[tuple[str, Tensor]] = []
         """The kind of each layer and what it put out, in the order of their calls."""
+        self.overwriting: list[str] = []
+        """The kinds of layers that changed their input."""
+        self._given: list[int] = []
+        """How often the inputs of the layers under way had been changed when they were called."""
         reset_state(network)
         network.train()
         torch.manual_seed(0)
@@ -95,6 +102,7 @@ class _StepTried:
         values = {name: buffer.clone() for name, buffer in buffers.items()}
         numbers = _numbers(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
+        hooks += [module.register_forward_pre_hook(self._note_input) for module in network.modules()]
         network(x)
         for hook in hooks:
             hook.remove()
@@ -112,9 +120,19 @@ class _StepTried:
         """What is another number, though a new sequence begins."""
         self.replaced = [name for name, buffer in buffers.items() if after.get(name) is not buffer]
 
+    def _note_input(self, layer: nn.Module, args: Any) -> None:
+        self._given.append(_changes(args))
+
     def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if _changes(args) != self._given.pop():
+            self.overwriting.append(type(layer).__name__)
         if isinstance(output, Tensor):
             self.made.append((type(layer).__name__, output.clone()))
+
+
+def _changes(args: Any) -> int:
+    """How often the tensors among arguments were changed in place so far."""
+    return sum(times_changed(arg) for arg in args if isinstance(arg, Tensor))
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ else. Supported are torch 2.6 and newer.
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
@@ -92,6 +92,23 @@ def has_hooks(tensor: Tensor) -> bool:
     return any(hooks)
 
 
+@contextmanager
+def autograd_functions_seen(look: Callable[[str, tuple[Any, ...]], None]) -> Iterator[None]:
+    """Within, `look(name, arguments)` comes before each call of an autograd function that is written in Python."""
+    function: Any = torch.autograd.Function
+    usual = vars(function)["apply"]
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        look(cls.__name__, args)
+        return usual.__get__(None, cls)(*args, **kwargs)
+
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = usual
+
+
 # Batch norm --------------------------------------------------------------------------------------
 
 
@@ -133,6 +150,10 @@ def dtype_asked_of_to(*args: Any, **kwargs: Any) -> torch.dtype | None:
 def module_hooks() -> Any:
     """torch's module of hooks that see every layer of every network."""
     return nn.modules.module
+
+
+HOOKS_OF_A_LAYER = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""The attributes in which a module holds hooks around its own calls."""
 
 
 def sees_every_layer() -> bool:

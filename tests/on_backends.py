@@ -1,5 +1,7 @@
 """What the tests of the backends share: training iterations of small networks on any backend."""
 
+import random
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
 from sltt_bench.backends.native import Native
+from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.models.options import (
@@ -21,7 +24,7 @@ from sltt_bench.models.options import (
     PreActResNetOptions,
     VGGOptions,
 )
-from sltt_bench.neurons import LIFParameters, SpikingNeuron
+from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset_state
 from sltt_bench.precision import Precision
 from sltt_bench.unroll import Unroll
 
@@ -156,3 +159,51 @@ def whole_gradient_error(a: Trained, b: Trained) -> float:
     assert a.gradients.keys() == b.gradients.keys()
     difference = torch.cat([(a.gradients[name] - b.gradients[name]).flatten() for name in b.gradients])
     return float(difference.norm() / torch.cat([g.flatten() for g in b.gradients.values()]).norm())
+
+
+def train_own(
+    kind: Callable[[Callable[[], nn.Module]], nn.Module], name: str, method: str, **options: Any
+) -> tuple[dict[str, Tensor], str]:
+    """Three iterations of somebody's own network: gradients, outputs in training and evaluation, and statistics; what was
+    done in units.
+
+    `kind(neuron)` makes it, for images [5, 2, 6, 6], four classes and a `neuron()` for each layer of neurons.
+    """
+    backend = backends.create(name, **{"graphs": "never", **options} if name == "native" else {})
+    torch.manual_seed(0)
+    random.seed(0)
+    neuron = LIFParameters(tau=2.0, v_threshold=0.5)
+    network = backend.prepare(kind(lambda: backend.neuron(neuron)), "cpu").double()
+    precision = Precision("fp32", "cpu")
+    experiment = Experiment(
+        network=network,
+        method=methods.create(method, 3),
+        backend=backend,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        scaler=precision.make_scaler(),
+        precision=precision,
+        timesteps=3,
+        temporal=False,
+        loss=partial(step_loss, alpha=0.05, mse_target="ones"),
+        window=None,
+        average="losses",
+        generator=torch.Generator().manual_seed(4),
+    )
+    draws, left = torch.Generator().manual_seed(2), {}
+    for number in range(3):
+        x = 2 * torch.rand(5, 2, 6, 6, generator=draws, dtype=torch.float64)
+        unroll = experiment.training_iteration(x, torch.arange(5) % 4)
+        left[f"outputs {number}"] = unroll.summed_outputs.clone()
+        left |= {
+            f"{name} {number}": parameter.grad.clone()
+            for name, parameter in network.named_parameters()
+            if parameter.grad is not None
+        }
+        with training_mode(network, False), torch.no_grad(), backend.iteration(network):
+            unroll = experiment.unroll(x, torch.zeros(5, dtype=torch.long))
+            for step in range(3):
+                unroll.step(step)
+        left[f"evaluation {number}"] = unroll.summed_outputs.clone()
+        reset_state(network)
+    left |= dict(network.named_buffers())
+    return left, backend.provenance().get("units", "")

@@ -4,6 +4,7 @@ Triton's kernels run on the CPU through its interpreter, which must be chosen be
 imported: one test here starts this file again with TRITON_INTERPRET=1.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -105,6 +106,21 @@ def test_a_missing_gradient_counts_as_zero(reset: str) -> None:
         expected, _ = kernels().backward(*with_zero, membrane, lif)
         got, _ = kernels().backward(*with_none, membrane, lif)
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(("reset", "surrogate"), product(RESETS, SURROGATES))
+@pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
+def test_a_potential_that_overflowed_has_the_gradient_of_the_equations(reset: str, surrogate: str) -> None:
+    """A loss scaler skips a step by what is no number."""
+    lif = neuron(reset, surrogate)
+    u = torch.tensor([math.nan, math.inf, -math.inf, 0.5]).requires_grad_()
+    spikes, potential = lif_step(u if lif.resting_potential == 0 else u - lif.resting_potential, None, lif)
+    ones = torch.ones(4)
+    (of_spikes,) = torch.autograd.grad(spikes.sum(), u, retain_graph=True)
+    (of_both,) = torch.autograd.grad((spikes + lif.decay * potential).sum(), u)
+    for grad_next, expected in ((None, of_spikes), (ones, of_both)):
+        got, _ = kernels().backward(ones, grad_next, u.detach(), lif)
+        torch.testing.assert_close(got, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("reset", ["soft", "hard"])
@@ -421,6 +437,19 @@ def test_any_number_of_elements(elements: int) -> None:
     got_spikes, got_membrane = kernels().forward(current, before, lif, None)
     assert torch.equal(got_spikes, spikes)
     torch.testing.assert_close(got_membrane, membrane, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("size", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_sums_over_nothing_are_zero(size: tuple[int, ...]) -> None:
+    nothing, gain, bias = torch.empty(size), torch.ones(()), torch.ones(3)
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
+    try:
+        *_, grad_bias = kernels().backward_biased(nothing, None, nothing, neuron())
+        _, grad_gain, grad_bias_of_sum = kernels().joined_backward(nothing, nothing, gain, 0.2, bias)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert grad_bias.tolist() == grad_bias_of_sum.tolist() == [0, 0, 0]
+    assert grad_gain == 0
 
 
 def test_the_new_potential_may_take_the_place_of_the_old() -> None:

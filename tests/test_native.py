@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from engine_parts import Batches, Rows, Setup
-from on_backends import MODELS, T, build, gradient_error, train, train_reference
+from on_backends import MODELS, T, build, gradient_error, train, train_own, train_reference
 from replays import RunsAgain
 from torch import Tensor, nn
 
@@ -32,6 +32,7 @@ from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
+from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
 from sltt_bench.plan import Cell
@@ -231,6 +232,30 @@ def test_a_new_shape_without_a_reset_is_refused() -> None:
     assert neuron(torch.zeros(2, 4)).shape == (2, 4)
 
 
+@pytest.mark.parametrize(
+    "formats", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)], ids=str
+)
+@pytest.mark.parametrize("reset", ["soft", "hard"])
+@pytest.mark.parametrize("graph", [True, False])
+def test_currents_of_another_format_than_the_step_befores_add_up_as_in_the_reference(
+    graph: bool, reset: Any, formats: tuple[torch.dtype, torch.dtype]
+) -> None:
+    lif = LIFParameters(tau=2.0, reset=reset, v_reset=0.125)
+    results: list[list[Tensor | None]] = []
+    for name in ("reference", "native"):
+        layer = backends.create(name).neuron(lif)
+        draws = torch.Generator().manual_seed(0)
+        steps = [torch.randint(-8, 8, (40,), generator=draws) / 4 for _ in range(3)]
+        currents = [x.to(formats[t > 0]).requires_grad_(graph) for t, x in enumerate(steps)]
+        with torch.set_grad_enabled(graph):
+            spikes = [layer(x) for x in currents]
+            if graph:
+                sum((t + 1) * s.float().sum() for t, s in enumerate(spikes)).backward()
+        results.append([*spikes, layer.potential, *(x.grad for x in currents)])
+    for native_, reference in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(native_, reference, rtol=0, atol=2**-8)  # a rounding to bfloat16
+
+
 def test_the_potential_can_be_read_as_that_of_the_reference() -> None:
     parameters = LIFParameters(tau=2.0, v_threshold=0.6)
     native, reference = backends.create("native").neuron(parameters), LIF(parameters)
@@ -354,6 +379,61 @@ def test_different_inputs_pass_the_stem_at_every_step(monkeypatch: pytest.Monkey
     iteration(backend, network, "sltt", repeated=False)
     iteration(backend, network, "sltt", repeated=False)
     assert len(calls) == 2 * T
+
+
+class FillsWithSevenTenths(nn.Module):
+    """Before a layer of dropout that drops nothing."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.stem, self.neurons, self.dropout = nn.Conv2d(2, 3, 1), neuron(), SequenceDropout(0.0)
+        self.more, self.last, self.readout = nn.Conv2d(3, 4, 3, padding=1), neuron(), nn.Linear(144, 4)
+        self.register_buffer("mask", torch.arange(36).view(6, 6) % 3 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.dropout(self.neurons(self.stem(x)).masked_fill(self.mask, 0.7))
+        output: Tensor = self.readout(self.last(self.more(spikes)).flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt"])
+def test_what_somebody_fills_in_stays_what_it_is_behind_dropout_that_drops_nothing(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.backends.native.saved_tensor_hooks.SMALL", 0)
+    expected, _ = train_own(FillsWithSevenTenths, "reference", method)
+    left, _ = train_own(FillsWithSevenTenths, "native", method)
+    for name, value in expected.items():
+        assert torch.allclose(left[name], value, rtol=1e-10, atol=1e-12), name
+
+
+class StemInPlace(nn.Module):
+    """Changes in place what its stem makes of the image."""
+
+    def __init__(self, neuron: Callable[[], nn.Module], how: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.stem, self.more = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.neurons, self.norm, self.last = neuron(), nn.BatchNorm2d(4), neuron()
+        self.readout, self.how = nn.Linear(144, 4), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.norm(self.more(self.how(self.stem(x))))
+        output: Tensor = self.readout(self.last(self.neurons(currents)).flatten(1))
+        return output
+
+
+@pytest.mark.parametrize("method", ["bptt", "sltt", "sltt-k2", "bptt-ckpt2"])
+@pytest.mark.parametrize("in_place", ["relu_", "add_"])
+def test_a_step_may_change_in_place_what_the_stem_makes_of_a_repeated_image(
+    in_place: str, method: str
+) -> None:
+    change: Any = {"relu_": torch.relu_, "add_": lambda x: x.add_(0.3)}[in_place]
+    kind = partial(StemInPlace, how=change)
+    expected, _ = train_own(kind, "reference", method)
+    left, _ = train_own(kind, "native", method)
+    assert left.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.allclose(left[name], value, rtol=1e-10, atol=1e-12), name
 
 
 def test_an_image_changed_in_place_between_steps_is_seen() -> None:

@@ -18,7 +18,7 @@ from sltt_bench import backends, methods, models
 from sltt_bench.backends.native.batch_norm import defer
 from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.neuron import NativeLIF
-from sltt_bench.backends.native.units import NotTraceable
+from sltt_bench.backends.native.step_calls import NotTraceable
 from sltt_bench.experiment import Experiment, assemble, make_backend
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.models.options import (
@@ -350,6 +350,31 @@ def test_whoever_reads_a_layers_values_gets_them() -> None:
         reset_state(network)
         network(x)
         assert len(seen) == 2
+
+
+@pytest.mark.parametrize("place", ["0", "0.0", "1", "2", "3"])
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_whoever_reads_what_goes_into_or_out_of_a_part_gets_it(register: str, place: str) -> None:
+    seen: dict[str, list[Tensor]] = {}
+    for name in ("reference", "native"):
+        backend = backends.create(name, **{"fused_norm": "always"} if name == "native" else {})
+        torch.manual_seed(0)
+        network = nn.Sequential(
+            nn.Sequential(nn.Sequential(nn.Conv2d(1, 3, 3)), nn.BatchNorm2d(3)),
+            nn.Sequential(backend.neuron(LIFParameters())),
+            nn.Sequential(nn.Conv2d(3, 2, 1)),
+            nn.Sequential(backend.neuron(LIFParameters())),
+        )
+        network, seen[name] = backend.prepare(network, "cpu"), []
+        hook = lambda _, args, output=None, seen=seen[name]: seen.extend(args if output is None else [output])  # noqa: E731
+        getattr(network.get_submodule(place), register)(hook)
+        for _ in range(2):
+            with backend.iteration(network):
+                network(torch.rand(2, 1, 5, 5)).sum().backward()
+            reset_state(network)
+    assert len(seen["native"]) == 2
+    for native, reference in zip(seen["native"], seen["reference"], strict=True):
+        assert torch.allclose(native, reference, rtol=1e-5, atol=1e-6)
 
 
 def test_one_value_a_channel_is_refused_as_torch_does() -> None:

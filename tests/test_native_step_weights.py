@@ -8,10 +8,12 @@ import pytest
 import torch
 from on_backends import T, build, gradient_error, train, train_reference
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from sltt_bench import backends
 from sltt_bench.backends.native import standardising, step_weights
 from sltt_bench.neurons import LIFParameters
+from sltt_bench.precision import Precision
 from sltt_bench.torch_internals import TorchDispatchMode, tree_leaves
 from sltt_bench.unroll import Unroll
 
@@ -168,6 +170,30 @@ def test_a_gradient_lies_in_memory_as_its_parameter_does_whatever_the_format_of_
     for parameter in network.parameters():
         assert parameter.grad is not None
         assert parameter.grad.stride() == parameter.stride()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("remade", ["weight norm", "spectral norm", "pruned"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_weight_that_is_no_parameter_itself_is_left_to_what_makes_it(remade: str, precision: str) -> None:
+    made: Any = {
+        "weight norm": nn.utils.weight_norm,
+        "spectral norm": nn.utils.spectral_norm,
+        "pruned": lambda layer: prune.random_unstructured(layer, "weight", 0.3),
+    }[remade]
+    gradients: list[dict[str, Tensor]] = []
+    for name in ("reference", "native"):
+        torch.manual_seed(0)
+        backend = backends.create(name)
+        network = backend.prepare(
+            nn.Sequential(made(nn.Conv2d(1, 3, 3)), nn.Flatten(), nn.Linear(12, 2)), "cpu"
+        )
+        with backend.iteration(network), Precision(precision, "cpu").autocast():
+            for x in torch.rand(2, 1, 1, 4, 4):
+                network(x).square().sum().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[1][name], gradient) for name, gradient in gradients[0].items())
 
 
 def test_whoever_hooks_a_parameter_sees_its_gradients() -> None:

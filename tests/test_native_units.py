@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from on_backends import T, build, gradient_error, train, train_reference
+from on_backends import T, build, gradient_error, train, train_own, train_reference
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
@@ -347,6 +347,51 @@ def test_a_network_without_units_is_trained_step_by_step_and_the_provenance_says
     losses = [one.training_iteration(*batch()).summed_loss for one in (subject, reference)]
     torch.testing.assert_close(*losses)
     assert "cannot be traced" in subject.backend.provenance()["units"]
+
+
+class InParts(nn.Module):
+    """Its neurons lie within a part."""
+
+    def __init__(self, neuron: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.part = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), neuron())
+        self.readout = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.readout(self.part(x).flatten(1))
+        return output
+
+
+def hooked(kind: str, place: str, neuron: Callable[[], nn.Module]) -> nn.Module:
+    """`InParts` with a hook that changes what it sees."""
+    network = InParts(neuron)
+    module: Any = network.get_submodule(place)
+    hook: Any = {
+        "register_forward_hook": lambda _, args, output: 0.5 * output,
+        "register_forward_pre_hook": lambda _, args: 0.5 * args[0],
+    }[kind]
+    getattr(module, kind)(hook)
+    return network
+
+
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("place", ["", "part", "part.0", "readout"])
+def test_hooks_are_called_where_layers_are_called_one_by_one(place: str, kind: str) -> None:
+    network = partial(hooked, kind, place)
+    expected, _ = train_own(network, "reference", "bptt")
+    left, units = train_own(network, "native", "bptt", recompute=True)
+    for name, value in expected.items():
+        assert torch.allclose(left[name], value, rtol=1e-10, atol=1e-12), name
+    assert ("somebody has hooked" in units) == (place in ("", "part"))
+
+
+def test_a_backend_that_gets_another_network_cuts_that_one() -> None:
+    backend = backends.create("native", recompute=True)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        network = backend.prepare(InParts(lambda: backend.neuron(LIFParameters())), "cpu")
+        sequence = backend.unrolled(network, [torch.ones(1, 2, 6, 6)] * 2, methods.create("bptt", 2))
+        assert sequence.network is network
 
 
 def test_a_network_without_units_keeps_no_batch() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sltt_bench import experiment, recomputation
 from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.graphs import GraphedIterations
-from sltt_bench.backends.native.units import trace_step
+from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe

@@ -13,6 +13,7 @@
     graphs                            whole iterations replayed as CUDA graphs
     free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, of which only spikes are kept
+    step_calls                        the calls of a step, by which the others find what they may do
     packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
 
@@ -20,6 +21,7 @@
 """
 
 import gc
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -48,7 +50,8 @@ from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.backends.native.units import NotSeparable, NotTraceable, UnitNetwork, trace_step
+from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
+from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
@@ -111,6 +114,10 @@ class Native:
         self._once = OncePerIteration(first_layers=not recompute)
         self._units: UnitNetwork | str | None = None
         """Of the network, once an iteration has asked for it."""
+        self._cut_network: weakref.ref[nn.Module] | None = None
+        """The network."""
+        self._not_in_units: str | None = None
+        """Why the last iteration went step by step; None where it did not."""
         self._free: FreeSteps | str | None = None
         """Likewise; or why there is nothing of the kind."""
         self._not_free = ""
@@ -321,15 +328,22 @@ class Native:
         """
         if not self._recompute or not isinstance(method, IN_UNITS) or any(x.requires_grad for x in inputs):
             return network
-        if self._units is None:
-            try:
-                self._units = UnitNetwork(network, inputs[0])
-            except NotSeparable as error:
-                self._units = str(error)  # the error itself would hold the batch, by way of its traceback
-        if isinstance(self._units, str):
+        units = self._units_of(network, inputs[0])
+        self._not_in_units = units if isinstance(units, str) else units.why_not_now()
+        if isinstance(units, str) or self._not_in_units is not None:
             return network
         factor = method.beta if isinstance(method, DampedBPTT) else 1.0
-        return self._units.sequence(inputs, partial(self._saved.active, costly=False), factor)
+        return units.sequence(inputs, partial(self._saved.active, costly=False), factor)
+
+    def _units_of(self, network: nn.Module, x: Tensor) -> UnitNetwork | str:
+        """Those of the network, found once; or why there are none. `x`: the input of a step [batch, ...]."""
+        if self._cut_network is None or self._cut_network() is not network or self._units is None:
+            self._cut_network = weakref.ref(network)
+            try:
+                self._units = UnitNetwork(network, x)
+            except NotSeparable as error:
+                self._units = str(error)  # the error itself would hold the batch, by way of its traceback
+        return self._units
 
     def provenance(self) -> Mapping[str, str]:
         """What has really run so far."""
@@ -341,10 +355,10 @@ class Native:
         }
         if self._norms:
             facts |= {"batch norms": self._norms, **self._fused}
-        if isinstance(self._units, UnitNetwork):
+        if self._not_in_units is not None:
+            facts["units"] = f"none, step by step instead: {self._not_in_units}"
+        elif isinstance(self._units, UnitNetwork):
             facts["units"] = f"{len(self._units.units)}, computed for all steps at once, and again"
-        elif self._units is not None:
-            facts["units"] = f"none, step by step instead: {self._units}"
         if self._not_free:
             facts["steps without a graph"] = f"one by one: {self._not_free}"
         elif self._free is not None:

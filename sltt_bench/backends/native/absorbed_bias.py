@@ -8,7 +8,8 @@ What comes out does not depend on b, and ∂L/∂b = 0, which nobody needs to su
 learns μ with b, as it does otherwise. The same holds for a sum of convolutions, such as a residual connection. Neurons and
 residual sums add b as they read x anyway, and sum ∂L/∂b as they write ∂L/∂x.
 
-A bias is left out where nothing but one such reader can see the result, which the calls of a step (torch.fx) show.
+A bias is left out where nothing but one such reader can see the result, which the calls of a step (torch.fx) show, and no hook
+does at the time, be it one of a part that holds the convolution and not its reader.
 """
 
 import operator
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
 
-SUMS = (operator.add, torch.add)
+SUMS = (operator.add, operator.iadd, torch.add)
 
 
 class Reader(Protocol):
@@ -38,12 +39,14 @@ class _Unbiased(nn.Conv2d):
 
     readers: tuple[Reader]
     """What reads its result, in a tuple: not a part of this layer."""
+    witnesses: tuple[nn.Module, ...]
+    """Parts of the network whose hooks see the result."""
     left_out = False
     """Whether the latest result is without the bias."""
 
     def forward(self, input: Tensor) -> Tensor:
         (reader,) = self.readers
-        watched = any(map(reads_values, self._forward_hooks.values()))
+        watched = any(map(reads_values, self._forward_hooks.values())) or are_watched(self.witnesses)
         self.left_out = not watched and reader.takes_biases()
         if not self.left_out:
             return super().forward(input)
@@ -105,7 +108,7 @@ def leave_biases_to_neurons(network: nn.Module, graph: fx.Graph, neurons: type[n
     for node in calls:
         layer = network.get_submodule(str(node.target))
         if isinstance(layer, neurons) and times[layer] == 1 and len(node.args) == 1:
-            biases += leave_bias_to(layer, biased_convolutions(node.args[0], network, times))
+            biases += leave_bias_to(layer, biased_convolutions(node.args[0], network, times), network)
     return biases
 
 
@@ -115,14 +118,35 @@ def can_leave_bias(convolution: nn.Conv2d) -> bool:
     return known and convolution.bias is not None and convolution.padding_mode == "zeros"
 
 
-def leave_bias_to(reader: nn.Module, convolutions: Iterable[nn.Conv2d]) -> int:
-    """Let the convolutions leave their biases to the reader, in place; how many do."""
+def leave_bias_to(reader: nn.Module, convolutions: Iterable[nn.Conv2d], network: nn.Module) -> int:
+    """Let the convolutions of the network leave their biases to the reader, in place; how many do."""
     sources = tuple(convolutions)
     for convolution in sources:
         convolution.__class__ = UNBIASED[type(convolution)]
         convolution.__dict__["readers"] = (reader,)
+        convolution.__dict__["witnesses"] = witnesses_between(convolution, reader, network)
     reader.__dict__["sources"] = sources
     return len(sources)
+
+
+def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -> tuple[nn.Module, ...]:
+    """The parts of the network that hold one of the two and not the other: what goes from layer to reader enters or leaves
+    them. They come in a tuple, for an attribute that is no part of what has it."""
+    return tuple(
+        part
+        for part in network.modules()
+        if part is not layer
+        and part is not reader
+        and (layer in (inside := set(part.modules()))) != (reader in inside)
+    )
+
+
+def are_watched(parts: Iterable[nn.Module]) -> bool:
+    """Whether a hook looks at what enters or leaves one of them."""
+    hooks = (
+        hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
+    )
+    return any(map(reads_values, hooks))
 
 
 def biases_left_out(sources: Iterable[nn.Conv2d]) -> list[Tensor]:

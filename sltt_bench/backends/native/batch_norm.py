@@ -22,11 +22,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.absorbed_bias import biased_convolutions, biases_left_out, leave_bias_to
+from sltt_bench.backends.native.absorbed_bias import (
+    are_watched,
+    biased_convolutions,
+    biases_left_out,
+    leave_bias_to,
+    witnesses_between,
+)
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
-from sltt_bench.backends.native.units import trace_step
+from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.neurons import input_of_call, reads_values
 from sltt_bench.torch_internals import has_hooks
 
@@ -55,8 +61,9 @@ def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice
     for norm, layer, convolutions in found:
         norm.__class__ = DEFERRING[type(norm)]
         norm.__dict__["readers"] = (layer,)  # in a tuple: not a part of this layer
+        norm.__dict__["witnesses"] = witnesses_between(norm, layer, network)
         norm.__dict__["kernels"] = kernels
-        biases += leave_bias_to(norm, convolutions)
+        biases += leave_bias_to(norm, convolutions, network)
     return len(found), biases
 
 
@@ -98,6 +105,8 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
 
     readers: tuple[Any]
     """The layer of neurons behind it."""
+    witnesses: tuple[nn.Module, ...]
+    """Parts of the network whose hooks see what goes between the two."""
     sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
     kernels: KernelsByDevice
@@ -141,7 +150,8 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
             *layer._forward_pre_hooks.values(),
             *layer._forward_hooks.values(),
         ]
-        return "forward" not in layer.__dict__ and not any(map(reads_values, hooks))
+        watched = any(map(reads_values, hooks)) or are_watched(self.witnesses)
+        return "forward" not in layer.__dict__ and not watched
 
     def _statistics(self, x: Tensor, biases: list[Tensor]) -> tuple[Tensor, Tensor]:
         """μ and σ², of the batch while training, which the running ones learn, with the biases that x lacks."""

@@ -27,8 +27,8 @@ from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.neuron import NativeLIF, Portion
 from sltt_bench.backends.native.pooling import LeanAdaptiveAvgPool2d, LeanAvgPool2d
 from sltt_bench.backends.native.residual_sums import is_residual_sum
+from sltt_bench.backends.native.step_calls import IN_PLACE, NotTraceable, trace_step
 from sltt_bench.backends.native.step_weights import replaced
-from sltt_bench.backends.native.units import NotTraceable, trace_step
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.models.normalisation import ScaledWSLinear
@@ -44,6 +44,7 @@ SAMPLE_BY_SAMPLE = (
 )  # fmt: skip
 """Layers without state and chance that make of a sample the same whatever is beside it."""
 ELEMENT_BY_ELEMENT = (operator.add, operator.sub, operator.mul, operator.truediv)
+ELEMENT_BY_ELEMENT_IN_PLACE = tuple(fn for fn, new in IN_PLACE.items() if new in ELEMENT_BY_ELEMENT)
 
 
 class NotServed(Exception):
@@ -156,7 +157,7 @@ def _check(node: fx.Node, layers: dict[fx.Node, nn.Module], network: nn.Module) 
             raise NotServed(f"{node.target} is more than a number")
     elif node.op == "call_method" or (
         node.op == "call_function"
-        and node.target not in ELEMENT_BY_ELEMENT
+        and node.target not in (*ELEMENT_BY_ELEMENT, *ELEMENT_BY_ELEMENT_IN_PLACE)
         and not is_residual_sum(node.target)
     ):
         raise NotServed(f"its forward method calls {node.name}")

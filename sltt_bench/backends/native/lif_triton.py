@@ -59,7 +59,7 @@ def _after_reset(u, THRESHOLD: tl.constexpr, V_RESET: tl.constexpr, SOFT: tl.con
 def _surrogate(x, KIND: tl.constexpr):
     """ds/du from x = u − V_th."""
     if KIND == 0:
-        return tl.maximum(1.0 - tl.abs(x), 0.0)
+        return tl.where(tl.abs(x) >= 1.0, 0.0, 1.0 - tl.abs(x))  # a maximum would make 0 of what is no number
     elif KIND == 1:
         return tl.where(tl.abs(x) < 0.5, 1.0, 0.0)
     elif KIND == 2:
@@ -105,12 +105,13 @@ def _gradient(
     u,
     THRESHOLD: tl.constexpr,
     V_RESET: tl.constexpr,
+    FROM_NEXT: tl.constexpr,
     SOFT: tl.constexpr,
     DETACHED: tl.constexpr,
     SURROGATE: tl.constexpr,
 ):
-    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g."""
-    if not DETACHED:
+    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g; d is 0 unless it comes FROM_NEXT."""
+    if FROM_NEXT and not DETACHED:
         if SOFT:
             through_spikes -= THRESHOLD * past
         else:
@@ -218,7 +219,7 @@ def _backward_kernel(
     past = tl.zeros((BLOCK,), COMPUTE)
     if FROM_NEXT:
         past = DECAY * tl.load(grad_next_ptr + index, mask=inside).to(COMPUTE)
-    grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
+    grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, FROM_NEXT, SOFT, DETACHED, SURROGATE)
     stored = grad.to(grad_x_ptr.dtype.element_ty)
     if TO_PAST:
         tl.store(grad_ptr + index, stored, mask=inside)
@@ -281,7 +282,7 @@ def _summing_backward_kernel(
         past = tl.zeros((at_once, TILE), COMPUTE)
         if FROM_NEXT:
             past = DECAY * tl.load(grad_next_ptr + index, mask=inside, other=0.0).to(COMPUTE)
-        grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, SOFT, DETACHED, SURROGATE)
+        grad = _gradient(through_spikes, past, u, THRESHOLD, V_RESET, FROM_NEXT, SOFT, DETACHED, SURROGATE)
         stored = grad.to(grad_x_ptr.dtype.element_ty)
         if TO_PAST:
             tl.store(grad_ptr + index, stored, mask=inside)
@@ -649,7 +650,7 @@ class TritonKernels:
         membrane = _laid_out_as(grad_x, membrane)
         tiles = _Tiles.of(grad_x)
         wide = torch.promote_types(membrane.dtype, torch.float32)
-        parts = membrane.new_empty(tiles.rows, 1 if normalised is None else 2, tiles.channels, dtype=wide)
+        parts = _parts(membrane, tiles, 1 if normalised is None else 2, wide)
         x, mean, variance = membrane, parts, parts
         if normalised is not None:
             x, mean, variance = (
@@ -747,7 +748,7 @@ class TritonKernels:
         grad_residual = torch.empty_like(residual)
         tiles = _Tiles.of(grad_residual)
         wide = torch.promote_types(residual.dtype, torch.float32)
-        parts = residual.new_empty(tiles.rows, 2, tiles.channels, dtype=wide)
+        parts = _parts(residual, tiles, 2, wide)
         tensors = _laid_out_as(grad_residual, grad), _laid_out_as(grad_residual, residual), grad_residual
         _launch(_joined_backward_kernel, (*tensors, parts, gain), tiles.grid, ALPHA=alpha, **tiles.constants)
         weighted, plain = _added_up(parts)
@@ -818,6 +819,13 @@ class _Tiles(NamedTuple):
         """What the kernels are told."""
         turns = triton.cdiv(triton.cdiv(self.places, BLOCK // self.tile), self.rows)
         return {"CHANNELS": self.channels, "INNER": self.inner, "TILE": self.tile, "TURNS": turns}
+
+
+def _parts(tensor: Tensor, tiles: _Tiles, sums: int, dtype: torch.dtype) -> Tensor:
+    """Room for so many sums by channel of each row of programs, [rows, sums, channels]; of an empty tensor, whose programs
+    nobody starts, zeros."""
+    make = tensor.new_empty if tensor.numel() else tensor.new_zeros
+    return make(tiles.rows, sums, tiles.channels, dtype=dtype)
 
 
 def _added_up(parts: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Two things are: weights as the steps use them (`step_weights`), and what the fir
 that is shown at every step. The latter is computed at its first use and given to the steps as a leaf of
 their graphs. The gradients that reach the leaf are summed over t and go on through its computation
 once, when the iteration ends; the gradients of the parameters behind it are complete only then.
+A step that changes what it was given in place has its own way with it, and the layer is left alone from then on.
 Where the sum would take more memory than the layer's input, and much, it is not formed: each backward
 pass goes through the layer.
 """
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.hooks import RemovableHandle
 
 from sltt_bench.backends.native.absorbed_bias import UnbiasedConv2d
 from sltt_bench.backends.native.pooling import LeanAvgPool2d
+from sltt_bench.backends.native.saved_tensor_hooks import Stored
 from sltt_bench.backends.native.step_weights import (
     changed_within_iteration,
     parameter_versions,
@@ -45,6 +48,8 @@ class OncePerIteration:
         self._keep_casts = True
         self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
         self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._overwritten: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        """Layers whose results are changed in place by what reads them."""
         self._image: Tensor | None = None
         self.computed_once: set[str] = set()
         """Kinds of layers of which something was computed once so far."""
@@ -74,6 +79,7 @@ class OncePerIteration:
             once += [weight.module for weight in weights if weight.made_once]
             self.computed_once |= {module._get_name() for module in once}  # type: ignore[no-untyped-call]
             self._learn(network, layers)
+            self._overwritten.update(layer.module for layer in layers if layer.is_overwritten)
         finally:
             # A result and what shares it hold each other; without this they live until Python's collector
             # runs, and one with a hook, which the collector does not see through, for ever.
@@ -119,9 +125,8 @@ class OncePerIteration:
     def _watched(self, network: nn.Module) -> Iterable[nn.Module]:
         if not self._first_layers:
             return ()
-        if network in self._settled:
-            return self._repeating[network]
-        return filter(is_first_layer, network.modules())
+        candidates = self._repeating[network] if network in self._settled else network.modules()
+        return [layer for layer in candidates if is_first_layer(layer) and layer not in self._overwritten]
 
     def _learn(self, network: nn.Module, layers: list["_Layer"]) -> None:
         if not any(layer.calls > 1 for layer in layers):
@@ -144,6 +149,20 @@ class Shared:
         self._pass_on: Callable[[Tensor], None] | None = pass_on
         self._hook: RemovableHandle | None = None
         self._made_from = parameter_versions(module)
+        self._made_at = times_changed(self.leaf)
+
+    def used(self) -> Tensor:
+        """The value for one step, which may change it in place."""
+        if not (torch.is_grad_enabled() and self.leaf.requires_grad):
+            return self.leaf
+        used: Tensor = _Used.apply(self.leaf)
+        used._used_of = weakref.ref(self)  # type: ignore[attr-defined]
+        return used
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody has changed it in place."""
+        return times_changed(self.leaf) == self._made_at
 
     def settle(self) -> None:
         """Pass on what has been summed. Raises RuntimeError if the parameters are others now."""
@@ -168,6 +187,26 @@ class Shared:
             raise changed_within_iteration(self.module)
 
 
+def _itself(x: Tensor) -> Tensor:
+    """The shared result of which x is a use, if it is one and nobody has changed it; otherwise x."""
+    result: Shared | None = getattr(x, "_used_of", lambda: None)()
+    return result.leaf if result is not None and result.is_whole else x
+
+
+class _Used(torch.autograd.Function):
+    """A leaf as something that may be changed in place, which torch allows of no leaf."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor) -> Tensor:
+        ctx.kept = Stored(leaf.detach())  # what is returned would hold itself
+        return leaf.detach()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 class _Layer:
     """A layer whose output is kept where it receives what it received before: the same tensor, or one that a
     layer before it has made of such a tensor."""
@@ -186,6 +225,8 @@ class _Layer:
         self.module = module
         self.calls = 0
         self.repeats = expected
+        self.is_overwritten = False
+        """Whether a step has changed a kept output in place."""
         self._forward: Callable[[Tensor], Tensor] = module.forward
         self._image = image
         self._layers = layers
@@ -199,10 +240,13 @@ class _Layer:
         self._made_at = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        input = input_of_call(args, kwargs)
+        given = input_of_call(args, kwargs)
         self.calls += 1
-        if torch.is_inference_mode_enabled():
-            return self._forward(input)
+        if self._result is not None and not self._result.is_whole:
+            self.is_overwritten, self.repeats, self._result = True, False, None
+        if torch.is_inference_mode_enabled() or self.is_overwritten:
+            return self._forward(given)
+        input = _itself(given)
         again = self._has_seen(input)
         self._seen, self._seen_from = _Remembered(input), self._maker_of(input)
         if not self._is_leaf_of_the_iteration(input):
@@ -216,7 +260,7 @@ class _Layer:
         if self._result is None:
             self._result = self._compute(input)
         self._result.check()
-        return self._result.leaf
+        return self._result.used()
 
     def _has_seen(self, x: Tensor) -> bool:
         """Whether x is what the last call received, or the kept result of the layer that had made that."""

@@ -78,8 +78,13 @@ class NativeLIF(SpikingNeuron):
                 f"the neurons hold potentials of shape {tuple(previous.shape)} but receive currents of shape "
                 f"{tuple(current.shape)}; call reset_state before a new sequence"
             )
-        reuse = previous if before is not None and before.holder() is None else None
         deferred = deferred_by(current)
+        if before is not None and before.membrane.dtype != current.dtype and deferred is None:
+            # A feedback in another format, say, which the first step has not got: a sum is of the wider one.
+            wide = torch.promote_types(before.membrane.dtype, current.dtype)
+            current, before = current.to(wide), before.of_type(wide)
+            previous = before.membrane
+        reuse = previous if before is not None and before.holder() is None else None
         x, norm = (current.detach(), None) if deferred is None else deferred
         kernels = self._kernels.of(x, "forward" if norm is None else "forward with batch norm")
         bias = self._bias()
@@ -177,6 +182,11 @@ class _Carried(NamedTuple):
     """Leads the gradient from step t+1 to step t."""
     holder: Callable[[], object | None]
     """Gives what needs the memory of u[t] beside the layer, None if nothing does any more."""
+
+    def of_type(self, dtype: torch.dtype) -> "_Carried":
+        """The same in that format."""
+        link = None if self.link is None else self.link.to(dtype)
+        return self._replace(membrane=self.membrane.to(dtype), link=link, holder=_somebody)
 
 
 def _for_batch(currents: Tensor, batch: int) -> Tensor:

@@ -68,7 +68,7 @@ def fuse_residual_sums(network: nn.Module, kernels: KernelsByDevice) -> tuple[in
         block.__class__, last = FUSED[type(block)]
         block.__dict__["kernels"] = kernels
         convolution: Any = block.get_submodule(last)
-        biases += leave_bias_to(block, [convolution] if can_leave_bias(convolution) else [])
+        biases += leave_bias_to(block, [convolution] if can_leave_bias(convolution) else [], network)
     return len(blocks), biases
 
 

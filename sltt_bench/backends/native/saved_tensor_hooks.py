@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import reads_no_values
 from sltt_bench.torch_internals import result_of, saved_by, times_changed
 
@@ -272,10 +273,12 @@ _FILLS_WITH_ZERO = "sltt_bench.fills_with_zero"
 
 
 @reads_no_values
-def fills_with_zero(module: nn.Module, inputs: Any, output: Tensor) -> None:
-    """A forward hook that vouches for a layer: where it ends in `masked_fill`, the value is 0."""
+def fills_with_zero(module: SequenceDropout, inputs: Any, output: Tensor) -> None:
+    """A forward hook that vouches for a layer: where it drops anything, it ends in `masked_fill` with the value 0."""
     node: Node = output.grad_fn
-    if node is not None:
+    if (
+        node is not None and module.training and module.p > 0
+    ):  # otherwise it hands on what somebody else has made
         node.metadata[_FILLS_WITH_ZERO] = True
 
 

@@ -184,7 +184,7 @@ class CastParameters:
         self._casts = {
             name: _OfAllSteps(parameter, parameter.detach().to, keep=keep)
             for name in CAST[type(module)]
-            if (parameter := module._parameters[name]) is not None and not has_hooks(parameter)
+            if (parameter := module._parameters.get(name)) is not None and not has_hooks(parameter)
         }
         self._versions = parameter_versions(module)
 

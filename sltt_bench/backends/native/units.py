@@ -18,7 +18,7 @@ masks are those of a run step by step; gradients are the same sums in another or
 """
 
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -33,17 +33,25 @@ from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Kept, Stored
+from sltt_bench.backends.native.step_calls import (
+    IN_PLACE,
+    NotTraceable,
+    changed_in_place,
+    is_seen_through,
+    trace_step,
+)
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import (
     SpikingNeuron,
     State,
     Stateful,
-    reset_state,
     restore_state,
     save_state,
     scale_state_gradient,
+    stateful_layers,
 )
 from sltt_bench.recomputation import tried_again
+from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
 ROOM = 2.0
 """Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
@@ -51,6 +59,12 @@ the gradients of its spikes, and of a shortcut beside it, stand beside that grap
 
 CHUNKS_BEYOND = 12
 """Time steps up to which all of a unit's are computed again at once."""
+
+MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
+"""Layers whose result is in memory of its own."""
+
+SHAPES = ("shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device")
+"""Methods and attributes of a tensor that give numbers."""
 
 CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
 CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
@@ -102,9 +116,16 @@ class UnitNetwork:
         self.units = _cut(graph, network)
         if (foreign := foreign_call(graph, network)) is not None:
             again = tried_again(network, x)
-            if reason := again.differs or again.draws or again.learns:
+            if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+
+    def why_not_now(self) -> str | None:
+        """Why the network goes step by step in this iteration, or None: of parts that are looked into nobody calls the whole."""
+        for name, part in self.network.named_modules():
+            if is_seen_through(part) and any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
+                return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
+        return None
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
         """The last units, as far as their graphs fit into the room that the largest needs; none at first.
@@ -424,11 +445,16 @@ def _forget(unit: Unit, value: Tensor) -> None:
 @contextmanager
 def _state_of_its_own(unit: Unit) -> Iterator[None]:
     """The unit begins at step 1, and leaves nothing."""
-    if unit.core is not None:
-        reset_state(unit.core)
+    _begin(unit)
     yield
-    if unit.core is not None:
-        reset_state(unit.core)
+    _begin(unit)
+
+
+def _begin(unit: Unit) -> None:
+    """Put what the unit carries before step 1; masks of dropout are those of the sequence, however often it is computed."""
+    for layer in [] if unit.core is None else stateful_layers(unit.core):
+        if not isinstance(layer, SequenceDropout):
+            layer.reset_state()
 
 
 def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
@@ -436,7 +462,7 @@ def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
     if unit.core is None:
         return []
     if not state:
-        reset_state(unit.core)
+        _begin(unit)
         return []
     leaves = [tuple(None if v is None else v.detach().requires_grad_() for v in layer) for layer in state]
     restore_state(unit.core, leaves)
@@ -483,28 +509,6 @@ def _firing_for_nobody(core: Any) -> Iterator[None]:
 # Cutting ----------------------------------------------------------------------------------------
 
 
-class StepTracer(fx.Tracer):
-    """Sees the calls of layers, and looks into what consists of layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        has_children = next(m.children(), None) is not None
-        return not has_children or isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
-
-
-class NotTraceable(Exception):
-    """The calls of a step cannot be seen; the message says why."""
-
-
-def trace_step(network: nn.Module) -> fx.Graph:
-    """The calls of one step. Raises NotTraceable."""
-    try:
-        return StepTracer().trace(network)
-    except Exception as error:  # whatever a forward method may do with a value that is none yet
-        raise NotTraceable(
-            f"the forward method cannot be traced: {' '.join(str(error).split())[:200]}"
-        ) from error
-
-
 def _trace(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotSeparable."""
     for module in network.modules():
@@ -515,14 +519,20 @@ def _trace(network: nn.Module) -> fx.Graph:
     except NotTraceable as error:
         raise NotSeparable(str(error)) from error
     for node in graph.nodes:
-        if node.op == "call_method" and str(node.target).endswith("_"):
-            raise NotSeparable(f"its forward method changes a value in place ({node.target})")
-        if node.op == "call_function" and node.target.__name__.startswith("i") and node.target in _IN_PLACE:
-            raise NotSeparable(f"its forward method changes a value in place ({node.target.__name__})")
+        if node.target in IN_PLACE and _is_fresh(node.args[0], network):
+            node.target = IN_PLACE[node.target]
+        if (name := changed_in_place(node, network)) is not None:
+            raise NotSeparable(f"its forward method changes a value in place ({name})")
     return graph
 
 
-_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+def _is_fresh(node: Any, network: nn.Module) -> bool:
+    """Whether a value is nowhere else to be seen: one caller reads it, and what makes it makes it anew."""
+    if not isinstance(node, fx.Node) or len(node.users) != 1:
+        return False
+    if node.op == "call_module":
+        return isinstance(network.get_submodule(str(node.target)), MAKE_ANEW)
+    return node.op == "call_function" and node.target in (operator.add, operator.sub, operator.mul)
 
 
 def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
@@ -543,20 +553,69 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
     if not isinstance(output.args[0], fx.Node):
         raise NotSeparable("it returns something else than one tensor")
     cuts = {*cores, output.args[0]}
+    parts = _parts(graph)
+    if (several := next((node for node in parts if node in modules), None)) is not None:
+        raise NotSeparable(f"layer {several.target} hands on more than one tensor")
     leads_to: dict[fx.Node, set[fx.Node]] = {}
     for node in reversed(graph.nodes):
         leads_to[node] = set()
         for user in node.users:
             leads_to[node] |= {user} if user in cuts else leads_to[user]
-        if len(leads_to[node]) > 1 and node.op.startswith("call") and not _is_cheap(node, modules):
+        is_kept = node.op.startswith("call") and node not in parts and not _is_cheap(node, modules)
+        if len(leads_to[node]) > 1 and is_kept:
             cuts.add(node)
     once = _computed_once(graph, modules)
     units = [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+    _refuse_another_order(units, modules)
     last_readers = {before: unit for unit in units for node in unit.nodes for before in node.all_input_nodes}
     for node, unit in last_readers.items():
         if node in cuts:
             unit.read_last.append(node)
     return units
+
+
+def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) -> None:
+    """Raises NotSeparable where unit after unit, each for all steps, is not the order of step after step for what depends on
+    it: running statistics of a layer, and draws."""
+    norms = Counter(
+        part
+        for unit in units
+        for part in set(unit.modules)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+    )
+    if (shared := next((norm for norm, number in norms.items() if number > 1), None)) is not None:
+        raise NotSeparable(
+            f"a {type(shared).__name__} serves several units, and would learn its statistics in another order"
+        )
+    masks = [
+        [
+            part
+            for module in group
+            for part in module.modules()
+            if isinstance(part, SequenceDropout) and part.p
+        ]
+        for group in ((module for unit in units for module in unit.modules), modules.values())
+    ]
+    if list(dict.fromkeys(masks[0])) != list(dict.fromkeys(masks[1])):
+        raise NotSeparable("its layers of dropout would draw their masks in another order")
+
+
+def _parts(graph: fx.Graph) -> set[fx.Node]:
+    """What is no tensor of its own, and what is a part of such a thing or made of nothing else: shapes, numbers, what
+    functions hand on together. Each unit makes its own."""
+    parts: set[fx.Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        of_parts = bool(inputs) and node.op != "call_module" and parts.issuperset(inputs)
+        is_number = node.target in SHAPES or (node.target is getattr and node.args[1] in SHAPES)
+        if is_number or of_parts or any(_is_part(user) for user in node.users):
+            parts.add(node)
+    return parts - {node for node in parts if not node.op.startswith("call")}
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether it takes one of several things that were handed on together."""
+    return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
 def _is_cheap(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
