@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.errors import DataError, absent, damaged, reading
+from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Below,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import TensorDataset
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (*NOT_NUMPY, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Arrays(DataSource):
