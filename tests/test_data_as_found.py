@@ -31,7 +31,7 @@ from sltt_bench import data
 from sltt_bench.cli import app
 from sltt_bench.data import DataBundle, DataError, DataPlace, dvs_gesture
 from sltt_bench.data.download import all_or_nothing, unpack
-from sltt_bench.data.events import FrameCache, Framing, Recording, count_frames
+from sltt_bench.data.events import EVENT, FrameCache, Framing, Recording, UnreadableEvents, count_frames
 from sltt_bench.data.images import read_image
 from sltt_bench.data.source import no_progress
 
@@ -322,6 +322,31 @@ def test_a_poisoned_frame_cache_is_never_unpickled(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"cached frames {file} cannot be read: .*delete the file"):
             cache.frames(recording)
     assert not made.exists()
+
+
+def without_end_of_header(file: Path) -> None:
+    """A .npy or .npz in whose headers the shape is never closed: NumPy reads them as Python."""
+    content = file.read_bytes()
+    assert content.count(b"), }") == content.count(b"'shape': (")
+    file.write_bytes(content.replace(b"), }", b",   "))
+
+
+def test_arrays_whose_header_is_no_python_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "frames.npy"
+    cache = FrameCache("test", tmp_path, Framing(2, 8, 8, "mean-count"))
+    recording = Recording(Path("one"), (0,), lambda: [np.ones(100, dtype=EVENT)], "key")
+    cache.make(recording)
+    without_end_of_header(cache.path(recording))
+    with pytest.raises(DataError, match=rf"cached frames {cache.path(recording)} cannot be read: .*EOF"):
+        cache.frames(recording)
+    np.save(file, np.zeros((4, 4)))
+    without_end_of_header(file)
+    with pytest.raises(UnreadableEvents, match=r"not a whole NumPy file .*EOF"):
+        dvs_gesture.read_tonic(file)
+    with zipfile.ZipFile(tmp_path / "arrays.npz", "w") as archive:
+        archive.write(file, "x_train.npy")
+    with pytest.raises(DataError, match=r"arrays\.npz cannot be read: x_train: .*EOF"):
+        data.source_type("arrays")().on_disk(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,19 @@ def test_unreadable_event_file_is_named(suffix: str, tmp_path: Path) -> None:
         load("dvs-cifar10", tmp_path, **counts)
 
 
+def test_event_file_that_its_decoder_panics_at_is_named(tmp_path: Path) -> None:
+    counts = write_dvs_cifar10(tmp_path)
+    file = tmp_path / "CIFAR10DVS" / "ship" / "cifar10_ship_1.aedat4"
+    content = bytearray(file.read_bytes())
+    first_offset = len(b"#!AER-DAT4.0\r\n") + 4
+    content[first_offset : first_offset + 4] = b"\0\0\0\x3b"
+    file.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"cifar10_ship_1\.aedat4 cannot be read: not a whole AEDAT 4 file .*range"
+    ):
+        load("dvs-cifar10", tmp_path, **counts)
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

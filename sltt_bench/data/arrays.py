@@ -9,30 +9,33 @@ run is planned, and stand in the resolved recipe.
 
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from sltt_bench.data.errors import DataError, absent, damaged, reading
+from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Below,
     Count,
+    DataBundle,
     DataPlace,
     DataSource,
     Found,
     Progress,
-    Samples,
     Shape,
     bytes_to_unit,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.data import TensorDataset
 
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (*NOT_NUMPY, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 class Arrays(DataSource):
@@ -152,7 +155,7 @@ class Arrays(DataSource):
         return labels.astype(np.int64)
 
     def _samples(self, data_dir: Path, split: str) -> np.ndarray:
-        """Samples [N, ...] as in the file. Raises DataError."""
+        """Samples [N, ...], bytes as in the file and others in float32. Raises DataError."""
         key = f"x_{split}"
         samples = self._read(data_dir, key)
         if samples.dtype.kind not in "uifb":
@@ -161,8 +164,13 @@ class Arrays(DataSource):
             raise self._damaged(
                 data_dir, f"{key} has samples of shape {list(samples.shape[1:])}, not {self.shape}"
             )
-        if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-            raise self._damaged(data_dir, f"{key} has numbers that are not finite")
+        if not len(samples):
+            raise self._damaged(data_dir, f"{key} has no samples")
+        if samples.dtype != np.uint8:
+            with np.errstate(over="ignore"):
+                samples = samples.astype(np.float32)
+            if not np.isfinite(samples).all():
+                raise self._damaged(data_dir, f"{key} has numbers that are not finite in float32")
         return samples
 
     def _present(self, data_dir: Path) -> Path:
@@ -176,7 +184,20 @@ class Arrays(DataSource):
 
     # Loading, preparing, verifying --------------------------------------------------------------
 
-    def samples_of(self, split: str, place: DataPlace) -> Samples:
+    def load(self, place: DataPlace) -> DataBundle:
+        """Both splits. Raises DataError, also if one would be scaled and the other not."""
+        bundle = super().load(place)
+        train, test = (split.tensors[0].dtype for split in (bundle.train, bundle.test))  # type: ignore[attr-defined]
+        if train != test:
+            one, other = ("x_train", "x_test") if test.is_floating_point else ("x_test", "x_train")
+            raise self._damaged(
+                place.data_dir,
+                f"{one} is of bytes, which are scaled to 0…1, but {other} of other numbers, which are not; "
+                "save both as one type",
+            )
+        return bundle
+
+    def samples_of(self, split: str, place: DataPlace) -> "TensorDataset":
         """In memory; samples of bytes stay bytes, others become float32."""
         import torch
         from torch.utils.data import TensorDataset
@@ -185,8 +206,6 @@ class Arrays(DataSource):
         if len(samples) != len(labels):
             reason = f"x_{split} has {len(samples)} samples, but y_{split} {len(labels)} labels"
             raise self._damaged(place.data_dir, reason)
-        if samples.dtype != np.uint8:
-            samples = samples.astype(np.float32)
         steps = self.shape[:1] if self.temporal else []
         x = torch.from_numpy(samples).reshape(-1, *steps, *self.sample_shape)
         return TensorDataset(x, torch.from_numpy(labels))
@@ -198,6 +217,10 @@ class Arrays(DataSource):
     def labels(self, data_dir: Path, split: str) -> list[int]:
         labels: list[int] = self._labels(data_dir, split).tolist()
         return labels
+
+    def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
+        place = DataPlace(data_dir, timesteps=1)
+        return [(data_dir / self.file, partial(self.samples_of, split, place))]
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         raise DataError(

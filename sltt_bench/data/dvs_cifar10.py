@@ -141,7 +141,11 @@ def _read_aedat4(file: Path) -> np.ndarray:
     tonic_io = load_extra("tonic.io", "events", f"reading {file}", DataError)
     try:
         raw = tonic_io.read_aedat4(str(file))
-    except Exception as error:  # tonic and its decoder raise bare RuntimeError and Exception
+    # tonic and its decoder raise bare RuntimeError and Exception; where the decoder, which is Rust, panics, what it
+    # raises is a BaseException, of a class that cannot be imported.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UnreadableEvents(f"not a whole AEDAT 4 file ({error})") from None
     t, x, y, p = (raw[name] for name in raw.dtype.names)
     return as_events(t, x, y, brighter(p))

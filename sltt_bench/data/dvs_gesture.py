@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from sltt_bench.data.download import already_there, check, fetch_and_unpack, tonic_dataset, unpack_to
-from sltt_bench.data.errors import DataError, absent, damaged, reading
+from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.events import (
     EVENT,
     EventSource,
@@ -158,7 +158,7 @@ def read_tonic(file: Path) -> list[np.ndarray]:
     """The events of a sample: an array [N, 4] of x, y, p and t in milliseconds. Raises UnreadableEvents."""
     try:
         columns = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except NOT_NUMPY as error:
         raise UnreadableEvents(f"not a whole NumPy file ({error})") from None
     if columns.ndim != 2 or columns.shape[1] != 4:
         raise UnreadableEvents(f"an array of shape {columns.shape} instead of [N, 4]")

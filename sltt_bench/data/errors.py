@@ -1,10 +1,14 @@
 """What can be wrong with data: one exception, and the sentences that several data sets share."""
 
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sltt_bench.errors import UserError
+
+NOT_NUMPY = (OSError, ValueError, EOFError, tokenize.TokenError)
+"""What numpy.load raises for a file that is cut short or altered; the last for a header that is no Python."""
 
 
 class DataError(UserError):

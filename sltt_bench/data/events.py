@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sltt_bench.atomic_files import atomic_file
-from sltt_bench.data.errors import DataError, damaged
+from sltt_bench.data.errors import NOT_NUMPY, DataError, damaged
 from sltt_bench.data.images import is_hidden
 from sltt_bench.data.source import (
     SPLITS,
@@ -228,7 +228,7 @@ class FrameCache:
         try:
             # A file that was tampered with is never unpickled.
             frames: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except NOT_NUMPY as error:
             raise DataError(f"cached frames {path} cannot be read: {error}; delete the file") from None
         size = self._framing.image_size
         expected = (len(recording.labels), self._framing.timesteps, 2, size, size)
