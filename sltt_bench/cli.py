@@ -606,6 +606,9 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
     seed: Annotated[int | None, typer.Option(help="The cell's seed, if several were run.")] = None,
+    cell: Annotated[
+        str | None, typer.Option(help="The cell's id, if several have the method and the seed.")
+    ] = None,
     format_name: Annotated[
         str,
         typer.Option(
@@ -636,7 +639,7 @@ def export(
     if not run.is_dir():
         _fail(f"{run}: no such folder; `sltt-bench run` makes one")
     benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
-    typer.echo(f"wrote {write(run, method, seed, format_name, out, benchmark)}")
+    typer.echo(f"wrote {write(run, method, seed, format_name, out, benchmark, cell)}")
 
 
 @submission_app.command("check")

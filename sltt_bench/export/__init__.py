@@ -49,6 +49,10 @@ class TrainedCell:
         from sltt_bench.results import checkpoints
         from sltt_bench.results.schema import CHECKPOINTS_FOLDER
 
+        if self.row["status"] != "ok":  # what lies there then is a checkpoint on the way
+            raise ExportError(
+                f"the cell ended with {self.row['status']} ({self.row['reason']}); --resume finishes it"
+            )
         path = self.run.path / CHECKPOINTS_FOLDER / f"{self.row['cell_id']}.pt"
         if not path.exists():
             raise ExportError(
@@ -94,11 +98,12 @@ def export(
     format_name: str,
     out: Path | None = None,
     benchmark: Benchmark | None = None,
+    cell_id: str | None = None,
 ) -> Path:
     """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError."""
     default, content_of = FORMATS[format_name]
     path = out or Path(default.format(method=method))
-    content = content_of(trained_cell(run, method, seed), benchmark)
+    content = content_of(trained_cell(run, method, seed, cell_id), benchmark)
     _write(path, content)
     return path
 
@@ -117,24 +122,37 @@ def _write(path: Path, content: bytes) -> None:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
-def trained_cell(run: Path, method: str, seed: int | None) -> TrainedCell:
-    """The cell with this method and seed (None: the only one). Raises ExportError, ResultsError."""
+def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None = None) -> TrainedCell:
+    """The cell with this method, seed and id (None: the only one). Raises ExportError, ResultsError."""
     from sltt_bench.results.reader import read_results
 
     results = read_results([run])
     cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
-    if seed is not None:
-        cells = cells[cells["seed"] == seed]
+    asked = f"the method {method}"
+    for name, column, value in (("seed", "seed", seed), ("id", "cell_id", cell_id)):
+        if value is not None:
+            cells, asked = cells[cells[column] == value], f"{asked} and {name} {value}"
     if len(cells) != 1:
-        raise ExportError(
-            f"{run}: {len(cells)} cells have the method {method}{'' if seed is None else f' and seed {seed}'}; "
-            "name one by --method and --seed"
-        )
+        raise ExportError(f"{run}: {len(cells)} cells have {asked}; {_one_of(cells)}")
     row = {str(column): value for column, value in cells.iloc[0].items()}
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
     epochs = epochs[epochs["cell_id"] == row["cell_id"]].sort_values("epoch")
     return TrainedCell(folder, row, epochs)
+
+
+def _one_of(cells: "pd.DataFrame") -> str:
+    """How to name one cell of several, or of none."""
+    if cells.empty:
+        return "`sltt-bench show RUN` names those that there are"
+    if cells["run"].nunique() > 1:
+        return f"they are in {cells['run'].nunique()} runs: give the folder of one, RECIPE/RUN"
+    facts = cells.astype({"seed": int})[["cell_id", "seed", "backend", "overrides"]].fillna("").astype(str)
+    words = (
+        f"{cell_id} (seed {', '.join(filter(None, further))})"
+        for cell_id, *further in facts.itertuples(index=False)
+    )
+    return f"name one by --seed or --cell: {'; '.join(words)}"
 
 
 def _nir(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
