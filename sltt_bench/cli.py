@@ -607,7 +607,7 @@ def export(
     method: Annotated[str, typer.Option("--method", "-m", help="The cell's method.")],
     seed: Annotated[int | None, typer.Option(help="The cell's seed, if several were run.")] = None,
     cell: Annotated[
-        str | None, typer.Option(help="The cell's id in cells.csv, if several have its method and seed.")
+        str | None, typer.Option(help="The cell's id, if several have the method and the seed.")
     ] = None,
     format_name: Annotated[
         str,

@@ -195,7 +195,7 @@ class TuningRecipe(Strict):
     epochs: Epochs | None = None
     """Of a trial, if fewer than train.epochs; null: as many."""
     validation: ValidationSplit
-    """What trials hold back of the training data; the final training uses all of them."""
+    """What trials hold back of the training data; the final training uses all but what the recipe's own `validation` does."""
 
     @model_validator(mode="after")
     def _every_value_is_tried_with_every_seed_once(self) -> "TuningRecipe":

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -390,9 +391,15 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     smoke += ("--set", "timesteps=2")
     assert call(*smoke, "--seed", "0,1", "--set", "train.keep_checkpoint=true")[0] == 0
     (run,) = Path("results/digits").iterdir()
-    assert call("export", str(run), "--method", "sltt") == (
+    code, output = call("export", str(run), "--method", "sltt")
+    assert code == 2
+    assert f"error: {run}: 2 cells have the method sltt; name one by --seed or --cell: " in output
+    ids = {seed: cell_id for cell_id, seed in re.findall(r"(\w{12}) \(seed (\d), reference, ", output)}
+    assert call("export", str(run), "-m", "sltt", "--cell", ids["0"]) == (0, "wrote sltt.nir")
+    assert call("export", str(run), "-m", "sltt", "--seed", "1", "--cell", ids["0"])[0] == 2
+    assert call("export", str(run), "--method", "slt") == (
         2,
-        f"error: {run}: 2 cells have the method sltt; name one by --method and --seed",
+        f"error: {run}: 0 cells have the method slt; `sltt-bench show RUN` names those that there are",
     )
     assert call("export", str(run), "--method", "sltt", "--seed", "1") == (0, "wrote sltt.nir")
     assert {type(node).__name__ for node in nir.read("sltt.nir").nodes.values()} >= {
@@ -441,6 +448,13 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     checkpoint.write_bytes(b"torn")
     codes = [call("export", str(run), "-m", "sltt", "--seed", seed)[0] for seed in "01"]
     assert sorted(codes) == [0, 2], "the damaged one is named, not a fault of the tool"
+    cells = run / "cells.csv"
+    finished = cells.read_text()
+    cells.write_text(finished.replace(",ok,", ",killed,"))
+    code, output = call("export", str(run), "-m", "sltt", "--cell", ids["1"], "--format", "state-dict")
+    assert code == 2
+    assert "the cell ended with killed" in output, "its weights are those of an epoch on the way"
+    cells.write_text(finished)
     for checkpoint in run.glob("checkpoints/*.pt"):
         checkpoint.unlink()
     code, output = call("export", str(run), "--method", "sltt", "--seed", "0")

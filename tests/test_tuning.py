@@ -623,6 +623,22 @@ def test_a_study_that_is_interrupted_in_mid_trial_goes_on_to_the_same_choices(
     assert len(list((tmp_path / "parts").glob("study/*/"))) == 1
 
 
+@pytest.mark.parametrize("held_back", [False, True])
+def test_on_which_data_the_final_training_is_follows_the_recipes_own_validation(
+    held_back: bool, tmp_path: Path
+) -> None:
+    own = tmp_path / "study.yaml"
+    own.write_text(TUNING + "validation: {samples: 287}\n" * held_back)
+    code, output = tune(str(own), tmp_path / "out", *TWO)
+    assert code == 0, output
+    report = CliRunner().invoke(
+        app, ["report", str(tmp_path / "out"), "--full", "--format", "terminal"], env={"COLUMNS": "250"}
+    )
+    for text in (output, report.output):
+        assert ("on all training data" in text) == (not held_back)
+        assert ("on the training data that the recipe's validation leaves" in text) == held_back
+
+
 def test_a_dry_run_shows_the_budget_and_starts_nothing(study: str, tmp_path: Path) -> None:
     code, output = tune(study, tmp_path / "out", "--dry-run")
     assert code == 0

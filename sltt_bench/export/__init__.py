@@ -49,6 +49,10 @@ class TrainedCell:
         from sltt_bench.results import checkpoints
         from sltt_bench.results.schema import CHECKPOINTS_FOLDER
 
+        if self.row["status"] != "ok":  # what lies there then is a checkpoint on the way
+            raise ExportError(
+                f"the cell ended with {self.row['status']} ({self.row['reason']}); --resume finishes it"
+            )
         path = self.run.path / CHECKPOINTS_FOLDER / f"{self.row['cell_id']}.pt"
         if not path.exists():
             raise ExportError(
@@ -124,19 +128,12 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
 
     results = read_results([run])
     cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
-    if seed is not None:
-        cells = cells[cells["seed"] == seed]
-    if cell_id is not None:
-        cells = cells[cells["cell_id"] == cell_id]
+    asked = f"the method {method}"
+    for name, column, value in (("seed", "seed", seed), ("id", "cell_id", cell_id)):
+        if value is not None:
+            cells, asked = cells[cells[column] == value], f"{asked} and {name} {value}"
     if len(cells) != 1:
-        wanted = [
-            f"the method {method}",
-            f"seed {seed}" * (seed is not None),
-            f"id {cell_id}" * bool(cell_id),
-        ]
-        raise ExportError(
-            f"{run}: {len(cells)} cells have {' and '.join(filter(None, wanted))}; name one by {_what_tells(cells)}"
-        )
+        raise ExportError(f"{run}: {len(cells)} cells have {asked}; {_one_of(cells)}")
     row = {str(column): value for column, value in cells.iloc[0].items()}
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
@@ -144,15 +141,18 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
     return TrainedCell(folder, row, epochs)
 
 
-def _what_tells(cells: "pd.DataFrame") -> str:
-    """Options that tell cells of one method apart."""
-    if cells["cell_id"].nunique() == cells["seed"].nunique():
-        return "--method and --seed"
-    told = [
-        f"{cell['cell_id']} ({cell['backend']}, seed {int(cell['seed'])}, {cell['overrides']})"
-        for cell in cells.to_dict("records")
-    ]
-    return f"--cell: {'; '.join(told)}"
+def _one_of(cells: "pd.DataFrame") -> str:
+    """How to name one cell of several, or of none."""
+    if cells.empty:
+        return "`sltt-bench show RUN` names those that there are"
+    if cells["run"].nunique() > 1:
+        return f"they are in {cells['run'].nunique()} runs: give the folder of one, RECIPE/RUN"
+    facts = cells.astype({"seed": int})[["cell_id", "seed", "backend", "overrides"]].fillna("").astype(str)
+    words = (
+        f"{cell_id} (seed {', '.join(filter(None, further))})"
+        for cell_id, *further in facts.itertuples(index=False)
+    )
+    return f"name one by --seed or --cell: {'; '.join(words)}"
 
 
 def _nir(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:

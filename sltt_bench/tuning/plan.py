@@ -20,7 +20,7 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
     """The trials of `request`'s methods, preceded by the recipe's prerequisite if it has one.
 
     A study is tuned at each of its points, by the tuning of the recipe that the point extends. The trials' plan knows
-    what follows: the choice, recorded in tuning.csv, and the training of what was chosen on all training data with
+    what follows: the choice, recorded in tuning.csv, and the training of what was chosen on the recipe's training data with
     `request.seeds` (None: the recipe's). Raises RecipeError where there is no tuning, or the request does not leave it
     to the recipe what is searched.
     """
@@ -52,7 +52,10 @@ def plan_tuning(recipe_name: str, request: Request) -> list[Plan]:
         remarks += plan.remarks
     final = FinalTraining(recipe_name, fixed, plan.recipe, searches)
     cells = {cell.cell_id: cell for search in searches for cell in search.cells}
-    remarks.append(_budget_remark(searches, len(request.seeds or trained[0].recipe.seeds)))
+    held_back = any(point.recipe.validation is not None for point in trained)
+    remarks.append(
+        _budget_remark(searches, len(request.seeds or trained[0].recipe.seeds), held_back=held_back)
+    )
     return [
         *before,
         Plan(plan.recipe, tuple(cells.values()), tuple(dict.fromkeys(remarks)), tuple(left_out), final),
@@ -118,14 +121,15 @@ def _words(point: Grid) -> str:
     return ", ".join(f"{key}={value}" for key, value in {**task, **point.settings}.items())
 
 
-def _budget_remark(searches: "Sequence[Search]", seeds: int) -> str:
+def _budget_remark(searches: "Sequence[Search]", seeds: int, *, held_back: bool) -> str:
+    data = "the training data that the recipe's validation leaves" if held_back else "all training data"
     budgets = {
         f"{search.tuning.trials} trials of each of {len(search.methods)} methods": None for search in searches
     }
     points = f" at each of {len(searches)} points" if len(searches) > 1 else ""
     return (
         f"{' or '.join(budgets)}{points}, looked at on validation data alone; then "
-        f"{seeds} {'training' if seeds == 1 else 'trainings'} of each with what was chosen, on all training data"
+        f"{seeds} {'training' if seeds == 1 else 'trainings'} of each with what was chosen, on {data}"
     )
 
 

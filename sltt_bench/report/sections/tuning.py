@@ -78,14 +78,14 @@ def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> 
         )
         title = "Accuracy against what was searched"
         blocks.insert(0, Figure(f"{name}-search", title, caption, draw_search, lambda: study))
+    after = list(trained_after(study, groups))
+    held_back = any(group.settings.get("validation.share") for group in after)
+    data = "the training data that the recipe's validation leaves" if held_back else "all training data"
     lead = (
         f"{', '.join(study.fields)}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
-        "What decides is validation accuracy alone; the methods are then trained on all training data with other seeds.",
+        f"What decides is validation accuracy alone; the methods are then trained on {data} with other seeds.",
     )
-    blocks += [
-        _loss(group, groups, f"{name}-loss-{place}")
-        for place, group in enumerate(trained_after(study, groups), start=1)
-    ]
+    blocks += [_loss(group, groups, f"{name}-loss-{place}") for place, group in enumerate(after, start=1)]
     title = f"Tuning {study.title}, {study.budget}"
     return Section(name, title, tuple(blocks), lead, chips=study.conditions, page=study.recipe)
 
