@@ -18,7 +18,7 @@ from sltt_bench.results.writer import ResultsError
 
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
-_PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\\\Users\\\\)[^\s\"',]*")
+_PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\{1,2}Users\\)[^\s\"',]*")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _hardware_named(results: Results) -> Findings:
 
 def _names_nobody(results: Results) -> Findings:
     for path in _files(results):
-        if path.suffix not in (".csv", ".json", ".yaml", ".log"):
+        if path.suffix in (".png", ".pt"):
             continue
         if match := _PRIVATE.search(path.read_text(encoding="utf-8", errors="replace")):
             yield str(path), f"names a private path ({match[0]}); take it out"

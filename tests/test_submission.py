@@ -123,6 +123,11 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
         {"names nobody"},
         "/home/me",
     ),
+    "somebody's home in a note": (
+        lambda run: (run / "notes.md").write_text("see C:\\Users\\me\\sltt", encoding="utf-8"),
+        {"names nobody"},
+        "C:\\Users\\me",
+    ),
     "a checkpoint": (
         lambda run: (run / "checkpoints").mkdir() or (run / "checkpoints" / "a.pt").write_bytes(b"weights"),
         {"no large files"},
