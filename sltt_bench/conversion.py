@@ -9,7 +9,10 @@
 
 q(y) is the PERCENTILE-th percentile of a layer's outputs over the batch, so that θ follows the training data as the
 running statistics of batch norm do. θ s[t] instead of s[t] is the weights of the next layer times θ, as the
-converted network would hold them. The mean output over T steps differs from y, where 0 ≤ y ≤ θ, by at most c θ/T.
+converted network would hold them. The mean output over T steps differs from y, where 0 ≤ y ≤ θ, by at most c/T, where c
+is θ/2 in the first layer and grows with the thresholds and weights before a later one. What is not linear between two
+layers has no such bound: the maximum of spikes (max pools) is not that of rates, nor is their product (attention, the
+shortcuts "and" and "iand").
 Source: Diehl et al. 2015 (data-based thresholds); Rueckauer et al. 2017 (percentiles, soft reset); Bu et al. 2022,
 "Optimized potential initialization for low-latency spiking neural networks" (v[0] = θ/2).
 Deviation: thresholds are taken while the network learns, not in a pass of its own after it.

@@ -59,7 +59,7 @@ class Synapses:
     ) -> None:
         """`traces`: of the loss's errors, and of the local errors (one serves both).
 
-        `readout`: whether layers after the last neurons have a trace, `network_input`: whether layers
+        `readout`: whether layers that feed no neurons have a trace, `network_input`: whether layers
         that read the network's input have one.
         """
         self.traces = traces
@@ -70,11 +70,14 @@ class Synapses:
         self._network_input = network_input
         self._layers = [m for m in network.modules() if isinstance(m, SYNAPTIC)]
         self._without_trace: set[nn.Module] = set()
-        """Layers after the last neurons, with `readout=False`."""
+        """Layers that feed no neurons, with `readout=False`."""
         self._reads_input: set[nn.Module] = set()
         """Layers that read the network's input, with `network_input=False`."""
-        self._called: list[nn.Module] | None = []
-        """Synaptic layers and neurons in the order of their calls in the first step; None after it."""
+        self._in_first_step = True
+        self._made_by: dict[Any, nn.Module] = {}
+        """Node of autograd → the synaptic layer whose output in the first step it made."""
+        self._received: list[Any] = []
+        """Nodes of autograd that made the currents of neurons in the first step."""
         self._gates: list[Gate] = []
         self._traced: set[nn.Module] = set()
         """Layers whose input has become a trace in the step under way."""
@@ -100,10 +103,11 @@ class Synapses:
 
     def step_is_over(self) -> None:
         """The network has run one step."""
-        if self._called is not None and not self._readout:
-            last = max((i for i, m in enumerate(self._called) if isinstance(m, SpikingNeuron)), default=-1)
-            self._without_trace.update(self._called[last + 1 :])
-        self._called = None
+        if self._in_first_step and not self._readout:
+            self._without_trace = set(self._made_by.values()) - self._feeding_neurons()
+        self._in_first_step &= not torch.is_grad_enabled()
+        self._made_by.clear()
+        self._received.clear()
 
     def backward(self, loss: Tensor, local_error: LocalError, backward: Backward) -> None:
         """The gradient of `loss`, and then what the local errors add to the weights."""
@@ -129,16 +133,27 @@ class Synapses:
         finally:
             self.in_local_pass = False
 
+    def _feeding_neurons(self) -> set[nn.Module]:
+        """The synaptic layers from whose output a current of neurons was made in the first step."""
+        feeding, seen, ahead = set(), set(), list(self._received)
+        while ahead:
+            node = ahead.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if node in self._made_by:
+                feeding.add(self._made_by[node])
+            ahead.extend(earlier for earlier, _ in node.next_functions)
+        return feeding
+
     def _before_synapse(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor], dict[str, Any]] | None:
         if not torch.is_grad_enabled():
             return None
         x = input_of_call(args, kwargs)
-        if self._called is not None:
-            self._called.append(layer)
-            if not self._network_input and not x.requires_grad:
-                self._reads_input.add(layer)
+        if self._in_first_step and not self._network_input and not x.requires_grad:
+            self._reads_input.add(layer)
         if layer in self._reads_input and self._is_carried(x):  # recurrent weights that began with zeros, say
             self._reads_input.discard(layer)
         untraced = layer in self._without_trace or layer in self._reads_input
@@ -157,6 +172,8 @@ class Synapses:
         return (x,), {}
 
     def _after_synapse(self, layer: nn.Module, args: Any, output: Any) -> None:
+        if self._in_first_step and isinstance(output, Tensor) and output.grad_fn is not None:
+            self._made_by[output.grad_fn] = layer
         saving: _Saving | None = layer.__dict__.pop("_saving", None)
         if saving is not None:
             saving.__exit__()
@@ -169,13 +186,15 @@ class Synapses:
     def _after_neurons(
         self, neurons: SpikingNeuron, args: tuple[Any, ...], kwargs: dict[str, Any], spikes: Tensor
     ) -> Tensor | None:
-        if self._called is not None:
-            self._called.append(neurons)
-            if torch.is_grad_enabled() and not spikes.requires_grad:  # behind layers that are not trained
-                return spikes.detach().requires_grad_()  # so that nobody takes it for the network's input
+        if self._in_first_step and torch.is_grad_enabled() and not spikes.requires_grad:
+            # behind layers that are not trained: so that nobody takes it for the network's input
+            return spikes.detach().requires_grad_()
         if not spikes.requires_grad:
             return None
-        gate = Gate(neurons, input_of_call(args, kwargs))
+        current = input_of_call(args, kwargs)
+        if self._in_first_step:
+            self._received.append(current.grad_fn)
+        gate = Gate(neurons, current)
         self._gates.append(gate)
         result: Tensor = _ThroughGate.apply(spikes, gate)
         return result
@@ -238,8 +257,8 @@ class _ThroughGate(torch.autograd.Function):
 def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
     """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
 
-    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called twice in a step, whose
-    steps would be taken for one another.
+    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called twice in a
+    step, whose steps would be taken for one another.
     """
     layers = followed_neurons(network)
     if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:

@@ -179,9 +179,9 @@ class Unroll:
 
         x[t] is the input of a synaptic layer (convolution, linear layer, recurrent weights) and
         `trace(layer, x[t])` a tensor of its shape; outputs, and errors on their way to earlier layers,
-        stay as they are. The first trace serves the errors of the loss, a second one the local errors
-        of `backward` (by default the first serves both). Layers after the last neurons are left
-        out with `readout=False`, layers that read the network's input with `network_input=False`.
+        stay as they are; a step without a graph asks for no trace. The first trace serves the errors of the
+        loss, a second one the local errors of `backward` (by default the first serves both). Layers that feed no
+        neurons are left out with `readout=False`, layers that read the network's input with `network_input=False`.
         """
         self._needs_steps()
         self._synapses = Synapses(self.network, traces, readout, network_input)

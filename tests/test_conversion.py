@@ -99,6 +99,18 @@ def test_the_mean_output_approaches_the_ann_within_the_bound(steps: int) -> None
         assert expected.abs().max() > 0.9
 
 
+def test_the_first_layer_is_within_half_a_threshold_and_a_maximum_of_spikes_is_not() -> None:
+    layer = ConvertedNeuron(LIFParameters())
+    currents = torch.tensor([[0.3, 0.6]], dtype=torch.float64)
+    layer(torch.ones(1000, 1))
+    layer.eval()
+    for steps in (1, 7, 1000):
+        layer.reset_state()
+        spikes = torch.cat([layer(currents) for _ in range(steps)])
+        assert (spikes.mean(0) - currents[0]).abs().max() <= 0.5 / steps + 1e-6
+    assert spikes.max(dim=1).values.mean() > 0.7  # of 0.6
+
+
 def test_the_bound_is_broken_by_a_hard_reset(monkeypatch: pytest.MonkeyPatch) -> None:
     network = trained_network()
     x = inputs()

@@ -366,6 +366,20 @@ def test_what_is_said_of_e_prop_at_other_learning_rates_is_what_its_runs_reached
     ) in page
 
 
+def test_the_memory_of_the_rules_is_that_of_their_estimates() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    estimates = pd.read_csv(ROOT / "results" / "digits" / "20261126-031521-00aa" / "estimates.csv")
+    peaks = estimates.set_index(["timesteps", "method"])["peak_tensor_bytes"] / 2**20
+    (header,) = re.findall(r"^\| T (\|.+)\|$", page, re.MULTILINE)
+    columns = [re.findall(r"`([^`]+)`", cell) for cell in header.split("|")[1:]]
+    seen = 0
+    for timesteps, *cells in rows_of(page, "## Memory"):
+        for methods, cell in zip(columns, cells, strict=True):
+            assert {f"{peaks[int(timesteps), method]:.2f}" for method in methods} == {cell}, methods
+            seen += len(methods)
+    assert seen == len(peaks) == 4 * 11
+
+
 def test_the_cosines_of_the_rules_are_those_of_their_analyses() -> None:
     def column(recipe: str, run: str, epoch: int, decimals: int) -> dict[str, str]:
         rows = pd.read_csv(ROOT / "results" / recipe / run / "method_gradients.csv")

@@ -207,3 +207,32 @@ def test_a_rule_that_follows_neurons_is_refused_where_there_are_none_of_the_reci
     run(network, "sltt", *batch(STEPS))
     with pytest.raises(NotImplementedError, match="no layer of the recipe's neurons"):
         run(network, rule, *batch(STEPS))
+
+
+class TwoReadouts(nn.Module):
+    """The first of them is called before or after the last neurons."""
+
+    def __init__(self, *, early: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        neuron = LIFParameters(tau=2.0, v_threshold=0.5)
+        self.linear1, self.neuron1 = nn.Linear(math.prod(INPUT_SHAPE), 8), LIF(neuron)
+        self.linear2, self.neuron2 = nn.Linear(8, 8), LIF(neuron)
+        self.readout1, self.readout2 = nn.Linear(8, CLASSES), nn.Linear(8, CLASSES)
+        self.early = early
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.neuron1(self.linear1(x.flatten(1)))
+        early = self.readout1(first) if self.early else 0
+        output: Tensor = self.readout2(self.neuron2(self.linear2(first)))
+        return output + (early if self.early else self.readout1(first))
+
+
+@pytest.mark.parametrize("rule", TRACED)
+def test_a_readout_is_one_wherever_a_step_calls_it(rule: str) -> None:
+    networks = TwoReadouts(early=False), TwoReadouts(early=True)
+    for network in networks:
+        run(network, rule, *batch(STEPS))
+    late, early = map(gradients, networks)
+    assert late["linear2.weight"].abs().max() > 0
+    torch.testing.assert_close(early, late)
