@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
+from sltt_bench.torch_internals import hooks_of_every_layer
 
 SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -142,10 +143,10 @@ def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -
 
 
 def are_watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether a hook looks at what enters or leaves one of them."""
-    hooks = (
-        hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-    )
+    """Whether a hook, of one of them or of every layer, looks at what enters or leaves."""
+    hooks = hooks_of_every_layer()
+    for part in parts:
+        hooks += [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return any(map(reads_values, hooks))
 
 
