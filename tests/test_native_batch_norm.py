@@ -244,10 +244,24 @@ def read_twice(network: Any, x: Tensor) -> Tensor:
     return y + y.relu()
 
 
+def summed_in_place(network: Any, x: Tensor) -> Tensor:
+    y: Tensor = network.conv(x)
+    y += network.other(x)
+    return y
+
+
+def summed_in_place_and_seen(network: Any, x: Tensor) -> Tensor:
+    y = same = network.conv(x)
+    y += network.other(x)
+    return y + 0 * same.relu()
+
+
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
         (lambda: AfterConvolutions(), {"conv"}),
+        (lambda: AfterConvolutions(summed_in_place), {"conv", "other"}),
+        (lambda: AfterConvolutions(summed_in_place_and_seen), set()),
         (lambda: AfterConvolutions(bias=False), set()),
         (lambda: AfterConvolutions(padding_mode="reflect"), set()),
         (lambda: AfterConvolutions(lambda net, x: net.conv(x) + net.other(x)), {"conv", "other"}),

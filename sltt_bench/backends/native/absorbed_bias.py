@@ -90,6 +90,8 @@ def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]
     if node.op == "call_function" and node.target in SUMS and len(node.args) == 2 and not node.kwargs:
         if node.args[0] is node.args[1]:
             return  # twice the value holds twice the bias
+        if node.target is operator.iadd and not list(biased_convolutions(node.args[0], network, calls)):
+            return  # who else holds the first summand sees the second in it
         for summand in node.args:
             yield from biased_convolutions(summand, network, calls)
     elif node.op == "call_module":
