@@ -156,10 +156,10 @@ HOOKS_OF_A_LAYER = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "
 """The attributes in which a module holds hooks around its own calls."""
 
 
-def sees_every_layer() -> bool:
-    """Whether such a hook is there now, around the forward pass."""
+def hooks_of_every_layer() -> list[Any]:
+    """Such hooks as are there now, around the forward pass."""
     hooks = module_hooks()
-    return bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
+    return [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
 
 
 # Fake tensors -----------------------------------------------------------------------------------

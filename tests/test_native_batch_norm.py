@@ -31,7 +31,7 @@ from sltt_bench.models.options import (
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
-from sltt_bench.torch_internals import TorchDispatchMode
+from sltt_bench.torch_internals import TorchDispatchMode, module_hooks
 from sltt_bench.unroll import Unroll
 
 
@@ -244,10 +244,24 @@ def read_twice(network: Any, x: Tensor) -> Tensor:
     return y + y.relu()
 
 
+def summed_in_place(network: Any, x: Tensor) -> Tensor:
+    y: Tensor = network.conv(x)
+    y += network.other(x)
+    return y
+
+
+def summed_in_place_and_seen(network: Any, x: Tensor) -> Tensor:
+    y = same = network.conv(x)
+    y += network.other(x)
+    return y + 0 * same.relu()
+
+
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
         (lambda: AfterConvolutions(), {"conv"}),
+        (lambda: AfterConvolutions(summed_in_place), {"conv", "other"}),
+        (lambda: AfterConvolutions(summed_in_place_and_seen), set()),
         (lambda: AfterConvolutions(bias=False), set()),
         (lambda: AfterConvolutions(padding_mode="reflect"), set()),
         (lambda: AfterConvolutions(lambda net, x: net.conv(x) + net.other(x)), {"conv", "other"}),
@@ -352,7 +366,7 @@ def test_whoever_reads_a_layers_values_gets_them() -> None:
         assert len(seen) == 2
 
 
-@pytest.mark.parametrize("place", ["0", "0.0", "1", "2", "3"])
+@pytest.mark.parametrize("place", ["0", "0.0", "1", "2", "3", "every layer"])
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
 def test_whoever_reads_what_goes_into_or_out_of_a_part_gets_it(register: str, place: str) -> None:
     seen: dict[str, list[Tensor]] = {}
@@ -367,12 +381,16 @@ def test_whoever_reads_what_goes_into_or_out_of_a_part_gets_it(register: str, pl
         )
         network, seen[name] = backend.prepare(network, "cpu"), []
         hook = lambda _, args, output=None, seen=seen[name]: seen.extend(args if output is None else [output])  # noqa: E731
-        getattr(network.get_submodule(place), register)(hook)
+        if place == "every layer":
+            handle = getattr(module_hooks(), register.replace("forward", "module_forward"))(hook)
+        else:
+            handle = getattr(network.get_submodule(place), register)(hook)
         for _ in range(2):
             with backend.iteration(network):
                 network(torch.rand(2, 1, 5, 5)).sum().backward()
             reset_state(network)
-    assert len(seen["native"]) == 2
+        handle.remove()
+    assert len(seen["native"]) >= 2
     for native, reference in zip(seen["native"], seen["reference"], strict=True):
         assert torch.allclose(native, reference, rtol=1e-5, atol=1e-6)
 

@@ -257,6 +257,15 @@ class SharedNorm(Plain):
         return output
 
 
+class UnreadNorm(Plain):
+    """Learns statistics of a value of which it uses nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        self.norm2(2 * self.conv2(spikes))
+        return self.rest(spikes)
+
+
 class LaterMaskFirst(Plain):
     """The first mask is read in a later unit than the second."""
 
@@ -278,6 +287,7 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
     SharedNorm: "serves several units, and would learn its statistics in another order",
+    UnreadNorm: "nothing reads what layer conv2 makes",
     LaterMaskFirst: "would draw their masks in another order",
 }
 

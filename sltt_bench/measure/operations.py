@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
+from sltt_bench.neurons import reads_no_values
 from sltt_bench.torch_internals import (
     autograd_nodes_made,
     inside_backward,
@@ -180,6 +181,7 @@ class OperationCounter:
         layer, step = self._places[bisect_right(self._nodes_from, running_node_number()) - 1]
         return Location("backward", layer, step)
 
+    @reads_no_values
     def _enter_layer(self, module: nn.Module, args: Any) -> None:
         if id(module) not in self._names:
             return
@@ -188,6 +190,7 @@ class OperationCounter:
         self._entered.append(self._names[id(module)])
         self._note_place()
 
+    @reads_no_values
     def _leave_layer(self, module: nn.Module, args: Any, output: Any) -> None:
         if id(module) in self._names and self._entered:
             self._entered.pop()

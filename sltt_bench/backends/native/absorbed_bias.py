@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
+from sltt_bench.torch_internals import hooks_of_every_layer
 
 SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -89,6 +90,8 @@ def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]
     if node.op == "call_function" and node.target in SUMS and len(node.args) == 2 and not node.kwargs:
         if node.args[0] is node.args[1]:
             return  # twice the value holds twice the bias
+        if node.target is operator.iadd and not list(biased_convolutions(node.args[0], network, calls)):
+            return  # who else holds the first summand sees the second in it
         for summand in node.args:
             yield from biased_convolutions(summand, network, calls)
     elif node.op == "call_module":
@@ -142,10 +145,10 @@ def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -
 
 
 def are_watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether a hook looks at what enters or leaves one of them."""
-    hooks = (
-        hook for part in parts for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())
-    )
+    """Whether a hook, of one of them or of every layer, looks at what enters or leaves."""
+    hooks = hooks_of_every_layer()
+    for part in parts:
+        hooks += [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
     return any(map(reads_values, hooks))
 
 

@@ -33,7 +33,7 @@ from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.models.normalisation import ScaledWSLinear
 from sltt_bench.neurons import input_of_call, reads_values
-from sltt_bench.torch_internals import sees_every_layer
+from sltt_bench.torch_internals import hooks_of_every_layer
 
 AT_ONCE = 4
 """Most steps that come together: of what there is to save they save all but a tenth where T = 6."""
@@ -76,7 +76,7 @@ class FreeSteps:
         if (
             any(map(reads_values, hooks))
             or any("forward" in m.__dict__ for m in modules)
-            or sees_every_layer()
+            or hooks_of_every_layer()
         ):
             return "somebody looks at what layers make"
         return None

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sltt_bench.backends.native.absorbed_bias import biases_left_out
+from sltt_bench.backends.native.absorbed_bias import are_watched, biases_left_out
 from sltt_bench.backends.native.batch_norm import deferred_by, gradient_passes_through
 from sltt_bench.backends.native.kernels import KernelsByDevice
 from sltt_bench.backends.native.lif_torch import Scaling, is_dense
 from sltt_bench.backends.native.saved_tensor_hooks import Membrane, SavedTensors
-from sltt_bench.neurons import LIFParameters, SpikingNeuron, reads_values, reset
+from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset
 
 
 class Portion(NamedTuple):
@@ -54,8 +54,7 @@ class NativeLIF(SpikingNeuron):
 
     def _is_watched(self) -> bool:
         """Whether somebody looks at currents or spikes themselves."""
-        hooks = [*self._forward_hooks.values(), *self._forward_pre_hooks.values()]
-        return "forward" in self.__dict__ or any(map(reads_values, hooks))
+        return "forward" in self.__dict__ or are_watched([self])
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
         """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves.

@@ -566,6 +566,9 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
             cuts.add(node)
     once = _computed_once(graph, modules)
     units = [_unit(node, cuts, cores, modules, once) for node in graph.nodes if node in cuts]
+    computed = {node for unit in units for node in unit.nodes}
+    if (unread := next((node for node in modules if node not in computed), None)) is not None:
+        raise NotSeparable(f"nothing reads what layer {unread.target} makes, which would not be called")
     _refuse_another_order(units, modules)
     last_readers = {before: unit for unit in units for node in unit.nodes for before in node.all_input_nodes}
     for node, unit in last_readers.items():
