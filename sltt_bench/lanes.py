@@ -141,10 +141,10 @@ class Lanes:
                 if lane.process is process:
                     lane.hear(line)
         for lane in self._lanes:
-            if lane.attempt is not None and self._left(lane.attempt) <= 0:
-                lane.time_out(self._timeout_s)
-            elif lane.lingers():
+            if lane.lingers():
                 lane.put_down()
+            elif lane.attempt is not None and self._left(lane.attempt) <= 0:
+                lane.time_out(self._timeout_s)
 
     def _left(self, attempt: Attempt) -> float:
         return self._timeout_s - (time.monotonic() - attempt.begun)
@@ -200,9 +200,10 @@ class _Lane:
         outcome = self.attempt.outcome
         match event.pop("event"):
             case "finished":
-                outcome.status = "ok"
+                outcome.status, outcome.reason = "ok", ""
             case "failed":
-                outcome.status, outcome.reason = event["status"], event["reason"]
+                if outcome.status != "timeout":  # else it tells of being ended, as launchers do
+                    outcome.status, outcome.reason = event["status"], event["reason"]
             case "facts":
                 outcome.facts |= event
                 return
@@ -215,12 +216,17 @@ class _Lane:
             self._last_word = time.monotonic()
 
     def time_out(self, limit_s: float) -> None:
-        """End the attempt and its process for want of time."""
+        """End the process of an attempt for want of time. What it said before is still to be heard: this process may
+        have been stopped for longer than the limit.
+        """
         assert self.attempt is not None
+        assert self.process is not None
+        if self.process.has_ended:
+            return
         if self._last_word is None:
             self.attempt.outcome.status = "timeout"
             self.attempt.outcome.reason = f"ended after {limit_s:g} s (--timeout)"
-        self.put_down()
+        self.process.end()
 
     def lingers(self) -> bool:
         """Whether the process of an attempt that is over does not end, or others keep its output open."""

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -93,6 +94,38 @@ def test_a_log_that_finds_no_room_hides_no_reason() -> None:
     assert worker.returncode == 1
 
 
+def with_worker(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of a cell's process there is a shell's."""
+
+    def start_worker(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["bash", "-c", script], **options)
+
+    monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": start_worker})))
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"), [('echo \'{"event": "finished"}\'', "ok"), ("exec sleep 100", "timeout")]
+)
+def test_what_a_cell_said_while_its_runner_was_stopped_is_heard_before_the_clock_ends_it(
+    ending: str, status: str, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    with_worker(f'for n in 1 2 3; do echo \'{{"event": "epoch"}}\'; done; {ending}', monkeypatch)
+    heard = []
+
+    class Stopped(Attempt):
+        """At the first word it is as if this process had been stopped, as by Ctrl-Z, for longer than the limit."""
+
+        def hear(self, name: str, event: lanes.Event) -> None:
+            heard.append(name)
+            if len(heard) == 1:
+                time.sleep(1.5)
+
+    attempt = Stopped(smoke_cell(), Outcome("error"))
+    with Lanes(timeout_s=1.0) as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, heard) == (status, ["epoch"] * 3)
+
+
 @pytest.mark.parametrize(
     ("worker", "status", "code"),
     [
@@ -103,10 +136,7 @@ def test_a_log_that_finds_no_room_hides_no_reason() -> None:
 def test_a_process_that_does_not_end_holds_up_no_run(
     worker: str, status: str, code: int, monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
 ) -> None:
-    def start_worker(command: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(["bash", "-c", worker], **options)
-
-    monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": start_worker})))
+    with_worker(worker, monkeypatch)
     monkeypatch.setattr(lanes, "LINGERING_S", 0.2)
     attempt = Attempt(smoke_cell(), Outcome("error"))
     with Lanes() as places:
