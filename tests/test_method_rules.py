@@ -392,7 +392,6 @@ def double_run(method: str, reset: str = "soft", dropout: float = 0.3, **options
         (f"tbptt-w{T}", "bptt"),
         ("bptt-d0", "sltt"),
         ("bptt-d1", "bptt"),
-        ("bptt-d1.0", "bptt"),
         ("bptt-ckpt1", "bptt"),
         ("bptt-ckpt2", "bptt"),
         (f"bptt-ckpt{T}", "bptt"),

@@ -222,7 +222,21 @@ def test_k_outside_1_to_t_is_refused(k, suffix):
         methods.check(name, T)
 
 
-@pytest.mark.parametrize("name", ["sltt-k", "sltt-k-1", "slttk2", "SLTT", "bptt ", "sltt-k2.5", ""])
+@pytest.mark.parametrize(
+    ("name", "plain"),
+    [("sltt-k02", "sltt-k2"), ("tbptt-w002", "tbptt-w2"), ("bptt-d.50", "bptt-d0.5"), ("bptt-d1.0", "bptt-d1"),
+     ("pp-prop-a0.0", "pp-prop-a0"), ("sltt-k01-unbiased", "sltt-k1-unbiased")],
+)  # fmt: skip
+def test_a_rule_has_one_name(name, plain):
+    """Under two it would be two methods of a table, with seeds of their own."""
+    with pytest.raises(UnknownMethod, match=f"method '{name}' is written '{plain}'"):
+        methods.check(name, T)
+    methods.check(plain, T)
+
+
+@pytest.mark.parametrize(
+    "name", ["sltt-k", "sltt-k-1", "sltt-k\u0662", "slttk2", "SLTT", "bptt ", "sltt-k2.5", ""]
+)
 def test_an_unknown_method_is_refused_with_the_known_ones(name):
     with pytest.raises(
         UnknownMethod, match="known: bptt, bptt-ckptN, bptt-dX, bptt-lN, tbptt-wN, sltt, sltt-kN"

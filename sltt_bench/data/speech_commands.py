@@ -142,9 +142,10 @@ def read_sound(name: str, file: Path) -> np.ndarray:
 
 
 def mel_spectrogram(bands: int, timesteps: int, window: int) -> "Callable[[Tensor], Tensor]":
-    """Sound [16000] → [T, bands]: the logarithm of mel energies in T windows, evenly spread over the second.
+    """Sound [16000] → [T, bands]: the logarithm of mel energies in T windows, one every ⌊16000/T⌋ samples.
 
-    The bands are triangles on HTK's mel scale, as torchaudio has them. Raises DataError without librosa.
+    A window is `window` samples long whatever T is: of few steps each hears a part of its time (at T = 10 and 400 samples
+    a quarter), so that networks of different T hear different sounds. The bands are triangles on HTK's mel scale, as torchaudio has them. Raises DataError without librosa.
     """
     filters = load_extra("librosa.filters", "speech", "a mel spectrogram", DataError)
     import torch

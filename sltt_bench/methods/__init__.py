@@ -431,9 +431,22 @@ def _steps_in(name: str) -> int | None:
     return None if number is None else int(number)
 
 
+def _plainly(name: str) -> str:
+    """The name with its numbers as short as they can be: sltt-k2 for sltt-k02, bptt-d0.5 for bptt-d.50."""
+
+    def short(number: re.Match[str]) -> str:
+        whole, _, part = number[0].partition(".")
+        whole, part = whole.lstrip("0") or "0", part.rstrip("0")
+        return f"{whole}.{part}" if part else whole
+
+    return re.sub(r"[\d.]+", short, name)
+
+
 def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
     for pattern, entry in METHODS.items():
-        if match := re.fullmatch(pattern, name):
+        if match := re.fullmatch(pattern, name, re.ASCII):
+            if (plain := _plainly(name)) != name:
+                raise UnknownMethod(f"method {name!r} is written {plain!r}: one rule, one name in all tables")
             return match, entry
     for plugin in plugins("methods"):
         try:
