@@ -19,6 +19,7 @@ from sltt_bench import backends, methods, models
 from sltt_bench.backends import Backend
 from sltt_bench.conversion import ConvertedNeuron, unconvertible
 from sltt_bench.distributed import ALONE, Ranks, synchronise_batch_norm
+from sltt_bench.identity import short_hash
 from sltt_bench.losses import step_loss
 from sltt_bench.methods import Method
 from sltt_bench.neurons import LIFParameters, reset_state
@@ -135,7 +136,7 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
     network = build_network(recipe, backend, converted="conversion" in methods.promises(cell.method).needs)
     if ranks.size > 1:
-        torch.manual_seed(cell.seed + ranks.rank)
+        torch.manual_seed(seed_of_rank(cell.seed, ranks.rank))
         if recipe.train.synchronise_batch_norm:
             network = synchronise_batch_norm(network, ranks)
     network = backend.prepare(network, str(device))
@@ -229,6 +230,12 @@ def time_steps(x: Tensor, timesteps: int, temporal: bool) -> Sequence[Tensor]:
     if temporal:
         return x.transpose(0, 1).contiguous().unbind(0)
     return [x] * timesteps
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """What a process of a cell draws from (dropout): the cell's own seed for the first, and for no two processes of any two
+    seeds the same, else repetitions would share what they draw."""
+    return seed if rank == 0 else int(short_hash([seed, rank]), 16)
 
 
 def seed_everything(seed: int) -> None:

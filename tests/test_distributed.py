@@ -123,6 +123,12 @@ def test_a_batch_that_leaves_a_process_without_a_sample_is_refused(
         Ranks(0, 4).check_divisible(batch_size, samples, drop_last)
 
 
+def test_processes_of_several_seeds_share_no_random_numbers() -> None:
+    draws = {experiment.seed_of_rank(seed, rank) % 2**32 for seed in range(20) for rank in range(8)}
+    assert len(draws) == 20 * 8
+    assert [experiment.seed_of_rank(seed, 0) for seed in range(3)] == [0, 1, 2]
+
+
 def test_alone_nothing_is_exchanged() -> None:
     layer = nn.Linear(2, 1)
     layer(torch.ones(1, 2)).sum().backward()

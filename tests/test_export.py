@@ -525,8 +525,8 @@ def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as told:
         trained_cell(run.path, "sltt", 3)
     for number, timesteps in zip(ids, (2, 4), strict=True):
-        assert f'{number} (reference, seed 3, {{"timesteps": {timesteps}}})' in str(told.value)
-    assert "name one by --cell: " in str(told.value)
+        assert f'{number} (seed 3, reference, {{"timesteps": {timesteps}}})' in str(told.value)
+    assert "name one by --seed or --cell: " in str(told.value)
     assert trained_cell(run.path, "sltt", 3, ids[1]).row["timesteps"] == 4
     result = CliRunner().invoke(app, ["export", str(run.path), "-m", "sltt", "--cell", ids[1]])
     assert (result.exit_code, f"{ids[1]}.pt: no such checkpoint" in "".join(result.output.split("\n"))) == (
@@ -534,7 +534,7 @@ def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
         True,
     )
     with pytest.raises(
-        ExportError, match="0 cells have the method sltt and id nobody; name one by --method and --seed"
+        ExportError, match="0 cells have the method sltt and id nobody; `sltt-bench show RUN`"
     ):
         trained_cell(run.path, "sltt", None, "nobody")
 

@@ -755,7 +755,7 @@ def a_cell_resumed_by_two_processes_of_which_each_sees_a_part_of_a_batch(top: Pa
     _resumed(top, ACCURACY, [{"data_sha256": "1" * 64}, {"data_sha256": "2" * 64, "ranks": [{}, {}]}])
 
 
-def _resumed(top: Path, first: Mapping[str, Any], second: Mapping[str, Any], *, epochs_of_first: int) -> None:
+def _gone_on(top: Path, first: Mapping[str, Any], second: Mapping[str, Any], *, epochs_of_first: int) -> None:
     """SLTT's cells on a GPU, whose second attempt went on after so many epochs; what each was measured with."""
     into = run(top, TIME, device="cuda:0", device_name="Example GPU")
     measure(into, methods=["bptt"])
@@ -773,19 +773,19 @@ PLUGINS = [{"plugins": {"methods sltt": {"package": "mine", "source_sha256": dig
 
 
 @temptation("sltt: 2 other processes on the GPU", words=["held"])
-def a_gpu_that_others_used_before_the_cell_was_resumed(top: Path) -> None:
-    _resumed(top, CROWDED, {}, epochs_of_first=2)
+def a_gpu_that_others_used_before_the_cell_was_gone_on(top: Path) -> None:
+    _gone_on(top, CROWDED, {}, epochs_of_first=2)
 
 
 @temptation("sltt: its plug-in changed between its cells", words=["not comparable"])
 def a_plug_in_that_changed_while_a_cell_was_cut_off(top: Path) -> None:
-    _resumed(top, *PLUGINS, epochs_of_first=2)
+    _gone_on(top, *PLUGINS, epochs_of_first=2)
 
 
 @temptation(never=["plug-in changed", "other processes"], words=["held"])
 def a_plug_in_that_was_mended_before_it_trained(top: Path) -> None:
     first, second = PLUGINS
-    _resumed(top, {**first, **CROWDED}, second, epochs_of_first=0)
+    _gone_on(top, {**first, **CROWDED}, second, epochs_of_first=0)
 
 
 def _begun(top: Path, claim: Mapping[str, Any], name: str, of_sltt: str) -> None:
