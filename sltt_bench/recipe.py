@@ -522,7 +522,8 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
     extended = _read_extended(base_path, (*below, where))
-    extended.pop("cpu_minutes", None)  # of another experiment
+    for of_another_experiment in ("cpu_minutes", "claims"):
+        extended.pop(of_another_experiment, None)
     return _merged(extended, raw)
 
 

@@ -92,6 +92,12 @@ def test_extends_merges_sections_key_by_key(write_recipe: Write) -> None:
     assert longer.model == base.model
 
 
+def test_claims_are_of_the_recipe_that_makes_them(write_recipe: Write) -> None:
+    """One that extends it is another experiment: the paper claims nothing of that."""
+    assert load_recipe("cifar10-resnet18").claims
+    assert not load_recipe(str(write_recipe("mine", "extends: cifar10-resnet18\ntrain:\n  lr: 1.0\n"))).claims
+
+
 def test_extends_replaces_a_section_that_changes_its_name(write_recipe: Write) -> None:
     path = write_recipe("flat", "extends: digits\nmodel:\n  name: mlp\n  hidden: [7]\n")
     assert load_recipe(str(path)).model.model_dump()["hidden"] == [7]
