@@ -528,14 +528,15 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
-    """Mappings are merged key by key; anything else is replaced. A new `name` replaces a section."""
+    """Mappings are merged key by key; anything else is replaced, and so are `smoke` and a grid, which are values. A new
+    `name` replaces a section."""
     result = dict(base)
     for key, value in top.items():
         below = result.get(key)
         if (
             isinstance(below, dict)
             and isinstance(value, dict)
-            and key != "smoke"
+            and key not in ("smoke", "grid")
             and below.get("name") == value.get("name", below.get("name"))
         ):
             result[key] = _merged(below, value)

@@ -98,6 +98,17 @@ def test_claims_are_of_the_recipe_that_makes_them(write_recipe: Write) -> None:
     assert not load_recipe(str(write_recipe("mine", "extends: cifar10-resnet18\ntrain:\n  lr: 1.0\n"))).claims
 
 
+def test_a_grid_that_is_searched_takes_the_place_of_the_extended_recipes(write_recipe: Write) -> None:
+    """A budget that was not asked for would be its product with the other's."""
+    path = write_recipe("mine", "extends: digits\ntuning:\n  grid:\n    neuron.tau: [1.1, 2.0]\n")
+    tuning = load_recipe(str(path)).tuning
+    assert tuning is not None
+    assert dict(tuning.grid) == {"neuron.tau": [1.1, 2.0]}
+    base = load_recipe("digits").tuning
+    assert base is not None
+    assert tuning.seeds == base.seeds
+
+
 def test_extends_replaces_a_section_that_changes_its_name(write_recipe: Write) -> None:
     path = write_recipe("flat", "extends: digits\nmodel:\n  name: mlp\n  hidden: [7]\n")
     assert load_recipe(str(path)).model.model_dump()["hidden"] == [7]
