@@ -144,6 +144,19 @@ def test_a_process_that_does_not_end_holds_up_no_run(
     assert (attempt.outcome.status, attempt.outcome.exit_code) == (status, code)
 
 
+def test_a_run_is_at_rest_while_others_hold_the_output_of_a_cell_that_timed_out(
+    monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    with_worker("setsid sleep 3 & exec sleep 100", monkeypatch)
+    monkeypatch.setattr(lanes, "LINGERING_S", 1.0)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    used = time.process_time()
+    with Lanes(timeout_s=0.5) as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, attempt.outcome.exit_code) == ("timeout", -signal.SIGTERM)
+    assert time.process_time() - used < 0.3, "cells beside it are measured"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_once_and_between_rows(
     number: signal.Signals,
