@@ -211,6 +211,25 @@ def test_a_schedulers_own_signal_ends_no_run_while_a_row_is_written() -> None:
     assert rows == ["whole", "ended in order"]
 
 
+def test_no_signal_takes_the_place_of_another_that_waits_for_a_row() -> None:
+    """Slurm sends SIGTERM to all of a job, and submitit's SIGUSR2 may come right behind it."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    interruptions = Interruptions()
+
+    def work() -> None:
+        with interruptions.deferred():
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
+                os.kill(os.getpid(), number)
+
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"), interruptions.raised():
+            work()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [signal.SIGUSR2]
+
+
 def test_a_run_that_was_told_to_outlive_its_terminal_does() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
     try:
