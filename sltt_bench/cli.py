@@ -814,7 +814,7 @@ def _counts(option: str, key: str, text: str | None) -> list[str]:
     parts = _comma_list(option, text)
     if parts is None:
         return []
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
     return [f"{key}={','.join(parts)}"]
 

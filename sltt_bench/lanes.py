@@ -150,7 +150,10 @@ class Lanes:
         return self._timeout_s - (time.monotonic() - attempt.begun)
 
     def _patience(self) -> float:
-        return max(0.0, min(0.5, *(self._left(attempt) for attempt in self.under_way)))
+        """Seconds until the clock may end something. What it has ended needs no haste, whoever still holds its output."""
+        return min(
+            (left for attempt in self.under_way if 0 < (left := self._left(attempt)) < 0.5), default=0.5
+        )
 
 
 class _Lane:

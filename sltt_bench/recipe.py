@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -254,20 +254,20 @@ class Claim(Strict):
     source: str
     """Where it is made."""
 
-    @model_validator(mode="after")
-    def _can_be_judged(self) -> "Claim":
+    def fault(self) -> str | None:
+        """Why nobody could judge it, or None."""
         if self.relation.endswith("_points") and self.metric != "test_top1":
-            raise ValueError(f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}")
+            return f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}"
         if self.relation in ("at_least", "at_most"):
             if self.baseline is not None:
-                raise ValueError(f"{self.relation} is about the value itself; leave baseline out")
+                return f"{self.relation} is about the value itself; leave baseline out"
             if self.metric == "test_top1" and not 0 <= self.threshold <= 1:
-                raise ValueError(f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}")
+                return f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}"
         elif self.baseline in (None, self.method):
-            raise ValueError(f"{self.relation} compares; name another method as baseline")
+            return f"{self.relation} compares; name another method as baseline"
         if self.relation == "at_most_ratio" and self.threshold <= 0:
-            raise ValueError(f"a ratio is above 0, but threshold is {self.threshold:g}")
-        return self
+            return f"a ratio is above 0, but threshold is {self.threshold:g}"
+        return None
 
 
 class Recipe(Strict):
@@ -486,11 +486,16 @@ def load_recipe(
         faults += _apply(raw, key, value, "--set")
     if chosen_methods:
         raw["methods"] = chosen_methods
-    return _validate(raw, str(path), faults, any_k=any_k)
+    return _validate(
+        raw, str(path), faults, lambda recipe: (*_method_faults(recipe, any_k), *_claim_faults(recipe))
+    )
 
 
 def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
-    """A resolved recipe read back from JSON. Raises RecipeError."""
+    """A resolved recipe read back from JSON. Raises RecipeError.
+
+    What its methods and claims may be was asked when it was resolved, by the version that did, where all its plug-ins were.
+    """
     return _validate(values, str(values.get("name", "recipe")), [])
 
 
@@ -566,8 +571,15 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
 # Validating -------------------------------------------------------------------------------------
 
 
-def _validate(raw: Mapping[str, Any], where: str, faults: list[str], *, any_k: bool = False) -> Recipe:
-    """The recipe. Raises RecipeError with all that is wrong with it, beside the `faults` that are known."""
+def _validate(
+    raw: Mapping[str, Any],
+    where: str,
+    faults: list[str],
+    further: Callable[[Recipe], Iterable[str]] = lambda recipe: (),
+) -> Recipe:
+    """The recipe. Raises RecipeError with all that is wrong with it, beside the `faults` that are known; `further` are
+    those of one whose fields are valid.
+    """
     values = dict(raw)
     for section, options_type in (("data", data.source_type), ("model", models.options_type)):
         if section in values:
@@ -579,7 +591,7 @@ def _validate(raw: Mapping[str, Any], where: str, faults: list[str], *, any_k: b
     except ValidationError as error:
         faults += _faults(error, Recipe, apart_from=broken)
     else:
-        faults += [*_method_faults(recipe, any_k), *_claim_faults(recipe)]
+        faults += further(recipe)
     if faults:
         raise RecipeError(where, list(dict.fromkeys(faults)))
     return recipe
@@ -603,8 +615,10 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
 
 
 def _claim_faults(recipe: Recipe) -> Iterator[str]:
-    """What a claim names that there is not, so that nobody could ever measure it."""
+    """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it."""
     for number, claim in enumerate(recipe.claims):
+        if (fault := claim.fault()) is not None:
+            yield f"claims.{number}: {fault}"
         for method in filter(None, (claim.method, claim.baseline)):
             try:
                 methods.promises(method)

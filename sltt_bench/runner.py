@@ -428,7 +428,7 @@ class Interruptions:
 
     def __init__(self) -> None:
         self._deferred = 0
-        self._waiting: int | None = None
+        self._waiting: list[int] = []
         self._over = False
         self._of_others: dict[int, Callable[[int, FrameType | None], Any]] = {}
 
@@ -453,15 +453,14 @@ class Interruptions:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A signal that comes within is raised at the end."""
+        """Signals that come within are raised at the end, in their order."""
         self._deferred += 1
         try:
             yield
         finally:
             self._deferred -= 1
-        if self._waiting is not None and not self._deferred:
-            number, self._waiting = self._waiting, None
-            self._handle(number, None)
+        while self._waiting and not self._deferred:
+            self._handle(self._waiting.pop(0), None)
 
     def end(self) -> None:
         """What is left to do is done in order, whatever is sent from now on."""
@@ -471,7 +470,7 @@ class Interruptions:
         if self._over:
             return
         if self._deferred:
-            self._waiting = number
+            self._waiting.append(number)
             return
         if number in self._of_others:
             self._of_others[number](number, frame)

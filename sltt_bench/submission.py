@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.methods import UnknownMethod
 from sltt_bench.plan import cell_from_dict
 from sltt_bench.recipe import (
     NOT_DECISIVE,
@@ -80,10 +81,10 @@ def _cells_as_resolved(results: Results) -> Findings:
             continue
         try:
             cell = cell_from_dict(dict(resolved))
-        except (RecipeError, TypeError, KeyError) as error:
+            told = {**cell_key(cell, Outcome("ok")), **circumstances(cell, Outcome("ok"))}
+        except (RecipeError, UnknownMethod, TypeError, KeyError) as error:
             yield _name(row), f"cells/{row['cell_id']}.json is no cell: {str(error).splitlines()[0]}"
             continue
-        told = {**cell_key(cell, Outcome("ok")), **circumstances(cell, Outcome("ok"))}
         other = [name for name in _RESOLVED if row[name] != told[name]]
         if other:
             yield _name(row), f"cells/{row['cell_id']}.json is another cell than its row ({', '.join(other)})"

@@ -33,6 +33,7 @@ ERRORS = {
     ("report", "recipes", "--format", ","): "--format ',': is an empty list",
     ("power", "recipes", "--effect", ""): "--effect '': is an empty list",
     ("estimate", "digits", "--timesteps", ""): "--timesteps '': is an empty list",
+    ("estimate", "digits", "--timesteps", "9" * 5000): "wants whole numbers from 1 on",
     ("analyze", "gradients", "digits", "--method-gradients", "", "--dry-run"): "is an empty list",
     ("analyze", "gradients", "digits", "--epochs", "²", "--dry-run"): "give numbers from 0 to 15",
     ("cancel", "recipes", "--cell", ""): "--cell '': is an empty list",

@@ -144,6 +144,19 @@ def test_a_process_that_does_not_end_holds_up_no_run(
     assert (attempt.outcome.status, attempt.outcome.exit_code) == (status, code)
 
 
+def test_a_run_is_at_rest_while_others_hold_the_output_of_a_cell_that_timed_out(
+    monkeypatch: pytest.MonkeyPatch, smoke_cell: Callable[..., Cell]
+) -> None:
+    with_worker("setsid sleep 3 & exec sleep 100", monkeypatch)
+    monkeypatch.setattr(lanes, "LINGERING_S", 1.0)
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    used = time.process_time()
+    with Lanes(timeout_s=0.5) as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, attempt.outcome.exit_code) == ("timeout", -signal.SIGTERM)
+    assert time.process_time() - used < 0.3, "cells beside it are measured"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 def test_whatever_a_terminal_or_a_scheduler_sends_ends_a_run_once_and_between_rows(
     number: signal.Signals,
@@ -196,6 +209,25 @@ def test_a_schedulers_own_signal_ends_no_run_while_a_row_is_written() -> None:
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert rows == ["whole", "ended in order"]
+
+
+def test_no_signal_takes_the_place_of_another_that_waits_for_a_row() -> None:
+    """Slurm sends SIGTERM to all of a job, and submitit's SIGUSR2 may come right behind it."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: seen.append(number))
+    interruptions = Interruptions()
+
+    def work() -> None:
+        with interruptions.deferred():
+            for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGUSR2):
+                os.kill(os.getpid(), number)
+
+    try:
+        with pytest.raises(Interrupted, match="SIGTERM"), interruptions.raised():
+            work()
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert seen == [signal.SIGUSR2]
 
 
 def test_a_run_that_was_told_to_outlive_its_terminal_does() -> None:

@@ -153,11 +153,16 @@ def test_one_process_ends_the_cell_with_its_reason_and_none_is_left(
 ) -> None:
     site = install(tmp_path, monkeypatch)
     cell = over(smoke_cell(method, timesteps=2), 2)
-    run(cell, tmp_path / "out", timeout_s=6.0 if status == "timeout" else 120.0)
-    row = row_of(tmp_path / "out")
-    assert row.status == status, row.reason
-    assert reason in row.reason
-    pids = [int(path.name.partition("-")[2]) for path in site.glob("rank-*")]
+    pids: list[int] = []
+    for limit_s in (6.0, 60.0) if status == "timeout" else (120.0,):
+        out = tmp_path / f"within {limit_s:g} s"
+        run(cell, out, timeout_s=limit_s)
+        row = row_of(out)
+        assert row.status == status, row.reason
+        assert reason in row.reason
+        pids = [int(path.name.partition("-")[2]) for path in site.glob("rank-*")]
+        if pids:  # else a busy machine had not started them by then
+            break
     assert len(pids) == 2
     end = time.monotonic() + 20
     while any(map(alive, pids)) and time.monotonic() < end:

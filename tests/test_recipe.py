@@ -211,6 +211,15 @@ def test_a_recipe_survives_the_way_through_json() -> None:
     assert again.fingerprint() == recipe.fingerprint()
 
 
+def test_a_recipe_is_read_back_whose_methods_and_claims_would_be_refused_now() -> None:
+    """Of an earlier version, or with a plug-in that is not installed here."""
+    resolved = load_recipe("digits").model_dump(mode="json")
+    (claim, *_) = resolved["claims"]
+    resolved["claims"] = [{**claim, "relation": "at_most"}, {**claim, "method": "somebodys-rule"}]
+    resolved["methods"] = ["sltt-k02", "somebodys-rule"]
+    assert recipe_from_dict(resolved).fingerprint() == load_recipe("digits").fingerprint()
+
+
 def test_the_fingerprint_follows_what_is_computed_and_nothing_else() -> None:
     base = load_recipe("digits")
     words = base.model_copy(update={"description": "other words", "methods": ["bptt"], "claims": []})

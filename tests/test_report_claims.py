@@ -248,7 +248,9 @@ def test_without_room_other_claims_are_just_not_measured(tmp_path: Path) -> None
 
 def test_a_claim_that_was_put_in_other_words_since_is_one_claim_in_the_newest_words(tmp_path: Path) -> None:
     measure(tmp_path / "1", recipe({**MEMORY, "says": "less"}), cell={"smoke": True}, number=1)
-    measure(tmp_path / "2", recipe({**MEMORY, "says": "70 % less memory"}), number=2)
+    measure(tmp_path / "2", recipe({**MEMORY, "says": "much less"}), number=2)
+    newest = recipe({**MEMORY, "says": "70 % less memory"})
+    measure(tmp_path / "3", newest, cell={"smoke": True}, number=3)  # of the group that began first
     (verdict,) = verdicts(tmp_path)
     assert (verdict.word, verdict.claim["says"], verdict.caveats) == ("held", "70 % less memory", ())
 

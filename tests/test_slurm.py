@@ -333,6 +333,19 @@ def test_a_submission_that_was_killed_before_it_was_one_is_in_no_others_way(tmp_
     assert slurm.Submission.newest_of(tmp_path, plan.cells) == submission
 
 
+def test_a_submission_of_a_method_that_is_refused_now_can_be_read_and_is_in_no_others_way(
+    tmp_path: Path,
+) -> None:
+    (plan,) = make_plans("digits", Request(methods=["sltt-k2"], seeds=[0], smoke=True))
+    submission = slurm.Submission.create(tmp_path, plan.cells)
+    later = tmp_path / "submitted-99990101-000000-ffff" / slurm.STATE_FOLDER
+    later.mkdir(parents=True)
+    written = (submission.folder / slurm.STATE_FOLDER / slurm.SUBMISSION_FILE).read_text()
+    (later / slurm.SUBMISSION_FILE).write_text(written.replace('"sltt-k2"', '"sltt-k02"'))
+    assert [cell.method for cell in slurm.Submission.read(later.parent).cells] == ["sltt-k02"]
+    assert slurm.Submission.newest_of(tmp_path, plan.cells) == submission
+
+
 def test_a_folder_without_a_submission_is_wrong_usage(tmp_path: Path) -> None:
     code, output = call("status", str(tmp_path))
     assert code == 2

@@ -302,7 +302,8 @@ def test_a_point_that_was_tuned_twice_is_shown_as_the_newest_tuned_it(tmp_path: 
     """Not as the mean of two tunings, nor of two versions of a recipe; and a seed that was run twice is one."""
     recipe = handmade_study(tmp_path).recipe
     for number, (trials, top1) in enumerate({3: 0.5, 9: 0.6}.items()):
-        run = HandmadeRun(tmp_path / "zz" / str(number), recipe=recipe, number=100 * number)
+        # The tuning that began first is the one that was run again last.
+        run = HandmadeRun(tmp_path / "zz" / str(1 - number), recipe=recipe, number=100 * number)
         again = HandmadeRun(tmp_path / "zz" / f"{number} again", recipe=recipe, number=100 * number + 50)
         for tau in (1.1, 5.0):
             at = varied({**recipe, "study": None}, neuron__tau=tau, description=f"tuned {trials}")

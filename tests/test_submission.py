@@ -89,6 +89,11 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
         {"cells as resolved"},
         "is missing: nobody can tell what was run",
     ),
+    "a method that there is not": (
+        change_every_cell('"method": "sltt"', '"method": "slt"'),
+        {"cells as resolved"},
+        "is no cell: unknown method 'slt'",
+    ),
     "two seeds": (
         lambda run: (
             edit(run, "cells.csv", drop_rows("fp32,cpu,2,run")),

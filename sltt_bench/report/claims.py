@@ -249,7 +249,7 @@ def claims_of_recipe(recipe: Mapping[str, Any]) -> tuple[Claim, ...]:
 def _claims_of(groups: Sequence[Group]) -> list[Claim]:
     """Each claim once, in the order of the groups; of one that was put in other words since, the newest run's."""
     claims = {asks(claim): claim for group in groups for claim in group.claims}
-    newest_last = sorted(groups, key=lambda group: group.runs)
+    newest_last = sorted(groups, key=lambda group: max(group.runs))
     return list((claims | {asks(claim): claim for group in newest_last for claim in group.claims}).values())
 
 

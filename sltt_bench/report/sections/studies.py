@@ -146,7 +146,7 @@ def _bench(name: str, groups: Sequence[Group]) -> tuple[list[Group], int]:
         return key[:2], -finished, key[2] != TUNED, -newest
 
     bench = benches[min(benches, key=rank)]
-    newest_last = sorted(bench, key=lambda group: group.runs)
+    newest_last = sorted(bench, key=lambda group: max(group.runs))
     newest = {(group.key.precision, _point(group.overrides)): group.key for group in newest_last}
     shown = [group for group in bench if group.key in newest.values()]
     return shown, sum(map(len, benches.values())) - len(shown)
