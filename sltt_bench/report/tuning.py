@@ -109,9 +109,14 @@ def studies(results: Results) -> list[TuningStudy]:
 
 
 def _point(overrides: str, setting: str) -> str:
-    """As JSON: a trial's overrides without what was searched and a length of its own."""
-    searched = {"train.epochs", *json.loads(setting)}
-    own = {name: value for name, value in overrides_of(overrides).items() if name not in searched}
+    """As JSON: a cell's overrides without what was searched, and without what a trial has from the tuning in any case: its
+    length and its validation split."""
+    left_out = {"train.epochs", *json.loads(setting)}
+    own = {
+        name: value
+        for name, value in overrides_of(overrides).items()
+        if name not in left_out and name.partition(".")[0] != "validation"
+    }
     return json.dumps(own, sort_keys=True)
 
 
@@ -231,7 +236,7 @@ def _rank(method: str, means: Mapping[str, float]) -> int:
 def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:
     """The groups of what was chosen in a study."""
     for group in groups:
-        point = {name: value for name, value in group.overrides.items() if name != "train.epochs"}
+        point = json.loads(_point(json.dumps(group.overrides), "{}"))
         if group.finished and (group.key.recipe, group.protocol, point) == (
             study.recipe,
             study.protocol,
