@@ -54,6 +54,8 @@ class TuningStudy:
     conditions: tuple[str, ...]
     methods: Mapping[str, tuple[TriedSetting, ...]]
     """In the order of tables; the settings in that of the grid."""
+    again: tuple[str, ...] = ()
+    """Methods that several runs tuned: the newest with all trials is shown, else the newest."""
 
     @property
     def title(self) -> str:
@@ -121,6 +123,8 @@ def _point(overrides: str, setting: str) -> str:
 
 
 def _study(rows: pd.DataFrame) -> TuningStudy:
+    runs = rows.groupby("method")["run"].nunique()
+    rows = pd.concat([_newest_tuning(of_method) for _, of_method in rows.groupby("method")])
     first = rows.iloc[0]
     methods = {
         str(method): tuple(
@@ -140,7 +144,15 @@ def _study(rows: pd.DataFrame) -> TuningStudy:
         fields=tuple(json.loads(first["setting"])),
         conditions=tuple(word for word in conditions if word),
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
+        again=tuple(sorted((str(name) for name in runs[runs > 1].index), key=method_order)),
     )
+
+
+def _newest_tuning(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one method's trials those of the newest run that has all of them, else of the newest: each run chose by its own."""
+    sizes = rows.groupby("run").size()
+    whole = sizes[sizes >= int(rows["trials"].iloc[0])]
+    return rows[rows["run"] == (sizes if whole.empty else whole).index.max()]
 
 
 def _tried(rows: pd.DataFrame) -> TriedSetting:
