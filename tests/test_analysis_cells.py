@@ -364,6 +364,31 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     assert alone.title == f"The gradient taken apart: digits ({chip})"
 
 
+def test_points_that_were_looked_at_before_training_alone_are_not_lost_beside_trained_ones(
+    copied: Path,
+) -> None:
+    cells = pd.read_csv(copied / GRADIENTS_FILE).query("tau == 1.0")["cell_id"].unique()
+    for cell_id in cells:
+        file = copied / CELLS_FOLDER / f"{cell_id}.json"
+        record = json.loads(file.read_text())
+        assert record["options"]["epochs"] == [0, 1]
+        record["options"]["epochs"] = [0]
+        file.write_text(json.dumps(record))
+    for name in (GRADIENTS_FILE, DRAWS_FILE):
+        rows = pd.read_csv(copied / name)
+        rows[(rows["epoch"] == 0) | ~rows["cell_id"].isin(cells)].to_csv(copied / name, index=False)
+    sections = gradients(Context(read_results([copied]), "bptt")).sections
+    assert sorted(_points(section) for section in sections) == [2, 2]
+    assert sorted(section.title for section in sections) == [
+        "The gradient taken apart: digits",
+        "The gradient taken apart: digits, trained in fp32",
+    ]
+    against_t = [
+        block for section in sections for block in section.blocks if block.title == "Cosine against T"
+    ]
+    assert [type(block) for block in against_t] == [Figure, Figure]
+
+
 def _points(section: Section) -> int:
     return len(next(block for block in section.blocks if isinstance(block, Table)).rows)
 

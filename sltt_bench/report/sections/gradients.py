@@ -242,12 +242,15 @@ def _rows(results: Results, file: str) -> pd.DataFrame:
 
 
 def _held_fixed(run: Run, cell_id: str) -> str:
-    """What two cells must share to be points of one grid: all but T and what POINT has of the neuron."""
+    """What two cells must share to be points of one grid, and be looked at last after as many epochs: all but T and what
+    POINT has of the neuron."""
     cell, recipe = run.cell(cell_id), run.recipe_of(cell_id)
     left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims", "study")
     shared = {key: value for key, value in recipe.items() if key not in left_out}
     shared["neuron"] = {key: value for key, value in recipe.get("neuron", {}).items() if key not in POINT}
-    shared |= {"batches": cell.get("options", {}).get("batches")}
+    options = cell.get("options", {})
+    # Tables and plots show the last epoch that was looked at: a point that was not looked at then would be in none.
+    shared |= {"batches": options.get("batches"), "last": max(options.get("epochs") or [0])}
     shared |= {source: cell.get(source) for source in ("init", "needs")}
     return json.dumps(shared, sort_keys=True)
 
