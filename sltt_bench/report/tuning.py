@@ -152,7 +152,9 @@ def _newest_tuning(rows: pd.DataFrame) -> pd.DataFrame:
     """Of one method's trials those of the newest run that has all of them, else of the newest: each run chose by its own."""
     sizes = rows.groupby("run").size()
     whole = sizes[sizes >= int(rows["trials"].iloc[0])]
-    return rows[rows["run"] == (sizes if whole.empty else whole).index.max()]
+    newest = int((sizes if whole.empty else whole).index.max())
+    is_newest: pd.Series[bool] = rows["run"] == newest
+    return rows[is_newest]
 
 
 def _tried(rows: pd.DataFrame) -> TriedSetting:
