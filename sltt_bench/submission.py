@@ -22,7 +22,7 @@ from sltt_bench.recipe import (
     recipe_from_dict,
     recipe_names,
 )
-from sltt_bench.report.grouping import UNSOUND, make_groups
+from sltt_bench.report.grouping import UNSOUND, make_groups, with_facts_of_siblings
 from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
@@ -124,7 +124,9 @@ def _data_are_real(results: Results) -> Findings:
 
 def _enough_seeds(results: Results) -> Findings:
     key = ["recipe", "recipe_hash", "method", "backend", "device_name"]
-    for (recipe, _, method, backend, _), cells in _runs(results).groupby(key, dropna=False):
+    for (recipe, _, method, backend, _), cells in with_facts_of_siblings(_runs(results)).groupby(
+        key, dropna=False
+    ):
         seeds, finished = cells["seed"].nunique(), cells.loc[cells["status"] == "ok", "seed"].nunique()
         where = f"{recipe}, {method}, backend {backend}"
         if seeds < MINIMUM_SEEDS:

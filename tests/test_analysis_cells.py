@@ -24,7 +24,7 @@ from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe, parse_overrides
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
-from sltt_bench.report.sections.gradients import gradients
+from sltt_bench.report.sections.gradients import find_families, gradients
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,
@@ -34,6 +34,7 @@ from sltt_bench.results.schema import (
     FILES,
     GRADIENTS_FILE,
     OPERATIONS_FILE,
+    PROVENANCE_FILE,
 )
 from sltt_bench.worker import Reporter
 
@@ -363,6 +364,31 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     assert alone.title == f"The gradient taken apart: digits ({chip})"
 
 
+def test_points_that_were_looked_at_before_training_alone_are_not_lost_beside_trained_ones(
+    copied: Path,
+) -> None:
+    cells = pd.read_csv(copied / GRADIENTS_FILE).query("tau == 1.0")["cell_id"].unique()
+    for cell_id in cells:
+        file = copied / CELLS_FOLDER / f"{cell_id}.json"
+        record = json.loads(file.read_text())
+        assert record["options"]["epochs"] == [0, 1]
+        record["options"]["epochs"] = [0]
+        file.write_text(json.dumps(record))
+    for name in (GRADIENTS_FILE, DRAWS_FILE):
+        rows = pd.read_csv(copied / name)
+        rows[(rows["epoch"] == 0) | ~rows["cell_id"].isin(cells)].to_csv(copied / name, index=False)
+    sections = gradients(Context(read_results([copied]), "bptt")).sections
+    assert sorted(_points(section) for section in sections) == [2, 2]
+    assert sorted(section.title for section in sections) == [
+        "The gradient taken apart: digits",
+        "The gradient taken apart: digits, trained in fp32",
+    ]
+    against_t = [
+        block for section in sections for block in section.blocks if block.title == "Cosine against T"
+    ]
+    assert [type(block) for block in against_t] == [Figure, Figure]
+
+
 def _points(section: Section) -> int:
     return len(next(block for block in section.blocks if isinstance(block, Table)).rows)
 
@@ -398,6 +424,54 @@ def test_weights_of_a_checkpoint_are_not_called_initial(copied: Path, init: str 
     (section,) = gradients(Context(read_results([copied]), "bptt")).sections
     table = next(block for block in section.blocks if isinstance(block, Table))
     assert table.notes[1].startswith(words)
+
+
+def test_of_what_was_analysed_again_the_newest_counts_alone(analysed: Path, copied: Path) -> None:
+    """Another version, say, whose cosines are others: no further seed, and no mean of the two."""
+    provenance = json.loads((copied / PROVENANCE_FILE).read_text())
+    later = {"started_utc": "2999-01-01T00:00:00+00:00"}
+    (copied / PROVENANCE_FILE).write_text(json.dumps(provenance | later))
+    pd.read_csv(copied / CELLS_FILE).assign(**later).to_csv(copied / CELLS_FILE, index=False)
+    pd.read_csv(copied / GRADIENTS_FILE).assign(cosine_mean=0.25).to_csv(copied / GRADIENTS_FILE, index=False)
+    pd.read_csv(copied / EPOCHS_FILE).assign(test_top1=0.5).to_csv(copied / EPOCHS_FILE, index=False)
+    (family,) = find_families(read_results([copied, analysed]))
+    assert family.seeds == 1
+    assert set(family.gradients["cosine_mean"]) == {0.25}
+    assert set(family.accuracy.values()) == {0.5}
+
+
+def test_multiplications_that_depend_on_the_neuron_stand_beside_what_they_depend_on(copied: Path) -> None:
+    """A surrogate of more products than the triangle: its rows are not left out for those of the first surrogate."""
+    for file in (GRADIENTS_FILE, DRAWS_FILE):
+        rows = pd.read_csv(copied / file)
+        rows.loc[rows["tau"] == 1.0, "surrogate"] = "sigmoid"
+        rows.to_csv(copied / file, index=False)
+    others = set(rows.loc[rows["surrogate"] == "sigmoid", "cell_id"])
+    counts = pd.read_csv(copied / OPERATIONS_FILE)
+    assert _operations_of(copied)[0] == ["T", "method"]
+    counts.loc[counts["cell_id"].isin(others), "spatial_multiplications"] *= 2
+    counts.to_csv(copied / OPERATIONS_FILE, index=False)
+    headings, rows_of_sltt = _operations_of(copied)
+    assert headings == ["T", "surrogate", "method"]
+    assert [row[:2] for row in rows_of_sltt] == [
+        ["2", "sigmoid"], ["2", "triangle"], ["3", "sigmoid"], ["3", "triangle"]
+    ]  # fmt: skip
+    in_space = [row[-1] for row in rows_of_sltt]
+    assert in_space[0] == 2 * in_space[1]
+    assert in_space[2] == 2 * in_space[3]
+
+
+def _operations_of(folder: Path) -> tuple[list[str], list[list[Any]]]:
+    """What the table of multiplications tells counts apart by; of SLTT the texts of these columns, and the count in space."""
+    (section,) = gradients(Context(read_results([folder]), "bptt")).sections
+    (table,) = (block for block in section.blocks if block.title == "Multiplications, counted")
+    assert isinstance(table, Table)
+    headings = [heading.text for heading in table.headings]
+    method, in_space = headings.index("method"), headings.index("backward in space")
+    rows = [row for row in table.rows if row[method].text == "sltt"]
+    return headings[: method + 1], [
+        [*(cell.text for cell in row[:method]), row[in_space].value] for row in rows
+    ]
 
 
 def test_results_without_an_analysis_have_no_section(tmp_path: Path) -> None:

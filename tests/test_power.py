@@ -1,5 +1,6 @@
 """`power`: the number of seeds that a stated effect needs, against textbook values and by simulation."""
 
+import io
 import json
 import math
 import re
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from result_builder import RECIPE, HandmadeRun, varied
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
@@ -17,6 +19,7 @@ from sltt_bench.report.power import (
     MOST_SEEDS,
     pairs_for,
     power_of,
+    print_seeds_needed,
     seeds_needed,
     standard_effect_for,
     upper_limit_of_spread,
@@ -160,3 +163,24 @@ def test_a_folder_without_runs_is_an_error_that_names_it(tmp_path: Path) -> None
     with pytest.raises(ResultsError, match="no run in or below it"):
         seeds_needed([tmp_path], [0.5], power=0.8)
     assert "last_test_top1" in FIGURES
+
+
+def test_groups_that_a_version_alone_tells_apart_are_tables_of_their_own(tmp_path: Path) -> None:
+    """Two machines' folders of one name; on the newer torch the differences are twice as far apart."""
+    recipe = varied(RECIPE, data__test_samples=1000)
+    for number, torch in enumerate(("2.6.0", "2.7.0")):
+        run = HandmadeRun(
+            tmp_path / f"machine{number}" / "run", recipe=recipe, torch=torch, number=50 * number
+        )
+        for seed in range(3):
+            run.cell("bptt", seed, top1=(0.1, 0.2, 0.9))
+            run.cell("sltt", seed, top1=(0.1, 0.2, 0.9 + 0.01 * seed * (number + 1)))
+    rows = seeds_needed([tmp_path], [1.0], power=0.8)
+    assert [row.conditions.rpartition(", ")[2] for row in rows] == ["torch 2.6.0", "torch 2.7.0"]
+    printed = io.StringIO()
+    print_seeds_needed(rows, Console(file=printed, width=200))
+    lines = [line.split() for line in printed.getvalue().splitlines() if line.split()[:1] == ["sltt"]]
+    assert [line[2] for line in lines] == ["+1.00", "+2.00"]
+    assert {len(line) for line in lines} == {
+        len(["sltt", "3", "+1.00", "1.00", "10", "up", "to", "38", "3.26"])
+    }

@@ -115,6 +115,28 @@ def test_limits_are_shown_where_they_were_searched(tmp_path: Path) -> None:
     assert batches.notes == ("At the row's T, into 1000 MiB, margin taken off.",)
 
 
+def test_limits_of_several_sizes_of_memory_and_bounds_of_several_cards_say_whose_they_are(
+    tmp_path: Path,
+) -> None:
+    """BPTT was asked of a large card and SLTT of a small one: their batches are no comparison."""
+    run = HandmadeRun(tmp_path / "run")
+    large = {"memory_bytes": 80_000 * MIB, "gpu": "Large", "epoch_lower_bound_s": 1.0}
+    run.estimate("bptt", 60, **large, largest_batch_size=1066, largest_timesteps=33)
+    run.estimate(
+        "sltt", 12, memory_bytes=1000 * MIB, gpu="Small", epoch_lower_bound_s=2.0, largest_batch_size=533
+    )
+    tables = blocks(contribution(tmp_path), Table)
+    assert shown(tables["Largest batch that fits, estimated"]) == [
+        ["6", "64", "1,066 78.1 GiB", "533 1000 MiB"]
+    ]
+    assert shown(tables["Largest T that fits, estimated"]) == [
+        ["6", "64", "33 78.1 GiB", "no limit met 1000 MiB"]
+    ]
+    assert shown(tables["Lower bound on an epoch's training time"]) == [
+        ["6", "64", "1.00 Large", "2.00 Small"]
+    ]
+
+
 def test_without_a_search_no_limits_are_shown(tmp_path: Path) -> None:
     fill(tmp_path)
     assert not [

@@ -17,11 +17,14 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
+from sltt_bench.format import Scale
 from sltt_bench.report import SECTIONS
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
+from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.results.reader import read_results
 
@@ -539,3 +542,24 @@ def test_a_wrapped_title_parts_no_value_from_its_equals_sign(columns: int) -> No
     assert not any(line.endswith("=") for line in lines)
     assert "\xa0" not in "".join(lines)
     assert any("test_timesteps = 2" in line for line in lines)
+
+
+def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -> None:
+    """Seed 0 was run four times at 90 %, seed 1 once at 50 %: the tables say 70 %, of two seeds, and so do the curves."""
+    for number in range(4):
+        run = HandmadeRun(tmp_path / str(number), number=20 * number)
+        run.cell("bptt", 0, train_s=(5.0, 2.0, 2.0), top1=(0.5, 0.6, 0.9))
+        if number == 0:
+            run.cell("bptt", 1, train_s=(5.0, 6.0, 6.0), top1=(0.3, 0.4, 0.5))
+    (group,) = make_groups(read_results([tmp_path]))
+    (curve,) = curves(group)
+    in_tables = group.methods["bptt"].stat("last_test_top1")
+    assert in_tables is not None
+    assert (in_tables.mean, in_tables.n) == (pytest.approx(0.7), 2)
+    panel, by_time, _ = curve_panels([curve], None, None, Scale(1.0, "s"))
+    assert list(panel.lines[0].ys) == pytest.approx([40.0, 50.0, 70.0])
+    assert list(panel.lines[0].spreads) == pytest.approx(
+        [100 * 0.2 / 2**0.5, 100 * 0.2 / 2**0.5, 100 * 0.4 / 2**0.5]
+    )
+    assert list(by_time.lines[0].xs) == pytest.approx([5.0, 9.0, 13.0])
+    assert curve.time_to(0.5) == pytest.approx((5.0 + 17.0) / 2)

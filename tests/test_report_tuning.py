@@ -197,6 +197,25 @@ def test_a_study_whose_record_was_cut_off_is_not_said_to_have_lost_its_trials(tm
     assert "bptt: every setting diverged" in notes
 
 
+def test_a_tuning_that_was_done_again_is_shown_as_the_newest_run_has_it(tmp_path: Path) -> None:
+    """The first run chose 0.01 and the second 1.0, but for sltt, which the second did not tune, and ottt, of which it lacks trials."""
+    for number, best in enumerate((0.01, 1.0)):
+        begun = {"started_utc": f"2026-01-0{number + 1}T00:00:00+00:00"}
+        run = HandmadeRun(tmp_path / str(number), recipe=TARGET, number=100 * number, facts=begun)
+        for method in ("bptt", "ottt", "sltt") if number == 0 else ("bptt", "ottt"):
+            for lr in RATES[: 2 if (method, number) == ("ottt", 1) else 3]:
+                for seed in (7, 8):
+                    trial(run, method, lr, seed, 0.9 if lr == best else 0.5, chosen=lr == best)
+    (actual,) = studies(read_results([tmp_path]))
+    chosen = {method: actual.chosen(method) for method in actual.methods}
+    assert {method: tried and (tried.setting["train.lr"], tried.top1) for method, tried in chosen.items()} == {
+        "bptt": (1.0, (0.9, 0.9)), "ottt": (0.01, (0.9, 0.9)), "sltt": (0.01, (0.9, 0.9))
+    }  # fmt: skip
+    assert all(sum(tried.chosen for tried in settings) == 1 for settings in actual.methods.values())
+    notes = blocks(tmp_path)["What was chosen, 6 trials each (3 epochs)"].notes
+    assert "bptt and ottt: tuned in several runs; shown is the newest that has all trials." in notes
+
+
 def test_the_points_of_a_study_are_tuned_and_told_apart(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "run", recipe=varied(TARGET, name="studies/made"))
     points = ({"extends": "_digits"}, {"extends": "_vowels", "neuron.tau": 5.0})

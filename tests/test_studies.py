@@ -20,6 +20,7 @@ from sltt_bench.plan import Cell, Request, make_plans
 from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat
+from sltt_bench.results.schema import GRADIENTS_FILE
 from sltt_bench.studies import Study, points
 
 NAMES = study_names()
@@ -250,6 +251,46 @@ def test_a_study_that_was_run_again_is_shown_by_its_newest_run(tmp_path: Path) -
     handmade_study(tmp_path, lost=0.0, device_name="Another CPU, 2 threads")
     _, frame = studied(tmp_path)
     assert frame["mean"].min() == pytest.approx(0.901)
+
+
+def looked_at(
+    run: HandmadeRun, cosine: float, seed: int = 0, *, smoke: bool = False, number: int = 0
+) -> None:
+    """An analysis of a study's only point, made in the order of the numbers."""
+    run.number = number
+    about = {"kind": "analysis", "smoke": smoke}
+    recipe = {**run.recipe, "study": None}
+    cell_id = run.cell("bptt", seed, train_s=(), top1=None, recipe=recipe, cell=about)
+    run.append(
+        GRADIENTS_FILE,
+        {
+            "schema_version": 1, "cell_id": cell_id, "attempt": 1, "recipe": run.recipe["name"], "recipe_hash": "made", "method": "bptt",
+            "backend": "reference", "timesteps": 6, "batch_size": 64, "precision": "fp32", "device": "cpu", "seed": seed,
+            "tau": 1.1, "surrogate": "triangle", "reset": "soft", "detach_reset": False, "epoch": 0, "level": "network",
+            "name": "", "depth": 0, "elements": 10, "batches": 4, "zero_batches": 0, "cosine_mean": cosine,
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_an_analysis_of_a_study_that_was_run_again_is_no_further_seed(trains: bool, tmp_path: Path) -> None:
+    panel = {"y": "cosine", "x": "neuron.tau", "lines": [], "where": {}, "title": None}
+    recipe = {**RECIPE, "name": "studies/made", "claims": [], "study": {**STUDY, "figure": [panel]}}
+    for number, cosine in enumerate((0.5, 0.9)):
+        stamp = f"20260101-00000{number}-0000"
+        begun = {"started_utc": f"2026-01-01T00:0{number}:00+00:00"}
+        run = HandmadeRun(
+            tmp_path / "studies" / "made" / stamp, recipe=recipe, facts=begun, number=50 * number
+        )
+        if trains:
+            run.cell("sltt", 7, recipe={**recipe, "study": None})
+        else:
+            looked_at(run, 0.1, seed=5, smoke=True, number=number + 40)
+        looked_at(run, cosine, number=number + 20)
+        looked_at(run, cosine + 0.02, seed=1, number=number + 30)
+    _, frame = studied(tmp_path)
+    assert [(row.at, row.n) for row in frame.itertuples()] == [(1.1, 2)]
+    assert frame["mean"].item() == pytest.approx(0.91)
 
 
 def test_what_a_study_did_not_finish_is_said_and_machines_are_not_mixed(tmp_path: Path) -> None:

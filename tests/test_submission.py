@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from result_builder import HandmadeRun
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.results.reader import read_results
 from sltt_bench.submission import RULES
 
 ROOT = Path(__file__).parent.parent
@@ -182,6 +184,24 @@ def test_where_a_cell_ran_and_what_it_kept_change_no_recipe(tmp_path: Path) -> N
     ):
         change_every_cell(old, new)(folder)
     assert breaches(tmp_path) == {}
+
+
+def test_a_cell_that_failed_before_it_named_its_device_is_counted_with_its_runs_others(
+    tmp_path: Path,
+) -> None:
+    run = HandmadeRun(tmp_path / "run")
+    for seed in range(4):
+        run.cell("bptt", seed)
+    run.cell("bptt", 4, status="killed", cell={"device_name": ""})
+    for seed in range(3):
+        run.cell("sltt", seed)
+    assert not list(RULES["three seeds"](read_results([tmp_path])))
+    run.cell("sltt-k2", 0)
+    run.cell("sltt-k2", 1)
+    run.cell("sltt-k2", 2, status="oom", cell={"device_name": ""})
+    ((where, text),) = RULES["three seeds"](read_results([tmp_path]))
+    assert where == "digits, sltt-k2, backend reference"
+    assert text.startswith("2 of 3 seeds finished")
 
 
 def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:

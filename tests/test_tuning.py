@@ -623,13 +623,21 @@ def test_a_study_that_is_interrupted_in_mid_trial_goes_on_to_the_same_choices(
     assert len(list((tmp_path / "parts").glob("study/*/"))) == 1
 
 
-@pytest.mark.parametrize("held_back", [False, True])
+@pytest.mark.parametrize(
+    ("own_validation", "options", "held_back"),
+    [
+        ("", [], False),
+        ("validation: {samples: 287}\n", [], True),
+        ("", ["--set", "validation={samples: 287}"], True),
+        ("", ["--set", "validation.samples=287", "--set", "validation.seed=3"], True),
+    ],
+)
 def test_on_which_data_the_final_training_is_follows_the_recipes_own_validation(
-    held_back: bool, tmp_path: Path
+    own_validation: str, options: list[str], held_back: bool, tmp_path: Path
 ) -> None:
     own = tmp_path / "study.yaml"
-    own.write_text(TUNING + "validation: {samples: 287}\n" * held_back)
-    code, output = tune(str(own), tmp_path / "out", *TWO)
+    own.write_text(TUNING + own_validation)
+    code, output = tune(str(own), tmp_path / "out", *TWO, *options)
     assert code == 0, output
     report = CliRunner().invoke(
         app, ["report", str(tmp_path / "out"), "--full", "--format", "terminal"], env={"COLUMNS": "250"}
@@ -637,6 +645,11 @@ def test_on_which_data_the_final_training_is_follows_the_recipes_own_validation(
     for text in (output, report.output):
         assert ("on all training data" in text) == (not held_back)
         assert ("on the training data that the recipe's validation leaves" in text) == held_back
+    cells = read_results([tmp_path / "out"]).cells
+    trials = [json.loads(overrides) for overrides in cells[cells["kind"] == "trial"]["overrides"]]
+    assert trials
+    # A trial's validation is the tuning's, whatever the final training holds back.
+    assert not any(name.startswith("validation") for overrides in trials for name in overrides)
 
 
 def test_a_dry_run_shows_the_budget_and_starts_nothing(study: str, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def make_groups(results: Results) -> list[Group]:
     cells = results.cells[results.cells["kind"] == "run"]
     if cells.empty:
         return []
-    cells = _with_facts_of_siblings(cells)
+    cells = with_facts_of_siblings(cells)
     cells = cells.join(_measures(results.epochs), on=["run", "cell_id"])
     figures = [*METRICS, *COLD_FIGURES]
     cells[figures] = cells[figures].astype(float)
@@ -182,7 +182,7 @@ def _revision(facts: Mapping[str, Any], run: Run) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
+def with_facts_of_siblings(cells: pd.DataFrame) -> pd.DataFrame:
     """A cell that failed before it reported has no device name: it ran where its run's cells ran."""
     cells = cells.copy()
     unknown = (cells["device_name"] == "") & (cells["status"] != "ok")

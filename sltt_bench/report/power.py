@@ -22,7 +22,7 @@ from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.groups import Group, NotComparable, told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
@@ -148,11 +148,11 @@ def seeds_needed(
             )
     rows = [
         row
-        for group in groups
+        for group, conditions in zip(groups, _conditions(groups), strict=True)
         if baseline in group.methods
         for method in group.methods
         if method != baseline and (methods is None or method in methods)
-        for row in _of_pair(group, results, METRICS[figure], method, baseline, effects, power)
+        for row in _of_pair(group, conditions, results, METRICS[figure], method, baseline, effects, power)
     ]
     if not rows:
         raise ResultsError(
@@ -162,8 +162,22 @@ def seeds_needed(
     return rows
 
 
+def _conditions(groups: Sequence[Group]) -> list[str]:
+    """Each group's conditions in words; where those of some are the same, with what tells these apart."""
+    words = []
+    for group in groups:
+        settings = [f"{key} = {value}" for key, value in group.overrides.items()]
+        words.append((group.key.recipe, *group.key.conditions(), *settings))
+    conditions = []
+    for group, own in zip(groups, words, strict=True):
+        alike = [other.key for other, its in zip(groups, words, strict=True) if its == own]
+        conditions.append(", ".join([*own[1:], *told_apart(alike)[alike.index(group.key)]]))
+    return conditions
+
+
 def _of_pair(
     group: Group,
+    conditions: str,
     results: Results,
     metric: Metric,
     method: str,
@@ -172,11 +186,10 @@ def _of_pair(
     power: float,
 ) -> Iterator[SeedsNeeded]:
     differences = _differences(group, metric, method, baseline)
-    settings = [f"{key} = {value}" for key, value in group.overrides.items()]
     for effect in effects:
         row = SeedsNeeded(
             recipe=group.key.recipe,
-            conditions=", ".join([*group.key.conditions(), *settings]),
+            conditions=conditions,
             runs=tuple(results.runs[number].path.name for number in group.runs),
             figure=metric.name,
             method=method,

@@ -54,6 +54,8 @@ class TuningStudy:
     conditions: tuple[str, ...]
     methods: Mapping[str, tuple[TriedSetting, ...]]
     """In the order of tables; the settings in that of the grid."""
+    again: tuple[str, ...] = ()
+    """Methods that several runs tuned: the newest with all trials is shown, else the newest."""
 
     @property
     def title(self) -> str:
@@ -109,13 +111,20 @@ def studies(results: Results) -> list[TuningStudy]:
 
 
 def _point(overrides: str, setting: str) -> str:
-    """As JSON: a trial's overrides without what was searched and a length of its own."""
-    searched = {"train.epochs", *json.loads(setting)}
-    own = {name: value for name, value in overrides_of(overrides).items() if name not in searched}
+    """As JSON: a cell's overrides without what was searched, and without what a trial has from the tuning in any case: its
+    length and its validation split."""
+    left_out = {"train.epochs", *json.loads(setting)}
+    own = {
+        name: value
+        for name, value in overrides_of(overrides).items()
+        if name not in left_out and name.partition(".")[0] != "validation"
+    }
     return json.dumps(own, sort_keys=True)
 
 
 def _study(rows: pd.DataFrame) -> TuningStudy:
+    runs = rows.groupby("method")["run"].nunique()
+    rows = pd.concat([_newest_tuning(of_method) for _, of_method in rows.groupby("method")])
     first = rows.iloc[0]
     methods = {
         str(method): tuple(
@@ -135,7 +144,17 @@ def _study(rows: pd.DataFrame) -> TuningStudy:
         fields=tuple(json.loads(first["setting"])),
         conditions=tuple(word for word in conditions if word),
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
+        again=tuple(sorted((str(name) for name in runs[runs > 1].index), key=method_order)),
     )
+
+
+def _newest_tuning(rows: pd.DataFrame) -> pd.DataFrame:
+    """Of one method's trials those of the newest run that has all of them, else of the newest: each run chose by its own."""
+    sizes = rows.groupby("run").size()
+    whole = sizes[sizes >= int(rows["trials"].iloc[0])]
+    newest = int((sizes if whole.empty else whole).index.max())
+    is_newest: pd.Series[bool] = rows["run"] == newest
+    return rows[is_newest]
 
 
 def _tried(rows: pd.DataFrame) -> TriedSetting:
@@ -231,7 +250,7 @@ def _rank(method: str, means: Mapping[str, float]) -> int:
 def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:
     """The groups of what was chosen in a study."""
     for group in groups:
-        point = {name: value for name, value in group.overrides.items() if name != "train.epochs"}
+        point = json.loads(_point(json.dumps(group.overrides), "{}"))
         if group.finished and (group.key.recipe, group.protocol, point) == (
             study.recipe,
             study.protocol,

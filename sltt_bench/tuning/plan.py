@@ -102,7 +102,9 @@ def _search(
 
 def _trial(cell: Cell, tuning: TuningRecipe) -> Cell:
     setting = {name: value_at(cell.recipe, name) for name in tuning.grid}
-    overrides = _without(cell.overrides, ("validation",))
+    overrides = _without(
+        cell.overrides, (name for name in cell.overrides if section_of(name) == "validation")
+    )
     return replace(cell, kind="trial", overrides={**overrides, **setting}, options={"setting": setting})
 
 
@@ -110,10 +112,13 @@ def _without(overrides: Mapping[str, Any], names: Iterable[str]) -> dict[str, An
     """The overrides that are neither of these names nor about the tuning itself, which a cell's options tell."""
     left_out = set(names)
     return {
-        key: value
-        for key, value in overrides.items()
-        if key not in left_out and key.partition(".")[0] != "tuning"
+        key: value for key, value in overrides.items() if key not in left_out and section_of(key) != "tuning"
     }
+
+
+def section_of(name: str) -> str:
+    """The recipe's section that a dotted field is in, or is."""
+    return name.partition(".")[0]
 
 
 def _words(point: Grid) -> str:

@@ -175,9 +175,9 @@ def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -
         conditions=tuple(word for word in map(str, conditions) if word),
         gradients=_with_lowest_layer(_mean_over_seeds(rows, [*MOMENT, *_PART]), MOMENT),
         draws=_mean_over_seeds(tables[DRAWS_FILE], [*MOMENT, "drawn"]),
-        operations=tables[OPERATIONS_FILE].drop_duplicates(["timesteps", "counted_method"]),
+        operations=_counted_once(tables[OPERATIONS_FILE], of_cell),
         rules=_with_lowest_layer(rules, of_rule),
-        accuracy=epochs.groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
+        accuracy=_newest(epochs, MOMENT).groupby(MOMENT)["test_top1"].mean().dropna().to_dict(),
         seeds=int(rows["seed"].nunique()),
         batches=int(rows["batches"].max()),
         run=run.path.name,
@@ -192,7 +192,35 @@ _PART = ["level", "name", "depth"]
 
 
 def _mean_over_seeds(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    return rows.groupby(by, sort=True, dropna=False).mean(numeric_only=True).reset_index()
+    alike = _newest(rows, by).groupby(by, sort=True, dropna=False)
+    return alike.mean(numeric_only=True).reset_index()
+
+
+def _newest(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Of what several runs looked at with one seed, what the newest of them saw: they are no further seeds."""
+    return rows.sort_values("run", kind="stable").drop_duplicates([*by, "seed"], keep="last")
+
+
+def _counted_once(operations: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """The counts of each method at each T, and at each value of what else of a point they depend on: with those columns.
+
+    `points`: where in the grid each cell stands.
+    """
+    if operations.empty:
+        return operations
+    rows = operations.merge(points.drop(columns="timesteps"), on=["run", "cell_id"])
+    rows = _newest(rows, [*POINT, "counted_method"])
+    deciding = list(POINT)
+    for field in POINT[1:]:
+        fewer = [other for other in deciding if other != field]
+        counts = rows.groupby([*fewer, "counted_method"])[list(_COUNTS)].nunique()
+        if (counts <= 1).all(axis=None):
+            deciding = fewer
+    once = rows.drop_duplicates([*deciding, "counted_method"])
+    return once[[*deciding, "counted_method", "samples", *_COUNTS]]
+
+
+_COUNTS = ("forward_multiplications", "spatial_multiplications", "temporal_multiplications")
 
 
 def _with_lowest_layer(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -214,12 +242,15 @@ def _rows(results: Results, file: str) -> pd.DataFrame:
 
 
 def _held_fixed(run: Run, cell_id: str) -> str:
-    """What two cells must share to be points of one grid: all but T and what POINT has of the neuron."""
+    """What two cells must share to be points of one grid, and be looked at last after as many epochs: all but T and what
+    POINT has of the neuron."""
     cell, recipe = run.cell(cell_id), run.recipe_of(cell_id)
     left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims", "study")
     shared = {key: value for key, value in recipe.items() if key not in left_out}
     shared["neuron"] = {key: value for key, value in recipe.get("neuron", {}).items() if key not in POINT}
-    shared |= {"batches": cell.get("options", {}).get("batches")}
+    options = cell.get("options", {})
+    # Tables and plots show the last epoch that was looked at: a point that was not looked at then would be in none.
+    shared |= {"batches": options.get("batches"), "last": max(options.get("epochs") or [0])}
     shared |= {source: cell.get(source) for source in ("init", "needs")}
     return json.dumps(shared, sort_keys=True)
 
@@ -385,15 +416,15 @@ def _rule_columns(family: GradientFamily) -> list[Column[Any]]:
 
 
 def _operations(family: GradientFamily, name: str) -> Table:
+    fields = [field for field in POINT if field in family.operations]
     columns = [
-        _field_column("timesteps"),
-        _field_column("counted_method"),
+        *map(_field_column, [*fields, "counted_method"]),
         _count_column("forward", "forward_multiplications"),
         _count_column("backward in space", "spatial_multiplications"),
         _count_column("backward through time", "temporal_multiplications"),
         (Heading("share of the backward pass", "%"), _share_through_time),
     ]
-    rows = family.operations.sort_values("timesteps", kind="stable").to_dict("records")
+    rows = family.operations.sort_values(fields, kind="stable").to_dict("records")
     note = (
         "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
         "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted."

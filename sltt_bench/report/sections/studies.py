@@ -102,6 +102,9 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if groups:
         runs = {run for group in groups for run in group.runs}
         cells = cells[cells["run"].isin(runs) & (cells["smoke"].astype(bool) == groups[0].key.smoke)]
+    else:  # of a study that trains nothing, full cells before smoke ones
+        smoke = cells["smoke"].astype(bool)
+        cells = cells[smoke == smoke.all()]
     observations = [*_of_runs(groups), *_beside_runs(cells, context.results)]
     if not observations:
         return None
@@ -168,7 +171,8 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
 
 
 def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]:
-    """What analyses and estimates found."""
+    """What analyses and estimates found; of what several runs looked at with one seed, what the newest saw."""
+    newest: dict[tuple[Any, ...], Observation] = {}
     for kind, file, columns in (
         ("analysis", GRADIENTS_FILE, OF_ANALYSES),
         ("estimate", ESTIMATES_FILE, OF_ESTIMATES),
@@ -187,7 +191,17 @@ def _beside_runs(cells: pd.DataFrame, results: Results) -> Iterator[Observation]
                 where = {"layer": row["name"]} if row.get("level") == "layer" and row["name"] else {}
                 for measure, column in columns.items():
                     if pd.notna(value := row[column]):
-                        yield Observation(measure, float(value), point, {**about, **when, **where})
+                        found = Observation(measure, float(value), point, {**about, **when, **where})
+                        place = (
+                            measure,
+                            point,
+                            cell["method"],
+                            cell["seed"],
+                            found.epoch,
+                            found.about.get("layer"),
+                        )
+                        newest[place] = found
+    yield from newest.values()
 
 
 def _about(settings: Mapping[str, Any], overrides: Mapping[str, Any], method: str) -> dict[str, Any]:

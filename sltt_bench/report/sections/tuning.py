@@ -123,6 +123,10 @@ def _choices(study: TuningStudy, name: str) -> Table:
             f"{numbers.listed(part)}: some of the {study.trials} trials are not recorded, since the command was cut off; "
             "tune with --resume completes them."
         )
+    if study.again:
+        notes.append(
+            f"{numbers.listed(study.again)}: tuned in several runs; shown is the newest that has all trials."
+        )
     if none := [m for m in study.methods if m not in part and study.chosen(m) is None]:
         notes.append(
             f"{numbers.listed(none)}: every setting diverged or ran out of memory; nothing was chosen."

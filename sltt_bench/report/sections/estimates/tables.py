@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import pandas as pd
+
 from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, table_of
@@ -53,16 +55,21 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
     if rows["largest_batch_size"].notna().any():
         title, note = "Largest batch that fits, estimated", f"At the row's T, into {room}, margin taken off."
-        yield _pivot(family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note])
+        yield _pivot(
+            family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note], of="memory_bytes"
+        )
     if rows["largest_timesteps"].notna().any() or family.rooms:
         title = "Largest T that fits, estimated"
         note = f"At the row's batch, into {room}, margin taken off; searched up to T = 64, or the row's T if larger."
-        yield _pivot(family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note])
+        yield _pivot(
+            family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note], of="memory_bytes"
+        )
     if rows["epoch_lower_bound_s"].notna().any():
         gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
         title = "Lower bound on an epoch's training time"
         note = f"{gpus}, from its data sheet: no run of these operations one by one can be faster; a real one is slower."
-        yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", partial(scale_for, "s"), [note])
+        seconds = partial(scale_for, "s")
+        yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", seconds, [note], of="gpu")
     if (rows["exchanged_bytes"].fillna(0) > 0).any():
         title = "Exchanged in each iteration, by each process"
         note = "What is added up over all processes (gradients above all) by a ring: what each sends, and receives."
@@ -77,20 +84,34 @@ def _pivot(
     scale_of: Callable[[Iterable[float]], Scale],
     notes: Sequence[str],
     baseline: str | None = None,
+    *,
+    of: str = "",
 ) -> Table:
     """A row for each T and batch size, a column for each method, of one column of estimates.csv, with the ratios to a
-    baseline."""
+    baseline. `of`: the column that says what for it was asked; where that is not the same of all, each value says it."""
     scale = scale_of(family.rows[column].dropna().astype(float))
+    asked = (
+        {key: row[of] for key, row in family.estimates.items() if row[of] and pd.notna(row[of])} if of else {}
+    )
+    several = len(set(asked.values())) > 1
+
+    def of_which(point: Point, method: str) -> str:
+        known = asked.get((point, method))
+        if not several or known is None:
+            return ""
+        return str(known) if isinstance(known, str) else scale_for("bytes", [known]).text(known)
 
     def cell(point: Point, method: str) -> TableCell:
         value = family.value(point, method, column)
         if value is None:
             searched = family.value(point, method, "memory_bytes") is not None
-            return TableCell("no limit met") if column == "largest_timesteps" and searched else EMPTY
+            met = column == "largest_timesteps" and searched
+            return TableCell("no limit met", of_which(point, method)) if met else EMPTY
         ratio = None
         if baseline is not None and method != baseline:
             ratio = family.ratio(point, method, baseline, column)
-        return TableCell(scale.number(value), "" if ratio is None else numbers.ratio(ratio), value)
+        detail = of_which(point, method) if ratio is None else numbers.ratio(ratio)
+        return TableCell(scale.number(value), detail, value)
 
     columns: list[Column[Point]] = [
         (Heading("T"), lambda point: plain_cell(point.timesteps)),

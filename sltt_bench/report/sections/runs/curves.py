@@ -19,6 +19,8 @@ class Curve:
     """One method's accuracy after each epoch of each cell that has all of them."""
 
     method: str
+    seeds: Floats
+    """[cells]: each one's; repetitions of a seed are averaged before anything is over seeds."""
     epoch: Floats
     accuracy: Floats
     """[cells, epochs], as shares."""
@@ -33,12 +35,16 @@ class Curve:
         """The highest accuracy that every cell reaches."""
         return float(self.accuracy.max(axis=1).min())
 
+    def over_seeds(self, of_cells: Floats) -> Floats:
+        """Figures of cells as those of seeds: the mean over each one's repetitions, [cells, ...] → [seeds, ...]."""
+        return np.array([of_cells[self.seeds == seed].mean(axis=0) for seed in np.unique(self.seeds)])
+
     def time_to(self, accuracy: float) -> float:
-        """Mean over cells of the training time until an epoch first ends with this accuracy; NaN if a cell never does."""
+        """Mean over seeds of the training time until an epoch first ends with this accuracy; NaN if a cell never does."""
         reached = self.accuracy >= accuracy
         if not reached.any(axis=1).all():
             return float("nan")
-        return float(self.trained_s[np.arange(len(reached)), reached.argmax(axis=1)].mean())
+        return float(self.over_seeds(self.trained_s[np.arange(len(reached)), reached.argmax(axis=1)]).mean())
 
 
 def curves(group: Group) -> list[Curve]:
@@ -53,18 +59,22 @@ def _curve(group: Group, result: MethodResult) -> Curve | None:
     if rows.empty or rows["epoch"].nunique() < 2:
         return None
     epochs = sorted({float(epoch) for epoch in rows["epoch"]})
-    columns = (rows[name].tolist() for name in ("run", "cell_id", "epoch", "test_top1", "train_s"))
-    cells: dict[tuple[str, str], dict[float, tuple[float, float]]] = {}
-    for run, cell_id, epoch, top1, seconds in zip(*columns, strict=True):
-        cells.setdefault((str(run), str(cell_id)), {})[float(epoch)] = float(top1), float(seconds)
-    every = np.array(
-        [[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in sorted(cells)]
-    )
-    whole = every[~np.isnan(every).any(axis=(1, 2))]
+    columns = (rows[name].tolist() for name in ("run", "cell_id", "seed", "epoch", "test_top1", "train_s"))
+    cells: dict[tuple[str, str, float], dict[float, tuple[float, float]]] = {}
+    for run, cell_id, seed, epoch, top1, seconds in zip(*columns, strict=True):
+        cells.setdefault((str(run), str(cell_id), float(seed)), {})[float(epoch)] = (
+            float(top1),
+            float(seconds),
+        )
+    order = sorted(cells)
+    every = np.array([[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in order])
+    is_whole = ~np.isnan(every).any(axis=(1, 2))
+    whole = every[is_whole]
     if not len(whole):
         return None
     return Curve(
         method=result.method,
+        seeds=np.array([seed for *_, seed in order])[is_whole],
         epoch=np.array(epochs),
         accuracy=whole[:, :, 0],
         trained_s=whole[:, :, 1].cumsum(axis=1),
@@ -88,7 +98,9 @@ def curve_panels(
     if floor is not None and floor >= min(float(curve.accuracy.min()) for curve in shown):
         levels = (*levels, (100 * floor, "chance"))
     time = Axis(f"training time [{scale.unit}]", from_zero=True)
-    by_time = tuple(_mean(curve, curve.trained_s.mean(axis=0) / scale.factor) for curve in shown)
+    by_time = tuple(
+        _mean(curve, curve.over_seeds(curve.trained_s).mean(axis=0) / scale.factor) for curve in shown
+    )
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
         Panel("Accuracy by training time", time, Axis("test top-1 [%]"), by_time, levels),
@@ -109,12 +121,12 @@ def epoch_panel(shown: Sequence[Curve], title: str, levels: tuple[tuple[float, s
 
 
 def _mean(curve: Curve, xs: Floats) -> Line:
-    cells = len(curve.accuracy)
-    spread = 100 * curve.accuracy.std(axis=0, ddof=1) if cells > 1 else np.zeros_like(xs)
+    accuracy = 100 * curve.over_seeds(curve.accuracy)
+    spread = accuracy.std(axis=0, ddof=1) if len(accuracy) > 1 else np.zeros_like(xs)
     return Line(
         curve.method,
         xs,
-        100 * curve.accuracy.mean(axis=0),
+        accuracy.mean(axis=0),
         spread,
         method=curve.method,
         band=True,
