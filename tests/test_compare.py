@@ -85,6 +85,19 @@ def test_an_exact_figure_counts_at_any_size_of_the_change_and_at_one_seed(
     assert change.change.endswith("exact")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "word"), [((100, 101), "worse"), ((100, 99), "better"), ((99, 101), "inconclusive"), ((100, 100), "unchanged")]
+)  # fmt: skip
+def test_an_exact_figure_that_changed_in_some_seeds_alone_has_changed(
+    tmp_path: Path, sizes: tuple[int, int], word: str
+) -> None:
+    for name, peaks in (("a", (100, 100)), ("b", sizes)):
+        run = HandmadeRun(tmp_path / name / "run")
+        for seed, peak in enumerate(peaks):
+            run.cell("sltt", seed, peak_tensor_bytes=peak)
+    assert next(c for c in compared(tmp_path).changes if c.metric == "peak_tensor_bytes").word == word
+
+
 def test_a_folder_without_results_is_an_error_that_names_it(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0])
     (tmp_path / "b").mkdir()

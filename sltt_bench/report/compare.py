@@ -5,6 +5,7 @@ experiment must be equal; the circumstances (hardware, torch version, backend) m
 if each set has a single one of them, and then the table says so.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -291,6 +292,10 @@ def _figure_change(
         before, after = (scale.text(mean) for mean in means)
         shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio_interval(estimate.interval, 1.0)}"
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
+        if metric.exact and not estimate.exact:
+            word = _word_of_counts(
+                [b.values[name][seed] / a.values[name][seed] for seed in common], metric.better
+            )
     if undecided and word in ("better", "worse"):
         word = "inconclusive"
     basis = "exact" if estimate.exact else f"n = {estimate.n}"
@@ -307,6 +312,14 @@ def _word(estimate: PairedEstimate, no_change: float, limits: tuple[float, float
     if not estimate.certain:
         return "n too small"
     return word if estimate.excludes(no_change) else "inconclusive"
+
+
+def _word_of_counts(ratios: Sequence[float], better: str) -> Word:
+    """Of an exact figure that did not change alike in all seeds: what each of those says where it changed."""
+    changes = {ratio < 1 for ratio in ratios if not math.isclose(ratio, 1, rel_tol=1e-12)}
+    if len(changes) == 2:
+        return "inconclusive"
+    return "better" if changes == {better == "lower"} else "worse"
 
 
 # Printing ---------------------------------------------------------------------------------------
