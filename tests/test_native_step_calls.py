@@ -165,6 +165,51 @@ class MoreArguments(Plain):
         return output + currents.mean((2, 3))[:, :4] if features is None else output
 
 
+class AsksForTensors(Plain):
+    """And reads what batch norm puts out a second time, if it is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.currents(x)
+        output = self.rest(self.neurons(currents))
+        return output + currents.mean((2, 3))[:, :4] if isinstance(currents, Tensor) else output
+
+
+class AsksTorch(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if torch.is_tensor(spikes) else spikes)
+
+
+class GoesOnWithout(Plain):
+    """Catches what a trace says of a choice that it cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        try:
+            gain = 2.0 if spikes.mean() < 1 else 1.0
+        except ValueError:
+            gain = 1.0
+        return self.rest(gain * spikes)
+
+
+class GoesOnWithoutNumber(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        try:
+            samples = len(spikes)
+        except Exception:
+            samples = 1
+        return self.rest(samples * spikes)
+
+
+class GoesOnWithoutDraw(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        with suppress(Exception):
+            spikes = spikes * torch.rand((6, 1, 1))
+        return self.rest(spikes)
+
+
 NOT_TRACEABLE: dict[type[Plain], str] = {
     StraightThrough: r"an autograd function of its own \(Rounded\)",
     OtherGradient: r"an autograd function of its own \(ScaledOnlyBackward\)",
@@ -178,6 +223,11 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     Logs: r"keeps something \(in a Logs\)",
     OtherInEvaluation: "something else in evaluation",
     MoreArguments: "more than one argument",
+    AsksForTensors: "asks whether a value is a tensor",
+    AsksTorch: "asks whether a value is a tensor",
+    GoesOnWithout: "cannot be traced: symbolically traced",
+    GoesOnWithoutNumber: "cannot be traced: it asks for the length of a value",
+    GoesOnWithoutDraw: "outside of the step's graph .*rand",
 }
 
 
@@ -206,6 +256,16 @@ class SumInPlace(Plain):
         currents = same = self.currents(x)
         currents += 0.7
         return self.rest(self.neurons(currents) + self.more_neurons(same))
+
+
+class AttributeInPlace(Plain):
+    """Memory of the spikes, got at by an attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        turned = spikes.mT
+        turned *= 0.5
+        return self.rest(spikes)
 
 
 class Shift(nn.Module):
@@ -284,6 +344,7 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ReluInPlace: r"in place \(relu\)",
     LayerInPlace: r"in place \(ReLU\)",
     SumInPlace: r"in place \(iadd\)",
+    AttributeInPlace: r"in place \(imul\)",
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
     SharedNorm: "serves several units, and would learn its statistics in another order",
@@ -305,6 +366,14 @@ class Halves(Plain):
     def forward(self, x: Tensor) -> Tensor:
         one, other = self.currents(x).chunk(2, 1)
         return self.rest(torch.cat([self.neurons(one), self.more_neurons(other)], 1))
+
+
+class TakesTuples(Plain):
+    """Asks of a value what it is, with the same answer for a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes[0] if isinstance(spikes, (tuple, list)) else spikes)
 
 
 class MostActive(Plain):
@@ -343,7 +412,16 @@ class DropoutWithinState(Plain):
         self.neurons = MaskedFeedback(neuron)
 
 
-SEPARABLE = [Plain, Gated, ShapesOfSpikes, Halves, MostActive, SumOfFreshValues, DropoutWithinState]
+SEPARABLE = [
+    Plain,
+    Gated,
+    ShapesOfSpikes,
+    Halves,
+    TakesTuples,
+    MostActive,
+    SumOfFreshValues,
+    DropoutWithinState,
+]
 EVERY_KIND = [*NOT_TRACEABLE, *NOT_SEPARABLE, *SEPARABLE]
 
 
