@@ -258,6 +258,21 @@ class SumInPlace(Plain):
         return self.rest(self.neurons(currents) + self.more_neurons(same))
 
 
+class OverwritesWhatNormRead(Plain):
+    """Which torch allows where nothing before is trained."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.conv.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        currents = self.norm(made)
+        made += 1
+        return self.rest(self.neurons(currents) + made)
+
+
 class AttributeInPlace(Plain):
     """Memory of the spikes, got at by an attribute."""
 
@@ -344,6 +359,7 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ReluInPlace: r"in place \(relu\)",
     LayerInPlace: r"in place \(ReLU\)",
     SumInPlace: r"in place \(iadd\)",
+    OverwritesWhatNormRead: r"in place \(iadd\)",
     AttributeInPlace: r"in place \(imul\)",
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
