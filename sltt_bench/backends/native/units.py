@@ -119,11 +119,12 @@ class UnitNetwork:
             if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+        self._looked_into = {name: part for name, part in network.named_modules() if is_seen_through(part)}
 
     def why_not_now(self) -> str | None:
         """Why the network goes step by step in this iteration, or None: of parts that are looked into nobody calls the whole."""
-        for name, part in self.network.named_modules():
-            if is_seen_through(part) and any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
+        for name, part in self._looked_into.items():
+            if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
         return None
 
