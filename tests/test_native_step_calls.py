@@ -332,6 +332,17 @@ class SharedNorm(Plain):
         return output
 
 
+class NormAsAFunction(Plain):
+    """With what a layer of batch norm holds, which learns then as it does in its own calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents, norm = self.conv2(self.neurons(self.currents(x))), self.norm2
+        statistics = norm.running_mean, norm.running_var
+        normalised = F.batch_norm(currents, *statistics, norm.weight, norm.bias, training=self.training)
+        output: Tensor = self.readout(self.neurons2(normalised).flatten(1))
+        return output
+
+
 class UnreadNorm(Plain):
     """Learns statistics of a value of which it uses nothing."""
 
@@ -364,6 +375,7 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
     SharedNorm: "serves several units, and would learn its statistics in another order",
+    NormAsAFunction: "itself uses statistics that a batch norm learns",
     UnreadNorm: "nothing reads what layer conv2 makes",
     LaterMaskFirst: "would draw their masks in another order",
 }
