@@ -239,6 +239,37 @@ class AfterConvolutions(nn.Module):
         return spikes
 
 
+class Doubles(nn.Module):
+    """In place, which a trace does not show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mul_(2)
+
+
+class DoublesWhatNormRead(AfterConvolutions):
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubles = Doubles()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        currents = self.norm(made)
+        seen = self.doubles(made)
+        spikes: Tensor = self.neuron(currents)
+        return spikes + seen
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad])
+def test_neurons_normalise_nothing_but_what_batch_norm_read(mode: Callable[[], Any]) -> None:
+    network = DoublesWhatNormRead()
+    assert defer(network, NativeLIF, KernelsByDevice())[0] == 1
+    with (
+        mode(),
+        pytest.raises(RuntimeError, match="changed in place before the neurons behind"),
+    ):
+        network(torch.randn(3, 2, 5, 5))
+
+
 def read_twice(network: Any, x: Tensor) -> Tensor:
     y: Tensor = network.conv(x)
     return y + y.relu()

@@ -2,6 +2,7 @@
 
 import random
 import re
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -120,6 +121,30 @@ class StochasticDepth(Plain):
         return self.rest(spikes if random.random() < 0.5 else 2 * spikes)
 
 
+class OwnDraws(Plain):
+    """From a generator that it holds."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.draws = random.Random(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes if self.draws.random() < 0.9 else 2 * spikes)
+
+
+class CountsWithin(Plain):
+    """By something that is no number of its own."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.counts = {"calls": [0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counts["calls"][0] += 1
+        return self.rest(self.neurons(self.currents(x)) * self.counts["calls"][0])
+
+
 class WithFeedback(Plain, Stateful):
     """A network that is a layer with state itself."""
 
@@ -165,6 +190,51 @@ class MoreArguments(Plain):
         return output + currents.mean((2, 3))[:, :4] if features is None else output
 
 
+class AsksForTensors(Plain):
+    """And reads what batch norm puts out a second time, if it is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.currents(x)
+        output = self.rest(self.neurons(currents))
+        return output + currents.mean((2, 3))[:, :4] if isinstance(currents, Tensor) else output
+
+
+class AsksTorch(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if torch.is_tensor(spikes) else spikes)
+
+
+class GoesOnWithout(Plain):
+    """Catches what a trace says of a choice that it cannot follow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        try:
+            gain = 2.0 if spikes.mean() < 1 else 1.0
+        except ValueError:
+            gain = 1.0
+        return self.rest(gain * spikes)
+
+
+class GoesOnWithoutNumber(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        try:
+            samples = len(spikes)
+        except Exception:
+            samples = 1
+        return self.rest(samples * spikes)
+
+
+class GoesOnWithoutDraw(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        with suppress(Exception):
+            spikes = spikes * torch.rand((6, 1, 1))
+        return self.rest(spikes)
+
+
 NOT_TRACEABLE: dict[type[Plain], str] = {
     StraightThrough: r"an autograd function of its own \(Rounded\)",
     OtherGradient: r"an autograd function of its own \(ScaledOnlyBackward\)",
@@ -173,11 +243,18 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     ReadsItsParameter: "cannot be traced",
     Noisy: "outside of the step's graph .*rand",
     StochasticDepth: "draws random numbers that are not torch's",
+    OwnDraws: "draws random numbers that are not torch's",
+    CountsWithin: "something else in evaluation",
     WithFeedback: r"keeps something \(WithFeedback.spikes\)",
     RemembersCurrents: r"keeps something \(RemembersCurrents.last\)",
     Logs: r"keeps something \(in a Logs\)",
     OtherInEvaluation: "something else in evaluation",
     MoreArguments: "more than one argument",
+    AsksForTensors: "asks whether a value is a tensor",
+    AsksTorch: "asks whether a value is a tensor",
+    GoesOnWithout: "cannot be traced: symbolically traced",
+    GoesOnWithoutNumber: "cannot be traced: it asks for the length of a value",
+    GoesOnWithoutDraw: "outside of the step's graph .*rand",
 }
 
 
@@ -206,6 +283,31 @@ class SumInPlace(Plain):
         currents = same = self.currents(x)
         currents += 0.7
         return self.rest(self.neurons(currents) + self.more_neurons(same))
+
+
+class OverwritesWhatNormRead(Plain):
+    """Which torch allows where nothing before is trained."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.conv.requires_grad_(False)
+        self.norm.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        currents = self.norm(made)
+        made += 1
+        return self.rest(self.neurons(currents) + made)
+
+
+class AttributeInPlace(Plain):
+    """Memory of the spikes, got at by an attribute."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        turned = spikes.mT
+        turned *= 0.5
+        return self.rest(spikes)
 
 
 class Shift(nn.Module):
@@ -257,6 +359,17 @@ class SharedNorm(Plain):
         return output
 
 
+class NormAsAFunction(Plain):
+    """With what a layer of batch norm holds, which learns then as it does in its own calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents, norm = self.conv2(self.neurons(self.currents(x))), self.norm2
+        statistics = norm.running_mean, norm.running_var
+        normalised = F.batch_norm(currents, *statistics, norm.weight, norm.bias, training=self.training)
+        output: Tensor = self.readout(self.neurons2(normalised).flatten(1))
+        return output
+
+
 class UnreadNorm(Plain):
     """Learns statistics of a value of which it uses nothing."""
 
@@ -284,9 +397,12 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ReluInPlace: r"in place \(relu\)",
     LayerInPlace: r"in place \(ReLU\)",
     SumInPlace: r"in place \(iadd\)",
+    OverwritesWhatNormRead: r"in place \(iadd\)",
+    AttributeInPlace: r"in place \(imul\)",
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
     SharedNorm: "serves several units, and would learn its statistics in another order",
+    NormAsAFunction: "itself uses statistics that a batch norm learns",
     UnreadNorm: "nothing reads what layer conv2 makes",
     LaterMaskFirst: "would draw their masks in another order",
 }
@@ -305,6 +421,14 @@ class Halves(Plain):
     def forward(self, x: Tensor) -> Tensor:
         one, other = self.currents(x).chunk(2, 1)
         return self.rest(torch.cat([self.neurons(one), self.more_neurons(other)], 1))
+
+
+class TakesTuples(Plain):
+    """Asks of a value what it is, with the same answer for a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes[0] if isinstance(spikes, (tuple, list)) else spikes)
 
 
 class MostActive(Plain):
@@ -343,7 +467,16 @@ class DropoutWithinState(Plain):
         self.neurons = MaskedFeedback(neuron)
 
 
-SEPARABLE = [Plain, Gated, ShapesOfSpikes, Halves, MostActive, SumOfFreshValues, DropoutWithinState]
+SEPARABLE = [
+    Plain,
+    Gated,
+    ShapesOfSpikes,
+    Halves,
+    TakesTuples,
+    MostActive,
+    SumOfFreshValues,
+    DropoutWithinState,
+]
 EVERY_KIND = [*NOT_TRACEABLE, *NOT_SEPARABLE, *SEPARABLE]
 
 
@@ -358,6 +491,8 @@ def test_a_trace_leaves_the_network_and_all_random_numbers_as_they_were(kind: ty
     network = kind(nn.Identity)
     network.conv.eval()
     before = [dict(vars(module)) for module in network.modules()]
+    numbers = repr(getattr(network, "counts", None))
+    own_draws = network.draws.getstate() if isinstance(network, OwnDraws) else None
     draws = torch.get_rng_state(), random.getstate()
     with suppress(NotTraceable):
         trace_step(network)
@@ -365,8 +500,21 @@ def test_a_trace_leaves_the_network_and_all_random_numbers_as_they_were(kind: ty
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
     assert getattr(network, "log", []) == []
+    assert repr(getattr(network, "counts", None)) == numbers
+    assert own_draws == (network.draws.getstate() if isinstance(network, OwnDraws) else None)
     assert torch.equal(torch.get_rng_state(), draws[0])
     assert random.getstate() == draws[1]
+
+
+def test_a_network_that_cannot_be_copied_is_traced_itself() -> None:
+    network = Logs(nn.Identity)
+    network.lock = threading.Lock()  # type: ignore[assignment]
+    with pytest.raises(NotTraceable, match="keeps something"):
+        trace_step(network)
+    assert network.log == []
+    plain = Plain(nn.Identity)
+    plain.lock = threading.Lock()  # type: ignore[assignment]
+    assert [node.target for node in trace_step(plain).nodes][1:4] == ["conv", "norm", "neurons"]
 
 
 def test_hooks_of_parts_see_no_values_of_a_trace() -> None:

@@ -184,6 +184,14 @@ def test_going_unit_by_unit_launches_nothing_for_numbers_that_nobody_reads() -> 
     assert counts[1] == counts[0]
 
 
+def test_an_iteration_does_not_ask_again_which_parts_are_looked_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    subject, asked = experiment(True), []
+    subject.training_iteration(*batch())
+    monkeypatch.setattr(units_module, "is_seen_through", lambda part: asked.append(part))
+    subject.training_iteration(*batch())
+    assert asked == []
+
+
 def test_the_forward_pass_unpacks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units_module, "ROOM", 0.0)
     subject = experiment(True)

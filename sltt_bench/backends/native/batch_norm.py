@@ -9,8 +9,8 @@ in one pass, and a second makes ∂L/∂x of them. Running statistics are learne
 from torch's by rounding alone.
 
 A batch norm is deferred where nothing but one layer of neurons can see its result, which the calls of a step
-(torch.fx) show. Other normalisations, and those that several processes share, stay as they are. Convolutions before a
-deferred one leave their biases to it (`absorbed_bias`).
+(torch.fx) show, and where they show nothing changed in place before the neurons read x. Other normalisations, and those
+that several processes share, stay as they are. Convolutions before a deferred one leave their biases to it (`absorbed_bias`).
 """
 
 from collections import Counter
@@ -32,9 +32,9 @@ from sltt_bench.backends.native.absorbed_bias import (
 from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
-from sltt_bench.backends.native.step_calls import trace_step
+from sltt_bench.backends.native.step_calls import changed_in_place, trace_step
 from sltt_bench.neurons import input_of_call, reads_values
-from sltt_bench.torch_internals import has_hooks
+from sltt_bench.torch_internals import has_hooks, times_changed
 
 
 class Deferred(NamedTuple):
@@ -43,12 +43,23 @@ class Deferred(NamedTuple):
     x: Tensor
     """[batch, channels, …], outside the graph."""
     norm: BatchNormParameters
+    times_changed: int | None
+    """How often x had been changed in place when batch norm read it, where torch counts that."""
 
 
 def deferred_by(placeholder: Tensor) -> Deferred | None:
-    """What the tensor stands for; None if it is what it says."""
+    """What the tensor stands for; None if it is what it says. Raises RuntimeError if x is not what batch norm read."""
     deferred: Deferred | None = getattr(placeholder, "_deferred", None)
+    if deferred is not None and deferred.times_changed != _times_changed(deferred.x):
+        raise RuntimeError(
+            "what a batch norm read was changed in place before the neurons behind it normalise it; use an operation that "
+            "makes a new tensor instead, or set native.fused_norm=never"
+        )
     return deferred
+
+
+def _times_changed(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else times_changed(tensor)
 
 
 def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice) -> tuple[int, int]:
@@ -73,13 +84,18 @@ def _deferrable(
     """The batch norms whose result one layer of neurons receives and nothing else sees, each with that layer and the
     convolutions whose bias nothing but the batch norm sees."""
     graph = trace_step(network)
-    calls = [node for node in graph.nodes if node.op == "call_module"]
+    every = list(graph.nodes)
+    calls = [node for node in every if node.op == "call_module"]
     times = Counter(network.get_submodule(str(node.target)) for node in calls)
     for node in calls:
         norm = network.get_submodule(str(node.target))
         users = list(node.users)
         if type(norm) not in DEFERRING or not _learns_as_usual(norm) or times[norm] > 1 or len(users) != 1:
             continue
+        if any(
+            changed_in_place(other, network) for other in every[every.index(node) : every.index(users[0])]
+        ):
+            continue  # it may be what the neurons would read only then
         layer = network.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
         if (
             isinstance(layer, neurons)
@@ -136,7 +152,7 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         norm = BatchNormParameters(
             mean, variance, self.weight.detach(), self.bias.detach(), self.eps, self.training
         )
-        placeholder._deferred = Deferred(x, norm)  # type: ignore[attr-defined]
+        placeholder._deferred = Deferred(x, norm, _times_changed(x))  # type: ignore[attr-defined]
         return placeholder
 
     def takes_biases(self) -> bool:

@@ -84,7 +84,7 @@ class NativeLIF(SpikingNeuron):
             current, before = current.to(wide), before.of_type(wide)
             previous = before.membrane
         reuse = previous if before is not None and before.holder() is None else None
-        x, norm = (current.detach(), None) if deferred is None else deferred
+        x, norm = (current.detach(), None) if deferred is None else (deferred.x, deferred.norm)
         kernels = self._kernels.of(x, "forward" if norm is None else "forward with batch norm")
         bias = self._bias()
         added = None if bias is None else bias.detach()

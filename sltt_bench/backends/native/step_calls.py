@@ -2,23 +2,27 @@
 
 Whoever reads the calls takes them for what every step does, in training and evaluation. A trace shows less than that where
 a forward method keeps something from call to call, computes outside of the graph of the step, without gradients, in
-another precision or by an autograd function of its own, draws random numbers, or does something else in evaluation. Such a
-network is not traceable, by name. What the trace did to the network is undone.
+another precision or by an autograd function of its own, draws random numbers, does something else in evaluation, asks whether
+a value is a tensor, or goes on another way where it cannot be traced. Such a network is not traceable, by name. What is
+traced is a copy; of a network that cannot be copied, what the trace did to its layers is undone.
 """
 
 import operator
 import random
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
+from copy import copy, deepcopy
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sltt_bench.neurons import Stateful
+from sltt_bench.recomputation import other_generators
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER, TorchDispatchMode, autograd_functions_seen
 
 IN_PLACE: dict[Any, Callable[..., Any]] = {
@@ -44,8 +48,9 @@ class NotTraceable(Exception):
 def trace_step(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotTraceable."""
     try:
-        with _as_it_was(network):
-            graph, in_evaluation = (_traced(network, training=training) for training in (True, False))
+        tried = _copy(network)
+        with _as_it_was(tried):
+            graph, in_evaluation = (_traced(tried, training=training) for training in (True, False))
     except NotTraceable:
         raise
     except Exception as error:  # whatever a forward method may do with a value that is none yet
@@ -80,9 +85,11 @@ def is_seen_through(module: nn.Module) -> bool:
 class StepTracer(fx.Tracer):
     """Sees the calls of layers, and looks into what consists of layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, refuse: Callable[[str], None] | None = None) -> None:
+        """`refuse` hears of what is not traceable, which a forward method may catch."""
         super().__init__()
         self._mode = _mode()
+        self.refuse = refuse or _not_traceable
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         has_children = next(m.children(), None) is not None
@@ -93,14 +100,70 @@ class StepTracer(fx.Tracer):
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind.startswith("call") and _mode() != self._mode:
-            raise NotTraceable(
-                "a part of its forward method computes without gradients or in another precision"
-            )
+            self.refuse("a part of its forward method computes without gradients or in another precision")
         return super().create_node(kind, *args, **kwargs)
 
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        is_true: bool = self._unless_refused(super().to_bool, obj)
+        return is_true
 
-class _Value(fx.Proxy):
-    """Notices operators in place, which torch.fx takes for those that make a new value."""
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        parts: Iterator[Any] = self._unless_refused(super().iter, obj)
+        return parts
+
+    def _unless_refused(self, function: Callable[[fx.Proxy], Any], value: fx.Proxy) -> Any:
+        try:
+            return function(value)
+        except fx.proxy.TraceError as error:
+            return self.refuse(f"the forward method cannot be traced: {error}")
+
+
+class _Noticing:
+    """Notices operators in place, which torch.fx takes for those that make a new value, and who asks what a value is: it is
+    no tensor, and a forward method may do otherwise with it than with one."""
+
+    tracer: Any
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:  # what `isinstance` asks of an instance that is none by its type
+        if _asks_for_tensors(sys._getframe(1)):
+            self.tracer.refuse("its forward method asks whether a value is a tensor")
+        return type(self)
+
+    def __getattr__(self, name: str) -> "_AttributeOfValue":
+        return _AttributeOfValue(self, name)  # type: ignore[arg-type]
+
+    def __int__(self) -> Any:
+        self._is_asked_for("an integer")
+
+    def __float__(self) -> Any:
+        self._is_asked_for("a number")
+
+    def __len__(self) -> Any:
+        self._is_asked_for("the length")
+
+    def _is_asked_for(self, what: str) -> None:
+        self.tracer.refuse(f"the forward method cannot be traced: it asks for {what} of a value")
+
+
+class _Value(_Noticing, fx.Proxy):
+    """A value of the step."""
+
+
+class _AttributeOfValue(_Noticing, fx.proxy.Attribute):
+    """`value.name`, which may be memory of the value."""
+
+
+def _asks_for_tensors(caller: FrameType) -> bool:
+    """Whether a function that has asked for the kind of a value may want to know whether that is a tensor: one that names the
+    type, and is neither torch's nor this project's."""
+    asking: FrameType | None = caller
+    if caller.f_code.co_name == "is_tensor":
+        asking = caller.f_back
+    if asking is None or str(asking.f_globals.get("__name__")).split(".")[0] in ("torch", "sltt_bench"):
+        return False
+    names = asking.f_code.co_names
+    return asking is not caller or any(n == "Tensor" or asking.f_globals.get(n) is Tensor for n in names)
 
 
 def _operator_in_place(function: Any) -> Callable[[_Value, Any], fx.Proxy]:
@@ -108,18 +171,46 @@ def _operator_in_place(function: Any) -> Callable[[_Value, Any], fx.Proxy]:
 
 
 for _function in IN_PLACE:
-    setattr(_Value, f"__{_function.__name__}__", _operator_in_place(_function))
+    setattr(_Noticing, f"__{_function.__name__}__", _operator_in_place(_function))
 
 
 class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Within, a forward method that computes with anything but values of the step is not traceable: what it makes of
     parameters, or draws, would be a constant of the trace."""
 
+    def __init__(self, refuse: Callable[[str], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._refuse = refuse
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        raise NotTraceable(f"its forward method computes outside of the step's graph ({func})")
+        self._refuse(f"its forward method computes outside of the step's graph ({func})")
+
+
+def _copy(network: nn.Module) -> nn.Module:
+    """The network with the same tensors and hooks, but with counters and random numbers of its own, however deep they lie; the
+    network itself if something in it cannot be copied."""
+    shared: list[Any] = [*network.parameters(), *network.buffers()]
+    for module in network.modules():
+        attributes = vars(module)
+        shared += [value for value in attributes.values() if isinstance(value, Tensor)]
+        shared += [attributes[hooks] for hooks in HOOKS_OF_A_LAYER if hooks in attributes]
+    try:
+        return deepcopy(network, {id(each): each for each in shared})
+    except Exception:  # whatever somebody's layers hold
+        return network
 
 
 def _traced(network: nn.Module, *, training: bool) -> fx.Graph:
+    refused: list[str] = []
+
+    def refuse(reason: str) -> None:
+        refused.append(reason)
+        _not_traceable(reason)
+
+    def look(name: str, args: tuple[Any, ...]) -> None:
+        if any(isinstance(arg, fx.Proxy) for arg in args):
+            refuse(f"its forward method calls an autograd function of its own ({name})")
+
     for module in network.modules():
         module.__dict__["training"] = training
     with ExitStack() as surroundings:
@@ -127,14 +218,16 @@ def _traced(network: nn.Module, *, training: bool) -> fx.Graph:
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             # Whatever the steps are computed in, so that a part that leaves it is noticed.
             surroundings.enter_context(torch.autocast(device, dtype=torch.bfloat16))
-        surroundings.enter_context(_NothingIsComputed())  # type: ignore[no-untyped-call]
-        surroundings.enter_context(autograd_functions_seen(_refuse))
-        return StepTracer().trace(network)
+        surroundings.enter_context(_NothingIsComputed(refuse))
+        surroundings.enter_context(autograd_functions_seen(look))
+        graph = StepTracer(refuse).trace(network)
+    if refused:  # and the forward method went on without
+        _not_traceable(refused[0])
+    return graph
 
 
-def _refuse(name: str, args: tuple[Any, ...]) -> None:
-    if any(isinstance(arg, fx.Proxy) for arg in args):
-        raise NotTraceable(f"its forward method calls an autograd function of its own ({name})")
+def _not_traceable(reason: str) -> None:
+    raise NotTraceable(" ".join(reason.split())[:250])
 
 
 def _mode() -> tuple[Any, ...]:
@@ -166,7 +259,7 @@ def _as_it_was(network: nn.Module) -> Iterator[None]:
     """
     modules = list(network.modules())
     before = [(module, dict(vars(module)), _contents(module)) for module in modules]
-    draws = random.getstate(), np.random.get_state()
+    draws, generators = (random.getstate(), np.random.get_state()), other_generators(network)
     for module in filter(is_seen_through, modules):
         vars(module).update({hooks: OrderedDict() for hooks in HOOKS_OF_A_LAYER})
     expected = [dict(vars(module)) for module in modules]
@@ -180,7 +273,7 @@ def _as_it_was(network: nn.Module) -> Iterator[None]:
             for held, content in contents:
                 if not _are_the_same(list(_flat(held)), list(_flat(content))):
                     raise NotTraceable(f"its forward method keeps something (in a {type(module).__name__})")
-        if _drawn(draws) != _drawn((random.getstate(), np.random.get_state())):
+        if other_generators(network) != generators:
             raise NotTraceable("its forward method draws random numbers that are not torch's")
     finally:
         random.setstate(draws[0])
@@ -217,8 +310,3 @@ def _put_back(held: Any, content: Any) -> None:
     if not _are_the_same(list(_flat(held)), list(_flat(content))):
         held.clear()
         (held.extend if isinstance(held, (list, deque)) else held.update)(content)
-
-
-def _drawn(states: tuple[Any, ...]) -> str:
-    """States of Python's and NumPy's random numbers, to be compared."""
-    return repr((states[0], [np.asarray(part).tolist() for part in states[1]]))

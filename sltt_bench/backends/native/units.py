@@ -119,11 +119,12 @@ class UnitNetwork:
             if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+        self._looked_into = {name: part for name, part in network.named_modules() if is_seen_through(part)}
 
     def why_not_now(self) -> str | None:
         """Why the network goes step by step in this iteration, or None: of parts that are looked into nobody calls the whole."""
-        for name, part in self.network.named_modules():
-            if is_seen_through(part) and any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
+        for name, part in self._looked_into.items():
+            if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
         return None
 
@@ -519,11 +520,22 @@ def _trace(network: nn.Module) -> fx.Graph:
     except NotTraceable as error:
         raise NotSeparable(str(error)) from error
     for node in graph.nodes:
+        if node.op == "get_attr" and _is_statistic(str(node.target), network):
+            raise NotSeparable(
+                f"its forward method itself uses statistics that a batch norm learns ({node.target})"
+            )
         if node.target in IN_PLACE and _is_fresh(node.args[0], network):
             node.target = IN_PLACE[node.target]
         if (name := changed_in_place(node, network)) is not None:
             raise NotSeparable(f"its forward method changes a value in place ({name})")
     return graph
+
+
+def _is_statistic(name: str, network: nn.Module) -> bool:
+    """Whether an attribute of the network by that name is one that batch norm learns in its calls."""
+    owner, _, attribute = name.rpartition(".")
+    layer = network.get_submodule(owner)
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and attribute in layer._buffers
 
 
 def _is_fresh(node: Any, network: nn.Module) -> bool:
