@@ -227,11 +227,17 @@ def test_k_outside_1_to_t_is_refused(k, suffix):
     [("sltt-k02", "sltt-k2"), ("tbptt-w002", "tbptt-w2"), ("bptt-d.50", "bptt-d0.5"), ("bptt-d1.0", "bptt-d1"),
      ("pp-prop-a0.0", "pp-prop-a0"), ("sltt-k01-unbiased", "sltt-k1-unbiased")],
 )  # fmt: skip
-def test_a_rule_has_one_name(name, plain):
+def test_a_rule_has_one_name(name: str, plain: str) -> None:
     """Under two it would be two methods of a table, with seeds of their own."""
     with pytest.raises(UnknownMethod, match=f"method '{name}' is written '{plain}'"):
         methods.check(name, T)
     methods.check(plain, T)
+
+
+@pytest.mark.parametrize("name", ["sltt-k", "tbptt-w", "bptt-ckpt"])
+def test_a_number_of_thousands_of_digits_is_refused_as_any_other_that_is_too_large(name: str) -> None:
+    with pytest.raises(UnknownMethod, match="the number in its name is too large"):
+        methods.promises(name + "9" * 5000)
 
 
 @pytest.mark.parametrize(

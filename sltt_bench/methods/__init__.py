@@ -445,6 +445,8 @@ def _plainly(name: str) -> str:
 def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
     for pattern, entry in METHODS.items():
         if match := re.fullmatch(pattern, name, re.ASCII):
+            if re.search(r"\d{10}", name):  # no T is so large, and Python reads no number of 5,000 digits
+                raise UnknownMethod(f"method {name[:20]!r}…: the number in its name is too large")
             if (plain := _plainly(name)) != name:
                 raise UnknownMethod(f"method {name!r} is written {plain!r}: one rule, one name in all tables")
             return match, entry
