@@ -98,7 +98,7 @@ class _StepTried:
         network.train()
         torch.manual_seed(0)
         generators, buffers = _generators(x), _buffers(network)
-        elsewhere = other_generators(network)
+        elsewhere = _other_generators(network)
         values = {name: buffer.clone() for name, buffer in buffers.items()}
         numbers = _numbers(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
@@ -110,7 +110,7 @@ class _StepTried:
         self.draws_on_host, self.draws = (
             not torch.equal(before, now) for before, now in zip(generators, _generators(x), strict=True)
         )
-        self.draws_elsewhere = elsewhere != other_generators(network)
+        self.draws_elsewhere = elsewhere != _other_generators(network)
         self.changed = [
             name for name, value in values.items() if name not in after or not torch.equal(value, after[name])
         ]
@@ -170,8 +170,8 @@ def _generators(x: Tensor) -> tuple[Tensor, Tensor]:
     return (on_host, torch.cuda.get_rng_state(x.device)) if x.is_cuda else (on_host[:0], on_host)
 
 
-def other_generators(network: nn.Module) -> list[str]:
-    """The states of Python's and NumPy's random numbers, and of generators of theirs that layers hold, to be compared."""
+def _other_generators(network: nn.Module) -> list[str]:
+    """The states of Python's and NumPy's random numbers, and of generators of theirs that layers hold."""
     held = [value for module in network.modules() for value in vars(module).values()]
     return [
         repr(random.getstate()),

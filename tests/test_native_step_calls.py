@@ -2,7 +2,6 @@
 
 import random
 import re
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
@@ -121,30 +120,6 @@ class StochasticDepth(Plain):
         return self.rest(spikes if random.random() < 0.5 else 2 * spikes)
 
 
-class OwnDraws(Plain):
-    """From a generator that it holds."""
-
-    def __init__(self, neuron: Neuron) -> None:
-        super().__init__(neuron)
-        self.draws = random.Random(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        spikes = self.neurons(self.currents(x))
-        return self.rest(spikes if self.draws.random() < 0.9 else 2 * spikes)
-
-
-class CountsWithin(Plain):
-    """By something that is no number of its own."""
-
-    def __init__(self, neuron: Neuron) -> None:
-        super().__init__(neuron)
-        self.counts = {"calls": [0]}
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.counts["calls"][0] += 1
-        return self.rest(self.neurons(self.currents(x)) * self.counts["calls"][0])
-
-
 class WithFeedback(Plain, Stateful):
     """A network that is a layer with state itself."""
 
@@ -243,8 +218,6 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     ReadsItsParameter: "cannot be traced",
     Noisy: "outside of the step's graph .*rand",
     StochasticDepth: "draws random numbers that are not torch's",
-    OwnDraws: "draws random numbers that are not torch's",
-    CountsWithin: "something else in evaluation",
     WithFeedback: r"keeps something \(WithFeedback.spikes\)",
     RemembersCurrents: r"keeps something \(RemembersCurrents.last\)",
     Logs: r"keeps something \(in a Logs\)",
@@ -491,8 +464,6 @@ def test_a_trace_leaves_the_network_and_all_random_numbers_as_they_were(kind: ty
     network = kind(nn.Identity)
     network.conv.eval()
     before = [dict(vars(module)) for module in network.modules()]
-    numbers = repr(getattr(network, "counts", None))
-    own_draws = network.draws.getstate() if isinstance(network, OwnDraws) else None
     draws = torch.get_rng_state(), random.getstate()
     with suppress(NotTraceable):
         trace_step(network)
@@ -500,21 +471,8 @@ def test_a_trace_leaves_the_network_and_all_random_numbers_as_they_were(kind: ty
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
     assert getattr(network, "log", []) == []
-    assert repr(getattr(network, "counts", None)) == numbers
-    assert own_draws == (network.draws.getstate() if isinstance(network, OwnDraws) else None)
     assert torch.equal(torch.get_rng_state(), draws[0])
     assert random.getstate() == draws[1]
-
-
-def test_a_network_that_cannot_be_copied_is_traced_itself() -> None:
-    network = Logs(nn.Identity)
-    network.lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(NotTraceable, match="keeps something"):
-        trace_step(network)
-    assert network.log == []
-    plain = Plain(nn.Identity)
-    plain.lock = threading.Lock()  # type: ignore[assignment]
-    assert [node.target for node in trace_step(plain).nodes][1:4] == ["conv", "norm", "neurons"]
 
 
 def test_hooks_of_parts_see_no_values_of_a_trace() -> None:

@@ -2,9 +2,9 @@
 
 Whoever reads the calls takes them for what every step does, in training and evaluation. A trace shows less than that where
 a forward method keeps something from call to call, computes outside of the graph of the step, without gradients, in
-another precision or by an autograd function of its own, draws random numbers, does something else in evaluation, asks whether
-a value is a tensor, or goes on another way where it cannot be traced. Such a network is not traceable, by name. What is
-traced is a copy; of a network that cannot be copied, what the trace did to its layers is undone.
+another precision or by an autograd function of its own, draws random numbers, does something else in evaluation, asks whether a value is a tensor, or
+goes on another way where it cannot be traced. Such a network is not traceable, by name. What the trace did to the network
+is undone.
 """
 
 import operator
@@ -13,7 +13,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy, deepcopy
+from copy import copy
 from types import FrameType
 from typing import Any
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from sltt_bench.neurons import Stateful
-from sltt_bench.recomputation import other_generators
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER, TorchDispatchMode, autograd_functions_seen
 
 IN_PLACE: dict[Any, Callable[..., Any]] = {
@@ -48,9 +47,8 @@ class NotTraceable(Exception):
 def trace_step(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotTraceable."""
     try:
-        tried = _copy(network)
-        with _as_it_was(tried):
-            graph, in_evaluation = (_traced(tried, training=training) for training in (True, False))
+        with _as_it_was(network):
+            graph, in_evaluation = (_traced(network, training=training) for training in (True, False))
     except NotTraceable:
         raise
     except Exception as error:  # whatever a forward method may do with a value that is none yet
@@ -186,20 +184,6 @@ class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refuse(f"its forward method computes outside of the step's graph ({func})")
 
 
-def _copy(network: nn.Module) -> nn.Module:
-    """The network with the same tensors and hooks, but with counters and random numbers of its own, however deep they lie; the
-    network itself if something in it cannot be copied."""
-    shared: list[Any] = [*network.parameters(), *network.buffers()]
-    for module in network.modules():
-        attributes = vars(module)
-        shared += [value for value in attributes.values() if isinstance(value, Tensor)]
-        shared += [attributes[hooks] for hooks in HOOKS_OF_A_LAYER if hooks in attributes]
-    try:
-        return deepcopy(network, {id(each): each for each in shared})
-    except Exception:  # whatever somebody's layers hold
-        return network
-
-
 def _traced(network: nn.Module, *, training: bool) -> fx.Graph:
     refused: list[str] = []
 
@@ -259,7 +243,7 @@ def _as_it_was(network: nn.Module) -> Iterator[None]:
     """
     modules = list(network.modules())
     before = [(module, dict(vars(module)), _contents(module)) for module in modules]
-    draws, generators = (random.getstate(), np.random.get_state()), other_generators(network)
+    draws = random.getstate(), np.random.get_state()
     for module in filter(is_seen_through, modules):
         vars(module).update({hooks: OrderedDict() for hooks in HOOKS_OF_A_LAYER})
     expected = [dict(vars(module)) for module in modules]
@@ -273,7 +257,7 @@ def _as_it_was(network: nn.Module) -> Iterator[None]:
             for held, content in contents:
                 if not _are_the_same(list(_flat(held)), list(_flat(content))):
                     raise NotTraceable(f"its forward method keeps something (in a {type(module).__name__})")
-        if other_generators(network) != generators:
+        if _drawn(draws) != _drawn((random.getstate(), np.random.get_state())):
             raise NotTraceable("its forward method draws random numbers that are not torch's")
     finally:
         random.setstate(draws[0])
@@ -310,3 +294,8 @@ def _put_back(held: Any, content: Any) -> None:
     if not _are_the_same(list(_flat(held)), list(_flat(content))):
         held.clear()
         (held.extend if isinstance(held, (list, deque)) else held.update)(content)
+
+
+def _drawn(states: tuple[Any, ...]) -> str:
+    """States of Python's and NumPy's random numbers, to be compared."""
+    return repr((states[0], [np.asarray(part).tolist() for part in states[1]]))
