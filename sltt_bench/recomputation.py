@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import reset_state
-from sltt_bench.torch_internals import FakeTensor, times_changed
+from sltt_bench.torch_internals import FakeTensor, TorchDispatchMode, times_changed
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Repetition:
     """A buffer that changes at every call; batch norm's, which are known, are left out."""
     replaces: str = ""
     """A buffer of which another tensor takes the place at every call."""
+    reads: str = ""
+    """That the host reads a value that the device computes: no recording of what the device does goes on without it."""
     overwrites: str = ""
     """A layer that changes in place what it is given, which others may read, or the next run be given again."""
 
@@ -71,6 +73,7 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
         draws_on_host="it draws random numbers on the host" if second.draws_on_host else "",
         learns=next((f"{name} changes at every call" for name in second.changed), ""),
         replaces=next((f"{name} is replaced at every call" for name in second.replaced), ""),
+        reads=f"it reads a value on the host ({second.reading})" if second.reading else "",
         overwrites=next((f"a {layer} changes its input in place" for layer in first.overwriting), ""),
     )
 
@@ -84,6 +87,18 @@ def _difference(made: list[tuple[str, Tensor]], made_again: list[tuple[str, Tens
     return ""
 
 
+class _Readings(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Within, notices that a number is made of a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
 class _StepTried:
     """One step of the network, and what it did."""
 
@@ -92,6 +107,8 @@ class _StepTried:
         """The kind of each layer and what it put out, in the order of their calls."""
         self.overwriting: list[str] = []
         """The kinds of layers that changed their input."""
+        self.reading = ""
+        """The kind of a layer in which a number was made of a tensor."""
         self._given: list[int] = []
         """How often the inputs of the layers under way had been changed when they were called."""
         reset_state(network)
@@ -103,7 +120,10 @@ class _StepTried:
         numbers = _numbers(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
         hooks += [module.register_forward_pre_hook(self._note_input) for module in network.modules()]
-        network(x)
+        with _Readings() as self._readings:  # type: ignore[no-untyped-call]
+            network(x)
+        if self._readings.count and not self.reading:
+            self.reading = type(network).__name__
         for hook in hooks:
             hook.remove()
         after = _buffers(network)
@@ -126,6 +146,8 @@ class _StepTried:
     def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
         if _changes(args) != self._given.pop():
             self.overwriting.append(type(layer).__name__)
+        if self._readings.count and not self.reading:
+            self.reading = type(layer).__name__
         if isinstance(output, Tensor):
             self.made.append((type(layer).__name__, output.clone()))
 

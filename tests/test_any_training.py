@@ -24,7 +24,7 @@ import torch
 from drawn_cells import INTERPRETED, METHODS, Drawn
 from engine_parts import Batches, Setup
 from replays import RunsAgain, Taped
-from torch import Tensor
+from torch import Tensor, nn
 
 from sltt_bench import engine, experiment
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
@@ -60,7 +60,9 @@ def assembled(drawn: Drawn, backend: str, moved: float = 0.0) -> Experiment:
     if backend == "native" and drawn.replayed and unsuited(subject.method, subject.timesteps) is None:
         runs_again = partial(RunsAgain, subject.network, subject.generator)
         graphs = GraphedIterations(runs_again if INTERPRETED else partial(Taped, subject.network))
-        vars(subject.backend).update(graphs=graphs, _graphs_are_wanted=True)
+        norms = [m for m in subject.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        wanted = all(norm.momentum is not None for norm in norms)  # others read how often they were called
+        vars(subject.backend).update(graphs=graphs, _graphs_are_wanted=wanted)
     return subject
 
 

@@ -269,7 +269,7 @@ class Native:
         except NotTraceable as error:
             foreign = str(error)
         again = Repetition() if foreign is None else tried_again(network, x)
-        if not (reason := again.differs or again.draws_on_host or again.replaces):
+        if not (reason := again.differs or again.draws_on_host or again.replaces or again.reads):
             return
         if self._graphs_are_wanted:
             raise ValueError(f"native.graphs: {reason} ({foreign}); set native.graphs=never")

@@ -21,8 +21,10 @@ def foreign_call(graph: fx.Graph, network: nn.Module) -> str | None:
     for node in graph.nodes:
         if node.op == "call_module":
             layer = network.get_submodule(str(node.target))
-            learns = bool(layer._buffers) and not isinstance(layer, nn.modules.batchnorm._BatchNorm)
-            if learns or not (isinstance(layer, THE_SAME_AGAIN) or _is_this_projects(type(layer))):
+            is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+            learns = bool(layer._buffers) and not is_norm
+            counts = is_norm and layer.momentum is None  # a mean over all calls, whose number it reads
+            if learns or counts or not (isinstance(layer, THE_SAME_AGAIN) or _is_this_projects(type(layer))):
                 return f"layer {node.target} is a {type(layer).__name__}"
         elif node.op == "call_function":
             module = getattr(node.target, "__module__", None)
