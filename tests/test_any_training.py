@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 import torch
 from drawn_cells import INTERPRETED, METHODS, Drawn
+from drawn_networks import LooksAtValues
 from engine_parts import Batches, Setup
 from replays import RunsAgain, Taped
-from torch import Tensor, nn
+from torch import Tensor
 
 from sltt_bench import engine, experiment
 from sltt_bench.backends.native.graphs import GraphedIterations, unsuited
@@ -60,8 +61,12 @@ def assembled(drawn: Drawn, backend: str, moved: float = 0.0) -> Experiment:
     if backend == "native" and drawn.replayed and unsuited(subject.method, subject.timesteps) is None:
         runs_again = partial(RunsAgain, subject.network, subject.generator)
         graphs = GraphedIterations(runs_again if INTERPRETED else partial(Taped, subject.network))
-        norms = [m for m in subject.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        wanted = all(norm.momentum is not None for norm in norms)  # others read how often they were called
+        # No capture goes on where the host reads a value: a norm with a mean over all calls reads their number.
+        reading = (
+            getattr(module, "momentum", 0) is None or isinstance(module, LooksAtValues)
+            for module in subject.network.modules()
+        )
+        wanted = not any(reading)
         vars(subject.backend).update(graphs=graphs, _graphs_are_wanted=wanted)
     return subject
 
