@@ -476,7 +476,7 @@ def test_equal_values_have_no_spread_not_even_that_of_rounding() -> None:
         (numbers.points(-0.0123), "−1.23"),
         (numbers.ratio(0.3004, 0.3), "0.3004×"),
         (numbers.ratio(0.3, 0.3), "0.30×"),
-        (numbers.ratio_interval(Interval(0.27101, 0.27102)), "[0.27101, 0.27102]"),
+        (numbers.ratio.interval(Interval(0.27101, 0.27102)), "[0.27101, 0.27102]"),
         (numbers.points(-0.02001, -0.02), "−2.001"),
         (scale_for("bytes", [3 * 2**30]).text(1.5 * 2**30), "1.50 GiB"),
         (scale_for("s", [100.0]).text(90), "90.0 s"),

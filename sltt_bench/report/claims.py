@@ -429,16 +429,9 @@ def _shown(claim: Claim, estimate: PairedEstimate, unit: Unit) -> str:
     interval, (_, limit) = estimate.interval, _limit(claim)
     match claim["relation"]:
         case "at_most_ratio":
-            parts = [numbers.ratio(estimate.value, limit), numbers.ratio_interval(interval, limit)]
+            notation = numbers.ratio
         case "within_points" | "exceeds_by_points":
-            parts = [
-                f"{numbers.points(estimate.value, limit)} points",
-                numbers.points_interval(interval, limit),
-            ]
+            notation = replace(numbers.points, unit=" points")
         case _:
-            scale = scale_for(unit, [estimate.value])
-            parts = [
-                f"{numbers.value_beside(estimate.value, scale, unit, limit)} {scale.unit}".strip(),
-                numbers.value_interval(interval, scale, unit, limit),
-            ]
-    return " ".join(part for part in parts if part)
+            notation = numbers.in_scale(scale_for(unit, [estimate.value]), unit)
+    return f"{notation(estimate.value, limit)} {notation.interval(interval, limit)}".strip()

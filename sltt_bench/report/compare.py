@@ -285,12 +285,12 @@ def _figure_change(
         before, after = (f"{numbers.percent(mean)} %" for mean in means)
         counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))
         limits = (-counts, counts)
-        shown = f"{numbers.points(estimate.value)} points {numbers.points_interval(estimate.interval)}"
+        shown = f"{numbers.points(estimate.value)} points {numbers.points.interval(estimate.interval)}"
         word = _word(estimate, 0.0, limits, metric.better)
     else:
         scale = numbers.scale_of_metric(name, means)
         before, after = (scale.text(mean) for mean in means)
-        shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio_interval(estimate.interval, 1.0)}"
+        shown = f"{numbers.ratio(estimate.value, 1.0)} {numbers.ratio.interval(estimate.interval, 1.0)}"
         word = _word(estimate, 1.0, (1 / (1 + threshold), 1 + threshold), metric.better)
         if metric.exact and not estimate.exact:
             word = _word_of_counts(

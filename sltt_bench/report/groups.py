@@ -342,16 +342,17 @@ class Group:
             if min(side.values()) <= 0:
                 return NotComparable(f"{METRICS[metric].label} of {name} is 0")
         estimate = paired_ratio(*pairs, exact=METRICS[metric].exact)
-        return estimate or NotComparable(f"no seed that {method} and {baseline} share")
+        assert estimate is not None
+        return estimate
 
     def difference(self, metric: str, method: str, baseline: str) -> PairedEstimate | NotComparable:
         """value(method) − value(baseline) over pairs."""
         pairs = self.pairs(metric, method, baseline)
         if isinstance(pairs, NotComparable):
             return pairs
-        return paired_difference(*pairs, resolution=self.accuracy_resolution) or NotComparable(
-            f"no seed that {method} and {baseline} share"
-        )
+        estimate = paired_difference(*pairs, resolution=self.accuracy_resolution)
+        assert estimate is not None
+        return estimate
 
     def mean(self, metric: str, method: str) -> PairedEstimate | NotComparable:
         """value(method) over its seeds."""

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from sltt_bench.format import Scale, Unit, scale_for, significant
 from sltt_bench.report.metrics import METRICS
@@ -29,28 +30,48 @@ def percent(share: float, decimals: int = 2) -> str:
     return f"{100 * share:.{decimals}f}"
 
 
-def ratio(value: float, beside: float | None = None) -> str:
-    """0.2345 → "0.23×"; two decimals below 10, since that is what is compared.
+@dataclass(frozen=True)
+class Notation:
+    """How values of one kind are written, with more digits than usual where unequal ones would look the same."""
 
-    As many more digits as it takes to tell it from `beside`, a limit that it is not equal to.
-    """
-    return _apart_from(_ratio, value, beside)
+    digits: Callable[[float, int], str]
+    """Value, digits beyond the usual → text without the unit."""
+    unit: str = ""
+    """Behind a value; an interval has none."""
+
+    def __call__(self, value: float, beside: float | None = None) -> str:
+        """The value, told from a limit that it is not equal to."""
+        return self.digits(value, self._more_digits([(value, beside)])) + self.unit
+
+    def interval(self, interval: Interval | None, beside: float | None = None) -> str:
+        """ "[0.22, 0.25]", the edges told from each other and from a limit; '' for a single pair."""
+        if interval is None:
+            return ""
+        low, high = interval.low, interval.high
+        more = self._more_digits([(low, high), (low, beside), (high, beside)])
+        return f"[{self.digits(low, more)}, {self.digits(high, more)}]"
+
+    def _more_digits(self, pairs: Sequence[tuple[float, float | None]]) -> int:
+        different = [
+            (a, b) for a, b in pairs if b is not None and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
+        ]
+        enough = (
+            more
+            for more in range(_MOST_DIGITS)
+            if all(self.digits(a, more) != self.digits(b, more) for a, b in different)
+        )
+        return next(enough, _MOST_DIGITS)
+
+
+_MOST_DIGITS = 4
+"""Digits beyond the usual, at most, to keep two numbers apart."""
 
 
 def _ratio(value: float, more: int) -> str:
-    if value >= 10:
-        return f"{significant(value, 3 + more)}×"
-    return f"{value:.{2 + more}f}×" if value >= 0.1 else f"{significant(value, 2 + more)}×"
-
-
-def ratio_interval(interval: Interval | None, beside: float | None = None) -> str:
-    """ "[0.22, 0.25]", with more digits where the edges, or an edge and a limit, would look the same."""
-    return _edges(interval, lambda value, more: _ratio(value, more)[:-1], beside)
-
-
-def points(value: float, beside: float | None = None) -> str:
-    """A difference of shares in percentage points, with its sign."""
-    return _apart_from(_points, value, beside)
+    """Two decimals from 0.1 to 10, since that is what is compared."""
+    if 0.1 <= value < 10:
+        return f"{value:.{2 + more}f}"
+    return significant(value, (3 if value >= 10 else 2) + more)
 
 
 def _points(value: float, more: int) -> str:
@@ -58,53 +79,23 @@ def _points(value: float, more: int) -> str:
     return text.lstrip("+−") if float(text.replace("−", "-")) == 0 else text
 
 
-def points_interval(interval: Interval | None, beside: float | None = None) -> str:
-    """ "[−0.31, +0.12]", with more digits where the edges, or an edge and a limit, would look the same."""
-    return _edges(interval, _points, beside)
+ratio = Notation(_ratio, "×")
+"""0.2345 → "0.23×"."""
+points = Notation(_points)
+"""A difference of shares in percentage points, with its sign: 0.0123 → "+1.23"."""
 
 
-def value_beside(value: float, scale: Scale, unit: Unit, beside: float | None = None) -> str:
-    """A value without its unit, told from `beside`."""
-    return _apart_from(_writer(scale, unit), value, beside)
+def compared(metric: str) -> Notation:
+    """A figure beside a baseline's: a ratio, or of accuracies a difference."""
+    return ratio if METRICS[metric].as_ratio else points
 
 
-def value_interval(interval: Interval | None, scale: Scale, unit: Unit, beside: float | None = None) -> str:
-    """An interval of values without their unit."""
-    return _edges(interval, _writer(scale, unit), beside)
-
-
-def _writer(scale: Scale, unit: Unit) -> Callable[[float, int], str]:
+def in_scale(scale: Scale, unit: Unit) -> Notation:
+    """Values in the unit of a scale."""
+    behind = f" {scale.unit}" if scale.unit else ""
     if unit == "accuracy":
-        return lambda value, more: percent(value, 2 + more)
-    return lambda value, more: significant(value / scale.factor, 3 + more)
-
-
-_MOST_DIGITS = 4
-"""Digits beyond the usual, at most, to keep two numbers apart."""
-
-
-def _more_digits(shown: Callable[[float, int], str], pairs: Sequence[tuple[float, float | None]]) -> int:
-    """How many digits beyond the usual it takes to keep those numbers of each pair apart that are not equal."""
-    different = [
-        (a, b) for a, b in pairs if b is not None and not math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12)
-    ]
-    enough = (
-        more for more in range(_MOST_DIGITS) if all(shown(a, more) != shown(b, more) for a, b in different)
-    )
-    return next(enough, _MOST_DIGITS)
-
-
-def _apart_from(shown: Callable[[float, int], str], value: float, other: float | None) -> str:
-    return shown(value, _more_digits(shown, [(value, other)]))
-
-
-def _edges(interval: Interval | None, shown: Callable[[float, int], str], beside: float | None) -> str:
-    """The edges, told from each other and from the limit where they differ; '' for a single pair."""
-    if interval is None:
-        return ""
-    low, high = interval.low, interval.high
-    more = _more_digits(shown, [(low, high), (low, beside), (high, beside)])
-    return f"[{shown(low, more)}, {shown(high, more)}]"
+        return Notation(lambda value, more: percent(value, 2 + more), behind)
+    return Notation(lambda value, more: significant(value / scale.factor, 3 + more), behind)
 
 
 def listed(words: Sequence[str]) -> str:

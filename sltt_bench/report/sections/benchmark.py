@@ -159,7 +159,7 @@ def _side_cell(row: Measurement, side: str) -> TableCell:
 
 def _ratio_cell(row: Measurement) -> TableCell:
     edges = _half_of_rounds(row)
-    spread = f"[{', '.join(numbers.ratio(edge)[:-1] for edge in edges)}]" if edges else ""
+    spread = f"[{', '.join(numbers.ratio.digits(edge, 0) for edge in edges)}]" if edges else ""
     return TableCell(numbers.ratio(row["ratio"]), spread, row["ratio"])
 
 

@@ -177,7 +177,7 @@ def _rank_cell(gain: Gain) -> TableCell:
 def _difference_cell(gain: Gain) -> TableCell:
     if gain.difference is None:
         return EMPTY
-    detail = f"{numbers.points_interval(gain.difference.interval)} n = {gain.difference.n}".strip()
+    detail = f"{numbers.points.interval(gain.difference.interval)} n = {gain.difference.n}".strip()
     return TableCell(numbers.points(gain.difference.value), detail, gain.difference.value)
 
 

@@ -121,7 +121,7 @@ def _dot(group: Group, metric: str, method: str, baseline: str) -> Dot:
     return Dot(
         method,
         factor * compared.value,
-        numbers.ratio(compared.value) if as_ratio else numbers.points(compared.value),
+        numbers.compared(metric)(compared.value),
         (factor * interval.low, factor * interval.high) if interval else None,
         pairs=tuple(factor * value for value in single),
         method=method,

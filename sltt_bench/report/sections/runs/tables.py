@@ -233,11 +233,9 @@ def _comparison_cell(group: Group, metric: str, method: str, baseline: str) -> T
     no_change = 1.0 if as_ratio else 0.0
     if method == baseline:
         return TableCell(f"{no_change:g}", value=no_change, tone="muted")
-    if as_ratio:
-        text, interval = numbers.ratio(estimate.value, no_change), numbers.ratio_interval(estimate.interval)
-    else:
-        text, interval = numbers.points(estimate.value), numbers.points_interval(estimate.interval)
-    detail = "exact" if estimate.exact else f"{interval} n = {estimate.n}".strip()
+    notation = numbers.compared(metric)
+    text = notation(estimate.value, no_change if as_ratio else None)
+    detail = "exact" if estimate.exact else f"{notation.interval(estimate.interval)} n = {estimate.n}".strip()
     undecided = as_ratio and group.undecided(metric, (method, baseline))
     tone = "plain" if undecided else _tone(estimate, no_change, METRICS[metric].better)
     return TableCell(text, detail, estimate.value, tone)
