@@ -38,6 +38,7 @@ from sltt_bench.report.integrity import (
     moment_breaches,
     plugins_of_method,
     replay_breaches,
+    resumed,
     sample_breaches,
     source_breaches,
     source_of_plugin,
@@ -117,23 +118,23 @@ _NOWHERE = np.array([], dtype=int)
 def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCells) -> dict[str, str]:
     """Status and reason of a cell after the integrity pass, and what its run's files tell of its group's key."""
     run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
+    measured_with = run.measured_with(cell_id, int(cell["attempt"]))
     fault = ""
     if cell["status"] == "ok":
         fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), run.recipe_of(cell_id))
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],
-        **_circumstances(run, cell),
+        **_circumstances(run, cell, measured_with),
         "tuning": _tuning(run, cell_id, cell["trials"], cell["overrides"]),
     }
 
 
-def _circumstances(run: Run, cell: Mapping[Hashable, Any]) -> dict[str, str]:
-    """What a cell's last attempt ran on and with, as far as it was recorded; '' for what was not.
+def _circumstances(run: Run, cell: Mapping[Hashable, Any], facts: Mapping[str, Any]) -> dict[str, str]:
+    """What an attempt at a cell ran on and with, as far as it was recorded (`facts`); '' for what was not.
 
     A cell that ended before it could report is taken to have had its run's flags.
     """
-    facts = run.measured_with(str(cell["cell_id"]), int(cell["attempt"]))
     build, packages = mapping_at(facts, "torch"), mapping_at(facts, "packages")
     torch = packages.get("torch") or build.get("version")
     cuda = str(build.get("cuda") or "").partition(".")[0]
@@ -316,10 +317,15 @@ def _group(
 def _recipe_of_group(run: Run, cell_id: str) -> Mapping[str, Any]:
     """The resolved recipe of a group's cells; what was tuned, and so is not the same in all, reads "tuned"."""
     recipe = run.recipe_of(cell_id)
-    for dotted in mapping_at(_protocol(run, cell_id), "grid"):
-        section, _, key = str(dotted).partition(".")
+    for section, key in _tuned_fields(run, cell_id):
         recipe = {**recipe, section: {**mapping_at(recipe, section), key: TUNED}}
     return recipe
+
+
+def _tuned_fields(run: Run, cell_id: str) -> list[tuple[str, str]]:
+    """(section, key) of each field of the recipe that was searched for a tuned cell."""
+    dotted = (str(name).partition(".") for name in mapping_at(_protocol(run, cell_id), "grid"))
+    return [(section, key) for section, _, key in dotted]
 
 
 def _claims(members: pd.DataFrame, runs: Sequence[Run]) -> tuple[Mapping[str, Any], ...]:
@@ -337,9 +343,9 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         yield from method_breaches(method, rows, group.accuracy_resolution)
         yield from moment_breaches(method, rows, runs)
         result = group.methods[method]
-        yield from source_breaches(method, rows, result.epochs, runs, result.plugins)
+        yield from source_breaches(method, rows, runs, result.plugins)
         yield from data_breaches(method, result.epochs, runs)
-        yield from _mixed_breaches(method, rows, result.epochs, runs)
+        yield from _mixed_breaches(method, rows, runs)
         if group.key.tuned:
             yield from _tuning_breaches(method, rows, runs)
     samples = {
@@ -352,20 +358,12 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
     yield from sample_breaches({method: counts for method, counts in samples.items() if counts})
 
 
-def _mixed_breaches(
-    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run]
-) -> Iterator[Breach]:
-    """Cells that went on under other conditions than they began with. `epochs`: the rows of these cells."""
-    if len(epochs) == 0 or epochs["attempt"].nunique() < 2:
-        return
+def _mixed_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Cells that went on under other conditions than they began with."""
     differing: set[str] = set()
-    for cell in cells.to_dict("records"):
-        own = epochs[(epochs["run"] == cell["run"]) & (epochs["cell_id"] == cell["cell_id"])]
-        kept = [
-            _circumstances(runs[int(cell["run"])], {**cell, "attempt": attempt})
-            for attempt in sorted(set(own["attempt"]))
-        ]
-        for name in set(kept[0]) - {"revision"} if kept else ():  # the source has a breach of its own
+    for cell, attempts in resumed(cells, runs):
+        kept = [_circumstances(runs[int(cell["run"])], cell, facts) for facts in attempts]
+        for name in set(kept[0]) - {"revision"}:  # the source has a breach of its own
             known = {words[name] for words in kept if words[name] and "unknown" not in words[name]}
             if len(known) > 1:
                 differing.add(f"{DIFFERENCE_WORDS[name]}: {' and '.join(sorted(known))}")
@@ -378,11 +376,8 @@ def _tuning_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> I
     """Cells of one method that were tuned to different settings: no repetitions of each other."""
     settings = set()
     for run, cell_id in zip(cells["run"], cells["cell_id"], strict=True):
-        recipe = runs[int(run)].recipe_of(str(cell_id))
-        chosen = {}
-        for dotted in mapping_at(_protocol(runs[int(run)], str(cell_id)), "grid"):
-            section, _, key = str(dotted).partition(".")
-            chosen[str(dotted)] = mapping_at(recipe, section).get(key)
+        recipe, fields = runs[int(run)].recipe_of(str(cell_id)), _tuned_fields(runs[int(run)], str(cell_id))
+        chosen = {f"{section}.{key}": mapping_at(recipe, section).get(key) for section, key in fields}
         settings.add(json.dumps(chosen, sort_keys=True))
     if len(settings) > 1:
         yield Breach(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -256,22 +257,17 @@ def plugins_of_method(cells: pd.DataFrame, runs: Sequence[Run]) -> list[str]:
 
 
 def source_breaches(
-    method: str, cells: pd.DataFrame, epochs: pd.DataFrame, runs: Sequence[Run], sources: Sequence[str]
+    method: str, cells: pd.DataFrame, runs: Sequence[Run], sources: Sequence[str]
 ) -> Iterator[Breach]:
     """A method of a plug-in whose cells ran different code, of which the name says nothing; and cells that went on with
-    other code than they began with. `epochs`: the rows of these cells; `sources`: `plugins_of_method`."""
+    other code than they began with. `sources`: `plugins_of_method`."""
     if len(sources) > 1:
         yield Breach(
             f"{method}: its plug-in changed between its cells ({' and '.join(sources)}); "
             "report the runs of one of them",
             (method,), EVERYTHING, blocks=True,
         )  # fmt: skip
-    if len(epochs) == 0 or epochs["attempt"].nunique() < 2:
-        return
-    for (run, cell_id), rows in epochs.groupby(["run", "cell_id"]):
-        attempts = [
-            runs[int(str(run))].measured_with(str(cell_id), int(attempt)) for attempt in set(rows["attempt"])
-        ]
+    for _, attempts in resumed(cells, runs):
         known = {str(source)[:12] for facts in attempts if (source := facts.get("source_sha256"))}
         if len(known) > 1:
             text = f"{method}: a cell went on with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
@@ -358,6 +354,16 @@ def source_of_plugin(plugin: Any) -> str:
     facts = mapping_at(plugin)
     source = str(facts.get("source_sha256") or "unknown")[:12]
     return " ".join([*filter(None, [facts.get("package"), facts.get("version")]), f"source {source}"])
+
+
+def resumed(
+    cells: pd.DataFrame, runs: Sequence[Run]
+) -> Iterator[tuple[Mapping[Any, Any], list[Mapping[str, Any]]]]:
+    """The cells that trained in several attempts, in the order of their ids: each with what these were measured with."""
+    records = [cell for cell in cells.to_dict("records") if len(cell["trained_in"]) > 1]
+    for cell in sorted(records, key=itemgetter("run", "cell_id")):
+        run, cell_id = runs[int(cell["run"])], str(cell["cell_id"])
+        yield cell, [run.measured_with(cell_id, int(attempt)) for attempt in cell["trained_in"]]
 
 
 def _measured_with(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[tuple[str, Mapping[str, Any]]]:
