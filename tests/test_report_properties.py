@@ -15,7 +15,7 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 from thinned import thinned
 
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import GroupKey
+from sltt_bench.report.keys import GroupKey
 from sltt_bench.report.statistics import PairedEstimate
 from sltt_bench.results.reader import read_results
 

@@ -13,7 +13,8 @@ from sltt_bench.failures import DIVERGED
 from sltt_bench.format import Unit, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Verdict, VerdictWord
-from sltt_bench.report.groups import TUNED, Group, NotComparable, natural_order, told_apart
+from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.keys import TUNED, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 from sltt_bench.studies import FOLDER as STUDIES

@@ -19,16 +19,9 @@ from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import (
-    DIFFERENCE_WORDS,
-    Group,
-    GroupKey,
-    MethodResult,
-    method_order,
-    seeds_text,
-    told_apart,
-)
+from sltt_bench.report.groups import Group, MethodResult, method_order, seeds_text
 from sltt_bench.report.integrity import BEGINNINGS
+from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio, stat

@@ -10,19 +10,7 @@ import numpy as np
 import pandas as pd
 
 from sltt_bench.identity import short_hash
-from sltt_bench.report.groups import (
-    DIFFERENCE_WORDS,
-    TUNED,
-    UNKNOWN_HARDWARE,
-    FailedCells,
-    Group,
-    GroupKey,
-    MethodResult,
-    budget_text,
-    differing_fields,
-    method_order,
-    seeds_text,
-)
+from sltt_bench.report.groups import FailedCells, Group, MethodResult, budget_text, method_order, seeds_text
 from sltt_bench.report.integrity import (
     CHECKED,
     EVERYTHING,
@@ -43,6 +31,7 @@ from sltt_bench.report.integrity import (
     source_breaches,
     source_of_plugin,
 )
+from sltt_bench.report.keys import DIFFERENCE_WORDS, TUNED, UNKNOWN_HARDWARE, GroupKey, differing_fields
 from sltt_bench.report.metrics import COLD_FIGURES, MEMORY_FIGURES, METRICS, PEAKS_OF_EPOCHS, Phase
 from sltt_bench.results.doubts import used_by_others
 from sltt_bench.results.reader import Results, Run

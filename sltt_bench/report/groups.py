@@ -1,4 +1,4 @@
-"""What may be compared with what: cells sorted into groups, and ratios that never leave one.
+"""Cells that may be compared as groups of methods, and ratios that never leave one.
 
 Within a group everything that decides comparability is equal, but method and seed. A ratio exists only
 between methods of one group, over pairs of sound cells, for one figure measured the same way; anything
@@ -7,7 +7,7 @@ else is a `NotComparable` with its reason.
 
 import math
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ import pandas as pd
 
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
+from sltt_bench.report.keys import GroupKey, told_apart
 from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase
 from sltt_bench.report.statistics import (
     PairedEstimate,
@@ -28,144 +29,12 @@ from sltt_bench.report.statistics import (
 )
 from sltt_bench.results.doubts import CHANCE
 
-UNKNOWN_HARDWARE = "unknown hardware"
-TUNED = "tuned"
-"""How the conditions of cells begin that `tune` chose the settings of."""
-
 
 @dataclass(frozen=True)
 class NotComparable:
     """Why there is no ratio."""
 
     reason: str
-
-
-@dataclass(frozen=True, order=True)
-class GroupKey:
-    """Everything that must be equal for a ratio. Two groups differ in at least one of these."""
-
-    recipe: str
-    hardware: str
-    """GPU with its MIG slice, or CPU with the number of threads."""
-    precision: str
-    backend: str
-    timesteps: int
-    batch_size: int
-    synthetic: bool
-    smoke: bool
-    recipe_hash: str
-    """Of all of the resolved recipe that is not method, backend or seed: data, split and counts included."""
-    software: str
-    """torch, and the major version of its CUDA."""
-    library: str
-    """Version of the library behind a foreign backend, and of plug-ins that all methods use."""
-    revision: str
-    """Of sltt-bench: its source, by a digest. Where only the commit is known, a tree with local changes equals no other run's."""
-    device_memory: str
-    """Bytes of the GPU, or of its slice."""
-    driver: str
-    """Major version of the GPU's driver."""
-    cpu: str
-    """Model and instruction set."""
-    threads: str
-    flags: str
-    """TF32, cuDNN and determinism as torch reported them."""
-    schema_version: int
-    beside: bool
-    """Whether other cells of the same command ran beside these."""
-    ranks: str
-    """How many processes shared every batch; several numbers where a cell went on with another."""
-    validation: str
-    """Name of the split that was held back from training; '' for none."""
-    tuning: str
-    """Whose the settings are: "tuned, 6 trials each (15 epochs)", or at which learning rate all methods were trained."""
-
-    def slug(self) -> str:
-        """A file name's part that tells groups apart."""
-        marks = [f"T{self.timesteps}", f"b{self.batch_size}", self.precision, self.backend]
-        marks += ["synthetic"] * self.synthetic + ["smoke"] * self.smoke
-        marks += ["beside"] * self.beside
-        marks += [f"{self.ranks}-ranks"] * (self.ranks != "1")
-        marks += ["tuned"] * self.tuned
-        return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([self.recipe, *marks]))
-
-    def conditions(self) -> list[str]:
-        """The group in words, most telling first."""
-        words = [self.hardware, self.precision, f"backend {self.backend}"]
-        words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
-        words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
-        words += ["beside other cells"] * self.beside
-        words += [f"each batch divided over {self.ranks.replace(', ', ' and ')} processes"] * (
-            self.ranks != "1"
-        )
-        words += [f"validation split {self.validation}"] * bool(self.validation)
-        return [*words, self.tuning]
-
-    @property
-    def tuned(self) -> bool:
-        """Whether each method has settings of its own, chosen on validation data."""
-        return self.tuning.startswith(TUNED)
-
-
-DIFFERENCE_WORDS = {
-    "recipe": "recipe",
-    "hardware": "hardware",
-    "precision": "precision",
-    "backend": "backend",
-    "timesteps": "T",
-    "batch_size": "batch size",
-    "synthetic": "synthetic or real data",
-    "smoke": "smoke or full run",
-    "recipe_hash": "recipe version or overrides",
-    "software": "torch or CUDA version",
-    "library": "version of the backend's library or of a plug-in",
-    "revision": "revision of sltt-bench",
-    "device_memory": "memory of the GPU",
-    "driver": "GPU driver",
-    "cpu": "CPU",
-    "threads": "CPU threads",
-    "flags": "kernel flags (TF32, cuDNN, determinism)",
-    "schema_version": "schema version",
-    "beside": "measured alone or beside other cells",
-    "ranks": "processes that share a batch",
-    "validation": "validation split",
-    "tuning": "tuned, or at which learning rate",
-}
-
-
-_NAMED = {
-    "revision": "sltt-bench {}",
-    "recipe_hash": "recipe {}",
-    "software": "{}",
-    "library": "library {}",
-    "cpu": "{}",
-    "threads": "{} threads",
-    "driver": "driver {}",
-    "device_memory": "{} bytes of GPU memory",
-    "flags": "{}",
-    "schema_version": "schema {}",
-}
-"""What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
-
-
-def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
-    """For each of some groups that have the same conditions: as few words more as tell them all apart."""
-    return fewest_words(
-        [template.format(str(getattr(key, name) or "unknown").replace(", ", " ")) for key in keys]
-        for name, template in _NAMED.items()
-    )
-
-
-def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
-    """For each thing the words that tell it from the others. `facts`: a word for each thing, what tells most first;
-    what tells no more of them apart is left out."""
-    words: list[tuple[str, ...]] = []
-    for of_things in facts:
-        words = words or [()] * len(of_things)
-        more = [(*known, word) for known, word in zip(words, of_things, strict=True)]
-        if len(set(more)) > len(set(words)):
-            words = more
-    return words
 
 
 def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
@@ -182,19 +51,6 @@ def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
     if group.key in alike:
         words += told_apart(alike)[alike.index(group.key)]
     return ", ".join(words)
-
-
-def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
-    """In words: the fields in which some of the groups differ."""
-    words = {
-        name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
-    }
-    if words.keys() & {"timesteps", "batch_size", "recipe", "validation", "tuning"}:
-        words.pop("recipe_hash", None)  # it follows from these
-    if "hardware" in words:
-        for name in ("device_memory", "driver", "cpu", "threads"):
-            words.pop(name, None)
-    return list(words.values())
 
 
 @dataclass(frozen=True)

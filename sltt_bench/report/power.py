@@ -22,7 +22,8 @@ from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable, told_apart
+from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.keys import told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats

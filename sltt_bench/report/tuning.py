@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench.report.grouping import overrides_of
-from sltt_bench.report.groups import TUNED, Group, NotComparable, budget_text, method_order
+from sltt_bench.report.groups import Group, NotComparable, budget_text, method_order
+from sltt_bench.report.keys import TUNED
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE

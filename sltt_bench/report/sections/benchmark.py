@@ -22,7 +22,7 @@ from sltt_bench.report.document import (
     TableCell,
     table_of,
 )
-from sltt_bench.report.groups import UNKNOWN_HARDWARE
+from sltt_bench.report.keys import UNKNOWN_HARDWARE
 from sltt_bench.report.plots.dots import Dot, DotPanel, draw_dots
 from sltt_bench.report.sections.cells import EMPTY
 from sltt_bench.results.schema import BENCH_FILE

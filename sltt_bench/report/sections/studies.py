@@ -23,7 +23,8 @@ from sltt_bench.report.document import (
     table_of,
 )
 from sltt_bench.report.grouping import overrides_of
-from sltt_bench.report.groups import TUNED, Group, flat, natural_order
+from sltt_bench.report.groups import Group, flat, natural_order
+from sltt_bench.report.keys import TUNED
 from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family_and_number, in_order
 from sltt_bench.report.sections.cells import plain_cell
 from sltt_bench.report.statistics import stat

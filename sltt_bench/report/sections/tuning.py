@@ -22,7 +22,8 @@ from sltt_bench.report.document import (
     TableCell,
     table_of,
 )
-from sltt_bench.report.groups import Group, in_words, told_apart
+from sltt_bench.report.groups import Group, in_words
+from sltt_bench.report.keys import told_apart
 from sltt_bench.report.plots.tuning import draw_profile, draw_search, numeric_fields
 from sltt_bench.report.sections.cells import EMPTY, percent_cell, plain_cell, word_column
 from sltt_bench.report.targets import NEVER, Profile, ToTarget, profiles, target_of, to_target

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sltt_bench.report.document import Context, Contribution, Figure, Section
-from sltt_bench.report.groups import fewest_words
+from sltt_bench.report.keys import fewest_words
 from sltt_bench.report.numbers import listed
 from sltt_bench.report.sections.estimates.families import (
     EstimateFamily,

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import Context, Contribution, Figure, Section, Table
-from sltt_bench.report.groups import Group, differing_fields, in_words
+from sltt_bench.report.groups import Group, in_words
+from sltt_bench.report.keys import differing_fields
 from sltt_bench.report.sections.runs.figures import (
     group_figures,
     in_a_sweep,

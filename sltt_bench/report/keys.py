@@ -1,0 +1,129 @@
+"""What decides whether cells may be compared: the key of their group, and how its parts are said."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, get_type_hints
+
+UNKNOWN_HARDWARE = "unknown hardware"
+TUNED = "tuned"
+"""How the conditions of cells begin that `tune` chose the settings of."""
+
+
+@dataclass(frozen=True, order=True)
+class GroupKey:
+    """Everything that must be equal for a ratio, in the words for a difference. Two groups differ in one part at least."""
+
+    recipe: Annotated[str, "recipe"]
+    hardware: Annotated[str, "hardware"]
+    """GPU with its MIG slice, or CPU with the number of threads."""
+    precision: Annotated[str, "precision"]
+    backend: Annotated[str, "backend"]
+    timesteps: Annotated[int, "T"]
+    batch_size: Annotated[int, "batch size"]
+    synthetic: Annotated[bool, "synthetic or real data"]
+    smoke: Annotated[bool, "smoke or full run"]
+    recipe_hash: Annotated[str, "recipe version or overrides"]
+    """Of all of the resolved recipe that is not method, backend or seed: data, split and counts included."""
+    software: Annotated[str, "torch or CUDA version"]
+    """torch, and the major version of its CUDA."""
+    library: Annotated[str, "version of the backend's library or of a plug-in"]
+    """Version of the library behind a foreign backend, and of plug-ins that all methods use."""
+    revision: Annotated[str, "revision of sltt-bench"]
+    """Of sltt-bench: its source, by a digest. Where only the commit is known, a tree with local changes equals no other run's."""
+    device_memory: Annotated[str, "memory of the GPU"]
+    """Bytes of the GPU, or of its slice."""
+    driver: Annotated[str, "GPU driver"]
+    """Major version of the GPU's driver."""
+    cpu: Annotated[str, "CPU"]
+    """Model and instruction set."""
+    threads: Annotated[str, "CPU threads"]
+    flags: Annotated[str, "kernel flags (TF32, cuDNN, determinism)"]
+    schema_version: Annotated[int, "schema version"]
+    beside: Annotated[bool, "measured alone or beside other cells"]
+    """Whether other cells of the same command ran beside these."""
+    ranks: Annotated[str, "processes that share a batch"]
+    """How many processes shared every batch; several numbers where a cell went on with another."""
+    validation: Annotated[str, "validation split"]
+    """Name of the split that was held back from training; '' for none."""
+    tuning: Annotated[str, "tuned, or at which learning rate"]
+    """Whose the settings are: "tuned, 6 trials each (15 epochs)", or at which learning rate all methods were trained."""
+
+    def slug(self) -> str:
+        """A file name's part that tells groups apart."""
+        marks = [f"T{self.timesteps}", f"b{self.batch_size}", self.precision, self.backend]
+        marks += ["synthetic"] * self.synthetic + ["smoke"] * self.smoke
+        marks += ["beside"] * self.beside
+        marks += [f"{self.ranks}-ranks"] * (self.ranks != "1")
+        marks += ["tuned"] * self.tuned
+        return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([self.recipe, *marks]))
+
+    def conditions(self) -> list[str]:
+        """The group in words, most telling first."""
+        words = [self.hardware, self.precision, f"backend {self.backend}"]
+        words += [f"T = {self.timesteps}", f"batch {self.batch_size}"]
+        words += ["synthetic data"] * self.synthetic + ["smoke run"] * self.smoke
+        words += ["beside other cells"] * self.beside
+        words += [f"each batch divided over {self.ranks.replace(', ', ' and ')} processes"] * (
+            self.ranks != "1"
+        )
+        words += [f"validation split {self.validation}"] * bool(self.validation)
+        return [*words, self.tuning]
+
+    @property
+    def tuned(self) -> bool:
+        """Whether each method has settings of its own, chosen on validation data."""
+        return self.tuning.startswith(TUNED)
+
+
+DIFFERENCE_WORDS: dict[str, str] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(GroupKey, include_extras=True).items()
+}
+"""Part of the key → what two groups differ in where they differ in it."""
+
+_NAMED = {
+    "revision": "sltt-bench {}",
+    "recipe_hash": "recipe {}",
+    "software": "{}",
+    "library": "library {}",
+    "cpu": "{}",
+    "threads": "{} threads",
+    "driver": "driver {}",
+    "device_memory": "{} bytes of GPU memory",
+    "flags": "{}",
+    "schema_version": "schema {}",
+}
+"""What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
+
+
+def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
+    """For each of some groups that have the same conditions: as few words more as tell them all apart."""
+    return fewest_words(
+        [template.format(str(getattr(key, name) or "unknown").replace(", ", " ")) for key in keys]
+        for name, template in _NAMED.items()
+    )
+
+
+def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """For each thing the words that tell it from the others. `facts`: a word for each thing, what tells most first;
+    what tells no more of them apart is left out."""
+    words: list[tuple[str, ...]] = []
+    for of_things in facts:
+        words = words or [()] * len(of_things)
+        more = [(*known, word) for known, word in zip(words, of_things, strict=True)]
+        if len(set(more)) > len(set(words)):
+            words = more
+    return words
+
+
+def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
+    """In words: the fields in which some of the groups differ."""
+    words = {
+        name: word for name, word in DIFFERENCE_WORDS.items() if len({getattr(key, name) for key in keys}) > 1
+    }
+    if words.keys() & {"timesteps", "batch_size", "recipe", "validation", "tuning"}:
+        words.pop("recipe_hash", None)  # it follows from these
+    if "hardware" in words:
+        for name in ("device_memory", "driver", "cpu", "threads"):
+            words.pop(name, None)
+    return list(words.values())
