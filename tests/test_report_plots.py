@@ -1,5 +1,6 @@
 """Plots: what is drawn (values, labels, units), and that nothing overlaps at the shipped sizes."""
 
+import json
 import re
 from collections.abc import Iterator
 from itertools import combinations, pairwise
@@ -26,6 +27,7 @@ from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
+from sltt_bench.report.targets import to_target
 from sltt_bench.results.reader import read_results
 
 METHODS = {
@@ -308,6 +310,42 @@ def test_out_of_memory_is_hatched_beyond_the_axis_and_has_no_time(tmp_path: Path
     assert [text.get_text() for text in memory.texts].count("out of memory") == 1
     assert len(time.patches) == 3
     assert [text.get_text() for text in time.texts].count("out of memory") == 1
+
+
+def test_a_figure_that_contradicts_itself_is_drawn_nowhere(tmp_path: Path) -> None:
+    """Repetitions of one of SLTT's cells counted other bytes, reached another accuracy, and missed the target in one of two."""
+    recipe = varied(RECIPE, target=0.7)
+    for name, mib, last in (("a", 25, 0.9), ("b", 40, 0.6)):
+        run = HandmadeRun(tmp_path / name, recipe=recipe, number=20 * (name == "b"))
+        for method, peak, top1 in (("bptt", 100, 0.95), ("sltt", mib, last), ("sltt-k4", 24, 0.9)):
+            run.cell(method, recipe=recipe, peak_tensor_bytes=peak * MIB, top1=[0.1, 0.5, top1])
+    memory, _ = figures(tmp_path)["methods"].content()
+    assert {bar.label: bar.failure for bar in memory.bars} == {
+        "bptt": "", "sltt": "contradictory", "sltt-k4": "",
+    }  # fmt: skip
+    drawn(figures(tmp_path)["methods"])
+    by_epoch, *_ = figures(tmp_path)["accuracy"].content()
+    assert [line.label for line in by_epoch.lines] == ["bptt", "sltt-k4"]
+    (group,) = make_groups(read_results([tmp_path]))
+    assert [way.method for way in to_target(group)] == ["bptt", "sltt-k4"]
+
+
+def test_a_group_whose_only_method_contradicts_itself_has_no_bars(tmp_path: Path) -> None:
+    for number, rate in enumerate((0.1, 0.2)):
+        protocol = {"grid": {"train.lr": [0.1, 0.2]}, "epochs": 3}
+        recipe = varied(RECIPE, train__lr=rate)
+        run = HandmadeRun(tmp_path / str(number), number=20 * number)
+        cell = run.cell("sltt", recipe=recipe, cell={"trials": 2}, peak_tensor_bytes=MIB)
+        path = run.path / "cells" / f"{cell}.json"
+        own = json.loads(path.read_text()) | {"options": {"tuned": {"protocol": protocol}}}
+        path.write_text(json.dumps(own))
+        cells = (run.path / "cells.csv").read_text()
+        (run.path / "cells.csv").write_text(re.sub(r"(digits,)[0-9a-f]{12},", r"\1cccccccccccc,", cells))
+        epochs = (run.path / "epochs.csv").read_text()
+        (run.path / "epochs.csv").write_text(re.sub(r"(digits,)[0-9a-f]{12},", r"\1cccccccccccc,", epochs))
+    (group,) = make_groups(read_results([tmp_path]))
+    assert "different settings" in " ".join(breach.text for breach in group.breaches)
+    assert "methods" not in {name.rpartition("-")[2] for name in figures(tmp_path)}
 
 
 def test_accuracy_is_drawn_by_epoch_and_by_training_time(all_figures: dict[str, Figure]) -> None:

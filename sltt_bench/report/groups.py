@@ -274,6 +274,11 @@ class Group:
         )
         return next(breaches, None)
 
+    def stat(self, metric: str, method: str) -> Stat | None:
+        """The method's mean over seeds; None where it was not measured, or cannot be trusted at all."""
+        result = self.methods.get(method)
+        return None if result is None or self.blocking(metric, method) else result.stat(metric)
+
     def undecided(self, metric: str, methods: Sequence[str]) -> bool:
         """Whether a breach leaves every verdict on this figure of these methods open."""
         return any(breach.undecides and breach.concerns(metric, methods) for breach in self.breaches)

@@ -56,14 +56,22 @@ def target_of(group: Group) -> float | None:
 
 
 def to_target(group: Group) -> list[ToTarget]:
-    """Every finished method's way to the group's target; none without a target.
+    """Every finished method's way to the group's target, if its figures can be trusted; none without a target.
 
     A seed of which no cell finished is a miss too.
     """
     target = target_of(group)
     if target is None:
         return []
-    return [_of_method(result, target) for result in group.finished if len(result.epochs)]
+    return [
+        _of_method(result, target)
+        for result in group.finished
+        if len(result.epochs) and not any(group.blocking(name, result.method) for name in _DECIDING)
+    ]
+
+
+_DECIDING = ("last_test_top1", "epoch_s")
+"""What the way to a target is made of."""
 
 
 _READ = ["seed", "run", "epoch", "test_top1", "train_s", "energy_j", "cpu_util_mean", "cpu_others_mean"]

@@ -162,9 +162,13 @@ def _of_runs(groups: Sequence[Group]) -> Iterator[Observation]:
         for result in group.finished:
             about = _about(group.settings, group.overrides, result.method)
             for measure, metric in OF_RUNS.items():
+                if group.blocking(metric, result.method):
+                    continue
                 for value in result.values.get(metric, {}).values():
                     yield Observation(measure, value, point, about)
             for measure, column in OF_EPOCHS.items():
+                if group.blocking("last_test_top1", result.method):
+                    continue
                 known = result.epochs.dropna(subset=[column])
                 of_seeds = known.groupby(["epoch", "seed"], as_index=False)[column].mean()
                 for epoch, value in zip(of_seeds["epoch"], of_seeds[column], strict=True):

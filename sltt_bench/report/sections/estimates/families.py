@@ -209,7 +209,7 @@ def _measured(groups: Sequence[Group], experiment: tuple[Any, ...]) -> pd.DataFr
                 (key.hardware, key.timesteps, key.batch_size, result.method, figure, stat.mean, stat.n)
                 for result in group.finished
                 for figure in MEASURED
-                if (stat := result.stat(figure)) is not None
+                if (stat := group.stat(figure, result.method)) is not None
             ]
     columns = ["hardware", "timesteps", "batch_size", "method", "figure", "bytes", "seeds"]
     return pd.DataFrame(rows, columns=columns)

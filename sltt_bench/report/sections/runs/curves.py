@@ -48,7 +48,7 @@ class Curve:
 
 
 def curves(group: Group) -> list[Curve]:
-    """The curves of all finished methods with accuracy for at least two epochs; random data has none."""
+    """The curves of all finished methods with accuracy for at least two epochs that can be trusted; random data has none."""
     if group.key.synthetic:
         return []
     return [curve for result in group.finished if (curve := _curve(group, result)) is not None]
@@ -56,7 +56,7 @@ def curves(group: Group) -> list[Curve]:
 
 def _curve(group: Group, result: MethodResult) -> Curve | None:
     rows = result.epochs
-    if rows.empty or rows["epoch"].nunique() < 2:
+    if rows.empty or rows["epoch"].nunique() < 2 or group.blocking("last_test_top1", result.method):
         return None
     epochs = sorted({float(epoch) for epoch in rows["epoch"]})
     columns = (rows[name].tolist() for name in ("run", "cell_id", "seed", "epoch", "test_top1", "train_s"))

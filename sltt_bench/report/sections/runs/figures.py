@@ -28,6 +28,7 @@ from sltt_bench.report.sections.runs.panels import (
     k_panels,
     method_bars,
     pair_dots,
+    shown_figures,
     steps_used,
     timeline_panels,
     timelines,
@@ -47,7 +48,7 @@ MOST_PANELS = 12
 def group_figures(group: Group, name: str, context: Context) -> list[Figure]:
     """The plots of one group."""
     baseline = context.baseline
-    figures = [_methods(group, name, baseline)]
+    figures = [_methods(group, name, baseline)] if method_bars(group, baseline) else []
     if pair_dots(group, baseline):
         figures.append(_pairs(group, name, baseline))
     if shown := curves(group):
@@ -207,10 +208,13 @@ _SWEPT = {"timesteps": _AGAINST_T, "train.batch_size": _AGAINST_BATCH}
 
 
 def _methods(group: Group, name: str, baseline: str) -> Figure:
-    memory = group.headline_memory()
-    figures = f"Peak memory ({METRICS[memory].label}) and time" if memory else "Time"
+    figures = " and ".join(
+        "time" if metric == "epoch_s" else f"peak memory ({METRICS[metric].label})"
+        for metric in shown_figures(group)
+        if metric != "last_test_top1"
+    )
     caption = (
-        f"{figures} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
+        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
         f"in brackets the ratio to {baseline}. "
         f"{_first_methods(group)}{_basis(group)}"
     )

@@ -56,7 +56,7 @@ def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str,
         "baseline": baseline,
     }
     for name, metric in METRICS.items():
-        stat = None if group.blocking(name, result.method) else result.stat(name)
+        stat = group.stat(name, result.method)
         row[f"{name}_mean"] = stat and stat.mean
         row[f"{name}_std"] = stat and stat.std
         if metric.as_ratio and name != "wall_s":

@@ -8,7 +8,7 @@ import pandas as pd
 
 from sltt_bench.format import Scale, scale_for
 from sltt_bench.report import numbers
-from sltt_bench.report.groups import Group, MethodResult, NotComparable
+from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots.bars import Bar, BarPanel
 from sltt_bench.report.plots.dots import Dot, DotPanel
@@ -24,8 +24,9 @@ _MOST_SAMPLES = 1500
 
 
 def shown_figures(group: Group) -> list[str]:
-    """What plots of a group show of each method."""
-    return [name for name in (group.headline_memory(), "epoch_s", "last_test_top1") if name]
+    """What plots of a group show of its methods: what some of them has, and can be trusted."""
+    names = (group.headline_memory(), "epoch_s", "last_test_top1")
+    return [name for name in names if name and any(group.stat(name, method) for method in group.methods)]
 
 
 def title_of(metric: str) -> str:
@@ -45,14 +46,14 @@ def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:
     return numbers.scale_of_metric(metric, [stat.mean for stat in stats])
 
 
-def mean_line(method: str, metric: str, results: Mapping[float, MethodResult | None], factor: float) -> Line:
-    """A method's mean at each x, with its standard deviation and its seeds.
+def mean_line(method: str, metric: str, groups: Mapping[float, Group], factor: float) -> Line:
+    """A method's mean in the group at each x, with its standard deviation and its seeds.
 
     Where the method was not measured the line has a gap; a mean that leaves out seeds is marked.
     """
     xs, ys, spreads, survivors, dots = [], [], [], [], []
-    for x, result in results.items():
-        stat = result.stat(metric) if result else None
+    for x, group in groups.items():
+        result, stat = group.methods.get(method), group.stat(metric, method)
         xs.append(x)
         ys.append(stat.mean / factor if stat else float("nan"))
         spreads.append((stat.std or 0.0) / factor if stat else 0.0)
@@ -75,15 +76,17 @@ def method_bars(group: Group, baseline: str) -> list[BarPanel]:
 
 
 def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
-    """The methods that finished, or ran out of memory."""
+    """The methods that finished, with their figure or why it is none, or ran out of memory."""
     results = [r for r in group.methods.values() if r.finished or r.out_of_memory][:MOST_METHODS]
-    stats = {r.method: stat for r in results if (stat := r.stat(metric))}
+    stats = {r.method: stat for r in results if (stat := group.stat(metric, r.method))}
     scale = scale_of(metric, stats.values())
     bars = []
     for result in results:
         stat = stats.get(result.method)
         if stat is None:
-            bars.append(Bar(result.method, failure="out of memory", endless=metric != "epoch_s"))
+            failure = "contradictory" if result.finished else "out of memory"
+            endless = not result.finished and metric != "epoch_s"
+            bars.append(Bar(result.method, failure=failure, endless=endless))
             continue
         text = scale.number(stat.mean) + f" {SURVIVORS}" * bool(result.lost_seeds)
         estimate = group.ratio(metric, result.method, baseline)
@@ -147,7 +150,7 @@ def tradeoff_panels(group: Group) -> list[Panel]:
 
 
 def _tradeoff(group: Group, x: str, y: str) -> Panel:
-    stats = {result.method: (result.stat(x), result.stat(y)) for result in group.finished}
+    stats = {r.method: (group.stat(x, r.method), group.stat(y, r.method)) for r in group.finished}
     points = {method: (a, b) for method, (a, b) in stats.items() if a is not None and b is not None}
     across, up = scale_of(x, [a for a, _ in points.values()]), scale_of(y, [b for _, b in points.values()])
     lines = [_front(points, across, up, METRICS[y].better == "higher")]
@@ -206,20 +209,18 @@ def k_panels(group: Group) -> list[Panel]:
     return [
         _against_k(group, name, ks)
         for name in shown_figures(group)
-        if any(group.methods[method].stat(name) for method in ks)
+        if any(group.stat(name, method) for method in ks)
     ]
 
 
 def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:
-    stats = {method: stat for method in ks if (stat := group.methods[method].stat(metric)) is not None}
-    level = group.methods["bptt"].stat(metric) if "bptt" in group.methods else None
+    stats = {method: stat for method in ks if (stat := group.stat(metric, method)) is not None}
+    level = group.stat(metric, "bptt")
     scale = scale_of(metric, [*stats.values(), *([level] if level else [])])
     factor = scale.factor
     ys = [stat.mean / factor for stat in stats.values()]
     lines = [Line("", [ks[method] for method in stats], ys, marks="none", soft=True, size=(1.0, 0))]
-    lines += [
-        replace(mean_line(m, metric, {ks[m]: group.methods[m]}, factor), size=(1.4, 5.5)) for m in stats
-    ]
+    lines += [replace(mean_line(m, metric, {ks[m]: group}, factor), size=(1.4, 5.5)) for m in stats]
     if level is not None:
         lines.append(Line("bptt", ys=[level.mean / factor], method="bptt", stroke="level", size=(1.2, 0)))
     return Panel(

@@ -69,7 +69,7 @@ class Sweep:
         return {
             value: stat
             for value, group in self.groups.items()
-            if method in group.methods and (stat := group.methods[method].stat(metric)) is not None
+            if (stat := group.stat(metric, method)) is not None
         }
 
     def slopes(self) -> dict[str, Slope]:
@@ -124,11 +124,7 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
         scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
-        lines = [
-            mean_line(name, metric, {x: g.methods.get(name) for x, g in sweep.groups.items()}, scale.factor)
-            for name in sweep.methods
-            if stats[name]
-        ]
+        lines = [mean_line(name, metric, sweep.groups, scale.factor) for name in sweep.methods if stats[name]]
         if metric == sweep.memory:
             lines += [_fit(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
         rings = [
