@@ -19,6 +19,8 @@ from result_builder import MIB, RECIPE, HandmadeRun, told, varied
 from sltt_bench.report import SECTIONS, _load
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Report
+from sltt_bench.report.integrity import EVERYTHING
+from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.render import markdown
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import EPOCHS_FILE
@@ -945,6 +947,24 @@ def test_a_time_is_coloured_from_five_pairs_on(tmp_path: Path, n: int, tone: str
 def test_an_exact_figure_is_coloured_at_one_seed(tmp_path: Path) -> None:
     measure(run(tmp_path / "a"), [0])
     assert tones(assembled(tmp_path), "live tensors") == ["muted", "good"]
+
+
+def test_an_accuracy_that_is_undecided_has_no_colour(tmp_path: Path) -> None:
+    """Far apart in six seeds; but one cell went on with other samples than it began with."""
+    into = run(tmp_path / "a")
+    for seed in range(6):
+        measure(into, [seed], last={"bptt": 0.80 + 0.001 * seed, "sltt": 0.90 + 0.002 * seed}, attempt=2)
+    assert tones(assembled(tmp_path), "top-1, last epoch") == ["muted", "good"]
+    rows = (into.path / EPOCHS_FILE).read_text()
+    cell = rows.splitlines()[-1].split(",")[1]
+    (into.path / EPOCHS_FILE).write_text(rows.replace(f"{cell},2,", f"{cell},1,", 1))
+    attempts = {str(number): {"data_sha256": str(number) * 64} for number in (1, 2)}
+    into.tell({"cells": {cell: {"attempts": attempts}}})
+    assert tones(assembled(tmp_path), "top-1, last epoch") == ["muted", "plain"]
+
+
+def test_what_makes_every_figure_doubtful_concerns_every_unit() -> None:
+    assert {metric.unit for metric in METRICS.values()} <= {*EVERYTHING}
 
 
 def test_means_and_the_ratio_beside_them_come_from_the_same_pairs(tmp_path: Path) -> None:

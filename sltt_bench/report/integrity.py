@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from operator import itemgetter
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ LIMITED_SHARE = 0.05
 """A share of the readings with the clocks held down by heat or power beyond which it is a breach."""
 
 _TIME: tuple[Unit, ...] = ("s", "per_s", "J")
-EVERYTHING: tuple[Unit, ...] = (*_TIME, "bytes", "accuracy", "share", "count")
+EVERYTHING: tuple[Unit, ...] = get_args(Unit)
 _HELD_DOWN = (
     "sw_power_cap",
     "hw_slowdown",

@@ -236,7 +236,7 @@ def _comparison_cell(group: Group, metric: str, method: str, baseline: str) -> T
     notation = numbers.compared(metric)
     text = notation(estimate.value, no_change if as_ratio else None)
     detail = "exact" if estimate.exact else f"{notation.interval(estimate.interval)} n = {estimate.n}".strip()
-    undecided = as_ratio and group.undecided(metric, (method, baseline))
+    undecided = group.undecided(metric, (method, baseline))
     tone = "plain" if undecided else _tone(estimate, no_change, METRICS[metric].better)
     return TableCell(text, detail, estimate.value, tone)
 
