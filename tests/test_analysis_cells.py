@@ -24,7 +24,8 @@ from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell, Request
 from sltt_bench.recipe import RecipeError, load_recipe, parse_overrides
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Section, Table
-from sltt_bench.report.sections.gradients import find_families, gradients
+from sltt_bench.report.sections.gradients.families import find_families
+from sltt_bench.report.sections.gradients.section import gradients
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import (
     CELLS_FILE,

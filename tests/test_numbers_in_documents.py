@@ -404,7 +404,8 @@ def test_the_cosines_of_the_rules_are_those_of_their_analyses() -> None:
 
 
 def test_the_report_sets_each_rules_gradient_beside_bptts() -> None:
-    from sltt_bench.report.sections.gradients import _rules, _rules_by_layer, find_families
+    from sltt_bench.report.sections.gradients.families import find_families
+    from sltt_bench.report.sections.gradients.tables import rules_by_layer, rules_table
     from sltt_bench.results.reader import read_results
 
     run = ROOT / "results" / "sequential-digits" / "20261126-030756-fce0"
@@ -412,7 +413,7 @@ def test_the_report_sets_each_rules_gradient_beside_bptts() -> None:
     figures = pd.read_csv(run / "method_gradients.csv")
     last = figures[figures["epoch"] == 5]
     network = last[last["level"] == "network"].sort_values("cosine_mean", ascending=False)
-    rows = _rules(family, "g").rows
+    rows = rules_table(family, "g").rows
     assert (
         [row[0].text for row in rows[2:5]]
         == list(network["compared_method"][2:5])
@@ -422,7 +423,7 @@ def test_the_report_sets_each_rules_gradient_beside_bptts() -> None:
     assert rows[-1][0].text == "sltt-k2"
     assert rows[-1][1].text == "–"
     assert [row[3].detail for row in rows[2:5]] == ["layer1.feedforward"] * 3
-    assert len(_rules_by_layer(family, "g").rows) == (last["level"] == "layer").sum()
+    assert len(rules_by_layer(family, "g").rows) == (last["level"] == "layer").sum()
 
 
 # Sentences beside tables ---------------------------------------------------------------------------

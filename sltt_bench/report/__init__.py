@@ -34,7 +34,7 @@ SECTIONS: dict[str, str] = {
     "trial": "sltt_bench.report.sections.tuning:tuning",
     "estimate": "sltt_bench.report.sections.estimates.section:estimated",
     "bench": "sltt_bench.report.sections.benchmark:beside_baselines",
-    "analysis": "sltt_bench.report.sections.gradients:gradients",
+    "analysis": "sltt_bench.report.sections.gradients.section:gradients",
 }
 """Kind of cell, or study → "module:function" that makes sections of its results (Context → Contribution).
 
