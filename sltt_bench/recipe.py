@@ -426,6 +426,9 @@ def find_recipe(name_or_path: str) -> Path:
     names = study_names() if of_study else recipe_names()
     if name_or_path in names or (not of_study and _is_file(path)):
         return path
+    with suppress(methods.UnknownMethod):
+        methods.promises(name_or_path)
+        raise RecipeError(name_or_path, [f"is a method: `sltt-bench run RECIPE --method {name_or_path}`"])
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
     fault = (
         f"no {what} has this name{nearest(name_or_path, names)}; `sltt-bench list {all_of_them}` shows all"

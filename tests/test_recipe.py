@@ -167,6 +167,7 @@ def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
     ("changes", "fault"),
     [
         ({"method": "slt"}, "claims.0: unknown method 'slt'"),
+        ({"method": "sltt-kN"}, "claims.0: unknown method 'sltt-kN' (did you mean 'sltt-k2'?)"),
         ({"baseline": "btpt"}, "claims.0: unknown method 'btpt' (did you mean 'bptt'?)"),
         ({"baseline": None}, "claims.0: at_most_ratio compares; name another method as baseline"),
         ({"baseline": "sltt"}, "claims.0: at_most_ratio compares; name another method"),
