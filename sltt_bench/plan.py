@@ -18,6 +18,7 @@ from sltt_bench.recipe import (
     recipe_from_dict,
 )
 from sltt_bench.results.schema import Kind
+from sltt_bench.strict import held_by_another
 from sltt_bench.studies import TASK, Grid, points
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Plan:
     remarks: tuple[str, ...] = ()
     """What the user should know: a prerequisite that is left out, for example."""
     left_out: tuple[str, ...] = ()
-    """Methods that some points of the grid lack, and why."""
+    """Methods that some points of the grid lack, and why, and what a study's points have otherwise than it says."""
     then: "Callable[[RunFolder], Plan] | None" = None
     """What is run in the same folder when all cells have ended, which decide it; None: nothing."""
     prerequisite: bool = False
@@ -271,7 +272,19 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
+    remarks += _replaced(request.grid[0], of_study)
     return main, resolved, remarks
+
+
+def _replaced(overrides: Iterable[str], of_study: Iterable[Grid]) -> list[str]:
+    """What the user sets that points of a study set too: points that differ in nothing else become one."""
+    own = {key for study in of_study for key in study.settings}
+    replaced = [
+        key
+        for key in overrides
+        if key in own or any(key == holder for holder, _ in held_by_another([key, *own]))
+    ]
+    return [f"--set {key} takes the place of what the study sets" for key in replaced]
 
 
 def _beside(folder: Path, name: str) -> str:

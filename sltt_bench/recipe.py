@@ -24,7 +24,7 @@ from sltt_bench.errors import UserError, nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
-from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
+from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict, held_by_another
 from sltt_bench.studies import FOLDER as STUDIES
 from sltt_bench.studies import TASK, Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
@@ -490,7 +490,10 @@ def load_recipe(
     if chosen_methods:
         raw["methods"] = chosen_methods
     return _validate(
-        raw, str(path), faults, lambda recipe: (*_method_faults(recipe, any_k), *_claim_faults(recipe))
+        raw,
+        str(path),
+        faults,
+        lambda recipe: (*_method_faults(recipe, any_k), *_claim_faults(recipe), *_smoke_faults(recipe)),
     )
 
 
@@ -636,6 +639,11 @@ def _claim_faults(recipe: Recipe) -> Iterator[str]:
                 yield f"claims.{number}.when.{key}: unknown key{nearest(field, kind.model_fields)}"
 
 
+def _smoke_faults(recipe: Recipe) -> Iterator[str]:
+    for section, field in held_by_another(recipe.smoke):
+        yield f"smoke: {section} replaces all of what {field} sets a part of; write one of the two"
+
+
 def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return None, [f"{section}: must be a mapping with a `name`"]
@@ -696,23 +704,35 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
     """`key=value` texts → the grid of override mappings; `key=1,2,4` opens one axis of the grid.
 
     Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`, text with a comma in quotes.
-    Raises RecipeError.
+    Raises RecipeError, also for a key that is given two values, or once by itself and once with all of its section.
     """
     axes: dict[str, list[Any]] = {}
+    texts: dict[str, str] = {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
             raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
+        where = f"--set {shortened_text(key, 80)}"
         try:
-            axes[key] = [parse_yaml(part) for part in _split_at_commas(text)]
+            values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
-            raise RecipeError(f"--set {shortened_text(key, 80)}", fault.faults) from None
+            raise RecipeError(where, fault.faults) from None
+        if repr(axes.get(key, values)) != repr(values):  # 1 and true are equal
+            twice = f"is given twice, as {shortened(texts[key])} and as {shortened(text)}; give it once"
+            raise RecipeError(where, [f"{twice} ({_SETTING_OPTIONS} set fields too)"])
+        axes[key], texts[key] = values, text
+    for section, field in held_by_another(axes):
+        clash = f"replaces all of what {shortened_text(field, 80)} sets a part of; give one of the two"
+        raise RecipeError(f"--set {shortened_text(section, 80)}", [clash])
     points = math.prod(len(values) for values in axes.values())
     if points > MAX_GRID_POINTS:
         raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+_SETTING_OPTIONS = "--over, --timesteps, --batch-size and --nproc-per-cell"
 
 
 _QUOTED_OR_CHARACTER = re.compile(r"""(?<![^\s,:\[{])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')|.""", re.DOTALL)

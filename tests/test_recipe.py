@@ -163,6 +163,13 @@ def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
     ]
 
 
+def test_a_field_that_is_set_twice_to_one_value_is_set_once() -> None:
+    assert parse_overrides(["timesteps=2,4", "train.lr=0.1", "timesteps=2,4", "train.lr=1e-1"]) == [
+        {"timesteps": 2, "train.lr": 0.1},
+        {"timesteps": 4, "train.lr": 0.1},
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
@@ -193,6 +200,12 @@ def test_a_claim_that_nobody_could_judge_is_refused(changes: Mapping[str, Any], 
     assert load_recipe("digits", {"claims": [claim]}).claims
     (actual,) = faults("digits", {"claims": [{**claim, **changes}]})
     assert actual.startswith(fault)
+
+
+def test_smoke_overrides_do_not_set_a_field_and_all_of_its_section() -> None:
+    smoke = {"train.epochs": 1, "train": {"epochs": 2}}
+    (fault,) = faults("digits", {"smoke": smoke})
+    assert fault == "smoke: train replaces all of what train.epochs sets a part of; write one of the two"
 
 
 def test_an_override_without_a_value_is_refused() -> None:
