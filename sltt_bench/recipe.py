@@ -248,7 +248,8 @@ class Claim(Strict):
     threshold: float
     """A ratio, a share (0 to 1), or percentage points, as the relation says."""
     when: dict[str, int | float | str | bool | list[int]] = {}
-    """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8."""
+    """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8; in a study also
+    `extends`, the recipe of a grid."""
     says: str
     """The claim in words."""
     source: str
@@ -436,6 +437,12 @@ def find_recipe(name_or_path: str) -> Path:
     raise RecipeError(name_or_path, [fault])
 
 
+def beside(folder: Path, name: str) -> str:
+    """The recipe of this name in the folder of the one that names it; if there is none, the shipped one."""
+    file = folder / f"{name}.yaml"
+    return str(file) if _is_file(file) else name
+
+
 def _is_file(path: Path) -> bool:
     """Also for a path that no file system takes: too long, or with a NUL."""
     try:
@@ -481,6 +488,11 @@ def load_recipe(
     path = find_recipe(name_or_path)
     raw = _read_extended(path, below=())
     raw["name"] = f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem
+    kinds = {
+        section: raw[section]["name"]
+        for section in ("data", "model")
+        if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
+    }
     faults: list[str] = []
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
         for key, value in raw["smoke"].items():
@@ -493,7 +505,11 @@ def load_recipe(
         raw,
         str(path),
         faults,
-        lambda recipe: (*_method_faults(recipe, any_k), *_claim_faults(recipe), *_smoke_faults(recipe)),
+        lambda recipe: (
+            *_method_faults(recipe, any_k),
+            *_claim_faults(recipe, path.parent, kinds),
+            *_smoke_faults(recipe),
+        ),
     )
 
 
@@ -521,6 +537,10 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(str(path), error.faults) from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
+    name = raw.pop("name", path.stem)
+    if name not in (path.stem, f"{STUDIES}/{path.stem}"):
+        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or name the file so"
+        raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
     if base is None:
         return raw
@@ -587,7 +607,7 @@ def _validate(
     those of one whose fields are valid.
     """
     values = dict(raw)
-    for section, options_type in (("data", data.source_type), ("model", models.options_type)):
+    for section, options_type in _NAMED.items():
         if section in values:
             values[section], more = _validate_options(section, values[section], options_type)
             faults += more
@@ -620,8 +640,12 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
             yield f"methods: {error}"
 
 
-def _claim_faults(recipe: Recipe) -> Iterator[str]:
-    """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it."""
+def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Iterator[str]:
+    """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it.
+
+    `kinds`: the names of data set and network in the recipe's file; claims are about these, and not about others that
+    overrides chose.
+    """
     for number, claim in enumerate(recipe.claims):
         if (fault := claim.fault()) is not None:
             yield f"claims.{number}: {fault}"
@@ -630,13 +654,77 @@ def _claim_faults(recipe: Recipe) -> Iterator[str]:
                 methods.promises(method)
             except methods.UnknownMethod as error:
                 yield f"claims.{number}: {error}"
-        for key in claim.when:
-            section, _, field = key.partition(".")
-            kind = type(getattr(recipe, section, None))
-            if section not in Recipe.model_fields and section != TASK:
-                yield f"claims.{number}.when.{key}: no field of recipes{nearest(section, Recipe.model_fields)}"
-            elif kind in (NeuronRecipe, LossRecipe, TrainRecipe) and field not in kind.model_fields:
-                yield f"claims.{number}.when.{key}: unknown key{nearest(field, kind.model_fields)}"
+        for key, fault in _when_faults(claim.when, recipe, folder, kinds):
+            yield f"claims.{number}.when.{shortened_text(key, 80)}: {fault}"
+
+
+def _when_faults(
+    when: Mapping[str, Any], recipe: Recipe, folder: Path, kinds: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """(key, why no cell of the recipe can have its value). Parameters: see `_claim_faults`."""
+    if (task := when.get(TASK)) is not None:
+        tasks = [grid.recipe for grid in recipe.study.grids if grid.recipe] if recipe.study else []
+        if task not in tasks:
+            yield TASK, f"no grid of `study` has the recipe {shortened(task)}{nearest(str(task), tasks)}"
+            return
+        recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+    for key in [key for key in when if key != TASK]:
+        section = key.partition(".")[0]
+        own = getattr(getattr(recipe, section, None), "name", None)
+        named = when.get(f"{section}.name", kinds.get(section, own))
+        if section not in _NAMED or named == own:
+            fault = _when_fault(recipe, key, when[key])
+        else:  # of another data set or network than the recipe has here
+            fault = None if key != f"{section}.name" else _name_fault(section, str(named))
+        if fault is not None:
+            yield key, fault
+
+
+_NAMED: dict[str, Callable[[str], type[BaseModel]]] = {
+    "data": data.source_type,
+    "model": models.options_type,
+}
+"""The sections whose fields depend on what they name."""
+
+
+def _name_fault(section: str, name: str) -> str | None:
+    try:
+        _NAMED[section](name)
+    except (PluginFailed, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _when_fault(recipe: Recipe, key: str, value: Any) -> str | None:
+    """Why no cell of the recipe can have this value of a dotted field, or None."""
+    *sections, field = key.split(".")
+    place: Any = recipe
+    for section in sections:
+        if section not in _fields(place):
+            return f"no field of recipes{nearest(section, _fields(place))}"
+        place = getattr(place, section)
+    known = _fields(place)
+    if place is recipe and field not in known and field in Recipe.model_fields:
+        return f"decides nothing that is measured; fields that do: {', '.join(known)}"
+    if field not in known:
+        choice = f"; known here: {', '.join(known)}" if known else ", since nothing is below that"
+        return f"unknown key{nearest(field, known)}{choice}"
+    if below := _fields(getattr(place, field)):
+        return f"is a section; name one of its fields: {', '.join(f'{key}.{name}' for name in below)}"
+    try:
+        type(place).model_validate(dict(place) | {field: value})
+    except ValidationError as error:
+        of_field = (fault for fault in _faults(error, type(place)) if fault.startswith(f"{field}: "))
+        return next((fault.removeprefix(f"{field}: ") for fault in of_field), None)
+    return None
+
+
+def _fields(place: Any) -> list[str]:
+    """What may stand below a place in a recipe, and decides what is measured."""
+    if not isinstance(place, BaseModel):
+        return []
+    nothing = {"name", *NOT_DECISIVE} - {"init_from"} if isinstance(place, Recipe) else set()
+    return [name for name in type(place).model_fields if name not in nothing]
 
 
 def _smoke_faults(recipe: Recipe) -> Iterator[str]:
