@@ -379,6 +379,10 @@ NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "tra
 """The same, of the section `train`."""
 
 
+OF_ONE_EXPERIMENT: Mapping[str, Any] = {"claims": [], "cpu_minutes": None}
+"""What is true of a recipe and of none that is made from it → what that one has."""
+
+
 class RecipeError(UserError, ValueError):
     """A recipe or an override is faulty; `faults` has one line for each fault."""
 
@@ -553,7 +557,7 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
     extended = _read_extended(base_path, (*below, where))
-    for of_another_experiment in ("cpu_minutes", "claims"):
+    for of_another_experiment in OF_ONE_EXPERIMENT:
         extended.pop(of_another_experiment, None)
     return _merged(extended, raw)
 
