@@ -567,6 +567,7 @@ def show(
             _fail(f"{what} is a method: --set and --smoke belong to a recipe")
         commands.show_method(what, as_json=as_json)
         return
+    commands.check_is_recipe(what)
     for point in parse_overrides(overrides or []):
         commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)
 

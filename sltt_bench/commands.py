@@ -28,7 +28,7 @@ from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names, study_names
+from sltt_bench.recipe import Recipe, RecipeError, find_recipe, load_recipe, recipe_names, study_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import (
@@ -498,6 +498,18 @@ def is_method(name: str) -> bool:
     except methods.UnknownMethod:
         return False
     return True
+
+
+def check_is_recipe(name: str) -> None:
+    """Raises RecipeError with the nearest name, for what `show` knows neither as a recipe nor as a method."""
+    try:
+        find_recipe(name)
+    except RecipeError:
+        if "/" in name or name.endswith((".yaml", ".yml")):
+            raise
+        known = [*recipe_names(), *methods.examples()]
+        fault = f"no recipe or method has this name{nearest(name, known)}; `sltt-bench list` shows all"
+        raise RecipeError(name, [fault]) from None
 
 
 def show_method(name: str, *, as_json: bool = False) -> None:

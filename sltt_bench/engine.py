@@ -21,6 +21,7 @@ from sltt_bench.losses import correct_in_top
 from sltt_bench.measure import EpochProfile, Profiler
 from sltt_bench.measure.neurobench import InferenceCosts
 from sltt_bench.neurons import layers_of_neurons, reset_state
+from sltt_bench.not_finite import likely_cause
 from sltt_bench.torch_internals import uncompiled
 from sltt_bench.unroll import Unroll
 
@@ -128,9 +129,8 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
             listener.epoch(row)
         setup.after_epoch(epoch)
         if diverged:
-            raise TrainingDiverged(
-                f"{diverged} in epoch {epoch}; lower train.lr, or use train.precision=fp32"
-            )
+            cause = likely_cause(experiment.network, experiment.precision.name, epochs=epoch)
+            raise TrainingDiverged(f"{diverged} in epoch {epoch}: {cause}")
 
 
 SMALLEST_LOSS_SCALE = 2.0**-20

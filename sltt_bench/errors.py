@@ -10,5 +10,6 @@ class UserError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' if a known word is close, else ''."""
-    close = difflib.get_close_matches(word[:100], sorted(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    spelled = {name.lower(): name for name in sorted(known)}
+    close = difflib.get_close_matches(word[:100].lower(), spelled, n=1, cutoff=0.5)
+    return f" (did you mean {spelled[close[0]]!r}?)" if close else ""

@@ -72,9 +72,8 @@ def unexplained_end(code: int, kernel_kills: int) -> tuple[FailureStatus, str]:
         within = "" if limit is None else f" (its control group is allowed {format_bytes(limit)})"
         return "oom", f"the operating system ended the process: out of memory{within}"
     if code < 0:
-        known = {
-            number.value: number.name for number in signal.Signals
-        }  # of the real-time ones the first and last alone
+        # Of the real-time signals the first and the last alone have names.
+        known = {number.value: number.name for number in signal.Signals}
         return "killed", f"the process was ended by {known.get(-code, f'signal {-code}')}"
     return "error", f"the process ended with exit code {code} without a word"
 

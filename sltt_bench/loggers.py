@@ -104,12 +104,19 @@ class _MLflow:
 
 
 class _MLPerf:
-    """Lines as MLPerf's logging writes them, in `<run>/mlperf/`: start, seed, accuracy by epoch, stop."""
+    """Lines as MLPerf's logging writes them, in `<run>/mlperf/`: start, seed, accuracy by epoch, stop.
+
+    Its compliance checker wants exactly one start and one stop, so that a resumed cell goes on in the run that its first
+    attempt began: the time from start to stop has the pause in it, and epochs that are trained again are there twice.
+    """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         path = folder / "mlperf" / f"{_name(cell)}.log"
         path.parent.mkdir(exist_ok=True)
+        begun = _take_back_stop(path)
         self._file = path.open("a", encoding="utf-8")
+        if begun:
+            return
         self._line("POINT_IN_TIME", "submission_benchmark", cell.recipe.name)
         self._line("POINT_IN_TIME", "seed", cell.seed)
         self._line("POINT_IN_TIME", "global_batch_size", cell.recipe.train.batch_size)
@@ -136,6 +143,21 @@ class _MLPerf:
         }
         self._file.write(f":::MLLOG {json.dumps(entry)}\n")
         self._file.flush()
+
+
+def _take_back_stop(path: Path) -> bool:
+    """Cut a log of MLPerf off before its run_stop or a torn line, and one without a start off whole; whether it has one."""
+    if not path.exists():
+        return False
+    whole = path.read_bytes().splitlines(keepends=True)
+    if whole and not whole[-1].endswith(b"\n"):
+        whole.pop()
+    if whole and b'"run_stop"' in whole[-1]:
+        whole.pop()
+    begun = any(b'"run_start"' in line for line in whole)
+    with path.open("r+b") as file:
+        file.truncate(sum(map(len, whole)) if begun else 0)
+    return begun
 
 
 LOGGERS: Mapping[str, Callable[[Cell, Path], CellLog]] = {

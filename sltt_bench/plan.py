@@ -13,11 +13,13 @@ from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
     Recipe,
     RecipeError,
+    beside,
     find_recipe,
     load_recipe,
     recipe_from_dict,
 )
 from sltt_bench.results.schema import Kind
+from sltt_bench.strict import held_by_another
 from sltt_bench.studies import TASK, Grid, points
 
 if TYPE_CHECKING:
@@ -114,7 +116,7 @@ class Plan:
     remarks: tuple[str, ...] = ()
     """What the user should know: a prerequisite that is left out, for example."""
     left_out: tuple[str, ...] = ()
-    """Methods that some points of the grid lack, and why."""
+    """Methods that some points of the grid lack, and why, and what a study's points have otherwise than it says."""
     then: "Callable[[RunFolder], Plan] | None" = None
     """What is run in the same folder when all cells have ended, which decide it; None: nothing."""
     prerequisite: bool = False
@@ -244,7 +246,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     if request.point is not None:
         of_study = [request.point]
     for overrides, study in itertools.product(request.grid, of_study):
-        source = recipe_name if study.recipe is None else _beside(folder, study.recipe)
+        source = recipe_name if study.recipe is None else beside(folder, study.recipe)
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         settings = {**study.settings, **overrides}
         names = request.methods or study.methods
@@ -271,13 +273,19 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
+    remarks += _replaced(request.grid[0], of_study)
     return main, resolved, remarks
 
 
-def _beside(folder: Path, name: str) -> str:
-    """The recipe of this name in the folder of the one that names it; if there is none, the shipped one."""
-    file = folder / f"{name}.yaml"
-    return str(file) if file.is_file() else name
+def _replaced(overrides: Iterable[str], of_study: Iterable[Grid]) -> list[str]:
+    """What the user sets that points of a study set too: points that differ in nothing else become one."""
+    own = {key for study in of_study for key in study.settings}
+    replaced = [
+        key
+        for key in overrides
+        if key in own or any(key == holder for holder, _ in held_by_another([key, *own]))
+    ]
+    return [f"--set {key} takes the place of what the study sets" for key in replaced]
 
 
 def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
@@ -327,7 +335,7 @@ def _stage_one(
     ):
         if asked:
             return None, None, (remark,)
-    first = load_recipe(_beside(folder, recipe.init_from))
+    first = load_recipe(beside(folder, recipe.init_from))
     if first.init_from is not None:
         fault = f"init_from: {first.name} itself starts from {first.init_from}, and one stage is run before another; "
         raise RecipeError(

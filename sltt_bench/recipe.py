@@ -24,7 +24,7 @@ from sltt_bench.errors import UserError, nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
-from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict
+from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict, held_by_another
 from sltt_bench.studies import FOLDER as STUDIES
 from sltt_bench.studies import TASK, Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
@@ -248,7 +248,8 @@ class Claim(Strict):
     threshold: float
     """A ratio, a share (0 to 1), or percentage points, as the relation says."""
     when: dict[str, int | float | str | bool | list[int]] = {}
-    """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8."""
+    """Recipe fields (dotted) that must have these values for the claim to apply, e.g. data.delay: 8; in a study also
+    `extends`, the recipe of a grid."""
     says: str
     """The claim in words."""
     source: str
@@ -378,6 +379,10 @@ NOT_DECISIVE_OF_TRAIN = ("train.checkpoint_every", "train.keep_checkpoint", "tra
 """The same, of the section `train`."""
 
 
+OF_ONE_EXPERIMENT: Mapping[str, Any] = {"claims": [], "cpu_minutes": None}
+"""What is true of a recipe and of none that is made from it → what that one has."""
+
+
 class RecipeError(UserError, ValueError):
     """A recipe or an override is faulty; `faults` has one line for each fault."""
 
@@ -426,11 +431,20 @@ def find_recipe(name_or_path: str) -> Path:
     names = study_names() if of_study else recipe_names()
     if name_or_path in names or (not of_study and _is_file(path)):
         return path
+    with suppress(methods.UnknownMethod):
+        methods.promises(name_or_path)
+        raise RecipeError(name_or_path, [f"is a method: `sltt-bench run RECIPE --method {name_or_path}`"])
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
     fault = (
         f"no {what} has this name{nearest(name_or_path, names)}; `sltt-bench list {all_of_them}` shows all"
     )
     raise RecipeError(name_or_path, [fault])
+
+
+def beside(folder: Path, name: str) -> str:
+    """The recipe of this name in the folder of the one that names it; if there is none, the shipped one."""
+    file = folder / f"{name}.yaml"
+    return str(file) if _is_file(file) else name
 
 
 def _is_file(path: Path) -> bool:
@@ -478,6 +492,11 @@ def load_recipe(
     path = find_recipe(name_or_path)
     raw = _read_extended(path, below=())
     raw["name"] = f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem
+    kinds = {
+        section: raw[section]["name"]
+        for section in ("data", "model")
+        if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
+    }
     faults: list[str] = []
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
         for key, value in raw["smoke"].items():
@@ -487,7 +506,14 @@ def load_recipe(
     if chosen_methods:
         raw["methods"] = chosen_methods
     return _validate(
-        raw, str(path), faults, lambda recipe: (*_method_faults(recipe, any_k), *_claim_faults(recipe))
+        raw,
+        str(path),
+        faults,
+        lambda recipe: (
+            *_method_faults(recipe, any_k),
+            *_claim_faults(recipe, path.parent, kinds),
+            *_smoke_faults(recipe),
+        ),
     )
 
 
@@ -515,6 +541,10 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(str(path), error.faults) from None
     if not isinstance(raw, dict):
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
+    name = raw.pop("name", path.stem)
+    if name not in (path.stem, f"{STUDIES}/{path.stem}"):
+        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or name the file so"
+        raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
     if base is None:
         return raw
@@ -527,7 +557,7 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
     extended = _read_extended(base_path, (*below, where))
-    for of_another_experiment in ("cpu_minutes", "claims"):
+    for of_another_experiment in OF_ONE_EXPERIMENT:
         extended.pop(of_another_experiment, None)
     return _merged(extended, raw)
 
@@ -581,7 +611,7 @@ def _validate(
     those of one whose fields are valid.
     """
     values = dict(raw)
-    for section, options_type in (("data", data.source_type), ("model", models.options_type)):
+    for section, options_type in _NAMED.items():
         if section in values:
             values[section], more = _validate_options(section, values[section], options_type)
             faults += more
@@ -614,8 +644,12 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
             yield f"methods: {error}"
 
 
-def _claim_faults(recipe: Recipe) -> Iterator[str]:
-    """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it."""
+def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Iterator[str]:
+    """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it.
+
+    `kinds`: the names of data set and network in the recipe's file; claims are about these, and not about others that
+    overrides chose.
+    """
     for number, claim in enumerate(recipe.claims):
         if (fault := claim.fault()) is not None:
             yield f"claims.{number}: {fault}"
@@ -624,13 +658,82 @@ def _claim_faults(recipe: Recipe) -> Iterator[str]:
                 methods.promises(method)
             except methods.UnknownMethod as error:
                 yield f"claims.{number}: {error}"
-        for key in claim.when:
-            section, _, field = key.partition(".")
-            kind = type(getattr(recipe, section, None))
-            if section not in Recipe.model_fields and section != TASK:
-                yield f"claims.{number}.when.{key}: no field of recipes{nearest(section, Recipe.model_fields)}"
-            elif kind in (NeuronRecipe, LossRecipe, TrainRecipe) and field not in kind.model_fields:
-                yield f"claims.{number}.when.{key}: unknown key{nearest(field, kind.model_fields)}"
+        for key, fault in _when_faults(claim.when, recipe, folder, kinds):
+            yield f"claims.{number}.when.{shortened_text(key, 80)}: {fault}"
+
+
+def _when_faults(
+    when: Mapping[str, Any], recipe: Recipe, folder: Path, kinds: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """(key, why no cell of the recipe can have its value). Parameters: see `_claim_faults`."""
+    if (task := when.get(TASK)) is not None:
+        tasks = [grid.recipe for grid in recipe.study.grids if grid.recipe] if recipe.study else []
+        if task not in tasks:
+            yield TASK, f"no grid of `study` has the recipe {shortened(task)}{nearest(str(task), tasks)}"
+            return
+        recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+    for key in [key for key in when if key != TASK]:
+        section = key.partition(".")[0]
+        own = getattr(getattr(recipe, section, None), "name", None)
+        named = when.get(f"{section}.name", kinds.get(section, own))
+        if section not in _NAMED or named == own:
+            fault = _when_fault(recipe, key, when[key])
+        else:  # of another data set or network than the recipe has here
+            fault = None if key != f"{section}.name" else _name_fault(section, str(named))
+        if fault is not None:
+            yield key, fault
+
+
+_NAMED: dict[str, Callable[[str], type[BaseModel]]] = {
+    "data": data.source_type,
+    "model": models.options_type,
+}
+"""The sections whose fields depend on what they name."""
+
+
+def _name_fault(section: str, name: str) -> str | None:
+    try:
+        _NAMED[section](name)
+    except (PluginFailed, ValueError) as error:
+        return str(error)
+    return None
+
+
+def _when_fault(recipe: Recipe, key: str, value: Any) -> str | None:
+    """Why no cell of the recipe can have this value of a dotted field, or None."""
+    *sections, field = key.split(".")
+    place: Any = recipe
+    for section in sections:
+        if section not in _fields(place):
+            return f"no field of recipes{nearest(section, _fields(place))}"
+        place = getattr(place, section)
+    known = _fields(place)
+    if place is recipe and field not in known and field in Recipe.model_fields:
+        return f"decides nothing that is measured; fields that do: {', '.join(known)}"
+    if field not in known:
+        choice = f"; known here: {', '.join(known)}" if known else ", since nothing is below that"
+        return f"unknown key{nearest(field, known)}{choice}"
+    if below := _fields(getattr(place, field)):
+        return f"is a section; name one of its fields: {', '.join(f'{key}.{name}' for name in below)}"
+    try:
+        type(place).model_validate(dict(place) | {field: value})
+    except ValidationError as error:
+        of_field = (fault for fault in _faults(error, type(place)) if fault.startswith(f"{field}: "))
+        return next((fault.removeprefix(f"{field}: ") for fault in of_field), None)
+    return None
+
+
+def _fields(place: Any) -> list[str]:
+    """What may stand below a place in a recipe, and decides what is measured."""
+    if not isinstance(place, BaseModel):
+        return []
+    nothing = {"name", *NOT_DECISIVE} - {"init_from"} if isinstance(place, Recipe) else set()
+    return [name for name in type(place).model_fields if name not in nothing]
+
+
+def _smoke_faults(recipe: Recipe) -> Iterator[str]:
+    for section, field in held_by_another(recipe.smoke):
+        yield f"smoke: {section} replaces all of what {field} sets a part of; write one of the two"
 
 
 def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
@@ -693,23 +796,35 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
     """`key=value` texts → the grid of override mappings; `key=1,2,4` opens one axis of the grid.
 
     Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`, text with a comma in quotes.
-    Raises RecipeError.
+    Raises RecipeError, also for a key that is given two values, or once by itself and once with all of its section.
     """
     axes: dict[str, list[Any]] = {}
+    texts: dict[str, str] = {}
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         key = key.strip()
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
             raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
+        where = f"--set {shortened_text(key, 80)}"
         try:
-            axes[key] = [parse_yaml(part) for part in _split_at_commas(text)]
+            values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
-            raise RecipeError(f"--set {shortened_text(key, 80)}", fault.faults) from None
+            raise RecipeError(where, fault.faults) from None
+        if repr(axes.get(key, values)) != repr(values):  # 1 and true are equal
+            twice = f"is given twice, as {shortened(texts[key])} and as {shortened(text)}; give it once"
+            raise RecipeError(where, [f"{twice} ({_SETTING_OPTIONS} set fields too)"])
+        axes[key], texts[key] = values, text
+    for section, field in held_by_another(axes):
+        clash = f"replaces all of what {shortened_text(field, 80)} sets a part of; give one of the two"
+        raise RecipeError(f"--set {shortened_text(section, 80)}", [clash])
     points = math.prod(len(values) for values in axes.values())
     if points > MAX_GRID_POINTS:
         raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+_SETTING_OPTIONS = "--over, --timesteps, --batch-size and --nproc-per-cell"
 
 
 _QUOTED_OR_CHARACTER = re.compile(r"""(?<![^\s,:\[{])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')|.""", re.DOTALL)

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sltt_bench import recipe_schema
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_from_dict
+from sltt_bench.recipe import OF_ONE_EXPERIMENT, Recipe, RecipeError, load_recipe, recipe_from_dict
 from sltt_bench.yaml_text import dump_yaml
 
 HEAD = """\
@@ -20,7 +20,8 @@ HEAD = """\
 #
 # Every key of the recipe `{source}` with its meaning. A key that has a
 # default may go. A file that says `extends: {source}` needs only what
-# differs from it.
+# differs from it. The claims of `{source}` are about that experiment, so
+# they are not here; `sltt-bench show {source}` shows how one is written.
 """
 
 
@@ -51,9 +52,10 @@ def write_template(path: Path, source: str) -> list[Path]:
 
 
 def template(recipe: Recipe, path: Path) -> str:
-    """The text of a recipe file that resolves to what `recipe` does."""
+    """The text of a recipe file that resolves to what `recipe` does, without what is true of that one alone."""
     head = HEAD.format(schema=recipe_schema.FILE, name=path.stem, file=path.name, source=recipe.name)
-    return head + "\n" + "\n".join(_commented(recipe, indent=""))
+    own = recipe.model_copy(update=dict(OF_ONE_EXPERIMENT))
+    return head + "\n" + "\n".join(_commented(own, indent=""))
 
 
 def _commented(options: BaseModel, indent: str) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The base of everything that a recipe may say: frozen, no key passes that it does not know, no number that
 no experiment can have."""
 
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -40,3 +41,12 @@ class Strict(BaseModel):
             elif isinstance(value, Strict):
                 plain[name] = value.significant()
         return plain
+
+
+def held_by_another(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The dotted keys that lie within others of them, each behind the one that holds it."""
+    together = set(keys)
+    for key in sorted(together):
+        parts = key.split(".")
+        holders = (".".join(parts[:length]) for length in range(1, len(parts)))
+        yield from ((holder, key) for holder in holders if holder in together)

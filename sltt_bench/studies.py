@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from sltt_bench.strict import Count, Strict
+from sltt_bench.strict import Count, Strict, held_by_another
 
 FOLDER = "studies"
 """Where studies are among the recipes, and how their names begin."""
@@ -52,6 +52,14 @@ class Grid(Strict):
     """When an analysis looks; 0 is before training."""
     batches: Count = 4
     """Training batches that an analysis looks at."""
+
+    @model_validator(mode="after")
+    def _each_field_is_set_once(self) -> "Grid":
+        if twice := sorted(self.settings.keys() & self.over.keys()):
+            raise ValueError(f"settings and over both have {twice[0]}; write it in one of the two")
+        for section, field in held_by_another([*self.settings, *self.over]):
+            raise ValueError(f"{section} replaces all of what {field} sets a part of; write one of the two")
+        return self
 
     def options(self, train_epochs: int) -> dict[str, Any]:
         """What its kind of cell is told beside the recipe."""

@@ -4,7 +4,7 @@ Each rule is a function of what was read, and says what is wrong and what to do.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from sltt_bench.recipe import (
     recipe_from_dict,
     recipe_names,
 )
-from sltt_bench.report.grouping import UNSOUND, make_groups, with_facts_of_siblings
+from sltt_bench.report.grouping import UNSOUND, make_groups
+from sltt_bench.report.groups import Group, MethodResult, differing_fields
 from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
@@ -123,19 +124,41 @@ def _data_are_real(results: Results) -> Findings:
 
 
 def _enough_seeds(results: Results) -> Findings:
-    key = ["recipe", "recipe_hash", "method", "backend", "device_name"]
-    for (recipe, _, method, backend, _), cells in with_facts_of_siblings(_runs(results)).groupby(
-        key, dropna=False
-    ):
-        seeds, finished = cells["seed"].nunique(), cells.loc[cells["status"] == "ok", "seed"].nunique()
-        where = f"{recipe}, {method}, backend {backend}"
-        if seeds < MINIMUM_SEEDS:
-            yield where, f"{seeds} seeds; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
-        elif 0 < finished < MINIMUM_SEEDS:
-            yield (
-                where,
-                f"{finished} of {seeds} seeds finished; at least {MINIMUM_SEEDS} are needed, or none: --seed 0,1,2,3,4",
+    """Seeds are counted within a report's groups: no mean goes over two of them."""
+    experiments: dict[tuple[str, ...], list[Group]] = {}
+    for group in make_groups(results):
+        key = group.key
+        for method in group.methods:
+            experiment = (key.recipe, key.recipe_hash, method, key.backend, key.hardware)
+            experiments.setdefault(experiment, []).append(group)
+    for (recipe, _, method, backend, _), groups in experiments.items():
+        for text in _seeds_lacking(method, groups):
+            yield f"{recipe}, {method}, backend {backend}", text
+
+
+def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
+    """What the cells of one method on one device lack; `groups`: those that they are in."""
+    counted = [_seeds(group.methods[method]) for group in groups]
+    everything = set().union(*(begun for begun, _ in counted))
+    # A cell that ended before it could say what it ran with may be in a group of its own: it is counted with all.
+    with_finished = [seeds for seeds in counted if seeds[1]] or [(everything, set[int]())]
+    apart = ", ".join(differing_fields([group.key for group in groups]))
+    for begun, finished in with_finished:
+        if len(begun) < MINIMUM_SEEDS:
+            within = (
+                f" of {len(everything)} under the same conditions ({apart})" if begun < everything else ""
             )
+            yield f"{len(begun)} seed{'s' * (len(begun) != 1)}{within}; at least {MINIMUM_SEEDS} are needed: --seed 0,1,2"
+        elif 0 < len(finished) < MINIMUM_SEEDS:
+            needed = f"at least {MINIMUM_SEEDS} are needed, or none: --seed 0,1,2,3,4"
+            yield f"{len(finished)} of {len(begun)} seeds finished; {needed}"
+
+
+def _seeds(result: MethodResult) -> tuple[set[int], set[int]]:
+    """The seeds that were begun, and those of cells that say they finished: whether these are sound is a rule of its own."""
+    unsound = {seed for failure in result.failures if failure.status == UNSOUND for seed in failure.seeds}
+    finished = {*result.seeds, *unsound}
+    return {*finished, *result.lost_seeds}, finished
 
 
 def _failures_included(results: Results) -> Findings:

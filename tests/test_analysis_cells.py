@@ -178,7 +178,9 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_no_number() -> None:
     batch = (torch.full((4, 1, 8, 8), float("inf")), torch.zeros(4, dtype=torch.long))
     rows: list[object] = []
     watch = GradientWatch(recipe, experiment, [batch], [0], lambda file, row: rows.append(row))
-    with pytest.raises(GradientNotFinite, match=r"the gradient of conv1.weight is not finite after epoch 0"):
+    with pytest.raises(
+        GradientNotFinite, match=r"the gradient of conv1.weight is not finite after epoch 0: its batch"
+    ):
         watch.look(0)
     assert rows == []
 

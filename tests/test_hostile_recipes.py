@@ -212,8 +212,9 @@ def test_a_comma_in_quotes_opens_no_grid(text: str, values: list[object]) -> Non
     assert parse_overrides([f"a={text}"]) == [{"a": value} for value in values]
 
 
-def test_a_key_set_twice_has_its_last_value_once() -> None:
-    assert parse_overrides(["timesteps=2,3", "timesteps=4"]) == [{"timesteps": 4}]
+def test_a_key_set_twice_names_both() -> None:
+    with pytest.raises(RecipeError, match="--set timesteps: is given twice, as '2,3' and as '4'"):
+        parse_overrides(["timesteps=2,3", "timesteps=4"])
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,40 @@ def test_mlperf_lines_are_json_from_start_to_stop(run_folder: Path, epochs: pd.D
     assert entries[-1]["metadata"] == {"status": "success"}
 
 
+@pytest.mark.parametrize("end", ["in order", "killed", "killed while it wrote", "killed before its start"])
+def test_the_mlperf_log_of_a_resumed_cell_has_one_start_and_one_stop(
+    end: str, tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    cell = smoke_cell()
+
+    def attempt(epochs: list[int], outcome: Outcome | None) -> None:
+        display = loggers.LogDisplay(["mlperf"], pytest.fail)
+        display.run_opened(Plan(cell.recipe, (cell,)), tmp_path)
+        display.cell_started(cell, 1, 1)
+        for epoch in epochs:
+            display.epoch(cell, {"epoch": epoch, "test_top1": 0.5})
+        if outcome is not None:
+            display.cell_ended(cell, outcome)
+
+    attempt([1, 2], Outcome("killed") if end == "in order" else None)
+    (log,) = (tmp_path / "mlperf").iterdir()
+    begun = log.read_bytes()
+    if end == "killed while it wrote":
+        log.write_bytes(begun[:-20])
+    elif end == "killed before its start":
+        log.write_bytes(begun[: begun.index(b"\n") + 20])
+    attempt([2, 3] if end == "killed while it wrote" else [3], Outcome("ok"))
+    entries = [json.loads(line.removeprefix(":::MLLOG ")) for line in log.read_text().splitlines()]
+    keys = [entry["key"] for entry in entries]
+    assert {key: keys.count(key) for key in ("submission_benchmark", "run_start", "run_stop")} == {
+        "submission_benchmark": 1, "run_start": 1, "run_stop": 1,
+    }  # fmt: skip
+    assert keys[3] == "run_start"
+    assert entries[-1]["metadata"] == {"status": "success"}
+    stops = {entry["metadata"]["epoch_num"] for entry in entries if entry["key"] == "epoch_stop"}
+    assert stops == ({3} if end == "killed before its start" else {1, 2, 3})
+
+
 def test_an_unknown_log_is_refused_and_a_missing_package_named(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["run", "digits", "--log", "mlperf,tensorbord"])
     assert result.exit_code == 2

@@ -250,6 +250,12 @@ def test_an_unknown_method_is_refused_with_the_known_ones(name):
         methods.check(name, T)
 
 
+def test_each_example_is_the_name_of_a_method_and_each_label_has_one():
+    assert len(methods.examples()) == len(methods.labels())
+    for name in methods.examples():
+        methods.check(name, T)
+
+
 def test_the_k_of_a_method_can_be_asked():
     names = ("bptt", "sltt", "sltt-k4", "sltt-k12-unbiased")
     assert [methods.backward_steps(name) for name in names] == [None, None, 4, 12]

@@ -142,6 +142,7 @@ def test_gradients_that_are_finite_at_no_scale_end_the_training() -> None:
         trained(subject, *batch(scale=7e4), epochs=5)
     assert is_lost("error", str(failure.value)), "a trial that ends so is lost, and not an error of the tool"
     assert str(failure.value).startswith(DIVERGED)
+    assert "fp16 ends at 65504" in str(failure.value), "a smaller learning rate would be of no use"
 
 
 def test_a_training_in_fp16_that_skips_its_first_steps_goes_on() -> None:

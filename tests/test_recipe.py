@@ -1,5 +1,6 @@
 """Recipes: found, extended, overridden, and every fault named at once."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from sltt_bench.recipe import (
+    NOT_DECISIVE,
     Recipe,
     RecipeError,
     find_recipe,
@@ -14,7 +16,10 @@ from sltt_bench.recipe import (
     parse_overrides,
     recipe_from_dict,
     recipe_names,
+    study_names,
 )
+from sltt_bench.report.claims import unfit_when
+from sltt_bench.report.groups import flat, settings_of
 
 Write = Callable[[str, str], Path]
 
@@ -163,10 +168,76 @@ def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
     ]
 
 
+def claim_when(**when: Any) -> dict[str, Any]:
+    return {
+        "metric": "test_top1", "method": "sltt", "baseline": "bptt", "relation": "within_points", "threshold": 1.0,
+        "when": when, "says": "as good", "source": "nobody",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*recipe_names(), *study_names()])
+def test_a_claim_may_speak_of_every_field_that_decides_what_is_measured_and_holds_where_it_has_the_value(
+    name: str,
+) -> None:
+    settings = flat(
+        load_recipe(name).model_dump(mode="json", exclude={"name", *NOT_DECISIVE} - {"init_from"})
+    )
+    own = {key: value for key, value in settings.items() if value is not None}
+    assert "train.lr" in own
+    (claim,) = load_recipe(name, {"claims": [claim_when(**own)]}).claims
+    plain = claim.model_dump(mode="json")
+    assert unfit_when(plain, settings_of(load_recipe(name).model_dump(mode="json"), "native"), {}) is None
+    for key in own:
+        assert unfit_when(plain, {**own, key: "other"}, {}) == f"no run with {key} = {json.dumps(own[key])}"
+
+
+def test_a_claim_is_about_the_network_that_it_names_and_none_is_about_one_that_an_override_chose() -> None:
+    mlp = claim_when(**{"model.name": "mlp", "model.hidden": [64]})
+    assert load_recipe("digits", {"claims": [mlp]}).claims
+    other = {
+        "model": {"name": "cnn", "channels": [8, 8], "dropout": 0.0},
+        "data": load_recipe("digits").data.model_dump(mode="json"),
+    }
+    assert load_recipe("sequential-digits", other, chosen_methods=["bptt"]).claims, (
+        "which are on model.recurrent"
+    )
+
+
+def test_a_study_whose_claim_names_a_task_is_checked_by_that_tasks_recipe() -> None:
+    taught = claim_when(**{"extends": "_sequential-digits", "model.hidden": [64]})
+    assert load_recipe("studies/time-gradient", {"claims": [taught]}).claims
+    wrong = claim_when(**{"extends": "_sequential-digits", "model.channels": [64]})
+    (fault,) = faults("studies/time-gradient", {"claims": [wrong]})
+    assert fault.startswith("claims.0.when.model.channels: unknown key")
+    (fault,) = faults("studies/time-gradient", {"claims": [claim_when(extends="_sequential-digit")]})
+    assert fault.endswith("has the recipe '_sequential-digit' (did you mean '_sequential-digits'?)")
+
+
+@pytest.mark.parametrize(("name", "is_refused"), [("mine", False), ("digits", True), ("5", True)])
+def test_a_recipes_file_does_not_call_it_otherwise(name: str, is_refused: bool, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: digits\nname: {name}\n")
+    if not is_refused:
+        assert load_recipe(str(file)).name == "mine"
+        return
+    (fault,) = faults(str(file))
+    assert fault.startswith("name: a recipe's name is that of its file; leave ")
+    (tmp_path / "other.yaml").write_text("extends: mine\n")
+    assert faults(str(tmp_path / "other.yaml")) == [fault], "nor a base"
+
+
+def test_a_field_that_is_set_twice_to_one_value_is_set_once() -> None:
+    assert parse_overrides(["timesteps=2,4", "train.lr=0.1", "timesteps=2,4", "train.lr=1e-1"]) == [
+        {"timesteps": 2, "train.lr": 0.1},
+        {"timesteps": 4, "train.lr": 0.1},
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
         ({"method": "slt"}, "claims.0: unknown method 'slt'"),
+        ({"method": "sltt-kN"}, "claims.0: unknown method 'sltt-kN' (did you mean 'sltt-k2'?)"),
         ({"baseline": "btpt"}, "claims.0: unknown method 'btpt' (did you mean 'bptt'?)"),
         ({"baseline": None}, "claims.0: at_most_ratio compares; name another method as baseline"),
         ({"baseline": "sltt"}, "claims.0: at_most_ratio compares; name another method"),
@@ -182,6 +253,41 @@ def test_comma_lists_make_a_grid_and_brackets_a_list() -> None:
             "claims.0.when.nueron.tau: no field of recipes (did you mean 'neuron'?)",
         ),
         ({"when": {"neuron.taw": 2.0}}, "claims.0.when.neuron.taw: unknown key (did you mean 'tau'?)"),
+        (
+            {"when": {"data.limt": 8}},
+            "claims.0.when.data.limt: unknown key (did you mean 'limit'?); known here: name, train_samples",
+        ),
+        (
+            {"when": {"model.chanels": [8]}},
+            "claims.0.when.model.chanels: unknown key (did you mean 'channels'?)",
+        ),
+        (
+            {"when": {"model.name": "mpl"}},
+            "claims.0.when.model.name: unknown model 'mpl' (did you mean 'mlp'?)",
+        ),
+        ({"when": {"timestep": 2}}, "claims.0.when.timestep: unknown key (did you mean 'timesteps'?)"),
+        ({"when": {"timesteps.x": 2}}, "claims.0.when.timesteps.x: unknown key, since nothing is below that"),
+        (
+            {"when": {"native.graph": "never"}},
+            "claims.0.when.native.graph: unknown key (did you mean 'graphs'?)",
+        ),
+        (
+            {"when": {"neuron": 2}},
+            "claims.0.when.neuron: is a section; name one of its fields: neuron.kind, neuron.tau",
+        ),
+        ({"when": {"seeds": 1}}, "claims.0.when.seeds: decides nothing that is measured"),
+        (
+            {"when": {"train.epochs": "ten"}},
+            "claims.0.when.train.epochs: Input should be a valid integer, but it is 'ten'",
+        ),
+        (
+            {"when": {"neuron.surrogate": "arctn"}},
+            "claims.0.when.neuron.surrogate: Input should be 'triangle', ",
+        ),
+        (
+            {"when": {"extends": "_digits"}},
+            "claims.0.when.extends: no grid of `study` has the recipe '_digits'",
+        ),
     ],
 )
 def test_a_claim_that_nobody_could_judge_is_refused(changes: Mapping[str, Any], fault: str) -> None:
@@ -192,6 +298,12 @@ def test_a_claim_that_nobody_could_judge_is_refused(changes: Mapping[str, Any], 
     assert load_recipe("digits", {"claims": [claim]}).claims
     (actual,) = faults("digits", {"claims": [{**claim, **changes}]})
     assert actual.startswith(fault)
+
+
+def test_smoke_overrides_do_not_set_a_field_and_all_of_its_section() -> None:
+    smoke = {"train.epochs": 1, "train": {"epochs": 2}}
+    (fault,) = faults("digits", {"smoke": smoke})
+    assert fault == "smoke: train replaces all of what train.epochs sets a part of; write one of the two"
 
 
 def test_an_override_without_a_value_is_refused() -> None:

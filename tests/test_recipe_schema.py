@@ -75,7 +75,7 @@ def test_a_whole_recipe_must_have_what_has_no_default(validator: Any) -> None:
 
 
 @pytest.mark.parametrize("name", thinned(recipe_names(), keep=5))
-def test_init_writes_a_commented_recipe_that_resolves_to_the_same(
+def test_init_writes_a_commented_recipe_that_resolves_to_the_same_but_for_its_claims(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validator: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -83,9 +83,14 @@ def test_init_writes_a_commented_recipe_that_resolves_to_the_same(
     assert result.exit_code == 0, result.output
     assert result.output.splitlines() == ["wrote my-experiment.yaml", f"wrote {recipe_schema.FILE}"]
     again = load_recipe("my-experiment.yaml")
-    assert again.model_dump(exclude={"name"}) == load_recipe(name).model_dump(exclude={"name"})
+    changed = {"name", "claims", "cpu_minutes"}
+    assert again.model_dump(exclude=changed) == load_recipe(name).model_dump(exclude=changed)
+    assert (again.claims, again.cpu_minutes) == ([], None), (
+        "true of the experiment that it was made from alone"
+    )
     text = Path("my-experiment.yaml").read_text(encoding="utf-8")
     assert "  # Learning rate of the first epoch.\n  lr: " in text
+    assert f"# differs from it. The claims of `{name}` are about that experiment" in text
     assert not list(validator.iter_errors(read_yaml(Path("my-experiment.yaml"))))
 
 

@@ -21,7 +21,7 @@ from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat
 from sltt_bench.results.schema import GRADIENTS_FILE
-from sltt_bench.studies import Study, points
+from sltt_bench.studies import Grid, Study, points
 
 NAMES = study_names()
 QUESTIONS = {
@@ -139,6 +139,35 @@ def test_a_grid_of_too_many_points_and_a_word_that_no_panel_knows_are_refused() 
         Study(grids=[{}], figure=[{**panel, "y": "happiness"}], **about)
     with pytest.raises(ValueError, match="drawn against epoch"):
         Study(grids=[{}], figure=[{**panel, "y": "learning_curve"}], **about)
+
+
+@pytest.mark.parametrize(
+    ("grid", "fault"),
+    [
+        (
+            {"settings": {"timesteps": 4}, "over": {"timesteps": [2, 4]}},
+            "settings and over both have timesteps",
+        ),
+        (
+            {"over": {"neuron.tau": [2.0], "neuron": [{}]}},
+            "neuron replaces all of what neuron.tau sets a part of",
+        ),
+    ],
+)
+def test_a_grid_that_sets_a_field_in_two_places_is_refused(grid: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        Grid(**grid)
+
+
+@pytest.mark.parametrize("setting", ["neuron.tau", "neuron"])
+def test_what_takes_the_place_of_a_studys_own_values_is_said(setting: str) -> None:
+    neuron = load_recipe("studies/tau").neuron.model_dump(mode="json")
+    values = {"neuron.tau": 2.0, "neuron": neuron}
+    (plan,) = make_plans("studies/tau", Request(grid=({setting: values[setting]},)))
+    assert plan.left_out == (f"--set {setting} takes the place of what the study sets",)
+    assert len({cell.recipe.neuron.tau for cell in plan}) == 1
+    (plan,) = make_plans("studies/tau", Request(grid=({"train.epochs": 2},)))
+    assert plan.left_out == ()
 
 
 def test_of_each_axis_a_smoke_run_takes_the_first_value() -> None:

@@ -204,6 +204,29 @@ def test_a_cell_that_failed_before_it_named_its_device_is_counted_with_its_runs_
     assert text.startswith("2 of 3 seeds finished")
 
 
+@pytest.mark.parametrize("conditions", ["torch", "ranks", "tree"])
+def test_seeds_count_within_one_group_of_a_report(conditions: str, tmp_path: Path) -> None:
+    """Two seeds under one version of torch and one under another are in no mean together."""
+    other: dict[str, dict[str, str]] = {"torch": {"torch": "2.7.0"}, "tree": {"git_revision": "f00"}}
+    first = HandmadeRun(tmp_path / "first")
+    second = HandmadeRun(tmp_path / "second", **other.get(conditions, {}))
+    for seed in range(2):
+        first.cell("bptt", seed)
+    second.cell("bptt", 2, **({"ranks": 2} if conditions == "ranks" else {}))
+    texts = [text for _, text in RULES["three seeds"](read_results([tmp_path]))]
+    words = {
+        "torch": "torch or CUDA version",
+        "ranks": "processes that share a batch",
+        "tree": "revision of sltt-bench",
+    }
+    needed = f"under the same conditions ({words[conditions]}); at least 3 are needed: --seed 0,1,2"
+    assert sorted(texts) == [f"1 seed of 3 {needed}", f"2 seeds of 3 {needed}"]
+    second.cell("bptt", 0, **({"ranks": 2} if conditions == "ranks" else {}))
+    second.cell("bptt", 1, **({"ranks": 2} if conditions == "ranks" else {}))
+    first.cell("bptt", 2)
+    assert not list(RULES["three seeds"](read_results([tmp_path])))
+
+
 def test_a_folder_without_runs_is_wrong_usage(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["submission", "check", str(tmp_path)])
     assert result.exit_code == 2

@@ -24,6 +24,7 @@ from sltt_bench.analysis.gradients import (
 from sltt_bench.analysis.operations import count_methods
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.methods import backward_steps
+from sltt_bench.not_finite import likely_cause
 from sltt_bench.precision import ieee_float32
 from sltt_bench.recipe import Recipe
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
@@ -34,7 +35,7 @@ Record = Callable[[str, Row], None]
 
 
 class GradientNotFinite(Exception):
-    """A gradient is infinite or not a number: training has diverged, or the loss overflows."""
+    """A gradient is infinite or not a number; the message says what makes it so."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,9 @@ class GradientWatch:
             grams.append({name: parts.gram([name]) for name in parts.full})
             for name, gram in grams[-1].items():
                 if not bool(torch.isfinite(gram).all()):
+                    cause = likely_cause(self.experiment.network, "fp32", epochs=epoch, inputs=[x])
                     raise GradientNotFinite(
-                        f"the gradient of {name} is not finite after epoch {epoch}; lower train.lr"
+                        f"the gradient of {name} is not finite after epoch {epoch}: {cause}"
                     )
         return grams
 

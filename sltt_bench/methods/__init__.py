@@ -292,10 +292,19 @@ class UnknownMethod(UserError, ValueError):
 
 def labels() -> list[str]:
     """What method names look like, third-party ones included."""
+    return [*(entry.label for entry in METHODS.values()), *_of_plugins()]
+
+
+def examples() -> list[str]:
+    """A name to type for each of `labels`: of a family the name of one member."""
     return [
-        *(entry.label for entry in METHODS.values()),
-        *(entry.name for entry in plugins("methods")),
+        *(entry.label.replace("N", "2").replace("X", "0.5") for entry in METHODS.values()),
+        *_of_plugins(),
     ]
+
+
+def _of_plugins() -> list[str]:
+    return [entry.name for entry in plugins("methods")]
 
 
 def descriptions() -> list[tuple[str, str]]:
@@ -458,4 +467,5 @@ def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
             raise UnknownMethod(str(error)) from error
         except re.error:
             continue  # its name is no regular expression: no method is called so
-    raise UnknownMethod(f"unknown method {name!r}{nearest(name, labels())}; known: {', '.join(labels())}")
+    known = f"{', '.join(labels())} (N and X stand for numbers)"
+    raise UnknownMethod(f"unknown method {name!r}{nearest(name, examples())}; known: {known}")
