@@ -274,6 +274,24 @@ def test_seeds_that_began_otherwise_in_the_two_sets_are_named_beside_their_accur
     assert changes["epoch_s"].reason == ""
 
 
+def test_seeds_that_were_evaluated_on_other_samples_in_the_two_sets_are_named(tmp_path: Path) -> None:
+    both = {"data_sha256": "1" * 64, "training_samples_sha256": "1" * 64}
+    make_told(tmp_path / "a", 0.9, lambda _: both | {"evaluated_samples_sha256": "1" * 64})
+    make_told(tmp_path / "b", 0.8, lambda seed: both | {"evaluated_samples_sha256": f"{seed % 2 + 1}" * 64})
+    (reason,) = {change.reason for change in compared(tmp_path).changes if change.metric == "last_test_top1"}
+    assert reason == (
+        "evaluation saw different samples in A and in B (seeds 1, 3): some of the difference is chance"
+    )
+
+
+def test_samples_that_two_digests_know_to_differ_are_named_once(tmp_path: Path) -> None:
+    for side, digit in (("a", "1"), ("b", "2")):
+        digests = dict.fromkeys(("data_sha256", "training_samples_sha256"), digit * 64)
+        make_told(tmp_path / side, 0.9, lambda _, digests=digests: digests)
+    (reason,) = {change.reason for change in compared(tmp_path).changes if change.metric == "last_test_top1"}
+    assert reason.count("training saw different samples") == 1
+
+
 def test_another_version_of_a_methods_plug_in_is_named_beside_every_figure(tmp_path: Path) -> None:
     make_told(tmp_path / "a", 0.9, lambda _: plugin("1"))
     make_told(tmp_path / "b", 0.8, lambda _: plugin("2"))

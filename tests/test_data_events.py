@@ -29,6 +29,7 @@ from PIL import Image
 from sltt_bench import data
 from sltt_bench.atomic_files import atomic_file
 from sltt_bench.data import DataBundle, DataError, DataPlace, digits_saccade, dvs_cifar10, dvs_gesture
+from sltt_bench.data import aedat4 as aedat4_files
 from sltt_bench.data.digits_saccade import DigitsSaccade
 from sltt_bench.data.events import (
     EVENT,
@@ -228,13 +229,52 @@ def test_event_file_that_its_decoder_panics_at_is_named(tmp_path: Path) -> None:
         load("dvs-cifar10", tmp_path, **counts)
 
 
+def abort_the_decoder(file: Path) -> None:
+    """Damage a whole file so that what the decoder says of it is no UTF-8, at which it ends its process."""
+    content = bytearray(file.read_bytes())
+    content[content.index(b'<attr key="sizeX"') + 1] = 0xE1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_event_file_that_its_decoder_ends_its_process_at_is_named(workers: int, tmp_path: Path) -> None:
+    counts = write_dvs_cifar10(tmp_path, events=50)
+    folder = tmp_path / "CIFAR10DVS" / "ship"
+    abort_the_decoder(folder / "cifar10_ship_1.aedat4")
+    with pytest.raises(
+        DataError,
+        match=r"cifar10_ship_1\.aedat4 cannot be read: .* \(its decoder ended with \w+\); replace it",
+    ):
+        load("dvs-cifar10", tmp_path, **counts, workers=workers)
+    assert len(dvs_cifar10.read(folder / "cifar10_ship_0.aedat4")[0]) == 50
+
+
+def test_all_event_files_that_end_their_decoder_are_found(tmp_path: Path) -> None:
+    write_dvs_cifar10(tmp_path, events=50)
+    for name in ("cat/cifar10_cat_0", "dog/cifar10_dog_1"):
+        abort_the_decoder(tmp_path / "CIFAR10DVS" / f"{name}.aedat4")
+    findings = data.verify("dvs-cifar10", tmp_path)
+    faults = [finding.subject for finding in findings if "its decoder ended" in finding.text]
+    assert [Path(subject).stem for subject in faults] == ["cifar10_cat_0", "cifar10_dog_1"]
+    assert any("28 of 30 files" in f.text or "18 of 20 files" in f.text for f in findings)
+
+
+def test_a_decoder_that_cannot_be_started_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "none.aedat4").write_bytes(aedat4(random_events(5)))
+    monkeypatch.setattr(aedat4_files, "__name__", "sltt_bench.data.no_such_module")
+    with pytest.raises(DataError, match=r"could not be started: it ended with exit code 1"):
+        aedat4_files._Decoder().events(tmp_path / "none.aedat4")
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts = write_dvs_cifar10(tmp_path, events=50)
-    monkeypatch.setitem(sys.modules, "tonic.io", None)
+    monkeypatch.setitem(sys.modules, "aedat", None)
     with pytest.raises(
-        DataError, match=r"the package tonic \(import of tonic.*pip install 'sltt-bench\[events\]'"
+        DataError, match=r"the package aedat \(import of aedat.*pip install 'sltt-bench\[events\]'"
     ):
         load("dvs-cifar10", tmp_path, **counts)
 

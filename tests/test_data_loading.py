@@ -1,5 +1,6 @@
 """Order and augmentation are functions of seed, epoch and sample; synthetic data need no files."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from sltt_bench import data
-from sltt_bench.data import DataError, DataPlace, DataSource, names, source_type
+from sltt_bench.data import DataError, DataPlace, DataSource, loading, names, source_type
 from sltt_bench.data.digits import Digits
 from sltt_bench.data.dvs_gesture import DVSGesture
 from sltt_bench.data.imagenet import ImageNet
-from sltt_bench.data.loading import BatchOrder, Loader, derived_seed, evenly_spread, make_loader
+from sltt_bench.data.loading import BatchOrder, Loader, content, derived_seed, evenly_spread, make_loader
 from sltt_bench.data.synthetic import POOL_BYTES, synthetic_bundle
 from sltt_bench.recipe import load_recipe
 
@@ -183,6 +184,49 @@ def test_order_is_a_sampler_of_epoch_and_index() -> None:
     order = BatchOrder(torch.tensor([3, 5, 8]), 2, shuffle=False, seed=0, drop_last=False)
     order.epoch = 9
     assert list(order) == [[(9, 3), (9, 5)], [(9, 8)]]
+
+
+# What a split holds -----------------------------------------------------------------------------
+
+
+def test_all_of_a_small_split_in_memory_is_looked_at_and_of_a_large_one_every_class(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    samples = TensorDataset(torch.arange(SAMPLES, dtype=torch.float32), torch.arange(SAMPLES) // 5)
+    monkeypatch.setattr(loading, "_PIECE_BYTES", 16)
+    assert torch.cat(list(content(samples, Digits()))).tolist() == list(range(SAMPLES))
+    assert torch.cat(list(content(samples, Digits(limit=10)))).tolist() == list(range(2, SAMPLES, 5))
+    monkeypatch.setattr(loading, "CONTENT_BYTES", 4 * 10)
+    assert torch.cat(list(content(samples, Digits()))).tolist() == list(range(2, SAMPLES, 5))
+
+
+def test_so_many_samples_of_a_split_in_files_are_read_whatever_the_workers_and_the_generator() -> None:
+    looked_at = []
+    for workers in (0, 2):
+        torch.manual_seed(workers)
+        looked_at.append(torch.cat(list(content(Noisy(), Digits(workers=workers)))))
+    assert torch.equal(*looked_at)
+    assert len(looked_at[0]) == loading.CONTENT_FILES < SAMPLES
+    with pytest.raises(DataError, match="picture 13 is torn"):
+        list(content(Noisy(unreadable=True), Digits(workers=1)))
+
+
+def test_what_a_split_opens_while_it_is_looked_at_is_not_shared_with_its_workers() -> None:
+    opened = Opening()
+    list(content(opened, Digits(workers=1)))
+    assert opened.opened_by is None
+    list(content(opened, Digits()))
+    assert opened.opened_by == os.getpid()
+
+
+class Opening(Noisy):
+    """Keeps the process that first read it, as somebody's data set keeps the file that it opened."""
+
+    opened_by: int | None = None
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.opened_by = self.opened_by or os.getpid()
+        return super().__getitem__(index)
 
 
 # Faults -----------------------------------------------------------------------------------------

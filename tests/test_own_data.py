@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sltt_bench import data
 from sltt_bench.cli import app
 from sltt_bench.data import DataBundle, DataError, DataPlace
+from sltt_bench.kinds.training import content_sha256
 
 PAGE = (Path(__file__).parent.parent / "docs" / "own-data.md").read_text(encoding="utf-8")
 
@@ -88,6 +89,21 @@ def load(folder: Path, content: dict[str, np.ndarray], timesteps: int = 6, **opt
     source = data.source_type("arrays")(**options).on_disk(folder)
     assert source.check_timesteps(timesteps) is None
     return data.load(source, DataPlace(folder, timesteps))
+
+
+def test_other_samples_of_equal_labels_have_another_digest(tmp_path: Path) -> None:
+    def digests(**changes: np.ndarray) -> dict[str, str]:
+        options = data.source_type("arrays")(limit=2, num_classes=3)
+        return content_sha256(options, load(tmp_path, arrays(**changes)), ["test"])
+
+    as_they_were, samples = digests(), arrays()["x_train"]
+    training, test = samples.copy(), samples[:2].copy()
+    training[2, 5, 4] += 1
+    test[1, 5, 4] += 1
+    assert digests() == as_they_were
+    for changed, name in (({"x_train": training}, "training"), ({"x_test": test}, "evaluated")):
+        differ = [key for key, digest in digests(**changed).items() if digest != as_they_were[key]]
+        assert differ == [f"{name}_samples_sha256"]
 
 
 @pytest.mark.parametrize(

@@ -752,6 +752,18 @@ def a_cell_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
     _resumed(top, ACCURACY, [{"data_sha256": str(number) * 64} for number in (1, 2)])
 
 
+@temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")
+def a_cell_resumed_on_other_test_images_by_two_processes(top: Path) -> None:
+    first, second = ({"evaluated_samples_sha256": str(number) * 64} for number in (1, 2))
+    _resumed(top, ACCURACY, [first, second | {"ranks": [{}, {}]}])
+
+
+@temptation(never=["other samples"])
+def a_cell_resumed_since_test_samples_have_digests(top: Path) -> None:
+    first = {"data_sha256": "1" * 64}
+    _resumed(top, ACCURACY, [first, first | {"evaluated_samples_sha256": "2" * 64}])
+
+
 @temptation(never=["other samples"])
 def a_cell_resumed_by_two_processes_of_which_each_sees_a_part_of_a_batch(top: Path) -> None:
     _resumed(top, ACCURACY, [{"data_sha256": "1" * 64}, {"data_sha256": "2" * 64, "ranks": [{}, {}]}])
@@ -813,6 +825,22 @@ def a_seed_whose_methods_began_with_different_weights(top: Path) -> None:
 )  # fmt: skip
 def a_data_set_that_changed_between_two_methods(top: Path) -> None:
     _begun(top, ACCURACY, "data_sha256", "2" * 64)
+
+
+@temptation(
+    "seed 2: training saw different samples, or in another order: 111111111111 (bptt) and 222222222222 (sltt)",
+    words=["not comparable"],
+)  # fmt: skip
+def training_samples_that_changed_beyond_the_first_batch(top: Path) -> None:
+    _begun(top, ACCURACY, "training_samples_sha256", "2" * 64)
+
+
+@temptation(
+    "seed 2: evaluation saw different samples: 111111111111 (bptt) and 222222222222 (sltt)",
+    words=["not comparable"],
+)  # fmt: skip
+def images_to_test_on_that_changed_between_two_methods(top: Path) -> None:
+    _begun(top, ACCURACY, "evaluated_samples_sha256", "2" * 64)
 
 
 @temptation(

@@ -133,6 +133,8 @@ def test_all_methods_and_backends_of_a_seed_begin_alike_and_no_other_seed_does(t
         digests = {(seeds[cell], facts["attempts"]["1"][name]) for cell, facts in cells.items()}
         assert len(cells) == 8
         assert len(digests) == len({digest for _, digest in digests}) == 2
+    for name in ("training_samples_sha256", "evaluated_samples_sha256"):
+        assert len({facts["attempts"]["1"][name] for facts in cells.values()}) == 1
 
 
 def test_what_a_plugin_ran_is_told_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.data.aedat4 import read_aedat4
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_to
-from sltt_bench.data.errors import DataError, absent, damaged
+from sltt_bench.data.errors import absent, damaged
 from sltt_bench.data.events import (
     EventSource,
     Framing,
     Recording,
     UnreadableEvents,
     as_events,
-    brighter,
     file_key,
     recording_files,
     tested_places,
 )
 from sltt_bench.data.source import Count, Progress, Seed, bytes_to_unit
-from sltt_bench.extras import load_extra
 from sltt_bench.strict import ADDED_LATER
 
 if TYPE_CHECKING:
@@ -133,22 +132,7 @@ class DVSCIFAR10(EventSource):
 
 def read(file: Path) -> list[np.ndarray]:
     """The events of the one sample in a file. Raises UnreadableEvents, DataError."""
-    return [_read_aedat4(file) if file.suffix == ".aedat4" else _read_aedat2(file)]
-
-
-def _read_aedat4(file: Path) -> np.ndarray:
-    load_extra("aedat", "events", f"reading {file}", DataError)
-    tonic_io = load_extra("tonic.io", "events", f"reading {file}", DataError)
-    try:
-        raw = tonic_io.read_aedat4(str(file))
-    # tonic and its decoder raise bare RuntimeError and Exception; where the decoder, which is Rust, panics, what it
-    # raises is a BaseException, of a class that cannot be imported.
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise UnreadableEvents(f"not a whole AEDAT 4 file ({error})") from None
-    t, x, y, p = (raw[name] for name in raw.dtype.names)
-    return as_events(t, x, y, brighter(p))
+    return [read_aedat4(file) if file.suffix == ".aedat4" else _read_aedat2(file)]
 
 
 def _read_aedat2(file: Path) -> np.ndarray:

@@ -189,6 +189,42 @@ def evenly_spread(labels: Tensor, limit: int | None) -> Tensor:
     return by_class[places].sort().values
 
 
+# What a split holds -----------------------------------------------------------------------------
+
+CONTENT_BYTES = 64 * 2**20
+"""So much of a split that is in memory is looked at, evenly spread: all of it, if it is no larger."""
+CONTENT_FILES = 32
+"""So many samples of any other split, each of which is read: an image of ImageNet takes 8 ms."""
+_PIECE_BYTES = 2**20
+
+
+def content(samples: Samples, options: DataSource) -> Iterator[Tensor]:
+    """x of some samples of a split [n, ...], evenly spread over those that `options.limit` leaves: what tells data of
+    equal labels apart.
+
+    They are the same for any seed, device, batch size and number of workers. A worker reads them if workers read the
+    batches, so that what such a split opens in passing is not shared with those. Raises DataError.
+    """
+    labels = labels_of(samples)
+    chosen = evenly_spread(labels, options.limit)
+    whole_batches = _whole_batches(samples)
+    if whole_batches is None:
+        spread = chosen[evenly_spread(labels[chosen], CONTENT_FILES)]
+        reader: DataLoader[Any] = DataLoader(
+            _SeededByKey(samples, 0),
+            batch_sampler=[[(0, index)] for index in spread.tolist()],
+            num_workers=min(options.workers, 1),
+            collate_fn=_collate,
+            generator=torch.Generator(),
+        )
+        yield from (x for x, _ in _by_workers(reader))
+    elif len(chosen):
+        each = max(1, whole_batches(chosen[:1])[0].nbytes)
+        spread = chosen[evenly_spread(labels[chosen], max(1, CONTENT_BYTES // each))]
+        pieces = torch.split(spread, max(1, _PIECE_BYTES // each))
+        yield from (whole_batches(piece)[0] for piece in pieces)
+
+
 # Batches by indexing ----------------------------------------------------------------------------
 
 

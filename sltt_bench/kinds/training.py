@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 
 from sltt_bench import data, engine, experiment, initialise, methods, provenance
 from sltt_bench.backends import unmeasurable
-from sltt_bench.data.loading import labels_of, make_loader
+from sltt_bench.data.loading import content, labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
 from sltt_bench.distributed import ALONE, Ranks, join
@@ -63,6 +64,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
             batch = next(iter(loaders["train"]))
             labels = [labels_of(getattr(bundle, split)) for split in splits]
             reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
+            reporter.send("measured_with", **content_sha256(cell.recipe.data, bundle, evaluated))
             return instrumented_peak(cell, device, batch, bundle.preprocess, ranks)
 
         reporter.facts(peak_tensor_bytes=unless_memory_runs_out(profiler, device, peak))
@@ -228,6 +230,27 @@ def tensors_sha256(tensors: Iterable[torch.Tensor]) -> str:
         values: Any = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
         digest.update(values)
     return digest.hexdigest()
+
+
+def content_sha256(
+    options: data.DataSource, bundle: data.DataBundle, evaluated: Sequence[str]
+) -> dict[str, str]:
+    """What tells the samples of a cell's splits from others of equal labels, by name in provenance.json; those of
+    training are looked at as they are before they are augmented. Raises DataError.
+    """
+    splits = {
+        "training_samples_sha256": [bundle.plain_train or bundle.train],
+        "evaluated_samples_sha256": [getattr(bundle, split) for split in evaluated],
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the last digit of a spectrogram depends on how many compute it
+    try:
+        return {
+            name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))
+            for name, of_name in splits.items()
+        }
+    finally:
+        torch.set_num_threads(threads)
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:

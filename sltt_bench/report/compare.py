@@ -249,11 +249,16 @@ def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:
         yield f"the method's plug-in is another: {', '.join(sides)}"
     if METRICS[metric].unit != "accuracy":
         return
-    for name, text in BEGINNINGS.items():
-        first, second = a.began.get(name, {}), b.began.get(name, {})
-        unlike = [seed for seed in sorted(first.keys() & second.keys()) if first[seed] != second[seed]]
+    for text, names in BEGINNINGS.items():
+        pairs = [(a.began.get(name, {}), b.began.get(name, {})) for name in names]
+        unlike = {
+            seed
+            for first, second in pairs
+            for seed in first.keys() & second.keys()
+            if first[seed] != second[seed]
+        }
         if unlike:
-            yield f"{text} in A and in B ({seeds_text(unlike)}): some of the difference is chance"
+            yield f"{text} in A and in B ({seeds_text(sorted(unlike))}): some of the difference is chance"
 
 
 def _figure_change(

@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from operator import itemgetter
 from typing import Any, get_args
 
@@ -280,12 +280,13 @@ def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Ite
     if len(epochs) == 0:
         return
     for (run, cell_id), rows in epochs.groupby(["run", "cell_id"]):
-        known: dict[int, set[str]] = {}
+        known: dict[tuple[str, int], set[str]] = {}
         for attempt in set(rows["attempt"]):
             facts = runs[int(str(run))].measured_with(str(cell_id), int(attempt))
-            if digest := facts.get("data_sha256"):
+            for name in (name for name in DATA_DIGESTS if facts.get(name)):
                 # Of a batch that is divided, a process sees a part: another one where they are more or fewer.
-                known.setdefault(len(facts.get("ranks") or ()), set()).add(str(digest)[:12])
+                ranks = len(facts.get("ranks") or ()) if name == FIRST_BATCH else 0
+                known.setdefault((name, ranks), set()).add(str(facts[name])[:12])
         for digests in known.values():
             if len(digests) > 1:
                 listing = " and ".join(sorted(digests))
@@ -295,7 +296,7 @@ def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Ite
 
 
 Beginnings = Mapping[str, Mapping[int, frozenset[str]]]
-"""Name of `BEGINNINGS` → seed → digests of what the cells of one method began with, where they are known."""
+"""Key of `BEGINNINGS` → seed → digests of what the cells of one method began with, where they are known."""
 
 
 def beginning_breaches(began: Mapping[str, Beginnings]) -> Iterator[Breach]:
@@ -303,19 +304,31 @@ def beginning_breaches(began: Mapping[str, Beginnings]) -> Iterator[Breach]:
 
     `began`: method → what its cells began with.
     """
-    for name, text in BEGINNINGS.items():
-        of_seeds: dict[int, dict[str, set[str]]] = {}
-        for method, known in began.items():
-            for seed, digests in known[name].items():
-                for digest in digests:
-                    of_seeds.setdefault(seed, {}).setdefault(digest, set()).add(method)
-        for seed, methods in sorted(of_seeds.items()):
-            yield from _unlike(f"seed {seed}: {text}", methods)
+    for text, names in BEGINNINGS.items():
+        told: set[tuple[int, tuple[str, ...]]] = set()
+        for name in names:
+            for seed, methods in sorted(_by_digest(began, name).items()):
+                for breach in _unlike(f"seed {seed}: {text}", methods):
+                    if (seed, breach.methods) not in told:
+                        told.add((seed, breach.methods))
+                        yield breach
+
+
+def _by_digest(began: Mapping[str, Beginnings], name: str) -> dict[int, dict[str, set[str]]]:
+    """Seed → digest → the methods whose cells began with it."""
+    of_seeds: dict[int, dict[str, set[str]]] = {}
+    for method, known in began.items():
+        for seed, digests in known[name].items():
+            for digest in digests:
+                of_seeds.setdefault(seed, {}).setdefault(digest, set()).add(method)
+    return of_seeds
 
 
 def beginnings(cells: pd.DataFrame, runs: Sequence[Run]) -> Beginnings:
     """What the cells of one method began with."""
-    began: dict[str, dict[int, frozenset[str]]] = {name: {} for name in BEGINNINGS}
+    began: dict[str, dict[int, frozenset[str]]] = {
+        name: {} for name in chain.from_iterable(BEGINNINGS.values())
+    }
     for cell in cells.to_dict("records"):
         for name, by_seed in began.items():
             if (known := _at_first(runs[int(cell["run"])], cell, name)) is not None:
@@ -336,11 +349,15 @@ def _unlike(text: str, began: Mapping[str, set[str]]) -> Iterator[Breach]:
                 yield Breach(text, pair, ("accuracy",), parts=True)
 
 
+FIRST_BATCH = "data_sha256"
+DATA_DIGESTS = (FIRST_BATCH, "training_samples_sha256", "evaluated_samples_sha256")
+"""Keys of an attempt in provenance.json that tell its data from others."""
 BEGINNINGS = {
-    "weights_sha256": "training began with different weights",
-    "data_sha256": "training saw different samples, or in another order",
+    "training began with different weights": ("weights_sha256",),
+    "training saw different samples, or in another order": DATA_DIGESTS[:2],
+    "evaluation saw different samples": DATA_DIGESTS[2:],
 }
-"""Key of an attempt in provenance.json → what it means where cells that should be alike differ in it."""
+"""What it means where cells that should be alike differ in one of these keys of an attempt in provenance.json."""
 
 
 def _at_first(run: Run, cell: Mapping[Any, Any], name: str) -> str | None:
