@@ -561,5 +561,6 @@ def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -
     assert list(panel.lines[0].spreads) == pytest.approx(
         [100 * 0.2 / 2**0.5, 100 * 0.2 / 2**0.5, 100 * 0.4 / 2**0.5]
     )
-    assert list(by_time.lines[0].xs) == pytest.approx([5.0, 9.0, 13.0])
-    assert curve.time_to(0.5) == pytest.approx((5.0 + 17.0) / 2)
+    # Times have geometric means, as in tables.
+    assert list(by_time.lines[0].xs) == pytest.approx([5.0, (7.0 * 11.0) ** 0.5, (9.0 * 17.0) ** 0.5])
+    assert curve.time_to(0.5) == pytest.approx((5.0 * 17.0) ** 0.5)
