@@ -13,6 +13,7 @@ from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, natural_order
 from sltt_bench.report.sections.runs.frames import summary_frame
+from sltt_bench.report.sections.runs.panels import method_bars
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.report.sections.runs.tables import every_figure, inference_costs, overview
 from sltt_bench.report.statistics import (
@@ -256,11 +257,34 @@ def test_repetitions_of_a_seed_are_averaged_and_count_as_one_seed(tmp_path: Path
         run = HandmadeRun(tmp_path / str(number), number=10 * number)
         run.cell("bptt", 0, train_s=[9, seconds])
     (group,) = read_groups(tmp_path)
-    assert group.methods["bptt"].stat("epoch_s") == Stat(3.0, None, 1)
+    assert group.methods["bptt"].stat("epoch_s") == Stat(pytest.approx(8**0.5), None, 1)
     assert [(c.text, c.detail) for c in overview(group, "bptt").rows[0][:2]] == [
         ("bptt", ""),
         ("1", "2 runs"),
     ]
+
+
+def test_a_table_and_its_plots_show_one_mean_of_repeated_times(tmp_path: Path) -> None:
+    """The table's is over pairs of a run and a seed, the plots' over seeds: as many runs of each give the same."""
+    for number, seconds in enumerate((2.0, 4.0)):
+        run = HandmadeRun(tmp_path / str(number), number=10 * number)
+        for method, factor in {"bptt": 1.0, "sltt": 0.5}.items():
+            for seed in (0, 1):
+                run.cell(method, seed, train_s=[9, factor * seconds * (1 + seed)])
+    (group,) = read_groups(tmp_path)
+    in_table = {row[0].text: row[5].value for row in overview(group, "bptt").rows}
+    (bars,) = (panel for panel in method_bars(group, "bptt") if "time" in panel.label)
+    assert {bar.label: bar.parts[0] for bar in bars.bars} == pytest.approx(in_table)
+    assert in_table == pytest.approx({"bptt": (2 * 4 * 4 * 8) ** 0.25, "sltt": (1 * 2 * 2 * 4) ** 0.25})
+
+
+def test_times_of_cold_epochs_have_the_mean_of_warm_ones(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path)
+    for seed, seconds in enumerate((1.0, 9.0)):
+        run.cell("bptt", seed, train_s=[seconds, seconds])
+    rows = summary_frame(read_groups(tmp_path), "bptt")
+    assert rows["epoch_s_mean"].item() == pytest.approx(3.0)
+    assert rows["cold_epoch_s_mean"].item() == pytest.approx(3.0)
 
 
 def test_ratios_of_times_set_cells_of_the_same_run_side_by_side(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
+from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
@@ -235,6 +236,19 @@ def test_any_number_of_methods_is_drawn_legibly(tmp_path: Path, count: int) -> N
             assert len(names) == (style.MOST_NAMED + 1 if more else count)
             assert names[len(names) - len(more) :] == more
             assert "bptt" in names
+
+
+@pytest.mark.parametrize("letters", [20, 28, 32, 60])
+def test_a_long_name_is_whole_in_the_file_that_is_written(letters: int) -> None:
+    """Letters are not equally wide at every resolution: what was laid out at another was cut off at the left edge."""
+    name = "a-rule-of-somebody-that-has-a-name-of-many-words-and-then-some"[:letters]
+    panel = BarPanel("Peak memory", "live tensors [MiB]", (Bar(name, (2.0,), "2.00", method=name),))
+    with style.applied():
+        drawing = draw_bars([panel, panel], "double")
+        style.files(drawing, ["png"])
+        FigureCanvasAgg(drawing).draw()
+    (label,) = drawing.axes[0].get_yticklabels()
+    assert label.get_window_extent().x0 >= 0
 
 
 def visible_texts(drawing: Drawing) -> Iterator[Text]:
@@ -599,5 +613,6 @@ def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -
     assert list(panel.lines[0].spreads) == pytest.approx(
         [100 * 0.2 / 2**0.5, 100 * 0.2 / 2**0.5, 100 * 0.4 / 2**0.5]
     )
-    assert list(by_time.lines[0].xs) == pytest.approx([5.0, 9.0, 13.0])
-    assert curve.time_to(0.5) == pytest.approx((5.0 + 17.0) / 2)
+    # Times have geometric means, as in tables.
+    assert list(by_time.lines[0].xs) == pytest.approx([5.0, (7.0 * 11.0) ** 0.5, (9.0 * 17.0) ** 0.5])
+    assert curve.time_to(0.5) == pytest.approx((5.0 * 17.0) ** 0.5)

@@ -252,6 +252,32 @@ def test_a_study_is_a_question_a_figure_and_a_sentence_with_its_verdict(tmp_path
     assert [pytest.approx(90.1), pytest.approx(80.1)] in list(lines.values())
 
 
+def test_times_of_a_study_have_the_mean_of_every_other_table(tmp_path: Path) -> None:
+    """The geometric one, on either axis."""
+    from sltt_bench.report.document import Figure
+    from sltt_bench.report.grouping import make_groups
+    from sltt_bench.results.reader import read_results
+
+    figure = [
+        {"y": "epoch_s", "x": "neuron.tau", "lines": ["method"], "where": {}, "title": "as y"},
+        {"y": "test_top1", "x": "epoch_s", "lines": ["method"], "where": {}, "title": "as x"},
+    ]
+    recipe = {**RECIPE, "name": "studies/made", "claims": [], "study": {**STUDY, "figure": figure}}
+    run = HandmadeRun(tmp_path / "studies" / "made" / "20260101-000000-0000", recipe=recipe)
+    for seed, seconds in enumerate((1.0, 2.0, 32.0)):
+        run.cell("bptt", seed, recipe={**recipe, "study": None}, train_s=(99.0, seconds), top1=(0.5, 0.6))
+    (section,), frame = studied(tmp_path)
+    (group,) = make_groups(read_results([tmp_path]))
+    in_tables = group.methods["bptt"].stat("epoch_s")
+    assert in_tables is not None
+    assert in_tables.mean == pytest.approx(4.0)
+    rows = {row["panel"]: row for row in frame.to_dict("records")}
+    assert rows["as y"]["mean"] == pytest.approx(in_tables.mean)
+    assert rows["as x"]["at"] == pytest.approx(in_tables.mean)
+    (drawn,) = (block for block in section.blocks if isinstance(block, Figure))
+    assert drawn.caption.startswith("Mean over seeds, of times the geometric one, ")
+
+
 def test_a_learning_curve_is_the_accuracy_after_each_epoch_of_the_method_that_is_asked_for(
     tmp_path: Path,
 ) -> None:

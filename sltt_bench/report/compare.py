@@ -22,9 +22,9 @@ from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, MethodResult, method_order, seeds_text
 from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
-from sltt_bench.report.metrics import METRICS
+from sltt_bench.report.metrics import METRICS, stat_of
 from sltt_bench.report.render.terminal import print_table
-from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio, stat
+from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
 
@@ -276,9 +276,7 @@ def _figure_change(
     if estimate is None:
         return replace(change, reason="no seed in common")
     common = a.values[name].keys() & b.values[name].keys()
-    means = [
-        stat([side.values[name][seed] for seed in common], geometric=metric.as_ratio).mean for side in (a, b)
-    ]
+    means = [stat_of(name, [side.values[name][seed] for seed in common]).mean for side in (a, b)]
     if metric.unit == "accuracy":
         before, after = (f"{numbers.percent(mean)} %" for mean in means)
         counts = max(ACCURACY_POINTS / 100, resolution * (1 + 1e-9))

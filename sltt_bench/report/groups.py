@@ -5,7 +5,6 @@ between methods of one group, over pairs of sound cells, for one figure measured
 else is a `NotComparable` with its reason.
 """
 
-import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ import pandas as pd
 from sltt_bench.report.chance import accuracy_floor
 from sltt_bench.report.integrity import Beginnings, Breach
 from sltt_bench.report.keys import GroupKey, told_apart
-from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase
+from sltt_bench.report.metrics import HEADLINE_ON_CPU, HEADLINE_ON_GPU, METRICS, Phase, stat_of
 from sltt_bench.report.statistics import (
     PairedEstimate,
     Stat,
@@ -25,7 +24,6 @@ from sltt_bench.report.statistics import (
     paired_difference,
     paired_ratio,
     pareto_front,
-    stat,
 )
 from sltt_bench.results.doubts import CHANCE
 
@@ -89,7 +87,7 @@ class MethodResult:
     @cached_property
     def values(self) -> Mapping[str, Mapping[int, float]]:
         """Metric → seed → value; repetitions of a seed are averaged."""
-        return {metric: _over_runs(of_cells) for metric, of_cells in self.by_run.items()}
+        return {metric: _over_runs(metric, of_cells) for metric, of_cells in self.by_run.items()}
 
     @property
     def seeds(self) -> list[int]:
@@ -104,8 +102,7 @@ class MethodResult:
     def stat(self, metric: str) -> Stat | None:
         """Mean over seeds (geometric for what is compared as a ratio); None if no cell measured it."""
         values = self.values.get(metric)
-        geometric = metric in METRICS and METRICS[metric].as_ratio
-        return stat([values[seed] for seed in sorted(values)], geometric=geometric) if values else None
+        return stat_of(metric, list(values.values())) if values else None
 
     @property
     def failure_text(self) -> str:
@@ -130,11 +127,11 @@ class MethodResult:
         return any(failure.status == "oom" for failure in self.failures)
 
 
-def _over_runs(of_cells: Mapping[tuple[int, int], float]) -> dict[int, float]:
+def _over_runs(metric: str, of_cells: Mapping[tuple[int, int], float]) -> dict[int, float]:
     by_seed: dict[int, list[float]] = {}
     for (_, seed), value in of_cells.items():
         by_seed.setdefault(seed, []).append(value)
-    return {seed: math.fsum(values) / len(values) for seed, values in sorted(by_seed.items())}
+    return {seed: stat_of(metric, values).mean for seed, values in sorted(by_seed.items())}
 
 
 @dataclass(frozen=True)

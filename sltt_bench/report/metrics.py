@@ -1,9 +1,11 @@
 """The figures of a cell that a report compares: their names, units, and which may stand for peak memory."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sltt_bench.format import Unit
+from sltt_bench.report.statistics import Stat, stat
 from sltt_bench.results.schema import INFERENCE_COLUMNS
 
 Phase = Literal["warm", "cold"]
@@ -74,8 +76,21 @@ MEMORY_FIGURES = tuple(
     name for name, metric in METRICS.items() if metric.unit == "bytes" and name not in INFERENCE_FIGURES
 )
 PEAKS_OF_EPOCHS = tuple(name for name in MEMORY_FIGURES if METRICS[name].of_phase)
-COLD_FIGURES = ("cold_epoch_s", *(f"cold_{name}" for name in PEAKS_OF_EPOCHS))
+_COLD = "cold_"
+COLD_FIGURES = tuple(_COLD + name for name in ("epoch_s", *PEAKS_OF_EPOCHS))
 """Figures of cold epochs, which summary.csv holds beside the others."""
+
+
+def compared_as_ratio(figure: str) -> bool:
+    """Whether a figure (of METRICS, of COLD_FIGURES, or another) is compared as a ratio, so that its mean is geometric."""
+    metric = METRICS.get(figure.removeprefix(_COLD))
+    return metric is not None and metric.as_ratio
+
+
+def stat_of(figure: str, values: Sequence[float]) -> Stat:
+    """Mean and spread of a figure's values: every mean that a report shows of measured times, bytes and joules is this one."""
+    return stat(values, geometric=compared_as_ratio(figure))
+
 
 HEADLINE_ON_GPU = (
     "peak_allocated_bytes",

@@ -289,6 +289,7 @@ def files(figure: Figure, kinds: Sequence[str]) -> dict[str, bytes]:
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         _shorten_words(figure)
+        figure.set_dpi(DPI)  # letters are not equally wide at every resolution: laid out as they will be seen
         if layout := figure.get_layout_engine():
             layout.execute(figure)
             figure.set_layout_engine("none")
@@ -300,7 +301,6 @@ def _content(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
     else:
-        figure.set_dpi(DPI)
         FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
     return stream.getvalue()
 

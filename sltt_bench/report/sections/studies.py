@@ -25,9 +25,9 @@ from sltt_bench.report.document import (
 from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import Group, flat, natural_order
 from sltt_bench.report.keys import TUNED
+from sltt_bench.report.metrics import stat_of
 from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family_and_number, in_order
 from sltt_bench.report.sections.cells import plain_cell
-from sltt_bench.report.statistics import stat
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
 from sltt_bench.studies import TASK
@@ -45,7 +45,8 @@ OF_ANALYSES = {"cosine": "cosine_mean", "temporal_share": "temporal_share_mean"}
 """A panel's measure → the column of gradients.csv."""
 OF_ESTIMATES = {"multiplications": "epoch_multiplications", "estimated_peak_bytes": "peak_tensor_bytes"}
 """A panel's measure → the column of estimates.csv."""
-MEASURES = (*OF_RUNS, *OF_EPOCHS, *OF_ANALYSES, *OF_ESTIMATES)
+_FIGURES = OF_RUNS | OF_EPOCHS | OF_ANALYSES | OF_ESTIMATES
+MEASURES = tuple(_FIGURES)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,9 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     slug, question = name.replace("/", "-"), str(study["question"])
     blocks: tuple[Block, ...] = ()
     if panels:
-        caption = f"Mean over seeds, bars one standard deviation. {_basis(panels, groups, cells)}"
+        times = any("epoch_s" in (panel.measure, panel.x) for panel in panels)
+        mean = "Mean over seeds" + ", of times the geometric one" * times
+        caption = f"{mean}, bars one standard deviation. {_basis(panels, groups, cells)}"
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
@@ -254,7 +257,9 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
         StudyLine(
             label=", ".join(line),
             method=methods[line] if of_methods & {*keys[:1]} else None,
-            points={place: stat(values[line][place]) for place in in_order(values[line])},
+            points={
+                place: stat_of(_FIGURES[panel["y"]], values[line][place]) for place in in_order(values[line])
+            },
         )
         for line in order
     ]
@@ -267,7 +272,7 @@ def _means(observations: Sequence[Observation], measure: str) -> dict[tuple[str,
     for each in observations:
         if each.measure == measure and "layer" not in each.about:
             values.setdefault((each.about["method"], each.point), []).append(each.value)
-    return {key: sum(own) / len(own) for key, own in values.items()}
+    return {key: stat_of(_FIGURES[measure], own).mean for key, own in values.items()}
 
 
 def _value(observation: Observation, key: str) -> Any:

@@ -20,7 +20,7 @@ class Curve:
 
     method: str
     seeds: Floats
-    """[cells]: each one's; repetitions of a seed are averaged before anything is over seeds."""
+    """[cells]: each one's; repetitions of a seed are averaged before anything is over seeds, times geometrically."""
     epoch: Floats
     accuracy: Floats
     """[cells, epochs], as shares."""
@@ -39,12 +39,19 @@ class Curve:
         """Figures of cells as those of seeds: the mean over each one's repetitions, [cells, ...] → [seeds, ...]."""
         return np.array([of_cells[self.seeds == seed].mean(axis=0) for seed in np.unique(self.seeds)])
 
+    def mean_s(self, of_cells: Floats) -> Floats:
+        """Mean of times of cells over seeds, the geometric one as in tables: [cells, ...] → [...]."""
+        with np.errstate(divide="ignore"):  # a time of 0 s makes the mean 0
+            means: Floats = np.exp(self.over_seeds(np.log(of_cells)).mean(axis=0))
+        return means
+
     def time_to(self, accuracy: float) -> float:
-        """Mean over seeds of the training time until an epoch first ends with this accuracy; NaN if a cell never does."""
+        """Geometric mean over seeds of the training time until an epoch first ends with this accuracy; NaN if a cell never
+        does."""
         reached = self.accuracy >= accuracy
         if not reached.any(axis=1).all():
             return float("nan")
-        return float(self.over_seeds(self.trained_s[np.arange(len(reached)), reached.argmax(axis=1)]).mean())
+        return float(self.mean_s(self.trained_s[np.arange(len(reached)), reached.argmax(axis=1)]))
 
 
 def curves(group: Group) -> list[Curve]:
@@ -98,9 +105,7 @@ def curve_panels(
     if floor is not None and floor >= min(float(curve.accuracy.min()) for curve in shown):
         levels = (*levels, (100 * floor, "chance"))
     time = Axis(f"training time [{scale.unit}]", from_zero=True)
-    by_time = tuple(
-        _mean(curve, curve.over_seeds(curve.trained_s).mean(axis=0) / scale.factor) for curve in shown
-    )
+    by_time = tuple(_mean(curve, curve.mean_s(curve.trained_s) / scale.factor) for curve in shown)
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
         Panel("Accuracy by training time", time, Axis("test top-1 [%]"), by_time, levels),

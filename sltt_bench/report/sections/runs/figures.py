@@ -246,7 +246,7 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
         )
         texts.append(
             f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
-            f"until then, mean over seeds: {reached}."
+            f"until then, geometric mean over seeds: {reached}."
         )
     texts.append("Time to an accuracy ends where some seed never reaches it.")
     if floor is not None:

@@ -11,9 +11,9 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
 from sltt_bench.report.integrity import Breach, beginning_breaches, sample_breaches
-from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS
+from sltt_bench.report.metrics import INFERENCE_FIGURES, MEMORY_FIGURES, METRICS, stat_of
 from sltt_bench.report.sections.cells import EMPTY, plain_cell, word_column
-from sltt_bench.report.statistics import PairedEstimate, Stat, stat
+from sltt_bench.report.statistics import PairedEstimate, Stat
 
 
 def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
@@ -154,7 +154,9 @@ def _value_column(group: Group, metric: str, label: str, baseline: str | None = 
     """The mean of each method; beside a ratio to the baseline, over the pairs that the ratio is of."""
     paired = _values_beside(group, metric, baseline) if baseline else {}
     stats = {
-        result.method: _stat_of(metric, paired[result.method]) if result.method in paired else whole
+        result.method: stat_of(metric, [*paired[result.method].values()])
+        if result.method in paired
+        else whole
         for result in group.finished
         if (whole := result.stat(metric)) is not None
     }
@@ -189,10 +191,6 @@ def _values_beside(group: Group, metric: str, baseline: str) -> dict[str, Values
     if of_baseline and (shared := set.intersection(*map(set, of_baseline))):
         values[baseline] = {pair: of_baseline[0][pair] for pair in shared}
     return values
-
-
-def _stat_of(metric: str, values: Values) -> Stat:
-    return stat(list(values.values()), geometric=METRICS[metric].as_ratio)
 
 
 def _without_figure(result: MethodResult, stat: Stat | None) -> TableCell:
@@ -331,7 +329,7 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
 
 
 def _mean_text(metric: str, values: Values) -> str:
-    mean = _stat_of(metric, values).mean
+    mean = stat_of(metric, [*values.values()]).mean
     if METRICS[metric].unit == "accuracy":
         return f"{numbers.percent(mean)} %"
     return numbers.scale_of_metric(metric, [mean]).text(mean)
