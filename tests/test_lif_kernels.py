@@ -98,6 +98,26 @@ def test_kernels_follow_the_equations(reset: str, surrogate: str) -> None:
 
 
 @pytest.mark.parametrize("reset", RESETS)
+def test_a_potential_that_is_no_finite_number_goes_on_as_in_the_equations(reset: str) -> None:
+    lif = neuron(reset)
+    before = torch.tensor([math.inf, -math.inf, math.nan, 65504.0, 0.6]).repeat(2, 1)
+    current, ones = torch.full((2, 5), 0.3), torch.ones(2, 5)
+    for steps in (1, 2):
+        u = before.requires_grad_()
+        spikes_before, potential = lif_step(u - lif.resting_potential, None, lif)
+        expected = integrate(current, potential, lif)
+        (grad,) = torch.autograd.grad((spikes_before, expected), u, (ones, ones))
+        got, _ = kernels().backward(ones, ones, u.detach(), lif)
+        torch.testing.assert_close(got, grad, equal_nan=True)
+        if steps == 2:
+            expected = integrate(current, lif_step(expected - lif.resting_potential, None, lif)[1], lif)
+        x = torch.cat([current] * steps)
+        spikes, membrane = kernels().forward(x, u.detach(), lif, None, steps=steps)
+        torch.testing.assert_close(membrane, expected.detach(), equal_nan=True)
+        assert torch.equal(spikes[-2:], (expected >= lif.v_threshold).float())
+
+
+@pytest.mark.parametrize("reset", RESETS)
 def test_a_missing_gradient_counts_as_zero(reset: str) -> None:
     lif = neuron(reset)
     membrane, grad = numbers(4, 9, seed=1), numbers(4, 9, seed=2)

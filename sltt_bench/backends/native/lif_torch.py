@@ -290,11 +290,15 @@ def _leak_and_integrate(
 ) -> None:
     """u[t] = λ v[t−1] + I[t] into `membrane` and γ s[t] into `spikes`, if there is one."""
     fired = spikes[0] if spikes else torch.empty_like(previous)
-    torch.ge(previous, representable_threshold(neuron.v_threshold, membrane.dtype), out=fired)
+    threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
     if neuron.reset == "soft":
+        torch.ge(previous, threshold, out=fired)
         torch.sub(previous, fired, alpha=neuron.v_threshold, out=membrane)
-    else:
-        torch.where(fired != 0, previous.new_tensor(neuron.v_reset), previous, out=membrane)
+    else:  # (1 − s) u + s V_reset: a choice of one of the two would lose a u that is infinite, which makes NaN here
+        torch.lt(previous, threshold, out=fired)
+        torch.mul(previous, fired, out=membrane)
+        if neuron.v_reset:
+            membrane.add_(torch.sub(fired.new_ones(()), fired, out=fired), alpha=neuron.v_reset)
     membrane.mul_(neuron.decay).add_(current)
     if rest := neuron.resting_potential:
         membrane.add_((1 - neuron.decay) * rest)
