@@ -30,7 +30,9 @@ import typer
 ROOT = Path(__file__).parent.parent.parent
 STEPS_FILE, RESULTS, PACKAGES, LOGS = "steps.csv", "results", "packages", "logs"
 LEAST_S = 20.0
-"""With less time left no step is begun."""
+"""A step that may run less long is not begun."""
+START_S = 8.0
+"""Of a step's process, and of each cell's, on the machine of an H200."""
 PR_SET_PDEATHSIG = 1
 """Of prctl(2): the signal that a process gets when its parent dies."""
 GRACE_S = 10.0
@@ -54,6 +56,8 @@ class Step:
     module: str
     arguments: tuple[str, ...]
     limit_s: float = 150.0
+    least_s: float = LEAST_S
+    """If it may run less long it is not begun."""
 
     @property
     def command(self) -> list[str]:
@@ -79,11 +83,19 @@ class Evidence:
 
     def statuses(self) -> dict[str, str]:
         """Step → how it went the last time."""
+        return {step: row["status"] for step, row in self._latest().items()}
+
+    def used_up(self, step: Step) -> bool:
+        """Whether it was cut off the last time although it had all the time that it may have: it may hang."""
+        row = self._latest().get(step.name)
+        return row is not None and row["status"] == "cut" and float(row["limit_s"]) >= round(step.limit_s)
+
+    def _latest(self) -> dict[str, dict[str, str]]:
         path = self.folder / STEPS_FILE
         if not path.exists():
             return {}
         with path.open(encoding="utf-8", newline="") as file:
-            return {row["step"]: row["status"] for row in csv.DictReader(file)}
+            return {row["step"]: row for row in csv.DictReader(file)}
 
     def cells(self) -> Counter[str]:
         """Status → how many cells have ended with it."""
@@ -129,15 +141,24 @@ NO_GRAPHS = "native.graphs=never"
 GRAPHS = "native.graphs=never,auto"
 """A replay does not move the allocator's counters: memory is compared without graphs, time with them too."""
 
-LAST_OF_CORE = "paper-cifar10"
-"""The step with which the core of each question ends."""
+LAST_WANTED = "more-rules"
+"""The step with which ends what is wanted most."""
+
+ROW_S = {
+    "gpu-time-sltt-preact-resnet18": 30, "gpu-time-bptt": 21, "gpu-time-sltt-vgg11": 28, "gpu-time-sltt-nf-resnet34": 44,
+    "norm-within-neurons": 9, "nvml-sampling": 7, "recompute-bptt-time": 4, "sltt-k1-against-bptt": 24,
+    "recompute-bptt-time-memopt": 30,
+}  # fmt: skip
+"""Row of the benchmark → seconds that it took on an H200, without its process's start (the last: guessed from the others)."""
 
 
 def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[Step]:
-    """All steps, the most important first: of each question its core, up to LAST_OF_CORE, then what completes the answer.
+    """All steps, the most important first. Up to LAST_WANTED: what a card has said nothing of yet, or of code that has
+    changed much since, and the paper's largest experiment in the three seeds that its claims ask for.
 
-    The core fits into eight minutes if the tests take no more than one: by the committed results of an H200, and 8 s
-    for the start of each process, the other steps of the core take 7.
+    By the committed results of an H200 and START_S for each process these take 9 minutes beside the tests: two starts of
+    6 and a half. A start that comes first ends with complete rows: what is lost when it is cut off comes before runs,
+    whose cells stay.
 
     Estimates come last, since they need no card: any machine can make them before or afterwards.
     `rehearse`: at toy size.
@@ -145,34 +166,35 @@ def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[
     commands = _Commands(out, rehearse, device)
     run, bench = commands.run, commands.bench
     in_order = [
-        commands.tests("tests", "kernels, replay, precision and flat memory on the card itself", "not cell"),
+        commands.tests("tests", "kernels, replay and precision on the card itself", "not cell and not flat"),
+        bench("sltt-k1-against-bptt"),
+        bench("recompute-bptt-time"),
+        bench("recompute-bptt-time-memopt"),
         run("paper-imagenet", "imagenet-resnet34"),
+        run("seeds-imagenet", "imagenet-resnet34", methods=("bptt", "sltt", "sltt-k1"), seeds="0,1"),
+        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), NO_GRAPHS),
+        run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
+        run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
+        run("more-rules", "cifar10-resnet18", methods=FURTHER_RULES),
+        commands.tests("tests-of-memory", "memory is flat on the card itself", "flat"),
         bench("gpu-time-sltt-preact-resnet18"),
         bench("gpu-time-bptt"),
         bench("gpu-time-sltt-vgg11"),
         bench("norm-within-neurons"),
-        bench("recompute-bptt-time"),
         bench("gpu-time-sltt-nf-resnet34"),
-        bench("sltt-k1-against-bptt"),
         bench("nvml-sampling"),
         run("exact-imagenet", "imagenet-resnet34", "native", ("bptt",), "native.recompute=true", NO_GRAPHS),
-        run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), NO_GRAPHS),
         run("paper-cifar10", "cifar10-resnet18"),
+        run("paper-cifar100", "cifar100-resnet18"),
         run("paper-dvs-gesture", "dvs-gesture-vgg11"),
         run("paper-dvs-cifar10", "dvs-cifar10-vgg11"),
-        run("paper-cifar100", "cifar100-resnet18"),
-        run("seeds-imagenet", "imagenet-resnet34", methods=("bptt", "sltt", "sltt-k1"), seeds="0,1"),
-        run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
         run("curve-cifar10", "cifar10-resnet18", methods=("bptt", "sltt", "sltt-k1"), grid="8,4,2,1"),
-        run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
-        run("more-rules", "cifar10-resnet18", methods=FURTHER_RULES),
-        bench("recompute-bptt-time-memopt"),
         run("curve-imagenet101-rest", "imagenet-resnet101", grid="4,2,8"),
         commands.tests("tests-of-cells", "out of memory and replay, as cells", "cell"),
         commands.estimate("estimate-imagenet", "imagenet-resnet34"),
         commands.estimate("estimate-cifar10", "cifar10-resnet18"),
     ]  # fmt: skip
-    return [replace(step, limit_s=1800) for step in in_order] if rehearse else in_order
+    return [replace(step, limit_s=1800, least_s=LEAST_S) for step in in_order] if rehearse else in_order
 
 
 @dataclass(frozen=True)
@@ -209,14 +231,16 @@ class _Commands:
     def bench(self, row: str) -> Step:
         """A row of the benchmark: native against the strongest that others offer.
 
-        One row a process: a step that is cut off is begun anew, and no row that has ended is measured again.
+        One row a process: a step that is cut off is begun anew, and no row that has ended is measured again. With too
+        little time left it is not begun, since of a row that is cut off nothing stays.
         """
         arguments = ["--rows", row, "--out", str(self.out / RESULTS), "--device", self.device]
         arguments += ["--quick", "--rounds", "2"] * self.rehearse
-        return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments))
+        least_s = max(LEAST_S, START_S + ROW_S[row])
+        return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments), least_s=least_s)
 
     def tests(self, name: str, says: str, which: str) -> Step:
-        """The tests that need a GPU, without those of cells, or those alone."""
+        """Those of the tests that need a GPU whose names pytest's -k chooses by the words of `which`."""
         files = [
             path
             for path in sorted((ROOT / "tests").glob("test_*.py"))
@@ -293,19 +317,21 @@ def collect(
     run: Execute = execute,
     say: Callable[[str], None] = print,
 ) -> list[Step]:
-    """Run the steps that have not ended yet, as far as `seconds` suffice; those there was no time for."""
+    """Run the steps that have not ended yet, as far as `seconds` suffice; those there was no time for.
+
+    What may hang comes after all else: it would take its whole time in every start.
+    """
     deadline = time.monotonic() + seconds
     left = []
     statuses = evidence.statuses()
-    for step in chosen:
+    for step in sorted(chosen, key=evidence.used_up):
         if statuses.get(step.name) in Evidence.ENDED:
             say(f"{step.name}: {statuses[step.name]} before")
             continue
-        time_left_s = deadline - time.monotonic()
-        if time_left_s < LEAST_S:
+        limit_s = min(step.limit_s, deadline - time.monotonic() - GRACE_S)
+        if limit_s < step.least_s:
             left.append(step)
             continue
-        limit_s = min(step.limit_s, time_left_s - GRACE_S)
         say(f"{step.name}: {step.says}")
         started, begun, before = time.monotonic(), datetime.now(UTC), evidence.cells()
         code = run(step, evidence.folder / LOGS / f"{step.name}.log", limit_s, environment)
