@@ -4,7 +4,9 @@
 raises NotConforming with every promise that it breaks. Authors of methods call it in a test.
 """
 
+import copy
 import gc
+import io
 import random
 import weakref
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
 from threading import Condition
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +24,7 @@ from sltt_bench import methods
 from sltt_bench.conversion import ConvertedNeuron
 from sltt_bench.losses import step_loss
 from sltt_bench.measure.tensor_bytes import TensorBytes
-from sltt_bench.methods import ChoosesSteps, Method, Promises
+from sltt_bench.methods import CarriesOver, ChoosesSteps, Method, Promises
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.mlp import Recurrent
 from sltt_bench.neurons import LIF, LIFParameters, layers_of_neurons, reset_state
@@ -46,7 +49,8 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
     1. It runs every step forward, in order: outputs and normalisation statistics are BPTT's.
     2. It leaves a finite gradient on every parameter that BPTT reaches (an online one uses it up).
     3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
-    4. It leaves nothing behind: no graph, no hook, no tensor of an iteration outlives it.
+    4. It leaves nothing behind: no graph, no hook, no activation outlives its iteration. What it carries to the next
+       (`methods.CarriesOver`), a checkpoint holds.
     5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
        BPTT's, if it is exact; it goes backward once, steps the optimiser, or runs steps again, if it says so;
        its memory grows with T as it says, or less.
@@ -64,6 +68,7 @@ def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
             *([] if converts else _forward_differs(name, timesteps, build)),
             *_gradient_missing(name, timesteps, build, promised),
             *_not_reproducible(name, timesteps, build),
+            *_lost_in_checkpoint(name, timesteps, build),
             *_leaves_something(name, timesteps, build),
             *_differs_at_one_step(name, build, promised),
             *_says_otherwise(name, timesteps, build, promised),
@@ -98,11 +103,27 @@ Build = Callable[[], nn.Module]
 
 
 def _run(
-    method: Method, timesteps: int, build: Build, *, network: nn.Module | None = None, batch: int = BATCH
+    method: Method,
+    timesteps: int,
+    build: Build,
+    *,
+    network: nn.Module | None = None,
+    batch: int = BATCH,
+    learns: bool = False,
+    seed: int = 2,
 ) -> tuple[nn.Module, Unroll]:
+    """One iteration; where the network `learns`, its weights are updated, by the method or after it."""
     network = build() if network is None else network
-    unroll = _unroll(network, *_batch(batch, timesteps))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+
+    def update() -> None:
+        optimizer.step()
+        optimizer.zero_grad()
+
+    unroll = _unroll(network, *_batch(batch, timesteps), update=update if learns else None, seed=seed)
     method.accumulate_gradients(unroll)
+    if learns and not unroll.updates:
+        update()
     return network, unroll
 
 
@@ -125,13 +146,16 @@ def _unroll(
     steps: list[Tensor],
     labels: Tensor,
     add_up: Callable[[Tensor], Tensor] | None = None,
+    update: Callable[[], None] | None = None,
+    seed: int = 2,
 ) -> Unroll:
     return Unroll(
         network,
         steps,
         lambda output: step_loss(output, labels, 0.05, "ones"),
-        generator=torch.Generator().manual_seed(2),
+        generator=torch.Generator().manual_seed(seed),
         add_up=add_up,
+        update=update,
     )
 
 
@@ -184,17 +208,44 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     second, _ = _run(methods.create(name, timesteps), timesteps, build)
     if not torch.equal(_gradients(first), _gradients(second)):
         broken.append("two runs from one state differ: draw random numbers from unroll.generator only")
-    method = methods.create(name, timesteps)
-    _run(method, timesteps, build)
-    again, _ = _run(method, timesteps, build)
-    if not torch.equal(_gradients(first), _gradients(again)):
-        broken.append(
-            "its second iteration differs from its first: it must carry nothing from one to the next"
-        )
     _run(methods.create("bptt", timesteps), timesteps, build)
     if not torch.equal(after, torch.get_rng_state()):
         broken.append("it draws from torch's global generator: use unroll.generator")
     return broken
+
+
+def _lost_in_checkpoint(name: str, timesteps: int, build: Build) -> list[str]:
+    """Two iterations, and the second again by a method that goes on from a checkpoint, weights updated in between.
+
+    Each iteration draws other random numbers: what is drawn once and kept would be drawn alike otherwise.
+    """
+    whole, cut_off = methods.create(name, timesteps), methods.create(name, timesteps)
+    network = build()
+    _run(whole, timesteps, build, network=network, learns=True)
+    reset_state(network)
+    resumed = copy.deepcopy(network)
+    if isinstance(whole, CarriesOver) and isinstance(cut_off, CarriesOver):
+        try:
+            cut_off.load_state_dict(_through_a_file(whole.state_dict()))
+        except Exception as error:
+            return [f"its state_dict cannot be kept in a checkpoint ({type(error).__name__}: {error})"]
+    _run(whole, timesteps, build, network=network, learns=True, seed=3)
+    _run(cut_off, timesteps, build, network=resumed, learns=True, seed=3)
+    if all(map(torch.equal, network.parameters(), resumed.parameters())):
+        return []
+    if isinstance(whole, CarriesOver):
+        return ["it goes on from a checkpoint otherwise than without: its state_dict lacks something"]
+    return [
+        "it carries something from one iteration to the next, which --resume loses: give it state_dict() and "
+        "load_state_dict(state), or carry nothing"
+    ]
+
+
+def _through_a_file(state: dict[str, Any]) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _other_randomness() -> tuple[object, ...]:

@@ -342,6 +342,7 @@ def training_state(experiment: Experiment, setup: TrainingSetup, epoch: int) -> 
         "optimizer": experiment.optimizer.state_dict(),
         "schedule": setup.schedule.state_dict(),
         "scaler": experiment.scaler.state_dict(),
+        "method": experiment.carried_by_method(),
         "rng": {"ranks": experiment.ranks.gather(draws), "method": experiment.generator.get_state()},
     }
 
@@ -357,6 +358,7 @@ def restore(experiment: Experiment, setup: TrainingSetup, state: Mapping[str, An
     setup.schedule.load_state_dict(state["schedule"])
     if state["scaler"]:  # one of another precision has none
         experiment.scaler.load_state_dict(state["scaler"])
+    experiment.hand_to_method(state.get("method"))
     ranks, draws = experiment.ranks, state["rng"].get("ranks") or [state["rng"]]  # as before there were ranks
     if ranks.rank < len(draws):
         torch.set_rng_state(draws[ranks.rank]["torch"])

@@ -5,7 +5,7 @@ name; `estimate` and `analyze` put the same pieces together without training.
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +21,7 @@ from sltt_bench.conversion import ConvertedNeuron, unconvertible
 from sltt_bench.distributed import ALONE, Ranks, synchronise_batch_norm
 from sltt_bench.identity import short_hash
 from sltt_bench.losses import step_loss
-from sltt_bench.methods import Method
+from sltt_bench.methods import CarriesOver, Method
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import Precision, resolve
@@ -110,6 +110,19 @@ class Experiment:
         """A step of the optimiser within the sequence: its gradients are used up."""
         self._step(samples)
         self.optimizer.zero_grad(set_to_none=True)
+
+    def carried_by_method(self) -> dict[str, Any] | None:
+        """What the method carries to the next iteration; None where it carries nothing."""
+        return self.method.state_dict() if isinstance(self.method, CarriesOver) else None
+
+    def hand_to_method(self, carried: Mapping[str, Any] | None) -> None:
+        """Let the method go on with what `carried_by_method` returned. Raises ValueError if it carries something
+        and was given nothing."""
+        if not isinstance(self.method, CarriesOver):
+            return
+        if carried is None:
+            raise ValueError("it holds nothing of what the method carries from one iteration to the next")
+        self.method.load_state_dict(carried)
 
     def accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
         """Forward and backward pass of one batch, step by step: adds to the parameters' `.grad`."""

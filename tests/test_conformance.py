@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -151,6 +152,53 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         return super().spikes_of(unroll, spikes) if len(unroll.inputs[0]) > 3 else fired
 
 
+class PullsTowardsTheMean(Truncated):
+    """Of the weights so far, which is lost with the process."""
+
+    def __init__(self) -> None:
+        self.means: list[torch.Tensor] = []
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        weights = list(unroll.network.parameters())
+        self.means = self.means or [w.detach().clone() for w in weights]
+        super().accumulate_gradients(unroll)
+        unroll.update()
+        for w, mean in zip(weights, self.means, strict=True):
+            w.data.lerp_(mean, 0.5)
+            mean.lerp_(w.detach(), 0.5)
+
+
+class PullsAndCarries(PullsTowardsTheMean):
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self.means}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.means = state["means"]
+
+
+class CarriesHalf(PullsAndCarries):
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": []}
+
+
+class CarriesAFunction(PullsAndCarries):
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": print}
+
+
+class ScalesByOneDraw(Truncated):
+    """A random number that is drawn in the first iteration and kept, as random feedback is."""
+
+    scale: float | None = None
+
+    def accumulate_gradients(self, unroll: Unroll) -> None:
+        if self.scale is None:
+            self.scale = 1 + float(torch.rand(1, generator=unroll.generator))
+        for t in range(unroll.timesteps):
+            unroll.detach_state()
+            unroll.backward(unroll.step(t) * self.scale)
+
+
 @pytest.mark.parametrize(
     ("broken", "promised", "message"),
     [
@@ -168,6 +216,10 @@ class AsksWhereOthersDoNot(ByTheWholeBatch):
         (RunsStepsAgain, Promises(), "runs steps a second time, but does not say that it computes again"),
         (ByItsOwnSamples, Promises(), "two processes that share a batch are not that of the undivided batch"),
         (AsksWhereOthersDoNot, Promises(), "wait for one another in vain"),
+        (PullsTowardsTheMean, Promises(online=True), "from one iteration to the next, which --resume loses"),
+        (ScalesByOneDraw, Promises(), "from one iteration to the next, which --resume loses"),
+        (CarriesHalf, Promises(online=True), "its state_dict lacks something"),
+        (CarriesAFunction, Promises(online=True), "its state_dict cannot be kept in a checkpoint"),
     ],
 )
 def test_a_broken_promise_is_named(
@@ -180,6 +232,13 @@ def test_a_broken_promise_is_named(
 
 def test_a_choice_by_the_whole_batch_conforms(monkeypatch: pytest.MonkeyPatch) -> None:
     register(ByTheWholeBatch, Promises(), monkeypatch)
+    check_method("broken")
+
+
+def test_what_is_carried_to_the_next_iteration_conforms_if_checkpoints_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(PullsAndCarries, Promises(online=True, bptt_at_one_step=False), monkeypatch)
     check_method("broken")
 
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from test_conformance import PullsAndCarries, register
 
 from sltt_bench import runner
 from sltt_bench.kinds.training import train_cell
+from sltt_bench.methods import Promises
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.recipe import load_recipe
 from sltt_bench.results import checkpoints
@@ -86,6 +88,25 @@ def test_a_resumed_cell_ends_with_the_weights_and_losses_of_an_uninterrupted_one
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     whole.mkdir()
     parts.mkdir()
+    goes_on_as_if_uninterrupted(rule, whole, parts)
+
+
+def test_a_rule_of_ones_own_goes_on_with_what_it_carries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    register(PullsAndCarries, Promises(online=True), monkeypatch)
+    goes_on_as_if_uninterrupted("broken", whole, parts)
+    state = checkpoints.load(parts / "cell.pt", of_cell="cell")
+    torch.save({**state, "method": None}, parts / "cell.pt")
+    with pytest.raises(checkpoints.CheckpointError, match="nothing of what the method carries"):
+        train("broken", parts, resume=True)
+
+
+def goes_on_as_if_uninterrupted(rule: str, whole: Path, parts: Path) -> None:
+    """A cell in folder `parts` that is cut off after its first epoch, beside one in `whole`."""
     expected = train(rule, whole).rows()
     with pytest.raises(KeyboardInterrupt):
         train(rule, parts, interrupted_after=1)

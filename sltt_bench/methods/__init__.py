@@ -10,11 +10,11 @@ what the method promises in an attribute `promises`.
 import ast
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from sltt_bench.errors import UserError, nearest
 from sltt_bench.plugins import PluginFailed, load_plugin, plugins
@@ -61,6 +61,18 @@ class ChoosesSteps(Method, Protocol):
 
     def at(self, steps: Collection[int]) -> Method:
         """The same method at these steps (from 0), with nothing left to choose."""
+
+
+@runtime_checkable
+class CarriesOver(Method, Protocol):
+    """A method of which an iteration depends on those before: running means of weights, or random feedback that
+    is drawn once."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it carries, tensors and plain values; a checkpoint holds it. Asked for between iterations."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Carry what another one's `state_dict` returned; its tensors are on the CPU, and this method's to keep."""
 
 
 MethodFactory = Callable[[re.Match[str], int], Method]
