@@ -23,7 +23,8 @@ from sltt_bench.recipe import (
     recipe_names,
 )
 from sltt_bench.report.grouping import UNSOUND, make_groups
-from sltt_bench.report.groups import Group, MethodResult, differing_fields
+from sltt_bench.report.groups import Group, MethodResult
+from sltt_bench.report.keys import differing_fields
 from sltt_bench.results.cell_row import Outcome, cell_key, circumstances
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
