@@ -24,6 +24,7 @@ from sltt_bench.errors import UserError, nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
+from sltt_bench.results.schema import RECIPE_FILE
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict, held_by_another
 from sltt_bench.studies import FOLDER as STUDIES
 from sltt_bench.studies import TASK, Study
@@ -542,7 +543,8 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
     name = raw.pop("name", path.stem)
-    if name not in (path.stem, f"{STUDIES}/{path.stem}"):
+    of_a_run = path.name == RECIPE_FILE  # names the run's recipe; run again from here it is another's
+    if name not in (path.stem, f"{STUDIES}/{path.stem}") and not of_a_run:
         fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or name the file so"
         raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
@@ -671,7 +673,10 @@ def _when_faults(
         if task not in tasks:
             yield TASK, f"no grid of `study` has the recipe {shortened(task)}{nearest(str(task), tasks)}"
             return
-        recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+        try:
+            recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+        except RecipeError:  # it is said where its cells are made; a run's own recipe.yaml is read far from it
+            return
     for key in [key for key in when if key != TASK]:
         section = key.partition(".")[0]
         own = getattr(getattr(recipe, section, None), "name", None)
