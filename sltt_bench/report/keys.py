@@ -96,12 +96,13 @@ _NAMED = {
 """What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
 
 
-def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
-    """For each of some groups that have the same conditions: as few words more as tell them all apart."""
-    return fewest_words(
-        [template.format(str(getattr(key, name) or "unknown").replace(", ", " ")) for key in keys]
+def told_apart(key: GroupKey, alike: Sequence[GroupKey]) -> tuple[str, ...]:
+    """As few words more as tell some groups that have the same conditions apart, of which `key` is one: its own."""
+    facts = (
+        [template.format(str(getattr(each, name) or "unknown").replace(", ", " ")) for each in alike]
         for name, template in _NAMED.items()
     )
+    return fewest_words(facts)[alike.index(key)]
 
 
 def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Studies of tuning as results tell them: what each trial reached, what was chosen, and what an untuned comparison loses."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -93,7 +93,7 @@ def studies(results: Results) -> list[TuningStudy]:
         device_name=rows["device_name"].fillna(""),
         smoke=rows["smoke"].fillna(False).astype(bool),
         point=[
-            _point(overrides, setting)
+            json.dumps(_point(overrides_of(overrides), json.loads(setting)), sort_keys=True)
             for overrides, setting in zip(rows["overrides"].fillna(""), rows["setting"], strict=True)
         ],
     )
@@ -111,16 +111,14 @@ def studies(results: Results) -> list[TuningStudy]:
     return [_study(same) for _, same in rows.groupby(alike, sort=True)]
 
 
-def _point(overrides: str, setting: str) -> str:
-    """As JSON: a cell's overrides without what was searched, and without what a trial has from the tuning in any case: its
-    length and its validation split."""
-    left_out = {"train.epochs", *json.loads(setting)}
-    own = {
+def _point(overrides: Mapping[str, Any], searched: Collection[str] = ()) -> dict[str, Any]:
+    """A cell's overrides without what was searched, and without what a trial has from the tuning in any case: its length
+    and its validation split."""
+    return {
         name: value
-        for name, value in overrides_of(overrides).items()
-        if name not in left_out and name.partition(".")[0] != "validation"
+        for name, value in overrides.items()
+        if name not in {"train.epochs", *searched} and name.partition(".")[0] != "validation"
     }
-    return json.dumps(own, sort_keys=True)
 
 
 def _study(rows: pd.DataFrame) -> TuningStudy:
@@ -251,10 +249,6 @@ def _rank(method: str, means: Mapping[str, float]) -> int:
 def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:
     """The groups of what was chosen in a study."""
     for group in groups:
-        point = json.loads(_point(json.dumps(group.overrides), "{}"))
-        if group.finished and (group.key.recipe, group.protocol, point) == (
-            study.recipe,
-            study.protocol,
-            study.point,
-        ):
+        own = (group.key.recipe, group.protocol, _point(group.overrides))
+        if group.finished and own == (study.recipe, study.protocol, study.point):
             yield group
