@@ -269,6 +269,27 @@ def test_an_untuned_run_under_other_conditions_is_no_counterpart(
     assert missing.command == "sltt-bench run digits --method bptt,sltt"
 
 
+@pytest.mark.parametrize("description", ["a version", "another", "a third"])
+def test_of_several_untuned_versions_the_newest_is_set_beside_the_tuned_cells(
+    study: Path, description: str
+) -> None:
+    """The recipe's hash changed, and nothing that is compared: which of the hashes is smaller says nothing."""
+    again = HandmadeRun(
+        study / "again",
+        recipe=varied(TARGET, description=description),
+        facts={"started_utc": "2026-02-01T00:00:00+00:00"},
+        number=500,
+    )
+    for method in ("bptt", "sltt"):
+        again.cell(method, top1=(0.1, 0.2, 0.7))
+    groups = make_groups(read_results([study]))
+    (tuned,) = [group for group in groups if group.key.tuned]
+    assert sum(not group.key.tuned for group in groups) == 2
+    untuned = counterpart(tuned, groups)
+    assert untuned is not None
+    assert untuned.methods["sltt"].stat("last_test_top1").mean == 0.7  # type: ignore[union-attr]
+
+
 def test_a_method_that_was_tuned_to_two_settings_is_not_averaged_over_them(tmp_path: Path) -> None:
     for number, (lr, last) in enumerate([(0.01, 0.95), (1.0, 0.55)]):
         run = HandmadeRun(tmp_path / str(number), recipe=TARGET, number=50 * number)

@@ -186,18 +186,17 @@ class Gain:
 
 
 def counterpart(tuned: Group, groups: Sequence[Group]) -> Group | None:
-    """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate."""
-    return next(
-        (
-            group
-            for group in groups
-            if not group.key.tuned
-            and replace(tuned.key, recipe_hash=group.key.recipe_hash, tuning=group.key.tuning) == group.key
-            and group.overrides == tuned.overrides
-            and _settings_agree(group, tuned)
-        ),
-        None,
-    )
+    """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate, of several
+    versions of the recipe the newest."""
+    versions = [
+        group
+        for group in groups
+        if not group.key.tuned
+        and replace(tuned.key, recipe_hash=group.key.recipe_hash, tuning=group.key.tuning) == group.key
+        and group.overrides == tuned.overrides
+        and _settings_agree(group, tuned)
+    ]
+    return max(versions, key=lambda group: max(group.runs), default=None)
 
 
 def _settings_agree(group: Group, tuned: Group) -> bool:
