@@ -42,7 +42,8 @@ def trial(
     **facts: Any,
 ) -> None:
     """A trial with its row of tuning.csv."""
-    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2, description=f"{dict(point)}")
+    there = {key.replace(".", "__"): value for key, value in point.items()}
+    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2, description=f"{dict(point)}", **there)
     cell = {"kind": "trial", "validation": "stratified 0.2, seed 0", "last_validation_top1": top1}
     cell_id = run.cell(method, seed, recipe=recipe, top1=None, cell=cell, overrides={**point, "train.lr": lr})
     run.append(
@@ -185,6 +186,24 @@ def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Pa
     lines = {str(line.get_label()): line for line in axes.lines}
     assert list(lines["bptt"].get_xdata()) == [0.01, 0.1]
     assert list(lines["sltt"].get_ydata()) == pytest.approx([60.5, 80.5, 70.5])
+
+
+def test_methods_tuned_on_different_versions_of_a_recipe_are_in_studies_of_their_own(tmp_path: Path) -> None:
+    for number, (method, channels) in enumerate((("bptt", [8]), ("sltt", [64]))):
+        recipe = varied(TARGET, model__channels=channels)
+        run = HandmadeRun(tmp_path / method, recipe=recipe, number=100 * number)
+        for lr in RATES:
+            for seed in (7, 8):
+                trial(run, method, lr, seed, 0.5 + lr / 10, chosen=lr == 1.0)
+        tuned_cell(run, method, 0, 1.0, 0.8, trials=6 + number)
+    results = read_results([tmp_path])
+    assert [(study.title, *study.methods) for study in studies(results)] == [
+        ("digits, model.channels = [64]", "sltt"),
+        ("digits, model.channels = [8]", "bptt"),
+    ]
+    for study in studies(results):
+        (group,) = trained_after(study, make_groups(results))
+        assert set(group.methods) == set(study.methods)
 
 
 def test_a_study_whose_record_was_cut_off_is_not_said_to_have_lost_its_trials(tmp_path: Path) -> None:

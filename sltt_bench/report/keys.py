@@ -1,9 +1,9 @@
 """What decides whether cells may be compared: the key of their group, and how its parts are said."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 UNKNOWN_HARDWARE = "unknown hardware"
 TUNED = "tuned"
@@ -115,6 +115,20 @@ def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
         if len(set(more)) > len(set(words)):
             words = more
     return words
+
+
+def settings_apart(place: int, alike: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """As few words as tell some resolved recipes (dotted keys) apart: those of the one at this place among them.
+
+    What only some versions of a recipe have tells least.
+    """
+    keys = {key for settings in alike for key in settings}
+    in_order = sorted(keys, key=lambda key: (any(key not in settings for settings in alike), key))
+    words = fewest_words(
+        [f"{key} = {settings[key]}" if key in settings else f"without {key}" for settings in alike]
+        for key in in_order
+    )
+    return words[place] if words else ()
 
 
 def differing_fields(keys: Sequence[GroupKey]) -> list[str]:
