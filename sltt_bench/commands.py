@@ -19,6 +19,7 @@ from rich.table import Table
 from sltt_bench import backends, data, methods, models
 from sltt_bench.errors import nearest
 from sltt_bench.format import DASH
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.jobs import usable_processors
 from sltt_bench.kinds import KINDS
 from sltt_bench.lanes import Place
@@ -31,14 +32,7 @@ from sltt_bench.printable import make_console
 from sltt_bench.recipe import Recipe, RecipeError, find_recipe, load_recipe, recipe_names, study_names
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
-from sltt_bench.runner import (
-    Display,
-    Interrupted,
-    NotRunnable,
-    PlannedRun,
-    describe,
-    finished_cells,
-)
+from sltt_bench.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
 from sltt_bench.runner import run_plans as start_runs
 from sltt_bench.studies import TASK
 from sltt_bench.terminal import count_display, data_progress, run_display

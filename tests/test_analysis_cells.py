@@ -367,6 +367,22 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     assert alone.title == f"The gradient taken apart: digits ({chip})"
 
 
+@pytest.mark.parametrize(
+    "change", [{"cpu_minutes": 99}, {"target": 0.5}, {"test_timesteps": "as before it was one"}]
+)
+def test_points_of_versions_of_a_recipe_that_train_alike_are_one_grid(
+    copied: Path, change: dict[str, Any]
+) -> None:
+    file = sorted((copied / CELLS_FOLDER).iterdir())[0]
+    record = json.loads(file.read_text())
+    record["recipe"] |= change
+    if "test_timesteps" in change:
+        del record["recipe"]["test_timesteps"]
+    file.write_text(json.dumps(record))
+    (section,) = gradients(Context(read_results([copied]), "bptt")).sections
+    assert _points(section) == 4
+
+
 def test_points_that_were_looked_at_before_training_alone_are_not_lost_beside_trained_ones(
     copied: Path,
 ) -> None:

@@ -17,13 +17,13 @@ import pytest
 from test_kills import ARGUMENTS, only_run, rows, start, wait_until
 
 from sltt_bench import lanes
+from sltt_bench.interruptions import Interrupted, Interruptions
 from sltt_bench.lanes import Attempt, Lanes
 from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.memory_limit import memory_limit, oom_kills
 from sltt_bench.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
-from sltt_bench.runner import Interrupted, Interruptions
 
 
 def test_a_reader_that_goes_away_is_not_noticed() -> None:

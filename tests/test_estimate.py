@@ -34,6 +34,7 @@ from sltt_bench.estimate.trace import (
     trace_memory,
 )
 from sltt_bench.experiment import assemble, make_backend
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.measure.fake_tensor_cache import RememberedOperations
 from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
@@ -42,7 +43,6 @@ from sltt_bench.plan import Cell
 from sltt_bench.recipe import Recipe, load_recipe, recipe_names
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
-from sltt_bench.runner import Interrupted
 from sltt_bench.terminal import _Count
 from sltt_bench.torch_internals import FakeTensorMode
 from tests import plugin

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sltt_bench import jobs, worker
 from sltt_bench import lanes as lanes_module
 from sltt_bench.cli import app
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.jobs import JobsRefused, make_places
 from sltt_bench.lanes import Attempt, Lanes, Place
 from sltt_bench.plan import Cell, Plan, Request, make_plans
@@ -24,7 +25,7 @@ from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.runner import Interrupted, PlannedRun, _Recording, run_plans
+from sltt_bench.runner import PlannedRun, _Recording, run_plans
 from sltt_bench.terminal import _Lines
 from sltt_bench.worker import Reporter
 

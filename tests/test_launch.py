@@ -24,6 +24,7 @@ from sltt_bench.cli import app
 from sltt_bench.estimate.estimates import estimate_cell
 from sltt_bench.estimate.trace import trace_memory
 from sltt_bench.experiment import build_network
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.measure.tensor_bytes import Cause
 from sltt_bench.neurons import layers_of_neurons
 from sltt_bench.plan import Cell, Plan
@@ -32,7 +33,7 @@ from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE
 from sltt_bench.results.writer import RunFolder
-from sltt_bench.runner import Interrupted, PlannedRun, run_plans
+from sltt_bench.runner import PlannedRun, run_plans
 from sltt_bench.terminal import _Lines
 
 MakeCell = Callable[..., Cell]

@@ -11,11 +11,12 @@ from typer.testing import CliRunner
 
 from sltt_bench import commands
 from sltt_bench.cli import app
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.lanes import Place
 from sltt_bench.plan import Cell
 from sltt_bench.preflight import Preflight, preflight
 from sltt_bench.results.cell_row import Outcome
-from sltt_bench.runner import Interrupted, PlannedRun
+from sltt_bench.runner import PlannedRun
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
 BOTH = ["--method", "bptt,sltt"]

@@ -42,7 +42,8 @@ def trial(
     **facts: Any,
 ) -> None:
     """A trial with its row of tuning.csv."""
-    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2, description=f"{dict(point)}")
+    there = {key.replace(".", "__"): value for key, value in point.items()}
+    recipe = varied(run.recipe, train__lr=lr, validation__share=0.2, description=f"{dict(point)}", **there)
     cell = {"kind": "trial", "validation": "stratified 0.2, seed 0", "last_validation_top1": top1}
     cell_id = run.cell(method, seed, recipe=recipe, top1=None, cell=cell, overrides={**point, "train.lr": lr})
     run.append(
@@ -187,6 +188,24 @@ def test_a_study_tells_every_setting_what_was_chosen_and_what_was_lost(study: Pa
     assert list(lines["sltt"].get_ydata()) == pytest.approx([60.5, 80.5, 70.5])
 
 
+def test_methods_tuned_on_different_versions_of_a_recipe_are_in_studies_of_their_own(tmp_path: Path) -> None:
+    for number, (method, channels) in enumerate((("bptt", [8]), ("sltt", [64]))):
+        recipe = varied(TARGET, model__channels=channels)
+        run = HandmadeRun(tmp_path / method, recipe=recipe, number=100 * number)
+        for lr in RATES:
+            for seed in (7, 8):
+                trial(run, method, lr, seed, 0.5 + lr / 10, chosen=lr == 1.0)
+        tuned_cell(run, method, 0, 1.0, 0.8, trials=6 + number)
+    results = read_results([tmp_path])
+    assert [(study.title, *study.methods) for study in studies(results)] == [
+        ("digits, model.channels = [64]", "sltt"),
+        ("digits, model.channels = [8]", "bptt"),
+    ]
+    for study in studies(results):
+        (group,) = trained_after(study, make_groups(results))
+        assert set(group.methods) == set(study.methods)
+
+
 def test_a_study_whose_record_was_cut_off_is_not_said_to_have_lost_its_trials(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path, recipe=TARGET)
     for lr in RATES:
@@ -267,6 +286,27 @@ def test_an_untuned_run_under_other_conditions_is_no_counterpart(
     missing = blocks(other)["What an untuned comparison loses"]
     assert isinstance(missing, MissingFigure)
     assert missing.command == "sltt-bench run digits --method bptt,sltt"
+
+
+@pytest.mark.parametrize("description", ["a version", "another", "a third"])
+def test_of_several_untuned_versions_the_newest_is_set_beside_the_tuned_cells(
+    study: Path, description: str
+) -> None:
+    """The recipe's hash changed, and nothing that is compared: which of the hashes is smaller says nothing."""
+    again = HandmadeRun(
+        study / "again",
+        recipe=varied(TARGET, description=description),
+        facts={"started_utc": "2026-02-01T00:00:00+00:00"},
+        number=500,
+    )
+    for method in ("bptt", "sltt"):
+        again.cell(method, top1=(0.1, 0.2, 0.7))
+    groups = make_groups(read_results([study]))
+    (tuned,) = [group for group in groups if group.key.tuned]
+    assert sum(not group.key.tuned for group in groups) == 2
+    untuned = counterpart(tuned, groups)
+    assert untuned is not None
+    assert untuned.methods["sltt"].stat("last_test_top1").mean == 0.7  # type: ignore[union-attr]
 
 
 def test_a_method_that_was_tuned_to_two_settings_is_not_averaged_over_them(tmp_path: Path) -> None:

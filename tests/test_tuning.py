@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from sltt_bench import runner
 from sltt_bench.cli import app
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.kinds.training import try_setting
 from sltt_bench.plan import TUNED, Cell, Plan, Request
 from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names
@@ -25,7 +26,6 @@ from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, RANKS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, read_rows
-from sltt_bench.runner import Interrupted
 from sltt_bench.tuning.choice import Trial, choose, is_lost
 from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 from sltt_bench.worker import Reporter

@@ -78,7 +78,7 @@ def _told_apart(judged: Sequence[tuple[Group, Verdict]]) -> list[Verdict]:
     verdicts = []
     for group, verdict in judged:
         alike = [other.key for other, its_own in judged if its_own.conditions == verdict.conditions]
-        words = told_apart(alike)[alike.index(group.key)]
+        words = told_apart(group.key, alike)
         verdicts.append(replace(verdict, conditions=(*verdict.conditions, *words), apart=words))
     return verdicts
 
@@ -108,15 +108,9 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
             and breach.concerns(figure, _named(claim))
             for breach in group.breaches
         )
-        return Verdict(
-            recipe=group.key.recipe,
-            claim=claim,
-            word="not comparable" if blocked else "not measured",
-            statement=statement(claim),
-            conditions=tuple(group.key.conditions()) if blocked else (),
-            reason=reason,
-            command=command_for(claim, group.key.recipe),
-        )
+        verdict = not_measured(claim, group.key.recipe, reason)
+        where = tuple(group.key.conditions())
+        return replace(verdict, word="not comparable", conditions=where) if blocked else verdict
     words = "median of warm epochs" if figure == "epoch_s" else METRICS[figure].label
     conditions = group.key.conditions()
     verdict = _decided(claim, group.key.recipe, estimate, words, METRICS[figure].unit, conditions)
@@ -130,6 +124,18 @@ def judge_group(claim: Claim, group: Group) -> Verdict:
         word="inconclusive" if undecided else verdict.word,
         caveats=_caveats(claim, group, figure),
         beside=_counted_beside(claim, group, estimate),
+    )
+
+
+def not_measured(claim: Claim, recipe: str, reason: str) -> Verdict:
+    """The verdict of who can say nothing of a claim."""
+    return Verdict(
+        recipe=recipe,
+        claim=claim,
+        word="not measured",
+        statement=statement(claim),
+        reason=reason,
+        command=command_for(claim, recipe),
     )
 
 
@@ -348,16 +354,13 @@ def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:
     size = [max(peak), *([group.device_bytes] if group.device_bytes else [])]
     scale = scale_for("bytes", size)
     of_device = f" of the device's {scale.text(group.device_bytes)}" if group.device_bytes else ""
-    return Verdict(
-        recipe=group.key.recipe,
-        claim=claim,
-        word="not measured",
-        statement=statement(claim),
+    reason = (
+        f"{baseline.method} ran out of memory where {method.method} peaked at {scale.text(max(peak))} "
+        f"({METRICS[figure].label}){of_device}: no ratio, since what {baseline.method} needs is unknown"
+    )
+    return replace(
+        not_measured(claim, group.key.recipe, reason),
         conditions=tuple(group.key.conditions()),
-        reason=(
-            f"{baseline.method} ran out of memory where {method.method} peaked at {scale.text(max(peak))} "
-            f"({METRICS[figure].label}){of_device}: no ratio, since what {baseline.method} needs is unknown"
-        ),
         command=f"sltt-bench estimate {group.key.recipe}",
     )
 

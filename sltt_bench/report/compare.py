@@ -175,9 +175,9 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
     if len({key.hardware for key in keys}) > 1:
         names = [f"{name}, {key.hardware}" for name, key in zip(names, keys, strict=True)]
     for name in {name for name in names if names.count(name) > 1}:
-        alike = [place for place, other in enumerate(names) if other == name]
-        for place, told in zip(alike, told_apart([keys[place] for place in alike]), strict=True):
-            names[place] = ", ".join([name, *told])
+        places = [place for place, other in enumerate(names) if other == name]
+        for place in places:
+            names[place] = ", ".join([name, *told_apart(keys[place], [keys[other] for other in places])])
     return names
 
 

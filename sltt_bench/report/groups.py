@@ -47,7 +47,7 @@ def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
         words.append("real data")
     alike = [sibling.key for sibling in siblings if sibling.words == group.words]
     if group.key in alike:
-        words += told_apart(alike)[alike.index(group.key)]
+        words += told_apart(group.key, alike)
     return ", ".join(words)
 
 

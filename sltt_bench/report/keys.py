@@ -1,9 +1,9 @@
 """What decides whether cells may be compared: the key of their group, and how its parts are said."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 UNKNOWN_HARDWARE = "unknown hardware"
 TUNED = "tuned"
@@ -96,12 +96,13 @@ _NAMED = {
 """What `GroupKey.conditions` does not say, and how to say it; what tells most first."""
 
 
-def told_apart(keys: Sequence[GroupKey]) -> list[tuple[str, ...]]:
-    """For each of some groups that have the same conditions: as few words more as tell them all apart."""
-    return fewest_words(
-        [template.format(str(getattr(key, name) or "unknown").replace(", ", " ")) for key in keys]
+def told_apart(key: GroupKey, alike: Sequence[GroupKey]) -> tuple[str, ...]:
+    """As few words more as tell some groups that have the same conditions apart, of which `key` is one: its own."""
+    facts = (
+        [template.format(str(getattr(each, name) or "unknown").replace(", ", " ")) for each in alike]
         for name, template in _NAMED.items()
     )
+    return fewest_words(facts)[alike.index(key)]
 
 
 def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
@@ -114,6 +115,20 @@ def fewest_words(facts: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
         if len(set(more)) > len(set(words)):
             words = more
     return words
+
+
+def settings_apart(place: int, alike: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """As few words as tell some resolved recipes (dotted keys) apart: those of the one at this place among them.
+
+    What only some versions of a recipe have tells least.
+    """
+    keys = {key for settings in alike for key in settings}
+    in_order = sorted(keys, key=lambda key: (any(key not in settings for settings in alike), key))
+    words = fewest_words(
+        [f"{key} = {settings[key]}" if key in settings else f"without {key}" for settings in alike]
+        for key in in_order
+    )
+    return words[place] if words else ()
 
 
 def differing_fields(keys: Sequence[GroupKey]) -> list[str]:

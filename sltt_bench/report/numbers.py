@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from sltt_bench.format import Scale, Unit, scale_for, significant
@@ -110,9 +110,10 @@ def first_of(words: Sequence[str], most: int = 12) -> str:
     return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
-def seeds(n: int) -> str:
-    """ "n = 3 seeds"."""
-    return f"n = {n} seed" + "s" * (n != 1)
+def seeds(counts: Collection[int]) -> str:
+    """ "n = 3 seeds", "n = 1 to 3 seeds"."""
+    fewest, most = min(counts), max(counts)
+    return f"n = {fewest}" + f" to {most}" * (most > fewest) + " seed" + "s" * (most != 1)
 
 
 _NAME = re.compile(r"[\w-]+(?:\.\w+)*")

@@ -172,7 +172,7 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
     conditions = []
     for group, own in zip(groups, words, strict=True):
         alike = [other.key for other, its in zip(groups, words, strict=True) if its == own]
-        conditions.append(", ".join([*own[1:], *told_apart(alike)[alike.index(group.key)]]))
+        conditions.append(", ".join([*own[1:], *told_apart(group.key, alike)]))
     return conditions
 
 

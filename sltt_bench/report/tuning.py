@@ -1,15 +1,15 @@
 """Studies of tuning as results tell them: what each trial reached, what was chosen, and what an untuned comparison loses."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
 from sltt_bench.report.grouping import overrides_of
-from sltt_bench.report.groups import Group, NotComparable, budget_text, method_order
-from sltt_bench.report.keys import TUNED
+from sltt_bench.report.groups import Group, NotComparable, budget_text, method_order, settings_of
+from sltt_bench.report.keys import TUNED, settings_apart
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE
@@ -55,6 +55,11 @@ class TuningStudy:
     conditions: tuple[str, ...]
     methods: Mapping[str, tuple[TriedSetting, ...]]
     """In the order of tables; the settings in that of the grid."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The resolved recipe with dotted keys, but for what was searched and what trials have from the tuning; empty if no
+    file tells it."""
+    apart: tuple[str, ...] = ()
+    """What tells it from other studies of the same title, in words."""
     again: tuple[str, ...] = ()
     """Methods that several runs tuned: the newest with all trials is shown, else the newest."""
 
@@ -63,7 +68,7 @@ class TuningStudy:
         """ "sequential-digits", "studies/modality on vowels", "digits, timesteps = 4"."""
         task = str(self.point.get(TASK, "")).lstrip("_")
         settings = [f"{name} = {value}" for name, value in self.point.items() if name != TASK]
-        return ", ".join([f"{self.recipe} on {task}" if task else self.recipe, *settings])
+        return ", ".join([f"{self.recipe} on {task}" if task else self.recipe, *settings, *self.apart])
 
     @property
     def budget(self) -> str:
@@ -93,13 +98,23 @@ def studies(results: Results) -> list[TuningStudy]:
         device_name=rows["device_name"].fillna(""),
         smoke=rows["smoke"].fillna(False).astype(bool),
         point=[
-            _point(overrides, setting)
+            json.dumps(_point(overrides_of(overrides), json.loads(setting)), sort_keys=True)
             for overrides, setting in zip(rows["overrides"].fillna(""), rows["setting"], strict=True)
+        ],
+        settings=[
+            json.dumps(
+                _point(
+                    settings_of(results.runs[int(run)].recipe_of(str(cell_id)), backend), json.loads(setting)
+                ),
+                sort_keys=True,
+            )
+            for run, cell_id, backend, setting in rows[[*cell, "backend", "setting"]].itertuples(index=False)
         ],
     )
     alike = [
         "recipe",
         "point",
+        "settings",
         "protocol",
         "backend",
         "timesteps",
@@ -108,19 +123,29 @@ def studies(results: Results) -> list[TuningStudy]:
         "device_name",
         "smoke",
     ]
-    return [_study(same) for _, same in rows.groupby(alike, sort=True)]
+    return _told_apart([_study(same) for _, same in rows.groupby(alike, sort=True)])
 
 
-def _point(overrides: str, setting: str) -> str:
-    """As JSON: a cell's overrides without what was searched, and without what a trial has from the tuning in any case: its
-    length and its validation split."""
-    left_out = {"train.epochs", *json.loads(setting)}
-    own = {
+def _told_apart(tuned: Sequence[TuningStudy]) -> list[TuningStudy]:
+    """The studies; those of one title with what tells them apart."""
+    told = []
+    for study in tuned:
+        alike = [other for other in tuned if (other.title, other.budget) == (study.title, study.budget)]
+        words = [word for word in study.conditions if any(word not in other.conditions for other in alike)]
+        place = next(number for number, other in enumerate(alike) if other is study)
+        words += settings_apart(place, [other.settings for other in alike])
+        told.append(replace(study, apart=tuple(words)))
+    return told
+
+
+def _point(overrides: Mapping[str, Any], searched: Collection[str] = ()) -> dict[str, Any]:
+    """A cell's overrides without what was searched, and without what a trial has from the tuning in any case: its length
+    and its validation split."""
+    return {
         name: value
-        for name, value in overrides_of(overrides).items()
-        if name not in left_out and name.partition(".")[0] != "validation"
+        for name, value in overrides.items()
+        if name not in {"train.epochs", *searched} and name.partition(".")[0] != "validation"
     }
-    return json.dumps(own, sort_keys=True)
 
 
 def _study(rows: pd.DataFrame) -> TuningStudy:
@@ -145,6 +170,7 @@ def _study(rows: pd.DataFrame) -> TuningStudy:
         fields=tuple(json.loads(first["setting"])),
         conditions=tuple(word for word in conditions if word),
         methods={name: methods[name] for name in sorted(methods, key=method_order)},
+        settings=json.loads(first["settings"]),
         again=tuple(sorted((str(name) for name in runs[runs > 1].index), key=method_order)),
     )
 
@@ -188,18 +214,17 @@ class Gain:
 
 
 def counterpart(tuned: Group, groups: Sequence[Group]) -> Group | None:
-    """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate."""
-    return next(
-        (
-            group
-            for group in groups
-            if not group.key.tuned
-            and replace(tuned.key, recipe_hash=group.key.recipe_hash, tuning=group.key.tuning) == group.key
-            and group.overrides == tuned.overrides
-            and _settings_agree(group, tuned)
-        ),
-        None,
-    )
+    """The group that differs from a tuned one in the tuning alone: the same cells at the recipe's learning rate, of several
+    versions of the recipe the newest."""
+    versions = [
+        group
+        for group in groups
+        if not group.key.tuned
+        and replace(tuned.key, recipe_hash=group.key.recipe_hash, tuning=group.key.tuning) == group.key
+        and group.overrides == tuned.overrides
+        and _settings_agree(group, tuned)
+    ]
+    return max(versions, key=lambda group: max(group.runs), default=None)
 
 
 def _settings_agree(group: Group, tuned: Group) -> bool:
@@ -251,10 +276,7 @@ def _rank(method: str, means: Mapping[str, float]) -> int:
 def trained_after(study: TuningStudy, groups: Sequence[Group]) -> Iterator[Group]:
     """The groups of what was chosen in a study."""
     for group in groups:
-        point = json.loads(_point(json.dumps(group.overrides), "{}"))
-        if group.finished and (group.key.recipe, group.protocol, point) == (
-            study.recipe,
-            study.protocol,
-            study.point,
-        ):
+        own = (group.key.recipe, group.protocol, _point(group.overrides))
+        settings = _point(group.settings, study.fields) if study.settings else {}
+        if group.finished and (*own, settings) == (study.recipe, study.protocol, study.point, study.settings):
             yield group

@@ -215,7 +215,7 @@ def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
         siblings = [other for other in own if other.title == profile.title]
         alike = [other.key for other in siblings if other.conditions == profile.conditions]
         words = [word for word in profile.conditions if any(word not in o.conditions for o in siblings)]
-        words += told_apart(alike)[alike.index(profile.key)]
+        words += told_apart(profile.key, alike)
         title = ": ".join(filter(None, (profile.title, ", ".join(words))))
         yield Section(name, title, blocks, chips=profile.conditions, page="Over tasks")
 

@@ -154,8 +154,7 @@ def _peaks_caption(family: EstimateFamily) -> str:
     parts = ["Dashed, hollow marks: estimated peak of live tensors."]
     if len(family.measured):
         hardware = ", ".join(sorted(family.measured["hardware"].unique()))
-        fewest, most = int(family.measured["seeds"].min()), int(family.measured["seeds"].max())
-        n = numbers.seeds(most) if fewest == most else f"n = {fewest} to {most} seeds"
+        n = numbers.seeds(family.measured["seeds"].tolist())
         parts.append(f"Filled marks: measured on {hardware}, mean over seeds, {n}.")
     else:
         parts.append("Nothing of it was measured.")

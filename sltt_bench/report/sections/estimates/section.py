@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sltt_bench.report.document import Context, Contribution, Figure, Section
-from sltt_bench.report.keys import fewest_words
+from sltt_bench.report.keys import settings_apart
 from sltt_bench.report.numbers import listed
 from sltt_bench.report.sections.estimates.families import (
     EstimateFamily,
@@ -64,18 +64,6 @@ def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:
     """What is shown, and what tells this family from the recipe's others."""
     words = [word for word in family.conditions if any(word not in other.conditions for other in siblings)]
     alike = [other for other in siblings if other.conditions == family.conditions]
-
-    def tells_little(key: str) -> tuple[bool, bool, str]:
-        """What only newer versions of a recipe have, and what changes no iteration, comes last."""
-        newer = any(key not in each.settings for each in alike)
-        return key.startswith(("tuning.", "target", "cpu_minutes")), newer, key
-
-    keys = sorted({key for other in alike for key in other.settings}, key=tells_little)
-    facts = (
-        [f"{key} = {other.settings[key]}" if key in other.settings else f"without {key}" for other in alike]
-        for key in keys
-    )
-    if len(alike) > 1:
-        place = next(number for number, other in enumerate(alike) if other is family)
-        words += fewest_words(facts)[place]
-    return ", ".join(["Memory and multiplications", *words])
+    place = next(number for number, other in enumerate(alike) if other is family)
+    apart = settings_apart(place, [other.settings for other in alike])
+    return ", ".join(["Memory and multiplications", *words, *apart])

@@ -1,7 +1,7 @@
 """What estimates say of the claims about memory and compute."""
 
 from sltt_bench.format import Unit
-from sltt_bench.report.claims import Claim, command_for, judge_estimated, statement, unfit_when
+from sltt_bench.report.claims import Claim, judge_estimated, not_measured, unfit_when
 from sltt_bench.report.document import Verdict
 from sltt_bench.report.sections.estimates.families import EstimateFamily, Point
 
@@ -28,14 +28,7 @@ def _judge(family: EstimateFamily, claim: Claim) -> Verdict:
                 where += [f"T = {point[0]}", f"batch {point[1]}"]
                 return judge_estimated(claim, family.recipe, value, figure, unit, where)
         reason = "no estimate of the claim's own experiment"
-    return Verdict(
-        recipe=family.recipe,
-        claim=claim,
-        word="not measured",
-        statement=statement(claim),
-        reason=reason,
-        command=command_for(claim, family.recipe),
-    )
+    return not_measured(claim, family.recipe, reason)
 
 
 def _value(family: EstimateFamily, claim: Claim, point: Point, column: str) -> float | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.report.groups import settings_of
 from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import (
     DRAWS_FILE,
@@ -215,10 +216,10 @@ def rows_of(results: Results, file: str) -> pd.DataFrame:
 def _held_fixed(run: Run, cell_id: str) -> str:
     """What two cells must share to be points of one grid, and be looked at last after as many epochs: all but T and what
     POINT has of the neuron."""
-    cell, recipe = run.cell(cell_id), run.recipe_of(cell_id)
-    left_out = ("timesteps", "neuron", "description", "methods", "seeds", "smoke", "claims", "study")
-    shared = {key: value for key, value in recipe.items() if key not in left_out}
-    shared["neuron"] = {key: value for key, value in recipe.get("neuron", {}).items() if key not in POINT}
+    cell = run.cell(cell_id)
+    settings = settings_of(run.recipe_of(cell_id), str(cell.get("backend")))
+    left_out = ("timesteps", *(f"neuron.{field}" for field in POINT))
+    shared = {key: value for key, value in settings.items() if key not in left_out}
     options = cell.get("options", {})
     # Tables and plots show the last epoch that was looked at: a point that was not looked at then would be in none.
     shared |= {"batches": options.get("batches"), "last": max(options.get("epochs") or [0])}

@@ -95,13 +95,11 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     titles = [", ".join(word for word in words if word not in common) for words in fixed]
     groups = [group for sweep in sweeps for group in sweep.groups.values()]
     seeds = [len(result.seeds) for group in groups for result in group.finished]
-    n = f"n = {min(seeds)}" + (f" to {max(seeds)}" if max(seeds) > min(seeds) else "")
-    n += " seed" if max(seeds) == 1 else " seeds"
     lost = any(sweep.lost for sweep in sweeps)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
     caption = (
         f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
-        f"{_slopes(sweeps[0])}{_survivors(groups)}{n} a point; {', '.join(common)}."
+        f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
     return Figure(name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles))])
@@ -300,11 +298,9 @@ def _counts(groups: Sequence[Group]) -> str:
     counts: dict[str, set[int]] = {}
     for result in (result for group in groups for result in group.finished):
         counts.setdefault(result.method, set()).add(len(result.seeds))
-    everything = sorted({n for of_method in counts.values() for n in of_method})
-    if len(everything) == 1:
-        return numbers.seeds(everything[0])
-    if len(groups) > 1 or len(counts) > MOST_PANELS:
-        return f"n = {everything[0]} to {everything[-1]} seeds"
+    everything = {n for of_method in counts.values() for n in of_method}
+    if len(everything) == 1 or len(groups) > 1 or len(counts) > MOST_PANELS:
+        return numbers.seeds(everything)
     return "n = " + ", ".join(f"{min(n)} ({method})" for method, n in counts.items()) + " seeds"
 
 
