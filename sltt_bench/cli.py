@@ -617,7 +617,8 @@ def export(
         ),
     ] = "nir",
     out: Annotated[
-        Path | None, typer.Option(help="The file; by default named after the method.", dir_okay=False)
+        Path | None,
+        typer.Option(help="The file; by default a new one, named after the cell.", dir_okay=False),
     ] = None,
     dataset_id: Annotated[
         str | None, typer.Option(help="eval-results: the benchmark's data set on the Hub, OWNER/NAME.")

@@ -487,6 +487,19 @@ def test_slttks_backward_work_is_k_of_t_of_sltts(smoke_cell: MakeCell, family: s
     assert sltt.work("backward_temporal") == 0 < bptt.work("backward_temporal")
 
 
+def test_what_is_computed_again_is_backward_work(smoke_cell: MakeCell) -> None:
+    """As the tables' note says: with a checkpoint every step, all of the forward pass once more."""
+    bptt, again = (estimate_cell(smoke_cell(method=name)) for name in ("bptt", "bptt-ckpt1"))
+
+    def work(estimate: Estimate, phase: str) -> int:
+        return estimate.work(f"{phase}_spatial") + estimate.work(f"{phase}_temporal")
+
+    assert work(again, "forward") == work(bptt, "forward")
+    more = work(again, "backward") - work(bptt, "backward")
+    assert more == pytest.approx(work(bptt, "forward"), rel=0.01)
+    assert again.work("backward_spatial") - bptt.work("backward_spatial") > 0.9 * more
+
+
 def test_an_epoch_has_as_many_iterations_as_the_recipe_says(smoke_cell: MakeCell) -> None:
     cell = smoke_cell("sltt", data__limit=None, train__batch_size=64)
     assert iterations_per_epoch(cell) == 1437 / 64

@@ -395,37 +395,43 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     assert code == 2
     assert f"error: {run}: 2 cells have the method sltt; name one by --seed or --cell: " in output
     ids = {seed: cell_id for cell_id, seed in re.findall(r"(\w{12}) \(seed (\d), reference, ", output)}
-    assert call("export", str(run), "-m", "sltt", "--cell", ids["0"]) == (0, "wrote sltt.nir")
+    assert call("export", str(run), "-m", "sltt", "--cell", ids["0"]) == (0, "wrote sltt-seed0.nir")
     assert call("export", str(run), "-m", "sltt", "--seed", "1", "--cell", ids["0"])[0] == 2
     assert call("export", str(run), "--method", "slt") == (
         2,
         f"error: {run}: 0 cells have the method slt; `sltt-bench show RUN` names those that there are",
     )
-    assert call("export", str(run), "--method", "sltt", "--seed", "1") == (0, "wrote sltt.nir")
-    assert {type(node).__name__ for node in nir.read("sltt.nir").nodes.values()} >= {
+    first = Path("sltt-seed0.nir").read_bytes()
+    assert call("export", str(run), "--method", "sltt", "--seed", "1") == (0, "wrote sltt-seed1.nir")
+    assert Path("sltt-seed0.nir").read_bytes() == first
+    assert call("export", str(run), "--method", "sltt", "--seed", "1") == (
+        2,
+        "error: sltt-seed1.nir: exists; name another file with --out, or remove it first",
+    )
+    assert {type(node).__name__ for node in nir.read("sltt-seed1.nir").nodes.values()} >= {
         "LI",
         "Threshold",
         "Conv2d",
     }
     assert call("export", str(run), "-m", "sltt", "--seed", "1", "--format", "state-dict") == (
         0,
-        "wrote sltt.pt",
+        "wrote sltt-seed1.pt",
     )
-    assert "conv1.weight" in torch.load("sltt.pt", weights_only=True)
+    assert "conv1.weight" in torch.load("sltt-seed1.pt", weights_only=True)
     published = ("--format", "eval-results", "--dataset-id", "some/digits")
     code, output = call("export", str(run), "-m", "sltt", "--seed", "1", *published)
     assert (code, output) == (
         2,
         "error: a --smoke run says nothing of accuracy: there is no result to publish",
     )
-    for form, name in (("nir", "sltt.nir"), ("state-dict", "sltt.pt")):
+    for form, name in (("nir", "sltt-seed1.nir"), ("state-dict", "sltt-seed1.pt")):
         before, one = (
             Path(name).read_bytes(),
             ("export", str(run), "-m", "sltt", "--seed", "1", "--format", form),
         )
         with monkeypatch.context() as disk:
             disk.setattr(os, "fsync", full)
-            code, output = call(*one)
+            code, output = call(*one, "--out", name)
         assert code == 2
         assert "could not be written (No space left on device)" in output
         assert Path(name).read_bytes() == before, "what was there stays"
@@ -446,18 +452,18 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     assert not list(Path().glob(".*.tmp"))
     (checkpoint, *_) = run.glob("checkpoints/*.pt")
     checkpoint.write_bytes(b"torn")
-    codes = [call("export", str(run), "-m", "sltt", "--seed", seed)[0] for seed in "01"]
+    codes = [call("export", str(run), "-m", "sltt", "--seed", seed, "--out", "any.nir")[0] for seed in "01"]
     assert sorted(codes) == [0, 2], "the damaged one is named, not a fault of the tool"
     cells = run / "cells.csv"
     finished = cells.read_text()
     cells.write_text(finished.replace(",ok,", ",killed,"))
-    code, output = call("export", str(run), "-m", "sltt", "--cell", ids["1"], "--format", "state-dict")
+    code, output = call("export", str(run), "-m", "sltt", "--cell", ids["1"], "--format", "onnx")
     assert code == 2
     assert "the cell ended with killed" in output, "its weights are those of an epoch on the way"
     cells.write_text(finished)
     for checkpoint in run.glob("checkpoints/*.pt"):
         checkpoint.unlink()
-    code, output = call("export", str(run), "--method", "sltt", "--seed", "0")
+    code, output = call("export", str(run), "--method", "sltt", "--seed", "0", "--out", "any.nir")
     assert code == 2
     assert "train.keep_checkpoint=true" in output
 
@@ -528,6 +534,12 @@ def test_a_cell_of_a_sweep_is_named_by_its_id(tmp_path: Path) -> None:
         assert f'{number} (seed 3, reference, {{"timesteps": {timesteps}}})' in str(told.value)
     assert "name one by --seed or --cell: " in str(told.value)
     assert trained_cell(run.path, "sltt", 3, ids[1]).row["timesteps"] == 4
+    assert trained_cell(run.path, "sltt", 3, ids[1]).name == f"sltt-{ids[1]}"
+    run.cell("sltt", 4)
+    assert trained_cell(run.path, "sltt", 3, ids[1]).name == f"sltt-seed3-{ids[1]}"
+    assert trained_cell(run.path, "sltt", 4).name == "sltt-seed4"
+    run.cell("bptt", 3)
+    assert trained_cell(run.path, "bptt", 3).name == "bptt"
     result = CliRunner().invoke(app, ["export", str(run.path), "-m", "sltt", "--cell", ids[1]])
     assert (result.exit_code, f"{ids[1]}.pt: no such checkpoint" in "".join(result.output.split("\n"))) == (
         2,

@@ -79,6 +79,10 @@ def test_multiplications_are_the_sum_of_all_four_parts(tmp_path: Path) -> None:
     table = named["Multiplications of one training iteration, estimated"]
     assert shown(table)[1] == ["4", "64", "64.0", "52.0 0.81×", "28.0 0.44×"]  # 4 × 16, 13 and 7
     parts = named["Where the multiplications are made"]
+    assert (
+        "What is computed again in the backward pass (bptt-ckptN, native.recompute) counts as backward"
+        in parts.notes[0]
+    )
     assert shown(parts)[3] == ["4", "64", "bptt", "16.0", "4.00", "32.0", "12.0", "64.0", "640"]
 
 

@@ -34,6 +34,8 @@ class TrainedCell:
     """Its row of cells.csv."""
     epochs: "pd.DataFrame"
     """Its rows of epochs.csv, the last epoch last."""
+    name: str
+    """Its method, with seed and id as far as its run has others of that method."""
 
     @property
     def recipe(self) -> "Recipe":
@@ -100,11 +102,16 @@ def export(
     benchmark: Benchmark | None = None,
     cell_id: str | None = None,
 ) -> Path:
-    """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError."""
+    """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError.
+
+    `out` None: a file that is named after the cell; one that is there stays, since it may be of another run.
+    """
     default, content_of = FORMATS[format_name]
-    path = out or Path(default.format(method=method))
-    content = content_of(trained_cell(run, method, seed, cell_id), benchmark)
-    _write(path, content)
+    trained = trained_cell(run, method, seed, cell_id)
+    path = out or Path(default.format(name=trained.name))
+    if out is None and path.exists():
+        raise ExportError(f"{path}: exists; name another file with --out, or remove it first")
+    _write(path, content_of(trained, benchmark))
     return path
 
 
@@ -127,7 +134,7 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
     from sltt_bench.results.reader import read_results
 
     results = read_results([run])
-    cells = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
+    cells = of_method = results.cells[(results.cells["kind"] == "run") & (results.cells["method"] == method)]
     asked = f"the method {method}"
     for name, column, value in (("seed", "seed", seed), ("id", "cell_id", cell_id)):
         if value is not None:
@@ -138,7 +145,17 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
     folder = results.runs[row["run"]]
     epochs = results.epochs[(results.epochs["run"] == row["run"])]
     epochs = epochs[epochs["cell_id"] == row["cell_id"]].sort_values("epoch")
-    return TrainedCell(folder, row, epochs)
+    return TrainedCell(folder, row, epochs, _name(row, of_method[of_method["run"] == row["run"]]))
+
+
+def _name(row: Mapping[str, Any], siblings: "pd.DataFrame") -> str:
+    """`siblings`: the cells of its method in its run."""
+    seeds = siblings["seed"].astype(int)
+    of_seed = seeds == int(row["seed"])
+    words = [str(row["method"])]
+    words += [f"seed{int(row['seed'])}"] * (seeds.nunique() > 1)
+    words += [str(row["cell_id"])] * int(of_seed.sum() > 1)
+    return "-".join(words)
 
 
 def _one_of(cells: "pd.DataFrame") -> str:
@@ -186,9 +203,9 @@ def _eval_results(trained: TrainedCell, benchmark: Benchmark | None) -> bytes:
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[TrainedCell, Benchmark | None], bytes]]] = {
-    "nir": ("{method}.nir", _nir),
-    "onnx": ("{method}.onnx", _onnx),
-    "state-dict": ("{method}.pt", _state_dict),
-    "eval-results": (".eval_results/{method}.yaml", _eval_results),
+    "nir": ("{name}.nir", _nir),
+    "onnx": ("{name}.onnx", _onnx),
+    "state-dict": ("{name}.pt", _state_dict),
+    "eval-results": (".eval_results/{name}.yaml", _eval_results),
 }
 """Format → the file's name by default, and what makes its content (raises ExportError)."""

@@ -279,7 +279,7 @@ samples                   int!  samples of the batch
 forward_multiplications   int   multiplications of the forward pass
 spatial_multiplications   int   multiplications of the backward pass in space: all of SLTT's
 temporal_multiplications  int   what the backward pass multiplies beyond SLTT's: all of that is temporal in
-                                BPTT
+                                BPTT; of other rules also traces and what is computed again (bptt-ckptN)
 """)
 
 ESTIMATE_COLUMNS = CELL_KEY + _columns("""
@@ -297,8 +297,10 @@ activation_bytes                   int    of that peak: what forward passes keep
 temporary_bytes                    int    of that peak: everything else
 forward_spatial_multiplications    int    forward pass of one iteration, without the recurrence
 forward_temporal_multiplications   int    forward pass of one iteration: what the past costs
-backward_spatial_multiplications   int    backward pass of one iteration, through space
-backward_temporal_multiplications  int    backward pass of one iteration, through time
+backward_spatial_multiplications   int    backward pass of one iteration, through space, with what is computed
+                                          again there (bptt-ckptN, native.recompute)
+backward_temporal_multiplications  int    backward pass of one iteration, through time, with what layers that carry
+                                          state compute again
 forward_multiply_adds              int    of the forward multiplications: convolutions, linear layers and
                                           matrix products
 backward_multiply_adds             int    of the backward multiplications: the same

@@ -41,7 +41,10 @@ def further_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator
     yield _parts_table(family, f"{name}-composition", title, "bytes", causes, note)
     title, parts = "Where the multiplications are made", {label: [column] for column, label in WORK.items()}
     parts |= {"all": list(WORK), "an epoch": ["epoch_multiplications"]}
-    note = "In time: what the past costs, beyond as many first steps."
+    note = (
+        "In time: what the past costs, beyond as many first steps. What is computed again in the backward pass "
+        "(bptt-ckptN, native.recompute) counts as backward, most of it in space."
+    )
     yield _parts_table(family, f"{name}-parts", title, "count", parts, note)
 
 

@@ -135,7 +135,8 @@ def _operations(family: GradientFamily, name: str) -> Table:
     rows = family.operations.sort_values(fields, kind="stable").to_dict("records")
     note = (
         "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
-        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted."
+        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted. Through time: what the "
+        "backward pass multiplies beyond SLTT's, of rules other than BPTT also for traces and what is computed again."
     )
     title = "Multiplications, counted"
     return table_of(f"{name}-operations", title, columns, rows, [note], secondary=True)
