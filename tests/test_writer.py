@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, RANKS_FILE
 from sltt_bench.results.writer import ResultsError, RunFolder, set_torn_line_aside
 
@@ -143,6 +144,22 @@ def test_a_file_that_is_moved_away_in_mid_run_is_begun_anew_with_its_header(fold
     (folder.path / EPOCHS_FILE).rename(folder.path / "taken.csv")
     folder.append(EPOCHS_FILE, {"epoch": 2})
     assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["2"]
+
+
+def test_a_run_that_is_moved_away_is_not_begun_anew_by_who_still_writes(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    moved = folder.path.rename(folder.path.with_name("moved"))
+    for write in (
+        lambda: folder.append(EPOCHS_FILE, {"epoch": 2}),
+        lambda: folder.write_provenance({}),
+        lambda: folder.write_cell({"cell_id": "a"}),
+        lambda: folder.write_recipe({"name": "digits"}),
+        lambda: checkpoints.save(folder.checkpoint_path("a"), {"epoch": 2}),
+    ):
+        with pytest.raises(ResultsError, match=r"written \(No such file or directory\)"):
+            write()
+    assert not folder.path.exists()
+    assert [row["epoch"] for row in read_rows(moved / EPOCHS_FILE)] == ["1"]
 
 
 @pytest.mark.parametrize(

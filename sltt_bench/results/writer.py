@@ -67,7 +67,7 @@ class RunFolder:
         """Raises ResultsError if another process holds the folder or it cannot be written."""
         self.path = path
         try:
-            for folder in (CELLS_FOLDER, LOGS_FOLDER):
+            for folder in (CELLS_FOLDER, LOGS_FOLDER, CHECKPOINTS_FOLDER):
                 (path / folder).mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
