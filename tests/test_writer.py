@@ -11,7 +11,7 @@ import pytest
 
 from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, RANKS_FILE
-from sltt_bench.results.writer import ResultsError, RunFolder, set_torn_line_aside
+from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, set_torn_line_aside
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -88,6 +88,18 @@ def test_spaces_and_letters_of_overrides_stay_as_they_are(folder: RunFolder) -> 
     folder.append(CELLS_FILE, {"overrides": json.dumps(overrides)})
     (row,) = read_rows(folder.path / CELLS_FILE)
     assert json.loads(row["overrides"]) == overrides
+
+
+def test_a_name_that_is_no_utf_8_is_spelled_out_and_read_back(folder: RunFolder) -> None:
+    name = os.fsdecode(b"caf\xe9.npz")
+    folder.write_provenance({"command": [name]})
+    folder.write_cell({"cell_id": "a", "init": name})
+    folder.write_recipe({"name": "digits", "file": name})
+    folder.append(CELLS_FILE, {"cell_id": "a", "reason": f"{name} is not there"})
+    assert read_provenance(folder.path) == {"command": [name]}
+    assert json.loads((folder.path / "cells" / "a.json").read_text(encoding="utf-8"))["init"] == name
+    (row,) = read_rows(folder.path / CELLS_FILE)
+    assert row["reason"] == r"caf\udce9.npz is not there"
 
 
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
