@@ -12,13 +12,12 @@ from typing import BinaryIO
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """What is written within takes the place of `path` when it is whole and on the disk, not before.
 
-    Makes the folder. Raises OSError; an earlier file then stays as it was. Of several that write at once each writes
-    the whole file, and the last one stays.
+    Makes no folder: one that somebody moved away in the meantime would be there again. Raises OSError; an earlier file
+    then stays as it was. Of several that write at once each writes the whole file, and the last one stays.
     """
     # No process number: those of two machines, or containers, that share a folder are often the same.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             yield file
             file.flush()

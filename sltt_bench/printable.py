@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import Console
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""What moves a cursor, changes colours or reorders what is read; line ends and tabs are none of it."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What moves a cursor, changes colours or reorders what is read, and what stands for a byte of a name that is no UTF-8;
+line ends and tabs are none of it."""
 _ASCII = {
     "→": "->", "↔": "<->", "…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "×": "x", "÷": "/", "±": "+-",
     "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "✓": "ok", "✗": "FAULT", "‖": "||", "√": "sqrt", "∞": "inf", "∝": "~",

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from data_files import write_speech_commands, write_spiking_speech, write_wav
 
 from sltt_bench import data
-from sltt_bench.data import DataBundle, DataError, DataPlace
+from sltt_bench.data import DataBundle, DataError, DataPlace, spiking_speech
 from sltt_bench.data.loading import make_loader
 from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
@@ -138,6 +139,25 @@ def test_a_damaged_file_of_spikes_is_named(damage: str, tmp_path: Path) -> None:
                 file["labels"] = np.zeros(3, np.uint16)
     with pytest.raises(DataError, match=r"shd_train\.h5 cannot be read"):
         load("shd", tmp_path, **counts)
+
+
+def test_a_sample_at_which_hdf5_never_returns_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_spiking_speech(tmp_path)
+    path = tmp_path / "SHD" / "shd_test.h5"
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL")
+    first = int.from_bytes(content[heap + 24 : heap + 32], "little")
+    second = heap + 32 + -(-first // 8) * 8
+    content[second : second + 16] = bytes(16)  # its place in the heap and its size
+    path.write_bytes(content)
+    monkeypatch.setattr(spiking_speech, "CHECK_LIMIT_S", 6)
+    faults = [finding.text for finding in data.verify("shd", tmp_path) if not finding.ok]
+    assert re.search(
+        r"shd_test\.h5 cannot be read: sample 0: reading it was not done in 6 s; replace", faults[2]
+    )
+    assert faults[3] == "0 of 1 files could be read (of 20 in all)"
 
 
 # Words ------------------------------------------------------------------------------------------

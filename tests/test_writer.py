@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from sltt_bench.results import checkpoints
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, FILES, RANKS_FILE
-from sltt_bench.results.writer import ResultsError, RunFolder, set_torn_line_aside
+from sltt_bench.results.writer import ResultsError, RunFolder, read_provenance, set_torn_line_aside
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -89,6 +90,18 @@ def test_spaces_and_letters_of_overrides_stay_as_they_are(folder: RunFolder) -> 
     assert json.loads(row["overrides"]) == overrides
 
 
+def test_a_name_that_is_no_utf_8_is_spelled_out_and_read_back(folder: RunFolder) -> None:
+    name = os.fsdecode(b"caf\xe9.npz")
+    folder.write_provenance({"command": [name]})
+    folder.write_cell({"cell_id": "a", "init": name})
+    folder.write_recipe({"name": "digits", "file": name})
+    folder.append(CELLS_FILE, {"cell_id": "a", "reason": f"{name} is not there"})
+    assert read_provenance(folder.path) == {"command": [name]}
+    assert json.loads((folder.path / "cells" / "a.json").read_text(encoding="utf-8"))["init"] == name
+    (row,) = read_rows(folder.path / CELLS_FILE)
+    assert row["reason"] == r"caf\udce9.npz is not there"
+
+
 def test_two_runs_in_one_second_get_two_folders(tmp_path: Path) -> None:
     folders = {RunFolder.create(tmp_path, "digits").path for _ in range(20)}
     assert len(folders) == 20
@@ -143,6 +156,22 @@ def test_a_file_that_is_moved_away_in_mid_run_is_begun_anew_with_its_header(fold
     (folder.path / EPOCHS_FILE).rename(folder.path / "taken.csv")
     folder.append(EPOCHS_FILE, {"epoch": 2})
     assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["2"]
+
+
+def test_a_run_that_is_moved_away_is_not_begun_anew_by_who_still_writes(folder: RunFolder) -> None:
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    moved = folder.path.rename(folder.path.with_name("moved"))
+    for write in (
+        lambda: folder.append(EPOCHS_FILE, {"epoch": 2}),
+        lambda: folder.write_provenance({}),
+        lambda: folder.write_cell({"cell_id": "a"}),
+        lambda: folder.write_recipe({"name": "digits"}),
+        lambda: checkpoints.save(folder.checkpoint_path("a"), {"epoch": 2}),
+    ):
+        with pytest.raises(ResultsError, match=r"written \(No such file or directory\)"):
+            write()
+    assert not folder.path.exists()
+    assert [row["epoch"] for row in read_rows(moved / EPOCHS_FILE)] == ["1"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,10 @@ class DataError(UserError):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 
+class UnendingRead(DataError):
+    """Reading a file does not come to an end; who looks through many samples of it looks no further."""
+
+
 def absent(name: str, looked_for: Path, data_dir: Path, prepared_as: str | None = None) -> DataError:
     """The error for a data set of which `looked_for` is not there; `prepared_as`: DataSource.prepared_as."""
     return DataError(

@@ -250,6 +250,7 @@ class FrameCache:
         """Convert one recording and keep its frames. Raises DataError."""
         frames = _frames_of(self._source, recording, self._framing)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path(recording)) as file:
                 np.save(file, frames)
         except OSError as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sltt_bench.data.errors import DataError
+from sltt_bench.data.errors import DataError, UnendingRead
 from sltt_bench.strict import Strict
 
 if TYPE_CHECKING:
@@ -292,6 +292,9 @@ def _readings_findings(
         except DataError as error:
             faults += 1
             yield DataFinding(False, str(file), str(error))
+            if isinstance(error, UnendingRead):
+                chosen = place + 1
+                break
         progress(f"reading {split}", place + 1, chosen)
     text = f"{chosen - faults:,} of {chosen:,} files could be read (of {len(readings):,} in all)"
     yield DataFinding(faults == 0, split, text)

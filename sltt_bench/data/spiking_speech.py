@@ -5,19 +5,21 @@ They are binned to T slices of equal duration, and units next to each other to c
 """
 
 import shutil
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from sltt_bench.data.beside import Lost, ask, serve
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find
-from sltt_bench.data.errors import DataError, absent, damaged, reading
+from sltt_bench.data.errors import DataError, UnendingRead, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Count,
+    DataFinding,
     DataPlace,
     DataSource,
     Modality,
@@ -79,7 +81,19 @@ class SpikingSpeech(DataSource):
 
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
         samples = self.samples_of(split, DataPlace(data_dir, timesteps=1))
-        return [(samples.file, partial(samples.__getitem__, index)) for index in range(len(samples))]
+        return [
+            (samples.file, partial(check, self.name, samples.file, index)) for index in range(len(samples))
+        ]
+
+    def verify_split(self, data_dir: Path, split: str, progress: Progress) -> Iterable[DataFinding]:
+        """First whether the file can be opened at all."""
+        file = self._file(data_dir, split)
+        try:
+            if file.is_file():
+                check(self.name, file)
+        except DataError as error:
+            return [DataFinding(False, split, str(error))]
+        return super().verify_split(data_dir, split, progress)
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         published, done = tonic_dataset(self.tonic_name), []
@@ -192,7 +206,51 @@ class SpikeSamples:
     def __getitem__(self, index: int) -> "tuple[Tensor, int]":
         import torch
 
+        return torch.from_numpy(self.counts(index))[..., None, None], self.labels[index]
+
+    def counts(self, index: int) -> np.ndarray:
+        """Counts [T, channels] of one sample. Raises DataError."""
         with reading(self._name, self.file, OSError, ValueError, reason=f"sample {index}: {{}}"):
             spikes = self._opened()["spikes"]
-            counts = self._binned(spikes["times"][index], spikes["units"][index])
-        return torch.from_numpy(counts)[..., None, None], self.labels[index]
+            return self._binned(spikes["times"][index], spikes["units"][index])
+
+
+# Checking ---------------------------------------------------------------------------------------
+
+
+CHECK_LIMIT_S = 20
+"""A sample takes milliseconds, the list of all of them a second."""
+
+
+def check(name: str, file: Path, index: int | None = None) -> None:
+    """Read a sample, or open the file alone, in a process beside this one: where zeros stand in a damaged file, HDF5
+    looks for ever, and no signal ends that. Raises DataError.
+    """
+    try:
+        fault, _ = ask(__name__, [name, str(file), index], CHECK_LIMIT_S)
+    except Lost as lost:
+        which = "opening it" if index is None else f"sample {index}: reading it"
+        raise UnendingRead(str(damaged(name, file, f"{which} was {lost}"))) from None
+    if fault is not None:
+        raise DataError(fault)
+
+
+def _answer(question: tuple[str, str, int | None]) -> tuple[str | None, bytes]:
+    """What is wrong with a sample of a file, or with the file."""
+    name, file, index = question
+    try:
+        samples = _samples(name, Path(file))
+        if index is not None:
+            samples.counts(index)
+    except DataError as error:
+        return str(error), b""
+    return None, b""
+
+
+@cache
+def _samples(name: str, file: Path) -> SpikeSamples:
+    return SpikeSamples(name, file, partial(bin_spikes, timesteps=1, window=1.0, units_per_channel=1))
+
+
+if __name__ == "__main__":
+    serve(_answer)

@@ -119,12 +119,14 @@ def _write(path: Path, content: bytes) -> None:
     """Raises ExportError, ResultsError; what lies there then stays."""
     from sltt_bench.results.writer import atomic_result
 
-    if path.is_file() or not path.exists():
-        with atomic_result(path.resolve()) as file:  # a link stays one
-            file.write(content)
-        return
-    try:  # a pipe, a device: nothing to put a new file in the place of
-        path.write_bytes(content)
+    try:
+        if path.is_file() or not path.exists():
+            target = path.resolve()  # a link stays one
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_result(target) as file:
+                file.write(content)
+        else:  # a pipe, a device: nothing to put a new file in the place of
+            path.write_bytes(content)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
 

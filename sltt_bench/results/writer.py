@@ -67,7 +67,7 @@ class RunFolder:
         """Raises ResultsError if another process holds the folder or it cannot be written."""
         self.path = path
         try:
-            for folder in (CELLS_FOLDER, LOGS_FOLDER):
+            for folder in (CELLS_FOLDER, LOGS_FOLDER, CHECKPOINTS_FOLDER):
                 (path / folder).mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
@@ -99,13 +99,12 @@ class RunFolder:
     def write_cell(self, cell: Mapping[str, Any]) -> Path:
         """The resolved cell as JSON: what its process is given to do."""
         path = self.path / CELLS_FOLDER / f"{cell['cell_id']}.json"
-        write_atomically(path, json.dumps(cell, indent=1, ensure_ascii=False).encode())
+        write_atomically(path, _json(cell))
         return path
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
         """Replaces provenance.json as a whole: it grows as cells report what they ran on."""
-        text = json.dumps(provenance, indent=1, ensure_ascii=False) + "\n"
-        write_atomically(self.path / PROVENANCE_FILE, text.encode())
+        write_atomically(self.path / PROVENANCE_FILE, _json(provenance) + b"\n")
 
     def append(self, file: str, row: Mapping[str, Any]) -> None:
         """One row of cells.csv, epochs.csv, ... (a name in FILES), on disk when this returns.
@@ -248,6 +247,11 @@ def _add_columns(path: Path, columns: list[str]) -> None:
         values = dict(zip(rows[1], fields, strict=True))
         new.append(_line([values.get(column, "") for column in columns]))
     write_atomically(path, b"".join(new))
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    """As text that people read; a byte of a name that is no UTF-8 is spelled out, and is read back as it was."""
+    return json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
