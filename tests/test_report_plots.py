@@ -558,6 +558,20 @@ def test_a_wrapped_title_parts_no_value_from_its_equals_sign(columns: int) -> No
     assert any("test_timesteps = 2" in line for line in lines)
 
 
+def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    """Two seeds leave an interval of 0.02 to 9: on an axis from 0 both pairs of each method stood in one place."""
+    run = HandmadeRun(tmp_path)
+    for method, seconds in {"bptt": (1.0, 1.3), "sltt": (0.9, 1.6), "sltt-k2": (0.5, 0.4)}.items():
+        for seed, epoch_s in enumerate(seconds):
+            run.cell(method, seed, train_s=(9.0, epoch_s, epoch_s), top1=(0.1, 0.5, 0.8 + 0.01 * seed))
+    time, accuracy = drawn(figures(tmp_path)["pairs"]).axes
+    assert (time.get_xscale(), accuracy.get_xscale()) == ("log", "linear")
+    shares = time.transAxes.inverted().transform(time.transData.transform([(0.5, 0), (0.4 / 1.3, 0)]))[:, 0]
+    assert shares[0] - shares[1] > 0.05
+    assert [text.get_color() for text in time.texts] == [style.INK] * 2
+    assert_legible(drawn(figures(tmp_path)["pairs"], "column"))
+
+
 def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -> None:
     """Seed 0 was run four times at 90 %, seed 1 once at 50 %: the tables say 70 %, of two seeds, and so do the curves."""
     for number in range(4):

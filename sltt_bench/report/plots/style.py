@@ -20,7 +20,14 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.groups import rule_and_number
@@ -192,6 +199,18 @@ def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, mo
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):,.10g}"))
+
+
+def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Ticks of a logarithmic axis in plain numbers: powers of ten, and where these are few 2 and 5 times as much."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if high / low < _FEW_DECADES else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+_FEW_DECADES = 100
 
 
 def wrapped(text: str, columns: int, most: int | None = None) -> str:
