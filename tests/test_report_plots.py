@@ -359,7 +359,7 @@ def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(
     run.cell("sltt", top1=[0.2, 0.5, 0.9], peak_tensor_bytes=MIB)
     figure = figures(tmp_path)["accuracy"]
     assert "90.00 %, the highest accuracy" in figure.caption
-    assert "until then, mean over seeds: sltt 9.00 s." in figure.caption
+    assert "until then, geometric mean over seeds: sltt 9.00 s." in figure.caption
     assert "At chance: bptt." in figure.caption
     assert [line.get_label() for line in drawn(figure).axes[2].lines] == ["sltt"]
 
@@ -556,6 +556,44 @@ def test_a_wrapped_title_parts_no_value_from_its_equals_sign(columns: int) -> No
     assert not any(line.endswith("=") for line in lines)
     assert "\xa0" not in "".join(lines)
     assert any("test_timesteps = 2" in line for line in lines)
+
+
+FAMILIES = {
+    "bptt-l": ("1", "2", "3"), "bptt-d": ("0.25", "0.5", "0.75"), "tbptt-w": ("2", "3"), "sltt-k": ("5", "6", "7"),
+}  # fmt: skip
+
+
+def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path) -> None:
+    """Numbers of one rule had one marker and all but one colour, bptt-l2 and bptt-l3 (of no family) both the same."""
+    run = HandmadeRun(tmp_path)
+    names = ["bptt", *(rule + number for rule, numbers in FAMILIES.items() for number in numbers)]
+    for place, method in enumerate(names):
+        run.cell(
+            method,
+            train_s=(3.0, 1.0 + place),
+            top1=(0.4 + place / 30, 0.5 + place / 30),
+            peak_tensor_bytes=MIB,
+        )
+    for axes in drawn(figures(tmp_path)["accuracy"]).axes:
+        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        assert len(lines) == len(names)
+        strokes = [(line.get_color(), line._unscaled_dash_pattern) for line in lines]
+        assert len(set(map(str, strokes))) == len(lines), "told apart without marks"
+    looks = style.looks(names)
+    for rule, numbers in FAMILIES.items():
+        assert len({(looks[rule + number].marker, style.colour(rule + number)) for number in numbers}) == len(
+            numbers
+        )
+        assert rule == "bptt-l" or len({looks[rule + number].marker for number in numbers}) == len(numbers)
+
+
+def test_a_name_of_somebodys_has_not_the_look_of_a_rule_of_this_package(tmp_path: Path) -> None:
+    """Of a hundred names sixteen had both the colour and the marker of one."""
+    rules = ["bptt-ckpt4", "sltt-a", "tbptt-w4", "ottt"]
+    for number in range(100):
+        looks = style.looks([*rules, f"rule-{number}"])
+        own = (style.colour(f"rule-{number}"), looks[f"rule-{number}"])
+        assert own not in [(style._RULES[rule.rstrip("0123456789")][0], looks[rule]) for rule in rules]
 
 
 def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:

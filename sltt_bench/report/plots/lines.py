@@ -91,8 +91,9 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     )
     ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
     named = _named(panels)
+    own = style.looks(line.method for panel in panels for line in panel.lines if line.method)
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, named)
+        _panel(place, panel, ramp, own, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
     style.legend_below(figure, axes, width)
@@ -108,20 +109,27 @@ def _named(panels: Sequence[Panel]) -> style.Named:
 
 def _ramp_look(place: int, count: int) -> dict[str, Any]:
     colour = style.ramp(place / (count - 1) if count > 1 else 0.3)
-    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": "-"}
 
 
-def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]], named: style.Named) -> None:
+def _panel(
+    axes: Axes,
+    panel: Panel,
+    ramp: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, style.Look],
+    named: style.Named,
+) -> None:
     methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
             continue
         if line.soft:
-            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o"}
+            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}
             size = line.size or (0.8, 3.2)
         elif line.method:
-            look = {"color": style.colour(line.method), "marker": style.marker(line.method)}
+            look = {"color": style.colour(line.method), "marker": own[line.method].marker}
+            look |= {"linestyle": own[line.method].stroke}
             size = line.size or style.weight(methods.index(line.method))
         else:
             look, size = ramp[line.label], line.size or (1.4, 4.5)
@@ -140,7 +148,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
     colour, (width, mark) = look["color"], size
     xs, ys = np.asarray(line.xs, dtype=float), np.asarray(line.ys, dtype=float)
     how: dict[str, Any] = {"color": colour, "linewidth": width, "label": line.label or None}
-    how["linestyle"] = _STROKES.get(line.stroke, style.line(line.method))
+    how["linestyle"] = _STROKES.get(line.stroke, look["linestyle"])
     if line.stroke == "level":
         axes.axhline(float(ys[0]), **how)
         return

@@ -140,7 +140,8 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     lines = [line for panel in panels for line in panel.lines]
     labels = list(dict.fromkeys(line.label for line in lines))
     others = list(dict.fromkeys(line.label for line in lines if line.method is None))
-    looks = [[_look(line, labels, others) for line in panel.lines] for panel in panels]
+    own = style.looks(line.method for line in lines if line.method is not None)
+    looks = [[_look(line, labels, others, own) for line in panel.lines] for panel in panels]
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
     for place, panel, of_panel in zip(axes, panels, looks, strict=True):
         _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room)
@@ -148,7 +149,9 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     return figure
 
 
-def _look(line: StudyLine, labels: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+def _look(
+    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, style.Look]
+) -> dict[str, Any]:
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
         variant = others.index(line.label)
@@ -158,9 +161,8 @@ def _look(line: StudyLine, labels: Sequence[str], others: Sequence[str]) -> dict
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
         variant, colour = same.index(line.label), style.colour(line.method)
         if len(same) < 2:
-            return {
-                "color": colour, "marker": style.marker(line.method), "linestyle": style.line(line.method),
-            }  # fmt: skip
+            look = own[line.method]
+            return {"color": colour, "marker": look.marker, "linestyle": look.stroke}
     return {"color": colour, "marker": _MARKERS[variant % 6], "linestyle": _LINES[variant % 4]}
 
 

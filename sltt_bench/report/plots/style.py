@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +142,7 @@ def colour(method: str) -> str:
 
 
 def marker(method: str) -> str:
-    """The marker of a method, the same in every plot."""
+    """The marker of a method, the same in every plot where no other looks like it (`looks`)."""
     if k := _k_of(method):
         return _SLTT_K_MARKERS.get(k, "d")
     if look := _RULES.get(rule_and_number(method)[0]):
@@ -163,6 +163,48 @@ def ramp(share: float, name: str = RAMP) -> str:
 def line(method: str) -> Literal["-", "--"]:
     """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
     return "--" if method.endswith("-unbiased") else "-"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a method's line is told by."""
+
+    marker: str
+    stroke: Any
+    """Of matplotlib's line styles."""
+
+
+_SPARE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+_SPARE_STROKES = ((0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """How each of a figure's methods is drawn: its own marker and stroke; of methods that would look alike (numbers of one
+    rule, names that have one colour by chance) the later ones have others."""
+    own: dict[str, Look] = {}
+    taken: dict[str, list[Look]] = {}
+    for method in methods:
+        if method not in own:
+            alike = taken.setdefault(_hue(method), [])
+            own[method] = _untaken(Look(marker(method), line(method)), alike)
+            alike.append(own[method])
+    return own
+
+
+def _hue(method: str) -> str:
+    """Equal for methods whose colours are shades of one."""
+    if _k_of(method):
+        return "sltt-k"
+    rule, _ = rule_and_number(method)
+    return _RULES[rule][0] if rule in _RULES else colour(method)
+
+
+def _untaken(look: Look, taken: Sequence[Look]) -> Look:
+    if look not in taken:
+        return look
+    used = {other.marker for other in taken}
+    free = [mark for mark in _SPARE_MARKERS if mark not in used] or [look.marker]
+    return Look(free[0], _SPARE_STROKES[len(taken) % len(_SPARE_STROKES)])
 
 
 def _k_of(method: str) -> int | None:
