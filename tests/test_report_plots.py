@@ -330,7 +330,7 @@ def test_accuracy_is_drawn_by_epoch_and_by_training_time(all_figures: dict[str, 
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata() == pytest.approx([10, 84, 93])
     # 9 s cold, then 2 s, then 2, 2.2 and 2.4 s.
-    assert line_of(by_time, "sltt").get_xdata() == pytest.approx([9, 11, 13.2])
+    assert line_of(by_time, "sltt").get_xdata() == pytest.approx([9, 11, geometric_mean([13, 13.2, 13.4])])
     assert by_time.get_xlabel() == "training time [s]"
     # Every seed of every method reaches what the worst one reaches, 78 %: a dotted line; the other one is chance.
     assert [line.get_ydata()[0] for line in by_epoch.lines[-2:]] == pytest.approx([78, 15])
@@ -350,7 +350,22 @@ def test_time_to_an_accuracy_begins_above_chance_and_ends_where_some_seed_never_
     assert np.isnan(seconds[~reached]).all()
     # After the second epoch all have 70 %: 9 s and 1 s; beyond, after the third: 1, 1.2 and 1.4 s more.
     assert seconds[accuracies <= 70] == pytest.approx(10)
-    assert seconds[(accuracies > 70) & reached] == pytest.approx(11.2)
+    assert seconds[(accuracies > 70) & reached] == pytest.approx(geometric_mean([11, 11.2, 11.4]))
+
+
+def test_there_is_no_time_to_an_accuracy_without_a_range_of_accuracies(tmp_path: Path) -> None:
+    """Where all are at 100 % from the first epoch, and where the best that every seed reaches is below chance."""
+    whole = HandmadeRun(tmp_path / "whole")
+    split = HandmadeRun(tmp_path / "split")
+    for seed, last in enumerate((0.9, 0.12)):
+        whole.cell("sltt", seed, top1=(1.0, 1.0, 1.0), peak_tensor_bytes=MIB)
+        split.cell("sltt", seed, top1=(0.1, last, last), peak_tensor_bytes=MIB)
+    for folder in ("whole", "split"):
+        figure = figures(tmp_path / folder)["accuracy"]
+        assert [axes._left_title.get_text() for axes in drawn(figure).axes] == [
+            "Accuracy by epoch", "Accuracy by training time",
+        ]  # fmt: skip
+        assert "Time to an accuracy" not in figure.caption
 
 
 def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(tmp_path: Path) -> None:
