@@ -611,6 +611,43 @@ def test_a_name_of_somebodys_has_not_the_look_of_a_rule_of_this_package(tmp_path
         assert own not in [(style._RULES[rule.rstrip("0123456789")][0], looks[rule]) for rule in rules]
 
 
+def test_a_fitted_line_goes_through_its_points_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    """It was drawn from end to end: straight where memory, linear in T, is a curve."""
+    run = HandmadeRun(tmp_path)
+    for steps in (2, 4, 8, 16, 32, 64, 128):
+        run.cell(
+            "bptt",
+            recipe=varied(RECIPE, timesteps=steps),
+            overrides={"timesteps": steps},
+            peak_tensor_bytes=steps * MIB,
+        )
+    memory = drawn(figures(tmp_path)["digits-sweep-timesteps"]).axes[0]
+    assert memory.get_xscale() == "log"
+    fit = memory.lines[-1]
+    places = memory.transData.transform(np.column_stack([fit.get_xdata(), fit.get_ydata()]))
+    for steps in (2, 8, 32, 128):
+        x, y = memory.transData.transform((steps, steps))
+        assert np.interp(x, *places.T) == pytest.approx(y, abs=1)
+
+
+def test_no_axis_of_accuracies_has_a_number_beyond_100_percent(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path)
+    for seed in (0, 1):
+        run.cell("bptt", seed, top1=(0.9, 1.0, 1.0), peak_tensor_bytes=MIB)
+        run.cell("sltt", seed, top1=(1.0, 1.0, 1.0), peak_tensor_bytes=MIB)
+    accuracies = [
+        axes.yaxis
+        for name in ("accuracy", "tradeoff")
+        for axes in drawn(figures(tmp_path)[name]).axes
+        if axes.get_ylabel() == "test top-1 [%]"
+    ]
+    assert len(accuracies) == 4
+    for axis in accuracies:
+        numbers = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+        assert "100" in numbers
+        assert max(map(float, numbers)) == 100
+
+
 def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:
     """Two seeds leave an interval of 0.02 to 9: on an axis from 0 both pairs of each method stood in one place."""
     run = HandmadeRun(tmp_path)

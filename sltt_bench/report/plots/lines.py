@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.statistics import Floats
+from sltt_bench.report.statistics import Floats, Slope
 
 SURVIVORS = "†"
 """Beside a mean over fewer seeds than were started: the others did not finish."""
@@ -34,6 +34,12 @@ class Axis:
     whole: bool = False
     """Whether round ticks are whole numbers."""
     logarithmic: bool = False
+    within: tuple[float, float] = style.ANY
+    """What its figures can be at all: an accuracy from 0 to 100 %. Other ticks have no number."""
+
+
+PERCENT = (0.0, 100.0)
+ACCURACY = Axis("test top-1 [%]", within=PERCENT)
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,16 @@ class Line:
     """(x, y) of each single seed."""
     survivors: Sequence[bool] = ()
     """Where the mean leaves out seeds that did not finish."""
+
+
+_POINTS_OF_A_FIT = 33
+
+
+def fitted_line(method: str, slope: Slope, factor: float = 1.0) -> Line:
+    """A least-squares line over the values that it was fitted to: points enough that it is a curve on a logarithmic axis."""
+    xs = np.geomspace(slope.first, slope.last, _POINTS_OF_A_FIT)
+    ys = [slope.at(x) / factor for x in xs]
+    return Line("", xs, ys, method=method, stroke="dotted", marks="none", size=(0.9, 0))
 
 
 @dataclass(frozen=True)
@@ -164,7 +180,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         }
     if line.dots:
         x, y = zip(*line.dots, strict=True)
-        axes.plot(x, y, ".", color=colour, markersize=2.8, alpha=0.55, markeredgewidth=0, zorder=2.5)
+        axes.plot(x, y, color=colour, **style.SEED)
     bars = _bars(line)
     if line.band or not bars:
         axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)
@@ -234,7 +250,7 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
     elif axis.at:
         ticks_at(axes, axis.at)
     else:
-        style.plain_ticks(axes, which, whole=axis.whole)
+        style.plain_ticks(axes, which, whole=axis.whole, within=axis.within)
     if axis.from_zero:
         style.from_zero(axes, which)
 

@@ -236,11 +236,26 @@ def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]
     return figure, axes[:count]
 
 
-def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, most: int = 5) -> None:
-    """Few, round ticks in plain numbers."""
+ANY = (-math.inf, math.inf)
+
+
+def plain_ticks(
+    axes: Axes,
+    which: Literal["x", "y"],
+    *,
+    whole: bool = False,
+    most: int = 5,
+    within: tuple[float, float] = ANY,
+) -> None:
+    """Few, round ticks in plain numbers; none for what no figure of the axis can be."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):,.10g}"))
+    low, high = within
+    axis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: f"{number:,.10g}" if low <= (number := round(value, 9)) <= high else ""
+        )
+    )
 
 
 def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -294,6 +309,10 @@ class Named:
 _MORE = re.compile(r"\d+ more")
 
 
+SEED: dict[str, Any] = {
+    "linestyle": "none", "marker": ".", "markersize": 2.8, "alpha": 0.55, "markeredgewidth": 0, "zorder": 2.5,
+}  # fmt: skip
+"""How a single seed's dot looks beside its mean."""
 UNNAMED_POINT: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 3.0, "markeredgewidth": 0}
 """What of `unnamed` is otherwise where points have no line."""
 
@@ -335,7 +354,8 @@ def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
     """Start the axis at 0 and leave room beyond the largest value."""
     largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
-    (axes.set_xlim if which == "x" else axes.set_ylim)(0, (1 + room) * largest)
+    end = (1 + room) * largest if math.isfinite(largest) and largest > 0 else 1.0
+    (axes.set_xlim if which == "x" else axes.set_ylim)(0, end)
 
 
 # Files ------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.lines import ticks_at
+from sltt_bench.report.plots.lines import PERCENT, ticks_at
 from sltt_bench.report.targets import Profile
 from sltt_bench.report.tuning import TriedSetting, TuningStudy
 
@@ -51,7 +51,7 @@ def draw_search(study: TuningStudy, width: Width) -> Figure:
         panel.set_ylabel("validation top-1 [%]")
         panel.set_title(f"Accuracy against {FIELD_WORDS.get(name, name)}")
         panel.margins(x=0.08, y=0.1)
-        style.plain_ticks(panel, "y")
+        style.plain_ticks(panel, "y", within=PERCENT)
     style.legend_below(figure, axes, width)
     return figure
 
@@ -128,6 +128,6 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
     axes.set_ylabel("tasks [%]")
     axes.set_title("Share of tasks within a factor of the fastest")
     style.plain_ticks(axes, "x")
-    style.plain_ticks(axes, "y")
+    style.plain_ticks(axes, "y", within=PERCENT)
     style.legend_below(figure, [axes], width)
     return figure

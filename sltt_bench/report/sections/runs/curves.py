@@ -7,7 +7,7 @@ import numpy as np
 
 from sltt_bench.format import Scale
 from sltt_bench.report.groups import Group, MethodResult
-from sltt_bench.report.plots.lines import Axis, Line, Panel
+from sltt_bench.report.plots.lines import ACCURACY, PERCENT, Axis, Line, Panel
 from sltt_bench.report.statistics import Floats
 
 _LEVELS = 25
@@ -117,20 +117,22 @@ def curve_panels(
     by_time = tuple(_mean(curve, curve.mean_s(curve.trained_s) / scale.factor) for curve in shown)
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
-        Panel("Accuracy by training time", time, Axis("test top-1 [%]"), by_time, levels),
+        Panel("Accuracy by training time", time, ACCURACY, by_time, levels),
     ]
     if len(wanted := timed_accuracies(shown, floor)):
         above = [curve for curve in shown if not curve.at_chance]
         taken = {curve.method: [curve.time_to(level) / scale.factor for level in wanted] for curve in above}
         lines = tuple(Line(name, 100 * wanted, ys, method=name, marks="none") for name, ys in taken.items())
-        panels.append(Panel("Time to an accuracy", Axis("test top-1 reached [%]"), time, lines))
+        panels.append(
+            Panel("Time to an accuracy", Axis("test top-1 reached [%]", within=PERCENT), time, lines)
+        )
     return panels
 
 
 def epoch_panel(shown: Sequence[Curve], title: str, levels: tuple[tuple[float, str], ...] = ()) -> Panel:
     """Accuracy by epoch."""
     lines = tuple(_mean(curve, curve.epoch) for curve in shown)
-    return Panel(title, Axis("epoch", whole=True), Axis("test top-1 [%]"), lines, levels)
+    return Panel(title, Axis("epoch", whole=True), ACCURACY, lines, levels)
 
 
 def _mean(curve: Curve, xs: Floats) -> Line:
