@@ -24,7 +24,9 @@ from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Wi
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
+from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.render import html
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.results.reader import read_results
@@ -410,8 +412,8 @@ def test_a_mean_that_leaves_out_failed_seeds_is_marked_and_a_curve_has_a_gap_whe
     assert [(text.xy, text.get_text()) for text in memory.texts] == [((6, 6), "†")]
     assert "†: mean of the seeds that finished, others did not." in figure.caption
     assert "a step adds to live tensors: bptt 1.00 MiB, sltt flat." in figure.caption
-    fits = [line for line in memory.lines if line.get_label().startswith("_") and len(line.get_xdata()) == 2]
-    assert [line.get_ydata() for line in fits] == [pytest.approx([2, 8]), pytest.approx([1, 1])]
+    fits = [line for line in memory.lines if line.get_label().startswith("_") and len(line.get_xdata()) > 4]
+    assert [line.get_ydata()[[0, -1]] for line in fits] == [pytest.approx([2, 8]), pytest.approx([1, 1])]
 
 
 def test_the_tradeoff_fills_the_front_and_leaves_the_dominated_hollow(all_figures: dict[str, Figure]) -> None:
@@ -646,6 +648,58 @@ def test_no_axis_of_accuracies_has_a_number_beyond_100_percent(tmp_path: Path) -
         numbers = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
         assert "100" in numbers
         assert max(map(float, numbers)) == 100
+
+
+def dark_inks(css: str) -> dict[str, str]:
+    """Variable → colour on a dark page, of a page's style."""
+    dark = re.findall(r'\[data-theme="dark"\] \{(.*?)\}', css, re.DOTALL)
+    return dict(pair for block in dark for pair in re.findall(r"(--\w+): (#[0-9a-f]{6});", block))
+
+
+def test_every_line_is_seen_on_a_dark_page() -> None:
+    """The rules' own colours were none that a dark page lightens: ottt-o and s-tllr could hardly be seen, nor its T = 1 a ramp."""
+    rules = [
+        "bptt",
+        "sltt",
+        "sltt-k3",
+        "sltt-k12",
+        *map("{}2".format, style._RULES),
+        *style._RULES,
+        "my-own-rule",
+    ]
+    lines = [Line(name, (1.0, 2.0), (1.0, 2.0), method=name) for name in rules]
+    lines += [Line(f"T = {steps}", (1.0, 2.0), (2.0, 1.0)) for steps in (1, 2, 4)]
+    with style.applied():
+        for panel in (Panel("", Axis("x"), Axis("y [s]"), tuple(lines[n : n + 9])) for n in (0, 9, 18)):
+            svg = style.files(draw_lines([panel], "double"), ["svg"])["svg"].decode()
+            inks = dark_inks(html._template("report.css") + html._dark_inks([svg]))
+            shown = re.findall(
+                r"stroke: (?:var\((--\w+)(?:, (#\w+))?\)|(#\w+))", html.inline_svg(svg, "a", "b")
+            )
+            assert shown
+            for variable, own, bare in shown:
+                if variable not in ("--grid", "--surface"):
+                    ink = inks.get(variable, own) or bare
+                    assert style._contrast(ink, html.DARK_SURFACE) >= 3, (variable, ink)
+    assert f"--surface: {html.DARK_SURFACE}" in html._template("report.css")
+
+
+def test_numbers_on_colours_are_not_of_the_inks_that_a_dark_page_replaces() -> None:
+    """They became light on yellow and dark on violet."""
+    values = np.array([[1.0, 0.2]])
+    with style.applied():
+        drawing = draw_heat_maps([HeatMap("", ("fc",), ("1", "2"), values, "T", "cosine", 1.0)], "double")
+        svg = style.files(drawing, ["svg"])["svg"].decode()
+    page = html.inline_svg(svg, "a", "b")
+    inks = dark_inks(html._template("report.css") + html._dark_inks([svg]))
+    written = {
+        number: re.search(rf"fill: var\((--\w+), (#\w+)\)[^>]*>{number}<", page)
+        for number in ("1.000", "0.200")
+    }
+    assert all(written.values()), page
+    seen = {number: inks.get(found[1], found[2]) for number, found in written.items() if found}
+    assert style._contrast(seen["1.000"], style.ramp(1.0)) > 7
+    assert style._contrast(seen["0.200"], style.ramp(0.0)) > 7
 
 
 def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:

@@ -50,6 +50,8 @@ SOFT_INK = "#5b6470"
 GRID = "#e3e7eb"
 SURFACE = "#fefefe"
 FAILED = "#c0392b"
+ON_BRIGHT, ON_DIM = "#101214", "#ffffff"
+"""Of numbers that are written onto colours: a dark page leaves them, as it leaves what is below them."""
 
 # Okabe and Ito's colours, which the common kinds of colour blindness keep apart. The family of
 # SLTT-K is one hue, lighter for smaller K; markers and labels tell its members apart as well.
@@ -356,6 +358,29 @@ def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
     largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
     end = (1 + room) * largest if math.isfinite(largest) and largest > 0 else 1.0
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, end)
+
+
+def on_dark(ink: str, surface: str) -> str:
+    """The colour as it is, or with as much white in it as it takes to be seen on a dark surface (WCAG: 3 to 1)."""
+    for white in range(0, 100, 5):
+        mixed = to_hex(tuple(part + white / 100 * (1 - part) for part in to_rgb(ink)))  # type: ignore[arg-type]
+        if _contrast(mixed, surface) >= _SEEN:
+            return mixed
+    return "#ffffff"
+
+
+_SEEN = 3.5
+
+
+def _contrast(one: str, other: str) -> float:
+    """Of two colours by the Web Content Accessibility Guidelines 2.1, from 1 to 21."""
+    low, high = sorted(_luminance(each) for each in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(ink: str) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(ink)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 # Files ------------------------------------------------------------------------------------------
