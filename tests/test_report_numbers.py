@@ -278,6 +278,14 @@ def test_a_table_and_its_plots_show_one_mean_of_repeated_times(tmp_path: Path) -
     assert in_table == pytest.approx({"bptt": (2 * 4 * 4 * 8) ** 0.25, "sltt": (1 * 2 * 2 * 4) ** 0.25})
 
 
+@pytest.mark.filterwarnings("error")
+def test_groups_are_made_of_results_in_which_no_cell_finished(tmp_path: Path) -> None:
+    """Pandas warned that its next version would raise an error there."""
+    HandmadeRun(tmp_path).cell("bptt", status="oom", reason="no memory")
+    (group,) = read_groups(tmp_path)
+    assert (group.key.ranks, group.finished) == ("1", [])
+
+
 def test_times_of_cold_epochs_have_the_mean_of_warm_ones(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path)
     for seed, seconds in enumerate((1.0, 9.0)):

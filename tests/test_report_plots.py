@@ -25,7 +25,9 @@ from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Wi
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
+from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.render import html
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
 from sltt_bench.report.targets import to_target
@@ -368,7 +370,7 @@ def test_accuracy_is_drawn_by_epoch_and_by_training_time(all_figures: dict[str, 
     assert line.get_xdata().tolist() == [1, 2, 3]
     assert line.get_ydata() == pytest.approx([10, 84, 93])
     # 9 s cold, then 2 s, then 2, 2.2 and 2.4 s.
-    assert line_of(by_time, "sltt").get_xdata() == pytest.approx([9, 11, 13.2])
+    assert line_of(by_time, "sltt").get_xdata() == pytest.approx([9, 11, geometric_mean([13, 13.2, 13.4])])
     assert by_time.get_xlabel() == "training time [s]"
     # Every seed of every method reaches what the worst one reaches, 78 %: a dotted line; the other one is chance.
     assert [line.get_ydata()[0] for line in by_epoch.lines[-2:]] == pytest.approx([78, 15])
@@ -388,7 +390,22 @@ def test_time_to_an_accuracy_begins_above_chance_and_ends_where_some_seed_never_
     assert np.isnan(seconds[~reached]).all()
     # After the second epoch all have 70 %: 9 s and 1 s; beyond, after the third: 1, 1.2 and 1.4 s more.
     assert seconds[accuracies <= 70] == pytest.approx(10)
-    assert seconds[(accuracies > 70) & reached] == pytest.approx(11.2)
+    assert seconds[(accuracies > 70) & reached] == pytest.approx(geometric_mean([11, 11.2, 11.4]))
+
+
+def test_there_is_no_time_to_an_accuracy_without_a_range_of_accuracies(tmp_path: Path) -> None:
+    """Where all are at 100 % from the first epoch, and where the best that every seed reaches is below chance."""
+    whole = HandmadeRun(tmp_path / "whole")
+    split = HandmadeRun(tmp_path / "split")
+    for seed, last in enumerate((0.9, 0.12)):
+        whole.cell("sltt", seed, top1=(1.0, 1.0, 1.0), peak_tensor_bytes=MIB)
+        split.cell("sltt", seed, top1=(0.1, last, last), peak_tensor_bytes=MIB)
+    for folder in ("whole", "split"):
+        figure = figures(tmp_path / folder)["accuracy"]
+        assert [axes._left_title.get_text() for axes in drawn(figure).axes] == [
+            "Accuracy by epoch", "Accuracy by training time",
+        ]  # fmt: skip
+        assert "Time to an accuracy" not in figure.caption
 
 
 def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(tmp_path: Path) -> None:
@@ -397,7 +414,7 @@ def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(
     run.cell("sltt", top1=[0.2, 0.5, 0.9], peak_tensor_bytes=MIB)
     figure = figures(tmp_path)["accuracy"]
     assert "90.00 %, the highest accuracy" in figure.caption
-    assert "until then, mean over seeds: sltt 9.00 s." in figure.caption
+    assert "until then, geometric mean over seeds: sltt 9.00 s." in figure.caption
     assert "At chance: bptt." in figure.caption
     assert [line.get_label() for line in drawn(figure).axes[2].lines] == ["sltt"]
 
@@ -433,8 +450,8 @@ def test_a_mean_that_leaves_out_failed_seeds_is_marked_and_a_curve_has_a_gap_whe
     assert [(text.xy, text.get_text()) for text in memory.texts] == [((6, 6), "†")]
     assert "†: mean of the seeds that finished, others did not." in figure.caption
     assert "a step adds to live tensors: bptt 1.00 MiB, sltt flat." in figure.caption
-    fits = [line for line in memory.lines if line.get_label().startswith("_") and len(line.get_xdata()) == 2]
-    assert [line.get_ydata() for line in fits] == [pytest.approx([2, 8]), pytest.approx([1, 1])]
+    fits = [line for line in memory.lines if line.get_label().startswith("_") and len(line.get_xdata()) > 4]
+    assert [line.get_ydata()[[0, -1]] for line in fits] == [pytest.approx([2, 8]), pytest.approx([1, 1])]
 
 
 def test_the_tradeoff_fills_the_front_and_leaves_the_dominated_hollow(all_figures: dict[str, Figure]) -> None:
@@ -594,6 +611,147 @@ def test_a_wrapped_title_parts_no_value_from_its_equals_sign(columns: int) -> No
     assert not any(line.endswith("=") for line in lines)
     assert "\xa0" not in "".join(lines)
     assert any("test_timesteps = 2" in line for line in lines)
+
+
+FAMILIES = {
+    "bptt-l": ("1", "2", "3"), "bptt-d": ("0.25", "0.5", "0.75"), "tbptt-w": ("2", "3"), "sltt-k": ("5", "6", "7"),
+}  # fmt: skip
+
+
+def test_no_two_lines_of_a_figure_look_alike(tmp_path: Path) -> None:
+    """Numbers of one rule had one marker and all but one colour, bptt-l2 and bptt-l3 (of no family) both the same."""
+    run = HandmadeRun(tmp_path)
+    names = ["bptt", *(rule + number for rule, numbers in FAMILIES.items() for number in numbers)]
+    for place, method in enumerate(names):
+        run.cell(
+            method,
+            train_s=(3.0, 1.0 + place),
+            top1=(0.4 + place / 30, 0.5 + place / 30),
+            peak_tensor_bytes=MIB,
+        )
+    for axes in drawn(figures(tmp_path)["accuracy"]).axes:
+        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        assert len(lines) == len(names)
+        strokes = [(line.get_color(), line._unscaled_dash_pattern) for line in lines]
+        assert len(set(map(str, strokes))) == len(lines), "told apart without marks"
+    looks = style.looks(names)
+    for rule, numbers in FAMILIES.items():
+        assert len({(looks[rule + number].marker, style.colour(rule + number)) for number in numbers}) == len(
+            numbers
+        )
+        assert rule == "bptt-l" or len({looks[rule + number].marker for number in numbers}) == len(numbers)
+
+
+def test_a_name_of_somebodys_has_not_the_look_of_a_rule_of_this_package(tmp_path: Path) -> None:
+    """Of a hundred names sixteen had both the colour and the marker of one."""
+    rules = ["bptt-ckpt4", "sltt-a", "tbptt-w4", "ottt"]
+    for number in range(100):
+        looks = style.looks([*rules, f"rule-{number}"])
+        own = (style.colour(f"rule-{number}"), looks[f"rule-{number}"])
+        assert own not in [(style._RULES[rule.rstrip("0123456789")][0], looks[rule]) for rule in rules]
+
+
+def test_a_fitted_line_goes_through_its_points_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    """It was drawn from end to end: straight where memory, linear in T, is a curve."""
+    run = HandmadeRun(tmp_path)
+    for steps in (2, 4, 8, 16, 32, 64, 128):
+        run.cell(
+            "bptt",
+            recipe=varied(RECIPE, timesteps=steps),
+            overrides={"timesteps": steps},
+            peak_tensor_bytes=steps * MIB,
+        )
+    memory = drawn(figures(tmp_path)["digits-sweep-timesteps"]).axes[0]
+    assert memory.get_xscale() == "log"
+    fit = memory.lines[-1]
+    places = memory.transData.transform(np.column_stack([fit.get_xdata(), fit.get_ydata()]))
+    for steps in (2, 8, 32, 128):
+        x, y = memory.transData.transform((steps, steps))
+        assert np.interp(x, *places.T) == pytest.approx(y, abs=1)
+
+
+def test_no_axis_of_accuracies_has_a_number_beyond_100_percent(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path)
+    for seed in (0, 1):
+        run.cell("bptt", seed, top1=(0.9, 1.0, 1.0), peak_tensor_bytes=MIB)
+        run.cell("sltt", seed, top1=(1.0, 1.0, 1.0), peak_tensor_bytes=MIB)
+    accuracies = [
+        axes.yaxis
+        for name in ("accuracy", "tradeoff")
+        for axes in drawn(figures(tmp_path)[name]).axes
+        if axes.get_ylabel() == "test top-1 [%]"
+    ]
+    assert len(accuracies) == 4
+    for axis in accuracies:
+        numbers = [label.get_text() for label in axis.get_ticklabels() if label.get_text()]
+        assert "100" in numbers
+        assert max(map(float, numbers)) == 100
+
+
+def dark_inks(css: str) -> dict[str, str]:
+    """Variable → colour on a dark page, of a page's style."""
+    dark = re.findall(r'\[data-theme="dark"\] \{(.*?)\}', css, re.DOTALL)
+    return dict(pair for block in dark for pair in re.findall(r"(--\w+): (#[0-9a-f]{6});", block))
+
+
+def test_every_line_is_seen_on_a_dark_page() -> None:
+    """The rules' own colours were none that a dark page lightens: ottt-o and s-tllr could hardly be seen, nor its T = 1 a ramp."""
+    rules = [
+        "bptt",
+        "sltt",
+        "sltt-k3",
+        "sltt-k12",
+        *map("{}2".format, style._RULES),
+        *style._RULES,
+        "my-own-rule",
+    ]
+    lines = [Line(name, (1.0, 2.0), (1.0, 2.0), method=name) for name in rules]
+    lines += [Line(f"T = {steps}", (1.0, 2.0), (2.0, 1.0)) for steps in (1, 2, 4)]
+    with style.applied():
+        for panel in (Panel("", Axis("x"), Axis("y [s]"), tuple(lines[n : n + 9])) for n in (0, 9, 18)):
+            svg = style.files(draw_lines([panel], "double"), ["svg"])["svg"].decode()
+            inks = dark_inks(html._template("report.css") + html._dark_inks([svg]))
+            shown = re.findall(
+                r"stroke: (?:var\((--\w+)(?:, (#\w+))?\)|(#\w+))", html.inline_svg(svg, "a", "b")
+            )
+            assert shown
+            for variable, own, bare in shown:
+                if variable not in ("--grid", "--surface"):
+                    ink = inks.get(variable, own) or bare
+                    assert style._contrast(ink, html.DARK_SURFACE) >= 3, (variable, ink)
+    assert f"--surface: {html.DARK_SURFACE}" in html._template("report.css")
+
+
+def test_numbers_on_colours_are_not_of_the_inks_that_a_dark_page_replaces() -> None:
+    """They became light on yellow and dark on violet."""
+    values = np.array([[1.0, 0.2]])
+    with style.applied():
+        drawing = draw_heat_maps([HeatMap("", ("fc",), ("1", "2"), values, "T", "cosine", 1.0)], "double")
+        svg = style.files(drawing, ["svg"])["svg"].decode()
+    page = html.inline_svg(svg, "a", "b")
+    inks = dark_inks(html._template("report.css") + html._dark_inks([svg]))
+    written = {
+        number: re.search(rf"fill: var\((--\w+), (#\w+)\)[^>]*>{number}<", page)
+        for number in ("1.000", "0.200")
+    }
+    assert all(written.values()), page
+    seen = {number: inks.get(found[1], found[2]) for number, found in written.items() if found}
+    assert style._contrast(seen["1.000"], style.ramp(1.0)) > 7
+    assert style._contrast(seen["0.200"], style.ramp(0.0)) > 7
+
+
+def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    """Two seeds leave an interval of 0.02 to 9: on an axis from 0 both pairs of each method stood in one place."""
+    run = HandmadeRun(tmp_path)
+    for method, seconds in {"bptt": (1.0, 1.3), "sltt": (0.9, 1.6), "sltt-k2": (0.5, 0.4)}.items():
+        for seed, epoch_s in enumerate(seconds):
+            run.cell(method, seed, train_s=(9.0, epoch_s, epoch_s), top1=(0.1, 0.5, 0.8 + 0.01 * seed))
+    time, accuracy = drawn(figures(tmp_path)["pairs"]).axes
+    assert (time.get_xscale(), accuracy.get_xscale()) == ("log", "linear")
+    shares = time.transAxes.inverted().transform(time.transData.transform([(0.5, 0), (0.4 / 1.3, 0)]))[:, 0]
+    assert shares[0] - shares[1] > 0.05
+    assert [text.get_color() for text in time.texts] == [style.INK] * 2
+    assert_legible(drawn(figures(tmp_path)["pairs"], "column"))
 
 
 def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -> None:

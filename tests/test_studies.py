@@ -278,6 +278,27 @@ def test_times_of_a_study_have_the_mean_of_every_other_table(tmp_path: Path) -> 
     assert drawn.caption.startswith("Mean over seeds, of times the geometric one, ")
 
 
+def test_a_study_against_numbers_is_drawn_where_only_rules_without_one_were_run(tmp_path: Path) -> None:
+    """As by `run studies/k --method bptt,sltt`: the report ended in an error. Every seed is a dot where there is a place."""
+    from sltt_bench.report.document import Figure
+
+    figure = [
+        {"y": "test_top1", "x": x, "lines": ["method"], "where": {}, "title": x}
+        for x in ("number", "neuron.tau")
+    ]
+    recipe = {**RECIPE, "name": "studies/made", "claims": [], "study": {**STUDY, "figure": figure}}
+    run = HandmadeRun(tmp_path / "studies" / "made" / "20260101-000000-0000", recipe=recipe)
+    for method in ("bptt", "sltt"):
+        for seed, top1 in enumerate((0.5, 0.6, 0.8)):
+            run.cell(method, seed, recipe={**recipe, "study": None}, top1=(0.1, 0.2, top1))
+    (section,), _ = studied(tmp_path)
+    (shown,) = (block for block in section.blocks if isinstance(block, Figure))
+    levels, points = shown.draw("double").axes
+    assert [line.get_ydata()[0] for line in levels.get_lines()] == pytest.approx([190 / 3] * 2)
+    dots = [line for line in points.get_lines() if line.get_marker() == "."]
+    assert [list(line.get_ydata()) for line in dots] == [pytest.approx([50, 60, 80])] * 2
+
+
 def test_a_learning_curve_is_the_accuracy_after_each_epoch_of_the_method_that_is_asked_for(
     tmp_path: Path,
 ) -> None:

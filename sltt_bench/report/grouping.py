@@ -209,7 +209,8 @@ def _ranks(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[str]":
     planned = cells["ranks"].astype(float).fillna(1).astype(int).astype(str)
     counts = epochs["ranks"].astype(float).fillna(1).groupby([epochs["run"], epochs["cell_id"]])
     trained = counts.agg(lambda ranks: ", ".join(str(int(count)) for count in sorted(set(ranks))))
-    return cells.join(trained.rename("of_epochs"), on=["run", "cell_id"])["of_epochs"].fillna(planned)
+    known = cells.join(trained.rename("of_epochs").astype(object), on=["run", "cell_id"])["of_epochs"]
+    return known.where(known.notna(), planned)
 
 
 def _trained_in(cells: pd.DataFrame, epochs: pd.DataFrame) -> "pd.Series[Any]":

@@ -13,6 +13,8 @@ from sltt_bench.report.plots import style
 
 _LABEL_WIDTH = {"column": 22, "double": 44}
 """Characters of a label's line."""
+_LOG_ABOVE = 10
+"""From which span on an axis of ratios is logarithmic: the wide intervals of few pairs would leave all else in one place."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class DotPanel:
     no_change: float
     """Where nothing differs: marked."""
     from_zero: bool = True
+    """Whether it is an axis of ratios: from 0, or logarithmic."""
 
 
 def draw_dots(panels: Sequence[DotPanel], width: Width) -> Figure:
@@ -86,9 +89,7 @@ def draw_dots(panels: Sequence[DotPanel], width: Width) -> Figure:
 
 def _panel(axes: Axes, panel: DotPanel, labels: Sequence[str]) -> None:
     extent = [panel.no_change, *(number for dot in panel.dots for number in dot.extent)]
-    low, high = (0.0 if panel.from_zero else min(extent)), max(extent)
-    room = high - low or 1.0
-    axes.set_xlim(low if panel.from_zero else low - 0.1 * room, high + 0.25 * room)
+    _across(axes, min(extent), max(extent), ratios=panel.from_zero)
     axes.axvline(panel.no_change, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)), zorder=1)
     for row, dot in enumerate(panel.dots):
         _dot(axes, row, dot)
@@ -98,6 +99,18 @@ def _panel(axes: Axes, panel: DotPanel, labels: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     axes.set_title(panel.title)
     axes.set_xlabel(panel.label)
+
+
+def _across(axes: Axes, low: float, high: float, *, ratios: bool) -> None:
+    """The x axis from the smallest number to the largest, with room for words beyond it."""
+    if ratios and low > 0 and high / low > _LOG_ABOVE:
+        axes.set_xscale("log")
+        axes.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.25)
+        style.log_ticks(axes, "x")
+        return
+    low = 0.0 if ratios else low
+    room = high - low or 1.0
+    axes.set_xlim(low if ratios else low - 0.1 * room, high + 0.25 * room)
     style.plain_ticks(axes, "x", most=4)
 
 
@@ -122,7 +135,7 @@ def _dot(axes: Axes, row: int, dot: Dot) -> None:
     )
     axes.annotate(
         dot.text, (max(dot.extent), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=6.5,
-        color=colour,
+        color=style.FAILED if dot.missed else style.INK,
     )  # fmt: skip
 
 

@@ -59,5 +59,5 @@ def _write_values(axes: Axes, one: HeatMap, middle: float) -> None:
     for row, column in np.ndindex(one.values.shape):
         value = one.values[row, column]
         if np.isfinite(value):
-            ink = style.INK if value > middle else style.SURFACE
+            ink = style.ON_BRIGHT if value > middle else style.ON_DIM
             axes.text(column, row, f"{value:.3f}", ha="center", va="center", fontsize=5.5, color=ink)

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.statistics import Floats
+from sltt_bench.report.statistics import Floats, Slope
 
 SURVIVORS = "†"
 """Beside a mean over fewer seeds than were started: the others did not finish."""
@@ -34,6 +34,12 @@ class Axis:
     whole: bool = False
     """Whether round ticks are whole numbers."""
     logarithmic: bool = False
+    within: tuple[float, float] = style.ANY
+    """What its figures can be at all: an accuracy from 0 to 100 %. Other ticks have no number."""
+
+
+PERCENT = (0.0, 100.0)
+ACCURACY = Axis("test top-1 [%]", within=PERCENT)
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,16 @@ class Line:
     """Where the mean leaves out seeds that did not finish."""
 
 
+_POINTS_OF_A_FIT = 33
+
+
+def fitted_line(method: str, slope: Slope, factor: float = 1.0) -> Line:
+    """A least-squares line over the values that it was fitted to: points enough that it is a curve on a logarithmic axis."""
+    xs = np.geomspace(slope.first, slope.last, _POINTS_OF_A_FIT)
+    ys = [slope.at(x) / factor for x in xs]
+    return Line("", xs, ys, method=method, stroke="dotted", marks="none", size=(0.9, 0))
+
+
 @dataclass(frozen=True)
 class Panel:
     """Lines over one pair of axes."""
@@ -91,8 +107,9 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     )
     ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
     named = _named(panels)
+    own = style.looks(line.method for panel in panels for line in panel.lines if line.method)
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, named)
+        _panel(place, panel, ramp, own, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
     style.legend_below(figure, axes, width)
@@ -108,20 +125,27 @@ def _named(panels: Sequence[Panel]) -> style.Named:
 
 def _ramp_look(place: int, count: int) -> dict[str, Any]:
     colour = style.ramp(place / (count - 1) if count > 1 else 0.3)
-    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)]}
+    return {"color": colour, "marker": _MARKERS[place % len(_MARKERS)], "linestyle": "-"}
 
 
-def _panel(axes: Axes, panel: Panel, ramp: Mapping[str, Mapping[str, Any]], named: style.Named) -> None:
+def _panel(
+    axes: Axes,
+    panel: Panel,
+    ramp: Mapping[str, Mapping[str, Any]],
+    own: Mapping[str, style.Look],
+    named: style.Named,
+) -> None:
     methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
             continue
         if line.soft:
-            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o"}
+            look: Mapping[str, Any] = {"color": style.SOFT_INK, "marker": "o", "linestyle": "-"}
             size = line.size or (0.8, 3.2)
         elif line.method:
-            look = {"color": style.colour(line.method), "marker": style.marker(line.method)}
+            look = {"color": style.colour(line.method), "marker": own[line.method].marker}
+            look |= {"linestyle": own[line.method].stroke}
             size = line.size or style.weight(methods.index(line.method))
         else:
             look, size = ramp[line.label], line.size or (1.4, 4.5)
@@ -140,7 +164,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
     colour, (width, mark) = look["color"], size
     xs, ys = np.asarray(line.xs, dtype=float), np.asarray(line.ys, dtype=float)
     how: dict[str, Any] = {"color": colour, "linewidth": width, "label": line.label or None}
-    how["linestyle"] = _STROKES.get(line.stroke, style.line(line.method))
+    how["linestyle"] = _STROKES.get(line.stroke, look["linestyle"])
     if line.stroke == "level":
         axes.axhline(float(ys[0]), **how)
         return
@@ -156,7 +180,7 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         }
     if line.dots:
         x, y = zip(*line.dots, strict=True)
-        axes.plot(x, y, ".", color=colour, markersize=2.8, alpha=0.55, markeredgewidth=0, zorder=2.5)
+        axes.plot(x, y, color=colour, **style.SEED)
     bars = _bars(line)
     if line.band or not bars:
         axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)
@@ -226,7 +250,7 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
     elif axis.at:
         ticks_at(axes, axis.at)
     else:
-        style.plain_ticks(axes, which, whole=axis.whole)
+        style.plain_ticks(axes, which, whole=axis.whole, within=axis.within)
     if axis.from_zero:
         style.from_zero(axes, which)
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,7 +14,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
 from sltt_bench.report.groups import rule_and_number
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.lines import ticks_at
+from sltt_bench.report.plots.lines import PERCENT, ticks_at
 from sltt_bench.report.statistics import Stat
 
 _MEASURES: dict[str, tuple[str, Unit | None]] = {
@@ -64,6 +64,8 @@ class StudyLine:
     method: str | None
     """Whose colour it has; None: it is no method's."""
     points: Mapping[Any, Stat]
+    seeds: Mapping[Any, tuple[float, ...]] = field(default_factory=dict)
+    """x → what the means are of."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,8 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     lines = [line for panel in panels for line in panel.lines]
     labels = list(dict.fromkeys(line.label for line in lines))
     others = list(dict.fromkeys(line.label for line in lines if line.method is None))
-    looks = [[_look(line, labels, others) for line in panel.lines] for panel in panels]
+    own = style.looks(line.method for line in lines if line.method is not None)
+    looks = [[_look(line, labels, others, own) for line in panel.lines] for panel in panels]
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
     for place, panel, of_panel in zip(axes, panels, looks, strict=True):
         _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room)
@@ -148,7 +151,9 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     return figure
 
 
-def _look(line: StudyLine, labels: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
+def _look(
+    line: StudyLine, labels: Sequence[str], others: Sequence[str], own: Mapping[str, style.Look]
+) -> dict[str, Any]:
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
         variant = others.index(line.label)
@@ -158,9 +163,8 @@ def _look(line: StudyLine, labels: Sequence[str], others: Sequence[str]) -> dict
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
         variant, colour = same.index(line.label), style.colour(line.method)
         if len(same) < 2:
-            return {
-                "color": colour, "marker": style.marker(line.method), "linestyle": style.line(line.method),
-            }  # fmt: skip
+            look = own[line.method]
+            return {"color": colour, "marker": look.marker, "linestyle": look.stroke}
     return {"color": colour, "marker": _MARKERS[variant % 6], "linestyle": _LINES[variant % 4]}
 
 
@@ -180,19 +184,29 @@ def _draw(
         legend = f"_{line.label}" if on_axis else named.legend(line.label)
         if (level := line.points.get(None)) is not None:
             _level(axes, level, scale, look["color"], legend, told_apart=line.label in named)
+        points = {place: point for place, point in line.points.items() if place is not None}
+        if not points:
             continue
         if categories is None:
-            places = [place / x_scale.factor for place in line.points]
+            places = [place / x_scale.factor for place in points]
         else:
             shift = (number - (len(panel.lines) - 1) / 2) * step
-            places = [categories.index(place) + shift for place in line.points]
+            places = [categories.index(place) + shift for place in points]
             look = {**look, "linestyle": "none"}
-        ys = [point.mean / scale.factor for point in line.points.values()]
+        ys = [point.mean / scale.factor for point in points.values()]
         if line.label not in named and not on_axis:
             marks = style.UNNAMED_POINT if categories is not None else {}
             axes.plot(places, ys, **(style.unnamed(legend) | marks))
             continue
-        spreads = [(point.std or 0) / scale.factor for point in line.points.values()]
+        dots = [
+            (where, value / scale.factor)
+            for where, (place, point) in zip(places, points.items(), strict=True)
+            for value in line.seeds.get(place, ())
+            if point.std
+        ]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), color=look["color"], **style.SEED)
+        spreads = [(point.std or 0) / scale.factor for point in points.values()]
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
             places, ys, spreads if any(spreads) else None, label=legend, markeredgecolor=style.SURFACE,
@@ -209,7 +223,7 @@ def _draw(
     else:
         if from_zero:
             style.from_zero(axes, "y")
-        style.plain_ticks(axes, "y")
+        style.plain_ticks(axes, "y", within=PERCENT if unit in ("accuracy", "share") else style.ANY)
     if categories is not None:
         axes.set_xticks(range(len(categories)), [str(place) for place in categories])
         if len(categories) > 2 and sum(len(str(place)) + 2 for place in categories) > tick_room:
@@ -218,6 +232,8 @@ def _draw(
         axes.set_xlim(-0.6, len(categories) - 0.4)
     elif panel.x in _MEASURES:
         style.plain_ticks(axes, "x")
+    elif not xs:
+        axes.set_xticks([])  # levels alone
     else:
         linear = panel.x == "epoch" or from_zero
         ticks_at(axes, sorted(set(xs)), _LINEAR_TO if linear else _LOG_ABOVE)

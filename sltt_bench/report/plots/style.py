@@ -4,7 +4,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,14 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
-from matplotlib.ticker import FixedFormatter, Formatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import (
+    FixedFormatter,
+    Formatter,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.groups import rule_and_number
@@ -43,6 +50,8 @@ SOFT_INK = "#5b6470"
 GRID = "#e3e7eb"
 SURFACE = "#fefefe"
 FAILED = "#c0392b"
+ON_BRIGHT, ON_DIM = "#101214", "#ffffff"
+"""Of numbers that are written onto colours: a dark page leaves them, as it leaves what is below them."""
 
 # Okabe and Ito's colours, which the common kinds of colour blindness keep apart. The family of
 # SLTT-K is one hue, lighter for smaller K; markers and labels tell its members apart as well.
@@ -135,7 +144,7 @@ def colour(method: str) -> str:
 
 
 def marker(method: str) -> str:
-    """The marker of a method, the same in every plot."""
+    """The marker of a method, the same in every plot where no other looks like it (`looks`)."""
     if k := _k_of(method):
         return _SLTT_K_MARKERS.get(k, "d")
     if look := _RULES.get(rule_and_number(method)[0]):
@@ -156,6 +165,48 @@ def ramp(share: float, name: str = RAMP) -> str:
 def line(method: str) -> Literal["-", "--"]:
     """Dashed for the unbiased variants of SLTT-K, which share their sibling's colour."""
     return "--" if method.endswith("-unbiased") else "-"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a method's line is told by."""
+
+    marker: str
+    stroke: Any
+    """Of matplotlib's line styles."""
+
+
+_SPARE_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+_SPARE_STROKES = ((0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+
+
+def looks(methods: Iterable[str]) -> dict[str, Look]:
+    """How each of a figure's methods is drawn: its own marker and stroke; of methods that would look alike (numbers of one
+    rule, names that have one colour by chance) the later ones have others."""
+    own: dict[str, Look] = {}
+    taken: dict[str, list[Look]] = {}
+    for method in methods:
+        if method not in own:
+            alike = taken.setdefault(_hue(method), [])
+            own[method] = _untaken(Look(marker(method), line(method)), alike)
+            alike.append(own[method])
+    return own
+
+
+def _hue(method: str) -> str:
+    """Equal for methods whose colours are shades of one."""
+    if _k_of(method):
+        return "sltt-k"
+    rule, _ = rule_and_number(method)
+    return _RULES[rule][0] if rule in _RULES else colour(method)
+
+
+def _untaken(look: Look, taken: Sequence[Look]) -> Look:
+    if look not in taken:
+        return look
+    used = {other.marker for other in taken}
+    free = [mark for mark in _SPARE_MARKERS if mark not in used] or [look.marker]
+    return Look(free[0], _SPARE_STROKES[len(taken) % len(_SPARE_STROKES)])
 
 
 def _k_of(method: str) -> int | None:
@@ -187,11 +238,38 @@ def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]
     return figure, axes[:count]
 
 
-def plain_ticks(axes: Axes, which: Literal["x", "y"], *, whole: bool = False, most: int = 5) -> None:
-    """Few, round ticks in plain numbers."""
+ANY = (-math.inf, math.inf)
+
+
+def plain_ticks(
+    axes: Axes,
+    which: Literal["x", "y"],
+    *,
+    whole: bool = False,
+    most: int = 5,
+    within: tuple[float, float] = ANY,
+) -> None:
+    """Few, round ticks in plain numbers; none for what no figure of the axis can be."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{round(value, 9):,.10g}"))
+    low, high = within
+    axis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: f"{number:,.10g}" if low <= (number := round(value, 9)) <= high else ""
+        )
+    )
+
+
+def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
+    """Ticks of a logarithmic axis in plain numbers: powers of ten, and where these are few 2 and 5 times as much."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0) if high / low < _FEW_DECADES else (1.0,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+_FEW_DECADES = 100
 
 
 def wrapped(text: str, columns: int, most: int | None = None) -> str:
@@ -233,6 +311,10 @@ class Named:
 _MORE = re.compile(r"\d+ more")
 
 
+SEED: dict[str, Any] = {
+    "linestyle": "none", "marker": ".", "markersize": 2.8, "alpha": 0.55, "markeredgewidth": 0, "zorder": 2.5,
+}  # fmt: skip
+"""How a single seed's dot looks beside its mean."""
 UNNAMED_POINT: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 3.0, "markeredgewidth": 0}
 """What of `unnamed` is otherwise where points have no line."""
 
@@ -274,7 +356,31 @@ def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
     """Start the axis at 0 and leave room beyond the largest value."""
     largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
-    (axes.set_xlim if which == "x" else axes.set_ylim)(0, (1 + room) * largest)
+    end = (1 + room) * largest if math.isfinite(largest) and largest > 0 else 1.0
+    (axes.set_xlim if which == "x" else axes.set_ylim)(0, end)
+
+
+def on_dark(ink: str, surface: str) -> str:
+    """The colour as it is, or with as much white in it as it takes to be seen on a dark surface (WCAG: 3 to 1)."""
+    for white in range(0, 100, 5):
+        mixed = to_hex(tuple(part + white / 100 * (1 - part) for part in to_rgb(ink)))  # type: ignore[arg-type]
+        if _contrast(mixed, surface) >= _SEEN:
+            return mixed
+    return "#ffffff"
+
+
+_SEEN = 3.5
+
+
+def _contrast(one: str, other: str) -> float:
+    """Of two colours by the Web Content Accessibility Guidelines 2.1, from 1 to 21."""
+    low, high = sorted(_luminance(each) for each in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(ink: str) -> float:
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(ink)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 # Files ------------------------------------------------------------------------------------------

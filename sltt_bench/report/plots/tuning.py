@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
-from sltt_bench.report.plots.lines import ticks_at
+from sltt_bench.report.plots.lines import PERCENT, ticks_at
 from sltt_bench.report.targets import Profile
 from sltt_bench.report.tuning import TriedSetting, TuningStudy
 
@@ -34,20 +34,24 @@ def draw_search(study: TuningStudy, width: Width) -> Figure:
 
     Where several fields were searched, a point of a line is the best over the others.
     """
-    fields, named = numeric_fields(study), style.Named(tuple(study.methods))
+    fields, named, looks = (
+        numeric_fields(study),
+        style.Named(tuple(study.methods)),
+        style.looks(study.methods),
+    )
     figure, axes = style.panels(width, len(fields), 2.3)
     for panel, name in zip(axes, fields, strict=True):
         values = sorted({float(tried.setting[name]) for of in study.methods.values() for tried in of})
         if (own := study.as_recipe) is not None:
             panel.axvline(float(own[name]), color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
         for place, (method, settings) in enumerate(study.methods.items()):
-            _curve(panel, method, best_by_value(settings, name), place, named)
+            _curve(panel, method, best_by_value(settings, name), looks[method], style.weight(place), named)
         ticks_at(panel, values)
         panel.set_xlabel(FIELD_WORDS.get(name, name))
         panel.set_ylabel("validation top-1 [%]")
         panel.set_title(f"Accuracy against {FIELD_WORDS.get(name, name)}")
         panel.margins(x=0.08, y=0.1)
-        style.plain_ticks(panel, "y")
+        style.plain_ticks(panel, "y", within=PERCENT)
     style.legend_below(figure, axes, width)
     return figure
 
@@ -67,17 +71,22 @@ def _quality(tried: TriedSetting) -> tuple[bool, float]:
 
 
 def _curve(
-    axes: Axes, method: str, points: Mapping[Any, TriedSetting], place: int, named: style.Named
+    axes: Axes,
+    method: str,
+    points: Mapping[Any, TriedSetting],
+    look: style.Look,
+    size: tuple[float, float],
+    named: style.Named,
 ) -> None:
-    colour, (line_width, size) = style.colour(method), style.weight(place)
+    """`size`: of line and marks."""
+    colour = style.colour(method)
     xs, ys = list(points), [100 * (tried.mean or 0.0) for tried in points.values()]
     if method not in named:
         axes.plot(xs, ys, **style.unnamed(named.legend(method)))
         return
     axes.plot(
-        xs, ys, color=colour, linestyle=style.line(method),
-        marker=style.marker(method), markeredgecolor=style.SURFACE, markeredgewidth=0.6, linewidth=line_width,
-        markersize=size, label=method,
+        xs, ys, color=colour, linestyle=look.stroke, marker=look.marker, markeredgecolor=style.SURFACE, markeredgewidth=0.6,
+        linewidth=size[0], markersize=size[1], label=method,
     )  # fmt: skip
     for value, tried in points.items():
         if len(tried.top1) > 1:
@@ -101,7 +110,7 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
     figure, (axes,) = style.panels(width, 1, 2.3)
     finite = [factor for of in profile.factors.values() for factor in of if math.isfinite(factor)]
     last = max(2.0, 1.25 * max(finite, default=1.0))
-    named = style.Named(tuple(profile.factors))
+    named, looks = style.Named(tuple(profile.factors)), style.looks(profile.factors)
     for place, (method, factors) in enumerate(profile.factors.items()):
         steps = sorted({1.0, *(factor for factor in factors if math.isfinite(factor)), last})
         shares = [100 * profile.share(method, factor) for factor in steps]
@@ -110,8 +119,8 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
             continue
         axes.plot(
             steps, shares, drawstyle="steps-post",
-            color=style.colour(method), linestyle=style.line(method), linewidth=style.weight(place)[0],
-            marker=style.marker(method), markevery=[0], markersize=style.weight(place)[1], clip_on=False, label=method,
+            color=style.colour(method), linestyle=looks[method].stroke, linewidth=style.weight(place)[0],
+            marker=looks[method].marker, markevery=[0], markersize=style.weight(place)[1], clip_on=False, label=method,
         )  # fmt: skip
     axes.set_xlim(1, last)
     axes.set_ylim(-3, 103)
@@ -119,6 +128,6 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
     axes.set_ylabel("tasks [%]")
     axes.set_title("Share of tasks within a factor of the fastest")
     style.plain_ticks(axes, "x")
-    style.plain_ticks(axes, "y")
+    style.plain_ticks(axes, "y", within=PERCENT)
     style.legend_below(figure, [axes], width)
     return figure

@@ -1,7 +1,7 @@
 """The report as HTML pages that need no network: the answer, and one page a recipe."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -69,6 +69,8 @@ def render(
         return Markup(inline_svg(svg, f"{figure.name}-narrow", figure.title)) if svg else None
 
     template = _environment().get_template("report.html.j2")
+    swatches = (style.colour(row[0].text) for table in _tables_of_methods(report) for row in table.rows)
+    css = _template("report.css") + _dark_inks([*drawings.values(), *narrow.values(), *swatches])
     pages = pages_of(report)
     claims = [(heading, heading.split()[0].lower(), cards) for heading, cards in report.claims.items()]
     answer = [Entry(heading, f"#{anchor}") for heading, anchor, _ in claims]
@@ -94,18 +96,43 @@ def render(
             page_form=page_form,
             is_long=is_long,
             colour=lambda method: _in_theme(style.colour(method)),
-            style=Markup(_template("report.css")),
+            style=Markup(css),
             script=Markup(_template("report.js")),
         )
         for page in pages
     }
 
 
+def _tables_of_methods(report: Report) -> list[Table]:
+    """Those in which each row begins with a swatch."""
+    blocks = (*report.key_blocks, *(block for section in report.sections for block in section.blocks))
+    return [block for block in blocks if isinstance(block, Table) and block.headings[0].text == "method"]
+
+
 def _in_theme(text: str) -> str:
-    """Colours of methods as variables that a dark page makes lighter."""
+    """Colours as variables that a dark page makes lighter: those of methods, and others as they are on a light page."""
     for ink in style.METHOD_INKS:
         text = text.replace(ink, f"var(--c{ink[1:]})")
-    return text
+    return _OTHER_INK.sub(r"var(--c\1, #\1)", text)
+
+
+_OTHER_INK = re.compile(r"(?:^|(?<=[:(] ))#([0-9a-f]{6})\b")
+"""A colour as the drawings' styles have it, or alone."""
+DARK_SURFACE = "#171b20"
+"""--surface of report.css on a dark page."""
+
+
+def _dark_inks(texts: Iterable[str]) -> str:
+    """Style of a dark page: the colours of some drawings and methods that it has to lighten, beside those of report.css."""
+    used = {f"#{ink}" for text in texts for ink in _OTHER_INK.findall(text)}
+    left = {*style.METHOD_INKS, *_INKS, style.ON_BRIGHT, style.ON_DIM}
+    lighter = {ink: style.on_dark(ink, DARK_SURFACE) for ink in sorted(used - left)}
+    inks = " ".join(f"--c{ink[1:]}: {light};" for ink, light in lighter.items() if light != ink)
+    chosen, by_system = ':root[data-theme="dark"]', ':root:not([data-theme="light"])'
+    dark = "@media screen and (prefers-color-scheme: dark)"
+    return (
+        f"{dark} {{ {by_system} {{ {inks} }} }}\n@media screen {{ {chosen} {{ {inks} }} }}\n" if inks else ""
+    )
 
 
 def inline_svg(svg: str, prefix: str, title: str) -> str:

@@ -119,7 +119,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if panels:
         times = any("epoch_s" in (panel.measure, panel.x) for panel in panels)
         mean = "Mean over seeds" + ", of times the geometric one" * times
-        caption = f"{mean}, bars one standard deviation. {_basis(panels, groups, cells)}"
+        caption = f"{mean}, bars one standard deviation, each seed a dot. {_basis(panels, groups, cells)}"
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
@@ -260,6 +260,7 @@ def _panel(panel: Mapping[str, Any], observations: Sequence[Observation]) -> Dra
             points={
                 place: stat_of(_FIGURES[panel["y"]], values[line][place]) for place in in_order(values[line])
             },
+            seeds={place: tuple(own) for place, own in values[line].items()},
         )
         for line in order
     ]

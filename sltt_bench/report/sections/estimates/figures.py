@@ -10,7 +10,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.document import Figure, MissingFigure
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
-from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines, fitted_line
 from sltt_bench.report.sections.estimates.families import CAUSES, MEASURED, EstimateFamily
 from sltt_bench.report.statistics import slope_of
 
@@ -59,13 +59,10 @@ def _with_slopes(family: EstimateFamily, panel: Panel) -> Panel:
         lines.append(line)
         slope = slope_of(list(zip(line.xs, line.ys, strict=True))) if line.stroke == "dashed" else None
         if slope is not None:
-            per_step, ends = slope.per_step * factor, (slope.first, slope.last)
+            per_step = slope.per_step * factor
             words = "flat" if slope.flat else f"{scale_for('bytes', [per_step]).text(per_step)} a step"
             lines[-1] = replace(line, label=f"{line.label} {words}")
-            fit = [slope.at(end) for end in ends]
-            lines.append(
-                Line("", ends, fit, method=line.method, stroke="dotted", marks="none", size=(0.9, 0.0))
-            )
+            lines.append(fitted_line(line.method, slope))
     return replace(panel, lines=tuple(lines))
 
 

@@ -60,7 +60,7 @@ def _along(field: str, rows: pd.DataFrame) -> pd.DataFrame:
 
 _AGREEMENT = ((1.0, ""),)
 """Marked in plots of cosines: no temporal part."""
-_OF_COSINES = Axis(COSINE)
+_OF_COSINES = Axis(COSINE, within=(-1.0, 1.0))
 
 
 def _panel(
@@ -146,7 +146,9 @@ def _draws(family: GradientFamily, name: str) -> Iterator[Figure]:
     below = rows[rows["drawn"] < steps]
     panels = (
         _panel("Relative variance", below, "drawn", "relative_variance", squares, ()),
-        _panel("Agreement with SLTT", rows, "drawn", "cosine_to_sltt", Axis("cosine(G, g_s)")),
+        _panel(
+            "Agreement with SLTT", rows, "drawn", "cosine_to_sltt", Axis("cosine(G, g_s)", within=(-1.0, 1.0))
+        ),
     )
     if not all(panel.lines for panel in panels):
         return

@@ -7,7 +7,7 @@ import numpy as np
 
 from sltt_bench.format import Scale
 from sltt_bench.report.groups import Group, MethodResult
-from sltt_bench.report.plots.lines import Axis, Line, Panel
+from sltt_bench.report.plots.lines import ACCURACY, PERCENT, Axis, Line, Panel
 from sltt_bench.report.statistics import Floats
 
 _LEVELS = 25
@@ -97,6 +97,15 @@ def common_accuracy(shown: Sequence[Curve], floor: float | None) -> float | None
     return lowest if lowest > (floor or 0.0) else None
 
 
+def timed_accuracies(shown: Sequence[Curve], floor: float | None) -> Floats:
+    """Rising accuracies to which times are drawn: from the lowest above chance to the highest that all cells of a method
+    reach; none where that is no range."""
+    above = [curve for curve in shown if not curve.at_chance]
+    low = max(floor or 0.0, min((float(curve.accuracy.min()) for curve in above), default=1.0))
+    high = max((curve.peak for curve in above), default=0.0)
+    return np.linspace(low, high, _LEVELS if low < high else 0)
+
+
 def curve_panels(
     shown: Sequence[Curve], floor: float | None, target: float | None, scale: Scale
 ) -> list[Panel]:
@@ -108,21 +117,22 @@ def curve_panels(
     by_time = tuple(_mean(curve, curve.mean_s(curve.trained_s) / scale.factor) for curve in shown)
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
-        Panel("Accuracy by training time", time, Axis("test top-1 [%]"), by_time, levels),
+        Panel("Accuracy by training time", time, ACCURACY, by_time, levels),
     ]
-    if above := [curve for curve in shown if not curve.at_chance]:
-        low = max(floor or 0.0, min(float(curve.accuracy.min()) for curve in above))
-        wanted = np.linspace(low, max(curve.peak for curve in above), _LEVELS)
+    if len(wanted := timed_accuracies(shown, floor)):
+        above = [curve for curve in shown if not curve.at_chance]
         taken = {curve.method: [curve.time_to(level) / scale.factor for level in wanted] for curve in above}
         lines = tuple(Line(name, 100 * wanted, ys, method=name, marks="none") for name, ys in taken.items())
-        panels.append(Panel("Time to an accuracy", Axis("test top-1 reached [%]"), time, lines))
+        panels.append(
+            Panel("Time to an accuracy", Axis("test top-1 reached [%]", within=PERCENT), time, lines)
+        )
     return panels
 
 
 def epoch_panel(shown: Sequence[Curve], title: str, levels: tuple[tuple[float, str], ...] = ()) -> Panel:
     """Accuracy by epoch."""
     lines = tuple(_mean(curve, curve.epoch) for curve in shown)
-    return Panel(title, Axis("epoch", whole=True), Axis("test top-1 [%]"), lines, levels)
+    return Panel(title, Axis("epoch", whole=True), ACCURACY, lines, levels)
 
 
 def _mean(curve: Curve, xs: Floats) -> Line:

@@ -22,6 +22,7 @@ from sltt_bench.report.sections.runs.curves import (
     curve_panels,
     curves,
     epoch_panel,
+    timed_accuracies,
 )
 from sltt_bench.report.sections.runs.panels import (
     MOST_METHODS,
@@ -246,7 +247,8 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
             f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
             f"until then, geometric mean over seeds: {reached}."
         )
-    texts.append("Time to an accuracy ends where some seed never reaches it.")
+    timed = len(timed_accuracies(shown, floor)) > 0
+    texts += ["Time to an accuracy ends where some seed never reaches it."] * timed
     if floor is not None:
         texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
     texts += [f"At chance: {numbers.first_of(chance)}."] if chance else []

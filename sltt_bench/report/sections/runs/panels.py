@@ -12,7 +12,7 @@ from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.metrics import METRICS, Phase
 from sltt_bench.report.plots.bars import Bar, BarPanel
 from sltt_bench.report.plots.dots import Dot, DotPanel
-from sltt_bench.report.plots.lines import SURVIVORS, Axis, Line, Panel
+from sltt_bench.report.plots.lines import ACCURACY, SURVIVORS, Axis, Line, Panel
 from sltt_bench.report.sections.runs.tables import comparison, measured
 from sltt_bench.report.statistics import PairedEstimate, Stat, pareto_front
 from sltt_bench.results.reader import Run
@@ -36,9 +36,9 @@ def title_of(metric: str) -> str:
 
 def axis_of(metric: str, phase: Phase, scale: Scale) -> Axis:
     """The axis of a figure; accuracies need not begin at 0."""
-    words = {"epoch_s": f"{phase} epoch time", "last_test_top1": "test top-1"}
-    label = f"{words.get(metric, METRICS[metric].label)} [{scale.unit}]"
-    return Axis(label, from_zero=metric != "last_test_top1")
+    words = f"{phase} epoch time" if metric == "epoch_s" else METRICS[metric].label
+    label = f"{words} [{scale.unit}]"
+    return ACCURACY if metric == "last_test_top1" else Axis(label, from_zero=True)
 
 
 def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sltt_bench.report.groups import Group
 from sltt_bench.report.metrics import METRICS
-from sltt_bench.report.plots.lines import Axis, Line, Panel
+from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
 from sltt_bench.report.sections.runs.tables import measured
 from sltt_bench.report.statistics import Slope, Stat, slope_of
@@ -126,7 +126,7 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
         scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
         lines = [mean_line(name, metric, sweep.groups, scale.factor) for name in sweep.methods if stats[name]]
         if metric == sweep.memory:
-            lines += [_fit(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
+            lines += [fitted_line(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
         rings = [
             (max(good), stats[name][max(good)].mean / scale.factor)
             for name, value in sweep.lost.items()
@@ -142,11 +142,3 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
             if number
             else tuple(f"{n}: out of memory at {value:g}" for n, value in sweep.lost.items()),
         )
-
-
-def _fit(method: str, slope: Slope, factor: float) -> Line:
-    """The least-squares line, over the values that it was fitted to."""
-    ys = [slope.at(x) / factor for x in (slope.first, slope.last)]
-    return Line(
-        "", (slope.first, slope.last), ys, method=method, stroke="dotted", marks="none", size=(0.9, 0)
-    )
