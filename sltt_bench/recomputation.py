@@ -4,19 +4,16 @@ Layers with state say so (`Stateful`), batch norm is known, and dropout of seque
 its calls, learns statistics of its own or adds noise says nothing: it is tried.
 """
 
-import random
-from collections import deque
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import reset_state
+from sltt_bench.python_state import PythonState
 from sltt_bench.torch_internals import FakeTensor, TorchDispatchMode, times_changed
 
 
@@ -45,14 +42,19 @@ class Repetition:
 def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     """What differs when the first step in training runs twice on the first sample of x [batch, ...].
 
-    What is tried is a copy, with random numbers of its own. A shape alone (a fake tensor) tells nothing. The sample
+    What is tried is a copy, with random numbers of its own; what the copy shares with the network (attributes of classes,
+    globals) is put back. A shape alone (a fake tensor) tells nothing. The sample
     stands there twice: batch norm has no statistics of a single value, and processes whose shares of a batch differ in
     size must not come to different ends.
     """
     if isinstance(x, FakeTensor):
         return Repetition()
     x = torch.cat([x[:1], x[:1]])
-    python, numpy = random.getstate(), np.random.get_state()
+    shared = PythonState(network)
+    if shared.iterators:
+        return Repetition(
+            differs=f"what it does cannot be tried twice ({shared.iterators[0]} goes on with each use)"
+        )
     try:
         tried = deepcopy(network)
         for module in tried.modules():
@@ -63,12 +65,11 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     except Exception as error:  # whatever somebody's layers hold and do
         return Repetition(differs=f"what it does cannot be tried twice ({type(error).__name__}: {error})")
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        shared.put_back()
     return Repetition(
         differs=_difference(first.made, second.made)
         or next((f"{name} is another value after every call" for name in second.counted), "")
-        or ("it draws random numbers that are not torch's" if first.draws_elsewhere else ""),
+        or (f"it draws {first.draws_elsewhere}" if first.draws_elsewhere else ""),
         draws="it draws random numbers" if second.draws or second.draws_on_host else "",
         draws_on_host="it draws random numbers on the host" if second.draws_on_host else "",
         learns=next((f"{name} changes at every call" for name in second.changed), ""),
@@ -115,9 +116,8 @@ class _StepTried:
         network.train()
         torch.manual_seed(0)
         generators, buffers = _generators(x), _buffers(network)
-        elsewhere = _other_generators(network)
         values = {name: buffer.clone() for name, buffer in buffers.items()}
-        numbers = _numbers(network)
+        kept = PythonState(network)
         hooks = [module.register_forward_hook(self._note) for module in network.modules()]
         hooks += [module.register_forward_pre_hook(self._note_input) for module in network.modules()]
         with _Readings() as self._readings:  # type: ignore[no-untyped-call]
@@ -130,13 +130,16 @@ class _StepTried:
         self.draws_on_host, self.draws = (
             not torch.equal(before, now) for before, now in zip(generators, _generators(x), strict=True)
         )
-        self.draws_elsewhere = elsewhere != _other_generators(network)
+        self.draws_elsewhere = kept.drawn()
+        """Which random numbers beside those that torch's layers share, in words."""
         self.changed = [
             name for name, value in values.items() if name not in after or not torch.equal(value, after[name])
         ]
         reset_state(network)
-        numbers_after = _numbers(network)
-        self.counted = [name for name, number in numbers.items() if numbers_after.get(name, number) != number]
+        after_reset = PythonState(network).numbers
+        self.counted = [
+            where for where, number in kept.numbers.items() if after_reset.get(where, number) != number
+        ]
         """What is another number, though a new sequence begins."""
         self.replaced = [name for name, buffer in buffers.items() if after.get(name) is not buffer]
 
@@ -168,36 +171,7 @@ def _buffers(network: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _numbers(network: nn.Module) -> dict[str, str]:
-    """Attributes of layers that are numbers or words, or lists and mappings of such, as text."""
-    return {
-        f"{name} of {f'layer {path}' if path else 'the network'}": repr(value)
-        for path, module in network.named_modules()
-        for name, value in vars(module).items()
-        if _is_plain(value)
-    }
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(each) for each in value.values())
-    if isinstance(value, (list, tuple, set, deque)):
-        return all(_is_plain(each) for each in value)
-    return isinstance(value, (int, float, complex, str, np.generic))
-
-
 def _generators(x: Tensor) -> tuple[Tensor, Tensor]:
     """The states of torch's random numbers on the host, where x is on another device, and on the device of x."""
     on_host = torch.get_rng_state()
     return (on_host, torch.cuda.get_rng_state(x.device)) if x.is_cuda else (on_host[:0], on_host)
-
-
-def _other_generators(network: nn.Module) -> list[str]:
-    """The states of Python's and NumPy's random numbers, and of generators of theirs that layers hold."""
-    held = [value for module in network.modules() for value in vars(module).values()]
-    return [
-        repr(random.getstate()),
-        repr([np.asarray(part).tolist() for part in np.random.get_state()]),
-        *(repr(value.getstate()) for value in held if isinstance(value, random.Random)),
-        *(repr(value.bit_generator.state) for value in held if isinstance(value, np.random.Generator)),
-    ]

@@ -162,6 +162,12 @@ def hooks_of_every_layer() -> list[Any]:
     return [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
 
 
+def backward_hooks_of_every_layer() -> list[Any]:
+    """Such hooks as are there now, around the backward pass."""
+    hooks = module_hooks()
+    return [*hooks._global_backward_hooks.values(), *hooks._global_backward_pre_hooks.values()]
+
+
 # Fake tensors -----------------------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from sltt_bench.models.options import (
     SEWResNetOptions,
     VGGOptions,
 )
-from sltt_bench.neurons import LIFParameters, reset_state
+from sltt_bench.neurons import LIFParameters, reads_no_values, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 from sltt_bench.torch_internals import TorchDispatchMode, module_hooks
@@ -397,8 +397,10 @@ def test_whoever_reads_a_layers_values_gets_them() -> None:
         assert len(seen) == 2
 
 
-@pytest.mark.parametrize("place", ["0", "0.0", "1", "2", "3", "every layer"])
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("place", ["0", "0.0", "0.0.0", "0.1", "1", "1.0", "2", "3", "every layer"])
+@pytest.mark.parametrize(
+    "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
+)
 def test_whoever_reads_what_goes_into_or_out_of_a_part_gets_it(register: str, place: str) -> None:
     seen: dict[str, list[Tensor]] = {}
     for name in ("reference", "native"):
@@ -411,9 +413,11 @@ def test_whoever_reads_what_goes_into_or_out_of_a_part_gets_it(register: str, pl
             nn.Sequential(backend.neuron(LIFParameters())),
         )
         network, seen[name] = backend.prepare(network, "cpu"), []
-        hook = lambda _, args, output=None, seen=seen[name]: seen.extend(args if output is None else [output])  # noqa: E731
+        hook = lambda _, args, output=None, seen=seen[name]: seen.extend(  # noqa: E731
+            [output] if isinstance(output, Tensor) else [x for x in output or args if x is not None]
+        )
         if place == "every layer":
-            handle = getattr(module_hooks(), register.replace("forward", "module_forward"))(hook)
+            handle = getattr(module_hooks(), register.replace("register_", "register_module_"))(hook)
         else:
             handle = getattr(network.get_submodule(place), register)(hook)
         for _ in range(2):
@@ -515,7 +519,9 @@ def test_nothing_of_an_iteration_is_left(method: str) -> None:
     network, backend = network_of("cnn")
     x = torch.randn(6, 3, 16, 16)
     made: list[weakref.ref[Tensor]] = []
-    network.norm1.register_forward_pre_hook(lambda module, inputs: made.append(weakref.ref(inputs[0])))
+    network.norm1.register_forward_pre_hook(
+        reads_no_values(lambda module, inputs: made.append(weakref.ref(inputs[0])))
+    )
     held = []
     with no_collector(), TensorBytes([x], network=network) as counted:
         for _ in range(5):

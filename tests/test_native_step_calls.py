@@ -2,10 +2,13 @@
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import singledispatch
+from itertools import count
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from on_backends import train_own
@@ -14,7 +17,9 @@ from torch.nn import functional as F
 
 from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
 from sltt_bench.models.layers import SequenceDropout
-from sltt_bench.neurons import Stateful
+from sltt_bench.neurons import LIF, LIFParameters, Stateful
+from sltt_bench.python_state import PythonState
+from sltt_bench.torch_internals import FakeTensorMode
 
 NATIVE = {
     "as it is": {"fused_norm": "never"},
@@ -165,6 +170,288 @@ class MoreArguments(Plain):
         return output + currents.mean((2, 3))[:, :4] if features is None else output
 
 
+class AnyArguments(Plain):
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.rest(self.neurons(self.currents(inputs[0])))
+
+
+class AsksForTypes(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if type(spikes) is Tensor else spikes)
+
+
+class AsksByPattern(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        match self.neurons(self.currents(x)):
+            case Tensor() as spikes:
+                return self.rest(2 * spikes)
+            case other:
+                return self.rest(other)
+
+
+class WithMean(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gain * x, x.mean()
+
+
+class AsksLayerOfTuples(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.with_mean = WithMean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.with_mean(self.neurons(self.currents(x)))
+        return self.rest(made[0] if isinstance(made, tuple) else made)
+
+
+class AsksByKindOfItsOwn(Plain):
+    kinds = (Tensor, np.ndarray)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if isinstance(spikes, self.kinds) else spikes)
+
+
+class AsksForSpikes(Plain):
+    """As of a layer that hands on several things by name."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.shift = Shift()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.shift(self.neurons(self.currents(x)) * 1)
+        return self.rest(made.spikes if hasattr(made, "spikes") else made)
+
+
+class ComparesFormats(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if spikes.dtype is torch.float64 else spikes)
+
+
+class AsksForGraph(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if spikes.grad_fn is not None else spikes)
+
+
+class OtherWithoutGraph(Plain):
+    """Reads what batch norm puts out a second time where nobody learns."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.currents(x)
+        output = self.rest(self.neurons(currents))
+        return output if torch.is_grad_enabled() else output + currents.mean((2, 3))[:, :4]
+
+
+class Slow(Stateful):
+    carried = ("current",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.current = x if self.current is None else 0.5 * self.current + x
+        return self.current
+
+
+class TopDown(Plain):
+    """A feedback from a later layer, whose state it reads."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.slow, self.back = Slow(), nn.Conv2d(6, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = self.currents(x)
+        if self.slow.current is not None:
+            currents = currents + self.back(self.slow.current)
+        return self.rest(self.slow(self.neurons(currents)))
+
+
+class ReadsPotential(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.slow, self.neurons = Slow(), LIF(LIFParameters(tau=2.0)) if neuron is nn.Identity else neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        potential = self.neurons.potential
+        gain = 1.0 if potential is None else 0.5 + 0.1 * potential.detach()
+        return self.rest(gain * self.neurons(self.currents(x)))
+
+
+class LearnsByPotential(Plain):
+    """With a gradient through the potential after the step, and through that before it."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.neurons = LIF(LIFParameters(tau=2.0)) if neuron is nn.Identity else neuron()
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.neurons.potential
+        spikes = self.neurons(self.currents(x))
+        seen = self.neurons.potential
+        return self.rest(spikes + 0.3 * seen + (0 if before is None else 0.2 * before))
+
+
+class KeepsLastMap(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach().mean((1, 2, 3), keepdim=True)
+        return x
+
+
+class ReadsLastMap(Plain):
+    """What a layer keeps of its last call."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.map = KeepsLastMap()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.map(self.neurons(self.currents(x)))
+        return self.rest(spikes if self.map.last is None else spikes + self.map.last)
+
+
+def factor_of(calls: int) -> float:
+    return 1 + 0.1 * (calls % 3)
+
+
+class CountsInClass(Plain):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).calls += 1
+        return self.rest(factor_of(self.calls) * self.neurons(self.currents(x)))
+
+
+CALLS = 0
+DRAWS = np.random.default_rng(0)
+
+
+def begin_to_count() -> None:
+    """What networks count outside of themselves, and draw."""
+    global CALLS
+    CALLS = CountsInClass.calls = 0
+    vars(counted).clear()
+    DRAWS.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+class CountsInGlobal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        global CALLS
+        CALLS += 1
+        return self.rest(factor_of(CALLS) * self.neurons(self.currents(x)))
+
+
+class Statistics:
+    def __init__(self) -> None:
+        self.by_name = {"calls": [0]}
+
+
+class CountsDeep(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.stats = Statistics()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.stats.by_name["calls"][0] += 1
+        return self.rest(factor_of(self.stats.by_name["calls"][0]) * self.neurons(self.currents(x)))
+
+
+def counting() -> Callable[[], float]:
+    calls = 0
+
+    def factor() -> float:
+        nonlocal calls
+        calls += 1
+        return factor_of(calls)
+
+    return factor
+
+
+class CountsInClosure(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.factor = counting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.factor() * self.neurons(self.currents(x)))
+
+
+def counted() -> float:
+    counted.calls = getattr(counted, "calls", 0) + 1  # type: ignore[attr-defined]
+    return factor_of(counted.calls)  # type: ignore[attr-defined]
+
+
+class CountsInFunction(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(counted() * self.neurons(self.currents(x)))
+
+
+class CountsInArray(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.calls = np.zeros(1, int)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.rest(factor_of(int(self.calls[0])) * self.neurons(self.currents(x)))
+
+
+class CountsByIterator(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.calls = count()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(factor_of(next(self.calls)) * self.neurons(self.currents(x)))
+
+
+class DrawsOfItsOwn(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.draws = np.random.default_rng(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(float(self.draws.uniform(0.5, 2)) * self.neurons(self.currents(x)))
+
+
+class DrawsDeep(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.draws = {"path": [random.Random(0)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes if self.draws["path"][0].random() < 0.5 else 2 * spikes)
+
+
+class DrawsOfGlobal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(float(DRAWS.uniform(0.5, 2)) * self.neurons(self.currents(x)))
+
+
+class DrawsOfTorch(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.draws = torch.Generator().manual_seed(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes * torch.rand(spikes.shape, generator=self.draws, dtype=torch.float64))
+
+
 class AsksForTensors(Plain):
     """And reads what batch norm puts out a second time, if it is one."""
 
@@ -178,6 +465,44 @@ class AsksTorch(Plain):
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.neurons(self.currents(x))
         return self.rest(2 * spikes if torch.is_tensor(spikes) else spikes)
+
+
+@singledispatch
+def doubled(x: Any) -> Any:
+    return x
+
+
+@doubled.register
+def _(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+class AsksByDispatch(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(doubled(self.neurons(self.currents(x))))
+
+
+class AsksByName(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if spikes.__class__.__name__ == "Tensor" else spikes)
+
+
+class AsksByTuple(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        is_sequence = isinstance(spikes, Sequence)
+        return self.rest(2 * spikes if isinstance(spikes, TENSORS) and not is_sequence else spikes)
+
+
+TENSORS = (Tensor, np.ndarray)
+
+
+class AsksForAttribute(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        gain = getattr(spikes, "gain", 2.0)
+        return self.rest(spikes.spikes if hasattr(spikes, "spikes") else gain * spikes)
 
 
 class GoesOnWithout(Plain):
@@ -218,13 +543,35 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     ReadsItsParameter: "cannot be traced",
     Noisy: "outside of the step's graph .*rand",
     StochasticDepth: "draws random numbers that are not torch's",
-    WithFeedback: r"keeps something \(WithFeedback.spikes\)",
-    RemembersCurrents: r"keeps something \(RemembersCurrents.last\)",
-    Logs: r"keeps something \(in a Logs\)",
+    WithFeedback: "keeps something .spikes of the network",
+    RemembersCurrents: "keeps something .last of the network",
+    Logs: "keeps something .log of the network",
     OtherInEvaluation: "something else in evaluation",
     MoreArguments: "more than one argument",
-    AsksForTensors: "asks whether a value is a tensor",
-    AsksTorch: "asks whether a value is a tensor",
+    AnyArguments: "more than one argument",
+    AsksForTypes: "asks for the type of a value",
+    AsksByPattern: "asks what a value is",
+    AsksLayerOfTuples: "asks what a value is",
+    AsksByKindOfItsOwn: "asks what a value is",
+    AsksForSpikes: "asks whether a value has spikes",
+    ComparesFormats: "may compare the dtype of a value with `is`",
+    AsksForGraph: "may compare the grad_fn of a value with `is`",
+    OtherWithoutGraph: "something else where no gradients are wanted",
+    TopDown: r"reads what a layer keeps .current of a Slow",
+    ReadsPotential: r"reads what a layer keeps .potential of a",
+    LearnsByPotential: r"reads what a layer keeps .potential of a",
+    ReadsLastMap: r"reads what a layer keeps .last of a",
+    CountsInClass: "keeps something .calls of class CountsInClass",
+    CountsInGlobal: "keeps something .CALLS of module test_native_step_calls",
+    CountsDeep: r"keeps something .stats.by_name\['calls'\]\[0\] of the network|keeps something .stats.by_name\['calls'\] of the network",
+    CountsInClosure: "keeps something .calls of function factor",
+    CountsInFunction: "keeps something .calls of function counted",
+    CountsInArray: "keeps something .calls of the network",
+    CountsByIterator: "calls of the network goes on with each use",
+    DrawsOfItsOwn: r"draws from a random generator of its own \(draws of the network\)",
+    DrawsDeep: r"draws from a random generator of its own \(draws\['path'\]\[0\] of the network\)",
+    DrawsOfGlobal: "draws from a random generator of its own .DRAWS of module",
+    DrawsOfTorch: "draws from a random generator of its own",
     GoesOnWithout: "cannot be traced: symbolically traced",
     GoesOnWithoutNumber: "cannot be traced: it asks for the length of a value",
     GoesOnWithoutDraw: "outside of the step's graph .*rand",
@@ -446,6 +793,12 @@ SEPARABLE = [
     ShapesOfSpikes,
     Halves,
     TakesTuples,
+    AsksForTensors,
+    AsksTorch,
+    AsksByDispatch,
+    AsksByName,
+    AsksByTuple,
+    AsksForAttribute,
     MostActive,
     SumOfFreshValues,
     DropoutWithinState,
@@ -464,15 +817,25 @@ def test_a_trace_leaves_the_network_and_all_random_numbers_as_they_were(kind: ty
     network = kind(nn.Identity)
     network.conv.eval()
     before = [dict(vars(module)) for module in network.modules()]
-    draws = torch.get_rng_state(), random.getstate()
+    classes = [dict(vars(type(module))) for module in network.modules()]
+    draws, kept = torch.get_rng_state(), PythonState(network)
     with suppress(NotTraceable):
         trace_step(network)
-    for module, attributes in zip(network.modules(), before, strict=True):
+    for module, attributes, of_class in zip(network.modules(), before, classes, strict=True):
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
+        assert dict(vars(type(module))) == of_class
+    assert torch.equal(torch.get_rng_state(), draws)
+    assert (kept.changed(), kept.drawn()) == ("", "")
     assert getattr(network, "log", []) == []
-    assert torch.equal(torch.get_rng_state(), draws[0])
-    assert random.getstate() == draws[1]
+    assert CALLS == 0
+
+
+def test_a_generator_that_draws_nothing_is_as_it_was_where_tensors_are_fake() -> None:
+    network = DrawsOfTorch(nn.Identity)
+    with FakeTensorMode():  # type: ignore[no-untyped-call]
+        kept = PythonState(network)
+        assert (kept.changed(), kept.drawn()) == ("", "")
 
 
 def test_hooks_of_parts_see_no_values_of_a_trace() -> None:
@@ -490,7 +853,9 @@ def test_hooks_of_parts_see_no_values_of_a_trace() -> None:
 @pytest.mark.parametrize("kind", EVERY_KIND)
 @pytest.mark.parametrize("how", NATIVE)
 def test_such_networks_learn_as_they_do_with_the_reference(how: str, kind: type[Plain]) -> None:
+    begin_to_count()
     expected, _ = train_own(kind, "reference", "bptt")
+    begin_to_count()
     left, units = train_own(kind, "native", "bptt", **NATIVE[how])
     assert left.keys() == expected.keys()
     for name, value in expected.items():

@@ -21,6 +21,7 @@ from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.kinds.training import train_cell
 from sltt_bench.plan import Cell
+from sltt_bench.python_state import PythonState
 from sltt_bench.recipe import load_recipe
 from sltt_bench.recomputation import Repetition, tried_again
 from sltt_bench.worker import Reporter
@@ -106,6 +107,50 @@ class DrawsWithItsOwn(nn.Module):
         return x if self.training and self.numbers.random() < 0.01 else 0.9 * x
 
 
+class CountsInItsClass(nn.Module):
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        CountsInItsClass.calls += 1
+        return x if self.calls < 1000 else 0.5 * x
+
+
+CALLS = [0]
+
+
+class CountsInAGlobal(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        CALLS[0] += 1
+        return x if CALLS[0] < 1000 else 0.5 * x
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.by_name = {"calls": [0]}
+
+
+class CountsDeeply(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counter = Counter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.counter.by_name["calls"][0] += 1
+        return x if self.counter.by_name["calls"][0] < 1000 else 0.5 * x
+
+
+class DrawsDeeply(nn.Module):
+    """From a generator of torch's, which is not the one that all share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = {"draws": [torch.Generator().manual_seed(0)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = float(torch.rand((), generator=self.path["draws"][0]))
+        return x if self.training and drawn < 0.01 else 0.9 * x
+
+
 class KeepsAnAverage(nn.Module):
     """In a plain attribute, of which another tensor takes the place: a graph reads the one that it knows."""
 
@@ -161,10 +206,17 @@ LAYERS = (
     AnnealsLater,
     DrawsElsewhere,
     DrawsWithItsOwn,
+    CountsInItsClass,
+    CountsInAGlobal,
+    CountsDeeply,
+    DrawsDeeply,
     TracksStatistics,
     nn.Tanh,
 )
-COUNTING = (CountsItsCalls, CountsInABuffer, AnnealsLater, DrawsElsewhere, DrawsWithItsOwn)
+COUNTING = (
+    CountsItsCalls, CountsInABuffer, AnnealsLater, DrawsElsewhere, DrawsWithItsOwn, CountsInItsClass, CountsInAGlobal, CountsDeeply,
+    DrawsDeeply,
+)  # fmt: skip
 
 
 class Network(nn.Module):
@@ -241,7 +293,7 @@ def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_tim
     job = {"data_dir": "data", "resume": False, "initial_weights": None}
     reporter = Reporter(io.StringIO(), None)
     if layer in COUNTING:
-        fault = rf"computes steps again, but in this network {REPLAYED[layer]}"
+        fault = rf"computes steps again, but in this network {re.escape(REPLAYED[layer])}"
         with pytest.raises(ValueError, match=fault):
             train_cell(cell, job, reporter)
     else:
@@ -255,7 +307,11 @@ REPLAYED = {
     CountsInABuffer: "a CountsInABuffer puts out something else the second time",
     AnnealsLater: "schedule of layer layer1 is another value after every call",
     DrawsElsewhere: "it draws random numbers that are not torch's",
-    DrawsWithItsOwn: "it draws random numbers that are not torch's",
+    DrawsWithItsOwn: "it draws from a random generator of its own (numbers of layer layer1)",
+    CountsInItsClass: "calls of class CountsInItsClass is another value after every call",
+    CountsInAGlobal: "CALLS of module test_recomputation is another value after every call",
+    CountsDeeply: "counter.by_name['calls'] of layer layer1 is another value after every call",
+    DrawsDeeply: "it draws from a random generator of its own (path['draws'][0] of layer layer1)",
     OwnNormThatReplaces: "buffer layer1.mean is replaced at every call",
 }
 """What a graph, which knows what ran on the device alone, would not do."""
@@ -323,6 +379,14 @@ def test_to_try_a_network_leaves_it_and_random_numbers_as_they_were(layer: type[
     assert torch.equal(draws, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_to_try_a_network_leaves_what_it_counts_as_it_was(layer: type[nn.Module]) -> None:
+    network = Network(nn.ReLU, layer)
+    network(torch.rand(2, 1, 8, 8))
+    kept = PythonState(network)
+    tried_again(network, torch.rand(2, 1, 8, 8))
+    assert (kept.changed(), kept.drawn()) == ("", "")
 
 
 def test_a_network_that_cannot_be_copied_is_not_computed_again(layer: type[nn.Module]) -> None:

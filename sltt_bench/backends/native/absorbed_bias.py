@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.neurons import reads_values
-from sltt_bench.torch_internals import hooks_of_every_layer
+from sltt_bench.torch_internals import HOOKS_OF_A_LAYER, backward_hooks_of_every_layer, hooks_of_every_layer
 
 SUMS = (operator.add, operator.iadd, torch.add)
 
@@ -145,10 +145,11 @@ def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -
 
 
 def are_watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether a hook, of one of them or of every layer, looks at what enters or leaves."""
-    hooks = hooks_of_every_layer()
+    """Whether a hook, of one of them or of every layer, looks at what enters or leaves, or at its gradients, for which torch
+    hands on other tensors."""
+    hooks = [*hooks_of_every_layer(), *backward_hooks_of_every_layer()]
     for part in parts:
-        hooks += [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        hooks += [hook for kind in HOOKS_OF_A_LAYER for hook in getattr(part, kind).values()]
     return any(map(reads_values, hooks))
 
 

@@ -33,7 +33,7 @@ from sltt_bench.backends.native.kernels import Kernels, KernelsByDevice
 from sltt_bench.backends.native.lif_torch import BatchNormParameters, RunningStatistics, placeholder_like
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors
 from sltt_bench.backends.native.step_calls import changed_in_place, trace_step
-from sltt_bench.neurons import input_of_call, reads_values
+from sltt_bench.neurons import input_of_call
 from sltt_bench.torch_internals import has_hooks, times_changed
 
 
@@ -161,13 +161,7 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
     def is_unwatched(self) -> bool:
         """Whether nobody looks at what is not there."""
         (layer,) = self.readers
-        hooks = [
-            *self._forward_hooks.values(),
-            *layer._forward_pre_hooks.values(),
-            *layer._forward_hooks.values(),
-        ]
-        watched = any(map(reads_values, hooks)) or are_watched(self.witnesses)
-        return "forward" not in layer.__dict__ and not watched
+        return "forward" not in layer.__dict__ and not are_watched((self, layer, *self.witnesses))
 
     def _statistics(self, x: Tensor, biases: list[Tensor]) -> tuple[Tensor, Tensor]:
         """μ and σ², of the batch while training, which the running ones learn, with the biases that x lacks."""

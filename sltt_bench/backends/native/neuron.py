@@ -145,11 +145,23 @@ class NativeLIF(SpikingNeuron):
 
     @property
     def potential(self) -> Tensor | None:
-        """v[t], the potential after the reset, outside the graph; None before the first step."""
+        """v[t], the potential after the reset; None before the first step.
+
+        Raises NotImplementedError where a gradient would flow through it that the neurons cannot take: λ = 0.
+        """
         if self._carried is None:
             return None
-        membrane = self._carried.membrane
-        return reset(membrane, self._kernels.fire(membrane, self.parameters_), self.parameters_)
+        membrane, link, _ = self._carried
+        potential = reset(membrane, self._kernels.fire(membrane, self.parameters_), self.parameters_)
+        if link is None or not torch.is_grad_enabled():
+            return potential
+        if not self.parameters_.decay:
+            raise NotImplementedError(
+                "native passes no gradient on through the potential of neurons that forget (tau = 1); detach it, or choose "
+                "--backend reference"
+            )
+        result: Tensor = _Potential.apply(link, potential, self.parameters_.decay)
+        return result
 
     def reset_state(self) -> None:
         self._carried = self._past = None
@@ -214,6 +226,20 @@ class _Done(NamedTuple):
     scale: Scaling
     normalises: bool
     """Whether the currents are a placeholder, of which the step made the normalised currents itself."""
+
+
+class _Potential(torch.autograd.Function):
+    """v[t], whose gradient goes back by the link, as that of a step u[t+1] = λ v[t] + … does."""
+
+    @staticmethod
+    def forward(ctx: Any, link: Tensor, potential: Tensor, decay: float) -> Tensor:
+        ctx.decay = decay
+        return potential.view_as(potential)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return grad / ctx.decay, None, None
 
 
 class _Step(torch.autograd.Function):

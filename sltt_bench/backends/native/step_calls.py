@@ -1,27 +1,32 @@
 """The calls of one step of a network (torch.fx), and why they cannot be seen where that is so.
 
 Whoever reads the calls takes them for what every step does, in training and evaluation. A trace shows less than that where
-a forward method keeps something from call to call, computes outside of the graph of the step, without gradients, in
-another precision or by an autograd function of its own, draws random numbers, does something else in evaluation, asks whether a value is a tensor, or
-goes on another way where it cannot be traced. Such a network is not traceable, by name. What the trace did to the network
-is undone.
+a forward method keeps something from call to call, reads what its layers keep, computes outside of the graph of the step, without
+gradients, in another precision or by an autograd function of its own, draws random numbers, does something else in
+evaluation or where no gradients are wanted, asks what a value is, or goes on another way where it cannot be traced. Such a network
+is not traceable, by name. What the trace did to the network is undone.
 """
 
 import operator
-import random
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from copy import copy
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from sltt_bench.backends.native.asked_kinds import (
+    asks_for_types,
+    compares_identities,
+    is_asked_by,
+    is_asked_for_kind,
+)
+from sltt_bench.backends.native.kept_by_layers import unread_by_others
 from sltt_bench.neurons import Stateful
+from sltt_bench.python_state import PythonState, is_of_a_library
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER, TorchDispatchMode, autograd_functions_seen
 
 IN_PLACE: dict[Any, Callable[..., Any]] = {
@@ -39,6 +44,15 @@ IN_PLACE: dict[Any, Callable[..., Any]] = {
 }
 """Operator in place → the one that makes a new value."""
 
+OF_ONE_TENSOR = (
+    nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.Flatten, nn.ReLU,
+    nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.dropout._DropoutNd,
+)  # fmt: skip
+"""Layers of torch's that make one tensor."""
+TENSORS_OF_A_TENSOR = ("T", "mT", "data")
+ALWAYS_THE_SAME_OBJECT = ("dtype", "layout", "grad", "grad_fn", "requires_grad", "is_leaf", "_base", "names")
+"""Attributes of a tensor that somebody may compare with `is`, which a trace does not see."""
+
 
 class NotTraceable(Exception):
     """The calls of a step cannot be seen; the message says why."""
@@ -48,15 +62,20 @@ def trace_step(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotTraceable."""
     try:
         with _as_it_was(network):
-            graph, in_evaluation = (_traced(network, training=training) for training in (True, False))
+            graph = _traced(network)
+            without_graph = _traced(network, grad_enabled=False)
+            in_evaluation = _traced(network, training=False, grad_enabled=False)
     except NotTraceable:
         raise
     except Exception as error:  # whatever a forward method may do with a value that is none yet
         raise NotTraceable(
             f"the forward method cannot be traced: {' '.join(str(error).split())[:200]}"
         ) from error
-    if sum(node.op == "placeholder" for node in graph.nodes) != 1:
+    arguments = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    if len(arguments) != 1 or arguments[0].startswith("*"):
         raise NotTraceable("its forward method takes more than one argument")
+    if _as_words(graph) != _as_words(without_graph):
+        raise NotTraceable("its forward method does something else where no gradients are wanted")
     if _as_words(graph) != _as_words(in_evaluation):
         raise NotTraceable("its forward method does something else in evaluation")
     return graph
@@ -93,8 +112,29 @@ class StepTracer(fx.Tracer):
         has_children = next(m.children(), None) is not None
         return not has_children or isinstance(m, Stateful) or super().is_leaf_module(m, module_qualified_name)
 
+    def is_tensor(self, value: Any) -> bool:
+        """Whether it is known of a value that it is a tensor."""
+        if type(value) is _AttributeOfValue:
+            return value.attr in TENSORS_OF_A_TENSOR and self.is_tensor(value.root)
+        return self._makes_tensor(value.node)
+
+    def _makes_tensor(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            layer = self.root.get_submodule(str(node.target))
+            origin = type(layer).__module__.split(".")[0]
+            if not isinstance(layer, nn.Identity):
+                return origin == "sltt_bench" or (origin == "torch" and isinstance(layer, OF_ONE_TENSOR))
+        if node.op == "call_module" or node.target in (*IN_PLACE, *IN_PLACE.values()):
+            return any(map(self._makes_tensor, node.all_input_nodes))
+        return node.op == "placeholder"
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Generator):
+            self.refuse("its forward method draws from a random generator of its own")
+        return super().create_arg(a)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if kind.startswith("call") and _mode() != self._mode:
@@ -117,18 +157,30 @@ class StepTracer(fx.Tracer):
 
 
 class _Noticing:
-    """Notices operators in place, which torch.fx takes for those that make a new value, and who asks what a value is: it is
-    no tensor, and a forward method may do otherwise with it than with one."""
+    """Notices operators in place, which torch.fx takes for those that make a new value, and who asks what a value is. Who does is
+    told that it is a tensor, where that is known."""
 
     tracer: Any
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what `isinstance` asks of an instance that is none by its type
-        if _asks_for_tensors(sys._getframe(1)):
-            self.tracer.refuse("its forward method asks whether a value is a tensor")
-        return type(self)
+        is_asked = is_asked_for_kind(sys._getframe(1))
+        if is_asked is False:
+            return type(self)
+        if is_asked is None or not self.tracer.is_tensor(self):
+            self.tracer.refuse("its forward method asks what a value is")
+        return Tensor
 
     def __getattr__(self, name: str) -> "_AttributeOfValue":
+        asking = sys._getframe(1)
+        if is_asked_by(asking):
+            if not hasattr(Tensor, name):
+                if not self.tracer.is_tensor(self):
+                    self.tracer.refuse(f"its forward method asks whether a value has {name}")
+                raise AttributeError(f"'Tensor' object has no attribute '{name}'")
+            is_compared = name in ALWAYS_THE_SAME_OBJECT and compares_identities(asking.f_code)
+            if is_compared:
+                self.tracer.refuse(f"its forward method may compare the {name} of a value with `is`")
         return _AttributeOfValue(self, name)  # type: ignore[arg-type]
 
     def __int__(self) -> Any:
@@ -152,18 +204,6 @@ class _AttributeOfValue(_Noticing, fx.proxy.Attribute):
     """`value.name`, which may be memory of the value."""
 
 
-def _asks_for_tensors(caller: FrameType) -> bool:
-    """Whether a function that has asked for the kind of a value may want to know whether that is a tensor: one that names the
-    type, and is neither torch's nor this project's."""
-    asking: FrameType | None = caller
-    if caller.f_code.co_name == "is_tensor":
-        asking = caller.f_back
-    if asking is None or str(asking.f_globals.get("__name__")).split(".")[0] in ("torch", "sltt_bench"):
-        return False
-    names = asking.f_code.co_names
-    return asking is not caller or any(n == "Tensor" or asking.f_globals.get(n) is Tensor for n in names)
-
-
 def _operator_in_place(function: Any) -> Callable[[_Value, Any], fx.Proxy]:
     return lambda value, other: value.tracer.create_proxy("call_function", function, (value, other), {})
 
@@ -184,7 +224,7 @@ class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._refuse(f"its forward method computes outside of the step's graph ({func})")
 
 
-def _traced(network: nn.Module, *, training: bool) -> fx.Graph:
+def _traced(network: nn.Module, *, training: bool = True, grad_enabled: bool = True) -> fx.Graph:
     refused: list[str] = []
 
     def refuse(reason: str) -> None:
@@ -195,19 +235,44 @@ def _traced(network: nn.Module, *, training: bool) -> fx.Graph:
         if any(isinstance(arg, fx.Proxy) for arg in args):
             refuse(f"its forward method calls an autograd function of its own ({name})")
 
+    def look_at_call(frame: FrameType, event: str, _: Any) -> None:
+        of_a_library = is_of_a_library(frame.f_globals.get("__name__"))
+        if event == "call" and not of_a_library and asks_for_types(frame.f_code):
+            refuse(f"its forward method asks for the type of a value ({frame.f_code.co_name})")
+
     for module in network.modules():
         module.__dict__["training"] = training
     with ExitStack() as surroundings:
-        surroundings.enter_context(torch.enable_grad())
+        surroundings.enter_context(torch.set_grad_enabled(grad_enabled))
         for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
             # Whatever the steps are computed in, so that a part that leaves it is noticed.
             surroundings.enter_context(torch.autocast(device, dtype=torch.bfloat16))
         surroundings.enter_context(_NothingIsComputed(refuse))
         surroundings.enter_context(autograd_functions_seen(look))
+        surroundings.enter_context(unread_by_others(_parts_that_are_called(network), refuse))
+        surroundings.enter_context(_calls_seen(look_at_call))
         graph = StepTracer(refuse).trace(network)
     if refused:  # and the forward method went on without
         _not_traceable(refused[0])
     return graph
+
+
+def _parts_that_are_called(network: nn.Module) -> list[nn.Module]:
+    """Those of whose calls a trace sees no more than that they are made."""
+    return [part for part in network.modules() if part is not network and not is_seen_through(part)]
+
+
+@contextmanager
+def _calls_seen(look: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    """Within, `look` comes before each call of a Python function."""
+    usual: Any = sys.getprofile()
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(usual if callable(usual) else None)
+        if hasattr(usual, "enable"):  # a profiler in C, which sets itself
+            usual.enable()
 
 
 def _not_traceable(reason: str) -> None:
@@ -236,66 +301,26 @@ def _as_words(graph: fx.Graph) -> list[tuple[Any, ...]]:
 
 @contextmanager
 def _as_it_was(network: nn.Module) -> Iterator[None]:
-    """The network's attributes and what draws for it are afterwards as before. Raises NotTraceable if something was
-    changed within.
+    """What the network keeps, and what draws for it, are afterwards as before. Raises NotTraceable if something was changed
+    within.
 
     Hooks of parts whose calls are seen are kept from values that are none.
     """
     modules = list(network.modules())
-    before = [(module, dict(vars(module)), _contents(module)) for module in modules]
-    draws = random.getstate(), np.random.get_state()
+    own = [(module, "training", module.training) for module in modules]
     for module in filter(is_seen_through, modules):
+        own += [(module, hooks, vars(module)[hooks]) for hooks in HOOKS_OF_A_LAYER]
         vars(module).update({hooks: OrderedDict() for hooks in HOOKS_OF_A_LAYER})
-    expected = [dict(vars(module)) for module in modules]
+    kept = PythonState(network)
     try:
+        if kept.iterators:
+            raise NotTraceable(f"{kept.iterators[0]} goes on with each use, and cannot be put back")
         yield
-        for (module, _, contents), attributes in zip(before, expected, strict=True):
-            now = vars(module)
-            for name in now.keys() | attributes.keys():
-                if name != "training" and now.get(name, _ABSENT) is not attributes.get(name, _ABSENT):
-                    raise NotTraceable(f"its forward method keeps something ({type(module).__name__}.{name})")
-            for held, content in contents:
-                if not _are_the_same(list(_flat(held)), list(_flat(content))):
-                    raise NotTraceable(f"its forward method keeps something (in a {type(module).__name__})")
-        if _drawn(draws) != _drawn((random.getstate(), np.random.get_state())):
-            raise NotTraceable("its forward method draws random numbers that are not torch's")
+        if where := kept.changed():
+            raise NotTraceable(f"its forward method keeps something ({where})")
+        if drawn := kept.drawn():
+            raise NotTraceable(f"its forward method draws {drawn}")
     finally:
-        random.setstate(draws[0])
-        np.random.set_state(draws[1])
-        for module, attributes, contents in before:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for held, content in contents:
-                _put_back(held, content)
-
-
-_ABSENT = object()
-
-
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    """What a module's own lists and mappings hold, each with a copy."""
-    return [
-        (held, copy(held)) for held in vars(module).values() if isinstance(held, (list, dict, set, deque))
-    ]
-
-
-def _flat(held: Any) -> Iterator[Any]:
-    for each in held:
-        yield each
-        if isinstance(held, dict):
-            yield held[each]
-
-
-def _are_the_same(one: list[Any], other: list[Any]) -> bool:
-    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
-
-
-def _put_back(held: Any, content: Any) -> None:
-    if not _are_the_same(list(_flat(held)), list(_flat(content))):
-        held.clear()
-        (held.extend if isinstance(held, (list, deque)) else held.update)(content)
-
-
-def _drawn(states: tuple[Any, ...]) -> str:
-    """States of Python's and NumPy's random numbers, to be compared."""
-    return repr((states[0], [np.asarray(part).tolist() for part in states[1]]))
+        kept.put_back()
+        for module, name, value in own:
+            vars(module)[name] = value
