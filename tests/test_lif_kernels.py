@@ -429,6 +429,26 @@ def test_weights_are_standardised_as_the_equation_says(size: str, result: torch.
         torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-13)
 
 
+def test_filters_that_no_program_holds_are_standardised_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MLP's on large images: Triton has no row of more than 2²⁰ numbers, and registers have less room."""
+    pytest.importorskip("triton")
+    from sltt_bench.backends.native import standardising, standardising_triton
+
+    weight, gain = numbers(1, standardising.MOST_WEIGHTS + 1, dtype=torch.float32), torch.ones(1, 1)
+    expected = [
+        standardising.standardise(weight, gain, torch.float32),
+        *standardising.standardise_backward(weight, weight, gain),
+    ]
+    monkeypatch.setattr("sltt_bench.backends.native.kernels.by_triton", lambda tensor: True)
+    for name in ("standardise", "standardise_backward"):
+        monkeypatch.delattr(standardising_triton, name)
+    own = [
+        standardising.standardise(weight, gain, torch.float32),
+        *standardising.standardise_backward(weight, weight, gain),
+    ]
+    assert all(map(torch.equal, own, expected))
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="the interpreter stands in for a card")
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_what_is_asked_of_kernels_on_a_card_has_an_answer(
