@@ -268,7 +268,13 @@ def test_a_row_is_not_begun_without_the_time_that_it_took_and_what_comes_after_i
     assert start(gpu.START_S + 44 + gpu.GRACE_S - 1) == ["gpu-time-sltt-nf-resnet34"]
     assert start(gpu.START_S + 44 + gpu.GRACE_S + 1) == []
     assert ran == ["exact-imagenet", "gpu-time-sltt-nf-resnet34"]
-    assert {step.name for step in known.values() if step.module == "tests.benchmarks"} == set(gpu.ROW_S)
+    rows_of_steps = {step.name: step for step in known.values() if step.module == "tests.benchmarks"}
+    assert set(rows_of_steps) == set(gpu.ROW_S)
+    measured = csv.DictReader(
+        (gpu.ROOT / "results/bench/20261127-084453-2979/bench.csv").open(encoding="utf-8")
+    )
+    assert {int(row["rounds"]) for row in measured} == {gpu.ROUNDS}, "it took that for so many rounds"
+    assert all(f"--rounds {gpu.ROUNDS}" in str(step) for step in rows_of_steps.values())
 
 
 @pytest.mark.parametrize(

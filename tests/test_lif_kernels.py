@@ -449,6 +449,44 @@ def test_weights_are_standardised_as_the_equation_says(size: str, result: torch.
         torch.testing.assert_close(own, theirs, rtol=1e-12, atol=1e-13)
 
 
+def test_filters_that_no_program_holds_are_standardised_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An MLP's on large images: Triton has no row of more than 2²⁰ numbers, and registers have less room."""
+    pytest.importorskip("triton")
+    from sltt_bench.backends.native import standardising, standardising_triton
+
+    weight, gain = numbers(1, standardising.MOST_WEIGHTS + 1, dtype=torch.float32), torch.ones(1, 1)
+    expected = [
+        standardising.standardise(weight, gain, torch.float32),
+        *standardising.standardise_backward(weight, weight, gain),
+    ]
+    monkeypatch.setattr("sltt_bench.backends.native.kernels.by_triton", lambda tensor: True)
+    for name in ("standardise", "standardise_backward"):
+        monkeypatch.delattr(standardising_triton, name)
+    own = [
+        standardising.standardise(weight, gain, torch.float32),
+        *standardising.standardise_backward(weight, weight, gain),
+    ]
+    assert all(map(torch.equal, own, expected))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the interpreter stands in for a card")
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_what_is_asked_of_kernels_on_a_card_has_an_answer(
+    channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other machine runs those tests, which may be wrong themselves."""
+    import test_on_a_gpu as on_a_gpu
+
+    monkeypatch.setattr(on_a_gpu, "DEVICE", "cpu")
+    by_triton = "sltt_bench.backends.native.kernels.by_triton"
+    monkeypatch.setattr(by_triton, lambda tensor: tensor.dtype == torch.float32)
+    on_a_gpu.test_kernels_that_normalise_add_biases_and_join_are_those_of_torch(
+        (3, 5, 4, 4), channels_last, of_batch=True
+    )
+    on_a_gpu.test_weights_are_standardised_as_on_the_cpu((5, 3, 3, 3))
+    on_a_gpu.test_spikes_are_packed_to_the_bits_that_the_cpu_packs(torch.float32, channels_last)
+
+
 @pytest.mark.parametrize("elements", some([0, 1, 1023, 1024, 1025, 4099], keep=2))
 def test_any_number_of_elements(elements: int) -> None:
     lif = neuron()

@@ -30,7 +30,7 @@ import typer
 ROOT = Path(__file__).parent.parent.parent
 STEPS_FILE, RESULTS, PACKAGES, LOGS = "steps.csv", "results", "packages", "logs"
 LEAST_S = 20.0
-"""A step that may run less long is not begun."""
+"""With less time left for it no step is begun."""
 START_S = 8.0
 """Of a step's process, and of each cell's, on the machine of an H200."""
 PR_SET_PDEATHSIG = 1
@@ -57,7 +57,7 @@ class Step:
     arguments: tuple[str, ...]
     limit_s: float = 150.0
     least_s: float = LEAST_S
-    """If it may run less long it is not begun."""
+    """With less time left for it it is not begun."""
 
     @property
     def command(self) -> list[str]:
@@ -144,6 +144,9 @@ GRAPHS = "native.graphs=never,auto"
 LAST_WANTED = "more-rules"
 """The step with which ends what is wanted most."""
 
+ROUNDS = 8
+"""Of a row of the benchmark, as the committed ones of an H200 have."""
+
 ROW_S = {
     "gpu-time-sltt-preact-resnet18": 30, "gpu-time-bptt": 21, "gpu-time-sltt-vgg11": 28, "gpu-time-sltt-nf-resnet34": 44,
     "norm-within-neurons": 9, "nvml-sampling": 7, "recompute-bptt-time": 4, "sltt-k1-against-bptt": 24,
@@ -173,7 +176,7 @@ def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[
         run("paper-imagenet", "imagenet-resnet34"),
         run("seeds-imagenet", "imagenet-resnet34", methods=("bptt", "sltt", "sltt-k1"), seeds="0,1"),
         run("native-imagenet", "imagenet-resnet34", "native", ("bptt", "sltt", "sltt-k1"), NO_GRAPHS),
-        run("curve-imagenet101", "imagenet-resnet101", grid="6,1", limit_s=120),
+        run("curve-imagenet101", "imagenet-resnet101", grid="6,1"),
         run("native-cifar10", "cifar10-resnet18", "native", ("bptt", "sltt", "sltt-k1"), GRAPHS),
         run("more-rules", "cifar10-resnet18", methods=FURTHER_RULES),
         commands.tests("tests-of-memory", "memory is flat on the card itself", "flat"),
@@ -212,7 +215,6 @@ class _Commands:
         *settings: str,
         grid: str = "",
         seeds: str = "",
-        limit_s: float = 150.0,
     ) -> Step:
         """A recipe at the paper's batch and precision; few iterations of random data. `seeds`: others than the recipe's."""
         _, usual = PAPER[recipe]
@@ -220,7 +222,7 @@ class _Commands:
         arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
         arguments += ["--device", self.device, *self._size(recipe, grid, settings)]
         arguments += ["--seed", seeds] * bool(seeds)
-        return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments), limit_s)
+        return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments))
 
     def estimate(self, name: str, recipe: str) -> Step:
         """What was estimated of that, which the report sets beside what was measured."""
@@ -235,7 +237,7 @@ class _Commands:
         little time left it is not begun, since of a row that is cut off nothing stays.
         """
         arguments = ["--rows", row, "--out", str(self.out / RESULTS), "--device", self.device]
-        arguments += ["--quick", "--rounds", "2"] * self.rehearse
+        arguments += ["--quick", "--rounds", "2"] if self.rehearse else ["--rounds", str(ROUNDS)]
         least_s = max(LEAST_S, START_S + ROW_S[row])
         return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments), least_s=least_s)
 
@@ -328,10 +330,11 @@ def collect(
         if statuses.get(step.name) in Evidence.ENDED:
             say(f"{step.name}: {statuses[step.name]} before")
             continue
-        limit_s = min(step.limit_s, deadline - time.monotonic() - GRACE_S)
-        if limit_s < step.least_s:
+        time_left_s = deadline - time.monotonic() - GRACE_S
+        if time_left_s < step.least_s:
             left.append(step)
             continue
+        limit_s = min(step.limit_s, time_left_s)
         say(f"{step.name}: {step.says}")
         started, begun, before = time.monotonic(), datetime.now(UTC), evidence.cells()
         code = run(step, evidence.folder / LOGS / f"{step.name}.log", limit_s, environment)

@@ -14,10 +14,13 @@ from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.lif_torch import is_dense
 from sltt_bench.models.normalisation import STANDARDISATION_EPS
 
+MOST_WEIGHTS = 2**15
+"""Of a filter that one kernel standardises: a program holds a row in its registers, and more do not fit."""
+
 
 def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
     """g (W − mean) / √(var · n + ε) for W [filters, …] and g [filters, 1, …], of the type `dtype`."""
-    if kernels.by_triton(weight) and _filters_are_rows(weight):
+    if _in_one_kernel(weight):
         from sltt_bench.backends.native import standardising_triton
 
         return standardising_triton.standardise(weight, gain, dtype)
@@ -27,7 +30,7 @@ def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
 
 def standardise_backward(grad: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
     """(∂L/∂W, ∂L/∂g) from the gradient of `standardise`, of the shapes and types of W and g."""
-    if kernels.by_triton(weight) and _filters_are_rows(weight):
+    if _in_one_kernel(weight):
         from sltt_bench.backends.native import standardising_triton
 
         return standardising_triton.standardise_backward(grad, weight, gain)
@@ -45,6 +48,8 @@ def _distance_and_deviation(weight: Tensor) -> tuple[Tensor, Tensor]:
     return weight - mean, (variance * weight[0].numel() + STANDARDISATION_EPS).sqrt()
 
 
-def _filters_are_rows(weight: Tensor) -> bool:
-    """Whether the numbers of a filter lie side by side in memory, as they do in the usual formats."""
-    return is_dense(weight) and weight.stride(0) == weight[0].numel()
+def _in_one_kernel(weight: Tensor) -> bool:
+    """On a GPU, if the numbers of a filter lie side by side in memory, as they do in the usual formats, and are no more
+    than a program holds."""
+    n = weight[0].numel()
+    return kernels.by_triton(weight) and n <= MOST_WEIGHTS and is_dense(weight) and weight.stride(0) == n
