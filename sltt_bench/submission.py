@@ -106,9 +106,10 @@ def _untouched_recipe(results: Results) -> Findings:
             yield where, f"{recipe} is no shipped recipe; a pull request with it comes first"
             continue
         changed: dict[str, None] = {}
-        for cell_id in cells["cell_id"]:
+        # What a reader of the folder sees first is to be what ran, too.
+        for fields in (*map(run.recipe_of, cells["cell_id"]), run.recipe):
             try:
-                resolved = recipe_from_dict({**run.recipe_of(cell_id), "name": recipe})
+                resolved = recipe_from_dict({**fields, "name": recipe})
             except RecipeError as error:
                 yield where, f"its recipe cannot be read: {str(error).splitlines()[0]}"
                 break
@@ -160,7 +161,7 @@ def _every_epoch(results: Results) -> Findings:
     for _, cell in _runs(results).iterrows():
         done = rows.get((cell["run"], cell["cell_id"]), 0)
         if cell["status"] == "ok" and done != cell["epochs_planned"]:
-            yield _name(cell), f"{done} of {cell['epochs_planned']} epochs have a row"
+            yield _name(cell), f"{done} of {cell['epochs_planned']:.0f} epochs have a row"
 
 
 def _figures_follow(results: Results) -> Findings:

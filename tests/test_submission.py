@@ -86,6 +86,11 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
         {"untouched recipe", "cells as resolved"},
         "the recipe was changed (train.lr)",
     ),
+    "another learning rate than was run, for who reads recipe.yaml": (
+        lambda run: edit(run, "recipe.yaml", lambda text: text.replace("lr: 0.1", "lr: 0.2")),
+        {"untouched recipe"},
+        "the recipe was changed (train.lr)",
+    ),
     "another split": (
         change_every_cell('"train_samples": 1437', '"train_samples": 1500'),
         {"untouched recipe", "sound cells", "cells as resolved"},
