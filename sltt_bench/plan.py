@@ -302,9 +302,11 @@ def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
 def _on_disk(recipe: Recipe, request: Request) -> Recipe:
     """The recipe with what depends on the user's files filled in. Raises RecipeError, DataError."""
     source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
-    if (fault := source.check_timesteps(recipe.timesteps)) is not None:
-        raise RecipeError(recipe.name, [fault])
-    return recipe.model_copy(update={"data": source})
+    resolved = recipe.model_copy(update={"data": source})
+    faults = [source.check_timesteps(recipe.timesteps), resolved.validation_fault()]
+    if any(faults):
+        raise RecipeError(recipe.name, [fault for fault in faults if fault is not None])
+    return resolved
 
 
 def value_at(recipe: Recipe, dotted: str) -> Any:

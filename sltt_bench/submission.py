@@ -31,6 +31,8 @@ from sltt_bench.results.writer import ResultsError
 
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
+ROUNDING = 1e-6
+"""A share that two figures of one measurement may differ by; the files hold every digit."""
 _PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\+Users\\+)[^\s\"',]*")
 
 
@@ -106,9 +108,10 @@ def _untouched_recipe(results: Results) -> Findings:
             yield where, f"{recipe} is no shipped recipe; a pull request with it comes first"
             continue
         changed: dict[str, None] = {}
-        for cell_id in cells["cell_id"]:
+        # What a reader of the folder sees first is to be what ran, too.
+        for fields in (*map(run.recipe_of, cells["cell_id"]), run.recipe):
             try:
-                resolved = recipe_from_dict({**run.recipe_of(cell_id), "name": recipe})
+                resolved = recipe_from_dict({**fields, "name": recipe})
             except RecipeError as error:
                 yield where, f"its recipe cannot be read: {str(error).splitlines()[0]}"
                 break
@@ -182,7 +185,37 @@ def _every_epoch(results: Results) -> Findings:
     for _, cell in _runs(results).iterrows():
         done = rows.get((cell["run"], cell["cell_id"]), 0)
         if cell["status"] == "ok" and done != cell["epochs_planned"]:
-            yield _name(cell), f"{done} of {cell['epochs_planned']} epochs have a row"
+            yield _name(cell), f"{done} of {cell['epochs_planned']:.0f} epochs have a row"
+
+
+def _figures_follow(results: Results) -> Findings:
+    """Figures that others give: whoever changed one by hand has left these as they were."""
+    epochs = dict(iter(results.epochs.groupby(["run", "cell_id"])))
+    for _, cell in _runs(results).iterrows():
+        rows = epochs.get((cell["run"], cell["cell_id"]))
+        if rows is None or cell["status"] != "ok":
+            continue
+        recipe = results.runs[int(cell["run"])].recipe_of(cell["cell_id"])
+        for text in (*_times_contradict(cell, rows), *_shares_contradict(rows, recipe.get("data") or {})):
+            yield _name(cell), text
+
+
+def _times_contradict(cell: "pd.Series[Any]", rows: pd.DataFrame) -> Iterator[str]:
+    rates = rows["samples_per_s"] * rows["train_s"] / rows["samples"]
+    if ((rates - 1).abs() > ROUNDING).any():
+        yield "samples_per_s is not samples / train_s in some epoch"
+    spent, whole = (rows["train_s"] + rows["eval_s"]).sum(), cell["wall_s"]
+    # That of a cell which was resumed is its last attempt's.
+    if cell["attempt"] == 1 and spent > whole * (1 + ROUNDING):
+        yield f"its epochs took {spent:.1f} s, more than the whole cell ({whole:.1f} s)"
+
+
+def _shares_contradict(rows: pd.DataFrame, data: Mapping[str, Any]) -> Iterator[str]:
+    tested = min((int(count) for count in (data.get("test_samples"), data.get("limit")) if count), default=0)
+    for column, samples in (("train_top1", rows["samples"]), ("test_top1", tested)):
+        right = rows[column] * samples
+        if ((right - right.round()).abs() > ROUNDING * samples).any():
+            yield f"{column} is no whole number of samples, divided by how many there are, in some epoch"
 
 
 def _sound(results: Results) -> Findings:
@@ -226,6 +259,7 @@ RULES: Mapping[str, Callable[[Results], Findings]] = {
     "failures included": _failures_included,
     "every epoch": _every_epoch,
     "sound cells": _sound,
+    "figures that follow": _figures_follow,
     "hardware named": _hardware_named,
     "names nobody": _names_nobody,
     "no large files": _no_large_files,

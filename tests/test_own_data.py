@@ -1,5 +1,6 @@
 """Your own data: the examples of docs/own-data.md run as they stand, and faults in arrays are named."""
 
+import importlib
 import os
 import re
 from pathlib import Path
@@ -44,6 +45,49 @@ def test_the_page_on_arrays_works_as_it_stands(tmp_path: Path, monkeypatch: pyte
     recipe = next(Path("out").glob("*/*/recipe.yaml")).read_text()
     for fact in ("num_classes: 3", "train_samples: 240", "test_samples: 60"):
         assert fact in recipe
+
+
+def test_the_page_on_event_recordings_works_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("my_events.py").write_text(example("python", 1))
+    events = np.random.default_rng(0)
+    for split, count in (("train", 3), ("test", 1)):
+        for number, name in enumerate(("clap", "wave") * count):
+            folder = Path("DIR/my-events", split, name)
+            folder.mkdir(parents=True, exist_ok=True)
+            columns = {"t": np.arange(50), "p": events.integers(2, size=50)}
+            columns |= {axis: events.integers(32, size=50) for axis in "xy"}
+            np.savez(folder / f"{number}.npz", **columns)
+    source = importlib.import_module("my_events").MyEvents()
+    assert all(finding.ok for finding in source.verify(Path("DIR"), lambda *told: None))
+    bundle = source.load(DataPlace(Path("DIR"), timesteps=4))
+    frames, label = bundle.train[5]
+    assert (frames.shape, label) == ((4, 2, 16, 16), 1)
+    assert frames.sum() == pytest.approx(50 / 4, rel=0.1), "mean counts of four pixels"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings"), [("tune", []), ("run", ["--set", "validation={samples: 287}"])]
+)
+def test_validation_counts_that_a_recipe_has_from_other_data_start_no_cell(
+    command: str, settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sequential-digits, which the recipe extends, has counts of its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("my-data").mkdir()
+    exec(compile(example("python"), "own-data.md", "exec"), {})
+    Path("loud.yaml").write_text(example("yaml", 1))
+    common = [command, "loud.yaml", "--data-dir", "my-data", "--method", "sltt", "--dry-run"]
+    result = CliRunner().invoke(app, [*common, *settings])
+    assert result.exit_code == 2
+    assert (
+        "validation.samples is 287, but 0.2 of 240 training samples are 48; set that, or 0" in result.output
+    )
+    share = f"{'tuning.' * (command == 'tune')}validation.samples=0"
+    assert CliRunner().invoke(app, [*common, *settings, "--set", share]).exit_code == 0
 
 
 def test_the_page_on_images_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

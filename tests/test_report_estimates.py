@@ -116,7 +116,9 @@ def test_limits_are_shown_where_they_were_searched(tmp_path: Path) -> None:
     batches, steps = named["Largest batch that fits, estimated"], named["Largest T that fits, estimated"]
     assert shown(batches) == [["6", "64", "1,066", "5,333", "–"]]
     assert shown(steps) == [["6", "64", "33", "no limit met", "–"]]
-    assert batches.notes == ("At the row's T, into 1000 MiB, margin taken off.",)
+    assert batches.notes == (
+        "At the row's T, into 1000 MiB, margin taken off; no batch has more than all training samples.",
+    )
 
 
 def test_limits_of_several_sizes_of_memory_and_bounds_of_several_cards_say_whose_they_are(

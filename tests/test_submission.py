@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from result_builder import HandmadeRun
 from typer.testing import CliRunner
@@ -50,6 +51,18 @@ def change_every_cell(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def scale(**factors: float) -> Callable[[Path], None]:
+    """Columns of epochs.csv, of every row of SLTT."""
+
+    def change(folder: Path) -> None:
+        epochs = pd.read_csv(folder / "epochs.csv")
+        for column, factor in factors.items():
+            epochs.loc[epochs["method"] == "sltt", column] *= factor
+        epochs.to_csv(folder / "epochs.csv", index=False)
+
+    return change
+
+
 SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     "a torn row": (
         lambda run: edit(run, "epochs.csv", lambda text: text[:-40]),
@@ -71,6 +84,11 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
     "another learning rate": (
         change_every_cell('"lr": 0.1', '"lr": 0.2'),
         {"untouched recipe", "cells as resolved"},
+        "the recipe was changed (train.lr)",
+    ),
+    "another learning rate than was run, for who reads recipe.yaml": (
+        lambda run: edit(run, "recipe.yaml", lambda text: text.replace("lr: 0.1", "lr: 0.2")),
+        {"untouched recipe"},
         "the recipe was changed (train.lr)",
     ),
     "another split": (
@@ -123,6 +141,24 @@ SHORTCOMINGS: dict[str, tuple[Callable[[Path], object], set[str], str]] = {
         lambda run: edit(run, "cells.csv", lambda text: text.replace(",0.9916666666666667,0", ",0.999,0")),
         {"sound cells"},
         "contradicts itself",
+    ),
+    "an accuracy of somebody's own in both files": (
+        lambda run: [
+            edit(run, name, lambda text: text.replace("0.9916666666666667", "0.992"))
+            for name in ("cells.csv", "epochs.csv")
+        ],
+        {"figures that follow"},
+        "test_top1 is no whole number of samples",
+    ),
+    "times of somebody's own": (
+        scale(train_s=0.5),
+        {"figures that follow"},
+        "samples_per_s is not samples / train_s",
+    ),
+    "times of somebody's own that go together": (
+        scale(train_s=5, samples_per_s=1 / 5),
+        {"figures that follow"},
+        "more than the whole cell",
     ),
     "no plan": (
         lambda run: edit(run, "provenance.json", lambda text: text.replace('"plan"', '"plans"')),

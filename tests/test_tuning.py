@@ -261,7 +261,9 @@ def test_a_method_with_an_open_trial_is_not_chosen_for(study: str, tmp_path: Pat
         run.append(CELLS_FILE, cell_row(cell, outcome, {1: {"validation_top1": "0.5", "test_top1": ""}}))
     follows = final(run)
     assert {cell.method for cell in follows} == {"bptt"}
-    assert final.unchosen == {"sltt": "1 of 3 trials did not end by themselves; --resume tries them again"}
+    assert final.unchosen == {
+        "sltt": "1 of 3 trials have no result (killed: the process was ended by SIGKILL); --resume tries them again"
+    }
     assert {row["method"] for row in run.rows(TUNING_FILE)} == {"bptt"}
     final(run)  # resumed: what is recorded is not recorded again
     assert len(run.rows(TUNING_FILE)) == 3

@@ -48,7 +48,7 @@ class ValidationSplit(Strict):
             return None
         return (
             f"validation.samples is {self.samples}, but {self.share:g} of {train_samples} training samples "
-            f"are {count}"
+            f"are {count}; set that, or 0 for as many as the share gives"
         )
 
 

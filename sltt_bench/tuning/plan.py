@@ -209,9 +209,11 @@ class FinalTraining:
             cells = [cell for cell in search.cells if cell.method == method]
             outcomes = ((cell.cell_id, _outcome(cell, last.get(cell.cell_id))) for cell in cells)
             ended = {cell_id: trial for cell_id, trial in outcomes if trial is not None}
-            if missing := len(cells) - len(ended):
+            if open_trials := [cell.cell_id for cell in cells if cell.cell_id not in ended]:
+                row = next((last[cell_id] for cell_id in open_trials if cell_id in last), None)
+                why = "they have not run" if row is None else f"{row['status']}: {row['reason']}"
                 self.unchosen[_at(method, search)] = (
-                    f"{missing} of {len(cells)} trials did not end by themselves; --resume tries them again"
+                    f"{len(open_trials)} of {len(cells)} trials have no result ({why}); --resume tries them again"
                 )
                 continue
             choice = choose(search.tuning.grid, list(ended.values()))

@@ -57,7 +57,8 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     exchange."""
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
     if rows["largest_batch_size"].notna().any():
-        title, note = "Largest batch that fits, estimated", f"At the row's T, into {room}, margin taken off."
+        title = "Largest batch that fits, estimated"
+        note = f"At the row's T, into {room}, margin taken off; no batch has more than all training samples."
         yield _pivot(
             family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note], of="memory_bytes"
         )
