@@ -414,6 +414,40 @@ with profiler_of("{uuid}") as profiler:
     assert printed["samples"] == []
 
 
+@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID"])
+@pytest.mark.parametrize("code", [4, 15, 999], ids=["no permission", "lost", "unknown"])
+def test_a_gpu_beside_that_does_not_answer_is_passed_over(script: Script, function: str, code: int) -> None:
+    """The driver counts those of other jobs too, and refuses them."""
+    printed = script(
+        f"""
+from sltt_bench.measure.nvml import list_gpus
+now(count=3)
+now(gpu=0, **{{"fail.{function}": {code}}})
+now(gpu=2, **{{"fail.{function}": {code}}})
+listed = [gpu.uuid for gpu in list_gpus()]
+with profiler_of("{GPU_1}") as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        pass
+""",
+        ends="print(json.dumps([listed, epoch.figures()]))",
+    )
+    assert printed[0] == [GPU_1]
+    assert (printed[1]["peak_nvml_bytes"], printed[1]["peak_nvml_scope"]) == (1 << 20, "process")
+
+
+def test_a_gpu_that_does_not_answer_is_a_reason(script: Script) -> None:
+    reason = script(
+        """
+now(**{"fail.nvmlDeviceGetUUID": 15})
+profiler = profiler_of()
+""",
+        ends="print(json.dumps(profiler.absent['energy_j']))",
+    )
+    assert "shows no GPU with the UUID" in reason
+    assert "without an answer" in reason
+
+
 def test_a_library_that_does_not_load_is_a_reason(script: Script, tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_bytes(b"")
     printed = script("profiler = profiler_of()\nfigures = None\n", library=tmp_path)
