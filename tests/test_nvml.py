@@ -231,6 +231,19 @@ with profiler_of() as profiler:
     assert "(epoch 4)" in printed["absent"]["energy_j"]
 
 
+def test_a_counter_that_went_back_is_no_short_epoch(script: Script) -> None:
+    printed = script("""
+now(energy_mj=5000)
+with profiler_of() as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        now(energy_mj=1000)
+    figures = epoch.figures()
+""")
+    assert printed["figures"]["energy_j"] is None
+    assert "went back" in printed["absent"]["energy_j"]
+
+
 def test_a_gpu_without_an_energy_counter_says_so_before_the_first_epoch(script: Script) -> None:
     printed = script("""
 fail("nvmlDeviceGetTotalEnergyConsumption", 3)
