@@ -531,12 +531,14 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sltt_bench.estimate.search.trace_memory", trace)
 
 
-@pytest.mark.parametrize("method", ["bptt", "sltt"])
-def test_the_peak_at_another_batch_follows_from_two_traces(smoke_cell: MakeCell, method: str) -> None:
-    cell = smoke_cell(method, timesteps=2)
-    peak_at = predicted_peaks(cell, "cuda")
+@pytest.mark.parametrize(("method", "devices"), [("bptt", 1), ("sltt", 1), ("sltt", 5)])
+def test_the_peak_at_another_batch_follows_from_two_traces(
+    smoke_cell: MakeCell, method: str, devices: int
+) -> None:
+    cell = smoke_cell(method, timesteps=2, train__devices=devices)
+    peak_at = predicted_peaks(cell, lambda batch: trace_memory(with_batch_size(cell, batch), "cuda"))
     assert peak_at is not None
-    for batch_size in (2, 100):
+    for batch_size in (5, 100):
         assert peak_at(batch_size) == trace_memory(with_batch_size(cell, batch_size), "cuda").peak_bytes
 
 
@@ -551,7 +553,7 @@ def test_memory_alone_is_traced_as_in_a_whole_trace(smoke_cell: MakeCell, backen
 def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bisection(
     smoke_cell: MakeCell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sltt_bench.estimate.search.predicted_peaks", lambda cell, device_type: None)
+    monkeypatch.setattr("sltt_bench.estimate.search.predicted_peaks", lambda cell, traced: None)
     cell = smoke_cell("sltt", timesteps=1, data__train_samples=16)
     room = trace_memory(with_batch_size(cell, 11), "cuda").peak_bytes
     assert largest_batch_size(cell, "cuda", room) == 11
@@ -562,12 +564,64 @@ def test_a_backend_that_takes_another_course_at_another_batch_is_searched_by_bis
 )
 @pytest.mark.usefixtures("traced_once")
 def test_the_largest_batch_fits_and_the_next_does_not(smoke_cell: MakeCell, method: str) -> None:
-    cell = smoke_cell(method, timesteps=2)
+    cell = smoke_cell(method, timesteps=2, data__limit=1437)
     room = trace_memory(with_batch_size(cell, 77), "cuda").peak_bytes
     assert largest_batch_size(cell, "cuda", room) == 77
     assert largest_batch_size(cell, "cuda", room - 1) == 76
     assert largest_batch_size(cell, "cuda", 10) == 0
     assert largest_batch_size(cell, "cuda", 2**50) == 1437
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_processes_that_share_a_batch_fit_as_many_times_as_much(smoke_cell: MakeCell) -> None:
+    """Into the memory of each; the processes' shares decide, the largest of which has one sample more."""
+    cell = smoke_cell("sltt", timesteps=2, data__limit=1437, train__devices=5)
+    room = trace_memory(with_batch_size(cell, 5 * 77), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", room) == 5 * 77
+    assert largest_batch_size(cell, "cuda", room - 1) == 5 * 76
+    assert largest_batch_size(cell, "cuda", 10) == 0
+    assert largest_batch_size(cell, "cuda", 2**50) == 1437
+
+
+@pytest.mark.parametrize(
+    ("overrides", "samples"),
+    [
+        ({"validation": {"share": 0.2, "samples": 287}, "data__limit": None}, 1437 - 287),
+        ({"validation": {"share": 0.25, "samples": 0}, "data__limit": 100}, 75),
+    ],
+)
+def test_no_batch_is_larger_than_an_epoch(
+    smoke_cell: MakeCell, overrides: dict[str, Any], samples: int
+) -> None:
+    """A run refuses it: what is held back for validation is in none."""
+    cell = smoke_cell("sltt", timesteps=1, **overrides)
+    assert largest_batch_size(cell, "cuda", 2**50) == samples
+
+
+@pytest.mark.parametrize(
+    ("method", "timesteps"),
+    [("sltt", [2, 64]), ("bptt", [2, 3, 64]), ("tbptt-w2", [2, 3, 64])],
+)
+def test_what_the_cell_itself_told_is_not_traced_again(
+    smoke_cell: MakeCell,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    timesteps: list[int],
+) -> None:
+    """And where no limit is met, the longest T alone proves it."""
+    cell = smoke_cell(method, timesteps=6)
+    assert cell.recipe.train.batch_size == 32
+    own = trace_memory(cell, "cuda")
+    traced: list[tuple[int, int]] = []
+
+    def trace(other: Cell, device_type: DeviceType) -> IterationMemory:
+        traced.append((other.recipe.train.batch_size, other.recipe.timesteps))
+        return trace_memory(other, device_type)
+
+    monkeypatch.setattr("sltt_bench.estimate.search.trace_memory", trace)
+    assert largest_batch_size(cell, "cuda", 2**50, own) == 64
+    assert largest_timesteps(cell, "cuda", 2**50, own) is None
+    assert traced == [(64, 6), *((32, t) for t in timesteps)]
 
 
 @pytest.mark.usefixtures("traced_once")

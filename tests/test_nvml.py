@@ -231,6 +231,19 @@ with profiler_of() as profiler:
     assert "(epoch 4)" in printed["absent"]["energy_j"]
 
 
+def test_a_counter_that_went_back_is_no_short_epoch(script: Script) -> None:
+    printed = script("""
+now(energy_mj=5000)
+with profiler_of() as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        now(energy_mj=1000)
+    figures = epoch.figures()
+""")
+    assert printed["figures"]["energy_j"] is None
+    assert "went back" in printed["absent"]["energy_j"]
+
+
 def test_a_gpu_without_an_energy_counter_says_so_before_the_first_epoch(script: Script) -> None:
     printed = script("""
 fail("nvmlDeviceGetTotalEnergyConsumption", 3)
@@ -412,6 +425,40 @@ with profiler_of("{uuid}") as profiler:
         assert reason in printed["absent"][column]
     assert printed["description"]["gpu"] is None
     assert printed["samples"] == []
+
+
+@pytest.mark.parametrize("function", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetUUID"])
+@pytest.mark.parametrize("code", [4, 15, 999], ids=["no permission", "lost", "unknown"])
+def test_a_gpu_beside_that_does_not_answer_is_passed_over(script: Script, function: str, code: int) -> None:
+    """The driver counts those of other jobs too, and refuses them."""
+    printed = script(
+        f"""
+from sltt_bench.measure.nvml import list_gpus
+now(count=3)
+now(gpu=0, **{{"fail.{function}": {code}}})
+now(gpu=2, **{{"fail.{function}": {code}}})
+listed = [gpu.uuid for gpu in list_gpus()]
+with profiler_of("{GPU_1}") as profiler:
+    epoch = profiler.epoch(1)
+    with epoch.train():
+        pass
+""",
+        ends="print(json.dumps([listed, epoch.figures()]))",
+    )
+    assert printed[0] == [GPU_1]
+    assert (printed[1]["peak_nvml_bytes"], printed[1]["peak_nvml_scope"]) == (1 << 20, "process")
+
+
+def test_a_gpu_that_does_not_answer_is_a_reason(script: Script) -> None:
+    reason = script(
+        """
+now(**{"fail.nvmlDeviceGetUUID": 15})
+profiler = profiler_of()
+""",
+        ends="print(json.dumps(profiler.absent['energy_j']))",
+    )
+    assert "shows no GPU with the UUID" in reason
+    assert "without an answer" in reason
 
 
 def test_a_library_that_does_not_load_is_a_reason(script: Script, tmp_path: Path) -> None:

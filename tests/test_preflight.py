@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sltt_bench import commands
 from sltt_bench.cli import app
 from sltt_bench.interruptions import Interrupted
+from sltt_bench.kinds import estimates
 from sltt_bench.lanes import Place
 from sltt_bench.plan import Cell
 from sltt_bench.preflight import Preflight, preflight
@@ -39,6 +40,16 @@ def test_the_estimate_shown_before_a_run_is_what_the_run_measures(
         assert peak == pytest.approx(measured[cell_id], rel=0.01)
         assert cells.estimated_peak_tensor_bytes[cell_id] == peak
     assert result.output.count("peak of live tensors: estimated") == 2
+
+
+def test_in_a_container_no_more_is_free_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free_at(limit: int | None) -> int:
+        monkeypatch.setattr(estimates, "memory_limit", lambda: limit)
+        return estimates.free_memory("cpu")[0]
+
+    assert free_at(10**6) == 10**6
+    assert 10**6 < free_at(None) < 2**60
+    assert free_at(2**60) < 2**60
 
 
 def oversize(cells: list[Cell]) -> Preflight:

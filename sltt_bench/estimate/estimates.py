@@ -87,8 +87,8 @@ def estimate_cell(
     if memory_bytes is not None:
         limits = {
             "memory_bytes": memory_bytes,
-            "largest_batch_size": largest_batch_size(cell, device_type, memory_bytes),
-            "largest_timesteps": largest_timesteps(cell, device_type, memory_bytes),
+            "largest_batch_size": largest_batch_size(cell, device_type, memory_bytes, trace.memory),
+            "largest_timesteps": largest_timesteps(cell, device_type, memory_bytes, trace.memory),
         }
     return Estimate(cell, device_type, trace, layers, fastest, limits)
 

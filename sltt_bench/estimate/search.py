@@ -1,12 +1,13 @@
 """The largest batch and the largest T that fit into a given memory, found by search and verified.
 
-*Batch.* Every storage of an iteration grows affinely with the batch, so the recorded changes of live
-memory at two batches give those at any other, and the peak is their largest partial sum. The answer
-is verified by tracing it and the next larger batch; where that fails, bisection goes on.
+*Batch.* Every storage of an iteration grows affinely with the samples that a process has of the batch, so the recorded
+changes of live memory at two batches give those at any other, and the peak is their largest partial sum. The answer
+is verified by tracing it and the next larger one; where that fails, bisection goes on.
 
-*T.* Where the peaks at three successive T lie on a line, to the byte, the answer follows from it and is
-verified in the same way; otherwise bisection. Memory may grow in other steps later on (a method that works in windows of
-w steps), so that "no limit" is verified too, at LONGEST or the cell's own T if that is longer: there the search ends.
+*T.* Where the peaks at three T lie on a line, to the byte, the answer follows from it and is verified in the same way;
+otherwise bisection. Memory may grow in other steps later on (a method that works in windows of w steps), so that "no limit" is
+verified too, at LONGEST or the cell's own T if that is longer: there the search ends. Where nothing says that this
+does not fit, it is traced first, since it answers alone.
 """
 
 from collections.abc import Callable
@@ -16,83 +17,111 @@ from functools import cache
 import numpy as np
 
 from sltt_bench import methods
-from sltt_bench.estimate.trace import DeviceType, trace_memory
+from sltt_bench.estimate.trace import DeviceType, largest_share, trace_memory
 from sltt_bench.failures import too_few_for_batch_norm
+from sltt_bench.measure.iteration_memory import IterationMemory
 from sltt_bench.plan import Cell
 
 LONGEST = 64
 """No larger T is tried, but for the cell's own."""
 
 
-def largest_batch_size(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int:
-    """The largest batch at the cell's T whose peak is at most `memory_bytes`, 0 if not even the smallest that the network
-    can train on: 1, or 2 where batch norm would have a single value per channel.
+def largest_batch_size(
+    cell: Cell, device_type: DeviceType, memory_bytes: int, memory: IterationMemory | None = None
+) -> int:
+    """The largest batch at the cell's T whose peak is at most `memory_bytes` in each of the processes that share it, 0 if
+    not even the smallest that the network can train on: a sample for each, or 2 where batch norm would have a single
+    value per channel.
 
-    At most the number of training samples; found with as few traces as its proof needs.
+    At most the training samples of an epoch, since no run has a larger batch. `memory` is the cell's own, where it is known.
     """
+    of_cell = cell.recipe.train.batch_size
+
+    @cache
+    def traced(batch_size: int) -> IterationMemory:
+        if memory is not None and batch_size == of_cell:
+            return memory
+        return trace_memory(with_batch_size(cell, batch_size), device_type)
 
     def fits(batch_size: int) -> bool:
         try:
-            return trace_memory(with_batch_size(cell, batch_size), device_type).peak_bytes <= memory_bytes
+            return traced(batch_size).peak_bytes <= memory_bytes
         except ValueError as error:
             if not too_few_for_batch_norm(error):
                 raise
             return False
 
-    samples = cell.recipe.data.train_samples
-    peak_at = predicted_peaks(cell, device_type)
+    smallest, samples = cell.recipe.train.devices, cell.recipe.epoch_samples(synthetic=cell.synthetic)
+    largest = _largest_predicted(predicted_peaks(cell, traced), smallest, samples, memory_bytes, fits)
+    return largest if largest >= smallest else 0
+
+
+def _largest_predicted(
+    peak_at: Callable[[int], int] | None, low: int, high: int, memory_bytes: int, fits: Callable[[int], bool]
+) -> int:
+    """The largest batch in low … high that fits, as `peak_at` predicts it where that is true; low − 1 if none does."""
     if peak_at is None:
-        return last_that_fits(1, samples, fits)
-    predicted = last_that_fits(1, samples, lambda batch_size: peak_at(batch_size) <= memory_bytes)
-    if predicted > 0 and not fits(predicted):
-        return last_that_fits(1, predicted - 1, fits)
-    if predicted < samples and fits(predicted + 1):
-        return last_that_fits(predicted + 1, samples, fits)
+        return last_that_fits(low, high, fits)
+    predicted = last_that_fits(low, high, lambda batch_size: peak_at(batch_size) <= memory_bytes)
+    if predicted >= low and not fits(predicted):
+        return last_that_fits(low, predicted - 1, fits)
+    if predicted < high and fits(predicted + 1):
+        return last_that_fits(predicted + 1, high, fits)
     return predicted
 
 
-def predicted_peaks(cell: Cell, device_type: DeviceType) -> Callable[[int], int] | None:
-    """Batch → peak, from traces at the cell's batch and at twice as much.
+def predicted_peaks(cell: Cell, traced: Callable[[int], IterationMemory]) -> Callable[[int], int] | None:
+    """Batch → peak, from what is traced at the cell's batch and at twice as much.
 
     None if the two iterations are not the same sequence of events.
     """
-    batch_size = cell.recipe.train.batch_size
-    base, doubled = (
-        np.asarray(trace_memory(with_batch_size(cell, b), device_type).changes, dtype=np.int64)
-        for b in (batch_size, 2 * batch_size)
-    )
+    batch_size, devices = cell.recipe.train.batch_size, cell.recipe.train.devices
+    base, doubled = (np.asarray(traced(b).changes, dtype=np.int64) for b in (batch_size, 2 * batch_size))
     if base.shape != doubled.shape:
         return None
-    slope = (doubled - base) // batch_size
-    return lambda other: int(np.cumsum(base + slope * (other - batch_size)).max())
+    samples = largest_share(batch_size, devices)
+    slope = (doubled - base) // (largest_share(2 * batch_size, devices) - samples)
+    return lambda other: int(np.cumsum(base + slope * (largest_share(other, devices) - samples)).max())
 
 
-def largest_timesteps(cell: Cell, device_type: DeviceType, memory_bytes: int) -> int | None:
+def largest_timesteps(
+    cell: Cell, device_type: DeviceType, memory_bytes: int, memory: IterationMemory | None = None
+) -> int | None:
     """The largest T at the cell's batch that fits, 0 if not even the smallest that its method has, None if no limit is
-    met: LONGEST fits, and the cell's own T.
+    met: LONGEST fits, and the cell's own T. `memory` is the cell's own, where it is known.
     """
+    of_cell = cell.recipe.timesteps
 
     @cache
     def peak_at(timesteps: int) -> int:
+        if memory is not None and timesteps == of_cell:
+            return memory.peak_bytes
         return trace_memory(with_timesteps(cell, timesteps), device_type).peak_bytes
 
     def fits(timesteps: int) -> bool:
         return peak_at(timesteps) <= memory_bytes
 
-    smallest, longest = smallest_timesteps(cell), max(LONGEST, cell.recipe.timesteps)
-    if not fits(smallest):
-        return 0
-    start = max(2, smallest)
-    if start + 2 < longest:
-        growth = peak_at(start + 1) - peak_at(start)
-        if peak_at(start + 2) == peak_at(start + 1) + growth:
-            predicted = longest
-            if growth > 0:
-                predicted = min(longest, max(smallest, start + (memory_bytes - peak_at(start)) // growth))
-            if fits(predicted) and (predicted == longest or not fits(predicted + 1)):
-                return None if predicted == longest else predicted
-    largest = last_that_fits(smallest, longest, fits)
-    return None if largest == longest else largest
+    smallest, longest = smallest_timesteps(cell), max(LONGEST, of_cell)
+    start = max(2, smallest)  # a first step has no state yet
+    if not fits(start):
+        return last_that_fits(smallest, start - 1, fits) if smallest < start else 0
+    predicted = _predicted_timesteps(peak_at, start, of_cell, longest, memory_bytes)
+    if predicted < longest and fits(predicted) and not fits(predicted + 1):
+        return predicted
+    return None if fits(longest) else last_that_fits(start, longest - 1, fits)
+
+
+def _predicted_timesteps(
+    peak_at: Callable[[int], int], start: int, of_cell: int, longest: int, memory_bytes: int
+) -> int:
+    """The T from `start` on up to which memory lasts if it grows on a line; `longest` where nothing says that it ends."""
+    third = max(of_cell, start + 2)
+    if third > longest or (of_cell > start and peak_at(of_cell) == peak_at(start)):
+        return longest
+    growth = peak_at(start + 1) - peak_at(start)
+    if growth <= 0 or peak_at(third) - peak_at(start) != growth * (third - start):
+        return longest
+    return min(longest, start + (memory_bytes - peak_at(start)) // growth)
 
 
 def smallest_timesteps(cell: Cell) -> int:

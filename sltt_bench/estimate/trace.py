@@ -116,10 +116,15 @@ def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
     divide a batch, the largest share.
     """
     recipe = cell.recipe
-    samples = math.ceil(recipe.train.batch_size / recipe.train.devices)
+    samples = largest_share(recipe.train.batch_size, recipe.train.devices)
     steps = (recipe.timesteps,) if recipe.data.temporal else ()
     x = torch.zeros(samples, *steps, *recipe.data.sample_shape)
     return x, torch.zeros(samples, dtype=torch.int64)
+
+
+def largest_share(batch_size: int, ranks: int) -> int:
+    """Samples of the rank that has most of a batch."""
+    return math.ceil(batch_size / ranks)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from sltt_bench.estimate.gpus import GPU
 from sltt_bench.estimate.trace import DeviceType, trace_memory
 from sltt_bench.kinds import Job
 from sltt_bench.measure.tensor_bytes import Cause
+from sltt_bench.memory_limit import memory_limit
 from sltt_bench.plan import Cell
 from sltt_bench.results.schema import ESTIMATES_FILE
 
@@ -44,7 +45,7 @@ def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
     """The peak of the cell's live tensors, and what is free on its device now."""
-    free_bytes, device_type = _free_memory(cell.device)
+    free_bytes, device_type = free_memory(cell.device)
     peak = trace_memory(cell, device_type).peak_bytes
     reporter.facts(peak_tensor_bytes=peak, free_bytes=free_bytes)
 
@@ -69,9 +70,11 @@ def figures(estimate: Estimate) -> dict[str, Any]:
     }
 
 
-def _free_memory(device: str) -> tuple[int, DeviceType]:
+def free_memory(device: str) -> tuple[int, DeviceType]:
     """(free bytes, device type) of the device that a cell asks for."""
     if device == "cpu" or not torch.cuda.is_available():
-        return psutil.virtual_memory().available, "cpu"
+        # A container or a batch job has its limit however much the machine has free.
+        available, limit = psutil.virtual_memory().available, memory_limit()
+        return available if limit is None else min(available, limit), "cpu"
     index = torch.device(device).index if device.startswith("cuda") else 0
     return torch.cuda.mem_get_info(index or 0)[0], "cuda"

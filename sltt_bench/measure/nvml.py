@@ -80,7 +80,7 @@ _CLOCK_LIMITS = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrent
 def list_gpus() -> list[Gpu]:
     """All GPUs that NVML shows, in its order (by PCI bus), CUDA_VISIBLE_DEVICES or not. Raises NvmlUnavailable."""
     with _nvml() as nvml:
-        return [_describe(nvml, handle) for handle in _handles(nvml)]
+        return [_describe(nvml, handle) for handle, _ in _handles(nvml)]
 
 
 class GpuSensors:
@@ -160,12 +160,12 @@ class GpuSensors:
         return int(sum(mine))
 
     def _find(self, uuid: str) -> Any:
-        for handle in _handles(self._nvml):
-            if same_gpu(self._nvml.nvmlDeviceGetUUID(handle), uuid):
+        for handle, its_uuid in _handles(self._nvml):
+            if same_gpu(its_uuid, uuid):
                 self._refuse_mig(handle)
                 return handle
         raise NvmlUnavailable(
-            f"NVML shows no GPU with the UUID {uuid} (a slice of a GPU (MIG), or hidden from this container)"
+            f"NVML shows no GPU with the UUID {uuid} (a slice of a GPU (MIG), hidden from this container, or without an answer)"
         )
 
     def _refuse_mig(self, handle: Any) -> None:
@@ -216,13 +216,19 @@ def _nvml() -> Iterator[Any]:
             pynvml.nvmlShutdown()
 
 
-def _handles(nvml: Any) -> Iterator[Any]:
-    """The GPUs that answer; one that has fallen off the bus is passed over."""
+def _handles(nvml: Any) -> Iterator[tuple[Any, str]]:
+    """The GPUs that answer, with their UUIDs.
+
+    Passed over is one that has fallen off the bus, and one that the driver counts but keeps from this process, as that of
+    another job on a shared node (NVML_ERROR_NO_PERMISSION, see nvmlDeviceGetCount_v2).
+    """
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
-            yield nvml.nvmlDeviceGetHandleByIndex(index)
-        except nvml.NVMLError_GpuIsLost:
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = nvml.nvmlDeviceGetUUID(handle)
+        except nvml.NVMLError:
             continue
+        yield handle, uuid
 
 
 def _describe(nvml: Any, handle: Any) -> Gpu:

@@ -257,6 +257,10 @@ def _energy_between(before: Reading[float], after: Reading[float]) -> Reading[fl
         return before
     if isinstance(after, Missing):
         return after
-    if after <= before:
+    if after < before:
+        return Missing(
+            "the energy counter went back: the driver was loaded anew, or the GPU reset, in mid-epoch"
+        )
+    if after == before:
         return Missing("the energy counter did not advance: the epoch is shorter than its period")
     return after - before

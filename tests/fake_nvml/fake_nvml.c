@@ -2,7 +2,8 @@
  *
  * The file is read anew at every call, so that a test can change the GPU while a run is under way.
  * Each line is "key value"; the keys, with their defaults, are in the calls of number() below. A key
- * after "gpuN." is that of GPU N alone. "fail.FUNCTION code" makes a function return an NVML error code.
+ * after "gpuN." is that of GPU N alone. "fail.FUNCTION code" makes a function return an NVML error code;
+ * of GPU N alone where it is one of those that find it.
  *
  * -DOLD_DRIVER builds a driver from before version 3 of the process list and the clocks event reasons.
  */
@@ -66,6 +67,17 @@ static int failure(const char *function)
         return SUCCESS;                   \
     } while (0)
 
+#define ANSWER_OF(device, statement)                                 \
+    do {                                                             \
+        char key[128];                                               \
+        snprintf(key, sizeof key, "fail.%s", __func__);              \
+        int code = (int)of(device, key, SUCCESS);                    \
+        if (code != SUCCESS)                                         \
+            return code;                                             \
+        statement;                                                   \
+        return SUCCESS;                                              \
+    } while (0)
+
 int nvmlInitWithFlags(unsigned flags) { (void)flags; ANSWER(); }
 int nvmlShutdown(void) { ANSWER(); }
 const char *nvmlErrorString(int code) { (void)code; return "an error of the fake"; }
@@ -74,13 +86,13 @@ int nvmlSystemGetDriverVersion(char *version, unsigned length) { ANSWER(snprintf
 int nvmlSystemGetCudaDriverVersion(int *version) { ANSWER(*version = (int)number("cuda_driver", 12080)); }
 int nvmlDeviceGetCount_v2(unsigned *count) { ANSWER(*count = (unsigned)number("count", 1)); }
 
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) { ANSWER(*device = &devices[index]); }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, Device **device) { ANSWER_OF(&devices[index], *device = &devices[index]); }
 
 /* GPU 0 is GPU-00000000-…, GPU 1 is GPU-11111111-…, and so on. */
 int nvmlDeviceGetUUID(Device *device, char *uuid, unsigned length)
 {
     int n = device->index;
-    ANSWER(snprintf(uuid, length, "GPU-%d%d%d%d%d%d%d%d-aaaa-bbbb-cccc-dddddddddddd", n, n, n, n, n, n, n, n));
+    ANSWER_OF(device, snprintf(uuid, length, "GPU-%d%d%d%d%d%d%d%d-aaaa-bbbb-cccc-dddddddddddd", n, n, n, n, n, n, n, n));
 }
 
 int nvmlDeviceGetName(Device *device, char *name, unsigned length)
