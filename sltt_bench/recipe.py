@@ -680,7 +680,9 @@ def _when_faults(
             return
         try:
             recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
-        except RecipeError:  # it is said where its cells are made; a run's own recipe.yaml is read far from it
+        except (
+            RecipeError
+        ):  # it is said where its cells are made; a run's own recipe.yaml is read far from it
             return
     for key in [key for key in when if key != TASK]:
         section = key.partition(".")[0]
