@@ -29,6 +29,7 @@ from sltt_bench.results.schema import (
     LOGS_FOLDER,
     PROVENANCE_FILE,
     RECIPE_FILE,
+    SCHEMA_VERSION,
     TIMELINE_FILE,
     Column,
 )
@@ -152,6 +153,23 @@ class RunFolder:
             tables.read_rows(self.path / file, damage)
         return damage
 
+    def check_version(self) -> None:
+        """Raises ResultsError if it has rows of a newer version of the format, which count for nothing here: what they
+        measured would be measured again, among them.
+        """
+        from sltt_bench.results import tables
+
+        for file in (CELLS_FILE, EPOCHS_FILE):
+            path = self.path / file
+            lines = tables.whole_lines(path, []) if path.exists() else []
+            versions = {row.get("schema_version", "") for row in _by_name([line for _, line in lines])}
+            newer = [version for version in versions if version.isdecimal() and int(version) > SCHEMA_VERSION]
+            if newer:
+                raise ResultsError(
+                    f"{path}: its rows are of version {max(newer, key=int)} of the format, this sltt-bench writes version "
+                    f"{SCHEMA_VERSION}; update it, or start a run of its own without --resume"
+                )
+
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of one of the folder's CSV files so far; see `read_rows`."""
         return read_rows(self.path / file)
@@ -205,6 +223,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     from sltt_bench.results import tables  # pandas: not for those who only write
 
     return tables.read_rows(path, [])
+
+
+def _by_name(lines: list[list[str]]) -> Iterator[dict[str, str]]:
+    """The fields of each line by the names in the first."""
+    return (dict(zip(lines[0], fields, strict=False)) for fields in lines[1:])
 
 
 def set_torn_line_aside(path: Path) -> None:
