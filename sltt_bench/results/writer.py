@@ -119,6 +119,7 @@ class RunFolder:
             self._begin(path, [*fields])
             _append_line(path, [*fields.values()], durable=file != TIMELINE_FILE)
         except OSError as error:
+            self._begun.discard(path)  # half a row may be left
             raise ResultsError(
                 f"{path}: a row could not be written ({error.strerror or error}); {room(path)}; "
                 "then go on with --resume"
