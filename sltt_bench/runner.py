@@ -228,6 +228,7 @@ class _RunRecord:
     def __init__(self, recording: _Recording, plan: Plan, folder: RunFolder) -> None:
         self.plan, self.folder = plan, folder
         self.display, self.interruptions = recording.display, recording.interruptions
+        folder.check_version()
         folder.write_recipe(plan.recipe.model_dump(mode="json"))
         rows = [*folder.rows(CELLS_FILE), *folder.rows(EPOCHS_FILE)]
         rows.sort(key=lambda row: int(row["attempt"]))

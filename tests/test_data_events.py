@@ -258,6 +258,15 @@ def test_all_event_files_that_end_their_decoder_are_found(tmp_path: Path) -> Non
     assert any("28 of 30 files" in f.text or "18 of 20 files" in f.text for f in findings)
 
 
+def test_a_converting_process_that_is_ended_from_outside_is_named_with_a_remedy(tmp_path: Path) -> None:
+    cache = FrameCache("test", tmp_path, Framing(2, 8, 8, "mean-count"))
+    ended = [Recording(tmp_path / f"{n}.bin", (0,), partial(os._exit, 9), str(n)) for n in range(4)]
+    with pytest.raises(
+        DataError, match=r"'test': a process that makes .* was ended.* a smaller data\.workers"
+    ):
+        cache.fill(ended, workers=2)
+
+
 def test_missing_packages_are_named_with_the_command_that_installs_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

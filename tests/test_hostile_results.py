@@ -470,6 +470,22 @@ def test_a_run_whose_provenance_cannot_be_added_to_is_not_resumed(
     assert (folder.path / PROVENANCE_FILE).read_bytes() == before
 
 
+def test_a_run_of_a_newer_version_of_the_format_is_not_added_to(
+    tmp_path: Path, smoke_cell: Callable[..., Cell]
+) -> None:
+    cell = smoke_cell()
+    folder = RunFolder.create(tmp_path, "digits")
+    folder.write_provenance({"plan": [cell.cell_id]})
+    folder.append(CELLS_FILE, {"schema_version": 12, "cell_id": cell.cell_id, "status": "ok"})
+    folder.close()
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    options = ["--smoke", "--no-estimate", "--device", "cpu", "--seed", "0", "--method", "sltt", "--resume"]
+    outcome = CliRunner().invoke(app, ["run", "digits", *options, "--out", str(tmp_path)])
+    assert outcome.exit_code == 2, outcome.output
+    assert f"{CELLS_FILE}: its rows are of version 12 of the format" in " ".join(outcome.output.split())
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+
+
 # The campaign -----------------------------------------------------------------------------------
 
 

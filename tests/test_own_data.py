@@ -221,10 +221,19 @@ def test_a_fault_in_arrays_names_file_and_key(fault: str, tmp_path: Path) -> Non
 
 
 def test_verifying_arrays_looks_at_the_samples_too(tmp_path: Path) -> None:
-    np.savez(tmp_path / "arrays.npz", **arrays(x_test=np.full((3, 6, 5), np.nan), y_test=np.arange(3)))
+    damaged = {"x_train": np.zeros((3, 6, 5)), "x_test": np.full((3, 6, 5), np.nan), "y_test": np.arange(3)}
+    np.savez(tmp_path / "arrays.npz", **arrays(**damaged))
     findings = data.verify("arrays", tmp_path)
     assert [finding.ok for finding in findings] == [True, True, True, False, False]
     assert "x_test has numbers that are not finite" in findings[3].text
+
+
+def test_verifying_arrays_finds_that_one_split_would_be_scaled_and_the_other_not(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", **arrays(x_test=np.full((3, 6, 5), 255.0), y_test=np.arange(3)))
+    *sound, fault = data.verify("arrays", tmp_path)
+    assert all(finding.ok for finding in sound)
+    assert not fault.ok
+    assert "x_train is of bytes, which are scaled to 0…1, but x_test of other numbers" in fault.text
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4 not much more", b"\x93NUMPY"])

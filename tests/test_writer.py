@@ -151,6 +151,23 @@ def test_a_full_disk_names_file_free_space_and_remedy_and_leaves_no_half_row(
     assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["1", "2"]
 
 
+def test_half_a_row_that_a_disk_keeps_is_set_aside_by_the_same_process(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half(path: Path, values: list[str], *, durable: bool) -> None:
+        with path.open("ab") as file:
+            file.write(b"1,a,1,dig")
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    folder.append(EPOCHS_FILE, {"epoch": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr("sltt_bench.results.writer._append_line", half)
+        with pytest.raises(ResultsError, match=r"could not be written \(Input/output error\)"):
+            folder.append(EPOCHS_FILE, {"epoch": 2})
+    folder.append(EPOCHS_FILE, {"epoch": 3})
+    assert [row["epoch"] for row in read_rows(folder.path / EPOCHS_FILE)] == ["1", "3"]
+
+
 def test_a_file_that_is_moved_away_in_mid_run_is_begun_anew_with_its_header(folder: RunFolder) -> None:
     folder.append(EPOCHS_FILE, {"epoch": 1})
     (folder.path / EPOCHS_FILE).rename(folder.path / "taken.csv")

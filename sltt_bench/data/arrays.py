@@ -9,7 +9,7 @@ run is planned, and stand in the resolved recipe.
 
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from sltt_bench.data.source import (
     Below,
     Count,
     DataBundle,
+    DataFinding,
     DataPlace,
     DataSource,
     Found,
@@ -92,7 +93,7 @@ class Arrays(DataSource):
                 f"data set {self.name!r}: without reading data, a recipe must state data.shape, "
                 "data.num_classes, data.train_samples and data.test_samples"
             )
-        shapes = {split: self._shape(data_dir, f"x_{split}") for split in SPLITS}
+        shapes = {split: self._header(data_dir, f"x_{split}")[0] for split in SPLITS}
         sample = list(shapes["train"][1:])
         if sample != list(shapes["test"][1:]):
             raise self._damaged(
@@ -113,8 +114,8 @@ class Arrays(DataSource):
             }
         )
 
-    def _shape(self, data_dir: Path, key: str) -> tuple[int, ...]:
-        """Of an array, without reading it. Raises DataError."""
+    def _header(self, data_dir: Path, key: str) -> "tuple[tuple[int, ...], np.dtype[Any]]":
+        """Shape and type of an array, without reading it. Raises DataError."""
         path = self._present(data_dir)
         with (
             reading(self.name, path, *UNREADABLE, reason=f"{key}: {{}}"),
@@ -127,8 +128,8 @@ class Arrays(DataSource):
                 if version == (1, 0)
                 else np.lib.format.read_array_header_2_0
             )
-            shape: tuple[int, ...] = read(member)[0]
-        return shape
+            shape, _, numbers = read(member)
+        return shape, numbers
 
     def _read(self, data_dir: Path, key: str) -> np.ndarray:
         path = self._present(data_dir)
@@ -187,15 +188,27 @@ class Arrays(DataSource):
     def load(self, place: DataPlace) -> DataBundle:
         """Both splits. Raises DataError, also if one would be scaled and the other not."""
         bundle = super().load(place)
-        train, test = (split.tensors[0].dtype for split in (bundle.train, bundle.test))  # type: ignore[attr-defined]
+        self._check_types(place.data_dir)
+        return bundle
+
+    def _check_types(self, data_dir: Path) -> None:
+        """Raises DataError if one split would be scaled and the other not."""
+        train, test = (self._header(data_dir, f"x_{split}")[1] == np.uint8 for split in SPLITS)
         if train != test:
-            one, other = ("x_train", "x_test") if test.is_floating_point else ("x_test", "x_train")
+            one, other = ("x_train", "x_test") if train else ("x_test", "x_train")
             raise self._damaged(
-                place.data_dir,
+                data_dir,
                 f"{one} is of bytes, which are scaled to 0…1, but {other} of other numbers, which are not; "
                 "save both as one type",
             )
-        return bundle
+
+    def verify(self, data_dir: Path, progress: Progress) -> Iterable[DataFinding]:
+        """Also whether both splits are of one type."""
+        yield from super().verify(data_dir, progress)
+        try:
+            self._check_types(data_dir)
+        except DataError as error:
+            yield DataFinding(False, str(data_dir / self.file), str(error))
 
     def samples_of(self, split: str, place: DataPlace) -> "TensorDataset":
         """In memory; samples of bytes stay bytes, others become float32."""

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -271,11 +272,16 @@ class FrameCache:
         # Spawned, not forked: this process may already hold a GPU and threads.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            futures = [pool.submit(self.make, recording) for recording in todo]
             try:
+                futures = [pool.submit(self.make, recording) for recording in todo]
                 for done, future in enumerate(as_completed(futures), start=1):
                     future.result()
                     progress(what, done, len(todo))
+            except BrokenProcessPool:
+                raise DataError(
+                    f"data set {self._source!r}: a process that makes frames of recordings was ended, by the system if "
+                    "memory ran out; frames that are made are kept: run it again, with a smaller data.workers (0: none)"
+                ) from None
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -29,6 +29,7 @@ from sltt_bench.results.schema import (
     LOGS_FOLDER,
     PROVENANCE_FILE,
     RECIPE_FILE,
+    SCHEMA_VERSION,
     TIMELINE_FILE,
     Column,
 )
@@ -118,6 +119,7 @@ class RunFolder:
             self._begin(path, [*fields])
             _append_line(path, [*fields.values()], durable=file != TIMELINE_FILE)
         except OSError as error:
+            self._begun.discard(path)  # half a row may be left
             raise ResultsError(
                 f"{path}: a row could not be written ({error.strerror or error}); {room(path)}; "
                 "then go on with --resume"
@@ -151,6 +153,23 @@ class RunFolder:
         for file in (CELLS_FILE, EPOCHS_FILE):
             tables.read_rows(self.path / file, damage)
         return damage
+
+    def check_version(self) -> None:
+        """Raises ResultsError if it has rows of a newer version of the format, which count for nothing here: what they
+        measured would be measured again, among them.
+        """
+        from sltt_bench.results import tables
+
+        for file in (CELLS_FILE, EPOCHS_FILE):
+            path = self.path / file
+            lines = tables.whole_lines(path, []) if path.exists() else []
+            versions = {row.get("schema_version", "") for row in _by_name([line for _, line in lines])}
+            newer = [version for version in versions if version.isdecimal() and int(version) > SCHEMA_VERSION]
+            if newer:
+                raise ResultsError(
+                    f"{path}: its rows are of version {max(newer, key=int)} of the format, this sltt-bench writes version "
+                    f"{SCHEMA_VERSION}; update it, or start a run of its own without --resume"
+                )
 
     def rows(self, file: str) -> list[dict[str, str]]:
         """The rows of one of the folder's CSV files so far; see `read_rows`."""
@@ -205,6 +224,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     from sltt_bench.results import tables  # pandas: not for those who only write
 
     return tables.read_rows(path, [])
+
+
+def _by_name(lines: list[list[str]]) -> Iterator[dict[str, str]]:
+    """The fields of each line by the names in the first."""
+    return (dict(zip(lines[0], fields, strict=False)) for fields in lines[1:])
 
 
 def set_torn_line_aside(path: Path) -> None:
