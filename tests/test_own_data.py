@@ -178,7 +178,8 @@ def test_bytes_are_scaled_to_one(tmp_path: Path) -> None:
 def test_sequences_of_another_length_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "arrays.npz", **arrays())
     source = data.source_type("arrays")(layout="sequences").on_disk(tmp_path)
-    assert source.check_timesteps(5) == "timesteps is 5, but the sequences in arrays.npz have 6 steps"
+    fault = "timesteps is 5, but the sequences in arrays.npz have 6 steps (data.shape is [6, 5])"
+    assert source.check_timesteps(5) == fault
 
 
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {

@@ -78,7 +78,7 @@ class Arrays(DataSource):
     def check_timesteps(self, timesteps: int) -> str | None:
         if self.layout == "images" or not self.shape or timesteps == self.shape[0]:
             return None
-        return f"timesteps is {timesteps}, but the sequences in {self.file} have {self.shape[0]} steps"
+        return f"timesteps is {timesteps}, but the sequences in {self.file} have {self.shape[0]} steps (data.shape is {self.shape})"
 
     def needed(self, data_dir: Path) -> list[Path]:
         return [data_dir / self.file]
