@@ -732,11 +732,15 @@ def a_cell_resumed_after_an_upgrade(top: Path) -> None:
 
 
 def _resumed(
-    top: Path, claim: Mapping[str, Any], attempts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any] = {}
+    top: Path,
+    claim: Mapping[str, Any],
+    attempts: Sequence[Mapping[str, Any]],
+    facts: Mapping[str, Any] = {},
+    others: Sequence[str] = ("bptt",),
 ) -> None:
-    """BPTT, and SLTT whose first epoch is of another attempt than the rest; of each attempt what it was measured with."""
+    """Others, and SLTT whose first epoch is of another attempt than the rest; of each attempt what it was measured with."""
     into = run(top, claim, facts=dict(facts))
-    measure(into, seeds=[0], methods=["bptt"])
+    measure(into, seeds=[0], methods=others)
     into.cell("sltt", status="killed", reason="cut off")
     cell = into.cell("sltt", attempt=2, peak_tensor_bytes=25 * MIB)
     *before, first, second, third = (top / EPOCHS_FILE).read_text().splitlines()
@@ -750,6 +754,15 @@ def _resumed(
 @temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")
 def a_cell_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
     _resumed(top, ACCURACY, [{"data_sha256": str(number) * 64} for number in (1, 2)])
+
+
+@temptation(
+    "sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)",
+    words=["not measured"],
+)
+def a_cell_without_a_baseline_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
+    attempts = [{"data_sha256": str(number) * 64} for number in (1, 2)]
+    _resumed(top, ACCURACY, attempts, others=["sltt-k2"])
 
 
 @temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")

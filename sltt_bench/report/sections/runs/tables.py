@@ -283,35 +283,36 @@ def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
 
 
 def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[str]:
-    if baseline not in group.methods:
-        return [f"No ratios: no {baseline} in this group."]
     refused: dict[str, list[str]] = {}
     beside: list[str] = []
     estimates = []
-    others = [method for method in group.methods if method != baseline]
+    compared: set[str] = set()
+    others = [method for method in group.methods if method != baseline] if baseline in group.methods else []
     shared = {metric: _values_beside(group, metric, baseline).get(baseline, {}) for metric in metrics}
     for method, metric in product(others, metrics):
         estimate = comparison(group, metric, method, baseline)
         if isinstance(estimate, PairedEstimate):
             estimates.append(estimate)
+            compared |= {method, baseline}
             beside += _pair_notes(group, metric, method, baseline, shared[metric])
         elif method not in refused.setdefault(estimate.reason, []):
             refused[estimate.reason].append(method)
+    for result, metric in product(group.finished, metrics):
+        if result.method not in compared:  # what stands beside no ratio is to be known all the same
+            beside += [_sentence(text, group) for text in group.breaches_of(metric, (result.method,))]
     notes = [
         f"{', '.join(methods)}: not comparable with {baseline}: {reason}."
         for reason, methods in refused.items()
     ]
+    if baseline not in group.methods:
+        notes = [f"No ratios: no {baseline} in this group."]
     return [*notes, *numbers.shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
 
 
 def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: Values) -> list[str]:
     """What to know of one ratio: breaches, and the baseline's mean where it is not the one of the `shared` pairs, which
     stands in its row."""
-    notes = [
-        # A method at the start of a sentence keeps its name.
-        f"{text}." if text.startswith(tuple(group.methods)) else f"{text[0].upper()}{text[1:]}."
-        for text in group.breaches_of(metric, (method, baseline))
-    ]
+    notes = [_sentence(text, group) for text in group.breaches_of(metric, (method, baseline))]
     pairs = group.pairs(metric, method, baseline)
     assert not isinstance(pairs, NotComparable)
     own = pairs[1]
@@ -326,6 +327,11 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
     ):
         notes.append(f"Means and ratios of {method} are over the pairs that both have.")
     return notes
+
+
+def _sentence(text: str, group: Group) -> str:
+    """A method at its start keeps its name."""
+    return f"{text}." if text.startswith(tuple(group.methods)) else f"{text[0].upper()}{text[1:]}."
 
 
 def _mean_text(metric: str, values: Values) -> str:
