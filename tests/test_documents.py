@@ -3,6 +3,7 @@
 import re
 import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mkdocs.commands.build import build
@@ -61,6 +62,32 @@ def test_the_picture_names_the_files_of_the_page_and_is_what_its_command_draws()
         for name in re.findall(r"[\w./]+(?:\.py|/)", files):
             assert name in drawn, "python docs/architecture.py"
             assert (ROOT / "sltt_bench" / name).exists() or (ROOT / name).exists(), name
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "pictures.py"))
+
+
+def test_every_picture_is_shown_and_is_a_figure_of_the_report(pictures: dict[str, Any]) -> None:
+    text = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    for picture in (ROOT / "docs" / "figures").iterdir():
+        assert f"figures/{picture.name})" in text, f"no document shows {picture.name}"
+        made_by_others = ("study-", "profile-", "architecture.")
+        assert picture.name in pictures["PICTURES"] or picture.name.startswith(made_by_others), picture.name
+    for recipe, name in pictures["PICTURES"].values():
+        assert name in pictures["figures"](recipe), "docs/pictures.py"
+
+
+def test_the_picture_of_digits_is_of_the_runs_in_the_table_above_it(pictures: dict[str, Any]) -> None:
+    recipe, name = pictures["PICTURES"]["digits-methods.png"]
+    _, time = pictures["figures"](recipe)[name].content()
+    shown = {bar.label: bar.text.partition("(")[2].rstrip("×)") for bar in time.bars}
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    for method in ("sltt", "sltt-k2"):
+        row = re.search(rf"\| {method} \|[^|]*\| ([\d.]+) \[", results)
+        assert row
+        assert shown[method] == row[1]
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

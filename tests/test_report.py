@@ -450,6 +450,26 @@ def test_a_figure_that_is_the_same_in_all_rows_keeps_its_unit() -> None:
     assert " ".join(console.export_text().split()).count("84.7 ± 0 KiB") == 6
 
 
+def test_in_a_narrow_terminal_a_unit_stands_with_its_figure_and_not_with_the_count_of_pairs() -> None:
+    """ "−4.00 [−16.71, +8.71] n = 2 points" named two points, "oom s" a time."""
+    headings = (
+        Heading("method", numeric=False), Heading("warm epoch", "s"), Heading("− bptt", "points"),
+        *(Heading(f"a rather long heading {n}") for n in range(6)),
+    )  # fmt: skip
+    rest = tuple(TableCell(str(n)) for n in range(6))
+    rows = (
+        (TableCell("sltt"), TableCell("1.50", "± 0.10"), TableCell("−4.00", "[−16.71, +8.71] n = 2"), *rest),
+        (TableCell("bptt"), TableCell("oom", tone="bad"), TableCell("not comparable"), *reversed(rest)),
+    )
+    console = Console(record=True, width=44)
+    print_table(Table("t", "t", headings, rows), console)
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    for line in (
+        "warm epoch: 1.50 ± 0.10 s", "− bptt: −4.00 points [−16.71, +8.71] n = 2", "warm epoch: oom", "− bptt: not comparable",
+    ):  # fmt: skip
+        assert line in lines
+
+
 def test_the_closing_table_of_a_run_shows_accuracy_time_and_memory_with_ratios(tmp_path: Path) -> None:
     folder = make_results(tmp_path)
     console = Console(record=True, width=160)

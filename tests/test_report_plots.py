@@ -670,6 +670,29 @@ def test_a_fitted_line_goes_through_its_points_on_a_logarithmic_axis(tmp_path: P
         assert np.interp(x, *places.T) == pytest.approx(y, abs=1)
 
 
+def test_small_values_are_told_apart_beside_a_zero(tmp_path: Path) -> None:
+    """A weight decay of 0, of 1e-5 and of 1e-4 stood in one place beside one of 1e-2."""
+    run = HandmadeRun(tmp_path)
+    decays = (0, 1e-5, 1e-4, 1e-3, 1e-2)
+    for decay in decays:
+        recipe = varied(RECIPE, train__weight_decay=decay)
+        run.cell(
+            "bptt",
+            recipe=recipe,
+            overrides={"train.weight_decay": decay},
+            top1=(0.4, 0.5, 0.6),
+            peak_tensor_bytes=MIB,
+        )
+    drawing = drawn(figures(tmp_path)["digits-sweep-train-weight_decay"])
+    (axes,) = drawing.axes
+    shares = axes.transAxes.inverted().transform(axes.transData.transform([(decay, 60) for decay in decays]))[
+        :, 0
+    ]
+    assert np.diff(shares).min() > 0.15
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1e-05", "0.0001", "0.001", "0.01"]
+    assert_legible(drawing)
+
+
 def test_no_axis_of_accuracies_has_a_number_beyond_100_percent(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path)
     for seed in (0, 1):

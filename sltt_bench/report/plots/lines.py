@@ -256,14 +256,20 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
 
 
 def ticks_at(axes: Axes, values: Sequence[float], log_above: float = 32) -> None:
-    """Ticks of the x axis where values are, logarithmic where they span a factor of more than `log_above`.
+    """Ticks of the x axis where values are, logarithmic where they span a factor of more than `log_above`; a 0 among
+    shares stands one decade before the smallest.
 
     Memory grows linearly in T and batch size: up to there a reader should see a straight line.
     """
     places = list(values)
-    if min(values) > 0 and max(values) / min(values) > log_above:
+    smallest = min((value for value in values if value > 0), default=1.0)
+    is_wide = max(values) / smallest > log_above
+    if min(values) > 0 and is_wide:
         axes.set_xscale("log", base=2)
         places = [math.log2(value) for value in values]
+    elif min(values) == 0 and smallest < 1 and is_wide:  # what is counted, as epochs are, stays linear
+        axes.set_xscale("symlog", linthresh=smallest)
+        places = [math.log10(value or smallest / 10) for value in values]
     room = (places[-1] - places[0]) / 9
     shown = [0]
     for number, place in enumerate(places):

@@ -11,7 +11,6 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 
-from sltt_bench.format import DASH
 from sltt_bench.report.document import ClaimCard, Report, Section, Table, TableCell, Tone
 
 _MOST_SKIPPED = 20
@@ -133,14 +132,21 @@ def _without_constant_columns(table: Table) -> tuple[Table, str]:
         if len(texts) > 1 or _has_ratio(table, place):
             keep.append(place)
             continue
-        text, detail = texts.pop()
-        heading = table.headings[place]
-        unit = heading.unit if text != DASH else ""
-        figure = (text, detail, unit) if detail.startswith("±") else (text, unit, detail)
-        words.append(" ".join(part for part in (heading.text or "verdict", *figure) if part))
+        heading, cell = table.headings[place], table.rows[0][place]
+        words.append(
+            " ".join([heading.text or "verdict", *_with_unit(cell, cell.text, cell.detail, heading.unit)])
+        )
     rows = tuple(tuple(row[place] for place in keep) for row in table.rows)
     narrow = replace(table, headings=tuple(table.headings[place] for place in keep), rows=rows)
     return narrow, f"In all rows: {'; '.join(words)}." if words else ""
+
+
+def _with_unit(cell: TableCell, text: str, detail: str, unit: str) -> list[str]:
+    """A cell's text, its detail and the unit of both, without what is empty: after a spread, but before an interval's count; a
+    word instead of a figure has none."""
+    shown = unit if any(map(str.isdigit, cell.text)) else ""
+    parts = (text, detail, shown) if cell.detail.startswith("±") else (text, shown, detail)
+    return [part for part in parts if part]
 
 
 def _has_ratio(table: Table, place: int) -> bool:
@@ -159,8 +165,9 @@ def _print_records(table: Table, console: Console) -> None:
         for heading, cell in zip(table.headings[1:], row[1:], strict=True):
             if not (cell.text or cell.detail):
                 continue
-            unit = f" [dim]{escape(heading.unit)}[/dim]" if heading.unit else ""
-            line = f"{escape(heading.text)}: {_markup(cell)}{unit}"
+            dim = (f"[dim]{escape(text)}[/dim]" if text else "" for text in (cell.detail, heading.unit))
+            parts = _with_unit(cell, _markup(replace(cell, detail="")), *dim)
+            line = f"{escape(heading.text)}: {' '.join(parts)}"
             console.print(Padding(line, (0, 0, 0, _RECORD_INDENT)), highlight=False)
 
 
