@@ -159,7 +159,8 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row of epochs.csv from those of all ranks.
 
     Energy is summed, a GPU's utilisation is averaged, and of times, memory and the processors' use the largest counts:
-    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks is None.
+    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks is None, and so is
+    NVML's memory where it is a process's of one rank and a device's of another.
     Losses, accuracies and samples are those of all ranks already; the rest is rank 0's.
     """
     first = dict(rows[0])
@@ -174,6 +175,8 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             first[column] = None
         elif combine is not None:
             first[column] = combine(values)
+    if len({row.get("peak_nvml_scope") for row in rows}) > 1:
+        first |= {"peak_nvml_bytes": None, "peak_nvml_scope": None}
     return first
 
 

@@ -156,6 +156,23 @@ def test_figures_of_ranks_become_one_row() -> None:
     assert (row["device"], row["epoch"], row["cold"]) == ("cuda:0", 1, True)
 
 
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        ((7, "process"), (7, "process")),
+        ((9, "device"), (None, None)),  # never the device's memory under the name of the process's
+        ((None, None), (None, None)),
+    ],
+)
+def test_memory_of_a_process_and_of_a_device_are_not_one_figure(
+    second: tuple[int | None, str | None], expected: tuple[int | None, str | None]
+) -> None:
+    columns = ("peak_nvml_bytes", "peak_nvml_scope")
+    ranks = [dict(zip(columns, values, strict=True)) for values in ((5, "process"), second)]
+    row = combined(ranks)
+    assert (row["peak_nvml_bytes"], row["peak_nvml_scope"]) == expected
+
+
 def test_a_ring_exchanges_less_than_twice_the_gradient() -> None:
     assert [exchanged_bytes(1000, size) for size in (1, 2, 4)] == [0, 1000, 1500]
 
