@@ -435,9 +435,9 @@ def find_recipe(name_or_path: str) -> Path:
         methods.promises(name_or_path)
         raise RecipeError(name_or_path, [f"is a method: `sltt-bench run RECIPE --method {name_or_path}`"])
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
-    fault = (
-        f"no {what} has this name{nearest(name_or_path, names)}; `sltt-bench list {all_of_them}` shows all"
-    )
+    ending = ", and a recipe's file ends with .yaml" if _is_file(Path(name_or_path)) else ""
+    hint = nearest(name_or_path, names)
+    fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
 
 

@@ -92,6 +92,93 @@ ERRORS = {
         "train={epochs: 3}",
         "--dry-run",
     ): "--set train: replaces all of what train.lr",
+    (
+        "run",
+        "digits",
+        "-m",
+        "bptt",
+        "--method",
+        "sltt",
+        "--dry-run",
+    ): "--method is given 2 times; give it once, with commas",
+    (
+        "analyze",
+        "gradients",
+        "digits",
+        "--epochs",
+        "0",
+        "--epochs",
+        "1",
+        "--dry-run",
+    ): "--epochs is given 2 times",
+    ("data", "verify", "mnist", "--split", "a", "--split", "b"): "--split is given 2 times",
+    ("run", "file.yam", "--dry-run"): "no recipe has this name",
+    (
+        "run",
+        "README.md",
+        "--dry-run",
+    ): "README.md: no recipe has this name, and a recipe's file ends with .yaml",
+    (
+        "export",
+        "results",
+        "-m",
+        "sltt",
+        "--format",
+        "eval-results",
+        "--dataset-id",
+        "",
+    ): "--dataset-id '': wants OWNER/NAME",
+    (
+        "export",
+        "results",
+        "-m",
+        "sltt",
+        "--format",
+        "eval-results",
+        "--dataset-id",
+        "a/b/c",
+    ): "--dataset-id 'a/b/c': wants OWNER/NAME",
+    (
+        "export",
+        "results",
+        "-m",
+        "sltt",
+        "--format",
+        "eval-results",
+        "--dataset-id",
+        "a/b",
+        "--task-id",
+        "",
+    ): "--task-id '': wants a task",
+    (
+        "export",
+        "results",
+        "-m",
+        "sltt",
+        "--format",
+        "eval-results",
+        "--dataset-id",
+        "a/b",
+        "--source-url",
+        "here",
+    ): "--source-url 'here': wants an address",
+    ("submit", "digits", "--slurm", ""): "--slurm '': wants an option of sbatch by its long name",
+    ("submit", "digits", "--slurm", "time=1"): "--slurm time=1: `submit` has this option itself: --time",
+    ("submit", "digits", "--slurm", "--gpus_per_node=2"): "`submit` has this option itself: --gpus-per-node",
+    (
+        "submit",
+        "digits",
+        "--slurm",
+        "array=1-9",
+    ): "--slurm array=1-9: array is what holds a submission together",
+    (
+        "submit",
+        "digits",
+        "--slurm",
+        "account=a",
+        "--slurm",
+        "account=b",
+    ): "--slurm account=b: account is given twice",
     ("show", "digit"): "did you mean 'digits'",
     ("show", "bptt-lX"): "bptt-lX: no recipe or method has this name (did you mean 'bptt-l2'?)",
     ("show", "SLTT"): "(did you mean 'sltt'?)",
@@ -117,6 +204,11 @@ def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, 
     assert result.exit_code == 2
     assert reason in result.output
     assert "Traceback" not in result.output
+
+
+def test_flags_and_what_adds_up_may_be_given_again() -> None:
+    again = ["run", "digits", "--dry-run", "--dry-run", "--set", "timesteps=2", "--set", "train.epochs=1"]
+    assert CliRunner().invoke(app, again).exit_code == 0
 
 
 def test_help_and_usage_errors_do_not_load_torch() -> None:
