@@ -722,7 +722,7 @@ def gradients(
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
-    grid = full_paths([*(overrides or []), *(over or [])])
+    grid = [*full_paths(overrides or [], "--set"), *full_paths(over or [], "--over")]
     backend = "reference"
     device = places[0].device or device
     request = _request(
