@@ -259,11 +259,15 @@ class Claim(Strict):
         """Why nobody could judge it, or None."""
         if self.relation.endswith("_points") and self.metric != "test_top1":
             return f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}"
+        if self.relation.endswith("_points") and not 0 <= self.threshold <= 100:
+            return f"percentage points are from 0 to 100, but threshold is {self.threshold:g}"
         if self.relation in ("at_least", "at_most"):
             if self.baseline is not None:
                 return f"{self.relation} is about the value itself; leave baseline out"
             if self.metric == "test_top1" and not 0 <= self.threshold <= 1:
                 return f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}"
+            if self.threshold < 0:
+                return f"{self.metric} is never below 0, but threshold is {self.threshold:g}"
         elif self.baseline in (None, self.method):
             return f"{self.relation} compares; name another method as baseline"
         if self.relation == "at_most_ratio" and self.threshold <= 0:
