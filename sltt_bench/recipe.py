@@ -547,7 +547,7 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
     name = raw.pop("name", path.stem)
     if name not in (path.stem, f"{STUDIES}/{path.stem}"):
-        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or name the file so"
+        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or save the file as {shortened(name)}.yaml"
         raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
     if base is None:
@@ -675,7 +675,10 @@ def _when_faults(
         if task not in tasks:
             yield TASK, f"no grid of `study` has the recipe {shortened(task)}{nearest(str(task), tasks)}"
             return
-        recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+        try:
+            recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+        except RecipeError:  # the plan, which cannot do without that recipe, names its faults
+            return
     for key in [key for key in when if key != TASK]:
         section = key.partition(".")[0]
         own = getattr(getattr(recipe, section, None), "name", None)

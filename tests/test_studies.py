@@ -425,7 +425,13 @@ def test_the_smoke_form_runs_as_planned_and_its_question_is_printed(name: str, t
     planned = cells_of(name, smoke=True)
     assert Counter(cells.cell_id) == Counter(cell.cell_id for cell in planned)
     assert json.loads((folder / "cells" / f"{cells.cell_id[0]}.json").read_text())["recipe"]["study"] is None
-    assert load_recipe(str(folder / "recipe.yaml")).study is not None
+    with pytest.raises(RecipeError, match=f"leave '{name}' out, or save the file as '{name}'.yaml"):
+        load_recipe(str(folder / "recipe.yaml"))  # its rows would be those of a recipe "recipe"
+    again = (tmp_path / "again" / name).with_suffix(".yaml")
+    again.parent.mkdir(parents=True)
+    again.write_bytes((folder / "recipe.yaml").read_bytes())
+    assert load_recipe(str(again)).name == name
+    assert load_recipe(str(again)).study is not None
 
 
 def each_value_once(cells: Iterable[Cell]) -> Iterator[Cell]:
