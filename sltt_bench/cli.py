@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -29,7 +30,22 @@ class _State:
     debug = False
 
 
-class _Verbs(TyperGroup):
+class _VerbsGivenOnce(TyperGroup):
+    """An option that takes one value is given once: the last would count, without a word."""
+
+    def resolve_command(self, ctx: Any, args: Any) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        if not (command is None or isinstance(command, TyperGroup) or ctx.resilient_parsing):
+            within = command.context_class(command, info_name=name, parent=ctx)
+            *_, given = command.make_parser(within).parse_args(args=list(rest))
+            for option, times in Counter(given).items():
+                if times > 1 and not option.multiple and not getattr(option, "is_flag", True):
+                    each = "give it once, with commas where it takes several values"
+                    raise UserError(f"{max(option.opts, key=len)} is given {times} times; {each}")
+        return name, command, rest
+
+
+class _Verbs(_VerbsGivenOnce):
     """What a user can mend becomes a message and exit code 2; --debug shows where it came from."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -52,11 +68,13 @@ app = typer.Typer(
 
 CELL_FAILED, WRONG_USAGE = 1, 2
 
-data_app = typer.Typer(help="Get data sets onto the disk, and check them.", no_args_is_help=True)
+data_app = typer.Typer(
+    cls=_VerbsGivenOnce, help="Get data sets onto the disk, and check them.", no_args_is_help=True
+)
 app.add_typer(data_app, name="data")
-analyze_app = typer.Typer(help="Look into what a method does.", no_args_is_help=True)
+analyze_app = typer.Typer(cls=_VerbsGivenOnce, help="Look into what a method does.", no_args_is_help=True)
 app.add_typer(analyze_app, name="analyze")
-submission_app = typer.Typer(help="Results for the shared table.", no_args_is_help=True)
+submission_app = typer.Typer(cls=_VerbsGivenOnce, help="Results for the shared table.", no_args_is_help=True)
 app.add_typer(submission_app, name="submission")
 
 
@@ -354,7 +372,7 @@ def submit(
         mem=mem,
         array_parallelism=array_parallelism,
         requeues=requeues,
-        further=dict(option.lstrip("-").partition("=")[::2] for option in slurm or ()),
+        further=_sbatch_options(slurm or ()),
     )
     timeout_s, command = _seconds(timeout), commands.command_line()
     commands.check_data([cell for plan in plans for cell in plan], data_dir)
@@ -568,8 +586,8 @@ def show(
         commands.show_method(what, as_json=as_json)
         return
     commands.check_is_recipe(what)
-    for point in parse_overrides(overrides or []):
-        commands.show_recipe(load_recipe(what, point, smoke=smoke), as_json=as_json)
+    points = parse_overrides(overrides or [])
+    commands.show_recipes([load_recipe(what, point, smoke=smoke) for point in points], as_json=as_json)
 
 
 @app.command()
@@ -638,6 +656,13 @@ def export(
         _fail(f"--format {format_name}: known are {', '.join(FORMATS)}{nearest(format_name, FORMATS)}")
     if format_name != "eval-results" and any((dataset_id, task_id, source_url)):
         _fail("--dataset-id, --task-id and --source-url belong to --format eval-results")
+    for option, text, form, example in (
+        ("--dataset-id", dataset_id, r"[\w.-]+/[\w.-]+", "OWNER/NAME"),
+        ("--task-id", task_id, r"\S+", "a task of the data set's eval.yaml"),
+        ("--source-url", source_url, r"https?://\S+", "an address, https://..."),
+    ):
+        if text is not None and not re.fullmatch(form, text):
+            _fail(f"{option} {text!r}: wants {example}")
     if not run.is_dir():
         _fail(f"{run}: no such folder; `sltt-bench run` makes one")
     benchmark = None if dataset_id is None else Benchmark(dataset_id, task_id or "default", source_url)
@@ -697,7 +722,7 @@ def gradients(
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
-    grid = full_paths([*(overrides or []), *(over or [])])
+    grid = [*full_paths(overrides or [], "--set"), *full_paths(over or [], "--over")]
     backend = "reference"
     device = places[0].device or device
     request = _request(
@@ -824,6 +849,28 @@ def _counts(option: str, key: str, text: str | None) -> list[str]:
 def _processes(per_cell: int | None) -> list[str]:
     """--nproc-per-cell as the override of its recipe field."""
     return [] if per_cell is None else [f"train.devices={per_cell}"]
+
+
+def _sbatch_options(texts: Iterable[str]) -> dict[str, str]:
+    """--slurm as sbatch's option → value ("" for one without), none of them set in another way too."""
+    ours = ("time", "partition", "nodes", "gpus-per-node", "cpus-per-task", "mem")
+    fixed = ("job-name", "ntasks-per-node", "signal", "output", "error", "array", "dependency")
+    options: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.strip().lstrip("-").partition("=")
+        name = name.replace("_", "-")
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            _fail(
+                f"--slurm {text!r}: wants an option of sbatch by its long name, e.g. account=NAME or exclusive"
+            )
+        if name in ours:
+            _fail(f"--slurm {text}: `submit` has this option itself: --{name}")
+        if name in fixed:
+            _fail(f"--slurm {text}: {name} is what holds a submission together; leave it out")
+        if options.get(name, value) != value:
+            _fail(f"--slurm {text}: {name} is given twice; give it once")
+        options[name] = value
+    return options
 
 
 def _effects(text: str) -> list[float]:

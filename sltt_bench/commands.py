@@ -471,16 +471,18 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1, ensure_ascii=False))
 
 
-def show_recipe(recipe: Recipe, *, as_json: bool = False) -> None:
-    """A resolved recipe as YAML that could be run again, or as JSON."""
+def show_recipes(recipes: Sequence[Recipe], *, as_json: bool = False) -> None:
+    """Resolved recipes as YAML that could be run again, or as JSON: of several as a list."""
     if as_json:
-        print_json(recipe.model_dump(mode="json"))
+        shown = [recipe.model_dump(mode="json") for recipe in recipes]
+        print_json(shown if len(shown) > 1 else shown[0])
         return
     from sltt_bench.yaml_text import dump_yaml
 
-    values = recipe.model_dump(mode="json", exclude={"name"})
-    print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
-    print(dump_yaml(values), end="")
+    for recipe in recipes:
+        values = recipe.model_dump(mode="json", exclude={"name"})
+        print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
+        print(dump_yaml(values), end="")
 
 
 def is_method(name: str) -> bool:

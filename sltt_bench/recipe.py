@@ -260,11 +260,15 @@ class Claim(Strict):
         """Why nobody could judge it, or None."""
         if self.relation.endswith("_points") and self.metric != "test_top1":
             return f"{self.relation} is for accuracies (metric: test_top1), not for {self.metric}"
+        if self.relation.endswith("_points") and not 0 <= self.threshold <= 100:
+            return f"percentage points are from 0 to 100, but threshold is {self.threshold:g}"
         if self.relation in ("at_least", "at_most"):
             if self.baseline is not None:
                 return f"{self.relation} is about the value itself; leave baseline out"
             if self.metric == "test_top1" and not 0 <= self.threshold <= 1:
                 return f"an accuracy is a share, 0 to 1, but threshold is {self.threshold:g}"
+            if self.threshold < 0:
+                return f"{self.metric} is never below 0, but threshold is {self.threshold:g}"
         elif self.baseline in (None, self.method):
             return f"{self.relation} compares; name another method as baseline"
         if self.relation == "at_most_ratio" and self.threshold <= 0:
@@ -349,15 +353,10 @@ class Recipe(Strict):
             )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
-        if (fault := self.validation_fault()) is not None:
+        samples = self.data.train_samples if self.data.limit is None else 0
+        if self.validation is not None and (fault := self.validation.fault(samples)) is not None:
             raise ValueError(fault)
         return self
-
-    def validation_fault(self) -> str | None:
-        """Why the training split does not have the validation samples that are expected, or None; None too where its
-        size is not known yet."""
-        samples = self.data.train_samples if self.data.limit is None else 0
-        return None if self.validation is None else self.validation.fault(samples)
 
     def epoch_samples(self, *, synthetic: bool) -> int:
         """Training samples of an epoch, without those that are held back for validation."""
@@ -441,9 +440,9 @@ def find_recipe(name_or_path: str) -> Path:
         methods.promises(name_or_path)
         raise RecipeError(name_or_path, [f"is a method: `sltt-bench run RECIPE --method {name_or_path}`"])
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
-    fault = (
-        f"no {what} has this name{nearest(name_or_path, names)}; `sltt-bench list {all_of_them}` shows all"
-    )
+    ending = ", and a recipe's file ends with .yaml" if _is_file(Path(name_or_path)) else ""
+    hint = nearest(name_or_path, names)
+    fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
 
 
@@ -497,7 +496,7 @@ def load_recipe(
     """
     path = find_recipe(name_or_path)
     raw = _read_extended(path, below=())
-    raw["name"] = f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem
+    raw.setdefault("name", f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem)
     kinds = {
         section: raw[section]["name"]
         for section in ("data", "model")
@@ -548,9 +547,10 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise RecipeError(str(path), ["must be a mapping of keys to values at the top level"])
     name = raw.pop("name", path.stem)
-    of_a_run = path.name == RECIPE_FILE  # names the run's recipe; run again from here it is another's
-    if name not in (path.stem, f"{STUDIES}/{path.stem}") and not of_a_run:
-        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or name the file so"
+    if path.name == RECIPE_FILE and not below:
+        raw["name"] = name  # as the run was called that wrote it
+    elif name not in (path.stem, f"{STUDIES}/{path.stem}"):
+        fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or save the file as {shortened(name)}.yaml"
         raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
     if base is None:
@@ -680,9 +680,7 @@ def _when_faults(
             return
         try:
             recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
-        except (
-            RecipeError
-        ):  # it is said where its cells are made; a run's own recipe.yaml is read far from it
+        except RecipeError:  # the plan, which cannot do without that recipe, names its faults
             return
     for key in [key for key in when if key != TASK]:
         section = key.partition(".")[0]

@@ -66,5 +66,5 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _cells(results: Results) -> list[dict[Any, Any]]:
     columns = ["cell_id", "kind", "method", "backend", "seed", "overrides", "status", "reason", "wall_s"]
-    rows = results.cells[columns].astype(object)
+    rows = results.cells[columns].astype({"seed": "Int64"}).astype(object)
     return rows.where(rows.notna(), None).to_dict("records")

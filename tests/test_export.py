@@ -399,7 +399,7 @@ def test_a_run_that_kept_its_checkpoint_is_exported_by_method_and_seed(
     assert call("export", str(run), "-m", "sltt", "--seed", "1", "--cell", ids["0"])[0] == 2
     assert call("export", str(run), "--method", "slt") == (
         2,
-        f"error: {run}: 0 cells have the method slt; `sltt-bench show RUN` names those that there are",
+        f"error: {run}: 0 cells have the method slt (did you mean 'sltt'?); `sltt-bench show RUN` names those that there are",
     )
     first = Path("sltt-seed0.nir").read_bytes()
     assert call("export", str(run), "--method", "sltt", "--seed", "1") == (0, "wrote sltt-seed1.nir")

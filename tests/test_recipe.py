@@ -249,6 +249,18 @@ def test_a_field_that_is_set_twice_to_one_value_is_set_once() -> None:
             "claims.0: an accuracy is a share, 0 to 1, but threshold is 90",
         ),
         (
+            {"relation": "at_most", "baseline": None, "threshold": -1.0},
+            "claims.0: peak_memory is never below 0",
+        ),
+        (
+            {"metric": "test_top1", "relation": "within_points", "threshold": -2.0},
+            "claims.0: percentage points are from 0 to 100, but threshold is -2",
+        ),
+        (
+            {"metric": "test_top1", "relation": "exceeds_by_points", "threshold": 101.0},
+            "claims.0: percentage points are from 0 to 100, but threshold is 101",
+        ),
+        (
             {"when": {"nueron.tau": 2.0}},
             "claims.0.when.nueron.tau: no field of recipes (did you mean 'neuron'?)",
         ),

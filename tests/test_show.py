@@ -1,6 +1,7 @@
 """`show` of a run, and what `list`, `show` and `doctor` give to scripts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ def test_show_gives_a_runs_command_cells_tables_and_files(run_folder: Path) -> N
     assert "warm epoch" in text, "the run's own tables follow"
 
 
+def test_show_gives_the_points_of_a_grid_as_one_text_of_json() -> None:
+    assert [point["train"]["lr"] for point in as_json("show", "digits", "--set", "train.lr=0.1,0.2")] == [
+        0.1,
+        0.2,
+    ]
+    assert as_json("show", "digits", "--set", "train.lr=0.2")["train"]["lr"] == 0.2
+
+
 def test_show_run_as_json_has_a_row_for_each_cell(run_folder: Path) -> None:
     facts = as_json("show", str(run_folder))
     assert facts["run"] == str(run_folder)
@@ -55,9 +64,10 @@ def test_show_says_what_failed_and_what_has_not_ended(run_folder: Path, tmp_path
         ("ok", ""),
         ("oom", "no memory left"),
     ]
+    assert [type(cell["seed"]) for cell in facts["cells"]] == [int, int]
     output = " ".join(CliRunner().invoke(app, ["show", str(copy)]).output.split())
     assert "1 ok, 1 oom; 7 of 9 have not ended" in output
-    assert "no memory left" in output
+    assert re.search(r"seed \d: no memory left", output)
 
 
 @pytest.mark.parametrize(("folder", "message"), [(RESULTS, "runs are"), (RESULTS / "nothing", "no run is")])

@@ -472,7 +472,9 @@ def test_the_smoke_form_runs_as_planned_and_its_question_is_printed(name: str, t
     planned = cells_of(name, smoke=True)
     assert Counter(cells.cell_id) == Counter(cell.cell_id for cell in planned)
     assert json.loads((folder / "cells" / f"{cells.cell_id[0]}.json").read_text())["recipe"]["study"] is None
-    assert load_recipe(str(folder / "recipe.yaml")).study is not None
+    again = load_recipe(str(folder / "recipe.yaml"))
+    assert again.name == name
+    assert again.study is not None
 
 
 def each_value_once(cells: Iterable[Cell]) -> Iterator[Cell]:

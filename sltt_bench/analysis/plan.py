@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from sltt_bench import methods
+from sltt_bench.errors import nearest
 from sltt_bench.plan import Cell, Plan, Request, make_plans, processes_per_cell
 from sltt_bench.recipe import NeuronRecipe, Recipe, RecipeError
 
@@ -69,13 +70,20 @@ def _fault(method: str, recipe: Recipe) -> str | None:
         return str(error)
 
 
-def full_paths(assignments: Iterable[str]) -> list[str]:
-    """`field=value,value` texts as overrides have them, where a neuron's field stands without `neuron.` (tau=1.1,2.0)."""
+def full_paths(assignments: Iterable[str], option: str = "--over") -> list[str]:
+    """`field=value,value` texts as overrides have them, where a neuron's field stands without `neuron.` (tau=1.1,2.0).
+
+    Raises RecipeError, which names the `option`, for a word that is neither such a field nor one of recipes.
+    """
     paths = []
     for assignment in assignments:
         key, separator, values = assignment.partition("=")
-        known = key.strip() in NeuronRecipe.model_fields
-        paths.append(f"neuron.{key.strip()}{separator}{values}" if known else assignment)
+        name = key.strip()
+        of_neuron = name in NeuronRecipe.model_fields
+        if name and separator and "." not in name and not of_neuron and name not in Recipe.model_fields:
+            known = [*NeuronRecipe.model_fields, *Recipe.model_fields]
+            raise RecipeError(option, [f"{name}: no field of recipes or neurons{nearest(name, known)}"])
+        paths.append(f"neuron.{name}{separator}{values}" if of_neuron else assignment)
     return paths
 
 

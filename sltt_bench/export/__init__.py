@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sltt_bench.errors import UserError
+from sltt_bench.errors import UserError, nearest
 from sltt_bench.extras import load_extra
 
 if TYPE_CHECKING:
@@ -141,6 +141,8 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
     for name, column, value in (("seed", "seed", seed), ("id", "cell_id", cell_id)):
         if value is not None:
             cells, asked = cells[cells[column] == value], f"{asked} and {name} {value}"
+    if of_method.empty:
+        asked += nearest(method, results.cells["method"].unique())
     if len(cells) != 1:
         raise ExportError(f"{run}: {len(cells)} cells have {asked}; {_one_of(cells)}")
     row = {str(column): value for column, value in cells.iloc[0].items()}
