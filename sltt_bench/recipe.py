@@ -353,10 +353,15 @@ class Recipe(Strict):
             )
         if (check_timesteps := self.data.check_timesteps(self.timesteps)) is not None:
             raise ValueError(check_timesteps)
-        samples = self.data.train_samples if self.data.limit is None else 0
-        if self.validation is not None and (fault := self.validation.fault(samples)) is not None:
+        if (fault := self.validation_fault()) is not None:
             raise ValueError(fault)
         return self
+
+    def validation_fault(self) -> str | None:
+        """Why the training split does not have the validation samples that are expected, or None; None too where its
+        size is not known yet."""
+        samples = self.data.train_samples if self.data.limit is None else 0
+        return None if self.validation is None else self.validation.fault(samples)
 
     def epoch_samples(self, *, synthetic: bool) -> int:
         """Training samples of an epoch, without those that are held back for validation."""
