@@ -301,6 +301,61 @@ class LearnsByPotential(Plain):
         return self.rest(spikes + 0.3 * seen + (0 if before is None else 0.2 * before))
 
 
+class SetsAttribute(Plain):
+    """Which a layer behind reads."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.scaling = ScalesAsTold()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = 1.0 * self.neurons(self.currents(x))
+        spikes.scale = 2.0  # type: ignore[attr-defined]
+        return self.rest(self.scaling(spikes))
+
+
+class ScalesAsTold(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x * getattr(x, "scale", 1.0)
+
+
+class KeepsRates(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rates[:] = [x.detach().mean()]
+        return x
+
+
+class ReadsRates(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.monitor = KeepsRates()
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.monitor(self.neurons(self.currents(x)))
+        return self.rest(spikes * (1 + self.monitor.rates[0]) if self.monitor.rates else spikes)
+
+
+class ReadsWhatHookKept(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.rates: dict[str, Tensor] = {}
+        self.neurons.register_forward_hook(
+            lambda _, __, spikes: self.rates.update(last=spikes.mean().detach())
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes * (1 + self.rates["last"]) if self.rates else spikes)
+
+
 class KeepsLastMap(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -560,6 +615,9 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     TopDown: r"reads what a layer keeps .current of a Slow",
     ReadsPotential: r"reads what a layer keeps .potential of a",
     LearnsByPotential: r"reads what a layer keeps .potential of a",
+    SetsAttribute: "sets scale of a value",
+    ReadsRates: r"reads what a layer keeps .rates of a",
+    ReadsWhatHookKept: "a hook of a .* may keep something that its forward method reads",
     ReadsLastMap: r"reads what a layer keeps .last of a",
     CountsInClass: "keeps something .calls of class CountsInClass",
     CountsInGlobal: "keeps something .CALLS of module test_native_step_calls",
@@ -571,7 +629,7 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     DrawsOfItsOwn: r"draws from a random generator of its own \(draws of the network\)",
     DrawsDeep: r"draws from a random generator of its own \(draws\['path'\]\[0\] of the network\)",
     DrawsOfGlobal: "draws from a random generator of its own .DRAWS of module",
-    DrawsOfTorch: "draws from a random generator of its own",
+    DrawsOfTorch: "draws from a random generator of its own|cannot be traced",
     GoesOnWithout: "cannot be traced: symbolically traced",
     GoesOnWithoutNumber: "cannot be traced: it asks for the length of a value",
     GoesOnWithoutDraw: "outside of the step's graph .*rand",

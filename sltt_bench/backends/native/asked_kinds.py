@@ -1,7 +1,8 @@
 """Whether a function asks what a value is, not what is in it: by `isinstance`, by `type`, or by comparing identities.
 
 A value of a trace is no tensor, and cannot pass for one everywhere: torch asks too, in C, in the name of the function that
-called it, and takes what says yes for memory of its own. So a question is read where it is written.
+called it, and takes what says yes for memory of its own. So a question is read where it is written. What nobody reads here:
+`isinstance` under another name, `callable` and `repr` of a value.
 """
 
 import ast

@@ -5,15 +5,17 @@ before the first step.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dis import get_instructions
+from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
 from sltt_bench.neurons import SpikingNeuron, Stateful
-from sltt_bench.python_state import is_of_a_library
+from sltt_bench.python_state import CONTAINERS, is_of_a_library
+from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
 USUAL = frozenset(vars(nn.Module()))
 _ABSENT = object()
@@ -58,10 +60,36 @@ def _changed_in_calls(layer: nn.Module) -> set[str]:
         names.add("potential")
     for kind in type(layer).__mro__:
         if not is_of_a_library(kind.__module__):
+            names.update(name for name, value in vars(layer).items() if isinstance(value, CONTAINERS))
             for function in vars(kind).values():
                 if isinstance(function, FunctionType) and function.__name__ != "__init__":
                     names.update(_set_in(function.__code__))
     return names - USUAL
+
+
+def hook_that_keeps_for(network: nn.Module, layers: Iterable[nn.Module]) -> str:
+    """The kind of one of the layers whose hook holds a part of the network, or a list or mapping of one: what it keeps
+    there a forward method may read. Empty if there is none."""
+    held = {id(part) for part in network.modules()}
+    for part in network.modules():
+        held.update(id(v) for n, v in vars(part).items() if n not in USUAL and isinstance(v, CONTAINERS))
+    for layer in layers:
+        for hooks in HOOKS_OF_A_LAYER[:2]:
+            for hook in vars(layer)[hooks].values():
+                is_ours = is_of_a_library(getattr(hook, "__module__", None))
+                if not is_ours and not held.isdisjoint(map(id, _held_by(hook))):
+                    return type(layer).__name__
+    return ""
+
+
+def _held_by(function: Any) -> Iterator[Any]:
+    """What a function, a method or a partial one has at hand."""
+    yield getattr(function, "__self__", None)
+    if isinstance(function, partial):
+        yield from (*function.args, *function.keywords.values(), *_held_by(function.func))
+    for cell in getattr(function, "__closure__", None) or ():
+        with suppress(ValueError):  # nothing in it yet
+            yield cell.cell_contents
 
 
 def _set_in(code: CodeType) -> Iterator[str]:

@@ -24,7 +24,7 @@ from sltt_bench.backends.native.asked_kinds import (
     is_asked_by,
     is_asked_for_kind,
 )
-from sltt_bench.backends.native.kept_by_layers import unread_by_others
+from sltt_bench.backends.native.kept_by_layers import hook_that_keeps_for, unread_by_others
 from sltt_bench.neurons import Stateful
 from sltt_bench.python_state import PythonState, is_of_a_library
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER, TorchDispatchMode, autograd_functions_seen
@@ -60,6 +60,8 @@ class NotTraceable(Exception):
 
 def trace_step(network: nn.Module) -> fx.Graph:
     """The calls of one step. Raises NotTraceable."""
+    if kind := hook_that_keeps_for(network, _parts_that_are_called(network)):
+        raise NotTraceable(f"a hook of a {kind} may keep something that its forward method reads")
     try:
         with _as_it_was(network):
             graph = _traced(network)
@@ -182,6 +184,11 @@ class _Noticing:
             if is_compared:
                 self.tracer.refuse(f"its forward method may compare the {name} of a value with `is`")
         return _AttributeOfValue(self, name)  # type: ignore[arg-type]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if is_asked_by(sys._getframe(1)):
+            self.tracer.refuse(f"its forward method sets {name} of a value")
+        super().__setattr__(name, value)
 
     def __int__(self) -> Any:
         self._is_asked_for("an integer")
