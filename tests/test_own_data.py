@@ -86,8 +86,8 @@ def test_validation_counts_that_a_recipe_has_from_other_data_start_no_cell(
     assert (
         "validation.samples is 287, but 0.2 of 240 training samples are 48; set that, or 0" in result.output
     )
-    share = f"{'tuning.' * (command == 'tune')}validation.samples=0"
-    assert CliRunner().invoke(app, [*common, *settings, "--set", share]).exit_code == 0
+    share = "tuning.validation.samples=0" if command == "tune" else "validation={samples: 0}"
+    assert CliRunner().invoke(app, [*common, "--set", share]).exit_code == 0
 
 
 def test_the_page_on_images_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,8 +52,7 @@ def _after_reset(u, THRESHOLD: tl.constexpr, V_RESET: tl.constexpr, SOFT: tl.con
     if SOFT:
         return tl.where(u >= THRESHOLD, u - THRESHOLD, u)
     else:
-        fired = tl.where(u >= THRESHOLD, 1.0, 0.0)  # a choice between u and V_reset would lose an infinite u
-        return (1.0 - fired) * u + V_RESET * fired
+        return tl.where(u >= THRESHOLD, V_RESET + 0.0 * u, u)  # V_reset alone would lose an infinite u
 
 
 @triton.jit
