@@ -489,7 +489,7 @@ def test_numbers_are_shown_to_three_digits_in_a_fitting_unit(shown: str, expecte
 
 
 def test_groups_say_in_which_conditions_they_differ(tmp_path: Path) -> None:
-    from sltt_bench.report.groups import differing_fields
+    from sltt_bench.report.keys import differing_fields
 
     run = HandmadeRun(tmp_path / "run")
     run.cell("bptt")
