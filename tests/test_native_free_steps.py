@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from replays import RunsAgain
+from thinned import thinned
 from torch import Tensor, nn
 
 from sltt_bench import backends, methods, models
@@ -192,7 +193,7 @@ def test_gradients_outputs_and_draws_are_those_of_the_reference(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", EACH_SERVED)
-@pytest.mark.parametrize("samples", [3, 8])
+@pytest.mark.parametrize("samples", thinned([3, 8], keep=2))
 def test_steps_at_once_are_those_steps_one_by_one(model: str, precision: str, samples: int) -> None:
     """To the rounding of a convolution of another number of images, which no spike shows."""
     for steps in ((), (0,), (1, 4)):
@@ -387,7 +388,7 @@ def test_replayed_iterations_take_steps_at_once_and_draw_as_usual() -> None:
     assert torch.equal(replayed.generator, usual.generator)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", thinned(range(4), keep=4))
 @pytest.mark.parametrize("k", [1, 2])
 def test_a_capture_meets_no_kernel_and_no_convolution_that_has_not_run_before(
     k: int, seed: int, monkeypatch: pytest.MonkeyPatch
