@@ -11,6 +11,8 @@ from sltt_bench.cli import _complete_methods, _complete_recipe, app
 from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import load_recipe, recipe_names
 
+EVAL_RESULTS = ("export", "results", "-m", "sltt", "--format", "eval-results")
+
 ERRORS = {
     ("run", "digit"): "did you mean 'digits'",
     ("run", "digits", "--method", "slt"): "--method slt: unknown method 'slt' (did you mean 'sltt'?)",
@@ -118,50 +120,10 @@ ERRORS = {
         "README.md",
         "--dry-run",
     ): "README.md: no recipe has this name, and a recipe's file ends with .yaml",
-    (
-        "export",
-        "results",
-        "-m",
-        "sltt",
-        "--format",
-        "eval-results",
-        "--dataset-id",
-        "",
-    ): "--dataset-id '': wants OWNER/NAME",
-    (
-        "export",
-        "results",
-        "-m",
-        "sltt",
-        "--format",
-        "eval-results",
-        "--dataset-id",
-        "a/b/c",
-    ): "--dataset-id 'a/b/c': wants OWNER/NAME",
-    (
-        "export",
-        "results",
-        "-m",
-        "sltt",
-        "--format",
-        "eval-results",
-        "--dataset-id",
-        "a/b",
-        "--task-id",
-        "",
-    ): "--task-id '': wants a task",
-    (
-        "export",
-        "results",
-        "-m",
-        "sltt",
-        "--format",
-        "eval-results",
-        "--dataset-id",
-        "a/b",
-        "--source-url",
-        "here",
-    ): "--source-url 'here': wants an address",
+    (*EVAL_RESULTS, "--dataset-id", ""): "--dataset-id '': wants OWNER/NAME",
+    (*EVAL_RESULTS, "--dataset-id", "a/b/c"): "--dataset-id 'a/b/c': wants OWNER/NAME",
+    (*EVAL_RESULTS, "--dataset-id", "a/b", "--task-id", ""): "--task-id '': wants a task",
+    (*EVAL_RESULTS, "--dataset-id", "a/b", "--source-url", "here"): "--source-url 'here': wants an address",
     ("submit", "digits", "--slurm", ""): "--slurm '': wants an option of sbatch by its long name",
     ("submit", "digits", "--slurm", "time=1"): "--slurm time=1: `submit` has this option itself: --time",
     ("submit", "digits", "--slurm", "--gpus_per_node=2"): "`submit` has this option itself: --gpus-per-node",

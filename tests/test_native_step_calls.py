@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from drawn_networks import SlowSynapse
 from on_backends import train_own
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -250,24 +251,12 @@ class OtherWithoutGraph(Plain):
         return output if torch.is_grad_enabled() else output + currents.mean((2, 3))[:, :4]
 
 
-class Slow(Stateful):
-    carried = ("current",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.current: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.current = x if self.current is None else 0.5 * self.current + x
-        return self.current
-
-
 class TopDown(Plain):
     """A feedback from a later layer, whose state it reads."""
 
     def __init__(self, neuron: Neuron) -> None:
         super().__init__(neuron)
-        self.slow, self.back = Slow(), nn.Conv2d(6, 6, 1)
+        self.slow, self.back = SlowSynapse(), nn.Conv2d(6, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         currents = self.currents(x)
@@ -279,7 +268,10 @@ class TopDown(Plain):
 class ReadsPotential(Plain):
     def __init__(self, neuron: Neuron) -> None:
         super().__init__(neuron)
-        self.slow, self.neurons = Slow(), LIF(LIFParameters(tau=2.0)) if neuron is nn.Identity else neuron()
+        self.slow, self.neurons = (
+            SlowSynapse(),
+            LIF(LIFParameters(tau=2.0)) if neuron is nn.Identity else neuron(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         potential = self.neurons.potential
@@ -612,7 +604,7 @@ NOT_TRACEABLE: dict[type[Plain], str] = {
     ComparesFormats: "may compare the dtype of a value with `is`",
     AsksForGraph: "may compare the grad_fn of a value with `is`",
     OtherWithoutGraph: "something else where no gradients are wanted",
-    TopDown: r"reads what a layer keeps .current of a Slow",
+    TopDown: r"reads what a layer keeps .current of a SlowSynapse",
     ReadsPotential: r"reads what a layer keeps .potential of a",
     LearnsByPotential: r"reads what a layer keeps .potential of a",
     SetsAttribute: "sets scale of a value",
