@@ -7,7 +7,7 @@ else. Supported are torch 2.6 and newer.
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
@@ -90,23 +90,6 @@ def has_hooks(tensor: Tensor) -> bool:
     """Whether somebody has asked to see the gradients of a leaf."""
     hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks  # type: ignore[attr-defined]
     return any(hooks)
-
-
-@contextmanager
-def autograd_functions_seen(look: Callable[[str, tuple[Any, ...]], None]) -> Iterator[None]:
-    """Within, `look(name, arguments)` comes before each call of an autograd function that is written in Python."""
-    function: Any = torch.autograd.Function
-    usual = vars(function)["apply"]
-
-    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-        look(cls.__name__, args)
-        return usual.__get__(None, cls)(*args, **kwargs)
-
-    function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        function.apply = usual
 
 
 # Batch norm --------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
-"""Networks drawn at random, as their authors might write them: any layers in any order, in every style of calling."""
+"""Networks drawn at random, as their authors might write them: any layers in any order, in every style of calling.
 
+Their forward methods are source text, which native reads as it reads anybody's.
+"""
+
+import linecache
 import random
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +17,6 @@ from sltt_bench.models.nf_resnet import ScaledWSConv2d
 from sltt_bench.models.normalisation import ScaledWSLinear
 from sltt_bench.neuron_kinds import Readout
 from sltt_bench.neurons import Stateful
-
-Instruction = Callable[["DrawnNetwork", list[Tensor]], Tensor]
-"""(network, values so far [batch, C, H, W]) → one more value."""
 
 
 class SlowSynapse(Stateful):
@@ -93,7 +94,8 @@ class DrawnNetwork(nn.Module):
         super().__init__()
         self._draws = draws
         self._neuron = neuron
-        self.instructions: list[Instruction] = []
+        self.instructions: list[str] = []
+        """Expressions, of `self` and of the values so far [batch, C, H, W], v0 being the input."""
         self._sources: list[tuple[int, ...]] = []
         self.words: list[str] = []
         """What it is made of, for a failure's message."""
@@ -107,12 +109,21 @@ class DrawnNetwork(nn.Module):
         channels, height, width = shapes[-1]
         self._draw_readout(channels, height * width, classes)
         self._leave_out_what_nothing_reads()
+        self.__class__ = type("WrittenNetwork", (DrawnNetwork,), {"forward": self._written_forward()})
 
-    def forward(self, x: Tensor) -> Tensor:
-        values = [x]
-        for place, instruction in enumerate(self.instructions, start=1):
-            values.append(instruction(self, values) if place in self._read else x)
-        return values[-1]
+    def _written_forward(self) -> Callable[[nn.Module, Tensor], Tensor]:
+        """The method that carries the instructions out, of which the source is to be had."""
+        lines = ["def forward(self, v0):"]
+        for place, expression in enumerate(self.instructions, start=1):
+            if place in self._read:
+                lines.append(f"    v{place} = {expression}")
+        source = "\n".join([*lines, f"    return v{len(self.instructions)}", ""])
+        file = f"<drawn network {hash(source)}>"
+        linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+        namespace = {"torch": torch, "F": F, "__name__": __name__}
+        exec(compile(source, file, "exec"), namespace)
+        method: Callable[[nn.Module, Tensor], Tensor] = namespace["forward"]
+        return method
 
     # What an instruction may be -------------------------------------------------------------------
 
@@ -195,12 +206,12 @@ class DrawnNetwork(nn.Module):
                 if channels + shapes[other][0] <= 12:
                     self._add(
                         f"cat {source} {other}",
-                        lambda _, v: torch.cat([v[source], v[other]], 1),
+                        f"torch.cat([v{source}, v{other}], 1)",
                         source,
                         other,
                     )
                     return channels + shapes[other][0], height, width
-                self._add("identity", lambda _, v: v[source], source)
+                self._add("identity", f"v{source}", source)
             case "again":
                 self._again(source, shapes)
             case "own":
@@ -222,7 +233,7 @@ class DrawnNetwork(nn.Module):
                 ]
                 self._of_layer("block", nn.Sequential(*block), source)
             case _:
-                self._add("identity", lambda _, v: v[source], source)
+                self._add("identity", f"v{source}", source)
         return channels, height, width
 
     def _again(self, source: int, shapes: list[tuple[int, int, int]]) -> None:
@@ -240,9 +251,9 @@ class DrawnNetwork(nn.Module):
         ]
         if shared:
             name = self._draws.choice(shared)
-            self._add(f"{name} again {source}", lambda network, v: getattr(network, name)(v[source]), source)
+            self._add(f"{name} again {source}", f"self.{name}(v{source})", source)
         else:
-            self._add("identity", lambda _, v: v[source], source)
+            self._add("identity", f"v{source}", source)
 
     def _of_layer(self, word: str, layer: nn.Module, source: int) -> None:
         name = f"layer{self._layer_number}"
@@ -252,20 +263,20 @@ class DrawnNetwork(nn.Module):
         if self._draws.random() < 0.2 and type(layer) in BY_NAME:
             self._add(
                 f"{word} by name {source}",
-                lambda network, v: getattr(network, name)(**{argument: v[source]}),
+                f"self.{name}({argument}=v{source})",
                 source,
             )
         else:
-            self._add(f"{word} {source}", lambda network, v: getattr(network, name)(v[source]), source)
+            self._add(f"{word} {source}", f"self.{name}(v{source})", source)
 
     def _sum(self, style: str, source: int, other: int) -> None:
-        sums: dict[str, Instruction] = {
-            "+": lambda _, v: v[source] + v[other],
-            "torch.add": lambda _, v: torch.add(v[source], v[other]),
-            "alpha": lambda _, v: torch.add(v[source], v[other], alpha=0.5),
-            "-": lambda _, v: v[source] - 0.5 * v[other],
-            "in place": lambda _, v: v[source].clone().add_(v[other]),
-            "constant": lambda _, v: v[source] + 0.25,
+        sums = {
+            "+": f"v{source} + v{other}",
+            "torch.add": f"torch.add(v{source}, v{other})",
+            "alpha": f"torch.add(v{source}, v{other}, alpha=0.5)",
+            "-": f"v{source} - 0.5 * v{other}",
+            "in place": f"v{source}.clone().add_(v{other})",
+            "constant": f"v{source} + 0.25",
         }
         self._add(
             f"sum {style} {source} {other}", sums[style], source, *() if style == "constant" else (other,)
@@ -276,48 +287,43 @@ class DrawnNetwork(nn.Module):
         self._layer_number += 1
         if style == "parameter":
             self.register_parameter(name, nn.Parameter(torch.ones(())))
-        scales: dict[str, Instruction] = {
-            "factor": lambda _, v: 1.3 * v[source],
-            "divisor": lambda _, v: v[source] / 1.3,
-            "parameter": lambda network, v: getattr(network, name) * v[source],
+        scales = {
+            "factor": f"1.3 * v{source}",
+            "divisor": f"v{source} / 1.3",
+            "parameter": f"self.{name} * v{source}",
         }
         self._add(f"scale {style} {source}", scales[style], source)
 
     def _function(self, style: str, source: int) -> None:
-        functions: dict[str, Instruction] = {
-            "relu": lambda _, v: F.relu(v[source]),
-            "relu in place": lambda _, v: F.relu(v[source].clone(), inplace=True),
-            "method": lambda _, v: v[source].clamp(min=-1),
-            "sigmoid": lambda _, v: torch.sigmoid(v[source]),
-            "product": lambda _, v: (
-                v[source]
-                + (
-                    v[source].flatten(2) @ v[source].flatten(2).transpose(1, 2) @ v[source].flatten(2)
-                ).view_as(v[source])
-                / 64
-            ),
-            "clone": lambda _, v: v[source].clone(),
-            "permuted": lambda _, v: v[source].permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
+        flat = f"v{source}.flatten(2)"
+        functions = {
+            "relu": f"F.relu(v{source})",
+            "relu in place": f"F.relu(v{source}.clone(), inplace=True)",
+            "method": f"v{source}.clamp(min=-1)",
+            "sigmoid": f"torch.sigmoid(v{source})",
+            "product": f"v{source} + ({flat} @ {flat}.transpose(1, 2) @ {flat}).view_as(v{source}) / 64",
+            "clone": f"v{source}.clone()",
+            "permuted": f"v{source}.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)",
         }
         self._add(f"{style} {source}", functions[style], source)
 
     def _draw_readout(self, channels: int, pixels: int, classes: int) -> None:
         draws, last = self._draws, len(self.instructions)
         if draws.random() < 0.5:
-            self._add("mean over space", lambda _, v: v[last].mean((2, 3)), last)
+            self._add("mean over space", f"v{last}.mean((2, 3))", last)
             features = channels
         else:
             self.flatten = nn.Flatten()
-            self._add("flatten", lambda network, v: network.flatten(v[last]), last)
+            self._add("flatten", f"self.flatten(v{last})", last)
             features = channels * pixels
         made = draws.choice([nn.Linear, ScaledWSLinear]) if features > 1 else nn.Linear
         self.readout = made(features, classes)
-        self._add(made.__name__, lambda network, v: network.readout(v[-1]), last + 1)
+        self._add(made.__name__, f"self.readout(v{last + 1})", last + 1)
         if draws.random() < 0.2:
             self.leak = Readout(2.0)
-            self._add("leaky readout", lambda network, v: network.leak(v[-1]), last + 2)
+            self._add("leaky readout", f"self.leak(v{last + 2})", last + 2)
 
-    def _add(self, word: str, instruction: Instruction, *sources: int) -> None:
+    def _add(self, word: str, instruction: str, *sources: int) -> None:
         self.words.append(word)
         self.instructions.append(instruction)
         self._sources.append(sources)

@@ -223,19 +223,18 @@ def test_the_biases_of_all_convolutions_with_one_reader_are_left_out() -> None:
 class AfterConvolutions(nn.Module):
     """Batch norm of what `combine` makes of a convolution."""
 
-    def __init__(
-        self,
-        combine: Callable[[nn.Module, Tensor], Tensor] = lambda network, x: network.conv(x),
-        **options: Any,
-    ) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         self.conv, self.other = (nn.Conv2d(2, 4, 3, padding=1, **options) for _ in range(2))
-        self.combine = combine
         self.norm = nn.BatchNorm2d(4)
         self.neuron = backends.create("native").neuron(LIFParameters())
 
+    def combine(self, x: Tensor) -> Tensor:
+        made: Tensor = self.conv(x)
+        return made
+
     def forward(self, x: Tensor) -> Tensor:
-        spikes: Tensor = self.neuron(self.norm(self.combine(self, x)))
+        spikes: Tensor = self.neuron(self.norm(self.combine(x)))
         return spikes
 
 
@@ -270,41 +269,79 @@ def test_neurons_normalise_nothing_but_what_batch_norm_read(mode: Callable[[], A
         network(torch.randn(3, 2, 5, 5))
 
 
-def read_twice(network: Any, x: Tensor) -> Tensor:
-    y: Tensor = network.conv(x)
-    return y + y.relu()
+class ReadTwice(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y + y.relu()
 
 
-def summed_in_place(network: Any, x: Tensor) -> Tensor:
-    y: Tensor = network.conv(x)
-    y += network.other(x)
-    return y
+class SummedInPlace(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        y += self.other(x)
+        return y
 
 
-def summed_in_place_and_seen(network: Any, x: Tensor) -> Tensor:
-    y = same = network.conv(x)
-    y += network.other(x)
-    return y + 0 * same.relu()
+class SummedInPlaceAndSeen(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        y = same = self.conv(x)
+        y += self.other(x)
+        return y + 0 * same.relu()
+
+
+class Summed(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.other(x)  # type: ignore[no-any-return]
+
+
+class SummedByFunction(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return torch.add(self.conv(x), self.other(x))
+
+
+class SummedWithFactor(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return torch.add(self.conv(x), self.other(x), alpha=2)
+
+
+class Shifted(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return self.conv(x) + 1.5  # type: ignore[no-any-return]
+
+
+class Scaled(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return self.conv(x) * 2  # type: ignore[no-any-return]
+
+
+class Rectified(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu()  # type: ignore[no-any-return]
+
+
+class CalledTwice(AfterConvolutions):
+    def combine(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.conv(2 * x)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        (lambda: AfterConvolutions(), {"conv"}),
-        (lambda: AfterConvolutions(summed_in_place), {"conv", "other"}),
-        (lambda: AfterConvolutions(summed_in_place_and_seen), set()),
-        (lambda: AfterConvolutions(bias=False), set()),
-        (lambda: AfterConvolutions(padding_mode="reflect"), set()),
-        (lambda: AfterConvolutions(lambda net, x: net.conv(x) + net.other(x)), {"conv", "other"}),
-        (lambda: AfterConvolutions(lambda net, x: torch.add(net.conv(x), net.other(x))), {"conv", "other"}),
-        (lambda: AfterConvolutions(lambda net, x: torch.add(net.conv(x), net.other(x), alpha=2)), set()),
-        (lambda: AfterConvolutions(lambda net, x: net.conv(x) + 1.5), {"conv"}),
-        (lambda: AfterConvolutions(lambda net, x: net.conv(x) * 2), set()),
-        (lambda: AfterConvolutions(lambda net, x: net.conv(x).relu()), set()),
-        (lambda: AfterConvolutions(lambda net, x: net.conv(x) + net.conv(2 * x)), set()),
-        (lambda: AfterConvolutions(read_twice), set()),
+        (AfterConvolutions, {"conv"}),
+        (SummedInPlace, {"conv", "other"}),
+        (SummedInPlaceAndSeen, set()),
+        (partial(AfterConvolutions, bias=False), set()),
+        (partial(AfterConvolutions, padding_mode="reflect"), set()),
+        (Summed, {"conv", "other"}),
+        (SummedByFunction, {"conv", "other"}),
+        (SummedWithFactor, set()),
+        (Shifted, {"conv"}),
+        (Scaled, set()),
+        (Rectified, set()),
+        (CalledTwice, set()),
+        (ReadTwice, set()),
     ],
-)  # fmt: skip
+)
 def test_other_biases_stay(network: Callable[[], nn.Module], expected: set[str]) -> None:
     assert biases_left_out(network()) == expected
 
@@ -351,7 +388,7 @@ def test_a_bias_makes_the_same_difference_left_out_or_not(watched: str) -> None:
     results = []
     for deferred in (False, True):
         torch.manual_seed(1)
-        network = AfterConvolutions(lambda net, x: net.conv(x) + net.other(x)).double()
+        network = Summed().double()
         seen: list[Tensor] = []
         if deferred:
             defer(network, NativeLIF, KernelsByDevice())

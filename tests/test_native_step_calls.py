@@ -1,11 +1,16 @@
 """What a trace of a step's calls does not show: forward methods of which native must not take the trace for every step."""
 
+import importlib
+import linecache
+import math
 import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import singledispatch
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,10 +21,15 @@ from on_backends import train_own
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
+from sltt_bench import models
+from sltt_bench.backends.native import plain_forward
+from sltt_bench.backends.native.plain_forward import read_forward_methods
+from sltt_bench.backends.native.step_calls import NotTraceable, is_seen_through, trace_step
+from sltt_bench.backends.native.units import UnitNetwork
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.neurons import LIF, LIFParameters, Stateful
 from sltt_bench.python_state import PythonState
+from sltt_bench.recipe import load_recipe, recipe_names
 from sltt_bench.torch_internals import FakeTensorMode
 
 NATIVE = {
@@ -582,49 +592,287 @@ class GoesOnWithoutDraw(Plain):
         return self.rest(spikes)
 
 
+class TakesTuples(Plain):
+    """Asks of a value what it is, with the same answer for a tensor."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(spikes[0] if isinstance(spikes, (tuple, list)) else spikes)
+
+
+class NormAsAFunction(Plain):
+    """With what a layer of batch norm holds, which learns then as it does in its own calls."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents, norm = self.conv2(self.neurons(self.currents(x))), self.norm2
+        statistics = norm.running_mean, norm.running_var
+        normalised = F.batch_norm(currents, *statistics, norm.weight, norm.bias, training=self.training)
+        output: Tensor = self.readout(self.neurons2(normalised).flatten(1))
+        return output
+
+
+class LearnsOfItsNorm(Plain):
+    """By statistics of a layer, which the next call of the layer changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        norm = self.norm
+        return self.rest(self.neurons(self.currents(x)) * norm.running_var.mean())
+
+
+SCALE = 1.0
+MEANS = torch.ones(6, 1, 1, dtype=torch.float64)
+
+
+def rescale(value: float) -> None:
+    global SCALE
+    SCALE = value
+
+
+class ScalesByAGlobal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(SCALE * self.neurons(self.currents(x)))
+
+
+class ReadsATensorOfTheModule(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.neurons(self.currents(x)) * MEANS)
+
+
+class KeepsInADefault(Plain):
+    def gain(self, x: Tensor, kept: list[int] = []) -> float:  # noqa: B006
+        kept += [0]
+        return factor_of(len(kept))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.gain(x) * self.neurons(self.currents(x)))
+
+
+class SetsLaterInAMethod(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.gain = 1.0
+
+    def anneal(self) -> None:
+        self.gain *= 0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.gain * self.neurons(self.currents(x)))
+
+
+class SetsLaterByName(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.gain = 1.0
+
+    def anneal(self, name: str) -> None:
+        setattr(self, name, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.gain * self.neurons(self.currents(x)))
+
+
+class HookSetsIt(Plain):
+    """A function within the constructor that runs later."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.gain = 1.0
+
+        def count_up(*_: Any) -> None:
+            self.gain = 1.5 if self.gain == 1 else 1.0
+
+        self.neurons.register_forward_hook(count_up)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.gain * self.neurons(self.currents(x)))
+
+
+class OtherLayerLater(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.chosen = self.conv2
+
+    def choose(self, layer: nn.Conv2d) -> None:
+        self.chosen = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons2(self.norm2(self.chosen(self.neurons(self.currents(x)))))
+        output: Tensor = self.readout(spikes.flatten(1))
+        return output
+
+
+class AsksByProperty(Plain):
+    @property
+    def factor(self) -> float:
+        return 2.0 if self.training else 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.factor * self.neurons(self.currents(x)))
+
+
+class Decorated(Plain):
+    @torch.no_grad()
+    def currents(self, x: Tensor) -> Tensor:
+        return super().currents(x)
+
+
+class ScaledByClosure(Plain):
+    """By a number that somebody else may change in the same closure."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        gain = 1.0
+
+        def scaled(value: Tensor) -> Tensor:
+            return gain * value
+
+        def change(*_: Any) -> None:
+            nonlocal gain
+            gain = 2.0
+
+        self.scaled = scaled
+        self.neurons.register_forward_hook(change)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.scaled(self.neurons(self.currents(x))))
+
+
+class ForwardOfItsOwn(Plain):
+    """Of one object, not of its class."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.forward = lambda x: self.rest(2 * self.neurons(self.currents(x)))  # type: ignore[method-assign]
+
+
+class ReadsStatisticsOfItsNorm(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.neurons(self.currents(x)) * self.norm.running_mean.mean())
+
+
+class DecidesByValue(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        spikes = self.neurons(self.currents(x))
+        return self.rest(2 * spikes if spikes.mean() < 1 else spikes)
+
+
+class ComputesOutside(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.neurons(self.currents(x)) * torch.stack([torch.ones_like(self.kept)]).sum())
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.register_buffer("kept", torch.ones(()))
+
+
+class FindsByName(Plain):
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name.removesuffix("_"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.neurons_(self.currents(x)))
+
+
+class CallsItself(Plain):
+    def __call__(self, x: Tensor) -> Tensor:
+        output: Tensor = super().__call__(2 * x)
+        return output
+
+
+class ByALambda(Plain):
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.twice, self.thrice = (lambda x: 2 * x), (lambda x: 3 * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(self.twice(self.neurons(self.currents(x))))
+
+
+class ByASwitchedLayer(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        self.conv.eval()
+        return self.rest(self.neurons(self.currents(x)))
+
+
+class InheritsItsForward(Plain):
+    """Whose own method somebody else's forward method calls."""
+
+    def rest(self, spikes: Tensor) -> Tensor:
+        self.helper_log = spikes
+        return super().rest(spikes)
+
+
 NOT_TRACEABLE: dict[type[Plain], str] = {
-    StraightThrough: r"an autograd function of its own \(Rounded\)",
-    OtherGradient: r"an autograd function of its own \(ScaledOnlyBackward\)",
-    WithoutGradient: "without gradients or in another precision",
-    InFullPrecision: "without gradients or in another precision",
-    ReadsItsParameter: "cannot be traced",
-    Noisy: "outside of the step's graph .*rand",
-    StochasticDepth: "draws random numbers that are not torch's",
-    WithFeedback: "keeps something .spikes of the network",
-    RemembersCurrents: "keeps something .last of the network",
-    Logs: "keeps something .log of the network",
-    OtherInEvaluation: "something else in evaluation",
+    StraightThrough: r"`Rounded\.apply` in StraightThrough.forward may do more than a trace shows",
+    OtherGradient: r"`ScaledOnlyBackward\.apply",
+    WithoutGradient: r"`with torch\.no_grad\(\):` in WithoutGradient.forward",
+    InFullPrecision: r"`with torch\.autocast",
+    ReadsItsParameter: r"`float\(self\.gate\.detach\(\)\)`",
+    Noisy: r"`torch\.rand\(",
+    StochasticDepth: r"`random\.random\(\)`",
+    WithFeedback: "WithFeedback carries something from step to step",
+    RemembersCurrents: r"`self\.last`",
+    Logs: r"`self\.log`",
+    OtherInEvaluation: r"`self\.training`",
     MoreArguments: "more than one argument",
     AnyArguments: "more than one argument",
-    AsksForTypes: "asks for the type of a value",
-    AsksByPattern: "asks what a value is",
-    AsksLayerOfTuples: "asks what a value is",
-    AsksByKindOfItsOwn: "asks what a value is",
-    AsksForSpikes: "asks whether a value has spikes",
-    ComparesFormats: "may compare the dtype of a value with `is`",
-    AsksForGraph: "may compare the grad_fn of a value with `is`",
-    OtherWithoutGraph: "something else where no gradients are wanted",
-    TopDown: r"reads what a layer keeps .current of a SlowSynapse",
-    ReadsPotential: r"reads what a layer keeps .potential of a",
-    LearnsByPotential: r"reads what a layer keeps .potential of a",
-    SetsAttribute: "sets scale of a value",
-    ReadsRates: r"reads what a layer keeps .rates of a",
-    ReadsWhatHookKept: "a hook of a .* may keep something that its forward method reads",
-    ReadsLastMap: r"reads what a layer keeps .last of a",
-    CountsInClass: "keeps something .calls of class CountsInClass",
-    CountsInGlobal: "keeps something .CALLS of module test_native_step_calls",
-    CountsDeep: r"keeps something .stats.by_name\['calls'\]\[0\] of the network|keeps something .stats.by_name\['calls'\] of the network",
-    CountsInClosure: "keeps something .calls of function factor",
-    CountsInFunction: "keeps something .calls of function counted",
-    CountsInArray: "keeps something .calls of the network",
-    CountsByIterator: "calls of the network goes on with each use",
-    DrawsOfItsOwn: r"draws from a random generator of its own \(draws of the network\)",
-    DrawsDeep: r"draws from a random generator of its own \(draws\['path'\]\[0\] of the network\)",
-    DrawsOfGlobal: "draws from a random generator of its own .DRAWS of module",
-    DrawsOfTorch: "draws from a random generator of its own|cannot be traced",
-    GoesOnWithout: "cannot be traced: symbolically traced",
-    GoesOnWithoutNumber: "cannot be traced: it asks for the length of a value",
-    GoesOnWithoutDraw: "outside of the step's graph .*rand",
+    AsksForTypes: r"`type\(spikes\) is Tensor`",
+    AsksByPattern: "`match self",
+    AsksLayerOfTuples: r"`isinstance\(made, tuple\)`",
+    AsksByKindOfItsOwn: r"`isinstance\(spikes, self\.kinds\)`",
+    AsksForSpikes: r"`hasattr\(made, 'spikes'\)`",
+    AsksForTensors: r"`isinstance\(currents, Tensor\)`",
+    AsksTorch: r"`torch\.is_tensor\(spikes\)`",
+    AsksByDispatch: r"`.*` in .*dispatch.* may do more",
+    AsksByName: r"`spikes\.__class__\.__name__`",
+    AsksByTuple: r"`isinstance\(spikes, Sequence\)`",
+    AsksForAttribute: r"`getattr\(spikes, 'gain', 2\.0\)`",
+    TakesTuples: r"`isinstance\(spikes, \(tuple, list\)\)`",
+    ComparesFormats: r"`spikes\.dtype is torch\.float64`",
+    AsksForGraph: r"`spikes\.grad_fn`",
+    OtherWithoutGraph: r"`torch\.is_grad_enabled\(\)`",
+    TopDown: r"`self\.slow\.current`",
+    ReadsPotential: r"`self\.neurons\.potential`",
+    LearnsByPotential: r"`self\.neurons\.potential`",
+    SetsAttribute: r"`spikes\.scale`",
+    ReadsRates: r"`self\.monitor\.rates`",
+    ReadsWhatHookKept: r"`self\.rates`",
+    ReadsLastMap: r"`self\.map\.last`",
+    CountsInClass: r"`type\(self\)\.calls`",
+    CountsInGlobal: "`global CALLS`",
+    CountsDeep: r"`self\.stats\.by_name",
+    CountsInClosure: "`nonlocal calls` in counting",
+    CountsInFunction: r"`counted\.calls` in counted",
+    CountsInArray: r"`self\.calls`",
+    CountsByIterator: r"`next\(self\.calls\)`",
+    DrawsOfItsOwn: r"`float\(self\.draws\.uniform",
+    DrawsDeep: r"`self\.draws\['path'\]\[0\]\.random\(\)`",
+    DrawsOfGlobal: r"`float\(DRAWS\.uniform",
+    DrawsOfTorch: r"`torch\.rand\(",
+    GoesOnWithout: "`try:`",
+    GoesOnWithoutNumber: "`try:`",
+    GoesOnWithoutDraw: r"`with suppress\(Exception\):`",
+    NormAsAFunction: r"`norm\.running_mean`",
+    LearnsOfItsNorm: r"`norm\.running_var`",
+    ScalesByAGlobal: "`SCALE` in",
+    ReadsATensorOfTheModule: "`MEANS` in",
+    KeepsInADefault: r"kept: list\[int\]=\[\]` in KeepsInADefault.gain",
+    SetsLaterInAMethod: r"`self\.gain`",
+    SetsLaterByName: r"`self\.\w+`",
+    HookSetsIt: r"`self\.gain`",
+    OtherLayerLater: r"`self\.chosen`",
+    AsksByProperty: r"`self\.factor`",
+    Decorated: "source of Decorated.currents is not to be had",
+    ScaledByClosure: "`gain` in ScaledByClosure",
+    ForwardOfItsOwn: "forward of a ForwardOfItsOwn was replaced",
+    ReadsStatisticsOfItsNorm: r"`self\.norm\.running_mean",
+    DecidesByValue: "cannot be traced: symbolically traced",
+    ComputesOutside: "outside of the step's graph",
+    FindsByName: "has a __getattr__ of its own",
+    CallsItself: "has a __call__ of its own",
+    ByALambda: "source of .*<lambda> is not to be had",
+    ByASwitchedLayer: r"`self\.conv\.eval\(\)`",
+    InheritsItsForward: r"`self\.helper_log` in InheritsItsForward.rest",
 }
 
 
@@ -729,17 +977,6 @@ class SharedNorm(Plain):
         return output
 
 
-class NormAsAFunction(Plain):
-    """With what a layer of batch norm holds, which learns then as it does in its own calls."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        currents, norm = self.conv2(self.neurons(self.currents(x))), self.norm2
-        statistics = norm.running_mean, norm.running_var
-        normalised = F.batch_norm(currents, *statistics, norm.weight, norm.bias, training=self.training)
-        output: Tensor = self.readout(self.neurons2(normalised).flatten(1))
-        return output
-
-
 class UnreadNorm(Plain):
     """Learns statistics of a value of which it uses nothing."""
 
@@ -772,7 +1009,6 @@ NOT_SEPARABLE: dict[type[Plain], str] = {
     ShiftsSpikes: "a Shift changes its input in place",
     LayerOfTwoResults: "layer two hands on more than one tensor",
     SharedNorm: "serves several units, and would learn its statistics in another order",
-    NormAsAFunction: "itself uses statistics that a batch norm learns",
     UnreadNorm: "nothing reads what layer conv2 makes",
     LaterMaskFirst: "would draw their masks in another order",
 }
@@ -793,12 +1029,50 @@ class Halves(Plain):
         return self.rest(torch.cat([self.neurons(one), self.more_neurons(other)], 1))
 
 
-class TakesTuples(Plain):
-    """Asks of a value what it is, with the same answer for a tensor."""
+class DenselyConnected(Plain):
+    """Layers in lists and mappings, one after the other, each with all that came before."""
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        widths = [6, 2, 2]
+        self.growing = nn.ModuleList(nn.Conv2d(sum(widths[:n]), 2, 1) for n in (1, 2))
+        self.spiking = nn.ModuleDict({"first": neuron(), "second": neuron()})
+        self.joining = nn.Conv2d(10, 6, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        spikes = self.neurons(self.currents(x))
-        return self.rest(spikes[0] if isinstance(spikes, (tuple, list)) else spikes)
+        made = [self.neurons(self.currents(x))]
+        for layer, (_, neuron) in zip(self.growing, self.spiking.items(), strict=True):
+            made.append(neuron(layer(torch.cat(made, dim=1))))
+        return self.rest(self.more_neurons(self.joining(torch.cat([1.0 * part for part in made], 1))))
+
+
+GAIN = 0.7
+
+
+def scaled_by(value: Tensor, gain: float | None = None) -> Tensor:
+    return value * (GAIN if gain is None else gain)
+
+
+class ByFixedNumbers(Plain):
+    """Of its construction, its class, its module and its layers."""
+
+    share = 0.5
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__(neuron)
+        self.times, self.is_wide, self.shortcut = 2, True, None
+        self.activation = F.relu
+
+    @staticmethod
+    def halved(value: Tensor) -> Tensor:
+        return value / 2
+
+    def currents(self, x: Tensor) -> Tensor:
+        currents = self.activation(super().currents(x)) / math.sqrt(self.conv.out_channels)
+        for time in range(self.times):
+            if self.is_wide and time > 0:
+                currents = scaled_by(self.halved(currents), self.share)
+        return scaled_by(currents) if self.shortcut is None else self.shortcut(x)
 
 
 class MostActive(Plain):
@@ -839,16 +1113,11 @@ class DropoutWithinState(Plain):
 
 SEPARABLE = [
     Plain,
+    DenselyConnected,
+    ByFixedNumbers,
     Gated,
     ShapesOfSpikes,
     Halves,
-    TakesTuples,
-    AsksForTensors,
-    AsksTorch,
-    AsksByDispatch,
-    AsksByName,
-    AsksByTuple,
-    AsksForAttribute,
     MostActive,
     SumOfFreshValues,
     DropoutWithinState,
@@ -886,6 +1155,75 @@ def test_a_generator_that_draws_nothing_is_as_it_was_where_tensors_are_fake() ->
     with FakeTensorMode():  # type: ignore[no-untyped-call]
         kept = PythonState(network)
         assert (kept.changed(), kept.drawn()) == ("", "")
+
+
+@pytest.mark.parametrize("change", ["attribute", "class", "global", "layer"])
+def test_a_number_or_layer_that_somebody_changes_later_ends_the_taking_apart(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    network = ByFixedNumbers(lambda: LIF(LIFParameters())).double()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    units = UnitNetwork(network, x)
+    assert units.why_not_now() is None
+    match change:
+        case "attribute":
+            network.times = 3
+        case "class":
+            monkeypatch.setattr(ByFixedNumbers, "share", 0.25)
+        case "global":
+            monkeypatch.setattr(sys.modules[__name__], "GAIN", 0.9)
+        case "layer":
+            network.conv2 = nn.Conv2d(6, 6, 3, padding=1).double()
+    assert "is another than when the calls of a step were traced" in str(units.why_not_now())
+
+
+SHIPPED = {load_recipe(name).model.name: name for name in recipe_names()}
+"""Network → a recipe that has it."""
+
+
+@pytest.mark.parametrize("recipe", SHIPPED.values(), ids=SHIPPED)
+def test_every_network_that_is_shipped_could_be_somebodys_own(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers of this package are not read when a step is traced; if they were, they would be found plain."""
+    options = load_recipe(recipe)
+    with torch.device("meta"):
+        network = models.build(
+            options.model,
+            neuron=lambda: LIF(options.neuron),
+            input_shape=(2, 64, 64),
+            classes=10,
+            timesteps=4,
+        )
+    monkeypatch.setattr(plain_forward, "KNOWN", ("torch",))
+    read_forward_methods(part for part in network.modules() if part is network or is_seen_through(part))
+
+
+def test_a_file_that_is_another_than_what_runs_tells_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_networks.py"
+    source = """
+from torch import nn
+
+class Double(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x):
+        return self.inner(2 * x)
+"""
+    file.write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    network = importlib.import_module("edited_networks").Double()
+    trace_step(network)
+    file.write_text(source.replace("2 * x", "3 * x if self.training else x"))
+    linecache.checkcache(str(file))
+    plain_forward._definition.cache_clear()
+    with pytest.raises(NotTraceable, match=r"source of Double\.forward is not to be had"):
+        trace_step(network)
 
 
 def test_hooks_of_parts_see_no_values_of_a_trace() -> None:

@@ -4,7 +4,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -47,28 +46,6 @@ def test_nothing_else_of_the_package_uses_what_torch_does_not_document() -> None
         if path.name != "torch_internals.py":
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
                 assert not PRIVATE.search(line), f"{path.relative_to(package)}:{number}: {line.strip()}"
-
-
-def test_calls_of_autograd_functions_are_seen_before_they_run() -> None:
-    class Twice(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            seen.append("run")
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-            return 2 * grad
-
-    seen: list[Any] = []
-    x = torch.ones(2, requires_grad=True)
-    with torch_internals.autograd_functions_seen(lambda name, args: seen.append((name, *args))):
-        Twice.apply(x).sum().backward()  # type: ignore[no-untyped-call]
-    assert seen == [("Twice", x), "run"]
-    assert x.grad is not None
-    assert x.grad.tolist() == [2, 2]
-    Twice.apply(x)  # type: ignore[no-untyped-call]
-    assert seen[2:] == ["run"]
 
 
 def test_hooks_on_the_gradient_of_a_leaf_are_seen() -> None:

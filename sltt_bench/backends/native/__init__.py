@@ -14,7 +14,7 @@
     free_steps                        steps without a graph, several at once
     units                             BPTT unit after unit, of which only spikes are kept
     step_calls                        the calls of a step, by which the others find what they may do
-    asked_kinds, kept_by_layers       what a forward method asks of a value and of its layers, which a trace does not know
+    plain_forward                     the forward methods of which a trace shows all
     packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
 

@@ -38,6 +38,7 @@ from sltt_bench.backends.native.step_calls import (
     NotTraceable,
     changed_in_place,
     is_seen_through,
+    numbers_of_step,
     trace_step,
 )
 from sltt_bench.models.layers import SequenceDropout
@@ -119,6 +120,7 @@ class UnitNetwork:
             if reason := again.differs or again.draws or again.learns or again.overwrites:
                 raise NotSeparable(f"steps would be computed again, but {reason} ({foreign})")
         (self.input,) = (node for node in graph.nodes if node.op == "placeholder")
+        self._numbers = numbers_of_step(network)
         self._looked_into = {name: part for name, part in network.named_modules() if is_seen_through(part)}
 
     def why_not_now(self) -> str | None:
@@ -126,6 +128,9 @@ class UnitNetwork:
         for name, part in self._looked_into.items():
             if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
+        for number in self._numbers:
+            if number.has_changed():
+                return f"{number.name} is another than when the calls of a step were traced"
         return None
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
@@ -520,22 +525,11 @@ def _trace(network: nn.Module) -> fx.Graph:
     except NotTraceable as error:
         raise NotSeparable(str(error)) from error
     for node in graph.nodes:
-        if node.op == "get_attr" and _is_statistic(str(node.target), network):
-            raise NotSeparable(
-                f"its forward method itself uses statistics that a batch norm learns ({node.target})"
-            )
         if node.target in IN_PLACE and _is_fresh(node.args[0], network):
             node.target = IN_PLACE[node.target]
         if (name := changed_in_place(node, network)) is not None:
             raise NotSeparable(f"its forward method changes a value in place ({name})")
     return graph
-
-
-def _is_statistic(name: str, network: nn.Module) -> bool:
-    """Whether an attribute of the network by that name is one that batch norm learns in its calls."""
-    owner, _, attribute = name.rpartition(".")
-    layer = network.get_submodule(owner)
-    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and attribute in layer._buffers
 
 
 def _is_fresh(node: Any, network: nn.Module) -> bool:
