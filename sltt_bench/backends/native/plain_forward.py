@@ -241,7 +241,7 @@ class _Function(ast.NodeVisitor):
                 self._refuse(node)
             self._reader.read_function(value.function, value.owner)
             return
-        if not isinstance(value, FunctionType) or value.__module__.startswith("torch"):
+        if not isinstance(value, FunctionType) or _package(value) == "torch":
             self._refuse(node)
         self._reader.read_function(value)
 
@@ -300,7 +300,7 @@ class _Function(ast.NodeVisitor):
         if value is of_class and isinstance(value, staticmethod):
             return value.__func__
         if not isinstance(value, nn.Module):
-            is_of_another = owner is not self._part and not kind.__module__.startswith("torch.")
+            is_of_another = owner is not self._part and _package(kind) != "torch"
             is_function = isinstance(value, FunctionType) or id(value) in _FUNCTIONS
             if is_of_another or not (_is_number(value) or is_function):
                 self._refuse(node)
@@ -317,8 +317,13 @@ class _Function(ast.NodeVisitor):
         return next((vars(kind)[name] for kind in above if name in vars(kind)), None)
 
 
-def _is_known(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).split(".")[0] in KNOWN
+def _package(thing: Any) -> str:
+    """Where a class or function is from."""
+    return str(getattr(thing, "__module__", "")).split(".")[0]
+
+
+def _is_known(thing: Any) -> bool:
+    return _package(thing) in KNOWN
 
 
 def _is_number(value: Any) -> bool:
