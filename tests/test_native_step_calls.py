@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sltt_bench import models
-from sltt_bench.backends.native import plain_forward
+from sltt_bench.backends.native import Native, plain_forward
+from sltt_bench.backends.native.free_steps import FreeSteps
 from sltt_bench.backends.native.plain_forward import read_forward_methods
 from sltt_bench.backends.native.step_calls import NotTraceable, is_seen_through, trace_step
 from sltt_bench.backends.native.units import UnitNetwork
@@ -1157,25 +1158,61 @@ def test_a_generator_that_draws_nothing_is_as_it_was_where_tensors_are_fake() ->
         assert (kept.changed(), kept.drawn()) == ("", "")
 
 
-@pytest.mark.parametrize("change", ["attribute", "class", "global", "layer"])
-def test_a_number_or_layer_that_somebody_changes_later_ends_the_taking_apart(
-    change: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.manual_seed(0)
-    network = ByFixedNumbers(lambda: LIF(LIFParameters())).double()
-    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    units = UnitNetwork(network, x)
-    assert units.why_not_now() is None
+class SampleBySample(nn.Module):
+    """What goes by the same, and in which samples do not meet."""
+
+    share = 0.5
+
+    def __init__(self, neuron: Neuron) -> None:
+        super().__init__()
+        self.times = 2
+        self.conv2, self.neurons, self.readout = nn.Conv2d(2, 6, 3), neuron(), nn.Linear(96, 4)
+        self.flatten = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        currents = GAIN * self.conv2(x)
+        for _ in range(self.times):
+            currents = currents * self.share
+        output: Tensor = self.readout(self.flatten(self.neurons(currents)))
+        return output
+
+
+def replace_fixed(network: Any, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of what `ByFixedNumbers` goes by."""
     match change:
         case "attribute":
             network.times = 3
         case "class":
-            monkeypatch.setattr(ByFixedNumbers, "share", 0.25)
+            monkeypatch.setattr(type(network), "share", 0.25)
         case "global":
             monkeypatch.setattr(sys.modules[__name__], "GAIN", 0.9)
         case "layer":
             network.conv2 = nn.Conv2d(6, 6, 3, padding=1).double()
-    assert "is another than when the calls of a step were traced" in str(units.why_not_now())
+
+
+@pytest.mark.parametrize("change", ["attribute", "class", "global", "layer"])
+@pytest.mark.parametrize("kind", ["units", "free steps", "fused"])
+def test_a_number_or_layer_that_somebody_replaces_later_ends_what_was_found_by_it(
+    kind: str, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    backend = Native(fused_norm="always")
+    made = SampleBySample if kind == "free steps" else ByFixedNumbers
+    network = made(lambda: backend.neuron(LIFParameters())).double()
+    x = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    expected = "is another than when the calls of a step were traced"
+    if kind == "fused":
+        backend.prepare(network, "cpu")
+        with backend.iteration(network):
+            network(x)
+        replace_fixed(network, change, monkeypatch)
+        with pytest.raises(ValueError, match=expected), backend.iteration(network):
+            network(x)
+        return
+    found = UnitNetwork(network, x) if kind == "units" else FreeSteps(network)
+    assert found.why_not_now() is None
+    replace_fixed(network, change, monkeypatch)
+    assert expected in str(found.why_not_now())
 
 
 SHIPPED = {load_recipe(name).model.name: name for name in recipe_names()}

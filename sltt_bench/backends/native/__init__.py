@@ -48,10 +48,11 @@ from sltt_bench.backends.native.graphs import (
 )
 from sltt_bench.backends.native.loop_invariants import OncePerIteration
 from sltt_bench.backends.native.neuron import NativeLIF
+from sltt_bench.backends.native.plain_forward import Fixed
 from sltt_bench.backends.native.pooling import make_lean
 from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
-from sltt_bench.backends.native.step_calls import NotTraceable, trace_step
+from sltt_bench.backends.native.step_calls import NotTraceable, changed_number, numbers_of_step, trace_step
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
@@ -109,6 +110,8 @@ class Native:
         """Which batch norms the neurons compute, or why none; empty if none was to be."""
         self._fused: dict[str, str] = {}
         """What else goes into kernels that read it anyway."""
+        self._fused_by: list[Fixed] = []
+        """By what the calls of a step go, as they were when that was found."""
         self._compilation: Compilation | None = None
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
@@ -202,6 +205,7 @@ class Native:
         try:
             norms, more = defer(network, NativeLIF, self._kernels)
             biases += more + leave_biases_to_neurons(network, trace_step(network), NativeLIF)
+            self._fused_by = numbers_of_step(network)
         except NotTraceable as error:
             self._norms = f"none within kernels of neurons: {error}"
         else:
@@ -212,10 +216,17 @@ class Native:
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
-        """Gradients that are summed over the steps reach the parameters when it ends."""
+        """Gradients that are summed over the steps reach the parameters when it ends.
+
+        Raises ValueError if the network is another than when its batch norms were fused.
+        """
         if self._compile:
             yield
             return
+        if changed := changed_number(self._fused_by):
+            raise ValueError(
+                f"{changed}, by which batch norms went into the kernels of neurons; set native.fused_norm=never"
+            )
         if isinstance(network, FreeSequence):
             network = network.network  # of which it is known what repeats
         with self._saved.active(), self._once.active(network):

@@ -27,7 +27,13 @@ from sltt_bench.backends.native.loop_invariants import is_first_layer
 from sltt_bench.backends.native.neuron import NativeLIF, Portion
 from sltt_bench.backends.native.pooling import LeanAdaptiveAvgPool2d, LeanAvgPool2d
 from sltt_bench.backends.native.residual_sums import is_residual_sum
-from sltt_bench.backends.native.step_calls import IN_PLACE, NotTraceable, trace_step
+from sltt_bench.backends.native.step_calls import (
+    IN_PLACE,
+    NotTraceable,
+    changed_number,
+    numbers_of_step,
+    trace_step,
+)
 from sltt_bench.backends.native.step_weights import replaced
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.nf_resnet import ScaledWSConv2d
@@ -68,6 +74,7 @@ class FreeSteps:
         if len(set(self.neurons)) < len(self.neurons):
             raise NotServed("a layer of neurons is called more than once in a step")
         self._last_shared = _last_of_first_layers(graph, layers)
+        self._numbers = numbers_of_step(network)
 
     def why_not_now(self) -> str | None:
         """Why the steps of this iteration go one by one, or None."""
@@ -79,7 +86,7 @@ class FreeSteps:
             or hooks_of_every_layer()
         ):
             return "somebody looks at what layers make"
-        return None
+        return changed_number(self._numbers)
 
     def sequence(self, inputs: Sequence[Tensor], chosen: Collection[int]) -> "FreeSequence":
         """The network for one sequence of T inputs [batch, ...], of which the `chosen` steps (from 0) need a graph."""

@@ -64,6 +64,12 @@ def numbers_of_step(network: nn.Module) -> list[Fixed]:
         raise NotTraceable(str(error)) from None
 
 
+def changed_number(numbers: list[Fixed]) -> str | None:
+    """Which of them is another by now, in words; None if all are as they were."""
+    changed = next((number for number in numbers if number.has_changed()), None)
+    return changed and f"{changed.name} is another than when the calls of a step were traced"
+
+
 def changed_in_place(node: fx.Node, network: nn.Module) -> str | None:
     """The name of the call, if it changes a value that it is given."""
     if node.op == "call_module":

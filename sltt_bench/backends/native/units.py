@@ -37,6 +37,7 @@ from sltt_bench.backends.native.step_calls import (
     IN_PLACE,
     NotTraceable,
     changed_in_place,
+    changed_number,
     is_seen_through,
     numbers_of_step,
     trace_step,
@@ -128,10 +129,7 @@ class UnitNetwork:
         for name, part in self._looked_into.items():
             if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
-        for number in self._numbers:
-            if number.has_changed():
-                return f"{number.name} is another than when the calls of a step were traced"
-        return None
+        return changed_number(self._numbers)
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
         """The last units, as far as their graphs fit into the room that the largest needs; none at first.
