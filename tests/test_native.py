@@ -28,10 +28,12 @@ from sltt_bench.backends.native.loop_invariants import Shared
 from sltt_bench.backends.native.neuron import NativeLIF
 from sltt_bench.backends.native.packed_spikes import PackedSpikes
 from sltt_bench.backends.native.saved_tensor_hooks import Computed, SpareRoom, Stored
+from sltt_bench.distributed import ALONE, Ranks
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.measure import Profiler
 from sltt_bench.measure.tensor_bytes import TensorBytes
 from sltt_bench.methods import Method
+from sltt_bench.methods.sltt import SLTT
 from sltt_bench.models.layers import SequenceDropout
 from sltt_bench.models.options import PreActResNetOptions
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
@@ -516,6 +518,7 @@ class Subject(NamedTuple):
     method: Method
     generator: torch.Generator
     timesteps: int
+    ranks: Ranks = ALONE
 
 
 class Counts(RunsAgain):
@@ -900,6 +903,9 @@ def test_graphs_refuse_what_they_cannot_replay() -> None:
     graphs = GraphedIterations(lambda: RunsAgain(nn.Identity(), torch.Generator()))
     with pytest.raises(ValueError, match=r"method LateBackward cannot be replayed.*graphs=never"):
         graphs.run(Subject(nn.Identity(), LateBackward(), torch.Generator(), 1), lambda x, y: None, ())  # type: ignore
+    divided = Subject(nn.Identity(), SLTT(), torch.Generator(), 1, Ranks(0, 2, connected=False))
+    with pytest.raises(ValueError, match=r"several processes share each batch.*graphs=never"):
+        graphs.run(divided, lambda x, y: None, ())  # type: ignore[arg-type, return-value]
     backend = backends.create("native", graphs="always")
     assert "needs a CUDA device" in str(backend.unsupported(LIFParameters(), "fp32", "cpu"))
     assert "replayed" in backend.provenance()["CUDA graphs"]

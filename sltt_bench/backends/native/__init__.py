@@ -262,11 +262,9 @@ class Native:
 
     def _settle_for_usual_iterations(self, experiment: "Experiment") -> None:
         """Give graphs up, by name, where they cannot serve."""
-        if (reason := unsuited(experiment.method, experiment.timesteps)) is None:
-            if self._compile:
-                reason = "torch.compile makes the step; native.graphs=always replays it too"
-            elif experiment.ranks.size > 1:
-                reason = "several processes share each batch"
+        reason = unsuited(experiment.method, experiment.timesteps, experiment.ranks.size)
+        if reason is None and self._compile:
+            reason = "torch.compile makes the step; native.graphs=always replays it too"
         if reason is not None:
             self.graphs, self._not_replayed = None, reason
 

@@ -120,10 +120,11 @@ class GraphedIterations:
         """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
 
         The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
-        not known that it can be replayed, or that would need more than MOST_GRAPHS, and CaptureFailed;
+        not known that it can be replayed, or that would need more than MOST_GRAPHS, and for several processes that share
+        a batch; CaptureFailed;
         NoRoomBesideGraphs after an iteration of which nothing is left, gradients included.
         """
-        if (reason := unsuited(subject.method, subject.timesteps)) is not None:
+        if (reason := unsuited(subject.method, subject.timesteps, subject.ranks.size)) is not None:
             raise ValueError(f"native.graphs: {reason}; set native.graphs=never")
         self._make_room_for(batch)
         if self._warmed_up < WARM_UP or not self._fits(batch):
@@ -292,8 +293,10 @@ def _trainable(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def unsuited(method: Method, timesteps: int) -> str | None:
-    """Why iterations of the method cannot be replayed, or None."""
+def unsuited(method: Method, timesteps: int, processes: int = 1) -> str | None:
+    """Why iterations of the method cannot be replayed, or None; `processes` share each batch."""
+    if processes > 1:
+        return "several processes share each batch"
     if not isinstance(method, REPLAYABLE):
         return f"the method {type(method).__name__} cannot be replayed, since it may do something else in each iteration"
     if (graphs := _graphs_needed(method, timesteps)) > MOST_GRAPHS:
