@@ -50,9 +50,9 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 """Recipe → its rows, BPTT first. Second-hand: quoted by a fact-checked survey of August 2026."""
 
 INTRODUCTION = """\
-# The paper's numbers, and ours beside them
+# The paper's numbers and ours
 
-For readers of the paper (Meng et al., ICCV 2023, arXiv 2302.14311): its memory, hours and accuracies beside what this
+For readers of the paper (Meng et al., ICCV 2023, arXiv 2302.14311): its memory, hours and accuracies next to what this
 project estimated and measured at the same T and batch.
 
 - **Compare ratios only.** A gigabyte or an hour of 2022 comes from another card, another allocator and another version of
@@ -91,7 +91,7 @@ def page() -> str:
         "- *Measured:* the allocator's *reserved* peak, which is what the paper's code printed.\n"
         "- The last column uses the measured ratio, or the estimate where nothing was measured.\n",
         _memory_table(recipes, estimates, groups),
-        "## Memory, measured, under each of its names\n",
+        "## Memory, measured: four figures\n",
         f"{_measured_on(groups)} Peaks of warm epochs in GB (10⁹ bytes). These are four different figures:\n",
         "- *live tensors:* what the program holds, counted to the byte;\n"
         "- *allocated:* what the allocator gave out for it, with rounding and the workspaces of libraries;\n"
@@ -114,7 +114,7 @@ def page() -> str:
         "long as the processor needs to launch the work. The ratio is then that of what is launched, and says little "
         "about a card that is kept busy.\n",
         _time_table(recipes, estimates, groups),
-        "## Time, measured, of every method\n",
+        "## Measured time of every method\n",
         "The same runs. Backward passes are those of one training iteration. BPTT makes one, through all steps. SLTT makes one "
         "for each of the T steps, and each has to be launched.\n",
         _methods_table(recipes, groups),
