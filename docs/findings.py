@@ -8,7 +8,7 @@ Every number on the page is made here from results/studies; what is written by h
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,64 +27,70 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "studies"
 
 READINGS: dict[str, str] = {
-    "adaptive": "Nothing speaks for it here: in these means the chosen steps are behind the random ones, against what was "
-    "expected, and with few epochs both are far behind a gradient at each step. They ran at SLTT's "
-    "learning rate, with the published scale, by which the gradient of few steps is smaller (see k).",
-    "k": "With SGD and each method at its own learning rate, no K and neither scale is told apart from SLTT or BPTT: one step with "
-    "a gradient is as good in these means as all six, but three seeds bound it to some points only, and one seed of the unbiased K = 3 "
-    "fell behind. There is no optimum to find: K = 1 is the cheapest and no worse. The scale of the gradient is a learning "
+    "adaptive": "No advantage is seen. In these means the chosen steps are behind the random ones, against what was expected. "
+    "With few epochs both are far behind a gradient at each step. They ran at SLTT's learning rate with the published scale, "
+    "by which the gradient of few steps is smaller (see k).",
+    "k": "No K and neither scale is told apart from SLTT or BPTT. They were trained with SGD, each method at its own learning rate. "
+    "One step with a gradient is as good in these means as all six, but three seeds bound it to some points only, and one seed of the unbiased "
+    "K = 3 fell behind. There is no optimum to find: K = 1 multiplies least and is no worse. The scale of the gradient is a learning "
     "rate: at SLTT's own the published K = 1 learns nothing ([trials](tuning.md#the-scale-of-a-gradient-is-a-learning-rate-too)). "
-    "Times were taken beside much other work and say nothing.",
-    "latency": "Trained directly, a network needs a single step here; the converted one needs as many as it takes to count to "
+    "Other work ran beside the measurement, so the times say nothing.",
+    "latency": "Trained directly, a network needs a single step here. A converted network needs as many as it takes to count to "
     "a rate, and draws level when it has them. A network trained at one T can be used at another.",
-    "layers": "Near the loss a truncated gradient costs most: the temporal part in the last layer alone brings back most of "
-    "what SLTT lost, although the cosine of that layer is the best of the three.",
-    "loss": "In these means the loss of each step is the better one on speech, for both gradients, and no different on images: the "
+    "layers": "The layer next to the loss suffers most: the temporal part in the last layer alone brings back most of "
+    "what SLTT lost. Yet the cosine of that layer is the best of the three.",
+    "loss": "The loss of each step is better on speech for both gradients, in these means, and no different on images. The "
     "kind of loss moves accuracy more than the temporal part of the gradient does.",
-    "modality": "With each method at its own learning rate (`sltt-bench tune studies/modality`) the choice does not matter on "
-    "images, and hardly on speech. At one learning rate for all, rates alone and few steps were far behind on speech: most "
-    "of that was the learning rate (`sltt-bench report results/studies/modality` has both). On events, where the network is a "
-    "convolutional one of eight layers, SLTT, OTTT, e-prop and windows of two steps stay near BPTT; few steps fall behind, with "
-    "seeds far apart, and the two rules with errors of each layer's own, S-TLLR and PP-Prop, nearly lose the task that they "
-    "learn as well as any in two layers. Where the answer comes after the last row, every method falls behind BPTT, windows of two "
-    "steps, which keep a part of the gradient through time, the least. Windows, rates and "
-    "PP-Prop on speech, and OTTT on the sequence, chose the last learning rate of the grid: their best may be better still.",
-    "normalisation": "Any of the normalisations serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
-    "BPTT nothing here that a normalisation of each step does not give, and takes more memory. Standardised weights, which need "
-    "no batch, are a little behind in these means, and BPTT's graph holds them anew for each step: the most memory of all. With any of them "
-    "SLTT learns in fewer epochs than without, with batch norm of each step in the fewest.",
-    "recurrence": "With recurrent weights more is lost in these means, at both time constants, but the seeds are too few to bound by how much.",
+    "modality": "Tuned methods differ little on images and speech, and much on events and where the answer comes at the end. Each "
+    "has its own learning rate (`sltt-bench tune studies/modality`).\n\n"
+    "- *Images:* the choice does not matter.\n"
+    "- *Speech:* it hardly matters. At one learning rate for all, rates alone and few steps were far behind. Most of that was the learning rate "
+    "(`sltt-bench report results/studies/modality` has both).\n"
+    "- *Events* (a convolutional network of eight layers): SLTT, OTTT, e-prop and windows of two steps stay near BPTT. Few steps "
+    "fall behind, with seeds far apart. S-TLLR and PP-Prop, the two rules with errors of each layer's own, nearly lose this task. "
+    "On images, in two layers, they are as good as any.\n"
+    "- *An answer after the last row:* every method falls behind BPTT. Windows of two steps, which keep a part of the gradient "
+    "through time, fall behind least.\n"
+    "- *The grid's edge:* windows, rates and PP-Prop on speech, and OTTT on the sequence, chose the last learning rate of the "
+    "grid. Their best may be better still.",
+    "normalisation": "Every normalisation serves SLTT as well as BPTT. The one over time, which SLTT cannot have, buys "
+    "BPTT nothing here that a normalisation of each step does not give, and takes more memory. Standardised weights need no "
+    "batch. They are a little behind in these means, and take the most memory of all under BPTT, whose graph holds them anew for "
+    "each step. SLTT learns in fewer epochs with any normalisation than without, and in the fewest with batch norm of each step.",
+    "recurrence": "With recurrent weights more is lost in these means, at both time constants. The seeds are too few to say how much.",
     "reset": "SLTT falls behind with either reset. In these means, cutting BPTT's gradient at the reset costs BPTT a part of its lead.",
-    "size": "Savings of live memory follow depth and batch, not width: in a wide network the weights and their gradients are "
-    "the memory, and no rule spares them. With depth the savings grow, but slowly, and less than was expected. Times were taken "
-    "beside much other work and say nothing.",
-    "surrogate": "On sequences with recurrent weights no surrogate and no width of the triangle closes the gap, although before "
+    "size": "Savings of live memory follow depth and batch, not width. In a wide network the weights and their gradients are "
+    "the memory, and no rule saves them. With depth the savings grow, but slowly, and less than was expected. Other work ran "
+    "beside the measurement, so the times say nothing.",
+    "surrogate": "No surrogate and no width of the triangle closes the gap on sequences with recurrent weights. Before "
     "training all gradients point nearly the same way: the cosine at the beginning does not foretell what is lost.",
-    "tau": "On static images accuracy does not follow the cosine: it stays within the noise of seeds up to the longest time "
-    "constant tried, while the gradients part. On events and sequences it is otherwise: see time-gradient.",
+    "tau": "On static images accuracy does not follow the cosine. It stays within the noise of seeds up to the longest time "
+    "constant tried, while the gradients part. On events and sequences it is otherwise (see time-gradient).",
     "time-gradient": "On sequences each part of the gradient through the state buys accuracy in these means, even at the "
-    "shortest time constant, since the recurrent weights carry what the neurons forget; a window of two steps brings back a "
-    "small part of it, and half of the sequence most. On images nothing is lost, and on events much at a long time constant "
-    "alone.",
+    "shortest time constant. The recurrent weights carry what the neurons forget. A window of two steps brings back a "
+    "small part of it, a window of half the sequence most. On images nothing is lost, and on events much is lost at a long time "
+    "constant only.",
 }
-"""Study → what its numbers say, in words."""
+"""Study → what its numbers say, in words; the first sentence is the answer."""
 
 HEAD = """\
 # Findings
 
-What the [studies](../recipes/studies) found: a question, one figure, the verdict on each expectation, the limits. Every
-number is made from the committed results by `python docs/findings.py`; `sltt-bench report results/studies` shows the same
-with every table. Expectations were written into the recipes before the runs, and stand as they were.
+For SNN researchers: what the [studies](../recipes/studies) found about open questions on SLTT and BPTT. Each study has a
+question, an answer, one figure, a verdict on each expectation, the numbers and the limits.
 
-All runs: one CPU thread, beside other work, so that times are indicative only (their ratios are paired). Intervals
-are 95 % t intervals over seeds; n is printed; with three seeds they are wide, and "inconclusive" is an answer.
+- All runs used small networks and one CPU thread. Other work ran beside them, so times are indicative only (their ratios are paired).
+- Intervals are 95 % t intervals over n seeds. With three seeds they are wide, and "inconclusive" is an answer.
+- Expectations were written into the recipes before the runs, and stand as they were.
+- `python docs/findings.py` makes every number from the committed results. `sltt-bench report results/studies` shows the
+  same with every table.
 """
 
 
 def page() -> str:
     """The page as it stands in docs/."""
     sections, numbers = answers()
-    parts = [HEAD]
+    parts = [HEAD, "\n".join(_answers_in_short(sections))]
     for name in study_names():
         if name in sections:
             own = numbers[numbers["study"] == name]
@@ -96,6 +102,17 @@ def page() -> str:
                 f"## {name}\n\n{recipe.study.question}\n\nNot run yet: `sltt-bench run {name}` ({recipe.study.cost}).\n"
             )
     return "\n".join(parts)
+
+
+def _answers_in_short(sections: Collection[str]) -> Iterator[str]:
+    """A row for each study that has been run: its name and the first sentence of its reading."""
+    yield "| study | answer |\n|---|---|"
+    for name in (name for name in study_names() if name in sections):
+        short = name.partition("/")[2]
+        answer = re.match(r".*?[.:](?=\s)", READINGS[short])
+        assert answer is not None, name
+        yield f"| [{short}](#{name.replace('/', '')}) | {answer[0].removesuffix('.').removesuffix(':')} |"
+    yield ""
 
 
 @cache

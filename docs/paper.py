@@ -50,24 +50,23 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 """Recipe → its rows, BPTT first. Second-hand: quoted by a fact-checked survey of August 2026."""
 
 INTRODUCTION = """\
-# The paper's numbers, and ours beside them
+# The paper's numbers and ours
 
-Made by `python docs/paper.py` from the results in this repository; a test keeps the two equal.
+For readers of the paper (Meng et al., ICCV 2023, arXiv 2302.14311): its memory, hours and accuracies next to what this
+project estimated and measured at the same T and batch.
 
-**What the paper's columns are.** The costs of Meng et al. (ICCV 2023, arXiv 2302.14311) as a fact-checked survey of
-August 2026 quotes them: *second-hand*, not read from the authors' logs. Hours are those of the whole training;
-ImageNet is stage 2, NF-ResNet-34 at T = 6.
+- **Compare ratios only.** A gigabyte or an hour of 2022 comes from another card, another allocator and another version of
+  torch. So every row divides a method by BPTT in the same column. The last column divides our ratio by the paper's: 1 is
+  exact agreement, below 1 means that the method saves more here.
+- **The paper's columns are *second-hand*:** a fact-checked survey of August 2026 quotes them; they were not read from the
+  authors' logs. Hours are those of the whole training. ImageNet is stage 2, NF-ResNet-34 at T = 6.
+- **The abstract** promises "more than 70 %" less memory and "more than 50 %" less time than BPTT on ImageNet. The time is
+  that of SLTT with **K = 1**. SLTT itself goes backward through all T steps as BPTT does, and saves 9 % of the hours there.
+- **No verdicts here.** Each figure of the paper below is also a claim of its recipe (`claims:`, with its source).
+  `sltt-bench report` gives each claim a verdict from measured rows, with what speaks against it.
+- `python docs/paper.py` makes this page from the results in this repository; a test keeps the two equal.
 
-**What may be compared.** Ratios, and nothing else: another card, another allocator and another version of torch
-stand behind a gigabyte or an hour of 2022. So every row divides a method by BPTT in the same column, and the last
-column divides our ratio by the paper's: 1 is exact agreement, below 1 means that the method saves more here.
-
-**What the abstract says, and of what.** "More than 70 %" less memory and "more than 50 %" less time than BPTT on
-ImageNet. The time is that of SLTT with **K = 1**: SLTT itself, which goes backward through all T steps as BPTT
-does, saves 9 % of the hours there.
-
-**Who judges.** Each figure of the paper below is a claim of its recipe too (`claims:`, with its source), and
-`sltt-bench report` gives each a verdict from measured rows, with what speaks against it; this page gives none.
+A – in a column of ours is a run that nobody has done yet; `sltt-bench run RECIPE` on a GPU fills it.
 """
 
 
@@ -85,41 +84,44 @@ def page() -> str:
     parts = [
         INTRODUCTION,
         "## Memory\n",
-        "Ours, estimated: peak live tensor bytes of one training iteration at the recipe's T and batch, backend "
-        "`reference`, fp16 on CUDA, counted exactly on fake tensors (`sltt-bench estimate RECIPE --method bptt,sltt`). "
-        "They leave out what an allocator adds (workspaces, rounding, fragmentation), which the paper's figures hold; it "
-        "weighs more in the smaller figure, so that a measured ratio is to be expected above the estimated one. "
-        "Ours, measured: the allocator's *reserved* peak, which is what the paper's code printed; the last column is of it, "
-        "or of the estimate where nothing was measured.\n",
+        "- *Estimated:* peak live tensor bytes of one training iteration at the recipe's T and batch, backend `reference`, fp16 "
+        "on CUDA, counted exactly on fake tensors (`sltt-bench estimate RECIPE --method bptt,sltt`). The paper's figures also "
+        "hold what an allocator adds (workspaces, rounding, fragmentation). This weighs more in the smaller figure, so a "
+        "measured ratio is expected to be above the estimated one.\n"
+        "- *Measured:* the allocator's *reserved* peak, which is what the paper's code printed.\n"
+        "- The last column uses the measured ratio, or the estimate where nothing was measured.\n",
         _memory_table(recipes, estimates, groups),
-        "## Memory, measured, under each of its names\n",
-        f"{_measured_on(groups)} Peaks of warm epochs in GB (10⁹ bytes), which are four figures and not one: *live tensors* are "
-        "what the program holds, counted to the byte; *allocated* is what the allocator gave out for it, rounding and "
-        "workspaces of libraries included; *reserved* is what it took from the device, caches included; *NVML* is what the "
-        "driver counts for the process, CUDA's own context included, which is what `nvidia-smi` shows. The fixed parts weigh "
-        f"more in the smaller figure: the further down, the smaller the saving. {_in_gibibytes(groups)}\n",
+        "## Memory, measured: four figures\n",
+        f"{_measured_on(groups)} Peaks of warm epochs in GB (10⁹ bytes). These are four different figures:\n",
+        "- *live tensors:* what the program holds, counted to the byte;\n"
+        "- *allocated:* what the allocator gave out for it, with rounding and the workspaces of libraries;\n"
+        "- *reserved:* what the allocator took from the device, with its caches;\n"
+        "- *NVML:* what the driver counts for the process, with CUDA's own context. `nvidia-smi` shows this figure.\n",
+        "Each figure adds a fixed part, which weighs more in the smaller value: the further down, the smaller the saving. "
+        f"{_in_gibibytes(groups)}\n",
         _figures_table(recipes, estimates, groups),
         "## Memory, beside the exact gradient at its leanest\n",
-        "The same estimates, in GiB, with the native backend: BPTT as it is, BPTT unit by unit (`native.recompute`, the "
-        "same gradient, part of the network computed again: [how](native-backend.md#bptt-unit-by-unit)), and SLTT. "
+        "How much of SLTT's saving can BPTT have with its exact gradient? The same estimates, in GiB, with the native backend: "
+        "BPTT as it is, BPTT unit by unit (`native.recompute`: the same gradient, but part of the network is computed again, "
+        "[how](native-backend.md#bptt-unit-by-unit)), and SLTT. "
         "`sltt-bench estimate RECIPE --method bptt,sltt --backend reference,native --set native.recompute=false,true`.\n",
         _exact_gradient_table(recipes, results),
         "## Time\n",
-        "Ours, multiplications: of a whole epoch's training, forward and backward, counted by the same estimates; "
-        "where a GPU is kept busy they bound what time can be saved. Ours, measured: median warm epoch on one GPU, in the "
-        "runs described above; the last column but one says how much of the time the GPU was at work (NVML's utilisation, BPTT "
-        "and the method). Where that is little, an epoch takes as long as the processor needs to launch the work, and the "
-        "ratio is that of what is launched: it says little of a card that is kept busy. One seed has no interval.\n",
+        "- *Multiplications:* those of a whole epoch's training, forward and backward, counted by the same estimates. On a GPU "
+        "that is kept busy they bound what time can be saved.\n"
+        "- *Measured:* the median warm epoch on one GPU, in the runs described above. One seed has no interval.\n"
+        "- *GPU at work:* its share of the time (NVML's utilisation), for BPTT and for the method. Where it is low, an epoch takes as "
+        "long as the processor needs to launch the work. The ratio is then that of what is launched, and says little "
+        "about a card that is kept busy.\n",
         _time_table(recipes, estimates, groups),
-        "## Time, measured, of every method\n",
-        "The same runs. Backward passes are those of one training iteration: BPTT makes one, through all steps, SLTT one for each "
-        "of the T steps, each of which has to be launched.\n",
+        "## Measured time of every method\n",
+        "The same runs. Backward passes are those of one training iteration. BPTT makes one, through all steps. SLTT makes one "
+        "for each of the T steps, and each has to be launched.\n",
         _methods_table(recipes, groups),
         "## Accuracy\n",
         "Top-1 of the last epoch in per cent. Later papers quote SLTT differently: CIFAR-10 94.44, CIFAR-100 74.38 "
         "(mean; 74.67 is the best seed), DVS-CIFAR10 82.20.\n",
         _accuracy_table(recipes, cells),
-        f"A {NONE} in a column of ours is a run that nobody has done yet; `sltt-bench run RECIPE` on a GPU fills it.\n",
     ]
     return "\n".join(parts)
 

@@ -196,9 +196,7 @@ def tables(slowdown: float = SLOWDOWN) -> str:
     """The part of the page that is computed, in Markdown."""
     cells = works(slowdown)
     on = [schedule(cells, gpus) for gpus in (1, 8, 64)]
-    return (
-        "\n".join([*_cells_table(cells), "", *_machines_table(on), "", *_remarks(on, cells, slowdown)]) + "\n"
-    )
+    return "\n".join([*_cells_table(cells), "", *_machines_table(on), "", *_remarks(on, slowdown)]) + "\n"
 
 
 def _cells_table(cells: Sequence[Work]) -> Iterator[str]:
@@ -219,14 +217,13 @@ def _cells_table(cells: Sequence[Work]) -> Iterator[str]:
 
 
 def _machines_table(on: Sequence[Schedule]) -> Iterator[str]:
-    yield "| GPUs | hours until all is done | days | GPU-hours paid | of them at work | cells that are divided |"
-    yield "|---|---|---|---|---|---|"
+    yield "| GPUs | hours until all is done | days | GPU-hours paid | of them at work |"
+    yield "|---|---|---|---|---|"
     for plan in on:
         paid = plan.hours * plan.gpus
-        words = "; ".join(_divided(plan)) or "none"
         yield (
             f"| {plan.gpus} | {plan.hours:,.0f} | {plan.hours / 24:,.1f} | {paid:,.0f} | "
-            f"{plan.busy_hours / paid:.0%} | {words} |"
+            f"{plan.busy_hours / paid:.0%} |"
         )
 
 
@@ -238,20 +235,27 @@ def _divided(plan: Schedule) -> Iterator[str]:
             if n == number:
                 methods.setdefault(name, []).append(method)
         listed = ", ".join(f"`{name}` ({', '.join(of_recipe)})" for name, of_recipe in methods.items())
-        yield f"over {number}: {listed}"
+        yield f"over {number} devices: {listed}"
 
 
-def _remarks(on: Sequence[Schedule], cells: Sequence[Work], slowdown: float) -> Iterator[str]:
+def _remarks(on: Sequence[Schedule], slowdown: float) -> Iterator[str]:
+    yield "Cells that are divided:\n"
+    yield from (
+        f"- on {plan.gpus} GPU{'s' * (plan.gpus > 1)}: {'; '.join(_divided(plan)) or 'none'}" for plan in on
+    )
     left = dict.fromkeys((work.recipe, work.method) for plan in on for work in plan.left_out)
     if left:
         names = " and ".join(f"`{recipe}` by {method}" for recipe, method in left)
-        yield f"Left out on 1 GPU, since no single one has the memory: {names}.\n"
+        yield f"\nLeft out on 1 GPU, because no single one has the memory: {names}."
+    yield "\nAssumptions:\n"
+    yield f"- {GPU}; {SEEDS} seeds; a run takes {slowdown:g} times its lower bound"
+    yield "- evaluation costs its share of the forward multiplications"
+    yield f"- live tensors may take {USABLE:.0%} of {GPU_BYTES / 1e9:g} GB"
     yield (
-        f"Assumptions: {GPU}; a run takes {slowdown:g} times its lower bound; evaluation costs its share of the forward "
-        f"multiplications; live tensors may take {USABLE:.0%} of {GPU_BYTES / 1e9:g} GB; a divided cell works at "
-        f"{DIVIDED:.0%} and then exchanges its gradients at {LINK_BYTES_S / 1e9:g} GB/s without overlap, over at most "
-        f"{MOST_PER_CELL} devices; cells begin as soon as devices are free, the longest first; {SEEDS} seeds."
+        f"- a divided cell works at {DIVIDED:.0%} and then exchanges its gradients at {LINK_BYTES_S / 1e9:g} GB/s "
+        f"without overlap, over at most {MOST_PER_CELL} devices"
     )
+    yield "- cells begin as soon as devices are free, the longest first"
 
 
 def page(text: str) -> str:

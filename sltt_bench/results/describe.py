@@ -3,7 +3,18 @@
 Its output is `results/README.md`; a test keeps the two equal, so that the schema is documented once.
 """
 
-from sltt_bench.results.schema import FILES, SCHEMA_VERSION
+from collections.abc import Iterator
+
+from sltt_bench.results.schema import (
+    ANALYSIS_KEY,
+    CELL_KEY,
+    EPOCHS_FILE,
+    FILES,
+    RANK_FIGURES,
+    RANKS_FILE,
+    SCHEMA_VERSION,
+    Column,
+)
 
 _EXAMPLE = """\
 import json
@@ -41,17 +52,20 @@ for group, cells in pd.concat(runs).groupby(alike):
 
 _INTRODUCTION = f"""# Results: the format on disk
 
-Schema version {SCHEMA_VERSION}. This page is made from the schema itself
-(`python -m sltt_bench.results.describe > results/README.md`), so it cannot fall behind it.
+For users who read results without this tool, with pandas for example: which files there are, what their columns mean, and
+how to form a comparison. Schema version {SCHEMA_VERSION}. `python -m sltt_bench.results.describe > results/README.md`
+makes this page from the schema.
 
-Every run has a folder of its own, `<recipe>/<run>/`, where `<run>` is the time of its start (UTC) and
-four random digits. Files are only ever appended to, a row at a time, and flushed to disk before the
-next; what is replaced as a whole (JSON, checkpoints) is written beside the old file first.
+## Files
+
+Every run has a folder of its own, `<recipe>/<run>/`. `<run>` is the time of its start (UTC) and four random digits. Rows
+are only ever appended, one at a time, and flushed to disk before the next. What is replaced as a whole (JSON,
+checkpoints) is written beside the old file first.
 
 | file | content |
 |---|---|
 | `recipe.yaml` | the recipe as resolved: `extends` followed, defaults filled in, overrides of the first grid point applied |
-| `provenance.json` | what the run was started with: command line, versions, git revision with a dirty flag, `source_sha256` of the package's own code, CPU, GPU, driver, settings; under `commands` the same of each command that worked on it, resumed ones included; under `cells`, cell_id, `attempts`, attempt: which of the commands (`command`, from 0), `source_sha256` as that process found it, the plug-ins that it loaded with their versions and `source_sha256`, `weights_sha256` and `data_sha256` of the weights that training began with and of its first batch and all labels, `training_samples_sha256` and `evaluated_samples_sha256` of samples that are evenly spread over the training split, before they are augmented, and over the validation and test splits that are evaluated (64 MiB of a split in memory, 32 samples of one in files; absent in files of earlier versions), torch, its flags, the kernels that ran, the sensors that were absent and why. What is there is never rewritten |
+| `provenance.json` | [what the run was made with](#provenancejson): code, versions, hardware, settings, digests |
 | `cells/<cell_id>.json` | one resolved cell: all that its process was told |
 | `cells.csv` | one row for each attempt at a cell, written when it ended, however it ended |
 | `epochs.csv` | one row for each finished epoch |
@@ -68,54 +82,118 @@ next; what is replaced as a whole (JSON, checkpoints) is written beside the old 
 | `checkpoints/<cell_id>.pt` | while a cell is unfinished, or where a later stage starts from it; not kept in git |
 | `*.torn` | an unfinished last line that a crash left, set aside by the run that resumed |
 
-Rules for a reader:
+## Rules for a reader
 
-- An empty cell means "not measured" (the reason is in `provenance.json`); it never means 0.
-- A last line without a line break is torn: ignore it.
-- Within one run's folder: of two rows of `epochs.csv` with the same `cell_id` and `epoch`, and of two rows of
-  `cells.csv` with the same `cell_id`, the later `attempt` counts. (With a checkpoint after each epoch, as recipes have it,
-  there are no two: a resumed cell goes on after the last epoch that has a row.) Of two rows of `tuning.csv` with the same
-  `cell_id` the last one counts. In another folder the same `cell_id` is a
-  repetition, a measurement of its own: neither replaces the other.
-- Use a cell only if its status is ok, its epochs are all there (`epochs_planned`), and its attempts ran on one
-  `device_name`, those included that left rows in `epochs.csv` alone (their runner was killed).
-- Compare only what is comparable: the same `recipe_hash`, `device_name`, `precision` and `backend`, and in
-  `provenance.json` the same `source_sha256` (in older files: the same revision without local changes), plug-ins but for
-  the method's own, torch, CUDA, driver, CPU, threads and flags,
-  `neighbours` above 0 in both or in none, and the same `ranks` in all their epochs;
-  different methods, or different backends for one method, never both at once.
-- `peak_*` columns are different quantities. Never mix two of them in one ratio.
-- The first epoch of a process is `cold`; times are compared over the others.
-- `epochs.csv` alone tells its rows apart by `kind`, `synthetic`, `smoke`, `overrides` and `device_name`; files of earlier
-  versions lack these columns, or have them empty: there `cells.csv` says it, by `cell_id` and `attempt`.
+**Missing values.** An empty cell means "not measured", never 0; the reason is in `provenance.json`. A last line without a
+line break is torn: ignore it.
 
-How a comparison is formed:
+**Which row counts**, within the folder of one run:
 
-1. A cell's time is the median of `train_s` over its warm epochs; its memory the largest peak of the same epochs
-   (`peak_tensor_bytes`: of all); its accuracy that of the last epoch.
-2. A pair is one seed of one run, measured with both methods: a machine is not equally fast on all days. (Bytes and
-   accuracies do not depend on the day: there repetitions of a seed are averaged, and a pair is a seed.)
-3. The ratio of times or bytes is the geometric mean of the pairs' ratios; the means beside it are the geometric means
-   of the same pairs, so that their quotient is the ratio. A difference of accuracy is the mean of the pairs'
-   differences.
-4. The interval is Student's t at 95 % over the pairs, of ratios over their logarithms. `peak_tensor_bytes` is exact and
+- of two rows of `epochs.csv` with the same `cell_id` and `epoch`, the later `attempt`. (With a checkpoint after each
+  epoch, as recipes have it, there are no two: a resumed cell goes on after the last epoch that has a row.)
+- of two rows of `cells.csv` with the same `cell_id`, the later `attempt`;
+- of two rows of `tuning.csv` with the same `cell_id`, the last one.
+
+In another folder the same `cell_id` is a repetition, a measurement of its own. Neither replaces the other.
+
+**Which cells to use.** Use a cell only if
+
+- its status is ok, and its epochs are all there (`epochs_planned`);
+- its attempts ran on one `device_name`. Count attempts that left rows only in `epochs.csv` too (their runner was killed).
+
+**What to compare.** Compare different methods, or different backends for one method, never both at once. Everything else
+must be equal:
+
+- `recipe_hash`, `device_name`, `precision`, and `backend` (or method);
+- in `provenance.json`: `source_sha256` (in older files: the same revision without local changes), plug-ins except the
+  method's own, torch, CUDA, driver, CPU, threads and flags;
+- `neighbours` above 0 in both or in none, and `ranks` in all their epochs.
+
+`peak_*` columns are different quantities: never mix two of them in one ratio. The first epoch of a process is `cold`;
+compare times over the others.
+
+**Rows of `epochs.csv` alone.** `kind`, `synthetic`, `smoke`, `overrides` and `device_name` tell them apart. In files of
+earlier versions these columns are missing or empty; look them up in `cells.csv` by `cell_id` and `attempt`.
+
+## How a comparison is formed
+
+1. A cell's time is the median of `train_s` over its warm epochs. Its memory is the largest peak of the same epochs
+   (`peak_tensor_bytes`: of all epochs). Its accuracy is that of the last epoch.
+2. A pair is one seed of one run, measured with both methods, because a machine is not equally fast on all days. Bytes and
+   accuracies do not depend on the day: repetitions of a seed are averaged there, and a pair is a seed.
+3. The ratio of times or bytes is the geometric mean of the pairs' ratios. The means beside it are the geometric means of
+   the same pairs, so their quotient is the ratio. A difference of accuracy is the mean of the pairs' differences.
+4. The interval is Student's t at 95 % over the pairs, for ratios over their logarithms. `peak_tensor_bytes` is exact and
    needs none.
 
-These lines do it for the recipes whose names begin with `digits` (pandas and scipy alone, from the folder above
-`results/`); they print the table of `docs/results.md`, and a test holds them to it:
+These lines do it for the recipes `digits` and `digits-saccade` (pandas and scipy alone, from the folder above
+`results/`). They print the table of `docs/results.md`; a test holds them to it:
 
 ```python
 {_EXAMPLE}```
+
+## provenance.json
+
+Nothing in it is ever rewritten. It holds
+
+- *at the top*, what the run was started with: command line, versions, git revision with a dirty flag, `source_sha256` of
+  the package's own code, CPU, GPU, driver, settings;
+- under `commands`, the same for each command that worked on the run, resumed ones included;
+- under `cells`, by cell_id, `attempts` and attempt, what that process found:
+
+| key | meaning |
+|---|---|
+| `command` | which of the commands, from 0 |
+| `source_sha256` | of the package's code as this process found it |
+| `plugins` | the plug-ins that it loaded, with their versions and `source_sha256` |
+| `weights_sha256` | of the weights that training began with |
+| `data_sha256` | of the first training batch and all labels |
+| `training_samples_sha256` | of samples spread evenly over the training split, before they are augmented |
+| `evaluated_samples_sha256` | of samples spread evenly over the validation and test splits that are evaluated |
+| others | torch, its flags, the kernels that ran, the sensors that were absent and why |
+
+The last two digests cover 64 MiB of a split in memory, or 32 samples of a split in files. Files of earlier versions lack
+them.
 """
+
+_SHARED = (
+    ("Columns of a cell", "Most files begin with these columns.", CELL_KEY),
+    (
+        "Columns of an analysis",
+        "The files of `analyze gradients` on gradients go on with these.",
+        ANALYSIS_KEY[len(CELL_KEY) :],
+    ),
+)
+"""Heading, sentence and columns with which several files begin, in their order."""
 
 
 def describe() -> str:
     """The whole page in Markdown."""
     parts = [_INTRODUCTION]
-    for file, columns in FILES.items():
-        rows = "\n".join(f"| `{c.name}` | {c.type} | {c.meaning} |" for c in columns)
-        parts.append(f"## `{file}`\n\n| column | type | meaning |\n|---|---|---|\n{rows}\n")
+    parts += [f"## {heading}\n\n{sentence}\n\n{_table(columns)}" for heading, sentence, columns in _SHARED]
+    parts += ["\n\n".join([f"## `{file}`", *_of_its_own(file)]) for file in FILES]
     return "\n".join(parts)
+
+
+def _of_its_own(file: str) -> Iterator[str]:
+    """The file's columns, but for those that it shares, which are named."""
+    columns, shared = FILES[file], []
+    for heading, _, key in _SHARED:
+        if columns[: len(key)] == key:
+            shared.append(f"the [{heading.lower()}](#{heading.lower().replace(' ', '-')})")
+            columns = columns[len(key) :]
+    if shared:
+        yield f"Begins with {' and '.join(shared)}."
+    if file == RANKS_FILE:
+        figures = ", ".join(f"`{name}`" for name in RANK_FIGURES)
+        yield f"Of `{EPOCHS_FILE}` it has, for each process: {figures}."
+        columns = tuple(column for column in columns if column.name not in RANK_FIGURES)
+    yield _table(columns)
+
+
+def _table(columns: tuple[Column, ...]) -> str:
+    rows = "\n".join(f"| `{c.name}` | {c.type} | {c.meaning} |" for c in columns)
+    return f"| column | type | meaning |\n|---|---|---|\n{rows}\n"
 
 
 if __name__ == "__main__":

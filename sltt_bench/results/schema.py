@@ -74,7 +74,7 @@ seed            int!  seed of weights, data order, augmentation and dropout
 """The columns with which every row of cells.csv and epochs.csv starts."""
 
 CIRCUMSTANCES = _columns("""
-kind         str!   run (measured), trial (of `tune`, looked at on validation data), estimate or analysis
+kind         str!   run (measured), trial (of `tune`, judged on validation data), estimate or analysis
 device_name  str    name of the GPU, or of the CPU with the number of threads
 overrides    str    the --set overrides of the cell, as JSON
 synthetic    bool!  whether the data were random, so that accuracy means nothing
@@ -86,8 +86,8 @@ EPOCH_COLUMNS = (
     CELL_KEY
     + _columns("""
 epoch                     int!   1 for the first
-cold                      bool!  true for the first epoch that a process trains, which includes warm-up, and for
-                                 one in which CUDA graphs were recorded or let go
+cold                      bool!  true for the first epoch of a process, which includes warm-up, and for an
+                                 epoch in which CUDA graphs were recorded or let go
 train_loss                float  mean of L over the training samples
 train_top1                float  share of training samples predicted right, 0 to 1; empty with synthetic data
 validation_loss           float  mean of L over the validation samples; empty where none are held back, and
@@ -101,20 +101,20 @@ test_top1                 float  share of test samples predicted right, 0 to 1; 
 test_top5                 float  share of test samples with the label among the five best, 0 to 1; empty with
                                  synthetic data
 lr                        float  learning rate of the epoch
-train_s                   float  seconds of training, device synchronised at both ends, waiting for data
-                                 included
-eval_s                    float  seconds of evaluation, device synchronised at both ends
-data_wait_s               float  seconds of train_s that the process spent waiting for the next batch; on a GPU what
-                                 it had handed to the device may have gone on meanwhile
+train_s                   float  seconds of training, with the wait for data; the device is synchronised at
+                                 both ends
+eval_s                    float  seconds of evaluation; the device is synchronised at both ends
+data_wait_s               float  seconds of train_s in which the process waited for the next batch; a GPU may
+                                 have gone on with earlier work meanwhile
 samples                   int    training samples of the epoch
 samples_per_s             float  samples / train_s
 backward_passes           float  backward passes of a training iteration, mean over the epoch
-allocated_at_reset_bytes  int    CUDA allocator: what it had given out when its peaks were reset, before the
+allocated_at_reset_bytes  int    CUDA allocator: bytes given out when its peaks were reset, before the
                                  epoch's training: weights, optimiser state, the last iteration's gradients,
                                  and workspaces of libraries, which are no part of live tensors
 peak_allocated_bytes      int    CUDA allocator: peak of memory allocated to tensors while training
-peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from the device while training, with what
-                                 an evaluation before it left in the allocator's cache
+peak_reserved_bytes       int    CUDA allocator: peak of memory reserved from the device while training, with
+                                 what an earlier evaluation left in the allocator's cache
 peak_nvml_bytes           int    NVML: peak of memory used, by sampling, while training
 peak_nvml_scope           str    whose memory that is: process or device
 peak_rss_bytes            int    operating system: peak resident set of the worker process (VmHWM) while
@@ -123,20 +123,20 @@ peak_tensor_bytes         int    peak of live tensor bytes in one instrumented t
                                  counted exactly over storages
 energy_j                  float  joules of the whole device while training, from NVML's energy counter
 gpu_util_mean             float  mean utilisation of the device while training, 0 to 1, by sampling
-cpu_util_mean             float  share of the time of the processors that the cell may use that they were at
-                                 work while training, 0 to 1, for whatever program
-cpu_others_mean           float  share of that time that programs outside this command used, 0 to 1, what a
-                                 virtual machine's host gave away included; empty, as cpu_util_mean, for
-                                 less than 0.2 s and in files of earlier versions
+cpu_util_mean             float  share of processor time (of the processors that the cell may use) that was
+                                 busy while training, 0 to 1, with any program
+cpu_others_mean           float  share of the same processor time used by programs outside this command, 0 to
+                                 1, with what a virtual machine's host took away; empty, like cpu_util_mean,
+                                 for less than 0.2 s and in files of earlier versions
 firing_rate               float  spikes per neuron and time step over the evaluation, mean over all neurons;
                                  empty with synthetic data
 finished_utc              str    when the epoch ended, ISO 8601
-neighbours                int    the most cells of the same command (--jobs, --devices) that ran beside this
-                                 one until the epoch ended; empty where only one could run, in files of
-                                 earlier versions
-ranks                     int    processes that shared every batch (--nproc-per-cell); of their times and
-                                 memory the largest is here, of their energy the sum, and ranks.csv has each;
-                                 empty where there was one, in files of earlier versions
+neighbours                int    largest number of cells of the same command (--jobs, --devices) that ran
+                                 beside this one until the epoch ended; empty where only one could run, and
+                                 in files of earlier versions
+ranks                     int    processes that shared every batch (--nproc-per-cell): times and memory are
+                                 the largest of them, energy is the sum, and ranks.csv has each; empty where
+                                 there was one, and in files of earlier versions
 """)
     + tuple(replace(column, needed=False) for column in CIRCUMSTANCES)
 )
@@ -147,10 +147,10 @@ connection_sparsity       float  NeuroBench: share of synaptic weights that are 
 activation_sparsity       float  NeuroBench: share of spiking outputs that are 0, over T and the test set
 dense_synops              float  NeuroBench: synaptic operations of one test sample over T, zeros included
 effective_macs            float  NeuroBench: multiply-accumulates of one test sample, zeros left out
-effective_acs             float  NeuroBench: accumulates (all of a layer's input in a step of a batch is
-                                 spikes) of one test sample
+effective_acs             float  NeuroBench: accumulates of one test sample, in layers whose whole input in a
+                                 step of a batch is spikes
 estimated_energy_45nm_pj  float  4.6 pJ × effective_macs + 0.9 pJ × effective_acs (45 nm, 32 bits): an
-                                 estimate, never beside energy_j
+                                 estimate, never compared with energy_j
 """)
 """What the trained network costs at inference, counted over the test set; empty with synthetic data."""
 
@@ -160,15 +160,16 @@ CELL_COLUMNS = (
     + _columns("""
 validation                   str    name of the split held back from training (its share, its seed); empty:
                                     none
-trials                       int    trials from which `tune` chose the cell's settings, as many for each
-                                    method; empty: they are the recipe's, or those of overrides
+trials                       int    number of trials from which `tune` chose the cell's settings, the same
+                                    for each method; empty: the settings are the recipe's, or those of
+                                    overrides
 status                       str!   ok, oom, error, timeout, killed or skipped
 reason                       str    one line that explains any status but ok
 started_utc                  str    when the cell's process started, ISO 8601
 wall_s                       float  seconds from the start of the cell's process to its end
-neighbours                   int    the most cells of the same command that ran beside this one, in any of its
-                                    epochs: above 0, its times are never compared with times measured alone;
-                                    empty as in epochs.csv, and for a cell that never started
+neighbours                   int    largest number of cells of the same command that ran beside this one, in
+                                    any of its epochs: above 0, its times are never compared with times
+                                    measured alone; empty as in epochs.csv, and for a cell that never started
 ranks                        int    processes that were to share every batch in this attempt; empty as in
                                     epochs.csv
 epochs_planned               int    epochs that the recipe asks for
@@ -278,8 +279,9 @@ drawn                     int   K of that method; empty if it is not SLTT-K
 samples                   int!  samples of the batch
 forward_multiplications   int   multiplications of the forward pass
 spatial_multiplications   int   multiplications of the backward pass in space: all of SLTT's
-temporal_multiplications  int   what the backward pass multiplies beyond SLTT's: all of that is temporal in
-                                BPTT; of other rules also traces and what is computed again (bptt-ckptN)
+temporal_multiplications  int   what the backward pass multiplies beyond SLTT's; in BPTT all of it is
+                                temporal, in other rules it includes traces and what is computed again
+                                (bptt-ckptN)
 """)
 
 ESTIMATE_COLUMNS = CELL_KEY + _columns("""
@@ -310,12 +312,13 @@ epoch_multiplications              int    all multiplications of an epoch's trai
 ranks                              int    processes that share every batch (--nproc-per-cell): memory and
                                           multiplications are those of the one with the largest share; empty
                                           in files of earlier versions, where it was one
-exchanged_bytes                    int    bytes that each of the processes sends (and receives) by a ring in an
+exchanged_bytes                    int    bytes that each process sends (and receives) by a ring in an
                                           iteration: of gradients, of the statistics of synchronised batch
                                           norm, and of what a method asks of the whole batch
 gpu                                str    GPU of the lower bound on time, by its data sheet
-epoch_lower_bound_s                float  seconds of an epoch's training that this GPU cannot undercut
-memory_bytes                       int    memory into which batch and T were fitted, margin taken off
+epoch_lower_bound_s                float  seconds that this GPU needs at least for an epoch's training
+memory_bytes                       int    memory into which batch and T were fitted, after the margin was
+                                          taken off
 largest_batch_size                 int    largest batch at this T that fits into memory_bytes; 0: none does
 largest_timesteps                  int    largest T at this batch that fits into memory_bytes; 0: none does;
                                           empty: no limit was met
@@ -329,11 +332,11 @@ trials           int!   the budget: trials of each method
 status           str!   how the trial ended, as in cells.csv
 validation_top1  float  share of validation samples predicted right after the last epoch, 0 to 1; empty: the
                         loss diverged, or memory ran out
-setting_top1     float  mean of validation_top1 over the seeds of this setting, which decides; empty if one of
-                        them is
-chosen           bool!  whether the method is trained with this setting: the largest setting_top1; of equal
-                        ones that nearest to the middle of the grid, then the first
-as_recipe        bool   whether the setting is what the recipe says, so what is trained without tuning
+setting_top1     float  mean of validation_top1 over the seeds of this setting, by which the choice is made;
+                        empty if one of them is empty
+chosen           bool!  whether the method is trained with this setting: the one with the largest
+                        setting_top1; of equal ones the nearest to the middle of the grid, then the first
+as_recipe        bool   whether the setting is the recipe's own, which is trained without tuning
 at_edge          str    fields of the chosen setting with the first or last value of the grid: a better one
                         may lie beyond
 reason           str    one line that explains any status but ok
