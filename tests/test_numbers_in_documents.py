@@ -219,10 +219,10 @@ def test_the_price_of_the_exact_gradient_is_that_of_the_benchmark() -> None:
     )
     (sltt,) = {value / 2**20 for value in rows.loc[rows["row"] == "memory-sltt", "subject_value"]}
     exact = plain["subject_value"] / 2**20
-    table = {row[0]: row[1:4] for row in rows_of(RESULTS, "## The native backend beside SpikingJelly")}
+    table = {row[0]: row[1:4] for row in rows_of(RESULTS, "## The native backend against SpikingJelly")}
     for name, row, digits in (
         ("memory, BPTT, fp32, unit by unit", plain, 3),
-        ("the same, beside its memory optimisation at its best", optimised, 2),
+        ("the same, against its memory optimisation at its best", optimised, 2),
     ):
         baseline = row["baseline_value"] / 2**20
         assert table[name] == [f"{exact:.0f} MiB", f"{baseline:.0f} MiB", f"{exact / baseline:.{digits}f}"]

@@ -222,7 +222,7 @@ MEASURED = {
     "memory, BPTT, fp32": ("memory-bptt", "peak_tensor_bytes", "single-step"),
     "memory, SLTT, fp32, recomputing": ("recompute", "peak_tensor_bytes", "SLTTLIFNode$"),
     "memory, BPTT, fp32, unit by unit": ("recompute-bptt", "peak_tensor_bytes", "single-step"),
-    "the same, beside its memory optimisation at its best": ("recompute-bptt", "peak_tensor_bytes", "checkpointed"),
+    "the same, against its memory optimisation at its best": ("recompute-bptt", "peak_tensor_bytes", "checkpointed"),
     "time, SLTT": ("cpu-time-sltt", "wall_s", "SLTTLIFNode$"),
     "time, BPTT": ("cpu-time-bptt", "wall_s", "single-step"),
     "time, SLTT, against a ReLU network run T times": ("cpu-time-sltt", "wall_s", "ReLU"),
