@@ -171,6 +171,14 @@ class Unroll:
         *layers, (self._outputs,) = state
         restore_state(self.network, layers)
 
+    def restart(self) -> None:
+        """Go back before the first step, for a method that then draws all random numbers again as they were
+        (`torch.utils.checkpoint` does): masks that layers draw once for a sequence are drawn again too. Were they kept,
+        the draws of other layers would be moved by theirs.
+        """
+        reset_state(self.network)
+        self._outputs = None
+
     @contextmanager
     def presynaptic(
         self, *traces: Presynaptic, readout: bool = True, network_input: bool = True

@@ -20,6 +20,8 @@ from sltt_bench.backends.native.foreign_calls import foreign_call
 from sltt_bench.backends.native.graphs import GraphedIterations
 from sltt_bench.backends.native.step_calls import trace_step
 from sltt_bench.kinds.training import train_cell
+from sltt_bench.models.layers import SequenceDropout
+from sltt_bench.neurons import Stateful
 from sltt_bench.plan import Cell
 from sltt_bench.python_state import PythonState
 from sltt_bench.recipe import load_recipe
@@ -286,6 +288,44 @@ def test_checkpoints_in_time_learn_statistics_once_and_draw_the_same_again(layer
     left, _ = trained(cell_of("bptt-ckpt2", "reference"))
     if layer not in COUNTING:
         assert_equal(expected, left)
+
+
+class MaskThenNoise(nn.Sequential):
+    """A layer that draws once for a sequence, before one that draws at every step."""
+
+    def __init__(self) -> None:
+        super().__init__(SequenceDropout(0.3), nn.Dropout(0.3))
+
+
+class OwnMask(Stateful):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: Tensor | None = None
+
+    def reset_state(self) -> None:
+        self.mask = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = torch.rand_like(x) < 0.7
+        return x * self.mask
+
+
+class OwnMaskThenNoise(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(OwnMask(), nn.Dropout(0.3))
+
+
+@pytest.mark.parametrize("kind", [MaskThenNoise, OwnMaskThenNoise])
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("segment", [1, 2, 3, 4])
+def test_what_is_drawn_once_for_a_sequence_moves_no_other_draw_of_a_segment_that_runs_again(
+    segment: int, backend: str, kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.models.build", lambda options, *, neuron, **others: Network(neuron, kind))
+    expected, _ = trained(cell_of("bptt", "reference"))
+    left, _ = trained(cell_of(f"bptt-ckpt{segment}", backend))
+    assert_equal(expected, left)
 
 
 def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_time(

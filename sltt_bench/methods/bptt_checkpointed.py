@@ -2,8 +2,8 @@
 
 The state is kept every N steps; what lies between is computed again, segment by segment from the last,
 when the backward pass arrives there. Memory is that of T/N states and N steps, least near N = √T; each
-step runs forward twice. Batch statistics are learned at the first run alone, and dropout masks,
-which belong to the sequence, are the same at the second.
+step runs forward twice. Batch statistics are learned at the first run alone; random numbers,
+masks of the whole sequence included, are the same at the second.
 Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time", with equal segments
 (Chen et al. 2016, section 4.1).
 """
@@ -34,7 +34,10 @@ class CheckpointedBPTT:
         """The segment's share of L and the state after it, from the state before it."""
 
         def steps(state: State, x: Tensor) -> tuple[Tensor, State]:
-            unroll.restore_state(state)
+            if start == 0:
+                unroll.restart()
+            else:
+                unroll.restore_state(state)
             loss = unroll.step(start)
             for t in range(start + 1, min(start + self.segment, unroll.timesteps)):
                 loss = loss + unroll.step(t)
