@@ -28,8 +28,7 @@ Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
 Need = Literal[
     "state", "synapses", "membrane", "update", "layers", "spikes", "conversion", "sequence", "timestep"
 ]
-"""What a method needs of an unroll beyond `step`, `detach_state` and `backward`; a network has the last two
-needs."""
+"""A need of a method beyond `step`, `detach_state` and `backward`; the last two are needs of a network."""
 NEEDS: dict[Need, str] = {
     "state": "the state of all layers to be saved, restored and scaled",
     "synapses": "traces in place of the synapses' inputs",
@@ -70,8 +69,7 @@ class CarriesOver(Method, Protocol):
     random feedback that is drawn once."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that it carries, tensors and plain values, for a checkpoint. Called between
-        iterations."""
+        """Returns all it carries, tensors and plain values, for a checkpoint; called between iterations."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over another instance's `state_dict`, whose tensors are on the CPU and now this method's."""
@@ -97,8 +95,7 @@ class Promises:
     kinds: frozenset[str] = frozenset()
     """Kinds of neuron that it is derived for; empty if it holds for all."""
     computes_again: bool = False
-    """It runs steps a second time, from a saved state; networks whose layers behave differently then are
-    refused."""
+    """It runs steps again from a saved state; networks whose layers behave differently then are refused."""
     pass_on_rates: bool = False
     """Its backward pass goes through a forward pass on mean rates, which is not one of the T steps."""
 
@@ -119,8 +116,7 @@ class MethodEntry:
     source: str
     promises: Promises
     of: str
-    """ "module:class" below `sltt_bench.methods`; imported only when a method is created, since it imports
-    torch."""
+    """ "module:class" below `sltt_bench.methods`, imported only to create a method, since it imports torch."""
     form: str = ""
     """Regular expression of the whole name, whose groups are arguments of the class; if empty, the label."""
     steps: str = "k"

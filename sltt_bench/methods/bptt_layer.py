@@ -17,8 +17,7 @@ class OneLayerThroughTime:
     """One graph over all T steps, one backward pass, memory O(T)."""
 
     layer: int
-    """Position among the layers of neurons, from 1; ValueError before the first step if there is no such
-    layer."""
+    """Position among the layers of neurons, from 1. Without such a layer, raises ValueError before step 1."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         unroll.detach_state(but_for=self.layer)
