@@ -165,8 +165,7 @@ class SpikingNeuron(Stateful):
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
-        """Returns γ s[t] from currents x / β (or x), for networks without normalisation; a backend may fuse
-        it."""
+        """Returns γ s[t] from currents x / β (or x), for networks without normalisation; may be fused."""
         spikes: Tensor = self(x if divisor is None else x / divisor)
         return spikes * gain
 

@@ -23,8 +23,8 @@ class Repetition:
     """What differs when a step runs a second time on the same input; an empty field: no known difference."""
 
     differs: str = ""
-    """What gives another output although the same random numbers are drawn, or may do so at a later call
-    because every call changes a number that the layer keeps."""
+    """What gives another output although the same random numbers are drawn. Includes layers that may do so at
+    a later call, because every call changes a number that they keep."""
     draws: str = ""
     """States that random numbers are drawn."""
     draws_on_host: str = ""

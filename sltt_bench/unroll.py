@@ -129,8 +129,7 @@ class Unroll:
         return t >= self.timesteps - self.counted_steps
 
     def detach_state(self, but_for: int | None = None) -> None:
-        """Make the state that the next step receives a constant; layer of neurons `but_for` (from 1) keeps
-        its own."""
+        """Make the state that the next step receives a constant, except in layer of neurons `but_for`, from 1."""
         self._needs_steps()
         detach_state(self.network, but_for)
 
@@ -202,8 +201,7 @@ class Unroll:
         return watched_neurons(self.network, callback)
 
     def neurons_replaced(self, function: StandIn) -> AbstractContextManager[None]:
-        """Context that replaces the step of every layer of neurons by `function(layer, I)`: I → output of its
-        shape."""
+        """Context that replaces each layer of neurons' step by `function(layer, I)`, which keeps I's shape."""
         return replaced_forward(layers_of_neurons(self.network), function)
 
     @property
@@ -361,8 +359,7 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
 
 @contextmanager
 def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Context in which layers use batch statistics as in training, but learn none: buffers end as they
-    began."""
+    """Context in which layers use batch statistics as in training, but learn none: buffers are restored."""
     kept = [
         (module, dict(module._buffers)) for module in network.modules() if module.training and module._buffers
     ]

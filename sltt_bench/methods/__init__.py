@@ -65,8 +65,10 @@ class ChoosesSteps(Method, Protocol):
 
 @runtime_checkable
 class CarriesOver(Method, Protocol):
-    """A method whose iterations depend on earlier ones, for example through running means of weights or
-    random feedback that is drawn once."""
+    """A method whose iterations depend on earlier ones.
+
+    Examples are running means of weights, and random feedback that is drawn once.
+    """
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all it carries, tensors and plain values, for a checkpoint; called between iterations."""
@@ -342,8 +344,7 @@ def explanation(name: str) -> str:
 
 
 def promises(name: str) -> Promises:
-    """Returns the promises of the method `name`; a third-party method has only those it declares. Raises
-    UnknownMethod."""
+    """Returns what the method `name` promises (a third party's: what it declares). Raises UnknownMethod."""
     _, entry = _find(name)
     if isinstance(entry, MethodEntry):
         return entry.promises
@@ -372,8 +373,7 @@ def create(name: str, timesteps: int) -> Method:
 
 
 def backward_steps(name: str) -> int | None:
-    """Returns K of "sltt-kK", or None for a method that uses every step or chooses their number. Raises
-    UnknownMethod."""
+    """Returns K of "sltt-kK", None for methods that use all steps or vary K. Raises UnknownMethod."""
     match, _ = _find(name)
     k = match.groupdict().get("k")
     return None if k is None else int(k)

@@ -1,4 +1,4 @@
-"""SLTT at an adaptive choice of steps: those whose spikes differ most from the spikes of the last used step.
+"""SLTT at an adaptive choice of steps: those whose spikes differ strongly from those of the last used step.
 
     m_i[t]   mean spikes of neuron i at step t over the whole batch, also the parts in other processes
     d[t]     Σ_i |m_i[t] − m_i[t*]| / Σ_i (m_i[t] + m_i[t*]),   t* the step used last
@@ -11,8 +11,8 @@ SLTT's, and each unused step saves its backward pass.
 
 `-unbiased` draws the steps instead: step t is used with probability p[t] = min(1, q max(1/4, d[t] / d̄[t])),
 where q = N/T, t* is the step before and d̄[t] the mean of d before t; its gradient is weighted by 1/p[t]. The
-choice changes no forward pass, so the expected gradient is SLTT's. K is then about N on average, not at most
-N. Steps outside the loss's window have gradient 0 and are neither used nor counted.
+choice changes no forward pass, so the expected gradient is SLTT's. K is then about N on average, but may
+exceed N. Steps outside the loss's window have gradient 0 and are neither used nor counted.
 Source: this project.
 """
 
@@ -67,10 +67,10 @@ class AdaptiveSLTT:
         """Returns the weight of step t's gradient, or None if the step is not used."""
         budget = self.most_steps(unroll.timesteps)
         if self.steps is not None:
-            activity.measure()  # costs the memory and time that the choice would cost
+            activity.measure()  # takes the memory and time that the choice would take
             if self.unbiased or t in self.steps:
                 activity.compare_with_this_step()
-            used = unroll.counted_steps / budget if self.unbiased else 1.0  # p[t] = q, its mean
+            used = unroll.counted_steps / budget if self.unbiased else 1.0  # p[t] = q, as on average
             return used if t in self.steps else None
         difference, mean = activity.difference()
         if self.unbiased:

@@ -296,8 +296,10 @@ class Native:
             return replace(experiment, network=network).accumulate_gradients(x, labels)
 
     def _several_free_steps(self, experiment: "Experiment", x: Tensor) -> "Experiment":
-        """Returns the experiment with its steps chosen and its network replaced by one that runs several
-        steps without a graph at once; unchanged if that is impossible."""
+        """Returns the experiment with chosen steps and a network that runs several free steps at once.
+
+        Free steps are those without a graph. If they must run one by one, the experiment is unchanged.
+        """
         assert isinstance(experiment.method, SLTTK)
         self._not_free = self._why_one_by_one(experiment, x) or ""
         if self._not_free:

@@ -82,8 +82,10 @@ def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice
 def _deferrable(
     network: nn.Module, neurons: type[nn.Module]
 ) -> Iterator[tuple[nn.Module, nn.Module, list[nn.Conv2d]]]:
-    """Yields batch norms whose result only one layer of neurons sees, with that layer and the convolutions
-    whose bias only the batch norm sees."""
+    """Yields batch norms whose result only one layer of neurons sees.
+
+    With each come that layer and the convolutions whose bias only the batch norm sees.
+    """
     graph = trace_step(network)
     every = list(graph.nodes)
     calls = [node for node in every if node.op == "call_module"]

@@ -72,8 +72,11 @@ class CudaCapture:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Run the function on the stream of the captures: autograd's nodes of parameters remember the stream
-        of their first use, and a capture that has to wait for another stream fails."""
+        """Run the function on the stream of the captures.
+
+        Autograd's nodes of parameters remember the stream of their first use, and a capture that has to wait
+        for another stream fails.
+        """
         usual = torch.cuda.current_stream()
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):

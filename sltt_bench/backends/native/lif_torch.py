@@ -62,7 +62,7 @@ class BatchNormParameters(NamedTuple):
         return torch.rsqrt(self.variance + self.eps)
 
     def affine(self, dimensions: int) -> tuple[Tensor, Tensor]:
-        """Returns a and b of I = a x + b, shape [1, channels, 1, …], for an x with so many dimensions."""
+        """Returns a and b of I = a x + b, shape [1, channels, 1, …], for an x of `dimensions` dimensions."""
         factor = self.weight * self.inverse_deviation
         shape = (1, -1, *[1] * (dimensions - 2))
         return factor.view(shape), (self.bias - self.mean * factor).view(shape)

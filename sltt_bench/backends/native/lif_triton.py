@@ -41,7 +41,7 @@ afterwards is small. A processor of the GPU runs several programs at once, so th
 TILE_CHANNELS = 64
 """Channels of a summing program if channels are adjacent in memory."""
 TILE_TOTALS = 8
-"""Numbers that one program sums over all previous programs: 32 bytes, the smallest unit of a read."""
+"""Sums that one program of the adding kernel computes: 32 bytes, the smallest unit of a read."""
 
 _PI = tl.constexpr(math.pi)
 
@@ -209,7 +209,7 @@ def _backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂x = ∂L/∂u / β, with ∂L/∂s = γ ∂L/∂(γ s). Stores ∂L/∂u for the step before if β is not 1."""
+    """∂L/∂x = ∂L/∂u / β, with ∂L/∂s = γ ∂L/∂(γ s). Stores ∂L/∂u if TO_PAST: needed and β is not 1."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     u = tl.load(membrane_ptr + index, mask=inside).to(COMPUTE)

@@ -209,8 +209,10 @@ class _Used(torch.autograd.Function):
 
 
 class _Layer:
-    """A layer whose output is kept if its input repeats: the same tensor, or one that an earlier layer
-    computed from a repeated tensor."""
+    """A layer whose output is kept if its input repeats.
+
+    An input repeats if it is the same tensor, or if an earlier layer computed it from a repeated tensor.
+    """
 
     def __init__(
         self,

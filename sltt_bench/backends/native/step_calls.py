@@ -125,8 +125,10 @@ for _function in IN_PLACE:
 
 
 class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context in which computing with anything but values of the step raises NotTraceable: the result would
-    become a constant of the trace."""
+    """Context in which computing with anything but values of the step raises NotTraceable.
+
+    The result of such a computation would become a constant of the trace.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise NotTraceable(f"its forward method computes outside of the step's graph ({func})")

@@ -56,8 +56,8 @@ from sltt_bench.recomputation import tried_again
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
 ROOM = 2.0
-"""Memory for kept graphs, as a multiple of the largest unit's graph: its backward pass needs as much again
-for the gradients of its spikes and of a parallel shortcut."""
+"""Memory for kept graphs, as a multiple of the largest unit's graph. Its backward pass needs about as much
+again for the gradients of its spikes and of a parallel shortcut."""
 
 CHUNKS_BEYOND = 12
 """Up to this number of time steps, all steps of a unit are recomputed at once."""
@@ -586,8 +586,8 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
 
 
 def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) -> None:
-    """Raises NotSeparable if computing unit after unit changes the order of updates of running statistics or
-    of random draws, compared with step after step."""
+    """Raises NotSeparable if going unit by unit, not step by step, would reorder random draws or updates of a
+    layer's running statistics."""
     norms = Counter(
         part
         for unit in units
