@@ -35,7 +35,7 @@ class Repetition:
     replaces: str = ""
     """A buffer that every call replaces by another tensor."""
     reads: str = ""
-    """States that the host reads a value computed on the device, which prevents recording the device's work."""
+    """States that the host reads a value computed on the device, which prevents recording device work."""
     overwrites: str = ""
     """A layer that changes its input in place, although other layers or the next run may read it."""
 

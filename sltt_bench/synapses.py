@@ -229,7 +229,7 @@ class _Saving(torch.autograd.graph.saved_tensors_hooks):
 
 @dataclass(eq=False)
 class Gate:
-    """The output of a layer of neurons at one step: if open it records the passing error, else it stops it."""
+    """The output of a layer of neurons at one step; it records the passing error or, if closed, stops it."""
 
     neurons: SpikingNeuron
     current: Tensor
@@ -306,7 +306,7 @@ def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor]
 
 
 def called_twice(layer: nn.Module) -> NotImplementedError:
-    """Returns the error to raise if a step calls a layer twice under a rule that follows layers over steps."""
+    """Returns the error for a step that calls a layer twice under a rule that follows layers over steps."""
     return NotImplementedError(
         f"a {type(layer).__name__} is called more than once in a step, and the rule would mix what it follows of the "
         "calls; choose bptt, tbptt-wN, sltt or another method without traces, or give each call a layer of its own"

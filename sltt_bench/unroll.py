@@ -129,7 +129,7 @@ class Unroll:
         return t >= self.timesteps - self.counted_steps
 
     def detach_state(self, but_for: int | None = None) -> None:
-        """Make the state that the next step receives a constant, except in layer of neurons `but_for`, from 1."""
+        """Make the next step's incoming state a constant, except in layer of neurons `but_for` (from 1)."""
         self._needs_steps()
         detach_state(self.network, but_for)
 
@@ -201,7 +201,7 @@ class Unroll:
         return watched_neurons(self.network, callback)
 
     def neurons_replaced(self, function: StandIn) -> AbstractContextManager[None]:
-        """Context that replaces each layer of neurons' step by `function(layer, I)`, which keeps I's shape."""
+        """Context that replaces the step of each layer of neurons by `function(layer, I)`, of I's shape."""
         return replaced_forward(layers_of_neurons(self.network), function)
 
     @property

@@ -118,7 +118,7 @@ class MethodEntry:
     source: str
     promises: Promises
     of: str
-    """ "module:class" below `sltt_bench.methods`, imported only to create a method, since it imports torch."""
+    """ "module:class" below `sltt_bench.methods`, imported only to create a method, as it imports torch."""
     form: str = ""
     """Regular expression of the whole name, whose groups are arguments of the class; if empty, the label."""
     steps: str = "k"

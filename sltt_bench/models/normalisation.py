@@ -87,7 +87,7 @@ class ScaledWSLinear(nn.Linear):
         self.gain = nn.Parameter(torch.ones(out_features, 1))
 
     def standardised_weight(self) -> Tensor:
-        """Returns g (W − mean) / √(var · fan_in + 10⁻⁴), shape of W, equal for all T steps of an iteration."""
+        """Returns g (W − mean) / √(var · fan_in + 10⁻⁴), shape of W, the same at all steps of an iteration."""
         return standardised(self.weight, inputs=(1,)) * self.gain
 
     def forward(self, input: Tensor) -> Tensor:

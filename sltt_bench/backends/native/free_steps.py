@@ -156,7 +156,7 @@ def _repeated(forward: Callable[[Tensor], Tensor], portion: Portion, *args: Any,
 
 
 def _check(node: fx.Node, layers: dict[fx.Node, nn.Module], network: nn.Module) -> None:
-    """Raises NotServed if a call may mix samples, draw random numbers or (other than neurons) have a state."""
+    """Raises NotServed if a call may mix samples, draw random numbers or (except neurons) have a state."""
     if node in layers:
         layer = layers[node]
         idle = isinstance(layer, SequenceDropout) and layer.p == 0
