@@ -54,7 +54,7 @@ class ChoosesSteps(Method, Protocol):
     """A method that uses only some of the T steps, chosen at random or by what happens in them."""
 
     def most_steps(self, timesteps: int) -> int:
-        """Returns the largest number of T steps that an iteration uses (the mean, if the method draws it).
+        """Returns the largest number of T steps that an iteration uses (if the method draws it: the mean).
 
         A method that may use fewer also has `fewest_steps(timesteps)`: memory is estimated for both numbers.
         """
@@ -389,7 +389,7 @@ def check(name: str, timesteps: int) -> None:
 
 
 def fits(name: str, timesteps: int) -> bool:
-    """Whether the number of steps in the name, if there is one, is from 1 to T. Raises UnknownMethod."""
+    """Whether the name's number of steps is from 1 to T; without one it fits any T. Raises UnknownMethod."""
     number = _steps_in(name)
     return number is None or 1 <= number <= timesteps
 

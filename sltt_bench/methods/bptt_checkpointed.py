@@ -1,4 +1,4 @@
-"""BPTT with checkpoints in time: exact, and computes steps twice to save memory.
+"""BPTT with checkpoints in time: exact, but every step is computed twice to save memory.
 
 The state is kept every N steps. When the backward pass reaches a segment, starting from the last one, the
 segment's steps are computed again. Memory is that of T/N states and N steps, least near N = √T; each step
