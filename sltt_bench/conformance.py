@@ -1,7 +1,7 @@
 """A conformance kit: what any training method must do for its measurements to be comparable.
 
-`check_method("my-method")` runs a method next to BPTT on tiny networks on the CPU, in seconds, and
-raises NotConforming with every promise that it breaks. Authors of methods call it in a test.
+`check_method("my-method")` runs a method and BPTT on tiny networks on the CPU, in seconds, and
+raises NotConforming with every promise that the method breaks. Authors of methods call it in a test.
 """
 
 import copy
@@ -32,11 +32,11 @@ from sltt_bench.unroll import Unroll
 
 BATCH, INPUTS, HIDDEN, CLASSES, TIMESTEPS = 8, 6, 10, 4, 5
 WIDE = 64
-"""Batch of the runs whose memory is counted: activations then outweigh parameters."""
+"""Batch size of runs that count memory: large enough that activations outweigh parameters."""
 SHORT, LONG = 16, 32
-"""Time steps between which memory is compared: what grows with T slowly, or behind a peak of another kind, shows."""
+"""Time steps at which memory is compared: enough to show slow growth, and growth below a constant peak."""
 SHARES = [5, 3]
-"""Samples of each of the processes that share a batch."""
+"""Number of samples of each process that shares a batch."""
 
 
 class NotConforming(AssertionError):
@@ -44,21 +44,21 @@ class NotConforming(AssertionError):
 
 
 def check_method(name: str, timesteps: int = TIMESTEPS) -> None:
-    """Raises NotConforming unless the method called `name` keeps every promise below.
+    """Raises NotConforming unless the method `name` keeps every promise below.
 
-    1. It runs every step forward, in order: outputs and normalisation statistics are BPTT's.
-    2. It leaves a finite gradient on every parameter that BPTT reaches (an online one uses it up).
-    3. It is a function of weights, batch and its own generator, and disturbs no other randomness.
-    4. It leaves nothing behind: no graph, no hook, no activation outlives its iteration. What it carries to the next
-       (`methods.CarriesOver`), a checkpoint holds.
-    5. What it says of itself (`methods.promises`): it is BPTT at T = 1 up to a factor; its gradient is
-       BPTT's, if it is exact; it goes backward once, steps the optimiser, or runs steps again, if it says so;
-       its memory grows with T as it says, or less.
-    6. Where processes share a batch, the gradients of their shares, each weighted by its samples, are that of the
-       undivided batch: what it decides by its batch it decides by `unroll.mean_over_batch`.
+    1. It runs every step forward, in order: outputs and normalisation statistics equal BPTT's.
+    2. It leaves a finite gradient on every parameter that BPTT reaches (an online method uses it up).
+    3. It depends only on weights, batch and its own generator, and disturbs no other randomness.
+    4. It leaves nothing behind: no graph, hook or activation outlives its iteration. A checkpoint holds all
+       that it carries to the next iteration (`methods.CarriesOver`).
+    5. Its declared promises (`methods.promises`) hold: it is BPTT at T = 1 up to a factor; its gradient is
+       BPTT's, if declared exact; it goes backward once, steps the optimiser, or runs steps again, if
+       declared; its memory grows with T as declared, or less.
+    6. If processes share a batch, the gradients of their shares, weighted by their samples, give that of the
+       undivided batch: it bases decisions about its batch on `unroll.mean_over_batch`.
 
-    Feed-forward (with batch norm and dropout) and recurrent networks are used; for a method that converts a
-    network of rectifiers, such a one, in place of whose T steps it runs one: 1. says nothing of it.
+    The networks are feed-forward (with batch norm and dropout) and recurrent. A method that converts a
+    network of rectifiers is checked on such a network. It runs one step, not T, so 1. does not apply.
     """
     promised = methods.promises(name)
     broken: list[str] = []
@@ -112,7 +112,7 @@ def _run(
     learns: bool = False,
     seed: int = 2,
 ) -> tuple[nn.Module, Unroll]:
-    """One iteration; where the network `learns`, its weights are updated, by the method or after it."""
+    """Run one iteration; if the network `learns`, the method, or else this function, updates its weights."""
     network = build() if network is None else network
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
 
@@ -128,7 +128,7 @@ def _run(
 
 
 def _at_last_steps(name: str, timesteps: int) -> Method:
-    """The method; one that chooses steps at the last ones, which have a past and cost most."""
+    """Returns the method; one that chooses steps uses the last ones, which have a past and cost most."""
     method = methods.create(name, timesteps)
     if isinstance(method, ChoosesSteps):
         return method.at(range(timesteps - method.most_steps(timesteps), timesteps))
@@ -136,7 +136,7 @@ def _at_last_steps(name: str, timesteps: int) -> Method:
 
 
 def _batch(samples: int, timesteps: int) -> tuple[list[Tensor], Tensor]:
-    """The same input [samples, INPUTS] for each step at every call, and labels; torch's generator then, too."""
+    """Returns an input [samples, INPUTS] for each step, and labels: constants; seeds torch's generator."""
     torch.manual_seed(1)
     return [2 * torch.randn(samples, INPUTS) for _ in range(timesteps)], torch.arange(samples) % CLASSES
 
@@ -199,7 +199,7 @@ def _gradient_missing(name: str, timesteps: int, build: Build, promised: Promise
 
 def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
     broken = []
-    random.random(), np.random.random()  # else a second seeding would leave what the first did
+    random.random(), np.random.random()  # else reseeding with the same seed would go unnoticed
     elsewhere = _other_randomness()
     first, _ = _run(methods.create(name, timesteps), timesteps, build)
     after = torch.get_rng_state()
@@ -215,9 +215,9 @@ def _not_reproducible(name: str, timesteps: int, build: Build) -> list[str]:
 
 
 def _lost_in_checkpoint(name: str, timesteps: int, build: Build) -> list[str]:
-    """Two iterations, and the second again by a method that goes on from a checkpoint, weights updated in between.
+    """Run two iterations with weight updates, and the second again by a method resumed from a checkpoint.
 
-    Each iteration draws other random numbers: what is drawn once and kept would be drawn alike otherwise.
+    Each iteration draws other random numbers; else numbers drawn once and kept would be drawn equal again.
     """
     whole, cut_off = methods.create(name, timesteps), methods.create(name, timesteps)
     network = build()
@@ -249,13 +249,13 @@ def _through_a_file(state: dict[str, Any]) -> Any:
 
 
 def _other_randomness() -> tuple[object, ...]:
-    """The states of Python's and NumPy's random numbers."""
+    """Returns the states of Python's and NumPy's random generators."""
     _, keys, *position = np.random.get_state()
     return random.getstate(), np.asarray(keys).tobytes(), *position
 
 
 def _leaves_something(name: str, timesteps: int, build: Build) -> list[str]:
-    """After the iteration and the unroll are gone, so are its tensors; the network has no hooks."""
+    """Check that no tensor outlives the iteration and its unroll, and that the network has no hooks."""
     network = build()
     storages: list[weakref.ref[torch.UntypedStorage]] = []
     watch = [
@@ -304,9 +304,9 @@ def _says_otherwise(name: str, timesteps: int, build: Build, promised: Promises)
 
 
 def _differs_when_divided(name: str, timesteps: int, kind: type[LIF] | type[ConvertedNeuron]) -> list[str]:
-    """Threads, each with a copy of the network and a share of the batch, stand in for processes."""
+    """Compare a divided with an undivided batch; threads with copies of the network act as processes."""
     steps, labels = _batch(sum(SHARES), timesteps)
-    for rank, share in enumerate(SHARES):  # by turns one share is busier than the other
+    for rank, share in enumerate(SHARES):  # the shares alternate in being more active
         for step in steps[rank :: len(SHARES)]:
             step[sum(SHARES[:rank]) :][:share] *= 4
     undivided = _without_statistics(kind)
@@ -340,7 +340,7 @@ def _differs_when_divided(name: str, timesteps: int, kind: type[LIF] | type[Conv
 
 
 def _without_statistics(kind: type[LIF] | type[ConvertedNeuron]) -> nn.Module:
-    """A network of which every sample is by itself: without batch norm, and without dropout."""
+    """Returns a network that treats samples independently: without batch norm and dropout."""
     torch.manual_seed(0)
     neuron = LIFParameters(tau=2.0)
     layers = nn.Linear(INPUTS, HIDDEN), kind(neuron), nn.Linear(HIDDEN, HIDDEN), kind(neuron)
@@ -348,11 +348,11 @@ def _without_statistics(kind: type[LIF] | type[ConvertedNeuron]) -> nn.Module:
 
 
 class _NotTogether(Exception):
-    """One takes part in an exchange that another does not, or with something else."""
+    """A thread takes part in an exchange without the others, or with another shape."""
 
 
 class _Exchange:
-    """Sums of tensors over threads that stand in for processes, exchange after exchange."""
+    """Sums tensors over threads that stand in for processes, in a sequence of exchanges."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -363,7 +363,7 @@ class _Exchange:
 
     @contextmanager
     def taking_part(self) -> Iterator[None]:
-        """All that one does; who waits for it afterwards waits in vain, and is told so."""
+        """Context of one thread's work; after its end, threads that wait for this one raise _NotTogether."""
         try:
             yield
         finally:
@@ -372,7 +372,7 @@ class _Exchange:
                 self._changed.notify_all()
 
     def add_up(self, rank: int, own: Tensor) -> Tensor:
-        """The sum in place of `own`, the same bits for all. Raises _NotTogether."""
+        """Replace `own` by the sum, bitwise the same for all threads, and return it. Raises _NotTogether."""
         with self._changed:
             number = self._begun[rank]
             self._begun[rank] += 1
@@ -388,12 +388,12 @@ class _Exchange:
 
 
 def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
-    """Peak of live tensor bytes of the method's iteration, weights, gradients and inputs left out.
+    """Returns the peak of live tensor bytes of the method's iteration, without weights, gradients and inputs.
 
     A method that chooses steps uses the last ones.
     """
     network = build()
-    _run(methods.create("bptt", 2), 2, build, network=network)  # every gradient that there is exists
+    _run(methods.create("bptt", 2), 2, build, network=network)  # allocates all gradients
     method = _at_last_steps(name, timesteps)
     with TensorBytes([], network=network) as memory:
         before = memory.current
@@ -402,7 +402,7 @@ def peak_bytes(name: str, timesteps: int, build: Build = _recurrent) -> int:
 
 
 def _growth(name: str) -> int:
-    """Bytes by which memory grows from T = SHORT to T = LONG."""
+    """Returns the bytes by which memory grows from T = SHORT to T = LONG."""
     return peak_bytes(name, LONG) - peak_bytes(name, SHORT)
 
 
@@ -412,7 +412,7 @@ def _bptt_growth() -> int:
 
 
 def _grows_otherwise(name: str, promised: Promises) -> list[str]:
-    """The growth with T is compared with BPTT's."""
+    """Compare the growth of memory with T with BPTT's."""
     if promised.memory == "O(T)" or not methods.fits(name, SHORT):
         return []
     growth = _growth(name)

@@ -28,7 +28,7 @@ def step_loss(output: Tensor, labels: Tensor, alpha: float, mse_target: MSETarge
 
 
 def correct_in_top(summed_outputs: Tensor, labels: Tensor, k: int) -> Tensor:
-    """How many labels [batch] are among the k largest of Σ_t o[t] [batch, classes]: a 0-d tensor."""
+    """Returns the number, 0-d, of labels [batch] among the k largest of Σ_t o[t] [batch, classes]."""
     k = min(k, summed_outputs.shape[1])
     best = summed_outputs.topk(k, dim=1).indices
     return (best == labels.unsqueeze(1)).any(dim=1).sum()

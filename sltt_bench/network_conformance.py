@@ -1,7 +1,7 @@
 """A conformance kit: what any network must do for methods to be comparable on it.
 
-`check_network(build, Options(...), input_shape=(2, 8, 8))` runs a network of those options on the CPU, in seconds,
-and raises NotConforming with every promise that it breaks. Authors of networks call it in a test.
+`check_network(build, Options(...), input_shape=(2, 8, 8))` runs a network with those options on the CPU, in
+seconds, and raises NotConforming with every promise that it breaks. Authors of networks call it in a test.
 """
 
 from collections.abc import Callable
@@ -33,18 +33,18 @@ Build = Callable[..., nn.Module]
 def check_network(
     build: Build, options: ModelOptions, *, input_shape: tuple[int, ...], classes: int = 4
 ) -> list[str]:
-    """Raises NotConforming unless the network of these options keeps every promise below.
+    """Raises NotConforming unless the network with these options keeps every promise below.
 
-    1. It is drawn from torch's global generator alone: one seed, one network; another seed, another.
-    2. It forgets: what one sequence did changes nothing of the next.
-    3. What it carries from step to step is named in `carried`: detached, no gradient passes; saved and restored, it
-       goes on from there.
-    4. In evaluation a sample's output does not depend on those beside it.
-    5. A finite gradient reaches every parameter that is trained, the same each time.
-    6. Native, if it serves the network, gives the gradients of the reference, with each of its options.
+    1. Its weights come from torch's global generator only: one seed, one network; another seed, another.
+    2. It forgets: a sequence has no effect on the next one.
+    3. Everything that it carries from step to step is named in `carried`: once detached, it passes no
+       gradient; once saved and restored, the network goes on from there.
+    4. In evaluation, a sample's output does not depend on the other samples of the batch.
+    5. A finite gradient, the same in each run, reaches every trained parameter.
+    6. If the native backend serves the network, each of its options gives the gradients of the reference.
 
-    What is returned is no fault: which methods and options refuse such a network, or do without something, and why.
-    `input_shape` is a sample's, [C, H, W] or [features].
+    Returns remarks that are no faults: which methods and options refuse the network or are limited, and why.
+    `input_shape` is that of one sample, [C, H, W] or [features].
     """
     if build is models.build:
         build = partial(build, timesteps=TIMESTEPS, v_threshold=NEURON.v_threshold)
@@ -58,7 +58,7 @@ def check_network(
         *_carries_what_it_does_not_name(subject),
         *_mixes_samples(subject),
     ]
-    if not broken:  # a state that is not named is a graph that does not end
+    if not broken:  # with a state that is not named, the graph would grow from sequence to sequence
         broken = [*_gradient_missing(subject), *_differs_on_native(subject)]
     if broken:
         raise NotConforming(f"model {options.name!r}:\n  " + "\n  ".join(dict.fromkeys(broken)))
@@ -66,7 +66,7 @@ def check_network(
 
 
 class _Subject:
-    """A network that can be made again and again, and inputs for it."""
+    """Builds equal copies of a network, and inputs for them."""
 
     def __init__(
         self, build: Build, options: ModelOptions, input_shape: tuple[int, ...], classes: int
@@ -75,7 +75,7 @@ class _Subject:
         self._input_shape, self.classes = input_shape, classes
 
     def network(self, backend: Backend | None = None, seed: int = 0) -> nn.Module:
-        """In float64, with weights that make neurons fire."""
+        """Build the network in float64, with weights that make neurons fire."""
         backend = backends.create("reference") if backend is None else backend
         torch.manual_seed(seed)
         network = self._build(
@@ -93,13 +93,13 @@ class _Subject:
         return network.train()
 
     def steps(self, timesteps: int = TIMESTEPS) -> list[Tensor]:
-        """An input [BATCH, *input_shape] for each step, the same at every call."""
+        """Returns an input [BATCH, *input_shape] for each step, the same at every call."""
         generator = torch.Generator().manual_seed(2)
         shape = (timesteps, BATCH, *self._input_shape)
         return list(2 * torch.rand(shape, generator=generator, dtype=torch.float64))
 
     def trained(self, method: str, backend: Backend | None = None) -> nn.Module:
-        """The network with the gradients that the method makes of a batch, as in a training iteration."""
+        """Returns the network with the gradients of one training iteration of the method."""
         backend = backends.create("reference") if backend is None else backend
         network, precision = self.network(backend), Precision("fp32", "cpu")
         experiment = Experiment(
@@ -124,7 +124,7 @@ class _Subject:
 
 
 def _outputs(network: nn.Module, steps: list[Tensor]) -> Tensor:
-    """[T, batch, classes] of one sequence."""
+    """Returns the outputs [T, batch, classes] of one sequence."""
     with torch.no_grad():
         return torch.stack([network(x) for x in steps])
 
@@ -203,7 +203,7 @@ def _gradient_missing(subject: _Subject) -> list[str]:
 
 def _differs_on_native(subject: _Subject) -> list[str]:
     if subject.options.needs:
-        return []  # which native does not serve
+        return []  # native does not serve it
     for recompute, fused in product((False, True), ("never", "always")):
         for method in ("bptt", "sltt", "sltt-k1"):
             native = subject.trained(method, backends.create("native", recompute=recompute, fused_norm=fused))
@@ -248,7 +248,7 @@ def _remarks(subject: _Subject) -> list[str]:
 
 
 def _without_trace(network: nn.Module) -> list[str]:
-    """Names of trained matrices that are no weight of a convolution or a linear layer."""
+    """Returns the names of trained matrices that are not weights of a convolution or a linear layer."""
     followed = {id(p) for m in network.modules() if isinstance(m, SYNAPTIC) for p in weights_of(m)}
     return [
         name

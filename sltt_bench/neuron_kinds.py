@@ -1,4 +1,4 @@
-"""The neurons beside plain LIF, each a pure function of (input, state), and the table of all kinds by name.
+"""Neurons that extend plain LIF, each a pure function of (input, state), and the table of all kinds by name.
 
     plif       u[t] = λ v[t−1] + I[t],  λ = 1 − σ(w)            w is learned, one a layer; starts at τ of the recipe
     diet-lif   as plif, and H(u[t] − θ),  θ = exp(ϑ)            ϑ is learned, one a layer; θ starts at V_th
@@ -8,19 +8,20 @@
                a[t] = ρ a[t−1] + s[t],  ρ = 1 − 1/τ_a
     readout    u[t] = λ u[t−1] + I[t]                           never fires; its potential is the network's output
 
-All else is as in `neurons.py`: the leak towards rest under hard reset, both resets, the surrogate. All states start at
-rest (i = 0, a = 0). A state that a method detaches is a constant of the next step. So SLTT keeps, of the gradient
-of w, what each step's own leak does, −σ'(w) (v[t−1] − rest), and drops what w did to v[t−1] through earlier steps; of
-ϑ it keeps −θ ψ[t] at the spike and drops what θ took from v in soft resets; it drops all credit through i, a and the
-readout's u. At step 1 the gradient of w is 0.
+All else is as in `neurons.py`: both resets, the leak towards rest under hard reset, the surrogate. All states
+start at rest (i = 0, a = 0). A state that a method detaches is a constant of the next step. SLTT therefore
+keeps only the part of w's gradient from each step's own leak, −σ'(w) (v[t−1] − rest), and drops w's effect on
+v[t−1] through earlier steps. Of ϑ's gradient it keeps −θ ψ[t] at the spike and drops θ's effect on v through
+soft resets. It drops all credit through i, a and the readout's u. At step 1 the gradient of w is 0.
 Sources: Fang et al. 2021, "Incorporating learnable membrane time constant to enhance learning of spiking
-neural networks" (plif); Rathi & Roy 2021, "DIET-SNN: a low-latency spiking neural network with direct input encoding
-and leakage and threshold optimization" (diet-lif); Neftci et al. 2019, "Surrogate gradient learning in spiking neural networks" (cuba-lif);
-Bellec et al. 2020, "A solution to the learning dilemma for recurrent networks of spiking neurons" (alif).
-Deviations: Fang et al. scale the input by 1/τ; Rathi & Roy learn λ and θ themselves, which may leave (0, 1) and fall
-below 0; decays are 1 − 1/τ (exp(−1/τ) in Neftci et al. and Bellec et al.), and
-i[t] has its share of I[t] at once. As in Bellec et al. the soft reset subtracts V_th alone, not what adaptation has
-added to it. `detach_reset` cuts the gradient through the reset and leaves that through a.
+neural networks" (plif); Rathi & Roy 2021, "DIET-SNN: a low-latency spiking neural network with direct input
+encoding and leakage and threshold optimization" (diet-lif); Neftci et al. 2019, "Surrogate gradient learning
+in spiking neural networks" (cuba-lif); Bellec et al. 2020, "A solution to the learning dilemma for recurrent
+networks of spiking neurons" (alif).
+Deviations: Fang et al. scale the input by 1/τ. Rathi & Roy learn λ and θ directly, so λ may leave (0, 1) and
+θ may fall below 0. Decays are 1 − 1/τ (exp(−1/τ) in Neftci et al. and Bellec et al.), and i[t] includes I[t]
+without delay. As in Bellec et al., the soft reset subtracts only V_th, not the adapted part of the threshold.
+`detach_reset` cuts the gradient through the reset, but not the one through a.
 """
 
 import math
@@ -42,7 +43,7 @@ def plif_step(
 def integrate_learned(current: Tensor, potential: Tensor | None, w: Tensor, neuron: LIFParameters) -> Tensor:
     """u[t] with λ = 1 − σ(w), from I[t] and v[t−1] (same shape; None before step 1)."""
     rest = neuron.resting_potential
-    # Before step 1 the potential rests: the term is 0 and w has a gradient, which is 0 too.
+    # Before step 1 the potential is at rest: the term is 0, and w has a gradient of 0 instead of None.
     distance = current.new_zeros(()) if potential is None else potential - rest
     return torch.sigmoid(-w) * distance + (current + rest)
 
@@ -77,7 +78,7 @@ def alif_step(
 
 
 def adaptive_threshold(adaptation: Tensor | None, neuron: LIFParameters) -> Tensor | float:
-    """V_th + β a[t−1], what u[t] is held against (same shape); None before step 1."""
+    """V_th + β a[t−1], the threshold for u[t] (same shape); `adaptation` is None before step 1."""
     if adaptation is None:
         return neuron.v_threshold
     return neuron.v_threshold + neuron.adaptation * adaptation
@@ -93,13 +94,13 @@ def alif_pseudo_derivative(
 
 
 class PLIF(LIF):
-    """A layer of LIF neurons that share a learned time constant, as SpikingJelly's ParametricLIFNode has it."""
+    """A layer of LIF neurons that share a learned time constant, like SpikingJelly's ParametricLIFNode."""
 
     def __init__(self, parameters: LIFParameters) -> None:
-        """`parameters.tau` > 1 is where τ starts."""
+        """`parameters.tau` > 1 is the initial τ."""
         super().__init__(parameters)
         self.w = nn.Parameter(torch.tensor(-math.log(parameters.tau - 1)))
-        """1/τ = σ(w). Weight decay, which treats it as any parameter, pulls τ towards 2."""
+        """1/τ = σ(w). Weight decay treats w like any parameter and pulls τ towards 2."""
 
     def forward(self, current: Tensor) -> Tensor:
         spikes, self.potential = plif_step(current, self.potential, self.w, self.parameters_)
@@ -110,7 +111,7 @@ class DietLIF(PLIF):
     """A layer of LIF neurons that share a learned time constant and a learned threshold."""
 
     def __init__(self, parameters: LIFParameters) -> None:
-        """`parameters.tau` > 1 and `parameters.v_threshold` > 0 are where they start."""
+        """`parameters.tau` > 1 and `parameters.v_threshold` > 0 are the initial values."""
         super().__init__(parameters)
         self.log_threshold = nn.Parameter(torch.tensor(math.log(parameters.v_threshold)))
         """ϑ = ln θ, so that θ stays above 0. Weight decay pulls θ towards 1."""
@@ -123,7 +124,7 @@ class DietLIF(PLIF):
 
 
 class CubaLIF(LIF):
-    """A layer of LIF neurons whose input leaks on its way: current-based synapses."""
+    """A layer of LIF neurons with current-based synapses: a leaky synaptic current is their input."""
 
     carried = ("synaptic_current", "potential")
     synaptic_current: Tensor | None = None
@@ -156,13 +157,13 @@ class ALIF(LIF):
 
 
 class Readout(Stateful):
-    """Neurons without a threshold: currents [batch, n] in, their leaky sums [batch, n] out."""
+    """Neurons without a threshold: map currents [batch, n] to their leaky sums [batch, n]."""
 
     carried = ("potential",)
     left_out_by = "model.readout_tau: null"
 
     def __init__(self, tau: float) -> None:
-        """`tau` ≥ 1: time constant in time steps; at 1 a step's output is its current."""
+        """`tau` ≥ 1: time constant in time steps; with 1, the output of a step is its current."""
         super().__init__()
         self.leak = LIFParameters(tau=tau)
         self.potential: Tensor | None = None
@@ -186,5 +187,5 @@ LAYERS: dict[str, type[LIF]] = {
 
 
 def layer_of_neurons(parameters: LIFParameters) -> SpikingNeuron:
-    """A layer of neurons of the kind that the parameters name. Raises KeyError for another."""
+    """Create a layer of neurons of the kind that the parameters name. Raises KeyError for an unknown kind."""
     return LAYERS[parameters.kind](parameters)

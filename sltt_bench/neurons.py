@@ -1,14 +1,14 @@
-"""The leaky integrate-and-fire (LIF) step, once, as a pure function of (input, state).
+"""The leaky integrate-and-fire (LIF) step as a pure function of (input, state).
 
     u[t] = λ v[t−1] + I[t]              λ = 1 − 1/τ
     s[t] = H(u[t] − V_th)
     v[t] = u[t] − V_th s[t]             soft reset
     v[t] = (1 − s[t]) u[t] + s[t] V_reset      hard reset
 
-v is the potential after the reset: the only state that a step hands to the next. Under soft reset
-it starts and rests at 0; under hard reset at V_reset, towards which the potential then leaks
+v is the potential after the reset, the only state that a step hands to the next. Under soft reset
+v starts and rests at 0. Under hard reset it starts at V_reset and leaks towards V_reset
 (u[t] = λ (v[t−1] − V_reset) + V_reset + I[t]). The input is not scaled by 1/τ.
-The neurons that are more than this are in `neuron_kinds.py`.
+Neurons that extend this one are in `neuron_kinds.py`.
 Source: Meng et al. 2023, section 3.1; the hard reset as in Fang et al. 2023 (SpikingJelly).
 """
 
@@ -24,7 +24,7 @@ from sltt_bench.surrogates import derivative, spike
 
 @dataclass(frozen=True)
 class LIFParameters:
-    """What a neuron is, apart from its weights; the other kinds are a LIF neuron and something more."""
+    """Parameters of a neuron, apart from its weights; every kind of neuron extends the LIF neuron."""
 
     tau: float = 1.1
     """Membrane time constant τ ≥ 1 in time steps; λ = 1 − 1/τ."""
@@ -38,7 +38,7 @@ class LIFParameters:
     surrogate_width: float = 1.0
     """w of the surrogate g(x / w) / w."""
     kind: str = "lif"
-    """Which neuron: a name in `neuron_kinds.LAYERS`."""
+    """Kind of neuron: a name in `neuron_kinds.LAYERS`."""
     tau_synapse: float = 1.0
     """Time constant τ_s ≥ 1 of the synaptic current (cuba-lif); 1 is a current without memory."""
     tau_adaptation: float = 1.0
@@ -63,7 +63,7 @@ class LIFParameters:
 
     @property
     def resting_potential(self) -> float:
-        """The potential before the first step, towards which it leaks."""
+        """The potential before the first step; the potential leaks towards it."""
         return self.v_reset if self.reset == "hard" else 0.0
 
 
@@ -77,7 +77,7 @@ def integrate(current: Tensor, potential: Tensor | None, neuron: LIFParameters) 
 
 
 def reset(membrane: Tensor, spikes: Tensor, neuron: LIFParameters, threshold: Tensor | None = None) -> Tensor:
-    """v[t] from u[t] and s[t] (same shape); `threshold` (shape []) takes the place of the neuron's, if given."""
+    """v[t] from u[t] and s[t] (same shape); `threshold` (shape []), if given, replaces the neuron's."""
     if neuron.detach_reset:
         spikes = spikes.detach()
     if neuron.reset == "soft":
@@ -103,9 +103,9 @@ def pseudo_derivative(membrane: Tensor, neuron: LIFParameters) -> Tensor:
 
 
 def state_derivative(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) -> Tensor:
-    """∂u[t+1]/∂u[t] = λ ∂v[t]/∂u[t] from u[t] and s[t] (same shape), the path through the reset included.
+    """∂u[t+1]/∂u[t] = λ ∂v[t]/∂u[t] from u[t] and s[t] (same shape), including the path through the reset.
 
-    Soft reset: λ (1 − V_th ψ). Hard reset: λ (1 − s + (V_reset − u) ψ). A detached reset has no ψ.
+    Soft reset: λ (1 − V_th ψ). Hard reset: λ (1 − s + (V_reset − u) ψ). With a detached reset, ψ is 0.
     """
     kept = torch.ones_like(membrane) if neuron.reset == "soft" else 1 - spikes
     if not neuron.detach_reset:
@@ -115,9 +115,9 @@ def state_derivative(membrane: Tensor, spikes: Tensor, neuron: LIFParameters) ->
 
 
 class Stateful(nn.Module):
-    """A layer that carries something from step to step of one sequence.
+    """A layer that carries a state from step to step of one sequence.
 
-    A network is a module that is called once per time step; methods reach what it carries only
+    A network is a module that is called once per time step; methods access its state only
     through `reset_state`, `detach_state`, `scale_state_gradient`, `save_state` and `restore_state`.
     """
 
@@ -126,7 +126,7 @@ class Stateful(nn.Module):
     emits_spikes: bool = False
     """Whether every element of the output is 0 or 1."""
     left_out_by: str = ""
-    """What a recipe sets so that a network has no such layer, if anything does."""
+    """The recipe setting, if any, with which a network has no such layer."""
 
     def reset_state(self) -> None:
         """Forget the past: the next call is step 1 of a new sequence."""
@@ -134,7 +134,7 @@ class Stateful(nn.Module):
             setattr(self, name, None)
 
     def state_names(self) -> tuple[str, ...]:
-        """`carried`. Raises NotImplementedError where a layer detaches what it does not name."""
+        """Returns `carried`. Raises NotImplementedError if a layer detaches a state that it does not name."""
         if not self.carried and type(self).detach_state is not Stateful.detach_state:
             raise NotImplementedError(
                 f"{type(self).__name__} does not name in `carried` what it carries from step to step, so that "
@@ -143,19 +143,19 @@ class Stateful(nn.Module):
         return self.carried
 
     def map_state(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Put `function` of each carried tensor in its place."""
+        """Replace each carried tensor by `function` of it."""
         for name in self.state_names():
             value: Tensor | None = getattr(self, name)
             if value is not None:
                 setattr(self, name, function(value))
 
     def detach_state(self) -> None:
-        """Make what is carried a constant, through which no gradient flows."""
+        """Make the carried state a constant, through which no gradient flows."""
         self.map_state(Tensor.detach)
 
 
 class SpikingNeuron(Stateful):
-    """A layer of neurons, of any backend: currents of any shape in, spikes of that shape out."""
+    """A layer of neurons of any backend: maps currents of any shape to spikes of that shape."""
 
     emits_spikes = True
     parameters_: LIFParameters
@@ -165,13 +165,13 @@ class SpikingNeuron(Stateful):
         return f"tau={p.tau}, v_threshold={p.v_threshold}, reset={p.reset}, surrogate={p.surrogate}"
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
-        """γ s[t] for the currents x / β, or x, as networks without normalisation have it; a backend may fuse it."""
+        """Returns γ s[t] from currents x / β (or x), for networks without normalisation; may be fused."""
         spikes: Tensor = self(x if divisor is None else x / divisor)
         return spikes * gain
 
 
 def input_of_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-    """The tensor that a layer is called with: its first argument, which a network may give by name."""
+    """Returns the tensor that a layer is called with: its first argument, positional or by name."""
     x: Tensor = args[0] if args else next(iter(kwargs.values()))
     return x
 
@@ -180,13 +180,13 @@ Hook = TypeVar("Hook", bound=Callable[..., Any])
 
 
 def reads_no_values(hook: Hook) -> Hook:
-    """Marks a forward hook that asks of a layer only that it ran: its currents and spikes need not exist as such."""
+    """Mark a forward hook as not reading values: the layer's currents and spikes need not exist for it."""
     hook.reads_no_values = True  # type: ignore[attr-defined]
     return hook
 
 
 def reads_values(hook: Callable[..., Any]) -> bool:
-    """Whether a forward hook is not marked so."""
+    """Whether a forward hook is not marked with `reads_no_values`."""
     return not getattr(hook, "reads_no_values", False)
 
 
@@ -206,31 +206,31 @@ class LIF(SpikingNeuron):
 
 
 class PerStep(nn.Module):
-    """A layer that has something of its own for each step of a sequence; whoever runs a step says which."""
+    """A layer with its own parameters or statistics for each step of a sequence; the caller sets the step."""
 
     timestep: int = 0
     """t, from 0."""
 
 
 class OverTime(nn.Module):
-    """A layer that, in training, sees all T steps at once: its input is [T · batch, …], step after step."""
+    """A layer that, in training, sees all T steps at once: its input is [T · batch, …], ordered by step."""
 
 
 NeuronFactory = Callable[[], SpikingNeuron]
 
 
 State = list[tuple[Tensor | None, ...]]
-"""What each stateful layer of a network carries, in the order of the network's modules."""
+"""The state of each stateful layer of a network, in the order of the network's modules."""
 
 
 def layers_of_neurons(network: nn.Module) -> list[SpikingNeuron]:
-    """The layers of neurons in the network's order."""
+    """Returns the layers of neurons in the network's order."""
     return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
 
 
 def followed_neurons(network: nn.Module) -> list[SpikingNeuron]:
-    """The layers of neurons, for a rule that follows them. Raises NotImplementedError if there are none, which a
-    network with spiking layers of its own has not."""
+    """Returns the layers of neurons, for a rule that follows them. Raises NotImplementedError if there are
+    none, as in a network with spiking layers of its own."""
     if layers := layers_of_neurons(network):
         return layers
     raise NotImplementedError(
@@ -240,12 +240,12 @@ def followed_neurons(network: nn.Module) -> list[SpikingNeuron]:
 
 
 def stateful_layers(network: nn.Module) -> list[Stateful]:
-    """The layers that carry something from step to step, in the network's order."""
+    """Returns the layers that carry a state from step to step, in the network's order."""
     return [module for module in network.modules() if isinstance(module, Stateful)]
 
 
 def outermost_stateful(network: nn.Module) -> dict[str, Stateful]:
-    """The layers that carry something, but for those inside another one, by name."""
+    """Returns the layers that carry a state and lie in no other such layer, by name."""
     layers: dict[str, Stateful] = {}
     for name, module in network.named_modules():
         if isinstance(module, Stateful) and not any(name.startswith(f"{outer}.") for outer in layers):
@@ -254,7 +254,7 @@ def outermost_stateful(network: nn.Module) -> dict[str, Stateful]:
 
 
 def reset_state(network: nn.Module) -> None:
-    """Put every stateful layer of the network before step 1."""
+    """Reset every stateful layer of the network to before step 1."""
     for layer in stateful_layers(network):
         layer.reset_state()
 
@@ -262,8 +262,8 @@ def reset_state(network: nn.Module) -> None:
 def detach_state(network: nn.Module, but_for: int | None = None) -> None:
     """Make every carried state a constant: the one visible act of SLTT.
 
-    `but_for`: the place of a layer of neurons, 1 for the first, whose state stays as it is, that of recurrent
-    weights around it included. Raises ValueError if there are not so many.
+    `but_for`: the position (from 1) of a layer of neurons whose state is kept, together with that of
+    recurrent weights around it. Raises ValueError if there is no such layer.
     """
     neurons = [] if but_for is None else layers_of_neurons(network)
     if but_for is not None and not 1 <= but_for <= len(neurons):
@@ -275,25 +275,25 @@ def detach_state(network: nn.Module, but_for: int | None = None) -> None:
 
 
 def scale_state_gradient(network: nn.Module, factor: float) -> None:
-    """Multiply the gradient that flows back through every carried state by `factor`; no value changes."""
+    """Multiply the gradient that flows back through every carried state by `factor`; values stay the same."""
     for layer in stateful_layers(network):
         layer.map_state(lambda x: _ScaledGradient.apply(x, factor) if x.requires_grad else x)
 
 
 def save_state(network: nn.Module) -> State:
-    """What every stateful layer carries now; the tensors themselves, not copies."""
+    """Returns the current state of every stateful layer: the tensors themselves, not copies."""
     return [tuple(getattr(layer, n) for n in layer.state_names()) for layer in stateful_layers(network)]
 
 
 def restore_state(network: nn.Module, state: State) -> None:
-    """Put back what `save_state` returned of the same network."""
+    """Restore a state that `save_state` returned for the same network."""
     for layer, values in zip(stateful_layers(network), state, strict=True):
         for name, value in zip(layer.state_names(), values, strict=True):
             setattr(layer, name, value)
 
 
 class _ScaledGradient(torch.autograd.Function):
-    """x, whose gradient is multiplied by the factor on the way back."""
+    """Identity whose gradient is multiplied by the factor in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What makes a loss or a gradient infinite or not a number, as far as weights, inputs and precision tell."""
+"""The likely cause of an infinite or NaN loss or gradient, judged from weights, inputs and precision."""
 
 from collections.abc import Iterable
 
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def likely_cause(network: nn.Module, precision: str, *, epochs: int, inputs: Iterable[Tensor] = ()) -> str:
-    """The cause and what to do about it, in a clause of a message.
+    """Returns the likely cause and what to do about it, as a clause of a message.
 
-    `precision`: fp32, tf32, fp16 or bf16, in which it was computed. `epochs`: how many have been trained. `inputs`: of
-    the batch, where it is at hand.
+    `precision` of the computation: fp32, tf32, fp16 or bf16. `epochs`: how many have been trained. `inputs`
+    of the batch, if available.
     """
     if not all(map(_finite, inputs)):
         return "its batch has inputs that are not finite: mend the data, or what is done to them"

@@ -1,8 +1,9 @@
-"""What a network keeps in Python objects beside its tensors: counters, logs, random generators; and putting it back.
+"""Saves and restores the state that a network keeps in Python objects: counters, logs, random generators.
 
-Reached are the attributes of all layers and what they hold, however deep it lies, the attributes of its classes, and what
-functions get at by closures, defaults and names of globals. Objects of torch, NumPy and this package are looked into for their
-lists, mappings, arrays and random generators alone. Not reached are the clock, files, and other processes.
+It covers the attributes of all layers and the objects they hold, at any depth, the attributes of their
+classes, and everything that functions reach through closures, defaults and names of globals. Of objects of
+torch, NumPy and this package it covers only lists, mappings, arrays and random generators. It does not cover
+the clock, files and other processes.
 """
 
 import io
@@ -27,7 +28,7 @@ LIBRARIES = sys.stdlib_module_names | {
     "torch", "torchvision", "triton", "sympy", "mpmath", "networkx", "jinja2", "typing_extensions", "numpy", "pydantic",
     "pydantic_core", "sltt_bench",
 }  # fmt: skip
-"""In whose functions and classes no network counts: this package, and what it and torch are made with."""
+"""Packages whose functions and classes hold no state of a network: this one, torch and their dependencies."""
 CONTAINERS = (list, dict, set, deque)
 NUMBERS = (int, float, complex, str, np.generic)
 _ABSENT = object()
@@ -35,7 +36,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where something is kept."""
+    """The place of an object, for messages."""
 
     owner: str
     name: str = ""
@@ -52,7 +53,7 @@ class Whereabouts:
 
 @dataclass(frozen=True)
 class _Held:
-    """One object that may change."""
+    """One object that may change, with its saved content."""
 
     place: Whereabouts
     before: Any
@@ -61,7 +62,7 @@ class _Held:
     is_generator: bool = False
 
     def change(self) -> str:
-        """Where it is not as it was; empty if it is."""
+        """Returns the place of a change; empty if nothing has changed."""
         now = self.read()
         if self.is_generator:
             return "" if _are_equal(self.before, now) else str(self.place)
@@ -73,20 +74,20 @@ class _Held:
 
 
 EVERYBODYS = Whereabouts("random numbers that are not torch's")
-"""Those of Python's and NumPy's modules."""
+"""Place of the generators of Python's and NumPy's modules."""
 
 
 class PythonState:
-    """What a network keeps now."""
+    """A snapshot of the state that a network keeps in Python objects."""
 
     def __init__(self, network: nn.Module) -> None:
         self.numbers: dict[str, str] = {}
-        """Where a number or a word is kept, or a list of such → it, as text."""
+        """Place of a number, a string or a list of them → its value as text."""
         self.iterators: list[str] = []
-        """Where something is that goes on with each use and cannot be put back."""
+        """Places of objects that every use advances and that cannot be restored."""
         self._held: list[_Held] = []
         self._known: dict[int, Any] = {}
-        """What was looked at, by its id, which it keeps as long as it is here."""
+        """Objects visited, by id; the reference keeps the id from being reused."""
         self._hold_generator(EVERYBODYS, random.getstate, random.setstate)
         self._hold_generator(EVERYBODYS, np.random.get_state, np.random.set_state)
         layers = {
@@ -101,11 +102,11 @@ class PythonState:
                 self._look_at(layers.get(id(value), place), value)
 
     def changed(self) -> str:
-        """Where something that is kept is not as it was; empty if all is."""
+        """Returns the place of a change in anything but random generators; empty if there is none."""
         return next((held.change() for held in self._held if not held.is_generator and held.change()), "")
 
     def drawn(self) -> str:
-        """Which random numbers were drawn, in words; empty if none, or only those of torch's generator that all share."""
+        """Returns in words which generators were drawn from, except torch's global one; empty if none."""
         places = [held.place for held in self._held if held.is_generator and held.change()]
         if not places:
             return ""
@@ -148,7 +149,7 @@ class PythonState:
                 self._look_at_object(place, value)
 
     def _look_into(self, place: Whereabouts, value: Any) -> None:
-        """Of lists and mappings."""
+        """Visit a list or a mapping."""
         if isinstance(value, CONTAINERS):
             content = copy(value)
             self._hold(place, list(_flat(value)), lambda: list(_flat(value)), lambda _: _fill(value, content))
@@ -220,7 +221,7 @@ class PythonState:
             def read(cell: Any = cell, name: str = name) -> dict[str, Any]:
                 try:
                     return {name: cell.cell_contents}
-                except ValueError:  # nothing in it yet
+                except ValueError:  # an empty cell
                     return {}
 
             def put_back(before: dict[str, Any], cell: Any = cell) -> None:
@@ -249,14 +250,14 @@ class PythonState:
         self._go_on_with(place, values)
 
     def _hold_globals_once(self, namespace: dict[str, Any], names: set[str]) -> None:
-        """Of a module whose names a function of another one may use."""
+        """Hold the globals `names` of a module that a function of another module may use."""
         key = (id(namespace), frozenset(names))
         if hash(key) not in self._known:
             self._known[hash(key)] = key
             self._hold_globals(namespace, names)
 
     def _look_at_object(self, place: Whereabouts, value: Any) -> None:
-        """Of a class that somebody has written, or none that is known."""
+        """Visit an object of a class that is not known, such as a user's."""
         cls = type(value)
         if is_of_a_library(cls.__module__) and not isinstance(value, SimpleNamespace):
             if isinstance(value, Iterator) and not isinstance(value, (io.IOBase, Tensor)):
@@ -300,7 +301,7 @@ class PythonState:
 
 
 def is_of_a_library(module: Any) -> bool:
-    """Whether the name of a module is one of LIBRARIES, or of a part of theirs."""
+    """Whether the module with this name belongs to one of LIBRARIES."""
     return str(module).split(".")[0] in LIBRARIES
 
 
@@ -312,7 +313,7 @@ def _slots_of(cls: type) -> list[str]:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """Of globals and attributes that a function uses, and functions within it."""
+    """Yields the names of globals and attributes that a function and the functions within it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -320,7 +321,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _access_to(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
-    """How the state of a random generator is read and written."""
+    """Returns functions that read and write the state of a random generator."""
     match generator:
         case random.Random():
             return generator.getstate, generator.setstate
@@ -333,7 +334,7 @@ def _access_to(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 def _state_of(generator: torch.Generator) -> Any:
-    """As NumPy's bytes, where tensors are fake too."""
+    """Returns the state as a NumPy array, also where tensors are fake."""
     with unset_fake_temporarily():  # type: ignore[no-untyped-call]
         return generator.get_state().numpy().copy()
 
@@ -344,7 +345,7 @@ def _put_back_state(generator: torch.Generator, state: Any) -> None:
 
 
 def _are_equal(one: Any, other: Any) -> bool:
-    """Of states of random generators."""
+    """Whether two states of random generators are equal."""
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(_are_equal(one[key], other[key]) for key in one)
     if isinstance(one, tuple):

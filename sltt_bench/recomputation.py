@@ -1,7 +1,8 @@
-"""Whether a step that is computed a second time is what it was, for networks that somebody has written.
+"""Tests whether a network's step gives the same result when it is computed a second time.
 
-Layers with state say so (`Stateful`), batch norm is known, and dropout of sequences keeps its mask. A layer that counts
-its calls, learns statistics of its own or adds noise says nothing: it is tried.
+Layers with state declare it (`Stateful`), batch norm is known, and dropout of sequences keeps its mask.
+User-written layers may count their calls, learn their own statistics or add noise without declaring it, so
+the step is tried.
 """
 
 from copy import deepcopy
@@ -19,33 +20,34 @@ from sltt_bench.torch_internals import FakeTensor, TorchDispatchMode, times_chan
 
 @dataclass(frozen=True)
 class Repetition:
-    """What is not as it was when a step runs a second time on the same input; empty where nothing is known to differ."""
+    """What differs when a step runs a second time on the same input; an empty field: no known difference."""
 
     differs: str = ""
-    """What puts out something else although all random numbers are drawn again as they were, or may do so at a later
-    call: a layer with a number of its own that every call changes."""
+    """What gives another output although the same random numbers are drawn. Includes layers that may do so at
+    a later call, because every call changes a number that they keep."""
     draws: str = ""
-    """That random numbers are drawn."""
+    """States that random numbers are drawn."""
     draws_on_host: str = ""
-    """That they are drawn on the host, where the network is on a GPU: nothing that the device repeats draws them anew."""
+    """States that a network on a GPU draws random numbers on the host, which a replay on the device would
+    repeat."""
     learns: str = ""
-    """A buffer that changes at every call; batch norm's, which are known, are left out."""
+    """A buffer that changes at every call; batch norm's buffers, which are known, are left out."""
     replaces: str = ""
-    """A buffer of which another tensor takes the place at every call."""
+    """A buffer that every call replaces by another tensor."""
     reads: str = ""
-    """That the host reads a value that the device computes: no recording of what the device does goes on without it."""
+    """States that the host reads a value computed on the device, which prevents recording device work."""
     overwrites: str = ""
-    """A layer that changes in place what it is given, which others may read, or the next run be given again."""
+    """A layer that changes its input in place, although other layers or the next run may read it."""
 
 
 @torch.no_grad()
 def tried_again(network: nn.Module, x: Tensor) -> Repetition:
-    """What differs when the first step in training runs twice on the first sample of x [batch, ...].
+    """Returns what differs when the first training step runs twice on the first sample of x [batch, ...].
 
-    What is tried is a copy, with random numbers of its own; what the copy shares with the network (attributes of classes,
-    globals) is put back. A shape alone (a fake tensor) tells nothing. The sample
-    stands there twice: batch norm has no statistics of a single value, and processes whose shares of a batch differ in
-    size must not come to different ends.
+    The trial runs on a copy with its own random numbers; state that the copy shares with the network (class
+    attributes, globals) is restored. A fake tensor x has no values, so the result is empty. The sample is
+    given twice in one batch: batch norm needs more than one value, and processes with shares of different
+    size must come to the same result.
     """
     if isinstance(x, FakeTensor):
         return Repetition()
@@ -89,7 +91,7 @@ def _difference(made: list[tuple[str, Tensor]], made_again: list[tuple[str, Tens
 
 
 class _Readings(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, notices that a number is made of a tensor."""
+    """Counts conversions of a tensor to a Python number within the context."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -101,17 +103,17 @@ class _Readings(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _StepTried:
-    """One step of the network, and what it did."""
+    """One step of the network, with a record of its effects."""
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
         self.made: list[tuple[str, Tensor]] = []
-        """The kind of each layer and what it put out, in the order of their calls."""
+        """Class name and output of each layer, in the order of calls."""
         self.overwriting: list[str] = []
-        """The kinds of layers that changed their input."""
+        """Class names of layers that changed their input."""
         self.reading = ""
-        """The kind of a layer in which a number was made of a tensor."""
+        """Class name of a layer that converted a tensor to a Python number."""
         self._given: list[int] = []
-        """How often the inputs of the layers under way had been changed when they were called."""
+        """For each running layer, how often its inputs had been changed before the call."""
         reset_state(network)
         network.train()
         torch.manual_seed(0)
@@ -131,7 +133,7 @@ class _StepTried:
             not torch.equal(before, now) for before, now in zip(generators, _generators(x), strict=True)
         )
         self.draws_elsewhere = kept.drawn()
-        """Which random numbers beside those that torch's layers share, in words."""
+        """Description of random numbers drawn from generators other than torch's global one."""
         self.changed = [
             name for name, value in values.items() if name not in after or not torch.equal(value, after[name])
         ]
@@ -140,7 +142,7 @@ class _StepTried:
         self.counted = [
             where for where, number in kept.numbers.items() if after_reset.get(where, number) != number
         ]
-        """What is another number, though a new sequence begins."""
+        """Places of numbers that have changed even after the reset for a new sequence."""
         self.replaced = [name for name, buffer in buffers.items() if after.get(name) is not buffer]
 
     def _note_input(self, layer: nn.Module, args: Any) -> None:
@@ -156,12 +158,12 @@ class _StepTried:
 
 
 def _changes(args: Any) -> int:
-    """How often the tensors among arguments were changed in place so far."""
+    """Returns how often the tensors among the arguments have been changed in place so far."""
     return sum(times_changed(arg) for arg in args if isinstance(arg, Tensor))
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
-    """Those that are not batch norm's, and tensors that layers hold as plain attributes."""
+    """Returns buffers, except batch norm's, and tensors that layers hold as plain attributes."""
     return {
         f"{'buffer' if name in module._buffers else 'attribute'} {path}.{name}": tensor
         for path, module in network.named_modules()
@@ -172,6 +174,6 @@ def _buffers(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _generators(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The states of torch's random numbers on the host, where x is on another device, and on the device of x."""
+    """Returns the states of torch's generators on the host (empty unless x is on a GPU) and on x's device."""
     on_host = torch.get_rng_state()
     return (on_host, torch.cuda.get_rng_state(x.device)) if x.is_cuda else (on_host[:0], on_host)

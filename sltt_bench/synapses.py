@@ -1,13 +1,13 @@
-"""The synapses of a network: their inputs as traces, and errors that stay within one layer of neurons.
+"""The synapses of a network: traces in place of their inputs, and errors local to one layer of neurons.
 
-A synaptic layer is a convolution or a linear layer (standardised and recurrent ones included). Its
-weight gradient is ∂L/∂y[t] ⊗ x[t] with its input x[t] and output y[t], and autograd keeps x[t] for that
-alone. A rule with eligibility traces puts a trace in its place: here a saved-tensor hook keeps the
-trace *instead of* x[t], so that a trace costs its own memory and no second forward pass.
+A synaptic layer is a convolution or a linear layer, including standardised and recurrent ones. Its
+weight gradient is ∂L/∂y[t] ⊗ x[t] with input x[t] and output y[t], and autograd saves x[t] only for this
+product. A rule with eligibility traces replaces x[t] by a trace: a saved-tensor hook saves the
+trace *instead of* x[t], so a trace costs only its own memory and no second forward pass.
 
-The neurons cut a network into sections. A local error at the current I[t] of a layer of neurons is
+The neurons divide a network into sections. A local error at the current I[t] of a layer of neurons is
 backpropagated through the section before it (normalisation, shortcuts) to the weights that feed
-it, and goes no further: the neurons before it are closed gates.
+it. It stops there, because the neurons before it act as closed gates.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,14 +31,14 @@ from sltt_bench.neurons import (
 from sltt_bench.torch_internals import storage_address
 
 Presynaptic = Callable[[nn.Module, Tensor], Tensor]
-"""(synaptic layer, its input x[t]) → the trace that takes x[t]'s place in the weight gradient, of its shape."""
+"""(synaptic layer, its input x[t]) → the trace that replaces x[t] in the weight gradient, of its shape."""
 LocalError = Callable[[SpikingNeuron, Tensor], Tensor | None]
-"""(layer of neurons, ∂L[t]/∂s[t]) → one more error at its current I[t], of the same shape; None for none."""
+"""(layer of neurons, ∂L[t]/∂s[t]) → an additional error at its current I[t], of the same shape, or None."""
 
 FollowNeurons = Callable[[SpikingNeuron, Tensor, Tensor], None]
 """(layer of neurons, u[t], s[t]): called after each of its steps."""
 StandIn = Callable[[SpikingNeuron, Tensor], Tensor]
-"""(layer of neurons, I[t]) → what takes the place of s[t], of its shape."""
+"""(layer of neurons, I[t]) → replacement of s[t], of the same shape."""
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -57,14 +57,14 @@ class Synapses:
     def __init__(
         self, network: nn.Module, traces: Sequence[Presynaptic], readout: bool, network_input: bool
     ) -> None:
-        """`traces`: of the loss's errors, and of the local errors (one serves both).
+        """`traces`: one for the loss's errors and one for the local errors (a single one serves both).
 
-        `readout`: whether layers that feed no neurons have a trace, `network_input`: whether layers
+        `readout`: whether layers that feed no neurons have a trace. `network_input`: whether layers
         that read the network's input have one.
         """
         self.traces = traces
         self.in_local_pass = False
-        """Whether the backward pass under way is one of local errors."""
+        """Whether the current backward pass is one of local errors."""
         self._network = network
         self._readout = readout
         self._network_input = network_input
@@ -75,16 +75,16 @@ class Synapses:
         """Layers that read the network's input, with `network_input=False`."""
         self._in_first_step = True
         self._made_by: dict[Any, nn.Module] = {}
-        """Node of autograd → the synaptic layer whose output in the first step it made."""
+        """Autograd node → the synaptic layer whose output it produced in the first step."""
         self._received: list[Any] = []
-        """Nodes of autograd that made the currents of neurons in the first step."""
+        """Autograd nodes that produced the currents of neurons in the first step."""
         self._gates: list[Gate] = []
         self._traced: set[nn.Module] = set()
-        """Layers whose input has become a trace in the step under way."""
+        """Layers whose input has been replaced by a trace in the current step."""
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """The layers' hooks are installed within."""
+        """Context within which the layers have their hooks."""
         with ExitStack() as stack:
             for layer in self._layers:
                 before = layer.register_forward_pre_hook(self._before_synapse, with_kwargs=True)
@@ -97,12 +97,12 @@ class Synapses:
         self._gates.clear()
 
     def step_begins(self) -> None:
-        """The network is about to run a step: errors of an earlier one will not be asked for."""
+        """Call before each step: errors of earlier steps are no longer needed."""
         self._gates.clear()
         self._traced.clear()
 
     def step_is_over(self) -> None:
-        """The network has run one step."""
+        """Call after each step."""
         if self._in_first_step and not self._readout:
             self._without_trace = set(self._made_by.values()) - self._feeding_neurons()
         self._in_first_step &= not torch.is_grad_enabled()
@@ -110,7 +110,7 @@ class Synapses:
         self._received.clear()
 
     def backward(self, loss: Tensor, local_error: LocalError, backward: Backward) -> None:
-        """The gradient of `loss`, and then what the local errors add to the weights."""
+        """Add the gradient of `loss`, and then the contribution of the local errors to the weights."""
         gates, self._gates = self._gates, []
         backward(loss, retain_graph=True)
         local: list[tuple[Tensor, Tensor]] = []
@@ -134,7 +134,7 @@ class Synapses:
             self.in_local_pass = False
 
     def _feeding_neurons(self) -> set[nn.Module]:
-        """The synaptic layers from whose output a current of neurons was made in the first step."""
+        """Returns the synaptic layers whose output contributed to a current of neurons in the first step."""
         feeding, seen, ahead = set(), set(), list(self._received)
         while ahead:
             node = ahead.pop()
@@ -154,7 +154,7 @@ class Synapses:
         x = input_of_call(args, kwargs)
         if self._in_first_step and not self._network_input and not x.requires_grad:
             self._reads_input.add(layer)
-        if layer in self._reads_input and self._is_carried(x):  # recurrent weights that began with zeros, say
+        if layer in self._reads_input and self._is_carried(x):  # e.g. recurrent weights
             self._reads_input.discard(layer)
         untraced = layer in self._without_trace or layer in self._reads_input
         if untraced or not any(weight.requires_grad for weight in weights_of(layer)):
@@ -165,7 +165,7 @@ class Synapses:
         exact = x.detach().to(torch.promote_types(x.dtype, torch.float32))
         traces = [trace(layer, exact) for trace in self.traces]
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # what the layer would do, seen from here
+            x = x.to(torch.get_autocast_dtype(x.device.type))  # else the layer's cast hides x from the hook
         saving = _Saving(self, x, traces)
         saving.__enter__()
         layer.__dict__["_saving"] = saving
@@ -187,7 +187,7 @@ class Synapses:
         self, neurons: SpikingNeuron, args: tuple[Any, ...], kwargs: dict[str, Any], spikes: Tensor
     ) -> Tensor | None:
         if self._in_first_step and torch.is_grad_enabled() and not spikes.requires_grad:
-            # behind layers that are not trained: so that nobody takes it for the network's input
+            # The layers before are not trained: without this, the spikes would pass for the network's input.
             return spikes.detach().requires_grad_()
         if not spikes.requires_grad:
             return None
@@ -205,16 +205,16 @@ class Synapses:
 
 
 class _Saving(torch.autograd.graph.saved_tensors_hooks):
-    """Within a synaptic layer: what autograd keeps of the layer's input is its traces."""
+    """Within a synaptic layer, makes autograd save the traces in place of the layer's input."""
 
     def __init__(self, synapses: Synapses, x: Tensor, traces: list[Tensor]) -> None:
-        # Neither closure holds this object, which holds both: traces are freed with the graph, not by chance.
+        # This object holds both closures, so neither may hold it: traces are then freed with the graph.
         replaced: list[bool] = []
         self.replaced = replaced
 
         def pack(kept: Tensor) -> Any:
             if not (_same_storage(kept, x) and kept.numel() == x.numel()):
-                return kept.detach()  # a node that held its own output would hold itself
+                return kept.detach()  # a node that saved its own output would be a reference cycle
             replaced.append(True)
             return [trace.to(kept.dtype).reshape(kept.shape) for trace in traces]
 
@@ -229,13 +229,13 @@ class _Saving(torch.autograd.graph.saved_tensors_hooks):
 
 @dataclass(eq=False)
 class Gate:
-    """The output of a layer of neurons at one step: it notes the error that passes, unless it is closed."""
+    """The output of a layer of neurons at one step; it records the passing error or, if closed, stops it."""
 
     neurons: SpikingNeuron
     current: Tensor
     """I[t], within the graph."""
     error: Tensor | None = None
-    """∂L[t]/∂s[t], once a backward pass has come by."""
+    """∂L[t]/∂s[t], after a backward pass."""
     is_open: bool = True
 
 
@@ -255,10 +255,10 @@ class _ThroughGate(torch.autograd.Function):
 
 @contextmanager
 def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[None]:
-    """Within, `callback(layer, u[t], s[t])` follows every step of every layer of LIF neurons.
+    """Context that calls `callback(layer, u[t], s[t])` at every step of every layer of LIF neurons.
 
-    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called twice in a
-    step, whose steps would be taken for one another.
+    Raises NotImplementedError without neurons, for neurons of another kind, and for a layer that is called
+    twice in one step, since its calls would be mixed up.
     """
     layers = followed_neurons(network)
     if others := [layer.parameters_.kind for layer in layers if layer.parameters_.kind != "lif"]:
@@ -267,7 +267,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
         )
     membranes: dict[nn.Module, Tensor] = {}
     called: set[nn.Module] = set()
-    """In the step under way."""
+    """Layers called in the current step."""
 
     def before(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if layer in called:
@@ -291,7 +291,7 @@ def watched_neurons(network: nn.Module, callback: FollowNeurons) -> Iterator[Non
 
 @contextmanager
 def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor], Tensor]) -> Iterator[None]:
-    """Within, `function(layer, x)` stands in for the forward method of each of the layers."""
+    """Context that replaces the forward method of each of the layers by `function(layer, x)`."""
 
     def stand_in(layer: Layer, *args: Any, **kwargs: Any) -> Tensor:
         return function(layer, input_of_call(args, kwargs))
@@ -306,7 +306,7 @@ def replaced_forward(layers: Sequence[Layer], function: Callable[[Layer, Tensor]
 
 
 def called_twice(layer: nn.Module) -> NotImplementedError:
-    """What to raise where a rule follows each layer from step to step, and a step calls one twice."""
+    """Returns the error for a step that calls a layer twice under a rule that follows layers over steps."""
     return NotImplementedError(
         f"a {type(layer).__name__} is called more than once in a step, and the rule would mix what it follows of the "
         "calls; choose bptt, tbptt-wN, sltt or another method without traces, or give each call a layer of its own"
@@ -314,8 +314,8 @@ def called_twice(layer: nn.Module) -> NotImplementedError:
 
 
 def weights_of(layer: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a synaptic layer through which its input passes, or from which torch makes its weight
-    (`torch.nn.utils.parametrize`)."""
+    """Returns the parameters of a synaptic layer that multiply its input, or from which torch computes its
+    weight (`torch.nn.utils.parametrize`)."""
     return [
         parameter
         for name, parameter in layer.named_parameters()

@@ -1,7 +1,7 @@
 """Everything that this package uses of torch beyond its documented interface, each with a test of its contract.
 
-A torch that changes one of these breaks this file, at import or in tests/test_torch_internals.py, and nothing
-else. Supported are torch 2.6 and newer.
+If torch changes one of these, only this file breaks, at import or in tests/test_torch_internals.py.
+Torch 2.6 and newer are supported.
 """
 
 import importlib
@@ -33,7 +33,7 @@ except ImportError as error:
         "use a torch that this version of sltt-bench names, or a newer sltt-bench"
     ) from error
 
-# What is handed on as it is.
+# Re-exported unchanged.
 __all__ = ["DataDependentOutputException", "DynamicOutputShapeException", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "in_kernel_invocation_manager", "tree_leaves",
            "unset_fake_temporarily"]  # fmt: skip
 
@@ -42,7 +42,7 @@ __all__ = ["DataDependentOutputException", "DynamicOutputShapeException", "FakeT
 
 
 def running_backward_pass() -> int:
-    """A number for the backward pass that runs in this thread, another for each; −1 outside of one."""
+    """Returns a number unique to the backward pass that runs in this thread; −1 outside of one."""
     return torch._C._current_graph_task_id()
 
 
@@ -52,19 +52,19 @@ def inside_backward() -> bool:
 
 
 def running_node_number() -> int:
-    """The number of the autograd node that runs in this thread, in the order of creation; −1 outside."""
+    """Returns the number, in order of creation, of the autograd node that runs in this thread; −1 outside."""
     node = torch._C._current_autograd_node()
     return -1 if node is None else node._sequence_nr()
 
 
 def autograd_nodes_made() -> int:
-    """How many autograd nodes this thread has made: the next one's number."""
+    """Returns how many autograd nodes this thread has created: the number of the next one."""
     return torch.autograd._get_sequence_nr()  # type: ignore[attr-defined,no-any-return]
 
 
 def called_by_autograd_engine(file: str) -> bool:
-    """Whether the operation that a dispatch mode in `file` is given comes from the engine of a backward pass
-    itself, not from Python code that the pass runs."""
+    """Whether autograd's engine itself, not Python code in a backward pass, called the operation that a
+    dispatch mode in `file` receives."""
     wrappers = (file, *_WRAPPERS)
     caller: FrameType | None = sys._getframe(1)
     while caller is not None and caller.f_code.co_filename.startswith(wrappers):
@@ -73,21 +73,21 @@ def called_by_autograd_engine(file: str) -> bool:
 
 
 _WRAPPERS = tuple(str(Path(torch.__file__).parent / part) for part in ("_compile.py", "_dynamo"))
-"""What torch puts between a dispatch mode and who called the operation."""
+"""Files of torch whose frames lie between a dispatch mode and the caller of the operation."""
 
 
 def saved_by(node: Any, name: str) -> Any:
-    """What an autograd node saved for its backward pass under `name`, e.g. "self" or "stride"."""
+    """Returns what an autograd node saved for its backward pass under `name`, e.g. "self" or "stride"."""
     return getattr(node, f"_saved_{name}")
 
 
 def result_of(node: Any) -> Any:
-    """Shape and type of an autograd node's first result."""
+    """Returns shape and dtype of an autograd node's first result."""
     return node._input_metadata[0]
 
 
 def has_hooks(tensor: Tensor) -> bool:
-    """Whether somebody has asked to see the gradients of a leaf."""
+    """Whether a leaf tensor has hooks on its gradient."""
     hooks = tensor._backward_hooks, tensor._post_accumulate_grad_hooks  # type: ignore[attr-defined]
     return any(hooks)
 
@@ -98,8 +98,10 @@ def has_hooks(tensor: Tensor) -> bool:
 def batch_statistics(
     x: Tensor, running_mean: Tensor, running_var: Tensor, momentum: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of each channel of x [batch, channels, …], of the type of the running ones, which
-    learn them as those of batch norm in training do. One pass over x."""
+    """Returns mean and (biased) variance of each channel of x [batch, channels, …], in one pass over x.
+
+    They have the dtype of the running statistics, which are updated as by batch norm in training.
+    """
     mean, variance = torch.batch_norm_update_stats(x, running_mean, running_var, momentum)
     return mean, variance
 
@@ -108,7 +110,7 @@ def batch_statistics(
 
 
 def storage_address(tensor: Tensor | torch.UntypedStorage) -> int:
-    """What tells a living storage from every other one, that of fake tensors included."""
+    """Returns a number unique among living storages, including those of fake tensors."""
     storage = tensor.untyped_storage() if isinstance(tensor, Tensor) else tensor
     address: int = storage._cdata
     return address
@@ -120,18 +122,18 @@ def zero_all(tensors: list[Tensor]) -> None:
 
 
 def times_changed(tensor: Tensor) -> int:
-    """How often a tensor was changed in place: what autograd compares before it uses a saved one."""
+    """Returns how often a tensor was changed in place: autograd's check before it uses a saved tensor."""
     return tensor._version
 
 
 def dtype_asked_of_to(*args: Any, **kwargs: Any) -> torch.dtype | None:
-    """The type that the arguments of `Module.to` ask for; None if only a device or a format."""
+    """Returns the dtype in the arguments of `Module.to`; None if they have only a device or a format."""
     dtype: torch.dtype | None = torch._C._nn._parse_to(*args, **kwargs)[1]
     return dtype
 
 
 def module_hooks() -> Any:
-    """torch's module of hooks that see every layer of every network."""
+    """Returns torch's module of global hooks, which see every layer of every network."""
     return nn.modules.module
 
 
@@ -140,13 +142,13 @@ HOOKS_OF_A_LAYER = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "
 
 
 def hooks_of_every_layer() -> list[Any]:
-    """Such hooks as are there now, around the forward pass."""
+    """Returns the global hooks now registered around the forward pass."""
     hooks = module_hooks()
     return [*hooks._global_forward_hooks.values(), *hooks._global_forward_pre_hooks.values()]
 
 
 def backward_hooks_of_every_layer() -> list[Any]:
-    """Such hooks as are there now, around the backward pass."""
+    """Returns the global hooks now registered around the backward pass."""
     hooks = module_hooks()
     return [*hooks._global_backward_hooks.values(), *hooks._global_backward_pre_hooks.values()]
 
@@ -155,21 +157,21 @@ def backward_hooks_of_every_layer() -> list[Any]:
 
 
 def empty_meta_tensor(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor on the device "meta" that no dispatch mode sees being made."""
+    """Create a tensor on the device "meta" without any dispatch mode seeing it."""
     with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
         return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def fake_device(attributes: dict[str, Any]) -> torch.device:
-    """The device among a fake tensor's attributes, by its name in older and in newer versions."""
+    """Returns the device among a fake tensor's attributes, whose name differs between torch versions."""
     device: torch.device = attributes["fake_device" if "fake_device" in attributes else "_fake_device"]
     return device
 
 
 def as_fake_tensor(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any]) -> FakeTensor:
-    """What FakeTensor(mode, meta, device) returns, in a fifth of the time.
+    """Returns what FakeTensor(mode, meta, device) returns, in a fifth of the time.
 
-    `attributes` are those of a fake tensor of the same looks, but for the mode that it belongs to.
+    `attributes` are those of a fake tensor with the same shape, dtype and device; its mode may differ.
     """
     device = fake_device(attributes)
     tensor = Tensor._make_subclass(
@@ -185,8 +187,10 @@ def as_fake_tensor(mode: FakeTensorMode, meta: Tensor, attributes: dict[str, Any
 
 @contextmanager
 def uncompiled(network: nn.Module) -> Iterator[None]:
-    """Within, `network` runs as it is written, though torch.compile has compiled it in place: for whoever watches its
-    layers by hooks, each of which would be compiled into a version of its own."""
+    """Context in which a `network` that torch.compile has compiled in place runs uncompiled.
+
+    For code that hooks its layers: torch.compile would compile a new version for each hook.
+    """
     compiled = network._compiled_call_impl
     network._compiled_call_impl = None
     try:
@@ -198,10 +202,11 @@ def uncompiled(network: nn.Module) -> Iterator[None]:
 def leave_compiler_unloaded() -> None:
     """Let optimisers and dispatch modes run without torch's compiler, which takes as long to load as torch.
 
-    What the compiler must not trace is wrapped (`torch._compile._disable_dynamo`), and the wrapper loads
-    the compiler at its first call, to be kept from it: its own cache is told that there is nothing to be kept
-    from. `Optimizer.step` loads it to break the graph that it might be tracing: the function below that is
-    taken, with the gradient switched off as there. Only for processes that compile nothing.
+    Functions that the compiler must not trace have a wrapper (`torch._compile._disable_dynamo`) that loads
+    the compiler at its first call, to exclude the function from tracing. Here the wrapper's cache is filled
+    with the plain function instead. `Optimizer.step` loads the compiler to break a graph that it may be
+    tracing; here the unwrapped function replaces it, with gradients disabled as before. Only for processes
+    that compile nothing.
     """
     optimizers: list[Any] = [torch.optim.Optimizer, *_subclasses(torch.optim.Optimizer)]
     for owner in (*optimizers, *_subclasses(TorchDispatchMode)):
@@ -226,10 +231,11 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 @contextmanager
 def without_compiler() -> Iterator[None]:
-    """Within, torchvision is imported without torch's compiler, which takes nine tenths of that import.
+    """Context in which torchvision is imported without torch's compiler, nine tenths of the import's time.
 
-    One of its operators asks the compiler at once whether it could compile it (it stays uncompiled), and a function
-    is to be kept from the compiler (it is left as it is). Whatever else is asked of it within loads it after all.
+    During the import, one operator asks the compiler whether it can be compiled (here: no), and one function
+    asks to be excluded from compilation (here it is returned unchanged). Any other use of the compiler loads
+    it after all.
     """
     if "torch._dynamo" in sys.modules or "torchvision" in sys.modules:
         yield
@@ -245,7 +251,7 @@ def without_compiler() -> Iterator[None]:
 
 
 class _StandIn(ModuleType):
-    """In the place of a module; what it lacks is the module's own."""
+    """Stands in for a module; any attribute that it lacks makes it load the real module."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -258,7 +264,7 @@ def _end_stand_ins() -> None:
     for name, module in list(sys.modules.items()):
         if isinstance(module, _StandIn):
             del sys.modules[name]
-    if isinstance(vars(torch).get("_dynamo"), _StandIn):  # where torch looks first
+    if isinstance(vars(torch).get("_dynamo"), _StandIn):  # torch looks here before sys.modules
         del torch._dynamo
 
 
@@ -266,15 +272,15 @@ def _end_stand_ins() -> None:
 
 
 def compiler_raises_beyond(versions: int) -> None:
-    """A frame that would be compiled in more versions raises, where torch would run it uncompiled in silence."""
-    from torch._dynamo import config  # here, since the compiler takes seconds to load
+    """Make torch raise for a frame that needs more compiled versions, which else runs uncompiled silently."""
+    from torch._dynamo import config  # imported here, since the compiler takes seconds to load
 
     config.cache_size_limit = versions  # type: ignore[attr-defined]
     config.fail_on_cache_limit_hit = True  # type: ignore[attr-defined]
 
 
 def compiled_so_far() -> tuple[int, int]:
-    """Graphs that were compiled in this process, and breaks between them at which torch ran uncompiled."""
+    """Returns how many graphs this process has compiled, and how many breaks between them ran uncompiled."""
     from torch._dynamo.utils import counters
 
     return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())

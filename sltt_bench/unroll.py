@@ -33,14 +33,14 @@ from sltt_bench.synapses import (
 )
 
 StepLoss = Callable[[Tensor], Tensor]
-"""o[t] [batch, classes] → a scalar."""
+"""o[t] [batch, classes] → scalar loss."""
 
 
 class Unroll:
     """The T steps of one batch.
 
-    Every method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` where the past is to be a
-    constant, and `backward(loss)` where gradients are to be added to the parameters' `.grad`. The
+    Every method calls `step(t)` for t = 0 … T − 1 in order, `detach_state()` to make the past a
+    constant, and `backward(loss)` to add gradients to the parameters' `.grad`. The
     rest is for rules that need more: `scale_state_gradient`, `save_state` and `restore_state`,
     `presynaptic`, `neurons` and `neurons_replaced`, `loss_of`, `mean_over_batch`, `update`.
     """
@@ -59,14 +59,14 @@ class Unroll:
         update: Callable[[], None] | None = None,
         add_up: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """`inputs` holds one tensor [batch, ...] per time step; a static image is one tensor T times.
+        """`inputs` holds one tensor [batch, ...] per time step; a static image is the same tensor T times.
 
         Only the last `window` steps (None: all T) count for loss and prediction. With `average`
         "losses" L is the mean of their losses, with "outputs" the loss of their mean output.
-        `generator` (on the CPU) is the method's own source of randomness, apart from the one that
-        data and dropout use, so that a method's draws disturb nothing else. `update` steps the
-        optimiser; None where nothing is trained. `add_up` replaces a tensor, in place, by its sum over the
-        processes that share the batch; None where one has it all.
+        `generator` (on the CPU) is the method's own source of randomness, separate from that of
+        data and dropout, so that a method's draws affect nothing else. `update` steps the
+        optimiser; it is None if nothing is trained. `add_up` replaces a tensor, in place, by its sum over the
+        processes that share the batch; it is None if one process has the whole batch.
         """
         self.network = network
         self.inputs = inputs
@@ -74,11 +74,11 @@ class Unroll:
         self.counted_steps = len(inputs) if window is None else window
         self.generator = generator
         self.backward_passes = 0
-        """How often `backward` was called so far."""
+        """Number of calls of `backward` so far."""
         self.updates = 0
-        """How often `update` was called so far."""
+        """Number of calls of `update` so far."""
         self.steps_again = 0
-        """How often `step` ran a step that had run before."""
+        """Number of calls of `step` so far for a step that had run before."""
         self._steps_run = 0
         self._summed_outputs: Tensor | None = None
         self._summed_loss: Tensor | None = None
@@ -99,11 +99,11 @@ class Unroll:
     # What every method uses -----------------------------------------------------------------------
 
     def step(self, t: int) -> Tensor:
-        """Run step t forward; returns its share of L, a scalar: loss(o[t]) / T if all steps count.
+        """Run step t forward and return its share of L, a scalar: loss(o[t]) / T if all steps count.
 
-        The share of a step outside the window is 0, which still can be backpropagated; so is every
-        share but the last where L is the loss of the mean output. A step that has run before is
-        computed again: it leaves prediction, loss and running statistics alone. Where layers see all steps
+        A step outside the window has share 0, which can still be backpropagated. If L is the loss of the mean
+        output, every share except the last is 0 as well. A step that has run before is
+        computed again without changing prediction, loss or running statistics. If layers see all steps
         at once (`OverTime`), the first step runs them all.
         """
         again = t < self._steps_run
@@ -129,17 +129,17 @@ class Unroll:
         return t >= self.timesteps - self.counted_steps
 
     def detach_state(self, but_for: int | None = None) -> None:
-        """Make the state that the next step receives a constant, but for that of one layer of neurons (1: first)."""
+        """Make the next step's incoming state a constant, except in layer of neurons `but_for` (from 1)."""
         self._needs_steps()
         detach_state(self.network, but_for)
 
     def backward(self, loss: Tensor, local_error: LocalError | None = None) -> None:
         """Add the gradient of `loss` to the parameters and free its graph.
 
-        `local_error(neurons, ∂loss/∂s[t])`, within `presynaptic` only, is for three-factor rules: what it
-        returns is taken as one more error at the current I[t] of that layer of neurons, which the
-        weights of the synapses between it and the neurons before it receive, and nothing else.
-        Error and gradients carry the loss scale of mixed precision alike.
+        `local_error(neurons, ∂loss/∂s[t])` is for three-factor rules and works only within `presynaptic`. It
+        returns an additional error at the current I[t] of that layer of neurons. Only the weights of the
+        synapses between this layer and the neurons before it receive this error.
+        Errors and gradients carry the same loss scale of mixed precision.
         """
         self.backward_passes += 1
         if local_error is None:
@@ -154,20 +154,20 @@ class Unroll:
     # What some methods need -----------------------------------------------------------------------
 
     def scale_state_gradient(self, factor: float) -> None:
-        """Multiply the gradient through the state that the next step receives; no value changes."""
+        """Multiply the gradient through the state that the next step receives; values stay the same."""
         self._needs_steps()
         scale_state_gradient(self.network, factor)
 
     def save_state(self) -> State:
-        """What the network's layers carry to the next step: one tuple of tensors a stateful layer.
+        """Returns the state that layers carry to the next step, one tuple of tensors for each stateful layer.
 
-        The last tuple is the sum of the outputs, where L is the loss of their mean.
+        The last tuple holds the sum of the outputs if L is the loss of their mean.
         """
         self._needs_steps()
         return [*save_state(self.network), (self._outputs,)]
 
     def restore_state(self, state: State) -> None:
-        """Go back to a saved state; steps that have run already may then be computed again."""
+        """Go back to a saved state, so that steps that have already run can be computed again."""
         *layers, (self._outputs,) = state
         restore_state(self.network, layers)
 
@@ -183,13 +183,14 @@ class Unroll:
     def presynaptic(
         self, *traces: Presynaptic, readout: bool = True, network_input: bool = True
     ) -> Iterator[None]:
-        """Within, weight gradients are error ⊗ trace(x[t]) in place of error ⊗ x[t].
+        """Context in which weight gradients are error ⊗ trace(x[t]) in place of error ⊗ x[t].
 
         x[t] is the input of a synaptic layer (convolution, linear layer, recurrent weights) and
-        `trace(layer, x[t])` a tensor of its shape; outputs, and errors on their way to earlier layers,
-        stay as they are; a step without a graph asks for no trace. The first trace serves the errors of the
-        loss, a second one the local errors of `backward` (by default the first serves both). Layers that feed no
-        neurons are left out with `readout=False`, layers that read the network's input with `network_input=False`.
+        `trace(layer, x[t])` a tensor of the same shape. Outputs, and errors on their way to earlier layers,
+        are unchanged. A step without a graph calls no trace. The first trace serves the errors of the
+        loss, a second one the local errors of `backward` (by default the first serves both).
+        `readout=False` leaves out layers that feed no neurons, `network_input=False` layers that read the
+        network's input.
         """
         self._needs_steps()
         self._synapses = Synapses(self.network, traces, readout, network_input)
@@ -200,22 +201,22 @@ class Unroll:
             self._synapses = None
 
     def neurons(self, callback: FollowNeurons) -> AbstractContextManager[None]:
-        """Within, `callback(layer, u[t], s[t])` follows every step of every layer of neurons.
+        """Context that calls `callback(layer, u[t], s[t])` at every step of every layer of neurons.
 
         u[t] is the potential before the reset; both are constants of the layer's shape. Raises
-        NotImplementedError where neurons are not plain LIF, whose u[t] would be another.
+        NotImplementedError if neurons are not plain LIF, since their u[t] differs.
         """
         return watched_neurons(self.network, callback)
 
     def neurons_replaced(self, function: StandIn) -> AbstractContextManager[None]:
-        """Within, `function(layer, I)` stands in for the step of every layer of neurons: I → output of its shape."""
+        """Context that replaces the step of each layer of neurons by `function(layer, I)`, of I's shape."""
         return replaced_forward(layers_of_neurons(self.network), function)
 
     @property
     def neuron(self) -> LIFParameters:
-        """The parameters of the network's neurons, which all layers share.
+        """The neuron parameters that all layers share.
 
-        Raises NotImplementedError without neurons, and where layers have different ones.
+        Raises NotImplementedError if there are no neurons or layers have different parameters.
         """
         kinds = list(dict.fromkeys(layer.parameters_ for layer in followed_neurons(self.network)))
         if len(kinds) > 1:
@@ -226,18 +227,18 @@ class Unroll:
         return kinds[0]
 
     def loss_of(self, x: Tensor) -> Tensor:
-        """L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.
+        """Returns L of one more forward pass on `x` [batch, ...], in place of T steps: for a pass on rates.
 
-        It counts for neither prediction nor running statistics. Raises NotImplementedError where layers
-        have something of their own for each step.
+        The pass changes neither prediction nor running statistics. Raises NotImplementedError if layers
+        have parameters or statistics for each step.
         """
         self._needs_no_step()
         with buffers_kept(self.network):
             return self._loss(self._forward(x))
 
     def in_one_step(self, x: Tensor) -> Tensor:
-        """L of one forward pass on `x` [batch, ...] in place of all T steps: prediction, loss and running
-        statistics are its own. Raises NotImplementedError as `loss_of` does."""
+        """Returns L of one forward pass on `x` [batch, ...] in place of all T steps, which also sets
+        prediction and running statistics. Raises NotImplementedError as `loss_of` does."""
         self._needs_no_step()
         output = self._forward(x)
         loss = self._loss(output)
@@ -245,10 +246,10 @@ class Unroll:
         return loss
 
     def mean_over_batch(self, *sums: Tensor) -> list[Tensor]:
-        """Means over the samples of the whole batch, each from the sum over this process's, of any shape.
+        """Returns means over the whole batch, each from a sum over this process's samples, of any shape.
 
-        For what a method decides by its batch. Processes that share one exchange the sums here, so that all
-        decide alike: they must all call it at the same places, with equal shapes and one type.
+        For decisions that a method bases on its batch. Processes that share a batch exchange their sums here,
+        so that all decide alike; all must call it at the same places, with equal shapes and one type.
         """
         samples = len(self.inputs[0])
         if self._add_up is None:
@@ -258,9 +259,9 @@ class Unroll:
         return [part.view_as(own) for part, own in zip(parts, sums, strict=True)]
 
     def update(self) -> None:
-        """A step of the optimiser within the sequence, for rules that learn online.
+        """Step the optimiser within the sequence, for rules that learn online.
 
-        The gradients so far are used up. Where nothing is trained, it does nothing.
+        Uses up the gradients so far. Does nothing if nothing is trained.
         """
         self.updates += 1
         if self._update is not None:
@@ -290,8 +291,8 @@ class Unroll:
         return output
 
     def _share_of_mean_output(self, t: int, output: Tensor, again: bool) -> Tensor:
-        """L at the last step, 0 before: the outputs are summed within the graph."""
-        # A sum over many steps in half precision would lose what the last ones say.
+        """Returns L at the last step and 0 before it; the outputs are summed within the graph."""
+        # Over many steps, a sum in half precision would lose the contribution of the last ones.
         share = output.to(torch.promote_types(output.dtype, torch.float32)) / self.counted_steps
         self._outputs = share if self._outputs is None else self._outputs + share
         last = t == self.timesteps - 1
@@ -337,11 +338,11 @@ class Unroll:
 
 
 def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManager[None]:
-    """Within, the network takes [T · batch, ...], step after step: what carries a state goes through the steps
-    one by one, all else sees them at once.
+    """Context in which the network takes [T · batch, ...], ordered by step: layers with a state go through
+    the steps one by one, all others see them at once.
 
-    Raises NotImplementedError where a layer that is to see them all lies within one that goes through them, and where
-    one that carries a state is called again: it would have gone through all steps before.
+    Raises NotImplementedError if an `OverTime` layer lies within a layer with a state, and if a layer with a
+    state is called a second time: its first call would already have gone through all steps.
     """
     layers = outermost_stateful(network)
     for name, layer in layers.items():
@@ -366,7 +367,7 @@ def whole_sequences(network: nn.Module, timesteps: int) -> AbstractContextManage
 
 @contextmanager
 def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Within, layers use the batch's statistics as they do in training, but learn none: buffers end as they began."""
+    """Context in which layers use batch statistics as in training, but learn none: buffers are restored."""
     kept = [
         (module, dict(module._buffers)) for module in network.modules() if module.training and module._buffers
     ]

@@ -1,7 +1,7 @@
-"""The backends by name. A backend says what the neurons are made of and how fast an iteration runs.
+"""The backends by name. A backend implements the neurons and determines the speed of an iteration.
 
-Every backend computes the same gradients; an algorithm is compared with an algorithm on one
-backend, a backend with a backend on one algorithm. Third parties add one with the entry-point
+Every backend computes the same gradients. Compare algorithms on one
+backend, and backends on one algorithm. Third parties add a backend with the entry-point
 group `sltt_bench.backends`: the object is a factory without arguments.
 """
 
@@ -32,48 +32,48 @@ BACKENDS: dict[str, str] = {
 
 
 class Backend(Protocol):
-    """What the engine asks of a backend."""
+    """The interface of a backend to the engine."""
 
     name: str
     serves: frozenset["Need"]
-    """What methods and networks may need of it beyond `step`, `detach_state` and `backward`; spikes alone if absent."""
+    """Needs that it serves beyond `step`, `detach_state` and `backward`; by default only spikes."""
 
     def unsupported(self, neuron: "LIFParameters", precision: str, device: str) -> str | None:
-        """Why this combination cannot be served, or None. Asked before a run; nothing falls back."""
+        """Returns why this combination cannot be served, or None. Asked before a run; nothing falls back."""
 
     def neuron(self, parameters: "LIFParameters") -> "SpikingNeuron":
-        """A layer of neurons of the kind that the parameters name."""
+        """Create a layer of neurons of the kind that the parameters name."""
 
     def prepare(self, network: "nn.Module", device: str) -> "nn.Module":
-        """The network as this backend runs it, already on its device (same parameters and names)."""
+        """Returns the network as this backend runs it, on its device, with the same parameters and names."""
 
     def iteration(self, network: "nn.Module") -> AbstractContextManager[None]:
-        """Entered around the T steps of one batch: of training, forward and backward, or of evaluation.
+        """Context around the T steps of one batch, in training (forward and backward) or in evaluation.
 
-        When it ends, all gradients have reached the parameters, and nothing of the batch is kept.
+        At its end all gradients have reached the parameters, and nothing of the batch is kept.
         """
 
     def accumulate_gradients(self, experiment: "Experiment", x: "Tensor", labels: "Tensor") -> "Unroll":
-        """Forward and backward pass of one batch: adds its gradients to the parameters' `.grad`.
+        """Run one batch forward and backward and add its gradients to the parameters' `.grad`.
 
-        `x` is [batch, C, H, W], or [batch, T, C, H, W] where `experiment.temporal`; `labels` [batch].
-        `experiment.accumulate_gradients(x, labels)` does it step by step within `iteration`; a backend
-        may do the same in another way. The sums of the unroll hold until the next iteration.
+        `x` is [batch, C, H, W], or [batch, T, C, H, W] if `experiment.temporal`; `labels` is [batch].
+        `experiment.accumulate_gradients(x, labels)` does this step by step within `iteration`; a backend
+        may compute the same in another way. The sums of the unroll are valid until the next iteration.
         """
 
     def provenance(self) -> Mapping[str, str]:
-        """The kernels and versions that really ran, for provenance.json."""
+        """Returns the kernels and versions that really ran, for provenance.json."""
 
-    # It may also have `unmeasurable`, see the function of that name.
+    # A backend may also have `unmeasurable` and `preparations`; see the functions with these names.
 
 
 def unserved(backend: Backend, method: str) -> str | None:
-    """Why the backend cannot serve the method of that name, or None. Raises UnknownMethod."""
+    """Returns why the backend cannot serve the method with that name, or None. Raises UnknownMethod."""
     return _lacking(backend, f"method {method!r} needs", methods.promises(method).needs)
 
 
 def unserved_network(backend: Backend, model: "ModelOptions") -> str | None:
-    """Why the backend cannot serve a network of those options, or None."""
+    """Returns why the backend cannot serve a network with these options, or None."""
     return _lacking(backend, f"model {model.name!r} with its normalisation has", model.needs)
 
 
@@ -84,7 +84,7 @@ def _lacking(backend: Backend, whose: str, needs: frozenset["Need"]) -> str | No
 
 
 def other_than_lif(neuron: "LIFParameters") -> str | None:
-    """Why a backend whose neurons are plain LIF, with surrogates of width 1, cannot serve this one, or None."""
+    """Returns why a backend with only LIF neurons and surrogates of width 1 cannot serve this, or None."""
     if neuron.kind != "lif":
         return f"its neurons are of neuron.kind lif, not {neuron.kind}; use --backend reference"
     if neuron.surrogate_width != 1:
@@ -93,13 +93,16 @@ def other_than_lif(neuron: "LIFParameters") -> str | None:
 
 
 def preparations(backend: Backend) -> int:
-    """How often the backend has stopped to prepare later iterations, which is none of an epoch's work: its attribute of
-    that name, if any."""
+    """Returns how often the backend has paused to prepare later iterations: its attribute, or 0.
+
+    Such pauses do not count as work of an epoch.
+    """
     return int(getattr(backend, "preparations", 0))
 
 
 def unmeasurable(backend: Backend) -> Mapping[str, str]:
-    """Columns of epochs.csv that would mean nothing under the backend → why: its attribute of that name, if any."""
+    """Returns columns of epochs.csv that mean nothing under the backend → why (its attribute
+    `unmeasurable`)."""
     columns: Mapping[str, str] = getattr(backend, "unmeasurable", {})
     return columns
 
@@ -109,12 +112,12 @@ class UnknownBackend(UserError, ValueError):
 
 
 def names() -> list[str]:
-    """Every backend name, third-party ones included."""
+    """Returns every backend name, third-party ones included."""
     return [*BACKENDS, *(entry.name for entry in plugins("backends", BACKENDS))]
 
 
 def create(name: str, **options: Any) -> Backend:
-    """The backend called `name` with its options. Raises UnknownBackend, PluginFailed; loads torch."""
+    """Create the backend `name` with its options. Raises UnknownBackend, PluginFailed; imports torch."""
     if name in BACKENDS:
         factory = resolve_name(BACKENDS[name])
     elif (factory := find_plugin("backends", name)) is None:

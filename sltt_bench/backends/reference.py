@@ -1,4 +1,4 @@
-"""The reference backend: plain autograd, step by step, as the paper's own code works."""
+"""The reference backend: plain autograd, step by step, like the paper's own code."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Reference:
-    """Nothing but the equations; the like-for-like reproduction and the yardstick of the others."""
+    """Only the equations: the like-for-like reproduction, and the standard for the other backends."""
 
     name = "reference"
     serves: frozenset[Need] = frozenset(NEEDS)

@@ -1,9 +1,9 @@
-"""The SpikingJelly backend: the same recipes and methods on the neurons of the library people use.
+"""The SpikingJelly backend: the same recipes and methods on SpikingJelly's neurons.
 
-Each layer is a `LIFNode` in single-step mode, told to be the paper's neuron (no 1/τ on the input, the
-recipe's reset and surrogate). Under SLTT its potential is detached before each step, by the method;
-that is what SpikingJelly's own `SLTTLIFNode` does inside, and one kind of node serves every method.
-On CUDA, SpikingJelly chooses its fastest installed kernel itself (CUDA, Triton, else plain torch).
+Each layer is a `LIFNode` in single-step mode, configured as the paper's neuron (no 1/τ on the input, the
+recipe's reset and surrogate). Under SLTT the method detaches its potential before each step, as
+SpikingJelly's own `SLTTLIFNode` does internally, so one kind of node serves every method.
+On CUDA, SpikingJelly itself chooses its fastest installed kernel (CUDA, Triton, else plain torch).
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,11 @@ SURROGATES: dict[str, tuple[str, float]] = {
     "sigmoid": ("Sigmoid", 4.0),
     "arctan": ("ATan", 2.0),
 }
-"""Our surrogate → SpikingJelly's class and its alpha, of the same derivative at width 1; w times as wide is alpha ÷ w."""
+"""Our surrogate → SpikingJelly's class and its equivalent alpha at width 1; at width w it is alpha ÷ w."""
 
 
 class SpikingJellyLIF(SpikingNeuron):
-    """A layer of SpikingJelly's neurons: currents of any shape in, spikes of that shape out."""
+    """A layer of SpikingJelly's neurons: maps currents of any shape to spikes of that shape."""
 
     carried = ("potential",)
 
@@ -58,7 +58,7 @@ class SpikingJellyLIF(SpikingNeuron):
 
 
 class SpikingJelly(Reference):
-    """Recipes on SpikingJelly's neurons; everything but the neurons is as in the reference."""
+    """SpikingJelly's neurons; everything else is as in the reference."""
 
     name = "spikingjelly"
     serves: frozenset[Need] = frozenset({"state", "synapses", "update", "spikes", "sequence", "timestep"})
@@ -92,7 +92,7 @@ class SpikingJelly(Reference):
         return SpikingJellyLIF(self.node(self._neuron.LIFNode, parameters), parameters)
 
     def node(self, kind: Any, parameters: LIFParameters) -> Any:
-        """SpikingJelly's neuron of a kind (`LIFNode`, `SLTTLIFNode`) with the project's parameters."""
+        """Create SpikingJelly's neuron of a kind (`LIFNode`, `SLTTLIFNode`) with the project's parameters."""
         surrogate, alpha = SURROGATES[parameters.surrogate]
         return kind(
             tau=float(parameters.tau),
@@ -116,7 +116,7 @@ class SpikingJelly(Reference):
         }
 
     def _kernel(self) -> str:
-        """Which implementation SpikingJelly has chosen for float32; it falls back to torch for others."""
+        """Returns the implementation SpikingJelly has chosen for float32; other dtypes fall back to torch."""
         from spikingjelly.activation_based import functional
 
         if not hasattr(functional, "neuron_implementation"):

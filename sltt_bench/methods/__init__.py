@@ -1,10 +1,10 @@
-"""The methods by name. A method says through what the gradient of one batch may flow, nothing else.
+"""The methods by name. A method decides only what the gradient of one batch may flow through.
 
-A method is an object with `accumulate_gradients(unroll)`. A built-in one is a class in a module here, whose
-docstring holds its equations; what varies in its name is what the class is made with. Third
-parties add methods with the entry-point group `sltt_bench.methods`: the entry's name is a regular
-expression for the whole method name, its object a factory that takes the match of the name and T, and may say
-what the method promises in an attribute `promises`.
+A method is an object with `accumulate_gradients(unroll)`. A built-in method is a class in a module here, and
+the module's docstring holds its equations; the variable parts of the name are the class's arguments. Third
+parties add methods with the entry-point group `sltt_bench.methods`: the entry's name is a regular expression
+for the whole method name, and its object a factory that takes the match of the name and T. The factory may
+declare what the method promises in an attribute `promises`.
 """
 
 import ast
@@ -28,7 +28,7 @@ Memory = Literal["O(1)", "O(w)", "O(T/N + N)", "O(T)"]
 Need = Literal[
     "state", "synapses", "membrane", "update", "layers", "spikes", "conversion", "sequence", "timestep"
 ]
-"""What a method uses of an unroll beyond `step`, `detach_state` and `backward`; or a network, the last two."""
+"""A need of a method beyond `step`, `detach_state` and `backward`; the last two are needs of a network."""
 NEEDS: dict[Need, str] = {
     "state": "the state of all layers to be saved, restored and scaled",
     "synapses": "traces in place of the synapses' inputs",
@@ -51,28 +51,30 @@ class Method(Protocol):
 
 @runtime_checkable
 class ChoosesSteps(Method, Protocol):
-    """A method that uses some of the T steps, by chance or by what happens in them."""
+    """A method that uses only some of the T steps, chosen at random or by what happens in them."""
 
     def most_steps(self, timesteps: int) -> int:
-        """Most of T steps that an iteration uses (a method that draws their number: on average).
+        """Returns the largest number of T steps that an iteration uses (if the method draws it: the mean).
 
-        One that may use fewer also says how few, `fewest_steps(timesteps)`: memory is estimated for both.
+        A method that may use fewer also has `fewest_steps(timesteps)`: memory is estimated for both numbers.
         """
 
     def at(self, steps: Collection[int]) -> Method:
-        """The same method at these steps (from 0), with nothing left to choose."""
+        """Returns the same method fixed to these steps (counted from 0)."""
 
 
 @runtime_checkable
 class CarriesOver(Method, Protocol):
-    """A method of which an iteration depends on those before: running means of weights, or random feedback that
-    is drawn once."""
+    """A method whose iterations depend on earlier ones.
+
+    Examples are running means of weights, and random feedback that is drawn once.
+    """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it carries, tensors and plain values; a checkpoint holds it. Asked for between iterations."""
+        """Returns all it carries, tensors and plain values, for a checkpoint; called between iterations."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Carry what another one's `state_dict` returned; its tensors are on the CPU, and this method's to keep."""
+        """Take over another instance's `state_dict`, whose tensors are on the CPU and now this method's."""
 
 
 MethodFactory = Callable[[re.Match[str], int], Method]
@@ -80,51 +82,51 @@ MethodFactory = Callable[[re.Match[str], int], Method]
 
 @dataclass(frozen=True)
 class Promises:
-    """What a method says of itself; `sltt_bench.conformance.check_method` checks it."""
+    """What a method promises; `sltt_bench.conformance.check_method` checks it."""
 
     exact: bool = False
-    """Its gradient is BPTT's, to rounding."""
+    """Its gradient equals BPTT's, up to rounding."""
     bptt_at_one_step: bool = True
-    """At T = 1 its gradient is BPTT's, up to a factor."""
+    """At T = 1 its gradient equals BPTT's, up to a factor."""
     memory: Memory = "O(T)"
     online: bool = False
     """It steps the optimiser within the sequence."""
     one_backward_pass: bool = False
-    """It calls `backward` once, after the last step: only then can L be the loss of the mean output."""
+    """It calls `backward` once, after the last step; L can be the loss of the mean output only then."""
     needs: frozenset[Need] = frozenset()
     kinds: frozenset[str] = frozenset()
-    """Kinds of neuron that it is derived for; none: it holds for all."""
+    """Kinds of neuron that it is derived for; empty if it holds for all."""
     computes_again: bool = False
-    """It runs steps a second time, from a saved state: networks whose layers do something else then are refused."""
+    """It runs steps again from a saved state; networks whose layers behave differently then are refused."""
     pass_on_rates: bool = False
-    """It goes backward through a pass on mean rates, which is none of the T steps."""
+    """Its backward pass goes through a forward pass on mean rates, which is not one of the T steps."""
 
     @property
     def whole_sequence(self) -> bool:
-        """Whether it asks for nothing between the first step and the backward pass after the last."""
+        """Whether it needs nothing between the first step and the backward pass after the last."""
         return self.one_backward_pass and not self.needs
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """A built-in method, or a family of them that a number in the name tells apart."""
+    """A built-in method, or a family of methods that differ by a number in the name."""
 
     label: str
-    """The name, with a capital letter or X for a number."""
+    """The name, with N or X in place of a number."""
     summary: str
-    """What it is, in a line."""
+    """What it is, in one line."""
     source: str
     promises: Promises
     of: str
-    """ "module:class" below `sltt_bench.methods`; loaded only when a method is made, since it loads torch."""
+    """ "module:class" below `sltt_bench.methods`, imported only to create a method, as it imports torch."""
     form: str = ""
-    """Regular expression of the whole name; its groups are arguments of the class. "": the label."""
+    """Regular expression of the whole name, whose groups are arguments of the class; if empty, the label."""
     steps: str = "k"
-    """The group that is a number of steps from 1 to T, if there is one."""
+    """The group that holds a number of steps from 1 to T, if there is one."""
     family: str = ""
-    """What an error calls the methods of a family."""
+    """Name of the family in error messages."""
     counts: str = "N"
-    """What the number of steps in the name is called."""
+    """Name of the number of steps in error messages."""
 
     @property
     def pattern(self) -> str:
@@ -133,7 +135,7 @@ class MethodEntry:
 
     @property
     def module(self) -> str:
-        """Below `sltt_bench.methods`."""
+        """Name of the module below `sltt_bench.methods`."""
         return self.of.partition(":")[0]
 
 
@@ -144,7 +146,7 @@ _ARGUMENTS: dict[str, Callable[[str], int | float]] = {
     **dict.fromkeys(("beta", "decay"), float),
     **dict.fromkeys(("unbiased", "online"), bool),
 }
-"""Group of a built-in method's name → its type as an argument; of a word, that it is there."""
+"""Group of a built-in method's name → type of the class's argument; a group that is a word gives True."""
 
 METHODS: dict[str, MethodEntry] = {
     entry.pattern: entry
@@ -303,12 +305,12 @@ class UnknownMethod(UserError, ValueError):
 
 
 def labels() -> list[str]:
-    """What method names look like, third-party ones included."""
+    """Returns the form of every method's name, such as `sltt-kN`, third-party methods included."""
     return [*(entry.label for entry in METHODS.values()), *_of_plugins()]
 
 
 def examples() -> list[str]:
-    """A name to type for each of `labels`: of a family the name of one member."""
+    """Returns an example name for each of `labels`, such as `sltt-k2` for `sltt-kN`."""
     return [
         *(entry.label.replace("N", "2").replace("X", "0.5") for entry in METHODS.values()),
         *_of_plugins(),
@@ -320,7 +322,7 @@ def _of_plugins() -> list[str]:
 
 
 def descriptions() -> list[tuple[str, str]]:
-    """(label, what it is, its memory in T and its source) of every built-in method."""
+    """Returns (label, summary with memory in T and source) of every built-in method."""
     return [
         (entry.label, f"{entry.summary}; memory {entry.promises.memory}; {entry.source}")
         for entry in METHODS.values()
@@ -328,9 +330,9 @@ def descriptions() -> list[tuple[str, str]]:
 
 
 def explanation(name: str) -> str:
-    """The equations, source and deviations of the method called `name`: its module's docstring.
+    """Returns the equations, source and deviations of the method `name`, from its module's docstring.
 
-    Built-in methods do not load torch for it. Raises UnknownMethod.
+    Does not import torch for built-in methods. Raises UnknownMethod.
     """
     match, entry = _find(name)
     if isinstance(entry, MethodEntry):
@@ -342,7 +344,7 @@ def explanation(name: str) -> str:
 
 
 def promises(name: str) -> Promises:
-    """What the method called `name` promises; a third party's promises only what it says. Raises UnknownMethod."""
+    """Returns what the method `name` promises (a third party's: what it declares). Raises UnknownMethod."""
     _, entry = _find(name)
     if isinstance(entry, MethodEntry):
         return entry.promises
@@ -351,7 +353,7 @@ def promises(name: str) -> Promises:
 
 
 def create(name: str, timesteps: int) -> Method:
-    """The method called `name` (for example "sltt-k4") for sequences of `timesteps` steps.
+    """Create the method `name` (for example "sltt-k4") for sequences of `timesteps` steps.
 
     Raises UnknownMethod.
     """
@@ -371,14 +373,14 @@ def create(name: str, timesteps: int) -> Method:
 
 
 def backward_steps(name: str) -> int | None:
-    """K of "sltt-kK"; None for a method that uses every step, or chooses their number. Raises UnknownMethod."""
+    """Returns K of "sltt-kK", None for methods that use all steps or vary K. Raises UnknownMethod."""
     match, _ = _find(name)
     k = match.groupdict().get("k")
     return None if k is None else int(k)
 
 
 def check(name: str, timesteps: int) -> None:
-    """Raises UnknownMethod unless `create` would succeed. Cheap: built-in names do not load torch."""
+    """Raises UnknownMethod unless `create` would succeed. Cheap: does not import torch for built-in names."""
     _, entry = _find(name)
     if not isinstance(entry, MethodEntry):
         create(name, timesteps)
@@ -387,13 +389,13 @@ def check(name: str, timesteps: int) -> None:
 
 
 def fits(name: str, timesteps: int) -> bool:
-    """Whether a number of steps in the name is from 1 to T; a name without fits any T. Raises UnknownMethod."""
+    """Whether the name's number of steps is from 1 to T; without one it fits any T. Raises UnknownMethod."""
     number = _steps_in(name)
     return number is None or 1 <= number <= timesteps
 
 
 def out_of_range(name: str, timesteps: int) -> str:
-    """The one sentence for a number of steps in the name that does not fit T. Raises UnknownMethod."""
+    """Returns the error text for a number of steps in the name that does not fit T. Raises UnknownMethod."""
     _, entry = _find(name)
     what, letter = (entry.family, entry.counts) if isinstance(entry, MethodEntry) else (name, "N")
     return (
@@ -403,7 +405,7 @@ def out_of_range(name: str, timesteps: int) -> str:
 
 
 def unsuited(name: str, neuron_kind: str, model: "ModelOptions | None" = None) -> str | None:
-    """Why the method does not hold for neurons of that kind in a network of those options, or None.
+    """Returns why the method does not hold for this kind of neuron in a network with these options, or None.
 
     Raises UnknownMethod.
     """
@@ -453,7 +455,7 @@ def _steps_in(name: str) -> int | None:
 
 
 def _plainly(name: str) -> str:
-    """The name with its numbers as short as they can be: sltt-k2 for sltt-k02, bptt-d0.5 for bptt-d.50."""
+    """Returns the name with its numbers in shortest form: sltt-k2 for sltt-k02, bptt-d0.5 for bptt-d.50."""
 
     def short(number: re.Match[str]) -> str:
         whole, _, part = number[0].partition(".")
@@ -478,6 +480,6 @@ def _find(name: str) -> tuple[re.Match[str], MethodEntry | MethodFactory]:
         except PluginFailed as error:
             raise UnknownMethod(str(error)) from error
         except re.error:
-            continue  # its name is no regular expression: no method is called so
+            continue  # the entry's name is not a regular expression, so it can match no method
     known = f"{', '.join(labels())} (N and X stand for numbers)"
     raise UnknownMethod(f"unknown method {name!r}{nearest(name, examples())}; known: {known}")

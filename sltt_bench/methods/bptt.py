@@ -1,6 +1,6 @@
 """Backpropagation through time: the gradient flows through space and time.
 
-    ∂L/∂W = Σ_t ∂L[t]/∂W, exact but for the surrogate of the spike's derivative
+    ∂L/∂W = Σ_t ∂L[t]/∂W, exact except for the surrogate of the spike's derivative
 
 Source: Werbos 1990; with surrogate gradients Neftci et al. 2019.
 """
@@ -9,7 +9,7 @@ from sltt_bench.unroll import Unroll
 
 
 class BPTT:
-    """One graph over all T steps, one backward pass: exact for the surrogate, memory O(T)."""
+    """One graph over all T steps and one backward pass: exact for the surrogate, memory O(T)."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         loss = unroll.step(0)

@@ -1,9 +1,9 @@
-"""BPTT with checkpoints in time: exact, and most of the steps are computed twice to save memory.
+"""BPTT with checkpoints in time: exact, but every step is computed twice to save memory.
 
-The state is kept every N steps; what lies between is computed again, segment by segment from the last,
-when the backward pass arrives there. Memory is that of T/N states and N steps, least near N = √T; each
-step runs forward twice. Batch statistics are learned at the first run alone; random numbers,
-masks of the whole sequence included, are the same at the second.
+The state is kept every N steps. When the backward pass reaches a segment, starting from the last one, the
+segment's steps are computed again. Memory is that of T/N states and N steps, least near N = √T; each step
+runs forward twice. Batch statistics are learned only in the first run. The second run has the same random
+numbers, masks of the whole sequence included.
 Source: Gruslys et al. 2016, "Memory-efficient backpropagation through time", with equal segments
 (Chen et al. 2016, section 4.1).
 """
@@ -19,7 +19,7 @@ from sltt_bench.unroll import Unroll
 
 @dataclass(frozen=True)
 class CheckpointedBPTT:
-    """One graph over all T steps of which only the state at each segment's start is kept."""
+    """One graph over all T steps that keeps only the state at the start of each segment."""
 
     segment: int
 
@@ -31,7 +31,7 @@ class CheckpointedBPTT:
         unroll.backward(loss)
 
     def _run(self, unroll: Unroll, start: int, state: State) -> tuple[Tensor, State]:
-        """The segment's share of L and the state after it, from the state before it."""
+        """Returns the segment's share of L and the state after the segment, from the state before it."""
 
         def steps(state: State, x: Tensor) -> tuple[Tensor, State]:
             if start == 0:
@@ -43,6 +43,6 @@ class CheckpointedBPTT:
                 loss = loss + unroll.step(t)
             return loss, unroll.save_state()
 
-        # torch keeps the random numbers of the devices of what it is given, and a first state is on none.
+        # torch saves the random state only of its arguments' devices, and the first state has no tensors.
         result: tuple[Tensor, State] = checkpoint(steps, state, unroll.inputs[start], use_reentrant=False)
         return result

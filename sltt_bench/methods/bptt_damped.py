@@ -1,11 +1,11 @@
-"""BPTT with the gradient through the state times β: how much of the temporal part is needed?
+"""BPTT with the gradient through the state multiplied by β: how much of the temporal part is needed?
 
-    ∂L/∂v[t−1] = β ∂v[t]/∂v[t−1] … at every step; the forward pass stays as it is
+    ∂L/∂v[t−1] = β ∂v[t]/∂v[t−1] … at every step; the forward pass is unchanged
 
-where v is all that a step hands to the next: potentials, and the last spikes of recurrent layers.
-β = 0 is SLTT, β = 1 is BPTT. A gradient that crossed n steps is weighted by βⁿ, so that the result is
-a polynomial in β: discounted credit, in between the two.
-Source: this project; the idea is that of λ-returns and of discounted traces.
+Here v is the whole state that a step hands to the next: potentials, and the last spikes of recurrent layers.
+β = 0 is SLTT, β = 1 is BPTT. A gradient that has crossed n steps is weighted by βⁿ, so the result is
+a polynomial in β: discounted credit, between the two methods.
+Source: this project; the idea comes from λ-returns and discounted traces.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""SLTT, but for one layer of neurons whose gradient also flows through time: which layer's past matters?
+"""SLTT, except that the gradient of one layer of neurons also flows through time: which layer's past matters?
 
     ∂L/∂W with the states v_l[t−1] of all layers l ≠ n constants of step t
 
-v is all that a step hands to the next, the last spikes of recurrent weights around layer n included. Errors of later
-steps reach the layers below n through its past.
+Here v is the whole state that a step hands to the next, including the last spikes of recurrent weights around
+layer n. Errors of later steps reach the layers below n through the past of layer n.
 Source: this project.
 """
 
@@ -17,7 +17,7 @@ class OneLayerThroughTime:
     """One graph over all T steps, one backward pass, memory O(T)."""
 
     layer: int
-    """Its place among the layers of neurons, 1 for the first; ValueError before the first step if there is none."""
+    """Position among the layers of neurons, from 1. Without such a layer, raises ValueError before step 1."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         unroll.detach_state(but_for=self.layer)

@@ -1,11 +1,11 @@
-"""ANN → SNN conversion: a network of rectifiers learns in one step what a spiking one of balanced thresholds then does.
+"""ANN → SNN conversion: trains a network of rectifiers in one step and evaluates it as a spiking network.
 
     x̄ = (1/T) Σ_t x[t],    L = loss(o(x̄)),    ∂L/∂W exact
 
-The layers of neurons are those of `conversion.py`: rectifiers in training, whose outputs set their thresholds, and
-integrate-and-fire with soft reset in evaluation, which takes T steps. What the recipe says of the neuron is
-unused; T and a loss window decide the input's mean and the evaluation alone. Training costs what a network without
-time costs, whatever T.
+The layers of neurons are those of `conversion.py`: rectifiers in training, whose outputs set the balanced
+thresholds, and integrate-and-fire neurons with soft reset in evaluation, which takes T steps. The recipe's
+neuron parameters are unused; T and a loss window affect only the mean input and the evaluation. Training
+costs as much as for a network without time, whatever T is.
 Source and deviations: see `conversion.py`.
 """
 

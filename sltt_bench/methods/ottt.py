@@ -1,17 +1,17 @@
-"""Online training through time: SLTT's error meets a trace of what each synapse has received.
+"""Online training through time: SLTT's error times a trace of each synapse's input.
 
     a[t] = λ a[t−1] + x[t]                  presynaptic trace, a[0] = 0
     ∂L/∂W ≈ Σ_t δ[t] ⊗ a[t]                 δ[t]: the error of step t at the synapses' output, in space only
 
-The trace stands for ∂u[t]/∂W, in which the reset's path is left out; the gradient to earlier layers is
-SLTT's. `ottt-o` steps the optimiser after every time step, so that step t + 1 runs with new weights.
-At T = 1 it is BPTT. Memory: that of SLTT and one trace a layer.
+The trace stands for ∂u[t]/∂W without the path through the reset; the gradient to earlier layers is
+SLTT's. `ottt-o` steps the optimiser after every time step, so step t + 1 runs with new weights.
+At T = 1 it is BPTT. Memory: that of SLTT and one trace for each layer.
 Source: Xiao et al. 2022, "Online training through time for spiking neural networks", section 4, and
-their published code. As there, a layer that reads the network's input has no trace, while the
-readout has one, although it does not leak (the exact gradient of its weight is δ[t] ⊗ x[t]); where it does
-(`model.readout_tau`), the trace decays by the neurons' λ all the same.
-Deviation: normalisation is the network's own (theirs standardises weights instead); a bias
-receives Σ_t δ[t], as theirs does.
+their published code. As there, a layer that reads the network's input has no trace. The
+readout has one although it does not leak (the exact gradient of its weight is δ[t] ⊗ x[t]); if it leaks
+(`model.readout_tau`), its trace still decays by the neurons' λ.
+Deviation: normalisation is the network's own (theirs standardises weights instead). A bias
+receives Σ_t δ[t], as in their code.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from sltt_bench.unroll import Unroll
 
 @dataclass(frozen=True)
 class OTTT:
-    """One backward pass a step, through a graph of that step alone."""
+    """One backward pass a step, through the graph of that step."""
 
     online: bool = False
     """Whether the optimiser steps after every time step."""

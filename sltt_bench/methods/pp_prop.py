@@ -1,4 +1,4 @@
-"""pp-prop (ES-D-RTRL): the eligibility of a synapse as the product of an input and a state trace.
+"""pp-prop (ES-D-RTRL): the eligibility of a synapse is the product of an input trace and a state trace.
 
     ε_x[t] = α ε_x[t−1] + x[t]                                   a trace for each input
     ε_f[t] = α D[t] ε_f[t−1] + (1 − α)                           a trace for each neuron
@@ -6,12 +6,12 @@
     ∂L/∂W ≈ Σ_t ∂L[t]/∂u[t] ε[t]
 
 D[t] = ∂u[t]/∂u[t−1] is diagonal for LIF neurons and includes the path through the reset; ∂u[t]/∂I[t] = 1.
-The division takes away the state trace's start from 0. With α = 0, or at T = 1, it is SLTT. Memory: that
-of SLTT and two traces a layer.
+The division corrects for the state trace's start at 0. With α = 0, or at T = 1, the rule is SLTT. Memory:
+that of SLTT and two traces for each layer.
 Source: Wang et al. 2024, "Model-agnostic linear-memory online learning in spiking neural networks"
 (bioRxiv 2024.09.24.614728), and their public code (braintrace), which has the division.
 Deviations: synapses that feed no neurons (the readout) and biases, which have no input, learn from
-SLTT's error; normalisation between synapses and neurons is passed in space.
+SLTT's error; the error passes normalisation between synapses and neurons in space only.
 """
 
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ from sltt_bench.unroll import Unroll
 
 @dataclass(frozen=True)
 class PPProp:
-    """One backward pass a step, and a local one for what the state trace changes."""
+    """One backward pass a step, and a local one for what the state trace adds."""
 
     decay: float = 0.9
-    """α; where the name says none, the value of the examples in the authors' documentation."""
+    """α; the default is the value of the examples in the authors' documentation."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         inputs, state = Trace(self.decay), StateTrace(self.decay)
@@ -48,7 +48,7 @@ class StateTrace:
         self._at: dict[nn.Module, _AtStep] = {}
 
     def follow(self, layer: SpikingNeuron, membrane: Tensor, spikes: Tensor) -> None:
-        """Take account of u[t] and s[t]."""
+        """Update the trace with u[t] and s[t]."""
         before, neuron = self._at.get(layer), layer.parameters_
         trace = torch.full_like(membrane, 1 - self._decay)
         if before is not None:
@@ -61,9 +61,9 @@ class StateTrace:
         )
 
     def further_error(self, layer: SpikingNeuron, signal: Tensor) -> Tensor:
-        """∂L[t]/∂u[t] (ε_f[t] / (1 − αᵗ) − 1) from ∂L[t]/∂s[t].
+        """Returns ∂L[t]/∂u[t] (ε_f[t] / (1 − αᵗ) − 1) from ∂L[t]/∂s[t].
 
-        It comes beside the loss's own error ∂L[t]/∂u[t], which is SLTT's.
+        It is added to the loss's own error ∂L[t]/∂u[t], which is SLTT's.
         """
         now = self._at[layer]
         return signal * now.pseudo_derivative * (now.trace / (1 - self._decay**now.t) - 1)

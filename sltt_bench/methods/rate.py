@@ -5,16 +5,17 @@
     E = (1/T) Σ_t ψ[t] f[t],    f[t+1] = 1 + f[t] ∂u[t+1]/∂u[t],    f[1] = 1
     ∂r/∂c̄ := E,                 ∂L/∂W := (∂L/∂r) E ⊗ r_in
 
-E gathers forward in time what a neuron's current does to its rate, through its own state. One more
-forward pass then carries r from layer to layer, its loss is that of the mean output, and the
-backward pass uses E in place of the derivative of every layer of neurons. Memory is that of one step and
-two tensors a layer of neurons, whatever T. With a loss window the means are over the window's steps.
+E accumulates, forward in time, the effect of a neuron's current on its rate through its own state. One more
+forward pass then carries r from layer to layer; its loss is that of the mean output, and its
+backward pass uses E as the derivative of every layer of neurons. Memory is that of one step and
+four tensors for each layer of neurons (r, E, f and the mean potential), whatever T is. With a loss window the
+means are over the window's steps.
 Source: Yu et al. 2024, "Advancing training efficiency of deep spiking neural networks through
 rate-based backpropagation", section 4, and their published code (single-step mode).
-Deviations: their code divides the loss by T before the backward pass, here it is as in the paper's
-equations, so that the method is BPTT at T = 1; in the pass on rates batch norm uses the rates' own batch
-statistics and learns none; recurrent weights and leaky readouts, which the paper has not, read the mean
-last spikes and sums as constants.
+Deviations: their code divides the loss by T before the backward pass; here it is as in the paper's
+equations, so the method is BPTT at T = 1. In the pass on rates, batch norm uses the rates' own batch
+statistics and learns none. Recurrent weights and leaky readouts, which the paper does not have, read the
+means of the last spikes and of the sums as constants.
 """
 
 from typing import Any
@@ -27,7 +28,7 @@ from sltt_bench.unroll import Unroll
 
 
 class RateBased:
-    """One backward pass in all."""
+    """One backward pass for the whole sequence."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         rates, before = Rates(), Mean()
@@ -48,14 +49,14 @@ class Rates:
 
     def __init__(self) -> None:
         self.counting = True
-        """Whether the step under way is one of those that the means are over."""
+        """Whether the means include the current step."""
         self._steps: dict[nn.Module, int] = {}
         self._spikes: dict[nn.Module, Tensor] = {}
         self._slope: dict[nn.Module, Tensor] = {}
         self._factor: dict[nn.Module, Tensor] = {}
 
     def follow(self, layer: SpikingNeuron, membrane: Tensor, spikes: Tensor) -> None:
-        """Take account of u[t] and s[t]."""
+        """Update the means with u[t] and s[t]."""
         neuron = layer.parameters_
         factor = self._factor.get(layer)
         slope = pseudo_derivative(membrane, neuron)
@@ -63,7 +64,7 @@ class Rates:
             slope = slope * factor
         if self.counting:
             count = self._steps[layer] = self._steps.get(layer, 0) + 1
-            # Over many steps, half precision would lose what the last ones say.
+            # Over many steps, a mean in half precision would lose the contribution of the last ones.
             wide = torch.promote_types(spikes.dtype, torch.float32)
             for means, value in ((self._spikes, spikes.to(wide)), (self._slope, slope.to(wide))):
                 means[layer] = value if count == 1 else torch.lerp(means[layer], value, 1 / count)
@@ -71,7 +72,7 @@ class Rates:
         self._factor[layer] = 1 + (derivative if factor is None else factor * derivative)
 
     def rate_of(self, layer: SpikingNeuron, current: Tensor) -> Tensor:
-        """r, as a function of the mean current whose derivative is E."""
+        """Returns r as a function of the mean current, with derivative E."""
         result: Tensor = _Linearised.apply(current, self._spikes.pop(layer), self._slope.pop(layer))
         return result
 
@@ -89,15 +90,16 @@ class _Linearised(torch.autograd.Function):
 
 
 class Mean:
-    """Means over steps of what layers hand to the next step, but for neurons, whose rates stand for it."""
+    """Mean over steps of the state that layers hand to the next step. Neurons' potentials are averaged too,
+    but the pass on rates does not read them."""
 
     def __init__(self) -> None:
         self.state: State = []
-        """What was carried before each step on average; nothing carried counts as 0."""
+        """Mean of the state before each step; a missing state (None) counts as 0."""
         self._count = 0
 
     def add(self, state: State) -> None:
-        """Take account of the state before one more step."""
+        """Add the state before one more step to the mean."""
         self._count += 1
         previous = self.state or [tuple(None for _ in values) for values in state]
         self.state = [
@@ -113,7 +115,7 @@ class Mean:
 
 
 def mean_input(unroll: Unroll) -> Tensor:
-    """x̄ over the steps that count; a static image is its own mean."""
+    """Returns x̄, the mean over the steps that count; a static image is its own mean."""
     counted = [x for t, x in enumerate(unroll.inputs) if unroll.counts(t)]
     if all(x is counted[0] for x in counted):
         return counted[0]

@@ -1,4 +1,4 @@
-"""S-TLLR: a three-factor rule whose eligibility has a causal and a non-causal term, after STDP.
+"""S-TLLR: a three-factor rule whose eligibility has a causal and a non-causal term, inspired by STDP.
 
     tr_x[t] = λ_pre tr_x[t−1] + x[t]                              presynaptic trace
     tr_ψ[t] = λ_post tr_ψ[t−1] + ψ[t]                             postsynaptic trace, ψ[t] surrogate of ∂s[t]/∂u[t]
@@ -7,11 +7,11 @@
 
 The learning signal ∂L[t]/∂s[t] is backpropagated in space, through ψ[t]. The coefficients are those of the
 authors' command for DVS-Gesture: λ_post = 0.2, λ_pre = 0.75, α_pre = −1, α_post = 1. At T = 1 there are no
-traces yet, and it is SLTT. Memory: that of SLTT and two traces a layer.
+traces yet, and the rule is SLTT. Memory: that of SLTT and two traces for each layer.
 Source: Apolinario & Roy 2024, "S-TLLR: STDP-inspired temporal local learning rule for spiking neural
 networks" (TMLR), and their published code (mapolinario94/S-TLLR).
-Deviations: ψ is the recipe's surrogate (theirs is a function of its own); the learning signal
-exists at every step that counts for the loss (theirs at the last ones); the readout and biases
+Deviations: ψ is the recipe's surrogate (the authors use a function of their own); the learning signal
+exists at every step that counts for the loss (theirs only at the last steps); the readout and biases
 learn from SLTT's error.
 """
 
@@ -26,7 +26,7 @@ DECAY_POST, DECAY_PRE, NON_CAUSAL, CAUSAL = 0.2, 0.75, -1.0, 1.0
 
 
 class STLLR:
-    """One backward pass a step for the causal term, and a local one for the non-causal."""
+    """One backward pass a step for the causal term, and a local one for the non-causal term."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         inputs, neurons = Trace(DECAY_PRE), PostsynapticTrace()
@@ -41,7 +41,7 @@ class STLLR:
 
 
 def input_alone(layer: nn.Module, x: Tensor) -> Tensor:
-    """x[t], without a trace."""
+    """Returns x[t]: no trace."""
     return x
 
 
@@ -54,11 +54,11 @@ class PostsynapticTrace:
         """tr_ψ[t−1]."""
 
     def follow(self, layer: SpikingNeuron, membrane: Tensor, spikes: Tensor) -> None:
-        """Take account of u[t]."""
+        """Update the trace with u[t]."""
         self._before[layer] = self._trace.values.get(layer)
         self._trace(layer, pseudo_derivative(membrane, layer.parameters_))
 
     def non_causal_error(self, layer: SpikingNeuron, signal: Tensor) -> Tensor | None:
-        """α_pre ∂L[t]/∂s[t] tr_ψ[t−1]; None at the first step."""
+        """Returns α_pre ∂L[t]/∂s[t] tr_ψ[t−1], or None at the first step."""
         before = self._before[layer]
         return None if before is None else NON_CAUSAL * signal * before

@@ -2,14 +2,14 @@
 
     ∂L/∂W ≈ Σ_t ∂L[t]/∂W,   with the state v[t−1] a constant of step t
 
-Each step's graph is freed when its gradient is made, so that memory does not grow with T.
+Each step's graph is freed as soon as its gradient has been computed, so memory does not grow with T.
 """
 
 from sltt_bench.unroll import Unroll
 
 
 class SLTT:
-    """The past is a constant of each step; its gradient is made at once and its graph freed: memory O(1)."""
+    """One backward pass a step, with the past a constant; its graph is freed at once: memory O(1)."""
 
     def accumulate_gradients(self, unroll: Unroll) -> None:
         for t in range(unroll.timesteps):

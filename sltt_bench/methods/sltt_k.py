@@ -3,8 +3,8 @@
     ∂L/∂W ≈ Σ_{t drawn} ∂L[t]/∂W, the state a constant of each step
 
 K steps are drawn uniformly without replacement; the others run forward without a graph. Each step's
-loss keeps the factor 1/T, as published, so that the expected gradient is K/T of SLTT's; `-unbiased`
-multiplies it by T/K instead. K = T is SLTT. Memory: that of SLTT.
+loss keeps the factor 1/T, as published, so the expected gradient is K/T of SLTT's; `-unbiased`
+multiplies the loss by T/K. K = T is SLTT. Memory: that of SLTT.
 """
 
 from collections.abc import Collection
@@ -17,19 +17,19 @@ from sltt_bench.unroll import Unroll
 
 @dataclass(frozen=True)
 class SLTTK:
-    """K backward passes, each through a graph of one step alone."""
+    """K backward passes, each through the graph of one step."""
 
     k: int
     unbiased: bool = False
     steps: Collection[int] | None = None
-    """Used in every iteration, if they are given, and none are drawn."""
+    """If given, every iteration uses these steps and none are drawn."""
 
     def most_steps(self, timesteps: int) -> int:
         """K, whatever T is."""
         return self.k
 
     def at(self, steps: Collection[int]) -> "SLTTK":
-        """The same method with its choice made beforehand."""
+        """Returns the same method with fixed steps."""
         return replace(self, steps=steps)
 
     def accumulate_gradients(self, unroll: Unroll) -> None:

@@ -3,7 +3,7 @@
     ∂L/∂W ≈ Σ_windows Σ_{t in window} ∂L[t]/∂W, the state at the window's start a constant
 
 w = 1 is SLTT, w = T is BPTT. Windows do not overlap: the first starts at step 1, and the last may be
-shorter. A graph over w steps is kept, so that memory is O(w) in T.
+shorter. The graph spans w steps, so memory is O(w), whatever T is.
 Source: Williams & Peng 1990, "An efficient gradient-based algorithm for on-line training of recurrent
 network trajectories", in its form of one backward pass for each w steps (h = h' = w).
 """

@@ -1,4 +1,4 @@
-"""Traces: leaky sums over the steps of one sequence, one a layer, outside the graph."""
+"""Traces: leaky sums over the steps of one sequence, one for each layer, outside the graph."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from sltt_bench.neurons import followed_neurons
 
 
 class Trace:
-    """a[t] = decay a[t−1] + x[t] for each layer, a[0] = 0; forgotten with the sequence."""
+    """a[t] = decay a[t−1] + x[t] for each layer, a[0] = 0. One instance serves one sequence."""
 
     def __init__(self, decay: float) -> None:
         self.decay = decay
@@ -14,16 +14,16 @@ class Trace:
         """Layer → a[t], after its last step."""
 
     def __call__(self, layer: nn.Module, x: Tensor) -> Tensor:
-        """a[t] from x[t] (same shape), which must not be changed afterwards."""
+        """Returns a[t] from x[t] (same shape); x[t] must not be changed afterwards."""
         before = self.values.get(layer)
         self.values[layer] = x if before is None else self.decay * before + x
         return self.values[layer]
 
 
 def shared_decay(network: nn.Module) -> float:
-    """λ of the network's LIF neurons, for a trace that all layers decay by.
+    """Returns λ of the network's LIF neurons, for traces that decay alike in all layers.
 
-    Raises NotImplementedError without neurons, and where layers leak differently or are of another kind.
+    Raises NotImplementedError if there are no neurons, if layers leak differently or if neurons are not LIF.
     """
     neurons = [layer.parameters_ for layer in followed_neurons(network)]
     if others := [neuron.kind for neuron in neurons if neuron.kind != "lif"]:

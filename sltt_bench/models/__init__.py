@@ -1,8 +1,8 @@
 """The networks by name. A network is called once per time step: [batch, C, H, W] → [batch, classes].
 
 An entry names the options (typed fields, free of torch) and the builder:
-`build(options, neuron=factory, input_shape=(C, H, W), classes=n) -> nn.Module`. Where the options are
-`NormalisedOptions`, the builder receives `normalisation=factory` too. Third parties add one with the
+`build(options, neuron=factory, input_shape=(C, H, W), classes=n) -> nn.Module`. If the options are
+`NormalisedOptions`, the builder also receives `normalisation=factory`. Third parties add networks with the
 entry-point group `sltt_bench.models`; the object has `Options` and `build`.
 """
 
@@ -36,8 +36,8 @@ MODELS: dict[str, tuple[type[ModelOptions], str]] = {
     "nf-resnet50": (_options.NFResNetOptions, "nf_resnet:NFResNet"),
     "nf-resnet101": (_options.NFResNetOptions, "nf_resnet:NFResNet"),
 }
-"""Name → the network's options, and its builder below `sltt_bench.models`, "module:function or class", which is
-loaded only when a network is built, since it loads torch."""
+"""Name → the network's options and its builder, "module:function or class" below `sltt_bench.models`. The
+builder is imported only when a network is built, because it imports torch."""
 
 
 class UnknownModel(ValueError):
@@ -45,12 +45,12 @@ class UnknownModel(ValueError):
 
 
 def names() -> list[str]:
-    """Every model name, third-party ones included."""
+    """Returns every model name, third-party ones included."""
     return [*MODELS, *(entry.name for entry in plugins("models", MODELS))]
 
 
 def options_type(name: str) -> type[ModelOptions]:
-    """The options of the network called `name`. Raises UnknownModel and PluginFailed."""
+    """Returns the options type of the network `name`. Raises UnknownModel and PluginFailed."""
     if name in MODELS:
         return MODELS[name][0]
     options: type[ModelOptions] = _third_party(name).Options
@@ -66,7 +66,7 @@ def build(
     timesteps: int | None = None,
     v_threshold: float = 1.0,
 ) -> "nn.Module":
-    """The network, freshly initialised from torch's global generator. Raises UnknownModel.
+    """Build the network, initialised from torch's global generator. Raises UnknownModel.
 
     `timesteps` and `v_threshold` are for normalisations that depend on them.
     """

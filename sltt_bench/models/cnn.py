@@ -17,9 +17,9 @@ def build(
     input_shape: tuple[int, int, int],
     classes: int,
 ) -> nn.Sequential:
-    """The network for inputs [batch, C, H, W]; each block halves H and W, which must stay ≥ 1.
+    """Build the network for inputs [batch, C, H, W]; each block halves H and W.
 
-    Convolutions have a bias, 0 at first, where nothing normalises.
+    Without normalisation, convolutions have a bias, initially 0. Raises ValueError if H or W becomes 0.
     """
     biased = options.normalisation == "none"
     channels, height, width = input_shape

@@ -12,7 +12,7 @@ from sltt_bench.neurons import NeuronFactory, Stateful
 
 
 class Factories(NamedTuple):
-    """What makes a network's neurons and its normalising layers."""
+    """Factories of a network's neurons and normalising layers."""
 
     neuron: NeuronFactory
     normalisation: NormalisationFactory
@@ -25,18 +25,18 @@ class SequenceDropout(Stateful):
         super().__init__()
         self.p = p
         self.dropped: Tensor | None = None
-        """Which activations are zeroed: boolean, the input's shape; None before the first step."""
+        """Mask of zeroed activations: boolean, of the input's shape; None before the first step."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
         if self.dropped is None:
             self.dropped = torch.empty_like(x, dtype=torch.bool).bernoulli_(self.p)
-        # In place on the fresh quotient: one new activation, and the backward pass keeps the mask alone.
+        # In place on the new quotient: one new activation, and the backward pass saves only the mask.
         return (x / (1 - self.p)).masked_fill_(self.dropped, 0)
 
     def reset_state(self) -> None:
-        """The mask is the sequence's: not carried, for a step that is computed again has it too."""
+        """Forget the mask. It belongs to the sequence and is not carried: a recomputed step has the same."""
         self.dropped = None
 
     def extra_repr(self) -> str:
@@ -52,9 +52,9 @@ def stem(in_channels: int, width: int, kind: Stem) -> nn.Conv2d:
 def residual_stages(
     block: Callable[[int, int, int], nn.Module], width: int, blocks: Sequence[int], first_stride: int = 1
 ) -> list[nn.Sequential]:
-    """Stages of so many `block(in_channels, out_channels, stride)` each, with width × 1, 2, 4, … channels.
+    """Returns stages of `blocks[i]` × `block(in_channels, out_channels, stride)`, with width × 2ⁱ channels.
 
-    The first block of a stage changes the shape: it halves the image, that of the first stage divides it by `first_stride`.
+    The first block of a stage halves the image; that of the first stage divides its size by `first_stride`.
     """
     stages, channels = [], width
     for number, count in enumerate(blocks):
@@ -66,14 +66,14 @@ def residual_stages(
 
 
 def classifier_init(linear: nn.Linear) -> nn.Linear:
-    """Small random weights and no bias, so that every class starts equally likely."""
+    """Initialise with small random weights and zero bias, so that all classes start about equally likely."""
     nn.init.normal_(linear.weight, 0, 0.01)
     nn.init.zeros_(linear.bias)
     return linear
 
 
 def kaiming_convolutions(network: nn.Module, *, zero_bias: bool = False) -> None:
-    """Draw every convolution's weight from N(0, 2 / fan-out) (He et al. 2015); its bias is 0 or left."""
+    """Draw convolution weights from N(0, 2 / fan-out) (He et al. 2015); `zero_bias` sets biases to 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -19,7 +19,7 @@ def build(
     input_shape: tuple[int, ...],
     classes: int,
 ) -> nn.Sequential:
-    """The network for inputs [batch, *input_shape], which are flattened."""
+    """Build the network for inputs [batch, *input_shape], which it flattens."""
     features = math.prod(input_shape)
     network = nn.Sequential()
     network.add_module("flatten", nn.Flatten())
@@ -42,9 +42,9 @@ def build(
 
 
 class Recurrent(Stateful):
-    """I[t] = N(W x[t]) + R s[t−1]: spikes [batch, n] from inputs [batch, m] and the layer's own last spikes.
+    """I[t] = N(W x[t]) + R s[t−1]: inputs [batch, m] and the layer's last spikes → spikes [batch, n].
 
-    N is a normalisation, or nothing.
+    N is a normalisation or the identity.
     """
 
     carried = ("spikes",)

@@ -2,21 +2,21 @@
 
     stem       convolution 7×7 stride 2 – normalisation; or, for small images, convolution 3×3 – normalisation
     4 stages   blocks of two 3×3 convolutions; channels width × (1, 2, 4, 8); each stage halves the image,
-               the first of them not after the 3×3 stem
+               except the first stage after the 3×3 stem
     head       LIF – global average pool – linear
 
 A block of currents x computes
 
     y = N(conv(LIF(N(conv(LIF(x)))))) + shortcut(x)
 
-so that no neuron lies on the way from the first block to the last: the shortcut is x itself, or N(conv 1×1(x)) where
-the shape changes. The scale of a block's second normalisation starts at 0, so that every block is its shortcut at
-first. It differs from `preact_resnet.py`, whose shortcut leaves behind the first neuron and carries spikes, and from
-`sew_resnet.py`, which adds spikes to spikes.
+so the shortcut path from the first block to the last has no neuron: the shortcut is x itself, or N(conv
+1×1(x)) if the shape changes. The scale of a block's second normalisation starts at 0, so every block
+initially equals its shortcut. In `preact_resnet.py`, by contrast, the shortcut starts after the first neuron
+and carries spikes; `sew_resnet.py` adds spikes to spikes.
 Source: Hu et al. 2024, "Advancing spiking neural networks toward deep residual learning" (arXiv 2112.08954), section
-III, and their published code, whose normalisation is `tdbn`: BPTT's alone, so the default here is `batch`.
-Deviations: the 3×3 stem; convolutions start as those of the other residual networks do, theirs as PyTorch has it; every
-step is classified, unless the recipe says `loss.average: outputs`, which is theirs.
+III, and their published code. They use `tdbn`, which only BPTT can; the default here is `batch`.
+Deviations: the 3×3 stem; convolutions are initialised as in the other residual networks, theirs with
+PyTorch's defaults; every step is classified, unless the recipe has `loss.average: outputs`, as theirs.
 """
 
 from functools import partial
@@ -60,7 +60,7 @@ class MSBlock(nn.Module):
 class MSResNet(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
 
-    Convolutions start Kaiming-normal (fan-out), all else as PyTorch has it.
+    Convolutions start Kaiming-normal (fan-out), all else with PyTorch's defaults.
     """
 
     def __init__(
@@ -89,6 +89,6 @@ class MSResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.bn1(self.conv1(x))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
-            x = block(x)  # one by one: a stage would keep its input in memory to its end
+            x = block(x)  # one by one, since a stage would keep its input in memory until its end
         output: Tensor = self.fc(self.flatten(self.avgpool(self.neuron(x))))
         return output

@@ -1,26 +1,26 @@
-"""NF-ResNet-34, -50 and -101, residual networks without normalisation: the paper's for ImageNet.
+"""NF-ResNet-34, -50 and -101: residual networks without normalisation, the paper's networks for ImageNet.
 
     stem       standardised convolution 7×7 stride 2 – average pool 3×3 stride 2
     4 stages   basic blocks (34) or bottlenecks (50, 101); stages 2, 3, 4 halve the image
     head       global average pool – linear
 
-Batch norm kept the variance of every signal near 1. Three devices replace it (Brock, De & Smith
+Batch norm keeps the variance of every signal near 1. Three techniques replace it (Brock, De & Smith
 2021, "Characterizing signal propagation to close the performance gap in unnormalized ResNets",
 sections 4.1–4.3):
 
 1. *Scaled weight standardisation*: each filter has mean 0 and squared norm 1, so that a convolution
-   hands on the variance that it receives.
-2. *Scaled activations*: a neuron that receives N(0, 1) before its first step fires with probability
+   preserves the variance of its input.
+2. *Scaled activations*: a neuron that receives N(0, 1) at its first step fires with probability
    p = P(u ≥ V_th) = 0.159, and its spikes have variance p (1 − p) = 0.1335; they are multiplied by
-   γ = 1 / √0.1335 ≈ 2.74 to bring it back to 1.
+   γ = 1 / √0.1335 ≈ 2.74 to restore variance 1.
 3. *Expected variance*: a block with input x computes
 
        a = γ LIF(x / β),   y = shortcut + α g f(a)
 
    where β² = E[Var x] is known beforehand, α = 0.2 and g is a learned scalar that starts at 0
-   (skipinit: De & Smith 2020). At g = 1, f(a) has variance 1, so Var y = Var shortcut + α². The
-   identity shortcut has the variance of x; a transition's shortcut is a standardised convolution
-   of a and has variance 1. `expected_variances` is this bookkeeping.
+   (skipinit: De & Smith 2020). f(a) has variance 1, so at g = 1, Var y = Var shortcut + α². The
+   identity shortcut has the variance of x; the shortcut of a transition is a standardised convolution
+   of a and has variance 1. `expected_variances` computes these values.
 
 Parameter names follow the checkpoints that the paper's authors published.
 Source: Meng et al. 2023, section 5.1 and their published code.
@@ -42,10 +42,10 @@ ALPHA = 0.2
 
 
 def expected_variances(blocks_per_stage: tuple[int, ...]) -> list[list[float]]:
-    """E[Var x] at the input of each block of each stage, with every learned scalar g at 1.
+    """Returns E[Var x] at the input of each block of each stage, with every learned scalar g at 1.
 
-    It is 1 at the first block, 1 + α² after each stage's first block (a transition), and grows by
-    α² with every further block. The basic network's stage 1 has no transition and starts at 1 too.
+    It is 1 at the first block, 1 + α² after the first block of each stage (a transition), and grows by
+    α² with every further block. Stage 1 with basic blocks has no transition but also starts at 1.
     """
     stages = []
     variance = 1.0
@@ -67,7 +67,7 @@ class ScaledWSConv2d(nn.Conv2d):
         self.gain = nn.Parameter(torch.ones(out_channels, 1, 1, 1))
 
     def standardised_weight(self) -> Tensor:
-        """gain (W − mean) / √(var · fan_in + 10⁻⁴), each filter by itself, var unbiased: shape of W.
+        """Returns gain (W − mean) / √(var · fan_in + 10⁻⁴) for each filter, with unbiased var: shape of W.
 
         It is the same for all T steps of an iteration, so a backend may compute it once.
         """
@@ -78,7 +78,7 @@ class ScaledWSConv2d(nn.Conv2d):
 
 
 class NormFreeBlock(nn.Module):
-    """What both kinds of block share: y = shortcut + α g f(a), a = γ LIF(x / β)."""
+    """Base of both kinds of block: y = shortcut + α g f(a), a = γ LIF(x / β)."""
 
     expansion: int
     """Output channels per inner channel."""
@@ -86,7 +86,7 @@ class NormFreeBlock(nn.Module):
     def __init__(
         self, in_channels: int, channels: int, stride: int, *, expected_variance: float, neuron: NeuronFactory
     ) -> None:
-        """`channels` are the inner ones; the block puts out `channels` × expansion."""
+        """`channels` are the inner channels; the output has `channels` × expansion."""
         super().__init__()
         self.beta = expected_variance**0.5
         self.neuron1 = neuron()
@@ -97,7 +97,7 @@ class NormFreeBlock(nn.Module):
         self.skipinit_gain = nn.Parameter(torch.zeros(()))
 
     def residual(self, activated: Tensor) -> Tensor:
-        """f(a), of variance 1 if a has."""
+        """Returns f(a), which has variance 1 if a has."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ class NormFreeBlock(nn.Module):
         return self.joined(self.residual(activated), shortcut)
 
     def joined(self, residual: Tensor, shortcut: Tensor) -> Tensor:
-        """α g residual + shortcut; a backend may fuse it."""
-        residual = residual * self.skipinit_gain  # one name: what was before is of no more use
+        """Returns α g residual + shortcut; a backend may fuse it."""
+        residual = residual * self.skipinit_gain  # rebinding the name frees the tensor before
         residual = residual * ALPHA
         return residual + shortcut
 

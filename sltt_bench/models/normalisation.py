@@ -1,28 +1,29 @@
-"""The normalisations that networks offer by name, of currents on their way to neurons.
+"""The normalisations of the currents into neurons that networks offer by name.
 
-    batch   (x − μ[t]) / √(σ²[t] + ε) · γ + β      statistics over batch and space, of each step by itself
+    batch   (x − μ[t]) / √(σ²[t] + ε) · γ + β      statistics over batch and space, separate for each step
     tdbn    (x − μ) / √(σ² + ε) · γ + β            over batch, space and all T steps; γ starts at α V_th, α = 1
-    bntt    (x − μ[t]) / √(σ²[t] + ε) · γ[t]       as batch, with γ and running statistics of each step's own
-    group   (x − μ[n,t]) / √(σ²[n,t] + ε) · γ + β  over 16 channels (all, if 16 does not divide them) and space, of each
-                                                   sample and step by itself
+    bntt    (x − μ[t]) / √(σ²[t] + ε) · γ[t]       as batch, with γ and running statistics for each step
+    group   (x − μ[n,t]) / √(σ²[n,t] + ε) · γ + β  over 16 channels (all, if 16 does not divide them) and
+                                                   space, separate for each sample and step
     none    x
-    weight  x of a linear layer with standardised weights: ŵ = g (w − mean w) / √(var w · fan-in + 10⁻⁴), each neuron's
+    weight  x of a linear layer whose weights are standardised, separately for each neuron:
+            ŵ = g (w − mean w) / √(var w · fan-in + 10⁻⁴)
 
-What a rule needs decides which may be used. `tdbn` needs the whole sequence of a layer before the next layer's
-first step: rules that free a step's graph, or learn within the sequence, cannot have it, and only BPTT is
-served. `batch` and `bntt` serve every rule that goes step by step. `group` asks for nothing but the sample at
-hand, so that learning online from a batch of one is possible, and evaluation does what training did; the other
-friend of online learning is `weight`, which sees no currents at all and is the same at every step (of `mlp`; of
-convolutions it is the network `nf_resnet.py`). In evaluation `batch`, `tdbn` and `bntt` use running statistics, which
-see all T steps of training under every method.
+The training rule limits the choice. `tdbn` needs the whole sequence of a layer before the next layer's
+first step, so only BPTT can use it: not rules that free a step's graph or learn within the sequence.
+`batch` and `bntt` serve every rule that goes step by step. `group` needs only one sample, so it allows online
+learning from a batch of one, and it does the same in evaluation as in training. `weight` suits online
+learning too: it does not depend on the currents and is the same at every step. It is an option of `mlp`; for
+convolutions there is the network `nf_resnet.py`. In evaluation `batch`, `tdbn` and `bntt` use running
+statistics, which see all T steps of training under every method.
 
 Sources: Zheng et al. 2021, "Going deeper with directly-trained larger spiking neural networks" (tdbn); Kim &
 Panda 2021, "Revisiting batch normalization for training low-latency deep spiking neural networks from scratch"
 (bntt); Wu & He 2018, "Group normalization" (group, and 16 channels of a group); Qiao et al. 2019, "Micro-batch training
 with batch-channel normalization and weight standardization", scaled as by Brock, De & Smith 2021 (weight).
-Deviations: Zheng et al. multiply by α V_th beside γ, here γ starts there; and α is 1/√2 in their residual
-blocks. Kim & Panda use ε = 1e-4; it is 1e-5 here as in the others. Under SLTT-K the γ of a step that was not
-drawn receives no gradient in that iteration.
+Deviations: Zheng et al. multiply by α V_th in addition to γ, here γ starts at α V_th; and α is 1/√2 in their
+residual blocks. Kim & Panda use ε = 1e-4; here it is 1e-5 as in the other normalisations. Under SLTT-K the γ
+of a step that was not drawn receives no gradient in that iteration.
 """
 
 from collections.abc import Callable
@@ -38,18 +39,18 @@ CHANNELS_OF_A_GROUP = 16
 
 
 class TimeBatchNorm(nn.modules.batchnorm._BatchNorm, OverTime):
-    """Batch norm whose batch, in training, is that of all T steps: [T · batch, C, …] of any shape."""
+    """Batch norm that, in training, takes its statistics over all T steps: [T · batch, C, …] of any shape."""
 
     def __init__(self, channels: int, v_threshold: float) -> None:
         super().__init__(channels)
         nn.init.constant_(self.weight, v_threshold)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Vectors and images are normalised alike."""
+        """Accept any shape: vectors and images are normalised alike."""
 
 
 class BatchNormThroughTime(PerStep):
-    """A batch norm for each of T steps, without bias: [batch, C, …] at step `timestep`."""
+    """A separate batch norm without bias for each of T steps: [batch, C, …] at step `timestep`."""
 
     def __init__(self, steps: list[nn.Module]) -> None:
         super().__init__()
@@ -63,14 +64,14 @@ class BatchNormThroughTime(PerStep):
 
 
 STANDARDISATION_EPS = 1e-4
-"""What keeps a filter of equal weights from a division by 0."""
+"""Prevents a division by 0 for a filter of equal weights."""
 
 
 def standardised(weight: Tensor, inputs: tuple[int, ...]) -> Tensor:
-    """(W − mean) / √(var · fan_in + 10⁻⁴), each output's weights by themselves, var unbiased: shape of W, fan-in ≥ 2.
+    """Returns (W − mean) / √(var · fan_in + 10⁻⁴), shape of W, for the weights of each output, var unbiased.
 
-    `inputs`: the dimensions of W but for the outputs', 1 of a linear layer and 1, 2, 3 of a convolution in space. They
-    are given, not asked of W, which has none while the network is traced.
+    Needs a fan-in ≥ 2. `inputs`: the dimensions of W except that of the outputs: 1 for a linear layer, 1, 2,
+    3 for a 2-d convolution. They are an argument because W has no dimensions while the network is traced.
     """
     variance, mean = torch.var_mean(weight, dim=inputs, keepdim=True)
     result: Tensor = (weight - mean) / (variance * weight[0].numel() + STANDARDISATION_EPS).sqrt()
@@ -86,7 +87,7 @@ class ScaledWSLinear(nn.Linear):
         self.gain = nn.Parameter(torch.ones(out_features, 1))
 
     def standardised_weight(self) -> Tensor:
-        """g (W − mean) / √(var · fan_in + 10⁻⁴), the same for all T steps of an iteration: shape of W."""
+        """Returns g (W − mean) / √(var · fan_in + 10⁻⁴), shape of W, the same at all steps of an iteration."""
         return standardised(self.weight, inputs=(1,)) * self.gain
 
     def forward(self, input: Tensor) -> Tensor:
@@ -94,20 +95,20 @@ class ScaledWSLinear(nn.Linear):
 
 
 NormalisationFactory = Callable[..., nn.Module]
-"""(channels, dimensions = 2) → a layer of [batch, channels, …] with so many dimensions of space: 0 or 2."""
+"""(channels, dimensions = 2) → a layer for [batch, channels, …] with 0 or 2 dimensions of space."""
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Makes the layers of one kind for one network."""
+    """Makes normalising layers of one kind for one network."""
 
     kind: str
     timesteps: int | None = None
-    """T; needed by `bntt` alone."""
+    """T; only `bntt` needs it."""
     v_threshold: float = 1.0
 
     def __call__(self, channels: int, dimensions: int = 2) -> nn.Module:
-        """A fresh layer. Raises ValueError for bntt without T, KeyError for a kind that there is not."""
+        """Returns a new layer. Raises ValueError for bntt without T, KeyError for an unknown kind."""
         return _MAKERS[self.kind](self, channels, dimensions)
 
 
@@ -140,7 +141,7 @@ KINDS = tuple(_MAKERS)
 
 
 def start_at_zero(layer: nn.Module) -> None:
-    """Let the layer put out 0 at first: its scales γ are 0. What has none (`none`) stays as it is."""
+    """Set the layer's scales γ to 0, so that its output starts at 0; without scales (`none`) do nothing."""
     for name, parameter in layer.named_parameters():
         if name.rpartition(".")[2] == "weight":
             nn.init.zeros_(parameter)

@@ -8,8 +8,8 @@ A block of input x computes
 
     a = LIF(BN(x)),   y = conv(dropout(LIF(BN(conv(a))))) + shortcut(a)
 
-The shortcut leaves after the first neuron: it carries spikes, and is a 1×1 convolution where the
-shape changes. All convolutions but the stem have a bias.
+The shortcut starts after the first neuron: it carries spikes, and is a 1×1 convolution if the
+shape changes. All convolutions except the stem have a bias.
 Source: Meng et al. 2023, section 5.1 and their published code; He et al. 2016 for pre-activation.
 """
 
@@ -46,7 +46,7 @@ class PreActBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.neuron1(self.bn1(x))
-        # No name for what lies between the convolutions: a name would keep it in memory to the end.
+        # No names for the tensors between the convolutions: a name would keep a tensor in memory to the end.
         hidden = self.conv2(self.dropout(self.neuron2(self.bn2(self.conv1(activated)))))
         output: Tensor = hidden + self.shortcut(activated)
         return output
@@ -85,7 +85,7 @@ class PreActResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
-            x = block(x)  # one by one: a stage would keep its input in memory to its end
+            x = block(x)  # one by one, since a stage would keep its input in memory until its end
         spikes = self.neuron1(self.bn1(x))
         output: Tensor = self.linear(self.dropout(self.flatten(self.pool(spikes))))
         return output

@@ -9,16 +9,17 @@ A block of spikes (or sums of spikes) x computes
 
     s = LIF(N(conv(LIF(N(conv(x)))))),   y = g(s, x)
 
-with g the spike-element-wise function: s + x ("add", the paper's best), s x ("and") or (1 − s) x ("iand"). Where
-the shape changes, x is LIF(N(conv 1×1(x))). An "add" block hands on small whole numbers, not spikes. At a shortcut
-of s = 0 ("add", "iand") or 1 ("and") a block is the identity.
+with g the spike-element-wise function: s + x ("add", the paper's best), s x ("and") or (1 − s) x ("iand"). If
+the shape changes, LIF(N(conv 1×1(x))) takes the place of x in g. An "add" block outputs small whole numbers,
+not spikes. With s = 0 ("add", "iand") or s = 1 ("and") a block is the identity.
 
-Names of parameters are those of torchvision's ResNet, whose shapes these are.
+Names and shapes of parameters are those of torchvision's ResNet.
 Source: Fang et al. 2021, "Deep residual learning in spiking neural networks", section 3.3, and their published
-code. Deviations: theirs are IF neurons and one classification of the mean output; here the neuron is the
-recipe's (tau: 1e6 is IF) and every step is classified, unless the recipe says `loss.average: outputs`. Their batch
-norm is over all steps behind the stem, which `tdbn` is at V_th = 1: BPTT's alone, so the default here is `batch`. The
-3×3 stem is the one that others use for CIFAR.
+code.
+Deviations: they use IF neurons and classify the mean output; here the neuron is the recipe's (tau: 1e6 is IF)
+and every step is classified, unless the recipe has `loss.average: outputs`. After the stem their batch norm
+is over all steps, like `tdbn` at V_th = 1, which only BPTT can use; the default here is `batch`. The 3×3 stem
+is the usual one for CIFAR.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ CONNECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "and": lambda s, x: s * x,
     "iand": lambda s, x: (1 - s) * x,
 }
-"""g of spikes s and shortcut x."""
+"""Name → g(s, x) of spikes s and shortcut x."""
 
 BLOCKS_PER_STAGE = {"sew-resnet18": (2, 2, 2, 2), "sew-resnet34": (3, 4, 6, 3)}
 
@@ -102,6 +103,6 @@ class SEWResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.neuron1(self.bn1(self.conv1(x))))
         for block in (*self.layer1, *self.layer2, *self.layer3, *self.layer4):
-            x = block(x)  # one by one: a stage would keep its input in memory to its end
+            x = block(x)  # one by one, since a stage would keep its input in memory until its end
         output: Tensor = self.fc(self.flatten(self.avgpool(x)))
         return output

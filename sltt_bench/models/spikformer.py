@@ -1,8 +1,8 @@
-"""Spikformer: a transformer of spikes, with attention that needs no softmax.
+"""Spikformer: a spiking transformer whose attention needs no softmax.
 
     patches    4 convolutions 3×3 (dim/8, dim/4, dim/2, dim channels), each N – LIF; a max pool 3×3 stride 2
-               after each of the last `halvings` of them; then x + LIF(N(conv 3×3(x))), which tells where a
-               patch lies
+               after each of the last `halvings` of them; then x + LIF(N(conv 3×3(x))), which encodes the
+               position of a patch
     depth ×    x + attention(x),  x + MLP(x)
     head       mean over patches – linear
 
@@ -13,19 +13,21 @@ With x of [batch, dim, patches], heads h and W· a weight that all patches share
     attention(x) = LIF(N(W LIF(a)))
     MLP(x) = LIF(N(W₂ LIF(N(W₁ x))))        4 dim hidden channels
 
-A value a of attention is a whole number times the scale: how many patches agree, no exponential and no division.
-Within a step it is a function of spikes alone, so that SLTT and the rules with traces go through it as through any
-layer: products of activations have no weights, and their gradient is exact in space.
+A value of the attention a is a whole number, the count of agreements between patches, times the scale; it
+needs no exponential and no division. Within a step, a is a function of spikes only, so SLTT and the rules
+with traces treat it like any layer: products of activations have no weights, and their gradient is exact in
+space.
 
 Source: Zhou et al. 2023, "Spikformer: when spiking neural network meets transformer", section 3, and their published
 code for CIFAR (384 dimensions, 12 heads, 4 blocks, SCALE 0.125; 9.32 M parameters).
-Their neurons scale the input by 1/τ; here nothing is scaled, which at τ = 2 is the same at twice their threshold and twice
-their surrogate's width (the recipe `cifar10-spikformer`), and not at theirs: BN's scales may make up for it, those of a cannot.
-Deviations: the neurons of a are theirs with half the threshold, which is twice the current at the threshold
-that all neurons have here (the surrogate is then half as wide in a). Their batch norm is over all steps, which
-normalisation `tdbn` is at threshold 1. Two layer norms a block, which their code creates
-and never calls, are left out. Their code for CIFAR reads k and v in another memory order than q; here all three
-are read alike, as in their paper. Each step is classified, not their mean output.
+Their neurons scale the input by 1/τ; here nothing is scaled. At τ = 2 this is equivalent with twice their
+threshold and twice the width of their surrogate (the recipe `cifar10-spikformer`), but not with theirs: BN's
+scales may compensate for the difference, the fixed scale of a cannot.
+Deviations: their neurons of a have half the threshold of the others; here all neurons have the same threshold
+and a is doubled instead (the surrogate is then half as wide in a). Their batch norm is over all steps, like
+normalisation `tdbn` at threshold 1. Two layer norms in each block, which their code creates and never calls,
+are left out. Their code for CIFAR reads k and v in another memory order than q; here all three are read in
+the same order, as in their paper. Each step is classified instead of the mean output.
 """
 
 from functools import partial
@@ -40,11 +42,11 @@ from sltt_bench.neurons import NeuronFactory
 
 SCALE = 0.125
 THRESHOLD_RATIO = 0.5
-"""Threshold of the attention's neurons, in thresholds of the others."""
+"""Threshold of the attention's neurons in the published code, relative to that of the other neurons."""
 
 
 class Channels(nn.Sequential):
-    """LIF(N(W x + b)) of every patch by itself: [batch, in, patches] → spikes [batch, out, patches]."""
+    """LIF(N(W x + b)) for each patch separately: [batch, in, patches] → spikes [batch, out, patches]."""
 
     def __init__(self, channels: int, out_channels: int, make: Factories) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class Channels(nn.Sequential):
 
 
 class SpikingSelfAttention(nn.Module):
-    """[batch, dim, patches] → spikes of that shape."""
+    """[batch, dim, patches] → spikes of the same shape."""
 
     def __init__(self, dim: int, heads: int, make: Factories) -> None:
         super().__init__()
@@ -79,7 +81,7 @@ class SpikingSelfAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention and MLP, each beside a shortcut: [batch, dim, patches] → the same."""
+    """Attention and MLP, each with a shortcut: [batch, dim, patches] → the same shape."""
 
     def __init__(self, dim: int, heads: int, hidden: int, make: Factories) -> None:
         super().__init__()
@@ -123,8 +125,8 @@ class Patches(nn.Module):
 class Spikformer(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free.
 
-    Initialised as published: weights on patches and the head are normal of deviation 0.02 (published as truncated at
-    2, which never happens), their biases 0; convolutions keep PyTorch's default.
+    Initialised as published: weights on patches and the head's are normal with standard deviation 0.02 (the
+    published truncation at 2 never takes effect), their biases 0; convolutions keep PyTorch's default.
     """
 
     def __init__(

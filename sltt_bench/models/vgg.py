@@ -19,11 +19,11 @@ from sltt_bench.neurons import NeuronFactory
 
 POOLED_SIZE = 7
 SMALLEST_IMAGE = 32
-"""Five pools halve the image."""
+"""Each of five pools halves the image."""
 
 
 def stage(in_channels: int, *out_channels: int, dropout: float, make: Factories) -> nn.Sequential:
-    """One convolution for each of `out_channels`, then a pool that halves H and W."""
+    """Returns one convolution for each of `out_channels`, then a pool that halves H and W."""
     layers = nn.Sequential()
     for channels in out_channels:
         layers.append(nn.Conv2d(in_channels, channels, kernel_size=3, padding=1))
@@ -37,8 +37,8 @@ def stage(in_channels: int, *out_channels: int, dropout: float, make: Factories)
 class VGG(nn.Module):
     """[batch, C, H, W] → [batch, classes], one call per time step; H and W are free from 32 up.
 
-    Initialised as published: convolution weights are Kaiming-normal (fan-out), the classifier's weight N(0, 0.01²), all
-    biases 0.
+    Initialised as published: convolution weights Kaiming-normal (fan-out), the classifier's weight
+    N(0, 0.01²), all biases 0.
     """
 
     def __init__(

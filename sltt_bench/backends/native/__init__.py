@@ -3,22 +3,22 @@
     kernels (lif_torch, lif_triton)   the step and its derivative on tensors
     neuron                            a layer of neurons whose only state is u
     batch_norm                        batch norm within the neurons' kernel
-    absorbed_bias                     biases that batch norm takes away again, or that neurons and sums add
-    residual_sums                     those of normaliser-free networks in one pass
-    saved_tensor_hooks                what the potentials determine is not stored for the backward pass
-    loop_invariants                   what is the same at all steps is computed once an iteration
-    step_weights                      so are weights, standardised and in half precision
+    absorbed_bias                     biases that batch norm cancels, or that neurons and residual sums add
+    residual_sums                     residual sums of normaliser-free networks in one pass
+    saved_tensor_hooks                saves no tensors that the potentials determine
+    loop_invariants                   computes values that all steps share once per iteration
+    step_weights                      the same for weights, standardised and in half precision
     standardising (…_triton)          standardised weights in one pass
-    pooling                           average pooling keeps shapes
+    pooling                           average pooling that saves shapes, not images
     graphs                            whole iterations replayed as CUDA graphs
     free_steps                        steps without a graph, several at once
-    units                             BPTT unit after unit, of which only spikes are kept
-    step_calls                        the calls of a step, by which the others find what they may do
-    plain_forward                     the forward methods of which a trace shows all
-    packed_spikes (packing_triton)    as bits
+    units                             BPTT unit after unit, which keeps only spikes
+    step_calls                        the calls of a step, from which the others decide what they may do
+    plain_forward                     finds forward methods whose trace is complete
+    packed_spikes (packing_triton)    spikes stored as bits
     compilation                       what torch.compile did
 
-`docs/native-backend.md` says what each idea saves.
+`docs/native-backend.md` says how much each idea saves.
 """
 
 import gc
@@ -71,13 +71,13 @@ if TYPE_CHECKING:
 
 
 IN_UNITS = (BPTT, DampedBPTT)
-"""Methods whose gradient is that of one backward pass through all steps, whatever the order of computation."""
+"""Methods whose gradient is that of one backward pass through all steps, in any order of computation."""
 STEP_BY_STEP = (SLTT, SLTTK, AdaptiveSLTT)
 """Methods that free the graph of each step before the next."""
 
 
 class Native:
-    """Neurons that keep one tensor, and an iteration that stores and computes little twice."""
+    """Neurons with one tensor as state, and iterations that store and compute as little as possible twice."""
 
     name = "native"
 
@@ -92,68 +92,67 @@ class Native:
     ) -> None:
         """The options are those of a recipe's section `native`.
 
-        `recompute`: convolutions of spikes are computed again in the backward pass, not stored; BPTT keeps
-        the spikes between units of the network as bits, and computes unit after unit again.
-        `channels_last`: the memory format of the network on a GPU.
-        `compile`: torch.compile makes the step from the equations, in place of the kernels here; what
-        it stores for the backward pass is its own choice.
-        `graphs`: iterations are replayed as CUDA graphs; `auto` where that can serve, and `provenance` says
-        what cannot.
-        `fused_norm`: batch norm is computed within the kernels of the neurons behind it; `auto` on a GPU, since on a
-        CPU torch's own batch norm gives the reference's currents to the last bit.
+        `recompute`: convolutions of spikes are recomputed in the backward pass instead of stored; BPTT stores
+        the spikes between units of the network as bits, and recomputes unit after unit.
+        `channels_last`: use this memory format on a GPU.
+        `compile`: torch.compile makes the step from the equations, in place of the kernels here; it
+        decides itself what it stores for the backward pass.
+        `graphs`: iterations are replayed as CUDA graphs; with `auto` if possible (`provenance` says why not).
+        `fused_norm`: batch norm is computed within the kernels of the neurons behind it; `auto` does so on a
+        GPU, since on a CPU torch's own batch norm gives the reference's currents bitwise.
         """
         self._recompute = recompute
         self._channels_last = channels_last
         self._compile = compile
         self._fused_norm = fused_norm
         self._norms = ""
-        """Which batch norms the neurons compute, or why none; empty if none was to be."""
+        """Which batch norms the neurons compute, or why none; empty if fusion is off."""
         self._fused: dict[str, str] = {}
-        """What else goes into kernels that read it anyway."""
+        """Other operations fused into kernels."""
         self._fused_by: list[Fixed] = []
-        """By what the calls of a step go, as they were when that was found."""
+        """The values on which the traced calls of a step depend, as they were at the time of fusion."""
         self._compilation: Compilation | None = None
         self._kernels = kernels.KernelsByDevice()
         self._saved = SavedTensors(recompute=recompute)
         self._once = OncePerIteration(first_layers=not recompute)
         self._units: UnitNetwork | str | None = None
-        """Of the network, once an iteration has asked for it."""
+        """The units of `_cut_network`, or why it has none; None until an iteration needs them."""
         self._cut_network: weakref.ref[nn.Module] | None = None
-        """The network."""
+        """The network that `_units` belongs to."""
         self._not_in_units: str | None = None
-        """Why the last iteration went step by step; None where it did not."""
+        """Why the last iteration went step by step; None if it did not."""
         self._free: FreeSteps | str | None = None
-        """Likewise; or why there is nothing of the kind."""
+        """The network with several free steps at once, or why that is impossible; None until needed."""
         self._not_free = ""
-        """Why the steps without a graph of the last iteration came one by one; empty where they did not."""
+        """Why the steps without a graph of the last iteration ran one by one; empty if they did not."""
         self.graphs = None if graphs == "never" else GraphedIterations()
-        """What replays iterations; None where they run as usual."""
+        """Replays iterations; None if they run as usual."""
         self._graphs_are_wanted = graphs == "always"
         self._is_tried = False
-        """Whether it is known that the network's own layers, if there are any, can be replayed."""
+        """Whether the user-written layers of the network, if any, have been tried for replay."""
         self._not_replayed = ""
-        """Why iterations on a GPU run as usual although nobody asked for it."""
+        """Why iterations on a GPU run as usual although `graphs` is not "never"."""
         self._replayed_once = False
-        """Whether some were replayed before."""
+        """Whether iterations were replayed by graphs that have been released."""
         self._preparations = 0
-        """Of graphs that were let go, and their letting go."""
+        """Number of graphs that were recorded and released, plus 1 for the release."""
 
     @property
     def serves(self) -> frozenset[Need]:
-        """The state and the spikes of all layers; a step that torch.compile makes keeps its own, and hooks in it would be
-        compiled anew in every iteration."""
+        """The state and the spikes of all layers. With torch.compile nothing: a compiled step has its own
+        state, and hooks would make it compile again in every iteration."""
         return frozenset() if self._compile else frozenset({"state", "spikes"})
 
     @property
     def preparations(self) -> int:
-        """Graphs that were recorded, and how often they were let go."""
+        """Number of graphs recorded, plus the number of times that graphs were released."""
         return self._preparations + (0 if self.graphs is None else self.graphs.recordings)
 
     @property
     def unmeasurable(self) -> Mapping[str, str]:
-        """A replayed iteration uses its graph's own memory, of which the allocator's counters see nothing.
+        """`peak_allocated_bytes` once an iteration has been replayed, else nothing.
 
-        Nothing until one has been replayed.
+        A replayed iteration uses its graph's own memory, which the allocator's counters do not see.
         """
         if not (self._replayed_once or (self.graphs is not None and self.graphs.replayed)):
             return {}
@@ -199,7 +198,7 @@ class Native:
         return network.to(device)
 
     def _fuse(self, network: nn.Module) -> None:
-        """Batch norm, biases and residual sums go into kernels that read what they make anyway."""
+        """Fuse batch norm, biases and residual sums into kernels that read their results anyway."""
         self._once.one_pass = True
         sums, biases = fuse_residual_sums(network, self._kernels)
         try:
@@ -216,9 +215,9 @@ class Native:
 
     @contextmanager
     def iteration(self, network: nn.Module) -> Iterator[None]:
-        """Gradients that are summed over the steps reach the parameters when it ends.
+        """Context around an iteration; at its end, gradients summed over the steps reach the parameters.
 
-        Raises ValueError if the network is another than when its batch norms were fused.
+        Raises ValueError if a value on which the fusion depends has changed since.
         """
         if self._compile:
             yield
@@ -228,12 +227,12 @@ class Native:
                 f"{changed}, by which batch norms went into the kernels of neurons; set native.fused_norm=never"
             )
         if isinstance(network, FreeSequence):
-            network = network.network  # of which it is known what repeats
+            network = network.network  # the known repetitions are stored by this object
         with self._saved.active(), self._once.active(network):
             yield
 
     def accumulate_gradients(self, experiment: "Experiment", x: Tensor, labels: Tensor) -> Unroll:
-        """By replay where iterations are replayed; BPTT with `recompute` unit by unit."""
+        """Run or replay one iteration; BPTT with `recompute` goes unit by unit."""
         if self.graphs is not None and not self._graphs_are_wanted:
             self._settle_for_usual_iterations(experiment)
         if self.graphs is not None and not self._is_tried:
@@ -261,7 +260,7 @@ class Native:
             torch.cuda.empty_cache()
 
     def _settle_for_usual_iterations(self, experiment: "Experiment") -> None:
-        """Give graphs up, by name, where they cannot serve."""
+        """Give up graphs, recording the reason, if the method or the setting does not allow them."""
         reason = unsuited(experiment.method, experiment.timesteps, experiment.ranks.size)
         if reason is None and self._compile:
             reason = "torch.compile makes the step; native.graphs=always replays it too"
@@ -269,10 +268,11 @@ class Native:
             self.graphs, self._not_replayed = None, reason
 
     def _try_foreign_layers(self, network: nn.Module, x: Tensor) -> None:
-        """Give graphs up, by name, where layers do what a graph would not: it knows what ran on the device alone."""
+        """Give up graphs, recording the reason, if layers have effects outside the device: a graph repeats
+        only device work."""
         self._is_tried = True
         if self._compile:
-            return  # what torch.compile makes is guarded by torch.compile
+            return  # torch.compile guards its own code
         foreign: str | None
         try:
             foreign = foreign_call(trace_step(network), network)
@@ -294,8 +294,10 @@ class Native:
             return replace(experiment, network=network).accumulate_gradients(x, labels)
 
     def _several_free_steps(self, experiment: "Experiment", x: Tensor) -> "Experiment":
-        """The experiment with its choice of steps made and what stands in for its network, where steps that need no
-        graph can come several at once."""
+        """Returns the experiment with chosen steps and a network that runs several free steps at once.
+
+        Free steps are those without a graph. If they must run one by one, the experiment is unchanged.
+        """
         assert isinstance(experiment.method, SLTTK)
         self._not_free = self._why_one_by_one(experiment, x) or ""
         if self._not_free:
@@ -306,7 +308,7 @@ class Native:
         return replace(experiment, network=network, method=experiment.method.at(chosen))
 
     def _why_one_by_one(self, experiment: "Experiment", x: Tensor) -> str | None:
-        """What keeps steps that need no graph from coming several at once."""
+        """Returns why steps without a graph cannot run several at once, or None."""
         if self._compile or self._recompute:
             return f"native.{'compile' if self._compile else 'recompute'}"
         if experiment.ranks.size > 1:
@@ -318,23 +320,23 @@ class Native:
             try:
                 self._free = FreeSteps(experiment.network)
             except NotServed as error:
-                self._free = str(error)  # the error itself would hold the batch, by way of its traceback
+                self._free = str(error)  # the error itself would hold the batch through its traceback
         return self._free.why_not_now() if isinstance(self._free, FreeSteps) else self._free
 
     def sharing(self, method: Method) -> AbstractContextManager[None]:
-        """Entered around an iteration of the method: what its steps may share.
+        """Context around an iteration that sets what the steps of the method may share.
 
-        A checkpoint counts what each run of a step saves; outputs of first layers that one run computes and
-        the next finds computed would not add up.
+        torch's checkpoint compares what each run of a step saves; the counts would differ if only the first
+        run computed the outputs of first layers.
         """
         if isinstance(method, CheckpointedBPTT):
             return self._once.weights_alone()
         return self._once.without_casts() if isinstance(method, STEP_BY_STEP) else nullcontext()
 
     def unrolled(self, network: nn.Module, inputs: Sequence[Tensor], method: Method) -> nn.Module:
-        """What the method is to call at each step of a sequence: the network, or what stands in for it.
+        """Returns the module that the method calls at each step of a sequence: the network or its stand-in.
 
-        T `inputs` of [batch, ...].
+        `inputs`: T tensors [batch, ...].
         """
         if not self._recompute or not isinstance(method, IN_UNITS) or any(x.requires_grad for x in inputs):
             return network
@@ -346,17 +348,17 @@ class Native:
         return units.sequence(inputs, partial(self._saved.active, costly=False), factor)
 
     def _units_of(self, network: nn.Module, x: Tensor) -> UnitNetwork | str:
-        """Those of the network, found once; or why there are none. `x`: the input of a step [batch, ...]."""
+        """Returns the network's units, or why it has none; found once. `x`: input of a step [batch, ...]."""
         if self._cut_network is None or self._cut_network() is not network or self._units is None:
             self._cut_network = weakref.ref(network)
             try:
                 self._units = UnitNetwork(network, x)
             except NotSeparable as error:
-                self._units = str(error)  # the error itself would hold the batch, by way of its traceback
+                self._units = str(error)  # the error itself would hold the batch through its traceback
         return self._units
 
     def provenance(self) -> Mapping[str, str]:
-        """What has really run so far."""
+        """Returns what has really run so far."""
         facts = {
             "neuron": "torch.compile of the equations" if self._compile else _list(self._kernels.ran),
             "computed again in the backward pass": _list(self._saved.computed_again),

@@ -1,15 +1,15 @@
-"""Convolutions that leave their bias to what reads their result, so that no pass over the images adds it.
+"""Convolutions that leave their bias to the reader of their result, which saves a pass over the images.
 
-Batch norm that uses the batch's statistics takes a bias away again:
+Batch norm with the batch's statistics cancels a bias:
 
     x = conv(h) + b,   BN(x) = γ (x − μ) / √(σ² + ε) + β   with μ = mean(conv(h)) + b
 
-What comes out does not depend on b, and ∂L/∂b = 0, which nobody needs to sum up over the images. The running mean
-learns μ with b, as it does otherwise. The same holds for a sum of convolutions, such as a residual connection. Neurons and
-residual sums add b as they read x anyway, and sum ∂L/∂b as they write ∂L/∂x.
+The output does not depend on b, and ∂L/∂b = 0 needs no sum over the images. The running mean
+still learns μ including b. The same holds for a sum of convolutions, such as a residual connection. Neurons
+and residual sums add b while they read x, and sum ∂L/∂b while they write ∂L/∂x.
 
-A bias is left out where nothing but one such reader can see the result, which the calls of a step (torch.fx) show, and no hook
-does at the time, be it one of a part that holds the convolution and not its reader.
+A bias is left out if only one such reader can see the result, according to the calls of a step (torch.fx),
+and if no hook sees it at the time, including hooks of a part with the convolution but without its reader.
 """
 
 import operator
@@ -29,17 +29,17 @@ SUMS = (operator.add, operator.iadd, torch.add)
 
 
 class Reader(Protocol):
-    """What reads convolutions without their biases."""
+    """A layer that can read the results of convolutions without their biases."""
 
     def takes_biases(self) -> bool:
-        """Whether it makes up for them in the call to come."""
+        """Whether it adds or cancels the biases in its next call."""
 
 
 class _Unbiased(nn.Conv2d):
-    """What the convolutions share."""
+    """Base of convolutions whose bias may be left out."""
 
     readers: tuple[Reader]
-    """What reads its result, in a tuple: not a part of this layer."""
+    """The reader of its result, in a tuple so that it is no submodule of this layer."""
     witnesses: tuple[nn.Module, ...]
     """Parts of the network whose hooks see the result."""
     left_out = False
@@ -58,14 +58,14 @@ class _Unbiased(nn.Conv2d):
 
 
 class UnbiasedConv2d(_Unbiased):
-    """As `nn.Conv2d`, but that its bias may be left out."""
+    """`nn.Conv2d` whose bias may be left out."""
 
     def _get_name(self) -> str:
         return "Conv2d"
 
 
 class UnbiasedScaledWSConv2d(_Unbiased, ScaledWSConv2d):
-    """As `ScaledWSConv2d`, likewise."""
+    """`ScaledWSConv2d` whose bias may be left out."""
 
     def _weight(self) -> Tensor:
         return self.standardised_weight()
@@ -81,17 +81,17 @@ UNBIASED: dict[type[nn.Module], type[_Unbiased]] = {
 
 
 def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]) -> Iterator[nn.Conv2d]:
-    """The convolutions whose bias a value holds, which one thing reads: once each, and added up at most.
+    """Yields the convolutions whose biases can be left out of a value: it has one reader and each bias once.
 
-    `calls`: how often a step calls each layer.
+    The value is the result of a convolution or a sum of such. `calls`: how often a step calls each layer.
     """
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return
     if node.op == "call_function" and node.target in SUMS and len(node.args) == 2 and not node.kwargs:
         if node.args[0] is node.args[1]:
-            return  # twice the value holds twice the bias
+            return  # the sum contains the bias twice
         if node.target is operator.iadd and not list(biased_convolutions(node.args[0], network, calls)):
-            return  # who else holds the first summand sees the second in it
+            return  # other readers of the first summand would see the sum in it
         for summand in node.args:
             yield from biased_convolutions(summand, network, calls)
     elif node.op == "call_module":
@@ -101,9 +101,9 @@ def biased_convolutions(node: Any, network: nn.Module, calls: Counter[nn.Module]
 
 
 def leave_biases_to_neurons(network: nn.Module, graph: fx.Graph, neurons: type[nn.Module]) -> int:
-    """Let convolutions that only one layer of the kind `neurons` reads leave their bias to it, in place; how many do.
+    """Let convolutions that only one layer of type `neurons` reads leave it their bias; returns how many do.
 
-    `graph`: the calls of a step.
+    Changes the network in place. `graph`: the calls of a step.
     """
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times = Counter(network.get_submodule(str(node.target)) for node in calls)
@@ -116,13 +116,13 @@ def leave_biases_to_neurons(network: nn.Module, graph: fx.Graph, neurons: type[n
 
 
 def can_leave_bias(convolution: nn.Conv2d) -> bool:
-    """Whether it has a bias, and is of a kind that can do without."""
+    """Whether the convolution has a bias and a type that can leave it out."""
     known = type(convolution) in UNBIASED and "forward" not in convolution.__dict__
     return known and convolution.bias is not None and convolution.padding_mode == "zeros"
 
 
 def leave_bias_to(reader: nn.Module, convolutions: Iterable[nn.Conv2d], network: nn.Module) -> int:
-    """Let the convolutions of the network leave their biases to the reader, in place; how many do."""
+    """Let these convolutions of the network leave their biases to the reader, in place; returns how many."""
     sources = tuple(convolutions)
     for convolution in sources:
         convolution.__class__ = UNBIASED[type(convolution)]
@@ -133,8 +133,11 @@ def leave_bias_to(reader: nn.Module, convolutions: Iterable[nn.Conv2d], network:
 
 
 def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -> tuple[nn.Module, ...]:
-    """The parts of the network that hold one of the two and not the other: what goes from layer to reader enters or leaves
-    them. They come in a tuple, for an attribute that is no part of what has it."""
+    """Returns the parts of the network that contain one of the two but not the other.
+
+    The tensor from layer to reader enters or leaves these parts. They are in a tuple so that an attribute
+    with them adds no submodules.
+    """
     return tuple(
         part
         for part in network.modules()
@@ -145,8 +148,10 @@ def witnesses_between(layer: nn.Module, reader: nn.Module, network: nn.Module) -
 
 
 def are_watched(parts: Iterable[nn.Module]) -> bool:
-    """Whether a hook, of one of them or of every layer, looks at what enters or leaves, or at its gradients, for which torch
-    hands on other tensors."""
+    """Whether a hook, global or on one of the parts, reads inputs, outputs or their gradients.
+
+    Backward hooks count, since torch then passes on other tensors.
+    """
     hooks = [*hooks_of_every_layer(), *backward_hooks_of_every_layer()]
     for part in parts:
         hooks += [hook for kind in HOOKS_OF_A_LAYER for hook in getattr(part, kind).values()]
@@ -154,7 +159,7 @@ def are_watched(parts: Iterable[nn.Module]) -> bool:
 
 
 def biases_left_out(sources: Iterable[nn.Conv2d]) -> list[Tensor]:
-    """Those that the convolutions' latest results lack."""
+    """Returns the biases that are missing from the latest results of the convolutions."""
     return [
         source.bias for source in sources if getattr(source, "left_out", False) and source.bias is not None
     ]

@@ -1,16 +1,17 @@
-"""Batch norm whose result is never stored: the neurons behind it normalise what they read.
+"""Batch norm whose result is never stored: the neurons behind it normalise their input.
 
     usual      x → [statistics] → [y = a x + b, stored] → [step of the neurons] → s, u
     deferred   x → [statistics] → [a x + b and the step of the neurons]         → s, u
 
-Between the two layers goes a placeholder, a tensor of undefined numbers that names x and the normalisation. Autograd
-keeps x, as of every batch norm, and u. Backward, the neurons' kernel forms ∂L/∂y and its sums by channel
-in one pass, and a second makes ∂L/∂x of them. Running statistics are learned as torch does; outputs and gradients differ
-from torch's by rounding alone.
+Batch norm passes the neurons a placeholder: a tensor of undefined numbers that refers to x and the
+normalisation. Autograd saves x, as for every batch norm, and u. Backward, the neurons' kernel computes ∂L/∂y
+and its sums by channel in one pass, and a second pass computes ∂L/∂x from them. Running statistics are
+learned as in torch; outputs and gradients differ from torch's only by rounding.
 
-A batch norm is deferred where nothing but one layer of neurons can see its result, which the calls of a step
-(torch.fx) show, and where they show nothing changed in place before the neurons read x. Other normalisations, and those
-that several processes share, stay as they are. Convolutions before a deferred one leave their biases to it (`absorbed_bias`).
+A batch norm is deferred if the calls of a step (torch.fx) show that only one layer of neurons can see its
+result, and that nothing is changed in place before the neurons read x. Other normalisations, and those that
+several processes share, are unchanged. Convolutions before a deferred one leave their biases to it
+(`absorbed_bias`).
 """
 
 from collections import Counter
@@ -38,17 +39,17 @@ from sltt_bench.torch_internals import has_hooks, times_changed
 
 
 class Deferred(NamedTuple):
-    """What a placeholder stands for."""
+    """The input and the normalisation that a placeholder stands for."""
 
     x: Tensor
     """[batch, channels, …], outside the graph."""
     norm: BatchNormParameters
     times_changed: int | None
-    """How often x had been changed in place when batch norm read it, where torch counts that."""
+    """How often x had been changed in place when batch norm read it; None if torch does not count that."""
 
 
 def deferred_by(placeholder: Tensor) -> Deferred | None:
-    """What the tensor stands for; None if it is what it says. Raises RuntimeError if x is not what batch norm read."""
+    """Returns what a placeholder stands for, else None. Raises RuntimeError if x has been changed since."""
     deferred: Deferred | None = getattr(placeholder, "_deferred", None)
     if deferred is not None and deferred.times_changed != _times_changed(deferred.x):
         raise RuntimeError(
@@ -63,15 +64,15 @@ def _times_changed(tensor: Tensor) -> int | None:
 
 
 def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice) -> tuple[int, int]:
-    """Let the batch norms before layers of the kind `neurons` defer, in place; how many do, and how many biases with them.
+    """Let the batch norms before layers of type `neurons` defer, in place. Raises NotTraceable.
 
-    Raises NotTraceable.
+    Returns how many do, and how many biases are left to them.
     """
     found = list(_deferrable(network, neurons))
     biases = 0
     for norm, layer, convolutions in found:
         norm.__class__ = DEFERRING[type(norm)]
-        norm.__dict__["readers"] = (layer,)  # in a tuple: not a part of this layer
+        norm.__dict__["readers"] = (layer,)  # in a tuple, so that it is no submodule
         norm.__dict__["witnesses"] = witnesses_between(norm, layer, network)
         norm.__dict__["kernels"] = kernels
         biases += leave_bias_to(norm, convolutions, network)
@@ -81,8 +82,10 @@ def defer(network: nn.Module, neurons: type[nn.Module], kernels: KernelsByDevice
 def _deferrable(
     network: nn.Module, neurons: type[nn.Module]
 ) -> Iterator[tuple[nn.Module, nn.Module, list[nn.Conv2d]]]:
-    """The batch norms whose result one layer of neurons receives and nothing else sees, each with that layer and the
-    convolutions whose bias nothing but the batch norm sees."""
+    """Yields batch norms whose result only one layer of neurons sees.
+
+    With each come that layer and the convolutions whose bias only the batch norm sees.
+    """
     graph = trace_step(network)
     every = list(graph.nodes)
     calls = [node for node in every if node.op == "call_module"]
@@ -95,7 +98,7 @@ def _deferrable(
         if any(
             changed_in_place(other, network) for other in every[every.index(node) : every.index(users[0])]
         ):
-            continue  # it may be what the neurons would read only then
+            continue  # the change may affect x, which the neurons would read only afterwards
         layer = network.get_submodule(str(users[0].target)) if users[0].op == "call_module" else None
         if (
             isinstance(layer, neurons)
@@ -111,27 +114,27 @@ def _deferrable(
 
 
 def _learns_as_usual(norm: nn.Module) -> bool:
-    """With scales and shifts, and running statistics that forget at a fixed rate."""
+    """Whether it has scales and shifts, and running statistics with a fixed momentum."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     return norm.affine and norm.momentum is not None and norm.running_mean is not None
 
 
 class _Deferring(nn.modules.batchnorm._BatchNorm):
-    """What the deferring layers of any number of dimensions do."""
+    """Base of deferring batch norms for any number of dimensions."""
 
     readers: tuple[Any]
     """The layer of neurons behind it."""
     witnesses: tuple[nn.Module, ...]
-    """Parts of the network whose hooks see what goes between the two."""
+    """Parts of the network whose hooks see the tensor between the two."""
     sources: tuple[nn.Conv2d, ...]
     """The convolutions before it that may leave their bias to it."""
     kernels: KernelsByDevice
     kept_statistics: list[tuple[Tensor, Tensor]] | None = None
-    """Where whoever will call it again with the same x keeps μ and σ² of the call to come: empty before they are taken."""
+    """Cache of μ and σ² for a caller that will call again with the same x; empty until they are computed."""
 
     def forward(self, input: Tensor) -> Tensor:
         biases = biases_left_out(self.sources)
-        if not self.is_unwatched() or input.numel() <= input.shape[1]:  # torch refuses one value a channel
+        if not self.is_unwatched() or input.numel() <= input.shape[1]:  # torch refuses one value per channel
             for bias in biases:
                 input = input + bias.to(input.dtype).view(-1, 1, 1)
             return super().forward(input)
@@ -159,12 +162,12 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
         return self.training and self.is_unwatched()
 
     def is_unwatched(self) -> bool:
-        """Whether nobody looks at what is not there."""
+        """Whether no hook reads the result, which does not exist if deferred."""
         (layer,) = self.readers
         return "forward" not in layer.__dict__ and not are_watched((self, layer, *self.witnesses))
 
     def _statistics(self, x: Tensor, biases: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """μ and σ², of the batch while training, which the running ones learn, with the biases that x lacks."""
+        """Returns μ and σ²; in training of the batch, from which (with biases) the running ones learn."""
         mean, variance, batches = self.running_mean, self.running_var, self.num_batches_tracked
         assert mean is not None
         assert variance is not None
@@ -185,7 +188,7 @@ class _Deferring(nn.modules.batchnorm._BatchNorm):
 
 
 class DeferringBatchNorm1d(_Deferring, nn.BatchNorm1d):
-    """As `nn.BatchNorm1d`, before neurons that normalise what they read."""
+    """`nn.BatchNorm1d` before neurons that normalise their input."""
 
 
 class DeferringBatchNorm2d(_Deferring, nn.BatchNorm2d):
@@ -201,8 +204,9 @@ DEFERRING: dict[type[nn.Module], type[nn.Module]] = {
 class _Normalise(torch.autograd.Function):
     """(x, γ, β; biases that x lacks) → the placeholder of the normalised x.
 
-    Its gradient comes from the step of the neurons (`gradient_passes_through`), which leaves the way on. That of the biases
-    is zero; in an iteration those get it that have none yet, and nobody adds up zeros.
+    Its gradient comes from the step of the neurons (`gradient_passes_through`), which also provides the
+    function that continues it to x. The gradient of the biases is zero: in an iteration it is set only where
+    there is none yet.
     """
 
     @staticmethod
@@ -235,22 +239,23 @@ class _Normalise(torch.autograd.Function):
 
 
 def _zero_gradient(bias: Tensor, *, in_iteration: bool) -> Tensor | None:
-    """That of a bias which makes no difference, for autograd to send; None where it has one already."""
+    """Returns the zero gradient of a cancelled bias for autograd, or None if `.grad` holds it already."""
     if not in_iteration or has_hooks(bias):
         return torch.zeros_like(bias)
     if bias.requires_grad:
         if bias.grad is None:
             bias.grad = torch.zeros_like(bias)
-        else:  # zeros were added, for whoever counts changes
+        else:  # as if zeros were added, for code that reads the version counter
             torch.autograd.graph.increment_version(bias.grad)
     return None
 
 
 def gradient_passes_through(node: Any, kernels: Kernels, **step: Any) -> Tensor:
-    """∂L/∂I[t] of neurons that received a placeholder; `node`: what made the placeholder, in the graph.
+    """Returns ∂L/∂I[t] of neurons that received a placeholder; `node`: the graph node of the placeholder.
 
-    What is saved there is fetched once, for the two passes of the gradient: it may be computed for that, or a
-    checkpoint's, which gives it out once. `step`: the other arguments of `Kernels.backward_normalised`.
+    The node's saved tensors are read once, for both passes of the gradient: they may be recomputed on access,
+    or belong to a checkpoint, which allows one access. `step`: the other arguments of
+    `Kernels.backward_normalised`.
     """
     x, weight, bias, mean, variance = node.saved_tensors
     norm = BatchNormParameters(mean, variance, weight.detach(), bias.detach(), node.eps, node.of_batch)

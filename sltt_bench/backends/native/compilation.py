@@ -1,4 +1,4 @@
-"""Whether torch.compile can be trusted with a step, what it did to it, and that it never goes back to plain torch in silence."""
+"""Checks that torch.compile compiles a step correctly, counts its graphs and forbids silent fallbacks."""
 
 import platform
 from functools import cache
@@ -9,25 +9,25 @@ from torch import Tensor, nn
 from sltt_bench.torch_internals import compiled_so_far, compiler_raises_beyond
 
 MOST_VERSIONS = 64
-"""Versions of the step: for each shape of batch, with and without a graph, in training and evaluation."""
+"""Limit of versions of the step, by batch shape, with and without a graph, in training and evaluation."""
 
 
 class Compilation:
-    """Counts what is compiled in this process from now on."""
+    """Counts what this process compiles from now on."""
 
     def __init__(self) -> None:
-        """A step that would need more than MOST_VERSIONS raises torch's FailOnRecompileLimitHit."""
+        """From now on, a step that needs more than MOST_VERSIONS raises torch's FailOnRecompileLimitHit."""
         compiler_raises_beyond(MOST_VERSIONS)
         self._before = compiled_so_far()
 
     def __str__(self) -> str:
-        """For the provenance."""
+        """Returns the counts in words, for the provenance."""
         versions, breaks = (now - then for now, then in zip(compiled_so_far(), self._before, strict=True))
         return f"{versions} graphs compiled, {breaks} breaks at which plain torch took over"
 
 
 class _Integrator(nn.Module):
-    """The least that a step of a network does: what it carries to its next call is not what it returns."""
+    """A minimal network step: the state that it carries to its next call differs from its output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class _Integrator(nn.Module):
 
 @cache
 def why_wrong() -> str | None:
-    """Why a compiled step would be wrong here, found out by one; None if it is right.
+    """Returns why a compiled step would be wrong here, from a trial; None if it is right.
 
-    torch 2.11 on Python 3.13 never hands on what a module keeps from call to call: every step is a first one.
+    With torch 2.11 on Python 3.13 a compiled module loses its state between calls: every step is a first one.
     """
     steps = _Integrator()
     steps.compile(backend="eager", dynamic=False)

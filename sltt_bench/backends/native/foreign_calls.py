@@ -1,7 +1,7 @@
-"""What a network's step calls of which nobody knows that it does the same when it is called again.
+"""Finds calls in a network's step that may give a different result when they run again.
 
-Native computes steps a second time and replays them; networks that are shipped allow both. What somebody else has
-written is tried first (`recomputation.py`).
+Native recomputes and replays steps. The networks of this package allow both; user-written ones are tried
+first (`recomputation.py`).
 """
 
 import operator
@@ -13,17 +13,17 @@ THE_SAME_AGAIN = (
     nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.Flatten, nn.Identity, nn.ReLU,
     nn.modules.pooling._AvgPoolNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd,
 )  # fmt: skip
-"""Layers of torch's that networks here have."""
+"""Layers of torch that the networks of this package use; they give the same result again."""
 
 
 def foreign_call(graph: fx.Graph, network: nn.Module) -> str | None:
-    """One such call of a step, in words; None if there is none. `graph`: the calls of the step."""
+    """Returns one such call of a step, in words, or None. `graph`: the calls of the step."""
     for node in graph.nodes:
         if node.op == "call_module":
             layer = network.get_submodule(str(node.target))
             is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
             learns = bool(layer._buffers) and not is_norm
-            counts = is_norm and layer.momentum is None  # a mean over all calls, whose number it reads
+            counts = is_norm and layer.momentum is None  # its mean over all calls depends on their number
             if learns or counts or not (isinstance(layer, THE_SAME_AGAIN) or _is_this_projects(type(layer))):
                 return f"layer {node.target} is a {type(layer).__name__}"
         elif node.op == "call_function":

@@ -1,15 +1,15 @@
-"""The steps of SLTT-K that need no graph, several at once, in the memory of one.
+"""Runs several steps of SLTT-K that need no graph at once, in the memory of one step.
 
     one by one     I, u in; s, u out                   4 tensors a step move through the neurons
     R at once      I₁ … I_R, u in; s₁ … s_R, u out     2 + 2 / R: u stays in registers between them
 
-The whole batch would take the memory of R steps, which is more than a step with its graph takes. So the batch passes in
-parts of batch / R samples, each through R steps: a call sees as many images as before. Which steps come together is known
-before the first, since the method's choice can be rehearsed.
+R steps of the whole batch would take more memory than one step with its graph. So the batch is divided into
+parts of batch / R samples, each of which passes through R steps: a call sees as many images as before. Which
+steps run together is known before the first one, since the method's choice can be rehearsed.
 
-This serves networks in which samples do not meet, which batch norm does not allow, and whose only state is that of LIF
-neurons; the calls of a step (torch.fx) show both. What an image that is shown at every step makes of the first layers is
-shared by all steps as usual, and repeated behind the last of those layers for the steps of a part.
+This serves networks that treat samples independently (so no batch norm) and whose only state is that of LIF
+neurons; the calls of a step (torch.fx) show both. If one image is shown at every step, all steps share the
+results of the first layers as usual; the last of these layers repeat them for the steps of a part.
 """
 
 import operator
@@ -42,23 +42,23 @@ from sltt_bench.neurons import input_of_call, reads_values
 from sltt_bench.torch_internals import hooks_of_every_layer
 
 AT_ONCE = 4
-"""Most steps that come together: of what there is to save they save all but a tenth where T = 6."""
+"""Largest number of steps that run together: at T = 6 it gives all but a tenth of the possible saving."""
 
 SAMPLE_BY_SAMPLE = (
     nn.Conv2d, UnbiasedConv2d, ScaledWSConv2d, UnbiasedScaledWSConv2d, nn.Linear, ScaledWSLinear, nn.Flatten, nn.Identity,
     nn.MaxPool2d, LeanAvgPool2d, LeanAdaptiveAvgPool2d,
 )  # fmt: skip
-"""Layers without state and chance that make of a sample the same whatever is beside it."""
+"""Layers without state and randomness whose result for a sample does not depend on other samples."""
 ELEMENT_BY_ELEMENT = (operator.add, operator.sub, operator.mul, operator.truediv)
 ELEMENT_BY_ELEMENT_IN_PLACE = tuple(fn for fn, new in IN_PLACE.items() if new in ELEMENT_BY_ELEMENT)
 
 
 class NotServed(Exception):
-    """The network's steps go one by one; the message says why."""
+    """The network's steps must run one by one; the message says why."""
 
 
 class FreeSteps:
-    """A network whose steps without a graph may come several at once."""
+    """A network that can run several steps without a graph at once."""
 
     def __init__(self, network: nn.Module) -> None:
         """Raises NotServed."""
@@ -77,7 +77,7 @@ class FreeSteps:
         self._numbers = numbers_of_step(network)
 
     def why_not_now(self) -> str | None:
-        """Why the steps of this iteration go one by one, or None."""
+        """Returns why the steps of this iteration must run one by one, or None."""
         modules = list(self.network.modules())
         hooks = [h for m in modules for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
         if (
@@ -89,11 +89,11 @@ class FreeSteps:
         return changed_number(self._numbers)
 
     def sequence(self, inputs: Sequence[Tensor], chosen: Collection[int]) -> "FreeSequence":
-        """The network for one sequence of T inputs [batch, ...], of which the `chosen` steps (from 0) need a graph."""
+        """Returns the network for T inputs [batch, ...] of which the `chosen` steps (from 0) need a graph."""
         return FreeSequence(self, inputs, chosen)
 
     def several(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs of consecutive steps without a graph, [batch, classes] each."""
+        """Returns the outputs [batch, classes] of consecutive steps, computed without a graph."""
         steps, batch = len(inputs), len(inputs[0])
         repeated = bool(self._last_shared) and all(x is inputs[0] for x in inputs)
         size = ceil(
@@ -109,7 +109,10 @@ class FreeSteps:
 
     @contextmanager
     def _seeing(self, portion: Portion, *, repeated: bool) -> Iterator[None]:
-        """Within, neurons take steps of a portion; `repeated`: made of the batch of one image by the last first layers."""
+        """Context in which neurons take several steps of a portion.
+
+        `repeated`: all steps show one image, so the last of the first layers repeat their result per step.
+        """
         with ExitStack() as replacements:
             for neurons in self.neurons:
                 replacements.enter_context(replaced(neurons, "portion", portion))
@@ -120,7 +123,7 @@ class FreeSteps:
 
 
 class FreeSequence(nn.Module):
-    """Stands in for the network in one unroll: its call number t gives o[t]."""
+    """Stands in for the network in one unroll; its t-th call returns o[t]."""
 
     def __init__(self, steps: FreeSteps, inputs: Sequence[Tensor], chosen: Collection[int]) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class FreeSequence(nn.Module):
         self._chosen = chosen
         self._t = 0
         self._outputs: list[Tensor] = []
-        """Of steps that the method has not come to yet."""
+        """Outputs of steps that the method has not yet asked for."""
 
     def forward(self, x: Tensor) -> Tensor:
         first = self._t
@@ -148,12 +151,12 @@ class FreeSequence(nn.Module):
 
 
 def _repeated(forward: Callable[[Tensor], Tensor], portion: Portion, *args: Any, **kwargs: Any) -> Tensor:
-    """What a layer makes of the whole batch, of a portion's samples for each of its steps."""
+    """Returns the portion's samples of the layer's result for the whole batch, repeated for each step."""
     return torch.cat([forward(input_of_call(args, kwargs))[portion.samples]] * portion.steps)
 
 
 def _check(node: fx.Node, layers: dict[fx.Node, nn.Module], network: nn.Module) -> None:
-    """Raises NotServed where samples meet, chance plays, something but neurons has a state, or who knows."""
+    """Raises NotServed if a call may mix samples, draw random numbers or (except neurons) have a state."""
     if node in layers:
         layer = layers[node]
         idle = isinstance(layer, SequenceDropout) and layer.p == 0
@@ -171,7 +174,10 @@ def _check(node: fx.Node, layers: dict[fx.Node, nn.Module], network: nn.Module) 
 
 
 def _last_of_first_layers(graph: fx.Graph, layers: dict[fx.Node, nn.Module]) -> list[nn.Module]:
-    """Those layers of the input alone whose results others read; none if others read the input itself."""
+    """Returns the layers that depend only on the input and whose results other layers read.
+
+    Empty if other layers read the input itself, or if one of the results is also read among these layers.
+    """
     (known,) = ({node} for node in graph.nodes if node.op == "placeholder")
     for node in graph.nodes:
         if node in layers and is_first_layer(layers[node]) and known.issuperset(node.all_input_nodes):

@@ -1,9 +1,10 @@
 """Whole training iterations as CUDA graphs: captured once, then replayed without Python.
 
-A graph repeats the very calls that were captured, so that it is one for each sequence of steps with
-and without a graph: one for SLTT, BPTT and its variants, one for each choice of steps that SLTT-K can draw. What is
-drawn is found out beforehand by a rehearsal of the method on an unroll that computes nothing. All
-are captured together, in the first epoch or, where that has too few batches, in one that counts as cold likewise.
+A CUDA graph repeats exactly the captured calls, so each sequence of steps with and without an autograd graph
+needs its own: one for SLTT, BPTT and its variants, one for each choice of steps that SLTT-K can draw. A
+rehearsal of the method, on an unroll that computes nothing, tells beforehand which steps it draws. All CUDA
+graphs are captured together, in the first epoch or, if that has too few batches, in a later one that also
+counts as cold.
 """
 
 import math
@@ -33,46 +34,49 @@ WARM_UP = 3
 """Iterations that run as usual before a batch size is recorded: libraries choose their algorithms, kernels are compiled
 and loaded, layers learn what repeats."""
 REPLAYABLE = (BPTT, DampedBPTT, TruncatedBPTT, SLTT, SLTTK)
-"""Methods of which it is known that nothing but the choice of steps changes between iterations."""
+"""Methods in which only the choice of steps changes between iterations."""
 
 
 MOST_GRAPHS = 64
-"""Each takes about as long to capture as an iteration without graphs."""
+"""Limit of graphs; capturing one takes about as long as an iteration without graphs."""
 
 Batch = tuple[Tensor, Tensor]
 """x and labels."""
 Iterate = Callable[[Tensor, Tensor], Unroll]
-"""(x, labels) → what was unrolled: the forward and backward pass of a batch."""
+"""(x, labels) → the unroll, after the forward and backward pass of a batch."""
 
 
 class CaptureFailed(RuntimeError):
-    """The device's work could not be recorded; the message says why, and what to switch off."""
+    """The device's work could not be recorded; the message says why and what to switch off."""
 
 
 class NoRoomBesideGraphs(RuntimeError):
-    """An iteration that runs as usual found too little memory beside the graphs', which hold theirs for good."""
+    """An iteration that runs as usual found too little memory, because graphs keep theirs permanently."""
 
 
 class Capture(Protocol):
     """Records what a function does on the device."""
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """Runs the function where it may leave nothing behind that a capture would trip over."""
+        """Run the function so that it leaves nothing behind that would make a capture fail."""
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Runs the function's Python code, and returns what runs its device code."""
+        """Run the function's Python code and return a function that runs its device code."""
 
 
 class CudaCapture:
-    """Capture as a CUDA graph; all graphs share one pool of memory."""
+    """Captures as a CUDA graph; all graphs share one pool of memory."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def warm_up(self, function: Callable[[], None]) -> None:
-        """On the stream of the captures: autograd's nodes of parameters remember the stream of their first use,
-        and a capture that has to wait for another stream fails."""
+        """Run the function on the stream of the captures.
+
+        Autograd's nodes of parameters remember the stream of their first use, and a capture that has to wait
+        for another stream fails.
+        """
         usual = torch.cuda.current_stream()
         self._stream.wait_stream(usual)
         with torch.cuda.stream(self._stream):
@@ -81,7 +85,7 @@ class CudaCapture:
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Of other threads' calls, such as those of a loader that pins memory, the capture knows nothing.
+        # Thread-local, so that calls of other threads, such as a loader that pins memory, do not disturb it.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             function()
         return graph.replay
@@ -91,11 +95,12 @@ class CudaCapture:
 class _Recorded:
     replay: Callable[[], None]
     unroll: Unroll
-    """Its sums are what the latest replay left there."""
+    """Its sums are those of the latest replay."""
     reached: list[bool]
-    """To which parameters it gives a gradient: an optimiser leaves the others where they are."""
+    """Which parameters receive a gradient; an optimiser leaves the others unchanged."""
     held: list[Tensor]
-    """What layers kept by the capture's end, which it may read: a layer may let go of it, and the memory be another's."""
+    """Tensors that layers kept at the end of the capture. The graph may read them, so their memory must stay
+    even if a layer drops them."""
 
 
 class GraphedIterations:
@@ -109,20 +114,19 @@ class GraphedIterations:
         self._gradients: list[Tensor] = []
         self._most_samples = 0
         self._warmed_up = 0
-        """Usual iterations since there has been no larger batch."""
+        """Iterations run as usual since the largest batch size first occurred."""
         self.usual = 0
         """Iterations that ran as usual: warm-up, and batches smaller than the largest."""
         self.replayed = 0
         self.recordings = 0
-        """Graphs that were recorded."""
+        """Number of graphs recorded."""
 
     def run(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
-        """`iterate(x, labels)`, a forward and backward pass, or its replay: adds to the parameters' `.grad`.
+        """Run or replay `iterate(x, labels)`, a forward and backward pass; adds to the parameters' `.grad`.
 
-        The unroll's sums hold until the next iteration. Raises ValueError for a method of which it is
-        not known that it can be replayed, or that would need more than MOST_GRAPHS, and for several processes that share
-        a batch; CaptureFailed;
-        NoRoomBesideGraphs after an iteration of which nothing is left, gradients included.
+        The unroll's sums are valid until the next iteration. Raises ValueError for several processes that share a
+        batch and for a method that is not known to be replayable or that needs more than MOST_GRAPHS; CaptureFailed;
+        and NoRoomBesideGraphs, in which case the iteration leaves nothing behind, not even gradients.
         """
         if (reason := unsuited(subject.method, subject.timesteps, subject.ranks.size)) is not None:
             raise ValueError(f"native.graphs: {reason}; set native.graphs=never")
@@ -141,7 +145,7 @@ class GraphedIterations:
         return self._replay(subject.network, self._recorded[drawn], batch)
 
     def _make_room_for(self, batch: Batch) -> None:
-        """A batch larger than all before takes the place of what was recorded: most batches are of its size."""
+        """Discard the recordings if a batch is larger than all before: most batches have the largest size."""
         if len(batch[1]) > self._most_samples:
             self._most_samples = len(batch[1])
             self._recorded, self._inputs, self._warmed_up = {}, None, 0
@@ -159,7 +163,7 @@ class GraphedIterations:
         return unrolls[0]
 
     def _beside_graphs(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> Unroll:
-        """As `_warm_up`, with room that the graphs leave."""
+        """Run as `_warm_up` in the memory that the graphs leave; without enough, raise NoRoomBesideGraphs."""
         try:
             with set_back(subject.network, subject.generator, only_after=torch.OutOfMemoryError):
                 return self._warm_up(iterate, batch)
@@ -171,11 +175,11 @@ class GraphedIterations:
         raise NoRoomBesideGraphs(shortage)
 
     def _record_all(self, subject: "Experiment", iterate: Iterate, batch: Batch) -> None:
-        """Record whatever the method can draw; its generator is left as it was, whatever happens.
+        """Record everything that the method can draw; its generator is restored in any case.
 
-        Each choice runs once before anything is captured: a kernel that has not run yet would be compiled or loaded,
-        and a convolution of another size tuned, which a capture does not allow; and beside a graph, which holds its
-        memory for good, there is less of it.
+        Each choice runs once before anything is captured, because a capture does not allow kernels to be
+        compiled or loaded or convolutions to be tuned, and because graphs keep their memory permanently,
+        which leaves less afterwards.
         """
         assert self._capture is not None, "a capture follows the warm-up"
         generator, before = subject.generator, subject.generator.get_state()
@@ -208,7 +212,7 @@ class GraphedIterations:
                 parameter.grad = gradient_before
 
     def _record(self, network: nn.Module, iterate: Iterate) -> _Recorded:
-        """Of the choice that the method's generator is about to draw."""
+        """Record the choice that the method's generator is about to draw."""
         assert self._capture is not None
         assert self._inputs is not None
         unrolls: list[Unroll] = []
@@ -224,7 +228,7 @@ class GraphedIterations:
             ]
 
         replay = self._capture(zero_and_iterate)
-        reset_state(network)  # or the state of the last step would be held for each graph
+        reset_state(network)  # else each graph would keep the state of its last step
         return _Recorded(replay, unrolls[0], reached, [tensor.detach() for tensor in plain_tensors(network)])
 
     def _replay(self, network: nn.Module, recorded: _Recorded, batch: Batch) -> Unroll:
@@ -243,8 +247,10 @@ class GraphedIterations:
 def set_back(
     network: nn.Module, generator: torch.Generator, *, only_after: type[Exception] | None = None
 ) -> Iterator[None]:
-    """What an iteration learns and draws is put back behind it, or only where it ends in such an error: buffers, torch's
-    random numbers and those of the method's generator. Not gradients."""
+    """Context that restores buffers and the random states of torch and the method's generator, not gradients.
+
+    With `only_after`, it does so only if the context ends in such an error.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in (*network.buffers(), *plain_tensors(network))]
     devices = sorted({parameter.device.index for parameter in network.parameters() if parameter.is_cuda})
     draws = (
@@ -280,7 +286,7 @@ def _put_back(
 
 
 def plain_tensors(network: nn.Module) -> list[Tensor]:
-    """Tensors that layers hold as plain attributes, but for expanded ones, of which nobody can write an element."""
+    """Returns tensors that layers hold as plain attributes, except expanded ones, which are not writable."""
     held = [value for module in network.modules() for value in vars(module).values()]
     return [
         value
@@ -294,7 +300,7 @@ def _trainable(network: nn.Module) -> list[nn.Parameter]:
 
 
 def unsuited(method: Method, timesteps: int, processes: int = 1) -> str | None:
-    """Why iterations of the method cannot be replayed, or None; `processes` share each batch."""
+    """Returns why iterations of the method, shared by so many processes, cannot be replayed, or None."""
     if processes > 1:
         return "several processes share each batch"
     if not isinstance(method, REPLAYABLE):
@@ -308,7 +314,7 @@ def unsuited(method: Method, timesteps: int, processes: int = 1) -> str | None:
 
 
 def _seed_of_each_choice(method: Method, generator: torch.Generator, timesteps: int) -> dict[Hashable, int]:
-    """What the method can draw → a seed of its generator from which it draws that."""
+    """Returns for everything that the method can draw a seed of its generator that makes it draw that."""
     graphs, seeds = _graphs_needed(method, timesteps), dict[Hashable, int]()
     for seed in count():
         if len(seeds) == graphs:
@@ -318,17 +324,17 @@ def _seed_of_each_choice(method: Method, generator: torch.Generator, timesteps: 
 
 
 def _graphs_needed(method: Method, timesteps: int) -> int:
-    """How many sequences of steps with and without a graph the method can draw."""
+    """Returns how many sequences of steps with and without a graph the method can draw."""
     return math.comb(timesteps, method.k) if isinstance(method, SLTTK) else 1
 
 
 def rehearse(method: Method, generator: torch.Generator, timesteps: int) -> Hashable:
-    """What the method does with an unroll, its draws made from `generator`."""
+    """Returns the calls that the method makes on an unroll, with draws from `generator`."""
     return tuple(_rehearsed(method, generator, timesteps))
 
 
 def steps_with_graph(method: Method, generator: torch.Generator, timesteps: int) -> set[int]:
-    """The steps (from 0) that the method runs with a graph, its draws made from `generator`."""
+    """Returns the steps (from 0) that the method runs with a graph, with draws from `generator`."""
     return {call[1] for call in _rehearsed(method, generator, timesteps) if call[0] == "step" and call[2]}
 
 
@@ -340,7 +346,7 @@ def _rehearsed(method: Method, generator: torch.Generator, timesteps: int) -> li
 
 @dataclass
 class _Rehearsal:
-    """An unroll that only notes what is asked of it."""
+    """An unroll that only records the calls made on it."""
 
     generator: torch.Generator
     timesteps: int

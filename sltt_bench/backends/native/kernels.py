@@ -1,4 +1,4 @@
-"""Which kernels compute a step: Triton's on CUDA devices, torch's elsewhere; and which really ran."""
+"""Selects the kernels of a step, Triton's on CUDA devices and torch's elsewhere, and records which ran."""
 
 import os
 import shutil
@@ -21,10 +21,10 @@ from sltt_bench.surrogates import SURROGATES
 
 
 class Kernels(Protocol):
-    """What computes a step; all tensors have one shape and lie on one device.
+    """The kernels of a step; all tensors have one shape and lie on one device.
 
-    A layer of neurons may be scaled: from x to γ s[t] with I[t] = x / β. Every product is rounded to the tensors'
-    type, so that the results are those of a quotient, a step and a product one after another.
+    A layer of neurons may be scaled: it maps x to γ s[t] with I[t] = x / β. Every product is rounded to the
+    tensors' dtype, so the results equal those of a division, a step and a multiplication one after another.
     """
 
     def forward(
@@ -40,14 +40,14 @@ class Kernels(Protocol):
         steps: int = 1,
         fires: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """(γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
+        """Returns (γ s[t], u[t]) from x = β I[t] and u[t−1] (None before the first step).
 
-        u[t] goes into `out`, which may be u[t−1] itself, or into memory of its own. With `norm` (β = 1), I[t] is the
-        normalised x, with a `bias` [channels] (then without norm) x + b comes before β; either is rounded to the type of
-        x as if it were stored. Unless it `fires`, a placeholder (`placeholder_like`) takes the place of γ s[t].
+        u[t] is written to `out`, which may be u[t−1] itself, or to new memory. With `norm` (β = 1), I[t] is
+        the normalised x. With a `bias` [channels] (without norm), x + b takes the place of x. Both are
+        rounded to the dtype of x as if stored. If not `fires`, γ s[t] is a placeholder (`placeholder_like`).
 
-        Several `steps` at once: x and γ s are [steps · batch, …], step after step, u is [batch, …] before the first and
-        after the last; without norm.
+        With several `steps` (without norm), x and γ s are [steps · batch, …], ordered by step, and u is
+        [batch, …] before the first and after the last.
         """
 
     def backward(
@@ -60,9 +60,9 @@ class Kernels(Protocol):
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None]:
-        """(∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (None means zero, but not for both) and u[t].
+        """Returns (∂L/∂x, ∂L/∂u[t]) from ∂L/∂(γ s[t]), ∂L/∂u[t+1] (one of them may be None: zero) and u[t].
 
-        They are one tensor where β = 1. Without `through_time` the second is not wanted, and None.
+        Both results are one tensor if β = 1. Without `through_time` the second is None.
         """
 
     def backward_biased(
@@ -75,7 +75,7 @@ class Kernels(Protocol):
         *,
         through_time: bool = True,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """As `backward`, and ∂L/∂b [channels], at least in float32, of the bias that was added to x."""
+        """Returns the results of `backward`, and ∂L/∂b [channels], at least in float32, of the bias of x."""
 
     def backward_normalised(
         self,
@@ -87,41 +87,43 @@ class Kernels(Protocol):
         x: Tensor,
         norm: BatchNormParameters,
     ) -> tuple[Tensor, Tensor | None]:
-        """∂L/∂u[t] = ∂L/∂I[t] as `backward`, for I[t] that was normalised from x; and what `backward_to_input` wants.
+        """Returns ∂L/∂u[t] = ∂L/∂I[t] as `backward`, for I[t] normalised from x, and the sums for
+        `backward_to_input`.
 
-        That is, by channel, [2, channels]: Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I; None where it sums by itself.
+        The sums by channel, [2, channels], are Σ ∂L/∂I · (x − μ) / √(σ² + ε) and Σ ∂L/∂I; None if
+        `backward_to_input` computes them itself.
         """
 
     def backward_to_input(
         self, grad: Tensor, x: Tensor, norm: BatchNormParameters, sums: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums; through μ and σ² where they are the batch's own."""
+        """Returns (∂L/∂x, ∂L/∂γ, ∂L/∂β) from ∂L/∂I[t] and its sums, also through μ and σ² of the batch."""
 
     def statistics(
         self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        """μ and σ² (of n, not n − 1) of the channels of x [batch, channels, …], of the type of the running ones.
+        """Returns μ and biased σ² of the channels of x [batch, channels, …], in the running ones' dtype.
 
-        With a momentum those learn them as batch norm's do: the mean with the `biases` [channels] that x lacks. One batch
-        more is counted.
+        With a momentum the running statistics are updated as in batch norm, the mean including the `biases`
+        [channels] that x lacks, and the number of batches grows by 1.
         """
 
     def joined(
         self, residual: Tensor, shortcut: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
     ) -> Tensor:
-        """α g (r + b) + s for images r and s [batch, channels, …] of one type, a number g and b [channels] or none."""
+        """Returns α g (r + b) + s for r, s [batch, channels, …] of one dtype, g [], b [channels] or None."""
 
     def joined_backward(
         self, grad: Tensor, residual: Tensor, gain: Tensor, alpha: float, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(∂L/∂r, ∂L/∂g, ∂L/∂b) from the gradient of `joined`, that of b at least in float32."""
+        """Returns (∂L/∂r, ∂L/∂g, ∂L/∂b) from the gradient of `joined`; ∂L/∂b is at least in float32."""
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
-        """γ s[t] from u[t], of its shape, type and memory format."""
+        """Returns γ s[t] from u[t], with the same shape, dtype and memory format."""
 
 
 class KernelsByDevice:
-    """The kernels of the device on which the tensors lie."""
+    """Gives the kernels for the device of a tensor."""
 
     def __init__(self) -> None:
         self._torch = TorchKernels()
@@ -133,11 +135,11 @@ class KernelsByDevice:
         return self
 
     def fire(self, membrane: Tensor, neuron: LIFParameters, gain: float = 1.0) -> Tensor:
-        """As Kernels.fire."""
+        """See `Kernels.fire`."""
         return self.of(membrane, "fire").fire(membrane, neuron, gain)
 
     def of(self, tensor: Tensor, function: str) -> Kernels:
-        """Those of the tensor's device, which are about to run a `function`: a word for `ran`."""
+        """Returns the kernels for the tensor's device and adds the `function` to be run to `ran`."""
         if not by_triton(tensor):
             self.ran.add(f"torch {function}")
             return self._torch
@@ -150,18 +152,18 @@ class KernelsByDevice:
 
 
 def by_triton(tensor: Tensor) -> bool:
-    """Whether Triton's kernels compute with the tensor: it lies on a GPU."""
+    """Whether Triton's kernels serve the tensor: whether it lies on a GPU."""
     return tensor.is_cuda
 
 
 def can_triton_build() -> bool:
-    """Whether Triton finds the C compiler with which it builds a launcher for each kernel."""
+    """Whether Triton finds a C compiler, with which it builds a launcher for each kernel."""
     asked = os.environ.get("CC")
     return any(map(shutil.which, [asked.split()[0]] if asked else ["gcc", "clang"]))
 
 
 def unsupported(neuron: LIFParameters, device: str) -> str | None:
-    """Why no kernel can compute this neuron on this device, or None."""
+    """Returns why no kernel can compute this neuron on this device, or None."""
     if neuron.surrogate not in SURROGATES:
         return f"there is no surrogate {neuron.surrogate!r}; known: {', '.join(SURROGATES)}"
     if torch.device(device).type != "cuda":

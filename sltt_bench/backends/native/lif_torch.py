@@ -4,10 +4,10 @@
     backward   ∂L/∂s[t], ∂L/∂u[t+1], u[t] → ∂L/∂u[t] = ∂L/∂I[t]
     fire       u[t] → s[t]
 
-All carry u, the potential before the reset, and recompute spike and reset from it. A scaled layer receives
-x = β I and hands on γ s; one behind a batch norm may receive what is to be normalised. The operations
-and their order are those of `sltt_bench.neurons`, so that spikes agree to the last bit. On the CPU
-they run over pieces that stay in the cache: a chain of operations then costs one pass over memory.
+All use u, the potential before the reset, as state and recompute spike and reset from it. A scaled layer
+receives x = β I and returns γ s; a layer behind a batch norm may receive the input of the normalisation. The
+operations and their order are those of `sltt_bench.neurons`, so spikes agree bitwise. On the CPU the
+operations run on pieces that fit into the cache, so a chain of operations costs one pass over memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,12 +22,12 @@ from sltt_bench.surrogates import SURROGATES
 from sltt_bench.torch_internals import batch_statistics
 
 PIECE = 524_288
-"""Elements on which all CPU threads work before they go on to the next operation; the same whatever
-their number, so that peaks of memory are the same on every machine."""
+"""Elements on which all CPU threads work before the next operation. It does not depend on the number of
+threads, so memory peaks are the same on every machine."""
 
 
 class Scaling(NamedTuple):
-    """What stands before and behind a layer of neurons: γ LIF(x / β)."""
+    """The factors before and behind a layer of neurons: γ LIF(x / β)."""
 
     divisor: float = 1.0
     """β."""
@@ -39,12 +39,15 @@ UNSCALED = Scaling()
 
 
 class BatchNormParameters(NamedTuple):
-    """A batch norm before a layer of neurons: I = γ (x − μ) / √(σ² + ε) + β, by channel (dimension 1 of x)."""
+    """A batch norm before a layer of neurons: I = γ (x − μ) / √(σ² + ε) + β, by channel (dimension 1 of x).
+
+    All tensors are in float32, or wider if x is.
+    """
 
     mean: Tensor
-    """μ [channels], as the rest in float32, or wider if x is."""
+    """μ [channels]."""
     variance: Tensor
-    """σ² [channels], not corrected for bias."""
+    """σ² [channels], the biased estimate."""
     weight: Tensor
     """γ [channels]."""
     bias: Tensor
@@ -59,21 +62,21 @@ class BatchNormParameters(NamedTuple):
         return torch.rsqrt(self.variance + self.eps)
 
     def affine(self, dimensions: int) -> tuple[Tensor, Tensor]:
-        """a and b of I = a x + b, [1, channels, 1, …] for an x of so many dimensions."""
+        """Returns a and b of I = a x + b, shape [1, channels, 1, …], for an x of `dimensions` dimensions."""
         factor = self.weight * self.inverse_deviation
         shape = (1, -1, *[1] * (dimensions - 2))
         return factor.view(shape), (self.bias - self.mean * factor).view(shape)
 
 
 class RunningStatistics(NamedTuple):
-    """What a batch norm has learned of the batches so far."""
+    """The running statistics of a batch norm."""
 
     mean: Tensor
     """[channels]."""
     variance: Tensor
     """[channels]."""
     batches: Tensor
-    """How many, an integer."""
+    """Number of batches so far, an integer tensor."""
 
 
 class TorchKernels:
@@ -113,7 +116,7 @@ class TorchKernels:
         neuron: LIFParameters,
         scale: Scaling,
     ) -> None:
-        """u[t] into `membrane`, γ s[t] into `spikes`, if there is one."""
+        """Write u[t] into `membrane`, and γ s[t] into `spikes` if it has a tensor."""
         if previous is None:
             if scale.divisor == 1:
                 torch.add(x, neuron.resting_potential, out=membrane)
@@ -196,7 +199,7 @@ class TorchKernels:
         x: Tensor,
         norm: BatchNormParameters,
     ) -> tuple[Tensor, None]:
-        """No sums: `backward_to_input` forms them itself."""
+        """Returns None for the sums, since `backward_to_input` computes them itself."""
         return self.backward(grad_output, grad_next, membrane, neuron, Scaling(gain=gain))[0], None
 
     def backward_to_input(
@@ -211,7 +214,7 @@ class TorchKernels:
     def statistics(
         self, x: Tensor, running: RunningStatistics, momentum: float | None, biases: Sequence[Tensor] = ()
     ) -> tuple[Tensor, Tensor]:
-        if momentum is None:  # somewhere to write: without, some devices round the results to the type of x
+        if momentum is None:  # without output tensors, some devices round the results to the dtype of x
             return batch_statistics(
                 x, torch.empty_like(running.mean), torch.empty_like(running.variance), 0.0
             )
@@ -244,7 +247,7 @@ class TorchKernels:
 
 
 def placeholder_like(x: Tensor) -> Tensor:
-    """A tensor of undefined numbers that looks like x and takes the memory of one."""
+    """Returns a tensor of undefined numbers with the shape and dtype of x, in the memory of one number."""
     return torch.empty_strided(x.shape, [0] * x.dim(), dtype=x.dtype, device=x.device)
 
 
@@ -253,12 +256,12 @@ def _if_any(tensor: Tensor | None) -> list[Tensor]:
 
 
 def _by_channel(numbers: Tensor, x: Tensor) -> Tensor:
-    """One number for each channel of x [batch, channels, …], of its type."""
+    """Returns one number for each channel, to broadcast with x [batch, channels, …], in x's dtype."""
     return numbers.to(x.dtype).view(-1, *[1] * (x.dim() - 2))
 
 
 def _sum_of_channels(x: Tensor) -> Tensor:
-    """The sum of each channel of x [batch, channels, …], at least in float32."""
+    """Returns the sum of each channel of x [batch, channels, …], at least in float32."""
     return x.sum([0, *range(2, x.dim())], dtype=torch.promote_types(x.dtype, torch.float32))
 
 
@@ -268,10 +271,10 @@ def _times(x: Tensor, factor: float) -> Tensor:
 
 @cache
 def representable_threshold(v_threshold: float, dtype: torch.dtype) -> float:
-    """The smallest number of the format that is not below V_th (in float32, as the equations take it).
+    """Returns the smallest number of the format that is not below V_th (in float32, as in the equations).
 
-    A comparison rounds the threshold to the format of the potential; rounded down, it would let
-    neurons fire below V_th.
+    A comparison rounds the threshold to the format of the potential; rounded down, neurons would fire
+    below V_th.
     """
     exact = torch.tensor(v_threshold, dtype=torch.promote_types(dtype, torch.float32))
     rounded = exact.to(dtype)
@@ -288,13 +291,13 @@ def _leak_and_integrate(
     neuron: LIFParameters,
     gain: float,
 ) -> None:
-    """u[t] = λ v[t−1] + I[t] into `membrane` and γ s[t] into `spikes`, if there is one."""
+    """Write u[t] = λ v[t−1] + I[t] into `membrane`, and γ s[t] into `spikes` if it has a tensor."""
     fired = spikes[0] if spikes else torch.empty_like(previous)
     threshold = representable_threshold(neuron.v_threshold, membrane.dtype)
     if neuron.reset == "soft":
         torch.ge(previous, threshold, out=fired)
         torch.sub(previous, fired, alpha=neuron.v_threshold, out=membrane)
-    else:  # (1 − s) u + s V_reset: a choice of one of the two would lose a u that is infinite, which makes NaN here
+    else:  # (1 − s) u + s V_reset, and no selection, which would hide an infinite u; this makes it NaN
         torch.lt(previous, threshold, out=fired)
         torch.mul(previous, fired, out=membrane)
         if neuron.v_reset:
@@ -306,7 +309,7 @@ def _leak_and_integrate(
 
 
 def _fire(membrane: Tensor, spikes: Sequence[Tensor], neuron: LIFParameters, gain: float) -> None:
-    """γ s[t] from u[t] into each of `spikes`."""
+    """Write γ s[t], computed from u[t], into each of `spikes`."""
     for spikes_ in spikes:
         torch.ge(membrane, representable_threshold(neuron.v_threshold, membrane.dtype), out=spikes_)
         if gain != 1:
@@ -316,7 +319,7 @@ def _fire(membrane: Tensor, spikes: Sequence[Tensor], neuron: LIFParameters, gai
 def _through_time(
     grad_spikes: Tensor | None, grad_next: Tensor, membrane: Tensor, grad: Tensor, neuron: LIFParameters
 ) -> None:
-    """∂L/∂u[t] into `grad`, by way of s[t], of v[t] and, unless detached, of v[t] by way of s[t]."""
+    """Write ∂L/∂u[t] into `grad`: through s[t], v[t] and, unless detached, the reset's s[t]."""
     grad_potential = neuron.decay * grad_next
     through_spikes = grad_spikes
     if not neuron.detach_reset:
@@ -337,13 +340,13 @@ def _through_time(
 
 def _surrogate(membrane: Tensor, neuron: LIFParameters) -> Tensor:
     x = membrane - neuron.v_threshold
-    if neuron.surrogate == "triangle":  # the default; the same operations in one and the same memory
+    if neuron.surrogate == "triangle":  # the default; the same operations, in place
         return torch.sub(x.new_ones(()), x.abs_(), out=x).clamp_(min=0)
     return SURROGATES[neuron.surrogate](x)
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in corresponding pieces, or whole where pieces would not correspond or not pay."""
+    """Yields the tensors in corresponding pieces, or whole if pieces would not correspond or not pay."""
     first = tensors[0]
     if first.device.type != "cpu" or first.numel() <= PIECE:
         yield tensors
@@ -355,7 +358,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _samples(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors [batch, …] in pieces of whole samples, of which each channel has its own numbers."""
+    """Yields the tensors [batch, …] in pieces of whole samples, so that numbers by channel broadcast."""
     first = tensors[0]
     samples = max(1, PIECE * len(first) // max(1, first.numel()))
     yield from zip(*(torch.split(tensor, samples) for tensor in tensors), strict=True)

@@ -1,7 +1,7 @@
 """The LIF step and its derivative as fused Triton kernels: each reads and writes every tensor once.
 
-The same functions as in `lif_torch`. Numbers are computed in float32 (float64 for float64) and
-rounded once, when u is stored; the spike is read off the stored u, so that `fire` says the same.
+The same functions as in `lif_torch`. They compute in float32 (float64 for float64) and
+round once, when u is stored; the spike is computed from the stored u, so that `fire` gives the same.
 
 Set TRITON_INTERPRET=1 before the first import to run them on the CPU, slowly, for tests.
 """
@@ -34,14 +34,14 @@ SURROGATES = ("triangle", "rectangle", "sigmoid", "arctan")
 """The surrogates with a formula here, in the order of their numbers in `_surrogate`."""
 
 BLOCK = 1024
-"""Elements of one program, or of one turn of a program that takes several."""
+"""Elements of one program, or of one turn of a program that takes several turns."""
 PROGRAMS = 1024
-"""About so many programs form the sums of a tensor over all but its channels: each adds up its part alone, and
-what is added up afterwards is small. A processor of the GPU takes several at once, whose reading overlaps."""
+"""Approximate number of programs that sum a tensor by channel: each sums its part, and the sum over programs
+afterwards is small. A processor of the GPU runs several programs at once, so their reads overlap."""
 TILE_CHANNELS = 64
-"""Channels of a program that forms sums, where channels lie side by side in memory."""
+"""Channels of a summing program if channels are adjacent in memory."""
 TILE_TOTALS = 8
-"""Numbers that one program adds up over all programs before it: 32 bytes, the least that is read at once."""
+"""Sums that one program of the adding kernel computes: 32 bytes, the smallest unit of a read."""
 
 _PI = tl.constexpr(math.pi)
 
@@ -59,7 +59,7 @@ def _after_reset(u, THRESHOLD: tl.constexpr, V_RESET: tl.constexpr, SOFT: tl.con
 def _surrogate(x, KIND: tl.constexpr):
     """ds/du from x = u − V_th."""
     if KIND == 0:
-        return tl.where(tl.abs(x) >= 1.0, 0.0, 1.0 - tl.abs(x))  # a maximum would make 0 of what is no number
+        return tl.where(tl.abs(x) >= 1.0, 0.0, 1.0 - tl.abs(x))  # a maximum would turn NaN into 0
     elif KIND == 1:
         return tl.where(tl.abs(x) < 0.5, 1.0, 0.0)
     elif KIND == 2:
@@ -71,7 +71,7 @@ def _surrogate(x, KIND: tl.constexpr):
 
 @triton.jit
 def _scaled(x, FACTOR: tl.constexpr, COMPUTE: tl.constexpr):
-    """x times the factor, rounded to the type of x as a product of its own would be."""
+    """x times the factor, rounded to the dtype of x like a separate multiplication."""
     if FACTOR == 1:
         return x.to(COMPUTE)
     else:
@@ -80,17 +80,17 @@ def _scaled(x, FACTOR: tl.constexpr, COMPUTE: tl.constexpr):
 
 @triton.jit
 def _inverse_deviation(variance_ptr, channel, known, EPS: tl.constexpr, COMPUTE: tl.constexpr):
-    """1 / √(σ² + ε) of channels; of those not known, a number."""
+    """1 / √(σ² + ε) of channels; an arbitrary number for channels that are not `known`."""
     return 1.0 / tl.sqrt(tl.load(variance_ptr + channel, mask=known, other=1.0).to(COMPUTE) + EPS)
 
 
 @triton.jit
 def _elements_of(turn, channel, elements, CHANNELS: tl.constexpr, INNER: tl.constexpr, AT_ONCE: tl.constexpr):
-    """Where the elements of these channels lie that a program takes in a turn, [AT_ONCE, channels]; which are there.
+    """Indices [AT_ONCE, channels] of the elements that a program takes in a turn, and the mask of valid ones.
 
-    Programs take turns at the places of a channel, of which there are elements / CHANNELS, AT_ONCE at a time.
+    A channel has elements / CHANNELS places; programs take AT_ONCE of them at a time, in turns.
     """
-    places = elements // (CHANNELS * INNER) * INNER  # in these words the compiler sees pieces of 16 bytes
+    places = elements // (CHANNELS * INNER) * INNER  # in this form the compiler recognises 16-byte pieces
     part = turn * tl.num_programs(0) + tl.program_id(0)
     place = part.to(tl.int64) * AT_ONCE + tl.arange(0, AT_ONCE)
     start = place // INNER * (CHANNELS * INNER) + place % INNER
@@ -110,7 +110,7 @@ def _gradient(
     DETACHED: tl.constexpr,
     SURROGATE: tl.constexpr,
 ):
-    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d with d = λ ∂L/∂u[t+1] and the surrogate g; d is 0 unless it comes FROM_NEXT."""
+    """∂L/∂u[t] = g (∂L/∂s[t] + ∂v/∂s d) + ∂v/∂u d; d = λ ∂L/∂u[t+1] (0 unless FROM_NEXT), surrogate g."""
     if FROM_NEXT and not DETACHED:
         if SOFT:
             through_spikes -= THRESHOLD * past
@@ -150,10 +150,10 @@ def _forward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] goes out if it FIRES.
+    """u[t] = λ (v[t−1] − rest) + rest + I[t],  s[t] = H(u[t] − V_th); γ s[t] is written if FIRES.
 
-    I[t] = (x + b) / β, or the normalised x. Its channel is that of every INNERth element in memory. Of x and s there are STEPS
-    times `elements`, and u stays here from step to step, rounded as if it were stored.
+    I[t] = (x + b) / β, or the normalised x. The channel changes after every INNER elements in memory. x and s
+    have STEPS · `elements` elements; u stays in registers from step to step, rounded as if stored.
     """
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
@@ -209,7 +209,7 @@ def _backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂x = ∂L/∂u / β, with ∂L/∂s = γ ∂L/∂(γ s). ∂L/∂u is stored if the step before wants it and β is not 1."""
+    """∂L/∂x = ∂L/∂u / β, with ∂L/∂s = γ ∂L/∂(γ s). Stores ∂L/∂u if TO_PAST: needed and β is not 1."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     u = tl.load(membrane_ptr + index, mask=inside).to(COMPUTE)
@@ -259,10 +259,10 @@ def _summing_backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """As `_backward_kernel`, and by channel, of a program's part of the elements, Σ ∂L/∂x.
+    """As `_backward_kernel`, and Σ ∂L/∂x by channel over the program's part of the elements.
 
-    Where x is to be normalised: ∂L/∂I in place of ∂L/∂x, and Σ ∂L/∂I · (x − μ) / √(σ² + ε) before Σ ∂L/∂I.
-    A program takes TILE channels and, in TURNS turns, places of a channel; there are elements / CHANNELS of them.
+    If NORMALISED, ∂L/∂I in place of ∂L/∂x, and Σ ∂L/∂I · (x − μ) / √(σ² + ε) before Σ ∂L/∂I.
+    A program takes TILE channels and, in TURNS turns, some of the elements / CHANNELS places of a channel.
     """
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = channel < CHANNELS
@@ -341,7 +341,7 @@ def _joined_backward_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂r = α g ∂L/∂y, and by channel, of a program's part of the elements, Σ ∂L/∂y · r and Σ ∂L/∂y."""
+    """∂L/∂r = α g ∂L/∂y, and Σ ∂L/∂y · r and Σ ∂L/∂y by channel over the program's part of the elements."""
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = channel < CHANNELS
     at_once: tl.constexpr = BLOCK // TILE
@@ -391,10 +391,11 @@ def _statistics_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """By channel, of a program's part of the elements: their mean and Σ (x − mean)².
+    """Mean and Σ (x − mean)² by channel over the program's part of the elements.
 
-    A program takes the channels and places that it takes in `_summing_backward_kernel`. Means are updated element by
-    element (Welford) and then joined (Chan et al. 1979), so that no large sums are subtracted from each other.
+    A program takes the same channels and places as in `_summing_backward_kernel`. Means are updated element
+    by element (Welford) and then joined (Chan et al. 1979), so that no large sums are subtracted from each
+    other.
     """
     channel = tl.program_id(1) * TILE + tl.arange(0, TILE)
     known = channel < CHANNELS
@@ -436,10 +437,10 @@ def _join_statistics_kernel(
     PADDED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """μ and σ² (of n, not n − 1) of channels from those of parts; the running ones learn μ + offset and that of n − 1,
-    and one batch more is counted.
+    """μ and biased σ² of channels from those of parts. If LEARNS, updates the running statistics with μ +
+    offset and the unbiased σ², and counts one more batch.
 
-    There are `places` elements of a channel, which ROWS programs took in turns, AT_ONCE each time.
+    A channel has `places` elements, which ROWS programs took in turns, AT_ONCE each time.
     """
     row = tl.arange(0, PADDED)
     channel = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -488,8 +489,8 @@ def _input_gradient_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """∂L/∂x = γ r (∂L/∂I − (Σ ∂L/∂I + x̂ Σ ∂L/∂I x̂) / n), r = 1 / √(σ² + ε), x̂ = (x − μ) r, n elements of a channel;
-    without the sums where μ and σ² are not the batch's own."""
+    """∂L/∂x = γ r (∂L/∂I − (Σ ∂L/∂I + x̂ Σ ∂L/∂I x̂) / n), r = 1 / √(σ² + ε), x̂ = (x − μ) r, n elements per
+    channel; without the sums if μ and σ² are not the batch's own."""
     index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = index < elements
     channel = index // INNER % CHANNELS
@@ -566,7 +567,7 @@ class TritonKernels:
             **_step_of(neuron),
             **({"CHANNELS": 1, "INNER": 1} if norm is None and bias is None else _channels_of(x)),
         )
-        if out is not None:  # autograd sees no kernel write; its check of saved tensors counts versions
+        if out is not None:  # autograd's check of saved tensors does not see kernels write
             torch.autograd.graph.increment_version(out)
         return spikes, membrane
 
@@ -644,7 +645,7 @@ class TritonKernels:
         *,
         to_past: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """∂L/∂x, ∂L/∂u (the same tensor unless it is wanted beside it) and the sums by channel, [1 or 2, channels]."""
+        """Returns ∂L/∂x, ∂L/∂u (the same tensor unless `to_past`) and sums by channel [1 or 2, channels]."""
         grad_x = torch.empty_like(membrane)
         grad = torch.empty_like(membrane) if to_past else grad_x
         membrane = _laid_out_as(grad_x, membrane)
@@ -766,40 +767,40 @@ class TritonKernels:
 
 @cache
 def _reciprocal(divisor: float, dtype: torch.dtype) -> float:
-    """1 / β as torch's division of a tensor by a number takes it on CUDA: rounded to the format of the arithmetic."""
+    """Returns 1 / β rounded to the format of the arithmetic, as in torch's division by a number on CUDA."""
     arithmetic = torch.promote_types(dtype, torch.float32)
     return float(torch.ones((), dtype=arithmetic) / torch.tensor(divisor, dtype=arithmetic))
 
 
 def _step_of(neuron: LIFParameters) -> dict[str, Any]:
-    """What the kernels are told of a neuron."""
+    """Returns the kernels' constants of a neuron."""
     soft = neuron.reset == "soft"
     return {"DECAY": neuron.decay, "THRESHOLD": neuron.v_threshold, "V_RESET": neuron.v_reset, "SOFT": soft}
 
 
 def _derivative_of(neuron: LIFParameters) -> dict[str, Any]:
-    """… and beyond that, backward."""
+    """Returns the backward kernels' constants of a neuron."""
     surrogate = SURROGATES.index(neuron.surrogate)
     return {**_step_of(neuron), "DETACHED": neuron.detach_reset, "SURROGATE": surrogate}
 
 
 def _channels_of(tensor: Tensor) -> dict[str, Any]:
-    """Of a dense tensor [batch, channels, …]: how many channels, and how many elements lie in memory before the next."""
+    """Returns number and distance in memory of the channels of a dense tensor [batch, channels, …]."""
     return {"CHANNELS": tensor.shape[1], "INNER": tensor.stride(1) if tensor.shape[1] > 1 else 1}
 
 
 class _Tiles(NamedTuple):
-    """How programs share a dense tensor [batch, channels, …] of which they form sums by channel."""
+    """How programs divide a dense tensor [batch, channels, …] to compute sums by channel."""
 
     channels: int
     inner: int
-    """Elements that lie in memory before the next channel."""
+    """Distance in memory between channels, in elements."""
     places: int
-    """Elements of a channel."""
+    """Number of elements of a channel."""
     tile: int
-    """Channels of a program."""
+    """Number of channels of a program."""
     rows: int
-    """Programs that share a channel."""
+    """Number of programs that share a channel."""
 
     @classmethod
     def of(cls, tensor: Tensor) -> "_Tiles":
@@ -816,20 +817,20 @@ class _Tiles(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What the kernels are told."""
+        """The kernels' constants."""
         turns = triton.cdiv(triton.cdiv(self.places, BLOCK // self.tile), self.rows)
         return {"CHANNELS": self.channels, "INNER": self.inner, "TILE": self.tile, "TURNS": turns}
 
 
 def _parts(tensor: Tensor, tiles: _Tiles, sums: int, dtype: torch.dtype) -> Tensor:
-    """Room for so many sums by channel of each row of programs, [rows, sums, channels]; of an empty tensor, whose programs
-    nobody starts, zeros."""
+    """Returns memory for the sums by channel of each row of programs, [rows, sums, channels]; zeros for an
+    empty tensor, for which no program runs."""
     make = tensor.new_empty if tensor.numel() else tensor.new_zeros
     return make(tiles.rows, sums, tiles.channels, dtype=dtype)
 
 
 def _added_up(parts: Tensor) -> Tensor:
-    """The sum over the first dimension."""
+    """Returns the sum over the first dimension."""
     totals = torch.empty_like(parts[0])
     columns = totals.numel()
     with torch.cuda.device_of(parts):
@@ -840,7 +841,7 @@ def _added_up(parts: Tensor) -> Tensor:
 
 
 def _rows_of(parts: Tensor) -> dict[str, Any]:
-    """What the kernels are told that join the results of programs, one in each row."""
+    """Returns the constants of kernels that join the results of programs, one program in each row."""
     padded = triton.next_power_of_2(len(parts))
     warps = min(8, max(1, padded * TILE_TOTALS // 256))
     return {
@@ -859,7 +860,7 @@ def _launch(
     elements: int | None = None,
     **constants: Any,
 ) -> None:
-    """Run a kernel over the elements of tensors that lie alike in memory, by programs of BLOCK elements or a `grid`."""
+    """Run a kernel over tensors with the same memory layout, by programs of BLOCK elements or on a `grid`."""
     first = tensors[0]
     elements = first.numel() if elements is None else elements
     if elements == 0:
@@ -873,7 +874,7 @@ def _launch(
 
 
 def _laid_out_as(model: Tensor, tensor: Tensor) -> Tensor:
-    """The tensor with the strides of `model`, which is dense; copied only where they differ."""
+    """Returns the tensor with the strides of `model`, which is dense; copied only if the strides differ."""
     if tensor.stride() == model.stride():
         return tensor
     return torch.empty_like(model, dtype=tensor.dtype).copy_(tensor)

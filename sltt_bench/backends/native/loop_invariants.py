@@ -1,11 +1,11 @@
-"""What is the same at all T steps of an iteration is computed once.
+"""Computes values that are the same at all T steps of an iteration only once.
 
-Two things are: weights as the steps use them (`step_weights`), and what the first layers make of an image
-that is shown at every step. The latter is computed at its first use and given to the steps as a leaf of
-their graphs. The gradients that reach the leaf are summed over t and go on through its computation
-once, when the iteration ends; the gradients of the parameters behind it are complete only then.
-A step that changes what it was given in place has its own way with it, and the layer is left alone from then on.
-Where the sum would take more memory than the layer's input, and much, it is not formed: each backward
+These are weights as the steps use them (`step_weights`), and the outputs of the first layers for an image
+that is shown at every step. Such an output is computed at its first use and given to the steps as a leaf of
+their graphs. The gradients that reach the leaf are summed over t and pass through its computation
+once, at the end of the iteration; only then are the gradients of the layer's parameters complete.
+A layer whose output a step changes in place is left out from then on.
+If the sum would take much memory, and more than the layer's input, it is not formed: each backward
 pass goes through the layer.
 """
 
@@ -32,31 +32,31 @@ from sltt_bench.neurons import input_of_call
 from sltt_bench.torch_internals import times_changed
 
 FIRST_LAYERS = (nn.Conv2d, UnbiasedConv2d, nn.Linear, LeanAvgPool2d, nn.Flatten)
-"""Layers without state and chance: equal inputs give equal outputs."""
+"""Layers without state and randomness: equal inputs give equal outputs."""
 SMALL = 2**20
-"""Elements up to which the sum of gradients is formed whatever the layer's input."""
+"""Up to this many elements, the sum of gradients is formed whatever the size of the layer's input."""
 
 
 class OncePerIteration:
-    """Learns from a network's first iterations which layers receive one and the same tensor at every step."""
+    """Learns from a network's first iterations which layers receive the same tensor at every step."""
 
     def __init__(self, *, first_layers: bool) -> None:
-        """`first_layers`: keep the outputs of the first layers too, not only weights."""
+        """`first_layers`: keep outputs of the first layers, not only weights."""
         self.one_pass = False
-        """Whether weights are standardised in one pass each way, which rounds otherwise than the layers do."""
+        """Whether weights are standardised in one pass each way, which rounds differently from the layers."""
         self._first_layers = first_layers
         self._keep_casts = True
         self._repeating: weakref.WeakKeyDictionary[nn.Module, set[nn.Module]] = weakref.WeakKeyDictionary()
         self._settled: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._overwritten: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        """Layers whose results are changed in place by what reads them."""
+        """Layers whose results a reader changes in place."""
         self._image: Tensor | None = None
         self.computed_once: set[str] = set()
-        """Kinds of layers of which something was computed once so far."""
+        """Kinds of layers of which weights or outputs have been computed once so far."""
 
     @contextmanager
     def active(self, network: nn.Module) -> Iterator[None]:
-        """One iteration of the network; at its end the summed gradients reach the parameters."""
+        """Context of one iteration of the network; at its end the summed gradients reach the parameters."""
         shared: list[Shared] = []
         repeating = self._repeating.get(network, set())
         watched = list(self._watched(network))
@@ -73,7 +73,7 @@ class OncePerIteration:
                 yield
             for result in reversed(shared):
                 result.settle()
-            for weight in weights:  # to which those have added
+            for weight in weights:  # after the results, which add to the weights' gradients
                 weight.settle()
             once = [result.module for result in shared]
             once += [weight.module for weight in weights if weight.made_once]
@@ -81,8 +81,8 @@ class OncePerIteration:
             self._learn(network, layers)
             self._overwritten.update(layer.module for layer in layers if layer.is_overwritten)
         finally:
-            # A result and what shares it hold each other; without this they live until Python's collector
-            # runs, and one with a hook, which the collector does not see through, for ever.
+            # A result and its users form a reference cycle. Without this they would live until Python's
+            # collector runs, and forever if there is a hook, which the collector does not see through.
             for result in shared:
                 result.release()
             for weight in weights:
@@ -92,10 +92,11 @@ class OncePerIteration:
 
     @contextmanager
     def shown(self, inputs: Sequence[Tensor]) -> Iterator[None]:
-        """Iterations that begin inside go through these T inputs [batch, ...].
+        """Context in which iterations go through these T inputs [batch, ...].
 
-        If they are one image, what it repeats is kept from its first step on in a network's first iteration too, which
-        adds its gradients up as every later one does: a process that resumes a training rounds as one that went on.
+        If all are one image, results that repeat are kept from the first step on, even in a network's first
+        iteration. All iterations then sum their gradients in the same order, so a resumed training rounds
+        like an uninterrupted one.
         """
         if len(inputs) > 1 and all(x is inputs[0] for x in inputs):
             self._image = inputs[0]
@@ -106,7 +107,7 @@ class OncePerIteration:
 
     @contextmanager
     def without_casts(self) -> Iterator[None]:
-        """Iterations that begin inside keep no weights in the format of mixed precision."""
+        """Context in which iterations keep no weights in the format of mixed precision."""
         usual, self._keep_casts = self._keep_casts, False
         try:
             yield
@@ -115,7 +116,7 @@ class OncePerIteration:
 
     @contextmanager
     def weights_alone(self) -> Iterator[None]:
-        """Iterations that begin inside keep no outputs of first layers."""
+        """Context in which iterations keep no outputs of first layers."""
         usual, self._first_layers = self._first_layers, False
         try:
             yield
@@ -130,7 +131,7 @@ class OncePerIteration:
 
     def _learn(self, network: nn.Module, layers: list["_Layer"]) -> None:
         if not any(layer.calls > 1 for layer in layers):
-            return  # T = 1 tells nothing
+            return  # at T = 1 nothing can repeat
         repeating = {layer.module for layer in layers if layer.repeats}
         if repeating == self._repeating.get(network):
             self._settled.add(network)
@@ -138,12 +139,12 @@ class OncePerIteration:
 
 
 class Shared:
-    """A result that all steps use, and the sum of the gradients that they send back."""
+    """A result that all steps use, and the sum of the gradients from the steps."""
 
     def __init__(
         self, module: nn.Module, value: Tensor, trainable: bool, pass_on: Callable[[Tensor], None]
     ) -> None:
-        """`pass_on` takes ∂L/∂value to the parameters."""
+        """`pass_on` propagates ∂L/∂value to the parameters."""
         self.module = module
         self.leaf = value.detach().requires_grad_(trainable)
         self._pass_on: Callable[[Tensor], None] | None = pass_on
@@ -152,7 +153,7 @@ class Shared:
         self._made_at = times_changed(self.leaf)
 
     def used(self) -> Tensor:
-        """The value for one step, which may change it in place."""
+        """Returns the value for one step, which may change it in place."""
         if not (torch.is_grad_enabled() and self.leaf.requires_grad):
             return self.leaf
         used: Tensor = _Used.apply(self.leaf)
@@ -161,44 +162,44 @@ class Shared:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nobody has changed it in place."""
+        """Whether the value has not been changed in place."""
         return times_changed(self.leaf) == self._made_at
 
     def settle(self) -> None:
-        """Pass on what has been summed. Raises RuntimeError if the parameters are others now."""
+        """Pass on the summed gradient. Raises RuntimeError if the parameters have changed."""
         self.check()
         grad, self.leaf.grad = self.leaf.grad, None
         if grad is not None and self._pass_on is not None:
             self._pass_on(grad)
 
     def settle_at_each_backward_pass(self) -> None:
-        """Do not sum."""
+        """Pass on each gradient at once instead of summing."""
         self._hook = self.leaf.register_post_accumulate_grad_hook(lambda leaf: self.settle())  # type: ignore[no-untyped-call]
 
     def release(self) -> None:
-        """Let go of the graph behind the value, which is not used any more."""
+        """Release the graph behind the value, which is no longer needed."""
         self._pass_on = None
         if self._hook is not None:
             self._hook.remove()
 
     def check(self) -> None:
-        """Raises RuntimeError if the parameters are not those that the value was made from."""
+        """Raises RuntimeError if the parameters have changed since the value was computed."""
         if parameter_versions(self.module) != self._made_from:
             raise changed_within_iteration(self.module)
 
 
 def _itself(x: Tensor) -> Tensor:
-    """The shared result of which x is a use, if it is one and nobody has changed it; otherwise x."""
+    """Returns the leaf of the shared result if x is an unchanged use of one; otherwise x."""
     result: Shared | None = getattr(x, "_used_of", lambda: None)()
     return result.leaf if result is not None and result.is_whole else x
 
 
 class _Used(torch.autograd.Function):
-    """A leaf as something that may be changed in place, which torch allows of no leaf."""
+    """Identity of a leaf whose result may be changed in place, which torch does not allow for a leaf."""
 
     @staticmethod
     def forward(ctx: Any, leaf: Tensor) -> Tensor:
-        ctx.kept = Stored(leaf.detach())  # what is returned would hold itself
+        ctx.kept = Stored(leaf.detach())  # storing the returned tensor would be a reference cycle
         return leaf.detach()
 
     @staticmethod
@@ -208,8 +209,10 @@ class _Used(torch.autograd.Function):
 
 
 class _Layer:
-    """A layer whose output is kept where it receives what it received before: the same tensor, or one that a
-    layer before it has made of such a tensor."""
+    """A layer whose output is kept if its input repeats.
+
+    An input repeats if it is the same tensor, or if an earlier layer computed it from a repeated tensor.
+    """
 
     def __init__(
         self,
@@ -220,8 +223,8 @@ class _Layer:
         expected: bool,
         image: Tensor | None,
     ) -> None:
-        """`layers`: all of the iteration. `expected`: whether repetition is known, so that the first output is kept
-        already; that of `image`, which every step is shown, is."""
+        """`layers`: all layers of the iteration. `expected`: whether the layer is known to repeat, so that
+        its first output is kept; the first one from `image`, which every step shows, is always kept."""
         self.module = module
         self.calls = 0
         self.repeats = expected
@@ -234,9 +237,9 @@ class _Layer:
         self._result: Shared | None = None
         self._seen: _Remembered | None = None
         self._seen_from: tuple[_Layer, int] | None = None
-        """Which layer had made the last input, in which of its calls."""
+        """Which layer computed the last input, and in which of its calls."""
         self._made: _Remembered | None = None
-        """The last output that is not kept, and the call that made it."""
+        """The last output that is not kept; `_made_at` is the number of the call that computed it."""
         self._made_at = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -263,7 +266,7 @@ class _Layer:
         return self._result.used()
 
     def _has_seen(self, x: Tensor) -> bool:
-        """Whether x is what the last call received, or the kept result of the layer that had made that."""
+        """Whether x is the last call's input, or the kept result of the layer that computed that input."""
         if self._seen is not None and self._seen.is_still(x):
             return True
         if self._seen_from is None:
@@ -273,7 +276,7 @@ class _Layer:
         return kept is not None and x is kept.leaf and times_changed(x) == 0 and maker._made_at == call
 
     def _comes_from_image(self, x: Tensor) -> bool:
-        """Whether x is the image that every step is shown, or what is kept of it."""
+        """Whether x is the image that every step shows, or a kept result."""
         return self._image is not None and (
             x is self._image or any(x is result.leaf for result in self._shared)
         )
@@ -288,7 +291,7 @@ class _Layer:
         return output
 
     def _is_leaf_of_the_iteration(self, x: Tensor) -> bool:
-        """Whether x comes from outside the steps' graphs, or from a layer that is shared itself."""
+        """Whether x comes from outside the steps' graphs, or is itself a shared result."""
         return not x.requires_grad or any(x is result.leaf for result in self._shared)
 
     def _compute(self, x: Tensor) -> Shared:
@@ -306,17 +309,17 @@ class _Layer:
 
 
 class _Remembered:
-    """A tensor as it was, which is not kept alive."""
+    """A weak reference to a tensor in its current version."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor, self._times_changed = weakref.ref(tensor), times_changed(tensor)
 
     def is_still(self, tensor: Tensor) -> bool:
-        """Whether this is the tensor, and unchanged."""
+        """Whether this is the tensor and it is unchanged."""
         return self._tensor() is tensor and self._times_changed == times_changed(tensor)
 
 
 def is_first_layer(module: nn.Module) -> bool:
-    """Whether the layer has neither state nor chance, and nobody else watches or patches it."""
+    """Whether the layer has neither state nor randomness, no pre-hooks and no patched forward method."""
     known = type(module) in FIRST_LAYERS or hasattr(module, "standardised_weight")
     return known and not module._forward_pre_hooks and "forward" not in module.__dict__

@@ -18,23 +18,23 @@ from sltt_bench.neurons import LIFParameters, SpikingNeuron, reset
 
 
 class Portion(NamedTuple):
-    """What a call of several steps sees: [steps · samples, …], step after step."""
+    """What a call with several steps receives: [steps · samples, …], ordered by step."""
 
     steps: int
     samples: slice
-    """Of the batch; the first portion begins at 0, the last ends with the batch."""
+    """Samples of the batch; the first portion begins at 0, the last ends with the batch."""
     batch: int
 
 
 class NativeLIF(SpikingNeuron):
-    """Currents I[t] of any shape in, spikes s[t] of that shape out.
+    """Maps currents I[t] of any shape to spikes s[t] of that shape.
 
-    u[t] takes the place of u[t−1] in memory where no graph needs u[t−1] any more.
+    u[t] overwrites u[t−1] in memory if no graph needs u[t−1] any more.
     """
 
     carried = ("linked_membrane",)
     portion: Portion | None = None
-    """What the calls to come see, where it is not the batch at one step; they need no graph then."""
+    """What the next calls receive, if it is not the batch at one step; these calls need no graph."""
 
     def __init__(self, parameters: LIFParameters, kernels: KernelsByDevice, saved: SavedTensors) -> None:
         super().__init__()
@@ -43,23 +43,23 @@ class NativeLIF(SpikingNeuron):
         self.saved = saved
         self._carried: _Carried | None = None
         self.sources: tuple[torch.nn.Conv2d, ...] = ()
-        """Convolutions before it that may leave their bias to it."""
+        """Preceding convolutions that may leave their bias to this layer."""
         self.spikes_are_read = True
-        """Whether anything beside hooks reads its spikes; otherwise they need not exist, only their gradient."""
+        """Whether anything except hooks reads the spikes; otherwise only their gradient needs to exist."""
         self._past: Tensor | None = None
-        """u before the steps of which some portions are computed."""
+        """u before the steps whose portions are being computed."""
 
     def takes_biases(self) -> bool:
         return not self._is_watched()
 
     def _is_watched(self) -> bool:
-        """Whether somebody looks at currents or spikes themselves."""
+        """Whether a hook or a patched forward method reads currents or spikes."""
         return "forward" in self.__dict__ or are_watched([self])
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
-        """γ s[t] for the currents x / β or x by one kernel, where nobody looks at currents and spikes themselves.
+        """Returns γ s[t] from currents x / β (or x), by one kernel if nothing else reads currents or spikes.
 
-        In the trace of a step that is a call of the layer with a `gain`.
+        In the trace of a step this is a call of the layer with a `gain`.
         """
         if isinstance(x, Tensor) and self._is_watched():
             return super().scaled(x, gain, divisor)
@@ -79,7 +79,7 @@ class NativeLIF(SpikingNeuron):
             )
         deferred = deferred_by(current)
         if before is not None and before.membrane.dtype != current.dtype and deferred is None:
-            # A feedback in another format, say, which the first step has not got: a sum is of the wider one.
+            # E.g. feedback in another format, which is missing at the first step: a sum has the wider format.
             wide = torch.promote_types(before.membrane.dtype, current.dtype)
             current, before = current.to(wide), before.of_type(wide)
             previous = before.membrane
@@ -99,12 +99,12 @@ class NativeLIF(SpikingNeuron):
         return spikes
 
     def _bias(self) -> Tensor | None:
-        """What the currents lack."""
+        """Returns the sum of the biases that the currents lack."""
         biases = biases_left_out(self.sources)
         return sum(biases[1:], biases[0]) if biases else None
 
     def _of_portion(self, current: Tensor, scale: Scaling, portion: Portion) -> Tensor:
-        """The spikes of a portion; when the last one is through, the layer carries u of the whole batch."""
+        """Returns the spikes of a portion; after the last one, the layer carries u of the whole batch."""
         if portion.samples.start == 0:
             before = self._carried
             self._past = None if before is None else before.membrane
@@ -133,12 +133,12 @@ class NativeLIF(SpikingNeuron):
         scale: Scaling,
         normalises: bool,
     ) -> Tensor:
-        """The spikes as part of the graph. `inputs`: currents, link and the bias that they lack."""
+        """Returns the spikes as part of the graph. `inputs`: currents, link, and the bias they lack."""
         kept = Membrane(membrane, partial(self._kernels.fire, neuron=self.parameters_, gain=scale.gain))
         done = _Done(spikes, kept, self._kernels, self.parameters_, scale, normalises)
         with self.saved.announce(kept):
             spikes, link = _Step.apply(*inputs, done)
-        # Autograd itself, or hooks of somebody else (a checkpoint's), hold u[t] and tell nobody when they let go.
+        # If autograd itself or foreign hooks (a checkpoint's) hold u[t], its release cannot be observed.
         holder = weakref.ref(kept) if kept.is_kept else _somebody
         self._carried = _Carried(membrane, link, holder)
         return spikes
@@ -147,7 +147,7 @@ class NativeLIF(SpikingNeuron):
     def potential(self) -> Tensor | None:
         """v[t], the potential after the reset; None before the first step.
 
-        Raises NotImplementedError where a gradient would flow through it that the neurons cannot take: λ = 0.
+        Raises NotImplementedError if a gradient would flow through it although λ = 0: no link can carry it.
         """
         if self._carried is None:
             return None
@@ -172,10 +172,10 @@ class NativeLIF(SpikingNeuron):
 
     @property
     def linked_membrane(self) -> Tensor | None:
-        """u[t] with its way back in time, as methods save, scale and restore it; None before the first step."""
+        """u[t] with its gradient path, for methods that save, scale or restore it; None before step 1."""
         if self._carried is None:
             return None
-        self._carried = self._carried._replace(holder=_somebody)  # whoever reads it may keep it
+        self._carried = self._carried._replace(holder=_somebody)  # the reader may keep it
         return self._carried.membrane if self._carried.link is None else self._carried.link
 
     @linked_membrane.setter
@@ -185,23 +185,23 @@ class NativeLIF(SpikingNeuron):
 
 
 class _Carried(NamedTuple):
-    """What a layer hands from step to step."""
+    """The state that a layer hands from step to step."""
 
     membrane: Tensor
     """u[t]."""
     link: Tensor | None
-    """Leads the gradient from step t+1 to step t."""
+    """Carries the gradient from step t+1 to step t."""
     holder: Callable[[], object | None]
-    """Gives what needs the memory of u[t] beside the layer, None if nothing does any more."""
+    """Returns an object other than the layer that still needs the memory of u[t], or None."""
 
     def of_type(self, dtype: torch.dtype) -> "_Carried":
-        """The same in that format."""
+        """Returns the same state in another dtype."""
         link = None if self.link is None else self.link.to(dtype)
         return self._replace(membrane=self.membrane.to(dtype), link=link, holder=_somebody)
 
 
 def _for_batch(currents: Tensor, batch: int) -> Tensor:
-    """Room for so many samples, laid out as those of the currents are if they lie one after another."""
+    """Returns an empty tensor for `batch` samples, laid out as the currents if samples are contiguous."""
     shape = (batch, *currents.shape[1:])
     if is_dense(currents) and currents.stride(0) * len(currents) == currents.numel():
         return currents.new_empty_strided(shape, currents.stride())
@@ -217,7 +217,7 @@ def _somebody() -> bool:
 
 
 class _Done(NamedTuple):
-    """A step that was computed and is now recorded."""
+    """A computed step, to be recorded in the graph."""
 
     spikes: Tensor
     membrane: Membrane
@@ -225,11 +225,11 @@ class _Done(NamedTuple):
     neuron: LIFParameters
     scale: Scaling
     normalises: bool
-    """Whether the currents are a placeholder, of which the step made the normalised currents itself."""
+    """Whether the currents are a placeholder that the step normalised itself."""
 
 
 class _Potential(torch.autograd.Function):
-    """v[t], whose gradient goes back by the link, as that of a step u[t+1] = λ v[t] + … does."""
+    """v[t], whose gradient goes back through the link as in a step u[t+1] = λ v[t] + I[t+1]."""
 
     @staticmethod
     def forward(ctx: Any, link: Tensor, potential: Tensor, decay: float) -> Tensor:
@@ -245,8 +245,8 @@ class _Potential(torch.autograd.Function):
 class _Step(torch.autograd.Function):
     """(x, link to step t−1, b) → (γ s[t], link to step t+1) for the currents I[t] = (x + b) / β.
 
-    A link has the shape of u, and ∂L/∂u of the *later* step as its gradient, so that the same tensor
-    goes to the currents and back in time.
+    A link has the shape of u, and its gradient is ∂L/∂u of the *later* step, so the same tensor
+    serves the currents and the way back in time.
     """
 
     @staticmethod

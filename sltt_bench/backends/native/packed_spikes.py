@@ -1,4 +1,4 @@
-"""Spikes kept as one bit each."""
+"""Spikes stored as one bit each."""
 
 from types import ModuleType
 
@@ -16,10 +16,10 @@ _ONE_BIT_EACH = 0x8040201008040201 - 2**64
 
 
 class PackedSpikes:
-    """A tensor γ s of spikes s, zeros and ones, in an eighth of a byte an element."""
+    """A tensor γ s of spikes s (0 or 1), stored in one bit per element."""
 
     def __init__(self, spikes: Tensor, gain: float = 1.0) -> None:
-        """`spikes`: γ s of any shape and floating type, dense in memory or copied to be. `gain`: γ, not 0."""
+        """`spikes`: γ s of any shape and floating dtype, copied unless dense in memory. `gain`: γ, not 0."""
         if not is_dense(spikes):
             spikes = spikes.contiguous()
         self._shape, self._stride = spikes.shape, spikes.stride()
@@ -28,14 +28,14 @@ class PackedSpikes:
         self._bits = _in_one_pass().pack(flat) if kernels.by_triton(flat) else pack(flat)
 
     def tensor(self) -> Tensor:
-        """γ s, with the shape, type and memory format that it had."""
+        """Returns γ s with its original shape, dtype and memory format."""
         back = _in_one_pass().unpack if kernels.by_triton(self._bits) else unpack
         flat: Tensor = back(self._bits, self._shape.numel(), self._dtype, self._gain)
         return flat.as_strided(self._shape, self._stride)
 
 
 def pack(flat: Tensor) -> Tensor:
-    """Zeros and γ [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
+    """Zeros and γ [n] of a floating dtype → bytes [⌈n / 8⌉]; missing elements of the last byte are 0."""
     fired = flat != 0
     if rest := -len(fired) % 8:
         fired = torch.cat([fired, fired.new_zeros(rest)])
@@ -43,14 +43,14 @@ def pack(flat: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, elements: int, dtype: torch.dtype, gain: float = 1.0) -> Tensor:
-    """The way back: [elements] of the type."""
+    """Inverse of `pack`: returns γ s [elements] of the dtype."""
     spread = (bits.to(torch.int64) * _REPEAT) & _ONE_BIT_EACH
     spikes = (spread.view(torch.uint8) != 0)[:elements].to(dtype)
     return spikes if gain == 1 else spikes.mul_(gain)
 
 
 def _in_one_pass() -> ModuleType:
-    """What does the same on a GPU, in one pass each."""
+    """Returns the module with the same functions for a GPU, each in one pass."""
     from sltt_bench.backends.native import packing_triton
 
     return packing_triton

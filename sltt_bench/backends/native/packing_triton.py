@@ -1,4 +1,4 @@
-"""Spikes to bits and back on a GPU, each in one pass; bit i of a byte is the element i of its eight.
+"""Converts spikes to bits and back on a GPU, each in one pass; bit i of a byte is element i of its eight.
 
 Set TRITON_INTERPRET=1 before the first import to run the kernels on the CPU, slowly, for tests.
 """
@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 256
-"""Bytes of bits that one program makes or reads."""
+"""Bytes of bits that one program writes or reads."""
 
 
 @triton.jit
@@ -42,14 +42,14 @@ def _unpack_kernel(
 
 
 def pack(flat: Tensor) -> Tensor:
-    """Zeros and γ [n] of a floating type → bytes [⌈n / 8⌉]; missing elements of the last are 0."""
+    """Zeros and γ [n] of a floating dtype → bytes [⌈n / 8⌉]; missing elements of the last byte are 0."""
     bits = torch.empty(-(-len(flat) // 8), dtype=torch.uint8, device=flat.device)
     _launch(_pack_kernel, flat, bits, len(flat))
     return bits
 
 
 def unpack(bits: Tensor, elements: int, dtype: torch.dtype, gain: float = 1.0) -> Tensor:
-    """The way back: [elements] of the type."""
+    """Inverse of `pack`: returns γ s [elements] of the dtype."""
     flat = torch.empty(elements, dtype=dtype, device=bits.device)
     compute = tl.float64 if dtype == torch.float64 else tl.float32
     _launch(_unpack_kernel, bits, flat, elements, GAIN=gain, COMPUTE=compute)

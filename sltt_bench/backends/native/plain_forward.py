@@ -1,9 +1,10 @@
-"""Whether a trace of a forward method shows all that it does: read in its source, of which everything has to be on a list.
+"""Checks in the source of a forward method that a trace shows everything it does.
 
-A trace (torch.fx) shows operations on values. It does not show what a method keeps or draws, what it asks of a value, whether
-it goes another way in evaluation, or in which precision it computes. So what a method may consist of is listed here: calls of
-layers, of its own methods and of the functions of tensors below, arithmetic, loops over layers, and choices by numbers that
-construction has fixed. Layers of torch and of this package are known and not read.
+A trace (torch.fx) shows operations on values. It does not show what a method stores or draws, which
+properties of values it reads, whether it behaves differently in evaluation, or in which precision it
+computes. So this module lists everything that a method may consist of: calls of layers, of its own methods
+and of the tensor functions below, arithmetic, loops over layers, and branches on numbers fixed at
+construction. Layers of torch and of this package are known and not read.
 """
 
 import ast
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from sltt_bench.neurons import Stateful
 
 KNOWN = ("torch", "sltt_bench")
-"""Packages of whose layers a trace shows all."""
+"""Packages for whose layers a trace shows everything."""
 
 _NAMES = """
     abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d add addcmul amax amin avg_pool1d avg_pool2d bmm
@@ -39,10 +40,10 @@ _NAMES = """
     where zeros_like
 """
 OF_TENSORS = frozenset(_NAMES.split())
-"""Names of functions and methods of tensors that keep nothing, draw nothing and ask nothing; `name_` is the one in place."""
+"""Functions and methods of tensors that store, draw and read nothing; `name_` is the in-place form."""
 
 METHODS_OF_LAYERS = ("scaled", "items", "values", "keys", "children", "named_children")
-"""Of known layers: what neurons offer beside their call, and parts one by one."""
+"""Methods of known layers that may be called: the scaled step of neurons, and iteration over parts."""
 ATTRIBUTES_OF_TENSORS = ("shape", "T", "mT", "ndim", "dtype", "device")
 
 _FUNCTIONS = {
@@ -71,10 +72,10 @@ _ABSENT = object()
 
 
 class Fixed(NamedTuple):
-    """A number or part by which forward methods go: in the trace as it is now."""
+    """A number or part on which forward methods depend; the trace contains its current value."""
 
     owner: nn.Module | dict[str, Any]
-    """The layer that has it, or the globals among which it is."""
+    """The layer, or the dictionary of globals, that holds it."""
     name: str
     value: Any
 
@@ -85,7 +86,7 @@ class Fixed(NamedTuple):
 
 
 def read_forward_methods(parts: Iterable[nn.Module]) -> list[Fixed]:
-    """The numbers that the forward methods of the parts, and what they call, go by. Raises NotPlain."""
+    """Returns what the forward methods of the parts, and their callees, depend on. Raises NotPlain."""
     reader = _Reader()
     for part in parts:
         reader.read_part(part)
@@ -94,7 +95,7 @@ def read_forward_methods(parts: Iterable[nn.Module]) -> list[Fixed]:
 
 @dataclass
 class _Reader:
-    """What was read so far."""
+    """Collects what has been read so far."""
 
     fixed: dict[tuple[int, str], Fixed] = field(default_factory=dict)
     read: set[tuple[int, CodeType]] = field(default_factory=set)
@@ -113,7 +114,7 @@ class _Reader:
         self.read_function(kind.forward, part)
 
     def read_function(self, function: Any, part: nn.Module | None = None) -> None:
-        """`part`: the layer that it is called of, if it is a method."""
+        """Read a function; `part` is its layer if it is a method. Raises NotPlain."""
         if not isinstance(function, FunctionType):
             raise NotPlain(
                 f"it calls {getattr(function, '__name__', function)!s:.60}, which is no plain function"
@@ -130,9 +131,9 @@ class _Method:
 
 
 ANY = "*"
-"""In the place of a name, where names are computed."""
+"""Stands for every name, if names are computed."""
 _COMPUTED = object()
-"""In the place of what an expression gives when it is computed: a value of the step, a layer, or a number."""
+"""Stands for a result known only at run time: a value of the step, a layer or a number."""
 
 
 class _Function(ast.NodeVisitor):
@@ -149,9 +150,9 @@ class _Function(ast.NodeVisitor):
         stored = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         self._locals = stored | arguments
         self._lists = _lists(nodes) - arguments
-        """Of the locals those that are lists made here."""
+        """Locals that are always lists made in this function."""
         self._self = ""
-        """The name by which it knows the layer."""
+        """The function's name for the layer, usually `self`."""
         if part is not None and code.co_argcount and code.co_varnames[0] not in stored:
             self._self = code.co_varnames[0]
 
@@ -174,7 +175,7 @@ class _Function(ast.NodeVisitor):
         super().generic_visit(node)
 
     def visit_Raise(self, node: ast.Raise) -> None:
-        """A trace that comes to it ends."""
+        """Allowed: a trace that reaches it fails."""
 
     def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
         self.visit(node.target)
@@ -233,7 +234,7 @@ class _Function(ast.NodeVisitor):
         is_listed = id(value) in _FUNCTIONS or any(value is function for function in _BUILTINS)
         is_of_numbers = isinstance(value, BuiltinFunctionType) and value.__module__ == math.__name__
         if value is None or isinstance(value, nn.Module) or is_listed or is_of_numbers:
-            return  # None is called where it is none
+            return  # None: a call that would fail, so it is not reached
         if isinstance(value, _Method):
             if _is_known(value.function) and value.function.__name__ in METHODS_OF_LAYERS:
                 return
@@ -246,7 +247,7 @@ class _Function(ast.NodeVisitor):
         self._reader.read_function(value)
 
     def _value(self, node: ast.expr) -> Any:
-        """What a name, or an attribute of one, is known to be, without computing."""
+        """Returns the object behind a name or its attribute if known without computing, else _COMPUTED."""
         match node:
             case ast.Name(id=name):
                 if name == self._self:
@@ -269,9 +270,9 @@ class _Function(ast.NodeVisitor):
             return self._among(namespace if name in namespace else vars(builtins), name, node)
         try:
             value = (self._function.__closure__ or ())[free.index(name)].cell_contents
-        except ValueError:  # nothing in it yet
+        except ValueError:  # an empty cell
             self._refuse(node)
-        if not callable(value):  # who else has it may change it
+        if not callable(value):  # other functions that share it may change it
             self._refuse(node)
         return value
 
@@ -286,7 +287,7 @@ class _Function(ast.NodeVisitor):
         return value
 
     def _of_layer(self, owner: nn.Module, name: str, node: ast.expr) -> Any:
-        """An attribute of a layer. What a layer may set in its calls is not read."""
+        """Returns an attribute of a layer. Refuses attributes that the layer may set after construction."""
         kind: Any = type(owner)
         held, later = vars(owner), _set_after_construction(kind)
         if name == "training" or name in later or ANY in later:
@@ -308,7 +309,7 @@ class _Function(ast.NodeVisitor):
         return value
 
     def _inherited(self, name: str, node: ast.Call) -> Any:
-        """What `super()` finds by a name."""
+        """Returns what `super()` finds under a name."""
         if self._part is None or "__class__" not in self._function.__code__.co_freevars:
             self._refuse(node)
         cells = dict(zip(self._function.__code__.co_freevars, self._function.__closure__ or (), strict=True))
@@ -318,7 +319,7 @@ class _Function(ast.NodeVisitor):
 
 
 def _package(thing: Any) -> str:
-    """Where a class or function is from."""
+    """Returns the top-level package of a class or function."""
     return str(getattr(thing, "__module__", "")).split(".")[0]
 
 
@@ -332,7 +333,7 @@ def _is_number(value: Any) -> bool:
 
 @cache
 def _definition(code: CodeType) -> ast.FunctionDef | ast.Lambda | None:
-    """A function as it was written, if the file is still what was compiled; a lambda if it is alone in its line."""
+    """Returns a function's source if its file has not changed since; a lambda's if alone in its line."""
     lines = linecache.getlines(code.co_filename)
     try:
         source = ast.parse("".join(lines))
@@ -356,12 +357,12 @@ def _definition(code: CodeType) -> ast.FunctionDef | ast.Lambda | None:
 
 
 def _line(function: ast.FunctionDef) -> int:
-    """Where it begins, its decorators included."""
+    """Returns the function's first line, including decorators."""
     return min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
 
 
 def _lists(nodes: list[ast.AST]) -> set[str]:
-    """The names that a function, in its parts, gives to nothing but lists that it makes."""
+    """Returns the names to which a function assigns only lists that it makes itself."""
     lists: set[str] = set()
     others: set[str] = set()
     for node in nodes:
@@ -383,7 +384,7 @@ def _lists(nodes: list[ast.AST]) -> set[str]:
 
 @cache
 def _globals_set_in(file: str) -> frozenset[str]:
-    """The globals of a file that its functions may set."""
+    """Returns the globals of a file that its functions may set."""
     try:
         source = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
@@ -393,7 +394,7 @@ def _globals_set_in(file: str) -> frozenset[str]:
 
 @cache
 def _set_after_construction(kind: Any) -> frozenset[str]:
-    """The attributes that methods of a class other than its constructor set."""
+    """Returns the attributes that methods of a class other than its constructor set."""
     names: set[str] = set()
     for cls in kind.__mro__:
         for name, value in () if _is_known(cls) else vars(cls).items():

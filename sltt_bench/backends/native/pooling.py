@@ -1,6 +1,6 @@
-"""Average pooling that keeps the shape of its input for the backward pass, where torch's keeps the input.
+"""Average pooling that saves only its input's shape for the backward pass; torch's saves the input.
 
-The derivative of an average does not depend on what was averaged.
+The derivative of an average does not depend on the averaged values.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class LeanAvgPool2d(nn.AvgPool2d):
-    """As `nn.AvgPool2d`, with less memory."""
+    """`nn.AvgPool2d` with less memory."""
 
     def forward(self, input: Tensor) -> Tensor:
         with _only_shapes_saved():
@@ -20,7 +20,7 @@ class LeanAvgPool2d(nn.AvgPool2d):
 
 
 class LeanAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
-    """As `nn.AdaptiveAvgPool2d`, with less memory."""
+    """`nn.AdaptiveAvgPool2d` with less memory."""
 
     def forward(self, input: Tensor) -> Tensor:
         with _only_shapes_saved():
@@ -60,7 +60,7 @@ def _shape_of(tensor: Tensor) -> _Shape:
 
 
 def _with_shape(shape: _Shape) -> Tensor:
-    """A tensor of undefined numbers; one number where its strides need not tell the memory format."""
+    """Returns a tensor of undefined numbers, in the memory of one number if contiguous."""
     if shape.stride is None:
         return torch.empty((), dtype=shape.dtype, device=shape.device).expand(shape.size)
     return torch.empty_strided(shape.size, shape.stride, dtype=shape.dtype, device=shape.device)

@@ -1,8 +1,9 @@
 """The residual sums of normaliser-free networks in one pass: y = α g (r + b) + s.
 
-r is what the last convolution of a branch makes, b its bias, which it leaves to the sum (`absorbed_bias`), g a learned number, α a
-constant and s the shortcut. In single operations that is a pass over the images for b, one for g, one for α and one for s,
-and backward one each for α, g and b, and two for g's own gradient. Here it is one pass forward and one backward.
+r is the result of the branch's last convolution, b its bias, which it leaves to the sum (`absorbed_bias`), g
+a learned number, α a constant and s the shortcut. As single operations this takes a pass over the images each
+for b, g, α and s, and backward one each for α, g and b and two for g's gradient. Here it takes one pass
+forward and one backward.
 """
 
 from typing import Any
@@ -17,7 +18,7 @@ from sltt_bench.models.nf_resnet import ALPHA, BasicBlock, Bottleneck, NormFreeB
 
 
 class _FusedSum(NormFreeBlock):
-    """What the blocks share."""
+    """Base of blocks whose residual sum takes one pass."""
 
     sources: tuple[nn.Conv2d, ...]
     """The last convolution of the branch."""
@@ -41,27 +42,27 @@ class _FusedSum(NormFreeBlock):
 
 
 class FusedBasicBlock(_FusedSum, BasicBlock):
-    """As `BasicBlock`, its sum in one pass."""
+    """`BasicBlock` whose residual sum takes one pass."""
 
 
 class FusedBottleneck(_FusedSum, Bottleneck):
-    """As `Bottleneck`, its sum in one pass."""
+    """`Bottleneck` whose residual sum takes one pass."""
 
 
 FUSED: dict[type[nn.Module], tuple[type[_FusedSum], str]] = {
     BasicBlock: (FusedBasicBlock, "conv2"),
     Bottleneck: (FusedBottleneck, "conv3"),
 }
-"""Kind of block → with its sum in one pass, and the name of the last convolution of its branch."""
+"""Kind of block → the kind with its sum in one pass, and the name of the last convolution of its branch."""
 
 
 def is_residual_sum(function: Any) -> bool:
-    """Whether a call in the trace of a step is a block's sum in one pass."""
+    """Whether a call in the trace of a step is a block's fused residual sum."""
     return isinstance(getattr(function, "__self__", None), _FusedSum)
 
 
 def fuse_residual_sums(network: nn.Module, kernels: KernelsByDevice) -> tuple[int, int]:
-    """Let the network's blocks take their sums in one pass, in place; how many do, and how many biases with them."""
+    """Fuse the residual sums of the network's blocks, in place; returns how many, and how many biases."""
     blocks = [block for block in network.modules() if type(block) in FUSED]
     biases = 0
     for block in blocks:

@@ -1,13 +1,13 @@
-"""What the backward pass keeps of an iteration: what the potentials determine is not stored.
+"""Saved-tensor hooks that do not store what the potentials determine, but compute it again.
 
-Autograd saves the input of every convolution: spikes, which u ≥ V_th says anew, often scaled or masked
-on the way. A saved-tensor hook keeps such a tensor as the way to compute it again, found in the graph
-that made it. u itself is the state of the neuron and the input of its surrogate, so that it is stored
-once for three purposes. With `recompute`, convolutions (the inputs of batch norm) and pools of such
-tensors are kept as ways too.
+Autograd saves the input of every convolution: spikes, which follow from u ≥ V_th, often scaled or masked.
+In place of such a tensor, a hook keeps a recipe for computing it again, found in the graph
+that made it. u itself is the state of the neuron and the input of its surrogate, so it is stored
+once for three purposes. With `recompute`, results of convolutions (the inputs of batch norm) and pools of
+such tensors are also recomputed.
 
-Autograd checks by version counters that nothing saved was changed in place; a tensor in the hands of
-a hook escapes that check, so it is repeated here.
+Autograd uses version counters to check that no saved tensor was changed in place. It does not check tensors
+that a hook keeps, so this module repeats the check.
 """
 
 import weakref
@@ -27,24 +27,24 @@ from sltt_bench.torch_internals import result_of, saved_by, times_changed
 Fire = Callable[[Tensor], Tensor]
 """u[t] → s[t]."""
 Node = Any
-"""A node of the autograd graph: what made a tensor."""
+"""A node of the autograd graph, which made a tensor."""
 
 SMALL = 4096
-"""Elements up to which a tensor is stored rather than computed again."""
+"""Up to this number of elements a tensor is stored, not computed again."""
 
 
 class Kept(Protocol):
-    """What stands for a saved tensor."""
+    """Stands for a saved tensor."""
 
     def tensor(self) -> Tensor:
-        """The tensor, or an equal one."""
+        """Returns the tensor or an equal one."""
 
 
 class Stored:
-    """The tensor itself."""
+    """Keeps the tensor itself."""
 
     def __init__(self, tensor: Tensor) -> None:
-        # Detached: an output would hold the graph that holds it.
+        # Detached, since an output would hold the graph that holds it.
         self._tensor = tensor if tensor.grad_fn is None else tensor.detach()
         self._version = None if tensor.is_inference() else times_changed(tensor)
 
@@ -53,7 +53,7 @@ class Stored:
         return tensor is self._tensor
 
     def tensor(self) -> Tensor:
-        """Raises RuntimeError if it was changed in place since it was saved."""
+        """Returns the tensor. Raises RuntimeError if it was changed in place since it was saved."""
         if self._version is not None and times_changed(self._tensor) != self._version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(self._tensor.shape)} that the backward pass needs was changed in "
@@ -63,18 +63,18 @@ class Stored:
 
 
 class Membrane(Stored):
-    """u[t] of one layer; exists as long as a graph needs it."""
+    """u[t] of one layer; lives as long as a graph needs it."""
 
     def __init__(self, tensor: Tensor, fire: Fire) -> None:
         super().__init__(tensor)
         self.fire = fire
         self.is_kept = False
-        """Whether it stands for the potential in a graph."""
+        """Whether a graph has saved it as the potential."""
 
 
 @dataclass(frozen=True)
 class Computed:
-    """The result of an operation on what is kept anyway."""
+    """The result of an operation on tensors that are kept anyway."""
 
     operation: Callable[..., Tensor]
     operands: tuple[Kept, ...]
@@ -82,34 +82,34 @@ class Computed:
     """Whether it takes more than a pass over memory."""
 
     def tensor(self) -> Tensor:
-        """Computed anew."""
+        """Returns the result, computed again."""
         with torch.no_grad():
             return self.operation(*(operand.tensor() for operand in self.operands))
 
 
 class SpareRoom:
-    """Bytes that cost nothing: the backward pass through the largest layer needs them later anyway.
+    """Memory that is free to use, because the backward pass through the largest layer needs it later anyway.
 
-    By then the results of smaller layers, which come after the largest in the common networks, are
-    gone. Storing these spares their convolutions and leaves the peak where it is.
+    By then the results of smaller layers, which come after the largest in common networks, are
+    released. Storing them saves their convolutions and does not raise the peak.
     """
 
     TENSORS = 3
-    """What a convolution with batch norm holds at once in its backward pass, beside the potentials."""
+    """Tensors that the backward pass of a convolution with batch norm needs at once, besides potentials."""
 
     def __init__(self) -> None:
         self._largest = 0
         self._used = 0
 
     def fits(self, tensor: Tensor) -> bool:
-        """Whether the tensor, which could be computed again, is one to store."""
+        """Whether to store the tensor, although it could be computed again."""
         self._largest = max(self._largest, tensor.nbytes)
         return (
             tensor.nbytes <= self._largest / 2 and self._used + tensor.nbytes <= self.TENSORS * self._largest
         )
 
     def store(self, tensor: Tensor) -> Stored:
-        """The tensor itself; its room is free again once it is."""
+        """Store the tensor; its room becomes free when the returned object is released."""
         stored = Stored(tensor)
         self._used += tensor.nbytes
         weakref.finalize(stored, self._release, tensor.nbytes)
@@ -129,16 +129,16 @@ class SavedTensors:
         self._spare_room = SpareRoom()
         self._announced: Membrane | None = None
         self.is_active = False
-        """Whether an iteration is under way, at whose end gradients are in `.grad`."""
+        """Whether an iteration is running; at its end, gradients are in `.grad`."""
         self.computed_again: set[str] = set()
-        """Names of the operations whose results were not stored so far."""
+        """Names of the operations whose results have been computed again instead of stored."""
 
     def __deepcopy__(self, memo: object) -> "SavedTensors":
         return self
 
     @contextmanager
     def active(self, *, costly: bool = True) -> Iterator[None]:
-        """Let the hooks see all that autograd saves inside.
+        """Context in which the hooks handle everything that autograd saves.
 
         `costly=False`: store the results of convolutions and pools, whatever `recompute` says.
         """
@@ -153,7 +153,7 @@ class SavedTensors:
 
     @contextmanager
     def announce(self, membrane: Membrane) -> Iterator[None]:
-        """Say which potential a neuron saves inside."""
+        """Context in which a neuron saves this potential."""
         self._announced = membrane
         try:
             yield
@@ -180,7 +180,7 @@ class SavedTensors:
         return kept.tensor()
 
     def _recomputed(self, node: Node, output: int) -> Computed | None:
-        """How to compute an output of a node again from what is kept anyway; None: there is no rule."""
+        """Returns how to compute a node's output again from tensors kept anyway; None without a rule."""
         membrane = getattr(node, "membrane", None)
         if membrane is not None:
             kept = membrane()
@@ -189,7 +189,7 @@ class SavedTensors:
         return None if rule is None else rule(node, self._operand)
 
     def _operand(self, node: Node, index: int, saved: str = "") -> Kept | None:
-        """The way to a node's input; `saved` is the name under which a constant one is saved there."""
+        """Returns how to get a node's input; `saved` is the name under which it saves a constant input."""
         before, output = node.next_functions[index]
         if before is None:
             constant = saved_by(node, saved) if saved else None
@@ -201,7 +201,8 @@ class SavedTensors:
 
 
 def _kept_by(node: Node) -> Kept | None:
-    """What stands for the result of a node whose maker keeps it (a cut of `units`, a weight of `step_weights`)."""
+    """Returns what stands for a node's result if its creator keeps it (a cut of `units`, weights of
+    `step_weights`)."""
     kept: Kept | None = getattr(node, "kept", None)
     return kept
 
@@ -215,7 +216,7 @@ RecomputeRule = Callable[[Node, Operand], Computed | None]
 def _computed(
     operation: Callable[..., Tensor], *operands: Kept | None, costly: bool = False
 ) -> Computed | None:
-    """The operation, if there is a way to all of its operands."""
+    """Returns the operation as `Computed` if all of its operands are known, else None."""
     known = tuple(operand for operand in operands if operand is not None)
     if len(known) < len(operands):
         return None
@@ -224,7 +225,7 @@ def _computed(
 
 
 def _zeroed(node: Node, operand: Operand) -> Computed | None:
-    # Which value was filled in is not in the graph; `fills_with_zero` says so of the layers known to it.
+    # The graph does not contain the fill value; `fills_with_zero` marks layers known to fill zeros.
     if not node.metadata.get(_FILLS_WITH_ZERO, False):
         return None
     fill = partial(torch.masked_fill, value=0)
@@ -237,7 +238,7 @@ def _sum(node: Node, operand: Operand) -> Computed | None:
 
 
 def _as_before(operation: Any, node: Node, names: tuple[str, ...]) -> Callable[..., Tensor]:
-    """The operation with the options of these names that a node saved."""
+    """Returns the operation with the options that a node saved under these names."""
     return partial(operation, **{name: saved_by(node, name) for name in names})
 
 
@@ -274,11 +275,11 @@ _FILLS_WITH_ZERO = "sltt_bench.fills_with_zero"
 
 @reads_no_values
 def fills_with_zero(module: SequenceDropout, inputs: Any, output: Tensor) -> None:
-    """A forward hook that vouches for a layer: where it drops anything, it ends in `masked_fill` with the value 0."""
+    """Forward hook that marks the node of a dropout layer: it ends in `masked_fill` with the value 0."""
     node: Node = output.grad_fn
     if (
         node is not None and module.training and module.p > 0
-    ):  # otherwise it hands on what somebody else has made
+    ):  # otherwise the output is the unchanged input, made by another layer
         node.metadata[_FILLS_WITH_ZERO] = True
 
 

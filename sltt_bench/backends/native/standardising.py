@@ -3,8 +3,8 @@
     forward    W' = g d / s,   d = W − mean,   s = √(Σ d² n / (n − 1) + ε)
     backward   ∂L/∂g = Σ ∂L/∂W' d / s,   ∂L/∂W = (h − mean h) / s − d Σ (h d) n / ((n − 1) s³)   with h = g ∂L/∂W'
 
-of n weights a filter. The equation is that of `sltt_bench.models.normalisation.standardised`. On a GPU each is one
-kernel (`standardising_triton`) in place of some ten, for each of a network's layers.
+with n weights per filter. The equation is that of `sltt_bench.models.normalisation.standardised`. On a GPU
+each function is one kernel (`standardising_triton`) instead of about ten, for each of a network's layers.
 """
 
 import torch
@@ -15,11 +15,11 @@ from sltt_bench.backends.native.lif_torch import is_dense
 from sltt_bench.models.normalisation import STANDARDISATION_EPS
 
 MOST_WEIGHTS = 2**15
-"""Of a filter that one kernel standardises: a program holds a row in its registers, and more do not fit."""
+"""Limit for a filter that one kernel standardises: a program holds its row in registers, and no more fit."""
 
 
 def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
-    """g (W − mean) / √(var · n + ε) for W [filters, …] and g [filters, 1, …], of the type `dtype`."""
+    """Returns g (W − mean) / √(var · n + ε) in `dtype`, for W [filters, …] and g [filters, 1, …]."""
     if _in_one_kernel(weight):
         from sltt_bench.backends.native import standardising_triton
 
@@ -29,7 +29,7 @@ def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def standardise_backward(grad: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """(∂L/∂W, ∂L/∂g) from the gradient of `standardise`, of the shapes and types of W and g."""
+    """Returns (∂L/∂W, ∂L/∂g) from the gradient of `standardise`, with the shapes and dtypes of W and g."""
     if _in_one_kernel(weight):
         from sltt_bench.backends.native import standardising_triton
 
@@ -49,7 +49,7 @@ def _distance_and_deviation(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_one_kernel(weight: Tensor) -> bool:
-    """On a GPU, if the numbers of a filter lie side by side in memory, as they do in the usual formats, and are no more
-    than a program holds."""
+    """Whether W lies on a GPU, each filter contiguous in memory (as in the usual formats) and small enough
+    for one program."""
     n = weight[0].numel()
     return kernels.by_triton(weight) and n <= MOST_WEIGHTS and is_dense(weight) and weight.stride(0) == n

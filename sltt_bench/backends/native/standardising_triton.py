@@ -1,6 +1,6 @@
-"""Scaled weight standardisation on a GPU, forward and backward in one pass each: a program takes a filter, a row in memory.
+"""Scaled weight standardisation on a GPU, forward and backward in one pass each.
 
-The functions, and the equations, of `standardising`.
+A program handles one filter, a row in memory. Functions and equations are those of `standardising`.
 Set TRITON_INTERPRET=1 before the first import to run the kernels on the CPU, slowly, for tests.
 """
 
@@ -18,7 +18,7 @@ from sltt_bench.models.normalisation import STANDARDISATION_EPS
 
 @triton.jit
 def _row(weight_ptr, N: tl.constexpr, PADDED: tl.constexpr, EPS: tl.constexpr, COMPUTE: tl.constexpr):
-    """Of this program's filter: where its weights lie, which there are, d (0 beyond) and s."""
+    """Returns this program's filter: indices of its weights, their mask, d (0 where masked out) and s."""
     column = tl.arange(0, PADDED)
     inside = column < N
     index = tl.program_id(0).to(tl.int64) * N + column
@@ -66,14 +66,14 @@ def _standardise_backward_kernel(
 
 
 def standardise(weight: Tensor, gain: Tensor, dtype: torch.dtype) -> Tensor:
-    """As `standardising.standardise`."""
+    """See `standardising.standardise`."""
     result = torch.empty_like(weight, dtype=dtype)
     _launch(_standardise_kernel, weight, (weight, gain, result))
     return result
 
 
 def standardise_backward(grad: Tensor, weight: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """As `standardising.standardise_backward`."""
+    """See `standardising.standardise_backward`."""
     if grad.stride() != weight.stride():
         grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
     grad_weight, grad_gain = torch.empty_like(weight), torch.empty_like(gain)

@@ -1,7 +1,7 @@
-"""The calls of one step of a network (torch.fx), and why they cannot be seen where that is so.
+"""Traces the calls of one step of a network (torch.fx), or says why they cannot be traced.
 
-Whoever reads the calls takes them for what every step does, in training and evaluation. So they are seen only of networks whose
-forward methods do nothing that a trace does not show (`plain_forward`); any other is not traceable, by name.
+Users of the trace assume that every step makes these calls, in training and in evaluation. So only networks
+whose forward methods do nothing beyond what a trace shows (`plain_forward`) are traceable.
 """
 
 import operator
@@ -29,22 +29,22 @@ IN_PLACE: dict[Any, Callable[..., Any]] = {
     operator.ior: operator.or_,
     operator.ixor: operator.xor,
 }
-"""Operator in place → the one that makes a new value."""
+"""In-place operator → the operator that makes a new value."""
 
 
 class NotTraceable(Exception):
-    """The calls of a step cannot be seen; the message says why."""
+    """The calls of a step cannot be traced; the message says why."""
 
 
 def trace_step(network: nn.Module) -> fx.Graph:
-    """The calls of one step. Raises NotTraceable."""
+    """Returns the calls of one step. Raises NotTraceable."""
     numbers_of_step(network)
     try:
         with _without_hooks(network), _NothingIsComputed():  # type: ignore[no-untyped-call]
             graph = _StepTracer().trace(network)
     except NotTraceable:
         raise
-    except Exception as error:  # whatever a forward method may do with a value that is none yet
+    except Exception as error:  # a forward method may do anything with values that are only proxies
         raise NotTraceable(
             f"the forward method cannot be traced: {' '.join(str(error).split())[:200]}"
         ) from error
@@ -55,7 +55,7 @@ def trace_step(network: nn.Module) -> fx.Graph:
 
 
 def numbers_of_step(network: nn.Module) -> list[Fixed]:
-    """The numbers of layers by which a step goes: a trace holds for them alone. Raises NotTraceable."""
+    """Returns the numbers and parts of layers on which a step's trace depends. Raises NotTraceable."""
     try:
         return read_forward_methods(
             part for part in network.modules() if part is network or is_seen_through(part)
@@ -65,13 +65,13 @@ def numbers_of_step(network: nn.Module) -> list[Fixed]:
 
 
 def changed_number(numbers: list[Fixed]) -> str | None:
-    """Which of them is another by now, in words; None if all are as they were."""
+    """Returns in words which of the values has changed since it was read, or None."""
     changed = next((number for number in numbers if number.has_changed()), None)
     return changed and f"{changed.name} is another than when the calls of a step were traced"
 
 
 def changed_in_place(node: fx.Node, network: nn.Module) -> str | None:
-    """The name of the call, if it changes a value that it is given."""
+    """Returns the name of the call if it changes one of its arguments in place, else None."""
     if node.op == "call_module":
         layer = network.get_submodule(str(node.target))
         return type(layer).__name__ if getattr(layer, "inplace", False) is True else None
@@ -84,12 +84,12 @@ def changed_in_place(node: fx.Node, network: nn.Module) -> str | None:
 
 
 def is_seen_through(module: nn.Module) -> bool:
-    """Whether a trace shows the calls within a part of the network, not one of the whole part."""
+    """Whether a trace shows the calls within a part of the network instead of one call of the part."""
     return not _StepTracer().is_leaf_module(module, "")
 
 
 class _StepTracer(fx.Tracer):
-    """Sees the calls of layers, and looks into what consists of layers."""
+    """Records the calls of layers, and traces into modules that consist of layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         has_children = next(m.children(), None) is not None
@@ -100,7 +100,7 @@ class _StepTracer(fx.Tracer):
 
 
 class _ChangedInPlace:
-    """Notices operators in place, which torch.fx takes for those that make a new value."""
+    """Records in-place operators, which torch.fx would record as operators that make a new value."""
 
     tracer: Any
 
@@ -113,7 +113,7 @@ class _Value(_ChangedInPlace, fx.Proxy):
 
 
 class _AttributeOfValue(_ChangedInPlace, fx.proxy.Attribute):
-    """`value.name`, which may be memory of the value."""
+    """`value.name`, which may share the value's memory."""
 
 
 def _operator_in_place(function: Any) -> Callable[[_Value, Any], fx.Proxy]:
@@ -125,8 +125,10 @@ for _function in IN_PLACE:
 
 
 class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Within, a forward method that computes with anything but values of the step is not traceable: what it makes would be a
-    constant of the trace."""
+    """Context in which computing with anything but values of the step raises NotTraceable.
+
+    The result of such a computation would become a constant of the trace.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise NotTraceable(f"its forward method computes outside of the step's graph ({func})")
@@ -134,7 +136,7 @@ class _NothingIsComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @contextmanager
 def _without_hooks(network: nn.Module) -> Iterator[None]:
-    """Within, hooks of parts whose calls are seen are kept from values that are none."""
+    """Context without the hooks of parts that are traced into, since their values would be proxies."""
     parts = [vars(module) for module in network.modules() if is_seen_through(module)]
     usual = [(part, hooks, part[hooks]) for part in parts for hooks in HOOKS_OF_A_LAYER]
     for part, hooks, _ in usual:

@@ -1,13 +1,14 @@
 """Weights as the steps of an iteration use them: standardised, and in the format of mixed precision.
 
 Neither depends on t. Autocast casts a weight at each of T steps, and the gradient of each cast back, before autograd
-adds it up: passes over all weights, and kernels so small that starting them takes as long. Here a weight is made
-once an iteration, and one pass adds a step's gradient in the parameter's own precision. The sums and their order are
-autograd's. Those of a standardised weight go on to its parameters when the iteration ends.
+sums it: this takes passes over all weights, and kernels so small that launching them takes as long. Here a
+weight is made once per iteration, and one pass adds a step's gradient in the parameter's own precision. The
+sums and their order are autograd's. The sum for a standardised weight reaches its parameters at the end of
+the iteration.
 
-A method that frees each step's graph before the next holds no graph of T steps beside which a copy of the weights is
-small. For it a plain weight is cast at each use, and again in the backward pass, not kept; a standardised one
-is kept in the format that the steps use, which takes less than the standardised weight itself.
+For a method that frees each step's graph before the next, a copy of the weights is not small compared with
+the graph. So a plain weight is cast at each use, and again in the backward pass, and not kept. A standardised
+weight is kept in the format that the steps use, which takes less memory than the standardised weight itself.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,35 +32,35 @@ CAST: dict[type[nn.Module], tuple[str, ...]] = {
     UnbiasedConv2d: ("weight",),
     nn.Linear: ("weight", "bias"),
 }
-"""Layer → the parameters that it reads once a step, for what autocast runs in half precision."""
+"""Layer that autocast runs in half precision → the parameters that it reads once per step."""
 
 IN_ONE_PASS = (ScaledWSConv2d, UnbiasedScaledWSConv2d, ScaledWSLinear)
-"""Layers whose standardised weight is that of `normalisation.standardised`, times a gain."""
+"""Layers whose standardised weight is `normalisation.standardised` times a gain."""
 
 
 class StepWeights(Protocol):
-    """Those of one layer, which stand in for one of its methods while an iteration runs."""
+    """The step weights of one layer; they replace one of its methods during an iteration."""
 
     module: nn.Module
     attribute: str
-    """The method's name."""
+    """Name of the replaced method."""
     made_once: bool
-    """Whether steps have used them, and one and the same."""
+    """Whether steps have used them and all used the same."""
 
     def __call__(self, *args: Any) -> Any:
-        """In place of the method."""
+        """Replaces the method."""
 
     def settle(self) -> None:
-        """The iteration ends: gradients reach the parameters."""
+        """Pass gradients on to the parameters, at the end of the iteration."""
 
     def release(self) -> None:
-        """Let go of what is not used any more."""
+        """Release what is no longer used."""
 
 
 def step_weights(network: nn.Module, *, keep_casts: bool, one_pass: bool) -> Iterator[StepWeights]:
-    """Those of an iteration of the network.
+    """Yields the step weights for an iteration of the network.
 
-    `keep_casts`: parameters in the format of mixed precision stay until the iteration ends.
+    `keep_casts`: parameters in the format of mixed precision are kept until the iteration ends.
     `one_pass`: weights are standardised in one pass each way.
     """
     for module in network.modules():
@@ -70,12 +71,12 @@ def step_weights(network: nn.Module, *, keep_casts: bool, one_pass: bool) -> Ite
 
 
 class _OfAllSteps:
-    """What is made of a layer's parameters for all steps."""
+    """A tensor that is computed from a layer's parameters for all steps."""
 
     def __init__(self, parameter: nn.Parameter, make: Callable[[torch.dtype], Tensor], *, keep: bool) -> None:
-        """`make` makes it in a format. `parameter`: one of those that it is made from, which learns if any does.
+        """`make` computes it in a dtype. `parameter`: one of its parameters, a trained one if there is any.
 
-        `keep`: made at its first use, it stays until the iteration ends.
+        `keep`: it is computed at its first use and kept until the iteration ends.
         """
         self.parameter = parameter
         self._make = make
@@ -83,13 +84,13 @@ class _OfAllSteps:
         self._value: Tensor | None = None
 
     def used(self, dtype: torch.dtype, add: Callable[[Tensor], None]) -> Tensor:
-        """The value for one use, as part of the graph, whose backward pass gives the gradient to `add`."""
+        """Returns the value for one use, as part of the graph; backward, `add` receives the gradient."""
         value, kept = self._value_and_way(dtype)
         used: Tensor = _Use.apply(self.parameter, value, kept, add)
         return used
 
     def _value_and_way(self, dtype: torch.dtype) -> tuple[Tensor, Kept]:
-        """The value, and what stands for it until the backward pass."""
+        """Returns the value, and what stands for it until the backward pass."""
         if not self._keep:
             cast_again = partial(torch.Tensor.to, dtype=dtype)
             return self._made(dtype), Computed(cast_again, (Stored(self.parameter),))
@@ -98,7 +99,7 @@ class _OfAllSteps:
         return self._value, Stored(self._value)
 
     def forget(self) -> None:
-        """Make it anew at its next use."""
+        """Compute the value again at its next use."""
         self._value = None
 
     def _made(self, dtype: torch.dtype) -> Tensor:
@@ -107,12 +108,12 @@ class _OfAllSteps:
 
 
 class StandardisedWeight:
-    """That of a layer with a `standardised_weight`, and the sum of the gradients that the steps send back."""
+    """The weight of a layer with a `standardised_weight`, and the sum of the gradients from the steps."""
 
     attribute = "standardised_weight"
 
     def __init__(self, module: nn.Module, *, one_pass: bool) -> None:
-        """`one_pass`: standardise by the functions of `standardising`, where the layer's weight is theirs."""
+        """`one_pass`: standardise by the functions of `standardising`, if they fit the layer's weight."""
         self.module = module
         self.made_once = False
         self._standardise = cast(Callable[[], Tensor], module.standardised_weight)
@@ -137,7 +138,7 @@ class StandardisedWeight:
         if self._sum is None:
             return
         if self._in_one_pass is None:
-            # Standardised once more, so that no graph of it is kept while the steps run.
+            # Standardised again, so that its graph need not be kept while the steps run.
             with torch.enable_grad():
                 weight = self._standardise()
             weight.backward(self._sum)  # type: ignore[no-untyped-call]
@@ -163,7 +164,7 @@ class StandardisedWeight:
             self._sum_is_own = self._sum is not gradient
         elif self._sum_is_own:
             self._sum += gradient
-        else:  # autograd may have given the same tensor to others
+        else:  # not in place, since autograd may share the tensor
             self._sum, self._sum_is_own = self._sum + gradient, True
 
     def _check(self) -> None:
@@ -172,7 +173,7 @@ class StandardisedWeight:
 
 
 class CastParameters:
-    """Those of a layer which multiplies in half precision under autocast; otherwise the layer is left alone."""
+    """Parameters of a layer that autocast runs in half precision; without autocast it is unchanged."""
 
     attribute = "forward"
 
@@ -198,13 +199,13 @@ class CastParameters:
             self.release()
         with ExitStack() as replacements:
             for name, cast_ in self._casts.items():
-                # An attribute of the object stands before a parameter of that name.
+                # An instance attribute takes precedence over a parameter with the same name.
                 used = cast_.used(dtype, partial(_add_to_gradient, cast_.parameter))
                 replacements.enter_context(replaced(self.module, name, used))
             return self._forward(input)
 
     def settle(self) -> None:
-        """The gradients are where they belong already."""
+        """Nothing to do: the parameters have their gradients already."""
 
     def release(self) -> None:
         for cast_ in self._casts.values():
@@ -212,13 +213,13 @@ class CastParameters:
 
 
 def _dtype_of_steps(tensor: Tensor) -> torch.dtype | None:
-    """What autocast computes in on the tensor's device; None where it is off."""
+    """Returns autocast's dtype on the tensor's device; None if it is off."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _add_to_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """As autograd does: what is kept lies in memory as the parameter does, as a fused optimiser wants it."""
+    """Accumulate like autograd, in the parameter's memory layout, which a fused optimiser needs."""
     if parameter.grad is None:
         alike = gradient.stride() == parameter.stride()
         parameter.grad = (
@@ -229,7 +230,7 @@ def _add_to_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
 
 
 class _Use(torch.autograd.Function):
-    """A parameter → what was made of it, whose gradient takes a way of its own."""
+    """A parameter → the value computed from it, whose gradient goes to `add` instead of the parameter."""
 
     @staticmethod
     def forward(
@@ -247,7 +248,7 @@ class _Use(torch.autograd.Function):
 
 @contextmanager
 def replaced(module: nn.Module, attribute: str, value: object) -> Iterator[None]:
-    """Within, the attribute of this module alone is `value`."""
+    """Context in which the attribute of this module object is `value`."""
     outside = module.__dict__.get(attribute)
     module.__dict__[attribute] = value
     try:
@@ -260,12 +261,12 @@ def replaced(module: nn.Module, attribute: str, value: object) -> Iterator[None]
 
 
 def parameter_versions(module: nn.Module) -> list[tuple[int, int]]:
-    """Changes when a parameter of the layer is changed in place or replaced."""
+    """Returns a value that changes when a parameter of the layer is changed in place or replaced."""
     return [(id(parameter), times_changed(parameter)) for parameter in module.parameters(recurse=False)]
 
 
 def changed_within_iteration(module: nn.Module) -> RuntimeError:
-    """What to raise where the parameters are not those from which something was made for all steps."""
+    """Returns the error for parameters that have changed since a value was computed for all steps."""
     return RuntimeError(
         f"the parameters of a {type(module).__name__} were changed within an iteration, but the "
         "native backend computes with them once an iteration; change them between iterations, or "

@@ -1,20 +1,20 @@
-"""BPTT at little memory: the network unit after unit, each for all T steps, and again in the backward pass.
+"""BPTT with little memory: the network is computed unit after unit, and again in the backward pass.
 
-The graph of one step is cut behind every layer that carries state. A unit is what lies between two
-cuts and the layer at its end, for example "convolutions – sum – batch norm – neurons". Of the forward
-pass the spikes at the cuts are kept, a bit each. The backward pass takes the units from last to first:
-it computes a unit again for all T steps, this time with its graph, and goes backward through it, from
-step T to step 1. So the potentials and currents of one unit are in memory, not those of all. Where no state
-leads from step to step, a unit is computed again step by step; where T is large, in chunks of √T steps, from the states
-at their beginnings, for which the unit is computed once more.
+The graph of one step is cut behind every layer that carries state. A unit consists of the operations between
+two cuts and the layer at its end, for example "convolutions – sum – batch norm – neurons". The forward pass
+keeps only the spikes at the cuts, one bit each. The backward pass takes the units from last to first: it
+computes a unit again for all T steps, now with its graph, and goes backward through it, from step T to step
+1. So memory holds the potentials and currents of one unit, not of all. A unit without state is recomputed
+step by step. For large T, a unit is recomputed in chunks of √T steps, from the states at their beginnings,
+which takes one more computation of the unit.
 
-A value that is no spike and that several units need (the residual stream of a normaliser-free network)
-is a cut too, and kept as it is. What an image that is shown at every step makes of the first layers is
-computed once. Units at the end of the network, whose tensors are small, keep their graph in the room
+A value that is no spike but that several units need (the residual stream of a normaliser-free network)
+is also a cut, and is kept unchanged. The outputs of the first layers for an image that is shown at every step
+are computed once. Units at the end of the network have small tensors; they keep their graphs in the memory
 that the largest unit needs anyway.
 
-The order of the operations of one step is that of the network, so that outputs, running statistics and
-masks are those of a run step by step; gradients are the same sums in another order.
+The operations of one step run in the network's order, so outputs, running statistics and
+masks equal those of a run step by step; gradients are the same sums in another order.
 """
 
 import operator
@@ -56,25 +56,25 @@ from sltt_bench.recomputation import tried_again
 from sltt_bench.torch_internals import HOOKS_OF_A_LAYER
 
 ROOM = 2.0
-"""Units keep their graphs in so many times the memory of the largest unit's graph: in its backward pass
-the gradients of its spikes, and of a shortcut beside it, stand beside that graph."""
+"""Memory for kept graphs, as a multiple of the largest unit's graph. Its backward pass needs about as much
+again for the gradients of its spikes and of a parallel shortcut."""
 
 CHUNKS_BEYOND = 12
-"""Time steps up to which all of a unit's are computed again at once."""
+"""Up to this number of time steps, all steps of a unit are recomputed at once."""
 
 MAKE_ANEW = (nn.modules.conv._ConvNd, nn.Linear, nn.modules.batchnorm._BatchNorm)
-"""Layers whose result is in memory of its own."""
+"""Layers whose result has its own memory."""
 
 SHAPES = ("shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device")
-"""Methods and attributes of a tensor that give numbers."""
+"""Methods and attributes of a tensor that give no tensor."""
 
 CHEAP_FUNCTIONS = (operator.mul, operator.truediv)
 CHEAP_LAYERS = (SequenceDropout, nn.Flatten, nn.Identity)
-"""What is rather computed in several units than kept."""
+"""Layers whose result is recomputed in several units instead of kept."""
 
 
 Hooks = Callable[[], AbstractContextManager[None]]
-"""Makes what is entered where graphs are made."""
+"""Creates the context in which graphs are built."""
 
 
 class NotSeparable(Exception):
@@ -83,14 +83,14 @@ class NotSeparable(Exception):
 
 @dataclass(eq=False)
 class Unit:
-    """What is computed between cuts."""
+    """The computation between cuts."""
 
     target: fx.Node
     """The cut at its end."""
     nodes: list[fx.Node]
-    """What it computes, in order; the last is the target."""
+    """Its operations, in order; the last is the target."""
     last_uses: dict[fx.Node, list[fx.Node]]
-    """Node → the values of which it is the last user in this unit."""
+    """Node → the values that it is the last to use in this unit."""
     core: Stateful | None
     """The layer with state at its end."""
     spiking: bool
@@ -98,21 +98,21 @@ class Unit:
     gain: float
     """γ."""
     once: frozenset[fx.Node]
-    """What it computes from the input alone, without state: the same at all steps of a repeated image."""
+    """Operations on the input only, without state: equal at all steps of a repeated image."""
     modules: list[nn.Module]
     norms: list[Any]
-    """Those of its layers that take the batch's statistics and can be handed them instead."""
+    """Its layers that compute statistics of the batch and can be given them instead."""
     read_last: list[fx.Node] = field(default_factory=list)
     """Cuts that no later unit reads."""
     graph_bytes: float = 0.0
-    """About what its graph keeps at one step, in the last iteration."""
+    """Estimated memory of its graph at one step, from the last iteration."""
 
 
 class UnitNetwork:
     """A network cut into units."""
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
-        """`x`: the input of a step [batch, ...], on which layers that are not known are tried. Raises NotSeparable."""
+        """`x`: the input of a step [batch, ...], on which unknown layers are tried. Raises NotSeparable."""
         self.network = network
         graph = _trace(network)
         self.units = _cut(graph, network)
@@ -125,16 +125,19 @@ class UnitNetwork:
         self._looked_into = {name: part for name, part in network.named_modules() if is_seen_through(part)}
 
     def why_not_now(self) -> str | None:
-        """Why the network goes step by step in this iteration, or None: of parts that are looked into nobody calls the whole."""
+        """Returns why the network must go step by step in this iteration, or None.
+
+        Hooks on parts whose layers are called one by one would not run, since no part is called as a whole.
+        """
         for name, part in self._looked_into.items():
             if any(getattr(part, hooks) for hooks in HOOKS_OF_A_LAYER):
                 return f"somebody has hooked {name or 'the network'}, whose layers are called one by one"
         return changed_number(self._numbers)
 
     def units_with_graph(self, chunk_of: Callable[[Unit], int], timesteps: int) -> set[Unit]:
-        """The last units, as far as their graphs fit into the room that the largest needs; none at first.
+        """Returns the last units whose graphs fit into the memory that the largest needs; none at first.
 
-        `chunk_of`: how many of the T steps of a unit are computed again at once.
+        `chunk_of`: how many of the T steps of a unit are recomputed at once.
         """
         room = ROOM * max(unit.graph_bytes * chunk_of(unit) for unit in self.units)
         chosen: set[Unit] = set()
@@ -146,16 +149,15 @@ class UnitNetwork:
         return chosen
 
     def sequence(self, inputs: Sequence[Tensor], hooks: Hooks, state_gradient: float = 1.0) -> "Sequenced":
-        """The network for one sequence of T inputs [batch, ...].
+        """Returns the network for one sequence of T inputs [batch, ...].
 
-        `state_gradient`: what the gradient through the state is
-        multiplied by from step to step.
+        `state_gradient`: the factor of the gradient through the state from step to step.
         """
         return Sequenced(self, _Run(self, inputs, hooks, state_gradient))
 
 
 class Sequenced(nn.Module):
-    """Stands in for the network in one unroll: its call number t gives o[t]; the first computes all."""
+    """Stands in for the network in one unroll: its t-th call returns o[t]; the first call computes all."""
 
     def __init__(self, units: UnitNetwork, run: "_Run") -> None:
         super().__init__()
@@ -187,13 +189,13 @@ class _AllSteps(torch.autograd.Function):
 
 @dataclass
 class _Gradients:
-    """∂L/∂value of a cut's values, by step."""
+    """∂L/∂value of the values of a cut, by step."""
 
     by_step: dict[int, Tensor] = field(default_factory=dict)
     _own: set[int] = field(default_factory=set)
 
     def add(self, step: int, gradient: Tensor) -> None:
-        """Autograd may have given the same tensor to others: only sums made here are added to in place."""
+        """Add a gradient; in place only to sums made here, since autograd may share its tensors."""
         if step not in self.by_step:
             self.by_step[step] = gradient
         elif step in self._own:
@@ -215,22 +217,24 @@ class _Run:
         self._state_gradient = state_gradient
         self._repeated = all(x is inputs[0] for x in inputs)
         self.anchor = torch.empty((), device=inputs[0].device, requires_grad=True)
-        """What makes autograd record functions whose other arguments are no tensors; its value is never read."""
+        """Makes autograd record functions whose other arguments need no gradient; its value is never read."""
         self._values: dict[fx.Node, list[Kept]] = {}
         self._unpacked: dict[fx.Node, list[Tensor]] = {}
-        """Those that units still to come in the forward pass read."""
+        """Values that later units of the forward pass still read."""
         self._gradients: dict[fx.Node, _Gradients] = {}
         self._graphs: dict[Unit, list[Tensor]] = {}
         self._at_once: set[Unit] = set()
-        """Units that keep their graphs in every iteration but the first, before which their sizes are not known. It computes
-        them again for all steps at once, so that it rounds as the others do: a process that resumes a training has
-        such a one in its midst."""
+        """Units that keep their graphs in all iterations but the first, which does not know their sizes.
+
+        The first iteration recomputes them for all steps at once, so that it rounds like the others: in a
+        resumed training it comes in the middle.
+        """
         self._statistics: dict[Unit, dict[tuple[nn.Module, int], list[tuple[Tensor, Tensor]]]] = {}
-        """μ and σ² of the batch, by layer and step, of units that are computed again: [channels] each."""
+        """μ and σ² [channels] of the batch, by layer and step, for units that are computed again."""
         self._autocast: Callable[[], torch.autocast] | None = None
 
     def forward(self) -> list[Tensor]:
-        """The outputs of all steps."""
+        """Returns the outputs of all steps."""
         device = self._inputs[0].device.type
         enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
         self._autocast = lambda: torch.autocast(device, dtype=dtype, enabled=enabled)
@@ -258,7 +262,7 @@ class _Run:
             if gradient is not None:
                 last.add(step, gradient)
         for unit in reversed(self._units.units):
-            self._values.pop(unit.target, None)  # its users are through
+            self._values.pop(unit.target, None)  # all its users are done
             if not self._gradients[unit.target].by_step:
                 self._graphs.pop(unit, None)
                 continue
@@ -270,14 +274,14 @@ class _Run:
                 del self._statistics[unit]
 
     def _chunk_of(self, unit: Unit) -> int:
-        """How many steps are computed again at once."""
+        """Returns how many steps are recomputed at once."""
         timesteps = len(self._inputs)
         if unit.core is None:
             return timesteps if self._repeated and unit.once else 1
         return timesteps if timesteps <= CHUNKS_BEYOND else ceil(sqrt(timesteps))
 
     def _backward_again(self, unit: Unit) -> None:
-        """Compute a unit again, with its graph, and go backward through it, the last chunk of steps first."""
+        """Recompute a unit with its graph and go backward through it, the last chunk of steps first."""
         length = len(self._inputs) if unit in self._at_once else self._chunk_of(unit)
         chunks = [
             range(first, min(first + length, len(self._inputs)))
@@ -297,8 +301,8 @@ class _Run:
     def _backward_from(
         self, ends: list[Tensor], carried: Sequence[tuple[Tensor, Tensor | None]] = ()
     ) -> None:
-        """Go backward from what `_compute` returned, and from values with these gradients."""
-        signal = self.anchor.detach()  # of no meaning to an end, but torch would fill one for each
+        """Go backward from the ends returned by `_compute`, and from carried values with their gradients."""
+        signal = self.anchor.detach()  # ends ignore it, but without it torch would fill a tensor for each
         further = [(value, gradient) for value, gradient in carried if gradient is not None]
         torch.autograd.backward(
             [*ends, *(value for value, _ in further)],
@@ -306,7 +310,7 @@ class _Run:
         )
 
     def _states_before(self, unit: Unit, chunks: list[range]) -> list[State]:
-        """What the unit carries when each chunk begins: nothing before the first."""
+        """Returns the unit's state at the beginning of each chunk; empty for the first."""
         states: list[State] = []
         for number, steps in enumerate(chunks):
             states.append([] if unit.core is None or not number else save_state(unit.core))
@@ -317,7 +321,7 @@ class _Run:
 
     @contextmanager
     def _computing_again(self, unit: Unit) -> Iterator[None]:
-        """As the first time, but running statistics are left alone, and the spikes at its end not made again."""
+        """Context of a recomputation: no running statistics change, no spikes are made at the unit's end."""
         assert self._autocast is not None
         with (
             self._autocast(),
@@ -328,7 +332,7 @@ class _Run:
             yield
 
     def _keep(self, unit: Unit, value: Tensor) -> None:
-        """One more value of a cut."""
+        """Keep one more value of a cut."""
         unit.graph_bytes = 2 * value.nbytes
         kept = PackedSpikes(value.detach(), unit.gain) if unit.spiking else Stored(value)
         self._values[unit.target].append(kept)
@@ -336,7 +340,7 @@ class _Run:
             self._unpacked.setdefault(unit.target, []).append(value.detach())
 
     def _compute(self, unit: Unit, steps: range, keep: Callable[[Unit, Tensor], None]) -> list[Tensor]:
-        """Steps of a unit; the ends of their graphs, from which `backward` starts."""
+        """Compute steps of a unit. Returns the ends of their graphs, from which `backward` starts."""
         once: dict[fx.Node, Tensor] = {}
         ends: list[Tensor] = []
         for step in steps:
@@ -351,7 +355,7 @@ class _Run:
 
     @contextmanager
     def _statistics_kept(self, unit: Unit, step: int) -> Iterator[None]:
-        """Layers take a batch's statistics in the first pass alone."""
+        """Context in which layers compute statistics only in the first pass, and reuse them in later ones."""
         if unit not in self._statistics:
             yield
             return
@@ -364,7 +368,7 @@ class _Run:
                 norm.kept_statistics = None
 
     def _step(self, unit: Unit, step: int, once: dict[fx.Node, Tensor]) -> Tensor:
-        """The value of the unit's target at a step."""
+        """Returns the value of the unit's target at a step."""
         values: dict[fx.Node, Any] = {}
 
         def value_of(node: fx.Node) -> Any:
@@ -400,7 +404,7 @@ class _Run:
         kwargs = fx.map_arg(node.kwargs, value_of)
         if node.op == "call_module":
             layer: Any = self._units.network.get_submodule(str(node.target))
-            # Neurons that are scaled find out by themselves whether somebody has hooked them since they were traced.
+            # Scaled neurons check themselves whether they have been hooked since they were traced.
             is_scaled = isinstance(layer, SpikingNeuron) and "gain" in kwargs
             return layer.scaled(*args, **kwargs) if is_scaled else layer(*args, **kwargs)
         if node.op == "call_method":
@@ -416,7 +420,7 @@ class _Beginning(torch.autograd.Function):
     def forward(
         ctx: Any, anchor: Tensor, value: Tensor, kept: Kept, gradients: _Gradients, step: int
     ) -> Tensor:
-        # What later layers save of this value is kept already (`SavedTensors`).
+        # `SavedTensors` uses `kept` if a later layer saves this value.
         ctx.kept, ctx.gradients, ctx.step = kept, gradients, step
         return value.detach()
 
@@ -428,8 +432,8 @@ class _Beginning(torch.autograd.Function):
 
 
 class _End(torch.autograd.Function):
-    """The value of a unit at a step, as something to go backward from; its gradient is fetched, and gone, when
-    the backward pass has come to that step."""
+    """A unit's value at a step as a start of the backward pass. Its gradient is fetched, and released, when
+    the pass reaches that step."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, anchor: Tensor, gradients: _Gradients, step: int) -> Tensor:
@@ -443,26 +447,26 @@ class _End(torch.autograd.Function):
 
 
 def _forget(unit: Unit, value: Tensor) -> None:
-    """Of a unit that is computed again, values are kept already."""
+    """Keep nothing: the values of a recomputed unit are kept already."""
 
 
 @contextmanager
 def _state_of_its_own(unit: Unit) -> Iterator[None]:
-    """The unit begins at step 1, and leaves nothing."""
+    """Context in which the unit starts at step 1, and after which it carries nothing."""
     _begin(unit)
     yield
     _begin(unit)
 
 
 def _begin(unit: Unit) -> None:
-    """Put what the unit carries before step 1; masks of dropout are those of the sequence, however often it is computed."""
+    """Reset the unit's state, but not dropout masks, which the sequence keeps at every computation."""
     for layer in [] if unit.core is None else stateful_layers(unit.core):
         if not isinstance(layer, SequenceDropout):
             layer.reset_state()
 
 
 def _restore_as_leaves(unit: Unit, state: State) -> list[Tensor]:
-    """Put the unit before the step at which the state was saved; what it carries, as leaves of a new graph."""
+    """Restore the unit's saved state as leaves of a new graph, and return these leaves."""
     if unit.core is None:
         return []
     if not state:
@@ -480,7 +484,7 @@ def _carried_by(unit: Unit) -> list[Tensor]:
 
 @contextmanager
 def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
-    """Within, batch norm in training uses the batch's statistics and learns nothing."""
+    """Context in which batch norm in training uses the batch's statistics and updates no running ones."""
     learning = [
         module
         for module in modules
@@ -499,7 +503,7 @@ def _without_learning_statistics(modules: list[nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _firing_for_nobody(core: Any) -> Iterator[None]:
-    """Within, neurons need not make the spikes at the end of a unit: those are kept, and only their gradient enters."""
+    """Context in which neurons need not make the spikes at a unit's end, which are kept already."""
     if not hasattr(core, "spikes_are_read"):
         yield
         return
@@ -514,7 +518,7 @@ def _firing_for_nobody(core: Any) -> Iterator[None]:
 
 
 def _trace(network: nn.Module) -> fx.Graph:
-    """The calls of one step. Raises NotSeparable."""
+    """Returns the calls of one step. Raises NotSeparable."""
     for module in network.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             raise NotSeparable(f"{type(module).__name__} would draw anew when it is computed again")
@@ -531,7 +535,7 @@ def _trace(network: nn.Module) -> fx.Graph:
 
 
 def _is_fresh(node: Any, network: nn.Module) -> bool:
-    """Whether a value is nowhere else to be seen: one caller reads it, and what makes it makes it anew."""
+    """Whether a value has one reader and its own memory, so that nothing else can see it change."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return False
     if node.op == "call_module":
@@ -540,7 +544,7 @@ def _is_fresh(node: Any, network: nn.Module) -> bool:
 
 
 def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
-    """The units in the order of computation. Raises NotSeparable."""
+    """Returns the units in the order of computation. Raises NotSeparable."""
     modules = {
         node: network.get_submodule(str(node.target)) for node in graph.nodes if node.op == "call_module"
     }
@@ -582,8 +586,8 @@ def _cut(graph: fx.Graph, network: nn.Module) -> list[Unit]:
 
 
 def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) -> None:
-    """Raises NotSeparable where unit after unit, each for all steps, is not the order of step after step for what depends on
-    it: running statistics of a layer, and draws."""
+    """Raises NotSeparable if going unit by unit, not step by step, would reorder random draws or updates of a
+    layer's running statistics."""
     norms = Counter(
         part
         for unit in units
@@ -608,8 +612,10 @@ def _refuse_another_order(units: list[Unit], modules: dict[fx.Node, nn.Module]) 
 
 
 def _parts(graph: fx.Graph) -> set[fx.Node]:
-    """What is no tensor of its own, and what is a part of such a thing or made of nothing else: shapes, numbers, what
-    functions hand on together. Each unit makes its own."""
+    """Returns values that are no single tensors (shapes, numbers, tuples), and values made only of such.
+
+    They are never kept; each unit computes its own.
+    """
     parts: set[fx.Node] = set()
     for node in graph.nodes:
         inputs = node.all_input_nodes
@@ -621,7 +627,7 @@ def _parts(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _is_part(node: fx.Node) -> bool:
-    """Whether it takes one of several things that were handed on together."""
+    """Whether the node takes an element by its number, as of a tuple."""
     return node.target is operator.getitem and isinstance(node.args[1], int)
 
 
@@ -630,7 +636,7 @@ def _is_cheap(node: fx.Node, modules: dict[fx.Node, nn.Module]) -> bool:
 
 
 def _computed_once(graph: fx.Graph, modules: dict[fx.Node, nn.Module]) -> frozenset[fx.Node]:
-    """What depends on nothing but the input."""
+    """Returns the operations without state that depend only on the input."""
     once: set[fx.Node] = set()
     for node in graph.nodes:
         known = node in modules and is_first_layer(modules[node])
