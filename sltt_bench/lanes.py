@@ -76,7 +76,7 @@ class Place:
 
 
 class Lanes:
-    """Runs one attempt at a time at each place, in a process; leaving the context ends those still running."""
+    """Runs one attempt at a time at each place, in a process; leaving the context ends those that remain."""
 
     def __init__(self, places: Sequence[Place] = (Place(),), *, timeout_s: float | None = None) -> None:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""

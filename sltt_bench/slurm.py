@@ -334,7 +334,7 @@ def _reason_without_row(slurm_state: str, job: str) -> str:
 
 
 def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Returns job → (Slurm's state, reason or ""), for jobs still known to Slurm (for minutes after the end)."""
+    """Returns job → (Slurm's state, reason or "") while Slurm knows the job (some minutes after its end)."""
     numbers = sorted({job.partition("_")[0] for job in jobs})
     if not numbers:
         return {}

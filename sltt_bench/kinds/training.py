@@ -247,7 +247,7 @@ def content_sha256(
         "evaluated_samples_sha256": [getattr(bundle, split) for split in evaluated],
     }
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the last digit of a spectrogram depends on the number of threads
+    torch.set_num_threads(1)  # the last digit of a spectrogram depends on how many compute it
     try:
         return {
             name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))

@@ -56,7 +56,7 @@ _OF_PROCESSORS = ("train_s", "cpu_util_mean", "cpu_others_mean")
 
 
 def disturbance(epochs: Sequence[Epoch]) -> str:
-    """Returns a clause on what disturbed the times of these epochs, or ''. Only warm epochs count, if any."""
+    """What to know of the times of these epochs, in their order; '' if nothing. Warm epochs count, if there are any."""
     measured = [
         epoch for epoch in epochs if all(epoch.get(name) not in (None, "") for name in _OF_PROCESSORS)
     ]
