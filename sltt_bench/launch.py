@@ -169,7 +169,7 @@ def _record(failure: "ProcessFailure") -> tuple[Any, str] | None:
 
 
 class MuteReporter(worker.Reporter):
-    """The reporter of ranks other than 0: it reads the checkpoint as rank 0 does, but sends and writes nothing."""
+    """The reporter of ranks other than 0: reads the checkpoint like rank 0, but sends and writes nothing."""
 
     def send(self, event: str, **details: Any) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Prints what torch and the machine's sensors report, as JSON; `doctor` runs it as a process that may fail."""
+"""Prints what torch and the machine's sensors report, as JSON; a failure of this process informs `doctor`."""
 
 import json
 from typing import Any
