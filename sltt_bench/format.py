@@ -51,7 +51,7 @@ def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """Returns the value with so many significant digits; whole numbers in full, exponents only below 1e-4."""
+    """Returns the value with `digits` significant digits; whole numbers in full, exponent only below 1e-4."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:

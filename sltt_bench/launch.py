@@ -3,7 +3,7 @@
 The worker that received the cell is the launcher's agent and trains nothing itself; on several nodes of a
 Slurm job, srun starts an agent on each. Each rank is a process of this module. Rank 0 reports to the runner
 through the agent's standard output and writes the checkpoints; the others are mute. If one rank fails, all
-end, and the cell's reason is that of the rank that failed first by itself. A rank whose agent dies ends
+end, and the cell's reason is that of the rank that failed by itself. A rank whose agent dies ends
 itself, so that no process is left behind.
 """
 

@@ -1,4 +1,4 @@
-"""Prints what torch and the machine's sensors report, as JSON; a failure of this process informs `doctor`."""
+"""Prints what torch and the machine's sensors report, as JSON; `doctor` reports if this process fails."""
 
 import json
 from typing import Any

@@ -42,7 +42,7 @@ class Estimate:
     cell: Cell
     device_type: DeviceType
     trace: IterationTrace
-    """What an iteration needs of memory and arithmetic."""
+    """Memory and arithmetic of one iteration."""
     layers: tuple[LayerWork, ...]
     """In the network's order, one iteration."""
     time_lower_bound_s: float | None

@@ -31,11 +31,11 @@ LONGEST = 64
 def largest_batch_size(
     cell: Cell, device_type: DeviceType, memory_bytes: int, memory: IterationMemory | None = None
 ) -> int:
-    """Returns the largest batch at the cell's T whose peak in each process is at most `memory_bytes`.
+    """The largest batch at the cell's T whose peak is at most `memory_bytes` in each of the processes that share it, 0 if
+    not even the smallest that the network can train on: a sample for each, or 2 where batch norm would have a single
+    value per channel.
 
-    0 if not even the smallest batch fits that the network can train on: one sample for each process, or 2
-    where batch norm would have a single value per channel. At most the training samples of an epoch, since no
-    run has a larger batch. `memory` is the cell's own, if it is known.
+    At most the training samples of an epoch, since no run has a larger batch. `memory` is the cell's own, where it is known.
     """
     of_cell = cell.recipe.train.batch_size
 
