@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; `signal_number` decides the exit code."""
+    """A signal ended the run (Ctrl-C, SIGTERM); `signal_number` decides the exit code."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

@@ -29,7 +29,7 @@ Measure = Literal[
     "multiplications",
     "estimated_peak_bytes",
 ]
-"""What a panel shows: of runs the first five, of analyses cosine and temporal_share, of estimates the last two.
+"""What a panel shows, of runs (the first five), analyses (cosine, temporal_share) or estimates (the others).
 `learning_curve` is the test accuracy after each epoch, against `epoch`."""
 
 
