@@ -1,4 +1,4 @@
-"""Trains one cell in several processes (ranks) with equal weights that share every batch.
+"""Trains one cell in several processes (ranks), which have equal weights and share every batch.
 
 The gradient of an iteration is that of the undivided batch, for every method. DistributedDataParallel
 cannot provide it: it exchanges gradients in hooks of the backward pass and expects one pass an iteration,
@@ -41,7 +41,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     connected: bool = True
-    """False: no exchange takes place, as when the memory of one rank is measured without the others."""
+    """False: do everything but the exchange itself, to measure the memory of one rank without others."""
 
     def part(self, batch: Tensor) -> Tensor:
         """Returns this rank's share [about batch/size, ...] of [batch, ...]; each sample goes to one rank."""
@@ -98,7 +98,7 @@ class Ranks:
     def check_divisible(self, batch_size: int, samples: int, drop_last: bool) -> None:
         """Raises NotDivisible if the last batch of an epoch leaves a rank without a sample.
 
-        Recipes cannot describe other batches that do.
+        The recipe's checks rule this out for all other batches.
         """
         last = samples % batch_size
         if last and last < self.size and not drop_last:
@@ -215,9 +215,9 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             scale = scale * self.weight
         normalised = centred * _per_channel(scale)
         if self.bias is not None:
-            # Times 1: with one sample of one pixel, the sum's gradient is the bias's as it is. Autograd would
-            # then give two biases of one sum the same memory as `.grad`, and a second backward pass would add
-            # twice.
+            # Times 1: with one sample of one pixel, the bias's gradient is the very tensor of the sum's.
+            # Autograd would let two biases of one sum share it as `.grad`, and a second backward pass would
+            # add to it twice.
             normalised = normalised + _per_channel(self.bias * 1.0)
         return normalised.to(x.dtype)
 

@@ -224,8 +224,8 @@ def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) 
 def _begin_momentum_at_zero(sgd: torch.optim.Optimizer) -> None:
     """Give each parameter without momentum one of 0, so that its first gradient becomes its momentum.
 
-    Fused SGD would allocate it uninitialised. It stays so if the first step is skipped (an overflow in fp16),
-    and one parameter whose first gradient comes later than those of others ends in an error.
+    Fused SGD would allocate it uninitialised, which remains if the first step is skipped (an overflow in
+    fp16). It would also raise an error if one parameter gets its first gradient later than others.
     """
     for group in sgd.param_groups:
         for parameter in group["params"]:

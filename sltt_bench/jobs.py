@@ -29,7 +29,7 @@ def make_places(
 ) -> list[Place]:
     """Returns a place for each cell that runs at the same time; several processes share threads evenly.
 
-    `device` is the value of --device: with "auto" or "cuda", `jobs` cells get the first GPUs, one each, or
+    `device` is the value of --device: with "auto" or "cuda", `jobs` cells get the first GPUs in turn, or
     the CPU if there is none. `devices` names one for each cell instead. `per_cell` processes share the
     batches of a cell, each on its own device. A single process has the whole machine. Raises JobsRefused for
     more processes than processors or devices (unless `oversubscribe`), for processes of one cell that would

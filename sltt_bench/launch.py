@@ -3,8 +3,8 @@
 The worker that received the cell is the launcher's agent and trains nothing itself; on several nodes of a
 Slurm job, srun starts an agent on each. Each rank is a process of this module. Rank 0 reports to the runner
 through the agent's standard output and writes the checkpoints; the others are mute. If one rank fails, all
-end, and the cell's reason is that of the rank that failed by itself. A rank whose agent dies ends
-itself, so that no process is left behind.
+end, and the cell's reason is that of the rank that failed by itself. A rank whose agent dies ends itself, so
+that no process is left behind.
 """
 
 import json
@@ -88,7 +88,7 @@ def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
 def free_port() -> int:
     """Returns a free port below 32768. Raises OSError if many are taken.
 
-    Systems assign ports to connections from 32768 on, so none takes this one before all agents have started.
+    Systems give connections ports from 32768 on, so none gets this one before all agents have started.
     """
     for _ in range(100):
         with socket.socket() as probe, suppress(OSError):
@@ -196,7 +196,7 @@ def main() -> None:
 def _be_agent() -> None:
     """Launch the ranks of this node, for which srun started this process; report a failure as an event."""
     events = worker.take_standard_output()
-    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # the parent of the cell's processes here
+    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # the parent of all the cell's processes here
     nodes, endpoint = os.environ[NODES].split()
     try:
         size = job["cell"]["recipe"]["train"]["devices"] // int(nodes)

@@ -10,7 +10,7 @@ from sltt_bench.plan import Cell
 from sltt_bench.runner import computed
 
 PREFLIGHT_LIMIT_S = 60.0
-"""Seconds after which a cell's estimate is given up, since nobody waits longer (thousands of steps do)."""
+"""Seconds after which a cell's estimate is given up; with thousands of time steps, it would take longer."""
 
 
 @dataclass(frozen=True)

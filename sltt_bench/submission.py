@@ -161,7 +161,7 @@ def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _seeds(result: MethodResult) -> tuple[set[int], set[int]]:
-    """Returns the seeds that began, and those whose cells finished, sound or not: that is another rule."""
+    """Returns the seeds that began, and those whose cells finished (whether sound is another rule)."""
     unsound = {seed for failure in result.failures if failure.status == UNSOUND for seed in failure.seeds}
     finished = {*result.seeds, *unsound}
     return {*finished, *result.lost_seeds}, finished

@@ -63,7 +63,7 @@ def parse_yaml(text: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    """Parse a text; cached, since a study reads its recipe for every point, mostly spending time here."""
+    """Parse a text; cached, since a study reads its recipe for every point, and parsing takes longest."""
     parser = YAML(typ="safe", pure=True)
     parser.max_depth = MAX_DEPTH
     try:

@@ -33,7 +33,7 @@ class SlowSynapse(Stateful):
 
 
 class Feedback(Stateful):
-    """Neurons that also receive a convolution of their own last spikes; a layer with state inside and outside."""
+    """Neurons that also receive a convolution of their last spikes: a layer and its part carry state."""
 
     carried = ("spikes",)
     emits_spikes = True

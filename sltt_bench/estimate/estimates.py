@@ -1,7 +1,7 @@
 """Turns traced iterations into estimates: memory by cause, spatial and temporal work, per epoch and layer.
 
 The *temporal* part of a layer's work is the cost of the past: its work at all steps, less the number of
-steps times its work at a single step (T = 1). Only layers that carry state have one.
+steps times its work at a single step (T = 1). Only layers that carry state have a temporal part.
 All other work is *spatial*. Under SLTT, the backward pass of feed-forward layers has no temporal part; under
 BPTT, that part is λ and the reset's derivative for every neuron at every step but one.
 """
@@ -60,7 +60,7 @@ class Estimate:
         return sum(int(getattr(layer, part)) for layer in self.layers)
 
     def multiply_adds(self, phase: Phase) -> int:
-        """Returns those of convolutions, linear layers and matrix products in one iteration."""
+        """Returns those of convolutions, linear layers and matrix products alone, in one iteration."""
         return in_phase(self.trace.operations.multiply_adds, phase)
 
     @property

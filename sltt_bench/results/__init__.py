@@ -1,1 +1,1 @@
-"""The schema, writer and reader of the files under `results/`; no other module touches them."""
+"""The schema, writer and reader of the files under `results/`; no other package touches them."""

@@ -144,7 +144,7 @@ def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
 
 
 def torn_at(path: Path) -> int | None:
-    """Returns the number of a file's last line if it is unfinished, else None; cheap then for long files."""
+    """Returns the number of a file's last line if it is unfinished; else None, without reading the file."""
     with path.open("rb") as file:
         if not file.seek(0, 2):
             return None
