@@ -196,7 +196,7 @@ def main() -> None:
 def _be_agent() -> None:
     """Launch the ranks of this node, for which srun started this process; report a failure as an event."""
     events = worker.take_standard_output()
-    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # the parent of all the cell's processes here
+    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # the parent of the cell's processes here
     nodes, endpoint = os.environ[NODES].split()
     try:
         size = job["cell"]["recipe"]["train"]["devices"] // int(nodes)
