@@ -1,4 +1,4 @@
-"""`python -m sltt_bench` is the same as `sltt-bench`."""
+"""Makes `python -m sltt_bench` the same as `sltt-bench`."""
 
 from sltt_bench.cli import main
 

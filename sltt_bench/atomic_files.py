@@ -1,4 +1,4 @@
-"""The one way to write a file that is whole or not there at all, whenever the process ends or the power goes."""
+"""Writes a file that is complete or not there at all, whenever the process ends or the power fails."""
 
 import os
 import secrets
@@ -10,12 +10,13 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """What is written within takes the place of `path` when it is whole and on the disk, not before.
+    """Yields a file that replaces `path` once it is complete and on the disk, not before.
 
-    Makes no folder: one that somebody moved away in the meantime would be there again. Raises OSError; an earlier file
-    then stays as it was. Of several that write at once each writes the whole file, and the last one stays.
+    Creates no folder, since that would bring back one that somebody moved away in the meantime. Raises
+    OSError; an earlier file then stays as it was. Of several concurrent writers, the last one's whole file
+    stays.
     """
-    # No process number: those of two machines, or containers, that share a folder are often the same.
+    # No process number, since machines or containers that share a folder often have equal ones.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("wb") as file:

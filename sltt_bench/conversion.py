@@ -1,4 +1,4 @@
-"""ANN → SNN conversion: neurons that are rectifiers while a network learns and integrate and fire when it is used.
+"""ANN → SNN conversion: neurons that are rectifiers in training and integrate-and-fire neurons in evaluation.
 
     training      y = max(0, I)                                             no state, no time
                   θ ← θ + m (q(y) − θ),   m = max(1/n, 0.1) in batch n      threshold balancing, one θ a layer
@@ -7,15 +7,15 @@
                   v[t] = u[t] − θ s[t]                                      soft reset, no leak
                   output θ s[t]
 
-q(y) is the PERCENTILE-th percentile of a layer's outputs over the batch, so that θ follows the training data as the
-running statistics of batch norm do. θ s[t] instead of s[t] is the weights of the next layer times θ, as the
-converted network would hold them. The mean output over T steps differs from y, where 0 ≤ y ≤ θ, by at most c/T, where c
-is θ/2 in the first layer and grows with the thresholds and weights before a later one. What is not linear between two
-layers has no such bound: the maximum of spikes (max pools) is not that of rates, nor is their product (attention, the
-shortcuts "and" and "iand").
-Source: Diehl et al. 2015 (data-based thresholds); Rueckauer et al. 2017 (percentiles, soft reset); Bu et al. 2022,
-"Optimized potential initialization for low-latency spiking neural networks" (v[0] = θ/2).
-Deviation: thresholds are taken while the network learns, not in a pass of its own after it.
+q(y) is the PERCENTILE-th percentile of a layer's outputs over the batch, so θ follows the training data like
+the running statistics of batch norm. The output θ s[t] is equivalent to s[t] with the next layer's weights
+times θ, as a converted network would hold them. For 0 ≤ y ≤ θ, the mean output over T steps differs from y by
+at most c/T; c is θ/2 in the first layer, and grows in later ones with the thresholds and weights before them.
+Nonlinear operations between layers have no such bound: neither the maximum of spikes (max pools) nor their
+product (attention, the shortcuts "and" and "iand") is that of the rates.
+Source: Diehl et al. 2015 (data-based thresholds); Rueckauer et al. 2017 (percentiles, soft reset); Bu et al.
+2022, "Optimized potential initialization for low-latency spiking neural networks" (v[0] = θ/2).
+Deviation: thresholds are determined during training, not in a separate pass after it.
 """
 
 import torch
@@ -28,17 +28,17 @@ MOMENTUM = 0.1
 
 
 class ConvertedNeuron(SpikingNeuron):
-    """A layer: currents of any shape in; activations out while it trains, else spikes of height θ."""
+    """Maps currents of any shape to activations in training, to spikes of height θ in evaluation."""
 
     carried = ("potential",)
     emits_spikes = False
     threshold: Tensor
     """θ, a scalar."""
     batches: Tensor
-    """Batches that θ was taken from."""
+    """Number of batches from which θ was determined."""
 
     def __init__(self, parameters: LIFParameters) -> None:
-        """`parameters` describe the neurons that these stand in for; nothing of them is used."""
+        """`parameters` describe the neurons that these replace; they are not used."""
         super().__init__()
         self.parameters_ = parameters
         self.potential: Tensor | None = None
@@ -68,7 +68,7 @@ class ConvertedNeuron(SpikingNeuron):
 
 
 def unconvertible(network: nn.Module) -> str | None:
-    """Why the network cannot be trained as one of rectifiers, or None: some layer's past would be lost."""
+    """Returns why the network cannot be trained with rectifiers (a layer's past would be lost), or None."""
     lost = [
         type(layer)
         for layer in stateful_layers(network)

@@ -1,15 +1,15 @@
-"""One cell over several processes (ranks): the same weights everywhere, every batch divided among them.
+"""Trains one cell in several processes (ranks), which have equal weights and share every batch.
 
 The gradient of an iteration is that of the undivided batch, for every method. DistributedDataParallel
-cannot give it: it exchanges gradients in hooks of the backward pass and expects one pass an iteration,
-while SLTT makes T of them. Here each rank makes its own gradient in whatever way its method does, and
-after the last backward pass there is one exchange,
+cannot provide it: it exchanges gradients in hooks of the backward pass and expects one pass an iteration,
+while SLTT makes T passes. Here each rank computes its own gradient as its method does, and after the last
+backward pass there is one exchange,
 
     g = Σ_r n_r g_r / Σ_r n_r        n_r samples on rank r, g_r the gradient of their mean loss
 
-which also weights an unevenly divided last batch rightly. All ranks then take the same optimiser step
-and their weights stay equal to the last bit. Batch normalisation sees a rank's own samples, as is common
-practice, unless `synchronise_batch_norm` makes it see all.
+which also weights an unevenly divided last batch correctly. All ranks then make the same optimiser step, and
+their weights stay equal to the last bit. As is common practice, batch normalisation sees only the rank's own
+samples, unless `synchronise_batch_norm` makes it see all.
 """
 
 import multiprocessing
@@ -26,8 +26,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 TIMEOUT = timedelta(days=1)
-"""Until a rank that hears nothing from the others gives up: the launcher ends it long before, when another has
-failed, and one may wait for hours while another makes its data ready."""
+"""How long a rank waits for the others. One rank may prepare its data for hours; if one fails, the launcher
+ends the others long before this."""
 
 
 class NotDivisible(ValueError):
@@ -36,27 +36,27 @@ class NotDivisible(ValueError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of one cell, seen from one of them. A single process is `Ranks(0, 1)`."""
+    """The processes of one cell, as seen from one of them. A single process is `Ranks(0, 1)`."""
 
     rank: int = 0
     size: int = 1
     connected: bool = True
-    """False: everything is done but the exchange itself, where the memory of one rank is counted without others."""
+    """False: do everything but the exchange itself, to measure the memory of one rank without others."""
 
     def part(self, batch: Tensor) -> Tensor:
-        """This rank's share [about batch/size, ...] of the samples [batch, ...]: every one has one rank."""
+        """Returns this rank's share [about batch/size, ...] of [batch, ...]; each sample goes to one rank."""
         return torch.tensor_split(batch, self.size)[self.rank]
 
     def exchange_gradients(self, parameters: Iterable[nn.Parameter], samples: int) -> None:
-        """Replace every `.grad`, of this rank's mean loss over `samples`, by that of the whole batch.
+        """Replace every `.grad` (of this rank's mean loss over `samples`) by that of the whole batch.
 
-        In place where there is a gradient. A parameter without one on every rank stays without.
+        Existing gradients change in place. A parameter that has no gradient on any rank stays without one.
         """
         if self.size == 1:
             return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
-        # Filled on the device: for a copy of numbers on the host, the host would wait.
+        # Filled on the device, since the host would wait for a copy of its own numbers.
         fill = gradients[0].new_full
         runs = groupby(parameter.grad is not None for parameter in trained)
         present = [fill((len([*run]),), float(there)) for there, run in runs]
@@ -76,7 +76,7 @@ class Ranks:
                 parameter.grad = torch.empty_like(parameter).copy_(piece.view_as(parameter))
 
     def add_up(self, figures: Tensor) -> Tensor:
-        """The sum of `figures` over the ranks, in place."""
+        """Sum `figures` over the ranks, in place."""
         if self.size > 1 and self.connected:
             dist.all_reduce(figures)
         return figures
@@ -88,7 +88,7 @@ class Ranks:
                 dist.broadcast(buffer, src=0)
 
     def gather(self, row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-        """The rows of all ranks, in their order, on every rank."""
+        """Returns the rows of all ranks, in the ranks' order, on every rank."""
         if self.size == 1:
             return [row]
         rows: list[Any] = [None] * self.size
@@ -96,7 +96,10 @@ class Ranks:
         return rows
 
     def check_divisible(self, batch_size: int, samples: int, drop_last: bool) -> None:
-        """Raises NotDivisible if the last batch of an epoch leaves a rank without a sample; a recipe's others do not."""
+        """Raises NotDivisible if the last batch of an epoch leaves a rank without a sample.
+
+        The recipe's checks rule this out for all other batches.
+        """
         last = samples % batch_size
         if last and last < self.size and not drop_last:
             raise NotDivisible(
@@ -109,9 +112,9 @@ ALONE = Ranks()
 
 
 def join(device: torch.device) -> Ranks:
-    """This process's rank as torchrun's environment gives it; joins the others, by NCCL for tensors on a GPU.
+    """Join the other ranks of torchrun's environment; returns this process's rank. GPU tensors go by NCCL.
 
-    On a GPU, `device` is the current one already.
+    On a GPU, `device` must be the current device already.
     """
     if not dist.is_initialized():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
@@ -121,13 +124,14 @@ def join(device: torch.device) -> Ranks:
 def end_together() -> NoReturn:
     """Wait for the other ranks, then end this process with exit code 0.
 
-    The group is not taken down: torch 2.6 waits there for Gloo's threads and holds the interpreter's lock, for which
-    one of them may be waiting to free a tensor, so that neither ever ends (pytorch #56297, #154976; 2.9 lets it go).
+    The process group is not destroyed: torch 2.6 would wait for Gloo's threads while it holds the
+    interpreter's lock, and one of them may wait for that lock to free a tensor, a deadlock (pytorch #56297,
+    #154976; torch 2.9 releases the lock).
     """
     if dist.is_initialized():
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
-        dist.all_reduce(torch.zeros(1))  # nobody is in an exchange any more when the first one ends
+        dist.all_reduce(torch.zeros(1))  # no rank is in an exchange any more when the first one ends
     for child in multiprocessing.active_children():
         child.terminate()
     sys.stdout.flush()
@@ -136,7 +140,7 @@ def end_together() -> NoReturn:
 
 
 def exchanged_bytes(added_up_bytes: int, size: int) -> int:
-    """Bytes that each rank sends where so many are added up over all by a ring: 2 (size − 1) / size of them.
+    """Returns the bytes that each rank sends in a ring all-reduce: 2 (size − 1) / size of `added_up_bytes`.
 
     Source: Patarasuk & Yuan 2009, "Bandwidth optimal all-reduce algorithms".
     """
@@ -152,16 +156,16 @@ _COMBINED: Mapping[str, Callable[[Sequence[float]], float]] = {
     "cpu_others_mean": max,
     "samples_per_s": min,
 }
-"""Column → how the figures of all ranks become one, where it is not the largest that counts."""
+"""Column → how the figures of all ranks are combined, unless by their maximum."""
 
 
 def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of epochs.csv from those of all ranks.
+    """Returns one row of epochs.csv from those of all ranks.
 
-    Energy is summed, a GPU's utilisation is averaged, and of times, memory and the processors' use the largest counts:
-    a device that is too small or a rank that is late is what a user meets. A figure that one rank lacks is None, and so is
-    NVML's memory where it is a process's of one rank and a device's of another.
-    Losses, accuracies and samples are those of all ranks already; the rest is rank 0's.
+    Energy is summed and GPU utilisation averaged. For times, memory and the use of processors the largest
+    counts, since the fullest device and the slowest rank limit a user. A figure that a rank lacks is None,
+    and so is NVML's memory if its scope is a process on one rank and a device on another. Losses, accuracies
+    and samples are of all ranks already; all else is rank 0's.
     """
     first = dict(rows[0])
     if len(rows) == 1:
@@ -184,16 +188,16 @@ def combined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 class SynchronisedBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation [batch, C, H, W] whose statistics are those of the undivided batch.
+    """Batch normalisation [batch, C, H, W] with the statistics of the undivided batch.
 
-    torch's own SyncBatchNorm serves GPUs alone; this one is the same formula through differentiable
-    exchanges, on any device, so that it can be tested without one.
+    torch's own SyncBatchNorm runs on GPUs only. This is the same formula through differentiable
+    exchanges on any device, so that it can be tested without a GPU.
     """
 
     ranks: Ranks = ALONE
 
     def forward(self, x: Tensor) -> Tensor:
-        """The normalised batch in the type of `x`; statistics in float32 or wider."""
+        """Returns the normalised batch in the type of `x`; statistics are in float32 or wider."""
         if not self.training:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -211,8 +215,9 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
             scale = scale * self.weight
         normalised = centred * _per_channel(scale)
         if self.bias is not None:
-            # Times 1: of one sample of one pixel the sum's gradient is the bias's as it stands, and autograd would let two
-            # biases of one sum have the same memory as `.grad`, to which a second backward pass adds twice.
+            # Times 1: with one sample of one pixel, the bias's gradient is the very tensor of the sum's.
+            # Autograd would let two biases of one sum share it as `.grad`, and a second backward pass would
+            # add to it twice.
             normalised = normalised + _per_channel(self.bias * 1.0)
         return normalised.to(x.dtype)
 
@@ -232,10 +237,10 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
 
 
 class _OverAllRanks(torch.autograd.Function):
-    """The sum over all ranks, whose gradient is the sum of theirs.
+    """The sum over all ranks, whose gradient is the sum of the ranks' gradients.
 
-    Each rank's gradient is that of the mean loss of its own samples, which `exchange_gradients` weights by
-    their number afterwards: what comes from another rank is brought to this rank's weight here.
+    Each rank's gradient is that of its own samples' mean loss, which `exchange_gradients` weights by their
+    number later. So the gradients from other ranks are rescaled here to this rank's weight.
     """
 
     @staticmethod
@@ -253,7 +258,7 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def synchronise_batch_norm(network: nn.Module, ranks: Ranks) -> nn.Module:
-    """The network with every BatchNorm2d synchronised over `ranks`; names, parameters and buffers stay as they are."""
+    """Synchronise every BatchNorm2d over `ranks`; names, parameters and buffers stay as they are."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             module.__class__ = SynchronisedBatchNorm2d

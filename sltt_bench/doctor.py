@@ -1,6 +1,6 @@
-"""What this machine can measure: versions, the GPU and its sensors, memory, and what is missing.
+"""Examines what this machine can measure: versions, the GPU and its sensors, memory, and what is missing.
 
-torch is loaded in a process of its own, so that a broken installation is a finding and no crash.
+torch is loaded in a separate process, so that a broken installation is a finding and not a crash.
 """
 
 import json
@@ -31,10 +31,10 @@ EXTRAS = {
     "spikingjelly": ("spikingjelly", "--backend spikingjelly"),
     "tensorboard": ("tensorboard", "--log tensorboard"),
 }
-"""Optional package → (extra that installs it, what it is for)."""
+"""Optional package → (extra that installs it, its purpose)."""
 
 SPARE_OPEN_FILES = 200
-"""What a cell's process holds open beside its loaders' batches: libraries, logs, pipes."""
+"""Files that a cell's process has open besides its loaders' batches: libraries, logs, pipes."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DoctorFinding:
 
 
 def examine() -> list[DoctorFinding]:
-    """Everything that decides what can be measured here."""
+    """Returns all findings on what can be measured on this machine."""
     processors = Processors(os.getpid())
     processors.begin()
     of_torch = list(_torch())  # takes long enough to watch the processors meanwhile
@@ -62,7 +62,7 @@ def _machine() -> Iterator[DoctorFinding]:
 
 
 def _processors(shares: Reading[Shares]) -> DoctorFinding:
-    """What others do with the processors just now."""
+    """Returns how much other programs use the processors now."""
     usable = f"{provenance.usable_cores()} usable"
     if isinstance(shares, Missing):
         return DoctorFinding(
@@ -79,7 +79,7 @@ def _processors(shares: Reading[Shares]) -> DoctorFinding:
 
 
 def _gpus() -> Iterator[DoctorFinding]:
-    """The driver's side: what NVML shows, and whether the wheel of torch was built for it."""
+    """Yields the GPUs that NVML shows, and whether the installed torch was built for their driver."""
     gpus, wheel = shown_gpus(), installed_wheel()
     if not gpus:
         built = f"for CUDA {wheel.cuda}" if wheel and wheel.cuda else "without CUDA"
@@ -119,7 +119,7 @@ def _torch() -> Iterator[DoctorFinding]:
 
 
 def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
-    """What the GPU's sensors read now, as the profiler records it at the start of a cell."""
+    """Returns the GPU's sensor readings, as the profiler records them at the start of a cell."""
 
     def reading(text: str, *names: str) -> list[str]:
         values = [state.get(name) for name in names]
@@ -142,13 +142,13 @@ def _sensors(state: Mapping[str, Any]) -> DoctorFinding:
 
 
 def _without_unit(name: str) -> str:
-    """A reading's name in words: "power_limit_w" → "power limit"."""
+    """Returns a reading's name in words: "power_limit_w" → "power limit"."""
     *words, last = name.split("_")
     return " ".join(words if words and last in ("w", "c", "mhz", "bytes") else [*words, last])
 
 
 def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:
-    """Whether NVML tells the memory of this process, or only that of the whole device."""
+    """Returns whether NVML reports the memory of this process, or only that of the whole device."""
     if facts["process_bytes"] is not None:
         return DoctorFinding("ok", "nvml", "tells the memory of single processes")
     text = f"peak_nvml_bytes will be the whole device's, so let nothing else run on it: {facts['no_process_bytes']}"
@@ -156,7 +156,7 @@ def _process_memory(facts: Mapping[str, Any]) -> DoctorFinding:
 
 
 def _loading() -> Iterator[DoctorFinding]:
-    """What loader processes need: their batches lie in /dev/shm, each held by two open files."""
+    """Yields what loader processes need: their batches are in /dev/shm, and each keeps two files open."""
     needs = {name: _loader_needs(load_recipe(name)) for name in recipe_names()}
     most = max(needs, key=lambda name: needs[name].shared_bytes)
     shared, files = needs[most].shared_bytes, max(need.open_files for need in needs.values())
@@ -184,7 +184,7 @@ class _LoaderNeeds(NamedTuple):
 
 
 def _loader_needs(recipe: Recipe) -> _LoaderNeeds:
-    """Of the training loader and the test loader, whose processes live side by side; a pixel is a byte."""
+    """Returns the needs of training and test loader, which run at the same time; a pixel is a byte."""
     source = recipe.data
     batches = 2 * source.workers * source.prefetch_factor
     steps = recipe.timesteps if source.temporal else 1

@@ -1,7 +1,7 @@
-"""A cell put together: its network, method, loss, optimiser and data, ready to be trained.
+"""Assembles a cell's network, method, loss and optimiser into an Experiment that can be trained.
 
-The one place that knows recipes and torch alike. The engine receives the result and never learns a
-name; `estimate` and `analyze` put the same pieces together without training.
+This is the one module that knows both recipes and torch. The engine receives the Experiment and never learns
+a name; `estimate` and `analyze` assemble the same pieces without training.
 """
 
 import random
@@ -49,20 +49,20 @@ class Experiment:
     loss: Callable[[Tensor, Tensor], Tensor]
     """(o[t] [batch, classes], labels [batch]) → a scalar."""
     window: int | None
-    """Only the last so many steps count for loss and prediction; None: all T."""
+    """Number of last steps that count for loss and prediction; None: all T."""
     average: str
-    """What L is a mean of: "losses" of the steps, or "outputs", whose mean has one loss."""
+    """How L is made: "losses" is the mean of the steps' losses, "outputs" the loss of the mean output."""
     generator: torch.Generator
-    """The method's own source of randomness; draws the same on every rank."""
+    """The method's own source of randomness; it draws the same on every rank."""
     ranks: Ranks = ALONE
     """The processes that share every batch."""
     test_timesteps: int | None = None
-    """T in evaluation, where it is not that of training; static images only."""
+    """T in evaluation, if it differs from that of training; static images only."""
 
     def unroll(self, x: Tensor, labels: Tensor) -> Unroll:
-        """The T steps of one batch, with the loss against its labels; resets the network's state.
+        """Returns the T steps of one batch, with the loss against its labels; resets the network's state.
 
-        T is that of training or that of evaluation, as the network's mode is.
+        The network's mode decides between the T of training and that of evaluation.
         """
         return Unroll(
             self.network,
@@ -78,16 +78,16 @@ class Experiment:
         )
 
     def inputs(self, x: Tensor) -> Sequence[Tensor]:
-        """The input of each of the T steps, [batch, C, H, W]; a static image is one tensor T times."""
+        """Returns the input [batch, C, H, W] of each of the T steps; a static image is one tensor T times."""
         timesteps = self.timesteps
         if self.test_timesteps is not None and not self.network.training:
             timesteps = self.test_timesteps
         return time_steps(x, timesteps, self.temporal)
 
     def training_iteration(self, x: Tensor, labels: Tensor) -> Unroll:
-        """Forward, backward and optimiser step for one batch; returns what was unrolled.
+        """Run forward pass, backward pass and optimiser step for one batch; returns the unrolled steps.
 
-        The network carries nothing from one iteration to the next.
+        The network carries no state from one iteration to the next.
         """
         self.optimizer.zero_grad(set_to_none=True)
         unroll = self.backend.accumulate_gradients(self, x, labels)
@@ -97,27 +97,29 @@ class Experiment:
         return unroll
 
     def _backward(self, loss: Tensor, /, *, retain_graph: bool = False) -> None:
-        """The backward pass that a method calls, once or many times, before the optimiser's step."""
+        """Run a backward pass; a method calls it once or many times before the optimiser's step."""
         self.scaler.scale(loss).backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def _step(self, samples: int) -> None:
-        """A step of the optimiser with the gradient of `samples` samples on this rank."""
+        """Make an optimiser step with the gradient of `samples` samples on this rank."""
         self.ranks.exchange_gradients(self.network.parameters(), samples)
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
     def _update(self, samples: int) -> None:
-        """A step of the optimiser within the sequence: its gradients are used up."""
+        """Make an optimiser step within the sequence and drop the gradients that it used."""
         self._step(samples)
         self.optimizer.zero_grad(set_to_none=True)
 
     def carried_by_method(self) -> dict[str, Any] | None:
-        """What the method carries to the next iteration; None where it carries nothing."""
+        """Returns the state that the method carries to the next iteration; None if it carries nothing."""
         return self.method.state_dict() if isinstance(self.method, CarriesOver) else None
 
     def hand_to_method(self, carried: Mapping[str, Any] | None) -> None:
-        """Let the method go on with what `carried_by_method` returned. Raises ValueError if it carries something
-        and was given nothing."""
+        """Restore the method's state from what `carried_by_method` returned.
+
+        Raises ValueError if the method carries state and `carried` is None.
+        """
         if not isinstance(self.method, CarriesOver):
             return
         if carried is None:
@@ -125,7 +127,7 @@ class Experiment:
         self.method.load_state_dict(carried)
 
     def accumulate_gradients(self, x: Tensor, labels: Tensor) -> Unroll:
-        """Forward and backward pass of one batch, step by step: adds to the parameters' `.grad`."""
+        """Run forward and backward pass of one batch, step by step; adds to the parameters' `.grad`."""
         with self.backend.iteration(self.network):
             unroll = self.unroll(x, labels)
             self.method.accumulate_gradients(unroll)
@@ -133,9 +135,9 @@ class Experiment:
 
 
 def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = ALONE) -> Experiment:
-    """The experiment of a cell with fresh weights, a pure function of the cell's seed.
+    """Returns a cell's experiment with fresh weights, which depend on the cell's seed alone.
 
-    Dropout then draws differently on each of `ranks`. Raises UnsupportedCell, UnknownMethod.
+    Dropout draws differently on each of `ranks`. Raises UnsupportedCell, UnknownMethod.
     """
     seed_everything(cell.seed)
     recipe = cell.recipe
@@ -172,16 +174,16 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
 
 
 def make_backend(cell: Cell) -> Backend:
-    """The cell's backend with the recipe's options for it. Raises UnknownBackend."""
+    """Returns the cell's backend with the recipe's options for it. Raises UnknownBackend."""
     options = cell.recipe.native.backend_options() if cell.backend == "native" else {}
     return backends.create(cell.backend, **options)
 
 
 def build_network(recipe: Recipe, backend: Backend, *, converted: bool = False) -> nn.Module:
-    """The recipe's network with the backend's neurons, initialised from torch's global generator.
+    """Returns the recipe's network with the backend's neurons, initialised from torch's global generator.
 
-    `converted`: with neurons that are rectifiers while it learns. Raises UnsupportedCell if its layers carry
-    more than those can.
+    `converted`: its neurons are rectifiers during training. Raises UnsupportedCell if its layers carry state
+    that rectifiers cannot.
     """
     parameters = neuron_parameters(recipe)
     network = models.build(
@@ -198,15 +200,15 @@ def build_network(recipe: Recipe, backend: Backend, *, converted: bool = False) 
 
 
 def neuron_parameters(recipe: Recipe) -> LIFParameters:
-    """The recipe's neuron as the equations take it."""
+    """Returns the recipe's neuron as the parameters of the equations."""
     return LIFParameters(**recipe.neuron.model_dump(exclude_none=True))
 
 
 def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over all parameters.
+    """Returns SGD with momentum, or AdamW, over all parameters.
 
-    `fused`: one launch for all of them, without copies of gradients; and the loss scaler of fp16 leaves it to
-    the device whether a step is skipped, where it would wait for the device in every iteration otherwise.
+    `fused`: one launch updates all of them, without copies of gradients. The loss scaler of fp16 then lets
+    the device decide whether to skip a step; otherwise it would wait for the device in every iteration.
     """
     train = recipe.train
     options: dict[str, Any] = {"lr": train.lr, "weight_decay": train.weight_decay, "fused": fused}
@@ -220,10 +222,10 @@ def build_optimizer(recipe: Recipe, network: nn.Module, *, fused: bool = False) 
 
 
 def _begin_momentum_at_zero(sgd: torch.optim.Optimizer) -> None:
-    """Give each parameter that has none a momentum of 0, which its first gradient turns into that gradient.
+    """Give each parameter without momentum one of 0, so that its first gradient becomes its momentum.
 
-    Fused SGD would take memory as it finds it, which stays so if the first step is skipped (an overflow in fp16), and
-    ends in an error where one parameter gets its first gradient later than others.
+    Fused SGD would allocate it uninitialised, which remains if the first step is skipped (an overflow in
+    fp16). It would also raise an error if one parameter gets its first gradient later than others.
     """
     for group in sgd.param_groups:
         for parameter in group["params"]:
@@ -232,22 +234,24 @@ def _begin_momentum_at_zero(sgd: torch.optim.Optimizer) -> None:
 
 
 def build_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """Stepped once an epoch."""
+    """Returns the recipe's learning rate schedule, to be stepped once an epoch."""
     if recipe.train.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
     return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=recipe.train.epochs)
 
 
 def time_steps(x: Tensor, timesteps: int, temporal: bool) -> Sequence[Tensor]:
-    """The input of each step: slices of [batch, T, ...], or one and the same image tensor T times."""
+    """Returns the input of each step: slices of [batch, T, ...], or the same image tensor T times."""
     if temporal:
         return x.transpose(0, 1).contiguous().unbind(0)
     return [x] * timesteps
 
 
 def seed_of_rank(seed: int, rank: int) -> int:
-    """What a process of a cell draws from (dropout): the cell's own seed for the first, and for no two processes of any two
-    seeds the same, else repetitions would share what they draw."""
+    """Returns the seed of one process of a cell, from which dropout draws; for rank 0 the cell's own.
+
+    It differs for any two processes of any two seeds; otherwise repetitions would share random numbers.
+    """
     return seed if rank == 0 else int(short_hash([seed, rank]), 16)
 
 
@@ -260,7 +264,7 @@ def seed_everything(seed: int) -> None:
 
 @contextmanager
 def training_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """The network in training or evaluation mode, restored afterwards."""
+    """Put the network into training or evaluation mode, and restore its mode afterwards."""
     before = network.training
     network.train(training)
     try:

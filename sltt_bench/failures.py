@@ -1,8 +1,8 @@
-"""What ended a cell: its status and a reason in one line, above all whether memory ran out.
+"""Classifies what ended a cell: its status and a one-line reason, above all whether memory ran out.
 
-Memory runs out in many dresses: as an exception of the allocator, as a library's status code, as a kernel
-that the system ended, and hidden behind the error of whoever tried to clean up. The texts are those of
-torch 2.6 to 2.14, cuDNN 9, CUDA 12 and 13, Triton 3, NCCL 2 and Linux.
+Lack of memory shows in many forms: an exception of the allocator, a library's status code, a process that
+the system killed, or hidden behind an error of the code that cleaned up. The texts are those of torch 2.6 to
+2.14, cuDNN 9, CUDA 12 and 13, Triton 3, NCCL 2 and Linux.
 """
 
 import errno
@@ -17,7 +17,7 @@ from sltt_bench.format import format_bytes
 from sltt_bench.memory_limit import memory_limit, oom_kills
 
 DIVERGED = "the training loss became"
-"""How the reason of a cell begins whose loss is no longer a number."""
+"""The start of the reason of a cell whose loss is no longer a number."""
 
 FailureStatus = Literal["oom", "error", "killed"]
 
@@ -40,9 +40,9 @@ _PERHAPS_OUT_OF_MEMORY = re.compile(
     r"|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED",
     re.IGNORECASE,
 )
-"""What is said of a kernel or handle that got no memory, and of one that does not exist: the device tells which."""
+"""Errors about a kernel or handle that got no memory or does not exist; the device tells which."""
 _NO_ROOM_BYTES = 256 * 2**20
-"""With less free on the device, a library's handle or workspace may have failed for want of it."""
+"""With fewer bytes free on the device, a library's handle or workspace may have failed for lack of memory."""
 _SMALL_SHARED_MEMORY = re.compile(
     r"out of shared memory|insufficient shared memory|unable to (?:write to|allocate shared memory\(shm\) for) file </torch_",
     re.IGNORECASE,
@@ -55,7 +55,7 @@ _KILLED_LOADER = re.compile(r"DataLoader worker .* killed by signal: Killed", re
 
 
 class CellFailure(Exception):
-    """What ended a cell, as another of its processes told."""
+    """What ended a cell, as reported by another of its processes."""
 
     def __init__(self, status: FailureStatus, reason: str) -> None:
         super().__init__(reason)
@@ -63,26 +63,26 @@ class CellFailure(Exception):
 
 
 def unexplained_end(code: int, kernel_kills: int) -> tuple[FailureStatus, str]:
-    """(status, reason) of a process that ended without giving any, by its exit code.
+    """Returns (status, reason) for the exit code of a process that ended without giving a reason.
 
-    `kernel_kills`: `oom_kills()` before it began.
+    `kernel_kills`: `oom_kills()` before it started.
     """
     if code == -signal.SIGKILL and oom_kills() > kernel_kills:
         limit = memory_limit()
         within = "" if limit is None else f" (its control group is allowed {format_bytes(limit)})"
         return "oom", f"the operating system ended the process: out of memory{within}"
     if code < 0:
-        # Of the real-time signals the first and the last alone have names.
+        # Of the real-time signals, only the first and the last have names.
         known = {number.value: number.name for number in signal.Signals}
         return "killed", f"the process was ended by {known.get(-code, f'signal {-code}')}"
     return "error", f"the process ended with exit code {code} without a word"
 
 
 def classify(error: BaseException) -> tuple[FailureStatus, str]:
-    """(status, reason in one line) of what ended a cell.
+    """Returns (status, one-line reason) for the error that ended a cell.
 
-    "oom" only where less memory would have served: not for a Triton kernel that asks for more shared
-    memory than a multiprocessor has, nor for a small /dev/shm, which say nothing of the method.
+    "oom" only if the cell used too much memory: not for a Triton kernel that asks for more shared memory than
+    a multiprocessor has, nor for a small /dev/shm, which say nothing about the method.
     """
     if isinstance(error, CellFailure):
         return error.status, str(error)
@@ -100,24 +100,22 @@ def classify(error: BaseException) -> tuple[FailureStatus, str]:
     if _SMALL_SHARED_MEMORY.search(text):
         text = f"{_REMEDY_SHARED_MEMORY} ({text})"
     if type(error).__module__.startswith("sltt_bench."):
-        return "error", text  # its message says all that its user needs
+        return "error", text  # its message alone says all that a user needs
     return "error", f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def too_few_for_batch_norm(error: ValueError) -> bool:
-    """Whether a batch of one sample met batch norm, which has no statistics of a single value per channel."""
+    """Whether batch norm failed since a batch of one sample gave it only a single value per channel."""
     return "more than 1 value per channel" in str(error)
 
 
 def out_of_memory_cause(error: BaseException) -> BaseException | None:
-    """The error that tells that memory ran out, of the device or of the host: this one, or one that it followed from;
-    None if none does.
-    """
+    """Returns the error, this or one behind it, that says that device or host memory ran out; else None."""
     return next((link for link in _chain(error) if _tells_of_memory(link)), None)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it contains, and what it followed from unless that was said not to matter; each once."""
+    """Yields the error, those it contains, and those it followed from (unless suppressed), each once."""
     pending, seen = [error], set()
     while pending:
         link = pending.pop()
@@ -133,7 +131,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _tells_of_memory(error: BaseException) -> bool:
-    # By name: torch need not be loaded to ask.
+    # By name, so that torch need not be loaded.
     if isinstance(error, MemoryError) or "OutOfMemoryError" in (
         kind.__name__ for kind in type(error).__mro__
     ):
@@ -148,11 +146,11 @@ def _tells_of_memory(error: BaseException) -> bool:
 
 
 def _device_was_short() -> bool:
-    """Whether this process's allocator was refused memory on its GPU, or next to nothing is free there."""
+    """Whether the GPU refused memory to this process's allocator, or has almost nothing free."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return False
-    with suppress(RuntimeError):  # of a device that an earlier error made unusable
+    with suppress(RuntimeError):  # from a device that an earlier error made unusable
         refused = torch.cuda.memory_stats().get("num_ooms", 0)
         return bool(refused > 0 or torch.cuda.mem_get_info()[0] < _NO_ROOM_BYTES)
     return False

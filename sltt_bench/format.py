@@ -1,4 +1,4 @@
-"""Numbers as text: units, scales and significant digits, the same wherever a number is shown."""
+"""Formats numbers with units, scales and significant digits, in the same way wherever one is shown."""
 
 import math
 import re
@@ -26,22 +26,22 @@ _STEPS: dict[Unit, tuple[tuple[float, str], ...]] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """A unit for a set of values: shown = value / factor."""
+    """A unit for a set of values: shown number = value / factor."""
 
     factor: float
     unit: str
 
     def number(self, value: float) -> str:
-        """The value without its unit."""
+        """Returns the value in this unit, without the unit."""
         return significant(value / self.factor)
 
     def text(self, value: float) -> str:
-        """The value with its unit."""
+        """Returns the value with the unit."""
         return f"{self.number(value)} {self.unit}".strip()
 
 
 def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
-    """The unit in which the largest value is at least 1 (minutes and hours only from two on)."""
+    """Returns the largest unit in which the largest value is at least 1 (minutes and hours: at least 2)."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     steps = _STEPS[unit]
     for factor, name in steps:
@@ -51,7 +51,7 @@ def scale_for(unit: Unit, values: Iterable[float]) -> Scale:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """The value to so many significant digits, whole numbers in full, no exponent in the usual range."""
+    """Returns the value with `digits` significant digits; whole numbers in full, exponent only below 1e-4."""
     if not math.isfinite(value):
         return str(value)
     if value == 0:
@@ -69,7 +69,7 @@ def format_bytes(count: float | None) -> str:
 
 
 def format_seconds(seconds: float | None) -> str:
-    """ "93.4 s"; minutes and hours only from two on, as "2.5 h"."""
+    """ "93.4 s", or from two minutes or hours on "2.5 h"."""
     return _brief("s", seconds)
 
 
@@ -79,7 +79,7 @@ def format_percent(share: float | None, decimals: int = 2) -> str:
 
 
 def _brief(unit: Unit, value: float | None) -> str:
-    """In a unit of its own, without zeros at the end: it stands in no column."""
+    """Returns a value in its own unit and without trailing zeros, since it is not in a column."""
     if value is None:
         return DASH
     scale = scale_for(unit, [value])
@@ -88,7 +88,7 @@ def _brief(unit: Unit, value: float | None) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """ "24GiB" → bytes. Raises ValueError, with the remedy, for what is no positive amount with a unit."""
+    """ "24GiB" → bytes. Raises ValueError, with the remedy, unless it is a positive amount with a unit."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\s*", text)
     if match is None or float(match[1]) == 0:
         raise ValueError(f"{text!r} is no amount of memory; write a number with a unit, e.g. 24GiB or 80GB")

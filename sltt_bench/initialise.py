@@ -1,10 +1,10 @@
-"""Weights to start from: a checkpoint of this tool, or one that the paper's authors published.
+"""Loads initial weights from a checkpoint of this tool or one that the paper's authors published.
 
-Three layouts are read, always as weights and plain values and never as arbitrary pickles:
+Three layouts are read, always as weights and plain values, never as arbitrary pickles:
 
     {"model": state_dict, ...}     a checkpoint of this tool
     {"net": state_dict, ...}       a checkpoint of the paper's published code
-    state_dict                     weights alone, as `torch.save(network.state_dict(), path)` leaves them
+    state_dict                     weights alone, as `torch.save(network.state_dict(), path)` writes them
 """
 
 import hashlib
@@ -21,9 +21,9 @@ Layout = Literal["sltt-bench checkpoint", "published checkpoint", "state dict"]
 
 _LAYOUT_OF_KEY: dict[str, Layout] = {"model": "sltt-bench checkpoint", "net": "published checkpoint"}
 _PARALLEL_PREFIX = "module."
-"""What nn.DataParallel and DistributedDataParallel put before every name."""
+"""The prefix that nn.DataParallel and DistributedDataParallel add to every name."""
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
-"""How torch's weights-only unpickler names the function or class that it refuses to call."""
+"""Finds the function or class that torch's weights-only unpickler refuses to call."""
 
 
 class InitError(Exception):
@@ -38,14 +38,13 @@ class InitReport:
     sha256: str
     """Of the file."""
     tensors: int
-    """Parameters and buffers that were loaded: all that the network has."""
+    """Number of parameters and buffers loaded: all that the network has."""
 
 
 def load_initial_weights(network: nn.Module, path: Path) -> InitReport:
-    """Copy the weights of the checkpoint at `path` into `network`, on whatever device that is.
+    """Copy the weights of the checkpoint at `path` into `network`, on any device.
 
-    Names and shapes must be the network's own, all of them. Raises InitError, and then leaves the
-    network as it was.
+    All names and shapes must be the network's own. Raises InitError, and then leaves the network as it was.
     """
     layout, weights = _state_dict(_read(path), path)
     if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
@@ -69,7 +68,7 @@ def _read(path: Path) -> Any:
         raise InitError(
             f"{path}: no such file; give --init the path of a checkpoint, or --init random"
         ) from None
-    except Exception as error:  # what a damaged file raises is not specified; all of it means this
+    except Exception as error:  # the errors of a damaged file are not specified; all mean the same
         if refused := _REFUSED.search(str(error)):
             raise InitError(
                 f"{path}: refused, since it holds more than weights and plain values ({refused[1]}), and "
@@ -108,7 +107,7 @@ def _is_state_dict(value: Any) -> bool:
 
 
 def _mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """One line for each name that is missing, not wanted, or of another shape."""
+    """Returns one line for each name that is missing, superfluous, or of another shape."""
     missing = [name for name in wanted if name not in given]
     not_wanted = [name for name in given if name not in wanted]
     misshapen = [name for name in wanted if name in given and wanted[name].shape != given[name].shape]

@@ -1,4 +1,4 @@
-"""Signals that end a run in order: raised in the main thread, one of them, and never while a row is being written."""
+"""Turns signals that end a run into one exception in the main thread, never while a row is being written."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; `signal_number` decides the exit code."""
+    """A signal ended the run (Ctrl-C, SIGTERM); `signal_number` decides the exit code."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
@@ -17,15 +17,17 @@ class Interrupted(Exception):
 
 
 _ENDING = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT"))
-"""What ends a run in order; Windows has the first two."""
+"""Signals that end a run in an orderly way; Windows has the first two."""
 _OF_OTHERS = tuple(each for each in signal.Signals if each.name in ("SIGUSR1", "SIGUSR2"))
-"""What whoever started us may wait for: submitit has a job go on in another one."""
+"""Signals that the caller may handle: submitit then lets a job go on in another one."""
 
 
 class Interruptions:
-    """Ctrl-C, SIGQUIT, SIGTERM and a closed terminal as an Interrupted in the main thread: one, and never while a row
-    is being written, and the same for a signal that somebody else handles. A terminal that we were told to outlive
-    (nohup) ends nothing. Blocking the signals would not do: Python's handlers run here whichever thread gets them.
+    """Raises one Interrupted in the main thread on Ctrl-C, SIGQUIT, SIGTERM or a closed terminal.
+
+    Signals are never handled while a row is being written, nor are those that the caller handles. Under
+    nohup, a closed terminal ends nothing. Blocking the signals would not suffice, since Python's handlers run
+    in the main thread whichever thread gets the signal.
     """
 
     def __init__(self) -> None:
@@ -36,7 +38,7 @@ class Interruptions:
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Signals are raised within, where this is the main thread."""
+        """Raise signals that arrive within, if this is the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -55,7 +57,7 @@ class Interruptions:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Signals that come within are raised at the end, in their order."""
+        """Raise signals that arrive within at the end, in their order."""
         self._deferred += 1
         try:
             yield
@@ -65,7 +67,7 @@ class Interruptions:
             self._handle(self._waiting.pop(0), None)
 
     def end(self) -> None:
-        """What is left to do is done in order, whatever is sent from now on."""
+        """Ignore all further signals, so that the remaining work is not interrupted."""
         self._over = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,4 @@
-"""How many cells run side by side, and where each lane of them does: what --jobs, --devices and --nproc-per-cell ask
-for.
-"""
+"""Decides how many cells run at the same time and where, from --jobs, --devices and --nproc-per-cell."""
 
 import os
 from collections.abc import Sequence
@@ -12,11 +10,11 @@ from sltt_bench.provenance import core_quota, usable_cores
 
 
 class JobsRefused(UserError):
-    """The machine cannot bear so many cells at once; the message says what it can."""
+    """The machine cannot run this many cells at once; the message says what it can."""
 
 
 def usable_processors() -> int:
-    """Processors that this command may keep busy, by affinity and by the quota of its container; at least 1."""
+    """Returns the processors that this command may use, by affinity and its container's quota; at least 1."""
     cores, quota = usable_cores() or os.cpu_count() or 1, core_quota()
     return max(1, cores if quota is None else min(cores, int(quota)))
 
@@ -29,13 +27,13 @@ def make_places(
     per_cell: int = 1,
     oversubscribe: bool = False,
 ) -> list[Place]:
-    """A place for each cell that runs at once; threads are shared evenly where there is more than one process.
+    """Returns a place for each cell that runs at the same time; several processes share threads evenly.
 
-    `device` is what --device says: with "auto" or "cuda", `jobs` cells get the first so many GPUs, or the CPU
-    where there is none. `devices` names one for each cell instead. `per_cell` processes share the batches of a cell,
-    each on a device of its own. One process at a time changes nothing: it has the whole machine. Raises JobsRefused
-    for more processes than processors, or than devices, unless `oversubscribe`, for processes of one cell that would share
-    a GPU, and for contradictions.
+    `device` is the value of --device: with "auto" or "cuda", `jobs` cells get the first GPUs in turn, or
+    the CPU if there is none. `devices` names one for each cell instead. `per_cell` processes share the
+    batches of a cell, each on its own device. A single process has the whole machine. Raises JobsRefused for
+    more processes than processors or devices (unless `oversubscribe`), for processes of one cell that would
+    share a GPU, and for contradictions.
     """
     if devices and device != "auto":
         raise JobsRefused(f"--device {device}, --devices {','.join(devices)}: say one of them")
@@ -69,7 +67,7 @@ def make_places(
 
 
 def _devices_for(device: str, count: int) -> list[str]:
-    """The devices that --device offers to so many cells."""
+    """Returns the devices that --device offers to `count` processes."""
     if count == 1 or device == "cpu" or device.startswith("cuda:"):
         return [device]
     gpus = _visible_gpus()
@@ -77,7 +75,7 @@ def _devices_for(device: str, count: int) -> list[str]:
 
 
 def _visible_gpus() -> int:
-    """GPUs that torch will see, as far as that can be told without loading it."""
+    """Returns the number of GPUs that torch will see, as far as can be known without loading it."""
     gpus = len(shown_gpus())
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return gpus if visible is None else min(gpus, len(visible.split(",")))
@@ -97,7 +95,7 @@ def _check(cells: int, per_cell: int, devices: Sequence[str]) -> None:
 
 
 def _threads(count: int) -> int:
-    """Each process's share of the processors; fewer if OMP_NUM_THREADS asks for fewer."""
+    """Returns each process's share of the processors, or OMP_NUM_THREADS if that is smaller."""
     share = max(1, usable_processors() // count)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return min(share, int(asked)) if asked.isdigit() and int(asked) > 0 else share

@@ -1,7 +1,7 @@
-"""Processes that work on cells: each lane has one at a time, with a time limit on the wall clock.
+"""Runs cells in processes: each lane has one process at a time, with a time limit on the wall clock.
 
-A lane's process is fresh for a cell that measures, and kept for the next cell where nothing is measured.
-Everything happens in the caller's thread but the reading of pipes, so that what hears of events needs no locks.
+A cell that is measured has a fresh process; other cells of a lane share one. Only pipes are read in threads;
+all else happens in the caller's thread, so that handlers of events need no locks.
 """
 
 import json
@@ -27,35 +27,35 @@ from sltt_bench.plan import Cell
 from sltt_bench.results.cell_row import Outcome
 
 GRACE_S = 5.0
-"""Seconds between asking a process to end and killing it."""
+"""Seconds between the request to a process to end and killing it."""
 LINGERING_S = 60.0
-"""Seconds that a process may take to end after its last word, or those that it left behind after its end: a thread
-or a process that a plug-in started would keep the run waiting for ever."""
+"""Seconds that a process may run on after its last message, or its children after its end. Otherwise a thread
+or process that a plug-in started could keep the run waiting for ever."""
 
 Event = dict[str, Any]
 
 
 @dataclass(eq=False)
 class Attempt:
-    """One try at a cell; who keeps what comes of it, overrides `hear` and `ended`."""
+    """One attempt at a cell; subclasses that keep its results override `hear` and `ended`."""
 
     cell: Cell
     outcome: Outcome
     job: dict[str, Any] = field(default_factory=dict)
-    """What the worker is told beside the cell; nothing where a cell is only computed."""
+    """What the worker receives in addition to the cell; empty if a cell is only computed."""
     log: Path | None = None
-    """Where the process that begins with this cell leaves what it prints; None: nowhere."""
+    """File for the output of the process that starts with this cell; None: discarded."""
     begun: float = field(default=0.0, init=False)
-    """On the monotonic clock."""
+    """Start on the monotonic clock."""
     neighbours: int = field(default=0, init=False)
-    """Attempts under way beside this one now."""
+    """Number of other attempts that run now."""
     most_neighbours: int = field(default=0, init=False)
-    """The most at any time since it began, or since whoever counts them for an epoch began to count anew."""
+    """The largest value of `neighbours` since the start, or since it was last reset to count for an epoch."""
     kernel_kills: int = field(default=0, init=False)
-    """Processes that the kernel had killed for lack of memory before this began."""
+    """Processes that the kernel had killed for lack of memory before the start."""
 
     def hear(self, name: str, event: Event) -> None:
-        """Called with each event of the cell, by its name, but facts and its ending."""
+        """Called with the name and content of each event of the cell, except facts and its end."""
 
     def ended(self) -> None:
         """Called when the outcome is known."""
@@ -66,22 +66,22 @@ class Place:
     """Where the attempts of one lane run."""
 
     device: str | None = None
-    """The device in place of the cell's own; None: as the cell says."""
+    """The device that replaces the cell's own; None: the cell's own."""
     threads: int | None = None
-    """CPU threads of an operation; None: what torch chooses for a machine of its own."""
+    """CPU threads of an operation; None: what torch chooses if it has the machine to itself."""
     further_devices: tuple[str, ...] = ()
-    """Those of the further processes, where several share a cell's batches."""
+    """Devices of the other processes, if several share a cell's batches."""
     neighbours: int = 0
-    """Cells of the same command that may run on the same machine, beside those of the lanes."""
+    """Cells of the same command, besides those of the lanes, that may run on the same machine."""
 
 
 class Lanes:
-    """An attempt at a time at each place, each in a process; leaving the context ends whatever still runs."""
+    """Runs one attempt at a time at each place, in a process; leaving the context ends those that remain."""
 
     def __init__(self, places: Sequence[Place] = (Place(),), *, timeout_s: float | None = None) -> None:
         """`timeout_s` is the wall-clock limit of one attempt; None: no limit."""
         self._timeout_s = math.inf if timeout_s is None else timeout_s
-        # Unlike Queue, it stays whole when a signal raises out of it.
+        # Unlike Queue, it stays intact if a signal handler raises out of it.
         self._events: _Events = queue.SimpleQueue()
         self._lanes = [_Lane(self._events, place, len(places) - 1) for place in places]
 
@@ -89,20 +89,20 @@ class Lanes:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for lane in self._lanes:  # all are asked before any is waited for
+        for lane in self._lanes:  # all are asked to end before the first is waited for
             lane.ask_to_end()
         for lane in self._lanes:
             lane.end()
 
     @property
     def under_way(self) -> list[Attempt]:
-        """What has begun and not ended."""
+        """The attempts that have begun and not ended."""
         return [lane.attempt for lane in self._lanes if lane.attempt is not None]
 
     def run(self, attempts: Iterator[Attempt | None]) -> None:
-        """Work until all have ended. The next is taken from `attempts` when a lane is free for it.
+        """Work until all attempts have ended; the next one is taken from `attempts` when a lane is free.
 
-        None in the place of an attempt: the next must wait until one that is under way has ended.
+        None instead of an attempt means that the next must wait until a running one has ended.
         """
         more = True
         while more or self.under_way:
@@ -131,7 +131,7 @@ class Lanes:
             attempt.most_neighbours = max(attempt.most_neighbours, attempt.neighbours)
 
     def _wait(self) -> None:
-        """Handle one event, or what the clock ends."""
+        """Handle one event, and end attempts whose time is over."""
         try:
             process, line = self._events.get(timeout=self._patience())
         except queue.Empty:
@@ -150,21 +150,25 @@ class Lanes:
         return self._timeout_s - (time.monotonic() - attempt.begun)
 
     def _patience(self) -> float:
-        """Seconds until the clock may end something. What it has ended needs no haste, whoever still holds its output."""
+        """Returns the seconds until the next time limit, at most 0.5.
+
+        Attempts past their limit do not count: they have been ended, though others may hold their output
+        open.
+        """
         return min(
             (left for attempt in self.under_way if 0 < (left := self._left(attempt)) < 0.5), default=0.5
         )
 
 
 class _Lane:
-    """One attempt at a time, and the process that works on it."""
+    """One place with at most one attempt at a time, and the process that works on it."""
 
     def __init__(self, events: "_Events", place: Place, neighbours: int) -> None:
         self._events, self.place, self._neighbours = events, place, neighbours + place.neighbours
         self.process: _Process | None = None
         self.attempt: Attempt | None = None
         self._last_word: float | None = None
-        """When the process said how its only attempt ended, or was seen to have ended."""
+        """When the process reported the end of its only attempt, or was found to have ended."""
 
     def begin(self, attempt: Attempt) -> None:
         attempt.outcome.started_utc = datetime.now(UTC).isoformat(timespec="seconds")
@@ -175,7 +179,7 @@ class _Lane:
             self.process = _Process(attempt.log, self._events)
         cell = attempt.cell.to_dict()
         place = self.place
-        if place.device is not None:  # in the row too of an attempt that ends before it can say so
+        if place.device is not None:  # noted here for the row of an attempt that ends before it reports
             cell["device"] = attempt.outcome.facts["device"] = place.device
         job = {
             "cell": cell,
@@ -189,7 +193,7 @@ class _Lane:
             self.process.give_no_more()
 
     def hear(self, line: bytes | None) -> None:
-        """Handle a line of the process; None is its end."""
+        """Handle a line of output of the process; None is its end."""
         assert self.process is not None
         if line is None:
             process, self.process = self.process, None
@@ -205,7 +209,7 @@ class _Lane:
             case "finished":
                 outcome.status, outcome.reason = "ok", ""
             case "failed":
-                if outcome.status != "timeout":  # else it tells of being ended, as launchers do
+                if outcome.status != "timeout":  # else it reports that it was ended, as launchers do
                     outcome.status, outcome.reason = event["status"], event["reason"]
             case "facts":
                 outcome.facts |= event
@@ -213,14 +217,16 @@ class _Lane:
             case name:
                 self.attempt.hear(name, event)
                 return
-        if not KINDS[self.attempt.cell.kind].measures:  # else its process ends, and tells with which code
+        if not KINDS[self.attempt.cell.kind].measures:  # else its process ends too, with an exit code
             self._conclude(None, self.process.log)
         else:
             self._last_word = time.monotonic()
 
     def time_out(self, limit_s: float) -> None:
-        """End the process of an attempt for want of time. What it said before is still to be heard: this process may
-        have been stopped for longer than the limit.
+        """End the process of an attempt that exceeds the time limit.
+
+        Its earlier messages are still read, since this process may have been stopped for longer than the
+        limit.
         """
         assert self.attempt is not None
         assert self.process is not None
@@ -232,7 +238,7 @@ class _Lane:
         self.process.end()
 
     def lingers(self) -> bool:
-        """Whether the process of an attempt that is over does not end, or others keep its output open."""
+        """Whether the process of an attempt that is over keeps running, or others keep its output open."""
         if self.attempt is None or self.process is None:
             return False
         if self._last_word is None and self.process.has_ended:
@@ -240,19 +246,19 @@ class _Lane:
         return self._last_word is not None and time.monotonic() - self._last_word > LINGERING_S
 
     def put_down(self) -> None:
-        """End the process, and with it the attempt, whose outcome stands."""
+        """End the process and its attempt, whose outcome is known already."""
         assert self.process is not None
         process, self.process = self.process, None
         process.end()
         self._conclude(process.wait(), process.log)
 
     def ask_to_end(self) -> None:
-        """Ask the process of an attempt under way to end, without waiting for it."""
+        """Ask the process of a running attempt to end, without waiting for it."""
         if self.process is not None and self.attempt is not None:
             self.process.signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """End the process, if there is one; an attempt under way stays as it is."""
+        """End the process, if there is one; a running attempt keeps its outcome."""
         if self.process is None:
             return
         if self.attempt is None:
@@ -264,7 +270,7 @@ class _Lane:
         self.process = None
 
     def _conclude(self, code: int | None, log: Path | None) -> None:
-        """The attempt is over; `code` is the exit code of its process, None if that lives on."""
+        """Conclude the attempt; `code` is the exit code of its process, None if that runs on."""
         assert self.attempt is not None
         attempt, self.attempt = self.attempt, None
         outcome = attempt.outcome
@@ -282,8 +288,10 @@ _Events: TypeAlias = "queue.SimpleQueue[tuple[_Process, bytes | None]]"
 
 
 def _surroundings() -> dict[str, str]:
-    """The environment of a process: what lies in the folder that somebody works in (a random.py, a queue.py) is no
-    module of its own, unless that folder is the clone that this package itself comes from.
+    """Returns the environment of a process.
+
+    Files in the working directory (a random.py, a queue.py) must not hide modules, unless that directory is
+    the clone that this package itself comes from.
     """
     here = Path(__file__).parent.parent
     in_clone = os.path.exists(os.curdir) and os.path.samefile(here, os.curdir)
@@ -291,7 +299,7 @@ def _surroundings() -> dict[str, str]:
 
 
 class _Process:
-    """A process of `sltt_bench.worker` in a session of its own, so that Ctrl-C does not reach it."""
+    """A process of `sltt_bench.worker`, in its own session so that Ctrl-C does not reach it."""
 
     def __init__(self, log: Path | None, events: "_Events") -> None:
         self.log = log
@@ -307,7 +315,7 @@ class _Process:
         threading.Thread(target=self._read, args=(events,), daemon=True).start()
 
     def _read(self, events: "_Events") -> None:
-        """Every line as it arrives, then None. A line torn by the process's death is dropped."""
+        """Put every line into `events` as it arrives, then None; drop a line torn by the process's end."""
         assert self._popen.stdout is not None
         for line in self._popen.stdout:
             if line.endswith(b"\n"):
@@ -316,21 +324,21 @@ class _Process:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process itself is gone, whoever may still hold its output."""
+        """Whether the process itself has ended, even if others still hold its output open."""
         return self._popen.poll() is not None
 
     def give(self, job: Event) -> None:
         assert self._popen.stdin is not None
-        with suppress(BrokenPipeError):  # where it has ended, its exit code tells
+        with suppress(BrokenPipeError):  # if it has ended, its exit code tells why
             self._popen.stdin.write(json.dumps(job).encode() + b"\n")
             self._popen.stdin.flush()
 
     def give_no_more(self) -> None:
-        """It ends when it has done what it was given; its input stays open, as its end means ours."""
+        """Let the process end after its jobs. Its input stays open: closing it would mean that we ended."""
         self.give({})
 
     def wait(self) -> int:
-        """Wait for the end; the exit code."""
+        """Wait for the end; returns the exit code."""
         code = self._popen.wait()
         assert self._popen.stdin is not None
         with suppress(BrokenPipeError):
@@ -340,7 +348,7 @@ class _Process:
         return code
 
     def end(self) -> None:
-        """End the process and its children (data workers): first asked, then killed."""
+        """Ask the process and its children (data workers) to end, then kill them."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if not self.signal(number):
                 break
@@ -350,7 +358,7 @@ class _Process:
                 continue
 
     def signal(self, number: signal.Signals) -> bool:
-        """Send a signal to the process and its children; False if there is none any more."""
+        """Send a signal to the process and its children; returns False if none is left."""
         try:
             os.killpg(self._popen.pid, number)
         except ProcessLookupError:

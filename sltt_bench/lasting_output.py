@@ -1,4 +1,4 @@
-"""Standard output that may go away: a reader that stops (`| head -1`), a closed terminal or a full disk ends no run."""
+"""Keeps a run alive if its output fails: a reader that stops (`| head -1`), closed terminal or full disk."""
 
 import errno
 import os
@@ -7,24 +7,24 @@ from typing import Any, TextIO
 
 
 def open_closed_streams() -> None:
-    """Give standard streams that whoever started us has closed (`>&-`, some schedulers) nowhere as their other end.
+    """Open standard streams that the caller has closed (`>&-`, some schedulers) to the null device.
 
-    Else a file that is opened later takes the number of one of them, and what is printed goes into it.
+    Otherwise, a file that is opened later would take the number of such a stream and receive what is printed.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8", closefd=False))
 
 
 class LastingOutput:
-    """A stream of text; from the first write that fails on, what is written goes nowhere."""
+    """A text stream that discards everything from the first failed write on."""
 
     def __init__(self, stream: TextIO) -> None:
         self.loss = ""
-        """Why what was written is not all where it should be; '' if it is, or if its reader or its terminal went away."""
+        """Why output was lost; '' if none was, or if only its reader or terminal went away."""
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -41,7 +41,7 @@ class LastingOutput:
             self._to_nowhere(error)
 
     def _to_nowhere(self, error: OSError) -> None:
-        """What the stream still holds must have somewhere to go, too: it is flushed when Python ends."""
+        """Redirect the stream to the null device, also for its buffer, which is flushed when Python ends."""
         if error.errno != errno.EPIPE and not (error.errno == errno.EIO and self._stream.isatty()):
             self.loss = error.strerror or str(error)
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,10 +1,10 @@
-"""A cell whose batches several processes share: torch's elastic launcher (torchrun's) starts them and ends them all.
+"""Launches the processes that share a cell's batches, with torch's elastic launcher (torchrun's).
 
-The worker that was given the cell is the launcher's agent and trains nothing itself; over several nodes of a Slurm job it
-has srun start an agent on each. Each rank is a process of this
-module: rank 0 speaks to the runner through the agent's standard output and writes the checkpoints, the others are
-mute. What ends one of them ends all, and the cell's reason is that of the rank that failed by itself. A rank whose
-agent dies ends itself, so that nothing stays behind, whoever was killed.
+The worker that received the cell is the launcher's agent and trains nothing itself; on several nodes of a
+Slurm job, srun starts an agent on each. Each rank is a process of this module. Rank 0 reports to the runner
+through the agent's standard output and writes the checkpoints; the others are mute. If one rank fails, all
+end, and the cell's reason is that of the rank that failed by itself. A rank whose agent dies ends itself, so
+that no process is left behind.
 """
 
 import json
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 JOB, AGENT, NODES = "SLTT_BENCH_JOB", "SLTT_BENCH_AGENT", "SLTT_BENCH_NODES"
-"""Environment variables: of a rank its job as JSON and the process that launched it; of an agent on one of several
-nodes how many there are and where they meet.
+"""Environment variables: a rank's job as JSON and the process that launched it; for an agent on one of
+several nodes, the number of nodes and the address where they meet.
 """
 
 WATCH_S = 0.5
-"""How often a rank looks whether its agent lives."""
+"""Seconds between a rank's checks whether its agent lives."""
 
 _LOST_PEER = re.compile(
     r"connection (closed|reset|refused)|broken pipe|socket|gloo|nccl|rendezvous|timed out", re.IGNORECASE
@@ -86,8 +86,9 @@ def launch_ranks(job: Mapping[str, Any], events: IO[str], size: int) -> None:
 
 
 def free_port() -> int:
-    """A port at which nobody listens, and that no connection is given by chance before the agents of all nodes have
-    started: systems hand those out from 32768 on. Raises OSError if many are taken.
+    """Returns a free port below 32768. Raises OSError if many are taken.
+
+    Systems give connections ports from 32768 on, so none gets this one before all agents have started.
     """
     for _ in range(100):
         with socket.socket() as probe, suppress(OSError):
@@ -100,7 +101,7 @@ def free_port() -> int:
 def _launch_here(
     job: Mapping[str, Any], events: IO[str], size: int, nodes: int = 1, endpoint: str = "localhost:0"
 ) -> None:
-    """This machine's `size` processes, of those on `nodes` nodes that meet at `endpoint`. Raises CellFailure."""
+    """Launch this machine's `size` processes; those of all `nodes` meet at `endpoint`. Raises CellFailure."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -132,7 +133,7 @@ def _launch_here(
 
 
 def root_failure(failures: "Mapping[int, ProcessFailure]", size: int, kernel_kills: int) -> CellFailure:
-    """The failure from which the others followed, with the number of its rank."""
+    """Returns the failure from which the others followed, with the number of its rank."""
     rank, failure = min(failures.items(), key=lambda item: (_follows(item[1]), item[0]))
     record = _record(failure)
     status, reason = record or unexplained_end(failure.exitcode, kernel_kills)
@@ -140,8 +141,11 @@ def root_failure(failures: "Mapping[int, ProcessFailure]", size: int, kernel_kil
 
 
 def _follows(failure: "ProcessFailure") -> int:
-    """0 for what failed by itself, more for what may be another's consequence: a lost peer, the launcher's SIGTERM; less
-    for what is nobody's: memory that ran out, of which others may tell in words that nobody foresaw."""
+    """Returns 0 for a failure by itself, more for a possible consequence: lost peer or launcher's SIGTERM.
+
+    Less for lack of memory, which is never a consequence, while its own consequences may have unforeseen
+    texts.
+    """
     if failure.exitcode == -signal.SIGTERM:
         return 2
     record = _record(failure)
@@ -151,7 +155,7 @@ def _follows(failure: "ProcessFailure") -> int:
 
 
 def _record(failure: "ProcessFailure") -> tuple[Any, str] | None:
-    """(status, reason) as the rank left them; None if it left nothing."""
+    """Returns (status, reason) as the rank recorded them; None if it recorded nothing."""
     message = failure.error_file_data.get("message")
     text = message.get("message", "") if isinstance(message, dict) else ""
     try:
@@ -165,7 +169,7 @@ def _record(failure: "ProcessFailure") -> tuple[Any, str] | None:
 
 
 class MuteReporter(worker.Reporter):
-    """Of a rank other than 0: it reads the checkpoint as rank 0 does, and says and writes nothing."""
+    """The reporter of ranks other than 0: reads the checkpoint like rank 0, but sends and writes nothing."""
 
     def send(self, event: str, **details: Any) -> None:
         pass
@@ -175,12 +179,13 @@ class MuteReporter(worker.Reporter):
 
 
 class _Record(Exception):
-    """What a rank leaves to its agent: status and reason as JSON."""
+    """A rank's record for its agent: status and reason as JSON."""
 
 
 def main() -> None:
-    """Work on this rank's share of the job in the environment, or launch the ranks of this node; exit code 1 if the
-    cell failed.
+    """Work on this rank's share of the environment's job, or launch this node's ranks.
+
+    Exit code 1 if the cell failed.
     """
     if "RANK" in os.environ:
         _be_rank()
@@ -189,9 +194,9 @@ def main() -> None:
 
 
 def _be_agent() -> None:
-    """The ranks of this node, which srun started this process for; a failure is an event."""
+    """Launch the ranks of this node, for which srun started this process; report a failure as an event."""
     events = worker.take_standard_output()
-    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # on this node, what srun runs of the cell
+    job = {**json.loads(os.environ[JOB]), "command": os.getppid()}  # the parent of the cell's processes here
     nodes, endpoint = os.environ[NODES].split()
     try:
         size = job["cell"]["recipe"]["train"]["devices"] // int(nodes)
@@ -219,7 +224,7 @@ def _be_rank() -> None:
 
 
 def _at_own_device(cell: Cell, devices: Sequence[str], local_rank: int) -> Cell:
-    """The cell on this rank's device: one of those that its lane has, else the GPU of its number."""
+    """Returns the cell with this rank's device: one of its lane's devices, else the GPU of its number."""
     if devices:
         return replace(cell, device=devices[local_rank % len(devices)])
     if cell.device in ("auto", "cuda"):
@@ -231,7 +236,7 @@ def _at_own_device(cell: Cell, devices: Sequence[str], local_rank: int) -> Cell:
 
 
 def _leave_record(error: BaseException) -> NoReturn:
-    """Tell the agent why this rank ends, and end at once: a group with a dead member cannot be left in order."""
+    """Tell the agent why this rank ends, and end at once: a group with a dead member cannot end properly."""
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
     traceback.print_exc()

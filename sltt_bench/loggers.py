@@ -1,7 +1,7 @@
-"""Logs of a run beside its CSV files, under the names of their columns: `--log tensorboard,wandb,mlflow,mlperf`.
+"""Logs epochs to other tools, under the names of the CSV columns: `--log tensorboard,wandb,mlflow,mlperf`.
 
-Everything is written by the process that writes the CSV files, as epochs end; nothing is logged that they do not hold.
-Where a service keeps it is the service's own business (WANDB_MODE=offline, MLFLOW_TRACKING_URI).
+The process that writes the CSV files logs as epochs end, and nothing that the CSV files lack. Each service's
+own settings decide where it stores the log (WANDB_MODE=offline, MLFLOW_TRACKING_URI).
 """
 
 import json
@@ -23,17 +23,17 @@ _KEY = {column.name for column in CELL_KEY} | {"epoch"}
 
 
 class LoggerMissing(UserError):
-    """The package of a log is not installed; the message says how to get it."""
+    """The package of a log is not installed; the message says how to install it."""
 
 
 class CellLog(Protocol):
     """The log of one cell."""
 
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Column of epochs.csv → its number."""
+        """Log one epoch; `values`: column of epochs.csv → number."""
 
     def end(self, outcome: Outcome) -> None:
-        """Nothing follows."""
+        """Close the log; nothing follows."""
 
 
 class _TensorBoard:
@@ -58,7 +58,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of the project sltt-bench; with WANDB_MODE=offline below `<run>/wandb/`."""
+    """A run of the project sltt-bench; with WANDB_MODE=offline, it is below `<run>/wandb/`."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         import wandb
@@ -80,7 +80,7 @@ class _WeightsAndBiases:
 
 
 class _MLflow:
-    """A run of the experiment that is named after the recipe."""
+    """A run of the experiment named after the recipe."""
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         from mlflow import MlflowClient
@@ -104,10 +104,11 @@ class _MLflow:
 
 
 class _MLPerf:
-    """Lines as MLPerf's logging writes them, in `<run>/mlperf/`: start, seed, accuracy by epoch, stop.
+    """Lines in the format of MLPerf's logging, in `<run>/mlperf/`: start, seed, accuracy by epoch, stop.
 
-    Its compliance checker wants exactly one start and one stop, so that a resumed cell goes on in the run that its first
-    attempt began: the time from start to stop has the pause in it, and epochs that are trained again are there twice.
+    MLPerf's compliance checker requires exactly one start and one stop, so a resumed cell continues the log
+    of its first attempt. The time from start to stop then includes the pause, and repeated epochs appear
+    twice.
     """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
@@ -146,7 +147,10 @@ class _MLPerf:
 
 
 def _take_back_stop(path: Path) -> bool:
-    """Cut a log of MLPerf off before its run_stop or a torn line, and one without a start off whole; whether it has one."""
+    """Cut an MLPerf log before its run_stop or a torn line, or empty it if it has no start.
+
+    Returns whether it has a start.
+    """
     if not path.exists():
         return False
     whole = path.read_bytes().splitlines(keepends=True)
@@ -166,19 +170,21 @@ LOGGERS: Mapping[str, Callable[[Cell, Path], CellLog]] = {
     "mlflow": _MLflow,
     "mlperf": _MLPerf,
 }
-"""Name for --log → what opens the log of a cell of a run in a folder."""
+"""Name for --log → function that opens the log of a cell, given its run's folder."""
 
 PACKAGES: dict[str, str] = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Log → the module that it needs, and the extra that installs it."""
+"""Log → the module that it needs; the extra that installs it is named like the log."""
 
 
 class LogDisplay(Display):
-    """Logs the epochs of every cell. A log that fails (no network, no room, a package's own fault) is
-    given up with a remark: the CSV files have what it lacks.
+    """Logs the epochs of every cell.
+
+    A log that fails (no network, no room, a package's own fault) is given up with a remark; the CSV files are
+    complete.
     """
 
     def __init__(self, names: list[str], remark: Callable[[str], None]) -> None:
-        """`remark` tells the user. Raises LoggerMissing."""
+        """`remark` shows the user a text. Raises LoggerMissing."""
         from importlib.util import find_spec
 
         for name in names:
@@ -188,7 +194,7 @@ class LogDisplay(Display):
         self._planned: dict[str, tuple[Cell, Path]] = {}
         """cell_id → cell and its run's folder."""
         self._logs: dict[str, dict[str, CellLog]] = {}
-        """cell_id → log by name, of the cells that have begun and not ended."""
+        """cell_id → logs by name, of the cells that have begun and not ended."""
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
         self._planned |= {cell.cell_id: (cell, folder) for cell in plan}
@@ -215,23 +221,23 @@ class LogDisplay(Display):
                 log.end(outcome)
 
     def close(self) -> None:
-        """End the logs of cells that were cut off: a service would show them as running for ever."""
+        """End the logs of interrupted cells, which a service would show as running for ever."""
         for cell_id in list(self._logs):
             self.cell_ended(self._planned[cell_id][0], Outcome("killed"))
 
     @contextmanager
     def _giving_up(self, cell: Cell, name: str) -> Iterator[None]:
-        """A fault of a log ends that log of the cell, and nothing else."""
+        """Let a fault of a log end that log of the cell, and nothing else."""
         try:
             yield
-        except Exception as error:  # somebody else's package: it may raise anything
+        except Exception as error:  # a foreign package may raise anything
             self._logs.get(cell.cell_id, {}).pop(name, None)
             fault = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self._tell(f"--log {name} gave up {_name(cell)} ({fault}); the CSV files have all of it")
 
 
 class Displays(Display):
-    """Several displays as one: whatever a display may be told, each of them is."""
+    """Several displays as one, which passes every call to each of them."""
 
     def __init__(self, *displays: Display) -> None:
         for name in vars(Display):

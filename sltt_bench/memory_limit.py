@@ -1,6 +1,7 @@
-"""What the operating system allows of memory, and whether it ended a process for want of it (Linux).
+"""Reads from Linux how much memory it allows, and whether it killed processes for lack of memory.
 
-A control group's own figures come first: in a container or a batch job those of the whole machine say little.
+A control group's figures come first, since those of the whole machine mean little in a container or batch
+job.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ ROOT = Path("/")
 
 
 def oom_kills(root: Path = ROOT) -> int:
-    """How many processes of our control group (else of the machine) were ended for lack of memory; 0 if unknown."""
+    """Returns how many processes of our control group (else the machine) were killed for lack of memory.
+
+    0 if unknown.
+    """
     files = ("memory.events", "memory.oom_control")
     of_groups = [group / file for group in _groups(root) for file in files]
     counts = (_field(file, "oom_kill") for file in (*of_groups, root / "proc/vmstat"))
@@ -18,7 +22,7 @@ def oom_kills(root: Path = ROOT) -> int:
 
 
 def memory_limit(root: Path = ROOT) -> int | None:
-    """The smallest limit in bytes of our control group and those above it; None without one."""
+    """Returns the smallest limit in bytes of our control group and those above it; None without a limit."""
     files = ("memory.max", "memory.limit_in_bytes")
     texts = (_text(group / file).strip() for group in _groups(root) for file in files)
     limits = (int(text) for text in texts if text.isdigit())
@@ -26,13 +30,13 @@ def memory_limit(root: Path = ROOT) -> int | None:
 
 
 _NO_LIMIT = 2**62
-"""Version 1 writes no limit as the largest number of pages."""
+"""Control groups of version 1 express "no limit" as the largest number of pages."""
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """The folders of our memory control group and of those above it, the nearest first.
+    """Yields the folders of our memory control group and of those above it, the nearest first.
 
-    Inside a container its group may be mounted as the root while the path is still the machine's.
+    In a container, its group may be mounted as the root while the path is still that on the machine.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)

@@ -1,7 +1,7 @@
-"""Plug-ins: what other packages add through entry points, and what is said of one that cannot be loaded.
+"""Loads plug-ins, which other packages add through entry points, and reports those that cannot be loaded.
 
-The groups are `sltt_bench.methods`, `.models`, `.data` and `.backends`. A name is known without loading
-anything; what is shipped here never waits for, or fails with, what somebody else has installed.
+The groups are `sltt_bench.methods`, `.models`, `.data` and `.backends`. Names are known without loading
+anything; what is shipped here neither waits for nor fails with the plug-ins of others.
 """
 
 import sys
@@ -20,19 +20,22 @@ class PluginFailed(UserError, ValueError):
 
 
 def plugins(group: str, shipped: Iterable[str] = ()) -> list[EntryPoint]:
-    """The entries of a group by name, each name once; `shipped` names are never taken over."""
+    """Returns the entries of a group, sorted by name, each name once; `shipped` names cannot be replaced."""
     entries = {entry.name: entry for entry in reversed(list(_installed(group, tuple(sys.path))))}
     return [entries[name] for name in sorted(set(entries) - set(shipped))]
 
 
 @cache
 def _installed(group: str, path: tuple[str, ...]) -> EntryPoints:
-    """A group's entries of all packages on a `path`: to look through a few hundred takes longer than most commands."""
+    """Returns a group's entries from all packages on `path`.
+
+    Cached, since searching a few hundred packages takes longer than most commands.
+    """
     return entry_points(group=f"sltt_bench.{group}")
 
 
 def find_plugin(group: str, name: str, *, must_have: Iterable[str] = ()) -> Any | None:
-    """The object registered by this name, or None. Raises PluginFailed, also if it lacks an attribute."""
+    """Returns the object of this name, or None. Raises PluginFailed, also if it lacks an attribute."""
     for entry in plugins(group):
         if entry.name == name:
             thing = load_plugin(entry)
@@ -43,14 +46,14 @@ def find_plugin(group: str, name: str, *, must_have: Iterable[str] = ()) -> Any 
 
 
 def load_plugin(entry: EntryPoint) -> Any:
-    """The object of an entry. What its import prints goes to standard error. Raises PluginFailed."""
+    """Returns the object of an entry; output of its import goes to standard error. Raises PluginFailed."""
     before = _shared_by_all() or dict(_AS_TORCH_STARTS)
     try:
         with redirect_stdout(sys.stderr):
             thing = entry.load()
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # somebody else's code; it may even call sys.exit
+    except BaseException as error:  # foreign code may even call sys.exit
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(" :")
         raise PluginFailed(fault_of(entry, f"cannot be loaded ({what})")) from error
     after = _shared_by_all()
@@ -62,9 +65,9 @@ def load_plugin(entry: EntryPoint) -> Any:
 
 
 def loaded_plugins() -> dict[str, dict[str, str | None]]:
-    """The plug-ins that this process has loaded: "methods NAME" → package, its version and source_sha256 at that time.
+    """Returns the plug-ins that this process has loaded: "methods NAME" → package, version, source_sha256.
 
-    What cannot be told is None.
+    All are as of the time of loading; what cannot be determined is None.
     """
     return dict(_loaded)
 
@@ -91,7 +94,7 @@ _AS_TORCH_STARTS = {
 
 
 def _shared_by_all() -> dict[str, Any]:
-    """What everything in this process computes with; nothing while torch is not loaded."""
+    """Returns the global settings with which this process computes; none while torch is not loaded."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -106,7 +109,7 @@ def _shared_by_all() -> dict[str, Any]:
 
 
 def fault_of(entry: EntryPoint, fault: str) -> str:
-    """One sentence that says which plug-in of which package it is about, and what to do."""
+    """Returns one sentence that names the plug-in, its package, the fault and the remedy."""
     package = "a package" if entry.dist is None else f"the package {entry.dist.name!r}"
     remedy = "" if entry.dist is None else f"; mend it, or `pip uninstall {entry.dist.name}`"
     return f"plug-in {entry.name!r} ({entry.value}) of {package} {fault}{remedy}"

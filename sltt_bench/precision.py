@@ -1,4 +1,4 @@
-"""Full and mixed precision: which format autocast uses and how gradients are scaled."""
+"""Full and mixed precision: the format of autocast, and the scaling of gradients."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,13 +14,13 @@ _ON_CUDA = {"amp": "fp16"}
 
 
 def resolve(asked: str, device_type: str) -> str:
-    """What a recipe's precision means on the device: amp is fp16 on CUDA and bf16 on a CPU, which has no TF32."""
+    """Resolve a recipe's precision for a device: amp is fp16 on CUDA and bf16 on a CPU, which has no TF32."""
     return (_ON_CUDA if device_type == "cuda" else _ON_A_CPU).get(asked, asked)
 
 
 @contextmanager
 def ieee_float32() -> Iterator[None]:
-    """Float32 arithmetic as IEEE has it within, whatever the cell's precision."""
+    """Use IEEE float32 arithmetic within, whatever the cell's precision."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_float32_arithmetic("fp32")
     try:
@@ -30,10 +30,10 @@ def ieee_float32() -> Iterator[None]:
 
 
 def set_float32_arithmetic(precision: str) -> None:
-    """Let float32 convolutions and matrix products run in TF32 for "tf32" alone.
+    """Let float32 convolutions and matrix products run in TF32 only if `precision` is "tf32".
 
-    torch allows it to convolutions by default, which leaves 10 of 23 bits of a product's factors: it would
-    call a result fp32 that is none. A setting of the whole process.
+    torch allows it for convolutions by default, which keeps 10 of 23 mantissa bits of the factors, so results
+    labelled fp32 would not be fp32. The setting holds for the whole process.
     """
     allowed = precision == "tf32"
     torch.backends.cudnn.allow_tf32 = allowed
@@ -42,18 +42,18 @@ def set_float32_arithmetic(precision: str) -> None:
 
 @dataclass(frozen=True)
 class Precision:
-    """How one cell computes: in float32, or in mixed precision with master weights in float32."""
+    """How a cell computes: in float32, or in mixed precision with master weights in float32."""
 
     name: str
     """fp32, tf32, fp16 (with loss scaling) or bf16."""
     device_type: str
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which the network runs forward."""
+        """Returns the context for the network's forward pass."""
         if self.name not in _FORMATS:
             return nullcontext()
         return torch.autocast(self.device_type, dtype=_FORMATS[self.name])
 
     def make_scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss in fp16, where small gradients would vanish; does nothing otherwise."""
+        """Returns a loss scaler, enabled only in fp16, where small gradients would vanish."""
         return torch.amp.GradScaler(self.device_type, enabled=self.name == "fp16")

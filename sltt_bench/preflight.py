@@ -1,4 +1,4 @@
-"""Before a run: the estimated peak of every cell, and whether it fits into the device's free memory."""
+"""Estimates the peak of every cell before a run, and whether it fits into the device's free memory."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,22 +10,25 @@ from sltt_bench.plan import Cell
 from sltt_bench.runner import computed
 
 PREFLIGHT_LIMIT_S = 60.0
-"""Longer than this nobody waits for the estimate of a cell before it runs: thousands of time steps take longer."""
+"""Seconds after which a cell's estimate is given up; with thousands of time steps, it would take longer."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is estimated of a run before it starts."""
+    """Estimates for a run before it starts."""
 
     peak_bytes: Mapping[str, int] = field(default_factory=dict)
-    """cell_id → peak of live tensors; none where the estimate failed."""
+    """cell_id → peak of live tensors; without cells whose estimate failed."""
     free_bytes: int | None = None
     """Memory free on the device now."""
     gave_up: frozenset[str] = frozenset()
     """cell_ids whose estimate took too long."""
 
     def too_large(self, cell: Cell) -> str | None:
-        """Why the cell cannot fit, or None. Live tensors alone: an allocator needs more than they do."""
+        """Returns why the cell cannot fit, or None.
+
+        Only live tensors count; an allocator needs even more.
+        """
         peak = self.peak_bytes.get(cell.cell_id)
         if peak is None or self.free_bytes is None or peak <= self.free_bytes:
             return None
@@ -35,9 +38,9 @@ class Preflight:
         )
 
     def too_many(self, cells: Sequence[Cell], places: Sequence[Place]) -> str | None:
-        """Why cells that run at `places` at once, and their processes, cannot all fit, or None.
+        """Returns why cells that run at `places` at once, with all their processes, may not fit, or None.
 
-        What counts is the device that most of them share; the largest cells may meet there.
+        Counts the device that most of them share, where the largest cells may meet.
         """
         shares = [Counter((place.device, *place.further_devices)) for place in places]
         ((device, at_once),) = Counter(name for share in shares for name in share).most_common(1)
@@ -54,7 +57,7 @@ class Preflight:
 
 
 def preflight(cells: Sequence[Cell]) -> Preflight:
-    """The estimates of cells that share one device, each within PREFLIGHT_LIMIT_S. Raises Interrupted."""
+    """Returns estimates for cells of one device, each within PREFLIGHT_LIMIT_S. Raises Interrupted."""
     questions = [replace(cell, kind="preflight") for cell in cells]
     outcomes = zip(cells, computed(questions, timeout_s=PREFLIGHT_LIMIT_S), strict=True)
     by_cell = {cell.cell_id: outcome for cell, outcome in outcomes}

@@ -1,4 +1,4 @@
-"""Text as a terminal, whatever it can show, prints it: no control characters, and words for missing letters."""
+"""Makes text safe to print on any terminal: without control characters, with words for missing letters."""
 
 import codecs
 import io
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What moves a cursor, changes colours or reorders what is read, and what stands for a byte of a name that is no UTF-8;
-line ends and tabs are none of it."""
+"""Characters that move a cursor, change colours or reorder text, and those that represent bytes that are not
+UTF-8; not line ends and tabs."""
 _ASCII = {
     "→": "->", "↔": "<->", "…": "...", "–": "-", "—": "-", "−": "-", "·": "-", "•": "*", "×": "x", "÷": "/", "±": "+-",
     "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "✓": "ok", "✗": "FAULT", "‖": "||", "√": "sqrt", "∞": "inf", "∝": "~",
@@ -23,12 +23,12 @@ _FALLBACK = "sltt-bench-ascii"
 
 
 def printable(text: str) -> str:
-    r"""The text with every control character spelled out, as in `\x1b`."""
+    r"""Returns the text with every control character escaped, as in `\x1b`."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def make_console(**options: Any) -> "Console":
-    """The console of all verbs: names are printed as they are, whatever characters they hold."""
+    """Returns the console of all verbs, which prints names as they are, whatever characters they contain."""
     from rich.console import Console
     from rich.text import Text
 
@@ -40,7 +40,7 @@ def make_console(**options: Any) -> "Console":
 
 
 def print_what_the_terminal_lacks_in_ascii() -> None:
-    """Let no letter that an encoding lacks (LC_ALL=C, an old code page) end a command."""
+    """Replace letters that the output's encoding lacks (LC_ALL=C, an old code page) instead of failing."""
     codecs.register_error(_FALLBACK, _in_ascii)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

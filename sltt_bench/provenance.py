@@ -1,7 +1,7 @@
-"""What a result was measured on: versions, source revision, processor, GPUs and settings, but nobody's name.
+"""Records what a result was measured on: versions, source revision, processor, GPUs, settings, but no names.
 
 `collect` is for the process of the command line and needs no torch; `collect_worker` is for the
-process that trained. Both give plain JSON for provenance.json.
+process that trained. Both return plain JSON for provenance.json.
 """
 
 import json
@@ -39,7 +39,7 @@ PACKAGES = (
     "spikingjelly",
     "tonic",
 )
-"""Distributions whose versions are recorded where they are installed."""
+"""Distributions whose versions are recorded if they are installed."""
 
 SETTINGS = (
     "CUBLAS_WORKSPACE_CONFIG",
@@ -67,11 +67,11 @@ SETTINGS = (
     "TORCH_CUDNN_V8_API_DISABLED",
     "TRITON_INTERPRET",
 )
-"""Environment variables that change time, memory or numbers; recorded where they are set."""
+"""Environment variables that change time, memory or numbers; recorded if they are set."""
 
 
 def collect(command: Sequence[str]) -> dict[str, Any]:
-    """The run as the command line's process knows it. Does not import torch."""
+    """Returns what the command line's process knows about the run. Does not import torch."""
     return {
         "schema_version": SCHEMA_VERSION,
         "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -98,7 +98,7 @@ def collect(command: Sequence[str]) -> dict[str, Any]:
 
 
 def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
-    """An attempt as the process that trained knows it, at its end."""
+    """Returns what the process that trained knows about its attempt, at the end."""
     import torch
 
     backends: Any = torch.backends  # without types
@@ -130,7 +130,7 @@ def collect_worker(profiler_description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def device_name(device: "torch.device") -> str:
-    """The name of the GPU, or of the CPU with the number of threads that torch uses."""
+    """Returns the name of the GPU, or of the CPU with the number of threads that torch uses."""
     import torch
 
     if device.type == "cuda":
@@ -143,10 +143,13 @@ def device_name(device: "torch.device") -> str:
 
 
 def source_revision(package: Path) -> dict[str, Any]:
-    """git_revision of the checkout that `package` is in, and git_dirty: whether the package, the recipes
-    or pyproject.toml differ from it (results written meanwhile do not count). None, with git_absent
-    as the reason, where the package is no part of a checkout."""
-    # Only a repository that tracks this very file is ours: an environment's folder may lie in another one.
+    """Returns git_revision of the checkout that contains `package`, and git_dirty.
+
+    git_dirty: whether the package, the recipes or pyproject.toml differ from the revision (results written
+    since do not count). Both are None, with git_absent as the reason, if the package is not in a checkout.
+    """
+    # A repository is ours only if it tracks this file, since an environment's folder may be inside another
+    # one.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is not None:
         revision = _git(package, "rev-parse", "HEAD")
         changes = _git(
@@ -162,13 +165,13 @@ def source_revision(package: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git says in `folder`, or None if there is no git or it refuses."""
-    # Not even a status may take the index's lock from someone who is at work in the checkout.
+    """Returns git's output in `folder`, or None if git is missing or fails."""
+    # Even a status could take the index's lock from someone who works in the checkout.
     return _output_of("git", "--no-optional-locks", "-C", str(folder), *arguments)
 
 
 def _installed_commit() -> str | None:
-    """The commit that pip installed from a repository's address (PEP 610)."""
+    """Returns the commit that pip installed from a repository's address (PEP 610), or None."""
     try:
         text = metadata.distribution("sltt-bench").read_text("direct_url.json")
     except metadata.PackageNotFoundError:
@@ -178,7 +181,7 @@ def _installed_commit() -> str | None:
 
 
 def installed_version(package: str) -> str | None:
-    """None where it is not installed."""
+    """Returns the version of a package; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -190,7 +193,7 @@ def installed_version(package: str) -> str | None:
 
 @cache
 def cpu_model() -> str:
-    """The processor's name as its maker writes it, or else its architecture."""
+    """Returns the processor's name as its maker writes it, else its architecture."""
     if platform.system() == "Darwin":
         return _output_of("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     try:
@@ -201,7 +204,7 @@ def cpu_model() -> str:
 
 
 def cpu_model_from(cpuinfo: str, lscpu: Callable[[], str]) -> str | None:
-    """The name in /proc/cpuinfo, or, where ARM's kernel only gives numbers, the one lscpu has for them."""
+    """Returns the name in /proc/cpuinfo, or lscpu's name if an ARM kernel gives only numbers."""
     name = _field(cpuinfo, "model name") or _field(lscpu(), "Model name")
     maker, part = _field(cpuinfo, "CPU implementer"), _field(cpuinfo, "CPU part")
     if name is not None or maker is None:
@@ -215,7 +218,7 @@ def _field(text: str, key: str) -> str | None:
 
 
 def _output_of(*command: str) -> str | None:
-    """What a command says in English, of the folder that it is told and no other; None if it is not there or fails."""
+    """Returns a command's output in English, without GIT_* variables; None if it is missing or fails."""
     surroundings = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     surroundings["LC_ALL"] = "C"
     try:
@@ -228,14 +231,14 @@ def _output_of(*command: str) -> str | None:
 
 
 def usable_cores() -> int | None:
-    """Cores on which this process may run, fewer than there are under taskset or a batch system."""
+    """Returns the number of cores on which this process may run; taskset or a batch system may limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return psutil.cpu_count()
 
 
 def core_quota() -> float | None:
-    """Cores' worth of time that a container grants (cgroup version 2); None: no limit, or not known."""
+    """Returns how many cores' time a container grants (cgroup version 2); None: no limit, or unknown."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except OSError:

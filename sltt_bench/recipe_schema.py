@@ -1,7 +1,7 @@
-"""A JSON schema of recipe files, from the same classes that check them: editors complete and validate with it.
+"""Makes a JSON schema of recipe files from the classes that validate them, for editors.
 
-It knows each key, its meaning, type, range and choices. What only the whole of a recipe tells (a base that supplies
-what a file leaves out, T against K, a surrogate's name in a plug-in) is left to `sltt-bench show`.
+It holds the meaning, type, range and choices of each key. `sltt-bench show` checks what only a whole recipe
+tells: keys that a base supplies, T against K, a surrogate's name from a plug-in.
 """
 
 import json
@@ -13,12 +13,12 @@ from sltt_bench import data, models
 from sltt_bench.recipe import Recipe
 
 FILE = "recipe.schema.json"
-"""The schema's file beside the recipes; `sltt-bench schema > recipes/recipe.schema.json` makes it."""
+"""The schema's file, next to the recipes; `sltt-bench schema > recipes/recipe.schema.json` makes it."""
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def recipe_schema() -> dict[str, Any]:
-    """The schema, third-party data sets and networks included."""
+    """Returns the schema, including third-party data sets and networks."""
     definitions: dict[str, Any] = {}
     recipe = _definitions_of(Recipe, definitions)
     sections = {
@@ -48,7 +48,7 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
-        # A base has no description, and what extends another leaves to it what it likes.
+        # A base has no description, and a recipe that extends another may leave any key to it.
         "if": {"required": ["description"], "not": {"required": ["extends"]}},
         "then": {
             "required": whole,
@@ -64,19 +64,19 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The schema as the file holds it."""
+    """Returns the schema as the content of its file."""
     return json.dumps(recipe_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
 def _definitions_of(kind: type[BaseModel], definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of one class; those of the classes that it uses go to `definitions`."""
+    """Returns the schema of one class, and adds those of the classes that it uses to `definitions`."""
     schema: dict[str, Any] = _without_titles(kind.model_json_schema())
     definitions |= schema.pop("$defs", {})
     return schema
 
 
 def _without_titles(schema: Any) -> Any:
-    """Without the names that pydantic makes of the keys; an editor shows the keys themselves."""
+    """Returns the schema without titles that pydantic derives from keys; editors show the keys themselves."""
     if isinstance(schema, list):
         return [_without_titles(part) for part in schema]
     if not isinstance(schema, dict):
@@ -89,7 +89,10 @@ def _without_titles(schema: Any) -> Any:
 
 
 def _chosen_by_name(section: dict[str, Any], kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A section whose other keys depend on its `name`; without one, a base supplies it, and any kind's will do."""
+    """Returns a section whose other keys depend on its `name`.
+
+    Without `name`, a base supplies it, so the keys of every kind are allowed.
+    """
     every_key: dict[str, Any] = {key: True for kind in kinds.values() for key in kind["properties"]}
     return {
         "type": "object",

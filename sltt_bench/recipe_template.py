@@ -1,4 +1,4 @@
-"""A recipe to start from: a copy of another, with the meaning of each key above it."""
+"""Writes a new recipe to start from: a copy of another, with the meaning of each key above it."""
 
 import textwrap
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ HEAD = """\
 def write_template(path: Path, source: str) -> list[Path]:
     """Write the recipe `source` (a name or a file) to `path` with comments, and the schema beside it.
 
-    Returns what was written. Raises RecipeError where `path` exists or has no name that a recipe may have.
+    Returns the files written. Raises RecipeError if `path` exists or its name is not allowed for recipes.
     """
     if not path.name:
         raise RecipeError(str(path), ["is no name of a file"])
@@ -52,14 +52,14 @@ def write_template(path: Path, source: str) -> list[Path]:
 
 
 def template(recipe: Recipe, path: Path) -> str:
-    """The text of a recipe file that resolves to what `recipe` does, without what is true of that one alone."""
+    """Returns the text of a file that resolves like `recipe`, except for what is true of that one alone."""
     head = HEAD.format(schema=recipe_schema.FILE, name=path.stem, file=path.name, source=recipe.name)
     own = recipe.model_copy(update=dict(OF_ONE_EXPERIMENT))
     return head + "\n" + "\n".join(_commented(own, indent=""))
 
 
 def _commented(options: BaseModel, indent: str) -> Iterator[str]:
-    """The lines of a section: above each key its description, below it its value."""
+    """Yields the lines of a section: for each key, its description, then key and value."""
     for key, field in type(options).model_fields.items():
         if not indent and key == "name":  # it is the file's
             continue
@@ -76,7 +76,7 @@ def _commented(options: BaseModel, indent: str) -> Iterator[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Models among lists and mappings as mappings."""
+    """Returns a value with its pydantic models, also those in lists, as mappings."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_defaults=True)
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""One run at a glance: its commands, what it ran on, how each cell ended, and where its files are."""
+"""Summarises one run: its commands, what it ran on, how each cell ended, and its files."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,7 +10,7 @@ from sltt_bench.results.writer import ResultsError
 
 
 def overview(folder: Path) -> dict[str, Any]:
-    """The facts of the run in `folder`, all of them JSON. Raises ResultsError if it holds no run, or several."""
+    """Returns the facts of the run in `folder` as JSON. Raises ResultsError if it holds no run or several."""
     results = read_results([folder])
     if len(results.runs) != 1:
         where = "no run is" if not results.runs else f"{len(results.runs)} runs are"
@@ -39,7 +39,7 @@ def overview(folder: Path) -> dict[str, Any]:
 
 
 def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """The facts as (subject, text), for a terminal."""
+    """Returns the facts as (subject, text) for a terminal."""
     revision = facts["git_revision"]
     code = f"sltt-bench {facts['sltt_bench'] or 'unknown'}"
     if revision:

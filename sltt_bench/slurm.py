@@ -1,9 +1,10 @@
-"""Plans handed to Slurm by submitit: a job array with a job for each cell, and what became of them.
+"""Submits plans to Slurm through submitit, as job arrays with one job for each cell, and reports on them.
 
-A submission is a folder of results. Each job works on one cell with `sltt-bench run`'s own means and has a run folder to
-itself, which nobody else writes: no lock has to hold on a shared file system. Slurm starts a job again after a
-preemption, a dead node, or (through submitit) shortly before its time runs out; it then finds its run by the cell, as
-`--resume` does, and goes on from the checkpoint. What the submission itself keeps is in `.slurm`, which no report reads.
+A submission is a folder of results. Each job works on one cell as `sltt-bench run` does, and has its own run
+folder that nobody else writes, so no lock has to work on a shared file system. Slurm starts a job again after
+a preemption, a failed node, or (through submitit) shortly before its time runs out. The job then finds its
+run by the cell, as `--resume` does, and goes on from the checkpoint. The submission's own files are in
+`.slurm`, which no report reads.
 """
 
 import json
@@ -36,10 +37,10 @@ JOBS_FOLDER = "jobs"
 """Below STATE_FOLDER: submitit's scripts and each job's output."""
 
 SIGNAL_DELAY_S = 90
-"""Seconds before the end of a job's time at which it is asked to end, and is requeued."""
+"""Seconds before the end of a job's time at which it is asked to end and is requeued."""
 
 CANCELLING_S = 30.0
-"""Seconds that Slurm may take to let go of a job that was cancelled."""
+"""Seconds that Slurm may take to remove a cancelled job."""
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 
@@ -48,7 +49,7 @@ _RUNS = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNAL
 
 
 class SlurmError(UserError):
-    """Slurm is not here, or refused; the message says what to do."""
+    """Slurm is missing or refused a request; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,25 @@ class Resources:
     """What each job asks for, in submitit's terms."""
 
     time: int
-    """Minutes after which Slurm ends a job; it is requeued before."""
+    """Minutes after which Slurm ends a job; it is requeued shortly before."""
     partition: str | None = None
     nodes: int = 1
-    """Of a job; the processes of a cell are divided evenly over them."""
+    """Nodes of a job; the processes of a cell are divided evenly among them."""
     gpus_per_node: int | None = None
     cpus_per_task: int | None = None
     mem: float | None = None
     """GB."""
     array_parallelism: int = 256
-    """Jobs that run at once."""
+    """The most jobs that run at the same time."""
     requeues: int = 20
-    """How often a cell may run out of its time and go on."""
+    """How often a cell may run out of time and be requeued."""
     further: Mapping[str, str] = field(default_factory=dict)
-    """Further options of sbatch: name → value, "" for one without."""
+    """Further options of sbatch: name → value, or "" for an option without a value."""
 
 
 @dataclass(frozen=True)
 class CellJob:
-    """What a job does; submitit carries it to the node, and asks it for its successor before the time runs out."""
+    """The work of a job. submitit sends it to the node, and asks it for a successor before time runs out."""
 
     cell: Mapping[str, Any]
     folder: str
@@ -85,7 +86,7 @@ class CellJob:
     """Cells of the submission that may run at the same time."""
 
     def __call__(self) -> None:
-        """Run the cell, or go on with it; exit code 1 if it failed."""
+        """Run or resume the cell; exit code 1 if it failed."""
         from sltt_bench import commands
         from sltt_bench.jobs import make_places
 
@@ -96,7 +97,7 @@ class CellJob:
         on_this_node = max(1, cell.recipe.train.devices // nodes)
         places = make_places(cell.device, per_cell=on_this_node, oversubscribe=True)
         whole_node = os.environ.get("SLURM_CPUS_ON_NODE") == str(os.cpu_count())
-        beside = 0 if whole_node else self.neighbours  # no other job can run on its processors
+        beside = 0 if whole_node else self.neighbours  # no other job can run on a node that is taken whole
         code = commands.run_plans(
             [Plan(cell.recipe, (cell,))],
             out=Path(self.folder),
@@ -112,7 +113,7 @@ class CellJob:
             sys.exit(code)
 
     def checkpoint(self) -> Any:
-        """The same again: what was done is in the cell's checkpoint and rows."""
+        """Returns the successor, the same job again: the cell's checkpoint and rows hold what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -120,12 +121,12 @@ class CellJob:
 
 @dataclass(frozen=True)
 class CellStatus:
-    """How a cell of a submission stands."""
+    """The state of one cell of a submission."""
 
     cell: Cell
     state: State
     reason: str
-    """Slurm's, or that of the cell's row; "" where there is none."""
+    """The reason that Slurm or the cell's row gives; "" if there is none."""
     job: str
     """Its last job; "" if it has none."""
     epochs_done: int
@@ -133,18 +134,18 @@ class CellStatus:
 
 @dataclass
 class Submission:
-    """What was handed to Slurm into one folder of results."""
+    """The cells submitted to Slurm for one folder of results, and their jobs."""
 
     folder: Path
     cells: list[Cell]
     jobs: dict[str, str] = field(default_factory=dict)
     """cell_id → its last job, "12_3" or "12"."""
     cancelled: list[str] = field(default_factory=list)
-    """cell_ids of which the last job was cancelled."""
+    """cell_ids whose last job was cancelled."""
 
     @classmethod
     def create(cls, out: Path, cells: Sequence[Cell]) -> "Submission":
-        """A new folder below `out`, named by the time. Raises ResultsError."""
+        """Create a submission in a new folder below `out`, named by the time. Raises ResultsError."""
         folder = new_folder(out, "submitted-")
         (folder / STATE_FOLDER).mkdir()
         submission = cls(folder.absolute(), list(cells))
@@ -153,7 +154,7 @@ class Submission:
 
     @classmethod
     def read(cls, folder: Path) -> "Submission":
-        """Raises ResultsError if the folder holds no submission."""
+        """Read the submission in a folder. Raises ResultsError if there is none."""
         path = folder / STATE_FOLDER / SUBMISSION_FILE
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -168,8 +169,10 @@ class Submission:
 
     @classmethod
     def newest_of(cls, out: Path, cells: Sequence[Cell]) -> "Submission | None":
-        """The last one of just these cells below `out`. Nothing was submitted into a folder without the file: its command
-        was killed.
+        """Returns the last submission below `out` of exactly these cells, or None.
+
+        A folder without SUBMISSION_FILE holds no submission, since its command was killed before it
+        submitted.
         """
         wanted = [cell.cell_id for cell in cells]
         paths = sorted(out.glob(f"*/{STATE_FOLDER}/{SUBMISSION_FILE}"), reverse=True)
@@ -177,14 +180,14 @@ class Submission:
         return next((each for each in submissions if [cell.cell_id for cell in each.cells] == wanted), None)
 
     def write(self) -> None:
-        """Replaces the submission's file as a whole. Raises ResultsError."""
+        """Replace the submission's file as a whole. Raises ResultsError."""
         cells = [cell.to_dict() for cell in self.cells]
         content = {"cells": cells, "jobs": self.jobs, "cancelled": self.cancelled}
         path = self.folder / STATE_FOLDER / SUBMISSION_FILE
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
     def runs(self) -> dict[str, Path]:
-        """cell_id → the run folder of its job, once that has begun."""
+        """Returns cell_id → run folder of its job, for the jobs that have begun."""
         plans = {path: read_provenance(path).get("plan") for path in sorted(self.folder.glob("*/*/"))}
         return {plan[0]: path for path, plan in plans.items() if isinstance(plan, list) and len(plan) == 1}
 
@@ -202,10 +205,10 @@ def submit(
     timeout_s: float | None = None,
     resume: bool = False,
 ) -> Submission:
-    """Hand the cells that are neither done nor under way to Slurm, and return at once.
+    """Submit the cells that are neither done, queued nor running to Slurm, and return at once.
 
-    Cells that others start from are an array of their own, for whose end the other waits. With `resume`, the last
-    submission of the same cells is completed, in its folder. Raises SlurmError, ResultsError.
+    Cells whose results others need are an array of their own, whose end the array of the others awaits.
+    `resume` completes the last submission of the same cells, in its folder. Raises SlurmError, ResultsError.
     """
     executor_type = load_submitit().SlurmExecutor
     if executor_type.affinity() <= 0:
@@ -236,10 +239,10 @@ def submit(
 
 
 def load_submitit() -> Any:
-    """The package, told to leave logging as it is. Raises SlurmError if it is not there.
+    """Returns the package, and keeps it from configuring logging. Raises SlurmError if it is missing.
 
-    When it is imported it would configure logging anew, which closes all handlers of the process, and a handler may close
-    the stream that it writes to.
+    On import, it would configure logging anew, which closes all handlers of the process; a handler may close
+    the stream to which it writes.
     """
     before = os.environ.get(_LOGGING)
     os.environ[_LOGGING] = "NOCONFIG"
@@ -258,14 +261,15 @@ _LOGGING = "SUBMITIT_LOG_LEVEL"
 def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, Any]:
     asked = asdict(resources)
     further = {name: value or True for name, value in asked.pop("further").items()}
-    del asked["requeues"]  # submitit's own count
+    del asked["requeues"]  # submitit counts them, not sbatch
     options = {
         **asked,
         "job_name": "sltt-bench",
         "ntasks_per_node": 1,
         "signal_delay_s": min(SIGNAL_DELAY_S, resources.time * 60 - 1),
         "stderr_to_stdout": True,
-        # The command runs on the first node. Since Slurm 22.05 a step does not inherit its job's number of processors.
+        # The command runs on the first node. Since Slurm 22.05, a step does not inherit its job's processor
+        # count.
         "srun_args": [
             *(["--nodes=1", "--ntasks=1"] if resources.nodes > 1 else []),
             *([] if resources.cpus_per_task is None else [f"--cpus-per-task={resources.cpus_per_task}"]),
@@ -277,7 +281,7 @@ def _sbatch_options(resources: Resources, before: Collection[str]) -> dict[str, 
 
 
 def _hand_over(executor: Any, jobs: Sequence[CellJob]) -> list[str]:
-    """The numbers of the jobs, which are one array. Raises SlurmError with sbatch's words."""
+    """Submit the jobs as one array; returns their numbers. Raises SlurmError with sbatch's message."""
     from submitit.core.utils import FailedJobError
 
     try:
@@ -293,7 +297,7 @@ def _hand_over(executor: Any, jobs: Sequence[CellJob]) -> list[str]:
 
 
 def status(submission: Submission) -> list[CellStatus]:
-    """How each cell stands, by its rows and by what Slurm says. Raises SlurmError."""
+    """Returns the state of each cell, from its rows and from Slurm. Raises SlurmError."""
     scheduled, runs = _scheduled(submission.jobs.values()), submission.runs()
     return [_status_of(submission, cell, runs.get(cell.cell_id), scheduled) for cell in submission.cells]
 
@@ -330,7 +334,7 @@ def _reason_without_row(slurm_state: str, job: str) -> str:
 
 
 def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Job → (Slurm's state, its reason or ""), as long as Slurm knows it (some minutes after its end)."""
+    """Returns job → (Slurm's state, reason or "") while Slurm knows the job (some minutes after its end)."""
     numbers = sorted({job.partition("_")[0] for job in jobs})
     if not numbers:
         return {}
@@ -341,9 +345,10 @@ def _scheduled(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def cancel(submission: Submission, cell_ids: Collection[str] | None) -> list[Cell]:
-    """End the jobs of these cells (None: of all) that wait or run; which those were.
+    """Cancel the queued and running jobs of these cells (None: of all); returns the cells cancelled.
 
-    One that never began has a row that says so, as soon as Slurm has let go of it. Raises SlurmError, ResultsError.
+    A cell whose job never began gets a row that says so, once Slurm has removed the job. Raises SlurmError,
+    ResultsError.
     """
     chosen = [
         each
@@ -368,7 +373,7 @@ def cancel(submission: Submission, cell_ids: Collection[str] | None) -> list[Cel
 
 
 def _record_never_begun(folder: Path, cell: Cell) -> None:
-    """The row of a cell whose job was cancelled in the queue."""
+    """Write the row of a cell whose job was cancelled while queued."""
     from sltt_bench import provenance
 
     def refuse(cell: Cell) -> Path | None:
@@ -384,7 +389,7 @@ def _record_never_begun(folder: Path, cell: Cell) -> None:
 
 
 def _slurm(*command: str) -> str:
-    """The answer of one of Slurm's commands; "" where it no longer knows the jobs. Raises SlurmError."""
+    """Returns the output of a Slurm command; "" if Slurm no longer knows the jobs. Raises SlurmError."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Which code ran: digests of source, this package's and a plug-in's.
+"""Identifies the code that ran by digests of the source of this package and of plug-ins.
 
-A commit says it only of a tree without changes, and only if the checkout's commit is that of its files.
+A commit identifies it only if the working tree has no changes and the checkout's commit is that of its files.
 """
 
 import hashlib
@@ -13,14 +13,15 @@ import sltt_bench
 
 @cache
 def own_source_sha256() -> str:
-    """That of sltt-bench, found out once in a process: what changes meanwhile runs in processes that start later."""
+    """Returns the digest of sltt-bench; computed once, since later changes do not affect this process."""
     return source_sha256(Path(sltt_bench.__file__).parent)
 
 
 def source_sha256(code: Path) -> str:
-    """What tells the source of a package (its folder) or module (its file) from every other. Raises OSError.
+    """Returns a digest of the source of a package (its folder) or module (its file). Raises OSError.
 
-    In the folder above it, `find NAME -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum` says the same.
+    `find NAME -name '*.py' | LC_ALL=C sort | xargs sha256sum | sha256sum` in the parent folder gives the
+    same.
     """
     files = code.rglob("*.py") if code.is_dir() else [code]
     names = {file.relative_to(code.parent).as_posix(): file for file in files}
@@ -29,7 +30,10 @@ def source_sha256(code: Path) -> str:
 
 
 def source_of_module(name: str) -> Path | None:
-    """Where the source of an imported module's topmost package lies, or its own; None if that is no one place."""
+    """Returns the folder of an imported module's topmost package, or the file of a single module.
+
+    None if it is not exactly one place.
+    """
     top = sys.modules.get(name.partition(".")[0])
     folders = list(getattr(top, "__path__", []))
     places = folders or [file for file in (getattr(top, "__file__", None),) if file is not None]

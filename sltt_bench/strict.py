@@ -1,5 +1,4 @@
-"""The base of everything that a recipe may say: frozen, no key passes that it does not know, no number that
-no experiment can have."""
+"""The base class of all parts of a recipe: frozen, without unknown keys or impossible numbers."""
 
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
@@ -7,15 +6,16 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-"""How many there are of something: samples, channels, neurons."""
+"""A number of things: samples, channels, neurons."""
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, le=1e6)]
-"""A rate, a weight or an amplitude: beyond a million, and most below that, nothing trains."""
+"""A rate, weight or amplitude; nothing trains with one above a million, and rarely with less."""
 
 ADDED_LATER = object()
-"""Marks, in a field's `Annotated`, one that recipes gained later and whose default is what was done before.
+"""In a field's `Annotated`, marks a field that recipes gained later; its default is the earlier behaviour.
 
-At its default it does not count as part of the experiment, so that results keep their identity.
+At its default, the field does not count as part of the experiment, so that earlier results keep their
+identity.
 """
 
 
@@ -32,7 +32,7 @@ class Strict(BaseModel):
     )
 
     def significant(self) -> dict[str, Any]:
-        """The fields as plain JSON, without those that were added later and are at their default."""
+        """Returns the fields as plain JSON, without fields that were added later and have their default."""
         plain = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
@@ -44,7 +44,7 @@ class Strict(BaseModel):
 
 
 def held_by_another(keys: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The dotted keys that lie within others of them, each behind the one that holds it."""
+    """Yields (key, dotted key within it) for all pairs of the given dotted keys."""
     together = set(keys)
     for key in sorted(together):
         parts = key.split(".")

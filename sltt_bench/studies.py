@@ -1,7 +1,7 @@
-"""Studies: a question asked of a recipe, as grids over its fields, and the one figure that answers it.
+"""Studies: a question about a recipe, grids over the recipe's fields, and the figure that answers it.
 
-A study is a recipe like any other (`recipes/studies/*.yaml`, `extends:` an embedded one) with a section `study`.
-`points` expands it; what the points' cells measured is told by `report/sections/studies.py`.
+A study is a recipe (`recipes/studies/*.yaml`, `extends:` a shipped one) with a section `study`. `points`
+expands it; `report/sections/studies.py` reports what the cells of its points measured.
 """
 
 import itertools
@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 from sltt_bench.strict import Count, Strict, held_by_another
 
 FOLDER = "studies"
-"""Where studies are among the recipes, and how their names begin."""
+"""The studies' folder within the recipes, and the prefix of their names."""
 TASK = "extends"
-"""Among a cell's overrides, the recipe that its grid extends in place of the study's own."""
+"""The key in a cell's overrides for the recipe that its grid extends instead of the study's own."""
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 Measure = Literal[
@@ -29,7 +29,7 @@ Measure = Literal[
     "multiplications",
     "estimated_peak_bytes",
 ]
-"""What a panel shows: of runs the first five, of analyses cosine and temporal_share, of estimates the last two.
+"""What a panel shows, of runs (the first five), analyses (cosine, temporal_share) or estimates (the others).
 `learning_curve` is the test accuracy after each epoch, against `epoch`."""
 
 
@@ -62,7 +62,7 @@ class Grid(Strict):
         return self
 
     def options(self, train_epochs: int) -> dict[str, Any]:
-        """What its kind of cell is told beside the recipe."""
+        """Returns the options that its kind of cell has in addition to the recipe."""
         if self.kind != "analysis":
             return {}
         epochs = {train_epochs if epoch == "last" else min(epoch, train_epochs) for epoch in self.epochs}
@@ -114,8 +114,9 @@ MAX_POINTS = 200
 
 
 def points(study: Study, *, smoke: bool = False) -> Iterator[Grid]:
-    """The points of all grids, in the order of the file, each a grid without axes: its cells differ in method and seed
-    alone. Of each axis the first value alone with `smoke`.
+    """Yields the points of all grids, in the file's order, each a grid without axes.
+
+    The cells of a point differ only in method and seed. With `smoke`, each axis has only its first value.
     """
     for grid in study.grids:
         axes = {key: values[:1] if smoke else values for key, values in grid.over.items()}

@@ -1,6 +1,7 @@
-"""Whether results meet the rules under which they stand beside others' (docs/rules.md): `submission check`.
+"""Checks results against the rules for submissions (docs/rules.md): `submission check`.
 
-Each rule is a function of what was read, and says what is wrong and what to do. Nothing is run again.
+Each rule is a function of the results that were read; it says what is wrong and what to do. Nothing is run
+again.
 """
 
 import re
@@ -32,13 +33,13 @@ from sltt_bench.results.writer import ResultsError
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
 ROUNDING = 1e-6
-"""A share that two figures of one measurement may differ by; the files hold every digit."""
+"""Relative difference that two figures of one measurement may have; the files hold every digit."""
 _PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\+Users\\+)[^\s\"',]*")
 
 
 @dataclass(frozen=True)
 class RuleBreach:
-    """One way in which results fall short of a rule."""
+    """One violation of a rule."""
 
     rule: str
     where: str
@@ -46,7 +47,7 @@ class RuleBreach:
 
 
 def check(folders: list[Path]) -> list[RuleBreach]:
-    """Every breach of every rule. Raises ResultsError for a folder without results."""
+    """Returns every breach of every rule. Raises ResultsError for a folder without results."""
     results = read_results(folders)
     if _runs(results).empty:
         raise ResultsError(
@@ -97,7 +98,7 @@ def _cells_as_resolved(results: Results) -> Findings:
 _RESOLVED = (
     "cell_id", "recipe_hash", "recipe", "method", "backend", "timesteps", "batch_size", "seed", "synthetic", "smoke", "overrides",
 )  # fmt: skip
-"""What a row says of its cell before it has run."""
+"""Columns of a row that are known before its cell has run."""
 
 
 def _untouched_recipe(results: Results) -> Findings:
@@ -108,7 +109,7 @@ def _untouched_recipe(results: Results) -> Findings:
             yield where, f"{recipe} is no shipped recipe; a pull request with it comes first"
             continue
         changed: dict[str, None] = {}
-        # What a reader of the folder sees first is to be what ran, too.
+        # The folder's own recipe too, since readers see it first and take it for what ran.
         for fields in (*map(run.recipe_of, cells["cell_id"]), run.recipe):
             try:
                 resolved = recipe_from_dict({**fields, "name": recipe})
@@ -128,7 +129,7 @@ def _data_are_real(results: Results) -> Findings:
 
 
 def _enough_seeds(results: Results) -> Findings:
-    """Seeds are counted within a report's groups: no mean goes over two of them."""
+    """Count seeds within each group of the report, since no mean is over several groups."""
     experiments: dict[tuple[str, ...], list[Group]] = {}
     for group in make_groups(results):
         key = group.key
@@ -141,10 +142,11 @@ def _enough_seeds(results: Results) -> Findings:
 
 
 def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
-    """What the cells of one method on one device lack; `groups`: those that they are in."""
+    """Yields what the cells of one method on one device lack; `groups`: all report groups that hold them."""
     counted = [_seeds(group.methods[method]) for group in groups]
     everything = set().union(*(begun for begun, _ in counted))
-    # A cell that ended before it could say what it ran with may be in a group of its own: it is counted with all.
+    # A cell that ended before it reported what it ran with may be in a group of its own. So groups without
+    # a finished cell count only if no group has one, and then all together.
     with_finished = [seeds for seeds in counted if seeds[1]] or [(everything, set[int]())]
     apart = ", ".join(differing_fields([group.key for group in groups]))
     for begun, finished in with_finished:
@@ -159,7 +161,7 @@ def _seeds_lacking(method: str, groups: Sequence[Group]) -> Iterator[str]:
 
 
 def _seeds(result: MethodResult) -> tuple[set[int], set[int]]:
-    """The seeds that were begun, and those of cells that say they finished: whether these are sound is a rule of its own."""
+    """Returns the seeds that began, and those whose cells finished (whether sound is another rule)."""
     unsound = {seed for failure in result.failures if failure.status == UNSOUND for seed in failure.seeds}
     finished = {*result.seeds, *unsound}
     return {*finished, *result.lost_seeds}, finished
@@ -189,7 +191,7 @@ def _every_epoch(results: Results) -> Findings:
 
 
 def _figures_follow(results: Results) -> Findings:
-    """Figures that others give: whoever changed one by hand has left these as they were."""
+    """Compare figures that follow from others; someone who edits one by hand leaves the others unchanged."""
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"])))
     for _, cell in _runs(results).iterrows():
         rows = epochs.get((cell["run"], cell["cell_id"]))
@@ -205,7 +207,7 @@ def _times_contradict(cell: "pd.Series[Any]", rows: pd.DataFrame) -> Iterator[st
     if ((rates - 1).abs() > ROUNDING).any():
         yield "samples_per_s is not samples / train_s in some epoch"
     spent, whole = (rows["train_s"] + rows["eval_s"]).sum(), cell["wall_s"]
-    # That of a cell which was resumed is its last attempt's.
+    # For a resumed cell, wall_s is of its last attempt only.
     if cell["attempt"] == 1 and spent > whole * (1 + ROUNDING):
         yield f"its epochs took {spent:.1f} s, more than the whole cell ({whole:.1f} s)"
 
@@ -264,7 +266,7 @@ RULES: Mapping[str, Callable[[Results], Findings]] = {
     "names nobody": _names_nobody,
     "no large files": _no_large_files,
 }
-"""Rule, by the name it has in docs/rules.md → what finds its breaches."""
+"""Rule, as named in docs/rules.md → the function that finds its breaches."""
 
 
 def _files(results: Results) -> Iterator[Path]:
@@ -281,7 +283,7 @@ def _name(cell: "pd.Series[Any]") -> str:
 
 
 def _differences(a: Recipe, b: Recipe) -> Iterator[str]:
-    """Dotted keys in which two recipes differ, of those that decide something."""
+    """Yields the dotted keys in which two recipes differ, if they affect results."""
     left, right = _flat(a.model_dump(mode="json")), _flat(b.model_dump(mode="json"))
     for key in sorted((left.keys() | right.keys()).difference(NOT_DECISIVE_OF_TRAIN)):
         if key.partition(".")[0] not in ("name", *NOT_DECISIVE) and left.get(key) != right.get(key):

@@ -1,4 +1,4 @@
-"""What a run looks like while it happens: a live table on a terminal, plain lines elsewhere."""
+"""Displays a run while it happens: a live table on a terminal, plain lines elsewhere."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,10 +39,10 @@ _STATUS_STYLE = {"ok": "green", "skipped": "yellow"}
 def run_display(
     console: Console, estimated: Mapping[str, int], *, several: bool = False
 ) -> Iterator[Display]:
-    """A table with a row for each cell if the console is a terminal, else lines.
+    """Yields a display: a table with a row for each cell if the console is a terminal, else lines.
 
-    `estimated` (cell_id → peak of live tensor bytes) is shown beside what is measured. With `several`, cells
-    run side by side: each line names its own. The table stays as it stands, whatever ends the run.
+    `estimated` (cell_id → peak of live tensor bytes) is shown next to the measured peak. `several`: cells run
+    at the same time, so each line names its cell. The table stays on the screen, whatever ends the run.
     """
     if not console.is_terminal or console.is_dumb_terminal:
         yield _Lines(console, estimated, several)
@@ -61,7 +61,7 @@ class _Lines(Display):
         self._several = several
 
     def _name(self, cell: Cell) -> str:
-        """What a line begins with where cells run side by side."""
+        """Returns the start of a line, which names the cell if several run at the same time."""
         return f"{escape(describe(cell))}: " if self._several else ""
 
     def run_opened(self, plan: Plan, folder: Path) -> None:
@@ -100,25 +100,25 @@ class _Lines(Display):
 
 @dataclass
 class _Row:
-    """One cell of the table, as far as it has come."""
+    """One cell of the table, with its progress."""
 
     cell: Cell
     stage: Literal["waiting", "under way", "finished", "lost"] = "waiting"
     state: str = "waiting"
-    """The stage in a word or two, with the time that is left or was taken."""
+    """The stage in a word or two, with the time left or taken."""
     style: str = "dim"
     epoch: int | None = None
-    """The one under way, counted from 1; None before its first batch."""
+    """The current epoch, counted from 1; None before the first batch."""
     loss: float | None = None
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The last whole epoch's row of epochs.csv."""
+    """The row of epochs.csv of the last complete epoch."""
     beginning: tuple[float, float] | None = None
-    """Clock (seconds) and share of the batches at the first one that was seen."""
+    """Clock (seconds) and share of batches done at the first progress report."""
     note: str = ""
     """What is being prepared, why the cell failed, or what makes it doubtful."""
 
     def advance(self, share: float) -> None:
-        """So large a share of its batches is done; the time left is estimated as if all took equally long."""
+        """Note that this share of the batches is done; the time left assumes that all take equally long."""
         now = monotonic()
         self.beginning = self.beginning or (now, share)
         clock, first = self.beginning
@@ -129,7 +129,7 @@ class _Row:
             self.state = f"{str(left).removeprefix('0:')} left"
 
     def end(self, outcome: Outcome) -> None:
-        """How its attempt ended."""
+        """Note how the cell's attempt ended."""
         self.stage = "finished" if outcome.status == "ok" else "lost"
         self.style = _STATUS_STYLE.get(outcome.status, "red")
         after = "" if outcome.wall_s is None else f" {format_seconds(outcome.wall_s)}"
@@ -138,7 +138,7 @@ class _Row:
 
 
 def _misgivings(outcome: Outcome) -> Iterator[str]:
-    """What to know of an ended cell's figures."""
+    """Yields warnings about an ended cell's figures."""
     if doubts := outcome.facts.get("doubts"):
         yield f"this may mean nothing: {doubts}"
     if disturbance := outcome.facts.get("disturbance"):
@@ -146,13 +146,13 @@ def _misgivings(outcome: Outcome) -> Iterator[str]:
 
 
 _REFRESHES_PER_SECOND = 2
-"""Few: what is measured may run on the same processors."""
+"""Few, since the measured cells may run on the same processors."""
 _NEXT = 3
-"""Waiting cells that a screen shows, however small it is."""
+"""Number of waiting cells that are left out last on a small screen."""
 
 
 class _LiveTable(_Lines):
-    """A row for each cell, which moves while the cell is under way; remarks go above the table."""
+    """A table with a row for each cell, updated while the cell runs; remarks go above the table."""
 
     def __init__(self, console: Console, estimated: Mapping[str, int]) -> None:
         super().__init__(console, estimated)
@@ -189,7 +189,7 @@ class _LiveTable(_Lines):
         self._rows[cell.cell_id].end(outcome)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """As many rows as the screen has lines for; of the others, cells that wait or have ended, their number."""
+        """Yields as many rows as fit on the screen, and the number of waiting and ended cells left out."""
         rows = list(self._rows.values())
         if not rows:
             return
@@ -207,7 +207,7 @@ class _LiveTable(_Lines):
         yield table
 
     def _table(self, left_out: Sequence[_Row], console: Console, options: ConsoleOptions) -> RenderableType:
-        """The rows but for those left out, beside them the peaks that were estimated; below what is to be said of some."""
+        """Returns the table without the rows left out, with estimated peaks if any, and notes below it."""
         rows, estimated = list(self._rows.values()), self._estimated
         hidden = {id(row) for row in left_out}
         names = _names([row.cell for row in rows])
@@ -219,7 +219,7 @@ class _LiveTable(_Lines):
         if estimated:
             figures[_ESTIMATE] = lambda row: _bytes(estimated.get(row.cell.cell_id))
         table = _rows_of(shown, figures)
-        unbounded = options.update_width(1000)  # else the answer is that it fits
+        unbounded = options.update_width(1000)  # else rich measures at most the given width
         for heading in _DISPENSABLE:
             if heading in figures and Measurement.get(console, unbounded, table).minimum > options.max_width:
                 del figures[heading]
@@ -236,7 +236,7 @@ class _LiveTable(_Lines):
 
 
 _PEAKS = {"peak_allocated_bytes": "allocated", "peak_tensor_bytes": "tensors", "peak_rss_bytes": "resident"}
-"""Column of epochs.csv → heading; the table shows the first that some cell has."""
+"""Column of epochs.csv → heading; the table shows the first column that some cell has."""
 _FIGURES: dict[str, Callable[[_Row], str]] = {
     "state": lambda row: row.state,
     "epoch": lambda row: "" if row.epoch is None else f"{row.epoch}/{row.cell.recipe.train.epochs}",
@@ -244,15 +244,15 @@ _FIGURES: dict[str, Callable[[_Row], str]] = {
     "top-1": lambda row: _accuracy(row.figures),
     "train": lambda row: format_seconds(row.figures["train_s"]) if row.figures else "",
 }
-"""Heading → what stands below it; loss is live, the others of the last whole epoch."""
+"""Heading → text of a row; loss is live, top-1 and train are of the last complete epoch."""
 _ESTIMATE = "est. tensors"
 _DISPENSABLE = (_ESTIMATE, "loss", "train", *_PEAKS.values())
-"""What a narrow terminal goes without, in this order."""
+"""Columns that are left out on a narrow terminal, in this order."""
 
 
 def _rows_of(rows: Sequence[tuple[str, _Row]], figures: Mapping[str, Callable[[_Row], str]]) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim")
-    # The name alone may take two lines, between two words; what a column cannot do without is its least width.
+    # Only the name may wrap, between two words; every other column is at least as wide as its texts.
     table.add_column("cell", min_width=_widest(word for name, _ in rows for word in name.split()))
     for heading, figure in figures.items():
         least = _widest([heading, *(figure(row) for _, row in rows)])
@@ -267,14 +267,14 @@ def _widest(texts: Iterable[str]) -> int:
 
 
 def _names(cells: Sequence[Cell]) -> list[str]:
-    """What each cell is called among the others: its method, and what not all of them share."""
+    """Returns a name for each cell: its method, and the parts of its description that not all cells share."""
     parts = [describe(cell).split(" · ") for cell in cells]
     common = set.intersection(*map(set, parts)) - {cell.method for cell in cells}
     return [" ".join(part for part in own if part not in common) for own in parts]
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
-    """On test or validation data; none was measured on random data."""
+    """Returns the accuracy on test data, else on validation data; "" on random data, which give none."""
     share = next((row[name] for name in ("test_top1", "validation_top1") if row.get(name) is not None), None)
     return "" if share is None else format_percent(share)
 
@@ -284,14 +284,14 @@ def _bytes(count: float | None) -> str:
 
 
 def _progress(console: Console, done: ProgressColumn) -> Progress:
-    """Bars that are gone at the end; where there is no terminal, there are none."""
+    """Returns bars that vanish at the end; without a terminal, none are shown."""
     columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager
 def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar for each thing that is downloaded, unpacked, converted or checked."""
+    """Yields a function that shows a bar for each download, unpacking, conversion or check."""
     tasks: dict[str, TaskID] = {}
     with _progress(console, TaskProgressColumn()) as progress:
 
@@ -305,13 +305,13 @@ def data_progress(console: Console) -> Iterator[Callable[[str, int, int | None],
 
 @contextmanager
 def count_display(console: Console, total: int) -> Iterator[Display]:
-    """A bar over cells that take seconds each; a line for each that fails."""
+    """Yields a display for cells that take seconds each: one bar, and a line for each failed cell."""
     with _progress(console, MofNCompleteColumn()) as progress:
         yield _Count(console, progress, total)
 
 
 class _Count(_Lines):
-    """How many cells are done."""
+    """A bar that shows how many cells are done."""
 
     def __init__(self, console: Console, progress: Progress, total: int) -> None:
         super().__init__(console, {})
@@ -319,7 +319,7 @@ class _Count(_Lines):
         self._task = progress.add_task("estimating", total=total)
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
-        """Too often for lines."""
+        """Print nothing, since cells start too often for lines."""
 
     def cell_ended(self, cell: Cell, outcome: Outcome) -> None:
         self._progress.update(self._task, advance=1, description=escape(describe(cell)))
@@ -328,7 +328,7 @@ class _Count(_Lines):
 
 
 def _epoch_texts(row: Mapping[str, Any]) -> tuple[str, str]:
-    """How training went, and the memory that it took."""
+    """Returns (loss, accuracies and time of an epoch, its peaks of memory)."""
     course = [f"loss {row['train_loss']:.4f}"]
     for split in ("validation", "test"):
         if row.get(f"{split}_top1") is not None:

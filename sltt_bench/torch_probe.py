@@ -1,4 +1,4 @@
-"""What torch and the sensors of this machine give, as JSON: a process of its own, which `doctor` may see fail."""
+"""Prints what torch and the machine's sensors report, as JSON; `doctor` reports if this process fails."""
 
 import json
 from typing import Any
@@ -9,7 +9,7 @@ from sltt_bench.measure.nvml import Missing, value_of
 
 
 def facts() -> dict[str, Any]:
-    """Versions, the device, and what cannot be measured on it and why."""
+    """Returns versions, the device, and what cannot be measured on it, with the reasons."""
     import torch
 
     from sltt_bench.torch_internals import without_compiler
@@ -21,7 +21,7 @@ def facts() -> dict[str, Any]:
     no_kernels = None
     if device.type == "cuda":
         no_kernels = without_kernels(device)
-        number = torch.empty(1, device=device)  # NVML knows a process by its context
+        number = torch.empty(1, device=device)  # NVML lists a process only if it has a context
         if no_kernels is None:
             number.fill_(1).item()
     return {
@@ -35,7 +35,7 @@ def facts() -> dict[str, Any]:
 
 
 def without_kernels(device: Any) -> str | None:
-    """Why nothing that the installed torch holds can run on the GPU; None if something can."""
+    """Returns why no kernel of the installed torch can run on the GPU; None if some can."""
     import torch
 
     return why_without_kernels(
@@ -46,7 +46,7 @@ def without_kernels(device: Any) -> str | None:
 
 
 def measured(profiler: Profiler) -> dict[str, Any]:
-    """What the profiler lacks, what its sensors say, and whether NVML tells the memory of single processes."""
+    """Returns what the profiler lacks and describes, and whether NVML reports the memory of one process."""
     with profiler:
         absent, notes, description = dict(profiler.absent), dict(profiler.notes), profiler.description()
         none = Missing("no sensors")

@@ -1,8 +1,7 @@
-"""YAML 1.2 as text: read with every fault and its line, in bounded time; written so that it reads back.
+"""Reads YAML 1.2 in bounded time, reporting every fault with its line, and writes YAML that reads back.
 
-`ruamel.yaml` parses. The values are made here, by the core schema of YAML 1.2 (§ 10.3.2) alone: `on`,
-`1_000` and `2024-01-01` are text, `5e-4` is a number, a key stands once and is text, and no tag makes
-anything else.
+`ruamel.yaml` parses; this module makes the values, by the core schema of YAML 1.2 (§ 10.3.2) alone: `on`,
+`1_000` and `2024-01-01` are text, `5e-4` is a number, keys are text and unique, and other tags are refused.
 """
 
 import copy
@@ -22,7 +21,7 @@ MAX_BYTES = 64 * 1024
 """A longer text is refused unread; the longest shipped recipe has a twentieth of that."""
 MAX_DEPTH = 16
 MAX_VALUES = 5_000
-"""Values that a text may hold, those behind an alias counted wherever it stands."""
+"""Values that a text may hold; those behind an alias count at each of its uses."""
 
 _NULL = re.compile(r"null|Null|NULL|~|")
 _BOOL = re.compile(r"(true|True|TRUE)|false|False|FALSE")
@@ -31,11 +30,11 @@ _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _SPECIAL = re.compile(r"([-+]?)\.(?:(inf|Inf|INF)|nan|NaN|NAN)")
 _HALF_A_LETTER = re.compile("[\ud800-\udfff]")
 _PLAIN_TAGS = {"null", "bool", "int", "float", "timestamp", "value", "merge"}
-"""What the parser may take an unquoted word for; the core schema decides again."""
+"""Tags that the parser may give an unquoted word; the core schema then decides anew."""
 
 
 class YAMLFault(ValueError):
-    """A text is not YAML, or says what no recipe may; `faults` has one line for each."""
+    """A text is not YAML, or holds what no recipe may; `faults` has one line for each fault."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("; ".join(faults))
@@ -43,7 +42,7 @@ class YAMLFault(ValueError):
 
 
 def read_yaml(path: Path) -> Any:
-    """The value of a file. Raises OSError and YAMLFault."""
+    """Returns the value of a file. Raises OSError and YAMLFault."""
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -56,7 +55,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a text: None, bool, int, float, str, and lists and mappings of them. Raises YAMLFault."""
+    """Returns a text's value: None, bool, int, float, str, lists and mappings of them. Raises YAMLFault."""
     if len(text) > MAX_BYTES:
         raise YAMLFault([f"has more than {MAX_BYTES // 1024} KiB: too long for what it is, and not read"])
     return copy.deepcopy(_parsed(text))
@@ -64,7 +63,7 @@ def parse_yaml(text: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Any:
-    """A study reads its recipe for every point of its grid, and parsing takes longer than all else together."""
+    """Parse a text; cached, since a study reads its recipe for every point, and parsing takes longest."""
     parser = YAML(typ="safe", pure=True)
     parser.max_depth = MAX_DEPTH
     try:
@@ -81,7 +80,7 @@ def _parsed(text: str) -> Any:
 
 
 class _Representer(SafeRepresenter):
-    """Puts a text with the line end of old mainframes in double quotes, where it is not folded into a space."""
+    """Double-quotes text with the line end of old mainframes (NEL), which would else become a space."""
 
     def represent_str(self, data: str) -> ScalarNode:
         style = '"' if "\x85" in data else None
@@ -92,7 +91,7 @@ _Representer.add_representer(str, _Representer.represent_str)
 
 
 def dump_yaml(value: Any) -> str:
-    """Block style, keys in their order."""
+    """Returns YAML in block style, with the keys in their order."""
     writer = YAML(typ="safe", pure=True)
     writer.Representer = _Representer
     writer.default_flow_style = False
@@ -103,7 +102,7 @@ def dump_yaml(value: Any) -> str:
 
 
 class _Values:
-    """Makes values of a composed document and gathers what is wrong with it."""
+    """Makes the values of a composed document, and collects its faults."""
 
     def __init__(self) -> None:
         self.faults: list[str] = []
@@ -151,7 +150,7 @@ class _Values:
                 return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
             if _FLOAT.fullmatch(text):
                 return float(text)
-        except ValueError:  # Python converts no more than some thousand digits
+        except ValueError:  # Python limits the digits of a number to some thousand
             self._fault(node, f"a number of {len(text)} digits")
             return None
         if match := _SPECIAL.fullmatch(text):
@@ -163,7 +162,7 @@ class _Values:
 
 
 def _explained(error: YAMLError, text: str) -> str:
-    """One line with the place, and the remedy where the parser's own words give none."""
+    """Returns one line with the place, and a remedy if the parser's own message gives none."""
     if isinstance(error, MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         words = " ".join(part for part in (error.context, error.problem) if part)
@@ -173,7 +172,7 @@ def _explained(error: YAMLError, text: str) -> str:
             words = f"nested deeper than {MAX_DEPTH} levels"
         place = "" if mark is None else f"line {mark.line + 1}, column {mark.column + 1}: "
         return place + words
-    position = getattr(error, "position", None)  # of a character that YAML does not allow
+    position = getattr(error, "position", None)  # that of a character that YAML does not allow
     if isinstance(position, int) and not isinstance(position, bool):
         line = text.count("\n", 0, position) + 1
         return f"line {line}: the control character {text[position]!r}"

@@ -1,4 +1,4 @@
-"""What Chromium makes of a page: in a window, with print's style in a window, and on sheets of paper."""
+"""Renders a page with Chromium: in a window, in a window with the print style, and on sheets of paper."""
 
 import html
 import json
@@ -17,7 +17,7 @@ needs_paper = pytest.mark.skipif(
 )
 
 A4_WIDTH = 703
-"""Between the margins of an upright sheet, in CSS pixels."""
+"""Width between the margins of an upright sheet, in CSS pixels."""
 
 
 def _run(folder: Path, source: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -29,8 +29,10 @@ def _run(folder: Path, source: Path, *options: str) -> subprocess.CompletedProce
 
 
 def measured(page: str, width: int, folder: Path, script: str) -> tuple[dict[str, Any], str]:
-    """What `script`, the body of a function of (frame, page), returns of a page in a window of this width, and what the
-    browser complained of."""
+    """Returns what `script` returns for a page in a window of this width, and the browser's complaints.
+
+    `script` is the body of a JavaScript function of (frame, page).
+    """
     harness = folder / "harness.html"
     frame = f'<iframe style="border:0" width="{width}" height="900" srcdoc="{html.escape(page)}"></iframe>'
     probe = f"""<script>
@@ -52,12 +54,12 @@ def measured(page: str, width: int, folder: Path, script: str) -> tuple[dict[str
 
 
 def with_style_of_print(page: str) -> str:
-    """The page with print's style in a window."""
+    """Returns the page with the print style applied in a window."""
     return page.replace("@media screen ", "@media speech ").replace("@media print ", "@media all ")
 
 
 def sheets(page: str, folder: Path) -> list[list[str]]:
-    """The lines of each sheet of A4 that the page is printed on, with spaces between words single."""
+    """Returns the lines of each A4 sheet of the printed page, with single spaces between words."""
     source, pdf = folder / "printed.html", folder / "printed.pdf"
     source.write_text(page.replace("@page {", "@page { size: A4;"))
     _run(folder, source, "--no-pdf-header-footer", f"--print-to-pdf={pdf}")

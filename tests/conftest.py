@@ -1,10 +1,10 @@
-"""What all tests share: one thread, forked processes, GPU tests kept apart, and small recipes."""
+"""Settings and fixtures of all tests: one thread, forked processes, separate GPU tests, and small recipes."""
 
 import gc
 import os
 import sys
 
-# Before torch: the library behind several threads does not survive the forks of tests/forked.py.
+# Set before torch is loaded: its threading library does not survive the forks of tests/forked.py.
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 from collections.abc import Callable, Generator, Iterator
@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
-# A busy machine is no fault of the code. Shrinking a failure takes minutes: developers want it, CI does not.
+# No deadline, since a busy machine is no fault of the code. Shrinking takes minutes, too long for CI.
 settings.register_profile(
     "any machine",
     max_examples=15 if os.environ.get("CI") else 100,
@@ -30,24 +30,24 @@ settings.register_profile(
 )
 settings.load_profile("any machine")
 
-# To build the command line takes longer than most commands; it is the same in all tests.
+# Cached, since building the command line takes longer than most commands, and it is the same in all tests.
 typer.testing._get_command = cache(typer.testing._get_command)  # type: ignore[attr-defined]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Campaigns have a short form, which always runs, and a long one."""
+    """Add --campaign: campaigns have a short form, which always runs, and a long one."""
     parser.addoption(
         "--campaign", choices=("short", "long"), default="short", help="how much a campaign tries"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What only the long campaign tries is skipped in the short one, and GPU tests where there is no GPU."""
+    """Skip tests of the long campaign in the short one, and GPU tests without a GPU."""
     if config.getoption("--campaign") == "short":
         for item in items:
             if "long" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="one of many alike: --campaign long tries them all"))
-    import torch  # here: the process that only hands tests to pytest-xdist's workers does without
+    import torch  # here, since the process that only distributes tests (pytest-xdist) does not need it
 
     if torch.cuda.is_available():
         return
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints what a campaign came to, in its long form: docs/reliability.md quotes it."""
+    """Prints the result of a campaign in its long form, for docs/reliability.md."""
 
     def tell(text: str) -> None:
         if request.config.getoption("--campaign") == "long":
@@ -71,7 +71,7 @@ def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """What is loaded stays: to look for garbage in it meanwhile costs a tenth of the collection's time."""
+    """Collect tests without garbage collection, which would take a tenth of the time: loaded modules stay."""
     gc.disable()
     try:
         return (yield)
@@ -80,14 +80,14 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def freeze_what_is_loaded() -> None:
-    """It stays: a collection, of which every count of an iteration makes one, need not look at it again."""
+    """Exempt what is loaded, and stays, from garbage collection, which every count of an iteration runs."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def loaded_late() -> Iterator[None]:
-    """What a test is the first to load, as torch's compiler is by an optimiser, is in no later collection's way."""
+    """Exempt also what a test is the first to load (torch's compiler, through an optimiser)."""
     modules = len(sys.modules)
     yield
     if len(sys.modules) > modules + 100:
@@ -96,7 +96,7 @@ def loaded_late() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="module")
 def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Cells run in forks of the test's process; a module marked `spawned` starts them as users do."""
+    """Run cells in forked processes; a module marked `spawned` starts them as users do."""
     freeze_what_is_loaded()
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.node.get_closest_marker("spawned") is None:
@@ -106,7 +106,7 @@ def forked_processes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def smoke_cell() -> Callable[..., Cell]:
-    """Makes a tiny digits cell; keyword arguments are its overrides, dots written as double underscores."""
+    """Makes a tiny digits cell; keyword arguments are its overrides, with dots as double underscores."""
 
     def make(method: str = "sltt", seed: int = 0, recipe: str = "digits", **overrides: Any) -> Cell:
         dotted = {key.replace("__", "."): value for key, value in overrides.items()}

@@ -1,4 +1,4 @@
-"""Small data sets on disk in the real formats; each writer returns the sample counts to expect."""
+"""Writes small data sets in the real formats; each writer returns the expected sample counts."""
 
 import os
 import pickle
@@ -64,7 +64,7 @@ def write_cifar100(data_dir: Path, train: int = 200, test: int = 100) -> Counts:
 
 
 def write_imagenet(data_dir: Path, classes: int = 1000) -> Counts:
-    """One 40×48 JPEG for each class and split; the files are links to a few."""
+    """Writes one 40×48 JPEG for each class and split; the files are links to a few images."""
     originals = data_dir / "originals"
     originals.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def write_imagenet(data_dir: Path, classes: int = 1000) -> Counts:
 def write_image_folder(
     data_dir: Path, folder: str = "images", classes: Iterable[str] = ("ant", "bee"), test: str = "val"
 ) -> None:
-    """Three PNGs of 20×16 for each class, two of them for training; a pixel's value is its image's number."""
+    """Writes three 20×16 PNGs for each class, two for training; a pixel's value is its image's number."""
     for label, class_name in enumerate(classes):
         for split, numbers in (("train", (0, 1)), (test, (2,))):
             place = data_dir / folder / split / class_name
@@ -104,7 +104,7 @@ def random_events(samples: int, seed: int = 0, start: int = 0) -> np.ndarray:
 
 
 def aedat2(events: np.ndarray) -> bytes:
-    """As CIFAR10-DVS was published: columns from right to left, polarity inverted, big-endian."""
+    """Encodes events as CIFAR10-DVS was published: columns right to left, polarity inverted, big-endian."""
     columns = {name: events[name].astype(np.int64) for name in ("t", "x", "y", "p")}
     address = (127 - columns["x"]) << 1 | columns["y"] << 8 | (1 - columns["p"])
     pairs = np.stack([address, columns["t"]], axis=1).astype(">u4")
@@ -112,7 +112,7 @@ def aedat2(events: np.ndarray) -> bytes:
 
 
 def aedat3(events: np.ndarray, per_packet: int = 700) -> bytes:
-    """As IBM recorded DVS-Gesture, with a packet of another kind in between."""
+    """Encodes events as IBM recorded DVS-Gesture, with a packet of another kind in between."""
     packets = [b"#!AER-DAT3.1\r\n#Format: RAW\r\n#!END-HEADER\r\n"]
     packets.append(struct.pack("<2H6I", 0, 0, 8, 4, 0, 1, 1, 1) + bytes(8))
     for first in range(0, len(events), per_packet):
@@ -125,7 +125,7 @@ def aedat3(events: np.ndarray, per_packet: int = 700) -> bytes:
 
 
 def aedat4(events: np.ndarray, per_packet: int = 700) -> bytes:
-    """As tonic distributes CIFAR10-DVS; FlatBuffers written by hand, uncompressed."""
+    """Encodes events as tonic distributes CIFAR10-DVS: uncompressed FlatBuffers, written by hand."""
     xml = (
         b'<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">'
         b'<node name="0" path="/mainloop/Recorder/outInfo/0/">'
@@ -146,7 +146,7 @@ def aedat4(events: np.ndarray, per_packet: int = 700) -> bytes:
 
 
 def _flatbuffer(identifier: bytes, field: int, vector: bytes, length: int) -> bytes:
-    """A table whose only present field is a vector (or a string)."""
+    """Returns a FlatBuffers table whose only present field is a vector (or a string)."""
     vtable = struct.pack(f"<{3 + field}H", 2 * (3 + field), 8, *[0] * field, 4)
     table_at = 8 + len(vtable) + -(8 + len(vtable)) % 4
     vector_at = table_at + 8
@@ -155,7 +155,7 @@ def _flatbuffer(identifier: bytes, field: int, vector: bytes, length: int) -> by
     struct.pack_into("<I4s", buffer, 0, table_at, identifier)
     buffer[8 : 8 + len(vtable)] = vtable
     struct.pack_into("<iI", buffer, table_at, table_at - 8, vector_at - (table_at + 4))
-    # The length stands before the elements, which are aligned to 8 bytes from after the size prefix.
+    # The length precedes the elements, which are aligned to 8 bytes, counted from the end of the size prefix.
     return bytes(buffer) + struct.pack("<I", length) + vector
 
 
@@ -187,7 +187,7 @@ def write_tonic_gesture(data_dir: Path, users: int = 2, events: int = 2000) -> C
 
 
 def write_ibm_gesture(data_dir: Path, users: int = 2, events: int = 500) -> Counts:
-    """Each recording has the 11 gestures a second long each, with half a second in between."""
+    """Writes recordings of the 11 gestures, each one second long, with half a second in between."""
     folder = data_dir / "DVSGesture" / "DvsGesture"
     folder.mkdir(parents=True)
     for split, first_user in (("train", 1), ("test", 24)):
@@ -205,7 +205,7 @@ def write_ibm_gesture(data_dir: Path, users: int = 2, events: int = 500) -> Coun
 
 
 def atis(events: np.ndarray) -> bytes:
-    """As N-Caltech101 is distributed: 5 bytes an event, of which 23 bits are the time."""
+    """Encodes events as N-Caltech101 is distributed: 5 bytes an event, 23 bits of which are the time."""
     columns = {name: events[name].astype(np.int64) for name in ("t", "x", "y", "p")}
     high = columns["p"] << 7 | columns["t"] >> 16 & 0x7F
     parts = [columns["x"], columns["y"], high, columns["t"] >> 8 & 0xFF, columns["t"] & 0xFF]
@@ -226,7 +226,7 @@ def write_n_caltech101(data_dir: Path, each: int = 10, events: int = 60) -> Coun
 
 
 def write_spiking_speech(data_dir: Path, name: str = "SHD", classes: int = 20) -> Counts:
-    """HDF5 files as published: times in half precision and units, of different number for each sample."""
+    """Writes HDF5 files as published: times in half precision and units; their number differs by sample."""
     import h5py
 
     folder = data_dir / name
@@ -254,7 +254,10 @@ def write_wav(file: Path, samples: np.ndarray, rate: int = 16_000, channels: int
 
 
 def write_speech_commands(data_dir: Path, words: int = 35) -> Counts:
-    """Four recordings of each word, one of which tests and one validates; word w is a tone of 200 + 100 w Hz."""
+    """Writes four recordings of each word, one for testing and one for validation.
+
+    Word w is a tone of 200 + 100 w Hz.
+    """
     root = data_dir / "SpeechCommands" / "speech_commands_v0.02"
     time = np.arange(16_000) / 16_000
     for label in range(words):

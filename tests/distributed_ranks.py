@@ -1,4 +1,4 @@
-"""What the ranks of tests/test_distributed.py do: one group of them trains every combination, each keeps its results."""
+"""The ranks of tests/test_distributed.py: one group trains every combination, each rank saves its results."""
 
 import multiprocessing
 import os
@@ -18,11 +18,11 @@ from sltt_bench.plan import Cell
 from sltt_bench.recipe import load_recipe
 
 SAMPLES = (6, 6, 6, 6, 5)
-"""The last batch is smaller and divides unevenly."""
+"""Samples of each iteration; the last batch is smaller and divides unevenly."""
 
 METHODS = SERVED_BY_NATIVE = ("bptt", "sltt", "sltt-k2")
 FURTHER_METHODS = ("bptt-ckpt2", "ottt")
-"""One of checkpoints in time, and one of traces."""
+"""A method with checkpoints in time, and one with traces."""
 BACKENDS = ("reference", "native")
 NETWORKS: dict[str, dict[str, Any]] = {
     "plain": {"model": {"name": "mlp", "hidden": [12, 8], "recurrent": True}},
@@ -35,14 +35,14 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 def cell_of(network: str, method: str, backend: str, timesteps: int = 3) -> Cell:
-    """A tiny cell on the digits' shapes."""
+    """Returns a tiny cell with the shapes of the digits."""
     overrides = {**NETWORKS[network], "train.precision": "fp32", "timesteps": timesteps, "train.lr": 0.05}
     recipe = load_recipe("digits", overrides, chosen_methods=[method])
     return Cell(recipe, method, backend, seed=3, device="cpu")
 
 
 def parameters_after_training(cell: Cell, ranks: Ranks, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights and statistics after an iteration for each of SAMPLES, divided among the ranks."""
+    """Returns weights and statistics after one iteration for each of SAMPLES, divided among the ranks."""
     subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell), ranks)
     subject.network.to(dtype).train()
     draws = torch.Generator().manual_seed(7)
@@ -68,7 +68,7 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every case that is tested: the large network with its standardised weights once a method."""
+    """Returns all tested cases; the large network with standardised weights is in one for each method."""
     small = product(("plain", "batch norm"), METHODS, BACKENDS, (torch.float32, torch.float64))
     further = product(("plain", "batch norm"), FURTHER_METHODS, ("reference",), (torch.float64,))
     large = product(("standardised",), METHODS, ("reference",), (torch.float64,))
@@ -114,5 +114,5 @@ def main(ranks: Ranks, out: Path, chosen: Sequence[Case]) -> None:
     results["separate statistics"] = parameters_after_training(separate, ranks, torch.float64)
     figures = [dict(row) for row in ranks.gather({"rank": ranks.rank, "peak_rss_bytes": 10 + ranks.rank})]
     torch.save({"states": results, "figures": figures}, out / f"rank-{ranks.rank}.pt")
-    for _ in range(20):  # the last of these are left to a thread of Gloo's to free, as the process ends
+    for _ in range(20):  # a thread of Gloo frees the last of these tensors while the process ends
         ranks.add_up(torch.ones(4))

@@ -1,4 +1,4 @@
-"""Trainings drawn at random, whose batches processes share: what tests/test_any_division.py sets against one process."""
+"""Random trainings whose batches several processes share, for tests/test_any_division.py."""
 
 import random
 from collections.abc import Sequence
@@ -23,9 +23,10 @@ FURTHER_METHODS = (
 
 
 def drawn(seed: int) -> tuple[Drawn, str]:
-    """A cell that is the same however its batches are divided, and its backend: no dropout, no statistics of a share.
+    """Returns a cell whose result does not depend on the division of batches, and its backend.
 
-    `conversion` is left out: its thresholds follow the first process's samples.
+    It has no dropout and no statistics over a share of the batch. `conversion` is left out, since its
+    thresholds follow the first process's samples.
     """
     draws = random.Random(seed)
     while True:
@@ -48,7 +49,10 @@ def drawn(seed: int) -> tuple[Drawn, str]:
 
 
 def assembled(one: Drawn, backend: str, ranks: Ranks) -> Experiment:
-    """In float64, with weights that make neurons fire. Raises what a command refuses the cell with."""
+    """Returns the experiment in float64, with weights that make neurons fire.
+
+    Raises what a command raises when it refuses the cell.
+    """
     cell = one.cell(backend)
     subject = experiment.assemble(cell, torch.device("cpu"), experiment.make_backend(cell), ranks)
     subject.network.double()
@@ -61,7 +65,7 @@ def assembled(one: Drawn, backend: str, ranks: Ranks) -> Experiment:
 
 
 def trained(seed: int, ranks: Ranks) -> dict[str, Tensor]:
-    """All that the training of this seed leaves, by name."""
+    """Returns all results of the training of this seed, by name."""
     one, backend = drawn(seed)
     subject = assembled(one, backend, ranks)
     data = one.cell(backend).recipe.data
@@ -89,7 +93,7 @@ def trained(seed: int, ranks: Ranks) -> dict[str, Tensor]:
 
 
 def main(ranks: Ranks, out: Path, seeds: Sequence[int]) -> None:
-    """What one of the processes does: train all of them, and keep what each left."""
+    """Run the trainings of all seeds as one of the processes, and save their results."""
     from sltt_bench.backends.native import loop_invariants, saved_tensor_hooks
 
     saved_tensor_hooks.SMALL = loop_invariants.SMALL = 0

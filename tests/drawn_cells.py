@@ -1,4 +1,4 @@
-"""Cells drawn at random: network, data, neuron, loss, optimiser, method and options of native."""
+"""Draws random cells: network, data, neuron, loss, optimiser, method and options of native."""
 
 import os
 import random
@@ -13,21 +13,21 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 NETWORKS = ("mlp", "mlp", "cnn", "cnn") if INTERPRETED else (
     "mlp", "mlp", "mlp", "cnn", "cnn", "preact-resnet18", "nf-resnet34", "vgg11", "sew-resnet18", "ms-resnet18", "spikformer",
 )  # fmt: skip
-"""The interpreter takes a minute for one of the large ones."""
+"""Triton's interpreter would take a minute for one of the large networks."""
 METHODS = (
     "bptt", "bptt-d0.5", "bptt-d0", "bptt-ckpt2", "tbptt-w1", "tbptt-w2", "sltt", "sltt-k1", "sltt-k2", "sltt-k3", "sltt-a2",
 )  # fmt: skip
-"""Of every kind that native serves."""
+"""Methods of every kind that native serves."""
 EVERY_METHOD = (
     *METHODS, "bptt-l1", "sltt-k2-unbiased", "sltt-a", "sltt-a2-unbiased", "ottt", "ottt-o", "e-prop", "s-tllr", "pp-prop",
     "rate", "conversion",
 )  # fmt: skip
-"""And of those that it does not serve, each kind once."""
+"""Also one method of each kind that native does not serve."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A cell on two backends, and how it is trained."""
+    """A cell for two backends, and how it is trained."""
 
     recipe: str
     method: str
@@ -36,21 +36,21 @@ class Drawn:
     replayed: bool
 
     def cell(self, backend: str, **overrides: Any) -> Cell:
-        """On a backend of this machine's CPU. Raises what a command refuses it with."""
+        """Returns the cell for a backend on the CPU. Raises what a command raises if it refuses the cell."""
         overrides = {**self.overrides, **(self.native if backend == "native" else {}), **overrides}
         recipe = load_recipe(self.recipe, overrides, chosen_methods=[self.method])
         return Cell(recipe, self.method, backend, seed=0, device="cpu")
 
     @staticmethod
     def by(draws: random.Random, known: Sequence[str] = METHODS) -> "Drawn":
-        """`known`: the methods to draw from."""
+        """Draw one; `known`: the methods to draw from."""
         chance = draws.random
         name = draws.choice(NETWORKS)
         model: dict[str, Any] = {"name": name}
         if name != "nf-resnet34":
             model["normalisation"] = draws.choice(["batch", "batch", "none", "group", "bntt", "tdbn"])
         timesteps = draws.choice([1, 2, 3, 4, 5, 6])
-        recipe = draws.choice(["digits", "digits", "digits-saccade"])  # one image T times, or a movement
+        recipe = draws.choice(["digits", "digits", "digits-saccade"])  # one image T times, or a moving one
         match name:
             case "mlp":
                 model |= {"hidden": draws.choice([[8], [8, 6], [6, 8, 5]]), "recurrent": chance() < 0.5}
@@ -62,12 +62,12 @@ class Drawn:
             case _:
                 model["width"] = 2
         if name in ("mlp", "cnn"):
-            timesteps = draws.choice([timesteps, timesteps, 8, 13, 17])  # from 13 on, units go in chunks
+            timesteps = draws.choice([timesteps, timesteps, 8, 13, 17])  # from 13 on, units run in chunks
             model["readout_tau"] = draws.choice([None, 2.0])
         if name in ("mlp", "cnn", "preact-resnet18", "vgg11") and not INTERPRETED:
             model["dropout"] = draws.choice(
                 [0, 0.3]
-            )  # in another memory format its draws come in another order
+            )  # in another memory format, its random numbers come in another order
         if name == "sew-resnet18":
             model["connection"] = draws.choice(["add", "and", "iand"])
         if name in ("sew-resnet18", "ms-resnet18"):
@@ -90,7 +90,8 @@ class Drawn:
             "train.lr": draws.choice([0.001, 0.01]),
             "train.momentum": draws.choice([0, 0.9]),
             "train.weight_decay": draws.choice([0, 0.1]),
-            # AdamW divides gradients by their size: those of biases that batch norm takes away are rounding errors.
+            # AdamW divides gradients by their size, and those of biases before batch norm are rounding
+            # errors.
             "train.optimizer": draws.choice(["sgd", "adamw"]) if _has_no_batch_norm(model) else "sgd",
             "loss.alpha": draws.choice([0, 0.05, 1]),
             "loss.mse_target": draws.choice(["ones", "one-hot"]),
@@ -102,14 +103,14 @@ class Drawn:
             "native.fused_norm": draws.choice(["always", "never"]),
             "native.graphs": "never",
         }
-        of_these = random.Random(repr(overrides))  # what is drawn besides, without moving what has been drawn
+        of_these = random.Random(repr(overrides))  # further draws that leave those of `draws` as they were
         if recipe == "digits" and of_these.random() < 0.2:
             overrides["test_timesteps"] = of_these.choice([1, 2, 3, 5, 7])
         return Drawn(recipe, draws.choice(known), overrides, native, replayed=chance() < 0.4)
 
 
 def another_kind_of_neuron(draws: random.Random) -> dict[str, Any]:
-    """Overrides for one that the reference alone serves."""
+    """Returns overrides for a kind of neuron that only the reference serves."""
     kind = draws.choice(["plif", "diet-lif", "cuba-lif", "alif"])
     own: dict[str, dict[str, float]] = {
         "cuba-lif": {"neuron.tau_synapse": 2.0},

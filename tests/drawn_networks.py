@@ -34,7 +34,7 @@ class SlowSynapse(Stateful):
 
 
 class Feedback(Stateful):
-    """Neurons that also receive a convolution of their own last spikes: a layer with state that has parts with state."""
+    """Neurons that also receive a convolution of their last spikes: a layer and its part carry state."""
 
     carried = ("spikes",)
     emits_spikes = True
@@ -50,7 +50,7 @@ class Feedback(Stateful):
 
 
 class Excitation(nn.Module):
-    """Scales channels by what their means say."""
+    """Scales channels by gates computed from their means."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Excitation(nn.Module):
 
 
 class LooksAtValues(nn.Module):
-    """What no tracer sees through."""
+    """A layer that branches on values, which no tracer can follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class DrawnNetwork(nn.Module):
         """Expressions, of `self` and of the values so far [batch, C, H, W], v0 being the input."""
         self._sources: list[tuple[int, ...]] = []
         self.words: list[str] = []
-        """What it is made of, for a failure's message."""
+        """The network's parts, for the message of a failure."""
         shapes: list[tuple[int, int, int]] = [(input_shape[0], input_shape[1], input_shape[2])]
         self._layer_number = 0
         for _ in range(draws.randint(4, 14)):
@@ -237,7 +237,7 @@ class DrawnNetwork(nn.Module):
         return channels, height, width
 
     def _again(self, source: int, shapes: list[tuple[int, int, int]]) -> None:
-        """A layer that keeps the shape, called a second time in the step: its weights are shared."""
+        """Call a layer that keeps the shape a second time in the step, with the same weights."""
         channels = shapes[source][0]
         shared = [
             name

@@ -1,4 +1,4 @@
-"""Stand-ins for what the engine is given beside an experiment, where a test hands it batches of its own."""
+"""Stand-ins for the engine's other arguments, for tests that give it their own batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Setup:
-    """A TrainingSetup whose inputs come as they are to be; `evaluated`: the splits of an evaluation."""
+    """A TrainingSetup without preprocessing; `evaluated`: the splits to evaluate."""
 
     def __init__(self, **evaluated: Any) -> None:
         self.evaluated = evaluated
@@ -18,7 +18,7 @@ class Setup:
 
 
 class Batches(list[tuple[Tensor, Tensor]]):
-    """A loader of these batches, in this order in every epoch."""
+    """A loader that yields these batches, in this order in every epoch."""
 
     def __init__(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__(batches)
@@ -29,7 +29,7 @@ class Batches(list[tuple[Tensor, Tensor]]):
 
 
 class Rows:
-    """A listener that keeps what an epoch reports."""
+    """A listener that stores what an epoch reports."""
 
     def __init__(self) -> None:
         self.rows: list[Any] = []

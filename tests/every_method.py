@@ -1,4 +1,4 @@
-"""Which methods a list of names leaves out, for tests that are to look at each."""
+"""Finds the methods that a list of names leaves out, for tests that must cover every method."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from sltt_bench import methods
 
 
 def labels_left_out(names: Iterable[str]) -> list[str]:
-    """The labels of shipped methods of which none of `names` is one."""
+    """Returns the labels of shipped methods that none of `names` belongs to."""
     given = set(names)
     return [
         entry.label

@@ -1,9 +1,9 @@
-"""Processes of tests are forked from one that has torch loaded (Python's forkserver), in place of started anew.
+"""Forks the processes of tests from one that has torch loaded (Python's forkserver), to save starting time.
 
-A cell, a batch of estimates or a conversion of events costs seconds of imports before it does anything. A fork is a
-process with pipes, signals and exit codes as real as those of a fresh one; what it does not have is a memory peak of
-its own. Modules marked `spawned` start processes as users do. The test's own process cannot be forked: torch forbids
-backward passes after a fork of a process that made one.
+A cell, a batch of estimates or a conversion of events would first import modules for seconds. A fork's pipes,
+signals and exit codes are as real as those of a new process, but its memory peak is not its own. Modules
+marked `spawned` start processes as users do. The test's own process cannot be forked, since torch forbids
+backward passes in the fork of a process that made one.
 """
 
 import gc
@@ -38,18 +38,18 @@ LOADED = (
     "sltt_bench.engine",
     "sltt_bench.data.loading",
 )
-"""What every cell, and every command whose process is forked, would load anew."""
+"""Modules that every cell and every forked command would otherwise load anew."""
 
 
 class ForkedModule:
-    """What lanes need of subprocess.Popen, for `python -m MODULE`; MODULE has a function main."""
+    """The part of subprocess.Popen that lanes need, for `python -m MODULE`; MODULE has a function main."""
 
     def __init__(self, command: list[str], *, stderr: IO[bytes], **_: Any) -> None:
         module = command[command.index("-m") + 1]
         their_input, our_input = os.pipe()
         our_output, their_output = os.pipe()
         context = _forks()
-        # DupFd works while the process is being started; the context says for which kind of start.
+        # DupFd works only while the process is being started, and needs its context.
         self._process = context.Process(
             target=_become,
             args=(
@@ -79,7 +79,7 @@ class ForkedModule:
 
 
 class _Stream:
-    """A file descriptor that reaches a process with its arguments."""
+    """A file descriptor that is passed to a process among its arguments."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -93,13 +93,13 @@ def _detached(duplicate: Any) -> int:
 
 
 def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoReturn:
-    """Run a module's main on these standard streams and end this process, which has just been forked."""
+    """Run a module's main on these standard streams, then end this process, which was just forked."""
     import numpy as np
     import torch
 
     code = 1
     try:
-        gc.freeze()  # what this process inherits is not its garbage
+        gc.freeze()  # inherited objects are not this process's garbage
         if os.getpgrp() != os.getpid():
             os.setsid()
         os.environ.clear()
@@ -109,7 +109,7 @@ def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoRet
             os.close(stream)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(n, mode) for n, mode in enumerate("rww"))
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        # Two forks of one process must not draw alike where nobody seeded.
+        # Without a seed, two forks of one process must not draw the same numbers.
         torch.seed()
         np.random.seed()
         random.seed()
@@ -127,7 +127,7 @@ def _become(module: str, environment: Mapping[str, str], *streams: int) -> NoRet
 
 
 class ForkedRank:
-    """What torch's launcher needs of subprocess.Popen for a rank; forked from its agent, which has torch loaded."""
+    """The part of subprocess.Popen that torch's launcher needs for a rank, which its agent forks."""
 
     def __init__(self, args: tuple[str, ...], env: dict[str, str], **_: Any) -> None:
         self.returncode: int | None = None
@@ -154,7 +154,7 @@ class ForkedRank:
 
 
 def _fork_ranks() -> None:
-    """Ranks of a cell are forked, too."""
+    """Let the ranks of a cell be forked, too."""
     real = launch.launch_ranks
 
     def launch_ranks(*arguments: Any) -> None:
@@ -167,7 +167,7 @@ def _fork_ranks() -> None:
 
 
 def _forks(method: str | None = "spawn") -> Any:
-    """multiprocessing.get_context, with forks of a loaded process where fresh ones are asked for."""
+    """multiprocessing.get_context that forks a loaded process where a new process is requested."""
     if method != "spawn":
         return _original_context(method)
     multiprocessing.set_forkserver_preload(list(LOADED))
@@ -178,11 +178,11 @@ _original_context = multiprocessing.get_context
 
 
 def fork_instead_of_spawning(monkeypatch: "pytest.MonkeyPatch") -> None:
-    """Cells and pools of processes are forked while the patch holds."""
+    """Fork cells and pools of processes while the patch holds."""
     monkeypatch.setattr(multiprocessing, "get_context", _forks)
     server = forkserver._forkserver  # type: ignore[attr-defined]
     if (
         server.get_inherited_fds() is not None
-    ):  # this process was forked: its own children come from the same server
+    ):  # this process was forked, and its children come from the same server
         monkeypatch.setattr(server, "ensure_running", lambda: None)
     monkeypatch.setattr(lanes, "subprocess", SimpleNamespace(**(vars(subprocess) | {"Popen": ForkedModule})))

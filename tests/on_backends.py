@@ -1,4 +1,4 @@
-"""What the tests of the backends share: training iterations of small networks on any backend."""
+"""Training iterations of small networks on any backend, shared by the tests of backends."""
 
 import random
 from collections.abc import Callable
@@ -40,12 +40,12 @@ MODELS: dict[str, tuple[ModelOptions, tuple[int, int, int], int]] = {
     "nf-resnet34": (NFResNetOptions(name="nf-resnet34", width=4), (3, 64, 64), 3),
     "nf-resnet50": (NFResNetOptions(name="nf-resnet50", width=2), (3, 64, 64), 3),
 }
-"""Every kind of network that the project has: options, input shape, batch size."""
+"""Networks by name: (options, input shape, batch size)."""
 
 
 @dataclass
 class Trained:
-    """What a few iterations on a backend left behind."""
+    """The results of a few iterations on a backend."""
 
     network: nn.Module
     backend: Backend
@@ -53,12 +53,12 @@ class Trained:
     outputs: Tensor
     """Σ_t o[t] of each iteration."""
     spikes: list[Tensor]
-    """Of every layer at every step, in the order of computation."""
+    """The spikes of every layer at every step, in the order of computation."""
     buffers: dict[str, Tensor]
 
 
 def build(backend: Backend, model: str, neuron: LIFParameters, dtype: torch.dtype | None = None) -> nn.Module:
-    """A small network, always with the same weights, strong enough to make all layers fire."""
+    """Returns a small network, always with the same weights, large enough to make all layers fire."""
     options, shape, _ = MODELS[model]
     torch.manual_seed(0)
     network = models.build(options, neuron=lambda: backend.neuron(neuron), input_shape=shape, classes=CLASSES)
@@ -87,10 +87,10 @@ def train(
     watched: bool = True,
     **options: Any,
 ) -> Trained:
-    """Gradients of the last iteration (of the sum of all, with `accumulate`); no optimiser runs.
+    """Run iterations without an optimiser; returns gradients of the last (with `accumulate`: of all, summed).
 
-    Dropout and the method draw the same on every backend. `watched`: spikes are noted, so that nothing is fused
-    with the layers that make them.
+    Dropout and the method draw the same on every backend. `watched`: spikes are recorded, so no operation is
+    fused with the layers that emit them.
     """
     backend = backends.create(name, **options) if isinstance(name, str) else name
     network = build(backend, model, neuron or LIFParameters(), dtype)
@@ -134,15 +134,15 @@ def train(
 
 @cache
 def train_reference(model: str, method: str, neuron: LIFParameters | None = None, **how: Any) -> Trained:
-    """`train` on the reference backend, once for all tests that compare with it: only to be read."""
+    """Returns `train` on the reference backend, computed once for all tests; do not modify it."""
     return train("reference", model, method, neuron, **how)
 
 
 def gradient_error(a: Trained, b: Trained) -> float:
-    """Largest ‖a − b‖ / ‖b‖ over the parameters.
+    """Returns the largest ‖a − b‖ / ‖b‖ over the parameters.
 
-    A bias before batch norm has gradient 0, of which rounding leaves noise; a thousandth of the whole
-    gradient is the least that a parameter's is compared with.
+    The gradient of a bias before batch norm is 0 up to rounding noise. So ‖b‖ is at least a thousandth of the
+    norm of the whole gradient.
     """
     assert a.gradients.keys() == b.gradients.keys()
     assert not any(gradient.requires_grad for gradient in a.gradients.values()), "a graph hangs on gradients"
@@ -155,7 +155,7 @@ def gradient_error(a: Trained, b: Trained) -> float:
 
 
 def whole_gradient_error(a: Trained, b: Trained) -> float:
-    """‖a − b‖ / ‖b‖ of all parameters' gradients as one vector."""
+    """Returns ‖a − b‖ / ‖b‖ of all parameters' gradients as one vector."""
     assert a.gradients.keys() == b.gradients.keys()
     difference = torch.cat([(a.gradients[name] - b.gradients[name]).flatten() for name in b.gradients])
     return float(difference.norm() / torch.cat([g.flatten() for g in b.gradients.values()]).norm())
@@ -164,10 +164,10 @@ def whole_gradient_error(a: Trained, b: Trained) -> float:
 def train_own(
     kind: Callable[[Callable[[], nn.Module]], nn.Module], name: str, method: str, **options: Any
 ) -> tuple[dict[str, Tensor], str]:
-    """Three iterations of somebody's own network: gradients, outputs in training and evaluation, and statistics; what was
-    done in units.
+    """Run three iterations of a user's own network; returns its results and a text on what ran in units.
 
-    `kind(neuron)` makes it, for images [5, 2, 6, 6], four classes and a `neuron()` for each layer of neurons.
+    The results are gradients, outputs in training and evaluation, and statistics. `kind(neuron)` makes the
+    network, for images [5, 2, 6, 6] and four classes, with a `neuron()` for each layer of neurons.
     """
     backend = backends.create(name, **{"graphs": "never", **options} if name == "native" else {})
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the tests of the science share: one small batch, and the gradients that a method makes of it."""
+"""One small batch and a method's gradients of it, shared by the tests of the science."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,16 +26,16 @@ RESETS = {
 
 
 def convolutional_network(neuron: LIFParameters, dropout: float = 0.0) -> nn.Module:
-    """Two blocks with batch norm, and dropout; always the same weights."""
+    """Returns two convolutional blocks with batch norm, and dropout; always the same weights."""
     torch.manual_seed(0)
     options = CNNOptions(channels=[6, 8], dropout=dropout)
     return models.build(options, neuron=lambda: LIF(neuron), input_shape=INPUT_SHAPE, classes=CLASSES)
 
 
 def recurrent_network(neuron: LIFParameters) -> nn.Module:
-    """Two fully connected layers that also receive their own last spikes; always the same weights.
+    """Returns two fully connected layers that also receive their own last spikes; always the same weights.
 
-    They are larger than those that training starts from, so that both layers fire.
+    The weights are larger than usual initial ones, so that both layers fire.
     """
     torch.manual_seed(0)
     options = MLPOptions(hidden=[24, 16], recurrent=True)
@@ -47,7 +47,7 @@ def recurrent_network(neuron: LIFParameters) -> nn.Module:
 
 
 def batch(timesteps: int, samples: int = 4) -> tuple[list[Tensor], Tensor]:
-    """Another input at every step, strong enough to make neurons fire; and labels."""
+    """Returns a different input for every step, strong enough to make neurons fire, and labels."""
     generator = torch.Generator().manual_seed(1)
     x = 2 * torch.randn(timesteps, samples, *INPUT_SHAPE, generator=generator)
     return list(x), torch.randint(CLASSES, (samples,), generator=generator)
@@ -64,9 +64,9 @@ def run(
     seed: int = 0,
     window: int | None = None,
 ) -> Unroll:
-    """One training iteration up to the gradients, which are left in the parameters' `.grad`.
+    """Run a training iteration without the optimiser's step; the gradients are in the parameters' `.grad`.
 
-    `seed` is of the method's draws; dropout draws the same masks at every call.
+    `seed` is for the method's random numbers; dropout has the same masks at every call.
     """
     torch.manual_seed(2)
     network.train().zero_grad()
@@ -83,7 +83,7 @@ def run(
 
 
 def gradients(network: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter's gradient."""
+    """Returns a copy of every parameter's gradient."""
     copies = {}
     for name, parameter in network.named_parameters():
         assert parameter.grad is not None, f"{name} received no gradient"
@@ -92,10 +92,10 @@ def gradients(network: nn.Module) -> dict[str, Tensor]:
 
 
 def flat(named: dict[str, Tensor]) -> Tensor:
-    """All gradients as one vector in float64."""
+    """Returns all gradients as one vector in float64."""
     return torch.cat([tensor.flatten().double() for tensor in named.values()])
 
 
 def relative_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """‖a − b‖ / ‖b‖ of the parameter where it is largest."""
+    """Returns the largest ‖a − b‖ / ‖b‖ over the parameters."""
     return max(float((a[name].double() - b[name].double()).norm() / b[name].double().norm()) for name in b)

@@ -1,7 +1,7 @@
-"""A third-party package made on the spot: methods with faults, found through entry points.
+"""Makes a third-party package of faulty methods, found through entry points.
 
-Used by tests that need a cell to fail in a certain way in its own process, and as a proof that
-somebody else's method runs without a change here.
+Tests use it to make a cell fail in a certain way in its own process, and to show that third-party methods
+run without changes here.
 """
 
 import os
@@ -117,7 +117,7 @@ on-rank-1-(.*) = third_party_methods:on_rank_one
 
 
 def install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make the package importable here and in the processes that a run starts; returns its folder."""
+    """Make the package importable here and in the processes of runs; returns its folder."""
     site = folder / "third-party-site"
     info = site / "third_party_methods-1.0.dist-info"
     info.mkdir(parents=True)

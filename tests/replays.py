@@ -1,4 +1,4 @@
-"""Stand-ins for captures as CUDA graphs, for a machine without a GPU."""
+"""Stand-ins for the capture of CUDA graphs, for machines without a GPU."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class RunsAgain:
-    """A capture whose replay calls the function again, where and with the draws that it was captured with.
+    """A capture whose replay calls the function again, with the capture's gradients and random numbers.
 
-    As with a graph, to capture computes nothing that stays (buffers are put back), and a replay writes to the gradients
-    that the parameters had at the capture, leaving those that they have by then as they are. What the function
+    As with a graph, a capture has no lasting effect (buffers are restored). A replay writes to the gradients
+    that the parameters had at the capture, and leaves their current ones as they are. What the function
     returns through its closure is that of the capture.
     """
 
@@ -47,11 +47,12 @@ class RunsAgain:
 
 
 class Taped:
-    """A capture that tapes what the function does to tensors, and a replay that does it again to the same tensors.
+    """A capture that records the function's tensor operations; the replay repeats them on the same tensors.
 
-    No Python of the function runs in a replay: what it computed on the host (numbers, choices, what layers hold) is what it
-    was at the capture, as with a graph. What would make the host wait for the device is refused, as a capture refuses
-    it. Kernels that are no operations of torch (Triton's, interpreted) are not on the tape.
+    As with a graph, a replay runs none of the function's Python code, so all that it computed on the host
+    (numbers, choices, what layers hold) stays as at the capture. Operations that would make the host wait for
+    the device are refused, as in a capture. Kernels that are no operations of torch (Triton's, interpreted)
+    are not recorded.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -70,12 +71,12 @@ class Taped:
 
 
 class _Tape(TorchDispatchMode):
-    """The operations within, in their order, backward passes included."""
+    """Records the operations within, in their order, including backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._drawn: dict[int, torch.Tensor] = {}
-        """What was drawn on the host, as methods do, from generators of their own, and its memory, which no other has."""
+        """Memory → tensor drawn on the host from a generator, as methods do; kept, so that none reuses it."""
         self._operations: list[tuple[Any, Sequence[Any], Mapping[str, Any], Any]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -101,7 +102,7 @@ class _Tape(TorchDispatchMode):
         for func, args, kwargs, made in self._operations:
             again = func(*args, **kwargs)
             if "empty" in func.__name__:
-                continue  # what is in that memory does not count
+                continue  # the content of that memory is arbitrary
             for tensor, value in zip(tree_leaves(made), tree_leaves(again), strict=True):
                 if isinstance(tensor, torch.Tensor) and _memory(tensor) != _memory(value):
                     tensor.copy_(value)

@@ -1,4 +1,4 @@
-"""Result folders made by hand, so that a test knows every number in them."""
+"""Builds result folders in which a test knows every number."""
 
 import csv
 import hashlib
@@ -35,7 +35,7 @@ RECIPE: dict[str, Any] = {
 
 @dataclass
 class HandmadeRun:
-    """One run's folder; cells are added one by one."""
+    """The folder of one run, to which cells are added one by one."""
 
     path: Path
     recipe: Mapping[str, Any] = field(default_factory=lambda: RECIPE)
@@ -44,7 +44,7 @@ class HandmadeRun:
     torch: str = "2.6.0"
     git_revision: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What provenance.json says besides."""
+    """Further entries of provenance.json."""
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class HandmadeRun:
                 **cell,
             },
         )
-        # The recipe asks for the epochs that are there, unless a test says how many were planned.
+        # The recipe has as many epochs as there are rows, unless a test says how many were planned.
         resolved = varied(recorded, train__epochs=cell.get("epochs_planned", len(train_s)))
         (self.path / "cells" / f"{cell_id}.json").write_text(json.dumps({"recipe": resolved}))
         return cell_id
@@ -158,8 +158,8 @@ class HandmadeRun:
         overrides: Mapping[str, Any] | None = None,
         **figures: Any,
     ) -> str:
-        """Write an estimate: its peak (all of it saved activations, unless `figures` says otherwise) and
-        its multiplications: forward in space and in time, backward in space and in time. Returns its id."""
+        """Write an estimate with its peak (all saved activations, unless `figures` says otherwise) and its
+        multiplications (forward in space and in time, backward in space and in time). Returns its id."""
         recorded, kind = recipe or self.recipe, {"kind": "estimate", "smoke": smoke}
         cell_id = self.cell(
             method, backend=backend, train_s=(), top1=None, recipe=recorded, overrides=overrides, cell=kind
@@ -179,7 +179,7 @@ class HandmadeRun:
         return cell_id
 
     def append(self, file: str, row: Mapping[str, Any]) -> None:
-        """One row by column name; what is left out stays empty."""
+        """Write a row by column name; columns left out stay empty."""
         names = [column.name for column in FILES[file]]
         assert set(row) <= set(names), set(row) - set(names)
         path = self.path / file
@@ -196,13 +196,13 @@ class HandmadeRun:
         path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
 
     def timeline(self, cell_id: str, samples: Sequence[Mapping[str, Any]]) -> None:
-        """NVML samples of a cell."""
+        """Write NVML samples of a cell."""
         for sample in samples:
             self.append(TIMELINE_FILE, {"cell_id": cell_id, "attempt": 1, **sample})
 
 
 def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | None = None) -> None:
-    """A folder of the benchmark: rows of bench.csv, of which only what matters needs to be told."""
+    """Write a folder of the benchmark: rows of bench.csv, of which only the relevant columns are given."""
     path.mkdir(parents=True)
     provenance = {"kind": "bench", "run": path.name, "command": ["python", "-m", "tests.benchmarks"]}
     (path / "provenance.json").write_text(json.dumps(provenance | {"failed": dict(failed or {})}))
@@ -222,12 +222,12 @@ def bench_run(path: Path, *rows: Mapping[str, Any], failed: Mapping[str, str] | 
 
 
 def told(by_cell: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What provenance.json keeps of what the cells' processes said, in their first attempt."""
+    """Returns what provenance.json keeps of the reports of the cells' processes in their first attempt."""
     return {"cells": {cell_id: {"attempts": {"1": facts}} for cell_id, facts in by_cell.items()}}
 
 
 def varied(recipe: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """A recipe with dotted keys (written with __) set otherwise."""
+    """Returns a recipe with changed values for dotted keys (dots written as __)."""
     copy: dict[str, Any] = json.loads(json.dumps(recipe))
     for dotted, value in changes.items():
         *parents, last = dotted.split("__")

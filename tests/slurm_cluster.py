@@ -1,4 +1,4 @@
-"""A Slurm of one node, for tests: munged, slurmctld and slurmd of this machine, in a folder, ended by their pids."""
+"""Starts a Slurm of one node for tests: munged, slurmctld and slurmd, in a folder, ended by their pids."""
 
 import os
 import random
@@ -13,11 +13,11 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 PROCESSORS = 8
-"""What the node says it has: the jobs of these tests hardly use theirs."""
+"""The processors that the node claims to have, since the jobs of these tests hardly use theirs."""
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, or None."""
+    """Returns why Slurm cannot run here, or None."""
     lacking = [name for name in PROGRAMS if program(name) is None]
     if lacking:
         return f"no {', '.join(lacking)}: apt-get install slurmctld slurmd slurm-client munge"
@@ -25,15 +25,16 @@ def missing() -> str | None:
 
 
 def program(name: str) -> str | None:
-    """Where a program is, /usr/sbin included."""
+    """Returns a program's path, also from /usr/sbin; None if it is missing."""
     return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 @contextmanager
 def cluster(folder: Path, nodes: int = 1) -> Iterator[Mapping[str, str]]:
-    """The environment in which Slurm's commands find the cluster; it is up, and gone afterwards.
+    """Start a cluster, and stop it afterwards; yields the environment in which Slurm's commands find it.
 
-    A job of the partition `urgent` takes the processors of jobs in the other one, which are requeued. Several `nodes` are as many slurmd of this machine, which not every Slurm is built for.
+    A job of the partition `urgent` takes the processors of jobs in the other partition, which are requeued.
+    Each of several `nodes` is a slurmd on this machine, which needs a Slurm built for it.
     """
     names = [socket.gethostname()] if nodes == 1 else [f"node{number}" for number in range(nodes)]
     configuration = _configure(folder, names)
@@ -65,7 +66,7 @@ def cluster(folder: Path, nodes: int = 1) -> Iterator[Mapping[str, str]]:
 
 
 def _cancel_all(environment: Mapping[str, str], patience_s: float = 15.0) -> None:
-    """End what waits or runs: a job that outlives its daemons would never end."""
+    """Cancel all jobs, since one that outlives its daemons would never end."""
     _answer(environment, "scancel", "--user=root")
     end = time.monotonic() + patience_s
     while _answer(environment, "squeue", "--noheader").strip() and time.monotonic() < end:
@@ -120,7 +121,10 @@ PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptM
 
 
 def _free_ports(count: int) -> list[int]:
-    """None that the system hands out: a daemon takes its own seconds later, when any process could have been given it."""
+    """Returns free ports outside the range that the system assigns.
+
+    A daemon takes its port only seconds later, when the system could have assigned it to another process.
+    """
     first_handed_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ports: list[int] = []
     while len(ports) < count:
@@ -132,7 +136,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def answer(*command: str) -> str:
-    """What one of Slurm's commands says in this environment."""
+    """Returns the output of a Slurm command in this environment."""
     return _answer({}, *command)
 
 

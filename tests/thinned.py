@@ -1,4 +1,4 @@
-"""Many alike cases: CI tries some of them, the long campaign all."""
+"""Thins out many similar cases: CI tries some of them, the long campaign all."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 
 def thinned(cases: Iterable[Any], *, keep: int, first: int = 0) -> list[Any]:
-    """Of `keep` cases in a row one stays in CI, beginning with number `first`; the others are marked `long`."""
+    """Keep one in `keep` cases for CI, beginning with number `first`, and mark the others `long`."""
     return [case if number % keep == first else _long(case) for number, case in enumerate(cases)]
 
 

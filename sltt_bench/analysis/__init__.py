@@ -1,6 +1,6 @@
-"""The gradient of BPTT taken apart: how much of it travels through space, how much through time.
+"""Splits BPTT's gradient into the part that flows through space and the part that flows through time.
 
-`gradients` takes one batch's gradient apart, `draws` says how SLTT-K's random gradient relates to
-SLTT's, `operations` counts multiplications; the three know nothing of files. `plan` turns a grid of
-settings into cells, `watch` is what looks on in the process of such a cell.
+`gradients` splits one batch's gradient, `draws` relates SLTT-K's random gradient to SLTT's, and
+`operations` counts multiplications; none of the three knows about files. `plan` turns a grid of
+settings into cells; `watch` observes the training in the process of such a cell.
 """

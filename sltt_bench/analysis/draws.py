@@ -1,4 +1,4 @@
-"""How SLTT-K's random gradient relates to SLTT's: exactly, from the inner products of the steps.
+"""Relates SLTT-K's random gradient to SLTT's, exactly, from the inner products of the steps' gradients.
 
 SLTT-K adds the g_t of K of the T steps, drawn uniformly without replacement: a sample of a finite
 population. With ḡ = g_s / T and S² = Σ_t ‖g_t − ḡ‖² / (T − 1), sampling theory (Cochran 1977,
@@ -10,8 +10,8 @@ so that the scaled gradient (T/K) G_K, unbiased for g_s, has the relative varian
 
     E ‖(T/K) G_K − g_s‖² / ‖g_s‖² = (T²/K) (1 − K/T) S² / ‖g_s‖²
 
-It does not depend on whether the method itself scales. The cosine's expectation has no closed form:
-it is the mean over all subsets, or over many drawn ones where there are too many.
+It does not depend on whether the method itself scales. The cosine's expectation has no closed form; it is
+computed as the mean over all subsets, or over a random sample if there are too many.
 """
 
 import math
@@ -22,20 +22,20 @@ import torch
 from torch import Tensor
 
 MOST_SUBSETS = 20_000
-"""Up to so many subsets are enumerated; of more, so many are drawn."""
+"""Up to this number, all subsets are enumerated; of more, this many are drawn."""
 
 
 @dataclass(frozen=True)
 class DrawnGradient:
-    """SLTT-K's gradient at one K; None where a norm that divides is 0."""
+    """SLTT-K's gradient at one K; a figure is None if a norm that it is divided by is 0."""
 
     k: int
     subsets: int
-    """Subsets of K steps that the cosines are means over."""
+    """Number of subsets of K steps over which the cosines are averaged."""
     exact: bool
-    """Whether those are all there are."""
+    """Whether these are all subsets."""
     silent_share: float
-    """Share of the subsets without any gradient (no step within the loss's window was drawn)."""
+    """Share of the subsets without a gradient (no step within the loss's window was drawn)."""
     cosine_to_sltt: float | None
     """Mean cosine(G_K, g_s) over the subsets that have a gradient."""
     cosine_to_sltt_std: float | None
@@ -47,7 +47,7 @@ class DrawnGradient:
 
 
 def relate(gram: Tensor, k: int) -> DrawnGradient:
-    """SLTT-K's gradient from the Gram matrix [T + 1, T + 1] of (g_1, …, g_T, r), r the temporal part.
+    """Returns SLTT-K's figures from the Gram matrix [T + 1, T + 1] of (g_1, …, g_T, r); r: temporal part.
 
     Raises ValueError unless 1 ≤ k ≤ T.
     """
@@ -73,7 +73,7 @@ def relate(gram: Tensor, k: int) -> DrawnGradient:
 
 
 def relative_variance(steps: Tensor, k: int) -> float | None:
-    """E ‖(T/K) G_K − g_s‖² / ‖g_s‖² from the Gram matrix [T, T] of the g_t; None if g_s is 0."""
+    """Returns E ‖(T/K) G_K − g_s‖² / ‖g_s‖² from the Gram matrix [T, T] of the g_t; None if g_s is 0."""
     timesteps = len(steps)
     spatial = float(steps.sum())
     if spatial <= 0:
@@ -85,7 +85,10 @@ def relative_variance(steps: Tensor, k: int) -> float | None:
 
 
 def subsets(timesteps: int, k: int) -> tuple[Tensor, bool]:
-    """(indicators [n, T] in float64 of subsets of K steps, whether they are all): drawn with seed 0 if not."""
+    """Returns (indicators [n, T] in float64 of subsets of K steps, whether these are all subsets).
+
+    Drawn with seed 0 if there are too many.
+    """
     if math.comb(timesteps, k) <= MOST_SUBSETS:
         members = torch.tensor(list(combinations(range(timesteps), k)))
         exact = True
@@ -97,7 +100,7 @@ def subsets(timesteps: int, k: int) -> tuple[Tensor, bool]:
 
 
 def _cosines(products: Tensor, norms: Tensor, squared_norm: Tensor) -> Tensor | None:
-    """Cosine of each subset's gradient with one of that squared norm; None if there is none."""
+    """Returns each subset's cosine with a gradient of `squared_norm`; None if that is 0 or `norms` empty."""
     if squared_norm <= 0 or len(norms) == 0:
         return None
     return (products / (norms * squared_norm.sqrt())).clamp(-1, 1)

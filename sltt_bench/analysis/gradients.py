@@ -1,11 +1,11 @@
-"""The gradient of one batch taken apart into what each time step adds in space, and what comes through time.
+"""Splits one batch's gradient into each time step's spatial part and one temporal part.
 
     g = g_1 + … + g_T + r        g: BPTT's gradient
     g_s = g_1 + … + g_T          the spatial part: SLTT's gradient; g_t is the share of step t's loss
     r = g − g_s                  the temporal part
 
-(Meng et al. 2023, section 4.1.) g and the g_t are made by the very methods that train, on the same
-weights, batch, dropout masks and batch statistics. All inner products are taken in float64.
+(Meng et al. 2023, section 4.1.) The training methods themselves compute g and the g_t, with the same
+weights, batch, dropout masks and batch statistics. All inner products are computed in float64.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,18 +26,18 @@ Named = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """One batch that a network may be trained on. The network is in whatever mode it is to be asked in."""
+    """One batch and a network; the caller sets the network's mode (training or evaluation)."""
 
     network: nn.Module
     inputs: Sequence[Tensor]
     """A tensor [batch, ...] for each time step."""
     loss: StepLoss
-    """Of a step's output."""
+    """The loss of a step's output."""
     window: int | None = None
-    """Only the last so many steps count; None: all."""
+    """Number of last steps that count; None: all."""
 
     def run(self, method: str, backward: Backward = torch.Tensor.backward) -> None:
-        """Let a method go forward and `backward`; one that draws does so with seed 0. Raises UnknownMethod."""
+        """Run a method's forward and backward pass; a method that draws has seed 0. Raises UnknownMethod."""
         generator = torch.Generator().manual_seed(0)
         unroll = Unroll(
             self.network, self.inputs, self.loss, generator=generator, backward=backward, window=self.window
@@ -47,26 +47,26 @@ class TrainingBatch:
 
 @dataclass(frozen=True)
 class GradientParts:
-    """What `decompose` found for one batch."""
+    """The parts of one batch's gradient, as `decompose` returns them."""
 
     full: Named
-    """g: BPTT's gradient, its parameters in the network's order."""
+    """g: BPTT's gradient, with the parameters in the network's order."""
     steps: tuple[Named, ...]
     """g_t, one for each time step."""
 
     def spatial(self, name: str) -> Tensor:
-        """g_s of one parameter in float64."""
+        """Returns g_s of one parameter in float64."""
         return torch.stack([step[name].double() for step in self.steps]).sum(0)
 
     def temporal(self, name: str) -> Tensor:
-        """r = g − g_s of one parameter in float64."""
+        """Returns r = g − g_s of one parameter in float64."""
         return self.full[name].double() - self.spatial(name)
 
     def gram(self, names: Iterable[str]) -> Tensor:
-        """Inner products [T + 1, T + 1] of (g_1, …, g_T, r) over some parameters, in float64 on the CPU.
+        """Returns the inner products [T + 1, T + 1] of (g_1, …, g_T, r), in float64 on the CPU.
 
-        Norms and cosines of g, g_s and r, and of every subset of steps, follow from it; ‖r‖ is a sum
-        of squares and not a difference of large numbers.
+        They are sums over the parameters `names`. The norms and cosines of g, g_s, r and every subset of
+        steps follow from them; ‖r‖ is a sum of squares, not a difference of large numbers.
         """
         total = torch.zeros(len(self.steps) + 1, len(self.steps) + 1, dtype=torch.float64)
         for name in names:
@@ -78,7 +78,7 @@ class GradientParts:
 
 @dataclass(frozen=True)
 class Figures:
-    """How g, g_s and r of one part of the network relate; None where a norm that divides is 0."""
+    """How g, g_s and r of one part of the network relate; None if a norm that a figure is divided by is 0."""
 
     cosine: float | None
     """cosine(g, g_s)."""
@@ -93,7 +93,7 @@ class Figures:
 
 
 def figures(gram: Tensor) -> Figures:
-    """The figures of a Gram matrix of (g_1, …, g_T, r)."""
+    """Returns the figures of a Gram matrix of (g_1, …, g_T, r)."""
     full = float(gram.sum().clamp(min=0).sqrt())
     spatial = float(gram[:-1, :-1].sum().clamp(min=0).sqrt())
     temporal = float(gram[-1, -1].sqrt())
@@ -110,10 +110,10 @@ def layers(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def decompose(batch: TrainingBatch) -> GradientParts:
-    """Take apart the gradient of one batch; leaves the network as it was.
+    """Split the gradient of one batch into its parts; leaves the network as it was.
 
-    Training mode for batch statistics and dropout. Buffers, `.grad`s and random numbers are put back
-    afterwards, so that a training run goes on as if this had not happened.
+    Set training mode before, for batch statistics and dropout. Buffers, `.grad`s and random number
+    generators are restored afterwards, so a training run goes on as if this had not happened.
     """
     trained = {name: p for name, p in batch.network.named_parameters() if p.requires_grad}
     collected: list[Named] = []
@@ -131,9 +131,9 @@ def decompose(batch: TrainingBatch) -> GradientParts:
 
 
 def gradient_of(method: str, batch: TrainingBatch) -> Named:
-    """The gradient that a method makes of one batch; leaves the network as it was.
+    """Returns a method's gradient of one batch; leaves the network as it was.
 
-    A method that learns online makes no update. Raises UnknownMethod.
+    A method that learns online makes no update here. Raises UnknownMethod.
     """
     with undisturbed(batch.network):
         for parameter in batch.network.parameters():
@@ -144,7 +144,10 @@ def gradient_of(method: str, batch: TrainingBatch) -> Named:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a method's gradient g_m of one part of the network relates to BPTT's; None where a norm that divides is 0."""
+    """How a method's gradient g_m of one part of the network relates to BPTT's g.
+
+    A figure is None if a norm that it is divided by is 0.
+    """
 
     cosine: float | None
     """cosine(g, g_m)."""
@@ -153,14 +156,14 @@ class Agreement:
 
 
 def agreement(full: Named, made: Named, names: Iterable[str]) -> Agreement:
-    """Of some parameters' gradients, `full` BPTT's and `made` the method's; in float64."""
+    """Returns how BPTT's gradients `full` and a method's `made` agree over some parameters, in float64."""
     chosen = list(names)
     g, m = (torch.cat([named[name].double().flatten() for name in chosen]) for named in (full, made))
     return _agreement(float(g.norm()), float(m.norm()), float(g @ m))
 
 
 def _agreement(full_norm: float, made_norm: float, product: float) -> Agreement:
-    """From ‖g‖, ‖g_m‖ and their inner product."""
+    """Returns the agreement, given ‖g‖, ‖g_m‖ and the inner product of g and g_m."""
     if full_norm == 0:
         return Agreement(None, None)
     cosine = min(1.0, max(-1.0, product / (full_norm * made_norm))) if made_norm > 0 else None
@@ -173,7 +176,7 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Whatever a forward and backward pass changes is put back: each pass starts from the same state."""
+    """Restore what forward and backward passes change, so that each pass starts from the same state."""
     buffers = {name: b.clone() for name, b in network.named_buffers()}
     gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
     devices = {p.device for p in network.parameters() if p.is_cuda}

@@ -1,7 +1,7 @@
-"""Multiplications of one training iteration by method: forward, and backward in space and in time.
+"""Counts a method's multiplications in one training iteration: forward, and backward in space and in time.
 
-Counted as the iteration runs; `measure.operations` says what counts as a multiplication. What
-BPTT's backward pass multiplies beyond SLTT's is what the temporal part costs.
+They are counted while the iteration runs; `measure.operations` defines what counts as a multiplication.
+The multiplications that BPTT's backward pass has beyond SLTT's are the cost of the temporal part.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from sltt_bench.measure.operations import OperationCounter, in_phase
 
 
 class Multiplications(NamedTuple):
-    """Multiplications of one iteration, one batch and all T steps, by their columns of operations.csv."""
+    """Multiplications of one iteration (one batch, all T steps), named as the columns of operations.csv."""
 
     counted_method: str
     forward_multiplications: int
     spatial_multiplications: int
-    """Of the backward pass, in space."""
+    """Those of the backward pass in space."""
     temporal_multiplications: int
-    """Of the backward pass beyond SLTT's: through time, or for traces and what is computed again."""
+    """Those of the backward pass beyond SLTT's: through time, for traces or for recomputation."""
 
 
 def count_methods(batch: TrainingBatch, names: Sequence[str]) -> list[Multiplications]:
-    """The multiplications of an iteration of some methods; leaves the network as it was.
+    """Returns the multiplications of one iteration of each method; leaves the network as it was.
 
-    Plain autograd only: a fused kernel hides its products. Raises UnknownMethod.
+    For plain autograd only, since a fused kernel hides its products. Raises UnknownMethod.
     """
     counted = {name: count(batch, name) for name in dict.fromkeys(["sltt", *names])}
     _, in_space = counted["sltt"]
@@ -41,7 +41,7 @@ def count_methods(batch: TrainingBatch, names: Sequence[str]) -> list[Multiplica
 
 
 def count(batch: TrainingBatch, method: str) -> tuple[int, int]:
-    """(forward, backward) multiplications of one iteration of a method. Raises UnknownMethod."""
+    """Returns a method's (forward, backward) multiplications in one iteration. Raises UnknownMethod."""
     never_stepped = torch.optim.SGD(batch.network.parameters(), lr=0.0)
     counter = OperationCounter(batch.network, never_stepped, lambda func, args, kwargs: func(*args, **kwargs))
     with undisturbed(batch.network), counter.watching(), Executing(counter.count):

@@ -1,4 +1,4 @@
-"""An analysis as a plan: every point of the grid is a cell, whose process trains and looks on the way."""
+"""Plans an analysis: every point of the grid is a cell that trains and is observed on the way."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,12 @@ LAST = "last"
 def plan_analysis(
     recipe_name: str, request: Request, *, epochs: str, batches: int, compared: Sequence[str] = ()
 ) -> list[Plan]:
-    """`request`'s plans with its cells turned into analyses.
+    """Returns `request`'s plans with its cells turned into analyses.
 
-    A cell trains with its method (where `epochs` goes beyond 0) and takes the gradients of `batches`
-    batches apart after each of `epochs`, a comma list like "0,1,5,last"; the gradients of `compared`
-    methods are set beside BPTT's. Gradients are plain autograd's, so that only the reference backend serves. Raises RecipeError.
+    A cell trains with its method (if `epochs` goes beyond 0) and splits the gradients of `batches` batches
+    after each of `epochs`, a comma list like "0,1,5,last". It also compares the gradients of the methods
+    `compared` with BPTT's. Gradients come from plain autograd, so only the reference backend serves.
+    Raises RecipeError.
     """
     if request.backends != ("reference",):
         raise RecipeError("--backend", ["gradients are taken apart on the backend `reference` only"])
@@ -47,7 +48,7 @@ def plan_analysis(
 
 
 def _nothing_to_take_apart(cell: Cell) -> str | None:
-    """Why the cell's gradient has no share of each step, or None."""
+    """Returns why the cell's gradient cannot be split into shares of the steps, or None."""
     if "sequence" in cell.recipe.model.needs:
         return "model.normalisation: tdbn leaves no gradient of a single step to set beside BPTT's; choose another"
     if cell.recipe.loss.average == "outputs":
@@ -71,9 +72,9 @@ def _fault(method: str, recipe: Recipe) -> str | None:
 
 
 def full_paths(assignments: Iterable[str], option: str = "--over") -> list[str]:
-    """`field=value,value` texts as overrides have them, where a neuron's field stands without `neuron.` (tau=1.1,2.0).
+    """Returns `field=value,value` texts as overrides, with `neuron.` before a neuron's field (tau=1.1,2.0).
 
-    Raises RecipeError, which names the `option`, for a word that is neither such a field nor one of recipes.
+    Raises RecipeError, which names the `option`, for a word that is no field of neurons or recipes.
     """
     paths = []
     for assignment in assignments:
@@ -88,7 +89,7 @@ def full_paths(assignments: Iterable[str], option: str = "--over") -> list[str]:
 
 
 def parse_epochs(text: str, last: int) -> list[int]:
-    """ "0,1,5,last" → [0, 1, 5, last], in order and each once. Raises RecipeError."""
+    """Returns the epochs of a text such as "0,1,5,last", sorted and without repeats. Raises RecipeError."""
     epochs: set[int] = set()
     for part in (word.strip() for word in text.split(",")):
         if part == LAST:

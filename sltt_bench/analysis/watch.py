@@ -1,4 +1,4 @@
-"""Looking at the gradients of a network while it trains: rows of an analysis after chosen epochs."""
+"""Analyses a network's gradients while it trains, and records rows after chosen epochs."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -35,15 +35,12 @@ Record = Callable[[str, Row], None]
 
 
 class GradientNotFinite(Exception):
-    """A gradient is infinite or not a number; the message says what makes it so."""
+    """A gradient is infinite or not a number; the message names the likely cause."""
 
 
 @dataclass(frozen=True)
 class GradientWatch:
-    """Takes gradients apart after chosen epochs, always of the same batches.
-
-    Training goes on as if nothing had happened.
-    """
+    """Splits the gradients of the same batches after chosen epochs; training is not affected."""
 
     recipe: Recipe
     experiment: Experiment
@@ -52,10 +49,10 @@ class GradientWatch:
     epochs: Sequence[int]
     record: Record
     compared: Sequence[str] = ()
-    """Methods that are set beside BPTT."""
+    """Methods that are compared with BPTT."""
 
     def look(self, epoch: int) -> None:
-        """Record this epoch's rows, if it is one of the chosen. Raises GradientNotFinite."""
+        """Record this epoch's rows, if it is one of the chosen epochs. Raises GradientNotFinite."""
         if epoch not in self.epochs:
             return
         with ieee_float32():
@@ -78,7 +75,10 @@ class GradientWatch:
                 self.record(METHOD_GRADIENTS_FILE, key | {"compared_method": method} | part)
 
     def count_operations(self) -> None:
-        """Record the multiplications of an iteration of BPTT, SLTT, SLTT-K at K = 1, 2, 4, … < T, and what is compared."""
+        """Record the multiplications of an iteration of each method.
+
+        These are BPTT, SLTT, SLTT-K at K = 1, 2, 4, … < T, and the compared methods.
+        """
         timesteps = self.experiment.timesteps
         ks = [2**i for i in range(timesteps.bit_length()) if 2**i < timesteps]
         names = dict.fromkeys(["bptt", "sltt", *(f"sltt-k{k}" for k in ks), *self.compared])
@@ -89,7 +89,7 @@ class GradientWatch:
             self.record(OPERATIONS_FILE, row._asdict() | further)
 
     def _grams(self, epoch: int) -> list[dict[str, Tensor]]:
-        """For each batch: parameter → Gram matrix of its parts."""
+        """Returns for each batch: parameter → Gram matrix of its parts."""
         grams = []
         for x, labels in self.batches:
             with training_mode(self.experiment.network, True):
@@ -118,9 +118,9 @@ class GradientWatch:
 
 
 def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int]) -> list[Row]:
-    """The network, its layers and its parameters: figures as mean and spread over batches.
+    """Returns a row for the network, each layer and each parameter: mean and spread over batches.
 
-    `grams` holds for each batch the Gram matrix of every parameter, `sizes` their numbers of elements.
+    `grams` holds the Gram matrix of every parameter for each batch, `sizes` the parameters' element counts.
     """
     return [
         place | _with_norms([figures(_sum(gram[name] for name in members)) for gram in grams])
@@ -129,7 +129,10 @@ def gradient_rows(grams: Sequence[Mapping[str, Tensor]], sizes: Mapping[str, int
 
 
 def agreement_rows(full: Sequence[Named], made: Sequence[Named], sizes: Mapping[str, int]) -> list[Row]:
-    """The network, its layers and its parameters: a method's gradients beside BPTT's, one each a batch."""
+    """Returns a row for the network, each layer and each parameter: a method's gradients against BPTT's.
+
+    `full` (BPTT's) and `made` (the method's) hold one gradient for each batch.
+    """
     return [
         place
         | _over_batches([agreement(g, m, members) for g, m in zip(full, made, strict=True)], "norm_ratio")
@@ -138,7 +141,7 @@ def agreement_rows(full: Sequence[Named], made: Sequence[Named], sizes: Mapping[
 
 
 def _parts(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[Row, list[str]]]:
-    """Each part of a network: the columns that say which, and its parameters."""
+    """Returns each part of a network: the columns that identify it, and its parameters."""
     levels = {
         "network": {"": list(names)},
         "layer": layers(names),
@@ -155,7 +158,7 @@ def _parts(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[Row, li
 
 
 def draw_rows(grams: Sequence[Tensor]) -> list[Row]:
-    """SLTT-K's gradient for every K from 1 to T, from the network's Gram matrix of each batch."""
+    """Returns a row on SLTT-K's gradient for every K from 1 to T; `grams`: the network's, for each batch."""
     timesteps = len(grams[0]) - 1
     return [_draw_row([relate(gram, k) for gram in grams]) for k in range(1, timesteps + 1)]
 
@@ -177,7 +180,7 @@ def _draw_row(related: Sequence[DrawnGradient]) -> Row:
 
 
 def _over_batches(measured: Sequence[Figures] | Sequence[Agreement], *further: str) -> Row:
-    """Mean and spread of the cosine and further figures."""
+    """Returns mean and spread of the cosine and of further figures."""
     row: Row = {"zero_batches": sum(one.cosine is None for one in measured)}
     for name in ("cosine", *further):
         row[f"{name}_mean"], row[f"{name}_std"] = _mean_and_std([getattr(one, name) for one in measured])
@@ -192,7 +195,7 @@ def _with_norms(measured: Sequence[Figures]) -> Row:
 
 
 def _mean_and_std(values: Sequence[float | None]) -> tuple[float | None, float | None]:
-    """Mean and sample standard deviation of the values that there are; None where they are too few."""
+    """Returns mean and sample standard deviation of the values that are known; None if there are too few."""
     known = [value for value in values if value is not None]
     mean = statistics.fmean(known) if known else None
     return mean, statistics.stdev(known) if len(known) > 1 else None

@@ -1,10 +1,10 @@
-"""Memory and compute of a training run before the first GPU hour: one iteration on fake tensors.
+"""Estimates memory and compute of a training run in advance, from one iteration on fake tensors.
 
     plan        the cells of `sltt-bench estimate`
     estimates   spatial and temporal work, an epoch, a lower bound on time
     search      the largest batch and T that fit
     gpus        data sheets and the roofline
 
-The iteration itself is traced by `measure`, rows are made by the kinds of cell in `kinds.estimates`.
+`measure` traces the iteration; the kinds of cell in `kinds.estimates` make the rows.
 `docs/estimate.md` defines every quantity.
 """

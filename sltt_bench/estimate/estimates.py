@@ -1,9 +1,9 @@
-"""From traced iterations to estimates: memory by cause, spatial and temporal work, per epoch and per layer.
+"""Turns traced iterations into estimates: memory by cause, spatial and temporal work, per epoch and layer.
 
-The *temporal* part of a layer's work is what the past costs: its work at all steps, less as many
-times its work at a first and only step (T = 1). It arises in layers that carry state alone.
-Everything else is *spatial*. Under SLTT the backward pass of feed-forward layers has no temporal
-part; under BPTT it has λ and the reset's derivative for every neuron and step but one.
+The *temporal* part of a layer's work is the cost of the past: its work at all steps, less the number of
+steps times its work at a single step (T = 1). Only layers that carry state have a temporal part.
+All other work is *spatial*. Under SLTT, the backward pass of feed-forward layers has no temporal part; under
+BPTT, that part is λ and the reset's derivative for every neuron at every step but one.
 """
 
 import math
@@ -23,7 +23,7 @@ class LayerWork:
     """The multiplications of one layer in one iteration."""
 
     layer: str
-    """Its name in the network; "(loss)" for what runs outside."""
+    """Its name in the network; "(loss)" for operations outside any layer."""
     forward_spatial: int
     forward_temporal: int
     backward_spatial: int
@@ -37,35 +37,35 @@ class LayerWork:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one training iteration of a cell needs, and an epoch of them."""
+    """What one training iteration and one epoch of a cell need."""
 
     cell: Cell
     device_type: DeviceType
     trace: IterationTrace
-    """What an iteration needs of memory and arithmetic."""
+    """Memory and arithmetic of one iteration."""
     layers: tuple[LayerWork, ...]
     """In the network's order, one iteration."""
     time_lower_bound_s: float | None
-    """Seconds of an epoch that no implementation of these operations on the GPU can be faster than."""
+    """Lower bound on the seconds of an epoch, for any implementation of these operations on the GPU."""
     limits: dict[str, int | None]
-    """What fits into the given memory, as columns of estimates.csv; none where none is given."""
+    """What fits into the given memory, as columns of estimates.csv; empty if no memory is given."""
 
     @property
     def run_cell(self) -> Cell:
-        """The same cell as one that is run and measured, with the recipe's first seed."""
+        """The cell of the real run that this estimates, with the recipe's first seed."""
         return replace(self.cell, kind="run", options={}, seed=self.cell.recipe.seeds[0])
 
     def work(self, part: str) -> int:
-        """Multiplications of one iteration: `part` is a field of LayerWork, or "total"."""
+        """Returns the multiplications of one iteration; `part` is a field of LayerWork, or "total"."""
         return sum(int(getattr(layer, part)) for layer in self.layers)
 
     def multiply_adds(self, phase: Phase) -> int:
-        """Of convolutions, linear layers and matrix products alone, one iteration."""
+        """Returns those of convolutions, linear layers and matrix products alone, in one iteration."""
         return in_phase(self.trace.operations.multiply_adds, phase)
 
     @property
     def exchanged_bytes(self) -> int:
-        """Bytes that each of the processes that share a batch sends in an iteration; 0 where there is one."""
+        """Bytes that each process sends in an iteration, if several share a batch; 0 for one process."""
         return exchanged_bytes(self.trace.added_up_bytes, self.cell.recipe.train.devices)
 
     @property
@@ -77,7 +77,7 @@ class Estimate:
 def estimate_cell(
     cell: Cell, device_type: DeviceType = "cuda", *, gpu: GPU | None = None, memory_bytes: int | None = None
 ) -> Estimate:
-    """The estimate of one cell. Raises what the cell's network, method or backend raise."""
+    """Returns the estimate of one cell. Raises what the cell's network, method or backend raise."""
     trace = trace_iteration(cell, device_type)
     layers = layer_work(trace, first_step(cell, device_type))
     fastest = None
@@ -94,7 +94,7 @@ def estimate_cell(
 
 
 def iterations_per_epoch(cell: Cell) -> float:
-    """Training iterations of an epoch; a last, smaller batch counts by its share of samples."""
+    """Returns the training iterations of an epoch; a smaller last batch counts by its share of samples."""
     train = cell.recipe.train
     exact = cell.recipe.epoch_samples(synthetic=cell.synthetic) / train.batch_size
     return math.floor(exact) if train.drop_last else exact
@@ -104,7 +104,7 @@ def iterations_per_epoch(cell: Cell) -> float:
 
 
 def first_step(cell: Cell, device_type: DeviceType) -> IterationTrace:
-    """The cell at T = 1, where all methods coincide: what a layer costs without a past."""
+    """Returns the cell's trace at T = 1, where all methods coincide: what layers cost without a past."""
     loss = cell.recipe.loss.model_copy(update={"window": None})
     recipe = cell.recipe.model_copy(update={"timesteps": 1, "loss": loss})
     alone = replace(cell, recipe=recipe, method="bptt", seed=0)
@@ -119,7 +119,7 @@ _first_steps: dict[tuple[str, int, DeviceType], IterationTrace] = {}
 
 
 def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork, ...]:
-    """Each layer's multiplications, with the temporal part told apart by the trace of a first step."""
+    """Returns each layer's multiplications; the trace of a first step separates the temporal part."""
     by_step, at_one_step = _by_layer(trace.operations), _by_layer(first.operations)
     worked = {layer for _, layer in by_step}
     result = []
@@ -138,7 +138,7 @@ def layer_work(trace: IterationTrace, first: IterationTrace) -> tuple[LayerWork,
 
 
 def _by_layer(operations: Operations) -> defaultdict[tuple[str, str], Counter[int]]:
-    """(phase, layer) → step → multiplications, steps without any left out."""
+    """Returns (phase, layer) → step → multiplications, without steps that have none."""
     result: defaultdict[tuple[str, str], Counter[int]] = defaultdict(Counter)
     for place, count in operations.multiplications.items():
         if place.phase != "optimizer":

@@ -1,12 +1,13 @@
-"""GPUs by their data sheets, and a lower bound on the time of an iteration: the roofline.
+"""The figures of GPUs' data sheets, and the roofline: a lower bound on the time of an iteration.
 
-No operation can be done faster than the GPU's peak arithmetic allows, nor faster than its tensors
-pass through memory. Operations run one after another, so the bound of an iteration is
+No operation can be faster than the GPU's peak arithmetic allows, nor faster than its tensors
+can pass through memory. Operations run one after another, so the bound of an iteration is
 
     Σ over operations of max(2 · multiply-adds / peak,  Σ over tensors of max(0, bytes − L2 cache) / bandwidth)
 
-What fits into the L2 cache may not touch memory at all and is not charged, nor is what an operation does not read. Launches, reductions,
-normalisation and all inefficiency are left out: a real run is slower, often by several times.
+Bytes that fit into the L2 cache may never touch memory and do not count, nor do tensors that an operation
+does not read. Launches, reductions, normalisation and all inefficiency are left out: a real run is slower,
+often by several times.
 Source: Williams, Waterman & Patterson 2009, "Roofline: an insightful visual performance model".
 """
 
@@ -31,7 +32,7 @@ _NAMES = {"torch.float16": "fp16", "torch.bfloat16": "bf16"}
 
 
 class GPU(Strict):
-    """The figures of one GPU; its name is the key in the file."""
+    """The figures of one GPU, whose name is the key in the file."""
 
     bandwidth_gb_s: Positive
     """Memory bandwidth in 10⁹ bytes per second."""
@@ -40,25 +41,25 @@ class GPU(Strict):
     tflops: dict[str, Positive]
     """Peak of dense matrix arithmetic in 10¹² operations per second (a multiply-add is two), by format."""
     source: Annotated[str, Field(min_length=1)]
-    """Where the figures stand."""
+    """Where the figures are published."""
 
 
 class GPUError(UserError, ValueError):
-    """No GPU has this name, it lacks a format, or a file of GPUs is faulty."""
+    """A GPU is unknown or lacks a format, or a file of GPUs is faulty."""
 
     def __init__(self, message: str, option: str = "--gpu") -> None:
-        """`option`: that of the command line whose value is at fault."""
+        """`option`: the command line's option whose value is at fault."""
         super().__init__(f"{option}: {message}")
 
 
 def known_gpus(extra: Path | None = None) -> dict[str, GPU]:
-    """The GPUs of the shipped file, and those of `extra`, which may replace them. Raises GPUError."""
+    """Returns the GPUs of the shipped file and of `extra`, whose entries take precedence. Raises GPUError."""
     gpus = _read(Path(__file__).with_name("gpus.yaml"))
     return gpus if extra is None else {**gpus, **_read(extra)}
 
 
 def find_gpu(name: str, extra: Path | None = None) -> GPU:
-    """The GPU called `name`. Raises GPUError."""
+    """Returns the GPU called `name`. Raises GPUError."""
     gpus = known_gpus(extra)
     if name not in gpus:
         raise GPUError(
@@ -68,7 +69,10 @@ def find_gpu(name: str, extra: Path | None = None) -> GPU:
 
 
 def time_lower_bound_s(work: "Mapping[Work, int]", gpu: GPU) -> float:
-    """Seconds of one iteration. Raises GPUError where the GPU lacks the format of a matrix product."""
+    """Returns a lower bound on the seconds of one iteration.
+
+    Raises GPUError if the GPU lacks the format of a matrix product.
+    """
     cache = gpu.l2_mb * 2**20
     seconds = 0.0
     for operation, times in work.items():

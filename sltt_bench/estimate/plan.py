@@ -1,4 +1,4 @@
-"""Estimates as plans: every cell of a run becomes one of kind "estimate"."""
+"""Turns the plan of a run into one of estimates: every cell becomes one of kind "estimate"."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +11,7 @@ from sltt_bench.plan import Plan
 from sltt_bench.recipe import RecipeError
 
 MARGIN = 0.1
-"""Share of a memory that is not given to tensors: an allocator's rounding and fragmentation, workspaces."""
+"""Share of memory that tensors may not fill, left to workspaces, the allocator's rounding, fragmentation."""
 
 
 def plan_estimates(
@@ -22,10 +22,10 @@ def plan_estimates(
     gpu_file: Path | None = None,
     memory: str | None = None,
 ) -> list[Plan]:
-    """`plans` with their cells turned into estimates of a run on `device_type`.
+    """Returns `plans` with their cells turned into estimates of a run on `device_type`.
 
-    `gpu`, of the shipped data sheets or of `gpu_file`, gives a lower bound on time; into `memory` ("24GiB"),
-    less MARGIN, batch and T are fitted. Raises GPUError, and RecipeError for an amount that is none.
+    `gpu`, from the shipped data sheets or `gpu_file`, gives a lower bound on time. `memory` ("24GiB"), less
+    MARGIN, limits batch and T. Raises GPUError, and RecipeError if `memory` is not an amount.
     """
     options: dict[str, Any] = {}
     if gpu is not None:

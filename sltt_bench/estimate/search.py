@@ -1,13 +1,15 @@
-"""The largest batch and the largest T that fit into a given memory, found by search and verified.
+"""Searches for the largest batch and the largest T that fit into a given memory, and verifies them.
 
-*Batch.* Every storage of an iteration grows affinely with the samples that a process has of the batch, so the recorded
-changes of live memory at two batches give those at any other, and the peak is their largest partial sum. The answer
-is verified by tracing it and the next larger one; where that fails, bisection goes on.
+*Batch.* Every storage of an iteration is an affine function of the samples that a process has of the batch.
+So the changes of live memory recorded at two batches give those at any other batch, and the peak is their
+largest partial sum. The answer is verified by tracing it and the next larger batch; if that fails, bisection
+goes on.
 
-*T.* Where the peaks at three T lie on a line, to the byte, the answer follows from it and is verified in the same way;
-otherwise bisection. Memory may grow in other steps later on (a method that works in windows of w steps), so that "no limit" is
-verified too, at LONGEST or the cell's own T if that is longer: there the search ends. Where nothing says that this
-does not fit, it is traced first, since it answers alone.
+*T.* If the peaks at three T lie on a line, to the byte, the line gives the answer, which is verified in the
+same way; otherwise bisection finds it. Memory may grow differently at larger T (a method that works in
+windows of w steps), so "no limit" is verified too, at the longest T: LONGEST, or the cell's own if that is
+longer. The search ends there. If nothing suggests that the longest T does not fit, it is traced first, since
+it answers alone.
 """
 
 from collections.abc import Callable
@@ -23,7 +25,7 @@ from sltt_bench.measure.iteration_memory import IterationMemory
 from sltt_bench.plan import Cell
 
 LONGEST = 64
-"""No larger T is tried, but for the cell's own."""
+"""The largest T that is tried, unless the cell's own is larger."""
 
 
 def largest_batch_size(
@@ -59,7 +61,10 @@ def largest_batch_size(
 def _largest_predicted(
     peak_at: Callable[[int], int] | None, low: int, high: int, memory_bytes: int, fits: Callable[[int], bool]
 ) -> int:
-    """The largest batch in low … high that fits, as `peak_at` predicts it where that is true; low − 1 if none does."""
+    """Returns the largest batch in low … high that fits; low − 1 if none does.
+
+    The prediction of `peak_at` is tried first, and bisection corrects it if it is wrong.
+    """
     if peak_at is None:
         return last_that_fits(low, high, fits)
     predicted = last_that_fits(low, high, lambda batch_size: peak_at(batch_size) <= memory_bytes)
@@ -71,7 +76,7 @@ def _largest_predicted(
 
 
 def predicted_peaks(cell: Cell, traced: Callable[[int], IterationMemory]) -> Callable[[int], int] | None:
-    """Batch → peak, from what is traced at the cell's batch and at twice as much.
+    """Returns a function batch → peak, from the traces at the cell's batch and at twice that.
 
     None if the two iterations are not the same sequence of events.
     """
@@ -87,8 +92,9 @@ def predicted_peaks(cell: Cell, traced: Callable[[int], IterationMemory]) -> Cal
 def largest_timesteps(
     cell: Cell, device_type: DeviceType, memory_bytes: int, memory: IterationMemory | None = None
 ) -> int | None:
-    """The largest T at the cell's batch that fits, 0 if not even the smallest that its method has, None if no limit is
-    met: LONGEST fits, and the cell's own T. `memory` is the cell's own, where it is known.
+    """Returns the largest T that fits at the cell's batch; 0 if not even the smallest of its method does.
+
+    None if no limit is met: LONGEST and the cell's own T both fit. `memory` is the cell's own, if known.
     """
     of_cell = cell.recipe.timesteps
 
@@ -114,7 +120,10 @@ def largest_timesteps(
 def _predicted_timesteps(
     peak_at: Callable[[int], int], start: int, of_cell: int, longest: int, memory_bytes: int
 ) -> int:
-    """The T from `start` on up to which memory lasts if it grows on a line; `longest` where nothing says that it ends."""
+    """Returns the largest T from `start` on that fits if memory grows on a line.
+
+    `longest` if memory does not grow on a line, so that nothing suggests a limit.
+    """
     third = max(of_cell, start + 2)
     if third > longest or (of_cell > start and peak_at(of_cell) == peak_at(start)):
         return longest
@@ -125,7 +134,7 @@ def _predicted_timesteps(
 
 
 def smallest_timesteps(cell: Cell) -> int:
-    """The smallest T that the cell's method has: the number of steps in its name, if there is one."""
+    """Returns the smallest T that the cell's method allows: the number of steps in its name, if any."""
     for timesteps in range(1, cell.recipe.timesteps):
         try:
             methods.check(cell.method, timesteps)
@@ -136,7 +145,10 @@ def smallest_timesteps(cell: Cell) -> int:
 
 
 def last_that_fits(low: int, high: int, fits: Callable[[int], bool]) -> int:
-    """The largest number in low … high that fits, if those that fit come first; low − 1 if none does."""
+    """Returns the largest number in low … high that fits; low − 1 if none does.
+
+    Assumes that all smaller numbers fit too.
+    """
     low -= 1
     while low < high:
         middle = (low + high + 1) // 2
@@ -145,12 +157,12 @@ def last_that_fits(low: int, high: int, fits: Callable[[int], bool]) -> int:
 
 
 def with_batch_size(cell: Cell, batch_size: int) -> Cell:
-    """The cell at another batch size."""
+    """Returns the cell at another batch size."""
     train = cell.recipe.train.model_copy(update={"batch_size": batch_size})
     return replace(cell, recipe=cell.recipe.model_copy(update={"train": train}))
 
 
 def with_timesteps(cell: Cell, timesteps: int) -> Cell:
-    """The cell at another T. Raises UnknownMethod where the method's K does not fit."""
+    """Returns the cell at another T. Raises UnknownMethod if the method's K exceeds it."""
     methods.check(cell.method, timesteps)
     return replace(cell, recipe=cell.recipe.model_copy(update={"timesteps": timesteps}))

@@ -1,14 +1,15 @@
-"""One training iteration of a cell's real network at its real size, on fake tensors: no memory, no data.
+"""Traces one training iteration of a cell's network at its real size on fake tensors, without memory or data.
 
-Autograd, autocast, optimiser, method and backend are the real ones. The fake tensors live on the CPU also
-where a run on a GPU is estimated: without a GPU at hand the autograd engine refuses to run for CUDA tensors,
-fake or not. What differs between the two is imitated: the precision is the GPU's, in autocast of the CPU
-with the same format (for the operations of these networks both autocasts have the same lists, but for group
-norm), and the optimiser is fused. Loss scaling is left out: it reads values, and takes a few bytes.
+Autograd, autocast, optimiser, method and backend are the real ones. The fake tensors are on the CPU even if a
+run on a GPU is estimated, because without a GPU the autograd engine refuses CUDA tensors, fake or not. The
+differences are imitated: the optimiser is fused, and the precision is the GPU's, through the CPU's autocast
+with the same format. Both autocasts treat the operations of these networks alike, except group norm. Loss
+scaling is left out: it reads values, and takes only a few bytes.
 
-A method that chooses among the T steps needs more memory for some choices than for others: a first step has
-no state yet, a first chosen one no gradients. A long run meets the costliest choice, so the estimate is the
-largest peak over the choices: all of them up to MOST_CHOICES, else those of `choices_to_trace`.
+A method that chooses among the T steps needs more memory for some choices than for others: the first step
+has no state yet, and the first chosen step no gradients. A long run meets the costliest choice, so the
+estimate is the largest peak over all choices, or over those of `choices_to_trace` if there are more than
+MOST_CHOICES.
 """
 
 import math
@@ -37,7 +38,7 @@ from sltt_bench.precision import resolve
 DeviceType = Literal["cuda", "cpu"]
 
 MOST_CHOICES = 6
-"""Up to so many choices of steps are traced one and all; of more, as many are tried."""
+"""Of one number of steps, at most this many choices are traced."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,22 @@ class IterationTrace:
     parameters: int
     """Trainable parameters."""
     added_up_bytes: int
-    """Of all that an iteration adds up over the processes that share its batch, at most; 0 where there is one."""
+    """Most bytes that an iteration sums over the processes that share its batch; 0 for one process."""
     layers: tuple[str, ...]
     """Names of all layers, in the network's order."""
     stateful_layers: tuple[str, ...]
-    """Names of the layers that carry state, without those inside another one."""
+    """Names of the layers that carry state, without those inside another such layer."""
     precision: str
-    """fp32, fp16 or bf16: what the device type makes of the recipe's."""
+    """fp32, fp16 or bf16: the recipe's precision, resolved for the device type."""
     steps_at_once: int
-    """How many steps run whenever the network is called: 1, or T where a layer of it sees all of them."""
+    """How many steps one call of the network runs: 1, or T if one of its layers sees all steps."""
 
 
 def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
-    """Count one iteration in the steady state: it is not the first, and no gradients exist yet.
+    """Count one iteration in the steady state: not the first one, and without gradients at its start.
 
-    The operations are those of one choice of steps, memory and exchange those of the costliest. Raises
-    UnsupportedCell, UnknownBackend, UnknownMethod, and ValuesAreWanted.
+    The operations are those of one choice of steps; memory and exchange are those of the costliest. Raises
+    UnsupportedCell, UnknownBackend, UnknownMethod and ValuesAreWanted.
     """
     with _steady_state(cell, device_type) as (subject, batch, execute):
         counter = OperationCounter(subject.network, subject.optimizer, execute=execute)
@@ -89,15 +90,15 @@ def trace_iteration(cell: Cell, device_type: DeviceType) -> IterationTrace:
 
 
 def trace_memory(cell: Cell, device_type: DeviceType) -> IterationMemory:
-    """The memory of the same iteration alone, in less time. Raises what `trace_iteration` raises."""
+    """Returns only the memory of the same iteration, in less time. Raises what `trace_iteration` raises."""
     with _steady_state(cell, device_type) as (subject, batch, execute):
         return _costliest([_count(variant, batch, execute) for variant in _variants(subject)])
 
 
 def choices_to_trace(timesteps: int, k: int) -> list[tuple[int, ...]]:
-    """Choices of k of the T steps (from 0), in order: all where they are few, else MOST_CHOICES of them.
+    """Returns choices of k of the T steps (from 0): all if there are at most MOST_CHOICES, else that many.
 
-    Those are the last and the first k steps, the first with the last ones, steps spread evenly, and others
+    These are the last k steps, the first k, the first with the last k − 1, evenly spread steps, and steps
     drawn with a fixed seed.
     """
     if comb(timesteps, k) <= MOST_CHOICES:
@@ -112,8 +113,9 @@ def choices_to_trace(timesteps: int, k: int) -> list[tuple[int, ...]]:
 
 
 def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
-    """Input [batch, (T,) C, H, W] and labels [batch], to be called where tensors are fake; of the ranks that
-    divide a batch, the largest share.
+    """Returns input [batch, (T,) C, H, W] and labels [batch]; to be called where tensors are fake.
+
+    If ranks share the batch, it is the largest share.
     """
     recipe = cell.recipe
     samples = largest_share(recipe.train.batch_size, recipe.train.devices)
@@ -123,7 +125,7 @@ def fake_batch(cell: Cell) -> tuple[Tensor, Tensor]:
 
 
 def largest_share(batch_size: int, ranks: int) -> int:
-    """Samples of the rank that has most of a batch."""
+    """Returns the most samples of a batch that one of its ranks has."""
     return math.ceil(batch_size / ranks)
 
 
@@ -131,8 +133,10 @@ def largest_share(batch_size: int, ranks: int) -> int:
 def _steady_state(
     cell: Cell, device_type: DeviceType
 ) -> Iterator[tuple[Experiment, tuple[Tensor, Tensor], Execute]]:
-    """Within: the cell's experiment after its first iteration, a batch, all of it fake, and what runs
-    operations on them."""
+    """Yields the cell's experiment after its first iteration, a batch, and what runs operations on them.
+
+    All tensors are fake.
+    """
     with fake_tensors() as execute:
         with modules_stay_where_they_are():
             subject = _prepare(cell, device_type)
@@ -142,7 +146,7 @@ def _steady_state(
 
 
 def _variants(subject: Experiment) -> Iterator[Experiment]:
-    """The experiment with each choice of steps that is traced; itself where its method has no choice."""
+    """Yields the experiment with each choice of steps to trace; itself if its method chooses none."""
     method = subject.method
     if not isinstance(method, methods.ChoosesSteps):
         yield subject
@@ -160,10 +164,10 @@ def _sees_all_steps(network: nn.Module) -> bool:
 
 @dataclass(frozen=True)
 class _Unconnected(Ranks):
-    """One of several ranks, without the others."""
+    """One of several ranks that runs without the others."""
 
     added_up: list[int] = field(default_factory=list)
-    """Bytes of each tensor that it would have added up with theirs."""
+    """Bytes of each tensor that it would have summed with theirs."""
 
     def add_up(self, figures: Tensor) -> Tensor:
         self.added_up.append(figures.nbytes)
@@ -203,15 +207,16 @@ def _prepare(cell: Cell, device_type: DeviceType) -> Experiment:
 
 
 def _in_float32(norm: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """As autocast of CUDA has group norm, and that of the CPU has not."""
+    """Cast the input to float32, as autocast does for group norm on CUDA, but not on the CPU."""
     return (args[0].float(), *args[1:])
 
 
 def _warm_up(subject: Experiment, method: str, x: Tensor, labels: Tensor) -> None:
-    """Reach the steady state: the optimiser creates what it carries, a backend may learn what repeats.
+    """Reach the steady state: the optimiser creates its state, and a backend may learn what repeats.
 
-    Two time steps of SLTT are enough for both; of BPTT where units are computed again, whose sizes show in it alone. Where
-    each step has parameters of its own, or all come at once, whatever the method does with them.
+    Two time steps of SLTT suffice for both, or of BPTT if units are recomputed, since only BPTT shows their
+    sizes. If each step has its own parameters or a layer sees all steps, the method itself runs at all T (if
+    it chooses steps, SLTT instead).
     """
     if any(isinstance(module, PerStep | OverTime) for module in subject.network.modules()):
         steps = subject.timesteps

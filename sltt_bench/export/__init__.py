@@ -1,7 +1,7 @@
-"""What was trained, for elsewhere: `sltt-bench export RUN --method sltt --format nir`, from one cell of a run.
+"""Exports a trained cell of a run to other tools: `sltt-bench export RUN --method sltt --format nir`.
 
-A format is an entry of `FORMATS` and a module that makes its file's content. Nothing heavy is imported before that, and
-a file that is there already stays as it is until the new one is whole.
+A format is an entry of `FORMATS` and a module that makes the file's content. Heavy imports wait until then,
+and an existing file stays as it is until the new one is complete.
 """
 
 import io
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ExportError(UserError):
-    """The cell cannot be written in this format, or there is none; the message says why."""
+    """The cell cannot be written in this format, or no such cell exists; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TrainedCell:
     epochs: "pd.DataFrame"
     """Its rows of epochs.csv, the last epoch last."""
     name: str
-    """Its method, with seed and id as far as its run has others of that method."""
+    """Its method, with seed and id if they are needed to tell it from other cells of the run."""
 
     @property
     def recipe(self) -> "Recipe":
-        """As it was resolved for this cell. Raises RecipeError."""
+        """The recipe as resolved for this cell. Raises RecipeError."""
         from sltt_bench.recipe import recipe_from_dict
 
         return recipe_from_dict(self.run.recipe_of(self.row["cell_id"]))
@@ -51,7 +51,7 @@ class TrainedCell:
         from sltt_bench.results import checkpoints
         from sltt_bench.results.schema import CHECKPOINTS_FOLDER
 
-        if self.row["status"] != "ok":  # what lies there then is a checkpoint on the way
+        if self.row["status"] != "ok":  # its checkpoint is then of an unfinished training
             raise ExportError(
                 f"the cell ended with {self.row['status']} ({self.row['reason']}); --resume finishes it"
             )
@@ -71,8 +71,10 @@ class TrainedCell:
 
 
 def _converts(method: str) -> bool:
-    """Whether a network that the method has trained holds the thresholds of converted neurons; of a plug-in's method
-    that is not installed any more it does not."""
+    """Whether networks trained with the method hold the thresholds of converted neurons.
+
+    False for a plug-in's method that is no longer installed.
+    """
     from sltt_bench import methods
 
     try:
@@ -90,7 +92,7 @@ class Benchmark:
     task_id: str = "default"
     """One of the tasks that the data set's eval.yaml names."""
     source_url: str | None = None
-    """Where the result's evidence is: the run's files, a paper."""
+    """Where the evidence for the result is: the run's files, a paper."""
 
 
 def export(
@@ -102,9 +104,10 @@ def export(
     benchmark: Benchmark | None = None,
     cell_id: str | None = None,
 ) -> Path:
-    """Write one cell of a run in a format of `FORMATS`; the file. Raises ExportError, ResultsError.
+    """Write one cell of a run in a format of `FORMATS`; returns the file. Raises ExportError, ResultsError.
 
-    `out` None: a file that is named after the cell; one that is there stays, since it may be of another run.
+    If `out` is None, the file is named after the cell; an existing one is not overwritten, since it may be of
+    another run.
     """
     default, content_of = FORMATS[format_name]
     trained = trained_cell(run, method, seed, cell_id)
@@ -116,7 +119,7 @@ def export(
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Raises ExportError, ResultsError; what lies there then stays."""
+    """Write a file; if that fails, an existing one stays. Raises ExportError, ResultsError."""
     from sltt_bench.results.writer import atomic_result
 
     try:
@@ -125,14 +128,14 @@ def _write(path: Path, content: bytes) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_result(target) as file:
                 file.write(content)
-        else:  # a pipe, a device: nothing to put a new file in the place of
+        else:  # a pipe or device, which no new file may replace
             path.write_bytes(content)
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None = None) -> TrainedCell:
-    """The cell with this method, seed and id (None: the only one). Raises ExportError, ResultsError."""
+    """Returns the one cell with this method, seed and id (None: any). Raises ExportError, ResultsError."""
     from sltt_bench.results.reader import read_results
 
     results = read_results([run])
@@ -153,7 +156,7 @@ def trained_cell(run: Path, method: str, seed: int | None, cell_id: str | None =
 
 
 def _name(row: Mapping[str, Any], siblings: "pd.DataFrame") -> str:
-    """`siblings`: the cells of its method in its run."""
+    """Returns the cell's name; `siblings` are all cells of its method in its run."""
     seeds = siblings["seed"].astype(int)
     of_seed = seeds == int(row["seed"])
     words = [str(row["method"])]
@@ -163,7 +166,7 @@ def _name(row: Mapping[str, Any], siblings: "pd.DataFrame") -> str:
 
 
 def _one_of(cells: "pd.DataFrame") -> str:
-    """How to name one cell of several, or of none."""
+    """Returns a hint on how to name one of these cells, or how to find others if there are none."""
     if cells.empty:
         return "`sltt-bench show RUN` names those that there are"
     if cells["run"].nunique() > 1:
@@ -212,4 +215,4 @@ FORMATS: Mapping[str, tuple[str, Callable[[TrainedCell, Benchmark | None], bytes
     "state-dict": ("{name}.pt", _state_dict),
     "eval-results": (".eval_results/{name}.yaml", _eval_results),
 }
-"""Format → the file's name by default, and what makes its content (raises ExportError)."""
+"""Format → (default name of the file, function that returns its content and raises ExportError)."""

@@ -1,7 +1,7 @@
-"""A trained network's accuracy as Hugging Face's model repositories keep it: an entry of `.eval_results/*.yaml`.
+"""Writes a network's accuracy for Hugging Face's model repositories, as an entry of `.eval_results/*.yaml`.
 
-Format: huggingface.co/docs/hub/eval-results. The data set must be one that the Hub knows as a benchmark; which one stands
-for a recipe's data is the publisher's to say, since a split of the same name may differ.
+Format: huggingface.co/docs/hub/eval-results. The data set must be one that the Hub knows as a benchmark. The
+publisher names the one that matches the recipe's data, since splits of the same name may differ.
 """
 
 import math
@@ -12,7 +12,10 @@ from sltt_bench.export import Benchmark, ExportError, TrainedCell
 
 
 def entry(trained: TrainedCell, benchmark: Benchmark | None) -> dict[str, Any]:
-    """The entry of a finished cell: its accuracy after the last epoch, which is what its weights have. Raises ExportError."""
+    """Returns the entry of a finished cell. Raises ExportError.
+
+    Its accuracy is that after the last epoch, since the exported weights are of that epoch.
+    """
     row = trained.row
     if benchmark is None:
         raise ExportError("eval-results needs --dataset-id OWNER/NAME: the benchmark's data set on the Hub")

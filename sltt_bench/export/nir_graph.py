@@ -1,14 +1,15 @@
-"""A trained network as a graph of NIR, for neuromorphic tools.
+"""Converts a trained network to a NIR graph, for neuromorphic tools.
 
-NIR (Pedersen et al. 2024, neuroir.org) says neurons by their differential equations. One Euler step of length 1 of
-these is one time step here:
+NIR (Pedersen et al. 2024, neuroir.org) defines neurons by differential equations. One Euler step of length 1
+is one time step here:
 
 - hard reset: `LIF` with τ, R = τ (the input is not scaled), v_leak = v_reset;
-- soft reset, which no neuron of NIR has: u[t] = λ u[t-1] + I[t] − λ V_th s[t-1] as a leaky integrator `LI` (τ, R = τ),
-  a `Threshold`, and a `Scale` by −λ V_th from the spikes back to the integrator.
+- soft reset, which no NIR neuron has: u[t] = λ u[t-1] + I[t] − λ V_th s[t-1] as a leaky integrator `LI`
+  (τ, R = τ), a `Threshold`, and a `Scale` by −λ V_th from the spikes back to the integrator.
 
-Batch normalisation in evaluation becomes part of the convolution before it, or a 1×1 convolution. What NIR has no node for is refused
-by name. NIR fires where u > V_th, this tool where u ≥ V_th: the same but for potentials that hit the threshold exactly.
+Batch normalisation in evaluation becomes part of the preceding convolution, or a 1×1 convolution. Operations
+without a NIR node are refused by name. NIR fires where u > V_th, this tool where u ≥ V_th; this differs only
+for potentials that equal the threshold exactly.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,10 @@ from sltt_bench.neurons import LIF, LIFParameters, OverTime, PerStep, Stateful, 
 
 
 def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
-    """The nir.NIRGraph of a network [1, *input_shape] → [1, classes], called once a time step. Raises ExportError."""
+    """Returns the nir.NIRGraph of a network [1, *input_shape] → [1, classes] that is called once a time step.
+
+    Raises ExportError.
+    """
     network.eval()
     traced = _traced(network, input_shape)
     builder = _Builder(input_shape, network)
@@ -40,7 +44,7 @@ def nir_graph(network: nn.Module, input_shape: tuple[int, ...]) -> Any:
 
 
 class _GraphTracer(fx.Tracer):
-    """Layers that carry something over time, differ from step to step or have numbers of their own are what they are."""
+    """Does not trace into layers that carry state, differ from step to step or have parameters or buffers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         has_numbers = next(m.children(), None) is None and bool(m._parameters or m._buffers)
@@ -69,7 +73,7 @@ def _traced(network: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 
 
 def _check_the_same(network: nn.Module, traced: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Raises ExportError where the trace has lost something: that an addition is in place, a choice by values."""
+    """Raises ExportError if the trace has other outputs; it loses in-place additions and choices by value."""
     x = 4 * torch.rand(3, 1, *input_shape, generator=torch.Generator().manual_seed(0)) - 1
     outputs = []
     for module in (network, traced):
@@ -84,21 +88,21 @@ def _check_the_same(network: nn.Module, traced: nn.Module, input_shape: tuple[in
 
 
 class _Builder:
-    """Nodes and edges of NIR from the nodes of a traced step, in their order."""
+    """Builds NIR's nodes and edges from the nodes of a traced step, in their order."""
 
     def __init__(self, input_shape: tuple[int, ...], network: nn.Module) -> None:
         self._input_shape, self._modules = input_shape, dict(network.named_modules())
         self._called: set[nn.Module] = set()
         self._taken = {"input", "output"}
         self._names = {name: self._free(name) for name in self._modules}
-        """Layer → the NIR node that puts out what it does."""
+        """Layer → the NIR node with the layer's output."""
         self.nodes: dict[str, Any] = {}
         self.edges: list[tuple[str, str]] = []
         self._sources: dict[fx.Node, list[str]] = {}
-        """Node of the trace → the NIR nodes whose sum it is."""
+        """Node of the trace → the NIR nodes whose outputs sum to it."""
 
     def add(self, node: fx.Node) -> None:
-        """One node of the trace; those before it are there. Raises ExportError."""
+        """Add a node of the trace, after all nodes before it. Raises ExportError."""
         inputs = [source for argument in node.all_input_nodes for source in self._sources[argument]]
         if node.op == "placeholder":
             self.nodes["input"] = nir.Input({"input": np.array(self._input_shape)})
@@ -119,7 +123,7 @@ class _Builder:
             raise ExportError(f"NIR has no node for {_name_of_function(node)} (at {node.name})")
 
     def _free(self, name: str) -> str:
-        """A name that no other node has, for readers too that write _ for a dot."""
+        """Returns a name that no other node has, even for readers that replace dots by underscores."""
         while name.replace(".", "_") in self._taken:
             name += "_"
         self._taken.add(name.replace(".", "_"))
@@ -155,7 +159,7 @@ class _Builder:
         self._sources[node] = [own]
 
     def _add_neuron(self, name: str, neuron: LIFParameters, shape: tuple[int, ...]) -> str:
-        """A layer of neurons that ends in the node `name`; returns the node that its input goes to."""
+        """Add a layer of neurons whose last node is `name`; returns the node that receives its input."""
 
         def each(value: float) -> Any:
             return np.full(shape, value, dtype=np.float32)
@@ -174,12 +178,12 @@ class _Builder:
 
 
 def _name_of_function(node: fx.Node) -> str:
-    """What is called, without the address that some functions have in their representation."""
+    """Returns the name of the called function, without the address that some representations contain."""
     return str(getattr(node.target, "__name__", node.target))
 
 
 def _summands(node: fx.Node, inputs: list[str]) -> list[str]:
-    """What an addition's edges come from. Raises ExportError where edges, which add what they bring, say something else."""
+    """Returns the sources of an addition's edges. Raises ExportError unless adding their values suffices."""
     constants = [argument for argument in node.args if not isinstance(argument, fx.Node)]
     if constants or node.kwargs or len(set(inputs)) < len(inputs) or len(node.all_input_nodes) < 2:
         raise ExportError(f"NIR's edges add different nodes, each once, and nothing else (at {node.name})")
@@ -190,12 +194,12 @@ def _summands(node: fx.Node, inputs: list[str]) -> list[str]:
 
 
 def _normalises_channels(module: nn.Module | None) -> TypeGuard[nn.BatchNorm2d | TimeBatchNorm]:
-    """Whether it is, in evaluation, the batch norm of images by running statistics."""
+    """Whether the module, in evaluation, is batch norm of images by running statistics."""
     return isinstance(module, (nn.BatchNorm2d, TimeBatchNorm)) and module.running_mean is not None
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    """Of one sample."""
+    """Returns the shape of one sample."""
     return tuple(node.meta["tensor_meta"].shape[1:])
 
 
@@ -219,7 +223,7 @@ def _convolution(layer: nn.Conv2d, shape: tuple[int, ...], name: str) -> Any:
 
 
 def _without_groups(layer: nn.Conv2d) -> Tensor:
-    """The weight [outputs, inputs, height, width] with zeros between groups, which NIR's types do not know."""
+    """Returns the weight [outputs, inputs, height, width] with zeros between groups, which NIR lacks."""
     outputs, inputs = layer.out_channels // layer.groups, layer.in_channels // layer.groups
     weight = torch.zeros(layer.out_channels, layer.in_channels, *layer.weight.shape[2:])
     for group in range(layer.groups):
@@ -240,9 +244,9 @@ def _linear(layer: nn.Linear, shape: tuple[int, ...], name: str) -> Any:
 
 
 def _normalisation(layer: nn.BatchNorm2d | TimeBatchNorm, shape: tuple[int, ...], name: str) -> Any:
-    """y = γ (x − μ)/√(σ² + ε) + β for each channel: a 1×1 convolution that mixes no channels.
+    """Returns y = γ (x − μ)/√(σ² + ε) + β for each channel as a 1×1 convolution that mixes no channels.
 
-    NIR's types know no groups, so its weight is a diagonal matrix.
+    NIR has no groups, so its weight is a diagonal matrix.
     """
     if len(shape) != 3 or not _normalises_channels(layer):
         raise ExportError(f"NIR has a node for the batch norm of images by running statistics alone ({name})")

@@ -1,7 +1,7 @@
-"""A trained network as ONNX: the whole sequence in one graph, from a batch of inputs to the mean of the step outputs.
+"""Writes a trained network as ONNX: one graph of all steps, from a batch to the mean of the step outputs.
 
-ONNX has no spiking neuron, but it has what one step of it is made of, so that the T steps are written one after
-another: the file's graph grows with T, its weights do not. Batch size stays open. The prediction is the argmax of the output.
+ONNX has no spiking neuron, but all operations of its step, so the graph holds the T steps one after another.
+It grows with T; its weights do not. Batch size stays open. The prediction is the argmax of the output.
 """
 
 import warnings
@@ -37,7 +37,7 @@ class Sequence(nn.Module):
 
 
 def onnx_model(network: nn.Module, recipe: Recipe) -> bytes:
-    """The network, which is in evaluation mode, as the content of a file. Raises ExportError."""
+    """Returns the content of an ONNX file; the network must be in evaluation mode. Raises ExportError."""
     shape = ((recipe.timesteps,) if recipe.data.temporal else ()) + tuple(recipe.data.sample_shape)
     x = torch.rand(2, *shape)
     options: dict[str, Any] = {
@@ -49,7 +49,7 @@ def onnx_model(network: nn.Module, recipe: Recipe) -> bytes:
     }
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of torch's exporter about itself
+            warnings.simplefilter("ignore")  # torch's exporter warns about itself
             program = torch.onnx.export(Sequence(network, recipe).eval(), (x,), **options)
         assert program is not None
         content: bytes = program.model_proto.SerializeToString()

@@ -1,7 +1,7 @@
-"""The kinds of cell: what a worker does with one, and which files its rows go to.
+"""The kinds of cell: what a worker does with a cell of each kind, and which files its rows go to.
 
-A further kind is an entry of KINDS, a word of `results.schema.Kind`, and a function (cell, job, reporter)
-that sends what it measures to the reporter. Nothing here loads torch; the function's module may.
+To add a kind, add an entry to KINDS, a word to `results.schema.Kind`, and a function (cell, job, reporter)
+that sends its measurements to the reporter. Nothing here loads torch; the function's module may.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from sltt_bench.worker import Reporter
 
 Job = Mapping[str, Any]
-"""What a worker is told beside the cell: data_dir, checkpoint, resume, initial_weights."""
+"""What a worker receives in addition to the cell: data_dir, checkpoint, resume, initial_weights."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +34,21 @@ class CellKind:
     """How cells of one kind are worked on."""
 
     function: str
-    """ "module:function" in the worker's process."""
+    """ "module:function", which the worker's process runs."""
     files: tuple[str, ...] = ()
-    """Where its rows go, beside cells.csv."""
+    """Where its rows go, in addition to cells.csv."""
     measures: bool = True
-    """Whether a cell has a fresh process to itself, as only then its memory is its own; what is
-    computed and not measured shares processes."""
+    """Whether each cell has a fresh process of its own, without which its memory could not be measured;
+    cells that are only computed share processes."""
     needs_data: bool = True
     """Whether the cell reads its data set."""
     checkpoints: bool = False
-    """Whether an attempt that was cut off goes on from a checkpoint."""
+    """Whether an interrupted attempt goes on from a checkpoint."""
     divisible: bool = False
     """Whether several processes may share its batches (train.devices)."""
 
     def load(self) -> "Callable[[Cell, Job, Reporter], None]":
-        """The function. Loads torch."""
+        """Returns the function. Loads torch."""
         function: Callable[[Cell, Job, Reporter], None] = resolve_name(self.function)
         return function
 
@@ -70,4 +70,4 @@ KINDS: dict[Kind, CellKind] = {
         "sltt_bench.kinds.estimates:estimate_memory", measures=False, needs_data=False
     ),
 }  # fmt: skip
-"""Kind → how. A preflight leaves no row of its own: its figure is a column of the cell that is then run."""
+"""How each kind is worked on. A preflight has no row: its figure is a column of the cell that runs next."""

@@ -1,4 +1,4 @@
-"""A cell whose gradients are taken apart, before and while it trains."""
+"""Runs cells of kind "analysis": their gradients are split before and during training."""
 
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def analyse_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """Take the cell's gradients apart, before and while it trains."""
+    """Train a cell, and split its gradients before and during training."""
     epochs, batches = cell.options["epochs"], cell.options["batches"]
     with measuring(cell, job, reporter) as (device, profiler, backend):
         bundle = load_data(cell, Path(job["data_dir"]), reporter)

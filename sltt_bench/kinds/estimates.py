@@ -1,4 +1,4 @@
-"""Cells that are computed on fake tensors: a whole estimate, and the memory alone before a run."""
+"""Runs cells that are computed on fake tensors: a whole estimate, or only the memory before a run."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ _PARTS = ("forward_spatial", "forward_temporal", "backward_spatial", "backward_t
 
 
 def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """Memory by cause, work and, as the cell's options ask, limits and a lower bound on time."""
+    """Report memory by cause, work and, if the cell's options ask for them, limits and a time bound."""
     gpu, memory_bytes = cell.options.get("gpu"), cell.options.get("memory_bytes")
     estimate = estimate_cell(
         cell,
@@ -44,14 +44,14 @@ def estimate_iteration(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 
 def estimate_memory(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """The peak of the cell's live tensors, and what is free on its device now."""
+    """Report the peak bytes of the cell's live tensors, and the bytes that are free on its device now."""
     free_bytes, device_type = free_memory(cell.device)
     peak = trace_memory(cell, device_type).peak_bytes
     reporter.facts(peak_tensor_bytes=peak, free_bytes=free_bytes)
 
 
 def figures(estimate: Estimate) -> dict[str, Any]:
-    """The columns of estimates.csv but for the cell's key."""
+    """Returns the columns of estimates.csv, except those of the cell's key."""
     trace = estimate.trace
     return {
         "run_cell_id": estimate.run_cell.cell_id,
@@ -71,9 +71,9 @@ def figures(estimate: Estimate) -> dict[str, Any]:
 
 
 def free_memory(device: str) -> tuple[int, DeviceType]:
-    """(free bytes, device type) of the device that a cell asks for."""
+    """Returns (free bytes, device type) of the device that a cell asks for."""
     if device == "cpu" or not torch.cuda.is_available():
-        # A container or a batch job has its limit however much the machine has free.
+        # A container or batch job may allow less than the machine has free.
         available, limit = psutil.virtual_memory().available, memory_limit()
         return available if limit is None else min(available, limit), "cpu"
     index = torch.device(device).index if device.startswith("cuda") else 0

@@ -1,4 +1,4 @@
-"""Cells that are trained and measured, runs and trials, and what other kinds of measurement share with them."""
+"""Runs cells that are trained and measured (runs and trials); other kinds of measurement share its parts."""
 
 import gc
 import hashlib
@@ -46,12 +46,12 @@ def train_cell(cell: Cell, job: Job, reporter: "Reporter") -> None:
 
 
 def try_setting(cell: Cell, job: Job, reporter: "Reporter") -> None:
-    """Train and measure one setting; no test sample is ever shown to the network, so that none can choose it."""
+    """Train and measure one setting; the network sees no test sample, so that none can choose the setting."""
     train_and_evaluate(cell, job, reporter, ("validation",))
 
 
 def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Sequence[str]) -> None:
-    """Train and measure, and look after each epoch at the splits in `evaluated` alone."""
+    """Train and measure a cell, and evaluate only the splits in `evaluated` after each epoch."""
     with measuring(cell, job, reporter) as (device, profiler, backend):
         ranks = join_ranks(job, device, profiler, reporter)
         bundle = load_data(cell, Path(job["data_dir"]), reporter)
@@ -82,7 +82,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
 
 
 def join_ranks(job: Job, device: torch.device, profiler: Profiler, reporter: "Reporter") -> Ranks:
-    """The other processes of the cell, where its batches are divided; how many they are, and on what, is kept."""
+    """Join the processes that share the cell's batches, if any; report their number and devices."""
     if not job.get("launched"):
         reporter.facts(ranks=1)
         return ALONE
@@ -96,8 +96,9 @@ def join_ranks(job: Job, device: torch.device, profiler: Profiler, reporter: "Re
 def check_smallest_batch(
     cell: Cell, device: torch.device, loader: Any, preprocess: Any, ranks: Ranks = ALONE
 ) -> None:
-    """Raises ValueError, before anything is trained, if a share of one sample is too small for the network, or if a
-    batch leaves a rank without any.
+    """Refuse, before training, batches that leave a rank without a sample or with too few for the network.
+
+    Raises ValueError.
     """
     train = cell.recipe.train
     ranks.check_divisible(train.batch_size, loader.samples, train.drop_last)
@@ -120,8 +121,9 @@ def check_smallest_batch(
 
 
 def check_steps_again(cell: Cell, device: torch.device, loader: Any, preprocess: Any) -> None:
-    """Raises ValueError, before anything is trained, if the method runs steps twice and the network does something else
-    the second time.
+    """Refuse, before training, a method that runs steps twice on a network that does not repeat them exactly.
+
+    Raises ValueError.
     """
     if not methods.promises(cell.method).computes_again:
         return
@@ -136,7 +138,7 @@ def check_steps_again(cell: Cell, device: torch.device, loader: Any, preprocess:
 
 
 def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, reporter: "Reporter") -> None:
-    """What the trained network costs at inference; a cell in which that fails is whole all the same."""
+    """Report the costs of inference with the trained network; if that fails, the cell is still complete."""
     columns = [column.name for column in INFERENCE_COLUMNS]
     if cell.synthetic:
         profiler.absent |= dict.fromkeys(columns, "the data are random")
@@ -150,9 +152,9 @@ def report_costs(cell: Cell, subject: Any, setup: Any, profiler: Profiler, repor
 
 
 def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[], int]) -> int | None:
-    """The peak that is measured beside the training; None, and its column's reason, if memory runs out in it.
+    """Returns the peak that `measure` finds; None if memory runs out, with the reason for its empty column.
 
-    What it allocated is free afterwards either way.
+    The memory that it allocated is freed either way.
     """
     peak: int | None = None
     try:
@@ -169,8 +171,8 @@ def unless_memory_runs_out(profiler: Profiler, device: Any, measure: Callable[[]
 
 @contextmanager
 def measuring(cell: Cell, job: Job, reporter: "Reporter") -> Iterator[tuple[Any, Any, Any]]:
-    """(device, profiler, backend) of a cell; what it ran on is reported, however it ends."""
-    own_source_sha256()  # now, while it is what was loaded
+    """Yields (device, profiler, backend) of a cell, and reports what it ran on, however it ends."""
+    own_source_sha256()  # now, while the files are still those that were loaded
     device = choose_device(cell.device)
     precision = resolve(cell.recipe.train.precision, device.type)
     deterministic = cell.recipe.train.deterministic
@@ -203,8 +205,9 @@ def measuring(cell: Cell, job: Job, reporter: "Reporter") -> Iterator[tuple[Any,
 def set_up(
     subject: Any, cell: Cell, job: Job, reporter: "Reporter", loaders: Mapping[str, Any], preprocess: Any
 ) -> engine.TrainingSetup:
-    """How the cell's Experiment is trained; it is given the weights of the prerequisite's checkpoint or of --init, if the
-    cell has either. Raises InitError.
+    """Returns how the cell's experiment is trained, and loads its initial weights if it has any.
+
+    These come from the prerequisite's checkpoint or from --init. Raises InitError.
     """
     source = job["initial_weights"]
     if source is not None and not job["resume"]:
@@ -223,7 +226,7 @@ def set_up(
 
 
 def tensors_sha256(tensors: Iterable[torch.Tensor]) -> str:
-    """What tells their values, types and shapes from all others, whatever device and memory format they have."""
+    """Returns a digest of values, types and shapes, independent of device and memory format."""
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -235,8 +238,9 @@ def tensors_sha256(tensors: Iterable[torch.Tensor]) -> str:
 def content_sha256(
     options: data.DataSource, bundle: data.DataBundle, evaluated: Sequence[str]
 ) -> dict[str, str]:
-    """What tells the samples of a cell's splits from others of equal labels, by name in provenance.json; those of
-    training are looked at as they are before they are augmented. Raises DataError.
+    """Returns digests of the samples of a cell's splits, named as in provenance.json. Raises DataError.
+
+    They tell apart data sets with equal labels. Training samples are read before augmentation.
     """
     splits = {
         "training_samples_sha256": [bundle.plain_train or bundle.train],
@@ -254,7 +258,7 @@ def content_sha256(
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:
-    """The batches of one split, in the order that the cell's seed gives; of each the part of this rank."""
+    """Returns this rank's part of each batch of one split, in the order that the cell's seed gives."""
     training = split == "train"
     return make_loader(
         getattr(bundle, split),
@@ -269,9 +273,10 @@ def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ra
 
 
 def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any, ranks: Ranks = ALONE) -> int:
-    """Peak live tensor bytes of one training iteration, in an experiment of its own that is thrown away.
+    """Returns the peak live tensor bytes of one training iteration, in an experiment of its own.
 
-    With all that an exchange between ranks takes, but without one: a rank that runs out of memory here goes on.
+    It allocates what an exchange between ranks needs but makes none, so the other ranks go on if one runs out
+    of memory here.
     """
     alone = replace(ranks, connected=False)
     subject = experiment.assemble(cell, device, experiment.make_backend(cell), alone)
@@ -287,7 +292,10 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any, rank
 
 
 def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
-    """The cell's data, or random data of their shapes, with what the recipe holds back. Raises DataError."""
+    """Returns the cell's data, or random data of the same shapes, with the recipe's validation split.
+
+    Raises DataError.
+    """
     recipe = cell.recipe
     if cell.synthetic:
         bundle = synthetic_bundle(recipe.data, recipe.timesteps)
@@ -297,7 +305,7 @@ def load_data(cell: Cell, data_dir: Path, reporter: "Reporter") -> Any:
 
 
 def choose_device(asked: str) -> torch.device:
-    """The torch device; auto is the first GPU, or the CPU where there is none. Raises UnusableGpu."""
+    """Returns the torch device; auto is the first GPU, or the CPU if there is none. Raises UnusableGpu."""
     if asked == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():

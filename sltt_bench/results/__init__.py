@@ -1,1 +1,1 @@
-"""The only owner of files under `results/`: their schema, the writer and the reader."""
+"""The schema, writer and reader of the files under `results/`; no other package touches them."""

@@ -1,4 +1,4 @@
-"""The rows of a cell, once: the key with which each of them begins, and its row of cells.csv."""
+"""Makes a cell's rows: the key columns that start each of them, and its row of cells.csv."""
 
 import json
 from collections.abc import Mapping
@@ -17,25 +17,25 @@ Row = dict[str, Any]
 
 @dataclass
 class Outcome:
-    """How an attempt at a cell ended, and what is known of it."""
+    """How an attempt at a cell ended, and what is known about it."""
 
     status: Status
     reason: str = ""
     attempt: int = 1
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the cell's process reported: device, device_name, precision, parameters, peaks, costs."""
+    """Values that the cell's process reported: device, device_name, precision, parameters, peaks, costs."""
     wall_s: float | None = None
     """Seconds from the start of the attempt to its end; None if it never started."""
     exit_code: int | None = None
     started_utc: str = ""
     neighbours: int | None = None
-    """The most cells that ran beside it at any time; None if it never started."""
+    """The largest number of other cells that ran at the same time; None if it never started."""
     answers: bool = False
-    """Whether that it did not finish is what its cell was to find out: a trial of a setting that cannot be trained."""
+    """Whether not finishing is the cell's result: a trial of a setting that cannot be trained."""
 
 
 def cell_key(cell: "Cell", outcome: Outcome) -> Row:
-    """The columns with which every row of a cell begins (`schema.CELL_KEY`)."""
+    """Returns the columns that start every row of a cell (`schema.CELL_KEY`)."""
     return {
         "schema_version": SCHEMA_VERSION,
         "cell_id": cell.cell_id,
@@ -54,7 +54,7 @@ def cell_key(cell: "Cell", outcome: Outcome) -> Row:
 
 
 def circumstances(cell: "Cell", outcome: Outcome) -> Row:
-    """The columns that tell rows of equal key apart (`schema.CIRCUMSTANCES`)."""
+    """Returns the columns that tell rows with equal keys apart (`schema.CIRCUMSTANCES`)."""
     return {
         "kind": cell.kind,
         "device_name": outcome.facts.get("device_name"),
@@ -65,7 +65,7 @@ def circumstances(cell: "Cell", outcome: Outcome) -> Row:
 
 
 def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> Row:
-    """The cell's row of cells.csv; `epochs` are its rows of epochs.csv by epoch, of all attempts."""
+    """Returns the cell's row of cells.csv; `epochs`: epoch → its row of epochs.csv, from all attempts."""
     accuracy, validation = _by_epoch(epochs, "test_top1"), _by_epoch(epochs, "validation_top1")
     judged = validation or accuracy
     best = max(judged, key=lambda epoch: (judged[epoch], -epoch), default=None)
@@ -102,7 +102,7 @@ def _by_epoch(epochs: Mapping[int, Mapping[str, str]], column: str) -> dict[int,
 
 
 def _neighbours(outcome: Outcome, epochs: Mapping[int, Mapping[str, str]]) -> int | None:
-    """The most of all attempts; None where no count is known."""
+    """Returns the largest count of all attempts; None if no count is known."""
     counts = [int(row["neighbours"]) for row in epochs.values() if row.get("neighbours")]
     if outcome.neighbours is not None:
         counts.append(outcome.neighbours)

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that a training run needs to go on as if it had not stopped."""
+"""Saves and loads checkpoints, from which a training run goes on as if it had not stopped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ class CheckpointError(Exception):
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint; the one before stays until the new one is whole. Raises ResultsError."""
+    """Write a checkpoint; the previous one stays until the new one is complete. Raises ResultsError."""
     try:
         with atomic_result(path) as file:
             torch.save(state, file)
@@ -29,7 +29,7 @@ def load(path: Path, *, of_cell: str) -> dict[str, Any]:
     """Read the checkpoint of a cell as weights and plain values only. Raises CheckpointError."""
     with restoring(path):
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        cell_id = state.get("cell_id", of_cell)  # earlier versions left it to the file's name
+        cell_id = state.get("cell_id", of_cell)  # earlier versions had it in the file's name only
     if cell_id != of_cell:
         raise CheckpointError(
             f"{path}: the checkpoint of another cell, {cell_id}; delete it to start the cell anew"
@@ -39,7 +39,7 @@ def load(path: Path, *, of_cell: str) -> dict[str, Any]:
 
 @contextmanager
 def restoring(path: Path) -> Iterator[None]:
-    """What fails within is the fault of the checkpoint at `path`: a CheckpointError says so."""
+    """Turn any error within into a CheckpointError about the file at `path`."""
     try:
         yield
     except Exception as error:  # a damaged file makes torch raise nearly anything

@@ -1,8 +1,8 @@
 """Writes the Croissant metadata of a folder of results: `python -m sltt_bench.results.croissant results`.
 
-Croissant (docs.mlcommons.org/croissant) tells search engines and loaders of data sets which files and columns there are.
-Its readers stop at a file without a column that the metadata name, so those are named that all files of a kind have:
-what later runs add to the folder has them too.
+Croissant (docs.mlcommons.org/croissant) tells search engines and data loaders which files and columns exist.
+Its readers stop at a file that lacks a column named in the metadata. So the metadata name only columns that
+all files of a kind have; files of later runs have them too.
 """
 
 import json
@@ -16,7 +16,7 @@ from sltt_bench.results.tables import whole_lines
 
 
 def _own(*terms: str) -> dict[str, str]:
-    """Terms that mean what Croissant calls so."""
+    """Returns the terms as those of the same name in Croissant."""
     return {term: f"cr:{term}" for term in terms}
 
 
@@ -40,14 +40,14 @@ _CONTEXT: dict[str, Any] = {
     "sc": "https://schema.org/",
     **_own("separator", "source", "subField", "transform"),
 }
-"""The terms of Croissant 1.0, as its specification asks every file to spell them out."""
+"""The terms of Croissant 1.0, which its specification requires in every file."""
 
 _TYPES = {"int": "sc:Float", "float": "sc:Float", "bool": "sc:Boolean", "str": "sc:Text"}
-"""A whole number may be missing, which readers know of Float alone."""
+"""An int is a Float here, since it may be missing, and readers accept that only for Float."""
 
 
 def croissant(folder: Path) -> dict[str, Any]:
-    """The metadata of all runs below `folder`, as JSON-LD."""
+    """Returns the metadata of all runs below `folder`, as JSON-LD."""
     columns = {file: _columns_of_all(sorted(folder.glob(f"*/*/{file}")), file) for file in FILES}
     return {
         "@context": _CONTEXT,
@@ -73,7 +73,7 @@ def croissant(folder: Path) -> dict[str, Any]:
 
 
 def _columns_of_all(paths: list[Path], file: str) -> list[Column]:
-    """Those that every one of some files of a kind has; none without files."""
+    """Returns the columns that all of these files of one kind have; none if there are no files."""
     headers = [set(lines[0][1]) for path in paths if (lines := whole_lines(path, []))]
     return [column for column in FILES[file] if headers and all(column.name in header for header in headers)]
 

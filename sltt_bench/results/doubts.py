@@ -1,4 +1,4 @@
-"""What a cell's epochs say against its own figures: training that means nothing, times that others had a part in."""
+"""Finds reasons to doubt a cell's figures: training without meaning, times that other programs affected."""
 
 import math
 import statistics
@@ -11,7 +11,10 @@ Epoch = Mapping[str, str]
 
 
 def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[str]:
-    """Why the figures of these epochs, in their order, may mean nothing; one clause each, none for sound training."""
+    """Returns a clause for each reason why the figures of these epochs may mean nothing; none if all is well.
+
+    The epochs must be in their order.
+    """
     clauses = []
     if (rates := _figures(epochs, "firing_rate")) and not any(rates):
         clauses.append("no neuron fired in any epoch (lower neuron.v_threshold, or look at the input)")
@@ -27,19 +30,19 @@ def doubts(epochs: Sequence[Epoch], *, classes: int, test_samples: int) -> list[
 
 
 OTHERS_SHARE = 0.05
-"""A share of the processors' time, used by other programs, from which on an epoch's time is theirs too …"""
+"""An epoch's time counts as disturbed if other programs used more than this share of processor time …"""
 FULL_SHARE = 0.9
-"""… if the processors were at work for so much of it, whoever used them: else there was room for both."""
+"""… and if all programs together used at least this share; otherwise, there was room for both."""
 
 
 def used_by_others(
     train_s: Sequence[float], at_work: Sequence[float], others: Sequence[float], *, summed: bool = False
 ) -> float:
-    """The share of the processors that other programs used while epochs trained that took `train_s` seconds; 0 where it
-    is too small to tell, or where processors were left.
+    """Returns the share of processor time that other programs used during epochs of `train_s` seconds.
 
-    Of mean and median over the epochs it is the smaller: short epochs are counted coarsely, and what disturbed a
-    few of many does not move the median of their times. Where their times are `summed`, it is the mean.
+    0 if it is too small to tell, or if processors were free. It is the smaller of mean and median over the
+    epochs: short epochs are counted coarsely, and a disturbance of few epochs does not move the median of
+    their times. If their times are `summed`, it is the mean.
     """
     if not sum(train_s) > 0:
         return 0.0
@@ -63,7 +66,7 @@ def disturbance(epochs: Sequence[Epoch]) -> str:
 
 
 def at_chance(classes: int, samples: int) -> float:
-    """The accuracy that guessing reaches once in twenty: 1/C plus 1.64 binomial standard deviations."""
+    """Returns the accuracy that guessing reaches once in twenty: 1/C + 1.64 binomial standard deviations."""
     chance = 1 / classes
     return chance + 1.64 * math.sqrt(chance * (1 - chance) / samples)
 

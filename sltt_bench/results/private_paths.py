@@ -1,4 +1,4 @@
-"""Results name nobody: the places where somebody keeps things are taken out of every text that is written."""
+"""Removes private paths from every text in the results, so that they do not tell who ran them."""
 
 import re
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 
 def without_private_paths(text: str) -> str:
-    """`text` (an argument, a setting) without the places where its author keeps things.
+    """Returns `text` (an argument, a setting) without private paths.
 
-    A path below the working directory becomes relative to it; of any other absolute path, and of
-    paths that begin with ~ or .., `<path>/` and the last name remain. Paths are looked for at the
-    start and after = , : ; quotes and brackets.
+    A path below the working directory becomes relative to it. Other absolute paths, and paths that
+    begin with ~ or .., become `<path>/` and their last name. Paths are found at the start and after
+    = , : ; quotes and brackets.
     """
     return "".join(_shorten(piece) for piece in re.split(r"""([=,:;"'()\[\]{}])""", text))
 
 
 def public(value: Any) -> Any:
-    """JSON without the paths that would tell who ran it."""
+    """Returns a JSON value without private paths."""
     if isinstance(value, str):
         return without_private_paths(value)
     if isinstance(value, dict):

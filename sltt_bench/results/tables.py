@@ -1,7 +1,8 @@
-"""The CSV files of results as typed rows; what a crash or a person has damaged is told apart, with file and line.
+"""Reads the CSV files of results as typed rows, and reports damaged rows with file and line.
 
-The one reader of these files: reports, `--resume` and whoever else asks see the same rows. A row counts only if
-every value in it can be what its column says; nothing is repaired or guessed. Missing numbers are NaN, never 0.
+This is the only reader of these files, so reports, `--resume` and others see the same rows. A row counts only
+if each of its values is possible for its column; nothing is repaired or guessed. Missing numbers are NaN,
+never 0.
 """
 
 import csv
@@ -31,11 +32,11 @@ _FROM_ONE = {"attempt", "timesteps", "batch_size", "k"}
 _SIGNED = {"exit_code", "temperature_c"}
 _BOOLEANS = {"true": True, "false": False}
 _WHOLE = re.compile(r"-?\d{1,30}(?:\.0)?")
-"""What a program writes for a whole number; 1.2E+09 has lost digits in somebody's spreadsheet."""
+"""How programs write whole numbers; 1.2E+09 comes from a spreadsheet and has lost digits."""
 _LARGEST = 1e100
-"""Beyond this no figure was measured, and sums of squares overflow."""
+"""No measured figure is larger, and sums of squares would overflow."""
 _LARGEST_MEASURED = 1e19
-"""Beyond this no seconds, bytes, joules or samples were."""
+"""No measured seconds, bytes, joules or samples are larger."""
 
 
 @dataclass(frozen=True, order=True)
@@ -49,23 +50,23 @@ class Skipped:
 
 @dataclass(frozen=True)
 class _Gathered:
-    """The text of files with one name and one header."""
+    """The text of all files with the same name and header."""
 
     columns: list[list[str]]
-    """In the header's order, over all files; no list for each row, of which there may be a hundred thousand."""
+    """In the header's order, over all files. Lists of columns, since there may be a hundred thousand rows."""
     files: list[tuple[int, Path, list[int]]] = field(default_factory=list)
-    """The run and path of each, and the lines of its rows."""
+    """Run, path and line numbers of the rows of each file."""
 
 
 class Tables:
-    """Rows of many CSV files, gathered as text and given their types all at once (that is fast)."""
+    """Rows of many CSV files, collected as text and converted to their types all at once, which is fast."""
 
     def __init__(self, skipped: list[Skipped]) -> None:
         self._skipped = skipped
         self._gathered: dict[tuple[str, tuple[str, ...]], _Gathered] = {}
 
     def read(self, path: Path, run: int = 0) -> None:
-        """Add a file's rows; `run` is a number of the caller's for the file."""
+        """Add a file's rows; `run` is the caller's number for the file."""
         lines = whole_lines(path, self._skipped)
         if not lines:
             return
@@ -89,7 +90,7 @@ class Tables:
             gathered.files.append((run, path, list(numbers)))
 
     def frame(self, file: str) -> pd.DataFrame:
-        """Every sound row of the files with this name, typed, with the columns `run` and `line`."""
+        """Returns every sound row of the files with this name, typed, with the columns `run` and `line`."""
         frames = [self._typed(key) for key in self._gathered if key[0] == file]
         columns = [*(column.name for column in FILES[file]), "run", "line"]
         if not frames:
@@ -127,8 +128,10 @@ class Tables:
 
 
 def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
-    """The sound rows of one file as text, in order; none if there is no file. Whole numbers are as we write them,
-    without the ".0" of a program that has no others."""
+    """Returns the sound rows of one file as text, in order; none if there is no file.
+
+    Whole numbers are as this tool writes them, without the ".0" of programs that have only floats.
+    """
     if not path.exists():
         return []
     tables = Tables(skipped)
@@ -141,7 +144,7 @@ def read_rows(path: Path, skipped: list[Skipped]) -> list[Row]:
 
 
 def torn_at(path: Path) -> int | None:
-    """The number of a file's last line if that was never finished; cheap, however long the file is."""
+    """Returns the number of a file's last line if it is unfinished; else None, without reading the file."""
     with path.open("rb") as file:
         if not file.seek(0, 2):
             return None
@@ -156,9 +159,9 @@ def torn_at(path: Path) -> int | None:
 
 
 def whole_lines(path: Path, skipped: list[Skipped]) -> list[tuple[int, list[str]]]:
-    """(line number, fields) of each finished line, the header first; empty lines are none.
+    """Returns (line number, fields) of each finished line, the header first, without empty lines.
 
-    No field holds a line break (the writer takes care), so a damaged line damages no other one.
+    The writer puts no line break into a field, so a damaged line damages no other.
     """
     try:
         content = path.read_bytes()
@@ -197,7 +200,7 @@ def _fields(line: str) -> list[str]:
 
 
 def header_fault(file: str, header: list[str]) -> str | None:
-    """Why these are not the columns of such a file, or None."""
+    """Returns why these are not the columns of such a file, or None."""
     needed = {column.name for column in FILES[file] if column.needed}
     missing = sorted(needed - set(header))
     if missing:
@@ -230,9 +233,9 @@ def _refuse(skipped: list[Skipped], path: Path, number: int, fault: str) -> None
 
 
 def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
-    """The column's values (missing numbers are NaN) and where the text cannot be such a value.
+    """Returns the column's values (missing numbers are NaN) and a mask of the texts that are no valid value.
 
-    Most columns say the same in thousands of rows: each text is looked at once.
+    Most columns repeat the same text in thousands of rows, so each distinct text is parsed once.
     """
     codes, distinct = pd.factorize(np.array(text, dtype=object))
     values, wrong = _typed_values(distinct.tolist(), column, file)
@@ -242,7 +245,7 @@ def _typed_column(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
 def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, Mask]:
     empty = np.array([value == "" for value in text])
     wrong = empty & column.needed
-    if column.name in JSON_COLUMNS:  # spelled out in JSON, a control character would make it something else
+    if column.name in JSON_COLUMNS:  # escaping a control character would change the JSON
         return list(text), wrong | _wrong_words(text, column)
     if column.type == "str":
         return [printable(value) for value in text], wrong | _wrong_words(text, column)

@@ -1,4 +1,4 @@
-"""Writing a run's folder: rows are appended and flushed as they happen, and nothing is overwritten."""
+"""Writes a run's folder: rows are appended and flushed as they occur, and nothing is overwritten."""
 
 import csv
 import errno
@@ -44,9 +44,9 @@ class ResultsError(UserError):
 
 
 def new_folder(parent: Path, prefix: str = "") -> Path:
-    """A folder of its own below `parent`, named by the time and four random digits. Raises ResultsError.
+    """Create a new folder below `parent`, named by the time and four random digits. Raises ResultsError.
 
-    A hundred jobs of a cluster may begin in one second, and two of them draw the same digits.
+    A taken name is drawn again: of a hundred cluster jobs that start in one second, two may draw the same.
     """
     while True:
         path = parent / f"{prefix}{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -72,7 +72,7 @@ class RunFolder:
                 (path / folder).mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(path / ".lock", timeout=0)
             self._lock.acquire()
-            for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # of a process that was killed
+            for left in (*path.glob(".*.tmp"), *path.glob("*/.*.tmp")):  # from a process that was killed
                 left.unlink(missing_ok=True)
         except Timeout:
             raise ResultsError(
@@ -85,33 +85,34 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: Path, recipe: str) -> "RunFolder":
-        """A new folder below `out`/`recipe`, named by the time and four random digits."""
+        """Create a new folder below `out`/`recipe`, named by the time and four random digits."""
         return cls(new_folder(out / recipe))
 
     def close(self) -> None:
-        """Let go of the folder."""
+        """Release the folder for other processes."""
         self._lock.release()
 
     def write_recipe(self, recipe: Mapping[str, Any]) -> None:
-        """The recipe as resolved without the grid's overrides; a resumed run leaves the first as it is."""
+        """Write the recipe, resolved without the grid's overrides; a resumed run keeps the first one."""
         if not (self.path / RECIPE_FILE).exists():
             write_atomically(self.path / RECIPE_FILE, dump_yaml(dict(recipe)).encode())
 
     def write_cell(self, cell: Mapping[str, Any]) -> Path:
-        """The resolved cell as JSON: what its process is given to do."""
+        """Write the resolved cell as JSON for the process that runs it; returns the path."""
         path = self.path / CELLS_FOLDER / f"{cell['cell_id']}.json"
         write_atomically(path, _json(cell))
         return path
 
     def write_provenance(self, provenance: Mapping[str, Any]) -> None:
-        """Replaces provenance.json as a whole: it grows as cells report what they ran on."""
+        """Replace provenance.json as a whole; it grows as cells report what they ran on."""
         write_atomically(self.path / PROVENANCE_FILE, _json(provenance) + b"\n")
 
     def append(self, file: str, row: Mapping[str, Any]) -> None:
-        """One row of cells.csv, epochs.csv, ... (a name in FILES), on disk when this returns.
+        """Append a row to cells.csv, epochs.csv, ... (a name in FILES).
 
-        Columns that `row` lacks stay empty. Raises KeyError for a column that the file does not
-        have, ResultsError if the disk refuses.
+        It is on disk when this returns, except in timeline.csv, which the system flushes later. Columns
+        that `row` lacks stay empty. Raises KeyError for a column that the file does not have, ResultsError
+        if the row cannot be written.
         """
         fields = as_fields(file, row)
         path = self.path / file
@@ -119,15 +120,15 @@ class RunFolder:
             self._begin(path, [*fields])
             _append_line(path, [*fields.values()], durable=file != TIMELINE_FILE)
         except OSError as error:
-            self._begun.discard(path)  # half a row may be left
+            self._begun.discard(path)  # the file may end in half a row
             raise ResultsError(
                 f"{path}: a row could not be written ({error.strerror or error}); {room(path)}; "
                 "then go on with --resume"
             ) from None
 
     def _begin(self, path: Path, columns: list[str]) -> None:
-        """The header of a new file; an old one is made ready for rows of today's columns."""
-        if path in self._begun and path.exists():  # somebody may have moved it away meanwhile
+        """Write the header of a new file, or prepare an existing one for rows with the current columns."""
+        if path in self._begun and path.exists():  # somebody may have moved it away since
             return
         if path.exists():
             set_torn_line_aside(path)
@@ -138,15 +139,15 @@ class RunFolder:
         self._begun.add(path)
 
     def log_path(self, cell_id: str, attempt: int) -> Path:
-        """Where the output of a cell's process goes."""
+        """Returns where the output of a cell's process goes."""
         return self.path / LOGS_FOLDER / f"{cell_id}-{attempt}.log"
 
     def checkpoint_path(self, cell_id: str) -> Path:
-        """Where the checkpoint of a cell goes."""
+        """Returns where the checkpoint of a cell goes."""
         return self.path / CHECKPOINTS_FOLDER / f"{cell_id}.pt"
 
     def damage(self) -> "list[Skipped]":
-        """What of its cells and epochs cannot be read, and why."""
+        """Returns the rows of cells and epochs that cannot be read, each with the reason."""
         from sltt_bench.results import tables
 
         damage: list[Skipped] = []
@@ -155,8 +156,9 @@ class RunFolder:
         return damage
 
     def check_version(self) -> None:
-        """Raises ResultsError if it has rows of a newer version of the format, which count for nothing here: what they
-        measured would be measured again, among them.
+        """Raises ResultsError if the folder has rows of a newer version of the format.
+
+        This version cannot read such rows, and would measure their cells again and add rows among them.
         """
         from sltt_bench.results import tables
 
@@ -172,12 +174,12 @@ class RunFolder:
                 )
 
     def rows(self, file: str) -> list[dict[str, str]]:
-        """The rows of one of the folder's CSV files so far; see `read_rows`."""
+        """Returns the rows that one of the folder's CSV files has so far; see `read_rows`."""
         return read_rows(self.path / file)
 
 
 def room(path: Path) -> str:
-    """What is free where a file lies, as a remedy for a write that was refused."""
+    """Returns a remedy for a refused write, with the free space on the file's disk."""
     try:
         free = shutil.disk_usage(path.parent).free
     except OSError:
@@ -186,7 +188,7 @@ def room(path: Path) -> str:
 
 
 def read_provenance(run: Path) -> dict[str, Any]:
-    """provenance.json of a run's folder; nothing if it is missing or no JSON object."""
+    """Returns provenance.json of a run's folder; an empty dict if it is missing or no JSON object."""
     try:
         content = json.loads((run / PROVENANCE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -195,7 +197,10 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 
 def provenance_fault(provenance: Mapping[str, Any]) -> str | None:
-    """Why nothing can be added to what earlier commands left, or None; somebody may have edited it."""
+    """Returns why nothing can be added to the provenance of earlier commands, or None.
+
+    Somebody may have edited the file.
+    """
     commands, cells = provenance.get("commands", []), provenance.get("cells", {})
     if not isinstance(commands, list):
         return "commands is no list"
@@ -211,7 +216,7 @@ def provenance_fault(provenance: Mapping[str, Any]) -> str | None:
 
 
 def as_fields(file: str, row: Mapping[str, Any]) -> dict[str, str]:
-    """A row as its file has it: the text of every column. Raises KeyError for a column that the file does not have."""
+    """Returns the text of every column of a row. Raises KeyError for a column that the file does not have."""
     columns = FILES[file]
     unknown = set(row) - {column.name for column in columns}
     if unknown:
@@ -220,19 +225,19 @@ def as_fields(file: str, row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The sound rows of a CSV file as text, in order; none if there is no file."""
-    from sltt_bench.results import tables  # pandas: not for those who only write
+    """Returns the sound rows of a CSV file as text, in order; none if there is no file."""
+    from sltt_bench.results import tables  # here, since it loads pandas, which writers do not need
 
     return tables.read_rows(path, [])
 
 
 def _by_name(lines: list[list[str]]) -> Iterator[dict[str, str]]:
-    """The fields of each line by the names in the first."""
+    """Returns the fields of each line by the names in the first line."""
     return (dict(zip(lines[0], fields, strict=False)) for fields in lines[1:])
 
 
 def set_torn_line_aside(path: Path) -> None:
-    """Move an unfinished last line (a crash in mid-write) into `<file>.torn`, so that no row grows from it."""
+    """Move an unfinished last line (of a crash) into `<file>.torn`, so that no row is appended to it."""
     with path.open("rb+") as file:
         content = file.read()
         whole = content.rfind(b"\n") + 1
@@ -243,9 +248,9 @@ def set_torn_line_aside(path: Path) -> None:
 
 
 def _add_columns(path: Path, columns: list[str]) -> None:
-    """Give a file of an earlier version the columns that it lacks, empty: rows keep what they say.
+    """Add the columns that a file of an earlier version lacks, empty; its rows keep their values.
 
-    Raises ResultsError if it is no such file: rows of this program do not belong there.
+    Raises ResultsError if it is no such file, since rows of this program do not belong there.
     """
     from sltt_bench.results import tables
 
@@ -265,7 +270,7 @@ def _add_columns(path: Path, columns: list[str]) -> None:
     new = [_line(columns)]
     for number, line in enumerate(lines, start=2):
         fields = rows.get(number, [])
-        if len(fields) != len(rows[1]):  # damaged: it stays as it is, and no reader takes it for a row
+        if len(fields) != len(rows[1]):  # a damaged line stays as it is; no reader takes it for a row
             new.append(line + b"\n")
             continue
         values = dict(zip(rows[1], fields, strict=True))
@@ -274,19 +279,19 @@ def _add_columns(path: Path, columns: list[str]) -> None:
 
 
 def _json(content: Mapping[str, Any]) -> bytes:
-    """As text that people read; a byte of a name that is no UTF-8 is spelled out, and is read back as it was."""
+    """Returns JSON that people can read; bytes that are not UTF-8 are escaped and read back unchanged."""
     return json.dumps(content, indent=1, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """A file that is whole or not there at all. Raises ResultsError."""
+    """Write a file that is complete or not there at all. Raises ResultsError."""
     with atomic_result(path) as file:
         file.write(content)
 
 
 @contextmanager
 def atomic_result(path: Path) -> Iterator[BinaryIO]:
-    """An `atomic_file` among the results. Raises ResultsError, which says how much room is left."""
+    """Write an `atomic_file` among the results. Raises ResultsError, which says how much room is left."""
     try:
         with atomic_file(path) as file:
             yield file
@@ -297,7 +302,7 @@ def atomic_result(path: Path) -> Iterator[BinaryIO]:
 
 
 def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
-    """A whole line at once; `durable` waits until the disk has it, too slow for many samples a second."""
+    """Append a whole line at once; `durable` waits for the disk, too slow for many samples a second."""
     content = _line(values)
     with path.open("ab", buffering=0) as file:
         before = os.fstat(file.fileno()).st_size
@@ -308,12 +313,12 @@ def _append_line(path: Path, values: list[str], *, durable: bool) -> None:
                 os.fsync(file.fileno())
         except OSError:
             with suppress(OSError):
-                file.truncate(before)  # half a row is none
+                file.truncate(before)  # half a row is worth nothing
             raise
 
 
 def _line(values: list[str]) -> bytes:
-    """A row as its file has it."""
+    """Returns a row as a line of CSV."""
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(values)
     return line.getvalue().encode()

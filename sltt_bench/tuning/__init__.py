@@ -1,1 +1,1 @@
-"""Settings chosen for each method alike: a plan of trials, a choice on validation data, and what is trained then."""
+"""Tunes each method in the same way: plans trials, chooses on validation data, and trains the choice."""

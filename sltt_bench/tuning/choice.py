@@ -1,11 +1,14 @@
-"""The choice among a method's trials: the best mean validation accuracy. Pure; it never sees a test figure.
+"""Chooses the setting with the best mean validation accuracy among a method's trials.
+
+The functions are pure and never see a test figure.
 
     value of a setting    mean over its seeds of the last epoch's validation accuracy; none if a seed was lost
-    chosen                the largest; of equal ones that nearest to the middle of the grid, then the first in its order
+    chosen                the largest; ties go to the setting nearest the middle of the grid, then the first
 
-A trial is lost where the setting itself ended it: the loss diverged, or memory ran out. That is an answer, and
-counts against the budget. A trial that ended otherwise (killed, timed out, a machine's fault) is open: as long as
-one is, nothing is chosen for its method, whose budget would be smaller than that of the others.
+A trial is *lost* if its setting ended it: the loss diverged, or memory ran out. This is a result, and counts
+towards the budget. A trial that ended otherwise (killed, timed out, a fault of the machine) is *open*. As
+long as a method has an open trial, nothing is chosen for it, since its budget would be smaller than the
+others'.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,12 +25,12 @@ Grid = Mapping[str, Sequence[Any]]
 """Searched field → its values, in order."""
 
 _EQUAL = 1e-12
-"""Means of the same counts over the same seeds differ by rounding alone."""
+"""Tolerance for equal means: those of the same counts over the same seeds differ by rounding alone."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What came of training one setting with one seed."""
+    """The outcome of training one setting with one seed."""
 
     setting: Setting
     seed: int
@@ -43,18 +46,18 @@ class Choice:
     top1: float
     """Mean over its trials' seeds."""
     at_edge: tuple[str, ...]
-    """Fields whose chosen value is the first or the last of the grid: a better one may lie beyond."""
+    """Fields whose chosen value is the first or last of the grid, so that a better one may lie beyond."""
 
 
 def is_lost(status: str, reason: str) -> bool:
-    """Whether a trial that did not finish was ended by its setting, so that trying again would not help."""
+    """Whether an unfinished trial was ended by its setting, so that another attempt would not help."""
     return status == "oom" or (status == "error" and reason.startswith(DIVERGED))
 
 
 def choose(grid: Grid, trials: Sequence[Trial]) -> Choice | None:
-    """The best setting of one method's trials; None if every setting lost a trial.
+    """Returns the best setting among one method's trials; None if every setting lost a trial.
 
-    Raises ValueError unless each combination of the grid was tried with the same seeds, once with each.
+    Raises ValueError unless each combination of the grid was tried once with each of the same seeds.
     """
     tried: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
@@ -83,13 +86,13 @@ def choose(grid: Grid, trials: Sequence[Trial]) -> Choice | None:
 
 
 def mean_top1(trials: Sequence[Trial]) -> float | None:
-    """The value of a setting over the trials of its seeds; None if one was lost."""
+    """Returns a setting's mean accuracy over its trials, one for each seed; None if one was lost."""
     known = [trial.top1 for trial in trials if trial.top1 is not None]
     return fmean(known) if len(known) == len(trials) else None
 
 
 def _place(grid: Grid, setting: Setting) -> tuple[int, ...]:
-    """Where in the grid a setting lies: an index for each field."""
+    """Returns a setting's place in the grid: an index for each field."""
     return tuple(list(values).index(setting[name]) for name, values in grid.items())
 
 

@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks`: measures the rows of the benchmark, prints and keeps their ratios."""
+"""`python -m tests.benchmarks`: measures the rows of the benchmark, prints and saves their ratios."""
 
 import sys
 from dataclasses import asdict, replace
@@ -59,7 +59,7 @@ def main(
         device = _made_current(device)
     if threads:
         torch.set_num_threads(threads)
-    torch.backends.cudnn.benchmark = True  # every competitor on its fastest convolutions
+    torch.backends.cudnn.benchmark = True  # so that every competitor has its fastest convolutions
     size = Size(device, rounds, clock, batch_divisor, timesteps or None, quick, fake)
     folder = RunFolder.create(out, "bench")
     try:
@@ -83,7 +83,7 @@ def _chosen(names: str, device: str) -> list[Row]:
 
 
 def _made_current(device: str) -> str:
-    """The GPU with its number, of which torch takes every new stream and captures on it from now on."""
+    """Returns the GPU with its number, and makes it torch's current one, for all new streams and captures."""
     try:
         return str(choose_device(device))
     except UnusableGpu as error:
@@ -91,7 +91,10 @@ def _made_current(device: str) -> str:
 
 
 def _measure(rows: list[Row], size: Size, folder: RunFolder, console: Console) -> bool:
-    """Measure, print and write row by row; whether any failed. Who reads the folder knows at any time what it lacks."""
+    """Measure, print and write row by row; returns whether any failed.
+
+    The folder says at any time which rows it lacks.
+    """
     facts = provenance.collect(["python", "-m", "tests.benchmarks", *sys.argv[1:]])
     facts |= {"kind": "bench", "size": asdict(size), "ran": size.ran}
     facts["failed"] = {row.name: CUT_OFF for row in rows}

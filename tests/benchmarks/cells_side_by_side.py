@@ -1,9 +1,10 @@
-"""How much sooner cells side by side are done: `python tests/benchmarks/cells_side_by_side.py [CELLS [JOBS]]`.
+"""Measures the speed-up of parallel cells: `python tests/benchmarks/cells_side_by_side.py [CELLS [JOBS]]`.
 
-Trains CELLS tiny cells (100 unless told otherwise), each in a fresh process as always, one after another and JOBS (2) at
-a time with as many threads, by turns in portions of ten, so that what slows the machine for a while slows both. Prints
-both times, their ratio (at least 1.6 is wanted of two jobs on two processors with nothing else to do), the machine's
-load, and what this process holds before and after: open files, threads and children must not have grown.
+Trains CELLS (default 100) tiny cells, each in a fresh process as always, one after another and JOBS (default
+2) at a time with as many threads. The two alternate in portions of ten, so that a disturbance of the machine
+slows both. Prints both times, their ratio (at least 1.6 is wanted of two jobs on two idle processors), the
+machine's load, and this process's resources before and after: open files, threads and children must not have
+increased.
 """
 
 import os
@@ -21,14 +22,14 @@ PORTION = 10
 
 
 def main() -> None:
-    """Measure, and say what came out."""
+    """Measure, and print the results."""
     cells = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     jobs = int(sys.argv[2]) if len(sys.argv) > 2 else 2
     os.environ["OMP_NUM_THREADS"] = "1"
     seconds = {1: 0.0, jobs: 0.0}
     ends = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
-        run(Path(folder), range(1), 1)  # what is loaded once is loaded
+        run(Path(folder), range(1), 1)  # loads what is loaded only once
         before = held()
         for number, first in enumerate(range(0, cells, PORTION)):
             seeds = range(first, min(first + PORTION, cells))
@@ -43,7 +44,7 @@ def main() -> None:
 
 
 def run(folder: Path, seeds: range, at_once: int) -> float:
-    """Seconds of one command on a cell for each seed."""
+    """Run one command on a cell for each seed; returns its seconds."""
     command = [
         "run",
         "digits",
@@ -64,7 +65,7 @@ def run(folder: Path, seeds: range, at_once: int) -> float:
 
 
 def held() -> dict[str, int]:
-    """What this process holds of the system."""
+    """Returns the system resources that this process holds."""
     own = psutil.Process()
     return {
         "open files": own.num_fds(),

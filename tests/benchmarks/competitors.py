@@ -1,7 +1,7 @@
-"""Who runs against whom: one network with one set of weights, driven by different implementations.
+"""The competitors: different implementations that train one network with the same weights.
 
-Every competitor computes what the same training iteration needs, from zeroed gradients to all
-gradients of the batch, for the same image at T steps. Normalisation sees one step at a time with all.
+Each computes the same training iteration, from zeroed gradients to all gradients of the batch, for the same
+image at T steps. In all of them, normalisation sees one step at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -36,7 +36,7 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Problem:
-    """What is computed: network, batch, T, precision, device."""
+    """The task of all competitors: network, batch, T, precision, device."""
 
     network: ModelOptions
     image: tuple[int, int, int]
@@ -54,7 +54,7 @@ class Problem:
         )
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Random images [batch, C, H, W] and labels [batch], always the same."""
+        """Returns random images [batch, C, H, W] and labels [batch], always the same."""
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(self.batch_size, *self.image, generator=generator)
         labels = torch.randint(self.classes, (self.batch_size,), generator=generator)
@@ -84,25 +84,25 @@ def dvs_cifar10_vgg11(**fields: Any) -> Problem:
 
 
 class Made(NamedTuple):
-    """A competitor at work on a problem."""
+    """A competitor set up for a problem."""
 
     network: nn.Module
     iteration: Callable[[], None]
     """Zeroes the gradients and computes them anew."""
     short_iteration: Callable[[], None]
-    """The same of the first two steps."""
+    """The same with only the first two steps."""
     batch: tuple[Tensor, ...]
     warm_up: int
-    """Iterations before time is taken: algorithms are chosen, kernels compiled, graphs captured, and
+    """Iterations before timing, in which algorithms are chosen, kernels compiled and graphs captured, and
     native learns what repeats."""
     provenance: Callable[[], Mapping[str, str]] = dict
-    """What has really run."""
+    """What really ran."""
     around: Callable[[], AbstractContextManager[object]] = nullcontext
-    """Entered around what is timed, outside the clock."""
+    """Entered around the timed iteration, outside the timing."""
 
 
 WARM_UP = {"cpu": 3, "cuda": 5}
-"""Iterations, by type of device."""
+"""Warm-up iterations by type of device."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +125,11 @@ def this_project(backend: str, method: str, **options: Any) -> Competitor:
 
 
 def spikingjelly_sltt(*, float32_neurons: bool = False, cuda_graph: bool = False) -> Competitor:
-    """SpikingJelly's `SLTTLIFNode`, which cuts off the past itself.
+    """SpikingJelly's `SLTTLIFNode`, which detaches the past itself.
 
-    `float32_neurons`: under mixed precision, cast the currents to float32, the only format for whose
-    states SpikingJelly has fused kernels; otherwise a state has the format of the currents.
-    `cuda_graph`: iterations are replayed, as SpikingJelly's own trainers offer.
+    `float32_neurons`: under mixed precision, cast the currents to float32, the only format of states for
+    which SpikingJelly has fused kernels; otherwise, states have the format of the currents.
+    `cuda_graph`: replay iterations, as SpikingJelly's own trainers offer.
     """
 
     def make(problem: Problem) -> Made:
@@ -142,10 +142,9 @@ def spikingjelly_sltt(*, float32_neurons: bool = False, cuda_graph: bool = False
 
 
 def spikingjelly_sltt_with_less_memory(*, compress: bool) -> Competitor:
-    """`SLTTLIFNode` and SpikingJelly's memory optimisation (`activation_based.memopt`, level 1).
+    """`SLTTLIFNode` with SpikingJelly's memory optimisation (`activation_based.memopt`, level 1).
 
-    Residual blocks are checkpointed; or, to `compress`, each convolution of spikes is, its input kept
-    as bits.
+    Checkpoints residual blocks or, with `compress`, each convolution of spikes, whose input is kept as bits.
     """
     return Competitor(
         f"SpikingJelly SLTTLIFNode, {_memory_saving(compress)}",
@@ -160,7 +159,7 @@ def _memory_saving(compress: bool) -> str:
 def spikingjelly_bptt(
     *, multi_step: bool, float32_neurons: bool = False, cuda_graph: bool = False
 ) -> Competitor:
-    """SpikingJelly's `LIFNode`: step by step, or `multi_step`: each layer for all T steps at once."""
+    """SpikingJelly's `LIFNode`, step by step or, with `multi_step`, each layer for all T steps at once."""
     mode = "multi-step" if multi_step else "single-step"
 
     def make(problem: Problem) -> Made:
@@ -177,11 +176,11 @@ def spikingjelly_bptt(
 def spikingjelly_bptt_with_less_memory(
     *, multi_step: bool, compress: bool = False, chunks: int = 1
 ) -> Competitor:
-    """`LIFNode` and SpikingJelly's memory optimisation, as above, exact as BPTT is.
+    """`LIFNode` with SpikingJelly's memory optimisation, as above; exact like BPTT.
 
-    Its levels 2 to 4 search for finer blocks and for chunks of time by measuring on a GPU; what they can arrive at
-    is set here by hand: `chunks` of the T steps in which a checkpointed block runs (multi-step only). A block of VGG
-    reaches from neurons to neurons, and to `compress` it keeps its input as bits.
+    Its levels 2 to 4 search for finer blocks and chunks of time by measuring on a GPU. Their possible results
+    are set here by hand: a checkpointed block runs in `chunks` of the T steps (multi-step only). A block of
+    VGG ends in neurons, and with `compress` keeps its input as bits.
     """
     mode = "multi-step" if multi_step else "single-step"
 
@@ -197,7 +196,7 @@ def spikingjelly_bptt_with_less_memory(
 
 
 def relu_network(*, cuda_graph: bool = False) -> Competitor:
-    """The floor: ReLU in place of the neurons, forward and backward T times."""
+    """The lower bound: ReLU instead of neurons, forward and backward T times."""
     return Competitor(
         "ReLU network, T times" + CUDA_GRAPH * cuda_graph,
         lambda problem: _made(problem, _ReLUs(cuda_graph=cuda_graph), "sltt"),
@@ -205,9 +204,10 @@ def relu_network(*, cuda_graph: bool = False) -> Competitor:
 
 
 def in_blocks(competitor: Competitor, iterations: int, *, sampled: bool) -> Competitor:
-    """So many iterations at once; `sampled`: while the GPU's sensors are read from a thread, as in a run.
+    """Returns the competitor with `iterations` iterations as one.
 
-    Raises NoSensors, when it is made, if there are none to read.
+    `sampled`: a thread reads the GPU's sensors meanwhile, as in a run. Its `make` raises NoSensors if there
+    are none.
     """
 
     def make(problem: Problem) -> Made:
@@ -238,11 +238,11 @@ class NoSensors(Exception):
 
 
 ABLATIONS = ("spikes not stored", "once an iteration", "lean pooling")
-"""What `ablated` can switch off."""
+"""The ideas that `ablated` can switch off."""
 
 
 def ablated(idea: str, method: str) -> Competitor:
-    """Native under a method, with one of its ABLATIONS switched off."""
+    """Native with a method and with one of ABLATIONS switched off."""
     return Competitor(
         f"native {method} without: {idea}",
         lambda problem: _made(problem, _NativeWithout(idea), method),
@@ -255,10 +255,10 @@ NORMS = {"always": ", batch norm within neurons", "never": ", batch norm by itse
 
 
 class _Baseline(Reference):
-    """Everything as in the reference but the neurons; channels-last on a GPU, as native is."""
+    """As the reference, except for the neurons, and channels-last on a GPU, as native is."""
 
     def __init__(self, *, cuda_graph: bool = False) -> None:
-        """`cuda_graph`: iterations are replayed."""
+        """`cuda_graph`: replay iterations."""
         self._graphs = GraphedIterations() if cuda_graph else None
 
     def prepare(self, network: nn.Module, device: str) -> nn.Module:
@@ -277,7 +277,7 @@ class _Baseline(Reference):
 
 
 class _SpikingJellyNodes(_Baseline):
-    """One kind of SpikingJelly's nodes, which see one step at a time (`step_mode` "s") or all at once ("m")."""
+    """One kind of SpikingJelly's nodes, which get one step at a time (`step_mode` "s") or all ("m")."""
 
     def __init__(
         self,
@@ -308,7 +308,7 @@ class _SpikingJellyNodes(_Baseline):
         return network
 
     def _accumulate_gradients(self, experiment: Experiment, x: Tensor, labels: Tensor) -> Unroll:
-        """In multi-step mode BPTT layer by layer: the network sees [T, batch, ...]."""
+        """In multi-step mode, run BPTT layer by layer: the network gets [T, batch, ...]."""
         if self._step_mode == "s":
             return super()._accumulate_gradients(experiment, x, labels)
         unroll = experiment.unroll(x, labels)
@@ -327,14 +327,14 @@ class _SpikingJellyNodes(_Baseline):
 
 
 class _InFloat32(SpikingJellyLIF):
-    """SpikingJelly's neurons computing in float32 whatever they are given."""
+    """SpikingJelly's neurons, computing in float32 whatever the format of their input."""
 
     def forward(self, current: Tensor) -> Tensor:
         return super().forward(current.float()).to(current.dtype)
 
 
 class _Checkpointed(_SpikingJellyNodes):
-    """Nodes under SpikingJelly's own memory optimisation."""
+    """Nodes with SpikingJelly's own memory optimisation."""
 
     def __init__(self, kind: str, *, compress: bool, step_mode: str = "s", chunks: int = 1) -> None:
         super().__init__(kind, step_mode=step_mode)
@@ -357,7 +357,7 @@ class _Checkpointed(_SpikingJellyNodes):
         return isinstance(module, nn.Conv2d if self._compress else PreActBlock)
 
     def _checkpoint_vgg(self, network: VGG) -> None:
-        """Its layers as blocks that each end in neurons; what enters all but the first are spikes."""
+        """Make blocks of its layers that each end in neurons; all but the first receive spikes."""
         stages = ("layer1", "layer2", "layer3", "layer4", "layer5")
         blocks = [nn.Sequential()]
         for layer in chain.from_iterable(network.get_submodule(stage).children() for stage in stages):
@@ -381,7 +381,7 @@ class _Checkpointed(_SpikingJellyNodes):
 
 
 class _NativeWithout(Native):
-    """Native with an idea switched off."""
+    """Native with one idea switched off."""
 
     def __init__(self, idea: str) -> None:
         super().__init__()
@@ -404,7 +404,7 @@ class _NativeWithout(Native):
 
 
 class _ReLUs(_Baseline):
-    """No neurons at all."""
+    """A network without neurons."""
 
     def neuron(self, parameters: LIFParameters) -> Any:
         return _ReLU()
@@ -414,16 +414,17 @@ class _ReLUs(_Baseline):
 
 
 class _ReLU(nn.ReLU):
-    """ReLU where a network scales its neurons."""
+    """ReLU with the scaling that networks ask of neurons."""
 
     def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
         return self(x if divisor is None else x / divisor) * gain
 
 
 def _made(problem: Problem, backend: Backend, method: str, *, shorter: int = 2) -> Made:
-    """The method's iterations on the backend, with the weights of seed 0; a short one has `shorter` steps at most.
+    """Returns the method's iterations on the backend, with the weights of seed 0.
 
-    Float32 arithmetic is that of the problem's precision from now on, in the whole process.
+    A short iteration has at most `shorter` steps. Sets the float32 arithmetic of the whole process to that of
+    the problem's precision.
     """
     set_float32_arithmetic(problem.precision)
     torch.manual_seed(0)
@@ -468,7 +469,7 @@ def _made(problem: Problem, backend: Backend, method: str, *, shorter: int = 2) 
 
 
 def _take_all_steps_at_once(network: nn.Module) -> None:
-    """Layers take [T, batch, ...]; only batch norm still goes step by step."""
+    """Let layers take [T, batch, ...] at once; only batch norm still runs step by step."""
     for module in network.modules():
         if isinstance(module, nn.Flatten):
             module.start_dim = 2

@@ -1,11 +1,12 @@
-"""`python -m tests.benchmarks.gpu --out DIR`: all that only a GPU can show, most important first, in one command.
+"""`python -m tests.benchmarks.gpu --out DIR`: all measurements that need a GPU, most important first.
 
-Steps of the project's own commands, each in a process of its own: what runs out of memory, crashes or hangs ends
-that step alone. A step's rows are written as they are measured, and its outcome when it ends (`steps.csv`). A second
-start skips what has ended, goes on with what was cut off, and runs what there was no time for.
+Each step runs one of the project's commands in its own process, so lack of memory, a crash or a hang ends
+only that step. A step writes its rows as it measures them; its outcome is written when it ends (`steps.csv`).
+A second start skips steps that ended, resumes those that were cut off, and runs those for which there was no
+time.
 
-Until a step starts nothing is imported but Python's own library and typer: a machine may lack the rest, which
-`--wheels` brings along.
+Until a step starts, only Python's own library and typer are imported, since a machine may lack the rest,
+which `--wheels` provides.
 """
 
 import csv
@@ -30,21 +31,21 @@ import typer
 ROOT = Path(__file__).parent.parent.parent
 STEPS_FILE, RESULTS, PACKAGES, LOGS = "steps.csv", "results", "packages", "logs"
 LEAST_S = 20.0
-"""With less time left for it no step is begun."""
+"""With fewer seconds left, no step is started."""
 START_S = 8.0
-"""Of a step's process, and of each cell's, on the machine of an H200."""
+"""Seconds that the process of a step, or of a cell, takes to start on the machine of an H200."""
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that a process gets when its parent dies."""
+"""prctl(2)'s option for the signal that a process gets when its parent dies."""
 GRACE_S = 10.0
-"""What a step that is stopped may take to write the rows of what it was at."""
+"""Seconds that a stopped step has to write its rows."""
 ITERATIONS = 4
-"""Of an epoch; three epochs, of which the first is cold."""
+"""Iterations of an epoch; there are three epochs, of which the first is cold."""
 
 MODULES = (
     "sltt_bench.worker", "sltt_bench.kinds.training", "scipy.stats", "spikingjelly.activation_based.neuron",
     "spikingjelly.activation_based.memopt", "pytest", "hypothesis", "triton",
 )  # fmt: skip
-"""What the steps and the report of their results import that a machine may lack."""
+"""Modules that the steps and the report of their results import, and that a machine may lack."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Step:
     arguments: tuple[str, ...]
     limit_s: float = 150.0
     least_s: float = LEAST_S
-    """With less time left for it it is not begun."""
+    """With fewer seconds left, it is not started."""
 
     @property
     def command(self) -> list[str]:
-        """As a process is started with it."""
+        """The arguments of its process."""
         return [sys.executable, "-m", self.module, *self.arguments]
 
     def __str__(self) -> str:
@@ -69,12 +70,12 @@ class Step:
 
 
 class Evidence:
-    """The folder of the evidence: where the steps' results go, and which steps have ended how."""
+    """The folder of the evidence, with the steps' results and outcomes."""
 
     COLUMNS = ("step", "status", "exit_code", "cells", "seconds", "limit_s", "command", "started_utc")
     ENDED = ("ok", "failed")
-    """Of the statuses; the others are cut (there was no time to end it). A cell that runs out of memory is a
-    result: it fails no step."""
+    """The statuses of steps that ended; without time to end, it is "cut". A cell that runs out of memory is a
+    result and fails no step."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -82,11 +83,11 @@ class Evidence:
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
 
     def statuses(self) -> dict[str, str]:
-        """Step → how it went the last time."""
+        """Returns step → its last status."""
         return {step: row["status"] for step, row in self._latest().items()}
 
     def used_up(self, step: Step) -> bool:
-        """Whether it was cut off the last time although it had all the time that it may have: it may hang."""
+        """Whether the step was last cut off although it had all its time, so that it may hang."""
         row = self._latest().get(step.name)
         return row is not None and row["status"] == "cut" and float(row["limit_s"]) >= round(step.limit_s)
 
@@ -98,7 +99,7 @@ class Evidence:
             return {row["step"]: row for row in csv.DictReader(file)}
 
     def cells(self) -> Counter[str]:
-        """Status → how many cells have ended with it."""
+        """Returns status → number of cells that ended with it."""
         counts: Counter[str] = Counter()
         for path in self.results.glob("*/*/cells.csv"):
             with path.open(encoding="utf-8", newline="") as file:
@@ -106,7 +107,7 @@ class Evidence:
         return counts
 
     def append(self, row: Mapping[str, object]) -> None:
-        """One more outcome, on the disk when this returns."""
+        """Add an outcome, which is on the disk when this returns."""
         path = self.folder / STEPS_FILE
         new = not path.exists()
         with path.open("a", encoding="utf-8", newline="") as file:
@@ -128,43 +129,43 @@ PAPER = {
     "dvs-gesture-vgg11": (16, ("bptt", "sltt", "sltt-k1", "sltt-k2", "sltt-k4")),
     "imagenet-resnet101": (256, ("bptt", "sltt")),
 }
-"""Recipe → the paper's batch, and the methods that are measured; the widest ones run out of memory."""
+"""Recipe → the paper's batch, and the methods measured; the largest networks run out of memory."""
 
 FURTHER_RULES = (
     "bptt-ckpt2", "tbptt-w2", "ottt", "rate", "bptt-d0.5", "bptt-l1", "sltt-a2", "s-tllr", "pp-prop", "e-prop",
 )  # fmt: skip
-"""Of each kind that is not in PAPER. All serve the paper's networks: what e-prop does not serve, adaptive thresholds behind
-convolutions, they lack. Left out are variants (`ottt-o`, `sltt-kN-unbiased`) and `conversion`, which trains no spiking network."""
+"""One method of each kind that is not in PAPER. All serve the paper's networks, which lack the adaptive
+thresholds behind convolutions that e-prop does not serve. Left out are variants (`ottt-o`,
+`sltt-kN-unbiased`) and `conversion`, which trains no spiking network."""
 
 
 NO_GRAPHS = "native.graphs=never"
 GRAPHS = "native.graphs=never,auto"
-"""A replay does not move the allocator's counters: memory is compared without graphs, time with them too."""
+"""Memory is compared without graphs, whose replays do not change the allocator's counters; time also with."""
 
 LAST_WANTED = "more-rules"
-"""The step with which ends what is wanted most."""
+"""The last of the steps that are wanted most."""
 
 ROUNDS = 8
-"""Of a row of the benchmark, as the committed ones of an H200 have."""
+"""Rounds of a row of the benchmark, as in the committed rows of an H200."""
 
 ROW_S = {
     "gpu-time-sltt-preact-resnet18": 30, "gpu-time-bptt": 21, "gpu-time-sltt-vgg11": 28, "gpu-time-sltt-nf-resnet34": 44,
     "norm-within-neurons": 9, "nvml-sampling": 7, "recompute-bptt-time": 4, "sltt-k1-against-bptt": 24,
     "recompute-bptt-time-memopt": 30,
 }  # fmt: skip
-"""Row of the benchmark → seconds that it took on an H200, without its process's start (the last: guessed from the others)."""
+"""Row of the benchmark → seconds on an H200, without its process's start (the last: guessed from others)."""
 
 
 def steps(out: Path, *, rehearse: bool = False, device: str = "cuda:0") -> list[Step]:
-    """All steps, the most important first. Up to LAST_WANTED: what a card has said nothing of yet, or of code that has
-    changed much since, and the paper's largest experiment in the three seeds that its claims ask for.
+    """Returns all steps, the most important first.
 
-    By the committed results of an H200 and START_S for each process these take 9 minutes beside the tests: two starts of
-    6 and a half. A start that comes first ends with complete rows: what is lost when it is cut off comes before runs,
-    whose cells stay.
-
-    Estimates come last, since they need no card: any machine can make them before or afterwards.
-    `rehearse`: at toy size.
+    Up to LAST_WANTED, these are measurements that no GPU has made yet, or only of code that has changed much
+    since, and the paper's largest experiment with the three seeds that its claims need. By the committed
+    results of an H200 and START_S for each process, they take 9 minutes besides the tests: two starts of 6
+    and a half. Steps that lose their rows if they are cut off come before runs, whose finished cells stay, so
+    that a first start ends with complete rows. Estimates come last, since any machine can make them without a
+    GPU. `rehearse`: at toy size.
     """
     commands = _Commands(out, rehearse, device)
     run, bench = commands.run, commands.bench
@@ -216,7 +217,10 @@ class _Commands:
         grid: str = "",
         seeds: str = "",
     ) -> Step:
-        """A recipe at the paper's batch and precision; few iterations of random data. `seeds`: others than the recipe's."""
+        """A recipe at the paper's batch and precision, for few iterations on random data.
+
+        `seeds` replaces the recipe's.
+        """
         _, usual = PAPER[recipe]
         arguments = ["run", recipe, "--method", self._few(methods or usual), "--backend", backend]
         arguments += ["--synthetic", "--init", "random", "--no-estimate", "--resume"]
@@ -225,16 +229,16 @@ class _Commands:
         return Step(name, f"{recipe}, {backend}: memory and time", "sltt_bench", tuple(arguments))
 
     def estimate(self, name: str, recipe: str) -> Step:
-        """What was estimated of that, which the report sets beside what was measured."""
+        """The estimate of a run, which the report shows next to the measured figures."""
         arguments = ["estimate", recipe, "--method", self._few(PAPER[recipe][1]), "--resume"]
         arguments += ["--device", self.device.partition(":")[0], *self._size(recipe, "", ())]
         return Step(name, f"{recipe}: the estimates of what was measured", "sltt_bench", tuple(arguments))
 
     def bench(self, row: str) -> Step:
-        """A row of the benchmark: native against the strongest that others offer.
+        """A row of the benchmark: native against the best alternatives of others.
 
-        One row a process: a step that is cut off is begun anew, and no row that has ended is measured again. With too
-        little time left it is not begun, since of a row that is cut off nothing stays.
+        Each row has its own process, so a step that is cut off is repeated without repeating finished rows.
+        It is not started if too little time is left, since nothing of a row remains if it is cut off.
         """
         arguments = ["--rows", row, "--out", str(self.out / RESULTS), "--device", self.device]
         arguments += ["--quick", "--rounds", "2"] if self.rehearse else ["--rounds", str(ROUNDS)]
@@ -242,7 +246,7 @@ class _Commands:
         return Step(row, "a row of tests.benchmarks", "tests.benchmarks", tuple(arguments), least_s=least_s)
 
     def tests(self, name: str, says: str, which: str) -> Step:
-        """Those of the tests that need a GPU whose names pytest's -k chooses by the words of `which`."""
+        """The tests that need a GPU and whose names match `which`, an expression for pytest's -k."""
         files = [
             path
             for path in sorted((ROOT / "tests").glob("test_*.py"))
@@ -272,11 +276,11 @@ class _Commands:
 # Running it -------------------------------------------------------------------------------------
 
 Execute = Callable[[Step, Path, float, Mapping[str, str]], int | None]
-"""(step, file for its output, seconds, environment) → exit code; None: it was stopped when they were over."""
+"""(step, file for its output, seconds, environment) → exit code; None if it was stopped after the seconds."""
 
 
 def execute(step: Step, log: Path, limit_s: float, environment: Mapping[str, str]) -> int | None:
-    """In a process of its own with what it starts; after `limit_s` it is asked to end, then made to."""
+    """Run a step in its own process and session; after `limit_s` it is asked to end, then killed."""
     with log.open("ab") as output:
         output.write(f"$ {step}\n".encode())
         output.flush()
@@ -293,14 +297,16 @@ def execute(step: Step, log: Path, limit_s: float, environment: Mapping[str, str
 
 
 def _end_with_the_parent() -> None:
-    """In a step's process, as it begins: it is to end when this command is killed, or a second start would measure
-    beside what the first left behind."""
+    """Called in a step's new process: let it end when this command is killed.
+
+    Otherwise, a second start would measure while the first one's step still runs.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """The process, if it still runs, and whatever it left."""
+    """End the process, if it still runs, and all that it started."""
     if process.poll() is None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -319,9 +325,9 @@ def collect(
     run: Execute = execute,
     say: Callable[[str], None] = print,
 ) -> list[Step]:
-    """Run the steps that have not ended yet, as far as `seconds` suffice; those there was no time for.
+    """Run the steps that have not ended yet, as far as `seconds` suffice; returns the steps left.
 
-    What may hang comes after all else: it would take its whole time in every start.
+    Steps that may hang come last, since they would take their whole time in every start.
     """
     deadline = time.monotonic() + seconds
     left = []
@@ -355,14 +361,14 @@ def collect(
 
 
 def _only_memory_ran_out(code: int, cells: Counter[str]) -> bool:
-    """Whether a run ended as it does when nothing but out of memory befell its cells."""
+    """Whether a run failed only since some of its cells ran out of memory."""
     return code == 1 and "oom" in cells and set(cells) <= {"ok", "oom"}
 
 
 def install(wheels: Path, target: Path) -> list[str]:
-    """Those of the wheels in a folder whose packages this machine lacks, into `target`; their names.
+    """Install those wheels of a folder whose packages this machine lacks into `target`; returns their names.
 
-    Nothing that is there is shadowed: torch stays with the versions that it was installed with.
+    Installed packages are not shadowed, so torch keeps the versions that it was installed with.
     """
     missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel.name.split("-")[0])]
     if missing:
@@ -380,7 +386,7 @@ def _is_installed(package: str) -> bool:
 
 
 def lacking(environment: Mapping[str, str]) -> dict[str, str]:
-    """Module of MODULES that cannot be imported → why."""
+    """Returns module of MODULES that cannot be imported → why."""
     code = (
         "import importlib\n"
         f"for name in {MODULES!r}:\n"

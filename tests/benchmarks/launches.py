@@ -1,8 +1,8 @@
-"""`python -m tests.benchmarks.launches`: what an iteration asks a GPU to start, counted without one.
+"""`python -m tests.benchmarks.launches`: counts an iteration's kernel launches without a GPU.
 
-Every operation of torch that computes counts as one launch, every function of native's kernels as another, as on a
-GPU (a few are two there). The small ones, on no more than SMALL numbers, take a GPU as long as they take to start. The
-counts are those of a batch of two in bfloat16, on images large enough that no layer's result is small.
+Every computing operation of torch counts as one launch, and so does every function of native's kernels, as on
+a GPU (where a few are two launches). Launches on at most SMALL elements take a GPU no longer than their
+start. The counts are for a batch of two in bfloat16, with images so large that no layer's result is small.
 """
 
 import functools
@@ -32,13 +32,13 @@ from .competitors import (
 )
 
 SMALL = 4096
-"""Elements."""
+"""The most elements of a small tensor."""
 LAYOUT = {
     "view", "as_strided", "detach", "alias", "t", "transpose", "permute", "expand", "slice", "select", "unsqueeze",
     "squeeze", "_unsafe_view", "_reshape_alias", "split", "unbind", "empty", "empty_like", "empty_strided", "new_empty",
     "new_empty_strided", "is_same_size", "lift_fresh", "promote_types",
 }  # fmt: skip
-"""Operations that give a tensor another shape, or memory, and start nothing."""
+"""Operations that only reshape a tensor or allocate memory, and launch nothing."""
 KERNELS = (
     "forward", "backward", "backward_biased", "backward_normalised", "backward_to_input", "statistics", "joined",
     "joined_backward", "fire",
@@ -46,7 +46,7 @@ KERNELS = (
 
 
 class Launches(TorchDispatchMode):
-    """Counts inside: by name of an operation; `small` those of few numbers, which are in both."""
+    """Counts launches within: `of` all by operation, `small` those of them on few elements."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Launches(TorchDispatchMode):
         return result
 
     def counting(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function as one launch, whatever it calls."""
+        """Returns the function, counted as one launch whatever it calls."""
 
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ class Launches(TorchDispatchMode):
 
 @contextmanager
 def kernels_counted(launches: Launches) -> Iterator[None]:
-    """Within, what is one kernel on a GPU counts as one launch."""
+    """Count within as one launch what is one kernel on a GPU."""
     places: list[tuple[type | ModuleType, str]] = [(TorchKernels, name) for name in KERNELS]
     places += [(packed_spikes, "pack"), (packed_spikes, "unpack")]
     places += [
@@ -105,7 +105,7 @@ def kernels_counted(launches: Launches) -> Iterator[None]:
 
 
 def launches_of(competitor: Competitor, problem: Problem) -> Launches:
-    """Those of an iteration, after some in which native learns what repeats."""
+    """Returns the launches of an iteration, after some in which native learns what repeats."""
     launches = Launches()
     with kernels_counted(launches):
         made = competitor.make(problem)
@@ -119,12 +119,12 @@ def launches_of(competitor: Competitor, problem: Problem) -> Launches:
 
 
 def native(method: str, **options: Any) -> Competitor:
-    """As it runs on a GPU."""
+    """Native as it runs on a GPU."""
     return this_project("native", method, graphs="never", fused_norm="always", **options)
 
 
 WITHIN = ", batch norm within neurons"
-"""What all of native's names here end in."""
+"""The suffix of native's names here."""
 SMALLER = {"precision": "bf16", "batch_size": 2}
 PROBLEMS = (
     cifar_resnet18(**SMALLER),

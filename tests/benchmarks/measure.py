@@ -1,4 +1,4 @@
-"""Two figures of a training iteration: its peak of live tensor bytes, and its time beside another's."""
+"""Measures a training iteration's peak of live tensor bytes, and its time relative to another's."""
 
 import statistics
 import time
@@ -16,20 +16,20 @@ from .competitors import Competitor, Made, Problem
 
 Clock = Callable[[], float]
 CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "process": time.process_time}
-"""Wall-clock time, or CPU time of this process (of all its threads): steadier on a machine in use."""
+"""Wall-clock time, or CPU time of all threads of this process, which is steadier on a busy machine."""
 
 
 Ran = dict[str, Mapping[str, str]]
-"""By competitor and problem, what it says really ran."""
+"""Competitor and problem → what really ran, by its own report."""
 
 
 def peak_bytes(
     competitor: Competitor, problem: Problem, *, fake: bool = False, ran: Ran | None = None
 ) -> int:
-    """Peak of live tensor bytes of a training iteration, parameters, gradients and batch included.
+    """Returns a training iteration's peak of live tensor bytes, including parameters, gradients and batch.
 
-    Before it runs an iteration of two steps, in which native learns what repeats. `fake`: on fake
-    tensors, which have shapes and no values: the same bytes in less time; on a CPU only.
+    An iteration of two steps runs before it, in which native learns what repeats. `fake`: on fake tensors,
+    which have shapes but no values: the same bytes in less time; on a CPU only.
     """
     with _fake_tensors() if fake else nullcontext():
         made = competitor.make(problem)
@@ -51,23 +51,23 @@ class PairedTimes:
 
     seconds: dict[Competitor, list[float]]
     failed: dict[Competitor, str]
-    """Who could not run, and why."""
+    """Competitors that could not run, and why."""
 
     def ratios(self, a: Competitor, b: Competitor) -> list[float]:
-        """Of each round, the time of a over that of b."""
+        """Returns the time of a over that of b in each round."""
         return [one / other for one, other in zip(self.seconds[a], self.seconds[b], strict=True)]
 
     def median_ratio(self, a: Competitor, b: Competitor) -> float:
-        """The median over the rounds."""
+        """Returns the median of the rounds' ratios."""
         return statistics.median(self.ratios(a, b))
 
     def quartiles(self, a: Competitor, b: Competitor) -> tuple[float, float]:
-        """Between which half of the rounds' ratios lie."""
+        """Returns the lower and upper quartile of the rounds' ratios."""
         low, _, high = statistics.quantiles(self.ratios(a, b), n=4, method="inclusive")
         return low, high
 
     def median(self, one: Competitor) -> float:
-        """Median seconds of a competitor's iteration."""
+        """Returns the median seconds of a competitor's iteration."""
         return statistics.median(self.seconds[one])
 
 
@@ -79,11 +79,11 @@ def paired_times(
     clock: Clock,
     ran: Ran | None = None,
 ) -> PairedTimes:
-    """Warm iterations of all competitors in turn, every round in the opposite order of the one before.
+    """Time warm iterations of all competitors in turn; each round reverses the order of the last.
 
-    What slows the machine for a while slows all of a round, so that ratios within a round are steady
-    where times are not. Who fails while warming up is left out. Raises CaptureFailed if the capture of a
-    graph broke off: what the device does afterwards is not to be trusted.
+    A disturbance of the machine slows all of a round, so ratios within a round are steadier than times. A
+    competitor that fails in its warm-up is left out. Raises CaptureFailed if the capture of a graph broke
+    off, since the device cannot be trusted afterwards.
     """
     made: dict[Competitor, Made] = {}
     failed: dict[Competitor, str] = {}
@@ -108,7 +108,7 @@ def paired_times(
 
 
 def in_one_line(error: Exception) -> str:
-    """What went wrong, short enough for a table."""
+    """Returns the error as a text short enough for a table."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

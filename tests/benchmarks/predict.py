@@ -1,9 +1,9 @@
-"""`python -m tests.benchmarks.predict`: what each way to be faster on a GPU saves, on paper, before a GPU is at hand.
+"""`python -m tests.benchmarks.predict`: predicts, without a GPU, what each optimisation for GPUs saves.
 
-The layers of a network give the tensors that its kernels read and write and the kernels that are launched, an
-iteration of SLTT at the paper's batch and T in fp16. Bytes over the data sheet's bandwidth are a bound on time;
-a launch costs the host a few microseconds (LAUNCH_US, assumed, not measured), which counts where it is more than the
-GPU's own work.
+From a network's layers follow the tensors that its kernels read and write, and the number of launches, in an
+iteration of SLTT at the paper's batch and T in fp16. Bytes over the data sheet's bandwidth are a bound on
+time. A launch costs the host a few microseconds (LAUNCH_US, assumed, not measured), which matters if it
+exceeds the GPU's own work.
 """
 
 from collections.abc import Callable
@@ -25,31 +25,31 @@ from .competitors import Problem, cifar_resnet18, gesture_vgg11, imagenet_nf_res
 GPU = "h100-sxm"
 LAUNCH_US = 5.0
 MULTIPROCESSORS, TILE = 132, 128
-"""Of the GPU; and the edge of a convolution's tile of output, by which few tiles leave multiprocessors idle."""
+"""Multiprocessors of the GPU, and the edge of a convolution's output tile; few tiles leave some idle."""
 BYTES = 2
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What a step consists of: elements of tensors, for the whole batch."""
+    """The layers of a step, by elements of their tensors for the whole batch."""
 
     convolutions: tuple[tuple[int, int, int, int], ...]
     """(input, output, multiply-adds, tiles of output) of each."""
     normalised: tuple[int, ...]
-    """Elements that each batch norm takes."""
+    """Elements of each batch norm."""
     neurons: tuple[int, ...]
-    """Of each layer."""
+    """Neurons of each layer."""
     divided: tuple[int, ...]
-    """Of those that receive a quotient."""
+    """Neurons of each layer that receives a quotient."""
     multiplied: tuple[int, ...]
-    """Of those whose spikes go into a product."""
+    """Neurons of each layer whose spikes are multiplied."""
     parameters: int
-    """Tensors of parameters."""
+    """Number of parameter tensors."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step's forward and backward pass."""
+    """Costs of one step's forward and backward pass."""
 
     tensors: int = 0
     """Elements read and written."""
@@ -63,7 +63,7 @@ class Cost:
 
 
 def layers_of(problem: Problem) -> Layers:
-    """By one step on tensors without memory."""
+    """Returns a problem's layers, found by running one step on meta tensors."""
     convolutions: list[tuple[int, int, int, int]] = []
     normalised: list[int] = []
     neurons: list[int] = []
@@ -71,7 +71,7 @@ def layers_of(problem: Problem) -> Layers:
     multiplied: list[int] = []
 
     class Noted(LIF):
-        """Notes how it is scaled."""
+        """Records its scaling."""
 
         def scaled(self, x: Tensor, gain: float, divisor: float | None = None) -> Tensor:
             multiplied.append(x.numel())
@@ -105,38 +105,41 @@ def layers_of(problem: Problem) -> Layers:
 
 
 def _each(sizes: tuple[int, ...], tensors: int, launches: int) -> Cost:
-    """So many tensors of each size, so many launches."""
+    """Returns the cost of `tensors` tensors and `launches` launches for each size."""
     return Cost(tensors * sum(sizes), launches * len(sizes))
 
 
 def whole(layers: Layers) -> Cost:
-    """Native before the options below: fused neurons, each operation around them by itself."""
+    """Returns the cost of native without OPTIONS: fused neurons, with separate operations around them."""
     convolutions = Cost(sum(3 * (a + b) for a, b, _, _ in layers.convolutions), 3 * len(layers.convolutions))
     normalisation = _each(layers.normalised, 8, 4)  # 3 forward (statistics, result), 5 backward
     neurons = _each(
         layers.neurons, 4 + 3 + 2, 3
-    )  # forward, backward, spikes made again for the weights' gradient
+    )  # forward, backward, spikes recomputed for the weights' gradient
     return convolutions + normalisation + neurons + unscaled(layers)
 
 
 def unscaled(layers: Layers) -> Cost:
-    """Quotients and products around neurons, forward and backward, and the product made again."""
+    """Quotients and products around neurons, forward and backward, and the recomputed product."""
     return _each(layers.divided, 4, 2) + _each(layers.multiplied, 6, 3)
 
 
 def norm_and_neurons(layers: Layers) -> Cost:
-    """Batch norm's result is not stored but used by the neurons: 2 forward, and 1 backward, where the neurons' kernel
-    forms the sums too. Launches stay: the programs' parts of the sums are added up by one more."""
+    """Neurons use batch norm's result without storing it: 2 tensors forward, and 1 backward.
+
+    Backward, the neurons' kernel computes the sums too, and one more launch adds up its programs' partial
+    sums, so the number of launches stays.
+    """
     return _each(layers.normalised, 3, 0)
 
 
 def transposing(layers: Layers) -> Cost:
-    """Convolutions on tensor cores want channels last: input and output are turned, forward and backward."""
+    """Transposing input and output to channels last, as tensor cores need, forward and backward."""
     return Cost(sum(2 * 3 * (a + b) for a, b, _, _ in layers.convolutions), 6 * len(layers.convolutions))
 
 
 def half_of_convolutions(layers: Layers) -> Cost:
-    """Two time steps in one call."""
+    """Convolutions of two time steps in one call."""
     return Cost(0, 3 * len(layers.convolutions) // 2)
 
 
@@ -149,9 +152,11 @@ OPTIONS: tuple[tuple[str, Callable[[Layers], Cost]], ...] = (
 
 
 def free_steps_at_once(layers: Layers, timesteps: int, most: int = AT_ONCE) -> Cost:
-    """Of an iteration of SLTT-K1, whose one step with a graph is any: u is read and written once for steps that come
-    together, `most` at a time, in place of once each; what the first layers make of an image is copied for them. With
-    batch norm steps do not come together."""
+    """Returns what an iteration of SLTT-K1 saves by running steps without a graph together, `most` at a time.
+
+    The one step with a graph may be any. Steps that run together read and write u once instead of once each,
+    but copy the first layers' result on an image. With batch norm, steps do not run together.
+    """
     if layers.normalised:
         return Cost()
     spared = 0
@@ -164,7 +169,7 @@ def free_steps_at_once(layers: Layers, timesteps: int, most: int = AT_ONCE) -> C
 
 
 def busy(layers: Layers, steps: int) -> float:
-    """The share of multiprocessors with a tile of a convolution, weighted by work, `steps` at a time."""
+    """Returns the share of multiprocessors with a tile of a convolution, by work, for `steps` at a time."""
     work = sum(one[2] for one in layers.convolutions)
     share = 0.0
     for _, _, own, tiles in layers.convolutions:

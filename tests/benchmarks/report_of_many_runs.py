@@ -1,9 +1,10 @@
-"""How long a report takes: `python -m tests.benchmarks.report_of_many_runs [runs|methods|epochs]...`.
+"""Times the report: `python -m tests.benchmarks.report_of_many_runs [runs|methods|epochs]...`.
 
-Makes results in a temporary place, reports them in the default formats, twice into the same folder, and prints the seconds
-by the clock and of the processors, the size of the first screen and how busy the machine was. `runs`: 2,000 runs of one cell,
-five methods on ten recipes, 40 seeds, 30 epochs. `methods`: 300 methods, three seeds, 30 epochs, in one run. `epochs`: five
-methods, three seeds, 1,000 epochs, in one run. All three unless told otherwise.
+Makes results in a temporary folder and reports them in the default formats, twice into the same folder.
+Prints wall time and processor time in seconds, the size of the first screen and the machine's load. `runs`:
+2,000 runs of one cell, five methods on ten recipes, 40 seeds, 30 epochs. `methods`: 300 methods, three seeds,
+30 epochs, in one run. `epochs`: five methods, three seeds, 1,000 epochs, in one run. The default is all
+three.
 """
 
 import csv
@@ -38,7 +39,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class MadeCell:
-    """A cell of the made results."""
+    """A cell of the generated results."""
 
     recipe: str
     method: str
@@ -47,20 +48,20 @@ class MadeCell:
 
 
 def many_runs(count: int = 2000) -> Iterator[tuple[str, list[MadeCell]]]:
-    """Runs of one cell each: five methods on ten recipes, the rest seeds."""
+    """Yields runs of one cell each: five methods on ten recipes, repeated over seeds."""
     for number in range(count):
         recipe, seed = number // len(METHODS) % 10, number // len(METHODS) // 10
         yield f"run{number}", [MadeCell(f"recipe{recipe}", METHODS[number % len(METHODS)], seed)]
 
 
 def many_methods(count: int = 300) -> Iterator[tuple[str, list[MadeCell]]]:
-    """One run of so many methods with three seeds each."""
+    """Yields one run of `count` methods with three seeds each."""
     methods = [*METHODS, *(f"rule-{number}" for number in range(count - len(METHODS)))]
     yield "run", [MadeCell("recipe", method, seed) for method in methods for seed in range(3)]
 
 
 def many_epochs(count: int = 1000) -> Iterator[tuple[str, list[MadeCell]]]:
-    """One run of five methods with three seeds and so many epochs each."""
+    """Yields one run of five methods with three seeds and `count` epochs each."""
     yield "run", [MadeCell("recipe", method, seed, count) for method in METHODS for seed in range(3)]
 
 
@@ -72,7 +73,7 @@ MODES: dict[str, Callable[[], Iterator[tuple[str, list[MadeCell]]]]] = {
 
 
 def main() -> None:
-    """Generate, report, and say how long it took."""
+    """Generate results, report them, and print the times."""
     modes = sys.argv[1:] or list(MODES)
     if unknown := set(modes) - set(MODES):
         sys.exit(f"{', '.join(sorted(unknown))}: unknown; there are {', '.join(MODES)}")
@@ -92,7 +93,7 @@ def main() -> None:
 
 
 def _timed(work: Callable[[], Result]) -> tuple[str, Result]:
-    """The result, and the time that it took by the clock and of the processors, those of children included."""
+    """Returns a text on wall time and processor time (including children's), and the result."""
     clock, processor = time.perf_counter(), sum(os.times()[:4])
     result = work()
     used = sum(os.times()[:4]) - processor
@@ -100,7 +101,7 @@ def _timed(work: Callable[[], Result]) -> tuple[str, Result]:
 
 
 def write_run(path: Path, cells: Sequence[MadeCell]) -> None:
-    """One run's folder."""
+    """Write one run's folder."""
     (path / CELLS_FOLDER).mkdir(parents=True)
     epochs: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []

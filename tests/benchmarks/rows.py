@@ -1,6 +1,6 @@
-"""The rows of the benchmark: what is set against what, at which size, and which ratio is wanted.
+"""The rows of the benchmark: what is compared, at which size, and the wanted ratio.
 
-Every row names the targets' wording, measures both sides in one run, and gives one ratio a target.
+Every row has the wording of its targets, measures both sides in one run, and gives one ratio for each target.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ FAKE = "counted on fake tensors"
 
 @dataclass(frozen=True)
 class Finding:
-    """One ratio, beside the one that is wanted."""
+    """A measured ratio and its target."""
 
     row: str
     """Name of the row."""
@@ -40,21 +40,21 @@ class Finding:
     """peak_tensor_bytes; wall_s or process_s, the median of the alternated iterations."""
     subject: str
     baseline: str
-    """The strongest of those measured."""
+    """The best of the measured baselines."""
     problem: str
     subject_value: float
     baseline_value: float
     ratio: float
-    """Subject over baseline; for times the median of the rounds' ratios."""
+    """Subject over baseline; for times, the median of the rounds' ratios."""
     target: float | None
-    """The largest ratio that is wanted; None: only reported."""
+    """The largest ratio that meets the target; None: only reported."""
     ratio_low: float | None = None
     """Lower quartile of the rounds' ratios."""
     ratio_high: float | None = None
     """Upper quartile of the rounds' ratios."""
     rounds: int | None = None
     remark: str = ""
-    """Who was left out, and why."""
+    """Competitors that were left out, and why."""
 
     @property
     def met(self) -> bool | None:
@@ -64,25 +64,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class Size:
-    """How large and how long the rows are measured."""
+    """The size of the problems, and how long they are measured."""
 
     device: str
     rounds: int
     clock: str = "wall"
     """A name in CLOCKS."""
     batch_divisor: int = 1
-    """The paper's batches are divided by this, for times."""
+    """Divides the paper's batches, for times."""
     timesteps: int | None = None
-    """T of the times; None: the paper's. The steps of SLTT cost the same each."""
+    """T for times; None: the paper's. Each step of SLTT costs the same."""
     quick: bool = False
-    """A toy network: says that everything runs, and nothing about the targets."""
+    """A toy network, which shows that everything runs, but nothing about the targets."""
     fake: bool = False
-    """Memory is counted on fake tensors: the same bytes in less time; on a CPU only."""
+    """Count memory on fake tensors: the same bytes in less time; on a CPU only."""
     ran: Ran = field(default_factory=dict)
     """Filled while rows are measured."""
 
     def shaped(self, problem: Problem, *, for_time: bool) -> Problem:
-        """The problem at this size."""
+        """Returns the problem at this size."""
         problem = replace(problem, device=self.device)
         if self.quick:
             tiny = CNNOptions(channels=[8, 8])
@@ -103,7 +103,7 @@ class Row:
     name: str
     says: str
     on: str
-    """cpu, cuda, or any: the peak of live tensor bytes is the same everywhere; named: only if asked for."""
+    """cpu, cuda, any (the peak of live tensor bytes is the same everywhere), or named (only on request)."""
     measure: Callable[[Size], Iterator[Finding]]
 
 
@@ -114,7 +114,7 @@ def _peaks(
     against: Sequence["Group"],
     size: Size,
 ) -> Iterator[Finding]:
-    """The subject against the leanest of each group of baselines.
+    """Yields the subject's peak against the lowest in each group of baselines.
 
     Raises NothingToCompare if all of a group fail.
     """
@@ -171,9 +171,9 @@ def _times(
     against: Sequence["Group"],
     size: Size,
 ) -> Iterator[Finding]:
-    """Each subject against the fastest of each group of baselines; the target is the fastest subject's.
+    """Yields each subject's time against the fastest of each group of baselines.
 
-    Raises NothingToCompare if all subjects or all of a group fail.
+    The target is for the fastest subject. Raises NothingToCompare if all subjects or all of a group fail.
     """
     problem = size.shaped(problem, for_time=True)
     everybody = [*subjects, *(one for group, _ in against for one in group)]
@@ -223,7 +223,7 @@ class NothingToCompare(Exception):
 
 
 Group = tuple[Sequence[Competitor], float | None]
-"""Baselines of which the strongest counts, and the ratio to it that is wanted."""
+"""Baselines, of which the best counts, and the wanted ratio to it."""
 
 
 def _half(size: Size) -> str:
@@ -231,7 +231,7 @@ def _half(size: Size) -> str:
 
 
 def _sltt_memory(size: Size) -> Iterator[Finding]:
-    """Also the floor: the ReLU network."""
+    """Memory of native SLTT, also against the lower bound, the ReLU network."""
     against = [([spikingjelly_sltt()], 0.56), ([relu_network()], None)]
     yield from _peaks("memory-sltt", cifar_resnet18(), this_project("native", "sltt"), against, size)
 
@@ -243,7 +243,7 @@ def _sltt_memory_mixed(size: Size) -> Iterator[Finding]:
 
 
 def _recompute(size: Size) -> Iterator[Finding]:
-    """Also against what SpikingJelly does to save memory."""
+    """Memory and time of SLTT with recomputation, also against SpikingJelly's memory optimisation."""
     subject, baseline = this_project("native", "sltt", recompute=True), spikingjelly_sltt()
     saving = [spikingjelly_sltt_with_less_memory(compress=choice) for choice in (False, True)]
     yield from _peaks("recompute", cifar_resnet18(), subject, [([baseline], 0.35), (saving, None)], size)
@@ -272,14 +272,14 @@ def _growth(size: Size) -> Iterator[Finding]:
 
 
 def _bptt_memory(size: Size) -> Iterator[Finding]:
-    """Nothing is computed again; beside it what SpikingJelly takes where it does."""
+    """Memory of BPTT without recomputation, also against SpikingJelly with it."""
     usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
     against = [(usual, 0.75), (_saving_bptt(), None)]
     yield from _peaks("memory-bptt", cifar_resnet18(), this_project("native", "bptt"), against, size)
 
 
 def _bptt_recompute(size: Size) -> Iterator[Finding]:
-    """The exact gradient at little memory, also against what SpikingJelly does to that end."""
+    """Memory of the exact gradient with recomputation, also against SpikingJelly's memory optimisation."""
     subject = this_project("native", "bptt", recompute=True)
     usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
     against = [(usual, 0.20), (_saving_bptt(), 1.0)]
@@ -287,7 +287,7 @@ def _bptt_recompute(size: Size) -> Iterator[Finding]:
 
 
 def _bptt_recompute_vgg(size: Size) -> Iterator[Finding]:
-    """The same in a network of which the first two layers hold two thirds of all neurons."""
+    """The same in a network whose first two layers have two thirds of all neurons."""
     subject = this_project("native", "bptt", recompute=True)
     usual = [spikingjelly_bptt(multi_step=mode) for mode in (False, True)]
     saving = [
@@ -299,7 +299,8 @@ def _bptt_recompute_vgg(size: Size) -> Iterator[Finding]:
 
 
 def _bptt_recompute_time(*, also_saving: bool) -> Callable[[Size], Iterator[Finding]]:
-    """What that costs; `also_saving`: against SpikingJelly's way too."""
+    """The time that recomputation costs; `also_saving`: against SpikingJelly's memory optimisation instead,
+    without a target."""
 
     def measure(size: Size) -> Iterator[Finding]:
         subject = this_project("native", "bptt", recompute=True)
@@ -323,7 +324,7 @@ def _saving_bptt() -> list[Competitor]:
 
 
 def _ideas(row: str, method: str, problem: Problem) -> Callable[[Size], Iterator[Finding]]:
-    """Native without each of its ideas, against native with all of them."""
+    """Memory of native without each of its ideas, against native with all of them."""
 
     def measure(size: Size) -> Iterator[Finding]:
         whole = this_project("native", method)
@@ -356,12 +357,12 @@ def _cpu_time_bptt(size: Size) -> Iterator[Finding]:
 
 
 def _on_gpu(method: str) -> list[Competitor]:
-    """Native as it is, and with its iterations replayed as CUDA graphs."""
+    """Returns native as it is, and with its iterations replayed as CUDA graphs."""
     return [this_project("native", method, graphs=graphs) for graphs in ("never", "always")]
 
 
 def _gpu_time_sltt(problem: Problem) -> Callable[[Size], Iterator[Finding]]:
-    """Also the floor: the ReLU network at the same precision."""
+    """Time of native SLTT, also against the lower bound, the ReLU network at the same precision."""
 
     def measure(size: Size) -> Iterator[Finding]:
         rivals = [
@@ -389,7 +390,7 @@ def _gpu_time_bptt(size: Size) -> Iterator[Finding]:
 
 
 def _norm_within_neurons(size: Size) -> Iterator[Finding]:
-    """Native with batch norm computed within the neurons' kernels, and by itself."""
+    """Time of native with batch norm within the neurons' kernels, against native with it by itself."""
     setting = {"graphs": "always"} if size.device.startswith("cuda") else {}
     problems = (cifar_resnet18(precision=_half(size)), gesture_vgg11(precision=_half(size)))
     for problem, method in zip((*problems, problems[0]), ("sltt", "sltt", "bptt"), strict=True):
@@ -406,11 +407,11 @@ def _k1_against_bptt(size: Size) -> Iterator[Finding]:
 
 
 ITERATIONS_OF_A_BLOCK = 10
-"""So many take about a second at the paper's size, in which the sensors are read about ten times."""
+"""These take about a second at the paper's size, in which the sensors are read about ten times."""
 
 
 def _sampling_cost(size: Size) -> Iterator[Finding]:
-    """Reading the GPU's sensors, on and off in turn."""
+    """The time that reading the GPU's sensors costs, by turns with and without it."""
     iterations = 1 if size.quick else ITERATIONS_OF_A_BLOCK
     on, off = (
         in_blocks(this_project("native", "sltt"), iterations, sampled=sampled) for sampled in (True, False)
@@ -471,6 +472,6 @@ ROWS: tuple[Row, ...] = (
 
 
 def rows_for(device: str) -> list[Row]:
-    """The rows that a device can measure: on a GPU, those for GPUs and those for any device."""
+    """Returns the rows that a device can measure: on a GPU, those for GPUs and those for any device."""
     kind = "cuda" if device.startswith("cuda") else "cpu"
     return [row for row in ROWS if row.on in (kind, "any")]
