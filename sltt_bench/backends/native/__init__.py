@@ -18,7 +18,7 @@
     packed_spikes (packing_triton)    as bits
     compilation                       what torch.compile did
 
-`docs/native-backend.md` says what each idea saves.
+`docs/native-internals.md` says what each idea saves.
 """
 
 import gc
