@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints what a campaign came to, in its long form: docs/reliability.md quotes it."""
+    """Prints what a campaign came to, in its long form: docs/reliability-tests.md quotes it."""
 
     def tell(text: str) -> None:
         if request.config.getoption("--campaign") == "long":

@@ -29,6 +29,7 @@ UNREAD = {
     "own-method.md": "names of functions",
     "own-network.md": "names of functions",
     "paper.md": "made by docs/paper.py: tests/test_paper.py",
+    "reliability-tests.md": "what campaigns came to, with the command and revision of each",
     "reliability.md": "words",
     "report.md": "words; seconds of one machine, with the command beside them",
     "results.md": "tests/test_numbers_in_documents.py",
