@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> Callable[[str], None]:
-    """Prints the result of a campaign in its long form, for docs/reliability.md."""
+    """Prints the result of a campaign in its long form, for docs/reliability-tests.md."""
 
     def tell(text: str) -> None:
         if request.config.getoption("--campaign") == "long":

@@ -532,7 +532,7 @@ def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
 
 def test_what_the_page_says_of_the_memory_optimisation_was_counted() -> None:
     root = Path(__file__).parent.parent
-    page = " ".join((root / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    page = " ".join((root / "docs" / "native-internals.md").read_text(encoding="utf-8").split())
     counted = {}
     for path in sorted((root / "results" / "bench").glob("*/bench.csv")):
         with path.open(encoding="utf-8", newline="") as file:

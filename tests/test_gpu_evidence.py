@@ -78,7 +78,7 @@ def test_what_is_wanted_most_comes_first_and_the_paper_at_its_own_size() -> None
         "seeds-imagenet", "native-imagenet", "curve-imagenet101", "native-cifar10", "more-rules",
     }  # fmt: skip
     assert {row.name for row in ROWS if row.on == "cuda"} <= set(names)
-    page = " ".join((gpu.ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8").split())
+    page = " ".join((gpu.ROOT / "docs" / "native-internals.md").read_text(encoding="utf-8").split())
     assert f"The steps up to `{gpu.LAST_WANTED}` are what is wanted most" in page
     assert all("estimate" in name for name in names[-2:]), "they need no card"
     paper = next(step for step in in_order if step.name == "paper-imagenet")
@@ -375,7 +375,7 @@ class OfTheMachine:
 @pytest.fixture(scope="module")
 def documented() -> OfTheMachine:
     """What the page says."""
-    text = (gpu.ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    text = (gpu.ROOT / "docs" / "native-internals.md").read_text(encoding="utf-8")
     expects = re.search(r"The command expects (.+?) there, with what\s+they need", text, re.DOTALL)
     assert expects
     brought: set[str] = set()

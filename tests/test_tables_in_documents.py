@@ -29,15 +29,16 @@ UNREAD = {
     "own-method.md": "names of functions",
     "own-network.md": "names of functions",
     "paper.md": "made by docs/paper.py: tests/test_paper.py",
+    "reliability-tests.md": "what campaigns came to, with the command and revision of each",
     "reliability.md": "words",
     "report.md": "words; seconds of one machine, with the command beside them",
-    "results.md": "tests/test_numbers_in_documents.py; its last table below",
+    "results.md": "tests/test_numbers_in_documents.py",
     "rules.md": "words",
     "scale.md": "made by docs/scale.py: tests/test_scale_page.py",
     "tasks.md": "tests/test_tasks_document.py",
 }
 """The pages whose tables are not read here, with the reason."""
-READ = ("estimate.md", "gradients.md", "native-backend.md", "tuning.md")
+READ = ("estimate.md", "gradients.md", "native-backend.md", "native-internals.md", "tuning.md")
 
 
 def tables(page: str) -> Iterator[tuple[str, list[list[str]]]]:
@@ -199,7 +200,7 @@ def span(values: "pd.Series[float]") -> str:
     return f"{values.min():.0f} to {values.max():.0f}"
 
 
-# docs/native-backend.md and the last table of docs/results.md ---------------------------------------
+# docs/native-backend.md and docs/native-internals.md ------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -216,34 +217,29 @@ def bench_row(bench: pd.DataFrame, row: str, quantity: str, baseline: str) -> "p
     return rows.iloc[0]
 
 
-MEASURED = {
-    "memory, SLTT, fp32": ("memory-sltt", "peak_tensor_bytes", "SLTTLIFNode$"),
-    "memory, SLTT, bf16": ("memory-sltt-mixed", "peak_tensor_bytes", "SLTTLIFNode$"),
-    "memory, BPTT, fp32": ("memory-bptt", "peak_tensor_bytes", "single-step"),
-    "memory, SLTT, fp32, recomputing": ("recompute", "peak_tensor_bytes", "SLTTLIFNode$"),
-    "memory, BPTT, fp32, unit by unit": ("recompute-bptt", "peak_tensor_bytes", "single-step"),
-    "the same, against its memory optimisation at its best": ("recompute-bptt", "peak_tensor_bytes", "checkpointed"),
-    "time, SLTT": ("cpu-time-sltt", "wall_s", "SLTTLIFNode$"),
-    "time, BPTT": ("cpu-time-bptt", "wall_s", "single-step"),
-    "time, SLTT, against a ReLU network run T times": ("cpu-time-sltt", "wall_s", "ReLU"),
-}  # fmt: skip
+HEADLINES = (
+    ("memory-sltt", "peak_tensor_bytes", "SLTTLIFNode$"),
+    ("recompute-bptt", "peak_tensor_bytes", "single-step"),
+    ("cpu-time-sltt", "wall_s", "SLTTLIFNode$"),
+    ("cpu-time-bptt", "wall_s", "single-step"),
+)
 
 
-def test_native_beside_spikingjelly_is_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
-    rows = table("results.md", "native | SpikingJelly")
-    assert [name for name, *_ in rows] == list(MEASURED)
-    for name, subject, baseline, ratio, wanted in rows:
-        row = bench_row(bench, *MEASURED[name])
-        if row["quantity"] == "peak_tensor_bytes":
-            digits = len(ratio.partition(".")[2])
-            values = [f"{row[side] / 2**20:.0f} MiB" for side in ("subject_value", "baseline_value")]
-            expected = f"{row['ratio']:.{digits}f}"
-        else:
-            values = [f"{row[side]:.2f} s" for side in ("subject_value", "baseline_value")]
-            expected = f"{row['ratio']:.3f} [{row['ratio_low']:.3f}, {row['ratio_high']:.3f}]"
-        assert [subject, baseline, ratio] == [*values, expected], name
-        assert float(re.findall(r"[\d.]+", wanted)[0]) == row["target"]
-        assert ("missed" in wanted) == (str(row["met"]) == "False"), name
+def test_the_headlines_of_the_native_backend_are_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
+    """Its memory and its time on a CPU: each is a row of the table of targets too."""
+    sltt, exact, *times = (bench_row(bench, *row) for row in HEADLINES)
+    times_of_sltt = exact["subject_value"] / sltt["subject_value"]
+    cpu = [f"{row['ratio']:.2f}" for row in times]
+    assert_page_says(
+        "native-backend.md",
+        f"**SLTT's memory**: {sltt['ratio']:.2f} of SpikingJelly's (fp32, counted)",
+        f"**The exact gradient's memory**: {exact['ratio']:.2f} of SpikingJelly's BPTT and {times_of_sltt:.1f} times that of native SLTT",
+        f"**Time on a CPU**: {cpu[0]} of SpikingJelly's for SLTT and {cpu[1]} for BPTT",
+    )
+    assert_page_says(
+        "results.md",
+        f"SLTT takes {sltt['ratio']:.2f} of SpikingJelly's memory, and BPTT, computed unit by unit, {exact['ratio']:.2f} (ResNet-18)",
+    )
 
 
 def test_what_each_idea_of_the_native_backend_gives_is_what_its_benchmark_counted(
@@ -253,7 +249,7 @@ def test_what_each_idea_of_the_native_backend_gives_is_what_its_benchmark_counte
         (row.row, row.subject.split(": ")[1]): f"{row.ratio:.3f}"
         for row in bench[bench["row"].str.startswith("ideas")].itertuples()
     }
-    text = {idea: gain for idea, _, gain in table("native-backend.md", "idea | predicted")}
+    text = {idea: gain for idea, _, gain in table("native-internals.md", "idea | predicted")}
     gains = {words: gain for idea, gain in text.items() for words in IDEAS if idea.startswith(words)}
     assert gains == {
         words: gain.format(*(ratios[place] for place in places)) for words, (gain, *places) in IDEAS.items()
@@ -360,7 +356,7 @@ QUICK = {("preact-resnet18", name) for name in ("native, BPTT", "native, SLTT", 
 
 def launches_as_written() -> dict[tuple[str, str], str]:
     """(network, row) → the cell."""
-    text = (ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "native-internals.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^\| launches an iteration.*\n(?:^\|.*\n)+", text, re.MULTILINE)
     (_, *problems), _, *rows = (
         [cell.strip() for cell in line.strip(" |").split("|")] for line in lines.splitlines()
@@ -391,30 +387,34 @@ def test_launches_are_those_that_are_counted(network: str, name: str) -> None:
     assert launches_as_written()[network, name] == f"{counted.of.total()} ({counted.small})"
 
 
-ON_A_GPU = {
-    "SLTT, ResNet-18": "gpu-time-sltt-preact-resnet18",
-    "SLTT, NF-ResNet-34": "gpu-time-sltt-nf-resnet34",
-    "SLTT, VGG-11": "gpu-time-sltt-vgg11",
-    "BPTT, ResNet-18": "gpu-time-bptt",
-}
+ON_A_GPU = (
+    "gpu-time-sltt-preact-resnet18",
+    "gpu-time-sltt-nf-resnet34",
+    "gpu-time-sltt-vgg11",
+    "gpu-time-bptt",
+)
 
 
-def test_native_beside_spikingjelly_on_a_gpu_is_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
-    rows = table("results.md", "native on a GPU | SpikingJelly")
-    assert [name for name, *_ in rows] == list(ON_A_GPU)
-    for name, subject, baseline, ratio, wanted in rows:
-        found = bench[(bench["row"] == ON_A_GPU[name]) & bench["subject"].str.endswith(", CUDA graphs")]
+def test_the_headlines_of_native_on_a_gpu_are_what_its_benchmark_measured(bench: pd.DataFrame) -> None:
+    ratios = []
+    for name in ON_A_GPU:
+        found = bench[(bench["row"] == name) & bench["subject"].str.endswith(", CUDA graphs")]
         (row,) = found[found["baseline"].str.startswith("SpikingJelly")].itertuples()
-        values = [f"{1000 * seconds:.2f} ms" for seconds in (row.subject_value, row.baseline_value)]
-        expected = f"{row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}]"
-        assert [subject, baseline, ratio, wanted] == [*values, expected, f"≤ {row.target}"], name
         assert row.met in (True, "True")
-    resnet18, imagenet, vgg, bptt = (float(ratio.split(" ")[0]) for *_, ratio, _ in rows)
+        ratios.append(row.ratio)
+    *sltt, bptt = ratios
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    resnet18, imagenet, vgg = sltt
     assert (
         f"SLTT takes {resnet18:.2f}, {imagenet:.2f} and {vgg:.2f} of the time of SpikingJelly's fastest measured mode "
         f"(ResNet-18, NF-ResNet-34, VGG-11 on an H200), BPTT {bptt:.2f} (ResNet-18)" in readme
     )
+    between = f"SLTT takes {min(sltt):.2f} to {max(sltt):.2f} of "
+    assert_page_says(
+        "native-backend.md",
+        f"{between}the time of SpikingJelly's fastest way of those measured (three networks), BPTT {bptt:.2f} (ResNet-18)",
+    )
+    assert_page_says("results.md", f"On an NVIDIA H200 {between}its time, and BPTT {bptt:.2f}.")
 
 
 def test_memory_of_the_exact_gradient_on_a_gpu_is_what_its_runs_took() -> None:
@@ -460,7 +460,7 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     again = 448 * 1024 * 128 * 6  # of the nine layers, of 17, whose units are computed again
     (launches,) = (
         values
-        for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")
+        for name, *values in table("native-internals.md", "an iteration of SLTT, fp16")
         if name == "launches"
     )
     launches = list(map(int, launches))
@@ -468,13 +468,13 @@ def test_what_is_read_from_the_rows_of_a_gpu_follows_from_them(bench: pd.DataFra
     warm = warm[~warm["cold"]].groupby("method")["train_s"].median()
     (spared,) = (
         float(values[1].split(" ")[0])
-        for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")
+        for name, *values in table("native-internals.md", "an iteration of SLTT, fp16")
         if name.startswith("SLTT-K1")
     )
     spared_ms = spared * 2**30 / 4e12 * 1e3
     assert_page_says(
-        "native-backend.md",
-        f"move {spared} GiB less in an iteration of SLTT-K1, at 4 TB/s {spared_ms:.1f} of the {k1:.2f} ms above",
+        "native-internals.md",
+        f"move {spared} GiB less in an iteration of SLTT-K1, at 4 TB/s {spared_ms:.1f} of the {k1:.2f} ms that were measured",
         f"with nothing else changed, K1 would take {(k1 - spared_ms) / bptt:.2f} of BPTT",
         "with the launches that it counts, each costs Python {:.2f} to {:.2f} ms".format(
             *sorted((called / launches[0], also_called / launches[1]))
@@ -507,7 +507,7 @@ def test_what_is_said_of_memory_in_units_of_the_neurons_is_what_was_counted(benc
     in_the_unit, single, bits = 2 * 192, 128, 51
     predicted = round(2 * in_the_unit + single + weights + gradients + bits, -1)
     assert_page_says(
-        "native-backend.md",
+        "native-internals.md",
         f"batch 128 there are 544 × 1024 × 128 neurons, and N is {n:.0f} MiB",
         f"SpikingJelly 4 N + weights + gradients + batch = {4 * n + rest:.0f} MiB (measured {baseline:.1f}), native 2 N + … = "
         f"{2 * n + rest:.0f} MiB (measured {subject:.1f}). A plain ReLU network run T times needs {floor:.1f} MiB",
@@ -521,12 +521,15 @@ def test_what_is_said_of_memory_in_units_of_the_neurons_is_what_was_counted(benc
         f"({exact['baseline_value'] / mib:.1f}), {leanest['ratio']:.2f} of its memory optimisation at the best of six settings "
         f"({leanest['baseline_value'] / mib:.1f}",
         f"That these passes make up the {100 * slower - 100:.0f} % of an iteration that were measured",
+    )
+    assert_page_says(
+        "native-backend.md",
         f"On a CPU: {time['ratio']:.3f} [{time['ratio_low']:.3f}, {time['ratio_high']:.3f}] of native BPTT's",
     )
 
 
 def test_what_is_read_from_the_predictions_follows_from_their_table() -> None:
-    predicted = {name: values for name, *values in table("native-backend.md", "an iteration of SLTT, fp16")}
+    predicted = {name: values for name, *values in table("native-internals.md", "an iteration of SLTT, fp16")}
     moved = [float(value) for value in predicted["moved, GiB"]]
     first = [
         [float(value.split(" ")[0]) for value in predicted[f"{idea}: saves"]]
@@ -534,13 +537,13 @@ def test_what_is_read_from_the_predictions_follows_from_their_table() -> None:
     ]
     busy = predicted["multiprocessors with a tile, one step / two steps at a time"]
     words = " and ".join(busy[place].replace(" / ", " to ") for place in (0, 2))
-    assert_page_says("native-backend.md", f"last stages ({words} of them busy)")
+    assert_page_says("native-internals.md", f"last stages ({words} of them busy)")
     for place, name in ((0, "ResNet-18"), (2, "VGG-11")):
         left = moved[place] - first[0][place]
         share = f"{100 * first[1][place] / left:.0f} % "
         amount = f"({first[1][place]} of {left:.1f}{' GiB' if place == 0 else ''})"
         assert_page_says(
-            "native-backend.md",
+            "native-internals.md",
             f"{share}of what is left in {name} {amount}" if place == 0 else f"{share}in {name} {amount}",
         )
 
@@ -548,7 +551,7 @@ def test_what_is_read_from_the_predictions_follows_from_their_table() -> None:
 @pytest.mark.long
 def test_the_table_of_predictions_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
     predict.main()
-    page = (ROOT / "docs" / "native-backend.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "native-internals.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out.strip() in page
 
 

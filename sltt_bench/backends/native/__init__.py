@@ -18,7 +18,7 @@
     packed_spikes (packing_triton)    spikes stored as bits
     compilation                       what torch.compile did
 
-`docs/native-backend.md` says how much each idea saves.
+`docs/native-internals.md` says how much each idea saves.
 """
 
 import gc
