@@ -525,9 +525,10 @@ def test_the_page_names_the_code_of_which_a_cpus_times_are() -> None:
         for path in sorted((root / "results" / "bench").glob("*/bench.csv"))
         if re.search(r",(wall|process)_s,", path.read_text(encoding="utf-8"))
     ]
-    usual, exact = [one["git_revision"][:7] for one in facts if one["size"]["device"] == "cpu"]
+    usual, exact, saving = [one["git_revision"][:7] for one in facts if one["size"]["device"] == "cpu"]
     assert f"24 November 2026, of the code of commit {usual}. BPTT unit by unit" in page
-    assert f"is of 26 November, of commit {exact}. None of them has been measured again since" in page
+    assert f"is of 26 November, of commit {exact}; its row" in page
+    assert f"is of 28 November, of commit {saving}. None of them has been measured again since" in page
 
 
 def test_what_the_page_says_of_the_memory_optimisation_was_counted() -> None:
