@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sltt_bench.data import DataBundle, DataError, DataPlace, spiking_speech
 from sltt_bench.data.loading import Loader, make_loader
 from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
+from sltt_bench.kinds.training import first_batch, tensors_sha256
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("librosa")
@@ -222,6 +224,29 @@ def test_recordings_are_sent_whole_to_workers_that_are_started_afresh(tmp_path: 
     samples = load("speech-commands", tmp_path, **write_speech_commands(tmp_path)).test
     again = pickle.loads(pickle.dumps(samples))
     assert torch.equal(again[3][0], samples[3][0])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """However many a test sets, the next test has as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_digest_of_a_first_batch_does_not_depend_on_how_many_threads_read_it(tmp_path: Path) -> None:
+    counts = write_speech_commands(tmp_path)
+    options = data.source_type("speech-commands")(**counts)
+    train = data.load(options, DataPlace(tmp_path, 100)).train
+
+    def digest(threads: int) -> str:
+        torch.set_num_threads(threads)
+        digested = tensors_sha256(first_batch(loader_of(train, options)))
+        assert torch.get_num_threads() == threads
+        return digested
+
+    assert digest(1) == digest(8)
 
 
 def test_recordings_of_another_kind_or_cut_short_are_named(tmp_path: Path) -> None:

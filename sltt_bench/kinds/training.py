@@ -61,7 +61,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         check_steps_again(cell, device, loaders["train"], bundle.preprocess)
 
         def peak() -> int:
-            batch = next(iter(loaders["train"]))
+            batch = first_batch(loaders["train"])
             labels = [labels_of(getattr(bundle, split)) for split in splits]
             reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
             reporter.send("measured_with", **content_sha256(cell.recipe.data, bundle, evaluated))
@@ -242,13 +242,28 @@ def content_sha256(
         "training_samples_sha256": [bundle.plain_train or bundle.train],
         "evaluated_samples_sha256": [getattr(bundle, split) for split in evaluated],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the last digit of a spectrogram depends on how many compute it
-    try:
+    with one_thread():
         return {
             name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))
             for name, of_name in splits.items()
         }
+
+
+def first_batch(loader: Iterable[Any]) -> Any:
+    """(x, labels) of the first batch of an epoch, whose digest is the same wherever its samples are. Raises DataError."""
+    with one_thread():
+        return next(iter(loader))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As loader processes compute: the last digit of a matrix product, so of a spectrogram's mel energies, depends on how
+    many threads share it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 
