@@ -102,8 +102,9 @@ test_top5                 float  share of test samples with the label among the 
                                  synthetic data
 lr                        float  learning rate of the epoch
 train_s                   float  seconds of training, device synchronised at both ends, waiting for data
-                                 included
-eval_s                    float  seconds of evaluation, device synchronised at both ends
+                                 included; empty, as what else is taken over that time, where the process stood
+                                 still meanwhile (it was stopped, or the machine suspended)
+eval_s                    float  seconds of evaluation, device synchronised at both ends; empty as train_s
 data_wait_s               float  seconds of train_s that the process spent waiting for the next batch; on a GPU what
                                  it had handed to the device may have gone on meanwhile
 samples                   int    training samples of the epoch
