@@ -17,7 +17,7 @@ from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import content, labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
-from sltt_bench.distributed import ALONE, Ranks, join
+from sltt_bench.distributed import ALONE, Ranks, join, smallest_share
 from sltt_bench.failures import classify, out_of_memory_cause, too_few_for_batch_norm
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
@@ -101,8 +101,8 @@ def check_smallest_batch(
     """
     train = cell.recipe.train
     ranks.check_divisible(train.batch_size, loader.samples, train.drop_last)
-    shares = [size // ranks.size for size in (train.batch_size, loader.samples % train.batch_size) if size]
-    if min(shares) != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
+    share = smallest_share(train.batch_size, loader.samples, train.drop_last, ranks.size)
+    if share != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
         return
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()

@@ -317,7 +317,8 @@ exchanged_bytes                    int    bytes that each of the processes sends
 gpu                                str    GPU of the lower bound on time, by its data sheet
 epoch_lower_bound_s                float  seconds of an epoch's training that this GPU cannot undercut
 memory_bytes                       int    memory into which batch and T were fitted, margin taken off
-largest_batch_size                 int    largest batch at this T that fits into memory_bytes; 0: none does
+largest_batch_size                 int    largest batch at this T that fits into memory_bytes, and of whose epochs a
+                                          run takes the last, smaller batch; 0: none does
 largest_timesteps                  int    largest T at this batch that fits into memory_bytes; 0: none does;
                                           empty: no limit was met
 """)
