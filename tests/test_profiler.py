@@ -394,20 +394,27 @@ def test_a_time_in_which_the_process_was_stopped_is_no_measurement() -> None:
 
 
 @pytest.mark.parametrize(
-    ("elapsed", "used", "slept", "stood"),
+    ("elapsed", "used", "ready", "slept", "stood"),
     [
-        (0.9, 0.0, 0.0, 0.0),  # a busy machine
-        (3.0, 0.0, 0.0, 3.0),
-        (3.0, 2.9, 0.0, 0.0),  # a long call of a library that holds the interpreter
-        (0.2, 0.1, 60.0, 60.0),  # the lid of a laptop: the clock stood still too
+        (0.9, 0.0, 0.0, 0.0, 0.0),  # a busy machine
+        (3.0, 0.0, 0.0, 0.0, 3.0),
+        (3.2, 0.7, 0.2, 0.0, 3.2),  # four threads computed until it was stopped
+        (3.0, 2.9, 2.9, 0.0, 0.0),  # a long call of a library that holds the interpreter, in the main thread
+        (3.0, 2.9, 0.0, 0.0, 0.0),  # and in another one
+        (3.0, 0.0, 3.0, 0.0, 0.0),  # other programs left it no processor
+        (0.2, 0.1, 0.1, 60.0, 60.0),  # the lid of a laptop: the clock stood still too
     ],
 )
 def test_a_late_beat_tells_a_stopped_process_from_a_busy_one(
-    elapsed: float, used: float, slept: float, stood: float, monkeypatch: pytest.MonkeyPatch
+    elapsed: float, used: float, ready: float, slept: float, stood: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clocks = iter([(5.0, 1.0, 7.0), (5.0 + elapsed, 1.0 + used, 7.0 + slept)])
-    monkeypatch.setattr(standstills, "_clocks", lambda: next(clocks))
-    assert standstills.Standstills().seconds() == pytest.approx(stood)
+    start, beat = standstills._Beat(5.0, 1.0, 1.0, 7.0), standstills._Beat(5.2, 1.8, 1.2, 7.0)
+    last = standstills._Beat(5.2 + elapsed, 1.8 + used, 1.2 + ready, 7.0 + slept)
+    clocks = iter([start, beat, last])
+    monkeypatch.setattr(standstills.Standstills, "_clocks", lambda self: next(clocks))
+    watched = standstills.Standstills()
+    assert watched.seconds() == 0.0
+    assert watched.seconds() == pytest.approx(stood)
 
 
 def test_where_one_process_stood_still_the_others_that_waited_for_it_have_no_time_either() -> None:
