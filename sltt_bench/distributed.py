@@ -111,6 +111,12 @@ class Ranks:
 ALONE = Ranks()
 
 
+def smallest_share(batch_size: int, samples: int, drop_last: bool, processes: int) -> int:
+    """The fewest samples that a process has of a batch in an epoch of so many: 0 where the last batch leaves one without."""
+    last = 0 if drop_last else samples % batch_size
+    return (last or batch_size) // processes
+
+
 def join(device: torch.device) -> Ranks:
     """Join the other ranks of torchrun's environment; returns this process's rank. GPU tensors go by NCCL.
 

@@ -18,7 +18,7 @@ from sltt_bench.distributed import Ranks, combined
 from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.failures import DIVERGED
 from sltt_bench.losses import correct_in_top
-from sltt_bench.measure import EpochProfile, Profiler
+from sltt_bench.measure import EpochProfile, Profiler, without_times_that_one_lacks
 from sltt_bench.measure.neurobench import InferenceCosts
 from sltt_bench.neurons import layers_of_neurons, reset_state
 from sltt_bench.not_finite import likely_cause
@@ -105,7 +105,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
             "lr": lr,
             "train_loss": train_loss,
             "samples": trained.samples,
-            "samples_per_s": trained.samples / float(figures["train_s"] or math.nan),
+            "samples_per_s": _rate(trained.samples, figures["train_s"]),
             "backward_passes": trained.backward_passes / len(setup.train),
             **figures,
         }
@@ -116,7 +116,7 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
                     zip((f"{split}_loss", f"{split}_top1", f"{split}_top5"), totals.means(), strict=True)
                 )
                 row["firing_rate"] = totals.firing_rate()
-        rows = experiment.ranks.gather(row)
+        rows = without_times_that_one_lacks(experiment.ranks.gather(row))
         if len(rows) > 1:
             listener.ranks(epoch, rows)
         row = combined(rows)
@@ -131,6 +131,11 @@ def train(experiment: Experiment, setup: TrainingSetup, profiler: Profiler, list
         if diverged:
             cause = likely_cause(experiment.network, experiment.precision.name, epochs=epoch)
             raise TrainingDiverged(f"{diverged} in epoch {epoch}: {cause}")
+
+
+def _rate(samples: int, seconds: Any) -> float | None:
+    """Samples a second; None where the time is not known."""
+    return None if seconds is None else samples / seconds
 
 
 SMALLEST_LOSS_SCALE = 2.0**-20

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
+
+from sltt_bench.tensor_files import load_tensors
 
 Layout = Literal["sltt-bench checkpoint", "published checkpoint", "state dict"]
 
@@ -63,7 +64,7 @@ def load_initial_weights(network: nn.Module, path: Path) -> InitReport:
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)
     except FileNotFoundError:
         raise InitError(
             f"{path}: no such file; give --init the path of a checkpoint, or --init random"

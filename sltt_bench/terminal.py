@@ -142,7 +142,7 @@ def _misgivings(outcome: Outcome) -> Iterator[str]:
     if doubts := outcome.facts.get("doubts"):
         yield f"this may mean nothing: {doubts}"
     if disturbance := outcome.facts.get("disturbance"):
-        yield f"its times are not its own: {disturbance} while it trained"
+        yield f"its times are not its own: {disturbance}"
 
 
 _REFRESHES_PER_SECOND = 2
@@ -242,7 +242,7 @@ _FIGURES: dict[str, Callable[[_Row], str]] = {
     "epoch": lambda row: "" if row.epoch is None else f"{row.epoch}/{row.cell.recipe.train.epochs}",
     "loss": lambda row: "" if row.loss is None else f"{row.loss:.3f}",
     "top-1": lambda row: _accuracy(row.figures),
-    "train": lambda row: format_seconds(row.figures["train_s"]) if row.figures else "",
+    "train": lambda row: _time(row.figures),
 }
 """Heading → text of a row; loss is live, top-1 and train are of the last complete epoch."""
 _ESTIMATE = "est. tensors"
@@ -271,6 +271,11 @@ def _names(cells: Sequence[Cell]) -> list[str]:
     parts = [describe(cell).split(" · ") for cell in cells]
     common = set.intersection(*map(set, parts)) - {cell.method for cell in cells}
     return [" ".join(part for part in own if part not in common) for own in parts]
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    seconds = row.get("train_s")
+    return "" if seconds is None else format_seconds(seconds)
 
 
 def _accuracy(row: Mapping[str, Any]) -> str:
@@ -333,7 +338,8 @@ def _epoch_texts(row: Mapping[str, Any]) -> tuple[str, str]:
     for split in ("validation", "test"):
         if row.get(f"{split}_top1") is not None:
             course.append(f"{split} top-1 {format_percent(row[f'{split}_top1'])}")
-    course.append(f"train {row['train_s']:.2f} s")
+    if row.get("train_s") is not None:
+        course.append(f"train {row['train_s']:.2f} s")
     columns = ("peak_allocated_bytes", "peak_rss_bytes", "peak_tensor_bytes")
     memory = [
         f"{_PEAKS[column]} {format_bytes(row[column])}" for column in columns if row.get(column) is not None

@@ -6,14 +6,17 @@ keeps as a log. It writes no results: only checkpoints.
 """
 
 import gc
+import io
 import json
 import os
 import queue
+import select
 import signal
 import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
@@ -25,6 +28,9 @@ from sltt_bench.kinds import KINDS
 from sltt_bench.lasting_output import LastingOutput
 from sltt_bench.plan import Cell, cell_from_dict
 from sltt_bench.results.schema import RANK_FIGURES, RANKS_FILE
+
+LIVE = ("batch", "sample")
+"""Events that are sent while a clock runs: they wait for no runner that is stopped, and whose pipe is full."""
 
 
 class Reporter:
@@ -40,6 +46,8 @@ class Reporter:
         """`neighbours`: the most cells that may run beside this one, for the rows of a checkpoint."""
         self._stream = stream
         self._lock = threading.Lock()  # the profiler's samples come from a thread of their own
+        self._unsent: deque[str] = deque()
+        """Lines for which there was no room."""
         self._checkpoint = checkpoint
         self._attempt = attempt
         self._facts: dict[str, Any] = {"neighbours": neighbours}
@@ -51,13 +59,28 @@ class Reporter:
         self._next_word = 0.0
 
     def send(self, event: str, **details: Any) -> None:
-        """One line of JSON; a runner that is gone ends this process."""
+        """One line of JSON; a runner that is gone ends this process. A live one goes when there is room for it."""
+        is_live = event in LIVE
+        self._unsent.append(json.dumps({"event": event, **details}) + "\n")
+        if not self._lock.acquire(blocking=not is_live):
+            return
         try:
-            with self._lock:
-                self._stream.write(json.dumps({"event": event, **details}) + "\n")
+            while self._unsent and (not is_live or self._has_room()):
+                self._stream.write(self._unsent.popleft())
                 self._stream.flush()
         except BrokenPipeError:
             os._exit(1)
+        finally:
+            self._lock.release()
+
+    def _has_room(self) -> bool:
+        """Whether a line, which is shorter than a pipe's unit of 4 KiB, can be written without waiting."""
+        try:
+            poll = select.poll()
+            poll.register(self._stream, select.POLLOUT)
+        except io.UnsupportedOperation:  # kept in memory
+            return True
+        return bool(poll.poll(0))
 
     def batch(self, epoch: int, done: int, total: int, live: Mapping[str, float]) -> None:
         self.send("batch", epoch=epoch, done=done, total=total, memory=self.memory_now(), **live)

@@ -22,8 +22,10 @@ def answer(question):
     if question == "abort":
         os.abort()
     while question == "hang":
-        time.sleep(1)
-    return [question, os.getpid()], b"\\n" * question["bytes"]
+        pass
+    if "sleep_s" in question:
+        time.sleep(question["sleep_s"])
+    return [question, os.getpid()], b"\\n" * question.get("bytes", 0)
 
 serve(answer)
 """
@@ -47,7 +49,8 @@ def test_one_process_answers_all_questions(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "limit_s", "said"), [("abort", 60, "ended by"), ("hang", 1, r"not done in 1 s")]
+    ("question", "limit_s", "said"),
+    [("abort", 60, "ended by"), ("hang", 1, r"not done in 1 s of a processor")],
 )
 def test_what_ends_or_stops_the_process_costs_one_answer(
     question: str, limit_s: float, said: str, module: str
@@ -56,6 +59,30 @@ def test_what_ends_or_stops_the_process_costs_one_answer(
         with pytest.raises(Lost, match=said):
             ask(module, question, limit_s)
         assert ask(module, {"bytes": 2}, 60)[1] == b"\n\n"
+
+
+def test_time_in_which_it_waits_or_is_stopped_counts_for_no_limit(module: str) -> None:
+    assert ask(module, {"sleep_s": 1.5}, 1)[1] == b""
+
+
+def test_a_process_that_hangs_outlives_who_asked_it_by_its_limit_at_most(module: str) -> None:
+    program = f"""
+from sltt_bench.data.beside import ask
+print(ask({module!r}, {{}}, 2)[0][1], flush=True)
+ask({module!r}, "hang", 2)
+"""
+    path = os.pathsep.join(sys.path)
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    ) as asking:
+        assert asking.stdout is not None
+        process = int(asking.stdout.readline())
+        time.sleep(0.5)
+        asking.kill()
+    wait_for_end(process)
 
 
 def test_a_process_that_cannot_be_started_is_no_fault_of_a_file() -> None:
@@ -88,8 +115,12 @@ print(json.dumps([before, int(os.read(read, 20)), ask({module!r}, {{"bytes": 0}}
     )
     before, of_copy, after = json.loads(done.stdout)
     assert before == after != of_copy
+    wait_for_end(before, of_copy)
+
+
+def wait_for_end(*processes: int) -> None:
     deadline = time.monotonic() + 20
-    while any(_is_alive(process) for process in (before, of_copy)):
+    while any(_is_alive(process) for process in processes):
         assert time.monotonic() < deadline, "a process outlives who started it"
         time.sleep(0.05)
 

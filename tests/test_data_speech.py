@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from data_files import write_speech_commands, write_spiking_speech, write_wav
 
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace, spiking_speech
-from sltt_bench.data.loading import make_loader
+from sltt_bench.data.loading import Loader, make_loader
 from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
+from sltt_bench.kinds.training import first_batch, tensors_sha256
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("librosa")
@@ -25,6 +27,18 @@ T = 10
 
 def load(name: str, data_dir: Path, **options: Any) -> DataBundle:
     return data.load(data.source_type(name)(**options), DataPlace(data_dir, T))
+
+
+def loader_of(samples: Any, options: data.DataSource) -> Loader:
+    return make_loader(
+        samples,
+        batch_size=8,
+        shuffle=False,
+        seed=0,
+        drop_last=False,
+        options=options,
+        device=torch.device("cpu"),
+    )
 
 
 # Spikes of a model cochlea ----------------------------------------------------------------------
@@ -106,16 +120,8 @@ def test_samples_are_the_same_from_two_workers(tmp_path: Path) -> None:
 
     def batches(workers: int) -> torch.Tensor:
         options = data.source_type("shd")(workers=workers, **counts)
-        loader = make_loader(
-            data.load(options, DataPlace(tmp_path, T)).train,
-            batch_size=8,
-            shuffle=False,
-            seed=0,
-            drop_last=False,
-            options=options,
-            device=torch.device("cpu"),
-        )
-        return torch.cat([x for x, _ in loader])
+        train = data.load(options, DataPlace(tmp_path, T)).train
+        return torch.cat([x for x, _ in loader_of(train, options)])
 
     assert torch.equal(batches(0), batches(2))
 
@@ -141,10 +147,10 @@ def test_a_damaged_file_of_spikes_is_named(damage: str, tmp_path: Path) -> None:
         load("shd", tmp_path, **counts)
 
 
-def test_a_sample_at_which_hdf5_never_returns_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_spiking_speech(tmp_path)
+@pytest.fixture
+def without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The counts of a data set in which HDF5 never returns from sample 0 of the test part."""
+    counts = write_spiking_speech(tmp_path)
     path = tmp_path / "SHD" / "shd_test.h5"
     content = bytearray(path.read_bytes())
     heap = content.index(b"GCOL")
@@ -152,12 +158,27 @@ def test_a_sample_at_which_hdf5_never_returns_is_named(
     second = heap + 32 + -(-first // 8) * 8
     content[second : second + 16] = bytes(16)  # its place in the heap and its size
     path.write_bytes(content)
-    monkeypatch.setattr(spiking_speech, "CHECK_LIMIT_S", 6)
+    monkeypatch.setattr(spiking_speech, "LIMIT_S", 1)
+    return counts
+
+
+NAMED = r"shd_test\.h5 cannot be read: sample 0: reading it was not done in 1 s of a processor; replace"
+
+
+def test_a_sample_at_which_hdf5_never_returns_is_named(tmp_path: Path, without_end: dict[str, int]) -> None:
     faults = [finding.text for finding in data.verify("shd", tmp_path) if not finding.ok]
-    assert re.search(
-        r"shd_test\.h5 cannot be read: sample 0: reading it was not done in 6 s; replace", faults[2]
-    )
+    assert re.search(NAMED, faults[2])
     assert faults[3] == "0 of 1 files could be read (of 20 in all)"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_ends_at_a_sample_at_which_hdf5_never_returns(
+    workers: int, tmp_path: Path, without_end: dict[str, int]
+) -> None:
+    options = data.source_type("shd")(workers=workers, **without_end)
+    test = data.load(options, DataPlace(tmp_path, T)).test
+    with pytest.raises(DataError, match=NAMED):
+        next(iter(loader_of(test, options)))
 
 
 # Words ------------------------------------------------------------------------------------------
@@ -203,6 +224,29 @@ def test_recordings_are_sent_whole_to_workers_that_are_started_afresh(tmp_path: 
     samples = load("speech-commands", tmp_path, **write_speech_commands(tmp_path)).test
     again = pickle.loads(pickle.dumps(samples))
     assert torch.equal(again[3][0], samples[3][0])
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """However many a test sets, the next test has as many as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_the_digest_of_a_first_batch_does_not_depend_on_how_many_threads_read_it(tmp_path: Path) -> None:
+    counts = write_speech_commands(tmp_path)
+    options = data.source_type("speech-commands")(**counts)
+    train = data.load(options, DataPlace(tmp_path, 100)).train
+
+    def digest(threads: int) -> str:
+        torch.set_num_threads(threads)
+        digested = tensors_sha256(first_batch(loader_of(train, options)))
+        assert torch.get_num_threads() == threads
+        return digested
+
+    assert digest(1) == digest(8)
 
 
 def test_recordings_of_another_kind_or_cut_short_are_named(tmp_path: Path) -> None:

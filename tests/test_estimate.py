@@ -584,6 +584,35 @@ def test_processes_that_share_a_batch_fit_as_many_times_as_much(smoke_cell: Make
 
 
 @pytest.mark.parametrize(
+    ("overrides", "memory_for", "largest"),
+    [
+        ({"data__limit": 33}, 32, 31),  # 33 = 32 + 1: batch norm has no statistics of one value
+        ({"data__limit": 33}, 16, 15),  # 33 = 2 · 16 + 1
+        ({"data__limit": 33}, 11, 11),
+        ({"data__limit": 33, "train__drop_last": True}, 32, 32),
+        (
+            {"data__limit": 33, "model": {"name": "preact-resnet18", "width": 4, "normalisation": "none"}},
+            32,
+            32,
+        ),
+        (
+            {"data__limit": 33, "train__devices": 2},
+            32,
+            29,
+        ),  # 32, 31 and 30 leave 1, 2 and 3: one for some process
+    ],
+)
+@pytest.mark.usefixtures("traced_once")
+def test_a_run_takes_the_last_batch_that_the_largest_leaves(
+    overrides: dict[str, Any], memory_for: int, largest: int, smoke_cell: MakeCell
+) -> None:
+    on_one_pixel = {"name": "preact-resnet18", "width": 4}  # its last stage is 1×1
+    cell = smoke_cell("sltt", timesteps=1, **{"model": on_one_pixel, **overrides})
+    room = trace_memory(with_batch_size(cell, memory_for), "cuda").peak_bytes
+    assert largest_batch_size(cell, "cuda", room) == largest
+
+
+@pytest.mark.parametrize(
     ("overrides", "samples"),
     [
         ({"validation": {"share": 0.2, "samples": 287}, "data__limit": None}, 1437 - 287),

@@ -176,12 +176,16 @@ def damaged_files() -> dict[str, bytes]:
     return {"empty": b"", "text": b'{"net": 1}', "junk": b"junk" * 10, "pickle": pickle.dumps({"net": 1}, 2)}
 
 
-@pytest.mark.parametrize("kind", ["cut short", *damaged_files()])
+@pytest.mark.parametrize("kind", ["cut short", "a weight", *damaged_files()])
 def test_a_damaged_file_is_refused_by_name(tmp_path, kind):
     path = tmp_path / "damaged.pth"
-    torch.save(nn.Linear(2, 3).state_dict(), path)
+    weights = nn.Linear(2, 3).state_dict()
+    torch.save(weights, path)
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2] if kind == "cut short" else damaged_files()[kind])
+    number = weights["weight"][0, 0].numpy().tobytes()
+    assert whole.count(number) == 1
+    altered = {"cut short": whole[: len(whole) // 2], "a weight": whole.replace(number, b"\0\0\x80?")}
+    path.write_bytes((altered | damaged_files())[kind])
     with pytest.raises(InitError, match=r"damaged\.pth: not a readable checkpoint .* fetch or save it anew"):
         load_initial_weights(nn.Linear(2, 3), path)
 

@@ -1,7 +1,9 @@
 """Cells side by side: what comes of each is what comes of it alone, and its times are known for what they are."""
 
 import io
+import json
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,6 +274,21 @@ def test_an_epoch_that_a_killed_runner_missed_keeps_its_neighbours(
     recording.close()
     epochs = pd.read_csv(tmp_path / EPOCHS_FILE)
     assert (epochs.epoch.tolist(), epochs.neighbours.tolist()) == ([1], [3])
+
+
+def test_a_runner_that_is_stopped_holds_no_training_up_and_loses_nothing() -> None:
+    read, write = os.pipe()
+    with os.fdopen(read) as heard, os.fdopen(write, "w") as stream:
+        reporter = Reporter(stream, None)
+        for done in range(3000):  # the pipe is full after a tenth of them
+            reporter.batch(1, done, 3000, {"loss": 0.1, "top1": 0.5})
+            reporter.send("sample", row={"elapsed_s": 0.1 * done})
+        ending = threading.Thread(target=reporter.send, args=("finished",))
+        ending.start()
+        events = [json.loads(heard.readline()) for _ in range(6001)]
+        ending.join()
+    assert [event["done"] for event in events if event["event"] == "batch"] == list(range(3000))
+    assert events[-1] == {"event": "finished"}
 
 
 def test_what_the_runner_started_is_no_other_program_to_a_cell(

@@ -76,7 +76,7 @@ def test_warm_epochs_decide_whether_times_were_disturbed() -> None:
         return {"cold": str(cold), "train_s": "2.0", "cpu_util_mean": "1.0", "cpu_others_mean": others}
 
     cold, warm, unknown = epoch(True, "0.5"), epoch("false", "0.02"), epoch("false", "")
-    assert disturbance([cold]) == "other programs used 50% of the processors"
+    assert disturbance([cold]) == "other programs used 50% of the processors while it trained"
     assert disturbance([cold, warm]) == ""
     assert disturbance([warm, epoch("false", "0.4"), epoch("false", "0.4")]).startswith(
         "other programs used 27%"

@@ -13,11 +13,19 @@ import pytest
 import torch
 
 from sltt_bench import backends
-from sltt_bench.measure import Profiler, process_memory, processors
+from sltt_bench.distributed import combined
+from sltt_bench.measure import (
+    Profiler,
+    process_memory,
+    processors,
+    standstills,
+    without_times_that_one_lacks,
+)
 from sltt_bench.measure import profiler as profiler_module
 from sltt_bench.measure.devices import ComputeDevice
 from sltt_bench.measure.nvml import Missing, Readings
 from sltt_bench.measure.processors import Processors, Shares
+from sltt_bench.measure.profiler import STOOD_STILL
 from sltt_bench.measure.sampler import LONGEST_PAUSE, Gauge, Sampler, pause_after
 from sltt_bench.results.schema import EPOCH_COLUMNS, TIMELINE_COLUMNS
 
@@ -345,6 +353,76 @@ def test_an_epoch_has_the_use_of_the_processors() -> None:
 
 
 # What a CPU lacks -------------------------------------------------------------------------------
+
+
+# Time in which nothing ran ------------------------------------------------------------------------
+
+STOPPED = """
+import os, signal, subprocess, sys, time
+import torch
+from sltt_bench.measure import Profiler
+
+def stop(seconds):
+    waker = subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {os.getpid()}"])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    waker.wait()
+
+with Profiler(torch.device("cpu")) as profiler:
+    for number, (training, evaluation) in enumerate([(0, 0), (2, 0), (0, 2)], start=1):
+        epoch = profiler.epoch(number)
+        with epoch.train():
+            list(epoch.waiting([1]))
+            time.sleep(0.3)
+            training and stop(training)
+            time.sleep(0.3)
+        with epoch.evaluate():
+            time.sleep(0.1)
+            evaluation and stop(evaluation)
+        figures = epoch.figures()
+        print(*(figures[name] is None for name in ("train_s", "data_wait_s", "cpu_util_mean", "eval_s", "peak_rss_bytes")))
+print(profiler.absent.get("train_s"), profiler.absent.get("eval_s"), sep="\\n")
+"""
+
+
+def test_a_time_in_which_the_process_was_stopped_is_no_measurement() -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=True)
+    whole, in_training, in_evaluation, *reasons = done.stdout.splitlines()
+    assert whole.split() == ["False"] * 5
+    assert in_training.split() == ["True", "True", "True", "False", "False"]
+    assert in_evaluation.split() == ["False", "False", "False", "True", "False"]
+    assert reasons == [f"{STOOD_STILL} (epoch 2)", f"{STOOD_STILL} (epoch 3)"]
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "used", "ready", "slept", "stood"),
+    [
+        (0.9, 0.0, 0.0, 0.0, 0.0),  # a busy machine
+        (3.0, 0.0, 0.0, 0.0, 3.0),
+        (3.2, 0.7, 0.2, 0.0, 3.2),  # four threads computed until it was stopped
+        (3.0, 2.9, 2.9, 0.0, 0.0),  # a long call of a library that holds the interpreter, in the main thread
+        (3.0, 2.9, 0.0, 0.0, 0.0),  # and in another one
+        (3.0, 0.0, 3.0, 0.0, 0.0),  # other programs left it no processor
+        (0.2, 0.1, 0.1, 60.0, 60.0),  # the lid of a laptop: the clock stood still too
+    ],
+)
+def test_a_late_beat_tells_a_stopped_process_from_a_busy_one(
+    elapsed: float, used: float, ready: float, slept: float, stood: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, beat = standstills._Beat(5.0, 1.0, 1.0, 7.0), standstills._Beat(5.2, 1.8, 1.2, 7.0)
+    last = standstills._Beat(5.2 + elapsed, 1.8 + used, 1.2 + ready, 7.0 + slept)
+    clocks = iter([start, beat, last])
+    monkeypatch.setattr(standstills.Standstills, "_clocks", lambda self: next(clocks))
+    watched = standstills.Standstills()
+    assert watched.seconds() == 0.0
+    assert watched.seconds() == pytest.approx(stood)
+
+
+def test_where_one_process_stood_still_the_others_that_waited_for_it_have_no_time_either() -> None:
+    figures = {"train_s": 9.0, "data_wait_s": 0.1, "energy_j": 5.0, "eval_s": 1.0, "peak_rss_bytes": 7}
+    stood = {**figures, "train_s": None, "data_wait_s": None, "energy_j": None}
+    assert without_times_that_one_lacks([figures, figures]) == [figures, figures]
+    assert without_times_that_one_lacks([figures, stood]) == [stood, stood]
+    assert combined(without_times_that_one_lacks([figures, stood]))["train_s"] is None
 
 
 def test_every_figure_that_a_cpu_lacks_is_none_and_has_a_reason() -> None:

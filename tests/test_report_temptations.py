@@ -546,6 +546,15 @@ def a_cell_beside_which_another_program_worked(top: Path) -> None:
     measure(into, methods=["sltt"], cpu_util_mean=0.98, cpu_others_mean=[0.0, 0.48, 0.5])
 
 
+@temptation("sltt: its process stood still in 3 epochs, of which there is no time", words=["held"])
+def cells_that_were_stopped_in_an_epoch_which_has_no_time(top: Path) -> None:
+    into = run(top / "a", TIME)
+    measure(into, methods=["bptt"])
+    for seed in range(3):
+        seconds: list[Any] = [9.0, "", 1.9 * (1 + 0.01 * seed)]
+        into.cell("sltt", seed, train_s=seconds, peak_tensor_bytes=PEAKS["sltt"])
+
+
 @temptation(never=["other programs"], words=["held"])
 def programs_for_which_there_was_room(top: Path) -> None:
     measure(run(top / "a", TIME), cpu_util_mean=0.6, cpu_others_mean=0.4)

@@ -398,6 +398,16 @@ def test_a_time_to_the_target_in_which_other_programs_had_a_part_says_so(tmp_pat
     assert not any("while it trained" in note or "sltt" in note for note in notes)
 
 
+def test_a_method_whose_time_to_the_target_is_not_known_is_not_in_the_table(tmp_path: Path) -> None:
+    run = HandmadeRun(tmp_path / "run", recipe=TARGET)
+    for method in ("bptt", "sltt", "sltt-k2"):
+        seconds: Any = (5.0, "", 2.0) if method == "sltt" else (5.0, 2.0, 2.0)
+        run.cell(method, 0, top1=(0.1, 0.1, 0.8), train_s=seconds)
+    table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
+    assert [row[0].text for row in table.rows] == ["bptt", "sltt-k2"]
+    assert "sltt: not here, since some epoch of it has no time (its process stood still)." in table.notes
+
+
 def task(folder: Path, name: str, seconds: Mapping[str, float], *, target: float = 0.7) -> None:
     """A recipe on which each method reaches the target after one epoch of so many seconds; NEVER: not at all."""
     recipe = varied(TARGET, target=target) | {"name": name}

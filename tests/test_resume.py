@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,19 @@ def test_a_checkpoint_that_is_not_the_cells_own_is_refused_before_its_rows_count
     with pytest.raises(checkpoints.CheckpointError, match=rf"abc\.pt: {fault}"):
         Reporter(events, tmp_path / "abc.pt").resume(lambda state: state["model"])
     assert events.getvalue() == ""
+
+
+def test_a_checkpoint_with_a_damaged_weight_is_not_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "abc.pt"
+    checkpoints.save(path, {"model": {"weight": torch.full((50,), 1.5)}})
+    content = path.read_bytes()
+    number = struct.pack("<f", 1.5)
+    assert content.count(number) == 50
+    path.write_bytes(content.replace(number, struct.pack("<f", 1.75), 1))
+    with pytest.raises(
+        checkpoints.CheckpointError, match=r"abc\.pt: .* does not agree with its checksum\); delete it"
+    ):
+        checkpoints.load(path, of_cell="abc")
 
 
 def test_rows_in_a_checkpoint_of_another_version_are_kept_as_far_as_they_are_known(

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -24,7 +23,9 @@ class Lost(Exception):
 
 
 def ask(module: str, question: Any, limit_s: float) -> tuple[Any, bytes]:
-    """What `answer` of the module says to a question (JSON, bytes). Raises Lost; DataError if no process can be started."""
+    """What `answer` of the module says to a question (JSON, bytes), within so many seconds of a processor: those in which
+    it waits for a disk, or is stopped, are not counted. Raises Lost; DataError if no process can be started.
+    """
     return _beside(module, os.getpid()).ask(question, limit_s)
 
 
@@ -39,26 +40,18 @@ class _Beside:
     def ask(self, question: Any, limit_s: float) -> tuple[Any, bytes]:
         """See the function `ask`."""
         process = self._process = self._process or _started(self._module)
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            process.kill()
-
-        limit = threading.Timer(limit_s, end)
-        limit.daemon = True
-        limit.start()
         try:
-            answer = _answer(process, question)
+            answer = _answer(process, [question, limit_s])
         except BaseException:  # what it has not said yet would be taken for the answer to the next question
             self.close()
             raise
-        finally:
-            limit.cancel()
         if answer is None:
             self.close()
+            late = process.returncode == -signal.SIGPROF
             raise Lost(
-                f"not done in {limit_s:g} s" if late.is_set() else f"ended by {_ending(process.returncode)}"
+                f"not done in {limit_s:g} s of a processor"
+                if late
+                else f"ended by {_ending(process.returncode)}"
             )
         return answer
 
@@ -122,12 +115,19 @@ _READY = b'"ready"\n'
 
 
 def serve(answer: Callable[[Any], tuple[Any, bytes]]) -> None:
-    """Answer the questions on standard input, a line of JSON each, until it ends."""
+    """Answer the questions on standard input, a line of JSON each, until it ends.
+
+    The system ends this process at the limit of a question, whatever holds the interpreter, and though nobody waits for
+    the answer any more.
+    """
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     output.write(_READY)
     output.flush()
     for line in sys.stdin:
-        said, content = answer(json.loads(line))
+        question, limit_s = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
+        said, content = answer(question)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         output.write(json.dumps([said, len(content)]).encode() + b"\n" + content)
         output.flush()

@@ -265,13 +265,18 @@ class _Unreadable:
 
 
 class _SeededByKey(Dataset[Any]):
-    """Gives the sample at (epoch, index) with its own random numbers."""
+    """Gives the sample at (epoch, index) with its own random numbers; after one that cannot be read no other."""
 
     def __init__(self, dataset: Samples, seed: int) -> None:
         self._dataset = dataset
         self._seed = seed
+        self._unreadable: _Unreadable | None = None
 
     def __getitem__(self, key: Key) -> tuple[Tensor, int] | _Unreadable:
+        if (
+            self._unreadable is not None
+        ):  # its batch is lost, and each other sample of a file may take as long to fail
+            return self._unreadable
         epoch, index = key
         before = torch.get_rng_state()
         # Only the CPU's generator: torch.manual_seed would also reset the GPU's, dropout's own.
@@ -280,7 +285,8 @@ class _SeededByKey(Dataset[Any]):
             sample: tuple[Tensor, int] = self._dataset[index]
             return sample
         except DataError as error:
-            return _Unreadable(str(error))
+            self._unreadable = _Unreadable(str(error))
+            return self._unreadable
         finally:
             torch.set_rng_state(before)
 

@@ -2,11 +2,14 @@
 
 Read from HDF5 files as published: for each sample the times (in seconds) and units (0…699) of its spikes.
 They are binned to T slices of equal duration, and units next to each other to channels.
+
+HDF5 does so in a process beside this one: where zeros stand in a damaged file it looks for ever, and no signal that
+Python handles ends that.
 """
 
 import shutil
-from collections.abc import Callable, Iterable
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -19,7 +22,6 @@ from sltt_bench.data.errors import DataError, UnendingRead, absent, damaged, rea
 from sltt_bench.data.source import (
     SPLITS,
     Count,
-    DataFinding,
     DataPlace,
     DataSource,
     Modality,
@@ -68,32 +70,19 @@ class SpikingSpeech(DataSource):
         file = self._file(place.data_dir, split)
         if not file.is_file():
             raise absent(self.name, file, place.data_dir, self.prepared_as)
-        binned = partial(
-            bin_spikes,
-            timesteps=place.timesteps,
-            window=self.window_s,
-            units_per_channel=self.units_per_channel,
-        )
-        samples = SpikeSamples(self.name, file, binned)
+        binning = {
+            "timesteps": place.timesteps,
+            "window": self.window_s,
+            "units_per_channel": self.units_per_channel,
+        }
+        samples = SpikeSamples(self.name, file, binning)
         if samples.labels and not 0 <= min(samples.labels) <= max(samples.labels) < self.classes:
             raise damaged(self.name, file, f"it has labels outside 0…{self.classes - 1}")
         return samples
 
     def readings(self, data_dir: Path, split: str) -> list[tuple[Path, Callable[[], Any]]]:
         samples = self.samples_of(split, DataPlace(data_dir, timesteps=1))
-        return [
-            (samples.file, partial(check, self.name, samples.file, index)) for index in range(len(samples))
-        ]
-
-    def verify_split(self, data_dir: Path, split: str, progress: Progress) -> Iterable[DataFinding]:
-        """First whether the file can be opened at all."""
-        file = self._file(data_dir, split)
-        try:
-            if file.is_file():
-                check(self.name, file)
-        except DataError as error:
-            return [DataFinding(False, split, str(error))]
-        return super().verify_split(data_dir, split, progress)
+        return [(samples.file, partial(samples.counts, index)) for index in range(len(samples))]
 
     def prepare(self, data_dir: Path, progress: Progress) -> list[str]:
         published, done = tonic_dataset(self.tonic_name), []
@@ -172,33 +161,20 @@ def bin_spikes(
     return np.minimum(counts, 255).astype(np.uint8)
 
 
-class SpikeSamples:
-    """The samples of one HDF5 file, each read when it is asked for; a process opens the file for itself."""
+LIMIT_S = 20
+"""A sample takes milliseconds, the list of all of them a second."""
 
-    def __init__(self, name: str, file: Path, binned: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> None:
-        """Raises DataError if the file is no whole HDF5 file of spikes."""
+
+class SpikeSamples:
+    """The samples of one HDF5 file, each read when it is asked for; a process has one beside it that reads."""
+
+    def __init__(self, name: str, file: Path, binning: Mapping[str, Any]) -> None:
+        """`binning`: the options of `bin_spikes`. Raises DataError if the file is no whole HDF5 file of spikes."""
+        load_extra("h5py", "speech", f"reading {file}", DataError)
         self.file = file
         self._name = name
-        self._binned = binned
-        self._open: Any = None
-        faults = (OSError, KeyError, ValueError, TypeError)
-        with reading(name, file, *faults, reason="not a whole HDF5 file of spikes ({})"):
-            content = self._opened()
-            self.labels: list[int] = [int(label) for label in content["labels"][()]]
-            lengths = {len(content["spikes"][key]) for key in ("times", "units")} | {len(self.labels)}
-        if len(lengths) > 1:
-            raise damaged(name, file, f"labels, times and units are of different length {sorted(lengths)}")
-        content.close()
-        self._open = None
-
-    def _opened(self) -> Any:
-        if self._open is None:
-            h5py = load_extra("h5py", "speech", f"reading {self.file}", DataError)
-            self._open = h5py.File(self.file, "r")
-        return self._open
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": None}
+        self._binning = dict(binning)
+        self.labels: list[int] = self._asked(None, "opening it")[0]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -210,46 +186,64 @@ class SpikeSamples:
 
     def counts(self, index: int) -> np.ndarray:
         """Counts [T, channels] of one sample. Raises DataError."""
-        with reading(self._name, self.file, OSError, ValueError, reason=f"sample {index}: {{}}"):
-            spikes = self._opened()["spikes"]
-            return self._binned(spikes["times"][index], spikes["units"][index])
+        shape, content = self._asked(index, f"sample {index}: reading it")
+        return np.frombuffer(bytearray(content), np.uint8).reshape(shape)
+
+    def _asked(self, index: int | None, doing: str) -> tuple[list[int], bytes]:
+        """The shape and the counts of a sample, or all labels and nothing. Raises DataError."""
+        question = [self._name, str(self.file), index, self._binning]
+        try:
+            (fault, numbers), content = ask(__name__, question, LIMIT_S)
+        except Lost as lost:
+            raise UnendingRead(str(damaged(self._name, self.file, f"{doing} was {lost}"))) from None
+        if fault is not None:
+            raise DataError(fault)
+        return numbers, content
 
 
-# Checking ---------------------------------------------------------------------------------------
+# Within the process beside ----------------------------------------------------------------------
+
+_open: dict[Path, Any] = {}
+"""The HDF5 files of which samples were asked for, by path."""
 
 
-CHECK_LIMIT_S = 20
-"""A sample takes milliseconds, the list of all of them a second."""
-
-
-def check(name: str, file: Path, index: int | None = None) -> None:
-    """Read a sample, or open the file alone, in a process beside this one: where zeros stand in a damaged file, HDF5
-    looks for ever, and no signal ends that. Raises DataError.
-    """
+def _answer(question: tuple[str, str, int | None, dict[str, Any]]) -> tuple[Any, bytes]:
+    """(what is wrong or None, shape) and counts of a sample of a file; (the same, labels) of the file and nothing."""
+    name, path, index, binning = question
     try:
-        fault, _ = ask(__name__, [name, str(file), index], CHECK_LIMIT_S)
-    except Lost as lost:
-        which = "opening it" if index is None else f"sample {index}: reading it"
-        raise UnendingRead(str(damaged(name, file, f"{which} was {lost}"))) from None
-    if fault is not None:
-        raise DataError(fault)
-
-
-def _answer(question: tuple[str, str, int | None]) -> tuple[str | None, bytes]:
-    """What is wrong with a sample of a file, or with the file."""
-    name, file, index = question
-    try:
-        samples = _samples(name, Path(file))
-        if index is not None:
-            samples.counts(index)
+        if index is None:
+            return (None, _labels(name, Path(path))), b""
+        counts = _counts(name, Path(path), index, binning)
+        return (None, counts.shape), counts.tobytes()
     except DataError as error:
-        return str(error), b""
-    return None, b""
+        return (str(error), []), b""
 
 
-@cache
-def _samples(name: str, file: Path) -> SpikeSamples:
-    return SpikeSamples(name, file, partial(bin_spikes, timesteps=1, window=1.0, units_per_channel=1))
+def _labels(name: str, file: Path) -> list[int]:
+    """Of all samples, in order. Raises DataError if the file is no whole HDF5 file of spikes."""
+    import h5py
+
+    faults = (OSError, KeyError, ValueError, TypeError)
+    with (
+        reading(name, file, *faults, reason="not a whole HDF5 file of spikes ({})"),
+        h5py.File(file, "r") as content,
+    ):
+        labels = [int(label) for label in content["labels"][()]]
+        lengths = {len(content["spikes"][key]) for key in ("times", "units")} | {len(labels)}
+    if len(lengths) > 1:
+        raise damaged(name, file, f"labels, times and units are of different length {sorted(lengths)}")
+    return labels
+
+
+def _counts(name: str, file: Path, index: int, binning: Mapping[str, Any]) -> np.ndarray:
+    """Of one sample. Raises DataError."""
+    import h5py
+
+    with reading(name, file, OSError, KeyError, ValueError, reason=f"sample {index}: {{}}"):
+        if file not in _open:
+            _open[file] = h5py.File(file, "r")
+        spikes = _open[file]["spikes"]
+        return bin_spikes(spikes["times"][index], spikes["units"][index], **binning)
 
 
 if __name__ == "__main__":

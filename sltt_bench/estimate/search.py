@@ -19,6 +19,7 @@ from functools import cache
 import numpy as np
 
 from sltt_bench import methods
+from sltt_bench.distributed import smallest_share
 from sltt_bench.estimate.trace import DeviceType, largest_share, trace_memory
 from sltt_bench.failures import too_few_for_batch_norm
 from sltt_bench.measure.iteration_memory import IterationMemory
@@ -35,7 +36,8 @@ def largest_batch_size(
     not even the smallest that the network can train on: a sample for each, or 2 where batch norm would have a single
     value per channel.
 
-    At most the training samples of an epoch, since no run has a larger batch. `memory` is the cell's own, where it is known.
+    It is one that a run takes: at most the training samples of an epoch, and so that what is left of them in its last batch
+    is as much as the smallest too. `memory` is the cell's own, where it is known.
     """
     of_cell = cell.recipe.train.batch_size
 
@@ -53,9 +55,23 @@ def largest_batch_size(
                 raise
             return False
 
+    @cache
+    def trains_on_one() -> bool:
+        try:
+            traced(smallest)
+        except ValueError as error:
+            if not too_few_for_batch_norm(error):
+                raise
+            return False
+        return True
+
+    def is_taken(batch_size: int) -> bool:
+        share = smallest_share(batch_size, samples, cell.recipe.train.drop_last, smallest)
+        return share > 1 or (share == 1 and trains_on_one())
+
     smallest, samples = cell.recipe.train.devices, cell.recipe.epoch_samples(synthetic=cell.synthetic)
     largest = _largest_predicted(predicted_peaks(cell, traced), smallest, samples, memory_bytes, fits)
-    return largest if largest >= smallest else 0
+    return next((batch_size for batch_size in range(largest, smallest - 1, -1) if is_taken(batch_size)), 0)
 
 
 def _largest_predicted(

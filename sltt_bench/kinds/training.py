@@ -17,7 +17,7 @@ from sltt_bench.backends import unmeasurable
 from sltt_bench.data.loading import content, labels_of, make_loader
 from sltt_bench.data.synthetic import synthetic_bundle
 from sltt_bench.data.validation import hold_back
-from sltt_bench.distributed import ALONE, Ranks, join
+from sltt_bench.distributed import ALONE, Ranks, join, smallest_share
 from sltt_bench.failures import classify, out_of_memory_cause, too_few_for_batch_norm
 from sltt_bench.kinds import Job
 from sltt_bench.measure import Profiler
@@ -61,7 +61,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         check_steps_again(cell, device, loaders["train"], bundle.preprocess)
 
         def peak() -> int:
-            batch = next(iter(loaders["train"]))
+            batch = first_batch(loaders["train"])
             labels = [labels_of(getattr(bundle, split)) for split in splits]
             reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
             reporter.send("measured_with", **content_sha256(cell.recipe.data, bundle, evaluated))
@@ -102,8 +102,8 @@ def check_smallest_batch(
     """
     train = cell.recipe.train
     ranks.check_divisible(train.batch_size, loader.samples, train.drop_last)
-    shares = [size // ranks.size for size in (train.batch_size, loader.samples % train.batch_size) if size]
-    if min(shares) != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
+    share = smallest_share(train.batch_size, loader.samples, train.drop_last, ranks.size)
+    if share != 1 or (ranks.size > 1 and train.synchronise_batch_norm):
         return
     subject = experiment.assemble(cell, device, experiment.make_backend(cell))
     subject.network.train()
@@ -246,13 +246,28 @@ def content_sha256(
         "training_samples_sha256": [bundle.plain_train or bundle.train],
         "evaluated_samples_sha256": [getattr(bundle, split) for split in evaluated],
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the last digit of a spectrogram depends on how many compute it
-    try:
+    with one_thread():
         return {
             name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))
             for name, of_name in splits.items()
         }
+
+
+def first_batch(loader: Iterable[Any]) -> Any:
+    """(x, labels) of the first batch of an epoch, whose digest is the same wherever its samples are. Raises DataError."""
+    with one_thread():
+        return next(iter(loader))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As loader processes compute: the last digit of a matrix product, so of a spectrogram's mel energies, depends on how
+    many threads share it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,6 +12,7 @@ from sltt_bench.measure.nvml import Missing, NvmlUnavailable, Reading, value_of
 from sltt_bench.measure.process_memory import peak_resident_bytes, reset_peak_resident, resident_bytes
 from sltt_bench.measure.processors import Processors, Shares
 from sltt_bench.measure.sampler import PhaseReadings, Sample
+from sltt_bench.measure.standstills import Standstills
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,14 @@ FIGURES = (
     "train_s", "eval_s", "data_wait_s", *ALLOCATOR_COLUMNS, "peak_rss_bytes", *NVML_COLUMNS, *PROCESSOR_COLUMNS,
 )  # fmt: skip
 """The columns of epochs.csv that a profiler fills."""
+DURING = {
+    "train": ("train_s", "data_wait_s", "energy_j", "gpu_util_mean", *PROCESSOR_COLUMNS),
+    "eval": ("eval_s",),
+}
+"""Phase of an epoch → the columns that a time in which nothing ran would stand in."""
+STOOD_STILL = (
+    "the process stood still meanwhile: it was stopped, or its container paused, or the machine suspended"
+)
 
 
 class Profiler:
@@ -60,6 +69,7 @@ class Profiler:
         """The sensors of the GPU; None without."""
         self._device = str(device)
         self.processors = Processors(os.getpid() if command is None else command)
+        self.standstills = Standstills()
         self._resident_at_start = resident_bytes()
         self._epochs_of: dict[tuple[str, str], list[int]] = {}
         self._warmup = ExitStack()
@@ -67,6 +77,7 @@ class Profiler:
         self._open_sensors(gpu_uuid or self.compute.gpu_uuid, on_sample, interval_s)
 
     def __enter__(self) -> "Profiler":
+        self.standstills.start()
         if self.watch is not None:
             self.watch.sampler.start()
             self._warmup.enter_context(self.watch.sampler.phase("warmup", None))
@@ -74,6 +85,7 @@ class Profiler:
 
     def __exit__(self, *exception: object) -> None:
         self._warmup.close()
+        self.standstills.stop()
         if self.watch is not None:
             self.watch.stop()
             if (failure := self.watch.sampler.callback_failure) is not None:
@@ -146,6 +158,8 @@ class EpochProfile:
         self._profiler = profiler
         self._number = number
         self._figures: dict[str, Figure] = dict.fromkeys(FIGURES)
+        self._stood_still: set[str] = set()
+        """The phases in which the process did not run all the time."""
         self._waited_s: float | None = None
         """None until something has been waited for."""
 
@@ -153,7 +167,8 @@ class EpochProfile:
     def train(self) -> Iterator[None]:
         """The training of the epoch. Peaks start anew, and the device is synchronised at both ends.
 
-        A body that raises leaves no figures: part of an epoch is not an epoch.
+        A body that raises leaves no figures: part of an epoch is not an epoch. Nor has a time been measured in which the
+        process stood still: `figures` has none then.
         """
         profiler, compute, watch = self._profiler, self._profiler.compute, self._profiler.watch
         profiler.processors.begin()
@@ -165,10 +180,11 @@ class EpochProfile:
             reset_peak_resident()
             energy_before = None if watch is None else watch.sensors.energy_j()
             self._waited_s = None
-            started = time.perf_counter()
-            yield
-            compute.synchronize()
-            train_s = time.perf_counter() - started
+            with self._watching_standstills("train"):
+                started = time.perf_counter()
+                yield
+                compute.synchronize()
+                train_s = time.perf_counter() - started
             if watch is not None and energy_before is not None:
                 self._keep("energy_j", _energy_between(energy_before, watch.sensors.energy_j()))
             self._figures |= {"train_s": train_s, "data_wait_s": self._waited_s}
@@ -184,12 +200,19 @@ class EpochProfile:
     def evaluate(self) -> Iterator[None]:
         """The evaluation of the epoch, with a clock of its own."""
         compute = self._profiler.compute
-        with self._profiler.phase("eval", self._number):
+        with self._profiler.phase("eval", self._number), self._watching_standstills("eval"):
             compute.synchronize()
             started = time.perf_counter()
             yield
             compute.synchronize()
             self._figures["eval_s"] = time.perf_counter() - started
+
+    @contextmanager
+    def _watching_standstills(self, phase: str) -> Iterator[None]:
+        before = self._profiler.standstills.seconds()
+        yield
+        if self._profiler.standstills.seconds() > before:
+            self._stood_still.add(phase)
 
     def waiting(self, loader: Iterable[T]) -> Iterator[T]:
         """The loader's items; inside `train`, the time spent waiting for them is data_wait_s.
@@ -214,6 +237,10 @@ class EpochProfile:
         """FIGURES → value; None where there is none, for which `Profiler.absent` has the reason."""
         unmeasurable = self._profiler.unmeasurable()
         self._profiler.absent |= unmeasurable
+        for column in (column for phase in self._stood_still for column in DURING[phase]):
+            if self._figures[column] is not None:
+                self._figures[column] = None
+                self._profiler.is_absent(column, self._number, STOOD_STILL)
         return {
             column: None if column in unmeasurable else figure for column, figure in self._figures.items()
         }
@@ -242,6 +269,19 @@ class EpochProfile:
         else:
             for column in ("peak_nvml_bytes", "peak_nvml_scope"):
                 self._profiler.is_absent(column, self._number, f"{process.reason}; {device.reason}")
+
+
+def without_times_that_one_lacks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows of processes that shared an epoch: where one has no time of a phase, since it stood still in it, the
+    others have none either, who waited for it.
+    """
+    lacking = {
+        column
+        for time_column, *others in DURING.values()
+        if any(row[time_column] is None for row in rows)
+        for column in (time_column, *others)
+    }
+    return [{name: None if name in lacking else value for name, value in row.items()} for row in rows]
 
 
 def _own_peak(readings: PhaseReadings, reserved_bytes: int) -> Reading[float]:

@@ -254,6 +254,7 @@ def _measures(epochs: pd.DataFrame) -> pd.DataFrame:
     table[peaks] = chosen[peaks].max()
     used = _used_by_others(of_phase)
     table["used_by_others"] = [used.get(cell, math.nan) for cell in table.index]
+    table["untimed"] = epochs["train_s"].isna().groupby([epochs[name] for name in key], sort=False).sum()
     table["peak_tensor_bytes"] = by_cell["peak_tensor_bytes"].max()
     cold = epochs[epochs["cold"]].groupby(key, sort=False)
     table[[f"cold_{name}" for name in peaks]] = cold[peaks].max()

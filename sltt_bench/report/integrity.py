@@ -20,6 +20,7 @@ import pandas as pd
 from sltt_bench.format import Unit
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.numbers import first_of
+from sltt_bench.results.doubts import untimed_text
 from sltt_bench.results.reader import Run
 
 REPETITION_SHARE = 0.01
@@ -199,6 +200,8 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     if used > 0:
         text = f"{method}: other programs used {used:.0%} of the processors while it trained"
         yield Breach(text, (method,), _TIME, undecides=True)
+    if untimed := int(cells["untimed"].astype(float).fillna(0).sum()):
+        yield Breach(f"{method}: {untimed_text(untimed)}", (method,), _TIME)
     busy = cells["gpu_util"].astype(float).mean()
     if busy < BUSY_SHARE:
         yield Breach(

@@ -58,16 +58,17 @@ def target_of(group: Group) -> float | None:
 def to_target(group: Group) -> list[ToTarget]:
     """Every finished method's way to the group's target, if its figures can be trusted; none without a target.
 
-    A seed of which no cell finished is a miss too.
+    A seed of which no cell finished is a miss too. A method has no way of which some epoch's time is not known.
     """
     target = target_of(group)
     if target is None:
         return []
-    return [
+    ways = [
         _of_method(result, target)
         for result in group.finished
         if len(result.epochs) and not any(group.blocking(name, result.method) for name in _DECIDING)
     ]
+    return [way for way in ways if not any(map(math.isnan, way.seconds))]
 
 
 _DECIDING = ("last_test_top1", "epoch_s")
@@ -95,7 +96,7 @@ def _of_method(result: MethodResult, target: float) -> ToTarget:
 def _of_repetitions(ways: Sequence[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
     """One seed's way: the median of each figure over its cells, NEVER where half of them missed; others' use at most."""
     epochs, seconds, joules, others = zip(*ways, strict=True)
-    return median(epochs), median(seconds), float(np.median(joules)), max(others)
+    return median(epochs), float(np.median(seconds)), float(np.median(joules)), max(others)
 
 
 def _of_cell(rows: Sequence[tuple[float, ...]], target: float) -> tuple[float, float, float, float]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sltt_bench.results.writer import ResultsError, atomic_result, room
+from sltt_bench.tensor_files import load_tensors
 
 
 class CheckpointError(Exception):
@@ -28,7 +29,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 def load(path: Path, *, of_cell: str) -> dict[str, Any]:
     """Read the checkpoint of a cell as weights and plain values only. Raises CheckpointError."""
     with restoring(path):
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = load_tensors(path)
         cell_id = state.get("cell_id", of_cell)  # earlier versions had it in the file's name only
     if cell_id != of_cell:
         raise CheckpointError(

@@ -56,13 +56,25 @@ _OF_PROCESSORS = ("train_s", "cpu_util_mean", "cpu_others_mean")
 
 
 def disturbance(epochs: Sequence[Epoch]) -> str:
-    """What to know of the times of these epochs, in their order; '' if nothing. Warm epochs count, if there are any."""
+    """What to know of the times of these epochs, in their order; '' if nothing. Of the processors warm epochs tell, if
+    there are any.
+    """
+    clauses = []
+    if untimed := sum(epoch.get("train_s", 0) in (None, "") for epoch in epochs):
+        clauses.append(untimed_text(untimed))
     measured = [
         epoch for epoch in epochs if all(epoch.get(name) not in (None, "") for name in _OF_PROCESSORS)
     ]
     warm = [epoch for epoch in measured if str(epoch.get("cold")).lower() != "true"] or measured
     share = used_by_others(*(_figures(warm, name) for name in _OF_PROCESSORS))
-    return f"other programs used {share:.0%} of the processors" if share else ""
+    if share:
+        clauses.append(f"other programs used {share:.0%} of the processors while it trained")
+    return "; ".join(clauses)
+
+
+def untimed_text(epochs: int) -> str:
+    """Of so many epochs of a cell without a time."""
+    return f"its process stood still in {epochs} epoch{'s' * (epochs > 1)}, of which there is no time"
 
 
 def at_chance(classes: int, samples: int) -> float:

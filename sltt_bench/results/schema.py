@@ -102,8 +102,9 @@ test_top5                 float  share of test samples with the label among the 
                                  synthetic data
 lr                        float  learning rate of the epoch
 train_s                   float  seconds of training, with the wait for data; the device is synchronised at
-                                 both ends
-eval_s                    float  seconds of evaluation; the device is synchronised at both ends
+                                 both ends. Empty, like all that is taken over this time, if the process stood
+                                 still meanwhile (it was stopped, or the machine was suspended)
+eval_s                    float  seconds of evaluation; the device is synchronised at both ends. Empty like train_s
 data_wait_s               float  seconds of train_s in which the process waited for the next batch; a GPU may
                                  have gone on with earlier work meanwhile
 samples                   int    training samples of the epoch
@@ -319,7 +320,8 @@ gpu                                str    GPU of the lower bound on time, by its
 epoch_lower_bound_s                float  seconds that this GPU needs at least for an epoch's training
 memory_bytes                       int    memory into which batch and T were fitted, after the margin was
                                           taken off
-largest_batch_size                 int    largest batch at this T that fits into memory_bytes; 0: none does
+largest_batch_size                 int    largest batch at this T that fits into memory_bytes and leaves a last
+                                          batch of the epoch that a run takes; 0: none does
 largest_timesteps                  int    largest T at this batch that fits into memory_bytes; 0: none does;
                                           empty: no limit was met
 """)

@@ -68,6 +68,12 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
             [way.method for way in ways],
         ),
     ]
+    shown = {way.method for way in ways}
+    notes += [
+        f"{result.method}: not here, since some epoch of it has no time (its process stood still)."
+        for result in group.finished
+        if result.method not in shown and result.epochs["train_s"].isna().any()
+    ]
     title = f"Until the target, {group.key.tuning}"
     return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
 

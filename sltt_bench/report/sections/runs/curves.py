@@ -25,7 +25,8 @@ class Curve:
     accuracy: Floats
     """[cells, epochs], as shares."""
     trained_s: Floats
-    """[cells, epochs]: training time until the end of the epoch, evaluation not counted."""
+    """[cells, epochs]: training time until the end of the epoch, evaluation not counted; NaN from an epoch on whose time is
+    not known."""
     survivors: bool
     """Whether other seeds did not finish."""
     at_chance: bool
@@ -34,6 +35,11 @@ class Curve:
     def peak(self) -> float:
         """The highest accuracy that every cell reaches."""
         return float(self.accuracy.max(axis=1).min())
+
+    @property
+    def longest_s(self) -> float:
+        """The longest training time that is known."""
+        return float(self.trained_s.max(initial=0.0, where=~np.isnan(self.trained_s)))
 
     def over_seeds(self, of_cells: Floats) -> Floats:
         """Figures of cells as those of seeds: the mean over each one's repetitions, [cells, ...] → [seeds, ...]."""
@@ -47,7 +53,7 @@ class Curve:
 
     def time_to(self, accuracy: float) -> float:
         """Geometric mean over seeds of the training time until an epoch first ends with this accuracy; NaN if a cell never
-        does."""
+        does, or the time is not known."""
         reached = self.accuracy >= accuracy
         if not reached.any(axis=1).all():
             return float("nan")
@@ -75,7 +81,7 @@ def _curve(group: Group, result: MethodResult) -> Curve | None:
         )
     order = sorted(cells)
     every = np.array([[cells[cell].get(epoch, (np.nan, np.nan)) for epoch in epochs] for cell in order])
-    is_whole = ~np.isnan(every).any(axis=(1, 2))
+    is_whole = ~np.isnan(every[:, :, 0]).any(axis=1)  # without the time of some epoch it has a curve by epoch
     whole = every[is_whole]
     if not len(whole):
         return None

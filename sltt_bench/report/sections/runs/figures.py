@@ -1,5 +1,6 @@
 """Which plots the measured data support, with their captions; for the others, what would make them."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -236,12 +237,16 @@ def _pairs(group: Group, name: str, baseline: str) -> Figure:
 def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
     floor = group.accuracy_floor
     target = common_accuracy(shown, floor)
-    scale = scale_for("s", [float(curve.trained_s.max()) for curve in shown])
+    scale = scale_for("s", [curve.longest_s for curve in shown])
     chance = [curve.method for curve in shown if curve.at_chance]
     texts = ["Test accuracy, mean over seeds, shaded one standard deviation."]
     if target is not None:
         reached = numbers.first_of(
-            [f"{curve.method} {scale.text(curve.time_to(target))}" for curve in shown if not curve.at_chance]
+            [
+                f"{curve.method} {'unknown' if math.isnan(time := curve.time_to(target)) else scale.text(time)}"
+                for curve in shown
+                if not curve.at_chance
+            ]
         )
         texts.append(
             f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
