@@ -1,10 +1,10 @@
-"""Whether this process ran all the time: what stops it (SIGSTOP, a paused container, a laptop that is shut) stops no
-clock that it is measured by, or stops that clock too.
+"""Notices when this process stood still: stopped (SIGSTOP), in a paused container, or on a suspended machine.
 
-A thread beats. Where a beat is late, and the process neither used a processor meanwhile nor waited for one, it stood still.
-One that computes uses some, also where a long call of a library holds the interpreter; one that other programs leave no
-processor waits for one, which is their share (processors.py); one that waits for a device, data or other processes beats
-on. What a suspended machine sleeps through is the difference of two of the system's clocks.
+The clock that measures an epoch does not show this. So a thread wakes up five times a second. If it wakes up late, and the
+process neither used a processor meanwhile nor waited for one, the process stood still. The other causes of a late wake-up
+differ: a process that computes uses a processor, even if a library call holds the interpreter; one that other programs keep
+off the processors waits for one (that share is measured in processors.py); and while it waits for a device, data or other
+processes, the thread wakes up on time. The time for which a machine was suspended is the difference of two system clocks.
 """
 
 import threading
@@ -15,50 +15,50 @@ from pathlib import Path
 
 BEAT_S = 0.2
 SHORTEST_S = 1.0
-"""A beat that is later than this is no chance of scheduling."""
+"""The scheduler alone does not delay a beat by more than this."""
 IDLE_SHARE = 0.1
-"""Of a time in which a process stood still, what it may have been at work beside what it did before and after."""
+"""The share of a standstill in which the process may still have been at work, just before and after it."""
 
 
 @dataclass(frozen=True)
 class _Beat:
-    """What the clocks say at one, in seconds."""
+    """The clocks' readings at one beat, in seconds."""
 
     now: float
     """The clock that measures."""
     used: float
-    """Processors' time of all threads."""
+    """Processor time of all threads."""
     ready: float
-    """In which the main thread computed, and it or the beating one waited for a processor."""
+    """Time in which the main thread computed, or it or the beating thread waited for a processor."""
     asleep: float
-    """In which the whole machine slept, which only Linux tells."""
+    """Time for which the whole machine was suspended; 0 where the system is not Linux."""
 
 
 class Standstills:
-    """Adds up the seconds in which this process stood still, between `start` and `stop`."""
+    """Adds up the seconds for which this process stood still between `start` and `stop`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stood_s = 0.0
         self._usual = 0.0
-        """Processors that it used from one beat to the next."""
+        """Processors in use between two beats, usually."""
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_beating, name="standstills", daemon=True)
         self._last = self._clocks()
 
     def start(self) -> None:
-        """Begin to beat; what was before counts for nothing."""
+        """Start to beat; earlier standstills do not count."""
         self._thread.start()
         with self._lock:
             self._last = self._clocks()
 
     def stop(self) -> None:
-        """Beat no more."""
+        """Stop beating."""
         self._stopping.set()
         self._thread.join()
 
     def seconds(self) -> float:
-        """In which the process stood still until now, those included in which the machine was suspended."""
+        """Returns the seconds for which the process stood still so far, suspension of the machine included."""
         with self._lock:
             before, now = self._last, self._clocks()
             self._last = now
@@ -87,7 +87,7 @@ class Standstills:
 
 
 def _on_and_for_a_processor(thread: threading.Thread) -> tuple[float, float]:
-    """Seconds that a thread used a processor, and that it waited for one: 0 where the system does not tell."""
+    """Returns the seconds for which a thread used a processor and waited for one; 0 where the system does not say."""
     with suppress(OSError, ValueError):
         text = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text(encoding="ascii")
         used, waited, _ = (int(number) for number in text.split())
