@@ -2,6 +2,7 @@
 
 import json
 import re
+import struct
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -292,6 +293,14 @@ def test_the_same_figure_gives_the_same_files(all_figures: dict[str, Figure]) ->
     assert first == second
     assert b"<text" in first["svg"]
     assert first["png"].startswith(b"\x89PNG")
+
+
+def test_a_png_has_its_dots_whatever_is_written_beside_it(all_figures: dict[str, Figure]) -> None:
+    """Written after an SVG, as in every report with a page, it had 72 dots an inch."""
+    with style.applied():
+        content = style.files(all_figures["methods"].draw("column"), ["svg", "png"])["png"]
+    width, _ = struct.unpack(">II", content[16:24])
+    assert width == round(style.DPI * style.WIDTH_INCHES["column"])
 
 
 def test_the_users_own_matplotlib_settings_do_not_matter(all_figures: dict[str, Figure]) -> None:

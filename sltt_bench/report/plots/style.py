@@ -407,6 +407,7 @@ def _content(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
     else:
+        figure.set_dpi(DPI)  # writing an SVG leaves a figure at 72
         FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
     return stream.getvalue()
 
