@@ -36,6 +36,8 @@ class Axis:
     logarithmic: bool = False
     within: tuple[float, float] = style.ANY
     """What its figures can be at all: an accuracy from 0 to 100 %. Other ticks have no number."""
+    seeds: str = ""
+    """Over how many seeds its figures are, where that is to be seen: "n = 1 seed"."""
 
 
 PERCENT = (0.0, 100.0)
@@ -51,9 +53,9 @@ class Line:
     xs: Numbers = ()
     ys: Numbers = ()
     """NaN leaves a gap in the line."""
-    spreads: Numbers = ()
-    """± in y; NaN or 0 for none."""
-    x_spreads: Numbers = ()
+    spreads: Sequence[tuple[float, float]] = ()
+    """(low, high) in y; NaN, or both the value: none."""
+    x_spreads: Sequence[tuple[float, float]] = ()
     method: str = ""
     """Whose look it has; '' is a colour of the ramp, by the place of its label."""
     stroke: Literal["solid", "dashed", "dotted", "step", "level", "none"] = "solid"
@@ -112,7 +114,7 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
         _panel(place, panel, ramp, own, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
-    style.legend_below(figure, axes, width)
+    style.legend_below(figure, axes, width, [line.label for panel in panels for line in panel.lines])
     return figure
 
 
@@ -186,9 +188,9 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)
     else:
         axes.errorbar(xs, ys, elinewidth=0.9, ecolor=colour, zorder=3, **bars, **how)
-    if line.band and np.any(np.nan_to_num(line.spreads) > 0):
-        spread = np.asarray(line.spreads, dtype=float)
-        axes.fill_between(xs, ys - spread, ys + spread, color=colour, alpha=0.16, linewidth=0)
+    if line.band and "yerr" in bars:
+        low, high = np.asarray(line.spreads, dtype=float).T
+        axes.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
     for x, y, left_out in zip(xs, ys, line.survivors, strict=False):
         if left_out:
             axes.annotate(SURVIVORS, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
@@ -207,9 +209,14 @@ _STROKES = {"dashed": (0, (4, 2)), "dotted": (0, (1, 1.5)), "level": "--", "none
 
 
 def _bars(line: Line) -> dict[str, Any]:
-    """The spreads that are to be drawn as error bars, by the name that matplotlib gives them."""
-    spreads = {"yerr": line.spreads, "xerr": line.x_spreads}
-    return {name: values for name, values in spreads.items() if np.any(np.nan_to_num(values) > 0)}
+    """The lengths of error bars to both sides, by the name that matplotlib gives them; none where all are 0."""
+    of_axes = {"yerr": (line.ys, line.spreads), "xerr": (line.xs, line.x_spreads)}
+    lengths = {
+        name: np.abs(np.asarray(spreads, dtype=float).T - np.asarray(values, dtype=float))
+        for name, (values, spreads) in of_axes.items()
+        if len(spreads)
+    }
+    return {name: sides for name, sides in lengths.items() if np.any(np.nan_to_num(sides) > 0)}
 
 
 def _level(axes: Axes, value: float, words: str) -> None:
@@ -240,7 +247,7 @@ def _remark(axes: Axes, remarks: Sequence[str]) -> None:
 
 
 def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
-    getattr(axes, f"set_{which}label")(axis.label)
+    getattr(axes, f"set_{which}label")(style.label(axis.label, axis.seeds, which))
     getattr(axes, f"set_{which}margin")(0.08 if which == "x" else 0.12)
     if axis.logarithmic:
         getattr(axes, f"set_{which}scale")("log")

@@ -255,7 +255,9 @@ def plain_ticks(
     low, high = within
     axis.set_major_formatter(
         FuncFormatter(
-            lambda value, _: f"{number:,.10g}" if low <= (number := round(value, 9)) <= high else ""
+            lambda value, _: (
+                f"{number:,.10g}".replace("-", "−") if low <= (number := round(value, 9)) <= high else ""
+            )
         )
     )
 
@@ -270,6 +272,11 @@ def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
 
 
 _FEW_DECADES = 100
+
+
+def label(words: str, seeds: str, which: Literal["x", "y"]) -> str:
+    """Of an axis, with the number of seeds, if it is to be seen: below the words along y, where there is less room."""
+    return (", " if which == "x" else "\n").join(filter(None, [words, seeds]))
 
 
 def wrapped(text: str, columns: int, most: int | None = None) -> str:
@@ -332,14 +339,16 @@ def unnamed(label: str | None) -> dict[str, Any]:
     }
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
-    """One legend for all panels, under them: each label once."""
+def legend_below(figure: Figure, axes: Sequence[Axes], width: Width, order: Sequence[str] = ()) -> None:
+    """One legend for all panels, under them: each label once, in this order (matplotlib has what bears error bars last)."""
     entries: dict[str, Any] = {}
     for place in axes:
         for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
         return
+    places = {label: place for place, label in enumerate(dict.fromkeys(order))}
+    entries = dict(sorted(entries.items(), key=lambda entry: places.get(entry[0], len(places))))
     if uncounted := [label for label in entries if _MORE.fullmatch(label)]:
         entries[uncounted[0]] = entries.pop(uncounted[0])  # to the end
     letters = 5 + max(len(_with_short_words(label)) for label in entries)  # a handle takes about five

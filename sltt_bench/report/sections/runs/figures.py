@@ -98,8 +98,10 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     seeds = [len(result.seeds) for group in groups for result in group.finished]
     lost = any(sweep.lost for sweep in sweeps)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
+    ratios = any(METRICS[metric].as_ratio for metric in sweeps[0].metrics)
+    deviation = numbers.DEVIATION_OF_RATIOS if ratios else numbers.DEVIATION
     caption = (
-        f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
+        f"Mean over seeds against {sweeps[0].words}, bars {deviation}, each seed a dot; a gap: not run{ring}. "
         f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
@@ -213,8 +215,8 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         if metric != "last_test_top1"
     )
     caption = (
-        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
-        f"in brackets the ratio to {baseline}. "
+        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds, whiskers mean ÷ and × the "
+        f"geometric standard deviation, each seed a dot, in brackets the ratio to {baseline}. "
         f"{_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
@@ -264,7 +266,7 @@ def _tradeoff(group: Group, name: str) -> Figure:
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
         f"one, by means over seeds{EQUAL_ACCURACIES * has_accuracy}); hollow: dominated. Thin line: the front of this "
         f"panel's two figures as they are drawn. "
-        f"Bars one standard deviation, each seed a dot. {_basis(group)}"
+        f"Bars {numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
     )
     title = _TRADEOFF if has_accuracy else _TRADEOFF_OF_TWO
     return Figure(f"{name}-tradeoff", title, caption, draw_lines, lambda: tradeoff_panels(group))
@@ -273,7 +275,7 @@ def _tradeoff(group: Group, name: str) -> Figure:
 def _against_k(group: Group, name: str) -> Figure:
     caption = (
         f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}; dashed: BPTT. Mean over seeds, bars "
-        f"one standard deviation, each seed a dot. {_basis(group)}"
+        f"{numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
     )
     return Figure(f"{name}-k", _AGAINST_K, caption, draw_lines, lambda: k_panels(group))
 

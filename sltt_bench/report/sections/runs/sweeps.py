@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sltt_bench.report.groups import Group
+from sltt_bench.report.groups import Group, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
@@ -27,7 +27,9 @@ class Sweep:
     @property
     def methods(self) -> list[str]:
         """Every method of some group, in the usual order."""
-        return list(dict.fromkeys(method for group in self.groups.values() for method in group.methods))
+        return sorted(
+            {method for group in self.groups.values() for method in group.methods}, key=method_order
+        )
 
     @property
     def metrics(self) -> list[str]:
@@ -135,7 +137,7 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
         yield Panel(
             title or title_of(metric),
             Axis(sweep.words, at=tuple(sweep.groups)),
-            axis_of(metric, phase, scale),
+            axis_of(metric, phase, scale, [stat for line in stats.values() for stat in line.values()]),
             tuple(lines),
             rings=tuple(rings),
             remarks=()
