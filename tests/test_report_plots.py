@@ -397,6 +397,21 @@ def test_a_legend_has_the_order_of_the_tables(tmp_path: Path) -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["bptt", "sltt"]
 
 
+def test_a_sweep_draws_the_memory_that_all_its_groups_have(tmp_path: Path) -> None:
+    """Where some were replayed as CUDA graphs, and so have no allocated memory, there was no panel of memory."""
+    run = HandmadeRun(tmp_path, device="cuda:0", device_name="Example GPU")
+    for steps in (1, 2):
+        more = {"peak_allocated_bytes": MIB} if steps == 1 else {}
+        run.cell(
+            recipe=varied(RECIPE, timesteps=steps),
+            overrides={"timesteps": steps},
+            peak_reserved_bytes=2 * MIB,
+            **more,
+        )
+    memory, *_ = drawn(figures(tmp_path)["digits-sweep-timesteps"]).axes
+    assert memory.get_ylabel() == "reserved (CUDA) [MiB]\nn = 1 seed"
+
+
 def test_the_methods_of_a_sweep_have_the_order_of_the_tables(tmp_path: Path) -> None:
     """sltt-k2 needs two steps, and came after what ran at one."""
     run = HandmadeRun(tmp_path)

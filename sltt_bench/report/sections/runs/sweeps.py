@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sltt_bench.report.groups import Group, method_order
+from sltt_bench.report.groups import Group, headline_of, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
@@ -36,8 +36,7 @@ class Sweep:
         """What can be drawn: a figure that every finished group has, measured alike."""
         finished = [group for group in self.groups.values() if group.finished]
         shown: list[str] = []
-        memories = {group.headline_memory() for group in finished}
-        if len(memories) == 1 and (memory := memories.pop()):
+        if memory := headline_of(finished):
             shown.append(memory)
         if len({group.phase for group in finished}) == 1:
             shown.append("epoch_s")
