@@ -161,6 +161,45 @@ def test_sweeps_on_several_tasks_are_told_apart_by_the_tasks_names(tmp_path: Pat
     assert_legible(drawing)
 
 
+def test_small_multiples_of_a_study_name_the_task_and_every_value_of_what_differs(tmp_path: Path) -> None:
+    """They said "extends = _digits-saccade", and nothing of the time constant that is the recipe's own."""
+    run = HandmadeRun(tmp_path)
+    for task in ("_digits", "_digits-saccade"):
+        for tau in (1.1, 2.0, 20.0):
+            overrides = {"extends": task, **({"neuron.tau": tau} if tau != 1.1 else {})}
+            recipe = varied(RECIPE, neuron__tau=tau, train__momentum=0.1 * len(task))
+            run.cell("bptt", recipe=recipe, top1=[0.4, 0.5, 0.6], overrides=overrides)
+    drawing = drawn(figures(tmp_path)["digits-curves-1"])
+    titles = {axes._left_title.get_text().replace("\n", " ") for axes in drawing.axes}
+    assert titles == {
+        f"task {task}, neuron.tau = {tau}"
+        for task in ("digits", "digits-saccade")
+        for tau in (1.1, 2.0, 20.0)
+    }
+    assert not any(
+        line.endswith("-") for axes in drawing.axes for line in axes._left_title.get_text().split("\n")
+    )
+
+
+def test_lines_of_one_rule_stand_in_the_order_of_its_numbers_and_look_alike_in_every_panel(
+    tmp_path: Path,
+) -> None:
+    """What ran in a later panel alone stood after all others, and a line's width was by its place in its panel."""
+    run = HandmadeRun(tmp_path)
+    for tau, methods in {1.1: ("bptt-d0", "bptt-d1"), 2.0: ("bptt-d0", "bptt-d0.5", "bptt-d1")}.items():
+        for delay in (1, 2):
+            for method in methods:
+                run.cell(
+                    method, recipe=varied(RECIPE, neuron__tau=tau, data__delay=delay), top1=[0.4, 0.5, 0.6],
+                    overrides={"neuron.tau": tau, "data.delay": delay},
+                )  # fmt: skip
+    drawing = drawn(figures(tmp_path)["digits-sweep-data-delay"])
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["bptt-d0", "bptt-d0.5", "bptt-d1"]
+    widths = {line_of(axes, "bptt-d1").get_linewidth() for axes in drawing.axes}
+    assert len(widths) == 1
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_title_longer_than_its_panel_is_wrapped_and_cut(count: int) -> None:
     line = Line("", (1.0, 2.0), (1.0, 2.0), method="bptt")

@@ -27,6 +27,7 @@ from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
+from sltt_bench.studies import setting_words
 
 Word = Literal[
     "better",
@@ -169,7 +170,7 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
         assert other is not None
         shared = set(other.key.conditions())
         words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
-        words += [f"{key} = {value}" for key, value in one.overrides.items()]
+        words += [setting_words(key, value) for key, value in one.overrides.items()]
         names.append(", ".join(words))
         keys.append(replace(one.key, **unsaid))
     if len({key.hardware for key in keys}) > 1:

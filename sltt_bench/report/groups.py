@@ -26,6 +26,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
 )
 from sltt_bench.results.doubts import CHANCE
+from sltt_bench.studies import setting_words
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Group:
             "train.checkpoint_every", "train.keep_checkpoint",  # change nothing that is compared
         )  # fmt: skip
         others = {key: value for key, value in self.overrides.items() if key not in stated}
-        return [*self.key.conditions(), *(f"{key} = {value}" for key, value in others.items())]
+        return [*self.key.conditions(), *(setting_words(key, value) for key, value in others.items())]
 
     # Comparing ----------------------------------------------------------------------------------
 

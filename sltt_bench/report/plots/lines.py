@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sltt_bench.report.document import Width
+from sltt_bench.report.groups import method_order
 from sltt_bench.report.plots import style
 from sltt_bench.report.statistics import Floats, Slope
 
@@ -109,12 +110,18 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     )
     ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
     named = _named(panels)
-    own = style.looks(line.method for panel in panels for line in panel.lines if line.method)
+    methods = sorted(
+        {line.method for panel in panels for line in panel.lines if line.method}, key=method_order
+    )
+    own = style.looks(methods)
+    sizes = {method: style.weight(place) for place, method in enumerate(methods)}
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, own, named)
+        _panel(place, panel, ramp, own, sizes, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
-    style.legend_below(figure, axes, width, [line.label for panel in panels for line in panel.lines])
+    lines = [line for panel in panels for line in panel.lines]
+    in_order = sorted(lines, key=lambda line: (not line.method, method_order(line.method)))
+    style.legend_below(figure, axes, width, [line.label for line in in_order])
     return figure
 
 
@@ -135,9 +142,9 @@ def _panel(
     panel: Panel,
     ramp: Mapping[str, Mapping[str, Any]],
     own: Mapping[str, style.Look],
+    sizes: Mapping[str, tuple[float, float]],
     named: style.Named,
 ) -> None:
-    methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
@@ -148,7 +155,7 @@ def _panel(
         elif line.method:
             look = {"color": style.colour(line.method), "marker": own[line.method].marker}
             look |= {"linestyle": own[line.method].stroke}
-            size = line.size or style.weight(methods.index(line.method))
+            size = line.size or sizes[line.method]
         else:
             look, size = ramp[line.label], line.size or (1.4, 4.5)
         _line(axes, line, look, size)

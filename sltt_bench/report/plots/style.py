@@ -279,14 +279,22 @@ def label(words: str, seeds: str, which: Literal["x", "y"]) -> str:
     return (", " if which == "x" else "\n").join(filter(None, [words, seeds]))
 
 
+_NO_BREAK = "\N{NON-BREAKING HYPHEN}"
+
+
 def wrapped(text: str, columns: int, most: int | None = None) -> str:
-    """The text in lines of so many letters, the rest beyond `most` lines left out; "name = value" is kept on one line."""
+    """The text in lines of so many letters, the rest beyond `most` lines left out; "name = value" is kept on one line, and
+    a word with hyphens."""
 
     def joined(pair: re.Match[str]) -> str:
         return pair[0].replace(" ", "\xa0") if len(pair[0]) <= columns else f"{pair[1]} =\xa0{pair[2]}"
 
-    text = re.sub(r"(\S+) = (\S+)", joined, text)
-    return "\n".join(wrap(text, columns, max_lines=most, placeholder=" …")).replace("\xa0", " ")
+    def whole(word: re.Match[str]) -> str:
+        return word[0].replace("-", _NO_BREAK) if len(word[0]) <= columns else word[0]
+
+    text = re.sub(r"\S+", whole, re.sub(r"(\S+) = (\S+)", joined, text))
+    lines = wrap(text, columns, max_lines=most, placeholder=" …")
+    return "\n".join(lines).replace("\xa0", " ").replace(_NO_BREAK, "-")
 
 
 def weight(place: int) -> tuple[float, float]:

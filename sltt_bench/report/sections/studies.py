@@ -31,7 +31,7 @@ from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family
 from sltt_bench.report.sections.cells import plain_cell
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 OF_RUNS = {
     "test_top1": "last_test_top1",
@@ -281,7 +281,7 @@ def _value(observation: Observation, key: str) -> Any:
     """Where an observation stands on an axis: None if it does not."""
     value = observation.about.get(key)
     if key == TASK and value is not None:
-        return str(value).lstrip("_")  # a base that only studies extend
+        return task_name(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list) and len(set(value)) == 1:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -37,7 +38,7 @@ from sltt_bench.report.sections.runs.panels import (
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
 from sltt_bench.report.sections.runs.tables import measured
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 Item = TypeVar("Item")
 
@@ -118,7 +119,7 @@ def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
     fixed += [] if sweep.field == "train.lr" else [first.tuning]
     others = varied - {sweep.field, "timesteps", "train.batch_size", "train.lr"}
     if task := one.overrides.get(TASK):  # its name says what else the other tasks have otherwise
-        fixed.append(str(task).lstrip("_"))
+        fixed.append(task_name(task))
         others &= one.overrides.keys()
     return fixed + [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
 
@@ -139,7 +140,7 @@ def _slopes(sweep: Sweep) -> str:
 def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
     """Accuracy by epoch of groups that have no plots of their own, as small multiples."""
     shown = [(group, own) for group in groups if (own := curves(group))]
-    words = [group.words for group, _ in shown]
+    words = [_words_beside(group, groups) for group, _ in shown]
     titles = [", ".join(word for word in own if any(word not in other for other in words)) for own in words]
     titled = [(title, group, own) for title, (group, own) in zip(titles, shown, strict=True)]
     for number, page in enumerate(_pages(titled, MOST_PANELS), start=1):
@@ -152,6 +153,13 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         name = f"{recipe.replace('/', '-')}-curves-{number}"
         title = "Accuracy by epoch, group by group"
         yield Figure(name, title, caption, draw_lines, partial(_epoch_panels, page))
+
+
+def _words_beside(group: Group, groups: Sequence[Group]) -> list[str]:
+    """The group's words, with the recipe's own value of what was set otherwise in another of the groups."""
+    fields = dict.fromkeys(field for other in groups for field in other.overrides)
+    known = {**group.settings, **group.overrides}
+    return replace(group, overrides={field: known[field] for field in fields if field in known}).words
 
 
 def _epoch_panels(page: Sequence[tuple[str, Group, list[Curve]]]) -> list[Panel]:
