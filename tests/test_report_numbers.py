@@ -168,6 +168,21 @@ def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp
     assert "estimated energy, 45 nm" not in figures
 
 
+@pytest.mark.parametrize(
+    ("samples", "words"), [(50_000, "(0.0020 points)"), (1000, "(0.10 points)"), (None, None)]
+)
+def test_one_test_sample_is_told_with_digits_enough(
+    tmp_path: Path, samples: int | None, words: str | None
+) -> None:
+    """Of ImageNet's 50,000 it was 0.00 points; and where their number is unknown, too."""
+    run = HandmadeRun(tmp_path)
+    for method, peak in (("bptt", 2), ("sltt", 1)):
+        run.cell(method, recipe=varied(RECIPE, data__test_samples=samples), peak_tensor_bytes=peak * MIB)
+    (group,) = read_groups(tmp_path)
+    told = [note for note in overview(group, "bptt").notes if note.startswith("Pareto")]
+    assert (words in told[0]) if words else not told
+
+
 def test_no_table_of_inference_where_nothing_was_counted(group: Group) -> None:
     assert inference_costs(group) is None
 

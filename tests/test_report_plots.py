@@ -424,6 +424,16 @@ def test_a_single_measurement_is_told_from_a_mean_in_the_plot_itself(tmp_path: P
     assert time.get_xlabel() == "warm epoch time [s]"
 
 
+def test_a_caption_says_nothing_of_a_baseline_that_is_not_drawn(tmp_path: Path) -> None:
+    """Where BPTT ran out of memory there are no ratios in brackets and no dashed line."""
+    fill(HandmadeRun(tmp_path / "whole"))
+    fill(HandmadeRun(tmp_path / "lost"), lost=("bptt",))
+    whole, lost = (figures(tmp_path / name) for name in ("whole", "lost"))
+    for name, words in (("methods", "in brackets the ratio to bptt"), ("k", "dashed: BPTT")):
+        assert words in whole[name].caption
+        assert words not in lost[name].caption
+
+
 def test_a_legend_has_the_order_of_the_tables(tmp_path: Path) -> None:
     """What bears error bars came last."""
     run = HandmadeRun(tmp_path)

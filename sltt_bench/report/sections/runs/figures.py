@@ -222,9 +222,11 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         for metric in shown_figures(group)
         if metric != "last_test_top1"
     )
+    bars = (bar for panel in method_bars(group, baseline) for bar in panel.bars)
+    ratios = f", in brackets the ratio to {baseline}" * any("×" in bar.text for bar in bars)
     caption = (
         f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds, whiskers mean ÷ and × the "
-        f"geometric standard deviation, each seed a dot, in brackets the ratio to {baseline}. "
+        f"geometric standard deviation, each seed a dot{ratios}. "
         f"{_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
@@ -281,8 +283,10 @@ def _tradeoff(group: Group, name: str) -> Figure:
 
 
 def _against_k(group: Group, name: str) -> Figure:
+    bptt = group.methods.get("bptt")
+    dashed = "; dashed: BPTT" * bool(bptt and bptt.finished)
     caption = (
-        f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}; dashed: BPTT. Mean over seeds, bars "
+        f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}{dashed}. Mean over seeds, bars "
         f"{numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
     )
     return Figure(f"{name}-k", _AGAINST_K, caption, draw_lines, lambda: k_panels(group))

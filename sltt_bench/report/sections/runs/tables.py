@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from sltt_bench.format import DASH, scale_for
+from sltt_bench.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
@@ -39,8 +39,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         for doubt in group.doubts_beside_chance(result.method)
     )
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
-    if not brief and has_accuracy and group.pareto_front:
-        sample = numbers.percent(group.accuracy_resolution)
+    if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
+        sample = significant(100 * group.accuracy_resolution, 2)
         notes.append(f"Pareto: accuracies within one test sample ({sample} points) are equal.")
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
