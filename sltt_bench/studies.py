@@ -17,6 +17,17 @@ FOLDER = "studies"
 TASK = "extends"
 """The key in a cell's overrides for the recipe that its grid extends instead of the study's own."""
 
+
+def task_name(recipe: Any) -> str:
+    """The recipe that a grid extends as a reader knows it: without the mark of a base that only studies extend."""
+    return str(recipe).lstrip("_")
+
+
+def setting_words(field: str, value: Any) -> str:
+    """What a cell has otherwise than its recipe: "neuron.tau = 2.0", "task digits"."""
+    return f"task {task_name(value)}" if field == TASK else f"{field} = {value}"
+
+
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 Measure = Literal[
     "test_top1",

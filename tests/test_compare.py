@@ -114,6 +114,45 @@ def test_the_sets_are_told_by_hardware_and_revision(tmp_path: Path) -> None:
     assert remarks[2] == "The sets differ in revision of sltt-bench: aaaa (A), bbbb (B)."
 
 
+def gpu_set(folder: Path, *columns: str, name: str = "Example GPU") -> None:
+    """One cell that has these figures of memory."""
+    run = HandmadeRun(folder / "run", device="cuda:0", device_name=name)
+    run.cell("sltt", train_s=[9.0, 2.0], top1=[0.1, 0.9], **dict.fromkeys(columns, 10 * MIB))
+
+
+@pytest.mark.parametrize("letter", ["a", "b"])
+def test_memory_is_compared_by_a_figure_that_both_sets_have(tmp_path: Path, letter: str) -> None:
+    """Under replayed graphs the allocator's counters are empty: with them in A alone, nothing was compared."""
+    for name in ("a", "b"):
+        more = ["peak_allocated_bytes"] * (name == letter)
+        gpu_set(tmp_path / name, "peak_reserved_bytes", "peak_tensor_bytes", *more)
+    (change,) = (change for change in compared(tmp_path).changes if change.metric.startswith("peak"))
+    assert (change.metric, change.word) == ("peak_reserved_bytes", "within the noise")
+    other = {"a": "B", "b": "A"}[letter]
+    assert (
+        change.reason
+        == f"compared in place of allocated (CUDA), which {letter.upper()} has and {other} lacks"
+    )
+
+
+def test_a_gpu_and_a_cpu_are_compared_by_live_tensors(tmp_path: Path) -> None:
+    gpu_set(tmp_path / "a", "peak_allocated_bytes", "peak_tensor_bytes")
+    make(tmp_path / "b", [2.0])
+    for order in (("a", "b"), ("b", "a")):
+        changes = compare_sets(*(tmp_path / name for name in order), 0.05, console=QUIET).changes
+        (change,) = (change for change in changes if change.metric.startswith("peak"))
+        assert (change.metric, change.word) == ("peak_tensor_bytes", "unchanged")
+
+
+def test_sets_without_a_common_figure_of_memory_say_what_is_missing(tmp_path: Path) -> None:
+    gpu_set(tmp_path / "a")
+    gpu_set(tmp_path / "b", "peak_reserved_bytes")
+    (change,) = (change for change in compared(tmp_path).changes if change.metric.startswith("peak"))
+    assert (change.metric, change.word, change.reason) == (
+        "peak_reserved_bytes", "not comparable", "not measured in A",
+    )  # fmt: skip
+
+
 def test_a_method_that_fails_anew_is_a_regression_and_one_that_works_again_is_fixed(tmp_path: Path) -> None:
     for name, statuses in (("a", ("ok", "oom", "oom")), ("b", ("oom", "ok", "oom"))):
         run = HandmadeRun(tmp_path / name / "run")

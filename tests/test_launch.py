@@ -106,6 +106,16 @@ def test_a_cell_goes_on_with_another_number_of_processes(tmp_path: Path, smoke_c
     assert epochs.peak_tensor_bytes[2] == trace_memory(over(cell, 2), "cpu").peak_bytes
     assert epochs.peak_tensor_bytes[2] < alone.peak_tensor_bytes[2]
     assert {group.key.ranks for group in make_groups(read_results([tmp_path]))} == {"1", "1, 2"}
+    # Each process read its own copy of the data, and drew its own weights: what they were is told of each.
+    results = read_results([shared])
+    facts = [results.runs[0].measured_with(cell.cell_id, attempt) for attempt in (1, 2, 3)]
+    (one, other), (first, second) = (facts[place]["ranks_began_with"] for place in (0, 2))
+    assert one == other
+    assert first == second
+    assert one["weights_sha256"] == facts[0]["weights_sha256"]
+    names = {"training_samples_sha256", "evaluated_samples_sha256", "labels_sha256"}
+    assert names == first.keys() == one.keys() - {"weights_sha256"}
+    assert "ranks_began_with" not in facts[1]
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """The whole report: files, formats, the summary, the page in a browser, and speed."""
 
+import html as html_text
 import json
 import re
 import shutil
@@ -12,12 +13,13 @@ from typing import Any
 import pandas as pd
 import pytest
 from browser import measured, needs_chromium
+from markdown_it import MarkdownIt
 from result_builder import MIB, RECIPE, HandmadeRun, bench_run, varied
 from rich.console import Console
 
 from sltt_bench.report import FORMATS, SECTIONS, make_report, print_run
 from sltt_bench.report.document import Heading, Table, TableCell
-from sltt_bench.report.render import files
+from sltt_bench.report.render import files, latex, markdown
 from sltt_bench.report.render.html import gauge, inline_svg
 from sltt_bench.report.render.terminal import print_table
 from sltt_bench.results.writer import ResultsError
@@ -499,12 +501,49 @@ def test_markdown_tables_are_whole_and_escaped(out: Path) -> None:
     [
         ("50 % & $x_1$ #{}", r"50 \% \& \$x\_1\$ \#\{\}"),
         ("0.5× ± −1 ÷ ≤", r"0.5$\times$ $\pm$ $-$1 $\div$ $\leq$"),
+        ("<a> | b", r"\textless{}a\textgreater{} \textbar{} b"),
+        ("run --set x-1 ---", r"run -{}-set x-1 -{}-{}-"),
     ],
 )
 def test_latex_escapes_what_is_special(plain: str, written: str) -> None:
     from sltt_bench.report.render.latex import escape
 
     assert escape(plain) == written
+
+
+def test_a_row_of_latex_begins_with_no_bracket_and_no_star() -> None:
+    """After the end of a row they are an option of it: LaTeX stopped for want of a number, or swallowed the star."""
+    rows = tuple((TableCell(name), TableCell("1")) for name in ("[mine]", "*mine", "plain"))
+    text = latex.table(Table("t", "t", (Heading("method", numeric=False), Heading("n")), rows), "")
+    begins = [line.split(" & ")[0].strip() for line in text.splitlines() if line.endswith("& 1 \\\\")]
+    assert begins == ["{}[mine]", "{}*mine", "plain"]
+
+
+NAMES_LIKE_MARKDOWN = (
+    "~~a~~", "&amp; &#35; a&b", "[link](http://x)", "![i](j)", "$a$ and $b$", "# a", "1. one", "- dash", "+ plus", "a|b", "a\\|b",
+    "`code`", "<b>x</b>", "_x_ *y* **z**", "a\\",
+)  # fmt: skip
+
+
+def test_markdown_shows_a_name_as_it_is_written_in_tables_and_below_them() -> None:
+    rows = tuple((TableCell(name), TableCell("1", "[0, 1]")) for name in NAMES_LIKE_MARKDOWN)
+    parser = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    for name in NAMES_LIKE_MARKDOWN:
+        made = Table(
+            "t", "t", (Heading("method", numeric=False), Heading("a|b")), rows, (f"{name} is a name",)
+        )
+        page = parser.render(markdown.table(made))
+        first = [html_text.unescape(cell) for cell in re.findall(r"<tr>\n<td>(.*?)</td>", page)]
+        assert first == list(NAMES_LIKE_MARKDOWN)
+        assert html_text.unescape(page[page.index("</table>") :]) == f"</table>\n<p>{name} is a name</p>\n"
+
+
+@pytest.mark.parametrize("text", ["a|b", "`a", "a``b|", "plain", "a\nb"])
+def test_code_of_markdown_is_whole_in_a_table_and_outside(text: str) -> None:
+    parser = MarkdownIt("commonmark").enable("table")
+    shown = f"<code>{text.replace(chr(10), ' ')}</code>"
+    assert shown in parser.render(markdown._code(text))
+    assert shown in parser.render(f"| h |\n| --- |\n| {markdown._code(text, in_table=True)} |")
 
 
 def test_latex_tables_have_as_many_cells_as_columns(tmp_path: Path) -> None:

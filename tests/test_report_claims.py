@@ -9,7 +9,7 @@ from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.report import SECTIONS, _load
 from sltt_bench.report.assemble import assemble
-from sltt_bench.report.claims import judge, statement
+from sltt_bench.report.claims import judge, statement, unfit_when
 from sltt_bench.report.document import Context, Verdict
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.reader import read_results
@@ -179,6 +179,12 @@ def test_overrides_that_the_claim_names_do_not_stand_in_the_way(tmp_path: Path) 
     (verdict,) = verdicts(tmp_path)
     assert verdict.word == "inconclusive"
     assert verdict.statement.endswith("where data.delay = 8")
+
+
+def test_a_statement_names_the_task_of_a_study_as_a_reader_knows_it() -> None:
+    claim = {**ACCURACY, "when": {"extends": "_digits", "neuron.tau": 20.0}}
+    assert statement(claim).endswith(" on digits where neuron.tau = 20.0")
+    assert unfit_when(claim, {}, {"extends": "_vowels"}) == "no run with task digits"
 
 
 def test_random_data_can_judge_memory_and_time(tmp_path: Path) -> None:

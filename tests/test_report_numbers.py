@@ -1,17 +1,19 @@
 """The report's headline numbers, each against an answer that was worked out by hand."""
 
 import math
+import statistics
 from pathlib import Path
 
 import numpy as np
 import pytest
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
-from sltt_bench.format import scale_for, significant
+from sltt_bench.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import Group, NotComparable, natural_order
+from sltt_bench.report.numbers import mean_and_spread
 from sltt_bench.report.sections.runs.frames import summary_frame
 from sltt_bench.report.sections.runs.panels import method_bars
 from sltt_bench.report.sections.runs.section import runs
@@ -57,9 +59,10 @@ def test_time_is_the_median_of_warm_epochs_then_the_geometric_mean_over_seeds(gr
     bptt, sltt = (group.methods[name].stat("epoch_s") for name in ("bptt", "sltt"))
     assert bptt is not None
     assert sltt is not None
-    assert (bptt.mean, bptt.std) == (pytest.approx(24 ** (1 / 3)), 1.0)
-    assert sltt.mean == pytest.approx(3.9 ** (1 / 3))
-    assert sltt.std == pytest.approx(0.67**0.5)  # deviations −0.7, −0.2, 0.9: squares sum to 1.34
+    assert (bptt.mean, sltt.mean) == pytest.approx((24 ** (1 / 3), 3.9 ** (1 / 3)))
+    assert bptt.geometric_std == pytest.approx(math.exp(statistics.stdev(map(math.log, (2.0, 3.0, 4.0)))))
+    assert sltt.geometric_std == pytest.approx(math.exp(statistics.stdev(map(math.log, (1.0, 1.5, 2.6)))))
+    assert bptt.std is None
     assert group.phase == "warm"
 
 
@@ -98,10 +101,10 @@ def test_the_overview_shows_these_numbers(group: Group) -> None:
         "live tensors", "÷ bptt", "Pareto",
     ]  # fmt: skip
     assert shown == [
-        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0.00", "2.88 ± 1.00", "1", "100 ± 0", "1", "on the front"],
-        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0.00", "1.57 ± 0.82",
+        ["bptt", "3", "92.00 ± 2.00", "0", "95.00 ± 0.00", "2.88 ×/÷ 1.42", "1", "100 ± 0", "1", "on the front"],
+        ["sltt", "3", "91.00 ± 1.73", "−1.00 [−3.48, +1.48] n = 3", "93.00 ± 0.00", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "25.0 ± 0", "0.25× exact", "on the front"],
-        ["sltt-k1", "3", "90.00 ± 0.00", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0.00", "1.57 ± 0.82",
+        ["sltt-k1", "3", "90.00 ± 0.00", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0.00", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "30.0 ± 0", "0.30× exact", "dominated"],
     ]  # fmt: skip
     assert "Best-epoch accuracy is chosen on test data; the last epoch's is not." in table.notes
@@ -165,6 +168,21 @@ def test_the_cost_of_inference_is_a_table_of_its_own_without_measured_joules(tmp
     assert "estimated energy, 45 nm" not in figures
 
 
+@pytest.mark.parametrize(
+    ("samples", "words"), [(50_000, "(0.0020 points)"), (1000, "(0.10 points)"), (None, None)]
+)
+def test_one_test_sample_is_told_with_digits_enough(
+    tmp_path: Path, samples: int | None, words: str | None
+) -> None:
+    """Of ImageNet's 50,000 it was 0.00 points; and where their number is unknown, too."""
+    run = HandmadeRun(tmp_path)
+    for method, peak in (("bptt", 2), ("sltt", 1)):
+        run.cell(method, recipe=varied(RECIPE, data__test_samples=samples), peak_tensor_bytes=peak * MIB)
+    (group,) = read_groups(tmp_path)
+    told = [note for note in overview(group, "bptt").notes if note.startswith("Pareto")]
+    assert (words in told[0]) if words else not told
+
+
 def test_no_table_of_inference_where_nothing_was_counted(group: Group) -> None:
     assert inference_costs(group) is None
 
@@ -175,6 +193,10 @@ def test_summary_csv_has_the_same_numbers_in_base_units(group: Group) -> None:
     assert rows.loc["sltt", "peak_tensor_bytes_ratio"] == 0.25
     assert rows.loc["sltt", "epoch_s_ratio_high"] == pytest.approx(0.7951, abs=1e-4)
     assert rows.loc["sltt", "last_test_top1_minus"] == pytest.approx(-0.01)
+    factor = math.exp(statistics.stdev(map(math.log, (2.0, 3.0, 4.0))))
+    assert rows.loc["bptt", "epoch_s_geometric_std"] == pytest.approx(factor)
+    assert rows["epoch_s_std"].isna().all()
+    assert rows.loc["bptt", "last_test_top1_std"] == pytest.approx(0.02)
     assert rows.loc["bptt", "cold_epoch_s_mean"] == 9.0
     assert rows["pareto"].to_dict() == {"bptt": True, "sltt": True, "sltt-k1": False}
 
@@ -493,6 +515,28 @@ def test_the_interval_covers_what_it_promises(n: int, kind: str) -> None:
 
 def test_equal_values_have_no_spread_not_even_that_of_rounding() -> None:
     assert stat([0.1] * 3) == Stat(0.1, 0.0, 3)
+    assert stat([0.1] * 3, geometric=True) == Stat(0.1, None, 3, 1.0)
+
+
+def test_a_geometric_mean_is_divided_and_multiplied_by_its_deviation() -> None:
+    one = stat([1.0, 4.0], geometric=True)
+    assert (one.mean, one.std, one.geometric_std) == (2.0, None, pytest.approx(2**2**0.5))
+    assert one.spread == pytest.approx((2 / 2**2**0.5, 2 * 2**2**0.5))
+    assert stat([1.0, 4.0]).spread == pytest.approx((2.5 - 4.5**0.5, 2.5 + 4.5**0.5))
+    # A wait of 0 s has no logarithm.
+    assert stat([0.0, 2.0], geometric=True) == Stat(1.0, pytest.approx(2**0.5), 2)
+    assert stat([3.0], geometric=True).spread is None
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ((2.0, 3.0, 4.0), ("2.88", "×/÷ 1.42")), ((2.0, 2.0), ("2.00", "± 0")), ((2.0,), ("2.00", "")),
+        ((2.0, 2.001), ("2.00", "×/÷ 1.0004")), ((1.0, 1000.0), ("31.6", "×/÷ 132")),
+    ],
+)  # fmt: skip
+def test_a_factor_of_spread_is_told_from_1(values: tuple[float, ...], shown: tuple[str, str]) -> None:
+    assert mean_and_spread(stat(values, geometric=True), Scale(1.0, "s")) == shown
 
 
 @pytest.mark.parametrize(

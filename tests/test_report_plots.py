@@ -1,7 +1,9 @@
 """Plots: what is drawn (values, labels, units), and that nothing overlaps at the shipped sizes."""
 
 import json
+import math
 import re
+import struct
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
@@ -158,6 +161,45 @@ def test_sweeps_on_several_tasks_are_told_apart_by_the_tasks_names(tmp_path: Pat
     assert_legible(drawing)
 
 
+def test_small_multiples_of_a_study_name_the_task_and_every_value_of_what_differs(tmp_path: Path) -> None:
+    """They said "extends = _digits-saccade", and nothing of the time constant that is the recipe's own."""
+    run = HandmadeRun(tmp_path)
+    for task in ("_digits", "_digits-saccade"):
+        for tau in (1.1, 2.0, 20.0):
+            overrides = {"extends": task, **({"neuron.tau": tau} if tau != 1.1 else {})}
+            recipe = varied(RECIPE, neuron__tau=tau, train__momentum=0.1 * len(task))
+            run.cell("bptt", recipe=recipe, top1=[0.4, 0.5, 0.6], overrides=overrides)
+    drawing = drawn(figures(tmp_path)["digits-curves-1"])
+    titles = {axes._left_title.get_text().replace("\n", " ") for axes in drawing.axes}
+    assert titles == {
+        f"task {task}, neuron.tau = {tau}"
+        for task in ("digits", "digits-saccade")
+        for tau in (1.1, 2.0, 20.0)
+    }
+    assert not any(
+        line.endswith("-") for axes in drawing.axes for line in axes._left_title.get_text().split("\n")
+    )
+
+
+def test_lines_of_one_rule_stand_in_the_order_of_its_numbers_and_look_alike_in_every_panel(
+    tmp_path: Path,
+) -> None:
+    """What ran in a later panel alone stood after all others, and a line's width was by its place in its panel."""
+    run = HandmadeRun(tmp_path)
+    for tau, methods in {1.1: ("bptt-d0", "bptt-d1"), 2.0: ("bptt-d0", "bptt-d0.5", "bptt-d1")}.items():
+        for delay in (1, 2):
+            for method in methods:
+                run.cell(
+                    method, recipe=varied(RECIPE, neuron__tau=tau, data__delay=delay), top1=[0.4, 0.5, 0.6],
+                    overrides={"neuron.tau": tau, "data.delay": delay},
+                )  # fmt: skip
+    drawing = drawn(figures(tmp_path)["digits-sweep-data-delay"])
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["bptt-d0", "bptt-d0.5", "bptt-d1"]
+    widths = {line_of(axes, "bptt-d1").get_linewidth() for axes in drawing.axes}
+    assert len(widths) == 1
+
+
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_a_title_longer_than_its_panel_is_wrapped_and_cut(count: int) -> None:
     line = Line("", (1.0, 2.0), (1.0, 2.0), method="bptt")
@@ -294,6 +336,14 @@ def test_the_same_figure_gives_the_same_files(all_figures: dict[str, Figure]) ->
     assert first["png"].startswith(b"\x89PNG")
 
 
+def test_a_png_has_its_dots_whatever_is_written_beside_it(all_figures: dict[str, Figure]) -> None:
+    """Written after an SVG, as in every report with a page, it had 72 dots an inch."""
+    with style.applied():
+        content = style.files(all_figures["methods"].draw("column"), ["svg", "png"])["png"]
+    width, _ = struct.unpack(">II", content[16:24])
+    assert width == round(style.DPI * style.WIDTH_INCHES["column"])
+
+
 def test_the_users_own_matplotlib_settings_do_not_matter(all_figures: dict[str, Figure]) -> None:
     import matplotlib
 
@@ -316,6 +366,109 @@ def test_bars_are_as_long_as_the_means_and_carry_value_and_ratio(all_figures: di
     assert [text.get_text() for text in time.texts][:2] == ["4.10", "2.10  (0.51×)"]
     assert (memory.get_xlabel(), time.get_xlabel()) == ("live tensors [MiB]", "warm epoch time [s]")
     assert [label.get_text() for label in memory.get_yticklabels()] == list(METHODS)
+
+
+def whiskers(axes: Axes) -> list[tuple[float, float]]:
+    """The ends of each horizontal error bar."""
+    segments = (
+        bar.lines[2][0].get_segments() for bar in axes.containers if isinstance(bar, ErrorbarContainer)
+    )
+    return [(float(ends[0, 0]), float(ends[1, 0])) for (ends,) in segments]
+
+
+def test_whiskers_of_times_divide_and_multiply_the_geometric_mean(tmp_path: Path) -> None:
+    """Of 1, 2 and 32 s: the mean is 4 s, and an arithmetic deviation of 17.6 around it reached from −13.6 to 21.6 s."""
+    run = HandmadeRun(tmp_path)
+    for seed, seconds in enumerate((1.0, 2.0, 32.0)):
+        run.cell("bptt", seed, train_s=(99.0, seconds), top1=(0.5, 0.6 + 0.1 * seed), peak_tensor_bytes=MIB)
+        run.cell("sltt", seed, train_s=(99.0, 2.0), top1=(0.5, 0.6), peak_tensor_bytes=MIB)
+    factor = math.exp(float(np.log([1.0, 2.0, 32.0]).std(ddof=1)))
+    shown = figures(tmp_path)
+    memory, time = drawn(shown["methods"]).axes
+    assert whiskers(memory) == []
+    assert whiskers(time) == [pytest.approx((4.0 / factor, 4.0 * factor))]
+    _, over_time = drawn(shown["tradeoff"]).axes
+    assert whiskers(over_time)[0] == pytest.approx((4.0 / factor, 4.0 * factor))
+    assert "whiskers mean ÷ and × the geometric standard deviation" in shown["methods"].caption
+    assert "geometric" in shown["tradeoff"].caption
+
+
+def test_a_single_measurement_is_told_from_a_mean_in_the_plot_itself(tmp_path: Path) -> None:
+    """Without a whisker the time of one seed looked as certain as counted bytes."""
+    run = HandmadeRun(tmp_path / "one")
+    for method in ("bptt", "sltt"):
+        run.cell(method, top1=(0.3, 0.6, 0.7), peak_tensor_bytes=MIB)
+    shown = figures(tmp_path / "one")
+    memory, time = drawn(shown["methods"]).axes
+    assert (memory.get_xlabel(), time.get_xlabel()) == (
+        "live tensors [MiB]",
+        "warm epoch time [s], n = 1 seed",
+    )
+    assert [len(line.get_xdata()) for line in time.lines] == [1, 1]
+    assert not memory.lines
+    by_epoch, by_time, to_accuracy = drawn(shown["accuracy"]).axes
+    assert by_epoch.get_ylabel() == by_time.get_ylabel() == "test top-1 [%]\nn = 1 seed"
+    assert to_accuracy.get_ylabel() == "training time [s]\nn = 1 seed"
+    over_memory, over_time = drawn(shown["tradeoff"]).axes
+    assert over_memory.get_xlabel() == "live tensors [MiB]"
+    assert (over_time.get_xlabel(), over_time.get_ylabel()) == (
+        "warm epoch time [s], n = 1 seed", "test top-1 [%]\nn = 1 seed",
+    )  # fmt: skip
+
+    run = HandmadeRun(tmp_path / "some")
+    for method, seed, seconds in (("bptt", 0, 2.0), ("bptt", 1, 3.0), ("sltt", 0, 1.0)):
+        run.cell(method, seed, train_s=(9.0, seconds), top1=(0.3, 0.6), peak_tensor_bytes=MIB)
+    memory, time = drawn(figures(tmp_path / "some")["methods"]).axes
+    assert [text.get_text() for text in memory.texts] == ["1.00", "1.00  (1.00×)"]
+    assert [text.get_text() for text in time.texts] == ["2.45", "1.00  (0.50×)  n = 1"]
+    assert time.get_xlabel() == "warm epoch time [s]"
+
+
+def test_a_caption_says_nothing_of_a_baseline_that_is_not_drawn(tmp_path: Path) -> None:
+    """Where BPTT ran out of memory there are no ratios in brackets and no dashed line."""
+    fill(HandmadeRun(tmp_path / "whole"))
+    fill(HandmadeRun(tmp_path / "lost"), lost=("bptt",))
+    whole, lost = (figures(tmp_path / name) for name in ("whole", "lost"))
+    for name, words in (("methods", "in brackets the ratio to bptt"), ("k", "dashed: BPTT")):
+        assert words in whole[name].caption
+        assert words not in lost[name].caption
+
+
+def test_a_legend_has_the_order_of_the_tables(tmp_path: Path) -> None:
+    """What bears error bars came last."""
+    run = HandmadeRun(tmp_path)
+    for seed in (0, 1):
+        run.cell(
+            "bptt", seed, train_s=(9.0, 4.0 + seed), top1=(0.3, 0.8 + 0.1 * seed), peak_tensor_bytes=2 * MIB
+        )
+    run.cell("sltt", 0, train_s=(9.0, 1.0), top1=(0.3, 0.7), peak_tensor_bytes=MIB)
+    (legend,) = drawn(figures(tmp_path)["tradeoff"]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["bptt", "sltt"]
+
+
+def test_a_sweep_draws_the_memory_that_all_its_groups_have(tmp_path: Path) -> None:
+    """Where some were replayed as CUDA graphs, and so have no allocated memory, there was no panel of memory."""
+    run = HandmadeRun(tmp_path, device="cuda:0", device_name="Example GPU")
+    for steps in (1, 2):
+        more = {"peak_allocated_bytes": MIB} if steps == 1 else {}
+        run.cell(
+            recipe=varied(RECIPE, timesteps=steps),
+            overrides={"timesteps": steps},
+            peak_reserved_bytes=2 * MIB,
+            **more,
+        )
+    memory, *_ = drawn(figures(tmp_path)["digits-sweep-timesteps"]).axes
+    assert memory.get_ylabel() == "reserved (CUDA) [MiB]\nn = 1 seed"
+
+
+def test_the_methods_of_a_sweep_have_the_order_of_the_tables(tmp_path: Path) -> None:
+    """sltt-k2 needs two steps, and came after what ran at one."""
+    run = HandmadeRun(tmp_path)
+    for steps, methods in {1: ("bptt", "sltt-k1"), 2: ("bptt", "sltt-k1", "sltt-k2")}.items():
+        for method in methods:
+            run.cell(method, recipe=varied(RECIPE, timesteps=steps), overrides={"timesteps": steps})
+    (legend,) = drawn(figures(tmp_path)["digits-sweep-timesteps"]).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["bptt", "sltt-k2", "sltt-k1"]
 
 
 def test_out_of_memory_is_hatched_beyond_the_axis_and_has_no_time(tmp_path: Path) -> None:
@@ -791,9 +944,11 @@ def test_curves_are_over_seeds_and_not_over_repetitions_of_one(tmp_path: Path) -
     assert (in_tables.mean, in_tables.n) == (pytest.approx(0.7), 2)
     panel, by_time, _ = curve_panels([curve], None, None, Scale(1.0, "s"))
     assert list(panel.lines[0].ys) == pytest.approx([40.0, 50.0, 70.0])
-    assert list(panel.lines[0].spreads) == pytest.approx(
-        [100 * 0.2 / 2**0.5, 100 * 0.2 / 2**0.5, 100 * 0.4 / 2**0.5]
-    )
+    deviations = (100 * 0.2 / 2**0.5, 100 * 0.2 / 2**0.5, 100 * 0.4 / 2**0.5)
+    for (low, high), mean, deviation in zip(
+        panel.lines[0].spreads, (40.0, 50.0, 70.0), deviations, strict=True
+    ):
+        assert (low, high) == pytest.approx((mean - deviation, mean + deviation))
     # Times have geometric means, as in tables.
     assert list(by_time.lines[0].xs) == pytest.approx([5.0, (7.0 * 11.0) ** 0.5, (9.0 * 17.0) ** 0.5])
     assert curve.time_to(0.5) == pytest.approx((5.0 * 17.0) ** 0.5)

@@ -780,6 +780,38 @@ def a_cell_resumed_on_other_test_images_by_two_processes(top: Path) -> None:
     _resumed(top, ACCURACY, [first, second | {"ranks": [{}, {}]}])
 
 
+@temptation(
+    "sltt: the processes that shared its batches had different labels and training samples",
+    words=["not comparable"],
+)
+def a_cell_of_two_processes_with_copies_of_the_data_that_differ(top: Path) -> None:
+    _of_two_processes(top, {"training_samples_sha256": "2" * 64, "labels_sha256": "3" * 64})
+
+
+@temptation(
+    "sltt: the processes that shared its batches had different weights to begin with",
+    words=["not comparable"],
+)
+def a_cell_of_two_processes_that_drew_other_weights(top: Path) -> None:
+    _of_two_processes(top, {"weights_sha256": "2" * 64})
+
+
+@temptation(never=["the processes that shared its batches"])
+def a_cell_of_two_processes_that_began_alike(top: Path) -> None:
+    _of_two_processes(top, {})
+
+
+def _of_two_processes(top: Path, second: Mapping[str, str]) -> None:
+    """`second`: in what the second process of a cell began otherwise than the first."""
+    into = run(top, ACCURACY)
+    measure(into, seeds=[0], methods=["bptt"])
+    cell = into.cell("sltt", peak_tensor_bytes=25 * MIB)
+    names = ("training_samples_sha256", "evaluated_samples_sha256", "labels_sha256", "weights_sha256")
+    first = dict.fromkeys(names, "1" * 64)
+    began = {"ranks_began_with": [first, first | second]}
+    into.tell({"cells": {cell: {"attempts": {"1": began}}}})
+
+
 @temptation(never=["other samples"])
 def a_cell_resumed_since_test_samples_have_digests(top: Path) -> None:
     first = {"data_sha256": "1" * 64}

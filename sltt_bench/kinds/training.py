@@ -60,11 +60,15 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         check_smallest_batch(cell, device, loaders["train"], bundle.preprocess, ranks)
         check_steps_again(cell, device, loaders["train"], bundle.preprocess)
 
+        own: dict[str, str] = {}  # what this process began with: every one reads a copy of the data set
+
         def peak() -> int:
             batch = first_batch(loaders["train"])
             labels = [labels_of(getattr(bundle, split)) for split in splits]
+            content = content_sha256(cell.recipe.data, bundle, evaluated)
             reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
-            reporter.send("measured_with", **content_sha256(cell.recipe.data, bundle, evaluated))
+            reporter.send("measured_with", **content)
+            own.update(content, labels_sha256=tensors_sha256(labels))
             return instrumented_peak(cell, device, batch, bundle.preprocess, ranks)
 
         reporter.facts(peak_tensor_bytes=unless_memory_runs_out(profiler, device, peak))
@@ -75,6 +79,9 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         else:
             weights = tensors_sha256(subject.network.state_dict().values())
             reporter.send("measured_with", weights_sha256=weights)
+            own["weights_sha256"] = weights
+        if ranks.size > 1:
+            reporter.send("measured_with", ranks_began_with=ranks.gather(own))
         reporter.facts(parameters=sum(p.numel() for p in subject.network.parameters()))
         engine.train(subject, setup, profiler, reporter)
         if "test" in evaluated:

@@ -18,6 +18,7 @@ from sltt_bench.report.keys import TUNED, told_apart
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, PairedEstimate
 from sltt_bench.studies import FOLDER as STUDIES
+from sltt_bench.studies import TASK, setting_words, task_name
 
 Claim = Mapping[str, Any]
 
@@ -224,8 +225,11 @@ def statement(claim: Claim) -> str:
         "within_points": f"{what} of {method} at most {threshold:g} points below {baseline}",
         "exceeds_by_points": f"{what} of {method} at least {threshold:g} points above {baseline}",
     }[claim["relation"]]
-    if when := claim.get("when"):
-        text += " where " + ", ".join(f"{key} = {_written(value)}" for key, value in when.items())
+    when = dict(claim.get("when") or {})
+    if TASK in when:
+        text += f" on {task_name(when.pop(TASK))}"
+    if when:
+        text += " where " + ", ".join(_setting(key, value) for key, value in when.items())
     return text
 
 
@@ -238,6 +242,10 @@ def command_for(claim: Claim, recipe: str) -> str:
     methods = ",".join(name for name in (claim.get("baseline"), claim["method"]) if name)
     settings = "".join(f" --set {key}={_written(value)}" for key, value in (claim.get("when") or {}).items())
     return f"sltt-bench run {recipe} --method {methods}{settings}"
+
+
+def _setting(key: str, value: Any) -> str:
+    return setting_words(key, value if key == TASK else _written(value))
 
 
 def _written(value: Any) -> str:
@@ -309,11 +317,11 @@ def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str
     when = claim.get("when") or {}
     for key, value in when.items():
         if overrides.get(key, settings.get(key)) != value:
-            return f"no run with {key} = {_written(value)}"
+            return f"no run with {_setting(key, value)}"
     harmless = _HARMLESS_TO_SECONDS if _of_seconds(claim) else HARMLESS[claim["metric"]]
     foreign = set(overrides) - set(when) - harmless
     if foreign:
-        changed = ", ".join(f"{key} = {_written(overrides[key])}" for key in sorted(foreign))
+        changed = ", ".join(_setting(key, overrides[key]) for key in sorted(foreign))
         return f"only with {changed}, which the claim does not speak of"
     return None if claim["metric"] == "test_top1" else _less_than_a_batch(settings, overrides)
 

@@ -19,7 +19,7 @@ from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, MethodResult, method_order, seeds_text
+from sltt_bench.report.groups import Group, MethodResult, headline_of, method_order, seeds_text
 from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS, stat_of
@@ -27,6 +27,7 @@ from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import PairedEstimate, paired_difference, paired_ratio
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
+from sltt_bench.studies import setting_words
 
 Word = Literal[
     "better",
@@ -169,7 +170,7 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
         assert other is not None
         shared = set(other.key.conditions())
         words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
-        words += [f"{key} = {value}" for key, value in one.overrides.items()]
+        words += [setting_words(key, value) for key, value in one.overrides.items()]
         names.append(", ".join(words))
         keys.append(replace(one.key, **unsaid))
     if len({key.hardware for key in keys}) > 1:
@@ -221,7 +222,8 @@ def _seeds_changed(change: Change, a: MethodResult, b: MethodResult) -> Iterator
 
 def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Iterator[Change]:
     before, after = a.methods[change.method], b.methods[change.method]
-    memory = a.headline_memory([change.method])
+    own = [group.headline_memory([change.method]) for group in (a, b)]
+    memory = headline_of([a, b], [change.method]) or own[0] or own[1]
     for name in ("last_test_top1", "epoch_s", *([memory] if memory else []), "energy_j"):
         measured = [bool(side.stat(name)) for side in (before, after)]
         of_figure = replace(change, metric=name)
@@ -236,10 +238,19 @@ def _figure_changes(change: Change, a: Group, b: Group, threshold: float) -> Ite
             undecided = any(group.undecided(name, (change.method,)) for group in (a, b))
             resolution = max(a.accuracy_resolution, b.accuracy_resolution)
             changed = _figure_change(of_figure, before, after, threshold, resolution, undecided=undecided)
-            reasons = filter(None, [changed.reason, *_apart(name, before, after)])
+            reasons = filter(None, [changed.reason, *_in_place_of(name, own), *_apart(name, before, after)])
             yield replace(changed, reason="; ".join(reasons))
         elif any(measured):
             yield replace(of_figure, reason=f"not measured in {'B' if measured[0] else 'A'}")
+
+
+def _in_place_of(metric: str, headlines: Sequence[str | None]) -> Iterator[str]:
+    """Which figure of memory a set's own report has first, where the other set lacks it. `headlines`: of A and of B."""
+    if METRICS[metric].unit != "bytes":
+        return
+    for side, other, name in (("A", "B", headlines[0]), ("B", "A", headlines[1])):
+        if name and name != metric:
+            yield f"compared in place of {METRICS[name].label}, which {side} has and {other} lacks"
 
 
 def _apart(metric: str, a: MethodResult, b: MethodResult) -> Iterator[str]:

@@ -25,6 +25,7 @@ from sltt_bench.report.integrity import (
     method_breaches,
     moment_breaches,
     plugins_of_method,
+    rank_breaches,
     replay_breaches,
     resumed,
     sample_breaches,
@@ -336,6 +337,7 @@ def _breaches(sound: pd.DataFrame, runs: Sequence[Run], group: Group) -> Iterato
         result = group.methods[method]
         yield from source_breaches(method, rows, runs, result.plugins)
         yield from data_breaches(method, result.epochs, runs)
+        yield from rank_breaches(method, rows, runs)
         yield from _mixed_breaches(method, rows, runs)
         if group.key.tuned:
             yield from _tuning_breaches(method, rows, runs)

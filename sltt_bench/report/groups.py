@@ -26,6 +26,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
 )
 from sltt_bench.results.doubts import CHANCE
+from sltt_bench.studies import setting_words
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class Group:
             "train.checkpoint_every", "train.keep_checkpoint",  # change nothing that is compared
         )  # fmt: skip
         others = {key: value for key, value in self.overrides.items() if key not in stated}
-        return [*self.key.conditions(), *(f"{key} = {value}" for key, value in others.items())]
+        return [*self.key.conditions(), *(setting_words(key, value) for key, value in others.items())]
 
     # Comparing ----------------------------------------------------------------------------------
 
@@ -316,11 +317,16 @@ class Group:
 
     def headline_memory(self, methods: Sequence[str] | None = None) -> str | None:
         """The memory figure to compare by: the first of the order that all these methods' cells have."""
+        return headline_of([self], methods)
+
+    def memory_figures(self, methods: Sequence[str] | None = None) -> list[str]:
+        """What may stand for peak memory and all these methods' cells have, in the order of preference."""
         results = self._finished_of(methods)
-        for name in self._headline_order:
-            if results and all(len(r.values.get(name, {})) == len(r.seeds) for r in results):
-                return name
-        return None
+        return [
+            name
+            for name in self._headline_order
+            if results and all(len(r.values.get(name, {})) == len(r.seeds) for r in results)
+        ]
 
     def headline_remark(self, methods: Sequence[str] | None = None) -> str:
         """What to say if the headline is not the figure that some of these cells have first, else ''."""
@@ -407,6 +413,12 @@ class Group:
     def settings(self) -> dict[str, Any]:
         """The resolved recipe with dotted keys, but for what does not change a run."""
         return settings_of(self.recipe, self.key.backend)
+
+
+def headline_of(groups: Sequence[Group], methods: Sequence[str] | None = None) -> str | None:
+    """The memory figure to compare groups by: the first that all these methods' cells have in each of them."""
+    first, *others = (group.memory_figures(methods) for group in groups)
+    return next((name for name in first if all(name in other for other in others)), None)
 
 
 NO_SETTINGS = frozenset(

@@ -298,6 +298,29 @@ def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Ite
                 return
 
 
+def rank_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach]:
+    """Cells whose batches were divided over processes that had not the same data set, or not the same weights."""
+    unlike: set[str] = set()
+    for _, facts in _measured_with(cells, runs):
+        told = facts.get("ranks_began_with")
+        ranks = [mapping_at(rank) for rank in told] if isinstance(told, list) else []
+        for name, words in _ALIKE_IN_RANKS.items():
+            if len({str(rank[name]) for rank in ranks if rank.get(name)}) > 1:
+                unlike.add(words)
+    if unlike:
+        text = f"{method}: the processes that shared its batches had different {' and '.join(sorted(unlike))}"
+        yield Breach(text, (method,), ("accuracy",), blocks=True)
+
+
+_ALIKE_IN_RANKS = {
+    "training_samples_sha256": "training samples",
+    "evaluated_samples_sha256": "samples to be evaluated on",
+    "labels_sha256": "labels",
+    "weights_sha256": "weights to begin with",
+}
+"""Key of a rank's entry in an attempt's `ranks_began_with` in provenance.json → what it is of."""
+
+
 Beginnings = Mapping[str, Mapping[int, frozenset[str]]]
 """Key of `BEGINNINGS` → seed → digests of what the cells of one method began with, where they are known."""
 

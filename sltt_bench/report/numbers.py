@@ -9,10 +9,20 @@ from sltt_bench.format import Scale, Unit, scale_for, significant
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.statistics import Interval, Stat
 
+TIMES_OR_BY = "×/÷"
+"""Before a geometric standard deviation, as ± stands before an arithmetic one (Limpert et al., BioScience 51, 2001)."""
+
+
+DEVIATION = "one standard deviation"
+DEVIATION_OF_RATIOS = f"{DEVIATION} (of times and memory both are geometric: mean ÷ and × deviation)"
+"""What bars around means are, in captions; where some of the figures are compared as ratios."""
+
 
 def mean_and_spread(stat: Stat, scale: Scale) -> tuple[str, str]:
-    """("12.4", "± 0.3"): the mean, and the standard deviation to the mean's decimals."""
+    """("12.4", "± 0.3"): the mean, and the standard deviation to the mean's decimals; of a geometric mean ("12.4", "×/÷ 1.03")."""
     mean = scale.number(stat.mean)
+    if stat.geometric_std is not None:
+        return mean, "± 0" if stat.geometric_std == 1 else f"{TIMES_OR_BY} {_factor(stat.geometric_std, 1.0)}"
     if stat.std is None:
         return mean, ""
     decimals = len(mean.partition(".")[2])
@@ -79,6 +89,7 @@ def _points(value: float, more: int) -> str:
     return text.lstrip("+−") if float(text.replace("−", "-")) == 0 else text
 
 
+_factor = Notation(_ratio)
 ratio = Notation(_ratio, "×")
 """0.2345 → "0.23×"."""
 points = Notation(_points)
@@ -114,6 +125,13 @@ def seeds(counts: Collection[int]) -> str:
     """ "n = 3 seeds", "n = 1 to 3 seeds"."""
     fewest, most = min(counts), max(counts)
     return f"n = {fewest}" + f" to {most}" * (most > fewest) + " seed" + "s" * (most != 1)
+
+
+def of_single_seeds(counts: Iterable[int]) -> str:
+    """ "n = 1 seed", for the label of an axis of which some points are single measurements, around which nothing is drawn;
+    else ''."""
+    known = {*counts}
+    return seeds(known) if 1 in known else ""
 
 
 _NAME = re.compile(r"[\w-]+(?:\.\w+)*")

@@ -29,6 +29,7 @@ from sltt_bench.report.render.terminal import print_table
 from sltt_bench.report.statistics import COLOURED_FROM, CONFIDENCE, Floats
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.writer import ResultsError
+from sltt_bench.studies import setting_words
 
 FIGURES = tuple(
     name
@@ -167,7 +168,7 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
     """Each group's conditions in words; where those of some are the same, with what tells these apart."""
     words = []
     for group in groups:
-        settings = [f"{key} = {value}" for key, value in group.overrides.items()]
+        settings = [setting_words(key, value) for key, value in group.overrides.items()]
         words.append((group.key.recipe, *group.key.conditions(), *settings))
     conditions = []
     for group, own in zip(groups, words, strict=True):

@@ -30,8 +30,18 @@ class Stat:
 
     mean: float
     std: float | None
-    """Sample standard deviation (n − 1); None for a single seed."""
+    """Sample standard deviation (n − 1); None for a single seed, and around a geometric mean."""
     n: int
+    geometric_std: float | None = None
+    """Of a geometric mean of several seeds: the factor exp(s), with s the standard deviation (n − 1) of the logarithms
+    (Kirkwood, Biometrics 35, 1979)."""
+
+    @property
+    def spread(self) -> tuple[float, float] | None:
+        """One standard deviation to both sides: mean ± std, or mean ÷ and × the geometric one; None for a single seed."""
+        if self.geometric_std is not None:
+            return self.mean / self.geometric_std, self.mean * self.geometric_std
+        return None if self.std is None else (self.mean - self.std, self.mean + self.std)
 
 
 @dataclass(frozen=True)
@@ -67,12 +77,16 @@ class PairedEstimate:
 
 
 def stat(values: Sequence[float], *, geometric: bool = False) -> Stat:
-    """Mean, standard deviation and count of at least one value; of positive ones the geometric mean if asked."""
+    """Mean, standard deviation and count of at least one value; of positive ones the geometric mean and deviation if asked."""
     array = np.sort(np.asarray(values, dtype=float))
-    if array[0] == array[-1]:  # equal values have no spread: not even that of rounding
-        return Stat(float(array[0]), 0.0 if len(array) > 1 else None, len(array))
-    mean = np.exp(np.log(array).mean()) if geometric and array[0] > 0 else array.mean()
-    return Stat(float(mean), float(array.std(ddof=1)), len(array))
+    n, equal = len(array), array[0] == array[-1]  # equal values have no spread: not even that of rounding
+    if n == 1:
+        return Stat(float(array[0]), None, 1)
+    if geometric and array[0] > 0:
+        logs = np.log(array)
+        mean = array[0] if equal else np.exp(logs.mean())
+        return Stat(float(mean), None, n, 1.0 if equal else float(np.exp(logs.std(ddof=1))))
+    return Stat(float(array[0] if equal else array.mean()), 0.0 if equal else float(array.std(ddof=1)), n)
 
 
 def paired_ratio(

@@ -20,7 +20,7 @@ import numpy as np
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.keys import GroupKey
 from sltt_bench.results.doubts import used_by_others
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 NEVER = math.inf
 
@@ -162,7 +162,7 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
         if to_target(group) and not set(group.overrides) - {TASK}:
             alike = tuple(value for name, value in vars(group.key).items() if name not in _OF_THE_TASK)
             study = group.key.recipe if TASK in group.overrides else ""
-            task = str(group.overrides.get(TASK, group.key.recipe)).lstrip("_")
+            task = task_name(group.overrides.get(TASK, group.key.recipe))
             family = families.setdefault((group.key.tuned, study, *alike), {})
             if task not in family or max(family[task].runs) < max(group.runs):
                 family[task] = group

@@ -13,7 +13,7 @@ from sltt_bench.report.keys import TUNED, settings_apart
 from sltt_bench.report.statistics import PairedEstimate, paired_difference
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import TUNING_FILE
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TuningStudy:
     @property
     def title(self) -> str:
         """ "sequential-digits", "studies/modality on vowels", "digits, timesteps = 4"."""
-        task = str(self.point.get(TASK, "")).lstrip("_")
+        task = task_name(self.point.get(TASK, ""))
         settings = [f"{name} = {value}" for name, value in self.point.items() if name != TASK]
         return ", ".join([f"{self.recipe} on {task}" if task else self.recipe, *settings, *self.apart])
 

@@ -150,6 +150,7 @@ Nothing in it is ever rewritten. It holds
 | `data_sha256` | of the first training batch and all labels |
 | `training_samples_sha256` | of samples spread evenly over the training split, before they are augmented |
 | `evaluated_samples_sha256` | of samples spread evenly over the validation and test splits that are evaluated |
+| `ranks_began_with` | the same digests, and `labels_sha256` of all labels, of each process that shared the cell's batches |
 | others | torch, its flags, the kernels that ran, the sensors that were absent and why |
 
 The last two digests cover 64 MiB of a split in memory, or 32 samples of a split in files. Files of earlier versions lack

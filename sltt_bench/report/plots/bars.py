@@ -21,9 +21,10 @@ class Bar:
     """Beyond its end."""
     method: str = ""
     """Whose colour it has; '' gives each part one of the ramp's."""
-    spread: float = 0.0
+    spread: tuple[float, float] | None = None
+    """One standard deviation to both sides."""
     dots: tuple[float, ...] = ()
-    """Each single seed."""
+    """Each single seed; one dot: a single measurement."""
     failure: str = ""
     """Why there is no length, written into its row."""
     endless: bool = False
@@ -56,7 +57,7 @@ def draw_bars(panels: Sequence[BarPanel], width: Width) -> Figure:
 
 
 def _panel(axes: Axes, panel: BarPanel) -> None:
-    ends = [max(sum(bar.parts) + bar.spread, *bar.dots, 0.0) for bar in panel.bars]
+    ends = [max(sum(bar.parts), *(bar.spread or ()), *bar.dots, 0.0) for bar in panel.bars]
     widest = max(ends)
     axes.set_xlim(0, 1.42 * widest)
     for row, (bar, end) in enumerate(zip(panel.bars, ends, strict=True)):
@@ -84,9 +85,13 @@ def _bar(axes: Axes, row: int, bar: Bar) -> None:
         axes.barh(row, length, left=left, height=0.62, color=colour)
         left += length
     if bar.spread:
-        axes.errorbar(left, row, xerr=bar.spread, color=style.INK, linewidth=0.8, capsize=2)
+        low, high = bar.spread
+        axes.errorbar(
+            left, row, xerr=[[left - low], [high - left]], color=style.INK, linewidth=0.8, capsize=2
+        )
     if bar.dots:
-        rows = [row + 0.2 - 0.4 * place / max(len(bar.dots) - 1, 1) for place in range(len(bar.dots))]
+        last = len(bar.dots) - 1
+        rows = [row + 0.2 - 0.4 * place / last for place in range(last + 1)] if last else [row]
         axes.plot(bar.dots, rows, ".", color=style.INK, markersize=3, markeredgewidth=0, alpha=0.7)
 
 

@@ -136,6 +136,7 @@ def _dot(axes: Axes, row: int, dot: Dot) -> None:
     axes.annotate(
         dot.text, (max(dot.extent), row), xytext=(6, 0), textcoords="offset points", va="center", fontsize=6.5,
         color=style.FAILED if dot.missed else style.INK,
+        bbox={"facecolor": style.SURFACE, "edgecolor": "none", "pad": 0.8},  # where it meets the line of no change
     )  # fmt: skip
 
 

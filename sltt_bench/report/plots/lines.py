@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sltt_bench.report.document import Width
+from sltt_bench.report.groups import method_order
 from sltt_bench.report.plots import style
 from sltt_bench.report.statistics import Floats, Slope
 
@@ -36,6 +37,8 @@ class Axis:
     logarithmic: bool = False
     within: tuple[float, float] = style.ANY
     """What its figures can be at all: an accuracy from 0 to 100 %. Other ticks have no number."""
+    seeds: str = ""
+    """Over how many seeds its figures are, where that is to be seen: "n = 1 seed"."""
 
 
 PERCENT = (0.0, 100.0)
@@ -51,9 +54,9 @@ class Line:
     xs: Numbers = ()
     ys: Numbers = ()
     """NaN leaves a gap in the line."""
-    spreads: Numbers = ()
-    """± in y; NaN or 0 for none."""
-    x_spreads: Numbers = ()
+    spreads: Sequence[tuple[float, float]] = ()
+    """(low, high) in y; NaN, or both the value: none."""
+    x_spreads: Sequence[tuple[float, float]] = ()
     method: str = ""
     """Whose look it has; '' is a colour of the ramp, by the place of its label."""
     stroke: Literal["solid", "dashed", "dotted", "step", "level", "none"] = "solid"
@@ -107,12 +110,18 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
     )
     ramp = {label: _ramp_look(place, len(labels)) for place, label in enumerate(labels)}
     named = _named(panels)
-    own = style.looks(line.method for panel in panels for line in panel.lines if line.method)
+    methods = sorted(
+        {line.method for panel in panels for line in panel.lines if line.method}, key=method_order
+    )
+    own = style.looks(methods)
+    sizes = {method: style.weight(place) for place, method in enumerate(methods)}
     for place, panel in zip(axes, panels, strict=False):
-        _panel(place, panel, ramp, own, named)
+        _panel(place, panel, ramp, own, sizes, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
-    style.legend_below(figure, axes, width)
+    lines = [line for panel in panels for line in panel.lines]
+    in_order = sorted(lines, key=lambda line: (not line.method, method_order(line.method)))
+    style.legend_below(figure, axes, width, [line.label for line in in_order])
     return figure
 
 
@@ -133,9 +142,9 @@ def _panel(
     panel: Panel,
     ramp: Mapping[str, Mapping[str, Any]],
     own: Mapping[str, style.Look],
+    sizes: Mapping[str, tuple[float, float]],
     named: style.Named,
 ) -> None:
-    methods = list(dict.fromkeys(line.method for line in panel.lines if line.method))
     for line in panel.lines:
         if line.label and not line.soft and line.label not in named:
             _unnamed(axes, line, named.legend(line.label))
@@ -146,7 +155,7 @@ def _panel(
         elif line.method:
             look = {"color": style.colour(line.method), "marker": own[line.method].marker}
             look |= {"linestyle": own[line.method].stroke}
-            size = line.size or style.weight(methods.index(line.method))
+            size = line.size or sizes[line.method]
         else:
             look, size = ramp[line.label], line.size or (1.4, 4.5)
         _line(axes, line, look, size)
@@ -186,9 +195,9 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         axes.plot(xs, ys, zorder=1 if line.soft else 3, **how)
     else:
         axes.errorbar(xs, ys, elinewidth=0.9, ecolor=colour, zorder=3, **bars, **how)
-    if line.band and np.any(np.nan_to_num(line.spreads) > 0):
-        spread = np.asarray(line.spreads, dtype=float)
-        axes.fill_between(xs, ys - spread, ys + spread, color=colour, alpha=0.16, linewidth=0)
+    if line.band and "yerr" in bars:
+        low, high = np.asarray(line.spreads, dtype=float).T
+        axes.fill_between(xs, low, high, color=colour, alpha=0.16, linewidth=0)
     for x, y, left_out in zip(xs, ys, line.survivors, strict=False):
         if left_out:
             axes.annotate(SURVIVORS, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
@@ -207,9 +216,14 @@ _STROKES = {"dashed": (0, (4, 2)), "dotted": (0, (1, 1.5)), "level": "--", "none
 
 
 def _bars(line: Line) -> dict[str, Any]:
-    """The spreads that are to be drawn as error bars, by the name that matplotlib gives them."""
-    spreads = {"yerr": line.spreads, "xerr": line.x_spreads}
-    return {name: values for name, values in spreads.items() if np.any(np.nan_to_num(values) > 0)}
+    """The lengths of error bars to both sides, by the name that matplotlib gives them; none where all are 0."""
+    of_axes = {"yerr": (line.ys, line.spreads), "xerr": (line.xs, line.x_spreads)}
+    lengths = {
+        name: np.abs(np.asarray(spreads, dtype=float).T - np.asarray(values, dtype=float))
+        for name, (values, spreads) in of_axes.items()
+        if len(spreads)
+    }
+    return {name: sides for name, sides in lengths.items() if np.any(np.nan_to_num(sides) > 0)}
 
 
 def _level(axes: Axes, value: float, words: str) -> None:
@@ -240,7 +254,7 @@ def _remark(axes: Axes, remarks: Sequence[str]) -> None:
 
 
 def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
-    getattr(axes, f"set_{which}label")(axis.label)
+    getattr(axes, f"set_{which}label")(style.label(axis.label, axis.seeds, which))
     getattr(axes, f"set_{which}margin")(0.08 if which == "x" else 0.12)
     if axis.logarithmic:
         getattr(axes, f"set_{which}scale")("log")

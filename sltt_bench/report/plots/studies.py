@@ -29,6 +29,8 @@ _MEASURES: dict[str, tuple[str, Unit | None]] = {
     "estimated_peak_bytes": ("estimated peak", "bytes"),
 }
 """Measure → its words and unit; None for a number without."""
+_COUNTED = ("peak_tensor_bytes", "multiplications", "estimated_peak_bytes")
+"""Measures that are the same in every repetition: one seed is as good as many."""
 _X_WORDS = {
     "timesteps": "T, time steps",
     "train.batch_size": "batch size",
@@ -81,6 +83,11 @@ class Drawn:
     def heading(self) -> str:
         """The panel's title, or what it shows."""
         return self.title or _MEASURES[self.measure][0]
+
+    @property
+    def counts(self) -> set[int]:
+        """Over how many seeds its points are."""
+        return {point.n for line in self.lines for point in line.points.values()}
 
     @property
     def across(self) -> tuple[str, Unit | None]:
@@ -147,7 +154,7 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
     for place, panel, of_panel in zip(axes, panels, looks, strict=True):
         _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room)
-    style.legend_below(figure, axes, width)
+    style.legend_below(figure, axes, width, labels)
     return figure
 
 
@@ -202,18 +209,22 @@ def _draw(
             (where, value / scale.factor)
             for where, (place, point) in zip(places, points.items(), strict=True)
             for value in line.seeds.get(place, ())
-            if point.std
+            if _lengths(point)[1]
         ]
         if dots:
             axes.plot(*zip(*dots, strict=True), color=look["color"], **style.SEED)
-        spreads = [(point.std or 0) / scale.factor for point in points.values()]
+        below, above = (
+            [side / scale.factor for side in sides]
+            for sides in zip(*map(_lengths, points.values()), strict=True)
+        )
         thickness, size = style.weight(number if categories is None else 1)
         axes.errorbar(
-            places, ys, spreads if any(spreads) else None, label=legend, markeredgecolor=style.SURFACE,
+            places, ys, [below, above] if any(above) else None, label=legend, markeredgecolor=style.SURFACE,
             markeredgewidth=0.6, elinewidth=0.9, linewidth=thickness, markersize=size, **look,
         )  # fmt: skip
     axes.set_title(panel.title)
-    axes.set_ylabel(f"{words} [{scale.unit}]" if scale.unit else words)
+    of_seeds = "" if panel.measure in _COUNTED else numbers.of_single_seeds(panel.counts)
+    axes.set_ylabel(style.label(f"{words} [{scale.unit}]" if scale.unit else words, of_seeds, "y"))
     axes.set_xlabel(f"{x_words} [{x_scale.unit}]" if x_scale.unit else x_words)
     axes.margins(y=0.12)
     from_zero = unit in ("bytes", "s", "count")
@@ -243,9 +254,17 @@ def _draw(
 def _level(
     axes: Axes, level: Stat, scale: Scale, colour: str, legend: str | None, *, told_apart: bool
 ) -> None:
-    mean, spread = level.mean / scale.factor, (level.std or 0) / scale.factor
+    mean = level.mean / scale.factor
     if not told_apart:
         axes.axhline(mean, **style.unnamed(legend))
         return
     axes.axhline(mean, linestyle="--", linewidth=1.2, color=colour, label=legend)
-    axes.axhspan(mean - spread, mean + spread, color=colour, alpha=0.07, linewidth=0)
+    if level.spread:
+        low, high = (end / scale.factor for end in level.spread)
+        axes.axhspan(low, high, color=colour, alpha=0.07, linewidth=0)
+
+
+def _lengths(point: Stat) -> tuple[float, float]:
+    """Of the error bar below a mean and above it; 0 for a single seed."""
+    low, high = point.spread or (point.mean, point.mean)
+    return point.mean - low, high - point.mean

@@ -255,7 +255,9 @@ def plain_ticks(
     low, high = within
     axis.set_major_formatter(
         FuncFormatter(
-            lambda value, _: f"{number:,.10g}" if low <= (number := round(value, 9)) <= high else ""
+            lambda value, _: (
+                f"{number:,.10g}".replace("-", "−") if low <= (number := round(value, 9)) <= high else ""
+            )
         )
     )
 
@@ -272,14 +274,27 @@ def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
 _FEW_DECADES = 100
 
 
+def label(words: str, seeds: str, which: Literal["x", "y"]) -> str:
+    """Of an axis, with the number of seeds, if it is to be seen: below the words along y, where there is less room."""
+    return (", " if which == "x" else "\n").join(filter(None, [words, seeds]))
+
+
+_NO_BREAK = "\N{NON-BREAKING HYPHEN}"
+
+
 def wrapped(text: str, columns: int, most: int | None = None) -> str:
-    """The text in lines of so many letters, the rest beyond `most` lines left out; "name = value" is kept on one line."""
+    """The text in lines of so many letters, the rest beyond `most` lines left out; "name = value" is kept on one line, and
+    a word with hyphens."""
 
     def joined(pair: re.Match[str]) -> str:
         return pair[0].replace(" ", "\xa0") if len(pair[0]) <= columns else f"{pair[1]} =\xa0{pair[2]}"
 
-    text = re.sub(r"(\S+) = (\S+)", joined, text)
-    return "\n".join(wrap(text, columns, max_lines=most, placeholder=" …")).replace("\xa0", " ")
+    def whole(word: re.Match[str]) -> str:
+        return word[0].replace("-", _NO_BREAK) if len(word[0]) <= columns else word[0]
+
+    text = re.sub(r"\S+", whole, re.sub(r"(\S+) = (\S+)", joined, text))
+    lines = wrap(text, columns, max_lines=most, placeholder=" …")
+    return "\n".join(lines).replace("\xa0", " ").replace(_NO_BREAK, "-")
 
 
 def weight(place: int) -> tuple[float, float]:
@@ -332,14 +347,16 @@ def unnamed(label: str | None) -> dict[str, Any]:
     }
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], width: Width) -> None:
-    """One legend for all panels, under them: each label once."""
+def legend_below(figure: Figure, axes: Sequence[Axes], width: Width, order: Sequence[str] = ()) -> None:
+    """One legend for all panels, under them: each label once, in this order (matplotlib has what bears error bars last)."""
     entries: dict[str, Any] = {}
     for place in axes:
         for handle, label in zip(*place.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
     if not entries:
         return
+    places = {label: place for place, label in enumerate(dict.fromkeys(order))}
+    entries = dict(sorted(entries.items(), key=lambda entry: places.get(entry[0], len(places))))
     if uncounted := [label for label in entries if _MORE.fullmatch(label)]:
         entries[uncounted[0]] = entries.pop(uncounted[0])  # to the end
     letters = 5 + max(len(_with_short_words(label)) for label in entries)  # a handle takes about five
@@ -407,6 +424,7 @@ def _content(figure: Figure, kind: str) -> bytes:
     if kind == "svg":
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})  # type: ignore[no-untyped-call]
     else:
+        figure.set_dpi(DPI)  # writing an SVG leaves a figure at 72
         FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "sltt-bench"})  # type: ignore[no-untyped-call]
     return stream.getvalue()
 

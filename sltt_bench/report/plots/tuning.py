@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import PERCENT, ticks_at
@@ -40,6 +41,9 @@ def draw_search(study: TuningStudy, width: Width) -> Figure:
         style.looks(study.methods),
     )
     figure, axes = style.panels(width, len(fields), 2.3)
+    of_seeds = numbers.of_single_seeds(
+        len(tried.top1) for of in study.methods.values() for tried in of if tried.mean is not None
+    )
     for panel, name in zip(axes, fields, strict=True):
         values = sorted({float(tried.setting[name]) for of in study.methods.values() for tried in of})
         if (own := study.as_recipe) is not None:
@@ -48,7 +52,7 @@ def draw_search(study: TuningStudy, width: Width) -> Figure:
             _curve(panel, method, best_by_value(settings, name), looks[method], style.weight(place), named)
         ticks_at(panel, values)
         panel.set_xlabel(FIELD_WORDS.get(name, name))
-        panel.set_ylabel("validation top-1 [%]")
+        panel.set_ylabel(style.label("validation top-1 [%]", of_seeds, "y"))
         panel.set_title(f"Accuracy against {FIELD_WORDS.get(name, name)}")
         panel.margins(x=0.08, y=0.1)
         style.plain_ticks(panel, "y", within=PERCENT)

@@ -1,11 +1,16 @@
 r"""Tables as LaTeX (booktabs, graphicx), one file each, for \input in a paper."""
 
+from itertools import pairwise
+
 from sltt_bench.report.document import Table, TableCell
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     **{mark: "\\" + mark for mark in "&%$#_{}"},
     "\n": " ",  # two would end a caption's paragraph, and LaTeX with it
+    "<": r"\textless{}",  # the usual font has an inverted exclamation mark there, and a dash for a bar
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "÷": r"$\div$",
@@ -35,6 +40,8 @@ def table(block: Table, conditions: str) -> str:
         [_cell(cell, side, stacked=not block.secondary) for cell, side in zip(row, sides, strict=True)]
         for row in block.rows
     ]
+    # After a row's end a bracket would be taken for an amount of room, and a star for a command's.
+    rows = [["{}" * row[0].startswith(("[", "*")) + row[0], *row[1:]] for row in rows]
     headings = [escape(f"{h.text} [{h.unit}]" if h.unit else h.text) for h in block.headings]
     caption_end = f" {conditions[0].upper()}{conditions[1:]}." if conditions else ""
     lines = [
@@ -68,5 +75,8 @@ def _cell(cell: TableCell, side: str, *, stacked: bool) -> str:
 
 
 def escape(text: str) -> str:
-    """The text with LaTeX's special characters and the report's signs written out."""
-    return "".join(_SPECIAL.get(mark, mark) for mark in text)
+    """The text with LaTeX's special characters and the report's signs written out; two hyphens stay two."""
+    pairs = pairwise(f"{text} ")
+    return "".join(
+        "-{}" if mark == following == "-" else _SPECIAL.get(mark, mark) for mark, following in pairs
+    )

@@ -30,7 +30,7 @@ def render(report: Report, figure_files: Mapping[str, str]) -> str:
         parts += _section(section, figure_files)
     parts += ["## Commands and provenance", *(_made_with(made) for made in report.provenance)]
     if report.skipped:
-        rows = [(f"`{path}`", _escape(reason)) for path, reason in report.skipped]
+        rows = [(_code(path, in_table=True), _escape(reason)) for path, reason in report.skipped]
         parts += ["## Not read", _pipes(("path", "reason"), rows, ("---", "---"))]
     parts.append(f"Made by {report.made_by}.")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,7 +54,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> str:
         evidence = "; ".join(
             text for text in (evidence, verdict.beside, verdict.reason, *verdict.caveats) if text
         )
-        command = f" `{verdict.command}`" if verdict.command else ""
+        command = f" {_code(verdict.command, in_table=True)}" if verdict.command else ""
         rows.append(
             [
                 word,
@@ -90,12 +90,12 @@ def _block(block: Block, figure_files: Mapping[str, str]) -> str:
             return ""
         picture = f"![{_escape(block.title)}]({figure_files[block.name]})\n\n"
         return f"{picture}*{_escape(block.title)}.* {_escape(block.caption)}"
-    return f"- **{_escape(block.title)}**: {_escape(block.reason)}. `{block.command}`"
+    return f"- **{_escape(block.title)}**: {_escape(block.reason)}. {_code(block.command)}"
 
 
 def _made_with(origin: Origin) -> str:
-    facts = [f"- {name}: `{value}`" for name, value in origin.facts.items()]
-    commands = [f"- `{command}` → {_escape(runs)}" for command, runs in origin.commands]
+    facts = [f"- {name}: {_code(value)}" for name, value in origin.facts.items()]
+    commands = [f"- {_code(command)} → {_escape(runs)}" for command, runs in origin.commands]
     return "\n".join([*facts, *commands])
 
 
@@ -108,9 +108,18 @@ def _pipes(headings: Sequence[str], rows: Sequence[Sequence[str]], marks: Sequen
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+_MARKS = re.compile(r"[\\|*_<>`~$]|&(?=#?\w+;)|\](?=\()|^[#+-](?=\s)|(?<=^\d)[.)](?=\s)")
+"""Table bars, emphasis, tags, code, strikes, formulas, entities, links, and what makes a heading or an item of a line."""
+
+
 def _escape(text: str) -> str:
-    """Keep table bars, emphasis and tags as they are written, on one line."""
+    """The text so that Markdown shows it as it is written, on one line."""
+    return _MARKS.sub(r"\\\g<0>", _LINE_ENDS.sub(" ", text))
+
+
+def _code(text: str, *, in_table: bool = False) -> str:
+    """The text as code: between more backticks than it has; a bar parts the cells of a table even there."""
     text = _LINE_ENDS.sub(" ", text)
-    for mark in "\\|*_<>`":
-        text = text.replace(mark, "\\" + mark)
-    return text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " * ("`" in (text[:1], text[-1:]))
+    return fence + room + (text.replace("|", "\\|") if in_table else text) + room + fence

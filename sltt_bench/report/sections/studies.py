@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.report import numbers
 from sltt_bench.report.claims import judge
 from sltt_bench.report.document import (
     Block,
@@ -25,12 +26,12 @@ from sltt_bench.report.document import (
 from sltt_bench.report.grouping import overrides_of
 from sltt_bench.report.groups import Group, flat, natural_order
 from sltt_bench.report.keys import TUNED
-from sltt_bench.report.metrics import stat_of
+from sltt_bench.report.metrics import compared_as_ratio, stat_of
 from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study, family_and_number, in_order
 from sltt_bench.report.sections.cells import plain_cell
 from sltt_bench.results.reader import Results
 from sltt_bench.results.schema import ESTIMATES_FILE, GRADIENTS_FILE
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 OF_RUNS = {
     "test_top1": "last_test_top1",
@@ -117,9 +118,9 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     slug, question = name.replace("/", "-"), str(study["question"])
     blocks: tuple[Block, ...] = ()
     if panels:
-        times = any("epoch_s" in (panel.measure, panel.x) for panel in panels)
-        mean = "Mean over seeds" + ", of times the geometric one" * times
-        caption = f"{mean}, bars one standard deviation, each seed a dot. {_basis(panels, groups, cells)}"
+        shown = (_FIGURES.get(axis, axis) for panel in panels for axis in (panel.measure, panel.x))
+        deviation = numbers.DEVIATION_OF_RATIOS if any(map(compared_as_ratio, shown)) else numbers.DEVIATION
+        caption = f"Mean over seeds, bars {deviation}, each seed a dot. {_basis(panels, groups, cells)}"
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
@@ -280,7 +281,7 @@ def _value(observation: Observation, key: str) -> Any:
     """Where an observation stands on an axis: None if it does not."""
     value = observation.about.get(key)
     if key == TASK and value is not None:
-        return str(value).lstrip("_")  # a base that only studies extend
+        return task_name(value)
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, list) and len(set(value)) == 1:
@@ -317,7 +318,7 @@ def _answer(verdicts: Sequence[Verdict]) -> str:
 
 
 def _basis(panels: Sequence[Drawn], groups: Sequence[Group], cells: pd.DataFrame) -> str:
-    counts = sorted({point.n for panel in panels for line in panel.lines for point in line.points.values()})
+    counts = sorted(set.union(*(panel.counts for panel in panels)))
     n = f"n = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
     key = groups[0].key if groups else None
     conditions = (
@@ -367,6 +368,7 @@ def _row(name: str, panel: Drawn, line: StudyLine, place: Any) -> dict[str, Any]
         "at": place,
         "mean": point.mean,
         "std": point.std,
+        "geometric_std": point.geometric_std,
         "n": point.n,
         "at_text": panel.place_text(place),
         "text": text,

@@ -16,6 +16,7 @@ from sltt_bench.results.schema import (
     METHOD_GRADIENTS_FILE,
     OPERATIONS_FILE,
 )
+from sltt_bench.studies import setting_words
 
 POINT = ["timesteps", "tau", "surrogate", "reset", "detach_reset"]
 """What tells the points of a grid apart; everything else is equal within a family."""
@@ -232,5 +233,5 @@ def _settings(run: Run, cell_id: str) -> tuple[str, ...]:
     cell = run.cell(cell_id)
     shown_anyway = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
     overrides = cell.get("overrides", {}).items()
-    words = [f"{key} = {value}" for key, value in overrides if key not in shown_anyway]
+    words = [setting_words(key, value) for key, value in overrides if key not in shown_anyway]
     return (*words, *[CHECKPOINT] * bool(cell.get("init")))

@@ -78,7 +78,8 @@ def _panel(
     for _, members in rows.dropna(subset=[f"{quantity}_mean"]).groupby(others, sort=True):
         columns = members.sort_values(x)[[x, f"{quantity}_mean", f"{quantity}_std"]]
         xs, ys, spreads = columns.astype(float).to_numpy().T.tolist()
-        lines.append(Line(point_words(members.iloc[0], differing), xs, ys, spreads))
+        around = [(y - spread, y + spread) for y, spread in zip(ys, spreads, strict=True)]
+        lines.append(Line(point_words(members.iloc[0], differing), xs, ys, around))
     ticks = tuple(sorted({x for line in lines for x in line.xs}))
     return Panel(title, Axis(_AXES[x], at=ticks), y, tuple(lines), levels)
 

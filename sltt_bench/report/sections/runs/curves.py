@@ -1,11 +1,12 @@
 """Accuracy over training: each seed's curve, their mean, and when an accuracy is first reached."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sltt_bench.format import Scale
+from sltt_bench.report import numbers
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.plots.lines import ACCURACY, PERCENT, Axis, Line, Panel
 from sltt_bench.report.statistics import Floats
@@ -123,14 +124,19 @@ def curve_panels(
     by_time = tuple(_mean(curve, curve.mean_s(curve.trained_s) / scale.factor) for curve in shown)
     panels = [
         epoch_panel(shown, "Accuracy by epoch", levels),
-        Panel("Accuracy by training time", time, ACCURACY, by_time, levels),
+        Panel("Accuracy by training time", time, _of_seeds(ACCURACY, shown), by_time, levels),
     ]
     if len(wanted := timed_accuracies(shown, floor)):
         above = [curve for curve in shown if not curve.at_chance]
         taken = {curve.method: [curve.time_to(level) / scale.factor for level in wanted] for curve in above}
         lines = tuple(Line(name, 100 * wanted, ys, method=name, marks="none") for name, ys in taken.items())
         panels.append(
-            Panel("Time to an accuracy", Axis("test top-1 reached [%]", within=PERCENT), time, lines)
+            Panel(
+                "Time to an accuracy",
+                Axis("test top-1 reached [%]", within=PERCENT),
+                _of_seeds(time, shown),
+                lines,
+            )
         )
     return panels
 
@@ -138,17 +144,24 @@ def curve_panels(
 def epoch_panel(shown: Sequence[Curve], title: str, levels: tuple[tuple[float, str], ...] = ()) -> Panel:
     """Accuracy by epoch."""
     lines = tuple(_mean(curve, curve.epoch) for curve in shown)
-    return Panel(title, Axis("epoch", whole=True), ACCURACY, lines, levels)
+    return Panel(title, Axis("epoch", whole=True), _of_seeds(ACCURACY, shown), lines, levels)
+
+
+def _of_seeds(axis: Axis, shown: Sequence[Curve]) -> Axis:
+    """The axis of means that says which of them are of a single seed."""
+    counts = (len(np.unique(curve.seeds)) for curve in shown)
+    return replace(axis, seeds=numbers.of_single_seeds(counts))
 
 
 def _mean(curve: Curve, xs: Floats) -> Line:
     accuracy = 100 * curve.over_seeds(curve.accuracy)
-    spread = accuracy.std(axis=0, ddof=1) if len(accuracy) > 1 else np.zeros_like(xs)
+    mean = accuracy.mean(axis=0)
+    deviation = accuracy.std(axis=0, ddof=1) if len(accuracy) > 1 else np.zeros_like(xs)
     return Line(
         curve.method,
         xs,
-        accuracy.mean(axis=0),
-        spread,
+        mean,
+        list(zip(mean - deviation, mean + deviation, strict=True)),
         method=curve.method,
         band=True,
         survivors=[*[False] * (len(xs) - 1), curve.survivors],

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from typing import TypeVar
@@ -38,7 +39,7 @@ from sltt_bench.report.sections.runs.panels import (
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
 from sltt_bench.report.sections.runs.tables import measured
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 
 Item = TypeVar("Item")
 
@@ -99,8 +100,10 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     seeds = [len(result.seeds) for group in groups for result in group.finished]
     lost = any(sweep.lost for sweep in sweeps)
     ring = "; a red ring: the method ran out of memory beyond this point" if lost else ""
+    ratios = any(METRICS[metric].as_ratio for metric in sweeps[0].metrics)
+    deviation = numbers.DEVIATION_OF_RATIOS if ratios else numbers.DEVIATION
     caption = (
-        f"Mean over seeds against {sweeps[0].words}, bars one standard deviation, each seed a dot; a gap: not run{ring}. "
+        f"Mean over seeds against {sweeps[0].words}, bars {deviation}, each seed a dot; a gap: not run{ring}. "
         f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
@@ -117,7 +120,7 @@ def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
     fixed += [] if sweep.field == "train.lr" else [first.tuning]
     others = varied - {sweep.field, "timesteps", "train.batch_size", "train.lr"}
     if task := one.overrides.get(TASK):  # its name says what else the other tasks have otherwise
-        fixed.append(str(task).lstrip("_"))
+        fixed.append(task_name(task))
         others &= one.overrides.keys()
     return fixed + [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
 
@@ -138,7 +141,7 @@ def _slopes(sweep: Sweep) -> str:
 def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
     """Accuracy by epoch of groups that have no plots of their own, as small multiples."""
     shown = [(group, own) for group in groups if (own := curves(group))]
-    words = [group.words for group, _ in shown]
+    words = [_words_beside(group, groups) for group, _ in shown]
     titles = [", ".join(word for word in own if any(word not in other for other in words)) for own in words]
     titled = [(title, group, own) for title, (group, own) in zip(titles, shown, strict=True)]
     for number, page in enumerate(_pages(titled, MOST_PANELS), start=1):
@@ -151,6 +154,13 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         name = f"{recipe.replace('/', '-')}-curves-{number}"
         title = "Accuracy by epoch, group by group"
         yield Figure(name, title, caption, draw_lines, partial(_epoch_panels, page))
+
+
+def _words_beside(group: Group, groups: Sequence[Group]) -> list[str]:
+    """The group's words, with the recipe's own value of what was set otherwise in another of the groups."""
+    fields = dict.fromkeys(field for other in groups for field in other.overrides)
+    known = {**group.settings, **group.overrides}
+    return replace(group, overrides={field: known[field] for field in fields if field in known}).words
 
 
 def _epoch_panels(page: Sequence[tuple[str, Group, list[Curve]]]) -> list[Panel]:
@@ -213,9 +223,11 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         for metric in shown_figures(group)
         if metric != "last_test_top1"
     )
+    bars = (bar for panel in method_bars(group, baseline) for bar in panel.bars)
+    ratios = f", in brackets the ratio to {baseline}" * any("×" in bar.text for bar in bars)
     caption = (
-        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: mean over seeds, whiskers one standard deviation, each seed a dot, "
-        f"in brackets the ratio to {baseline}. "
+        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds, whiskers mean ÷ and × the "
+        f"geometric standard deviation, each seed a dot{ratios}. "
         f"{_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
@@ -269,16 +281,18 @@ def _tradeoff(group: Group, name: str) -> Figure:
         f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
         f"one, by means over seeds{EQUAL_ACCURACIES * has_accuracy}); hollow: dominated. Thin line: the front of this "
         f"panel's two figures as they are drawn. "
-        f"Bars one standard deviation, each seed a dot. {_basis(group)}"
+        f"Bars {numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
     )
     title = _TRADEOFF if has_accuracy else _TRADEOFF_OF_TWO
     return Figure(f"{name}-tradeoff", title, caption, draw_lines, lambda: tradeoff_panels(group))
 
 
 def _against_k(group: Group, name: str) -> Figure:
+    bptt = group.methods.get("bptt")
+    dashed = "; dashed: BPTT" * bool(bptt and bptt.finished)
     caption = (
-        f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}; dashed: BPTT. Mean over seeds, bars "
-        f"one standard deviation, each seed a dot. {_basis(group)}"
+        f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}{dashed}. Mean over seeds, bars "
+        f"{numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
     )
     return Figure(f"{name}-k", _AGAINST_K, caption, draw_lines, lambda: k_panels(group))
 

@@ -59,6 +59,8 @@ def _summary_row(group: Group, result: MethodResult, baseline: str) -> dict[str,
         stat = group.stat(name, result.method)
         row[f"{name}_mean"] = stat and stat.mean
         row[f"{name}_std"] = stat and stat.std
+        if metric.as_ratio:
+            row[f"{name}_geometric_std"] = stat and stat.geometric_std
         if metric.as_ratio and name != "wall_s":
             row |= _estimate_columns(f"{name}_ratio", group.ratio(name, result.method, baseline))
     row |= _estimate_columns(

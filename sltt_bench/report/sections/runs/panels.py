@@ -10,6 +10,7 @@ from sltt_bench.format import Scale, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.groups import Group, NotComparable
 from sltt_bench.report.metrics import METRICS, Phase
+from sltt_bench.report.plots import style
 from sltt_bench.report.plots.bars import Bar, BarPanel
 from sltt_bench.report.plots.dots import Dot, DotPanel
 from sltt_bench.report.plots.lines import ACCURACY, SURVIVORS, Axis, Line, Panel
@@ -34,11 +35,13 @@ def title_of(metric: str) -> str:
     return {"epoch_s": "Time per epoch", "last_test_top1": "Accuracy"}.get(metric, "Peak memory")
 
 
-def axis_of(metric: str, phase: Phase, scale: Scale) -> Axis:
-    """The axis of a figure; accuracies need not begin at 0."""
+def axis_of(metric: str, phase: Phase, scale: Scale, stats: Iterable[Stat]) -> Axis:
+    """The axis of a figure, `stats` being what is drawn of it; accuracies need not begin at 0."""
+    of_seeds = "" if METRICS[metric].exact else numbers.of_single_seeds(stat.n for stat in stats)
+    if metric == "last_test_top1":
+        return replace(ACCURACY, seeds=of_seeds)
     words = f"{phase} epoch time" if metric == "epoch_s" else METRICS[metric].label
-    label = f"{words} [{scale.unit}]"
-    return ACCURACY if metric == "last_test_top1" else Axis(label, from_zero=True)
+    return Axis(f"{words} [{scale.unit}]", from_zero=True, seeds=of_seeds)
 
 
 def scale_of(metric: str, stats: Iterable[Stat]) -> Scale:
@@ -51,12 +54,13 @@ def mean_line(method: str, metric: str, groups: Mapping[float, Group], factor: f
 
     Where the method was not measured the line has a gap; a mean that leaves out seeds is marked.
     """
+    nowhere = (float("nan"), float("nan"))
     xs, ys, spreads, survivors, dots = [], [], [], [], []
     for x, group in groups.items():
         result, stat = group.methods.get(method), group.stat(metric, method)
         xs.append(x)
         ys.append(stat.mean / factor if stat else float("nan"))
-        spreads.append((stat.std or 0.0) / factor if stat else 0.0)
+        spreads.append((stat and scaled(stat.spread, factor)) or nowhere)
         survivors.append(bool(stat and result and result.lost_seeds))
         if stat and stat.n > 1 and result:
             dots += [(x, value / factor) for value in result.values[metric].values()]
@@ -65,6 +69,11 @@ def mean_line(method: str, metric: str, groups: Mapping[float, Group], factor: f
     return Line(
         method, xs[kept], ys[kept], spreads[kept], method=method, dots=dots, survivors=survivors[kept]
     )
+
+
+def scaled(spread: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
+    """A spread in the unit of an axis."""
+    return spread and (spread[0] / factor, spread[1] / factor)
 
 
 # Methods side by side ---------------------------------------------------------------------------
@@ -79,7 +88,8 @@ def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
     """The methods that finished, with their figure or why it is none, or ran out of memory."""
     results = [r for r in group.methods.values() if r.finished or r.out_of_memory][:MOST_METHODS]
     stats = {r.method: stat for r in results if (stat := group.stat(metric, r.method))}
-    scale = scale_of(metric, stats.values())
+    scale, exact = scale_of(metric, stats.values()), METRICS[metric].exact
+    all_single = all(stat.n == 1 for stat in stats.values())  # which the axis says
     bars = []
     for result in results:
         stat = stats.get(result.method)
@@ -92,11 +102,16 @@ def _bars_of(group: Group, metric: str, baseline: str) -> BarPanel:
         estimate = group.ratio(metric, result.method, baseline)
         if isinstance(estimate, PairedEstimate) and result.method != baseline:
             text += f"  ({numbers.ratio(estimate.value)})"
-        seeds = result.values[metric].values() if stat.n > 1 and stat.std else ()
-        mean, spread = stat.mean / scale.factor, (stat.std or 0.0) / scale.factor
+        if stat.n == 1 and not (exact or all_single):
+            text += "  n = 1"
+        low, high = scaled(stat.spread, scale.factor) or (0.0, 0.0)
+        spread = (low, high) if low < high else None
+        is_measured = spread or (stat.n == 1 and not exact)
+        seeds = result.values[metric].values() if is_measured else ()
         dots = tuple(value / scale.factor for value in seeds)
-        bars.append(Bar(result.method, (mean,), text, result.method, spread, dots))
-    return BarPanel(title_of(metric), axis_of(metric, group.phase, scale).label, tuple(bars))
+        bars.append(Bar(result.method, (stat.mean / scale.factor,), text, result.method, spread, dots))
+    axis = axis_of(metric, group.phase, scale, stats.values() if all_single else ())
+    return BarPanel(title_of(metric), style.label(axis.label, axis.seeds, "x"), tuple(bars))
 
 
 def pair_dots(group: Group, baseline: str) -> list[DotPanel]:
@@ -161,7 +176,7 @@ def _tradeoff(group: Group, x: str, y: str) -> Panel:
         lines.append(
             Line(
                 method, [a.mean / across.factor], [b.mean / up.factor],
-                [(b.std or 0.0) / up.factor], [(a.std or 0.0) / across.factor], method=method,
+                _around(b, up.factor), _around(a, across.factor), method=method,
                 stroke="none", marks="filled" if method in group.pareto_front else "hollow", size=(1.4, 6.5),
                 dots=[(one[seed] / across.factor, other[seed] / up.factor) for seed in shared],
                 survivors=[bool(result.lost_seeds)],
@@ -170,10 +185,16 @@ def _tradeoff(group: Group, x: str, y: str) -> Panel:
     over = "Accuracy over time" if x == "epoch_s" else "Accuracy over memory"
     return Panel(
         over if y == "last_test_top1" else "Memory against epoch time",
-        axis_of(x, group.phase, across),
-        axis_of(y, group.phase, up),
+        axis_of(x, group.phase, across, [a for a, _ in points.values()]),
+        axis_of(y, group.phase, up, [b for _, b in points.values()]),
         tuple(lines),
     )
+
+
+def _around(stat: Stat, factor: float) -> list[tuple[float, float]]:
+    """The spread of a single point, if it has one."""
+    spread = scaled(stat.spread, factor)
+    return [spread] if spread else []
 
 
 def _front(points: Mapping[str, tuple[Stat, Stat]], across: Scale, up: Scale, higher: bool) -> Line:
@@ -226,7 +247,7 @@ def _against_k(group: Group, metric: str, ks: Mapping[str, int]) -> Panel:
     return Panel(
         title_of(metric),
         Axis("K, steps with a gradient", at=tuple(sorted(set(ks.values())))),
-        axis_of(metric, group.phase, scale),
+        axis_of(metric, group.phase, scale, [*stats.values(), *([level] if level else [])]),
         tuple(lines),
     )
 

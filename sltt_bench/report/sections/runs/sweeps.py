@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from sltt_bench.report.groups import Group
+from sltt_bench.report.groups import Group, headline_of, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
 from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of, title_of
@@ -27,15 +27,16 @@ class Sweep:
     @property
     def methods(self) -> list[str]:
         """Every method of some group, in the usual order."""
-        return list(dict.fromkeys(method for group in self.groups.values() for method in group.methods))
+        return sorted(
+            {method for group in self.groups.values() for method in group.methods}, key=method_order
+        )
 
     @property
     def metrics(self) -> list[str]:
         """What can be drawn: a figure that every finished group has, measured alike."""
         finished = [group for group in self.groups.values() if group.finished]
         shown: list[str] = []
-        memories = {group.headline_memory() for group in finished}
-        if len(memories) == 1 and (memory := memories.pop()):
+        if memory := headline_of(finished):
             shown.append(memory)
         if len({group.phase for group in finished}) == 1:
             shown.append("epoch_s")
@@ -135,7 +136,7 @@ def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
         yield Panel(
             title or title_of(metric),
             Axis(sweep.words, at=tuple(sweep.groups)),
-            axis_of(metric, phase, scale),
+            axis_of(metric, phase, scale, [stat for line in stats.values() for stat in line.values()]),
             tuple(lines),
             rings=tuple(rings),
             remarks=()

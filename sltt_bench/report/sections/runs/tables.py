@@ -6,7 +6,7 @@ from functools import partial
 from itertools import product
 from typing import Any
 
-from sltt_bench.format import DASH, scale_for
+from sltt_bench.format import DASH, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.groups import Group, MethodResult, NotComparable
@@ -39,8 +39,8 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         for doubt in group.doubts_beside_chance(result.method)
     )
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
-    if not brief and has_accuracy and group.pareto_front:
-        sample = numbers.percent(group.accuracy_resolution)
+    if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
+        sample = significant(100 * group.accuracy_resolution, 2)
         notes.append(f"Pareto: accuracies within one test sample ({sample} points) are equal.")
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
@@ -306,7 +306,11 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
     ]
     if baseline not in group.methods:
         notes = [f"No ratios: no {baseline} in this group."]
-    return [*notes, *numbers.shared_notes(beside, list(group.methods)), *_spread_notes(estimates)]
+    repeated = any(
+        (stat := result.stat(metric)) and stat.n > 1 for result, metric in product(group.finished, metrics)
+    )
+    spread_notes = _spread_notes(estimates, repeated=repeated)
+    return [*notes, *numbers.shared_notes(beside, list(group.methods)), *spread_notes]
 
 
 def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: Values) -> list[str]:
@@ -341,14 +345,19 @@ def _mean_text(metric: str, values: Values) -> str:
     return numbers.scale_of_metric(metric, [mean]).text(mean)
 
 
-def _spread_notes(estimates: Sequence[PairedEstimate]) -> list[str]:
+def _spread_notes(estimates: Sequence[PairedEstimate], *, repeated: bool) -> list[str]:
+    """What stands beside means and ratios. `repeated`: whether some mean is over several seeds."""
+    words = [
+        f"±: standard deviation over seeds; {numbers.TIMES_OR_BY}: the geometric one, of a geometric mean."
+    ] * repeated
     if any(estimate.interval for estimate in estimates):
-        return [
-            "±: standard deviation over seeds. [ ]: 95 % t interval over pairs, of ratios on a logarithmic scale "
-            "(their mean is the geometric one). No colour below five pairs unless the figure is exact."
-        ]
-    noisy = any(not estimate.exact for estimate in estimates)
-    return ["n = 1 pair: no spread, no interval; n is too small to say more."] if noisy else []
+        words.append(
+            "[ ]: 95 % t interval over pairs, of ratios on a logarithmic scale (their mean is the geometric one). No colour "
+            "below five pairs unless the figure is exact."
+        )
+    elif any(not estimate.exact for estimate in estimates):
+        words.append("n = 1 pair: no spread, no interval; n is too small to say more.")
+    return [" ".join(words)] if words else []
 
 
 # Backends ---------------------------------------------------------------------------------------
