@@ -153,7 +153,7 @@ Nothing in it is ever rewritten. It holds
 | `ranks_began_with` | the same digests, and `labels_sha256` of all labels, of each process that shared the cell's batches |
 | others | torch, its flags, the kernels that ran, the sensors that were absent and why |
 
-The last two digests cover 64 MiB of a split in memory, or 32 samples of a split in files. Files of earlier versions lack
+Digests of samples cover 64 MiB of a split in memory, or 32 samples of a split in files. Files of earlier versions lack
 them.
 """
 
