@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
@@ -238,7 +238,7 @@ def run(
     logs = _comma_list("--log", log) or []
     if unknown := [name for name in logs if name not in LOGGERS]:
         _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
@@ -292,7 +292,7 @@ def tune(
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(method, backend, seed, grid, device, smoke=smoke, data_dir=data_dir)
     places = _places(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
     # The final training is planned later, from the request.
@@ -353,7 +353,7 @@ def submit(
 
     if init is not None and init != "random":
         init = str(checkpoint_file(init).absolute())
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
@@ -375,7 +375,9 @@ def submit(
         further=_sbatch_options(slurm or ()),
     )
     timeout_s, command = _seconds(timeout), commands.command_line()
-    commands.check_data([cell for plan in plans for cell in plan], data_dir)
+    cells = [cell for plan in plans for cell in plan]
+    commands.check_batches(cells)
+    commands.check_data(cells, data_dir)
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )
@@ -520,7 +522,7 @@ def estimate(
     from sltt_bench.plan import plans_of_all
     from sltt_bench.results.schema import ESTIMATES_FILE
 
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     grid += _counts("--timesteps", "timesteps", timesteps)
     grid += _counts("--batch-size", "train.batch_size", batch_size)
     if gpu_file is not None and gpu is None:
@@ -722,7 +724,7 @@ def gradients(
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
-    grid = [*full_paths(overrides or [], "--set"), *full_paths(over or [], "--over")]
+    grid = [*_fields_set(overrides, full_paths), *_fields_set(over, full_paths, option="--over")]
     backend = "reference"
     device = places[0].device or device
     request = _request(
@@ -766,8 +768,17 @@ def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = N
 # Words into values ------------------------------------------------------------------------------
 
 
+_Setting = tuple[str, str]
+"""key=value as the recipe has it, and how errors name the option that sets it."""
+
+
 def _request(
-    method: str | None, backend: str, seed: str | None, grid: Iterable[str], device: str, **further: Any
+    method: str | None,
+    backend: str,
+    seed: str | None,
+    grid: Sequence[_Setting],
+    device: str,
+    **further: Any,
 ) -> "Request":
     """What is asked for, its words checked; `further` are fields of Request as they are."""
     from sltt_bench import methods
@@ -780,11 +791,13 @@ def _request(
             methods.promises(name)
         except methods.UnknownMethod as error:
             _fail(f"--method {name}: {error}")
+    origins = {text.partition("=")[0].strip(): option for text, option in grid}
     return Request(
         methods=chosen,
         backends=tuple(_comma_list("--backend", backend) or ()),
         seeds=_seeds(seed),
-        grid=tuple(parse_overrides(grid)),
+        grid=tuple(parse_overrides((text for text, _ in grid), origins)),
+        origins=origins,
         device=_device(device),
         **further,
     )
@@ -807,6 +820,7 @@ def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: A
 
     timeout_s = _seconds(timeout)
     if dry_run:
+        commands.check_batches(cell for plan in plans for cell in plan)
         commands.show_plans(plans)
         return 0
     return commands.run_plans(plans, timeout_s=timeout_s, **how)
@@ -836,19 +850,30 @@ def _seeds(text: str | None) -> list[int] | None:
     return list(dict.fromkeys(seeds))
 
 
-def _counts(option: str, key: str, text: str | None) -> list[str]:
+def _fields_set(
+    assignments: list[str] | None,
+    full_paths: Callable[[list[str], str], list[str]] = lambda texts, option: texts,
+    option: str = "--set",
+) -> list[_Setting]:
+    """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
+    texts = assignments or []
+    typed = [f"{option} {text.partition('=')[0].strip()}" for text in texts]
+    return list(zip(full_paths(texts, option), typed, strict=True))
+
+
+def _counts(option: str, key: str, text: str | None) -> list[_Setting]:
     """An option's comma list of whole numbers from 1 on, as the override of a recipe field."""
     parts = _comma_list(option, text)
     if parts is None:
         return []
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
-    return [f"{key}={','.join(parts)}"]
+    return [(f"{key}={','.join(parts)}", option)]
 
 
-def _processes(per_cell: int | None) -> list[str]:
+def _processes(per_cell: int | None) -> list[_Setting]:
     """--nproc-per-cell as the override of its recipe field."""
-    return [] if per_cell is None else [f"train.devices={per_cell}"]
+    return [] if per_cell is None else [(f"train.devices={per_cell}", "--nproc-per-cell")]
 
 
 def _sbatch_options(texts: Iterable[str]) -> dict[str, str]:

@@ -73,7 +73,7 @@ def run_plans(
         plans.sort(key=lambda plan: needed.isdisjoint(cell.cell_id for cell in plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
-    _check_batches(open_cells)
+    check_batches(open_cells)
     _check_devices(open_cells, places)
     check_data(open_cells, data_dir)
     folders: list[Path] = []
@@ -157,7 +157,7 @@ WORTH_A_PROCESS = 6
 """Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
 
 
-def _check_batches(cells: Sequence[Cell]) -> None:
+def check_batches(cells: Iterable[Cell]) -> None:
     """Raises RecipeError for a batch that no epoch can fill: what then ran would not be what its rows say."""
     for cell in cells:
         batch_size = cell.recipe.train.batch_size
@@ -165,7 +165,9 @@ def _check_batches(cells: Sequence[Cell]) -> None:
         if KINDS[cell.kind].needs_data and batch_size > samples:
             more = ", or raise data.synthetic_samples" if cell.synthetic else ""
             fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
-            raise RecipeError(cell.recipe.name, [fault])
+            decisive = ("train.batch_size", "data.", "validation")
+            settings = [f"{key}={value}" for key, value in cell.overrides.items() if key.startswith(decisive)]
+            raise RecipeError(" with ".join([cell.recipe.name, *settings]), [fault])
 
 
 def _check_devices(cells: Sequence[Cell], places: Sequence[Place]) -> None:

@@ -1,7 +1,7 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from sltt_bench.recipe import (
     load_recipe,
     recipe_from_dict,
 )
+from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import Kind
 from sltt_bench.strict import held_by_another
-from sltt_bench.studies import TASK, Grid, points
+from sltt_bench.studies import TASK, Grid, numbered_points, places_of
 
 if TYPE_CHECKING:
     from sltt_bench.results.writer import RunFolder
@@ -96,6 +97,8 @@ class Request:
     seeds: list[int] | None = None
     grid: tuple[dict[str, Any], ...] = ({},)
     """Override mappings, one for each point of the grid."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Dotted field → the place that overrides it, as errors name it, where that is not --set and the field."""
     point: Grid | None = None
     """Of a study this point alone; None: all."""
     device: Device = "auto"
@@ -150,7 +153,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     _check_backends(request.backends)
     main, resolved, left_out = _resolve(recipe_name, request)
     base = resolved[0].recipe
-    stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
+    stage, init, remarks = _stage_one(base, find_recipe(recipe_name), request)
     cells = [
         Cell(
             recipe=point.recipe,
@@ -234,7 +237,6 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
     main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    folder = find_recipe(recipe_name).parent
     if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
         fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
         raise RecipeError(
@@ -242,19 +244,38 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         )
     resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
-    of_study = [Grid()] if main.study is None else list(points(main.study, smoke=request.smoke))
-    if request.point is not None:
-        of_study = [request.point]
-    for overrides, study in itertools.product(request.grid, of_study):
-        source = recipe_name if study.recipe is None else beside(folder, study.recipe)
+    k_from: dict[str, str] = {}
+    of_study = _points_of_study(main, recipe_name, request)
+    for overrides, (study, places) in itertools.product(request.grid, of_study):
+        source = recipe_name
+        if study.recipe is not None:
+            source = _known_recipe(find_recipe(recipe_name), study.recipe, places["recipe"])
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         settings = {**study.settings, **overrides}
-        names = request.methods or study.methods
-        chosen = load_recipe(source, settings, smoke=request.smoke, chosen_methods=names, any_k=True)
-        recipe = _as_part_of(main, _on_disk(chosen, request))
+        typed = _origins_of_request(request, overrides)
+        origins = {**places, **typed}
+        chosen = load_recipe(
+            source,
+            settings,
+            smoke=request.smoke,
+            chosen_methods=request.methods or study.methods,
+            any_k=True,
+            origins=origins,
+        )
+        file = str(find_recipe(source))
+        recipe = _as_part_of(main, _on_disk(chosen, request, origins, file))
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in [name for name in recipe.methods if name not in fitting]:
             missing.setdefault(name, []).append(recipe.timesteps)
+            k_from[name] = next(
+                (
+                    origin
+                    for known in (typed, places)
+                    for key in ("methods", "timesteps")
+                    if (origin := origin_of(key, known)) is not None
+                ),
+                file,
+            )
         if fitting:
             changes = {
                 key: value
@@ -266,15 +287,36 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
             fits = recipe.model_copy(update={"methods": fitting})
             resolved.append(ResolvedPoint(changes, fits, study))
     kept = {name for point in resolved for name in point.recipe.methods}
-    faults = [methods.out_of_range(name, max(at)) for name, at in missing.items() if name not in kept]
-    if faults:
-        raise RecipeError(str(find_recipe(recipe_name)), faults)
+    if lost := [name for name in missing if name not in kept]:
+        faults = {name: methods.out_of_range(name, max(missing[name])) for name in lost}
+        lines = [f"{k_from[name]}: {fault}" for name, fault in faults.items()]
+        raise RecipeError(recipe_name, [*faults.values()], lines)
     remarks = [
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
-    remarks += _replaced(request.grid[0], of_study)
+    remarks += _replaced(request.grid[0], [study for study, _ in of_study])
     return main, resolved, remarks
+
+
+def _points_of_study(main: Recipe, recipe_name: str, request: Request) -> list[tuple[Grid, dict[str, str]]]:
+    """The study's points that are asked for, each with its fields' places in the file; of no study, one that sets nothing."""
+    if main.study is None:
+        return [(Grid(), {})]
+    file = find_recipe(recipe_name)
+    return [
+        (point, {key: f"{file}: {place}" for key, place in places_of(main.study, number).items()})
+        for number, point in numbered_points(main.study, smoke=request.smoke)
+        if request.point in (None, point)
+    ]
+
+
+def _origins_of_request(request: Request, overrides: Iterable[str]) -> dict[str, str]:
+    """Dotted field → what the user typed that sets it."""
+    typed = {key: f"--set {key}" for key in overrides}
+    if request.methods is not None:
+        typed["methods"] = "--method"
+    return {key: request.origins.get(key, option) for key, option in typed.items()}
 
 
 def _replaced(overrides: Iterable[str], of_study: Iterable[Grid]) -> list[str]:
@@ -299,14 +341,31 @@ def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={**shared, "init_from": None, "study": None})
 
 
-def _on_disk(recipe: Recipe, request: Request) -> Recipe:
-    """The recipe with what depends on the user's files filled in. Raises RecipeError, DataError."""
+def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file: str) -> Recipe:
+    """The recipe with what depends on the user's files filled in.
+
+    `origins`, `file`: the places of what is overridden, and of all else. Raises RecipeError, DataError.
+    """
     source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
     resolved = recipe.model_copy(update={"data": source})
-    faults = [source.check_timesteps(recipe.timesteps), resolved.validation_fault()]
-    if any(faults):
-        raise RecipeError(recipe.name, [fault for fault in faults if fault is not None])
+    checked = {
+        "timesteps": source.check_timesteps(recipe.timesteps),
+        "validation": resolved.validation_fault(),
+    }
+    if faults := {key: fault for key, fault in checked.items() if fault is not None}:
+        lines = [f"{origin_of(key, origins) or file}: {fault}" for key, fault in faults.items()]
+        raise RecipeError(file, [*faults.values()], lines)
     return resolved
+
+
+def _known_recipe(file: Path, name: str, where: str) -> str:
+    """The recipe that another one, in `file`, names at `where`, as `load_recipe` takes it. Raises RecipeError."""
+    known = beside(file.parent, name)
+    try:
+        find_recipe(known)
+    except RecipeError as error:
+        raise RecipeError(where, [f"{name}: {fault}" for fault in error.faults]) from None
+    return known
 
 
 def value_at(recipe: Recipe, dotted: str) -> Any:
@@ -318,11 +377,11 @@ def value_at(recipe: Recipe, dotted: str) -> Any:
 
 
 def _stage_one(
-    recipe: Recipe, folder: Path, request: Request
+    recipe: Recipe, file: Path, request: Request
 ) -> tuple[Plan | None, str | None, tuple[str, ...]]:
     """The prerequisite's plan (one cell for all methods and seeds), the initial weights, the remarks.
 
-    The prerequisite's recipe is looked for in the recipe's own folder first.
+    The prerequisite's recipe is looked for first beside the recipe's own `file`.
     """
     init = None if request.init == "random" else request.init
     if recipe.init_from is None:
@@ -337,16 +396,17 @@ def _stage_one(
     ):
         if asked:
             return None, None, (remark,)
-    first = load_recipe(beside(folder, recipe.init_from))
+    typed = _origins_of_request(request, request.grid[0])
+    where = origin_of("init_from", typed) or f"{file}: init_from"
+    first = load_recipe(_known_recipe(file, recipe.init_from, where))
     if first.init_from is not None:
-        fault = f"init_from: {first.name} itself starts from {first.init_from}, and one stage is run before another; "
+        fault = f"{first.name} itself starts from {first.init_from}, and one stage is run before another; "
         raise RecipeError(
-            recipe.name,
-            [f"{fault}run {first.name} with train.keep_checkpoint and give its checkpoint with --init"],
+            where, [f"{fault}run {first.name} with train.keep_checkpoint and give its checkpoint with --init"]
         )
     if not first.train.keep_checkpoint:
-        fault = f"init_from: {first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
-        raise RecipeError(recipe.name, [fault])
+        fault = f"{first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
+        raise RecipeError(where, [fault])
     cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
     remark = f"{first.name} runs once, for all methods and seeds"
     return Plan(first, (cell,), (remark,), prerequisite=True), None, ()

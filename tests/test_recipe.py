@@ -46,7 +46,7 @@ def test_every_fault_is_reported_at_once_with_key_and_nearest_name() -> None:
 
 def test_an_unknown_section_in_an_override_names_the_nearest() -> None:
     assert faults("digits", {"trian.epochs": 2}) == [
-        "--set trian.epochs: there is no section 'trian' (did you mean 'train'?)"
+        "trian.epochs: there is no section 'trian' (did you mean 'train'?)"
     ]
 
 
