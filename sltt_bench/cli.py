@@ -228,8 +228,9 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
+    from sltt_bench.checkpoint_file import checkpoint_file
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import checkpoint_file, on_device, plans_of_all
+    from sltt_bench.plan import on_device, plans_of_all
 
     if init is not None and init != "random":
         checkpoint_file(init)
@@ -347,7 +348,8 @@ def submit(
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
     from sltt_bench import commands
-    from sltt_bench.plan import checkpoint_file, plans_of_all, processes_per_cell
+    from sltt_bench.checkpoint_file import checkpoint_file
+    from sltt_bench.plan import plans_of_all, processes_per_cell
     from sltt_bench.slurm import Resources
     from sltt_bench.slurm import submit as hand_over
 
@@ -718,7 +720,7 @@ def gradients(
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
     from sltt_bench.analysis.plan import full_paths, plan_analysis
-    from sltt_bench.plan import checkpoint_file
+    from sltt_bench.checkpoint_file import checkpoint_file
 
     if incomplete := [text for text in over or () if "=" not in text]:
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")

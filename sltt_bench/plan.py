@@ -1,13 +1,15 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
+from sltt_bench.backends.shipped import refusal
 from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
@@ -147,8 +149,8 @@ def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """The plan of the recipe, preceded by that of its prerequisite if it has one.
 
-    A method whose K exceeds T at some points of a grid is left out there, and said to be. Raises
-    RecipeError, also for a K that fits no point.
+    A method whose K exceeds T at some points of a grid is left out there, and said to be; so is one on a backend that
+    cannot serve it. Raises RecipeError, also for a K that fits no point, and for a method or backend that no other serves.
     """
     _check_backends(request.backends)
     main, resolved, left_out = _resolve(recipe_name, request)
@@ -174,8 +176,9 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
         for backend in request.backends
         for method in dict.fromkeys(point.recipe.methods)
     ]
+    cells, unserved = _servable(cells)
     distinct = tuple({cell.cell_id: cell for cell in cells}.values())
-    plan = Plan(base if main.study is None else main, distinct, remarks, tuple(left_out))
+    plan = Plan(base if main.study is None else main, distinct, remarks, (*left_out, *unserved))
     return [plan] if stage is None else [stage, plan]
 
 
@@ -408,6 +411,7 @@ def _stage_one(
         fault = f"{first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
         raise RecipeError(where, [fault])
     cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
+    _servable([cell])
     remark = f"{first.name} runs once, for all methods and seeds"
     return Plan(first, (cell,), (remark,), prerequisite=True), None, ()
 
@@ -419,14 +423,38 @@ def _check_backends(chosen: tuple[str, ...]) -> None:
         for name in chosen
         if name not in known
     ]
+    if "spikingjelly" in chosen and find_spec("spikingjelly") is None:
+        faults.append("spikingjelly needs that package: pip install 'sltt-bench[spikingjelly]'")
     if faults:
         raise RecipeError("--backend", faults)
 
 
-def checkpoint_file(path: str, flag: str = "--init") -> Path:
-    """The checkpoint that the user named with a flag. Raises RecipeError if there is no such file."""
-    file = Path(path)
-    if not file.is_file():
-        otherwise = ", or `random`" if flag == "--init" else ""
-        raise RecipeError(flag, [f"{path}: no such file; give a checkpoint's path{otherwise}"])
-    return file
+def _servable(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells without those that their backends would refuse, and what is left out.
+
+    Raises RecipeError where no cell of a method, or of a backend, is left.
+    """
+    refusals = [(cell, _refusal(cell)) for cell in cells]
+    kept = [cell for cell, reason in refusals if reason is None]
+    left = {cell.method for cell in kept} | {cell.backend for cell in kept}
+    faults: dict[str, None] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for cell, reason in refusals:
+        if reason is None:
+            continue
+        refused.setdefault((cell.backend, reason), []).append(cell.method)
+        if not left.issuperset((cell.method, cell.backend)):
+            faults[f"--backend {cell.backend}: {reason}"] = None
+    if faults:
+        raise RecipeError("--backend", list(faults), list(faults))
+    remarks = [
+        f"{', '.join(dict.fromkeys(names))} on {backend}, left out: {reason}"
+        for (backend, reason), names in refused.items()
+    ]
+    return kept, remarks
+
+
+def _refusal(cell: Cell) -> str | None:
+    recipe = cell.recipe
+    native = recipe.native.backend_options()
+    return refusal(cell.backend, cell.method, recipe.model, recipe.neuron, native, cell.device)

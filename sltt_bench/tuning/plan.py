@@ -91,12 +91,17 @@ def _search(
     grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
     origins = {**request.origins, **_places(recipe_name, request, fixed, point)}
     plans = make_plans(recipe_name, replace(request, grid=grid, origins=origins, seeds=tuning.seeds))
+    trials = [cell for cell in plans[-1] if cell.kind == "run"]
+    if len(trials) != len({cell.method for cell in trials}) * tuning.trials:
+        raise RecipeError(
+            recipe_name, [f"tuning.grid: not every setting can be tried: {why}" for why in plans[-1].left_out]
+        )
     search = Search(
         request=request,
         where=_words(point.study) if request.point else "",
         tuning=tuning,
         epochs=epochs,
-        cells=tuple(_trial(cell, tuning) for cell in plans[-1] if cell.kind == "run"),
+        cells=tuple(_trial(cell, tuning) for cell in trials),
         own={name: value_at(recipe, name) for name in tuning.grid},
     )
     return plans, search
