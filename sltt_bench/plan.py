@@ -19,6 +19,7 @@ from sltt_bench.recipe import (
     find_recipe,
     load_recipe,
     recipe_from_dict,
+    smoke_left_out,
 )
 from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import Kind
@@ -299,6 +300,8 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         for name, at in sorted(missing.items())
     ]
     remarks += _replaced(request.grid[0], [study for study, _ in of_study])
+    if request.smoke and (left_out := smoke_left_out(recipe_name)) is not None:
+        remarks.append(left_out)
     return main, resolved, remarks
 
 
@@ -353,7 +356,7 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
     resolved = recipe.model_copy(update={"data": source})
     checked = {
         "timesteps": source.check_timesteps(recipe.timesteps),
-        "validation": resolved.validation_fault(),
+        "validation.samples": resolved.validation_fault(),
     }
     if faults := {key: fault for key, fault in checked.items() if fault is not None}:
         lines = [f"{origin_of(key, origins) or file}: {fault}" for key, fault in faults.items()]

@@ -523,9 +523,14 @@ def load_recipe(
     layers = [Layer(chosen, {**named, **(origins or {})})]
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
         file = next(str(file) for file, own in files if "smoke" in own)
-        section = {key: f"{file}: smoke.{shortened_text(key, 80)}" for key in raw["smoke"]}
-        layers.insert(0, Layer(raw["smoke"], section))
-    recipe, faults = _validated(*_laid_over(raw, layers), further)
+        foreign = _smoke_of_others(raw, files)
+        section = {key: value for key, value in raw["smoke"].items() if key not in foreign}
+        places = {key: f"{file}: smoke.{shortened_text(key, 80)}" for key in section}
+        layers.insert(0, Layer(section, places, f"{file}: smoke"))
+    values, known = _laid_over(raw, layers)
+    if "target" not in chosen and _are_other_data(values.get("data"), raw.get("data")):
+        values.pop("target", None)
+    recipe, faults = _validated(values, known, further)
     if recipe is None:
         before = [set(_validated(*_laid_over(raw, layers[:n]), further)[1]) for n in range(len(layers))]
         lines = [_blamed(fault, files, layers, before) for fault in faults]
@@ -558,6 +563,24 @@ def _blamed(
         next(
             layer for layer, without in reversed([*zip(layers, before, strict=True)]) if fault not in without
         ),
+    )
+
+
+def smoke_left_out(name_or_path: str) -> str | None:
+    """What --smoke leaves out, since the recipe that another one extends says it of its own data or network; None: nothing.
+
+    Raises RecipeError.
+    """
+    files: list[tuple[Path, dict[str, Any]]] = []
+    raw = _read_extended(find_recipe(name_or_path), (), files)
+    if not isinstance(raw.get("smoke"), dict) or not (foreign := _smoke_of_others(raw, files)):
+        return None
+    base = next(file.stem for file, own in files if "smoke" in own)
+    what = ", ".join(f"{key}={raw['smoke'][key]}" for key in foreign)
+    others = dict.fromkeys("another network" if key.startswith("model.") else "other data" for key in foreign)
+    return (
+        f"--smoke leaves out {what}, which {base} says of {' and '.join(others)}; "
+        "what makes this recipe small is for a `smoke` of its own"
     )
 
 
@@ -614,7 +637,32 @@ def _read_extended(
     extended = _read_extended(base_path, (*below, where), files)
     for of_another_experiment in OF_ONE_EXPERIMENT:
         extended.pop(of_another_experiment, None)
+    if _are_other_data(raw.get("data"), extended.get("data")):
+        extended = _without_facts_of_data(extended)
     return _merged(extended, raw)
+
+
+def _are_other_data(own: Any, base: Any) -> bool:
+    """Whether a section `data` says of which data it is, and not what a base's does."""
+    if not isinstance(own, dict) or not isinstance(base, dict):
+        return False
+    return any(key in own and own[key] != base.get(key) for key in ("name", "file", "folder"))
+
+
+def _without_facts_of_data(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the accuracy that counts as reached, and the counts of validation samples: other data have others."""
+    result = {key: value for key, value in raw.items() if key != "target"}
+    for path in (("validation",), ("tuning", "validation")):
+        place: Any = result
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                break
+            place[part] = dict(place[part])
+            place = place[part]
+        else:
+            if "samples" in place:
+                place["samples"] = 0
+    return result
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -633,6 +681,35 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def _smoke_of_others(raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """What `smoke` sets and those data or that network cannot have that a file chose above the one that has the section.
+
+    `raw`: of all `files`, one that extends another before it.
+    """
+    below = next(number for number, (_, own) in enumerate(files) if "smoke" in own)
+    left_out = []
+    for section, options_type in _NAMED.items():
+        before, name = (_name_in(section, [own for _, own in files[start:]]) for start in (below, 0))
+        if None in (before, name) or before == name:
+            continue
+        options, faults = _validate_options(section, raw[section], options_type)
+        if faults:  # which are named without it
+            continue
+        known = type(options).model_fields
+        keys = {key: key.split(".")[1] for key in raw["smoke"] if key.startswith(f"{section}.")}
+        left_out += [key for key, field in keys.items() if field not in known]
+        is_shaped = any(field in known and field not in DataSource.model_fields for field in keys.values())
+        if section == "data" and options.temporal and not is_shaped:
+            left_out += [key for key in raw["smoke"] if key in ("timesteps", "loss.window")]
+    return left_out
+
+
+def _name_in(section: str, files: Iterable[Mapping[str, Any]]) -> str | None:
+    """The name that the first file has that gives one in a section."""
+    sections = (own.get(section) for own in files)
+    return next((own["name"] for own in sections if isinstance(own, dict) and "name" in own), None)
 
 
 def _laid_over(raw: Mapping[str, Any], layers: Iterable[Layer]) -> tuple[dict[str, Any], list[Fault]]:

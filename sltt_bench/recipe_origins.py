@@ -26,13 +26,18 @@ class Layer:
     """Dotted key → value."""
     origins: Mapping[str, str]
     """Dotted key → how an error names the place where it is set."""
+    place: str = ""
+    """That of all of it, where it has one."""
 
 
 def origin_of(key: str, origins: Mapping[str, str]) -> str | None:
-    """The origin of a dotted key, or else of what it is in; None where neither has one."""
+    """The origin of a dotted key, else of what it is in, else of all that is in it; None where nothing of that has one."""
     parts = key.split(".")
     holders = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
-    return next((origins[holder] for holder in holders if holder in origins), None)
+    if (holder := next((holder for holder in holders if holder in origins), None)) is not None:
+        return origins[holder]
+    within = [origin for each, origin in origins.items() if each.startswith(f"{key}.")]
+    return ", ".join(within) or None
 
 
 def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]]) -> str:
@@ -80,6 +85,8 @@ def blamed_on_layer(fault: Fault, layer: Layer) -> str:
     shared = {key: _parts_shared(key, fault.key) for key in layer.values}
     nearest = [key for key in shared if shared[key] == max(shared.values())]
     mentioned = [key for key in nearest if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", fault.text)]
+    if layer.place and not mentioned:
+        return f"{layer.place}: {fault}"
     return f"{', '.join(layer.origins[key] for key in mentioned or nearest)}: {fault}"
 
 

@@ -118,8 +118,10 @@ def _places(
     said = {"validation": "tuning.validation", "train.epochs": "tuning.epochs"}
     said |= {name: f"tuning.grid.{name}" for name in tuning.grid}
     typed = {key: request.origins.get(key, f"--set {key}") for key in fixed}
+    exactly = [place for place in said.values() if any(f"{key}.".startswith(f"{place}.") for key in typed)]
+    named = {place: origin_of(place, typed) or str(file) for place in said.values()}
     return {
-        key: typed.get(place) or f"{origin_of(place, typed) or file}: {place}" for key, place in said.items()
+        key: named[place] if place in exactly else f"{named[place]}: {place}" for key, place in said.items()
     }
 
 
