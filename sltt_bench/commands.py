@@ -29,7 +29,15 @@ from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import Recipe, RecipeError, find_recipe, load_recipe, recipe_names, study_names
+from sltt_bench.recipe import (
+    OF_ONE_EXPERIMENT,
+    Recipe,
+    RecipeError,
+    find_recipe,
+    load_recipe,
+    recipe_names,
+    study_names,
+)
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
@@ -474,7 +482,10 @@ def print_json(value: Any) -> None:
 
 
 def show_recipes(recipes: Sequence[Recipe], *, as_json: bool = False) -> None:
-    """Resolved recipes as YAML that could be run again, or as JSON: of several as a list."""
+    """Resolved recipes as YAML that could be run again, or as JSON: of several as a list.
+
+    What is true of a recipe alone stands in comments of the YAML, as no recipe that extends another has it.
+    """
     if as_json:
         shown = [recipe.model_dump(mode="json") for recipe in recipes]
         print_json(shown if len(shown) > 1 else shown[0])
@@ -483,8 +494,12 @@ def show_recipes(recipes: Sequence[Recipe], *, as_json: bool = False) -> None:
 
     for recipe in recipes:
         values = recipe.model_dump(mode="json", exclude={"name"})
+        alone = {key: values.pop(key) for key in OF_ONE_EXPERIMENT if values[key]}
         print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
         print(dump_yaml(values), end="")
+        if alone:
+            lines = dump_yaml(alone).splitlines()
+            print(f"# Of {recipe.name} alone, and not of what is made from it:", *lines, sep="\n# ")
 
 
 def is_method(name: str) -> bool:
@@ -503,7 +518,7 @@ def check_is_recipe(name: str) -> None:
     try:
         find_recipe(name)
     except RecipeError:
-        if "/" in name or name.endswith((".yaml", ".yml")):
+        if "/" in name or name.endswith((".yaml", ".yml")) or Path(name).exists():
             raise
         known = [*recipe_names(), *methods.examples()]
         fault = f"no recipe or method has this name{nearest(name, known)}; `sltt-bench list` shows all"

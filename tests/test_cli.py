@@ -1,5 +1,6 @@
 """The command line's manners: help at once, exit codes, and errors that name what to do."""
 
+import re
 import subprocess
 import sys
 
@@ -115,6 +116,24 @@ ERRORS = {
     ): "--epochs is given 2 times",
     ("data", "verify", "mnist", "--split", "a", "--split", "b"): "--split is given 2 times",
     ("run", "file.yam", "--dry-run"): "no recipe has this name",
+    ("show", "README.md"): "README.md: no recipe has this name, and a recipe's file ends with .yaml",
+    ("status", "README.md"): "README.md: is a file; give the folder that `sltt-bench submit` made",
+    ("cancel", "README.md"): "README.md: is a file; give the folder that `sltt-bench submit` made",
+    ("run", "digits", "--no-estimate", "--estimate", "--dry-run"): "--estimate and --no-estimate exclude",
+    ("tune", "digits", "--no-estimate", "--estimate", "--dry-run"): "--estimate and --no-estimate exclude",
+    ("run", "digits", "--out", "", "--dry-run"): "--out '': is empty",
+    ("tune", "digits", "--data-dir", "", "--dry-run"): "--data-dir '': is empty",
+    ("estimate", "digits", "--gpu-file", ""): "--gpu-file '': is empty",
+    ("analyze", "gradients", "digits", "--checkpoint", ""): "--checkpoint '': is empty",
+    ("report", "recipes", "--out", ""): "--out '': is empty",
+    ("run", "digits", ""): "RECIPE '': is empty",
+    ("show", ""): "RECIPE|METHOD|RUN '': is empty",
+    ("init", ""): "NAME '': is empty",
+    ("status", ""): "FOLDER '': is empty",
+    ("report", ""): "RESULTS '': is empty",
+    ("compare", "recipes", ""): "B '': is empty",
+    ("data", "prepare", ""): "NAME '': is empty",
+    ("submission", "check", ""): "FOLDER '': is empty",
     (
         "run",
         "README.md",
@@ -186,6 +205,7 @@ def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, 
 
 def test_flags_and_what_adds_up_may_be_given_again() -> None:
     again = ["run", "digits", "--dry-run", "--dry-run", "--set", "timesteps=2", "--set", "train.epochs=1"]
+    again += ["--no-estimate", "--no-estimate"]
     assert CliRunner().invoke(app, again).exit_code == 0
 
 
@@ -250,7 +270,15 @@ def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
     path.write_text(output)
     again = load_recipe(str(path))
     assert again.train.epochs == 3
-    assert again.fingerprint() == load_recipe("digits", {"train.epochs": 3}).fingerprint()
+    published = load_recipe("digits", {"train.epochs": 3})
+    assert again.fingerprint() == published.fingerprint()
+    assert (again.claims, again.cpu_minutes) == ([], None), "a copy claims nothing, as what extends another"
+    shown = published.model_dump()
+    assert published.claims
+    assert {**again.model_dump(), "claims": shown["claims"], "cpu_minutes": shown["cpu_minutes"]} == shown
+    start = output.index("# claims:")
+    path.write_text(output[:start] + re.sub(r"^# ", "", output[start:], flags=re.MULTILINE))
+    assert load_recipe(str(path)) == published, "uncommented, they are as they were"
 
 
 def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:
