@@ -820,6 +820,9 @@ def _request(
         except methods.UnknownMethod as error:
             _fail(f"--method {name}: {error}")
     origins = {text.partition("=")[0].strip(): option for text, option in grid}
+    for option, key, given in (("--seed", "seeds", seed), ("--method", "methods", method)):
+        if given is not None and key in origins:
+            _fail(f"{origins[key]} and {option} say the same; give one of them")
     return Request(
         methods=chosen,
         backends=tuple(_comma_list("--backend", backend) or ()),

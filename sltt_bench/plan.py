@@ -246,6 +246,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         raise RecipeError(
             "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
         )
+    _check_is_for_overrides(main, request)
     resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
     k_from: dict[str, str] = {}
@@ -303,6 +304,23 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     if request.smoke and (left_out := smoke_left_out(recipe_name)) is not None:
         remarks.append(left_out)
     return main, resolved, remarks
+
+
+def _check_is_for_overrides(main: Recipe, request: Request) -> None:
+    """Raises RecipeError for an override of what a study says itself: it would count for nothing."""
+    faults = {"study": "a study is asked by a file of its own, or by none"}
+    if main.study is not None:
+        faults |= {
+            "seeds": "a study says its own; give --seed",
+            "methods": "a study says its own; give --method",
+        }
+    lines = {
+        f"{request.origins.get(key, f'--set {key}')}: {faults[section]}": faults[section]
+        for key in request.grid[0]
+        if (section := key.partition(".")[0]) in faults
+    }
+    if lines:
+        raise RecipeError("--set", list(lines.values()), list(lines))
 
 
 def _points_of_study(main: Recipe, recipe_name: str, request: Request) -> list[tuple[Grid, dict[str, str]]]:

@@ -521,12 +521,15 @@ def load_recipe(
     if chosen_methods:
         named["methods"] = "--method"
     layers = [Layer(chosen, {**named, **(origins or {})})]
+    if "smoke" in chosen:  # it takes the place of the file's before that is applied
+        raw, foreign, place = {**raw, "smoke": chosen["smoke"]}, [], layers[0].origins["smoke"]
+    elif "smoke" in raw:
+        foreign = _smoke_of_others(raw, files) if isinstance(raw["smoke"], dict) else []
+        place = f"{next(str(file) for file, own in files if 'smoke' in own)}: smoke"
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
-        file = next(str(file) for file, own in files if "smoke" in own)
-        foreign = _smoke_of_others(raw, files)
         section = {key: value for key, value in raw["smoke"].items() if key not in foreign}
-        places = {key: f"{file}: smoke.{shortened_text(key, 80)}" for key in section}
-        layers.insert(0, Layer(section, places, f"{file}: smoke"))
+        places = {key: f"{place}.{shortened_text(key, 80)}" for key in section}
+        layers.insert(0, Layer(section, places, place))
     values, known = _laid_over(raw, layers)
     if "target" not in chosen and _are_other_data(values.get("data"), raw.get("data")):
         values.pop("target", None)

@@ -48,6 +48,13 @@ BLAMED = {
         "--method: method 'ottt' is derived for"
     ],
     ("run", "digits", "--set", "train.batch_size=2000"): ["digits with train.batch_size=2000: train.batch_size"],
+    ("run", "digits", "--set", "smoke={train.epochs: -1}", "--smoke"): ["--set smoke.train.epochs: Input"],
+    ("run", "digits", "--set", "smoke=3", "--smoke"): ["--set smoke: Input should be a valid dictionary"],
+    ("run", "digits", "--set", "seeds=[1]", "--seed", "2"): ["--set seeds and --seed say the same"],
+    ("run", "digits", "--set", "methods=[bptt]", "-m", "sltt"): ["--set methods and --method say the same"],
+    ("run", "studies/tau", "--set", "seeds=[5]"): ["--set seeds: a study says its own; give --seed"],
+    ("run", "studies/tau", "--set", "methods=[bptt]"): ["--set methods: a study says its own; give --method"],
+    ("tune", "studies/tau", "--set", "study.limits=x"): ["--set study.limits: a study is asked by a file"],
     ("tune", "digits", "--set", "tuning.grid={train.lr: [-1, 0.1]}"): [
         "--set tuning.grid: tuning.grid.train.lr: Input should be greater"
     ],
@@ -159,6 +166,21 @@ def test_a_fault_of_a_tuning_grid_names_its_place_in_the_recipe(write_recipe: Wr
         plan_tuning(str(own), Request(grid=({"train.epochs": 2},)))
     (line,) = lines_of(caught)
     assert line.startswith(f"{own}: tuning.grid.neuron.v_reset: neuron: v_reset is used by a hard reset only")
+
+
+def test_settings_of_a_smoke_run_are_overridden_before_they_apply() -> None:
+    smoke = {"train.epochs": 1, "data.limit": 128}
+    recipe = load_recipe("digits", {"smoke": smoke, "train.batch_size": 16}, smoke=True)
+    assert (recipe.train.epochs, recipe.data.limit, recipe.train.batch_size) == (1, 128, 16)
+    assert recipe.model == load_recipe("digits").model
+
+
+def test_seeds_and_methods_may_be_overridden_where_no_option_says_them() -> None:
+    request = Request(grid=({"seeds": [3, 4], "methods": ["sltt"]},))
+    (plan,) = make_plans("digits", request)
+    assert [(cell.seed, cell.method) for cell in plan] == [(3, "sltt"), (4, "sltt")]
+    (trials,) = plan_tuning("digits", request)
+    assert {cell.seed for cell in trials} == {100, 101}
 
 
 def test_the_methods_of_a_recipe_are_blamed_for_what_they_cannot_train(write_recipe: Write) -> None:
