@@ -439,7 +439,7 @@ def cancel(
 @app.command()
 def report(
     results: Results,
-    out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.", file_okay=False)] = None,
     baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     formats: Annotated[
         str,

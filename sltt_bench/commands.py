@@ -518,7 +518,7 @@ def check_is_recipe(name: str) -> None:
     try:
         find_recipe(name)
     except RecipeError:
-        if "/" in name or name.endswith((".yaml", ".yml")) or Path(name).exists():
+        if "/" in name or any(Path(f"{name}{ending}").exists() for ending in ("", ".yaml")):
             raise
         known = [*recipe_names(), *methods.examples()]
         fault = f"no recipe or method has this name{nearest(name, known)}; `sltt-bench list` shows all"

@@ -18,6 +18,7 @@ from sltt_bench.recipe import (
     beside,
     find_recipe,
     load_recipe,
+    namesake,
     recipe_from_dict,
     smoke_left_out,
 )
@@ -301,8 +302,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
         for name, at in sorted(missing.items())
     ]
     remarks += _replaced(request.grid[0], [study for study, _ in of_study])
-    if request.smoke and (left_out := smoke_left_out(recipe_name)) is not None:
-        remarks.append(left_out)
+    remarks += filter(None, [namesake(recipe_name), smoke_left_out(recipe_name) if request.smoke else None])
     return main, resolved, remarks
 
 

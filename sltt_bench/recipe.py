@@ -451,8 +451,18 @@ def find_recipe(name_or_path: str) -> Path:
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
     ending = ", and a recipe's file ends with .yaml" if _is_file(Path(name_or_path)) else ""
     hint = nearest(name_or_path, names)
+    if _is_file(Path(f"{name_or_path}.yaml")):
+        hint, ending = "", f", but a file has: give it with its ending, {name_or_path}.yaml"
     fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
+
+
+def namesake(name_or_path: str) -> str | None:
+    """That a shipped recipe is meant where a file at hand is called like it, in words; None where none is."""
+    file = Path(f"{name_or_path}.yaml")
+    if not _is_file(file) or file.resolve() == find_recipe(name_or_path).resolve():
+        return None
+    return f"{name_or_path} is the shipped recipe; the file {file} is given with its ending"
 
 
 def beside(folder: Path, name: str) -> str:
