@@ -887,8 +887,10 @@ def _fields_set(
     option: str = "--set",
 ) -> list[_Setting]:
     """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
+    from sltt_bench.recipe import shortened_text
+
     texts = assignments or []
-    typed = [f"{option} {text.partition('=')[0].strip()}" for text in texts]
+    typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}" for text in texts]
     return list(zip(full_paths(texts, option), typed, strict=True))
 
 

@@ -20,6 +20,7 @@ from sltt_bench.recipe import (
     load_recipe,
     namesake,
     recipe_from_dict,
+    shortened_text,
     smoke_left_out,
 )
 from sltt_bench.recipe_origins import origin_of
@@ -337,7 +338,7 @@ def _points_of_study(main: Recipe, recipe_name: str, request: Request) -> list[t
 
 def _origins_of_request(request: Request, overrides: Iterable[str]) -> dict[str, str]:
     """Dotted field → what the user typed that sets it."""
-    typed = {key: f"--set {key}" for key in overrides}
+    typed = {key: f"--set {shortened_text(key, 80)}" for key in overrides}
     if request.methods is not None:
         typed["methods"] = "--method"
     return {key: request.origins.get(key, option) for key, option in typed.items()}

@@ -531,15 +531,11 @@ def load_recipe(
     if chosen_methods:
         named["methods"] = "--method"
     layers = [Layer(chosen, {**named, **(origins or {})})]
+    place = None
     if "smoke" in chosen:  # it takes the place of the file's before that is applied
-        raw, foreign, place = {**raw, "smoke": chosen["smoke"]}, [], layers[0].origins["smoke"]
-    elif "smoke" in raw:
-        foreign = _smoke_of_others(raw, files) if isinstance(raw["smoke"], dict) else []
-        place = f"{next(str(file) for file, own in files if 'smoke' in own)}: smoke"
+        raw, place = {**raw, "smoke": chosen["smoke"]}, layers[0].origins["smoke"]
     if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
-        section = {key: value for key, value in raw["smoke"].items() if key not in foreign}
-        places = {key: f"{place}.{shortened_text(key, 80)}" for key in section}
-        layers.insert(0, Layer(section, places, place))
+        layers.insert(0, _smoke_layer(raw, files, place))
     values, known = _laid_over(raw, layers)
     if "target" not in chosen and _are_other_data(values.get("data"), raw.get("data")):
         values.pop("target", None)
@@ -694,6 +690,16 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         else:
             result[key] = value
     return result
+
+
+def _smoke_layer(
+    raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]], place: str | None
+) -> Layer:
+    """What `smoke` sets, but for what is of other data or another network. `place`: the option that says it, if one does."""
+    foreign = _smoke_of_others(raw, files) if place is None else []
+    place = place or f"{next(str(file) for file, own in files if 'smoke' in own)}: smoke"
+    values = {key: value for key, value in raw["smoke"].items() if key not in foreign}
+    return Layer(values, {key: f"{place}.{shortened_text(key, 80)}" for key in values}, place)
 
 
 def _smoke_of_others(raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:

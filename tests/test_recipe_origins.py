@@ -83,6 +83,14 @@ def test_a_fault_of_what_an_option_sets_names_the_option(
     assert all(line.startswith(f"error: {start}") for line, start in zip(lines, starts, strict=True))
 
 
+def test_a_key_without_end_is_quoted_in_part() -> None:
+    for arguments in (["run", "digits", "--dry-run"], ["analyze", "gradients", "digits", "--dry-run"]):
+        for value in ("1", "["):
+            output = CliRunner().invoke(app, [*arguments, "--set", f"train.{'x' * 5000}={value}"]).output
+            assert output.startswith("error: --set train.xxx")
+            assert len(output) < 1000
+
+
 def lines_of(error: pytest.ExceptionInfo[RecipeError]) -> list[str]:
     return sorted(str(error.value).splitlines())
 
