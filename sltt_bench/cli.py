@@ -8,10 +8,10 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast, get_args, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -31,18 +31,44 @@ class _State:
 
 
 class _VerbsGivenOnce(TyperGroup):
-    """An option that takes one value is given once: the last would count, without a word."""
+    """An option that takes one value is given once, a switch one way, and no name or path is empty: the last would
+    count, and an empty path would be the folder at hand (a shell's variable that is not set), without a word."""
 
     def resolve_command(self, ctx: Any, args: Any) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if not (command is None or isinstance(command, TyperGroup) or ctx.resilient_parsing):
             within = command.context_class(command, info_name=name, parent=ctx)
-            *_, given = command.make_parser(within).parse_args(args=list(rest))
-            for option, times in Counter(given).items():
-                if times > 1 and not option.multiple and not getattr(option, "is_flag", True):
-                    each = "give it once, with commas where it takes several values"
-                    raise UserError(f"{max(option.opts, key=len)} is given {times} times; {each}")
+            values, _, given = command.make_parser(within).parse_args(args=list(rest))
+            _check_given_once(given, rest)
+            _check_not_empty(command, values)
         return name, command, rest
+
+
+def _check_given_once(given: Sequence[Any], words: Sequence[str]) -> None:
+    """Raises UserError for parameters that are `given` in a way of which one word would count alone."""
+    for option, times in Counter(given).items():
+        if times > 1 and not option.multiple and not getattr(option, "is_flag", True):
+            each = "give it once, with commas where it takes several values"
+            raise UserError(f"{max(option.opts, key=len)} is given {times} times; {each}")
+        ways = (option.opts, getattr(option, "secondary_opts", []))
+        if times > 1 and all(set(way).intersection(words) for way in ways):
+            raise UserError(f"{' and '.join(way[0] for way in ways)} exclude each other; give one of them")
+
+
+def _check_not_empty(command: Any, values: Mapping[str, Any]) -> None:
+    """Raises UserError for an argument, or an option's path, that is an empty word."""
+    hints = get_type_hints(command.callback)
+    for parameter in command.params:
+        value, hint = values.get(parameter.name), hints.get(parameter.name)
+        is_argument = parameter.param_type_name == "argument"
+        if (is_argument or Path in (hint, *get_args(hint))) and "" in _each(value):
+            argument = (parameter.metavar or parameter.name.upper()).removesuffix("...")
+            label = argument if is_argument else max(parameter.opts, key=len)
+            raise UserError(f"{label} '': is empty; a variable of the shell that is not set?")
+
+
+def _each(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 class _Verbs(_VerbsGivenOnce):
@@ -228,8 +254,9 @@ def run(
     dry_run: DryRun = False,
 ) -> None:
     """Train and measure: every combination in a process of its own, a CSV row for every epoch."""
+    from sltt_bench.checkpoint_file import checkpoint_file
     from sltt_bench.loggers import LOGGERS
-    from sltt_bench.plan import checkpoint_file, on_device, plans_of_all
+    from sltt_bench.plan import on_device, plans_of_all
 
     if init is not None and init != "random":
         checkpoint_file(init)
@@ -238,7 +265,7 @@ def run(
     logs = _comma_list("--log", log) or []
     if unknown := [name for name in logs if name not in LOGGERS]:
         _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
@@ -292,7 +319,7 @@ def tune(
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(method, backend, seed, grid, device, smoke=smoke, data_dir=data_dir)
     places = _places(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
     # The final training is planned later, from the request.
@@ -347,13 +374,14 @@ def submit(
 ) -> None:
     """Hand the same plan to Slurm: one job array, a job for each cell, all into one folder."""
     from sltt_bench import commands
-    from sltt_bench.plan import checkpoint_file, plans_of_all, processes_per_cell
+    from sltt_bench.checkpoint_file import checkpoint_file
+    from sltt_bench.plan import plans_of_all, processes_per_cell
     from sltt_bench.slurm import Resources
     from sltt_bench.slurm import submit as hand_over
 
     if init is not None and init != "random":
         init = str(checkpoint_file(init).absolute())
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
@@ -375,7 +403,9 @@ def submit(
         further=_sbatch_options(slurm or ()),
     )
     timeout_s, command = _seconds(timeout), commands.command_line()
-    commands.check_data([cell for plan in plans for cell in plan], data_dir)
+    cells = [cell for plan in plans for cell in plan]
+    commands.check_batches(cells)
+    commands.check_data(cells, data_dir)
     submission = hand_over(
         plans, resources, out=out, data_dir=data_dir, command=command, timeout_s=timeout_s, resume=resume
     )
@@ -409,7 +439,7 @@ def cancel(
 @app.command()
 def report(
     results: Results,
-    out: Annotated[Path | None, typer.Option(help="Where the report goes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the report goes.", file_okay=False)] = None,
     baseline: Annotated[str | None, typer.Option(help="Method that ratios refer to (default: bptt).")] = None,
     formats: Annotated[
         str,
@@ -520,7 +550,7 @@ def estimate(
     from sltt_bench.plan import plans_of_all
     from sltt_bench.results.schema import ESTIMATES_FILE
 
-    grid = [*(overrides or []), *_processes(nproc_per_cell)]
+    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
     grid += _counts("--timesteps", "timesteps", timesteps)
     grid += _counts("--batch-size", "train.batch_size", batch_size)
     if gpu_file is not None and gpu is None:
@@ -716,13 +746,13 @@ def gradients(
 ) -> None:  # fmt: skip
     """Take BPTT's gradient apart: how much of it travels through space, how much through time."""
     from sltt_bench.analysis.plan import full_paths, plan_analysis
-    from sltt_bench.plan import checkpoint_file
+    from sltt_bench.checkpoint_file import checkpoint_file
 
     if incomplete := [text for text in over or () if "=" not in text]:
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
     places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
-    grid = [*full_paths(overrides or [], "--set"), *full_paths(over or [], "--over")]
+    grid = [*_fields_set(overrides, full_paths), *_fields_set(over, full_paths, option="--over")]
     backend = "reference"
     device = places[0].device or device
     request = _request(
@@ -766,8 +796,17 @@ def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = N
 # Words into values ------------------------------------------------------------------------------
 
 
+_Setting = tuple[str, str]
+"""key=value as the recipe has it, and how errors name the option that sets it."""
+
+
 def _request(
-    method: str | None, backend: str, seed: str | None, grid: Iterable[str], device: str, **further: Any
+    method: str | None,
+    backend: str,
+    seed: str | None,
+    grid: Sequence[_Setting],
+    device: str,
+    **further: Any,
 ) -> "Request":
     """What is asked for, its words checked; `further` are fields of Request as they are."""
     from sltt_bench import methods
@@ -780,11 +819,16 @@ def _request(
             methods.promises(name)
         except methods.UnknownMethod as error:
             _fail(f"--method {name}: {error}")
+    origins = {text.partition("=")[0].strip(): option for text, option in grid}
+    for option, key, given in (("--seed", "seeds", seed), ("--method", "methods", method)):
+        if given is not None and key in origins:
+            _fail(f"{origins[key]} and {option} say the same; give one of them")
     return Request(
         methods=chosen,
         backends=tuple(_comma_list("--backend", backend) or ()),
         seeds=_seeds(seed),
-        grid=tuple(parse_overrides(grid)),
+        grid=tuple(parse_overrides((text for text, _ in grid), origins)),
+        origins=origins,
         device=_device(device),
         **further,
     )
@@ -807,6 +851,7 @@ def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: A
 
     timeout_s = _seconds(timeout)
     if dry_run:
+        commands.check_batches(cell for plan in plans for cell in plan)
         commands.show_plans(plans)
         return 0
     return commands.run_plans(plans, timeout_s=timeout_s, **how)
@@ -836,19 +881,32 @@ def _seeds(text: str | None) -> list[int] | None:
     return list(dict.fromkeys(seeds))
 
 
-def _counts(option: str, key: str, text: str | None) -> list[str]:
+def _fields_set(
+    assignments: list[str] | None,
+    full_paths: Callable[[list[str], str], list[str]] = lambda texts, option: texts,
+    option: str = "--set",
+) -> list[_Setting]:
+    """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
+    from sltt_bench.recipe import shortened_text
+
+    texts = assignments or []
+    typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}" for text in texts]
+    return list(zip(full_paths(texts, option), typed, strict=True))
+
+
+def _counts(option: str, key: str, text: str | None) -> list[_Setting]:
     """An option's comma list of whole numbers from 1 on, as the override of a recipe field."""
     parts = _comma_list(option, text)
     if parts is None:
         return []
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
         _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
-    return [f"{key}={','.join(parts)}"]
+    return [(f"{key}={','.join(parts)}", option)]
 
 
-def _processes(per_cell: int | None) -> list[str]:
+def _processes(per_cell: int | None) -> list[_Setting]:
     """--nproc-per-cell as the override of its recipe field."""
-    return [] if per_cell is None else [f"train.devices={per_cell}"]
+    return [] if per_cell is None else [(f"train.devices={per_cell}", "--nproc-per-cell")]
 
 
 def _sbatch_options(texts: Iterable[str]) -> dict[str, str]:

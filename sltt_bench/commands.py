@@ -29,7 +29,15 @@ from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import Recipe, RecipeError, find_recipe, load_recipe, recipe_names, study_names
+from sltt_bench.recipe import (
+    OF_ONE_EXPERIMENT,
+    Recipe,
+    RecipeError,
+    find_recipe,
+    load_recipe,
+    recipe_names,
+    study_names,
+)
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
@@ -73,7 +81,7 @@ def run_plans(
         plans.sort(key=lambda plan: needed.isdisjoint(cell.cell_id for cell in plan))
     earlier = [_earlier_run(plan, out) if resume else None for plan in plans]
     open_cells = [cell for plan, path in zip(plans, earlier, strict=True) for cell in _left_of(plan, path)]
-    _check_batches(open_cells)
+    check_batches(open_cells)
     _check_devices(open_cells, places)
     check_data(open_cells, data_dir)
     folders: list[Path] = []
@@ -157,7 +165,7 @@ WORTH_A_PROCESS = 6
 """Estimates from which on more than one process pays, since each loads torch anew; 2 where limits are searched."""
 
 
-def _check_batches(cells: Sequence[Cell]) -> None:
+def check_batches(cells: Iterable[Cell]) -> None:
     """Raises RecipeError for a batch that no epoch can fill: what then ran would not be what its rows say."""
     for cell in cells:
         batch_size = cell.recipe.train.batch_size
@@ -165,7 +173,9 @@ def _check_batches(cells: Sequence[Cell]) -> None:
         if KINDS[cell.kind].needs_data and batch_size > samples:
             more = ", or raise data.synthetic_samples" if cell.synthetic else ""
             fault = f"train.batch_size is {batch_size:,}, but an epoch has {samples:,} training samples; lower it{more}"
-            raise RecipeError(cell.recipe.name, [fault])
+            decisive = ("train.batch_size", "data.", "validation")
+            settings = [f"{key}={value}" for key, value in cell.overrides.items() if key.startswith(decisive)]
+            raise RecipeError(" with ".join([cell.recipe.name, *settings]), [fault])
 
 
 def _check_devices(cells: Sequence[Cell], places: Sequence[Place]) -> None:
@@ -312,7 +322,7 @@ def show_list(what: str, *, as_json: bool = False) -> None:
         "methods": lambda: _named(
             [
                 *methods.descriptions(),
-                *((entry.name, f"plug-in: {entry.value}") for entry in plugins("methods")),
+                *((methods.label_of(entry.name), f"plug-in: {entry.value}") for entry in plugins("methods")),
             ]
         ),
         "models": lambda: _named((name, _first_line(models.options_type, name)) for name in models.names()),
@@ -472,7 +482,10 @@ def print_json(value: Any) -> None:
 
 
 def show_recipes(recipes: Sequence[Recipe], *, as_json: bool = False) -> None:
-    """Resolved recipes as YAML that could be run again, or as JSON: of several as a list."""
+    """Resolved recipes as YAML that could be run again, or as JSON: of several as a list.
+
+    What is true of a recipe alone stands in comments of the YAML, as no recipe that extends another has it.
+    """
     if as_json:
         shown = [recipe.model_dump(mode="json") for recipe in recipes]
         print_json(shown if len(shown) > 1 else shown[0])
@@ -481,8 +494,12 @@ def show_recipes(recipes: Sequence[Recipe], *, as_json: bool = False) -> None:
 
     for recipe in recipes:
         values = recipe.model_dump(mode="json", exclude={"name"})
+        alone = {key: values.pop(key) for key in OF_ONE_EXPERIMENT if values[key]}
         print(f"# {recipe.name}, as resolved (fingerprint {recipe.fingerprint()})")
         print(dump_yaml(values), end="")
+        if alone:
+            lines = dump_yaml(alone).splitlines()
+            print(f"# Of {recipe.name} alone, and not of what is made from it:", *lines, sep="\n# ")
 
 
 def is_method(name: str) -> bool:
@@ -501,7 +518,7 @@ def check_is_recipe(name: str) -> None:
     try:
         find_recipe(name)
     except RecipeError:
-        if "/" in name or name.endswith((".yaml", ".yml")):
+        if "/" in name or any(Path(f"{name}{ending}").exists() for ending in ("", ".yaml")):
             raise
         known = [*recipe_names(), *methods.examples()]
         fault = f"no recipe or method has this name{nearest(name, known)}; `sltt-bench list` shows all"

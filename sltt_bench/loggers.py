@@ -58,18 +58,26 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of the project sltt-bench; with WANDB_MODE=offline, it is below `<run>/wandb/`."""
+    """A run of the project sltt-bench; with WANDB_MODE=offline, it is below `<run>/wandb/`.
+
+    A resumed cell continues the run of its first attempt. Offline, each attempt is a run of its own: `wandb sync` would
+    replace the first of two runs with the same id by the second.
+    """
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         import wandb
 
+        offline = wandb.setup().settings.mode == "offline"
         self._run = wandb.init(
             project="sltt-bench",
             group=cell.recipe.name,
             name=_name(cell),
             dir=str(folder),
             config=public(cell.to_dict()),
+            allow_val_change=True,  # of a run that goes on, on another device for example
             reinit="create_new",
+            id=None if offline else f"{folder.name}-{cell.cell_id}",
+            resume=None if offline else "allow",
         )
 
     def epoch(self, epoch: int, values: Mapping[str, float]) -> None:
@@ -80,7 +88,9 @@ class _WeightsAndBiases:
 
 
 class _MLflow:
-    """A run of the experiment named after the recipe."""
+    """A run of the experiment named after the recipe; a resumed cell continues the run of its first attempt."""
+
+    _TAG = "sltt_bench.cell_of_run"
 
     def __init__(self, cell: Cell, folder: Path) -> None:
         from mlflow import MlflowClient
@@ -90,7 +100,13 @@ class _MLflow:
         name = cell.recipe.name
         experiment = self._client.get_experiment_by_name(name)
         identity = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        self._run_id = self._client.create_run(identity, run_name=_name(cell)).info.run_id
+        own = f"{folder.name}-{cell.cell_id}"
+        if begun := self._client.search_runs([identity], f"tags.`{self._TAG}` = '{own}'", max_results=1):
+            self._run_id = begun[0].info.run_id
+            self._client.update_run(self._run_id, status="RUNNING")
+            return
+        run = self._client.create_run(identity, run_name=_name(cell), tags={self._TAG: own})
+        self._run_id = run.info.run_id
         facts = {"cell_id": cell.cell_id, "method": cell.method, "backend": cell.backend, "seed": cell.seed}
         self._client.log_batch(self._run_id, params=[Param(key, str(value)) for key, value in facts.items()])
 

@@ -1,13 +1,15 @@
 """A recipe is expanded into a plan of cells; a cell is one (recipe, method, backend, seed, overrides)."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
+from sltt_bench.backends.shipped import refusal
 from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
@@ -16,11 +18,15 @@ from sltt_bench.recipe import (
     beside,
     find_recipe,
     load_recipe,
+    namesake,
     recipe_from_dict,
+    shortened_text,
+    smoke_left_out,
 )
+from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import Kind
 from sltt_bench.strict import held_by_another
-from sltt_bench.studies import TASK, Grid, points
+from sltt_bench.studies import TASK, Grid, numbered_points, places_of
 
 if TYPE_CHECKING:
     from sltt_bench.results.writer import RunFolder
@@ -96,6 +102,8 @@ class Request:
     seeds: list[int] | None = None
     grid: tuple[dict[str, Any], ...] = ({},)
     """Override mappings, one for each point of the grid."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Dotted field → the place that overrides it, as errors name it, where that is not --set and the field."""
     point: Grid | None = None
     """Of a study this point alone; None: all."""
     device: Device = "auto"
@@ -144,13 +152,13 @@ def on_device(plans: Iterable[Plan], device: Device | None) -> list[Plan]:
 def make_plans(recipe_name: str, request: Request) -> list[Plan]:
     """The plan of the recipe, preceded by that of its prerequisite if it has one.
 
-    A method whose K exceeds T at some points of a grid is left out there, and said to be. Raises
-    RecipeError, also for a K that fits no point.
+    A method whose K exceeds T at some points of a grid is left out there, and said to be; so is one on a backend that
+    cannot serve it. Raises RecipeError, also for a K that fits no point, and for a method or backend that no other serves.
     """
     _check_backends(request.backends)
     main, resolved, left_out = _resolve(recipe_name, request)
     base = resolved[0].recipe
-    stage, init, remarks = _stage_one(base, find_recipe(recipe_name).parent, request)
+    stage, init, remarks = _stage_one(base, find_recipe(recipe_name), request)
     cells = [
         Cell(
             recipe=point.recipe,
@@ -171,8 +179,9 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
         for backend in request.backends
         for method in dict.fromkeys(point.recipe.methods)
     ]
+    cells, unserved = _servable(cells)
     distinct = tuple({cell.cell_id: cell for cell in cells}.values())
-    plan = Plan(base if main.study is None else main, distinct, remarks, tuple(left_out))
+    plan = Plan(base if main.study is None else main, distinct, remarks, (*left_out, *unserved))
     return [plan] if stage is None else [stage, plan]
 
 
@@ -234,27 +243,46 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
     main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    folder = find_recipe(recipe_name).parent
     if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
         fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
         raise RecipeError(
             "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
         )
+    _check_is_for_overrides(main, request)
     resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
-    of_study = [Grid()] if main.study is None else list(points(main.study, smoke=request.smoke))
-    if request.point is not None:
-        of_study = [request.point]
-    for overrides, study in itertools.product(request.grid, of_study):
-        source = recipe_name if study.recipe is None else beside(folder, study.recipe)
+    k_from: dict[str, str] = {}
+    of_study = _points_of_study(main, recipe_name, request)
+    for overrides, (study, places) in itertools.product(request.grid, of_study):
+        source = recipe_name
+        if study.recipe is not None:
+            source = _known_recipe(find_recipe(recipe_name), study.recipe, places["recipe"])
         as_published = main if study.recipe is None else load_recipe(source, smoke=request.smoke, any_k=True)
         settings = {**study.settings, **overrides}
-        names = request.methods or study.methods
-        chosen = load_recipe(source, settings, smoke=request.smoke, chosen_methods=names, any_k=True)
-        recipe = _as_part_of(main, _on_disk(chosen, request))
+        typed = _origins_of_request(request, overrides)
+        origins = {**places, **typed}
+        chosen = load_recipe(
+            source,
+            settings,
+            smoke=request.smoke,
+            chosen_methods=request.methods or study.methods,
+            any_k=True,
+            origins=origins,
+        )
+        file = str(find_recipe(source))
+        recipe = _as_part_of(main, _on_disk(chosen, request, origins, file))
         fitting = [name for name in recipe.methods if methods.fits(name, recipe.timesteps)]
         for name in [name for name in recipe.methods if name not in fitting]:
             missing.setdefault(name, []).append(recipe.timesteps)
+            k_from[name] = next(
+                (
+                    origin
+                    for known in (typed, places)
+                    for key in ("methods", "timesteps")
+                    if (origin := origin_of(key, known)) is not None
+                ),
+                file,
+            )
         if fitting:
             changes = {
                 key: value
@@ -266,15 +294,54 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
             fits = recipe.model_copy(update={"methods": fitting})
             resolved.append(ResolvedPoint(changes, fits, study))
     kept = {name for point in resolved for name in point.recipe.methods}
-    faults = [methods.out_of_range(name, max(at)) for name, at in missing.items() if name not in kept]
-    if faults:
-        raise RecipeError(str(find_recipe(recipe_name)), faults)
+    if lost := [name for name in missing if name not in kept]:
+        faults = {name: methods.out_of_range(name, max(missing[name])) for name in lost}
+        lines = [f"{k_from[name]}: {fault}" for name, fault in faults.items()]
+        raise RecipeError(recipe_name, [*faults.values()], lines)
     remarks = [
         f"{name} is left out at T = {', '.join(map(str, sorted(set(at))))}: K must not exceed T"
         for name, at in sorted(missing.items())
     ]
-    remarks += _replaced(request.grid[0], of_study)
+    remarks += _replaced(request.grid[0], [study for study, _ in of_study])
+    remarks += filter(None, [namesake(recipe_name), smoke_left_out(recipe_name) if request.smoke else None])
     return main, resolved, remarks
+
+
+def _check_is_for_overrides(main: Recipe, request: Request) -> None:
+    """Raises RecipeError for an override of what a study says itself: it would count for nothing."""
+    faults = {"study": "a study is asked by a file of its own, or by none"}
+    if main.study is not None:
+        faults |= {
+            "seeds": "a study says its own; give --seed",
+            "methods": "a study says its own; give --method",
+        }
+    lines = {
+        f"{request.origins.get(key, f'--set {key}')}: {faults[section]}": faults[section]
+        for key in request.grid[0]
+        if (section := key.partition(".")[0]) in faults
+    }
+    if lines:
+        raise RecipeError("--set", list(lines.values()), list(lines))
+
+
+def _points_of_study(main: Recipe, recipe_name: str, request: Request) -> list[tuple[Grid, dict[str, str]]]:
+    """The study's points that are asked for, each with its fields' places in the file; of no study, one that sets nothing."""
+    if main.study is None:
+        return [(Grid(), {})]
+    file = find_recipe(recipe_name)
+    return [
+        (point, {key: f"{file}: {place}" for key, place in places_of(main.study, number).items()})
+        for number, point in numbered_points(main.study, smoke=request.smoke)
+        if request.point in (None, point)
+    ]
+
+
+def _origins_of_request(request: Request, overrides: Iterable[str]) -> dict[str, str]:
+    """Dotted field → what the user typed that sets it."""
+    typed = {key: f"--set {shortened_text(key, 80)}" for key in overrides}
+    if request.methods is not None:
+        typed["methods"] = "--method"
+    return {key: request.origins.get(key, option) for key, option in typed.items()}
 
 
 def _replaced(overrides: Iterable[str], of_study: Iterable[Grid]) -> list[str]:
@@ -299,14 +366,31 @@ def _as_part_of(study: Recipe, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={**shared, "init_from": None, "study": None})
 
 
-def _on_disk(recipe: Recipe, request: Request) -> Recipe:
-    """The recipe with what depends on the user's files filled in. Raises RecipeError, DataError."""
+def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file: str) -> Recipe:
+    """The recipe with what depends on the user's files filled in.
+
+    `origins`, `file`: the places of what is overridden, and of all else. Raises RecipeError, DataError.
+    """
     source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
     resolved = recipe.model_copy(update={"data": source})
-    faults = [source.check_timesteps(recipe.timesteps), resolved.validation_fault()]
-    if any(faults):
-        raise RecipeError(recipe.name, [fault for fault in faults if fault is not None])
+    checked = {
+        "timesteps": source.check_timesteps(recipe.timesteps),
+        "validation.samples": resolved.validation_fault(),
+    }
+    if faults := {key: fault for key, fault in checked.items() if fault is not None}:
+        lines = [f"{origin_of(key, origins) or file}: {fault}" for key, fault in faults.items()]
+        raise RecipeError(file, [*faults.values()], lines)
     return resolved
+
+
+def _known_recipe(file: Path, name: str, where: str) -> str:
+    """The recipe that another one, in `file`, names at `where`, as `load_recipe` takes it. Raises RecipeError."""
+    known = beside(file.parent, name)
+    try:
+        find_recipe(known)
+    except RecipeError as error:
+        raise RecipeError(where, [f"{name}: {fault}" for fault in error.faults]) from None
+    return known
 
 
 def value_at(recipe: Recipe, dotted: str) -> Any:
@@ -318,11 +402,11 @@ def value_at(recipe: Recipe, dotted: str) -> Any:
 
 
 def _stage_one(
-    recipe: Recipe, folder: Path, request: Request
+    recipe: Recipe, file: Path, request: Request
 ) -> tuple[Plan | None, str | None, tuple[str, ...]]:
     """The prerequisite's plan (one cell for all methods and seeds), the initial weights, the remarks.
 
-    The prerequisite's recipe is looked for in the recipe's own folder first.
+    The prerequisite's recipe is looked for first beside the recipe's own `file`.
     """
     init = None if request.init == "random" else request.init
     if recipe.init_from is None:
@@ -337,17 +421,19 @@ def _stage_one(
     ):
         if asked:
             return None, None, (remark,)
-    first = load_recipe(beside(folder, recipe.init_from))
+    typed = _origins_of_request(request, request.grid[0])
+    where = origin_of("init_from", typed) or f"{file}: init_from"
+    first = load_recipe(_known_recipe(file, recipe.init_from, where))
     if first.init_from is not None:
-        fault = f"init_from: {first.name} itself starts from {first.init_from}, and one stage is run before another; "
+        fault = f"{first.name} itself starts from {first.init_from}, and one stage is run before another; "
         raise RecipeError(
-            recipe.name,
-            [f"{fault}run {first.name} with train.keep_checkpoint and give its checkpoint with --init"],
+            where, [f"{fault}run {first.name} with train.keep_checkpoint and give its checkpoint with --init"]
         )
     if not first.train.keep_checkpoint:
-        fault = f"init_from: {first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
-        raise RecipeError(recipe.name, [fault])
+        fault = f"{first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
+        raise RecipeError(where, [fault])
     cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
+    _servable([cell])
     remark = f"{first.name} runs once, for all methods and seeds"
     return Plan(first, (cell,), (remark,), prerequisite=True), None, ()
 
@@ -359,14 +445,38 @@ def _check_backends(chosen: tuple[str, ...]) -> None:
         for name in chosen
         if name not in known
     ]
+    if "spikingjelly" in chosen and find_spec("spikingjelly") is None:
+        faults.append("spikingjelly needs that package: pip install 'sltt-bench[spikingjelly]'")
     if faults:
         raise RecipeError("--backend", faults)
 
 
-def checkpoint_file(path: str, flag: str = "--init") -> Path:
-    """The checkpoint that the user named with a flag. Raises RecipeError if there is no such file."""
-    file = Path(path)
-    if not file.is_file():
-        otherwise = ", or `random`" if flag == "--init" else ""
-        raise RecipeError(flag, [f"{path}: no such file; give a checkpoint's path{otherwise}"])
-    return file
+def _servable(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells without those that their backends would refuse, and what is left out.
+
+    Raises RecipeError where no cell of a method, or of a backend, is left.
+    """
+    refusals = [(cell, _refusal(cell)) for cell in cells]
+    kept = [cell for cell, reason in refusals if reason is None]
+    left = {cell.method for cell in kept} | {cell.backend for cell in kept}
+    faults: dict[str, None] = {}
+    refused: dict[tuple[str, str], list[str]] = {}
+    for cell, reason in refusals:
+        if reason is None:
+            continue
+        refused.setdefault((cell.backend, reason), []).append(cell.method)
+        if not left.issuperset((cell.method, cell.backend)):
+            faults[f"--backend {cell.backend}: {reason}"] = None
+    if faults:
+        raise RecipeError("--backend", list(faults), list(faults))
+    remarks = [
+        f"{', '.join(dict.fromkeys(names))} on {backend}, left out: {reason}"
+        for (backend, reason), names in refused.items()
+    ]
+    return kept, remarks
+
+
+def _refusal(cell: Cell) -> str | None:
+    recipe = cell.recipe
+    native = recipe.native.backend_options()
+    return refusal(cell.backend, cell.method, recipe.model, recipe.neuron, native, cell.device)

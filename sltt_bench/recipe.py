@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,6 +25,7 @@ from sltt_bench.errors import UserError, nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.models.options import ModelOptions
 from sltt_bench.plugins import PluginFailed
+from sltt_bench.recipe_origins import Fault, Layer, blamed_on_files, blamed_on_layer, blamed_on_settings
 from sltt_bench.results.schema import RECIPE_FILE
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict, held_by_another
 from sltt_bench.studies import FOLDER as STUDIES
@@ -396,11 +398,13 @@ OF_ONE_EXPERIMENT: Mapping[str, Any] = {"claims": [], "cpu_minutes": None}
 class RecipeError(UserError, ValueError):
     """A recipe or an override is faulty; `faults` has one line for each fault."""
 
-    def __init__(self, where: str, faults: list[str]) -> None:
-        lines = faults[:_MAX_FAULTS]
-        if len(faults) > len(lines):
-            lines = [*lines, f"and {len(faults) - len(lines)} more faults"]
-        super().__init__("\n".join(f"{shortened_text(where, 300)}: {line}" for line in lines))
+    def __init__(self, where: str, faults: list[str], lines: Sequence[str] = ()) -> None:
+        """`lines`: each fault behind the place of its own that it comes from; without them, `where` is that of all."""
+        where = shortened_text(where, 300)
+        shown = [*(lines or (f"{where}: {fault}" for fault in faults))][:_MAX_FAULTS]
+        if len(faults) > len(shown):
+            shown.append(f"{where}: and {len(faults) - len(shown)} more faults")
+        super().__init__("\n".join(shown))
         self.faults = faults
 
 
@@ -447,8 +451,18 @@ def find_recipe(name_or_path: str) -> Path:
     what, all_of_them = ("study", "studies") if of_study else ("recipe", "recipes")
     ending = ", and a recipe's file ends with .yaml" if _is_file(Path(name_or_path)) else ""
     hint = nearest(name_or_path, names)
+    if _is_file(Path(f"{name_or_path}.yaml")):
+        hint, ending = "", f", but a file has: give it with its ending, {name_or_path}.yaml"
     fault = f"no {what} has this name{hint}{ending}; `sltt-bench list {all_of_them}` shows all"
     raise RecipeError(name_or_path, [fault])
+
+
+def namesake(name_or_path: str) -> str | None:
+    """That a shipped recipe is meant where a file at hand is called like it, in words; None where none is."""
+    file = Path(f"{name_or_path}.yaml")
+    if not _is_file(file) or file.resolve() == find_recipe(name_or_path).resolve():
+        return None
+    return f"{name_or_path} is the shipped recipe; the file {file} is given with its ending"
 
 
 def beside(folder: Path, name: str) -> str:
@@ -493,37 +507,89 @@ def load_recipe(
     smoke: bool = False,
     chosen_methods: list[str] | None = None,
     any_k: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> Recipe:
     """The recipe with its smoke overrides (if asked) and then `overrides` (dotted key → value).
 
     `chosen_methods` takes the place of the recipe's own `methods`; with `any_k` one of them may have
-    a K that exceeds T. Raises RecipeError with every fault of the file and of the overrides at once.
+    a K that exceeds T. `origins`: dotted key of what is overridden → how errors name the place where it is, if not
+    --set and the key, or --method. Raises RecipeError with every fault at once, each with the file or option that it comes
+    from.
     """
     path = find_recipe(name_or_path)
-    raw = _read_extended(path, below=())
+    files: list[tuple[Path, dict[str, Any]]] = []
+    raw = _read_extended(path, (), files)
     raw.setdefault("name", f"{STUDIES}/{path.stem}" if path.resolve().parent.name == STUDIES else path.stem)
     kinds = {
         section: raw[section]["name"]
         for section in ("data", "model")
         if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
     }
-    faults: list[str] = []
-    if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
-        for key, value in raw["smoke"].items():
-            faults += _apply(raw, key, value, "smoke")
-    for key, value in (overrides or {}).items():
-        faults += _apply(raw, key, value, "--set")
+    further = partial(_further_faults, any_k=any_k, folder=path.parent, kinds=kinds)
+    chosen = {**(overrides or {}), **({"methods": chosen_methods} if chosen_methods else {})}
+    named = {key: f"--set {shortened_text(key, 80)}" for key in overrides or ()}
     if chosen_methods:
-        raw["methods"] = chosen_methods
-    return _validate(
-        raw,
-        str(path),
-        faults,
-        lambda recipe: (
-            *_method_faults(recipe, any_k),
-            *_claim_faults(recipe, path.parent, kinds),
-            *_smoke_faults(recipe),
+        named["methods"] = "--method"
+    layers = [Layer(chosen, {**named, **(origins or {})})]
+    place = None
+    if "smoke" in chosen:  # it takes the place of the file's before that is applied
+        raw, place = {**raw, "smoke": chosen["smoke"]}, layers[0].origins["smoke"]
+    if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
+        layers.insert(0, _smoke_layer(raw, files, place))
+    values, known = _laid_over(raw, layers)
+    if "target" not in chosen and _are_other_data(values.get("data"), raw.get("data")):
+        values.pop("target", None)
+    recipe, faults = _validated(values, known, further)
+    if recipe is None:
+        before = [set(_validated(*_laid_over(raw, layers[:n]), further)[1]) for n in range(len(layers))]
+        lines = [_blamed(fault, files, layers, before) for fault in faults]
+        raise RecipeError(str(path), [str(fault) for fault in faults], lines)
+    return recipe
+
+
+def _further_faults(
+    recipe: Recipe, *, any_k: bool, folder: Path, kinds: Mapping[str, str]
+) -> Iterator[Fault]:
+    """Of a recipe whose fields are valid. `any_k`: see `load_recipe`; `folder`, `kinds`: see `_claim_faults`."""
+    yield from _method_faults(recipe, any_k)
+    yield from _claim_faults(recipe, folder, kinds)
+    yield from _smoke_faults(recipe)
+
+
+def _blamed(
+    fault: Fault,
+    files: Iterable[tuple[Path, Mapping[str, Any]]],
+    layers: Sequence[Layer],
+    before: Sequence[set[Fault]],
+) -> str:
+    """The fault behind where it comes from. `before`: of each layer, what is wrong without it and those above."""
+    if (line := blamed_on_settings(fault, layers)) is not None:
+        return line
+    if fault in before[0]:
+        return blamed_on_files(fault, files)
+    return blamed_on_layer(
+        fault,
+        next(
+            layer for layer, without in reversed([*zip(layers, before, strict=True)]) if fault not in without
         ),
+    )
+
+
+def smoke_left_out(name_or_path: str) -> str | None:
+    """What --smoke leaves out, since the recipe that another one extends says it of its own data or network; None: nothing.
+
+    Raises RecipeError.
+    """
+    files: list[tuple[Path, dict[str, Any]]] = []
+    raw = _read_extended(find_recipe(name_or_path), (), files)
+    if not isinstance(raw.get("smoke"), dict) or not (foreign := _smoke_of_others(raw, files)):
+        return None
+    base = next(file.stem for file, own in files if "smoke" in own)
+    what = ", ".join(f"{key}={raw['smoke'][key]}" for key in foreign)
+    others = dict.fromkeys("another network" if key.startswith("model.") else "other data" for key in foreign)
+    return (
+        f"--smoke leaves out {what}, which {base} says of {' and '.join(others)}; "
+        "what makes this recipe small is for a `smoke` of its own"
     )
 
 
@@ -532,11 +598,19 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
 
     What its methods and claims may be was asked when it was resolved, by the version that did, where all its plug-ins were.
     """
-    return _validate(values, str(values.get("name", "recipe")), [])
+    recipe, faults = _validated(values, [])
+    if recipe is None:
+        raise RecipeError(str(values.get("name", "recipe")), [str(fault) for fault in faults])
+    return recipe
 
 
-def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
-    """A file's mapping merged into that of the recipe it extends; `below` are the files that extend it."""
+def _read_extended(
+    path: Path, below: tuple[Path, ...], files: list[tuple[Path, dict[str, Any]]]
+) -> dict[str, Any]:
+    """A file's mapping merged into that of the recipe it extends; `below` are the files that extend it.
+
+    Each file is added to `files` with its own mapping, one that extends another before it.
+    """
     where = path.resolve()
     if where in below:
         names = " → ".join(file.name for file in (*below, where))
@@ -558,6 +632,7 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
         fault = f"name: a recipe's name is that of its file; leave {shortened(name)} out, or save the file as {shortened(name)}.yaml"
         raise RecipeError(str(path), [fault])
     base = raw.pop("extends", None)
+    files.append((path, dict(raw)))
     if base is None:
         return raw
     if not isinstance(base, str):
@@ -568,10 +643,35 @@ def _read_extended(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
     if not _is_file(base_path):
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
-    extended = _read_extended(base_path, (*below, where))
+    extended = _read_extended(base_path, (*below, where), files)
     for of_another_experiment in OF_ONE_EXPERIMENT:
         extended.pop(of_another_experiment, None)
+    if _are_other_data(raw.get("data"), extended.get("data")):
+        extended = _without_facts_of_data(extended)
     return _merged(extended, raw)
+
+
+def _are_other_data(own: Any, base: Any) -> bool:
+    """Whether a section `data` says of which data it is, and not what a base's does."""
+    if not isinstance(own, dict) or not isinstance(base, dict):
+        return False
+    return any(key in own and own[key] != base.get(key) for key in ("name", "file", "folder"))
+
+
+def _without_facts_of_data(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the accuracy that counts as reached, and the counts of validation samples: other data have others."""
+    result = {key: value for key, value in raw.items() if key != "target"}
+    for path in (("validation",), ("tuning", "validation")):
+        place: Any = result
+        for part in path:
+            if not isinstance(place.get(part), dict):
+                break
+            place[part] = dict(place[part])
+            place = place[part]
+        else:
+            if "samples" in place:
+                place["samples"] = 0
+    return result
 
 
 def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
@@ -592,10 +692,58 @@ def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[str]:
-    """Set a dotted key in place; returns faults. Unknown last keys are left to the validation."""
+def _smoke_layer(
+    raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]], place: str | None
+) -> Layer:
+    """What `smoke` sets, but for what is of other data or another network. `place`: the option that says it, if one does."""
+    foreign = _smoke_of_others(raw, files) if place is None else []
+    place = place or f"{next(str(file) for file, own in files if 'smoke' in own)}: smoke"
+    values = {key: value for key, value in raw["smoke"].items() if key not in foreign}
+    return Layer(values, {key: f"{place}.{shortened_text(key, 80)}" for key in values}, place)
+
+
+def _smoke_of_others(raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[str]:
+    """What `smoke` sets and those data or that network cannot have that a file chose above the one that has the section.
+
+    `raw`: of all `files`, one that extends another before it.
+    """
+    below = next(number for number, (_, own) in enumerate(files) if "smoke" in own)
+    left_out = []
+    for section, options_type in _NAMED.items():
+        before, name = (_name_in(section, [own for _, own in files[start:]]) for start in (below, 0))
+        if None in (before, name) or before == name:
+            continue
+        options, faults = _validate_options(section, raw[section], options_type)
+        if faults:  # which are named without it
+            continue
+        known = type(options).model_fields
+        keys = {key: key.split(".")[1] for key in raw["smoke"] if key.startswith(f"{section}.")}
+        left_out += [key for key, field in keys.items() if field not in known]
+        is_shaped = any(field in known and field not in DataSource.model_fields for field in keys.values())
+        if section == "data" and options.temporal and not is_shaped:
+            left_out += [key for key in raw["smoke"] if key in ("timesteps", "loss.window")]
+    return left_out
+
+
+def _name_in(section: str, files: Iterable[Mapping[str, Any]]) -> str | None:
+    """The name that the first file has that gives one in a section."""
+    sections = (own.get(section) for own in files)
+    return next((own["name"] for own in sections if isinstance(own, dict) and "name" in own), None)
+
+
+def _laid_over(raw: Mapping[str, Any], layers: Iterable[Layer]) -> tuple[dict[str, Any], list[Fault]]:
+    """The mapping with what the layers set, and why some of that has no place; `raw` stays as it is."""
+    result = dict(raw)
+    fault_texts = [
+        (key, _apply(result, key, value)) for layer in layers for key, value in layer.values.items()
+    ]
+    return result, [Fault(key, text) for key, text in fault_texts if text is not None]
+
+
+def _apply(raw: dict[str, Any], dotted: str, value: Any) -> str | None:
+    """Set a dotted key in place; returns why it cannot be. Unknown last keys are left to the validation."""
     if dotted == "name":
-        return [f"{source} name: a recipe's name is that of its file; `sltt-bench init NAME` makes one"]
+        return "a recipe's name is that of its file; `sltt-bench init NAME` makes one"
     *parents, last = dotted.split(".")
     place: Any = raw
     for depth, parent in enumerate(parents):
@@ -603,60 +751,59 @@ def _apply(raw: dict[str, Any], dotted: str, value: Any, source: str) -> list[st
             place[parent] = {}
         if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
             known = [key for key, below in place.items() if isinstance(below, dict)]
-            return [f"{source} {dotted}: there is no section {parent!r}{nearest(parent, known)}"]
+            return f"there is no section {parent!r}{nearest(parent, known)}"
         place[parent] = dict(place[parent])
         place = place[parent]
     place[last] = value
-    return []
+    return None
 
 
 # Validating -------------------------------------------------------------------------------------
 
 
-def _validate(
+def _validated(
     raw: Mapping[str, Any],
-    where: str,
-    faults: list[str],
-    further: Callable[[Recipe], Iterable[str]] = lambda recipe: (),
-) -> Recipe:
-    """The recipe. Raises RecipeError with all that is wrong with it, beside the `faults` that are known; `further` are
-    those of one whose fields are valid.
+    known: Iterable[Fault],
+    further: Callable[[Recipe], Iterable[Fault]] = lambda recipe: (),
+) -> tuple[Recipe | None, list[Fault]]:
+    """The recipe, or None and all that is wrong with it, beside the faults that are `known`; `further` are those of one
+    whose fields are valid.
     """
-    values = dict(raw)
+    values, faults = dict(raw), [*known]
     for section, options_type in _NAMED.items():
         if section in values:
             values[section], more = _validate_options(section, values[section], options_type)
             faults += more
     broken = [section for section in ("data", "model") if values.get(section, 0) is None]
+    recipe = None
     try:
         recipe = Recipe.model_validate(values)
     except ValidationError as error:
         faults += _faults(error, Recipe, apart_from=broken)
     else:
         faults += further(recipe)
-    if faults:
-        raise RecipeError(where, list(dict.fromkeys(faults)))
-    return recipe
+    return None if faults else recipe, list(dict.fromkeys(faults))
 
 
-def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[str]:
+def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[Fault]:
     """Why methods of the recipe cannot train it; with `any_k` one may have a K that exceeds T."""
     for method in recipe.methods:
         try:
             if not (any_k and not methods.fits(method, recipe.timesteps)):
                 methods.check(method, recipe.timesteps)
             if recipe.loss.average == "outputs" and not methods.promises(method).one_backward_pass:
-                yield (
-                    f"loss.average: {method} goes backward before the last step, when the mean output is not "
-                    "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate"
+                yield Fault(
+                    "loss.average",
+                    f"{method} goes backward before the last step, when the mean output is not "
+                    "known; set loss.average: losses, or choose bptt, bptt-ckptN, bptt-dX or rate",
                 )
             if (reason := methods.unsuited(method, recipe.neuron.kind, recipe.model)) is not None:
-                yield f"methods: {reason}"
+                yield Fault("methods", reason)
         except methods.UnknownMethod as error:
-            yield f"methods: {error}"
+            yield Fault("methods", str(error))
 
 
-def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Iterator[str]:
+def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Iterator[Fault]:
     """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it.
 
     `kinds`: the names of data set and network in the recipe's file; claims are about these, and not about others that
@@ -664,14 +811,14 @@ def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Ite
     """
     for number, claim in enumerate(recipe.claims):
         if (fault := claim.fault()) is not None:
-            yield f"claims.{number}: {fault}"
+            yield Fault(f"claims.{number}", fault)
         for method in filter(None, (claim.method, claim.baseline)):
             try:
                 methods.promises(method)
             except methods.UnknownMethod as error:
-                yield f"claims.{number}: {error}"
+                yield Fault(f"claims.{number}", str(error))
         for key, fault in _when_faults(claim.when, recipe, folder, kinds):
-            yield f"claims.{number}.when.{shortened_text(key, 80)}: {fault}"
+            yield Fault(f"claims.{number}.when.{shortened_text(key, 80)}", fault)
 
 
 def _when_faults(
@@ -733,8 +880,7 @@ def _when_fault(recipe: Recipe, key: str, value: Any) -> str | None:
     try:
         type(place).model_validate(dict(place) | {field: value})
     except ValidationError as error:
-        of_field = (fault for fault in _faults(error, type(place)) if fault.startswith(f"{field}: "))
-        return next((fault.removeprefix(f"{field}: ") for fault in of_field), None)
+        return next((fault.text for fault in _faults(error, type(place)) if fault.key == field), None)
     return None
 
 
@@ -746,18 +892,18 @@ def _fields(place: Any) -> list[str]:
     return [name for name in type(place).model_fields if name not in nothing]
 
 
-def _smoke_faults(recipe: Recipe) -> Iterator[str]:
+def _smoke_faults(recipe: Recipe) -> Iterator[Fault]:
     for section, field in held_by_another(recipe.smoke):
-        yield f"smoke: {section} replaces all of what {field} sets a part of; write one of the two"
+        yield Fault("smoke", f"{section} replaces all of what {field} sets a part of; write one of the two")
 
 
-def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[str]]:
+def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any, list[Fault]]:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None, [f"{section}: must be a mapping with a `name`"]
+        return None, [Fault(section, "must be a mapping with a `name`")]
     try:
         kind = options_type(value["name"])
     except (PluginFailed, ValueError) as error:
-        return None, [f"{section}.name: {error}"]
+        return None, [Fault(f"{section}.name", str(error))]
     try:
         return kind.model_validate(value), []
     except ValidationError as error:
@@ -766,8 +912,8 @@ def _validate_options(section: str, value: Any, options_type: Any) -> tuple[Any,
 
 def _faults(
     error: ValidationError, kind: type[BaseModel], prefix: str = "", apart_from: Sequence[str] = ()
-) -> Iterator[str]:
-    """One line for each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
+) -> Iterator[Fault]:
+    """Each fault: the dotted key, what is wrong, and the nearest known key or the choices."""
     for detail in error.errors():
         location = detail["loc"]
         if location and location[0] in apart_from:
@@ -782,7 +928,7 @@ def _faults(
             text = str(detail["ctx"]["error"])
         else:
             text = f"{detail['msg']}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
-        yield f"{key}: {text}" if key else text
+        yield Fault(key, text)
 
 
 def _remedy(value: Any) -> str:
@@ -807,12 +953,19 @@ def _fields_at(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 # Overrides --------------------------------------------------------------------------------------
 
 
-def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
+def parse_overrides(
+    assignments: Iterable[str], origins: Mapping[str, str] | None = None
+) -> list[dict[str, Any]]:
     """`key=value` texts → the grid of override mappings; `key=1,2,4` opens one axis of the grid.
 
     Values are YAML; a list as a value is written in brackets: `model.channels=[16,32]`, text with a comma in quotes.
+    `origins`: key → the option, as typed, of what is not a --set of that key.
     Raises RecipeError, also for a key that is given two values, or once by itself and once with all of its section.
     """
+
+    def named(key: str) -> str:
+        return (origins or {}).get(key, f"--set {shortened_text(key, 80)}")
+
     axes: dict[str, list[Any]] = {}
     texts: dict[str, str] = {}
     for assignment in assignments:
@@ -821,18 +974,17 @@ def parse_overrides(assignments: Iterable[str]) -> list[dict[str, Any]]:
         if not separator or not key:
             example = "must have the form key=value, e.g. train.epochs=2"
             raise RecipeError("--set", [f"{shortened(assignment)} {example}"])
-        where = f"--set {shortened_text(key, 80)}"
         try:
             values = [parse_yaml(part) for part in _split_at_commas(text)]
         except YAMLFault as fault:
-            raise RecipeError(where, fault.faults) from None
+            raise RecipeError(named(key), fault.faults) from None
         if repr(axes.get(key, values)) != repr(values):  # 1 and true are equal
             twice = f"is given twice, as {shortened(texts[key])} and as {shortened(text)}; give it once"
-            raise RecipeError(where, [f"{twice} ({_SETTING_OPTIONS} set fields too)"])
+            raise RecipeError(named(key), [f"{twice} ({_SETTING_OPTIONS} set fields too)"])
         axes[key], texts[key] = values, text
     for section, field in held_by_another(axes):
         clash = f"replaces all of what {shortened_text(field, 80)} sets a part of; give one of the two"
-        raise RecipeError(f"--set {shortened_text(section, 80)}", [clash])
+        raise RecipeError(named(section), [clash])
     points = math.prod(len(values) for values in axes.values())
     if points > MAX_GRID_POINTS:
         raise RecipeError("--set", [f"a grid of {points} points; at most {MAX_GRID_POINTS} are taken"])

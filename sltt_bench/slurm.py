@@ -156,6 +156,8 @@ class Submission:
     def read(cls, folder: Path) -> "Submission":
         """Read the submission in a folder. Raises ResultsError if there is none."""
         path = folder / STATE_FOLDER / SUBMISSION_FILE
+        if folder.is_file():
+            raise ResultsError(f"{folder}: is a file; give the folder that `sltt-bench submit` made")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             cells = [cell_from_dict(cell) for cell in content["cells"]]

@@ -129,8 +129,22 @@ def points(study: Study, *, smoke: bool = False) -> Iterator[Grid]:
 
     The cells of a point differ only in method and seed. With `smoke`, each axis has only its first value.
     """
-    for grid in study.grids:
+    for _, point in numbered_points(study, smoke=smoke):
+        yield point
+
+
+def numbered_points(study: Study, *, smoke: bool = False) -> Iterator[tuple[int, Grid]]:
+    """`points`, each behind the number (from 0) of the grid that it is of."""
+    for number, grid in enumerate(study.grids):
         axes = {key: values[:1] if smoke else values for key, values in grid.over.items()}
         for values in itertools.product(*axes.values()):
             settings = {**grid.settings, **dict(zip(axes, values, strict=True))}
-            yield grid.model_copy(update={"settings": settings, "over": {}})
+            yield number, grid.model_copy(update={"settings": settings, "over": {}})
+
+
+def places_of(study: Study, number: int) -> dict[str, str]:
+    """Where a grid says what its points have: dotted recipe field, "methods" or "recipe" → dotted key in the study's file."""
+    grid, below = study.grids[number], f"study.grids.{number}"
+    places = {key: f"{below}.{part}.{key}" for part in ("settings", "over") for key in getattr(grid, part)}
+    named = ("methods", "recipe")
+    return {**places, **{key: f"{below}.{key}" for key in named if getattr(grid, key) is not None}}

@@ -1,7 +1,9 @@
 """The command line's manners: help at once, exit codes, and errors that name what to do."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -9,7 +11,7 @@ from typer.testing import CliRunner
 
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
 from sltt_bench.plan import Request, make_plans
-from sltt_bench.recipe import load_recipe, recipe_names
+from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
 
 EVAL_RESULTS = ("export", "results", "-m", "sltt", "--format", "eval-results")
 
@@ -115,6 +117,24 @@ ERRORS = {
     ): "--epochs is given 2 times",
     ("data", "verify", "mnist", "--split", "a", "--split", "b"): "--split is given 2 times",
     ("run", "file.yam", "--dry-run"): "no recipe has this name",
+    ("show", "README.md"): "README.md: no recipe has this name, and a recipe's file ends with .yaml",
+    ("status", "README.md"): "README.md: is a file; give the folder that `sltt-bench submit` made",
+    ("cancel", "README.md"): "README.md: is a file; give the folder that `sltt-bench submit` made",
+    ("run", "digits", "--no-estimate", "--estimate", "--dry-run"): "--estimate and --no-estimate exclude",
+    ("tune", "digits", "--no-estimate", "--estimate", "--dry-run"): "--estimate and --no-estimate exclude",
+    ("run", "digits", "--out", "", "--dry-run"): "--out '': is empty",
+    ("tune", "digits", "--data-dir", "", "--dry-run"): "--data-dir '': is empty",
+    ("estimate", "digits", "--gpu-file", ""): "--gpu-file '': is empty",
+    ("analyze", "gradients", "digits", "--checkpoint", ""): "--checkpoint '': is empty",
+    ("report", "recipes", "--out", ""): "--out '': is empty",
+    ("run", "digits", ""): "RECIPE '': is empty",
+    ("show", ""): "RECIPE|METHOD|RUN '': is empty",
+    ("init", ""): "NAME '': is empty",
+    ("status", ""): "FOLDER '': is empty",
+    ("report", ""): "RESULTS '': is empty",
+    ("compare", "recipes", ""): "B '': is empty",
+    ("data", "prepare", ""): "NAME '': is empty",
+    ("submission", "check", ""): "FOLDER '': is empty",
     (
         "run",
         "README.md",
@@ -184,8 +204,34 @@ def test_wrong_usage_says_what_and_how_and_exits_with_two(arguments: tuple[str, 
     assert "Traceback" not in result.output
 
 
+def test_a_file_at_hand_is_told_from_a_recipe_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine", "digits"):
+        Path(f"{name}.yaml").write_text("extends: vowels\ntrain: {epochs: 3}\n")
+    for verb in ("run", "show"):
+        result = CliRunner().invoke(app, [verb, "mine"])
+        assert result.exit_code == 2
+        assert "no recipe has this name, but a file has: give it with its ending, mine.yaml" in result.output
+    remark = "digits is the shipped recipe; the file digits.yaml is given with its ending"
+    assert make_plans("digits", Request())[0].left_out == (remark,)
+    assert not make_plans("digits.yaml", Request())[0].left_out
+    monkeypatch.chdir(recipe_folder())
+    assert not make_plans("digits", Request())[0].left_out
+
+
+def test_a_report_is_written_into_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(app, ["report", "results", "--out", str(tmp_path / "file")])
+    assert result.exit_code == 2
+    assert "Invalid value for '--out'" in result.output
+    assert "Measured on" not in result.output
+
+
 def test_flags_and_what_adds_up_may_be_given_again() -> None:
     again = ["run", "digits", "--dry-run", "--dry-run", "--set", "timesteps=2", "--set", "train.epochs=1"]
+    again += ["--no-estimate", "--no-estimate"]
     assert CliRunner().invoke(app, again).exit_code == 0
 
 
@@ -240,17 +286,21 @@ def test_a_list_loses_no_word_at_eighty_columns(monkeypatch: pytest.MonkeyPatch)
         assert load_recipe(name).description.split()[-1] in shown, name
 
 
-def test_show_prints_a_recipe_that_loads_again(tmp_path: object) -> None:
-    from pathlib import Path
-
-    from sltt_bench.recipe import load_recipe
-
+def test_show_prints_a_recipe_that_loads_again(tmp_path: Path) -> None:
     output = CliRunner().invoke(app, ["show", "digits", "--set", "train.epochs=3"]).output
-    path = Path(str(tmp_path)) / "digits.yaml"
+    path = tmp_path / "digits.yaml"
     path.write_text(output)
     again = load_recipe(str(path))
     assert again.train.epochs == 3
-    assert again.fingerprint() == load_recipe("digits", {"train.epochs": 3}).fingerprint()
+    published = load_recipe("digits", {"train.epochs": 3})
+    assert again.fingerprint() == published.fingerprint()
+    assert (again.claims, again.cpu_minutes) == ([], None), "a copy claims nothing, as what extends another"
+    shown = published.model_dump()
+    assert published.claims
+    assert {**again.model_dump(), "claims": shown["claims"], "cpu_minutes": shown["cpu_minutes"]} == shown
+    start = output.index("# claims:")
+    path.write_text(output[:start] + re.sub(r"^# ", "", output[start:], flags=re.MULTILINE))
+    assert load_recipe(str(path)) == published, "uncommented, they are as they were"
 
 
 def test_completion_offers_recipes_and_the_next_method_of_a_list() -> None:

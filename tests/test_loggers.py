@@ -2,10 +2,12 @@
 
 import json
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -128,6 +130,56 @@ def test_the_mlperf_log_of_a_resumed_cell_has_one_start_and_one_stop(
     assert entries[-1]["metadata"] == {"status": "success"}
     stops = {entry["metadata"]["epoch_num"] for entry in entries if entry["key"] == "epoch_stop"}
     assert stops == ({3} if end == "killed before its start" else {1, 2, 3})
+
+
+def attempts(name: str, cell: Cell, folder: Path) -> None:
+    """A cell that is cut off after its second epoch and goes on."""
+    for epochs, outcome in (([1, 2], Outcome("killed")), ([2, 3], Outcome("ok"))):
+        display = loggers.LogDisplay([name], pytest.fail)
+        display.run_opened(Plan(cell.recipe, (cell,)), folder)
+        display.cell_started(cell, 1, 1)
+        for epoch in epochs:
+            display.epoch(cell, {"epoch": epoch, "test_top1": epoch / 10})
+        display.cell_ended(cell, outcome)
+
+
+def test_a_resumed_cell_is_one_run_of_mlflow(
+    tmp_path: Path, smoke_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for folder in ("one", "two"):
+        attempts("mlflow", smoke_cell(), tmp_path / folder)
+    client = mlflow.MlflowClient((tmp_path / "mlruns").as_uri())
+    experiment = client.get_experiment_by_name("digits")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 2, "one of each folder"
+    for run in runs:
+        history = client.get_metric_history(run.info.run_id, "test_top1")
+        assert {metric.step: metric.value for metric in history} == {1: 0.1, 2: 0.2, 3: 0.3}
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_resumed_cell_is_one_run_of_wandb_where_that_can_go_on(
+    mode: str, tmp_path: Path, smoke_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, `wandb sync` of a second run with the id of a first replaces that one."""
+    pytest.importorskip("wandb")
+    opened: list[dict[str, Any]] = []
+    run = SimpleNamespace(log=lambda values, step: None, finish=lambda exit_code: None)
+    settings = SimpleNamespace(settings=SimpleNamespace(mode=mode))
+    module = SimpleNamespace(setup=lambda: settings, init=lambda **how: opened.append(how) or run)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    cell = smoke_cell()
+    for folder in ("one", "two"):
+        attempts("wandb", cell, tmp_path / folder)
+    ids = [(how["id"], how["resume"]) for how in opened]
+    if mode == "offline":
+        assert ids == [(None, None)] * 4
+    else:
+        assert ids == [(f"{folder}-{cell.cell_id}", "allow") for folder in ("one", "two") for _ in range(2)]
 
 
 def test_an_unknown_log_is_refused_and_a_missing_package_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -421,3 +421,21 @@ def test_the_past_of_one_layer_alone_reaches_its_gradient():
 def test_a_layer_that_there_is_not_is_refused_whatever_t_is(timesteps):
     with pytest.raises(ValueError, match="no layer of neurons 3: the network has 2"):
         run(convolutional_network(LIFParameters()), "bptt-l3", *batch(timesteps))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "label"),
+    [
+        ("mine", "mine"),
+        (r"mine-k(?P<k>\d+)", "mine-kN"),
+        (r"mine-n([1-9]\d*)(-unbiased)?", "mine-nN"),
+        (r"traced-l(?P<decay>[\d.]+)", "traced-lX"),
+        (r"damped-(?P<beta>\d+(?:\.\d+)?)-w(?P<w>[0-9]{1,3})", "damped-X-wN"),
+        (r"e\-prop\-two", "e-prop-two"),
+        (r"on-(.*)", r"on-(.*)"),
+        (r"(?P<kind>a|b)-rule", r"(?P<kind>a|b)-rule"),
+        ("(", "("),
+    ],
+)
+def test_a_plug_in_is_listed_as_its_names_are_typed(pattern: str, label: str) -> None:
+    assert methods.label_of(pattern) == label

@@ -345,7 +345,7 @@ def test_rules_that_are_derived_for_other_kinds_are_refused_by_name(kind):
         if (method, kind) == ("e-prop", "alif"):
             continue
         with pytest.raises(
-            RecipeError, match=rf"methods: method '{method}' is derived for neurons of kind lif.*{kind}"
+            RecipeError, match=rf"method '{method}' is derived for neurons of kind lif.*{kind}"
         ):
             load_recipe("digits", fields, chosen_methods=[method])
     with pytest.raises(RecipeError, match="--method-gradients: method 's-tllr' is derived for"):

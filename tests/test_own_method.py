@@ -30,6 +30,11 @@ def test_the_documented_method_runs_next_to_bptt_and_sltt(
     scope: dict[str, Any] = {}
     exec(check, scope)
     scope["test_my_method_keeps_its_promises"]()
+    listed = CliRunner().invoke(app, ["list", "methods"]).output
+    assert re.search(r"^  traced-lX +plug-in: my_methods:traced_sltt *$", listed, re.MULTILINE)
+    unknown = CliRunner().invoke(app, ["run", "digits", "--method", "traced-l"]).output
+    assert "(did you mean 'traced-l0.5'?)" in unknown
+    assert "conversion, traced-lX (N and X stand for numbers)" in unknown
     arguments = [
         "run",
         "digits",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import (
     NOT_DECISIVE,
     Recipe,
@@ -16,6 +17,7 @@ from sltt_bench.recipe import (
     parse_overrides,
     recipe_from_dict,
     recipe_names,
+    smoke_left_out,
     study_names,
 )
 from sltt_bench.report.claims import unfit_when
@@ -46,7 +48,7 @@ def test_every_fault_is_reported_at_once_with_key_and_nearest_name() -> None:
 
 def test_an_unknown_section_in_an_override_names_the_nearest() -> None:
     assert faults("digits", {"trian.epochs": 2}) == [
-        "--set trian.epochs: there is no section 'trian' (did you mean 'train'?)"
+        "trian.epochs: there is no section 'trian' (did you mean 'train'?)"
     ]
 
 
@@ -112,6 +114,61 @@ def test_a_grid_that_is_searched_takes_the_place_of_the_extended_recipes(write_r
     base = load_recipe("digits").tuning
     assert base is not None
     assert tuning.seeds == base.seeds
+
+
+OWN_ARRAYS = (
+    "data: {name: arrays, file: a.npz, layout: sequences, num_classes: 3, train_samples: 100, test_samples: 20, "
+    "shape: [20, 4]}\ntimesteps: 20\n"
+)
+
+
+def test_what_is_true_of_the_data_alone_is_not_extended_to_others(write_recipe: Write) -> None:
+    base = load_recipe("sequential-digits")
+    assert base.target == 0.8
+    assert base.tuning is not None
+    assert base.tuning.validation.samples == 287
+    own = load_recipe(
+        str(write_recipe("own", f"extends: sequential-digits\n{OWN_ARRAYS}loss: {{window: null}}\n"))
+    )
+    assert own.target is None
+    assert own.tuning == base.tuning.model_copy(
+        update={"validation": base.tuning.validation.model_copy(update={"samples": 0})}
+    )
+    write_recipe("arrays", f"extends: sequential-digits\n{OWN_ARRAYS}loss: {{window: null}}\ntarget: 0.7\n")
+    same = write_recipe("same", "extends: arrays\ndata: {file: a.npz}\n")
+    other = write_recipe("other", "extends: arrays\ndata: {file: b.npz}\n")
+    assert load_recipe(str(same)).target == 0.7
+    assert load_recipe(str(other)).target is None
+    assert load_recipe(str(same), {"data.file": "b.npz"}).target is None
+    assert load_recipe(str(same), {"data.file": "b.npz", "target": 0.9}).target == 0.9
+    assert load_recipe(str(same), {"data.limit": 10}).target == 0.7
+
+
+def test_smoke_leaves_out_what_another_recipe_says_of_its_own_network_and_data(write_recipe: Write) -> None:
+    own = write_recipe("own", "extends: cifar10-resnet18\nmodel: {name: cnn, dropout: 0.1}\n")
+    recipe = load_recipe(str(own), smoke=True)
+    assert (recipe.data.limit, recipe.timesteps, recipe.train.epochs) == (16, 4, 2)
+    assert smoke_left_out(str(own)) == (
+        "--smoke leaves out model.width=4, which _cifar-resnet18 says of another network; "
+        "what makes this recipe small is for a `smoke` of its own"
+    )
+    (plan,) = make_plans(str(own), Request(smoke=True, synthetic=True))
+    assert smoke_left_out(str(own)) in plan.left_out
+    assert not make_plans(str(own), Request(synthetic=True))[0].left_out
+    vgg = write_recipe("vgg", "extends: cifar10-resnet18\nmodel: {name: vgg11}\n")
+    assert smoke_left_out(str(vgg)) is None, "it has a width too"
+    speech = write_recipe("speech", f"extends: shd\n{OWN_ARRAYS}loss: {{window: null}}\n")
+    assert load_recipe(str(speech), smoke=True).timesteps == 20
+    assert "data.units_per_channel=20, timesteps=10, which shd says of other data;" in str(
+        smoke_left_out(str(speech))
+    )
+
+
+def test_a_recipe_hears_of_faults_in_its_own_smoke(write_recipe: Write) -> None:
+    write_recipe("base", "extends: digits\nmodel: {name: mlp}\n")
+    own = write_recipe("own", "extends: base\nsmoke: {model.channels: [1]}\n")
+    assert faults(str(own), smoke=True)[0].startswith("model.channels: unknown key")
+    assert smoke_left_out(str(own)) is None
 
 
 def test_extends_replaces_a_section_that_changes_its_name(write_recipe: Write) -> None:

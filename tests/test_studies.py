@@ -15,6 +15,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from sltt_bench.cli import app
+from sltt_bench.commands import check_batches
 from sltt_bench.experiment import assemble, make_backend
 from sltt_bench.plan import Cell, Request, make_plans
 from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, study_names
@@ -23,6 +24,7 @@ from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat
 from sltt_bench.results.schema import GRADIENTS_FILE
 from sltt_bench.studies import Grid, Study, points
+from sltt_bench.tuning.plan import plan_tuning
 
 NAMES = study_names()
 QUESTIONS = {
@@ -534,3 +536,10 @@ def test_every_run_of_a_study_trains(name: str, request: pytest.FixtureRequest) 
             cell.recipe.loss.window is None or cell.k is None
         )  # else K steps may miss the last one
         assert not draws_the_answer or any(not torch.equal(a, b) for a, b in parameters)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "studies/surrogate"])
+def test_the_trials_of_a_studys_smoke_run_fill_their_batches(name: str) -> None:
+    """What validation leaves of so few samples; settings of the study that is left out cannot be chosen."""
+    for plan in plan_tuning(name, Request(smoke=True)):
+        check_batches(plan)

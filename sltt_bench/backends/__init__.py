@@ -69,27 +69,32 @@ class Backend(Protocol):
 
 def unserved(backend: Backend, method: str) -> str | None:
     """Returns why the backend cannot serve the method with that name, or None. Raises UnknownMethod."""
-    return _lacking(backend, f"method {method!r} needs", methods.promises(method).needs)
+    return unserved_by(_served_by(backend), method)
 
 
 def unserved_network(backend: Backend, model: "ModelOptions") -> str | None:
     """Returns why the backend cannot serve a network with these options, or None."""
-    return _lacking(backend, f"model {model.name!r} with its normalisation has", model.needs)
+    return unserved_network_by(_served_by(backend), model)
 
 
-def _lacking(backend: Backend, whose: str, needs: frozenset["Need"]) -> str | None:
-    missing = needs - getattr(backend, "serves", frozenset({"spikes"}))
+def unserved_by(serves: frozenset["Need"], method: str) -> str | None:
+    """Returns why a backend that serves these needs cannot serve the method, or None. Raises UnknownMethod."""
+    return _lacking(serves, f"method {method!r} needs", methods.promises(method).needs)
+
+
+def unserved_network_by(serves: frozenset["Need"], model: "ModelOptions") -> str | None:
+    """Returns why a backend that serves these needs cannot serve such a network, or None."""
+    return _lacking(serves, f"model {model.name!r} with its normalisation has", model.needs)
+
+
+def _served_by(backend: Backend) -> frozenset["Need"]:
+    return getattr(backend, "serves", frozenset({"spikes"}))
+
+
+def _lacking(serves: frozenset["Need"], whose: str, needs: frozenset["Need"]) -> str | None:
+    missing = needs - serves
     what = " and ".join(methods.NEEDS[need] for need in sorted(missing))
     return f"{whose} {what}, which this backend does not offer; use --backend reference" if missing else None
-
-
-def other_than_lif(neuron: "LIFParameters") -> str | None:
-    """Returns why a backend with only LIF neurons and surrogates of width 1 cannot serve this, or None."""
-    if neuron.kind != "lif":
-        return f"its neurons are of neuron.kind lif, not {neuron.kind}; use --backend reference"
-    if neuron.surrogate_width != 1:
-        return f"its surrogates have neuron.surrogate_width 1, not {neuron.surrogate_width:g}; use --backend reference"
-    return None
 
 
 def preparations(backend: Backend) -> int:

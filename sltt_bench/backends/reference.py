@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.methods import NEEDS, Need
+from sltt_bench.backends.shipped import SERVES
+from sltt_bench.methods import Need
 from sltt_bench.neuron_kinds import layer_of_neurons
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
 from sltt_bench.unroll import Unroll
@@ -20,7 +21,7 @@ class Reference:
     """Only the equations: the like-for-like reproduction, and the standard for the other backends."""
 
     name = "reference"
-    serves: frozenset[Need] = frozenset(NEEDS)
+    serves: frozenset[Need] = SERVES["reference"]
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
         return None

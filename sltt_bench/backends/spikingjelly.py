@@ -7,15 +7,15 @@ On CUDA, SpikingJelly itself chooses its fastest installed kernel (CUDA, Triton,
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.backends import UnknownBackend, other_than_lif
+from sltt_bench.backends import UnknownBackend
 from sltt_bench.backends.reference import Reference
+from sltt_bench.backends.shipped import SERVES, unserved_neuron
 from sltt_bench.extras import load_extra
 from sltt_bench.methods import Need
 from sltt_bench.neurons import LIFParameters, SpikingNeuron
@@ -61,7 +61,7 @@ class SpikingJelly(Reference):
     """SpikingJelly's neurons; everything else is as in the reference."""
 
     name = "spikingjelly"
-    serves: frozenset[Need] = frozenset({"state", "synapses", "update", "spikes", "sequence", "timestep"})
+    serves: frozenset[Need] = SERVES["spikingjelly"]
 
     def __init__(self) -> None:
         """Raises UnknownBackend if SpikingJelly is not installed."""
@@ -77,10 +77,8 @@ class SpikingJelly(Reference):
         self._device = torch.device("cpu")
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
-        if (reason := other_than_lif(replace(neuron, surrogate_width=1.0))) is not None:
+        if (reason := unserved_neuron(self.name, neuron)) is not None:
             return reason
-        if neuron.tau <= 1:
-            return f"SpikingJelly's LIFNode needs tau > 1, but neuron.tau is {neuron.tau}"
         if neuron.surrogate not in SURROGATES:
             return (
                 f"no surrogate of SpikingJelly is known to equal {neuron.surrogate!r}; "

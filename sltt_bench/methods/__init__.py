@@ -306,19 +306,35 @@ class UnknownMethod(UserError, ValueError):
 
 def labels() -> list[str]:
     """Returns the form of every method's name, such as `sltt-kN`, third-party methods included."""
-    return [*(entry.label for entry in METHODS.values()), *_of_plugins()]
+    return [
+        *(entry.label for entry in METHODS.values()),
+        *(label_of(entry.name) for entry in plugins("methods")),
+    ]
 
 
 def examples() -> list[str]:
     """Returns an example name for each of `labels`, such as `sltt-k2` for `sltt-kN`."""
-    return [
-        *(entry.label.replace("N", "2").replace("X", "0.5") for entry in METHODS.values()),
-        *_of_plugins(),
-    ]
+    return [label.replace("N", "2").replace("X", "0.5") for label in labels()]
 
 
-def _of_plugins() -> list[str]:
-    return [entry.name for entry in plugins("methods")]
+def label_of(pattern: str) -> str:
+    """A plug-in's regular expression as labels are written: N and X for numbers, without what may be left out.
+
+    The expression itself where it is more than that.
+    """
+    label = _FRACTION.sub("X", _WHOLE.sub("N", pattern))
+    label = re.sub(r"N\((?:\?:)?\\\.N\)\?", "X", label)
+    while (shorter := _OPTIONAL.sub("", _GROUP.sub(r"\1", label))) != label:
+        label = shorter
+    label = re.sub(r"\\([-.])", r"\1", label)
+    return label if re.fullmatch(r"[\w.-]+", label) else pattern
+
+
+_DIGIT, _MANY = r"(?:\\d|\[0-9\])", r"(?:[+*]|\{\d+(?:,\d*)?\})"
+_WHOLE = re.compile(rf"\[1-9\]{_DIGIT}\*|{_DIGIT}{_MANY}?")
+_FRACTION = re.compile(rf"\[(?:\\d|N|0-9)\\?\.\]{_MANY}")
+_GROUP = re.compile(r"\((?:\?P<\w+>|\?:)?([NX])\)(?![?*+{])")
+_OPTIONAL = re.compile(r"\((?:\?P<\w+>|\?:)?[^()|]*\)\?")
 
 
 def descriptions() -> list[tuple[str, str]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from sltt_bench.identity import short_hash
 from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plans, resolve_points, value_at
-from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe
+from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe, beside, find_recipe
+from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, as_fields
 from sltt_bench.studies import TASK, Grid
@@ -88,16 +89,40 @@ def _search(
     epochs = min(tuning.epochs or recipe.train.epochs, recipe.train.epochs)
     held = {"validation": tuning.validation.model_dump(mode="json"), "train.epochs": epochs}
     grid = tuple({**fixed, **held, **setting} for setting in tuning.settings())
-    plans = make_plans(recipe_name, replace(request, grid=grid, seeds=tuning.seeds))
+    origins = {**request.origins, **_places(recipe_name, request, fixed, point)}
+    plans = make_plans(recipe_name, replace(request, grid=grid, origins=origins, seeds=tuning.seeds))
+    trials = [cell for cell in plans[-1] if cell.kind == "run"]
+    if len(trials) != len({cell.method for cell in trials}) * tuning.trials:
+        raise RecipeError(
+            recipe_name, [f"tuning.grid: not every setting can be tried: {why}" for why in plans[-1].left_out]
+        )
     search = Search(
         request=request,
         where=_words(point.study) if request.point else "",
         tuning=tuning,
         epochs=epochs,
-        cells=tuple(_trial(cell, tuning) for cell in plans[-1] if cell.kind == "run"),
+        cells=tuple(_trial(cell, tuning) for cell in trials),
         own={name: value_at(recipe, name) for name in tuning.grid},
     )
     return plans, search
+
+
+def _places(
+    recipe_name: str, request: Request, fixed: Mapping[str, Any], point: ResolvedPoint
+) -> dict[str, str]:
+    """Where it is said what trials have otherwise: dotted field → file and key, or the option that sets it."""
+    tuning, task = point.recipe.tuning, point.study.recipe
+    assert tuning is not None
+    folder = find_recipe(recipe_name).parent
+    file = find_recipe(recipe_name if task is None else beside(folder, task))
+    said = {"validation": "tuning.validation", "train.epochs": "tuning.epochs"}
+    said |= {name: f"tuning.grid.{name}" for name in tuning.grid}
+    typed = {key: request.origins.get(key, f"--set {key}") for key in fixed}
+    exactly = [place for place in said.values() if any(f"{key}.".startswith(f"{place}.") for key in typed)]
+    named = {place: origin_of(place, typed) or str(file) for place in said.values()}
+    return {
+        key: named[place] if place in exactly else f"{named[place]}: {place}" for key, place in said.items()
+    }
 
 
 def _trial(cell: Cell, tuning: TuningRecipe) -> Cell:

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from sltt_bench.backends import other_than_lif
 from sltt_bench.backends.native import kernels
 from sltt_bench.backends.native.absorbed_bias import leave_biases_to_neurons
 from sltt_bench.backends.native.batch_norm import defer
@@ -54,6 +53,7 @@ from sltt_bench.backends.native.residual_sums import fuse_residual_sums
 from sltt_bench.backends.native.saved_tensor_hooks import SavedTensors, fills_with_zero
 from sltt_bench.backends.native.step_calls import NotTraceable, changed_number, numbers_of_step, trace_step
 from sltt_bench.backends.native.units import NotSeparable, UnitNetwork
+from sltt_bench.backends.shipped import SERVES, native_conflict, unserved_neuron
 from sltt_bench.methods import Method, Need
 from sltt_bench.methods.bptt import BPTT
 from sltt_bench.methods.bptt_checkpointed import CheckpointedBPTT
@@ -141,7 +141,7 @@ class Native:
     def serves(self) -> frozenset[Need]:
         """The state and the spikes of all layers. With torch.compile nothing: a compiled step has its own
         state, and hooks would make it compile again in every iteration."""
-        return frozenset() if self._compile else frozenset({"state", "spikes"})
+        return frozenset() if self._compile else SERVES["native"]
 
     @property
     def preparations(self) -> int:
@@ -163,15 +163,18 @@ class Native:
         return {"peak_allocated_bytes": reason}
 
     def unsupported(self, neuron: LIFParameters, precision: str, device: str) -> str | None:
-        if self._graphs_are_wanted and torch.device(device).type != "cuda":
-            return f"native.graphs=always needs a CUDA device, but the device is {device}"
-        if self._compile and self._recompute:
-            return "native.compile decides by itself what to compute again; switch native.recompute off"
-        if self._compile and self._fused_norm == "always":
-            return "native.compile makes the step from the equations; leave native.fused_norm out"
+        conflict = native_conflict(
+            compile=self._compile,
+            recompute=self._recompute,
+            graphs="always" if self._graphs_are_wanted else "auto",
+            fused_norm=self._fused_norm,
+            device=device,
+        )
+        if conflict is not None:
+            return conflict
         if self._compile and (reason := why_wrong()) is not None:
             return reason
-        return other_than_lif(neuron) or kernels.unsupported(neuron, device)
+        return unserved_neuron(self.name, neuron) or kernels.unsupported(neuron, device)
 
     def neuron(self, parameters: LIFParameters) -> SpikingNeuron:
         if self._compile:

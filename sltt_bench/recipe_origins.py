@@ -1,0 +1,96 @@
+"""Where the values of a recipe come from: the file, its smoke section or the option that a fault is blamed on."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Fault(NamedTuple):
+    """What is wrong with a recipe."""
+
+    key: str
+    """Dotted, of the field or section that it was found in; "" where it is the recipe as a whole."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.text}" if self.key else self.text
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Fields that are set together, over those of the files and of the layers below."""
+
+    values: Mapping[str, Any]
+    """Dotted key → value."""
+    origins: Mapping[str, str]
+    """Dotted key → how an error names the place where it is set."""
+    place: str = ""
+    """That of all of it, where it has one."""
+
+
+def origin_of(key: str, origins: Mapping[str, str]) -> str | None:
+    """The origin of a dotted key, else of what it is in, else of all that is in it; None where nothing of that has one."""
+    parts = key.split(".")
+    holders = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    if (holder := next((holder for holder in holders if holder in origins), None)) is not None:
+        return origins[holder]
+    within = [origin for each, origin in origins.items() if each.startswith(f"{key}.")]
+    return ", ".join(within) or None
+
+
+def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]]) -> str:
+    """The fault behind the file that has the value.
+
+    `files`: each with its own mapping, one that extends another before it.
+    """
+    section, *_ = parts = fault.key.split(".")
+    name: Any = None
+    blamed, deepest = None, -1
+    for path, raw in files:
+        place = raw.get(section)
+        own_name = place.get("name") if isinstance(place, dict) else None
+        if None not in (name, own_name) and name != own_name:
+            break  # of another data set or network, of which nothing is left
+        name = name or own_name
+        if (depth := _depth(raw, parts)) > deepest:
+            blamed, deepest = path, depth
+    return f"{blamed}: {fault}"
+
+
+def _depth(raw: Mapping[str, Any], parts: Sequence[str]) -> int:
+    """How many parts of a dotted key a file's mapping has."""
+    place: Any = raw
+    for depth, part in enumerate(parts):
+        if not isinstance(place, dict) or part not in place:
+            return depth
+        place = place[part]
+    return len(parts)
+
+
+def blamed_on_settings(fault: Fault, layers: Sequence[Layer]) -> str | None:
+    """The fault behind what sets the very field, or all of what it is in; None where nothing does."""
+    for layer in reversed(layers):
+        for key in reversed([*layer.values]):
+            if fault.key == key:
+                return f"{layer.origins[key]}: {fault.text}"
+            if fault.key.startswith(f"{key}."):
+                return f"{layer.origins[key]}: {fault}"
+    return None
+
+
+def blamed_on_layer(fault: Fault, layer: Layer) -> str:
+    """The fault behind those settings of a layer, without which it is not there, that it is about."""
+    shared = {key: _parts_shared(key, fault.key) for key in layer.values}
+    nearest = [key for key in shared if shared[key] == max(shared.values())]
+    mentioned = [key for key in nearest if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", fault.text)]
+    if layer.place and not mentioned:
+        return f"{layer.place}: {fault}"
+    return f"{', '.join(layer.origins[key] for key in mentioned or nearest)}: {fault}"
+
+
+def _parts_shared(one: str, other: str) -> int:
+    """With how many parts two dotted keys begin alike."""
+    pairs = zip(one.split("."), other.split("."), strict=False)
+    return next((at for at, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
