@@ -1,4 +1,4 @@
-"""Where the values of a recipe come from: the file, its smoke section or the option that a fault is blamed on."""
+"""Finds where a faulty value of a recipe comes from: a file, its `smoke` section, or an option of the command line."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 
 class Fault(NamedTuple):
-    """What is wrong with a recipe."""
+    """One thing that is wrong with a recipe."""
 
     key: str
-    """Dotted, of the field or section that it was found in; "" where it is the recipe as a whole."""
+    """Dotted key of the field or section that has the fault; "" if it is the recipe as a whole."""
     text: str
 
     def __str__(self) -> str:
@@ -20,18 +20,18 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """Fields that are set together, over those of the files and of the layers below."""
+    """Fields that one source sets. They override those of the files and of the layers below."""
 
     values: Mapping[str, Any]
     """Dotted key → value."""
     origins: Mapping[str, str]
-    """Dotted key → how an error names the place where it is set."""
+    """Dotted key → the place where it is set, as errors name it."""
     place: str = ""
-    """That of all of it, where it has one."""
+    """The place of the layer as a whole, if it has one."""
 
 
 def origin_of(key: str, origins: Mapping[str, str]) -> str | None:
-    """The origin of a dotted key, else of what it is in, else of all that is in it; None where nothing of that has one."""
+    """Returns the origin of a dotted key; failing that, of a section around it, or of all keys within it; else None."""
     parts = key.split(".")
     holders = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     if (holder := next((holder for holder in holders if holder in origins), None)) is not None:
@@ -41,9 +41,9 @@ def origin_of(key: str, origins: Mapping[str, str]) -> str | None:
 
 
 def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]]) -> str:
-    """The fault behind the file that has the value.
+    """Returns the fault, prefixed by the file that has the value.
 
-    `files`: each with its own mapping, one that extends another before it.
+    `files`: each file with its own mapping; a file stands before the one that it extends.
     """
     section, *_ = parts = fault.key.split(".")
     name: Any = None
@@ -52,7 +52,7 @@ def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]
         place = raw.get(section)
         own_name = place.get("name") if isinstance(place, dict) else None
         if None not in (name, own_name) and name != own_name:
-            break  # of another data set or network, of which nothing is left
+            break  # a file about another data set or network, which this recipe replaces
         name = name or own_name
         if (depth := _depth(raw, parts)) > deepest:
             blamed, deepest = path, depth
@@ -60,7 +60,7 @@ def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]
 
 
 def _depth(raw: Mapping[str, Any], parts: Sequence[str]) -> int:
-    """How many parts of a dotted key a file's mapping has."""
+    """Returns how many parts of a dotted key exist in a file's mapping."""
     place: Any = raw
     for depth, part in enumerate(parts):
         if not isinstance(place, dict) or part not in place:
@@ -70,7 +70,7 @@ def _depth(raw: Mapping[str, Any], parts: Sequence[str]) -> int:
 
 
 def blamed_on_settings(fault: Fault, layers: Sequence[Layer]) -> str | None:
-    """The fault behind what sets the very field, or all of what it is in; None where nothing does."""
+    """Returns the fault, prefixed by the setting of this field or of a section around it; None if there is no such setting."""
     for layer in reversed(layers):
         for key in reversed([*layer.values]):
             if fault.key == key:
@@ -81,7 +81,7 @@ def blamed_on_settings(fault: Fault, layers: Sequence[Layer]) -> str | None:
 
 
 def blamed_on_layer(fault: Fault, layer: Layer) -> str:
-    """The fault behind those settings of a layer, without which it is not there, that it is about."""
+    """Returns a fault that this layer causes, prefixed by the layer's settings that it is about."""
     shared = {key: _parts_shared(key, fault.key) for key in layer.values}
     nearest = [key for key in shared if shared[key] == max(shared.values())]
     mentioned = [key for key in nearest if re.search(rf"\b{re.escape(key.rpartition('.')[2])}\b", fault.text)]
@@ -91,6 +91,6 @@ def blamed_on_layer(fault: Fault, layer: Layer) -> str:
 
 
 def _parts_shared(one: str, other: str) -> int:
-    """With how many parts two dotted keys begin alike."""
+    """Returns how many leading parts two dotted keys have in common."""
     pairs = zip(one.split("."), other.split("."), strict=False)
     return next((at for at, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)

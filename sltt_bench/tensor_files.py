@@ -1,4 +1,4 @@
-"""Files that torch.save left, read as weights and plain values only, and only if they are as they were written."""
+"""Reads files of torch.save: weights and plain values only, and only if their checksums agree."""
 
 import zipfile
 from pathlib import Path
@@ -8,10 +8,10 @@ import torch
 
 
 def load_tensors(path: Path) -> Any:
-    """What the file holds, on the CPU. Raises whatever torch does for what it cannot read, and zipfile.BadZipFile.
+    """Returns the file's content, on the CPU. Raises zipfile.BadZipFile, and torch's errors for what it cannot read.
 
-    torch.load does not look at the checksums that torch.save writes: a weight that was damaged would be another weight.
-    Files of the format before torch 1.6 have none.
+    torch.load ignores the checksums that torch.save writes, so a damaged weight would be read as another weight. Files in
+    the format from before torch 1.6 have no checksums.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

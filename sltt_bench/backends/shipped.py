@@ -1,4 +1,4 @@
-"""What the shipped backends can serve, known without torch: what a cell would refuse is refused as it is planned."""
+"""What the shipped backends can serve. It is known without torch, so that planning refuses what a cell would refuse."""
 
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -18,7 +18,7 @@ SERVES: "Mapping[str, frozenset[Need]]" = {
 
 
 class NeuronFields(Protocol):
-    """What is asked of a recipe's neuron, or of that of the equations."""
+    """The fields that are asked of a neuron: a recipe's, or that of the equations."""
 
     @property
     def kind(self) -> str: ...
