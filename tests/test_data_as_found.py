@@ -459,7 +459,9 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
 
 def test_what_a_folder_holds_stands_in_the_plan_and_missing_data_end_the_command(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
-    recipe.write_text("extends: mnist\ndata:\n  name: image-folder\n  folder: mine\n  image_size: 16\n")
+    recipe.write_text(
+        "extends: mnist\ndata:\n  name: image-folder\n  folder: mine\n  image_size: 16\ntrain:\n  batch_size: 2\n"
+    )
     arguments = ["run", str(recipe), "--data-dir", str(tmp_path / "data"), "--dry-run"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 2
