@@ -346,7 +346,7 @@ def test_a_claim_about_memory_is_not_judged_on_networks_that_each_method_chose(
             (run.path / "cells" / f"{cell_id}.json").write_text(json.dumps(tuned))
     (verdict,) = judge(make_groups(read_results([tmp_path])))
     assert verdict.word == word, verdict.reason
-    assert word == "held" or "chosen for each method by itself" in verdict.reason
+    assert word == "held" or "tuned for each method separately" in verdict.reason
 
 
 # Targets ----------------------------------------------------------------------------------------
@@ -405,7 +405,7 @@ def test_a_method_whose_time_to_the_target_is_not_known_is_not_in_the_table(tmp_
         run.cell(method, 0, top1=(0.1, 0.1, 0.8), train_s=seconds)
     table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
     assert [row[0].text for row in table.rows] == ["bptt", "sltt-k2"]
-    assert "sltt: not here, since some epoch of it has no time (its process stood still)." in table.notes
+    assert "sltt: left out, since some of its epochs have no time (its process stood still)." in table.notes
 
 
 def task(folder: Path, name: str, seconds: Mapping[str, float], *, target: float = 0.7) -> None:
