@@ -252,7 +252,7 @@ def test_what_is_to_know_of_several_methods_alike_is_said_once_with_their_names_
     for method in ("bptt", "e-prop", "rate", "sltt"):
         everywhere.cell(method, cell={"neighbours": 1})
     (alike,) = read_groups(tmp_path / "everywhere")
-    assert [note for note in overview(alike, "bptt").notes if "beside" in note] == [
+    assert [note for note in overview(alike, "bptt").notes if "measured while" in note] == [
         "all methods: measured while up to 1 other cell ran."
     ]
 

@@ -522,21 +522,21 @@ def iterations_of_which_none_was_replayed(top: Path) -> None:
     _on_native(top, {"sltt": "none: the method SLTT cannot be replayed"})
 
 
-@temptation("waited for data 51% of the epoch", words=["inconclusive"])
+@temptation("sltt spent up to 51% of an epoch waiting for data", words=["inconclusive"])
 def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, methods=["bptt"])
     measure(into, methods=["sltt"], data_wait_s=[1.0, 0.95, 0.97])
 
 
-@temptation("waited for data 6% of the epoch", words=["inconclusive"])
+@temptation("spent up to 6% of an epoch waiting for data", words=["inconclusive"])
 def an_epoch_a_little_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, methods=["bptt"], data_wait_s=[0.1, 0.01, 0.01])
     measure(into, methods=["sltt"], data_wait_s=[0.1, 0.12, 0.12])
 
 
-@temptation(never=["waited for data"], words=["held"])
+@temptation(never=["waiting for data"], words=["held"])
 def an_epoch_that_hardly_waited(top: Path) -> None:
     measure(run(top / "a", TIME), data_wait_s=[0.1, 0.09, 0.09])
 

@@ -194,7 +194,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     """What disturbed the machine while a method's cells ran."""
     shares = (cells["data_wait_s"].astype(float) / cells["epoch_s"].astype(float)).dropna()
     if len(shares) and shares.max() > WAITING_SHARE:
-        text = f"{method} waited for data {shares.max():.0%} of the epoch"
+        text = f"{method} spent up to {shares.max():.0%} of an epoch waiting for data"
         yield Breach(text, (method,), _TIME, undecides=True)
     used = cells["used_by_others"].max()
     if used > 0:

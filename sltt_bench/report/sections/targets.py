@@ -23,7 +23,7 @@ def target_sections(groups: Sequence[Group]) -> Iterator[Section]:
     ]
     for number, group, ways in reached:
         name = f"target-{group.key.slug()}-{number}"
-        title = f"Until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
+        title = f"Training until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
         apart = in_words(group, [other for _, other, _ in reached if other.key.recipe == group.key.recipe])
         yield Section(
             name, f"{title}: {apart}" if apart else title, (_target_table(group, ways, name),),
@@ -74,7 +74,7 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         for result in group.finished
         if result.method not in shown and result.epochs["train_s"].isna().any()
     ]
-    title = f"Until the target, {group.key.tuning}"
+    title = f"Training until the target, {group.key.tuning}"
     return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
 
 
@@ -118,10 +118,10 @@ def _profile_table(profile: Profile, name: str) -> Table:
         for method, factors in profile.factors.items()
     )
     notes = [
-        f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of several versions of one, the newest."
+        f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of a task with several versions, the newest counts."
     ]
     if profile.left_out:
-        notes.append(f"{numbers.listed(profile.left_out)}: not run on every task, so not here.")
+        notes.append(f"{numbers.listed(profile.left_out)}: left out, since not run on every task.")
     return Table(f"{name}-table", "Share of tasks", headings, rows, tuple(notes), secondary=True)
 
 

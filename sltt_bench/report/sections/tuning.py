@@ -106,11 +106,11 @@ def _choices(study: TuningStudy, name: str) -> Table:
             )
         )
     notes = [
-        "Chosen: the best mean over seeds; of equal ones that nearest to the middle of the grid, then the first.",
+        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first.",
     ]
     if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
         notes.append(
-            f"{numbers.listed(edge)}: the best value is the grid's last or first; a better one may lie beyond."
+            f"{numbers.listed(edge)}: the best value is at the edge of the grid; a better one may lie beyond it."
         )
     part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
     if part:
@@ -179,6 +179,6 @@ def _difference_cell(gain: Gain) -> TableCell:
 def _order_note(gained: Sequence[Gain]) -> str:
     moved = [gain for gain in gained if gain.tuned_rank != gain.untuned_rank]
     if not moved:
-        return "The order of the methods is the same."
+        return "Tuning does not change the ranking of the methods."
     changes = [f"{gain.method} from {gain.untuned_rank} to {gain.tuned_rank}" for gain in moved]
-    return f"Tuning changes the order: {numbers.listed(changes)}."
+    return f"Tuning changes the ranking: {numbers.listed(changes)}."

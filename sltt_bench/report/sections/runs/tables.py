@@ -34,7 +34,7 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         columns.append((Heading("Pareto", numeric=False), partial(_pareto_cell, front)))
     compared = [*["last_test_top1"] * has_accuracy, "epoch_s", *([memory] if memory else [])]
     doubts = (
-        f"{result.method} may mean nothing: {doubt}."
+        f"The figures of {result.method} may mean nothing: {doubt}."
         for result in group.finished
         for doubt in group.doubts_beside_chance(result.method)
     )
