@@ -536,7 +536,7 @@ def an_epoch_a_little_of_which_was_waiting(top: Path) -> None:
     measure(into, methods=["sltt"], data_wait_s=[0.1, 0.12, 0.12])
 
 
-@temptation(never=["waiting for data"], words=["held"])
+@temptation(never=["of an epoch waiting for data"], words=["held"])
 def an_epoch_that_hardly_waited(top: Path) -> None:
     measure(run(top / "a", TIME), data_wait_s=[0.1, 0.09, 0.09])
 
