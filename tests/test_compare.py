@@ -215,7 +215,7 @@ def test_two_backends_are_compared(tmp_path: Path) -> None:
 def test_a_change_that_has_two_possible_causes_is_called_so(tmp_path: Path) -> None:
     make(tmp_path / "a", [2.0])
     make(tmp_path / "b", [1.0], device_name="Other CPU", torch="9.9")
-    assert compared(tmp_path).remarks[-1] == "A change cannot be put down to one of them alone."
+    assert compared(tmp_path).remarks[-1] == "So no change can be attributed to one of them alone."
 
 
 def test_where_a_set_has_two_machines_each_is_compared_with_its_own_kind(tmp_path: Path) -> None:

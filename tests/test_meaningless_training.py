@@ -113,7 +113,9 @@ def test_the_report_says_it_in_its_table_and_beside_the_verdict(tmp_path: Path) 
     assert findings
     assert all("bptt: the training loss never moved (seeds 0, 1)" in verdict.caveats for verdict in findings)
     output = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"]).output
-    assert "bptt may mean nothing: the training loss never moved (seeds 0, 1)" in " ".join(output.split())
+    assert "The figures of bptt may mean nothing: the training loss never moved (seeds 0, 1)" in " ".join(
+        output.split()
+    )
 
 
 def test_the_report_says_chance_once_and_other_doubts_beside_it(tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_the_report_says_chance_once_and_other_doubts_beside_it(tmp_path: Path) 
     output = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal"]).output
     text = " ".join(output.split())
     assert text.count("at chance") == 1
-    assert "bptt may mean nothing: the training loss never moved (seeds 0, 1)" in text
+    assert "The figures of bptt may mean nothing: the training loss never moved (seeds 0, 1)" in text
 
 
 @pytest.mark.parametrize("size", [{"data__limit": 33, "train__batch_size": 32}, {"train__batch_size": 1}])

@@ -98,11 +98,11 @@ def test_one_seed_is_too_few_for_a_verdict_on_a_noisy_figure(tmp_path: Path) -> 
     [
         (MEMORY, {"cell": {"smoke": True}}, "only smoke runs"),
         (ACCURACY, {"cell": {"synthetic": True}}, "only random data"),
-        (MEMORY, {"overrides": {"train.batch_size": 32}}, "only with train.batch_size = 32"),
-        (ACCURACY, {"overrides": {"train.epochs": 2}}, "only with train.epochs = 2"),
+        (MEMORY, {"overrides": {"train.batch_size": 32}}, "run only with train.batch_size = 32"),
+        (ACCURACY, {"overrides": {"train.epochs": 2}}, "run only with train.epochs = 2"),
         ({**MEMORY, "method": "sltt-k1"}, {}, "no run of sltt-k1"),
         ({**MEMORY, "when": {"data.limit": 8}}, {}, "no run with data.limit = 8"),
-        ({**MEMORY, "metric": "compute"}, {}, "computed by an estimate"),
+        ({**MEMORY, "metric": "compute"}, {}, "a run does not count multiplications"),
     ],
 )
 def test_what_the_claim_does_not_speak_of_gives_no_verdict(
@@ -141,15 +141,15 @@ def test_overrides_that_cannot_change_the_figure_do_not_stand_in_the_way(
     ("claim", "overrides", "reason"),
     [
         (MEMORY, {"data.synthetic_samples": 63},
-         "only with data.synthetic_samples = 63, less than a batch of 64"),
-        (TIME, {"data.limit": 8}, "only with data.limit = 8, less than a batch of 64"),
-        (TIME, {"data.workers": 0}, "only with data.workers = 0, which the claim does not speak of"),
-        (TIME, {"data.pin_memory": False}, "only with data.pin_memory = false, which"),
+         "run only with data.synthetic_samples = 63, which is less than a batch of 64"),
+        (TIME, {"data.limit": 8}, "run only with data.limit = 8, which is less than a batch of 64"),
+        (TIME, {"data.workers": 0}, "run only with data.workers = 0, which the claim does not mention"),
+        (TIME, {"data.pin_memory": False}, "run only with data.pin_memory = false, which"),
         ({**TIME, "relation": "at_most", "baseline": None, "threshold": 6.0}, {"data.limit": 64},
-         "only with data.limit = 64, which the claim does not speak of"),
+         "run only with data.limit = 64, which the claim does not mention"),
         ({**TIME, "relation": "at_most", "baseline": None, "threshold": 6.0}, {"data.workers": 2},
-         "only with data.workers = 2, which"),
-        (ACCURACY, {"data.limit": 64}, "only with data.limit = 64, which the claim does not speak of"),
+         "run only with data.workers = 2, which"),
+        (ACCURACY, {"data.limit": 64}, "run only with data.limit = 64, which the claim does not mention"),
     ],
 )  # fmt: skip
 def test_overrides_that_can_change_the_figure_stand_in_the_way_of_a_verdict_on_it(
@@ -170,7 +170,9 @@ def test_seconds_of_random_data_are_those_of_the_data_set_only_if_its_epoch_is_a
     measure(tmp_path / "run", facts, cell={"synthetic": True})
     (verdict,) = verdicts(tmp_path)
     assert verdict.word == word
-    assert (verdict.reason == "only random data, of which an epoch has fewer samples") == (word != "held")
+    assert (
+        verdict.reason == "only random data was run, with fewer samples an epoch than the data set has"
+    ) == (word != "held")
 
 
 def test_overrides_that_the_claim_names_do_not_stand_in_the_way(tmp_path: Path) -> None:
@@ -197,7 +199,10 @@ def test_cold_epochs_alone_cannot_judge_warm_time(tmp_path: Path) -> None:
     for method in ("bptt", "sltt"):
         run.cell(method, train_s=[1.0], top1=[0.5])
     (verdict,) = verdicts(tmp_path)
-    assert (verdict.word, verdict.reason) == ("not measured", "only cold epochs: run at least two")
+    assert (verdict.word, verdict.reason) == (
+        "not measured",
+        "only cold epochs were run; at least two epochs give a warm one",
+    )
 
 
 def out_of_memory(folder: Path, *claims: dict[str, Any], gpu_mib: int | None = 24) -> HandmadeRun:
@@ -223,8 +228,8 @@ def test_a_baseline_without_room_is_a_finding_with_the_peak_of_the_method_and_no
     (verdict,) = verdicts(tmp_path)
     assert (verdict.word, verdict.value, verdict.is_finding) == ("not measured", None, True)
     assert verdict.reason == (
-        "bptt ran out of memory where sltt peaked at 8.00 MiB (allocated (CUDA)) of the device's 24.0 MiB: "
-        "no ratio, since what bptt needs is unknown"
+        "bptt ran out of memory where sltt peaked at 8.00 MiB (allocated (CUDA)) on a device with 24.0 MiB; "
+        "how much bptt needs is unknown, so there is no ratio"
     )
     assert verdict.command == "sltt-bench estimate digits"
     assert verdict.conditions[0] == "Small GPU"
@@ -233,7 +238,7 @@ def test_a_baseline_without_room_is_a_finding_with_the_peak_of_the_method_and_no
 def test_without_the_devices_memory_the_finding_says_the_peak_alone(tmp_path: Path) -> None:
     out_of_memory(tmp_path / "run", MEMORY, gpu_mib=None)
     (verdict,) = verdicts(tmp_path)
-    assert "peaked at 8.00 MiB (allocated (CUDA)): no ratio" in verdict.reason
+    assert "peaked at 8.00 MiB (allocated (CUDA)); how much bptt needs is unknown" in verdict.reason
 
 
 def test_a_baseline_without_room_stands_beside_the_verdict_of_another_device(tmp_path: Path) -> None:

@@ -44,12 +44,17 @@ def test_a_fold_hides_no_fewer_than_three() -> None:
 def test_parts_of_one_kind_are_a_fold_that_names_what_tells_them_apart() -> None:
     sections = [
         part("studies/k"), part("Every group of studies/k"), part("tuned", 2),
-        part("Until 90 % on studies/k: tuned"), part("Tuning studies/k, 5 trials"), part("Until 90 % on studies/k"),
+        part("Training until 90 % on studies/k: tuned"), part("Tuning studies/k, 5 trials"), part("Training until 90 % on studies/k"),
         part("Estimated: studies/k"), part("batch 8", 2), part("batch 64", 2),
     ]  # fmt: skip
     entries = sections_of("studies/k", sections)
-    assert shown(entries) == ["tuned", "Until 90 %", "Tuning studies/k, 5 trials", "Estimated: studies/k"]
-    (until,) = (entry for entry in entries if entry.title == "Until 90 %")
+    assert shown(entries) == [
+        "tuned",
+        "Training until 90 %",
+        "Tuning studies/k, 5 trials",
+        "Estimated: studies/k",
+    ]
+    (until,) = (entry for entry in entries if entry.title == "Training until 90 %")
     assert [entry.title for entry in until.entries] == ["tuned", "studies/k"]
     assert {f"#{section.name}" for section in sections if section.level == 2} <= set(links(entries))
 

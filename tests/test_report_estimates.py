@@ -80,7 +80,7 @@ def test_multiplications_are_the_sum_of_all_four_parts(tmp_path: Path) -> None:
     assert shown(table)[1] == ["4", "64", "64.0", "52.0 0.81×", "28.0 0.44×"]  # 4 × 16, 13 and 7
     parts = named["Where the multiplications are made"]
     assert (
-        "What is computed again in the backward pass (bptt-ckptN, native.recompute) counts as backward"
+        "Recomputation in the backward pass (bptt-ckptN, native.recompute) counts as backward"
         in parts.notes[0]
     )
     assert shown(parts)[3] == ["4", "64", "bptt", "16.0", "4.00", "32.0", "12.0", "64.0", "640"]
@@ -117,7 +117,7 @@ def test_limits_are_shown_where_they_were_searched(tmp_path: Path) -> None:
     assert shown(batches) == [["6", "64", "1,066", "5,333", "–"]]
     assert shown(steps) == [["6", "64", "33", "no limit met", "–"]]
     assert batches.notes == (
-        "At the row's T, into 1000 MiB, margin taken off; no batch has more than all training samples.",
+        "At the row's T, in 1000 MiB less a safety margin. No batch is larger than the training set.",
     )
 
 
@@ -155,7 +155,7 @@ def test_a_newer_estimate_of_the_same_cell_replaces_the_older_one(tmp_path: Path
     HandmadeRun(tmp_path / "a", number=2).estimate("bptt", 50)
     table = blocks(contribution(tmp_path), Table)["Peak of live tensors, estimated"]
     assert shown(table) == [["6", "64", "50.0"]]
-    assert "1 older estimates of the same cells do not count." in table.notes
+    assert "Older estimates of the same cells, left out: 1." in table.notes
 
 
 def test_other_backends_and_recipe_versions_are_families_of_their_own(tmp_path: Path) -> None:
@@ -351,7 +351,7 @@ def test_a_smoke_sized_network_judges_no_claim(tmp_path: Path) -> None:
 
 def test_the_sentence_says_what_is_estimated(tmp_path: Path) -> None:
     fill(tmp_path)
-    assert contribution(tmp_path).sentence == "Estimates, marked as such wherever they stand: digits."
+    assert contribution(tmp_path).sentence == "Estimates, always marked as such: digits."
 
 
 def test_the_recipe_as_it_is_leads_and_what_departs_from_it_is_folded(
@@ -403,7 +403,7 @@ def test_the_room_that_was_searched_is_a_level(tmp_path: Path) -> None:
         run.estimate("bptt", 10 * steps, recipe=varied(RECIPE, timesteps=steps), memory_bytes=40 * MIB)
     figure, drawing = drawn(tmp_path, "Estimated peak memory")
     assert [text.get_text() for text in drawing.axes[0].texts] == ["room: 40.0 MiB"]
-    assert "Nothing of it was measured." in figure.caption
+    assert "None of it was measured." in figure.caption
 
 
 def test_causes_are_stacked_to_the_peak_for_each_method(tmp_path: Path) -> None:

@@ -107,7 +107,10 @@ def test_the_overview_shows_these_numbers(group: Group) -> None:
         ["sltt-k1", "3", "90.00 ± 0.00", "−2.00 [−6.97, +2.97] n = 3", "90.00 ± 0.00", "1.57 ×/÷ 1.62",
          "0.55× [0.37, 0.80] n = 3", "30.0 ± 0", "0.30× exact", "dominated"],
     ]  # fmt: skip
-    assert "Best-epoch accuracy is chosen on test data; the last epoch's is not." in table.notes
+    assert (
+        "The best epoch is chosen on test data, so its accuracy is biased upwards; the last epoch is not chosen."
+        in table.notes
+    )
 
 
 def test_every_figure_stands_under_its_own_name_with_its_ratio(group: Group) -> None:
@@ -120,7 +123,7 @@ def test_every_figure_stands_under_its_own_name_with_its_ratio(group: Group) -> 
 
 @pytest.mark.parametrize(
     ("warm_s", "energy", "utilisation"),
-    [(0.4, ", up to 25% of the shortest epoch here", True), (1.5, ", up to 7% of the shortest", False), (3.0, "", False)],
+    [(0.4, ", which is up to 25% of the shortest epoch here", True), (1.5, ", which is up to 7% of the shortest", False), (3.0, "", False)],
 )  # fmt: skip
 def test_what_the_sensors_of_a_gpu_cannot_tell_of_short_epochs_is_said(
     tmp_path: Path, warm_s: float, energy: str, utilisation: bool
@@ -132,7 +135,7 @@ def test_what_the_sensors_of_a_gpu_cannot_tell_of_short_epochs_is_said(
     notes = " ".join(every_figure(group, "bptt").notes)
     assert ("Energy: the GPU's counter moves every 20 to 100 ms" in notes) == bool(energy)
     assert energy in notes
-    assert ("GPU utilisation: a reading is that of up to a second" in notes) == utilisation
+    assert ("GPU utilisation: a reading averages up to a second" in notes) == utilisation
 
 
 def test_a_group_is_named_by_what_was_set_otherwise_but_not_by_how_often_checkpoints_are_written(
@@ -218,7 +221,10 @@ def test_one_seed_has_no_spread_and_no_interval(tmp_path: Path) -> None:
     (group,) = read_groups(tmp_path)
     assert group.methods["bptt"].stat("epoch_s") == Stat(4.0, None, 1)
     assert group.ratio("epoch_s", "sltt", "bptt") == PairedEstimate(0.25, None, 1)
-    assert "n = 1 pair: no spread, no interval; n is too small to say more." in overview(group, "bptt").notes
+    assert (
+        "n = 1: a single pair has no spread and no interval, and is too little for a conclusion."
+        in overview(group, "bptt").notes
+    )
 
 
 def test_a_ratio_uses_the_seeds_that_both_methods_finished(tmp_path: Path) -> None:
@@ -240,14 +246,14 @@ def test_what_is_to_know_of_several_methods_alike_is_said_once_with_their_names_
         run.cell(method, cell={"neighbours": 2 if method == "bptt" else 1})
     (some,) = read_groups(tmp_path / "run")
     notes = overview(some, "bptt").notes
-    assert "bptt: measured beside up to 2 other cells." in notes
-    assert "e-prop, rate: measured beside up to 1 other cell." in notes
+    assert "bptt: measured while up to 2 other cells ran." in notes
+    assert "e-prop, rate: measured while up to 1 other cell ran." in notes
     everywhere = HandmadeRun(tmp_path / "everywhere")
     for method in ("bptt", "e-prop", "rate", "sltt"):
         everywhere.cell(method, cell={"neighbours": 1})
     (alike,) = read_groups(tmp_path / "everywhere")
-    assert [note for note in overview(alike, "bptt").notes if "beside" in note] == [
-        "all methods: measured beside up to 1 other cell."
+    assert [note for note in overview(alike, "bptt").notes if "measured while" in note] == [
+        "all methods: measured while up to 1 other cell ran."
     ]
 
 
@@ -256,7 +262,7 @@ def test_methods_without_a_common_seed_are_not_comparable(tmp_path: Path) -> Non
     run.cell("bptt", 0)
     run.cell("sltt", 1)
     (group,) = read_groups(tmp_path)
-    assert group.ratio("epoch_s", "sltt", "bptt") == NotComparable("no seed that sltt and bptt share")
+    assert group.ratio("epoch_s", "sltt", "bptt") == NotComparable("sltt and bptt share no seed")
     assert overview(group, "bptt").rows[1][6].text == "not comparable"
 
 
@@ -270,7 +276,7 @@ def test_cold_times_are_called_cold_and_never_set_against_warm_ones(tmp_path: Pa
     run.cell("sltt-k1", 0, train_s=[8.0, 2.0], top1=[0.5, 0.5], cold=[True, False])
     (mixed,) = read_groups(tmp_path)
     refused = mixed.ratio("epoch_s", "sltt-k1", "bptt")
-    assert refused == NotComparable("warm epochs of sltt-k1 against cold ones of bptt")
+    assert refused == NotComparable("the figure of sltt-k1 is from warm epochs, that of bptt from cold ones")
     assert mixed.pareto_front == set()
 
 
@@ -345,7 +351,7 @@ def test_a_seed_that_was_run_often_is_not_taken_for_many(tmp_path: Path) -> None
         for method, seconds in (("bptt", 2.0), ("sltt", 1.0)):
             run.cell(method, 0, train_s=[9, seconds])
     (group,) = read_groups(tmp_path)
-    assert "5 pairs of 1 seed" in " ".join(group.breaches_of("epoch_s", ["sltt", "bptt"]))
+    assert "5 pairs come from only 1 seed" in " ".join(group.breaches_of("epoch_s", ["sltt", "bptt"]))
     assert not group.breaches_of("last_test_top1", ["sltt", "bptt"])  # of which a pair is a seed
 
 
@@ -413,7 +419,7 @@ def test_random_data_have_no_accuracy_whatever_the_file_says(tmp_path: Path) -> 
     run.cell("bptt", 0, cell={"synthetic": True})
     (group,) = read_groups(tmp_path)
     assert group.methods["bptt"].stat("last_test_top1") is None
-    assert "accuracy does not" in " ".join(overview(group, "bptt").notes)
+    assert "accuracy would be meaningless" in " ".join(overview(group, "bptt").notes)
 
 
 # Memory figures ------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_what_is_folded_is_printed_and_links_that_lead_nowhere_on_paper_are_not(
     page = re.sub(r"<script>.*</script>", "", pages["page-digits.html"], flags=re.DOTALL)
     lines = [line for sheet in sheets(page, tmp_path) for line in sheet]
     assert '<details class="more"><summary>Every figure' in page
-    assert sum(line.startswith("Memory: peak while training.") for line in lines) == 2
+    assert sum(line.startswith("Memory: peak during training.") for line in lines) == 2
     assert not {"CSV", "dark", "SVG", "Answer"} & {word for line in lines for word in line.split()}
 
 

@@ -389,7 +389,7 @@ def test_whiskers_of_times_divide_and_multiply_the_geometric_mean(tmp_path: Path
     assert whiskers(time) == [pytest.approx((4.0 / factor, 4.0 * factor))]
     _, over_time = drawn(shown["tradeoff"]).axes
     assert whiskers(over_time)[0] == pytest.approx((4.0 / factor, 4.0 * factor))
-    assert "whiskers mean ÷ and × the geometric standard deviation" in shown["methods"].caption
+    assert "Whiskers: mean ÷ and × the geometric standard deviation" in shown["methods"].caption
     assert "geometric" in shown["tradeoff"].caption
 
 
@@ -429,7 +429,7 @@ def test_a_caption_says_nothing_of_a_baseline_that_is_not_drawn(tmp_path: Path) 
     fill(HandmadeRun(tmp_path / "whole"))
     fill(HandmadeRun(tmp_path / "lost"), lost=("bptt",))
     whole, lost = (figures(tmp_path / name) for name in ("whole", "lost"))
-    for name, words in (("methods", "in brackets the ratio to bptt"), ("k", "dashed: BPTT")):
+    for name, words in (("methods", "In brackets: the ratio to bptt"), ("k", "Dashed: BPTT")):
         assert words in whole[name].caption
         assert words not in lost[name].caption
 
@@ -537,7 +537,7 @@ def test_time_to_an_accuracy_begins_above_chance_and_ends_where_some_seed_never_
     line = line_of(drawn(all_figures["accuracy"]).axes[2], "sltt-k1")
     accuracies, seconds = line.get_xdata(), line.get_ydata()
     assert accuracies[0] == pytest.approx(15)  # 1.5 times guessing among ten classes
-    assert "Up to 15.00 % it is chance" in all_figures["accuracy"].caption
+    assert "Accuracies up to 15.00 % count as chance" in all_figures["accuracy"].caption
     reached = accuracies <= 78  # seeds end at 80, 79 and 78 %
     assert np.isfinite(seconds[reached]).all()
     assert np.isnan(seconds[~reached]).all()
@@ -567,7 +567,10 @@ def test_a_method_at_chance_has_no_time_to_an_accuracy_and_sets_none_for_others(
     run.cell("sltt", top1=[0.2, 0.5, 0.9], peak_tensor_bytes=MIB)
     figure = figures(tmp_path)["accuracy"]
     assert "90.00 %, the highest accuracy" in figure.caption
-    assert "until then, geometric mean over seeds: sltt 9.00 s." in figure.caption
+    assert (
+        "every seed of every method above chance reaches. Training time until then (geometric mean over seeds): sltt 9.00 s."
+        in figure.caption
+    )
     assert "At chance: bptt." in figure.caption
     assert [line.get_label() for line in drawn(figure).axes[2].lines] == ["sltt"]
 
@@ -601,8 +604,8 @@ def test_a_mean_that_leaves_out_failed_seeds_is_marked_and_a_curve_has_a_gap_whe
     assert line_of(memory, "bptt").get_xdata().tolist() == [2, 4, 6, 8]
     np.testing.assert_equal(line_of(memory, "bptt").get_ydata(), [2, np.nan, 6, 8])
     assert [(text.xy, text.get_text()) for text in memory.texts] == [((6, 6), "†")]
-    assert "†: mean of the seeds that finished, others did not." in figure.caption
-    assert "a step adds to live tensors: bptt 1.00 MiB, sltt flat." in figure.caption
+    assert "†: mean of the seeds that finished; others did not." in figure.caption
+    assert "One more time step adds to live tensors: bptt 1.00 MiB, sltt flat." in figure.caption
     fits = [line for line in memory.lines if line.get_label().startswith("_") and len(line.get_xdata()) > 4]
     assert [line.get_ydata()[[0, -1]] for line in fits] == [pytest.approx([2, 8]), pytest.approx([1, 1])]
 

@@ -267,7 +267,7 @@ def a_seed_on_one_side_only(top: Path) -> None:
     measure(into, [0, 1], ["sltt"])
 
 
-@temptation("no seed that sltt and bptt share", words=["not measured"])
+@temptation("sltt and bptt share no seed", words=["not measured"])
 def no_seed_in_common(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, [0], ["bptt"])
@@ -337,7 +337,7 @@ def a_ratio_at_the_threshold(top: Path) -> None:
     measure(into, methods=["sltt"], peak_tensor_bytes=30 * MIB)
 
 
-@temptation("thresholds 0.3, 0.9", "the recipe's claim is not the same in all runs")
+@temptation("thresholds 0.3, 0.9", "the recipe's claim changed between runs")
 def a_claim_that_was_softened_between_runs(top: Path) -> None:
     measure(run(top / "a", MEMORY))
     measure(run(top / "b", {**MEMORY, "threshold": 0.9}, number=50))
@@ -362,7 +362,9 @@ def live_tensors_that_are_missing_are_not_replaced_by_the_resident_set(top: Path
         into.cell("sltt", seed, peak_tensor_bytes=None)
 
 
-@temptation("no peak memory that all cells have", words=["not measured"], never=["÷ bptt ≤ 0.3 | 0.5"])
+@temptation(
+    "no figure for peak memory that all cells have", words=["not measured"], never=["÷ bptt ≤ 0.3 | 0.5"]
+)
 def a_resident_set_cannot_judge_a_memory_claim(top: Path) -> None:
     into = run(top / "a", MEMORY)
     for method, mib in (("bptt", 1000), ("sltt", 500)):
@@ -394,7 +396,7 @@ def cold_epochs_cannot_judge_warm_time(top: Path) -> None:
         into.cell("sltt", seed, train_s=[1.0], top1=[0.9])
 
 
-@temptation("warm epochs of sltt against cold ones of bptt", words=["not measured"])
+@temptation("the figure of sltt is from warm epochs, that of bptt from cold ones", words=["not measured"])
 def a_warm_epoch_against_a_cold_one(top: Path) -> None:
     into = run(top / "a", TIME)
     for seed in range(3):
@@ -423,7 +425,7 @@ def accuracies_within_one_test_sample_are_ties(top: Path) -> None:
     measure(run(top / "a"), last={"bptt": 0.901, "sltt": 0.9})
 
 
-@temptation("only random data: no accuracy", words=["not measured"], never=["90.00"])
+@temptation("only random data was run, which gives no accuracy", words=["not measured"], never=["90.00"])
 def random_data_have_no_accuracy(top: Path) -> None:
     measure(run(top / "a", ACCURACY), cell={"synthetic": True})
 
@@ -472,7 +474,7 @@ def a_gpu_that_others_used_as_well(top: Path) -> None:
     _on_gpu(top, {"at_start": {"other_compute_processes": 2}}, TIME)
 
 
-@temptation("sltt: the GPU was at work 36% of the time", never=["bptt: the GPU was at work"], words=["held"])
+@temptation("sltt: the GPU was busy 36% of the time", never=["bptt: the GPU was busy"], words=["held"])
 def a_gpu_that_waited_for_its_work(top: Path) -> None:
     into = run(top / "a", TIME, device="cuda:0", device_name="Example GPU")
     measure(into, methods=["bptt"], gpu_util_mean=[0.1, 0.5, 0.6])
@@ -520,21 +522,21 @@ def iterations_of_which_none_was_replayed(top: Path) -> None:
     _on_native(top, {"sltt": "none: the method SLTT cannot be replayed"})
 
 
-@temptation("waited for data 51% of the epoch", words=["inconclusive"])
+@temptation("sltt spent up to 51% of an epoch waiting for data", words=["inconclusive"])
 def an_epoch_half_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, methods=["bptt"])
     measure(into, methods=["sltt"], data_wait_s=[1.0, 0.95, 0.97])
 
 
-@temptation("waited for data 6% of the epoch", words=["inconclusive"])
+@temptation("spent up to 6% of an epoch waiting for data", words=["inconclusive"])
 def an_epoch_a_little_of_which_was_waiting(top: Path) -> None:
     into = run(top / "a", TIME)
     measure(into, methods=["bptt"], data_wait_s=[0.1, 0.01, 0.01])
     measure(into, methods=["sltt"], data_wait_s=[0.1, 0.12, 0.12])
 
 
-@temptation(never=["waited for data"], words=["held"])
+@temptation(never=["of an epoch waiting for data"], words=["held"])
 def an_epoch_that_hardly_waited(top: Path) -> None:
     measure(run(top / "a", TIME), data_wait_s=[0.1, 0.09, 0.09])
 
@@ -572,7 +574,7 @@ def a_program_that_worked_beside_one_epoch_of_many(top: Path) -> None:
 
 
 @temptation(
-    "sltt: a cell went on under other conditions than it began with (torch or CUDA version: torch 2.1.0 and torch 2.6.0)",
+    "sltt: a cell was resumed under other conditions than it began with (torch or CUDA version: torch 2.1.0 and torch 2.6.0)",
     words=["inconclusive"],
 )
 def a_cell_that_was_resumed_with_another_torch(top: Path) -> None:
@@ -732,7 +734,7 @@ def a_method_of_a_plugin_that_did_not_change(top: Path) -> None:
 
 
 @temptation(
-    "sltt: a cell went on with other code of sltt-bench than it began with (source 111111111111 and 222222222222)"
+    "sltt: a cell was resumed with other code of sltt-bench than it began with (source 111111111111 and 222222222222)"
 )
 def a_cell_resumed_after_an_upgrade(top: Path) -> None:
     _resumed(
@@ -760,13 +762,15 @@ def _resumed(
     into.tell({"cells": {cell: {"attempts": numbered}}})
 
 
-@temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")
+@temptation(
+    "sltt: a cell was resumed with other samples than it began with (data 111111111111 and 222222222222)"
+)
 def a_cell_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
     _resumed(top, ACCURACY, [{"data_sha256": str(number) * 64} for number in (1, 2)])
 
 
 @temptation(
-    "sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)",
+    "sltt: a cell was resumed with other samples than it began with (data 111111111111 and 222222222222)",
     words=["not measured"],
 )
 def a_cell_without_a_baseline_resumed_on_a_data_set_that_had_changed(top: Path) -> None:
@@ -774,7 +778,9 @@ def a_cell_without_a_baseline_resumed_on_a_data_set_that_had_changed(top: Path) 
     _resumed(top, ACCURACY, attempts, others=["sltt-k2"])
 
 
-@temptation("sltt: a cell went on with other samples than it began with (data 111111111111 and 222222222222)")
+@temptation(
+    "sltt: a cell was resumed with other samples than it began with (data 111111111111 and 222222222222)"
+)
 def a_cell_resumed_on_other_test_images_by_two_processes(top: Path) -> None:
     first, second = ({"evaluated_samples_sha256": str(number) * 64} for number in (1, 2))
     _resumed(top, ACCURACY, [first, second | {"ranks": [{}, {}]}])
@@ -990,7 +996,7 @@ def another_split_of_the_data(top: Path) -> None:
     measure(HandmadeRun(top / "b", recipe=other, number=50), methods=["sltt"])
 
 
-@temptation("last-epoch top-1 of sltt: 3 pairs, over which bptt has 91.00 %")
+@temptation("Over the 3 pairs with sltt, the last-epoch top-1 of bptt is 91.00 %, not the mean in its row.")
 def an_accuracy_of_the_baseline_over_other_pairs_than_the_difference_beside_it(top: Path) -> None:
     into = run(top / "a")
     for seed, top1 in enumerate((0.90, 0.91, 0.92)):

@@ -131,7 +131,7 @@ def test_a_method_that_ran_tuned_only_is_refused_beside_an_untuned_one(tmp_path:
     group = next(g for g in make_groups(read_results([tmp_path])) if not g.key.tuned)
     refused = group.ratio("epoch_s", "sltt", "bptt")
     assert isinstance(refused, NotComparable)
-    assert "tuned, or at which learning rate" in refused.reason
+    assert "learning rate or tuning" in refused.reason
 
 
 def test_learning_rates_set_by_hand_are_told_apart_and_still_make_a_sweep(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_the_loss_of_an_untuned_comparison_is_ranks_and_paired_gains(study: Path
         ["bptt", "60.00", "2", "91.00", "1 +1"],
         ["sltt", "80.00", "1", "80.00", "2 −1"],
     ]
-    assert "Tuning changes the order: bptt from 2 to 1 and sltt from 1 to 2." in table.notes
+    assert "Tuning changes the ranking: bptt from 2 to 1 and sltt from 1 to 2." in table.notes
 
 
 @pytest.mark.parametrize("change", [{"timesteps": 4}, {"train__weight_decay": 0.1}])
@@ -346,7 +346,7 @@ def test_a_claim_about_memory_is_not_judged_on_networks_that_each_method_chose(
             (run.path / "cells" / f"{cell_id}.json").write_text(json.dumps(tuned))
     (verdict,) = judge(make_groups(read_results([tmp_path])))
     assert verdict.word == word, verdict.reason
-    assert word == "held" or "chosen for each method by itself" in verdict.reason
+    assert word == "held" or "tuned for each method separately" in verdict.reason
 
 
 # Targets ----------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_a_seed_that_misses_the_target_takes_for_ever(tmp_path: Path) -> None:
     assert (ways["bptt"].median_s, ways["bptt"].reached) == (7.0, 2)
     assert (ways["sltt"].median_s, ways["sltt"].reached, ways["sltt"].joules) == (NEVER, 1, ())
     assert ways["sltt-k2"].median_s == NEVER  # a seed of which no cell finished is a miss
-    table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
+    table = blocks(tmp_path)["Training until the target, at the recipe's learning rate"]
     assert text_of(table)[0] == ["bptt", "2 of 3", "2.00", "7.00 s"]
     assert text_of(table)[1] == ["sltt", "1 of 3", "never", "never"]
 
@@ -393,7 +393,7 @@ def test_a_time_to_the_target_in_which_other_programs_had_a_part_says_so(tmp_pat
         "bptt", 0, top1=(0.1, 0.8, 0.8), train_s=(30.0, 2.0, 3.0), cpu_util_mean=1.0, cpu_others_mean=others
     )
     run.cell("sltt", 0, top1=(0.1, 0.8, 0.8), train_s=(5.0, 2.0, 2.0), cpu_util_mean=1.0, cpu_others_mean=0.0)
-    notes = blocks(tmp_path)["Until the target, at the recipe's learning rate"].notes
+    notes = blocks(tmp_path)["Training until the target, at the recipe's learning rate"].notes
     assert "bptt: until the target other programs used 47% of the processors." in notes
     assert not any("while it trained" in note or "sltt" in note for note in notes)
 
@@ -403,9 +403,9 @@ def test_a_method_whose_time_to_the_target_is_not_known_is_not_in_the_table(tmp_
     for method in ("bptt", "sltt", "sltt-k2"):
         seconds: Any = (5.0, "", 2.0) if method == "sltt" else (5.0, 2.0, 2.0)
         run.cell(method, 0, top1=(0.1, 0.1, 0.8), train_s=seconds)
-    table = blocks(tmp_path)["Until the target, at the recipe's learning rate"]
+    table = blocks(tmp_path)["Training until the target, at the recipe's learning rate"]
     assert [row[0].text for row in table.rows] == ["bptt", "sltt-k2"]
-    assert "sltt: not here, since some epoch of it has no time (its process stood still)." in table.notes
+    assert "sltt: left out, since some of its epochs have no time (its process stood still)." in table.notes
 
 
 def task(folder: Path, name: str, seconds: Mapping[str, float], *, target: float = 0.7) -> None:

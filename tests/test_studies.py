@@ -278,7 +278,7 @@ def test_times_of_a_study_have_the_mean_of_every_other_table(tmp_path: Path) -> 
     assert rows["as y"]["mean"] == pytest.approx(in_tables.mean)
     assert rows["as x"]["at"] == pytest.approx(in_tables.mean)
     (drawn,) = (block for block in section.blocks if isinstance(block, Figure))
-    assert drawn.caption.startswith(f"Mean over seeds, bars {numbers.DEVIATION_OF_RATIOS}, ")
+    assert drawn.caption.startswith(f"Mean over seeds. Bars: {numbers.DEVIATION_OF_RATIOS}. ")
     # Their bars are multiplicative too: an arithmetic deviation around 4 s reached from −13.6 to 21.6 s.
     factor = in_tables.geometric_std
     assert factor is not None

@@ -91,7 +91,7 @@ def _variants(claim: Claim, claims: Sequence[Claim]) -> str:
     if len(alike) == 1:
         return ""
     thresholds = ", ".join(f"{float(other['threshold']):g}" for other in alike)
-    return f"the recipe's claim is not the same in all runs: thresholds {thresholds}"
+    return f"the recipe's claim changed between runs: thresholds {thresholds}"
 
 
 def judge_group(claim: Claim, group: Group) -> Verdict:
@@ -199,7 +199,7 @@ def _caveats(claim: Claim, group: Group, figure: str) -> tuple[str, ...]:
 def _no_figure(claim: Claim, group: Group) -> str:
     if claim["metric"] == "peak_memory" and (remark := group.headline_remark(_named(claim))):
         return remark
-    return f"no {_WORDS[claim['metric']]} that all cells have"
+    return f"no figure for {_WORDS[claim['metric']]} that all cells have"
 
 
 def judge_estimated(
@@ -218,12 +218,13 @@ def statement(claim: Claim) -> str:
     what, method, baseline = _WORDS[claim["metric"]], claim["method"], claim.get("baseline")
     threshold = float(claim["threshold"])
     plain = f"{100 * threshold:g} %" if claim["metric"] == "test_top1" else significant(threshold, 3)
+    points = f"{threshold:g} point{'s' * (threshold != 1)}"
     text = {
         "at_most_ratio": f"{what} of {method} ÷ {baseline} ≤ {threshold:g}",
         "at_least": f"{what} of {method} ≥ {plain}",
         "at_most": f"{what} of {method} ≤ {plain}",
-        "within_points": f"{what} of {method} at most {threshold:g} points below {baseline}",
-        "exceeds_by_points": f"{what} of {method} at least {threshold:g} points above {baseline}",
+        "within_points": f"{what} of {method} at most {points} below {baseline}",
+        "exceeds_by_points": f"{what} of {method} at least {points} above {baseline}",
     }[claim["relation"]]
     when = dict(claim.get("when") or {})
     if TASK in when:
@@ -282,22 +283,22 @@ def _unfit(claim: Claim, group: Group) -> str | None:
         if (refusal := group.refusal("wall_s", name)) is not None:
             return refusal.reason
     if claim["metric"] == "warm_epoch_time" and any(group.methods[name].phase == "cold" for name in named):
-        return "only cold epochs: run at least two"
+        return "only cold epochs were run; at least two epochs give a warm one"
     return None
 
 
 def _unfit_experiment(claim: Claim, group: Group) -> str | None:
     """Why this group is not the experiment that the claim speaks of, whatever became of it."""
     if claim["metric"] == "compute":
-        return "computed by an estimate, not measured by a run"
+        return "a run does not count multiplications, only an estimate does"
     if group.key.smoke:
-        return "only smoke runs: not the claim's experiment"
+        return "only smoke runs, which are not the claim's experiment"
     if group.key.synthetic and claim["metric"] == "test_top1":
-        return "only random data: no accuracy"
+        return "only random data was run, which gives no accuracy"
     if group.key.synthetic and _of_seconds(claim) and not _epoch_is_whole(group.settings):
-        return "only random data, of which an epoch has fewer samples"
+        return "only random data was run, with fewer samples an epoch than the data set has"
     if searched := _searched_beyond_training(claim, group):
-        return f"only with {', '.join(searched)} chosen for each method by itself: not one experiment"
+        return f"{', '.join(searched)} was tuned for each method separately, so the methods did not run one experiment"
     return unfit_when(claim, group.settings, group.overrides)
 
 
@@ -322,7 +323,7 @@ def unfit_when(claim: Claim, settings: Mapping[str, Any], overrides: Mapping[str
     foreign = set(overrides) - set(when) - harmless
     if foreign:
         changed = ", ".join(_setting(key, overrides[key]) for key in sorted(foreign))
-        return f"only with {changed}, which the claim does not speak of"
+        return f"run only with {changed}, which the claim does not mention"
     return None if claim["metric"] == "test_top1" else _less_than_a_batch(settings, overrides)
 
 
@@ -331,7 +332,7 @@ def _less_than_a_batch(settings: Mapping[str, Any], overrides: Mapping[str, Any]
     batch = int({**settings, **overrides}.get("train.batch_size") or 0)
     for key in ("data.limit", "data.synthetic_samples"):
         if 0 < int(overrides.get(key) or 0) < batch:
-            return f"only with {key} = {_written(overrides[key])}, less than a batch of {batch}"
+            return f"run only with {key} = {_written(overrides[key])}, which is less than a batch of {batch}"
     return None
 
 
@@ -361,10 +362,10 @@ def _out_of_memory(claim: Claim, group: Group) -> Verdict | None:
     peak = method.values[figure].values()
     size = [max(peak), *([group.device_bytes] if group.device_bytes else [])]
     scale = scale_for("bytes", size)
-    of_device = f" of the device's {scale.text(group.device_bytes)}" if group.device_bytes else ""
+    of_device = f" on a device with {scale.text(group.device_bytes)}" if group.device_bytes else ""
     reason = (
         f"{baseline.method} ran out of memory where {method.method} peaked at {scale.text(max(peak))} "
-        f"({METRICS[figure].label}){of_device}: no ratio, since what {baseline.method} needs is unknown"
+        f"({METRICS[figure].label}){of_device}; how much {baseline.method} needs is unknown, so there is no ratio"
     )
     return replace(
         not_measured(claim, group.key.recipe, reason),

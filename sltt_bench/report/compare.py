@@ -139,7 +139,7 @@ def _remarks(a: Sequence[Group], b: Sequence[Group], free: Sequence[str]) -> lis
         for name in differing
     ]
     if len(differing) > 1:
-        remarks.append("A change cannot be put down to one of them alone.")
+        remarks.append("So no change can be attributed to one of them alone.")
     return remarks
 
 

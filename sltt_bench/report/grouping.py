@@ -361,7 +361,7 @@ def _mixed_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
             if len(known) > 1:
                 differing.add(f"{DIFFERENCE_WORDS[name]}: {' and '.join(sorted(known))}")
     if differing:
-        text = f"{method}: a cell went on under other conditions than it began with ({'; '.join(sorted(differing))})"
+        text = f"{method}: a cell was resumed under other conditions than it began with ({'; '.join(sorted(differing))})"
         yield Breach(text, (method,), EVERYTHING, undecides=True)
 
 

@@ -236,13 +236,15 @@ class Group:
                 return NotComparable(breach.text)
         one, other = self.methods[method], self.methods[baseline]
         if METRICS[metric].of_phase and one.phase != other.phase:
-            return NotComparable(f"{one.phase} epochs of {method} against {other.phase} ones of {baseline}")
+            return NotComparable(
+                f"the figure of {method} is from {one.phase} epochs, that of {baseline} from {other.phase} ones"
+            )
         sides: tuple[Mapping[Any, float], ...] = (one.values[metric], other.values[metric])
         if METRICS[metric].of_the_moment and {*one.by_run[metric]} & {*other.by_run[metric]}:
             sides = (one.by_run[metric], other.by_run[metric])
         common = {*sides[0]} & {*sides[1]}
         if not common:
-            return NotComparable(f"no seed that {method} and {baseline} share")
+            return NotComparable(f"{method} and {baseline} share no seed")
         first, second = ({pair: side[pair] for pair in sorted(common)} for side in sides)
         return first, second
 
@@ -300,7 +302,7 @@ class Group:
             return []
         return [
             f"{one.method} and {other.method} were timed in different runs: the ratio holds only if the machine "
-            "was as fast and as free in both"
+            "was equally fast and equally free in both"
         ]
 
     def _repeated(self, metric: str, one: MethodResult, other: MethodResult) -> list[str]:
@@ -309,8 +311,8 @@ class Group:
         if len(pairs) == seeds:
             return []
         return [
-            f"{len(pairs)} pairs of {seeds} seed{'s' * (seeds != 1)}: repetitions of a seed count as pairs, and say "
-            "nothing of other seeds"
+            f"the {len(pairs)} pairs come from only {seeds} seed{'s' * (seeds != 1)}: repetitions of a seed count as pairs, but say "
+            "nothing about other seeds"
         ]
 
     # Memory and accuracy ------------------------------------------------------------------------

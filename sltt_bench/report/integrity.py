@@ -194,7 +194,7 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     """What disturbed the machine while a method's cells ran."""
     shares = (cells["data_wait_s"].astype(float) / cells["epoch_s"].astype(float)).dropna()
     if len(shares) and shares.max() > WAITING_SHARE:
-        text = f"{method} waited for data {shares.max():.0%} of the epoch"
+        text = f"{method} spent up to {shares.max():.0%} of an epoch waiting for data"
         yield Breach(text, (method,), _TIME, undecides=True)
     used = cells["used_by_others"].max()
     if used > 0:
@@ -205,13 +205,13 @@ def moment_breaches(method: str, cells: pd.DataFrame, runs: Sequence[Run]) -> It
     busy = cells["gpu_util"].astype(float).mean()
     if busy < BUSY_SHARE:
         yield Breach(
-            f"{method}: the GPU was at work {busy:.0%} of the time: an epoch takes as long as launching its work does",
+            f"{method}: the GPU was busy {busy:.0%} of the time, so an epoch takes as long as launching its work does",
             (method,), _TIME,
         )  # fmt: skip
     neighbours = int(cells["neighbours"].astype(float).fillna(0).max()) if len(cells) else 0
     if neighbours:
         others_text = f"{neighbours} other cell{'s' * (neighbours > 1)}"
-        yield Breach(f"{method}: measured beside up to {others_text}", (method,), _TIME)
+        yield Breach(f"{method}: measured while up to {others_text} ran", (method,), _TIME)
     limited: dict[str, float] = {}
     others = 0
     for _, measured_with in _measured_with(cells, runs):
@@ -241,8 +241,8 @@ def replay_breaches(cells: pd.DataFrame, runs: Sequence[Run]) -> Iterator[Breach
     for method in replayed if faster else ():
         if not replayed[method]:
             yield Breach(
-                f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs: its time holds "
-                "what the calls take (native.graphs=never times all alike)",
+                f"{method}: its work reached the GPU call by call, that of {first_of(faster, 3)} as replayed CUDA graphs, so its time "
+                "includes what the calls take (with native.graphs=never all methods are timed alike)",
                 (method,), _TIME, undecides=True,
             )  # fmt: skip
 
@@ -273,7 +273,7 @@ def source_breaches(
     for _, attempts in resumed(cells, runs):
         known = {str(source)[:12] for facts in attempts if (source := facts.get("source_sha256"))}
         if len(known) > 1:
-            text = f"{method}: a cell went on with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
+            text = f"{method}: a cell was resumed with other code of sltt-bench than it began with (source {' and '.join(sorted(known))})"
             yield Breach(text, (method,), EVERYTHING)
             return
 
@@ -293,7 +293,7 @@ def data_breaches(method: str, epochs: pd.DataFrame, runs: Sequence[Run]) -> Ite
         for digests in known.values():
             if len(digests) > 1:
                 listing = " and ".join(sorted(digests))
-                text = f"{method}: a cell went on with other samples than it began with (data {listing})"
+                text = f"{method}: a cell was resumed with other samples than it began with (data {listing})"
                 yield Breach(text, (method,), ("accuracy",), undecides=True)
                 return
 

@@ -46,7 +46,7 @@ class GroupKey:
     """How many processes shared every batch; several numbers where a cell went on with another."""
     validation: Annotated[str, "validation split"]
     """Name of the split that was held back from training; '' for none."""
-    tuning: Annotated[str, "tuned, or at which learning rate"]
+    tuning: Annotated[str, "learning rate or tuning"]
     """Whose the settings are: "tuned, 6 trials each (15 epochs)", or at which learning rate all methods were trained."""
 
     def slug(self) -> str:

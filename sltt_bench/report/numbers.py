@@ -14,7 +14,9 @@ TIMES_OR_BY = "×/÷"
 
 
 DEVIATION = "one standard deviation"
-DEVIATION_OF_RATIOS = f"{DEVIATION} (of times and memory both are geometric: mean ÷ and × deviation)"
+DEVIATION_OF_RATIOS = (
+    f"{DEVIATION} (for times and memory: geometric mean ÷ and × geometric standard deviation)"
+)
 """What bars around means are, in captions; where some of the figures are compared as ratios."""
 
 

@@ -262,8 +262,9 @@ def print_seeds_needed(rows: Sequence[SeedsNeeded], console: Console) -> None:
     """A table for each group: a row for each method, a column for each effect."""
     first = rows[0]
     console.print(
-        f"Seeds with which a 95 % interval of paired differences in {METRICS[first.figure].label} excludes 0, with a "
-        f"power of {first.power:g}: if the true spread is the measured one, and up to its upper limit at {100 * CAUTION:g} %.",
+        f"Seeds needed for the 95 % interval of paired differences in {METRICS[first.figure].label} to exclude 0 with a power of "
+        f"{first.power:g}. First number: if the true spread is the measured one. “Up to”: if it is at its upper "
+        f"{100 * CAUTION:g} % limit.",
         highlight=False,
     )
     for number, place in enumerate(dict.fromkeys((row.recipe, row.conditions, row.runs) for row in rows)):

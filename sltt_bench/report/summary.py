@@ -49,8 +49,8 @@ def _what(groups: Sequence[Group], aside: Sequence[Group]) -> str:
     seeds = {seed for group in groups for result in group.methods.values() for seed in result.seeds}
     over = f" over {_count(len(seeds), 'seed')}" if seeds else ""
     on = f"recipe {recipes[0]}" if len(recipes) == 1 else f"{len(recipes)} recipes ({listed(recipes)})"
-    also = f"; of smoke runs, {_ended(aside)}" if aside else ""
-    return f"{_count(len(methods), 'method')} ({listed(methods)}) on {on}: {_ended(groups)}{over}{also}."
+    also = f" Smoke runs: {_ended(aside)}." if aside else ""
+    return f"{_count(len(methods), 'method')} ({listed(methods)}) on {on}: {_ended(groups)}{over}.{also}"
 
 
 def _ended(groups: Sequence[Group]) -> str:
@@ -65,8 +65,8 @@ def _on_what(groups: Sequence[Group]) -> str:
     backends = sorted({group.key.backend for group in groups})
     with_what = f"in {listed(precision)} with backend {listed(backends)}"
     random = all(group.key.synthetic for group in groups)
-    on_data = ", on random data: memory and time, no accuracy" if random else ""
-    alone = "; nothing is compared between them" if len(hardware) > 1 else ""
+    on_data = ", on random data, which gives memory and time but no accuracy" if random else ""
+    alone = "; results on different hardware are never compared" if len(hardware) > 1 else ""
     return f"Measured on {listed(hardware)}, {with_what}{on_data}{alone}."
 
 
@@ -75,7 +75,7 @@ def _why_not(group: Group, baseline: str) -> str:
     if not others:
         return "no other method was run"
     refusal = group.ratio("epoch_s", others[0], baseline)
-    return refusal.reason if isinstance(refusal, NotComparable) else "no figure is common"
+    return refusal.reason if isinstance(refusal, NotComparable) else "they share no figure"
 
 
 def _count(n: int, noun: str) -> str:

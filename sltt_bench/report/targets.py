@@ -139,7 +139,7 @@ class Profile:
     @property
     def title(self) -> str:
         """Whose tasks it is over."""
-        return f"Near the fastest, over {f'the tasks of {self.study}' if self.study else 'tasks'}"
+        return f"Performance profile over {f'the tasks of {self.study}' if self.study else 'tasks'}"
 
     def share(self, method: str, factor: float) -> float:
         """Of the tasks on which the method takes at most `factor` times as long as the fastest."""

@@ -85,7 +85,7 @@ def _links(groups: Sequence[Section]) -> list[Entry]:
 
 
 def _kind(title: str) -> str:
-    """What titles of alike parts begin with: "Until 90 %" of "Until 90 % on digits: tuned"."""
+    """What titles of alike parts begin with: "Training until 90 %" of "Training until 90 % on digits: tuned"."""
     return re.split(r": | on |, ", title, maxsplit=1)[0]
 
 

@@ -133,7 +133,7 @@ def _notes(rows: pd.DataFrame, replaced: int) -> Iterator[str]:
             "replaced by the latest; nothing is averaged."
         )
     if (rows["target"].notna() & ~rows["decides"]).any():
-        yield "Of several subjects beside one baseline the best decides; another is told as another way."
+        yield "Of several subjects with one baseline the best decides; the others are marked as another way."
     for remark, alike in rows[rows["remark"] != ""].groupby("remark", sort=False):
         yield f"{', '.join(dict.fromkeys(alike['row']))}: {remark}."
 

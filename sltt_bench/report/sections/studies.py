@@ -120,7 +120,7 @@ def _section(name: str, study: Mapping[str, Any], context: Context) -> tuple[Sec
     if panels:
         shown = (_FIGURES.get(axis, axis) for panel in panels for axis in (panel.measure, panel.x))
         deviation = numbers.DEVIATION_OF_RATIOS if any(map(compared_as_ratio, shown)) else numbers.DEVIATION
-        caption = f"Mean over seeds, bars {deviation}, each seed a dot. {_basis(panels, groups, cells)}"
+        caption = f"Mean over seeds. Bars: {deviation}. Dots: single seeds. {_basis(panels, groups, cells)}"
         figure = Figure(slug, question, caption, draw_study, lambda: panels)
         title = "The figure in numbers"
         blocks = (figure, table_of(f"{slug}-numbers", title, _COLUMNS, points, secondary=True))
@@ -313,7 +313,7 @@ def _answer(verdicts: Sequence[Verdict]) -> str:
     """Every claim with what became of it, as one sentence."""
     cards = claim_cards(verdicts)
     if not cards:
-        return "No verdict: nothing that its claims speak of was measured."
+        return "No verdict: nothing that its claims are about was measured."
     return "; ".join(f"{card.says}: {card.word} ({card.answer})" for card in cards) + "."
 
 

@@ -23,7 +23,7 @@ def target_sections(groups: Sequence[Group]) -> Iterator[Section]:
     ]
     for number, group, ways in reached:
         name = f"target-{group.key.slug()}-{number}"
-        title = f"Until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
+        title = f"Training until {numbers.percent(target_of(group) or 0, 0)} % on {group.key.recipe}"
         apart = in_words(group, [other for _, other, _ in reached if other.key.recipe == group.key.recipe])
         yield Section(
             name, f"{title}: {apart}" if apart else title, (_target_table(group, ways, name),),
@@ -57,8 +57,8 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
         columns.append((Heading("energy"), lambda way: _until(median(way.joules), joules.text)))
     notes = [
         f"Target: test accuracy of {numbers.percent(target_of(group) or 0, 0)} %, which the recipe states. Median over seeds of "
-        "what training takes until the first epoch at it; a seed that misses it takes for ever, and so does the median of a "
-        "method of which half the seeds do.",
+        "what training takes until the first epoch that reaches it. A seed that misses the target counts as infinite, and so "
+        "does the median of a method if half of its seeds miss it.",
         *numbers.shared_notes(
             (
                 f"{text}."
@@ -70,11 +70,11 @@ def _target_table(group: Group, ways: Sequence[ToTarget], name: str) -> Table:
     ]
     shown = {way.method for way in ways}
     notes += [
-        f"{result.method}: not here, since some epoch of it has no time (its process stood still)."
+        f"{result.method}: left out, since some of its epochs have no time (its process stood still)."
         for result in group.finished
         if result.method not in shown and result.epochs["train_s"].isna().any()
     ]
-    title = f"Until the target, {group.key.tuning}"
+    title = f"Training until the target, {group.key.tuning}"
     return table_of(f"{name}-table", title, columns, ways, notes, secondary=True)
 
 
@@ -96,8 +96,8 @@ def _until(value: float, text: Callable[[float], str]) -> TableCell:
 
 def _profile_figure(profile: Profile, name: str) -> Figure:
     caption = (
-        f"For each factor the share of {len(profile.tasks)} tasks ({', '.join(profile.tasks)}) on which a method's median time "
-        f"to the task's target is at most so many times the fastest method's; a target that is missed is never within. "
+        f"For each factor: the share of {len(profile.tasks)} tasks ({', '.join(profile.tasks)}) on which a method's median time "
+        f"to the target is at most that factor times the fastest method's. A missed target never counts. "
         f"{', '.join(profile.conditions)}."
     )
     return Figure(name, "Performance profile", caption, draw_profile, lambda: profile)
@@ -118,10 +118,10 @@ def _profile_table(profile: Profile, name: str) -> Table:
         for method, factors in profile.factors.items()
     )
     notes = [
-        f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of several versions of one, the newest."
+        f"{len(profile.tasks)} tasks: {', '.join(profile.tasks)}; of a task with several versions, the newest counts."
     ]
     if profile.left_out:
-        notes.append(f"{numbers.listed(profile.left_out)}: not run on every task, so not here.")
+        notes.append(f"{numbers.listed(profile.left_out)}: left out, since not run on every task.")
     return Table(f"{name}-table", "Share of tasks", headings, rows, tuple(notes), secondary=True)
 
 

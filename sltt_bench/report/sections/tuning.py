@@ -67,8 +67,8 @@ def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> 
     blocks: list[Block] = [_choices(study, name)]
     if numeric_fields(study):
         caption = (
-            f"Validation accuracy after the last epoch of each trial: dots are trials, lines means over seeds, rings what "
-            f"was chosen; dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
+            f"Validation accuracy after the last epoch of each trial. Dots: trials. Lines: means over seeds. Rings: what "
+            f"was chosen. Dotted: the recipe's own value. A setting that lost a trial has no point. Tuned, "
             f"{study.budget}; {', '.join(study.conditions)}."
         )
         title = "Accuracy against what was searched"
@@ -78,7 +78,7 @@ def _study_section(number: int, study: TuningStudy, groups: Sequence[Group]) -> 
     data = "the training data that the recipe's validation leaves" if held_back else "all training data"
     lead = (
         f"{', '.join(study.fields)}: {study.trials} trials of each method on the same grid, with part of the training data held back. "
-        f"What decides is validation accuracy alone; the methods are then trained on {data} with other seeds.",
+        f"Validation accuracy alone decides; the methods are then trained on {data} with other seeds.",
     )
     blocks += [_loss(group, groups, f"{name}-loss-{place}") for place, group in enumerate(after, start=1)]
     title = f"Tuning {study.title}, {study.budget}"
@@ -106,11 +106,11 @@ def _choices(study: TuningStudy, name: str) -> Table:
             )
         )
     notes = [
-        "Chosen: the best mean over seeds; of equal ones that nearest to the middle of the grid, then the first.",
+        "Chosen: the setting with the best mean over seeds; of equal ones the nearest to the middle of the grid, then the first.",
     ]
     if edge := [method for method in study.methods if (best := study.chosen(method)) and best.at_edge]:
         notes.append(
-            f"{numbers.listed(edge)}: the best value is the grid's last or first; a better one may lie beyond."
+            f"{numbers.listed(edge)}: the best value is at the edge of the grid; a better one may lie beyond it."
         )
     part = [method for method, settings in study.methods.items() if _trials_of(settings) < study.trials]
     if part:
@@ -152,8 +152,8 @@ def _loss(tuned: Group, groups: Sequence[Group], name: str) -> Block:
         (Heading("tuned − recipe's", "points"), _difference_cell),
     ]
     notes = [
-        "Test accuracy after the last epoch, mean over seeds. The two columns are two comparisons: ranks and differences "
-        "between methods are taken within each.",
+        "Test accuracy after the last epoch, mean over seeds. Each column is a comparison of its own: compare and rank methods "
+        "within a column only.",
         _order_note(gained),
     ]
     if n := {gain.difference.n for gain in gained if gain.difference}:
@@ -179,6 +179,6 @@ def _difference_cell(gain: Gain) -> TableCell:
 def _order_note(gained: Sequence[Gain]) -> str:
     moved = [gain for gain in gained if gain.tuned_rank != gain.untuned_rank]
     if not moved:
-        return "The order of the methods is the same."
+        return "Tuning does not change the ranking of the methods."
     changes = [f"{gain.method} from {gain.untuned_rank} to {gain.tuned_rank}" for gain in moved]
-    return f"Tuning changes the order: {numbers.listed(changes)}."
+    return f"Tuning changes the ranking: {numbers.listed(changes)}."

@@ -27,8 +27,7 @@ def figures(family: EstimateFamily, name: str) -> list[Figure]:
     """Peaks against T and batch size with what was measured, and the causes of the peak."""
     steps, batch = family.home
     causes = (
-        f"What the estimated peak of live tensors consists of at T = {steps}, batch {batch}. "
-        f"{_conditions(family)}"
+        f"What the peak of live tensors consists of at T = {steps}, batch {batch}: {_conditions(family)}."
     )
     drawn = [Figure(f"{name}-causes", "What takes the memory", causes, draw_bars, lambda: [_causes(family)])]
     if panels := [panel for field in _OTHER if (panel := _against(family, field))]:
@@ -43,8 +42,8 @@ def slope_figure(family: EstimateFamily) -> Figure | None:
     if panel is None:
         return None
     caption = (
-        f"{_peaks_caption(family)} Dotted: the least-squares line through the points of T ≥ 2, where SLTT has "
-        "reached its plateau, with its slope in the legend."
+        f"{_peaks_caption(family)} Dotted: least-squares line through the points with T ≥ 2, where SLTT has "
+        "reached its plateau; the legend gives its slope."
     )
     name = f"memory-against-t-{family.recipe.replace('/', '-')}"
     title = f"Memory against T: {family.recipe}"
@@ -71,7 +70,7 @@ def missing(family: EstimateFamily) -> list[MissingFigure]:
     return [
         MissingFigure(
             f"Estimated memory against {_WORDS[field]}",
-            f"estimated at one {_WORDS[field]} alone",
+            f"estimated for one {_WORDS[field]} only",
             f"sltt-bench estimate {family.recipe} {_OPTIONS[field]}",
         )
         for field in _OTHER
@@ -148,16 +147,16 @@ def _measured(family: EstimateFamily, field: str, factor: float) -> Iterator[Lin
 
 
 def _peaks_caption(family: EstimateFamily) -> str:
-    parts = ["Dashed, hollow marks: estimated peak of live tensors."]
+    parts = [f"Dashed, with hollow marks: peak of live tensors, {_conditions(family)}."]
     if len(family.measured):
         hardware = ", ".join(sorted(family.measured["hardware"].unique()))
         n = numbers.seeds(family.measured["seeds"].tolist())
-        parts.append(f"Filled marks: measured on {hardware}, mean over seeds, {n}.")
+        parts.append(f"Filled marks: measured on {hardware}; mean over seeds, {n}.")
     else:
-        parts.append("Nothing of it was measured.")
-    return f"{' '.join(parts)} {_conditions(family)}"
+        parts.append("None of it was measured.")
+    return " ".join(parts)
 
 
 def _conditions(family: EstimateFamily) -> str:
-    words = ", ".join(family.conditions)
-    return f"{words[0].upper()}{words[1:]}, not measured."
+    """How the estimates were made, as a caption has it."""
+    return ", ".join([*family.conditions, "not measured"])

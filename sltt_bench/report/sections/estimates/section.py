@@ -17,8 +17,9 @@ from sltt_bench.report.sections.estimates.verdicts import judge
 from sltt_bench.results.schema import ESTIMATES_FILE
 
 _LEAD = (
-    "One training iteration of the real network at its real size on tensors without values: exact counts of "
-    "live tensor bytes and of multiplications, not measurements. An allocator needs more than live tensors.",
+    "An estimate goes through one training iteration of the real network, at full size, on tensors without values. "
+    "It counts live tensor bytes and multiplications exactly, but measures nothing. An allocator needs more memory "
+    "than the live tensors.",
 )
 
 
@@ -31,7 +32,7 @@ def estimated(context: Context) -> Contribution:
         sections=tuple(_sections(families, context.baseline)),
         verdicts=tuple(verdict for family in families for verdict in judge(family)),
         frames={ESTIMATES_FILE: rows} if families else {},
-        sentence=f"Estimates, marked as such wherever they stand: {listed(recipes)}." if recipes else "",
+        sentence=f"Estimates, always marked as such: {listed(recipes)}." if recipes else "",
         key_figure=_key_figure(families),
         skipped=tuple(not_shown(context, families)),
     )
@@ -57,7 +58,7 @@ def _sections(families: Sequence[EstimateFamily], baseline: str) -> Iterator[Sec
                 level=2, folded=not family.as_published and number > 1, chips=family.conditions,
             )  # fmt: skip
         if gaps := tuple(missing(of_recipe[0])):
-            yield Section(f"{name}-missing", "Not drawn, for want of estimates", gaps, level=2, folded=True)
+            yield Section(f"{name}-missing", "Figures that need more estimates", gaps, level=2, folded=True)
 
 
 def _title(family: EstimateFamily, siblings: Sequence[EstimateFamily]) -> str:

@@ -20,16 +20,19 @@ Estimate = Mapping[Any, Any]
 
 def memory_table(family: EstimateFamily, name: str, baseline: str) -> Table:
     """The peak at each T and batch size, with what else a reader of it must know."""
-    notes = ["Of one training iteration, in the steady state.", *_ratio_note(family, baseline)]
+    notes = ["For one training iteration in the steady state.", *_ratio_note(family, baseline)]
     notes += [f"{failure}." for failure in family.failures]
-    notes += [f"{family.again} older estimates of the same cells do not count."] * (family.again > 0)
+    notes += [f"Older estimates of the same cells, left out: {family.again}."] * (family.again > 0)
     title = "Peak of live tensors, estimated"
     return _pivot(family, f"{name}-memory", title, "peak_tensor_bytes", _bytes, notes, baseline)
 
 
 def further_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator[Table]:
     """The multiplications, what was asked for beside, what was measured, and what peak and multiplications consist of."""
-    notes = ["Forward and backward; SLTT-K passes backward at K of T steps.", *_ratio_note(family, baseline)]
+    notes = [
+        "Forward and backward pass together. SLTT-K has a backward pass at K of the T steps.",
+        *_ratio_note(family, baseline),
+    ]
     title = "Multiplications of one training iteration, estimated"
     yield _pivot(family, f"{name}-work", title, "multiplications", _powers, notes, baseline)
     yield from _limit_tables(family, name)
@@ -42,7 +45,7 @@ def further_tables(family: EstimateFamily, name: str, baseline: str) -> Iterator
     title, parts = "Where the multiplications are made", {label: [column] for column, label in WORK.items()}
     parts |= {"all": list(WORK), "an epoch": ["epoch_multiplications"]}
     note = (
-        "In time: what the past costs, beyond as many first steps. What is computed again in the backward pass "
+        "In time: what the past adds to the cost of T first steps, which have no past. Recomputation in the backward pass "
         "(bptt-ckptN, native.recompute) counts as backward, most of it in space."
     )
     yield _parts_table(family, f"{name}-parts", title, "count", parts, note)
@@ -58,25 +61,25 @@ def _limit_tables(family: EstimateFamily, name: str) -> Iterator[Table]:
     rows, room = family.rows, " or ".join(scale_for("bytes", [room]).text(room) for room in family.rooms)
     if rows["largest_batch_size"].notna().any():
         title = "Largest batch that fits, estimated"
-        note = f"At the row's T, into {room}, margin taken off; no batch has more than all training samples."
+        note = f"At the row's T, in {room} less a safety margin. No batch is larger than the training set."
         yield _pivot(
             family, f"{name}-largest-batch", title, "largest_batch_size", _whole, [note], of="memory_bytes"
         )
     if rows["largest_timesteps"].notna().any() or family.rooms:
         title = "Largest T that fits, estimated"
-        note = f"At the row's batch, into {room}, margin taken off; searched up to T = 64, or the row's T if larger."
+        note = f"At the row's batch, in {room} less a safety margin. Searched up to T = 64, or to the row's T if larger."
         yield _pivot(
             family, f"{name}-largest-t", title, "largest_timesteps", _whole, [note], of="memory_bytes"
         )
     if rows["epoch_lower_bound_s"].notna().any():
         gpus = ", ".join(sorted(set(rows["gpu"]) - {""}))
         title = "Lower bound on an epoch's training time"
-        note = f"{gpus}, from its data sheet: no run of these operations one by one can be faster; a real one is slower."
+        note = f"From the data sheet of {gpus}. No run that does these operations one by one can be faster; a real run is slower."
         seconds = partial(scale_for, "s")
         yield _pivot(family, f"{name}-time", title, "epoch_lower_bound_s", seconds, [note], of="gpu")
     if (rows["exchanged_bytes"].fillna(0) > 0).any():
         title = "Exchanged in each iteration, by each process"
-        note = "What is added up over all processes (gradients above all) by a ring: what each sends, and receives."
+        note = "What a ring sums over all processes, mostly gradients: the bytes that each process sends, and as many that it receives."
         yield _pivot(family, f"{name}-exchanged", title, "exchanged_bytes", _bytes, [note])
 
 
@@ -204,6 +207,6 @@ _BESIDE_COLUMNS: tuple[Column[Estimate], ...] = (
     word_column("on", lambda row: row["hardware"]),
 )
 _BESIDE_NOTES = (
-    "Live tensors count the same quantity on real tensors. The allocator rounds each block up, fragments, and "
-    "lends cuDNN its workspaces.",
+    "Measured live tensors are the same quantity, counted on real tensors. The allocator's figure differs: it rounds each "
+    "block up, fragments, and lends cuDNN its workspaces.",
 )

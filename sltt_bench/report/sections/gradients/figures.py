@@ -37,7 +37,7 @@ def _against(field: str, family: GradientFamily, name: str) -> Figure | MissingF
     if drawn.empty:
         return MissingFigure(
             title,
-            f"only one {WORDS[field]} was looked at",
+            f"only one {WORDS[field]} was analysed",
             f"sltt-bench analyze gradients {family.recipe} --over {_EXAMPLES[field]}",
         )
     caption = (
@@ -117,7 +117,7 @@ def _course(family: GradientFamily, name: str) -> Figure | MissingFigure:
     if len(family.epochs) < 2:
         return MissingFigure(
             title,
-            "only one epoch was looked at",
+            "only one epoch was analysed",
             f"sltt-bench analyze gradients {family.recipe} --epochs 0,1,5,last",
         )
     rows, only = family.gradients, ""

@@ -39,7 +39,7 @@ def further_tables(family: GradientFamily, name: str) -> Iterator[Table]:
 
 def _every_epoch(family: GradientFamily, name: str) -> Table:
     rows = family.gradients[family.gradients["level"] == "network"].to_dict("records")
-    title = "At every epoch that was looked at"
+    title = "At every analysed epoch"
     return table_of(f"{name}-epochs", title, _columns_of_points(family), rows, secondary=True)
 
 
@@ -135,8 +135,8 @@ def _operations(family: GradientFamily, name: str) -> Table:
     rows = family.operations.sort_values(fields, kind="stable").to_dict("records")
     note = (
         "Multiplications for one sample and all T steps, counted as an iteration runs on the backend "
-        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted. Through time: what the "
-        "backward pass multiplies beyond SLTT's, of rules other than BPTT also for traces and what is computed again."
+        "`reference`: matrix products, convolutions and elementwise products; normalisation is not counted. Through time: the "
+        "multiplications of the backward pass beyond SLTT's; for rules other than BPTT, traces and recomputation as well."
     )
     title = "Multiplications, counted"
     return table_of(f"{name}-operations", title, columns, rows, [note], secondary=True)

@@ -43,7 +43,7 @@ from sltt_bench.studies import TASK, task_name
 
 Item = TypeVar("Item")
 
-EQUAL_ACCURACIES = "; accuracies within one test sample are equal"
+EQUAL_ACCURACIES = "; accuracies within one test sample count as equal"
 MOST_PANELS = 12
 """So many small multiples a figure holds."""
 
@@ -103,7 +103,7 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     ratios = any(METRICS[metric].as_ratio for metric in sweeps[0].metrics)
     deviation = numbers.DEVIATION_OF_RATIOS if ratios else numbers.DEVIATION
     caption = (
-        f"Mean over seeds against {sweeps[0].words}, bars {deviation}, each seed a dot; a gap: not run{ring}. "
+        f"Mean over seeds against {sweeps[0].words}. Bars: {deviation}. Dots: single seeds. A gap: not run{ring}. "
         f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
@@ -135,7 +135,7 @@ def _slopes(sweep: Sweep) -> str:
         for method, slope in slopes.items()
     ]
     memory = METRICS[sweep.memory].label
-    return f"Dotted: least squares over T ≥ 2; a step adds to {memory}: {', '.join(texts)}. "
+    return f"Dotted: least-squares line over T ≥ 2. One more time step adds to {memory}: {', '.join(texts)}. "
 
 
 def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
@@ -148,7 +148,7 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         drawn = [group for _, group, _ in page]
         one = drawn[0].key
         caption = (
-            "Test accuracy by epoch, a panel for each group; mean over seeds, shaded one standard deviation. "
+            "Test accuracy by epoch, one panel for each group. Lines: mean over seeds. Shaded: one standard deviation. "
             f"{_survivors(drawn)}{_counts(drawn)}; {one.hardware}, {one.precision}, backend {one.backend}."
         )
         name = f"{recipe.replace('/', '-')}-curves-{number}"
@@ -183,8 +183,8 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
     no_accuracy = "only random data was run" if random else "no run has accuracy for two epochs or more"
     wanted = {
         _ACCURACY: (no_accuracy, methods),
-        _PAIRS: ("no method has two seeds beside the baseline's", f"{methods} --seed 0,1,2,3,4"),
-        _TRADEOFF: ("it takes two finished methods", "bptt,sltt"),
+        _PAIRS: ("no method shares two seeds with the baseline", f"{methods} --seed 0,1,2,3,4"),
+        _TRADEOFF: ("needs two finished methods", "bptt,sltt"),
         _AGAINST_T: (
             "no two groups differ in T alone",
             f"{methods} --set timesteps={','.join(map(str, sorted({1, 2, 4, 8, steps})))}",
@@ -193,7 +193,7 @@ def missing_figures(recipe: str, groups: Sequence[Group], drawn: Sequence[Figure
             "no two groups differ in batch size alone",
             f"{methods} --set train.batch_size={batch // 2 or 1},{batch},{2 * batch}",
         ),
-        _AGAINST_K: ("it takes three values of K (SLTT counts as K = T)", f"bptt,{ks},sltt"),
+        _AGAINST_K: ("needs three values of K (SLTT counts as K = T)", f"bptt,{ks},sltt"),
         _TIMELINE: ("no run sampled NVML", f"{methods}   # on a machine with an NVIDIA GPU"),
     }
     there = {_TRADEOFF if figure.title == _TRADEOFF_OF_TWO else figure.title for figure in drawn}
@@ -224,10 +224,10 @@ def _methods(group: Group, name: str, baseline: str) -> Figure:
         if metric != "last_test_top1"
     )
     bars = (bar for panel in method_bars(group, baseline) for bar in panel.bars)
-    ratios = f", in brackets the ratio to {baseline}" * any("×" in bar.text for bar in bars)
+    ratios = f" In brackets: the ratio to {baseline}." * any("×" in bar.text for bar in bars)
     caption = (
-        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds, whiskers mean ÷ and × the "
-        f"geometric standard deviation, each seed a dot{ratios}. "
+        f"{figures[0].upper()}{figures[1:]} of a {group.phase} training epoch: geometric mean over seeds. Whiskers: mean ÷ and × the "
+        f"geometric standard deviation. Dots: single seeds.{ratios} "
         f"{_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-methods", _METHODS, caption, draw_bars, lambda: method_bars(group, baseline))
@@ -240,8 +240,8 @@ def _first_methods(group: Group) -> str:
 
 def _pairs(group: Group, name: str, baseline: str) -> Figure:
     caption = (
-        f"Each method beside {baseline}: small dots are single pairs (of times one seed of one run, of all else a seed), large "
-        f"ones their mean with its 95 % t interval; dotted: no difference. {_first_methods(group)}{_basis(group)}"
+        f"Each method compared with {baseline}. Small dots: single pairs (of times one seed of one run, of all else a seed). "
+        f"Large dots: their mean with its 95 % t interval. Dotted: no difference. {_first_methods(group)}{_basis(group)}"
     )
     return Figure(f"{name}-pairs", _PAIRS, caption, draw_dots, lambda: pair_dots(group, baseline))
 
@@ -251,7 +251,7 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
     target = common_accuracy(shown, floor)
     scale = scale_for("s", [curve.longest_s for curve in shown])
     chance = [curve.method for curve in shown if curve.at_chance]
-    texts = ["Test accuracy, mean over seeds, shaded one standard deviation."]
+    texts = ["Test accuracy. Lines: mean over seeds. Shaded: one standard deviation."]
     if target is not None:
         reached = numbers.first_of(
             [
@@ -260,14 +260,17 @@ def _accuracy(group: Group, name: str, shown: list[Curve]) -> Figure:
                 if not curve.at_chance
             ]
         )
+        every = "every method above chance" if chance else "every method"
         texts.append(
-            f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of every method reaches; training time "
-            f"until then, geometric mean over seeds: {reached}."
+            f"Dotted: {numbers.percent(target)} %, the highest accuracy that every seed of {every} reaches. Training time "
+            f"until then (geometric mean over seeds): {reached}."
         )
     timed = len(timed_accuracies(shown, floor)) > 0
-    texts += ["Time to an accuracy ends where some seed never reaches it."] * timed
+    texts += ["A curve of time to an accuracy ends where some seed never reaches it."] * timed
     if floor is not None:
-        texts.append(f"Up to {numbers.percent(floor)} % it is chance, and no time to it is given.")
+        texts.append(
+            f"Accuracies up to {numbers.percent(floor)} % count as chance; no time to them is given."
+        )
     texts += [f"At chance: {numbers.first_of(chance)}."] if chance else []
     caption = " ".join([*texts, _basis(group)])
     content = partial(curve_panels, shown, floor, target, scale)
@@ -278,10 +281,9 @@ def _tradeoff(group: Group, name: str) -> Figure:
     has_accuracy = measured(group, "last_test_top1")
     over = "accuracy, memory and time" if has_accuracy else "memory and time"
     caption = (
-        f"Filled: on the Pareto front of {over} (no other method is at least as good in all and better in "
-        f"one, by means over seeds{EQUAL_ACCURACIES * has_accuracy}); hollow: dominated. Thin line: the front of this "
-        f"panel's two figures as they are drawn. "
-        f"Bars {numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
+        f"Filled: on the Pareto front of {over}; no other method is at least as good in all and better in "
+        f"one (by means over seeds{EQUAL_ACCURACIES * has_accuracy}). Hollow: dominated. Thin line: the Pareto front of the "
+        f"panel's two figures alone. Bars: {numbers.DEVIATION_OF_RATIOS}. Dots: single seeds. {_basis(group)}"
     )
     title = _TRADEOFF if has_accuracy else _TRADEOFF_OF_TWO
     return Figure(f"{name}-tradeoff", title, caption, draw_lines, lambda: tradeoff_panels(group))
@@ -289,17 +291,17 @@ def _tradeoff(group: Group, name: str) -> Figure:
 
 def _against_k(group: Group, name: str) -> Figure:
     bptt = group.methods.get("bptt")
-    dashed = "; dashed: BPTT" * bool(bptt and bptt.finished)
+    dashed = " Dashed: BPTT." * bool(bptt and bptt.finished)
     caption = (
-        f"SLTT-K for each K, with SLTT as K = T = {group.key.timesteps}{dashed}. Mean over seeds, bars "
-        f"{numbers.DEVIATION_OF_RATIOS}, each seed a dot. {_basis(group)}"
+        f"SLTT-K for each K; SLTT is K = T = {group.key.timesteps}.{dashed} Mean over seeds. Bars: "
+        f"{numbers.DEVIATION_OF_RATIOS}. Dots: single seeds. {_basis(group)}"
     )
     return Figure(f"{name}-k", _AGAINST_K, caption, draw_lines, lambda: k_panels(group))
 
 
 def _timeline(group: Group, name: str, samples: Mapping[str, pd.DataFrame]) -> Figure:
     caption = (
-        "Sampled by NVML, from the process's start through warm-up, training and evaluation; one cell of "
+        "Sampled by NVML from the start of the process through warm-up, training and evaluation. One cell of "
         f"each method ({', '.join(samples)}), n = 1. {', '.join(group.key.conditions())}."
     )
     return Figure(f"{name}-timeline", _TIMELINE, caption, draw_lines, lambda: timeline_panels(samples))
@@ -328,4 +330,4 @@ def _counts(groups: Sequence[Group]) -> str:
 def _survivors(groups: Sequence[Group]) -> str:
     """What the mark beside some means says, or ''."""
     lost = any(result.lost_seeds for group in groups for result in group.finished)
-    return f"{SURVIVORS}: mean of the seeds that finished, others did not. " * lost
+    return f"{SURVIVORS}: mean of the seeds that finished; others did not. " * lost

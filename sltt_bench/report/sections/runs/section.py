@@ -42,7 +42,7 @@ def runs(context: Context) -> Contribution:
         named = {name: group for name, group in names.items() if group.key.recipe == recipe}
         sections += _recipe_sections(recipe, named, context)
     if aside:
-        title = f"{len(aside)} groups on tiny subsets"
+        title = f"{len(aside)} group{'s' * (len(aside) > 1)} on tiny subsets"
         sections.append(Section("smoke-runs", "Smoke runs", lead=(_SMOKE,)))
         sections.append(Section("smoke-table", title, (smoke_table(aside),), level=2, folded=True))
     return Contribution(
@@ -96,8 +96,8 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     if len(groups) > 1:
         fields = ", ".join(differing_fields([group.key for group in groups]))
         lead.append(
-            f"{len(groups)} groups that differ in {fields}. Groups are not comparable with each other: "
-            "every ratio stays within its group."
+            f"{len(groups)} groups, which differ in {fields}. Methods are compared only within a group, "
+            "never between groups."
         )
     of_groups: list[Section] = []
     drawn: list[Figure] = []
@@ -117,7 +117,7 @@ def _recipe_sections(recipe: str, named: dict[str, Group], context: Context) -> 
     sections += of_groups[1:]
     if missing := tuple(missing_figures(recipe, groups, drawn)):
         sections.append(
-            Section(f"missing-{recipe}", "Not drawn, for want of runs", missing, level=2, folded=True)
+            Section(f"missing-{recipe}", "Figures that need more runs", missing, level=2, folded=True)
         )
     return sections
 
@@ -131,15 +131,12 @@ def _title(group: Group, groups: Sequence[Group]) -> str:
 _ALONE = "Methods compared"
 
 
-_SMOKE = (
-    "They show that a recipe runs, and answer nothing: no plots and no ratios are made of them. Their figures "
-    "stand in summary.csv."
-)
+_SMOKE = "Smoke runs show only that a recipe works. They get no plots and no ratios; their figures are in summary.csv."
 
 _OPEN = 3
 """So many groups of a recipe are unfolded on the page, and of those with overrides only a leading one."""
 
-_SWEEPS = "Each point stands for a group of its own; a line joins what differs in one field alone."
+_SWEEPS = "Each point is a group of its own. A line joins groups that differ in one field only."
 
 
 def _group_section(

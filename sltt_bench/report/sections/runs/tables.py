@@ -34,14 +34,14 @@ def overview(group: Group, baseline: str, *, brief: bool = False) -> Table:
         columns.append((Heading("Pareto", numeric=False), partial(_pareto_cell, front)))
     compared = [*["last_test_top1"] * has_accuracy, "epoch_s", *([memory] if memory else [])]
     doubts = (
-        f"{result.method} may mean nothing: {doubt}."
+        f"The figures of {result.method} may mean nothing: {doubt}."
         for result in group.finished
         for doubt in group.doubts_beside_chance(result.method)
     )
     notes = [*doubts, *_remarks(group, best_epoch=not brief), *_ratio_notes(group, baseline, compared)]
     if not brief and has_accuracy and group.pareto_front and group.accuracy_resolution:
         sample = significant(100 * group.accuracy_resolution, 2)
-        notes.append(f"Pareto: accuracies within one test sample ({sample} points) are equal.")
+        notes.append(f"Pareto: accuracies within one test sample ({sample} points) count as equal.")
     return table_of("overview", "Accuracy, time and memory", columns, group.methods.values(), notes)
 
 
@@ -75,24 +75,24 @@ _COUNTER_S, _READING_S = 0.1, 1.0
 
 def _figure_notes(group: Group) -> Iterator[str]:
     """What to know of the figures; of NVML's, what its sensors cannot tell of epochs as short as these."""
-    yield "Memory: peak while training. Its figures count different things and are never mixed."
+    yield "Memory: peak during training. The memory figures count different things and are never mixed."
     if measured(group, "allocated_at_reset_bytes"):
         yield (
             "Before an epoch: what the allocator had given out when its peaks were reset (weights, optimiser state, "
             "the last gradients, workspaces of libraries)."
         )
     if measured(group, "backward_passes"):
-        yield "Backward passes: of one training iteration, mean over all epochs."
+        yield "Backward passes: per training iteration, mean over all epochs."
     shortest = min((seconds for r in group.finished for seconds in r.values["epoch_s"].values()), default=0)
     if measured(group, "energy_j") and 0 < 0.05 * shortest < _COUNTER_S:
         yield (
-            f"Energy: the GPU's counter moves every 20 to 100 ms, up to {_COUNTER_S / shortest:.0%} of the shortest epoch "
-            "here: the joules are as rough."
+            f"Energy: the GPU's counter moves every 20 to 100 ms, which is up to {_COUNTER_S / shortest:.0%} of the "
+            "shortest epoch here; the joules are no more precise than that."
         )
     if measured(group, "gpu_util") and 0 < shortest < _READING_S:
         yield (
-            "GPU utilisation: a reading is that of up to a second, longer than the shortest epoch here, and holds some of "
-            "what came before it."
+            "GPU utilisation: a reading averages up to a second. That is longer than the shortest epoch here, so it includes "
+            "some of what came before the epoch."
         )
 
 
@@ -127,11 +127,11 @@ def inference_costs(group: Group) -> Table | None:
 
 _OF_INFERENCE = (
     "Counted over the test set by NeuroBench's definitions (arXiv 2304.04640): operations of one sample over all T "
-    "steps, ± standard deviation over seeds. Effective: where neither input nor weight is 0; an AC where all of a layer's "
-    "input in a step of a batch is spikes, and pooled or scaled ones (those of conversion and of NF-ResNet) are none. The "
-    "energy is an estimate from these counts alone (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate, 45 nm at 32 bits; "
-    "Horowitz, ISSCC 2014), without memory, leakage and products of attention: nothing was measured, and it is never set "
-    "beside measured joules."
+    "steps, ± standard deviation over seeds. An operation is effective where neither input nor weight is 0. It is an AC where "
+    "all of a layer's input in a step of a batch is spikes; pooled or scaled spikes (those of conversion and of NF-ResNet) do "
+    "not count as spikes. The energy is an estimate from these counts alone (4.6 pJ a multiply-accumulate, 0.9 pJ an accumulate, 45 nm at 32 bits; "
+    "Horowitz, ISSCC 2014), without memory, leakage and products of attention. It was not measured, and is never compared "
+    "with measured joules."
 )
 
 
@@ -266,17 +266,17 @@ def _remarks(group: Group, *, best_epoch: bool) -> Iterator[str]:
     yield from (f"{r.method}: {r.failure_text}" for r in group.methods.values() if r.failures)
     if best_epoch and measured(group, "best_test_top1"):
         if group.key.validation:
-            yield "The best epoch is that of validation data; its accuracy is on test data, as the last epoch's is."
+            yield "The best epoch is chosen on validation data; its accuracy, like that of the last epoch, is on test data."
         else:
-            yield "Best-epoch accuracy is chosen on test data; the last epoch's is not."
+            yield "The best epoch is chosen on test data, so its accuracy is biased upwards; the last epoch is not chosen."
     if group.key.synthetic:
-        yield "Random data: memory and time mean something, accuracy does not and is left empty."
+        yield "Random data: memory and time are valid; accuracy would be meaningless and is left empty."
     if group.phase == "cold" and group.finished:
-        yield "Only cold epochs were run: times include warm-up. More epochs give warm ones."
+        yield "Only cold epochs were run, so times include warm-up. Run more epochs to get warm ones."
     floor = numbers.percent(group.accuracy_floor or 0)
     for result in group.finished:
         if group.at_chance(result.method):
-            yield f"{result.method} is at chance (at most {floor} %): that is no accuracy, and on no Pareto front."
+            yield f"{result.method} is at chance (at most {floor} %): it learned nothing and is on no Pareto front."
     if remark := group.headline_remark():
         yield f"{remark[0].upper()}{remark[1:]}."
     yield from (f"Note: {note}." for note in group.notes)
@@ -305,7 +305,7 @@ def _ratio_notes(group: Group, baseline: str, metrics: Sequence[str]) -> list[st
         for reason, methods in refused.items()
     ]
     if baseline not in group.methods:
-        notes = [f"No ratios: no {baseline} in this group."]
+        notes = [f"No ratios: this group has no run of {baseline}."]
     repeated = any(
         (stat := result.stat(metric)) and stat.n > 1 for result, metric in product(group.finished, metrics)
     )
@@ -323,13 +323,14 @@ def _pair_notes(group: Group, metric: str, method: str, baseline: str, shared: V
     if shared and own.keys() != shared.keys():
         text, of_shared = (_mean_text(metric, values) for values in (own, shared))
         if text != of_shared:
+            pairs_text = f"{len(own)} pair{'s' * (len(own) > 1)} with {method}"
             notes.append(
-                f"{METRICS[metric].label} of {method}: {len(own)} pairs, over which {baseline} has {text}."
+                f"Over the {pairs_text}, the {METRICS[metric].label} of {baseline} is {text}, not the mean in its row."
             )
     elif len(group.methods[baseline].values[metric]) > len(
         {pair if isinstance(pair, int) else pair[1] for pair in own}  # type: ignore[index]
     ):
-        notes.append(f"Means and ratios of {method} are over the pairs that both have.")
+        notes.append(f"Means and ratios of {method} use only pairs with {baseline}, which has more seeds.")
     return notes
 
 
@@ -348,15 +349,17 @@ def _mean_text(metric: str, values: Values) -> str:
 def _spread_notes(estimates: Sequence[PairedEstimate], *, repeated: bool) -> list[str]:
     """What stands beside means and ratios. `repeated`: whether some mean is over several seeds."""
     words = [
-        f"±: standard deviation over seeds; {numbers.TIMES_OR_BY}: the geometric one, of a geometric mean."
+        f"±: standard deviation over seeds; {numbers.TIMES_OR_BY}: geometric standard deviation, of a geometric mean."
     ] * repeated
     if any(estimate.interval for estimate in estimates):
         words.append(
-            "[ ]: 95 % t interval over pairs, of ratios on a logarithmic scale (their mean is the geometric one). No colour "
-            "below five pairs unless the figure is exact."
+            "[ ]: 95 % t interval over n pairs (a pair: the same seed on both sides). The mean of ratios is geometric, "
+            "their interval is computed from logarithms. Only exact figures, and those from five pairs on, are coloured."
         )
     elif any(not estimate.exact for estimate in estimates):
-        words.append("n = 1 pair: no spread, no interval; n is too small to say more.")
+        words.append(
+            "n = 1: a single pair has no spread and no interval, and is too little for a conclusion."
+        )
     return [" ".join(words)] if words else []
 
 
