@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from sltt_bench.methods import Promises
 from sltt_bench.results.describe import describe
+from sltt_bench.unroll import Unroll
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +55,14 @@ def test_the_architecture_page_names_files_that_exist_and_every_part_of_the_pack
         assert (ROOT / "sltt_bench" / name).exists() or (ROOT / name).exists(), name
     folders = {path.parent.name for path in (ROOT / "sltt_bench").glob("*/__init__.py")}
     assert {folder for folder in folders if f"`{folder}/" not in text} <= {"analysis", "bench"}
+
+
+def test_the_page_on_own_methods_names_every_call_and_every_promise() -> None:
+    page = (ROOT / "docs" / "own-method.md").read_text(encoding="utf-8")
+    named = {name for code in re.findall(r"`([^`\n]+)`", page) for name in re.findall(r"\w+", code)}
+    calls = {name for name in vars(Unroll) if not name.startswith("_")}
+    promises = {field.name for field in fields(Promises)}
+    assert calls | promises <= named, sorted((calls | promises) - named)
 
 
 def test_the_picture_names_the_files_of_the_page_and_is_what_its_command_draws() -> None:
