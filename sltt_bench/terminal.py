@@ -67,7 +67,8 @@ class _Lines(Display):
     def run_opened(self, plan: Plan, folder: Path) -> None:
         for remark in (*plan.remarks, *plan.left_out):
             self.remark(remark)
-        self._print(f"[bold]{escape(plan.recipe.name)}[/bold]: {len(plan)} cells → {escape(str(folder))}")
+        cells = "1 cell" if len(plan) == 1 else f"{len(plan)} cells"
+        self._print(f"[bold]{escape(plan.recipe.name)}[/bold]: {cells} → {escape(str(folder))}")
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:
         self._print(f"[bold]\\[{number}/{total}][/bold] {escape(describe(cell))}")
