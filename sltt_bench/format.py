@@ -73,6 +73,11 @@ def format_seconds(seconds: float | None) -> str:
     return _brief("s", seconds)
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 cell", "2 cells"."""
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def format_percent(share: float | None, decimals: int = 2) -> str:
     """0.9444 → "94.44 %"."""
     return DASH if share is None else f"{100 * share:.{decimals}f} %"

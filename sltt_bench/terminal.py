@@ -27,7 +27,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sltt_bench.format import format_bytes, format_percent, format_seconds
+from sltt_bench.format import counted, format_bytes, format_percent, format_seconds
 from sltt_bench.plan import Cell, Plan
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.runner import Display, describe, finished_cells
@@ -67,7 +67,7 @@ class _Lines(Display):
     def run_opened(self, plan: Plan, folder: Path) -> None:
         for remark in (*plan.remarks, *plan.left_out):
             self.remark(remark)
-        cells = "1 cell" if len(plan) == 1 else f"{len(plan)} cells"
+        cells = counted(len(plan), "cell")
         self._print(f"[bold]{escape(plan.recipe.name)}[/bold]: {cells} → {escape(str(folder))}")
 
     def cell_started(self, cell: Cell, number: int, total: int) -> None:

@@ -220,7 +220,7 @@ def test_epochs_of_a_cell_that_has_not_ended_are_no_result(tmp_path: Path) -> No
     run.append(EPOCHS_FILE, {**EPOCH_ROW, "cell_id": "unfinished"})
     results = read_results([tmp_path])
     assert set(results.epochs["cell_id"]) == set(results.cells["cell_id"])
-    assert reasons(results) == ["1 cells have epochs but no ending: still running, or cut off"]
+    assert reasons(results) == ["1 cell with epochs but no ending: still running, or cut off"]
 
 
 def test_a_run_in_which_no_cell_ended_is_listed(tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_an_estimate_without_figures_is_named_and_not_shown(tmp_path: Path) -> N
     HandmadeRun(folder / "est", number=90).cell("sltt", cell={"kind": "estimate"}, train_s=())
     report(folder, tmp_path / "out", "markdown")
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "1 cells of kind estimate: no row in estimates.csv, not shown" in text
+    assert "1 cell of kind estimate: no row in estimates.csv, not shown" in text
     assert "Estimated: digits" not in text
 
 

@@ -229,9 +229,9 @@ def test_what_could_not_be_estimated_is_named_with_its_reason(tmp_path: Path) ->
     HandmadeRun(tmp_path / "lost", recipe=varied(RECIPE, name="lost"), number=90).cell("bptt", **failed)
     part = contribution(tmp_path)
     notes = blocks(part, Table)["Peak of live tensors, estimated"].notes
-    assert "1 cells could not be estimated: NotImplementedError: no kernel." in notes
+    assert "1 cell could not be estimated: NotImplementedError: no kernel." in notes
     assert part.skipped == (
-        (str(tmp_path / "lost"), "1 cells could not be estimated: NotImplementedError: no kernel"),
+        (str(tmp_path / "lost"), "1 cell could not be estimated: NotImplementedError: no kernel"),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sltt_bench import __version__
+from sltt_bench.format import counted
 from sltt_bench.report.claims import asks
 from sltt_bench.report.document import Block, Context, Contribution, Origin, Report, Verdict
 from sltt_bench.report.groups import natural_order
@@ -98,7 +99,7 @@ def _kinds_without_section(results: Results, makers: Mapping[str, SectionMaker])
     return [
         (
             str(results.runs[int(str(run))].path),
-            f"{len(same)} cells of kind {kind}: no measurements, not shown",
+            f"{counted(len(same), 'cell')} of kind {kind}: no measurements, not shown",
         )
         for (run, kind), same in cells.groupby(["run", "kind"])
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.format import counted
 from sltt_bench.printable import printable
 from sltt_bench.results.schema import (
     BENCH_FILE,
@@ -390,8 +391,8 @@ def _each_execution_once(
     for orphaned, orphans in epochs[~belongs].groupby("run"):
         path = str(runs[int(str(orphaned))].path)
         if path not in known_copies:
-            count = orphans["cell_id"].nunique()
-            reason = f"{count} cells have epochs but no ending: still running, or cut off"
+            cells_without = counted(orphans["cell_id"].nunique(), "cell")
+            reason = f"{cells_without} with epochs but no ending: still running, or cut off"
             damage.append(Skipped(str(Path(path) / EPOCHS_FILE), reason))
     return cells.reset_index(drop=True), epochs[belongs].reset_index(drop=True)
 
@@ -420,7 +421,7 @@ def _without_copies(
     original = kept.set_index(identity)["path"]
     for path, copies in cells[copied].groupby("path"):
         first = original.loc[tuple(copies.iloc[0][identity])]
-        damage.append(Skipped(str(path), f"{_COPY}{first} ({len(copies)} cells, counted once)"))
+        damage.append(Skipped(str(path), f"{_COPY}{first} ({counted(len(copies), 'cell')}, counted once)"))
     kept = kept.drop(columns=["epoch_rows", "path", "first_started", "first_wall_s"])
     return kept.sort_values(_CELL, kind="stable")
 

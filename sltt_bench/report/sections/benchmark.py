@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sltt_bench.format import Unit, scale_for
+from sltt_bench.format import Unit, counted, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import (
     Column,
@@ -72,7 +72,7 @@ def beside_baselines(context: Context) -> Contribution:
         skipped=tuple(
             (
                 str(context.results.runs[int(str(number))].path),
-                f"{len(of_run)} cells of kind bench: what is shown of a benchmark is its {BENCH_FILE}",
+                f"{counted(len(of_run), 'cell')} of kind bench: what is shown of a benchmark is its {BENCH_FILE}",
             )
             for number, of_run in cells[cells["kind"] == "bench"].groupby("run")
         ),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from sltt_bench.format import counted
 from sltt_bench.report.claims import HARMLESS, Claim, asks, claims_of_recipe
 from sltt_bench.report.document import Context
 from sltt_bench.report.groups import Group, method_order, natural_order, settings_of
@@ -181,14 +182,17 @@ def not_shown(context: Context, families: Sequence[EstimateFamily]) -> Iterator[
         ok = of_run["status"] == "ok"
         lost = of_run[ok & ~of_run["cell_id"].isin(rows.loc[rows["run"] == number, "cell_id"])]
         if len(lost):
-            yield path, f"{len(lost)} cells of kind estimate: no row in {ESTIMATES_FILE}, not shown"
+            yield (
+                path,
+                f"{counted(len(lost), 'cell')} of kind estimate: no row in {ESTIMATES_FILE}, not shown",
+            )
         for failure in _failures(of_run[~ok & ~of_run["recipe"].isin(shown)]):
             yield path, failure
 
 
 def _failures(cells: pd.DataFrame) -> Iterator[str]:
     for reason, alike in cells.groupby("reason"):
-        yield f"{len(alike)} cells could not be estimated: {reason}"
+        yield f"{counted(len(alike), 'cell')} could not be estimated: {reason}"
 
 
 def _settings(recipe: Mapping[str, Any], backend: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.format import counted
 from sltt_bench.report.groups import settings_of
 from sltt_bench.results.reader import Results, Run
 from sltt_bench.results.schema import (
@@ -155,7 +156,8 @@ def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -
         batches=int(rows["batches"].max()),
         run=run.path.name,
         failures=tuple(
-            f"{len(alike)} cells did not finish: {status}, {reason}" for (status, reason), alike in failed
+            f"{counted(len(alike), 'cell')} did not finish: {status}, {reason}"
+            for (status, reason), alike in failed
         ),
     )
 
