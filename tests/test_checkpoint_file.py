@@ -45,7 +45,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*(torch.jit|pickle protocol 4)")
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_every_cell_would_refuse_is_refused_before_any_runs(tmp_path: Path, kind: str) -> None:
     content, reason = REFUSED[kind]

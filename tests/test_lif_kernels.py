@@ -128,7 +128,7 @@ def test_a_missing_gradient_counts_as_zero(reset: str) -> None:
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize(("reset", "surrogate"), product(RESETS, SURROGATES))
+@pytest.mark.parametrize(("reset", "surrogate"), list(product(RESETS, SURROGATES)))
 @pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 def test_a_potential_that_overflowed_has_the_gradient_of_the_equations(reset: str, surrogate: str) -> None:
     """A loss scaler skips a step by what is no number."""

@@ -135,6 +135,7 @@ def trained(subject: Experiment, x: Tensor, labels: Tensor, epochs: int) -> list
     return list(listener.rows)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # where a first step is skipped
 def test_gradients_that_are_finite_at_no_scale_end_the_training() -> None:
     """A potential that is infinite is a spike, and the loss stays finite: the scaler alone knows, and skips every step."""
     subject = subject_of(model={"name": "mlp", "hidden": [64, 32]}, neuron__reset="hard")
@@ -145,6 +146,7 @@ def test_gradients_that_are_finite_at_no_scale_end_the_training() -> None:
     assert "fp16 ends at 65504" in str(failure.value), "a smaller learning rate would be of no use"
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 def test_a_training_in_fp16_that_skips_its_first_steps_goes_on() -> None:
     subject = subject_of()
     subject.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)

@@ -434,6 +434,7 @@ def test_whoever_reads_a_layers_values_gets_them() -> None:
         assert len(seen) == 2
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 @pytest.mark.parametrize("place", ["0", "0.0", "0.0.0", "0.1", "1", "1.0", "2", "3", "every layer"])
 @pytest.mark.parametrize(
     "register", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]

@@ -31,7 +31,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("backend", "neuron"), product(SERVES, NEURONS), ids=str)
+@pytest.mark.parametrize(("backend", "neuron"), list(product(SERVES, NEURONS)), ids=str)
 def test_a_plan_knows_what_the_backend_itself_would_say(backend: str, neuron: dict[str, Any]) -> None:
     for options in OPTIONS if backend == "native" else OPTIONS[:1]:
         recipe = load_recipe("digits", {**neuron, **options})

@@ -793,7 +793,7 @@ def test_what_is_said_of_digits_is_what_its_analyses_found() -> None:
     rows = pd.concat(
         [of_depth.assign(depth_of=depth), of_time[of_time["timesteps"] == 6].assign(depth_of="[32, 64]")]
     )
-    rows = rows[rows["tau"] == 2.0].set_index(["depth_of", "epoch", "level", "name"])
+    rows = rows[rows["tau"] == 2.0].set_index(["depth_of", "epoch", "level", "name"]).sort_index()
     three = ("[32]", "[32, 64]", "[32, 64, 64]")
     first = [rows.loc[(net, 0, "layer", "conv1"), "temporal_share_mean"] for net in three]
     whole = [rows.loc[(net, 15, "network")].iloc[0] for net in three]
