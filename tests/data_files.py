@@ -6,15 +6,32 @@ import struct
 import wave
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sltt_bench.data.dvs_cifar10 import CLASSES as DVS_CIFAR10_CLASSES
 from sltt_bench.data.events import EVENT
+from sltt_bench.data.loading import Loader, make_loader
+from sltt_bench.data.source import DataSource
 
 Counts = dict[str, int]
 IBM_START_US = 80_000_000
+
+
+def loader_of(samples: Any, options: DataSource) -> Loader:
+    """Batches of eight, in the order of the samples, on the CPU."""
+    return make_loader(
+        samples,
+        batch_size=8,
+        shuffle=False,
+        seed=0,
+        drop_last=False,
+        options=options,
+        device=torch.device("cpu"),
+    )
 
 
 def counts(train: int, test: int) -> Counts:

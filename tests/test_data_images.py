@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_files import cifar_batch, write_cifar10, write_cifar100, write_imagenet, write_mnist
+from data_files import cifar_batch, loader_of, write_cifar10, write_cifar100, write_imagenet, write_mnist
 from PIL import Image
 from torch import Tensor
 from torchvision import transforms
@@ -131,16 +131,7 @@ def test_imagenet_limit_takes_samples_from_all_over_the_classes(
     data_dir, counts = imagenet
     options = data.source_type("imagenet")(image_size=32, limit=8, **counts)
     bundle = data.load(options, DataPlace(data_dir, 4))
-    subject = make_loader(
-        bundle.train,
-        batch_size=8,
-        shuffle=False,
-        seed=0,
-        drop_last=False,
-        options=options,
-        device=torch.device("cpu"),
-    )
-    labels = next(iter(subject))[1].tolist()
+    labels = next(iter(loader_of(bundle.train, options)))[1].tolist()
     assert labels == [62, 187, 312, 437, 562, 687, 812, 937]
 
 

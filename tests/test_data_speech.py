@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_files import write_speech_commands, write_spiking_speech, write_wav
+from data_files import loader_of, write_speech_commands, write_spiking_speech, write_wav
 
 from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace, spiking_speech
-from sltt_bench.data.loading import Loader, make_loader
 from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
 from sltt_bench.kinds.training import first_batch, tensors_sha256
@@ -27,18 +26,6 @@ T = 10
 
 def load(name: str, data_dir: Path, **options: Any) -> DataBundle:
     return data.load(data.source_type(name)(**options), DataPlace(data_dir, T))
-
-
-def loader_of(samples: Any, options: data.DataSource) -> Loader:
-    return make_loader(
-        samples,
-        batch_size=8,
-        shuffle=False,
-        seed=0,
-        drop_last=False,
-        options=options,
-        device=torch.device("cpu"),
-    )
 
 
 # Spikes of a model cochlea ----------------------------------------------------------------------
