@@ -61,16 +61,14 @@ class _Held:
     put_back: Callable[[Any], Any]
     is_generator: bool = False
 
-    def change(self) -> str:
-        """Returns the place of a change; empty if nothing has changed."""
+    def has_changed(self) -> bool:
         now = self.read()
         if self.is_generator:
-            return "" if _are_equal(self.before, now) else str(self.place)
+            return not _are_equal(self.before, now)
         if not isinstance(now, dict):
-            return "" if _are_the_same(self.before, now) else str(self.place)
-        names = [*self.before, *(name for name in now if name not in self.before)]
-        changed = [n for n in names if self.before.get(n, _ABSENT) is not now.get(n, _ABSENT)]
-        return str(self.place.attribute(str(changed[0]))) if changed else ""
+            return not _are_the_same(self.before, now)
+        names = self.before.keys() | now.keys()
+        return any(self.before.get(name, _ABSENT) is not now.get(name, _ABSENT) for name in names)
 
 
 EVERYBODYS = Whereabouts("random numbers that are not torch's")
@@ -101,13 +99,9 @@ class PythonState:
                 self._known[id(value)] = value
                 self._look_at(layers.get(id(value), place), value)
 
-    def changed(self) -> str:
-        """Returns the place of a change in anything but random generators; empty if there is none."""
-        return next((held.change() for held in self._held if not held.is_generator and held.change()), "")
-
     def drawn(self) -> str:
         """Returns in words which generators were drawn from, except torch's global one; empty if none."""
-        places = [held.place for held in self._held if held.is_generator and held.change()]
+        places = [held.place for held in self._held if held.is_generator and held.has_changed()]
         if not places:
             return ""
         return (
@@ -116,7 +110,7 @@ class PythonState:
 
     def put_back(self) -> None:
         for held in self._held:
-            if held.change():
+            if held.has_changed():
                 held.put_back(held.before)
 
     def _look_at(self, place: Whereabouts, value: Any) -> None:

@@ -21,13 +21,15 @@ Counts = dict[str, int]
 IBM_START_US = 80_000_000
 
 
-def loader_of(samples: Any, options: DataSource) -> Loader:
-    """Batches of eight, in the order of the samples, on the CPU."""
+def loader_of(
+    samples: Any, options: DataSource, *, batch_size: int = 8, shuffle: bool = False, seed: int = 0
+) -> Loader:
+    """Batches on the CPU, the last one as small as it comes."""
     return make_loader(
         samples,
-        batch_size=8,
-        shuffle=False,
-        seed=0,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
         drop_last=False,
         options=options,
         device=torch.device("cpu"),

@@ -143,15 +143,8 @@ def test_cifar_augmentation_is_the_same_for_no_and_two_workers(tmp_path: Path) -
 
     def epoch(workers: int) -> Tensor:
         options = data.source_type("cifar10")(workers=workers, **counts)
-        subject = make_loader(
-            data.load(options, DataPlace(tmp_path, 4)).train,
-            batch_size=16,
-            shuffle=True,
-            seed=7,
-            drop_last=False,
-            options=options,
-            device=torch.device("cpu"),
-        )
+        train = data.load(options, DataPlace(tmp_path, 4)).train
+        subject = loader_of(train, options, batch_size=16, shuffle=True, seed=7)
         subject.set_epoch(3)
         return torch.cat([x for x, _ in subject])
 
