@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sltt_bench import backends, methods
+from sltt_bench import backends, data, methods
 from sltt_bench.backends.shipped import refusal
 from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
@@ -371,7 +371,10 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
 
     `origins`, `file`: the places of what is overridden, and of all else. Raises RecipeError, DataError.
     """
-    source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
+    data_dir = None if request.synthetic else request.data_dir
+    source = recipe.data.on_disk(data_dir)
+    if data_dir is not None and data.missing(source, data_dir) is None:
+        source.check_files(data_dir)
     resolved = recipe.model_copy(update={"data": source})
     checked = {
         "timesteps": source.check_timesteps(recipe.timesteps),

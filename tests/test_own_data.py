@@ -209,7 +209,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "others and bytes": ({"x_train": np.full((3, 6, 5), 255)}, "x_test is of bytes, .* but x_train of other"),
     "text": ({"x_train": np.full((3, 6, 5), "a")}, "x_train is <U1, not numbers"),
-    "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train: .*allow_pickle"),
+    "objects": ({"x_train": np.full((3, 6, 5), None, dtype=object)}, "x_train is object, not numbers"),
 }
 
 
@@ -218,6 +218,40 @@ def test_a_fault_in_arrays_names_file_and_key(fault: str, tmp_path: Path) -> Non
     changes, message = FAULTS[fault]
     with pytest.raises(DataError, match=rf"{tmp_path}/arrays\.npz cannot be read: .*{message}"):
         load(tmp_path, arrays(**changes))
+
+
+OWN_ARRAYS = """
+extends: digits
+data: {name: arrays, shape: [6, 5], num_classes: 3, train_samples: 3, test_samples: 2}
+train: {batch_size: 2}
+"""
+
+
+@pytest.mark.parametrize("fault", [name for name in FAULTS if not name.startswith("not finite")])
+@pytest.mark.parametrize("stated", [True, False])
+def test_what_labels_and_headers_of_arrays_tell_is_refused_as_it_is_planned(
+    fault: str, stated: bool, tmp_path: Path
+) -> None:
+    changes, message = FAULTS[fault]
+    np.savez(tmp_path / "arrays.npz", **arrays(**changes))
+    text = OWN_ARRAYS if stated else re.sub(r"shape.*2}", "file: arrays.npz}", OWN_ARRAYS)
+    (tmp_path / "own.yaml").write_text(text)
+    plan = ["run", str(tmp_path / "own.yaml"), "--dry-run", "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, plan)
+    assert result.exit_code == 2, result.output
+    if stated and fault in ("other shapes", "no layout"):
+        message = r"x_t\w+ has samples of shape \[\d(, 4)?\], not \[6, 5\]"
+    assert re.search(rf"arrays\.npz cannot be read: .*{message}", result.output)
+    assert CliRunner().invoke(app, [*plan, "--synthetic"]).exit_code == 2 * (not stated)
+
+
+def test_counts_of_arrays_that_are_not_as_stated_are_refused_as_they_are_planned(tmp_path: Path) -> None:
+    np.savez(tmp_path / "arrays.npz", **arrays())
+    (tmp_path / "own.yaml").write_text(OWN_ARRAYS.replace("test_samples: 2", "test_samples: 4"))
+    plan = ["run", str(tmp_path / "own.yaml"), "--dry-run", "--data-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, plan)
+    assert result.exit_code == 2
+    assert "the test split has 2 samples, but the recipe's data.test_samples says 4" in result.output
 
 
 def test_verifying_arrays_looks_at_the_samples_too(tmp_path: Path) -> None:

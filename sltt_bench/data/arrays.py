@@ -155,23 +155,37 @@ class Arrays(DataSource):
             raise self._damaged(data_dir, f"{reason}, not from 0 up to data.num_classes − 1")
         return labels.astype(np.int64)
 
+    def check_files(self, data_dir: Path) -> None:
+        """What the labels tell, and of the samples their types, shapes and counts."""
+        for split in SPLITS:
+            self._check_split(data_dir, split)
+            self._labels(data_dir, split)
+        self._check_types(data_dir)
+        self.check_counts(*(self._header(data_dir, f"x_{split}")[0][0] for split in SPLITS))
+
+    def _check_split(self, data_dir: Path, split: str) -> None:
+        """Raises DataError for samples that are no numbers, of another shape, or not as many as their labels."""
+        x, y = f"x_{split}", f"y_{split}"
+        shape, numbers = self._header(data_dir, x)
+        if numbers.kind not in "uifb":
+            raise self._damaged(data_dir, f"{x} is {numbers}, not numbers")
+        if list(shape[1:]) != self.shape:
+            raise self._damaged(data_dir, f"{x} has samples of shape {list(shape[1:])}, not {self.shape}")
+        if not shape[0]:
+            raise self._damaged(data_dir, f"{x} has no samples")
+        if (labels := self._header(data_dir, y)[0]) != shape[:1]:
+            count = " × ".join(map(str, labels))
+            raise self._damaged(data_dir, f"{x} has {shape[0]} samples, but {y} {count} labels")
+
     def _samples(self, data_dir: Path, split: str) -> np.ndarray:
         """Samples [N, ...], bytes as in the file and others in float32. Raises DataError."""
-        key = f"x_{split}"
-        samples = self._read(data_dir, key)
-        if samples.dtype.kind not in "uifb":
-            raise self._damaged(data_dir, f"{key} is {samples.dtype}, not numbers")
-        if list(samples.shape[1:]) != self.shape:
-            raise self._damaged(
-                data_dir, f"{key} has samples of shape {list(samples.shape[1:])}, not {self.shape}"
-            )
-        if not len(samples):
-            raise self._damaged(data_dir, f"{key} has no samples")
+        self._check_split(data_dir, split)
+        samples = self._read(data_dir, f"x_{split}")
         if samples.dtype != np.uint8:
             with np.errstate(over="ignore"):
                 samples = samples.astype(np.float32)
             if not np.isfinite(samples).all():
-                raise self._damaged(data_dir, f"{key} has numbers that are not finite in float32")
+                raise self._damaged(data_dir, f"x_{split} has numbers that are not finite in float32")
         return samples
 
     def _present(self, data_dir: Path) -> Path:
@@ -216,9 +230,6 @@ class Arrays(DataSource):
         from torch.utils.data import TensorDataset
 
         samples, labels = self._samples(place.data_dir, split), self._labels(place.data_dir, split)
-        if len(samples) != len(labels):
-            reason = f"x_{split} has {len(samples)} samples, but y_{split} {len(labels)} labels"
-            raise self._damaged(place.data_dir, reason)
         steps = self.shape[:1] if self.temporal else []
         x = torch.from_numpy(samples).reshape(-1, *steps, *self.sample_shape)
         return TensorDataset(x, torch.from_numpy(labels))

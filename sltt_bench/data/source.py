@@ -194,6 +194,9 @@ class DataSource(Strict):
         """
         return self
 
+    def check_files(self, data_dir: Path) -> None:
+        """Raises DataError for what can be told at once, without torch, of files that are all there: a plan is refused then."""
+
     def epoch_samples(self, *, synthetic: bool) -> int:
         """Training samples of an epoch."""
         limits = (self.limit, self.synthetic_samples if synthetic else None)
