@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from sltt_bench import __version__
 from sltt_bench.errors import UserError, nearest
+from sltt_bench.interruptions import Interrupted
 from sltt_bench.lasting_output import LastingOutput, open_closed_streams
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
@@ -81,6 +82,9 @@ class _Verbs(_VerbsGivenOnce):
             if _State.debug:
                 raise
             _fail(str(error).replace("\n", "\nerror: "))
+        except Interrupted as interruption:
+            _print_error(f"interrupted by {interruption}; nothing was begun")
+            raise typer.Exit(128 + interruption.signal_number) from None
 
 
 app = typer.Typer(
@@ -385,7 +389,7 @@ def submit(
     request = _request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
-    plans = plans_of_all(recipes, request)
+    plans = commands.without_refused(plans_of_all(recipes, request), here=False)
     several = processes_per_cell(plans)
     if several % nodes:
         _fail(
@@ -850,6 +854,7 @@ def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: A
     from sltt_bench import commands
 
     timeout_s = _seconds(timeout)
+    plans = commands.without_refused(plans)
     if dry_run:
         commands.check_batches(cell for plan in plans for cell in plan)
         commands.show_plans(plans)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from sltt_bench import backends, data, methods, models
+from sltt_bench import backends, cell_checks, data, methods, models
 from sltt_bench.errors import nearest
 from sltt_bench.format import DASH
 from sltt_bench.interruptions import Interrupted
@@ -126,6 +126,12 @@ def run_plans(
         print_run(folders, console=console, baseline=baseline)
         _say(console, f"plots and verdicts: sltt-bench report {' '.join(map(str, folders))}")
     return int(any(outcome.status != "ok" and not outcome.answers for outcome in outcomes))
+
+
+def without_refused(plans: Sequence[Plan], *, here: bool = True) -> list[Plan]:
+    """The plans without cells that only a process with torch knows to be refused; see `cell_checks.without_refused`."""
+    with make_console().status("checking networks, weights and backends"):
+        return cell_checks.without_refused(plans, here=here)
 
 
 def command_line() -> list[str]:

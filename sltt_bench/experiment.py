@@ -142,14 +142,9 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
     seed_everything(cell.seed)
     recipe = cell.recipe
     precision = Precision(resolve(recipe.train.precision, device.type), device.type)
-    reason = (
-        backend.unsupported(neuron_parameters(recipe), precision.name, str(device))
-        or backends.unserved(backend, cell.method)
-        or backends.unserved_network(backend, recipe.model)
-    )
-    if reason is not None:
+    if (reason := unserved(cell, backend, device)) is not None:
         raise UnsupportedCell(f"backend {cell.backend!r} cannot run this cell: {reason}")
-    network = build_network(recipe, backend, converted="conversion" in methods.promises(cell.method).needs)
+    network = network_of(cell, backend)
     if ranks.size > 1:
         torch.manual_seed(seed_of_rank(cell.seed, ranks.rank))
         if recipe.train.synchronise_batch_norm:
@@ -171,6 +166,23 @@ def assemble(cell: Cell, device: torch.device, backend: Backend, ranks: Ranks = 
         ranks=ranks,
         test_timesteps=recipe.test_timesteps,
     )
+
+
+def unserved(cell: Cell, backend: Backend, device: torch.device) -> str | None:
+    """Returns why the backend cannot run a cell on a device, or None. Raises UnknownMethod."""
+    recipe = cell.recipe
+    precision = resolve(recipe.train.precision, device.type)
+    return (
+        backend.unsupported(neuron_parameters(recipe), precision, str(device))
+        or backends.unserved(backend, cell.method)
+        or backends.unserved_network(backend, recipe.model)
+    )
+
+
+def network_of(cell: Cell, backend: Backend) -> nn.Module:
+    """Returns the network that a cell trains, as `build_network` makes it. Raises what that raises, and UnknownMethod."""
+    converted = "conversion" in methods.promises(cell.method).needs
+    return build_network(cell.recipe, backend, converted=converted)
 
 
 def make_backend(cell: Cell) -> Backend:

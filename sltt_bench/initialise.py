@@ -23,6 +23,8 @@ Layout = Literal["sltt-bench checkpoint", "published checkpoint", "state dict"]
 _LAYOUT_OF_KEY: dict[str, Layout] = {"model": "sltt-bench checkpoint", "net": "published checkpoint"}
 _PARALLEL_PREFIX = "module."
 """The prefix that nn.DataParallel and DistributedDataParallel add to every name."""
+_MOST_SHOWN = 8
+"""Mismatches that an error lists."""
 _REFUSED = re.compile(r"GLOBAL (\S+) (?:was not|whose module)")
 """Finds the function or class that torch's weights-only unpickler refuses to call."""
 
@@ -47,19 +49,34 @@ def load_initial_weights(network: nn.Module, path: Path) -> InitReport:
 
     All names and shapes must be the network's own. Raises InitError, and then leaves the network as it was.
     """
-    layout, weights = _state_dict(_read(path), path)
-    if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
-        weights = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
-    if faults := _mismatches(network.state_dict(), weights):
-        raise InitError(
-            f"{path}: these weights are not of this network ({len(faults)} mismatches); choose the model, "
-            "its width and the data that the file was trained with, or start with --init random\n  "
-            + "\n  ".join(faults)
-        )
+    layout, weights = read_weights(path)
+    check_weights(network, weights, path)
     network.load_state_dict(weights)
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return InitReport(layout, sha256, len(weights))
+
+
+def read_weights(path: Path) -> tuple[Layout, dict[str, Tensor]]:
+    """Returns the weights of the checkpoint at `path` by name, on the CPU, and how it holds them. Raises InitError."""
+    layout, weights = _state_dict(_read(path), path)
+    if all(name.startswith(_PARALLEL_PREFIX) for name in weights):
+        weights = {name.removeprefix(_PARALLEL_PREFIX): tensor for name, tensor in weights.items()}
+    return layout, weights
+
+
+def check_weights(network: nn.Module, weights: Mapping[str, Tensor], source: object) -> None:
+    """Raises InitError unless the names and shapes of weights, from `source` as errors name it, are the network's."""
+    if faults := _mismatches(network.state_dict(), weights):
+        shown = [
+            *faults[:_MOST_SHOWN],
+            *([f"and {more} more"] if (more := len(faults) - _MOST_SHOWN) > 0 else []),
+        ]
+        raise InitError(
+            f"{source}: these weights are not of this network ({len(faults)} mismatches); choose the model, "
+            "its width and the data that they were trained with, or start with --init random\n  "
+            + "\n  ".join(shown)
+        )
 
 
 def _read(path: Path) -> Any:

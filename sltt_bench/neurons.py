@@ -228,6 +228,16 @@ def layers_of_neurons(network: nn.Module) -> list[SpikingNeuron]:
     return [module for module in network.modules() if isinstance(module, SpikingNeuron)]
 
 
+def no_such_layer(network: nn.Module, number: int) -> str | None:
+    """Returns why the network has no layer of neurons with this number (from 1), or None if it has."""
+    layers = len(layers_of_neurons(network))
+    if 1 <= number <= layers:
+        return None
+    return (
+        f"there is no layer of neurons {number}: the network has {layers}; choose another number or network"
+    )
+
+
 def followed_neurons(network: nn.Module) -> list[SpikingNeuron]:
     """Returns the layers of neurons, for a rule that follows them. Raises NotImplementedError if there are
     none, as in a network with spiking layers of its own."""
@@ -265,10 +275,9 @@ def detach_state(network: nn.Module, but_for: int | None = None) -> None:
     `but_for`: the position (from 1) of a layer of neurons whose state is kept, together with that of
     recurrent weights around it. Raises ValueError if there is no such layer.
     """
-    neurons = [] if but_for is None else layers_of_neurons(network)
-    if but_for is not None and not 1 <= but_for <= len(neurons):
-        raise ValueError(f"there is no layer of neurons {but_for}: the network has {len(neurons)}")
-    kept = None if but_for is None else neurons[but_for - 1]
+    if but_for is not None and (fault := no_such_layer(network, but_for)) is not None:
+        raise ValueError(fault)
+    kept = None if but_for is None else layers_of_neurons(network)[but_for - 1]
     for layer in stateful_layers(network):
         if kept is None or all(module is not kept for module in layer.modules()):
             layer.detach_state()

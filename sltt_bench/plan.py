@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sltt_bench import backends, data, methods
 from sltt_bench.backends.shipped import refusal
@@ -179,7 +179,7 @@ def make_plans(recipe_name: str, request: Request) -> list[Plan]:
         for backend in request.backends
         for method in dict.fromkeys(point.recipe.methods)
     ]
-    cells, unserved = _servable(cells)
+    cells, unserved = servable(_known_refusals(cells))
     distinct = tuple({cell.cell_id: cell for cell in cells}.values())
     plan = Plan(base if main.study is None else main, distinct, remarks, (*left_out, *unserved))
     return [plan] if stage is None else [stage, plan]
@@ -426,7 +426,8 @@ def _stage_one(
             return None, None, (remark,)
     typed = _origins_of_request(request, request.grid[0])
     where = origin_of("init_from", typed) or f"{file}: init_from"
-    first = load_recipe(_known_recipe(file, recipe.init_from, where))
+    source = _known_recipe(file, recipe.init_from, where)
+    first = _on_disk(load_recipe(source), request, {}, str(find_recipe(source)))
     if first.init_from is not None:
         fault = f"{first.name} itself starts from {first.init_from}, and one stage is run before another; "
         raise RecipeError(
@@ -436,7 +437,7 @@ def _stage_one(
         fault = f"{first.name} would leave no checkpoint; set train.keep_checkpoint: true there"
         raise RecipeError(where, [fault])
     cell = Cell(first, first.methods[0], request.backends[0], first.seeds[0], request.device)
-    _servable([cell])
+    servable(_known_refusals([cell]))
     remark = f"{first.name} runs once, for all methods and seeds"
     return Plan(first, (cell,), (remark,), prerequisite=True), None, ()
 
@@ -454,32 +455,45 @@ def _check_backends(chosen: tuple[str, ...]) -> None:
         raise RecipeError("--backend", faults)
 
 
-def _servable(cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
-    """The cells without those that their backends would refuse, and what is left out.
+class Refusal(NamedTuple):
+    """Why a cell would be refused."""
 
-    Raises RecipeError where no cell of a method, or of a backend, is left.
+    place: str
+    """The option or field that is refused, as errors name it."""
+    reason: str
+
+
+def servable(refusals: Sequence[tuple[Cell, Refusal | None]]) -> tuple[list[Cell], list[str]]:
+    """The cells without those that would be refused, and what is left out.
+
+    Raises RecipeError where no cell of a method, or of a backend, is left, or where a trial is refused: every setting is tried.
     """
-    refusals = [(cell, _refusal(cell)) for cell in cells]
-    kept = [cell for cell, reason in refusals if reason is None]
+    kept = [cell for cell, refused in refusals if refused is None]
     left = {cell.method for cell in kept} | {cell.backend for cell in kept}
     faults: dict[str, None] = {}
-    refused: dict[tuple[str, str], list[str]] = {}
-    for cell, reason in refusals:
-        if reason is None:
+    names: dict[tuple[str, str], list[str]] = {}
+    for cell, refused in refusals:
+        if refused is None:
             continue
-        refused.setdefault((cell.backend, reason), []).append(cell.method)
-        if not left.issuperset((cell.method, cell.backend)):
-            faults[f"--backend {cell.backend}: {reason}"] = None
+        names.setdefault((cell.backend, refused.reason), []).append(cell.method)
+        if not left.issuperset((cell.method, cell.backend)) or cell.kind == "trial":
+            faults[f"{refused.place}: {refused.reason}"] = None
     if faults:
         raise RecipeError("--backend", list(faults), list(faults))
     remarks = [
-        f"{', '.join(dict.fromkeys(names))} on {backend}, left out: {reason}"
-        for (backend, reason), names in refused.items()
+        f"{', '.join(dict.fromkeys(methods_of))} on {backend}, left out: {reason}"
+        for (backend, reason), methods_of in names.items()
     ]
     return kept, remarks
 
 
-def _refusal(cell: Cell) -> str | None:
-    recipe = cell.recipe
-    native = recipe.native.backend_options()
-    return refusal(cell.backend, cell.method, recipe.model, recipe.neuron, native, cell.device)
+def _known_refusals(cells: Iterable[Cell]) -> list[tuple[Cell, Refusal | None]]:
+    """What shipped backends are known to refuse."""
+
+    def of(cell: Cell) -> Refusal | None:
+        recipe = cell.recipe
+        native = recipe.native.backend_options()
+        reason = refusal(cell.backend, cell.method, recipe.model, recipe.neuron, native, cell.device)
+        return None if reason is None else Refusal(f"--backend {cell.backend}", reason)
+
+    return [(cell, of(cell)) for cell in cells]

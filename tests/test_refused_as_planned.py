@@ -1,4 +1,4 @@
-"""What a shipped backend would refuse in every cell is refused as it is planned, and in the same words."""
+"""What every cell would refuse is refused as it is planned, and in the same words."""
 
 from itertools import product
 from pathlib import Path
@@ -6,13 +6,14 @@ from typing import Any
 
 import plugin
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from sltt_bench import backends, methods
+from sltt_bench import backends, cell_checks, methods
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.cli import app
-from sltt_bench.experiment import neuron_parameters
-from sltt_bench.plan import Request, make_plans
+from sltt_bench.experiment import build_network, neuron_parameters
+from sltt_bench.plan import Request, make_plans, plans_of_all
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.tuning.plan import plan_tuning
 
@@ -90,3 +91,163 @@ def test_a_search_whose_settings_cannot_all_be_tried_is_refused() -> None:
         RecipeError, match=r"tuning.grid: not every setting can be tried: .* on native, left out"
     ):
         plan_tuning("digits", request)
+
+
+# What only a process with torch knows -----------------------------------------------------------
+
+RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
+ANALYSE = ["analyze", "gradients", "digits", "--smoke", "--device", "cpu", "--seed", "0"]
+TUNE = ["tune", "digits", "--smoke", "--device", "cpu"]
+
+
+def refused(arguments: list[str], folder: Path) -> str:
+    """What is said, in one line, by a command that writes nothing; --dry-run says the same."""
+    command = [*arguments, "--out", str(folder / "out")]
+    results = [
+        CliRunner().invoke(app, [*command, *dry])
+        for dry in ([], ["--dry-run"])
+        if not dry or arguments[0] != "submit"
+    ]
+    assert [result.exit_code for result in results] == [2] * len(results), results[0].output
+    assert len({result.output for result in results}) == 1
+    assert not (folder / "out").exists()
+    return " ".join(results[0].output.split())
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Those of the network of digits as --smoke has it."""
+    path = tmp_path / "weights.pt"
+    network = build_network(load_recipe("digits", smoke=True), backends.create("reference"))
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(RUN, "--init"), (["submit", *RUN[1:]], "--init"), (ANALYSE, "--checkpoint")]
+)
+def test_weights_of_another_network_start_no_cell(
+    command: list[str], option: str, weights: Path, tmp_path: Path
+) -> None:
+    other = refused([*command, "--set", "model.channels=[4,4]", option, str(weights)], tmp_path)
+    assert f"error: {option}: {weights}: these weights are not of this network" in other
+    assert "conv1.weight: (8, 1, 3, 3) in the file; the network has (4, 1, 3, 3)" in other
+
+
+def test_a_checkpoint_that_holds_no_weights_starts_no_cell(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "no-weights.pt")
+    assert "no-weights.pt: holds no weights" in refused(
+        [*RUN, "--init", str(tmp_path / "no-weights.pt")], tmp_path
+    )
+
+
+def test_a_layer_that_the_network_lacks_starts_no_cell(tmp_path: Path) -> None:
+    fault = "method 'bptt-l9': there is no layer of neurons 9: the network has 2; choose another number or network"
+    for command, place in (
+        ([*RUN, "--method", "bptt,bptt-l9"], "digits: methods (--method)"),
+        ([*TUNE, "--method", "bptt-l9"], "digits: methods (--method)"),
+        ([*ANALYSE, "--method-gradients", "sltt,bptt-l9"], "--method-gradients"),
+    ):
+        assert refused(command, tmp_path) == f"error: {place}: {fault}"
+
+
+def test_a_layer_that_some_points_of_a_grid_lack_is_left_out_there() -> None:
+    grid = ({"model.channels": [8]}, {"model.channels": [8, 8]})
+    plans = make_plans("digits", Request(methods=["bptt", "bptt-l2"], grid=grid, seeds=[0, 1]))
+    (plan,) = cell_checks.without_refused(plans)
+    assert [(cell.method, cell.overrides["model.channels"], cell.seed) for cell in plan] == [
+        ("bptt", [8], 0), ("bptt", [8], 1), ("bptt", [8, 8], 0), ("bptt-l2", [8, 8], 0), ("bptt", [8, 8], 1), ("bptt-l2", [8, 8], 1),
+    ]  # fmt: skip
+    (remark,) = plan.left_out
+    assert remark.startswith(
+        "bptt-l2 on reference, left out: method 'bptt-l2': there is no layer of neurons 2"
+    )
+
+
+BACKENDS = """
+from sltt_bench.backends.reference import Reference
+
+class OnlySpikes(Reference):
+    serves = frozenset({"spikes"})
+
+class OnlyHalves(Reference):
+    def unsupported(self, neuron, precision, device):
+        return None if precision == "fp16" else f"computes in fp16, not in {precision}"
+
+"""
+
+
+@pytest.fixture
+def third_party_backends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = plugin.install(tmp_path, monkeypatch)
+    (site / "third_party_backends.py").write_text(BACKENDS)
+    entries = [
+        "only-spikes = third_party_backends:OnlySpikes",
+        "only-halves = third_party_backends:OnlyHalves",
+    ]
+    lines = ["[sltt_bench.backends]", *entries, "missing = third_party_backends:nothing_here"]
+    (site / "third_party_methods-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.usefixtures("third_party_backends")
+def test_a_third_partys_backend_is_asked_as_a_shipped_one_is(tmp_path: Path) -> None:
+    needs = "method 'ottt' needs traces in place of the synapses' inputs, which this backend does not offer"
+    assert f"error: --backend only-spikes: {needs}" in refused(
+        [*RUN, "--backend", "only-spikes", "--method", "bptt,ottt"], tmp_path
+    )
+    assert "error: --backend only-halves: computes in fp16, not in fp32" in refused(
+        [*RUN, "--backend", "only-halves", "--method", "bptt"], tmp_path
+    )
+    assert "error: --backend missing: plug-in 'missing'" in refused([*RUN, "--backend", "missing"], tmp_path)
+    both = Request(methods=["bptt", "ottt"], backends=("only-spikes", "reference"))
+    (plan,) = cell_checks.without_refused(make_plans("digits", both))
+    assert [(cell.backend, cell.method) for cell in plan] == [
+        ("only-spikes", "bptt"), ("reference", "bptt"), ("reference", "ottt"),
+    ]  # fmt: skip
+    assert plan.left_out[0].startswith("ottt on only-spikes, left out: method 'ottt' needs")
+
+
+@pytest.mark.usefixtures("third_party_backends")
+def test_a_backend_for_gpus_alone_is_not_refused_where_a_plan_is_only_handed_over() -> None:
+    plans = make_plans(
+        "digits", Request(methods=["bptt"], backends=("only-halves",), grid=({"train.precision": "amp"},))
+    )
+    assert cell_checks.without_refused(plans, here=False) == plans
+    if not torch.cuda.is_available():
+        with pytest.raises(RecipeError, match="--backend only-halves: computes in fp16, not in bf16"):
+            cell_checks.without_refused(plans)
+
+
+def test_a_second_stage_of_another_network_is_refused_before_the_first_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "first.yaml").write_text("extends: digits\ntrain: {keep_checkpoint: true}\n")
+    (tmp_path / "second.yaml").write_text("extends: first\ninit_from: first\nmodel: {channels: [8, 16]}\n")
+    run = ["run", str(tmp_path / "second.yaml"), "--device", "cpu"]
+    assert (
+        "error: second: init_from: the checkpoint of first: these weights are not of this network"
+        in refused(run, tmp_path)
+    )
+    kept = [*run, "--set", "model.channels=[32,64]", "--dry-run"]
+    assert CliRunner().invoke(app, kept).exit_code == 0
+
+
+def test_a_plan_that_leaves_nothing_open_asks_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_checks, "computed", lambda cells, **_: pytest.fail("asked"))
+    (tmp_path / "first.yaml").write_text("extends: digits\ntrain: {keep_checkpoint: true}\n")
+    (tmp_path / "second.yaml").write_text("extends: first\ntimesteps: 3\ninit_from: first\n")
+    plans = plans_of_all(["digits", "imagenet-resnet34", str(tmp_path / "second.yaml")], Request())
+    assert cell_checks.without_refused(plans) == plans
+
+
+def test_a_check_that_ends_in_another_error_leaves_the_cell_to_tell(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sltt_bench.kinds.checks._check_weights", lambda *_: 1 / 0)
+    plans = make_plans("digits", Request(methods=["bptt"], smoke=True, init=str(weights)))
+    assert cell_checks.without_refused(plans) == plans
+
+
+def test_weights_of_the_network_itself_are_no_fault(weights: Path) -> None:
+    plans = make_plans("digits", Request(methods=["bptt"], smoke=True, init=str(weights)))
+    assert cell_checks.without_refused(plans) == plans

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -106,6 +107,16 @@ def test_what_is_asked_for_by_name_and_keeps_its_checkpoint_runs_again_as_any_ot
         result = CliRunner().invoke(app, ["run", "./stage-1.yaml", "--device", "cpu", "--no-estimate"])
         assert result.exit_code == 0, result.output
         assert len(cells("stage-1")) == times
+
+
+def test_a_prerequisite_has_the_counts_of_the_users_own_data(stages: Path) -> None:
+    labels = np.arange(64) % 3
+    samples = np.zeros((64, 8, 8), np.float32)
+    np.savez("arrays.npz", x_train=samples, y_train=labels, x_test=samples, y_test=labels)
+    (stages / "stage-1.yaml").write_text(STAGE_1.replace("{limit: 64}", "{name: arrays}"))
+    first, second = make_plans("./stage-2.yaml", Request(data_dir=stages))
+    assert first.recipe.data == second.recipe.data
+    assert first.recipe.data.train_samples == 64
 
 
 def test_a_prerequisite_that_could_not_be_started_from_is_refused_before_it_is_trained(stages: Path) -> None:

@@ -69,5 +69,6 @@ KINDS: dict[Kind, CellKind] = {
     "preflight": CellKind(
         "sltt_bench.kinds.estimates:estimate_memory", measures=False, needs_data=False
     ),
+    "check": CellKind("sltt_bench.kinds.checks:check_cell", measures=False, needs_data=False),
 }  # fmt: skip
-"""How each kind is worked on. A preflight has no row: its figure is a column of the cell that runs next."""
+"""How each kind is worked on. A check or preflight has no row: it is asked before a run."""

@@ -64,6 +64,14 @@ class ChoosesSteps(Method, Protocol):
 
 
 @runtime_checkable
+class ChoosesLayer(Method, Protocol):
+    """A method that treats one layer of neurons unlike the others."""
+
+    layer: int
+    """Its position among the network's layers of neurons, from 1; a network with fewer is refused."""
+
+
+@runtime_checkable
 class CarriesOver(Method, Protocol):
     """A method whose iterations depend on earlier ones.
 

@@ -30,7 +30,7 @@ FURTHER_LOGS = ("tensorboard", "wandb", "mlperf")
 """Folders of a run that --log fills, for other tools."""
 
 Status = Literal["ok", "oom", "error", "timeout", "killed", "skipped"]
-Kind = Literal["run", "trial", "estimate", "analysis", "preflight"]
+Kind = Literal["run", "trial", "estimate", "analysis", "preflight", "check"]
 
 
 @dataclass(frozen=True)
