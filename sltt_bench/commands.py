@@ -42,7 +42,7 @@ from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import Display, NotRunnable, PlannedRun, describe, finished_cells
 from sltt_bench.runner import run_plans as start_runs
-from sltt_bench.studies import TASK
+from sltt_bench.studies import TASK, task_name
 from sltt_bench.terminal import count_display, data_progress, run_display
 
 
@@ -293,7 +293,7 @@ def show_plans(plans: list[Plan]) -> None:
 
     def override(key: str) -> "Column[Cell]":
         if key == TASK:
-            return column(key, lambda cell: cell.overrides.get(key), numeric=False)
+            return column("task", lambda cell: task_name(cell.overrides.get(key, DASH)), numeric=False)
         return column(key, lambda cell: value_at(cell.recipe, key))
 
     shown = ("timesteps", "train.batch_size", "train.epochs")

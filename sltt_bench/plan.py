@@ -388,7 +388,7 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
 
 def _known_recipe(file: Path, name: str, where: str) -> str:
     """The recipe that another one, in `file`, names at `where`, as `load_recipe` takes it. Raises RecipeError."""
-    known = beside(file.parent, name)
+    known = beside(file, name)
     try:
         find_recipe(known)
     except RecipeError as error:

@@ -465,10 +465,10 @@ def namesake(name_or_path: str) -> str | None:
     return f"{name_or_path} is the shipped recipe; the file {file} is given with its ending"
 
 
-def beside(folder: Path, name: str) -> str:
-    """The recipe of this name in the folder of the one that names it; if there is none, the shipped one."""
-    file = folder / f"{name}.yaml"
-    return str(file) if _is_file(file) else name
+def beside(file: Path, name: str) -> str:
+    """The recipe of this name beside the file that names it; if there is none other than this file, the shipped one."""
+    other = file.parent / f"{name}.yaml"
+    return str(other) if _is_file(other) and other.resolve() != file.resolve() else name
 
 
 def _is_file(path: Path) -> bool:
@@ -525,7 +525,7 @@ def load_recipe(
         for section in ("data", "model")
         if isinstance(raw.get(section), dict) and isinstance(raw[section].get("name"), str)
     }
-    further = partial(_further_faults, any_k=any_k, folder=path.parent, kinds=kinds)
+    further = partial(_further_faults, any_k=any_k, file=path, kinds=kinds)
     chosen = {**(overrides or {}), **({"methods": chosen_methods} if chosen_methods else {})}
     named = {key: f"--set {shortened_text(key, 80)}" for key in overrides or ()}
     if chosen_methods:
@@ -534,8 +534,11 @@ def load_recipe(
     place = None
     if "smoke" in chosen:  # it takes the place of the file's before that is applied
         raw, place = {**raw, "smoke": chosen["smoke"]}, layers[0].origins["smoke"]
-    if smoke and isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
-        layers.insert(0, _smoke_layer(raw, files, place))
+    smoke_layer = None
+    if isinstance(raw.get("smoke"), dict):  # anything else is a fault that validation names
+        smoke_layer = _smoke_layer(raw, files, place)
+    if smoke and smoke_layer is not None:
+        layers.insert(0, smoke_layer)
     values, known = _laid_over(raw, layers)
     if "target" not in chosen and _are_other_data(values.get("data"), raw.get("data")):
         values.pop("target", None)
@@ -544,15 +547,27 @@ def load_recipe(
         before = [set(_validated(*_laid_over(raw, layers[:n]), further)[1]) for n in range(len(layers))]
         lines = [_blamed(fault, files, layers, before) for fault in faults]
         raise RecipeError(str(path), [str(fault) for fault in faults], lines)
+    if not smoke and smoke_layer is not None and path.name != RECIPE_FILE:
+        _check_smoke(raw, smoke_layer, layers if place else [])
     return recipe
 
 
-def _further_faults(
-    recipe: Recipe, *, any_k: bool, folder: Path, kinds: Mapping[str, str]
-) -> Iterator[Fault]:
-    """Of a recipe whose fields are valid. `any_k`: see `load_recipe`; `folder`, `kinds`: see `_claim_faults`."""
+def _check_smoke(raw: Mapping[str, Any], layer: Layer, overrides: Sequence[Layer]) -> None:
+    """Raises RecipeError for what is wrong with a key of `smoke` by itself: who reads a recipe is told of it, and not first who
+    runs it with --smoke. What a key rules out together with others, --smoke tells.
+
+    `overrides`: what `smoke` must fit; nothing, where it is the file's.
+    """
+    _, faults = _validated(*_laid_over(raw, [layer, *overrides]))
+    told = {fault: line for fault in faults if (line := blamed_on_settings(fault, [layer])) is not None}
+    if told:
+        raise RecipeError(layer.place, [str(fault) for fault in told], [*told.values()])
+
+
+def _further_faults(recipe: Recipe, *, any_k: bool, file: Path, kinds: Mapping[str, str]) -> Iterator[Fault]:
+    """Of a recipe whose fields are valid. `any_k`: see `load_recipe`; `file`, `kinds`: see `_claim_faults`."""
     yield from _method_faults(recipe, any_k)
-    yield from _claim_faults(recipe, folder, kinds)
+    yield from _claim_faults(recipe, file, kinds)
     yield from _smoke_faults(recipe)
 
 
@@ -637,9 +652,10 @@ def _read_extended(
         return raw
     if not isinstance(base, str):
         raise RecipeError(str(path), [f"extends: must be one recipe's name, but it is {shortened(base)}"])
-    base_path = path.parent / f"{base}.yaml"
+    other = beside(path, base)
+    base_path = recipe_folder() / f"{base}.yaml" if other == base else Path(other)
     if not _is_file(base_path):
-        base_path = recipe_folder() / f"{base}.yaml"
+        base_path = path.parent / f"{base}.yaml"  # the file itself, if any
     if not _is_file(base_path):
         fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
         raise RecipeError(str(path), [fault])
@@ -715,6 +731,7 @@ def _smoke_of_others(raw: Mapping[str, Any], files: Sequence[tuple[Path, Mapping
             continue
         options, faults = _validate_options(section, raw[section], options_type)
         if faults:  # which are named without it
+            left_out += [key for key in raw["smoke"] if key.startswith(f"{section}.")]
             continue
         known = type(options).model_fields
         keys = {key: key.split(".")[1] for key in raw["smoke"] if key.startswith(f"{section}.")}
@@ -782,7 +799,9 @@ def _validated(
         faults += _faults(error, Recipe, apart_from=broken)
     else:
         faults += further(recipe)
-    return None if faults else recipe, list(dict.fromkeys(faults))
+    faulty = {fault.key for fault in faults}
+    told = [fault for fault in faults if fault.key.partition(".")[0] not in faulty - {fault.key}]
+    return None if faults else recipe, list(dict.fromkeys(told))
 
 
 def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[Fault]:
@@ -803,10 +822,10 @@ def _method_faults(recipe: Recipe, any_k: bool) -> Iterator[Fault]:
             yield Fault("methods", str(error))
 
 
-def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Iterator[Fault]:
+def _claim_faults(recipe: Recipe, file: Path, kinds: Mapping[str, str]) -> Iterator[Fault]:
     """What a claim names that there is not, or compares that cannot be, so that nobody could ever judge it.
 
-    `kinds`: the names of data set and network in the recipe's file; claims are about these, and not about others that
+    `file`: the recipe's own. `kinds`: the names of data set and network in the recipe's file; claims are about these, and not about others that
     overrides chose.
     """
     for number, claim in enumerate(recipe.claims):
@@ -817,12 +836,12 @@ def _claim_faults(recipe: Recipe, folder: Path, kinds: Mapping[str, str]) -> Ite
                 methods.promises(method)
             except methods.UnknownMethod as error:
                 yield Fault(f"claims.{number}", str(error))
-        for key, fault in _when_faults(claim.when, recipe, folder, kinds):
+        for key, fault in _when_faults(claim.when, recipe, file, kinds):
             yield Fault(f"claims.{number}.when.{shortened_text(key, 80)}", fault)
 
 
 def _when_faults(
-    when: Mapping[str, Any], recipe: Recipe, folder: Path, kinds: Mapping[str, str]
+    when: Mapping[str, Any], recipe: Recipe, file: Path, kinds: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """(key, why no cell of the recipe can have its value). Parameters: see `_claim_faults`."""
     if (task := when.get(TASK)) is not None:
@@ -831,7 +850,7 @@ def _when_faults(
             yield TASK, f"no grid of `study` has the recipe {shortened(task)}{nearest(str(task), tasks)}"
             return
         try:
-            recipe, kinds = load_recipe(beside(folder, str(task)), any_k=True), {}
+            recipe, kinds = load_recipe(beside(file, str(task)), any_k=True), {}
         except RecipeError:  # the plan, which cannot do without that recipe, names its faults
             return
     for key in [key for key in when if key != TASK]:

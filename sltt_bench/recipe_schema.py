@@ -31,7 +31,8 @@ def recipe_schema() -> dict[str, Any]:
         properties[section] = _chosen_by_name(properties[section], kinds)
     properties["extends"] = {
         "type": "string",
-        "description": "A recipe, by the name of its file, whose keys this one has where it says nothing else.",
+        "description": "A recipe, by the name of its file, whose keys this one has where it says nothing else: one "
+        "beside this file, or else a shipped one.",
     }
     for unused in ("DataSource", "ModelOptions"):
         definitions.pop(unused, None)

@@ -27,6 +27,7 @@ from sltt_bench.results.schema import (
     TIMELINE_FILE,
 )
 from sltt_bench.results.writer import ResultsError, RunFolder, provenance_fault, read_provenance, read_rows
+from sltt_bench.studies import setting_words
 from sltt_bench.tuning.choice import is_lost
 
 
@@ -109,7 +110,7 @@ def computed(cells: Sequence[Cell], *, timeout_s: float | None = None) -> list[O
 def describe(cell: Cell) -> str:
     """A cell in the words of its user."""
     backend = [] if cell.backend == "reference" else [cell.backend]
-    overrides = [f"{key}={value}" for key, value in cell.overrides.items()]
+    overrides = [setting_words(key, value, "=") for key, value in cell.overrides.items()]
     return " · ".join([cell.recipe.name, cell.method, *backend, f"seed {cell.seed}", *overrides])
 
 

@@ -23,9 +23,9 @@ def task_name(recipe: Any) -> str:
     return str(recipe).lstrip("_")
 
 
-def setting_words(field: str, value: Any) -> str:
+def setting_words(field: str, value: Any, equals: str = " = ") -> str:
     """What a cell has otherwise than its recipe: "neuron.tau = 2.0", "task digits"."""
-    return f"task {task_name(value)}" if field == TASK else f"{field} = {value}"
+    return f"task {task_name(value)}" if field == TASK else f"{field}{equals}{value}"
 
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from sltt_bench.cli import app
 from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import (
     NOT_DECISIVE,
@@ -169,6 +171,72 @@ def test_a_recipe_hears_of_faults_in_its_own_smoke(write_recipe: Write) -> None:
     own = write_recipe("own", "extends: base\nsmoke: {model.channels: [1]}\n")
     assert faults(str(own), smoke=True)[0].startswith("model.channels: unknown key")
     assert smoke_left_out(str(own)) is None
+
+
+@pytest.mark.parametrize(
+    ("smoke", "fault"),
+    [
+        ("{train.epoch: 1}", "smoke.train.epoch: unknown key (did you mean 'epochs'?)"),
+        ("{train.epochs: -1}", "smoke.train.epochs: Input should be greater"),
+        ("{trian.epochs: 1}", "smoke.trian.epochs: there is no section 'trian' (did you mean 'train'?)"),
+        ("{train: {epochs: 1, lr: 0.1}}", "smoke.train: train.batch_size: is missing"),
+        ("{model.name: cn}", "smoke.model.name: unknown model 'cn'"),
+        ("5", "smoke: Input should be a valid dictionary"),
+    ],
+)
+def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
+    smoke: str, fault: str, write_recipe: Write
+) -> None:
+    own = write_recipe("own", f"extends: digits\nsmoke: {smoke}\n")
+    further = write_recipe("further", "extends: own\n")
+    for command in (["show"], ["show", "--smoke"], ["run", "--dry-run"], ["run", "--dry-run", "--smoke"]):
+        for file in (own, further):
+            result = CliRunner().invoke(app, [command[0], str(file), *command[1:]])
+            assert result.exit_code == 2
+            assert result.output.startswith(f"error: {own}: {fault}")
+            assert result.output.count("error:") == 1
+
+
+def test_what_smoke_rules_out_together_with_others_hinders_no_other_run(write_recipe: Write) -> None:
+    """A run's resolved recipe, and overrides, need not fit a smoke run that nobody asks for."""
+    own = write_recipe("own", "extends: digits\nsmoke: {timesteps: 2}\nloss: {window: 4}\n")
+    assert load_recipe(str(own)).loss.window == 4
+    assert faults(str(own), smoke=True) == ["loss.window is 4, more than timesteps (2)"]
+    mlp = {"model": {"name": "mlp"}}
+    assert load_recipe("digits", mlp).model.name == "mlp"
+    assert load_recipe("digits", {**mlp, "smoke": {"model.hidden": [8]}}).smoke == {"model.hidden": [8]}
+    resolved = write_recipe(
+        "recipe", "extends: digits\nname: mine\nmodel: {name: mlp}\nsmoke: {model.channels: [2]}\n"
+    )
+    assert load_recipe(str(resolved)).name == "mine"
+
+
+@pytest.mark.parametrize("smoke", [True, False])
+def test_a_section_that_is_none_is_one_fault_whatever_is_set_within(smoke: bool, write_recipe: Write) -> None:
+    for section, fault in (
+        ("model: 5", "model: must be a mapping"),
+        ("train: 7", "train: Input should be a valid"),
+    ):
+        (found,) = faults(
+            str(write_recipe("own", f"extends: digits\n{section}\n")),
+            {"train.lr": 1, "model.dropout": 0},
+            smoke=smoke,
+        )
+        assert found.startswith(fault)
+
+
+def test_a_recipe_called_like_a_shipped_one_extends_that_one(write_recipe: Write) -> None:
+    own = write_recipe("digits", "extends: digits\ntrain: {epochs: 3}\n")
+    assert load_recipe(str(own)).train.epochs == 3
+    assert load_recipe(str(own)).model == load_recipe("digits").model
+    further = write_recipe("further", "extends: digits\n")
+    assert load_recipe(str(further)).train.epochs == 3, "its neighbour, not the shipped one"
+    stage = write_recipe(
+        "imagenet-resnet34-t1", "extends: imagenet-resnet34\ninit_from: imagenet-resnet34-t1\n"
+    )
+    first, second = make_plans(str(stage), Request())
+    assert first.recipe == load_recipe("imagenet-resnet34-t1")
+    assert second.recipe.timesteps == 6
 
 
 def test_extends_replaces_a_section_that_changes_its_name(write_recipe: Write) -> None:

@@ -49,6 +49,7 @@ BLAMED = {
     ],
     ("run", "digits", "--set", "train.batch_size=2000"): ["digits with train.batch_size=2000: train.batch_size"],
     ("run", "digits", "--set", "smoke={train.epochs: -1}", "--smoke"): ["--set smoke.train.epochs: Input"],
+    ("run", "digits", "--set", "smoke={train.epochs: -1}"): ["--set smoke.train.epochs: Input"],
     ("run", "digits", "--set", "smoke=3", "--smoke"): ["--set smoke: Input should be a valid dictionary"],
     ("run", "digits", "--set", "seeds=[1]", "--seed", "2"): ["--set seeds and --seed say the same"],
     ("run", "digits", "--set", "methods=[bptt]", "-m", "sltt"): ["--set methods and --method say the same"],
@@ -111,11 +112,14 @@ def test_a_fault_names_the_file_that_has_the_value(write_recipe: Write) -> None:
     )
 
 
-def test_what_another_network_lacks_is_blamed_on_the_file_that_chose_it(write_recipe: Write) -> None:
+@pytest.mark.parametrize("smoke", [False, True])
+def test_what_another_network_lacks_is_blamed_on_the_file_that_chose_it(
+    smoke: bool, write_recipe: Write
+) -> None:
     write_recipe("base", "extends: digits\nmodel: {name: spikformer, dim: 64}\n")
     own = write_recipe("own", "extends: base\nmodel: {name: vgg11, dim: 64}\n")
     with pytest.raises(RecipeError) as caught:
-        load_recipe(str(own))
+        load_recipe(str(own), smoke=smoke)
     (line,) = lines_of(caught)
     assert line.startswith(f"{own}: model.dim: unknown key")
 

@@ -23,6 +23,7 @@ from sltt_bench.report import numbers
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat
 from sltt_bench.results.schema import GRADIENTS_FILE
+from sltt_bench.runner import describe
 from sltt_bench.studies import Grid, Study, points
 from sltt_bench.tuning.plan import plan_tuning
 
@@ -40,6 +41,14 @@ def cells_of(name: str, **request: Any) -> list[Cell]:
 
 def test_a_study_for_every_question() -> None:
     assert set(NAMES) == {f"studies/{question}" for question in QUESTIONS}
+
+
+def test_a_plan_names_the_tasks_of_a_study_as_its_report_does() -> None:
+    result = CliRunner(env={"COLUMNS": "200"}).invoke(app, ["run", "studies/loss", "--dry-run"])
+    assert "task" in result.output.splitlines()[2].split()
+    assert "_digits" not in result.output
+    (plan,) = make_plans("studies/loss", Request(seeds=[0]))
+    assert describe(plan.cells[0]) == "studies/loss · bptt · seed 0 · task digits"
 
 
 @pytest.mark.parametrize("name", NAMES)

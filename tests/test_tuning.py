@@ -399,7 +399,7 @@ def test_a_method_that_some_points_of_a_study_lack_is_tuned_at_the_others_and_sa
 def test_a_study_of_several_tasks_is_tuned_on_each_by_the_tasks_own_tuning(tmp_path: Path) -> None:
     plan, final = trials_and_final("studies/modality", methods=["bptt", "sltt"])
     tasks = ["_digits", "_digits-saccade", "_vowels", "_sequential-digits"]
-    assert [search.where for search in final.searches] == [f"extends={task}" for task in tasks]
+    assert [search.where for search in final.searches] == [f"task {task.lstrip('_')}" for task in tasks]
     for search in final.searches:
         assert Counter(cell.method for cell in search.cells) == {"bptt": 6, "sltt": 6}, "an equal budget"
     assert "6 trials of each of 2 methods at each of 4 points" in plan.remarks[-1]
@@ -423,7 +423,7 @@ def test_a_study_of_several_tasks_is_tuned_on_each_by_the_tasks_own_tuning(tmp_p
         assert cell.recipe.validation is None
     assert [cell.overrides["extends"] for cell in follows][::6] == tasks, "one task after the other"
     assert len({cell.recipe_hash for cell in follows}) == 4
-    assert "bptt, extends=_vowels: train.lr = 0.003" in follows.remarks[4]
+    assert "bptt, task vowels: train.lr = 0.003" in follows.remarks[4]
     rows = read_rows(tmp_path / "run" / TUNING_FILE)
     assert len(rows) == 48
     assert Counter(row["chosen"] for row in rows)["true"] == 8
@@ -443,7 +443,7 @@ def test_a_trial_that_is_open_at_one_point_leaves_the_choices_at_the_others(tmp_
         "_digits-saccade",
         "_sequential-digits",
     }
-    assert list(final.unchosen) == ["sltt, extends=_vowels"]
+    assert list(final.unchosen) == ["sltt, task vowels"]
 
 
 @pytest.mark.parametrize(

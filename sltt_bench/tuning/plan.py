@@ -11,7 +11,7 @@ from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe, beside, find_re
 from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, as_fields
-from sltt_bench.studies import TASK, Grid
+from sltt_bench.studies import TASK, Grid, setting_words
 from sltt_bench.tuning.choice import Choice, Trial, choose, is_lost, mean_top1
 
 Row = Mapping[str, str]
@@ -113,8 +113,8 @@ def _places(
     """Where it is said what trials have otherwise: dotted field → file and key, or the option that sets it."""
     tuning, task = point.recipe.tuning, point.study.recipe
     assert tuning is not None
-    folder = find_recipe(recipe_name).parent
-    file = find_recipe(recipe_name if task is None else beside(folder, task))
+    file = find_recipe(recipe_name)
+    file = file if task is None else find_recipe(beside(file, task))
     said = {"validation": "tuning.validation", "train.epochs": "tuning.epochs"}
     said |= {name: f"tuning.grid.{name}" for name in tuning.grid}
     typed = {key: request.origins.get(key, f"--set {key}") for key in fixed}
@@ -148,7 +148,7 @@ def section_of(name: str) -> str:
 
 def _words(point: Grid) -> str:
     task = {} if point.recipe is None else {TASK: point.recipe}
-    return ", ".join(f"{key}={value}" for key, value in {**task, **point.settings}.items())
+    return ", ".join(setting_words(key, value, "=") for key, value in {**task, **point.settings}.items())
 
 
 def _budget_remark(searches: "Sequence[Search]", seeds: int, *, held_back: bool) -> str:
