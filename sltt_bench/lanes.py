@@ -32,6 +32,9 @@ LINGERING_S = 60.0
 """Seconds that a process may run on after its last message, or its children after its end. Otherwise a thread
 or process that a plug-in started could keep the run waiting for ever."""
 
+STANDSTILL_S = 1.0
+"""Seconds by which a wait does not exceed its length unless this process stood still, as in a paused container."""
+
 Event = dict[str, Any]
 
 
@@ -47,6 +50,8 @@ class Attempt:
     """File for the output of the process that starts with this cell; None: discarded."""
     begun: float = field(default=0.0, init=False)
     """Start on the monotonic clock."""
+    stood_still_s: float = field(default=0.0, init=False)
+    """Seconds since the start for which this process stood still; the time limit does not count them."""
     neighbours: int = field(default=0, init=False)
     """Number of other attempts that run now."""
     most_neighbours: int = field(default=0, init=False)
@@ -132,14 +137,16 @@ class Lanes:
 
     def _wait(self) -> None:
         """Handle one event, and end attempts whose time is over."""
-        try:
-            process, line = self._events.get(timeout=self._patience())
-        except queue.Empty:
-            pass
-        else:
-            for lane in self._lanes:
-                if lane.process is process:
-                    lane.hear(line)
+        patience, began = self._patience(), time.monotonic()
+        heard: tuple[_Process, bytes | None] | None = None
+        with suppress(queue.Empty):
+            heard = self._events.get(timeout=patience)
+        if (late := time.monotonic() - began - patience) > STANDSTILL_S:
+            for attempt in self.under_way:
+                attempt.stood_still_s += late
+        for lane in self._lanes:
+            if heard is not None and lane.process is heard[0]:
+                lane.hear(heard[1])
         for lane in self._lanes:
             if lane.lingers():
                 lane.put_down()
@@ -147,7 +154,7 @@ class Lanes:
                 lane.time_out(self._timeout_s)
 
     def _left(self, attempt: Attempt) -> float:
-        return self._timeout_s - (time.monotonic() - attempt.begun)
+        return self._timeout_s - (time.monotonic() - attempt.begun - attempt.stood_still_s)
 
     def _patience(self) -> float:
         """Returns the seconds until the next time limit, at most 0.5.

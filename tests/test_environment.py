@@ -2,6 +2,7 @@
 
 import json
 import os
+import queue
 import resource
 import signal
 import subprocess
@@ -124,6 +125,40 @@ def test_what_a_cell_said_while_its_runner_was_stopped_is_heard_before_the_clock
     with Lanes(timeout_s=1.0) as places:
         places.run(iter([attempt]))
     assert (attempt.outcome.status, heard) == (status, ["epoch"] * 3)
+
+
+@pytest.mark.parametrize(("stands_still", "status"), [(True, "ok"), (False, "timeout")])
+def test_time_in_which_the_command_stands_still_counts_for_no_limit(
+    stands_still: bool,
+    status: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    smoke_cell: Callable[..., Cell],
+) -> None:
+    """A wait that takes 100 s longer than it was to take is a standstill; one that takes as long as it was to is none."""
+    awake = tmp_path / "awake"
+    with_worker(f'until test -e {awake}; do sleep 0.01; done; echo \'{{"event": "finished"}}\'', monkeypatch)
+    now = 0.0
+
+    class Waits(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            nonlocal now
+            assert timeout is not None
+            if now >= 100 or attempt.outcome.status == "timeout":
+                awake.touch()
+                return super().get(timeout=60)
+            now += 100 if stands_still else timeout
+            raise queue.Empty
+
+    monkeypatch.setattr(lanes, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(lanes, "queue", SimpleNamespace(SimpleQueue=Waits, Empty=queue.Empty))
+    attempt = Attempt(smoke_cell(), Outcome("error"))
+    with Lanes(timeout_s=1.0) as places:
+        places.run(iter([attempt]))
+    assert (attempt.outcome.status, attempt.outcome.reason) == (
+        status,
+        "" if stands_still else "ended after 1 s (--timeout)",
+    )
 
 
 @pytest.mark.parametrize(
