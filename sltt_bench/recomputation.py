@@ -69,7 +69,7 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     finally:
         shared.put_back()
     return Repetition(
-        differs=_difference(first.made, second.made)
+        differs=_difference(first.calls, second.calls)
         or next((f"{name} is another value after every call" for name in second.counted), "")
         or (f"it draws {first.draws_elsewhere}" if first.draws_elsewhere else ""),
         draws="it draws random numbers" if second.draws or second.draws_on_host else "",
@@ -81,13 +81,32 @@ def tried_again(network: nn.Module, x: Tensor) -> Repetition:
     )
 
 
-def _difference(made: list[tuple[str, Tensor]], made_again: list[tuple[str, Tensor]]) -> str:
-    if [layer for layer, _ in made] != [layer for layer, _ in made_again]:
+@dataclass(frozen=True)
+class _Call:
+    """What one layer was given and put out."""
+
+    layer: str
+    """Class name of the layer."""
+    within: str
+    """Class name of the layer whose forward calls it; "" for the network."""
+    inputs: list[Tensor]
+    output: Tensor
+
+
+def _difference(calls: list[_Call], calls_again: list[_Call]) -> str:
+    if [call.layer for call in calls] != [call.layer for call in calls_again]:
         return "it calls other layers the second time"
-    for (layer, one), (_, other) in zip(made, made_again, strict=True):
-        if not torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True):
-            return f"a {layer} puts out something else the second time"
+    for one, other in zip(calls, calls_again, strict=True):
+        if _alike(one.output, other.output):
+            continue
+        if len(one.inputs) == len(other.inputs) and all(map(_alike, one.inputs, other.inputs)):
+            return f"a {one.layer} puts out something else the second time"
+        return f"the forward of a {one.within} gives a {one.layer} something else the second time"
     return ""
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 class _Readings(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -106,14 +125,14 @@ class _StepTried:
     """One step of the network, with a record of its effects."""
 
     def __init__(self, network: nn.Module, x: Tensor) -> None:
-        self.made: list[tuple[str, Tensor]] = []
-        """Class name and output of each layer, in the order of calls."""
+        self.calls: list[_Call] = []
+        """Those of all layers, in the order in which they end."""
         self.overwriting: list[str] = []
         """Class names of layers that changed their input."""
         self.reading = ""
         """Class name of a layer that converted a tensor to a Python number."""
-        self._given: list[int] = []
-        """For each running layer, how often its inputs had been changed before the call."""
+        self._running: list[tuple[str, list[Tensor], int]] = []
+        """For each running layer its class name, its inputs, and how often these had been changed before the call."""
         reset_state(network)
         network.train()
         torch.manual_seed(0)
@@ -146,15 +165,18 @@ class _StepTried:
         self.replaced = [name for name, buffer in buffers.items() if after.get(name) is not buffer]
 
     def _note_input(self, layer: nn.Module, args: Any) -> None:
-        self._given.append(_changes(args))
+        inputs = [arg.clone() for arg in args if isinstance(arg, Tensor)]
+        self._running.append((type(layer).__name__, inputs, _changes(args)))
 
     def _note(self, layer: nn.Module, args: Any, output: Any) -> None:
-        if _changes(args) != self._given.pop():
-            self.overwriting.append(type(layer).__name__)
+        name, inputs, changes = self._running.pop()
+        if _changes(args) != changes:
+            self.overwriting.append(name)
         if self._readings.count and not self.reading:
-            self.reading = type(layer).__name__
+            self.reading = name
         if isinstance(output, Tensor):
-            self.made.append((type(layer).__name__, output.clone()))
+            within = self._running[-1][0] if self._running else ""
+            self.calls.append(_Call(name, within, inputs, output.clone()))
 
 
 def _changes(args: Any) -> int:

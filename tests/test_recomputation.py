@@ -342,6 +342,24 @@ def test_checkpoints_in_time_are_refused_where_a_layer_is_another_the_second_tim
         train_cell(cell, job, reporter)
 
 
+SCALE = [1.0]
+
+
+class ScalesBetweenLayers(Network):
+    """By a number that is no layer's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        SCALE[0] *= 2
+        x = self.neuron1(self.layer1(self.conv1(x)))
+        output: Tensor = self.readout(self.flatten(self.layer2(self.conv2(x) * SCALE[0])))
+        return output
+
+
+def test_a_difference_that_arises_between_layers_is_blamed_on_the_forward_that_calls_them() -> None:
+    difference = tried_again(ScalesBetweenLayers(nn.ReLU, nn.Tanh), torch.rand(2, 1, 8, 8)).differs
+    assert difference == "the forward of a ScalesBetweenLayers gives a Tanh something else the second time"
+
+
 REPLAYED = {
     CumulativeNorm: "it reads a value on the host (CumulativeNorm)",
     LooksAtValues: "it reads a value on the host (LooksAtValues)",
