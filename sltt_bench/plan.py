@@ -379,6 +379,7 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
     checked = {
         "timesteps": source.check_timesteps(recipe.timesteps),
         "validation.samples": resolved.validation_fault(),
+        "model": resolved.model.unsuited_input(source.sample_shape),
     }
     if faults := {key: fault for key, fault in checked.items() if fault is not None}:
         lines = [f"{origin_of(key, origins) or file}: {fault}" for key, fault in faults.items()]
@@ -392,7 +393,8 @@ def _known_recipe(file: Path, name: str, where: str) -> str:
     try:
         find_recipe(known)
     except RecipeError as error:
-        raise RecipeError(where, [f"{name}: {fault}" for fault in error.faults]) from None
+        weights = "; a checkpoint's path is given with --init" if name.endswith((".pt", ".pth")) else ""
+        raise RecipeError(where, [f"{name}: {fault}{weights}" for fault in error.faults]) from None
     return known
 
 

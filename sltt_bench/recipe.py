@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -489,7 +489,7 @@ def _is_folder(path: Path) -> bool:
 
 def shortened(value: Any) -> str:
     """What a user wrote, as a fault quotes it."""
-    return shortened_text(repr(value), 80)
+    return shortened_text("null" if value is None else repr(value), 80)
 
 
 def shortened_text(text: str, length: int) -> str:
@@ -657,7 +657,9 @@ def _read_extended(
     if not _is_file(base_path):
         base_path = path.parent / f"{base}.yaml"  # the file itself, if any
     if not _is_file(base_path):
-        fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped"
+        known = [*(file.stem for file in path.parent.glob("*.yaml")), *recipe_names(), *study_names()]
+        hint = nearest(Path(base).stem, known) or "; a recipe is named without folder and ending"
+        fault = f"extends: no recipe {shortened(base)} beside this file or among the shipped{hint}"
         raise RecipeError(str(path), [fault])
     extended = _read_extended(base_path, (*below, where), files)
     for of_another_experiment in OF_ONE_EXPERIMENT:
@@ -940,14 +942,53 @@ def _faults(
         key = shortened_text(prefix + ".".join(str(part) for part in location), 80)
         if detail["type"] == "extra_forbidden":
             known = _fields_at(kind, location[:-1])
-            text = f"unknown key{nearest(str(location[-1]), known)}; known here: {', '.join(known)}"
+            name = str(location[-1])
+            text = (
+                f"unknown key{_elsewhere(name, key) or nearest(name, known)}; known here: {', '.join(known)}"
+            )
         elif detail["type"] == "missing":
             text = "is missing and has no default"
         elif detail["type"] == "value_error":
             text = str(detail["ctx"]["error"])
         else:
-            text = f"{detail['msg']}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
+            wanted = _WANTED.get(detail["type"], detail["msg"])
+            text = f"{wanted}, but it is {shortened(detail['input'])}{_remedy(detail['input'])}"
         yield Fault(key, text)
+
+
+_WANTED = {
+    "model_type": "must be a mapping of keys to values",
+    "dict_type": "must be a mapping of keys to values",
+    "list_type": "must be a list, in brackets: [a, b]",
+}
+"""Type of pydantic's fault → what it says in the words of YAML."""
+
+
+def _elsewhere(name: str, key: str) -> str:
+    """' (did you mean …?)' where a field of recipes has this name in another place than at the dotted key, or is at the
+    place that the name itself says with dots; else ''."""
+    section, _, last = name.rpartition(".")
+    place = _places().get(last, "")
+    if section:
+        return f" (did you mean {last!r} within the section {section!r}?)" if place == name else ""
+    return f" (did you mean {place!r}?)" if place not in ("", key) else ""
+
+
+@cache
+def _places() -> dict[str, str]:
+    """Name of a field → its dotted place in recipes; of several the first."""
+    kinds: list[tuple[str, type[BaseModel]]] = [("", Recipe)]
+    for section, field in Recipe.model_fields.items():
+        candidates = (
+            () if get_origin(field.annotation) is list else (field.annotation, *get_args(field.annotation))
+        )
+        kinds += [(f"{section}.", c) for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+    kinds += [("model.", options) for options, _ in models.MODELS.values()]
+    places: dict[str, str] = {}
+    for prefix, kind in kinds:
+        for name in kind.model_fields:
+            places.setdefault(name, f"{prefix}{name}")
+    return places
 
 
 def _remedy(value: Any) -> str:

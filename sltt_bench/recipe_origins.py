@@ -60,7 +60,9 @@ def blamed_on_files(fault: Fault, files: Iterable[tuple[Path, Mapping[str, Any]]
 
 
 def _depth(raw: Mapping[str, Any], parts: Sequence[str]) -> int:
-    """Returns how many parts of a dotted key exist in a file's mapping."""
+    """Returns how many parts of a dotted key exist in a file's mapping; all, where it is written there with its dots."""
+    if ".".join(parts) in raw:
+        return len(parts)
     place: Any = raw
     for depth, part in enumerate(parts):
         if not isinstance(place, dict) or part not in place:

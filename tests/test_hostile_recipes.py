@@ -32,8 +32,8 @@ NO_RECIPES = {
     "a map as a key": ("{a: 1}: 3\n", "line 1: a dict is no key"),
     "a number as a key": ("extends: digits\n5: 3\n", "line 2: 5 is no key"),
     "a truth value as a key": ("extends: digits\ntrue: 3\n", "line 2: true is no key"),
-    "smoke is a list": ("extends: digits\nsmoke: [1, 2]\n", "smoke: Input should be a valid dictionary"),
-    "smoke is text": ("extends: digits\nsmoke: tiny\n", "smoke: Input should be a valid dictionary"),
+    "smoke is a list": ("extends: digits\nsmoke: [1, 2]\n", "smoke: must be a mapping of keys to values"),
+    "smoke is text": ("extends: digits\nsmoke: tiny\n", "smoke: must be a mapping of keys to values"),
     "smoke has numbers as keys": ("extends: digits\nsmoke: {1: 2}\n", "line 2: 1 is no key"),
     "extends a list": ("extends: [digits]\n", "extends: must be one recipe's name"),
     "extends a map": ("extends: {a: 1}\n", "extends: must be one recipe's name"),
@@ -72,9 +72,9 @@ NO_RECIPES = {
     ),
     "data is a list": ("extends: digits\ndata: [digits]\n", "data: must be a mapping with a `name`"),
     "the model's name is a list": ("extends: digits\nmodel: {name: [cnn]}\n", "model: must be a mapping"),
-    "methods is text": ("extends: digits\nmethods: bptt\n", "methods: Input should be a valid list"),
+    "methods is text": ("extends: digits\nmethods: bptt\n", "methods: must be a list, in brackets"),
     "seeds are text": ("extends: digits\nseeds: ['1']\n", "seeds.0: Input should be a valid integer"),
-    "claims is a map": ("extends: digits\nclaims: {a: 1}\n", "claims: Input should be a valid list"),
+    "claims is a map": ("extends: digits\nclaims: {a: 1}\n", "claims: must be a list, in brackets"),
 }
 
 

@@ -181,7 +181,7 @@ def test_a_recipe_hears_of_faults_in_its_own_smoke(write_recipe: Write) -> None:
         ("{trian.epochs: 1}", "smoke.trian.epochs: there is no section 'trian' (did you mean 'train'?)"),
         ("{train: {epochs: 1, lr: 0.1}}", "smoke.train: train.batch_size: is missing"),
         ("{model.name: cn}", "smoke.model.name: unknown model 'cn'"),
-        ("5", "smoke: Input should be a valid dictionary"),
+        ("5", "smoke: must be a mapping of keys to values"),
     ],
 )
 def test_a_fault_of_smoke_is_told_once_by_whoever_reads_the_recipe(
@@ -211,11 +211,44 @@ def test_what_smoke_rules_out_together_with_others_hinders_no_other_run(write_re
     assert load_recipe(str(resolved)).name == "mine"
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("lr: 0.1", "lr: unknown key (did you mean 'train.lr'?)"),
+        ("neuron: {epochs: 3}", "neuron.epochs: unknown key (did you mean 'train.epochs'?)"),
+        ("train: {timesteps: 3}", "train.timesteps: unknown key (did you mean 'timesteps'?)"),
+        ("channels: [8]", "channels: unknown key (did you mean 'model.channels'?)"),
+        ("train.epochs: 3", "train.epochs: unknown key (did you mean 'epochs' within the section 'train'?)"),
+        ("train: {epoch: 3}", "train.epoch: unknown key (did you mean 'epochs'?)"),
+        ("model: {name: vgg11, channels: [8]}", "model.channels: unknown key; known here: name"),
+        ("train:", "train: must be a mapping of keys to values, but it is null"),
+        ("methods: bptt, sltt", "methods: must be a list, in brackets: [a, b], but it is 'bptt, sltt'"),
+    ],
+)
+def test_a_fault_of_a_file_says_in_its_words_what_to_write_and_where(
+    text: str, fault: str, write_recipe: Write
+) -> None:
+    own = write_recipe("own", f"extends: digits\n{text}\n")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(own))
+    assert str(caught.value).startswith(f"{own}: {fault}")
+
+
+def test_the_name_of_no_recipe_to_extend_gets_the_nearest_that_there_is(write_recipe: Write) -> None:
+    write_recipe("neighbour", "extends: digits\n")
+    for name, hint in {
+        "digit": "(did you mean 'digits'?)", "digits.yaml": "(did you mean 'digits'?)", "recipes/mnist": "(did you mean 'mnist'?)",
+        "neighbor": "(did you mean 'neighbour'?)", "xyz": "; a recipe is named without folder and ending",
+    }.items():  # fmt: skip
+        (fault,) = faults(str(write_recipe("own", f"extends: {name}\n")))
+        assert fault.endswith(hint)
+
+
 @pytest.mark.parametrize("smoke", [True, False])
 def test_a_section_that_is_none_is_one_fault_whatever_is_set_within(smoke: bool, write_recipe: Write) -> None:
     for section, fault in (
         ("model: 5", "model: must be a mapping"),
-        ("train: 7", "train: Input should be a valid"),
+        ("train: 7", "train: must be a mapping"),
     ):
         (found,) = faults(
             str(write_recipe("own", f"extends: digits\n{section}\n")),

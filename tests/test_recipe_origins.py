@@ -50,7 +50,7 @@ BLAMED = {
     ("run", "digits", "--set", "train.batch_size=2000"): ["digits with train.batch_size=2000: train.batch_size"],
     ("run", "digits", "--set", "smoke={train.epochs: -1}", "--smoke"): ["--set smoke.train.epochs: Input"],
     ("run", "digits", "--set", "smoke={train.epochs: -1}"): ["--set smoke.train.epochs: Input"],
-    ("run", "digits", "--set", "smoke=3", "--smoke"): ["--set smoke: Input should be a valid dictionary"],
+    ("run", "digits", "--set", "smoke=3", "--smoke"): ["--set smoke: must be a mapping of keys to values"],
     ("run", "digits", "--set", "seeds=[1]", "--seed", "2"): ["--set seeds and --seed say the same"],
     ("run", "digits", "--set", "methods=[bptt]", "-m", "sltt"): ["--set methods and --method say the same"],
     ("run", "studies/tau", "--set", "seeds=[5]"): ["--set seeds: a study says its own; give --seed"],

@@ -93,6 +93,18 @@ def test_a_search_whose_settings_cannot_all_be_tried_is_refused() -> None:
         plan_tuning("digits", request)
 
 
+def test_samples_that_a_network_would_shrink_to_nothing_start_no_cell(tmp_path: Path) -> None:
+    """Its builder, which every cell calls, says the same."""
+    for model in ({"name": "vgg11"}, {"name": "cnn", "channels": [8, 8, 8, 8]}):
+        recipe = load_recipe("digits", {"model": model})
+        with pytest.raises(ValueError, match="8×8") as built:
+            build_network(recipe, backends.create("reference"))
+        with pytest.raises(RecipeError) as planned:
+            make_plans("digits", Request(grid=({"model": model},)))
+        assert str(planned.value) == f"--set model: {built.value}"
+    assert make_plans("digits", Request(grid=({"model": {"name": "cnn", "channels": [8, 8, 8]}},)))
+
+
 # What only a process with torch knows -----------------------------------------------------------
 
 RUN = ["run", "digits", "--smoke", "--device", "cpu", "--seed", "0"]

@@ -21,6 +21,8 @@ def build(
 
     Without normalisation, convolutions have a bias, initially 0. Raises ValueError if H or W becomes 0.
     """
+    if (reason := options.unsuited_input(input_shape)) is not None:
+        raise ValueError(reason)
     biased = options.normalisation == "none"
     channels, height, width = input_shape
     network = nn.Sequential()
@@ -34,11 +36,6 @@ def build(
         network.add_module(f"neuron{number}", neuron())
         network.add_module(f"pool{number}", nn.AvgPool2d(2))
         channels, height, width = out_channels, height // 2, width // 2
-    if height < 1 or width < 1:
-        raise ValueError(
-            f"model.channels has {len(options.channels)} blocks, too many for {input_shape[1]}×"
-            f"{input_shape[2]} images: each block halves them; remove a block"
-        )
     network.add_module("flatten", nn.Flatten())
     network.add_module("dropout", SequenceDropout(options.dropout))
     network.add_module("classifier", classifier_init(nn.Linear(channels * height * width, classes)))

@@ -30,6 +30,10 @@ class ModelOptions(Strict):
         """Whether a neuron's current is the sum of fully connected layers' outputs and nothing else."""
         return False
 
+    def unsuited_input(self, shape: tuple[int, ...]) -> str | None:
+        """Returns why the network cannot be given samples of this shape [C, H, W], or None."""
+        return None
+
 
 class NormalisedOptions(ModelOptions):
     """The options of a network whose builder takes `normalisation=factory`, which makes its normalising layers."""
@@ -88,6 +92,15 @@ class CNNOptions(NormalisedOptions):
     readout_tau: ReadoutTau = None
     """Time constant in time steps of output neurons that sum their currents and never fire; null: no sum."""
 
+    def unsuited_input(self, shape: tuple[int, ...]) -> str | None:
+        _, height, width = shape
+        if min(height, width) >> len(self.channels):
+            return None
+        return (
+            f"model.channels has {len(self.channels)} blocks, too many for {height}×{width} images: each block halves "
+            "them; remove a block"
+        )
+
 
 class PreActResNetOptions(NormalisedOptions):
     """Pre-activation ResNet-18 with batch norm (the paper's network for CIFAR)."""
@@ -105,6 +118,15 @@ class VGGOptions(NormalisedOptions):
     dropout: Probability = 0.0
     width: Width = 64
     """Channels of the first stage; 64 is published, less makes smoke runs small."""
+
+    def unsuited_input(self, shape: tuple[int, ...]) -> str | None:
+        _, height, width = shape
+        if min(height, width) >> 5:
+            return None
+        return (
+            f"model {self.name} halves its input five times and needs at least 32×32 pixels, but the data are "
+            f"{height}×{width}; enlarge them in the recipe's data section or choose another model"
+        )
 
 
 Stem = Literal["7x7", "3x3"]

@@ -18,8 +18,6 @@ from sltt_bench.models.options import VGGOptions
 from sltt_bench.neurons import NeuronFactory
 
 POOLED_SIZE = 7
-SMALLEST_IMAGE = 32
-"""Each of five pools halves the image."""
 
 
 def stage(in_channels: int, *out_channels: int, dropout: float, make: Factories) -> nn.Sequential:
@@ -52,13 +50,9 @@ class VGG(nn.Module):
     ) -> None:
         """Raises ValueError for images that the five pools would shrink to nothing."""
         super().__init__()
-        in_channels, *size = input_shape
-        if min(size) < SMALLEST_IMAGE:
-            raise ValueError(
-                f"model {options.name} halves its input five times and needs at least {SMALLEST_IMAGE}×"
-                f"{SMALLEST_IMAGE} pixels, but the data are {size[0]}×{size[1]}; "
-                "enlarge them in the recipe's data section or choose another model"
-            )
+        if (reason := options.unsuited_input(input_shape)) is not None:
+            raise ValueError(reason)
+        in_channels = input_shape[0]
         width = options.width
         next_stage = partial(stage, dropout=options.dropout, make=Factories(neuron, normalisation))
         self.layer1 = next_stage(in_channels, width)
