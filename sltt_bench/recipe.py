@@ -29,7 +29,7 @@ from sltt_bench.recipe_origins import Fault, Layer, blamed_on_files, blamed_on_l
 from sltt_bench.results.schema import RECIPE_FILE
 from sltt_bench.strict import ADDED_LATER, Count, NotNegative, Share, Strict, held_by_another
 from sltt_bench.studies import FOLDER as STUDIES
-from sltt_bench.studies import TASK, Study
+from sltt_bench.studies import PANEL_WORDS, TASK, Study
 from sltt_bench.yaml_text import YAMLFault, parse_yaml, read_yaml
 
 TimeSteps = Annotated[int, Field(ge=1, le=16_384)]
@@ -569,6 +569,7 @@ def _further_faults(recipe: Recipe, *, any_k: bool, file: Path, kinds: Mapping[s
     yield from _method_faults(recipe, any_k)
     yield from _claim_faults(recipe, file, kinds)
     yield from _smoke_faults(recipe)
+    yield from _panel_faults(recipe)
 
 
 def _blamed(
@@ -884,6 +885,21 @@ def _name_fault(section: str, name: str) -> str | None:
 
 def _when_fault(recipe: Recipe, key: str, value: Any) -> str | None:
     """Why no cell of the recipe can have this value of a dotted field, or None."""
+    if (fault := _field_fault(recipe, key)) is not None:
+        return fault
+    *sections, field = key.split(".")
+    place: Any = recipe
+    for section in sections:
+        place = getattr(place, section)
+    try:
+        type(place).model_validate(dict(place) | {field: value})
+    except ValidationError as error:
+        return next((fault.text for fault in _faults(error, type(place)) if fault.key == field), None)
+    return None
+
+
+def _field_fault(recipe: Recipe, key: str) -> str | None:
+    """Why a dotted key is no field of the recipe that decides what is measured, or None."""
     *sections, field = key.split(".")
     place: Any = recipe
     for section in sections:
@@ -895,14 +911,24 @@ def _when_fault(recipe: Recipe, key: str, value: Any) -> str | None:
         return f"decides nothing that is measured; fields that do: {', '.join(known)}"
     if field not in known:
         choice = f"; known here: {', '.join(known)}" if known else ", since nothing is below that"
-        return f"unknown key{nearest(field, known)}{choice}"
+        return f"unknown key{_elsewhere(field, key) or nearest(field, known)}{choice}"
     if below := _fields(getattr(place, field)):
         return f"is a section; name one of its fields: {', '.join(f'{key}.{name}' for name in below)}"
-    try:
-        type(place).model_validate(dict(place) | {field: value})
-    except ValidationError as error:
-        return next((fault.text for fault in _faults(error, type(place)) if fault.key == field), None)
     return None
+
+
+def _panel_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What a study's figure shows against, or apart by, that no cell has: its panel would be empty."""
+    if recipe.study is None:
+        return
+    other_tasks = any(grid.recipe is not None for grid in recipe.study.grids)
+    for number, panel in enumerate(recipe.study.figure):
+        for part, keys in (("x", [panel.x]), ("lines", panel.lines), ("where", list(panel.where))):
+            for key in keys:
+                if key in PANEL_WORDS or (other_tasks and key.partition(".")[0] in _NAMED):
+                    continue
+                if (fault := _field_fault(recipe, key)) is not None:
+                    yield Fault(f"study.figure.{number}.{part}", f"{shortened_text(key, 80)}: {fault}")
 
 
 def _fields(place: Any) -> list[str]:

@@ -6,7 +6,7 @@ expands it; `report/sections/studies.py` reports what the cells of its points me
 
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,10 @@ class Grid(Strict):
             return {}
         epochs = {train_epochs if epoch == "last" else min(epoch, train_epochs) for epoch in self.epochs}
         return {"epochs": sorted(epochs), "batches": self.batches}
+
+
+PANEL_WORDS = (TASK, "method", "rule", "number", "layer", "epoch", *get_args(Measure))
+"""What a panel can be shown against, or apart by, beside the recipe's fields."""
 
 
 class StudyPanel(Strict):

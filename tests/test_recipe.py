@@ -244,6 +244,28 @@ def test_the_name_of_no_recipe_to_extend_gets_the_nearest_that_there_is(write_re
         assert fault.endswith(hint)
 
 
+@pytest.mark.parametrize(
+    ("panel", "fault"),
+    [
+        ("{y: test_top1, x: tau}", "study.figure.0.x: tau: unknown key (did you mean 'neuron.tau'?)"),
+        (
+            "{y: test_top1, x: train}",
+            "study.figure.0.x: train: is a section; name one of its fields: train.epochs",
+        ),
+        ("{y: test_top1, x: method, lines: [seeds]}", "study.figure.0.lines: seeds: decides nothing"),
+        ("{y: test_top1, x: number, where: {k: 2}}", "study.figure.0.where: k: unknown key"),
+    ],
+)
+def test_a_panel_of_a_study_that_would_be_empty_is_refused_before_anything_is_run(
+    panel: str, fault: str, write_recipe: Write
+) -> None:
+    text = "extends: digits\nstudy: {question: q, grids: [{over: {neuron.tau: [1.1, 2]}}], figure: [%s], limits: l, cost: c}\n"
+    (found,) = faults(str(write_recipe("own", text % panel)))
+    assert found.startswith(fault)
+    kept = "{y: test_top1, x: temporal_share, lines: [rule, neuron.tau], where: {method: sltt}}"
+    assert load_recipe(str(write_recipe("own", text % kept))).study is not None
+
+
 @pytest.mark.parametrize("smoke", [True, False])
 def test_a_section_that_is_none_is_one_fault_whatever_is_set_within(smoke: bool, write_recipe: Write) -> None:
     for section, fault in (
