@@ -13,6 +13,8 @@ from sltt_bench.backends.shipped import refusal
 from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
+    NOT_DECISIVE,
+    NOT_DECISIVE_OF_TRAIN,
     Recipe,
     RecipeError,
     beside,
@@ -243,11 +245,7 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     An override that says what the recipe says anyway is none: the cell is the published experiment.
     """
     main = load_recipe(recipe_name, smoke=request.smoke, any_k=True)
-    if len(numbers := {point["train.devices"] for point in request.grid if "train.devices" in point}) > 1:
-        fault = f"train.devices={','.join(map(str, sorted(numbers, key=str)))}: one number for each command, since cells "
-        raise RecipeError(
-            "--set", [f"{fault}that differ in nothing else are one experiment; --nproc-per-cell N"]
-        )
+    _check_axes(request)
     _check_is_for_overrides(main, request)
     resolved: list[ResolvedPoint] = []
     missing: dict[str, list[int]] = {}
@@ -305,6 +303,23 @@ def _resolve(recipe_name: str, request: Request) -> tuple[Recipe, list[ResolvedP
     remarks += _replaced(request.grid[0], [study for study, _ in of_study])
     remarks += filter(None, [namesake(recipe_name), smoke_left_out(recipe_name) if request.smoke else None])
     return main, resolved, remarks
+
+
+def _check_axes(request: Request) -> None:
+    """Raises RecipeError for an axis of the grid at whose points the same would be run: one alone would count."""
+    lines = {}
+    for key, first in request.grid[0].items():
+        decides = key not in NOT_DECISIVE_OF_TRAIN and key.partition(".")[0] not in _ONE_VALUE
+        if decides or all(point[key] == first for point in request.grid):
+            continue
+        fault = "takes one value for a command: cells that differ in nothing else are one experiment"
+        lines[f"{request.origins.get(key, f'--set {key}')}: {fault}"] = fault
+    if lines:
+        raise RecipeError("--set", list(lines.values()), list(lines))
+
+
+_ONE_VALUE = {*NOT_DECISIVE} - {"methods", "seeds", "smoke"}
+"""Fields, or sections, at whose values the same cells would be run, or whose first value alone would count (init_from)."""
 
 
 def _check_is_for_overrides(main: Recipe, request: Request) -> None:

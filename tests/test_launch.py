@@ -242,7 +242,7 @@ def test_a_process_whose_launcher_is_killed_ends_itself(monkeypatch: pytest.Monk
     ("arguments", "text"),
     [
         (("--nproc-per-cell", "2", "--set", "train.batch_size=1"), "train.batch_size is 1, fewer than the 2 processes"),
-        (("--set", "train.devices=1,2"), "one number for each command"),
+        (("--set", "train.devices=1,2"), "--set train.devices: takes one value for a command"),
         (("--nproc-per-cell", "2000", "--set", "train.batch_size=2000"), "lower --jobs or --nproc-per-cell"),
         (("--nproc-per-cell", "2", "--devices", "cuda:0,cuda:1,cuda:2"), "cannot be shared out to cells of 2"),
     ],

@@ -1,6 +1,7 @@
 """Plans: which cells a request expands into, their identity, and prerequisites."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -81,3 +82,25 @@ def test_an_override_that_changes_nothing_is_none() -> None:
 def test_a_k_that_fits_no_point_is_refused() -> None:
     with pytest.raises(RecipeError, match="K = 5 and T = 4"):
         make_plans("digits", Request(methods=["bptt", "sltt-k5"], grid=({"timesteps": 4}, {"timesteps": 1})))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"description": ("a", "b")},
+        {"target": (0.8, 0.9)},
+        {"train.keep_checkpoint": (True, False)},
+        {"tuning.epochs": (1, 2)},
+        {"init_from": ("digits", None)},
+    ],
+)
+def test_an_axis_at_whose_points_the_same_would_be_run_is_refused(values: dict[str, tuple[Any, Any]]) -> None:
+    ((key, two),) = values.items()
+    with pytest.raises(RecipeError, match=rf"^--set {key}: takes one value for a command"):
+        make_plans("digits", Request(grid=tuple({key: value, "train.lr": 0.1} for value in two)))
+
+
+def test_axes_of_methods_and_seeds_are_axes() -> None:
+    grid = ({"methods": ["bptt"], "seeds": [1]}, {"methods": ["sltt"], "seeds": [2]})
+    (plan,) = make_plans("digits", Request(grid=grid))
+    assert [(cell.method, cell.seed) for cell in plan] == [("bptt", 1), ("sltt", 2)]
