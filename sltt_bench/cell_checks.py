@@ -63,10 +63,14 @@ def _is_open(cell: Cell, first: Recipe | None) -> bool:
     """Whether something about the cell is not known without torch; `first` is the recipe whose checkpoint it starts from."""
     return (
         cell.backend not in SERVES
-        or "layers" in methods.promises(cell.method).needs
+        or not methods.promises(cell.method).needs.isdisjoint(_OF_THE_NETWORK)
         or cell.init is not None
         or (first is not None and _decides_shapes(first) != _decides_shapes(cell.recipe))
     )
+
+
+_OF_THE_NETWORK: frozenset[methods.Need] = frozenset({"layers", "conversion"})
+"""Needs of a method that a network's layers meet or do not, of which its options do not tell."""
 
 
 def _decides_shapes(recipe: Recipe) -> tuple[object, ...]:

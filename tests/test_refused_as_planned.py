@@ -163,6 +163,14 @@ def test_a_layer_that_the_network_lacks_starts_no_cell(tmp_path: Path) -> None:
         assert refused(command, tmp_path) == f"error: {place}: {fault}"
 
 
+def test_a_network_that_cannot_be_converted_starts_no_cell(tmp_path: Path) -> None:
+    command = [*RUN, "--method", "conversion", "--set", "model.readout_tau=2.0"]
+    fault = "method 'conversion' trains in one step, without the past that a layer of Readout carries"
+    assert f"error: digits: methods (--method): {fault}; set model.readout_tau: null" in refused(
+        command, tmp_path
+    )
+
+
 def test_a_layer_that_some_points_of_a_grid_lack_is_left_out_there() -> None:
     grid = ({"model.channels": [8]}, {"model.channels": [8, 8]})
     plans = make_plans("digits", Request(methods=["bptt", "bptt-l2"], grid=grid, seeds=[0, 1]))
