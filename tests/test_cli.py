@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from sltt_bench.cli import _complete_methods, _complete_recipe, app
 from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import load_recipe, recipe_folder, recipe_names
+from sltt_bench.studies import task_name
 
 EVAL_RESULTS = ("export", "results", "-m", "sltt", "--format", "eval-results")
 
@@ -354,7 +355,5 @@ def test_a_plan_folds_nothing_and_says_what_tells_its_cells_apart(
     words = result.output.split()
     for cell in plan:
         assert cell.cell_id in words
-        assert {cell.method, *(str(cell.overrides.get(key, "–")) for key in ("extends", "neuron.tau"))} <= {
-            *words,
-            "–",
-        }
+        task, tau = task_name(cell.overrides.get("extends", "–")), str(cell.overrides.get("neuron.tau", "–"))
+        assert {cell.method, task, tau} <= {*words, "–"}
