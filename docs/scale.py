@@ -19,7 +19,8 @@ import pandas as pd
 
 from sltt_bench.distributed import exchanged_bytes
 from sltt_bench.format import format_bytes
-from sltt_bench.recipe import Recipe, load_recipe
+from sltt_bench.recipe import load_recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.results.reader import read_results
 from sltt_bench.results.schema import ESTIMATES_FILE
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from sltt_bench import methods
 from sltt_bench.backends.shipped import SERVES
 from sltt_bench.plan import Cell, Plan, Refusal, servable
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.runner import computed
 
 LIMIT_S = 60.0

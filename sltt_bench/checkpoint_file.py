@@ -3,7 +3,8 @@
 import zipfile
 from pathlib import Path
 
-from sltt_bench.recipe import RecipeError, shortened
+from sltt_bench.errors import shortened
+from sltt_bench.recipe import RecipeError
 
 _OLD_FORMAT = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 """The number with which torch.save before 1.6 begins a file; pickle writes it behind some bytes of its own."""

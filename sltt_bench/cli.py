@@ -873,7 +873,7 @@ def _comma_list(option: str, text: str | None) -> list[str] | None:
 
 
 def _seeds(text: str | None) -> list[int] | None:
-    from sltt_bench.recipe import MAX_SEED
+    from sltt_bench.recipe_fields import MAX_SEED
 
     parts = _comma_list("--seed", text)
     if parts is None:
@@ -892,7 +892,7 @@ def _fields_set(
     option: str = "--set",
 ) -> list[_Setting]:
     """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
-    from sltt_bench.recipe import shortened_text
+    from sltt_bench.errors import shortened_text
 
     texts = assignments or []
     typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}" for text in texts]

@@ -29,15 +29,8 @@ from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import (
-    OF_ONE_EXPERIMENT,
-    Recipe,
-    RecipeError,
-    find_recipe,
-    load_recipe,
-    recipe_names,
-    study_names,
-)
+from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, recipe_names, study_names
+from sltt_bench.recipe_fields import OF_ONE_EXPERIMENT, Recipe
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
 from sltt_bench.runner import Display, NotRunnable, PlannedRun, describe, finished_cells

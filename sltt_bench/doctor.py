@@ -19,7 +19,8 @@ from sltt_bench.format import format_bytes
 from sltt_bench.measure.gpu_support import REMEDY_WHEEL, installed_wheel, shown_gpus, why_unusable
 from sltt_bench.measure.nvml import Missing, Reading
 from sltt_bench.measure.processors import Processors, Shares
-from sltt_bench.recipe import Recipe, load_recipe, recipe_names
+from sltt_bench.recipe import load_recipe, recipe_names
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.results.doubts import OTHERS_SHARE
 
 SHARED_MEMORY = Path("/dev/shm")

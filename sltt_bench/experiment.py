@@ -25,7 +25,7 @@ from sltt_bench.methods import CarriesOver, Method
 from sltt_bench.neurons import LIFParameters, reset_state
 from sltt_bench.plan import Cell
 from sltt_bench.precision import Precision, resolve
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.unroll import Unroll
 
 

@@ -10,21 +10,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sltt_bench import backends, data, methods
 from sltt_bench.backends.shipped import refusal
-from sltt_bench.errors import nearest
+from sltt_bench.errors import nearest, shortened_text
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
-    NOT_DECISIVE,
-    NOT_DECISIVE_OF_TRAIN,
-    Recipe,
     RecipeError,
     beside,
     find_recipe,
     load_recipe,
     namesake,
     recipe_from_dict,
-    shortened_text,
     smoke_left_out,
 )
+from sltt_bench.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe
 from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import Kind
 from sltt_bench.strict import held_by_another

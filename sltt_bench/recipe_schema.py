@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from sltt_bench import data, models
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 
 FILE = "recipe.schema.json"
 """The schema's file, next to the recipes; `sltt-bench schema > recipes/recipe.schema.json` makes it."""

@@ -8,7 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from sltt_bench import recipe_schema
-from sltt_bench.recipe import OF_ONE_EXPERIMENT, Recipe, RecipeError, load_recipe, recipe_from_dict
+from sltt_bench.recipe import RecipeError, load_recipe, recipe_from_dict
+from sltt_bench.recipe_fields import OF_ONE_EXPERIMENT, Recipe
 from sltt_bench.yaml_text import dump_yaml
 
 HEAD = """\

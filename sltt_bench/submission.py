@@ -14,15 +14,8 @@ import pandas as pd
 
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.plan import cell_from_dict
-from sltt_bench.recipe import (
-    NOT_DECISIVE,
-    NOT_DECISIVE_OF_TRAIN,
-    Recipe,
-    RecipeError,
-    load_recipe,
-    recipe_from_dict,
-    recipe_names,
-)
+from sltt_bench.recipe import RecipeError, load_recipe, recipe_from_dict, recipe_names
+from sltt_bench.recipe_fields import NOT_DECISIVE, NOT_DECISIVE_OF_TRAIN, Recipe
 from sltt_bench.report.grouping import UNSOUND, make_groups
 from sltt_bench.report.groups import Group, MethodResult
 from sltt_bench.report.keys import differing_fields

@@ -40,7 +40,8 @@ from sltt_bench.measure.fake_tensors import Executing, ValuesAreWanted
 from sltt_bench.measure.iteration_memory import IterationMemory, count_iteration
 from sltt_bench.measure.operations import OperationCounter, Work, in_phase
 from sltt_bench.plan import Cell
-from sltt_bench.recipe import Recipe, load_recipe, recipe_names
+from sltt_bench.recipe import load_recipe, recipe_names
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.results.cell_row import Outcome
 from sltt_bench.results.schema import CELLS_FILE, ESTIMATES_FILE, FILES
 from sltt_bench.terminal import _Count

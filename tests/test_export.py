@@ -23,7 +23,8 @@ from sltt_bench.export.nir_graph import nir_graph
 from sltt_bench.export.onnx_model import Sequence, onnx_model
 from sltt_bench.models.normalisation import BatchNormThroughTime, TimeBatchNorm
 from sltt_bench.neurons import LIF, LIFParameters, reset_state
-from sltt_bench.recipe import Recipe, load_recipe
+from sltt_bench.recipe import load_recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.yaml_text import read_yaml
 
 # How a reader of the file runs its nodes: one Euler step of length 1, as their equations in NIR's paper say.

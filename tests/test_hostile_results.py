@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from sltt_bench.cli import app
 from sltt_bench.plan import Cell
-from sltt_bench.recipe import MAX_SEED
+from sltt_bench.recipe_fields import MAX_SEED
 from sltt_bench.results.reader import Results, read_results
 from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
 from sltt_bench.results.tables import Skipped, read_rows

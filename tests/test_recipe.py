@@ -11,8 +11,6 @@ from typer.testing import CliRunner
 from sltt_bench.cli import app
 from sltt_bench.plan import Request, make_plans
 from sltt_bench.recipe import (
-    NOT_DECISIVE,
-    Recipe,
     RecipeError,
     find_recipe,
     load_recipe,
@@ -22,6 +20,7 @@ from sltt_bench.recipe import (
     smoke_left_out,
     study_names,
 )
+from sltt_bench.recipe_fields import NOT_DECISIVE, Recipe
 from sltt_bench.report.claims import unfit_when
 from sltt_bench.report.groups import flat, settings_of
 

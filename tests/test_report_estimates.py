@@ -8,7 +8,7 @@ from matplotlib.figure import Figure as Drawing
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench import models
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.report.document import Context, Contribution, Figure, MissingFigure, Table, Verdict
 from sltt_bench.report.groups import ADDED_LATER, NO_SETTINGS, settings_of
 from sltt_bench.report.plots import style

@@ -20,7 +20,8 @@ from sltt_bench.cli import app
 from sltt_bench.interruptions import Interrupted
 from sltt_bench.kinds.training import try_setting
 from sltt_bench.plan import TUNED, Cell, Plan, Request
-from sltt_bench.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from sltt_bench.recipe import RecipeError, load_recipe, recipe_names
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.results.cell_row import Outcome, cell_row
 from sltt_bench.results.reader import read_results

@@ -26,7 +26,7 @@ from sltt_bench.experiment import Experiment, training_mode
 from sltt_bench.methods import backward_steps
 from sltt_bench.not_finite import likely_cause
 from sltt_bench.precision import ieee_float32
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.results.schema import DRAWS_FILE, GRADIENTS_FILE, METHOD_GRADIENTS_FILE, OPERATIONS_FILE
 
 Row = dict[str, Any]

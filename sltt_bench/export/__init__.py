@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
 
-    from sltt_bench.recipe import Recipe
+    from sltt_bench.recipe_fields import Recipe
     from sltt_bench.results.reader import Run
 
 

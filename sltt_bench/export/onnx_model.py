@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sltt_bench.experiment import time_steps
 from sltt_bench.export import ExportError
 from sltt_bench.neurons import reset_state
-from sltt_bench.recipe import Recipe
+from sltt_bench.recipe_fields import Recipe
 from sltt_bench.unroll import Unroll
 
 

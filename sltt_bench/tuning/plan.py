@@ -7,7 +7,8 @@ from typing import Any
 
 from sltt_bench.identity import short_hash
 from sltt_bench.plan import TUNED, Cell, Plan, Request, ResolvedPoint, make_plans, resolve_points, value_at
-from sltt_bench.recipe import Recipe, RecipeError, TuningRecipe, beside, find_recipe
+from sltt_bench.recipe import RecipeError, beside, find_recipe
+from sltt_bench.recipe_fields import Recipe, TuningRecipe
 from sltt_bench.recipe_origins import origin_of
 from sltt_bench.results.schema import CELL_KEY, CELLS_FILE, TUNING_FILE
 from sltt_bench.results.writer import RunFolder, as_fields
