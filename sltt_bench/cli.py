@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast, get_args, get_type_hints
@@ -20,11 +20,22 @@ from sltt_bench import __version__
 from sltt_bench.errors import UserError, nearest
 from sltt_bench.interruptions import Interrupted
 from sltt_bench.lasting_output import LastingOutput, open_closed_streams
+from sltt_bench.option_values import (
+    comma_list,
+    fields_set,
+    make_request,
+    parse_counts,
+    parse_device,
+    parse_effects,
+    parse_seconds,
+    processes_field,
+    sbatch_options,
+    where_to_run,
+)
 from sltt_bench.printable import make_console, print_what_the_terminal_lacks_in_ascii, printable
 
 if TYPE_CHECKING:
-    from sltt_bench.lanes import Place
-    from sltt_bench.plan import Plan, Request
+    from sltt_bench.plan import Plan
 
 
 class _State:
@@ -266,15 +277,15 @@ def run(
         checkpoint_file(init)
     if skip_oversize and not estimates:
         _fail("--skip-oversize needs the estimate; leave --no-estimate out")
-    logs = _comma_list("--log", log) or []
+    logs = comma_list("--log", log) or []
     if unknown := [name for name in logs if name not in LOGGERS]:
         _fail(f"--log {unknown[0]}: known are {', '.join(LOGGERS)}{nearest(unknown[0], LOGGERS)}")
-    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
-    request = _request(
+    grid = [*fields_set(overrides), *processes_field(nproc_per_cell)]
+    request = make_request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = plans_of_all(recipes, request)
-    places = _places(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
+    places = where_to_run(device, jobs, devices, plans, crowd=oversubscribe or dry_run)
     plans = on_device(plans, places[0].device)
     code = _carry_out(
         plans,
@@ -323,9 +334,9 @@ def tune(
     """Choose settings for each method on validation data, with an equal budget, and train with what was chosen."""
     from sltt_bench.tuning.plan import FinalTraining, plan_tuning
 
-    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
-    request = _request(method, backend, seed, grid, device, smoke=smoke, data_dir=data_dir)
-    places = _places(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
+    grid = [*fields_set(overrides), *processes_field(nproc_per_cell)]
+    request = make_request(method, backend, seed, grid, device, smoke=smoke, data_dir=data_dir)
+    places = where_to_run(device, jobs, devices, plan_tuning(recipe, request), crowd=oversubscribe or dry_run)
     # The final training is planned later, from the request.
     plans = plan_tuning(recipe, replace(request, device=places[0].device or request.device))
     code = _carry_out(
@@ -385,8 +396,8 @@ def submit(
 
     if init is not None and init != "random":
         init = str(checkpoint_file(init).absolute())
-    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
-    request = _request(
+    grid = [*fields_set(overrides), *processes_field(nproc_per_cell)]
+    request = make_request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = commands.without_refused(plans_of_all(recipes, request), here=False)
@@ -396,7 +407,7 @@ def submit(
             f"--nodes {nodes}: the {several} processes of a cell (--nproc-per-cell) cannot be divided evenly"
         )
     resources = Resources(
-        time=math.ceil((_seconds(time, "--time") or 0) / 60),
+        time=math.ceil((parse_seconds(time, "--time") or 0) / 60),
         partition=partition,
         nodes=nodes,
         gpus_per_node=gpus_per_node or (several // nodes if several > 1 and device != "cpu" else None),
@@ -404,9 +415,9 @@ def submit(
         mem=mem,
         array_parallelism=array_parallelism,
         requeues=requeues,
-        further=_sbatch_options(slurm or ()),
+        further=sbatch_options(slurm or ()),
     )
-    timeout_s, command = _seconds(timeout), commands.command_line()
+    timeout_s, command = parse_seconds(timeout), commands.command_line()
     cells = [cell for plan in plans for cell in plan]
     commands.check_batches(cells)
     commands.check_data(cells, data_dir)
@@ -437,7 +448,7 @@ def cancel(
     """End the jobs of a submission that wait or run; what was measured stays."""
     from sltt_bench import commands
 
-    commands.cancel(folder, _comma_list("--cell", cell))
+    commands.cancel(folder, comma_list("--cell", cell))
 
 
 @app.command()
@@ -461,7 +472,7 @@ def report(
     missing = [path for path in results if not path.exists()]
     if missing:
         _fail(f"{missing[0]}: no such folder; `sltt-bench run RECIPE` makes results")
-    named = _comma_list("--format", formats) or []
+    named = comma_list("--format", formats) or []
     if full and "terminal" not in named:
         _fail(f"--full is about what is printed, but --format {formats} prints nothing; add terminal")
     outcome = make_report(results, out, baseline, named, full=full, console=make_console())
@@ -511,9 +522,9 @@ def power(
     from sltt_bench import commands
     from sltt_bench.report.power import print_seeds_needed, seeds_needed
 
-    methods = _comma_list("--method", method)
+    methods = comma_list("--method", method)
     rows = seeds_needed(
-        results, _effects(effect), power=wanted, figure=figure, baseline=baseline, methods=methods
+        results, parse_effects(effect), power=wanted, figure=figure, baseline=baseline, methods=methods
     )
     if as_json:
         commands.print_json([asdict(row) for row in rows])
@@ -554,14 +565,14 @@ def estimate(
     from sltt_bench.plan import plans_of_all
     from sltt_bench.results.schema import ESTIMATES_FILE
 
-    grid = [*_fields_set(overrides), *_processes(nproc_per_cell)]
-    grid += _counts("--timesteps", "timesteps", timesteps)
-    grid += _counts("--batch-size", "train.batch_size", batch_size)
+    grid = [*fields_set(overrides), *processes_field(nproc_per_cell)]
+    grid += parse_counts("--timesteps", "timesteps", timesteps)
+    grid += parse_counts("--batch-size", "train.batch_size", batch_size)
     if gpu_file is not None and gpu is None:
         _fail(f"--gpu-file {gpu_file}: adds to the GPUs that --gpu knows; say --gpu NAME too")
     if device not in ("cpu", "cuda"):
         _fail(f"--device {device}: an estimate is for cuda or cpu")
-    request = _request(method, backend, "0", grid, device, smoke=smoke, init="random")
+    request = make_request(method, backend, "0", grid, device, smoke=smoke, init="random")
     plans = plans_of_all(recipes, request)
     planned = list(dict.fromkeys(cell.method for plan in plans for cell in plan))
     if baseline is not None and baseline not in planned:
@@ -754,12 +765,12 @@ def gradients(
 
     if incomplete := [text for text in over or () if "=" not in text]:
         _fail(f"--over {incomplete[0]}: wants a field and its values, e.g. --over tau=1.1,2.0")
-    places = _places(_device(device), jobs, devices, crowd=oversubscribe or dry_run)
+    places = where_to_run(parse_device(device), jobs, devices, crowd=oversubscribe or dry_run)
     init = None if checkpoint is None else str(checkpoint_file(str(checkpoint), "--checkpoint"))
-    grid = [*_fields_set(overrides, full_paths), *_fields_set(over, full_paths, option="--over")]
+    grid = [*fields_set(overrides, full_paths), *fields_set(over, full_paths, option="--over")]
     backend = "reference"
     device = places[0].device or device
-    request = _request(
+    request = make_request(
         method, backend, seed, grid, device, smoke=smoke, synthetic=synthetic, init=init, data_dir=data_dir
     )
     plans = plan_analysis(
@@ -767,7 +778,7 @@ def gradients(
         request,
         epochs=epochs,
         batches=batches,
-        compared=_comma_list("--method-gradients", compared) or (),
+        compared=comma_list("--method-gradients", compared) or (),
     )
     code = _carry_out(plans, dry_run, timeout, out=out, data_dir=data_dir, resume=resume, places=places)
     raise typer.Exit(code)
@@ -797,183 +808,20 @@ def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = N
     raise typer.Exit(commands.verify_data(name, data_dir, split))
 
 
-# Words into values ------------------------------------------------------------------------------
-
-
-_Setting = tuple[str, str]
-"""key=value as the recipe has it, and how errors name the option that sets it."""
-
-
-def _request(
-    method: str | None,
-    backend: str,
-    seed: str | None,
-    grid: Sequence[_Setting],
-    device: str,
-    **further: Any,
-) -> "Request":
-    """What is asked for, its words checked; `further` are fields of Request as they are."""
-    from sltt_bench import methods
-    from sltt_bench.plan import Request
-    from sltt_bench.recipe import parse_overrides
-
-    chosen = _comma_list("--method", method)
-    for name in chosen or ():
-        try:
-            methods.promises(name)
-        except methods.UnknownMethod as error:
-            _fail(f"--method {name}: {error}")
-    origins = {text.partition("=")[0].strip(): option for text, option in grid}
-    for option, key, given in (("--seed", "seeds", seed), ("--method", "methods", method)):
-        if given is not None and key in origins:
-            _fail(f"{origins[key]} and {option} say the same; give one of them")
-    return Request(
-        methods=chosen,
-        backends=tuple(_comma_list("--backend", backend) or ()),
-        seeds=_seeds(seed),
-        grid=tuple(parse_overrides((text for text, _ in grid), origins)),
-        origins=origins,
-        device=_device(device),
-        **further,
-    )
-
-
-def _places(
-    device: str, jobs: int | None, devices: str | None, plans: Sequence["Plan"] = (), *, crowd: bool
-) -> list["Place"]:
-    """Where the cells of `plans` run; with `crowd`, more at once than the machine can bear."""
-    from sltt_bench.jobs import make_places
-    from sltt_bench.plan import processes_per_cell
-
-    per_cell = processes_per_cell(plans)
-    return make_places(device, jobs, _device_list(devices), per_cell=per_cell, oversubscribe=crowd)
+# A verb's work -------------------------------------------------------------------------------
 
 
 def _carry_out(plans: list["Plan"], dry_run: bool, timeout: str | None, **how: Any) -> int:
     """Run the plans, `how` as `commands.run_plans` takes it, or show them alone; the exit code."""
     from sltt_bench import commands
 
-    timeout_s = _seconds(timeout)
+    timeout_s = parse_seconds(timeout)
     plans = commands.without_refused(plans)
     if dry_run:
         commands.check_batches(cell for plan in plans for cell in plan)
         commands.show_plans(plans)
         return 0
     return commands.run_plans(plans, timeout_s=timeout_s, **how)
-
-
-def _comma_list(option: str, text: str | None) -> list[str] | None:
-    """The parts of an option's comma list; None where it was not given. An empty one is no way to leave it out."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        _fail(f"{option} {text!r}: is an empty list; name something, or leave {option} out")
-    return parts
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    from sltt_bench.recipe_fields import MAX_SEED
-
-    parts = _comma_list("--seed", text)
-    if parts is None:
-        return None
-    if not all(re.fullmatch(r"[-+]?[0-9]{1,4000}", part) for part in parts):
-        _fail(f"--seed {text}: seeds are whole numbers, e.g. --seed 0,1,2")
-    seeds = [int(part) for part in parts]
-    if not all(0 <= seed <= MAX_SEED for seed in seeds):
-        _fail(f"--seed {text}: a seed is from 0 to 2**53 - 1")
-    return list(dict.fromkeys(seeds))
-
-
-def _fields_set(
-    assignments: list[str] | None,
-    full_paths: Callable[[list[str], str], list[str]] = lambda texts, option: texts,
-    option: str = "--set",
-) -> list[_Setting]:
-    """The fields that an option sets, by their `full_paths`; of each the option and the key as typed."""
-    from sltt_bench.errors import shortened_text
-
-    texts = assignments or []
-    typed = [f"{option} {shortened_text(text.partition('=')[0].strip(), 80)}" for text in texts]
-    return list(zip(full_paths(texts, option), typed, strict=True))
-
-
-def _counts(option: str, key: str, text: str | None) -> list[_Setting]:
-    """An option's comma list of whole numbers from 1 on, as the override of a recipe field."""
-    parts = _comma_list(option, text)
-    if parts is None:
-        return []
-    if not all(re.fullmatch(r"0*[1-9][0-9]{0,8}", part) for part in parts):
-        _fail(f"{option} {text}: wants whole numbers from 1 on, e.g. {option} 1,2,4")
-    return [(f"{key}={','.join(parts)}", option)]
-
-
-def _processes(per_cell: int | None) -> list[_Setting]:
-    """--nproc-per-cell as the override of its recipe field."""
-    return [] if per_cell is None else [(f"train.devices={per_cell}", "--nproc-per-cell")]
-
-
-def _sbatch_options(texts: Iterable[str]) -> dict[str, str]:
-    """--slurm as sbatch's option → value ("" for one without), none of them set in another way too."""
-    ours = ("time", "partition", "nodes", "gpus-per-node", "cpus-per-task", "mem")
-    fixed = ("job-name", "ntasks-per-node", "signal", "output", "error", "array", "dependency")
-    options: dict[str, str] = {}
-    for text in texts:
-        name, _, value = text.strip().lstrip("-").partition("=")
-        name = name.replace("_", "-")
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            _fail(
-                f"--slurm {text!r}: wants an option of sbatch by its long name, e.g. account=NAME or exclusive"
-            )
-        if name in ours:
-            _fail(f"--slurm {text}: `submit` has this option itself: --{name}")
-        if name in fixed:
-            _fail(f"--slurm {text}: {name} is what holds a submission together; leave it out")
-        if options.get(name, value) != value:
-            _fail(f"--slurm {text}: {name} is given twice; give it once")
-        options[name] = value
-    return options
-
-
-def _effects(text: str) -> list[float]:
-    """A comma list of sizes above 0, each once."""
-    try:
-        effects = [float(part) for part in _comma_list("--effect", text) or ()]
-    except ValueError:
-        effects = []
-    if not effects or not all(0 < effect < 1000 for effect in effects):
-        _fail(f"--effect {text}: wants numbers above 0 and below 1000, e.g. --effect 0.5,1")
-    return list(dict.fromkeys(effects))
-
-
-def _seconds(text: str | None, option: str = "--timeout") -> float | None:
-    if text is None:
-        return None
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
-    try:
-        seconds = float(number) * units[unit]
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < math.inf:
-        _fail(f"{option} {text}: write a number with s, m or h, e.g. 90s, 30m, 2h")
-    return seconds
-
-
-def _device(text: str) -> str:
-    if text in ("auto", "cpu", "cuda") or re.fullmatch(r"cuda:[0-9]+", text):
-        return text
-    _fail(f"--device {text}: known are auto, cpu, cuda and cuda:N")
-
-
-def _device_list(text: str | None) -> list[str]:
-    devices = _comma_list("--devices", text)
-    if devices is None:
-        return []
-    if not all(name == "cpu" or re.fullmatch(r"cuda:[0-9]+", name) for name in devices):
-        _fail(f"--devices {text}: wants a comma list of cuda:N, e.g. cuda:0,cuda:1")
-    return devices
 
 
 # Errors -----------------------------------------------------------------------------------------
