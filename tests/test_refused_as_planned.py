@@ -1,8 +1,9 @@
 """What every cell would refuse is refused as it is planned, and in the same words."""
 
+import signal
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import plugin
 import pytest
@@ -13,7 +14,8 @@ from sltt_bench import backends, cell_checks, methods
 from sltt_bench.backends.shipped import SERVES, refusal
 from sltt_bench.cli import app
 from sltt_bench.experiment import build_network, neuron_parameters
-from sltt_bench.plan import Request, make_plans, plans_of_all
+from sltt_bench.interruptions import Interrupted
+from sltt_bench.plan import Cell, Request, make_plans, plans_of_all
 from sltt_bench.recipe import RecipeError, load_recipe
 from sltt_bench.tuning.plan import plan_tuning
 
@@ -266,6 +268,18 @@ def test_a_check_that_ends_in_another_error_leaves_the_cell_to_tell(
     monkeypatch.setattr("sltt_bench.kinds.checks._check_weights", lambda *_: 1 / 0)
     plans = make_plans("digits", Request(methods=["bptt"], smoke=True, init=str(weights)))
     assert cell_checks.without_refused(plans) == plans
+
+
+def test_an_interruption_of_a_check_ends_the_command_in_a_sentence(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(cells: list[Cell], **_: float) -> NoReturn:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(cell_checks, "computed", interrupted)
+    result = CliRunner().invoke(app, [*RUN, "--init", str(weights), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 128 + signal.SIGINT
+    assert result.output == "interrupted by SIGINT; nothing was begun\n"
 
 
 def test_weights_of_the_network_itself_are_no_fault(weights: Path) -> None:
