@@ -490,6 +490,6 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def rule_and_number(method: str) -> tuple[str, float | None]:
     """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
-    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
+    parts = re.fullmatch(r"(.*?)(\d*\.?\d+)?(-unbiased)?", method)
     assert parts
     return parts[1], None if parts[2] is None else float(parts[2])

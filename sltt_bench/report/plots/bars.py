@@ -96,7 +96,7 @@ def _bar(axes: Axes, row: int, bar: Bar) -> None:
 
 
 def _part_colour(number: int, count: int) -> str:
-    return style.ramp(0.25 + 0.65 * number / max(count - 1, 1), "cividis")
+    return style.ramp(number / max(count - 1, 1))
 
 
 def _failed(axes: Axes, row: int, bar: Bar) -> None:

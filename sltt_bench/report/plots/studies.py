@@ -164,7 +164,7 @@ def _look(
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
         variant = others.index(line.label)
-        inks = (style.INK, *style.OTHER_COLOURS)
+        inks = (style.INK, *style.OTHER_INKS)
         colour = inks[variant % len(inks)]
     else:
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
