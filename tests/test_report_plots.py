@@ -28,15 +28,19 @@ from sltt_bench.methods import labels
 from sltt_bench.report import SECTIONS
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.grouping import make_groups
 from sltt_bench.report.groups import rule_and_number
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
 from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study
 from sltt_bench.report.render import html
+from sltt_bench.report.sections.gradients.figures import _around
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
+from sltt_bench.report.statistics import Stat
 from sltt_bench.report.targets import to_target
 from sltt_bench.results.reader import read_results
 
@@ -214,6 +218,93 @@ def test_a_title_longer_than_its_panel_is_wrapped_and_cut(count: int) -> None:
         FigureCanvasAgg(drawing).draw()
     assert_legible(drawing)
     assert all(axes._left_title.get_text().endswith("…") for axes in drawing.axes)
+
+
+def test_every_group_of_a_grid_is_named_by_its_values_also_the_recipes_own(tmp_path: Path) -> None:
+    """Beside "neuron.tau = 2.0" the recipe's own 1.1 had no name, and the panels stood in the order of hashes."""
+    run = HandmadeRun(tmp_path)
+    for tau in (1.1, 20.0, 5.0, 2.0):
+        for recurrent in (False, True):
+            overrides = {"neuron.tau": tau} if tau != 1.1 else {}
+            overrides |= {"model.recurrent": True} if recurrent else {}
+            recipe = varied(RECIPE, neuron__tau=tau) | {"model": {"name": "mlp", "recurrent": recurrent}}
+            run.cell("bptt", recipe=recipe, top1=[0.4, 0.5, 0.6], overrides=overrides)
+    sections = runs(Context(read_results([tmp_path]), "bptt")).sections
+    titles = [
+        f"model.recurrent = {recurrent}, neuron.tau = {tau}"
+        for recurrent in ("false", "true")
+        for tau in ("1.1", "2.0", "5.0", "20.0")
+    ]
+    assert next(section.title for section in sections if section.title in titles) == titles[0]
+    assert {section.title for section in sections} >= {*titles}
+    panels = drawn(figures(tmp_path)["digits-curves-1"]).axes
+    assert [axes._left_title.get_text().replace("\n", " ") for axes in panels] == titles[1:]
+
+
+def test_panels_of_one_quantity_have_one_scale(tmp_path: Path) -> None:
+    """Where all methods are at 100 % the axis began at 95, beside one from 20."""
+    run = HandmadeRun(tmp_path)
+    for noise, last in ((0.0, 1.0), (0.5, 0.25)):
+        for delay in (1, 2, 3):
+            run.cell(
+                "bptt", recipe=varied(RECIPE, data__delay=delay, data__noise=noise), top1=[0.2, last, last],
+                overrides={"data.delay": delay, "data.noise": noise},
+            )  # fmt: skip
+    for name in ("digits-sweep-data-delay", "digits-curves-1"):
+        panels = drawn(figures(tmp_path)[name]).axes
+        assert len({axes.get_ylim() for axes in panels}) == 1
+        assert len({axes.get_xlim() for axes in panels}) == 1
+        numbers = [label.get_text() for label in panels[0].get_yticklabels() if label.get_text()]
+        assert numbers[-5:] == ["20", "40", "60", "80", "100"]
+        assert panels[0].get_ylim()[1] < 106
+
+
+def test_panels_of_one_measure_of_a_study_have_one_scale_and_unit() -> None:
+    def panel(title: str, seconds: float) -> Drawn:
+        line = StudyLine("bptt", "bptt", {1: Stat(seconds, None, 1), 2: Stat(2 * seconds, None, 1)})
+        return Drawn("epoch_s", "timesteps", title, (line,))
+
+    with style.applied():
+        first, second = draw_study([panel("small", 0.01), panel("large", 0.2)], "double").axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylabel() == second.get_ylabel()
+
+
+@pytest.mark.parametrize("lowest", [100.0, 95.0, 88.0, 60.0])
+def test_ticks_of_accuracies_are_whole_numbers(lowest: float) -> None:
+    """They were 95, 97.5 and 100."""
+    line = Line("bptt", (1.0, 2.0), (lowest, 100.0), method="bptt")
+    with style.applied():
+        drawing = draw_lines(
+            [Panel("", Axis("epoch"), Axis("test top-1 [%]", within=(0, 100)), (line,))], "double"
+        )
+        FigureCanvasAgg(drawing).draw()
+    (axes,) = drawing.axes
+    ticks = [label.get_text() for label in axes.get_yticklabels() if label.get_text()]
+    assert ticks[-1] == "100"
+    assert all(tick.isdigit() for tick in ticks)
+
+
+def test_a_long_line_has_few_marks() -> None:
+    """Of 30 epochs each had one, and squares hid all lines below them."""
+    line = Line("bptt", range(30), range(30), method="bptt")
+    with style.applied():
+        drawing = draw_lines([Panel("", Axis("epoch"), Axis("y [s]"), (line,))], "double")
+    assert drawing.axes[0].lines[0].get_markevery() == 3
+
+
+def test_bars_on_a_logarithmic_axis_never_reach_zero_and_are_as_long_to_both_sides() -> None:
+    axis = Axis("variance", logarithmic=True)
+    assert _around(2.0, 3.0, y_axis=axis) == pytest.approx((0.8, 5.0))
+    assert _around(0.0, 0.0, y_axis=axis) == (0.0, 0.0)
+    assert _around(2.0, 3.0, y_axis=Axis("cosine")) == (-1.0, 5.0)
+
+
+@pytest.mark.parametrize("field", ["neuron.tau", "train.lr", "data.delay", "timesteps"])
+def test_an_axis_of_a_recipe_field_has_its_words(field: str) -> None:
+    """A sweep had "neuron.tau" where a study had "τ, time steps"."""
+    assert axis_words(field) != field
+    assert axis_words("of.somebody") == "of.somebody"
 
 
 # At the shipped sizes ----------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ else is a `NotComparable` with its reason.
 """
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
 )
 from sltt_bench.results.doubts import CHANCE
-from sltt_bench.studies import setting_words
+from sltt_bench.studies import TASK, setting_words
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,28 @@ class NotComparable:
 
 def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
     """What tells the group from some others (itself may be among them), or ''."""
-    conditions = set(group.key.conditions())
-    words = [
-        word
-        for word in group.words
-        if word not in conditions or any(word not in sibling.words for sibling in siblings)
-    ]
+    conditions, own = set(group.key.conditions()), words_beside(group, siblings)
+    others = [words_beside(sibling, [group, *siblings]) for sibling in siblings]
+    words = [word for word in own if word not in conditions or any(word not in other for other in others)]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
         words.append("real data")
-    alike = [sibling.key for sibling in siblings if sibling.words == group.words]
+    alike = [sibling.key for sibling, other in zip(siblings, others, strict=True) if other == own]
     if group.key in alike:
         words += told_apart(group.key, alike)
     return ", ".join(words)
+
+
+def words_beside(group: "Group", siblings: Iterable["Group"]) -> list[str]:
+    """The group's words, with the recipe's own value of what was set otherwise in a sibling of the same recipe."""
+    return replace(group, overrides=settings_beside(group, siblings)).words
+
+
+def settings_beside(group: "Group", siblings: Iterable["Group"]) -> dict[str, Any]:
+    """Recipe field → the group's value, of all that is set otherwise than the recipe has it in the group or in a sibling."""
+    related = (group, *(other for other in siblings if other.key.recipe == group.key.recipe))
+    known = {**group.settings, **group.overrides}
+    fields = {field for other in related for field in other.overrides if field in known}
+    return {field: known[field] for field in sorted(fields, key=lambda field: (field != TASK, field))}
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ _RULES = {
     "sltt-k": ("#009e73", "d"),
     "sltt-a": ("#3e9ccd", ">"),
     "tbptt-w": ("#8088fc", "h"),
-    "bptt-d": ("#c2843c", "X"),
+    "bptt-d": ("#e0599e", "X"),
     "bptt-l": ("#ea657a", "^"),
-    "bptt-ckpt": ("#e0599e", "p"),
+    "bptt-ckpt": ("#c2843c", "p"),
     "ottt": ("#062dac", "*"),
     "ottt-o": ("#513659", "P"),
     "e-prop": ("#909556", "8"),
@@ -77,7 +77,7 @@ _RULES = {
 _SHARES = ("bptt-d", "pp-prop-a")
 """Rules whose number is a share; that of others counts steps or layers."""
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
-OTHER_INKS = tuple(_RULES[rule][0] for rule in ("bptt-ckpt", "e-prop", "sltt-a", "pp-prop", "bptt-d"))
+OTHER_INKS = tuple(_RULES[rule][0] for rule in ("bptt-d", "e-prop", "sltt-a", "pp-prop", "bptt-ckpt"))
 _OTHER_MARKERS = ("X", ">", "p", "h", "*")
 _BLACK_A_DOUBLING = 0.15
 """In the ink of a rule whose number is twice that of another; of 16 and more it is the same."""
@@ -240,13 +240,19 @@ def plain_ticks(
     which: Literal["x", "y"],
     *,
     whole: bool = False,
-    most: int = 5,
+    most: int | None = None,
     within: tuple[float, float] = ANY,
 ) -> None:
-    """Few, round ticks in plain numbers; none for what no figure of the axis can be."""
+    """Few, round ticks in plain numbers; none for what no figure of the axis can be, and no room for it but for a mark."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(
+        MaxNLocator(most or (5 if which == "x" else 6), integer=whole, steps=[1, 2, 5, 10])
+    )
     low, high = within
+    if within != ANY:
+        start, end = axis.get_view_interval()
+        room = _ROOM_BEYOND * (end - start)
+        getattr(axes, f"set_{which}lim")(max(start, low - room), min(end, high + room))
     axis.set_major_formatter(
         FuncFormatter(
             lambda value, _: (
@@ -254,6 +260,10 @@ def plain_ticks(
             )
         )
     )
+
+
+_ROOM_BEYOND = 0.06
+"""Of an axis, beyond what a figure of it can be."""
 
 
 def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -265,7 +275,7 @@ def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-_FEW_DECADES = 100
+_FEW_DECADES = 300
 
 
 def label(words: str, seeds: str, which: Literal["x", "y"]) -> str:
@@ -362,6 +372,19 @@ def legend_below(figure: Figure, axes: Sequence[Axes], width: Width, order: Sequ
         list(entries.values()), list(entries), loc="outside lower center", ncols=columns, columnspacing=1.2,
         handletextpad=0.6,
     )  # fmt: skip
+
+
+def share_scale(axes: Sequence[Axes], which: Literal["x", "y"], quantities: Sequence[str]) -> None:
+    """One scale for the panels that show one quantity along an axis: from the least of their limits to the largest."""
+    scaled = [
+        (quantity, getattr(place, f"get_{which}scale")())
+        for place, quantity in zip(axes, quantities, strict=True)
+    ]
+    for shown in set(scaled):
+        alike = [place for place, own in zip(axes, scaled, strict=True) if own == shown]
+        lows, highs = zip(*(getattr(place, f"get_{which}lim")() for place in alike), strict=True)
+        for place in alike:
+            getattr(place, f"set_{which}lim")(min(lows), max(highs))
 
 
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
