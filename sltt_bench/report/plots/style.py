@@ -218,11 +218,11 @@ def _fixed(method: str) -> int:
 def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels: side by side across two columns, one below the other in one column.
 
-    More than three are small multiples, three or two in a row. `height` is that of one panel in inches; the caller
-    adds what it needs for legends itself.
+    More than three are small multiples, three or two in a row (four: two and two). `height` is that of one panel in inches;
+    the caller adds what it needs for legends itself.
     """
     most = 3 if width == "double" else 1 if count <= MOST_IN_ROW else 2
-    columns = min(count, most)
+    columns = 2 if count == 4 else min(count, most)
     rows = math.ceil(count / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)
     figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=layout)
