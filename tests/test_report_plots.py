@@ -487,6 +487,18 @@ def test_whiskers_of_times_divide_and_multiply_the_geometric_mean(tmp_path: Path
     assert "geometric" in shown["tradeoff"].caption
 
 
+def test_a_whisker_has_a_rim_of_the_surface_to_be_seen_on_a_bar_of_any_colour() -> None:
+    """Dark ink on OTTT's navy, and light ink on a dark page's bars, could hardly be seen."""
+    bar = Bar("ottt", (2.0,), "2.00", method="ottt", spread=(1.0, 3.0))
+    with style.applied():
+        (axes,) = draw_bars([BarPanel("Time per epoch", "time [s]", (bar,))], "double").axes
+    (whisker,) = (part for part in axes.containers if isinstance(part, ErrorbarContainer))
+    rims = [
+        effect._gc["foreground"] for part in whisker.get_children() for effect in part.get_path_effects()[:1]
+    ]
+    assert {*rims} == {style.SURFACE}
+
+
 def test_a_single_measurement_is_told_from_a_mean_in_the_plot_itself(tmp_path: Path) -> None:
     """Without a whisker the time of one seed looked as certain as counted bytes."""
     run = HandmadeRun(tmp_path / "one")
