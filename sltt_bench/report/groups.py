@@ -488,9 +488,13 @@ def method_order(name: str) -> tuple[int, str, float, str]:
     return {"bptt": 0, "sltt": 1}.get(name, 4), rule, value, unbiased
 
 
-def natural_order(name: str) -> list[str | int]:
-    """Sorting key of names with numbers in them: resnet34, resnet50, resnet101."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
+def natural_order(name: str) -> list[str | float]:
+    """Sorting key of names and settings with numbers in them: resnet34, resnet101; τ = 1.25, τ = 1.5; layer1.2, layer1.10."""
+    return [float(part) if number % 2 else part for number, part in enumerate(_NUMBER.split(name))]
+
+
+_NUMBER = re.compile(r"((?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])|\d+)")
+"""A number that stands alone may have a fraction and an exponent."""
 
 
 def seeds_text(seeds: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import TypeVar
 
 import pandas as pd
@@ -107,7 +107,9 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
         f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
-    return Figure(name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles))])
+    return Figure(
+        name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles, repeat(sweeps)))]
+    )
 
 
 def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:

@@ -119,13 +119,15 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
     return (*key, group.key.tuning if group.key.tuned else "", group.protocol, *settings)
 
 
-def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
-    """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side."""
+def sweep_panels(sweep: Sweep, title: str = "", beside: Sequence[Sweep] = ()) -> Iterator[Panel]:
+    """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side; `beside`:
+    all of these, which have one unit."""
     # Where times are drawn, they are from the same epochs in all groups.
     phase = next(group.phase for group in sweep.groups.values() if group.finished)
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
-        scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
+        shown = [other.stats(name, metric) for other in beside or (sweep,) for name in other.methods]
+        scale = scale_of(metric, [stat for line in shown for stat in line.values()])
         lines = [mean_line(name, metric, sweep.groups, scale.factor) for name in sweep.methods if stats[name]]
         if metric == sweep.memory:
             lines += [fitted_line(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
