@@ -5,6 +5,7 @@ expands it; `report/sections/studies.py` reports what the cells of its points me
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,8 +25,10 @@ def task_name(recipe: Any) -> str:
 
 
 def setting_words(field: str, value: Any, equals: str = " = ") -> str:
-    """What a cell has otherwise than its recipe: "neuron.tau = 2.0", "task digits"."""
-    return f"task {task_name(value)}" if field == TASK else f"{field}{equals}{value}"
+    """What a cell has otherwise than its recipe, as YAML spells it: "neuron.tau = 2.0", "test_timesteps = null", "task digits"."""
+    if field == TASK:
+        return f"task {task_name(value)}"
+    return f"{field}{equals}{value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
 
 
 Label = Annotated[str, Field(min_length=1, max_length=200)]

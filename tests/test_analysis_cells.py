@@ -365,6 +365,13 @@ def test_cells_that_differ_in_more_than_the_grid_are_not_averaged(
     chip = (words or ["weights from a checkpoint"])[0]
     assert chip in alone.chips
     assert alone.title == f"The gradient taken apart: digits ({chip})"
+    if words:  # the recipe's own value, which had no name beside it
+        field, own = (
+            next(iter(change["overrides"])),
+            {"neuron.v_threshold": "1.0", "model.channels": "[8, 16]"},
+        )
+        titles = {section.title for section in sections} - {alone.title}
+        assert titles == {f"The gradient taken apart: digits ({field} = {own[field]})"}
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,12 @@ def test_of_several_subjects_beside_one_baseline_the_best_decides(tmp_path: Path
         ("as calls", "another way"), ("replayed", "met"), ("as calls", "met"),
     ]  # fmt: skip
     assert any("the best decides" in note for note in table.notes)
+    (figure,) = (block for section in part.sections for block in section.blocks if isinstance(block, Figure))
+    (panel,) = figure.content()
+    labels = [dot.label for dot in panel.dots]
+    assert labels[0].endswith(", as calls")
+    assert labels[1].endswith(", replayed")
+    assert len({*labels}) == 3
 
 
 def test_a_later_measurement_replaces_an_earlier_one_and_is_never_averaged_with_it(tmp_path: Path) -> None:

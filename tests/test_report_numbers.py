@@ -592,3 +592,17 @@ def test_a_slope_is_that_of_the_time_steps_that_were_looked_at() -> None:
 
 def test_names_are_in_natural_order_whatever_digits_they_have() -> None:
     assert sorted(["t10", "1²", "t9", "²"], key=natural_order) == ["1²", "t9", "t10", "²"]
+
+
+@pytest.mark.parametrize(
+    "in_order",
+    [
+        ["τ = 1.1", "τ = 1.25", "τ = 1.5", "τ = 20.0"],
+        ["train.lr = 1e-05", "train.lr = 0.0001", "train.lr = 0.03, T = 4"],
+        ["width 0.25", "width 0.5"],
+        ["layer1.2.conv1", "layer1.10.conv1"],
+    ],
+)
+def test_settings_stand_in_the_order_of_their_values(in_order: list[str]) -> None:
+    """1.25 came after 1.5."""
+    assert sorted(sorted(in_order), key=natural_order) == in_order

@@ -11,28 +11,36 @@ from pkgutil import resolve_name
 from statistics import geometric_mean
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
+from colour_vision import contrast, difference
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 from result_builder import MIB, RECIPE, HandmadeRun, varied
 
 from sltt_bench.format import Scale
+from sltt_bench.methods import labels
 from sltt_bench.report import SECTIONS
 from sltt_bench.report.assemble import assemble
 from sltt_bench.report.document import Context, Figure, MissingFigure, Table, Width
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.grouping import make_groups
+from sltt_bench.report.groups import rule_and_number
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
 from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
+from sltt_bench.report.plots.studies import Drawn, StudyLine, draw_study
 from sltt_bench.report.render import html
+from sltt_bench.report.sections.gradients.figures import _around
 from sltt_bench.report.sections.runs.curves import curve_panels, curves
 from sltt_bench.report.sections.runs.section import runs
+from sltt_bench.report.statistics import Stat
 from sltt_bench.report.targets import to_target
 from sltt_bench.results.reader import read_results
 
@@ -212,6 +220,107 @@ def test_a_title_longer_than_its_panel_is_wrapped_and_cut(count: int) -> None:
     assert all(axes._left_title.get_text().endswith("…") for axes in drawing.axes)
 
 
+def test_every_group_of_a_grid_is_named_by_its_values_also_the_recipes_own(tmp_path: Path) -> None:
+    """Beside "neuron.tau = 2.0" the recipe's own 1.1 had no name, and the panels stood in the order of hashes."""
+    run = HandmadeRun(tmp_path)
+    for tau in (1.1, 20.0, 1.5, 1.25):
+        for recurrent in (False, True):
+            overrides = {"neuron.tau": tau} if tau != 1.1 else {}
+            overrides |= {"model.recurrent": True} if recurrent else {}
+            recipe = varied(RECIPE, neuron__tau=tau) | {"model": {"name": "mlp", "recurrent": recurrent}}
+            run.cell("bptt", recipe=recipe, top1=[0.4, 0.5, 0.6], overrides=overrides)
+    sections = runs(Context(read_results([tmp_path]), "bptt")).sections
+    titles = [
+        f"model.recurrent = {recurrent}, neuron.tau = {tau}"
+        for recurrent in ("false", "true")
+        for tau in ("1.1", "1.25", "1.5", "20.0")
+    ]
+    assert next(section.title for section in sections if section.title in titles) == titles[0]
+    assert {section.title for section in sections} >= {*titles}
+    panels = drawn(figures(tmp_path)["digits-curves-1"]).axes
+    assert [axes._left_title.get_text().replace("\n", " ") for axes in panels] == titles[1:]
+
+
+def test_panels_of_one_quantity_have_one_scale(tmp_path: Path) -> None:
+    """Where all methods are at 100 % the axis began at 95, beside one from 20."""
+    run = HandmadeRun(tmp_path)
+    for noise, last in ((0.0, 1.0), (0.5, 0.25)):
+        for delay in (1, 2, 3):
+            run.cell(
+                "bptt", recipe=varied(RECIPE, data__delay=delay, data__noise=noise), top1=[0.2, last, last],
+                overrides={"data.delay": delay, "data.noise": noise},
+            )  # fmt: skip
+    for name in ("digits-sweep-data-delay", "digits-curves-1"):
+        panels = drawn(figures(tmp_path)[name]).axes
+        assert len({axes.get_ylim() for axes in panels}) == 1
+        assert len({axes.get_xlim() for axes in panels}) == 1
+        numbers = [label.get_text() for label in panels[0].get_yticklabels() if label.get_text()]
+        assert numbers[-5:] == ["20", "40", "60", "80", "100"]
+        assert panels[0].get_ylim()[1] < 106
+
+
+def test_sweeps_side_by_side_have_one_unit(tmp_path: Path) -> None:
+    """One was in MiB and its neighbour in GiB."""
+    run = HandmadeRun(tmp_path)
+    for batch, factor in ((32, 1), (64, 2000)):
+        for steps in (1, 2):
+            run.cell(
+                "bptt", recipe=varied(RECIPE, timesteps=steps, train__batch_size=batch), peak_tensor_bytes=factor * steps * MIB,
+                overrides={"timesteps": steps, "train.batch_size": batch},
+            )  # fmt: skip
+    panels = drawn(figures(tmp_path)["digits-sweep-timesteps"]).axes
+    memory = {axes.get_ylabel() for axes in panels if "tensors" in axes.get_ylabel()}
+    assert memory == {"live tensors [GiB]"}
+
+
+def test_panels_of_one_measure_of_a_study_have_one_scale_and_unit() -> None:
+    def panel(title: str, seconds: float) -> Drawn:
+        line = StudyLine("bptt", "bptt", {1: Stat(seconds, None, 1), 2: Stat(2 * seconds, None, 1)})
+        return Drawn("epoch_s", "timesteps", title, (line,))
+
+    with style.applied():
+        first, second = draw_study([panel("small", 0.01), panel("large", 0.2)], "double").axes
+    assert first.get_ylim() == second.get_ylim()
+    assert first.get_ylabel() == second.get_ylabel()
+
+
+@pytest.mark.parametrize("lowest", [100.0, 95.0, 88.0, 60.0])
+def test_ticks_of_accuracies_are_whole_numbers(lowest: float) -> None:
+    """They were 95, 97.5 and 100."""
+    line = Line("bptt", (1.0, 2.0), (lowest, 100.0), method="bptt")
+    with style.applied():
+        drawing = draw_lines(
+            [Panel("", Axis("epoch"), Axis("test top-1 [%]", within=(0, 100)), (line,))], "double"
+        )
+        FigureCanvasAgg(drawing).draw()
+    (axes,) = drawing.axes
+    ticks = [label.get_text() for label in axes.get_yticklabels() if label.get_text()]
+    assert ticks[-1] == "100"
+    assert all(tick.isdigit() for tick in ticks)
+
+
+def test_a_long_line_has_few_marks() -> None:
+    """Of 30 epochs each had one, and squares hid all lines below them."""
+    line = Line("bptt", range(30), range(30), method="bptt")
+    with style.applied():
+        drawing = draw_lines([Panel("", Axis("epoch"), Axis("y [s]"), (line,))], "double")
+    assert drawing.axes[0].lines[0].get_markevery() == 3
+
+
+def test_bars_on_a_logarithmic_axis_never_reach_zero_and_are_as_long_to_both_sides() -> None:
+    axis = Axis("variance", logarithmic=True)
+    assert _around(2.0, 3.0, y_axis=axis) == pytest.approx((0.8, 5.0))
+    assert _around(0.0, 0.0, y_axis=axis) == (0.0, 0.0)
+    assert _around(2.0, 3.0, y_axis=Axis("cosine")) == (-1.0, 5.0)
+
+
+@pytest.mark.parametrize("field", ["neuron.tau", "train.lr", "data.delay", "timesteps"])
+def test_an_axis_of_a_recipe_field_has_its_words(field: str) -> None:
+    """A sweep had "neuron.tau" where a study had "τ, time steps"."""
+    assert axis_words(field) != field
+    assert axis_words("of.somebody") == "of.somebody"
+
+
 # At the shipped sizes ----------------------------------------------------------------------------------
 
 
@@ -345,7 +454,6 @@ def test_a_png_has_its_dots_whatever_is_written_beside_it(all_figures: dict[str,
 
 
 def test_the_users_own_matplotlib_settings_do_not_matter(all_figures: dict[str, Figure]) -> None:
-    import matplotlib
 
     with style.applied():
         plain = style.files(all_figures["methods"].draw("column"), ["svg"])
@@ -391,6 +499,18 @@ def test_whiskers_of_times_divide_and_multiply_the_geometric_mean(tmp_path: Path
     assert whiskers(over_time)[0] == pytest.approx((4.0 / factor, 4.0 * factor))
     assert "Whiskers: mean ÷ and × the geometric standard deviation" in shown["methods"].caption
     assert "geometric" in shown["tradeoff"].caption
+
+
+def test_a_whisker_has_a_rim_of_the_surface_to_be_seen_on_a_bar_of_any_colour() -> None:
+    """Dark ink on OTTT's navy, and light ink on a dark page's bars, could hardly be seen."""
+    bar = Bar("ottt", (2.0,), "2.00", method="ottt", spread=(1.0, 3.0))
+    with style.applied():
+        (axes,) = draw_bars([BarPanel("Time per epoch", "time [s]", (bar,))], "double").axes
+    (whisker,) = (part for part in axes.containers if isinstance(part, ErrorbarContainer))
+    rims = [
+        effect._gc["foreground"] for part in whisker.get_children() for effect in part.get_path_effects()[:1]
+    ]
+    assert {*rims} == {style.SURFACE}
 
 
 def test_a_single_measurement_is_told_from_a_mean_in_the_plot_itself(tmp_path: Path) -> None:
@@ -713,26 +833,84 @@ def test_nothing_is_missing_where_everything_was_run(everything: Path) -> None:
 # Colours -----------------------------------------------------------------------------------------------------
 
 
+DARK_SURFACE = re.findall(r"--surface: (#\w+);", html._template("report.css"))[1]
+NUMBERS = {"N": [*map(str, range(1, 40))], "X": ["0", "0.1", ".25", "0.5", "0.75", "1"]}
+SHIPPED = [
+    label.replace(letter, number)
+    for label in labels()
+    for letter in "NX"
+    if letter in label
+    for number in NUMBERS[letter]
+]
+SHIPPED += [label for label in labels() if not {*"NX"} & {*label}] + [
+    "sltt-a",
+    "sltt-a-unbiased",
+    "pp-prop-a0.5",
+]
+OFTEN = [
+    "bptt",
+    "sltt",
+    "sltt-k1",
+    "sltt-k2",
+    "sltt-k4",
+    "tbptt-w2",
+    "ottt",
+    "e-prop",
+    "s-tllr",
+    "pp-prop",
+    "rate",
+]
+"""What stands most often in one figure."""
+
+
 def test_a_method_has_one_colour_whatever_else_is_shown() -> None:
     assert style.colour("bptt") == "#d55e00"
     assert style.colour("sltt") == "#0072b2"
-    assert style.colour("sltt-k2") == style.colour("sltt-k2-unbiased") == "#009e73"
+    assert style.colour("sltt-k2") == style.colour("sltt-k2-unbiased")
+    assert style.colour("bptt-d.5") == style.colour("bptt-d0.5") != style.colour("bptt-d0.25")
     assert style.colour("my-method") == style.colour("my-method")
     assert style.line("sltt-k2-unbiased") == "--"
 
 
-@pytest.mark.parametrize("weights", [(0.299, 0.587, 0.114)])
-def test_the_main_methods_differ_in_hue_and_the_k_family_in_brightness(weights: tuple[float, ...]) -> None:
-    def brightness(method: str) -> float:
-        return float(np.dot(weights, to_rgb(style.colour(method))))
+def test_every_rule_that_ships_has_a_look_of_its_own() -> None:
+    assert {rule_and_number(method)[0] for method in SHIPPED} == style._RULES.keys()
 
-    shades = [brightness(f"sltt-k{k}") for k in (1, 2, 4)]
-    assert shades == sorted(shades, reverse=True)
-    assert all(a - b > 0.1 for a, b in pairwise(shades))
-    assert (
-        len({style.marker(f"sltt-k{k}") for k in (1, 2, 4, 8)} | {style.marker("sltt"), style.marker("bptt")})
-        == 6
-    )
+
+def test_every_colour_of_a_line_is_seen_on_a_light_and_on_a_dark_surface() -> None:
+    """sltt-k1 had twice the contrast of the paper, bptt-d0 less than that, the last of T = 1, 2, 4 half as much again."""
+    inks = {style.colour(method) for method in [*SHIPPED, *(f"rule-of-somebody{n}" for n in range(99))]}
+    for ink in inks | {style.ramp(share) for share in np.linspace(0, 1, 20)}:
+        assert contrast(ink, style.SURFACE) >= 3, ink
+        assert contrast(style.on_dark(ink), DARK_SURFACE) >= 3, ink
+
+
+def test_methods_of_one_figure_differ_for_every_kind_of_colour_vision() -> None:
+    for one, other in combinations(map(style.colour, OFTEN), 2):
+        of_one_rule = all(ink in map(style.colour, ("sltt-k1", "sltt-k2", "sltt-k4")) for ink in (one, other))
+        assert difference(one, other) > (8 if of_one_rule else 11), (one, other)
+        assert difference(style.on_dark(one), style.on_dark(other)) > (4.5 if of_one_rule else 7), (
+            one,
+            other,
+        )
+
+
+@pytest.mark.parametrize("rule", ["sltt-k", "tbptt-w", "bptt-ckpt", "sltt-a", "bptt-d"])
+def test_a_larger_number_is_a_darker_shade_of_its_rules_colour(rule: str) -> None:
+    numbers = (0, 0.25, 0.5, 0.75, 1) if rule == "bptt-d" else (1, 2, 4, 8, 16)
+    shades = [style.colour(f"{rule}{number}") for number in numbers]
+    for shown in (shades, [style.on_dark(shade) for shade in shades]):
+        contrasts = [contrast(shade, "#000000") for shade in shown]
+        assert contrasts == sorted(contrasts, reverse=True)
+    for one, other in pairwise(shades):
+        assert difference(one, other) > 7.9
+        assert difference(style.on_dark(one), style.on_dark(other)) > 4.5
+    if rule != "bptt-d":
+        low, between, high = (contrast(style.colour(f"{rule}{number}"), "#000000") for number in (2, 3, 4))
+        assert low > between > high
+
+
+def test_the_k_family_and_the_main_methods_differ_in_markers() -> None:
+    assert len({style.marker(name) for name in ("bptt", "sltt", *(f"sltt-k{k}" for k in (1, 2, 4, 8)))}) == 6
 
 
 def test_no_method_has_the_colour_of_an_ink() -> None:
@@ -873,32 +1051,28 @@ def dark_inks(css: str) -> dict[str, str]:
     return dict(pair for block in dark for pair in re.findall(r"(--\w+): (#[0-9a-f]{6});", block))
 
 
-def test_every_line_is_seen_on_a_dark_page() -> None:
-    """The rules' own colours were none that a dark page lightens: ottt-o and s-tllr could hardly be seen, nor its T = 1 a ramp."""
-    rules = [
-        "bptt",
-        "sltt",
-        "sltt-k3",
-        "sltt-k12",
-        *map("{}2".format, style._RULES),
-        *style._RULES,
-        "my-own-rule",
-    ]
-    lines = [Line(name, (1.0, 2.0), (1.0, 2.0), method=name) for name in rules]
+def test_the_light_page_has_the_colours_of_the_files_and_the_dark_page_the_lighter_counterpart_of_each() -> (
+    None
+):
+    """sltt-k1 was of another green on the page, and ottt-o could hardly be seen on a dark one, nor its T = 1 a ramp."""
+    names = ["bptt", "sltt", "sltt-k1", "sltt-k3", "ottt-o", "my-own-rule"]
+    lines = [Line(name, (1.0, 2.0), (1.0, 2.0), method=name) for name in names]
     lines += [Line(f"T = {steps}", (1.0, 2.0), (2.0, 1.0)) for steps in (1, 2, 4)]
     with style.applied():
-        for panel in (Panel("", Axis("x"), Axis("y [s]"), tuple(lines[n : n + 9])) for n in (0, 9, 18)):
-            svg = style.files(draw_lines([panel], "double"), ["svg"])["svg"].decode()
-            inks = dark_inks(html._template("report.css") + html._dark_inks([svg]))
-            shown = re.findall(
-                r"stroke: (?:var\((--\w+)(?:, (#\w+))?\)|(#\w+))", html.inline_svg(svg, "a", "b")
-            )
-            assert shown
-            for variable, own, bare in shown:
-                if variable not in ("--grid", "--surface"):
-                    ink = inks.get(variable, own) or bare
-                    assert style._contrast(ink, html.DARK_SURFACE) >= 3, (variable, ink)
-    assert f"--surface: {html.DARK_SURFACE}" in html._template("report.css")
+        svg = style.files(draw_lines([Panel("", Axis("x"), Axis("y [s]"), tuple(lines))], "double"), ["svg"])[
+            "svg"
+        ].decode()
+    css = html._template("report.css") + html._dark_inks([svg])
+    page, dark = html.inline_svg(svg, "a", "b"), dark_inks(css)
+    drawn_in = {*map(style.colour, names), *map(style.ramp, (0, 0.5, 1))}
+    shown = dict(re.findall(r"stroke: var\((--c\w+), (#\w+)\)", page))
+    assert {*shown.values()} == drawn_in
+    assert not set(re.findall(r"stroke: (#\w+)", page))
+    assert {variable: dark[variable] for variable in shown} == {
+        variable: style.on_dark(ink) for variable, ink in shown.items()
+    }
+    light = css.partition("}")[0]
+    assert not [variable for variable in shown if variable in light]
 
 
 def test_numbers_on_colours_are_not_of_the_inks_that_a_dark_page_replaces() -> None:
@@ -915,8 +1089,9 @@ def test_numbers_on_colours_are_not_of_the_inks_that_a_dark_page_replaces() -> N
     }
     assert all(written.values()), page
     seen = {number: inks.get(found[1], found[2]) for number, found in written.items() if found}
-    assert style._contrast(seen["1.000"], style.ramp(1.0)) > 7
-    assert style._contrast(seen["0.200"], style.ramp(0.0)) > 7
+    low, high = (to_hex(matplotlib.colormaps[style.RAMP](share)) for share in (0.0, 1.0))
+    assert contrast(seen["1.000"], high) > 7
+    assert contrast(seen["0.200"], low) > 7
 
 
 def test_ratios_with_wide_intervals_stand_on_a_logarithmic_axis(tmp_path: Path) -> None:

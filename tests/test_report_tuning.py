@@ -433,6 +433,9 @@ def test_a_profile_is_the_share_of_tasks_within_a_factor_of_the_fastest(tmp_path
     (axes,) = shown["Performance profile"].draw("column").axes
     line = next(line for line in axes.lines if line.get_label() == "sltt")
     assert list(line.get_ydata()) == pytest.approx([100 / 3, 200 / 3, 200 / 3])
+    assert axes.get_xticks()[0] == 1.0
+    assert axes.get_xlim()[0] < 1.0  # marks there do not cover the numbers of the other axis
+    assert "n = 1 seed a method and task" in shown["Performance profile"].caption
 
 
 def test_the_tasks_of_a_study_have_a_profile_of_their_own(tmp_path: Path) -> None:
@@ -457,6 +460,15 @@ def test_one_task_or_none_reached_makes_no_profile_of_chance(tmp_path: Path) -> 
     task(tmp_path, "two", {"bptt": NEVER, "sltt": NEVER})
     (profile,) = profiles(make_groups(read_results([tmp_path])))
     assert profile.share("sltt", 1e9) == 0.5
+
+
+def test_a_profile_in_which_no_target_was_reached_is_a_table_without_a_drawing(tmp_path: Path) -> None:
+    """It was a line at 0 %."""
+    for name in ("one", "two"):
+        task(tmp_path, name, {"bptt": NEVER, "sltt": NEVER})
+    shown = blocks(tmp_path)
+    assert "Share of tasks" in shown
+    assert "Performance profile" not in shown
 
 
 def test_every_figure_and_table_of_a_report_says_whose_settings_it_shows(study: Path, tmp_path: Path) -> None:

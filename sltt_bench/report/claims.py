@@ -246,7 +246,7 @@ def command_for(claim: Claim, recipe: str) -> str:
 
 
 def _setting(key: str, value: Any) -> str:
-    return setting_words(key, value if key == TASK else _written(value))
+    return setting_words(key, value)
 
 
 def _written(value: Any) -> str:

@@ -19,7 +19,14 @@ from sltt_bench.printable import make_console
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Column, Heading, Table, TableCell, Tone, table_of
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, MethodResult, headline_of, method_order, seeds_text
+from sltt_bench.report.groups import (
+    Group,
+    MethodResult,
+    headline_of,
+    method_order,
+    seeds_text,
+    settings_beside,
+)
 from sltt_bench.report.integrity import BEGINNINGS
 from sltt_bench.report.keys import DIFFERENCE_WORDS, GroupKey, told_apart
 from sltt_bench.report.metrics import METRICS, stat_of
@@ -163,6 +170,7 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
     """Each experiment in the words that both its groups share, no two alike. `free`: in what a pair may differ, which is
     said of the sets."""
     names, keys = [], []
+    all_groups = [group for pair in pairs for group in pair if group]
     unsaid: dict[str, Any] = dict.fromkeys(free, "")
     for a, b in pairs:
         one, other = a or b, b or a
@@ -170,7 +178,7 @@ def _names(pairs: Sequence[tuple[Group | None, Group | None]], free: Sequence[st
         assert other is not None
         shared = set(other.key.conditions())
         words = [one.key.recipe, *(word for word in one.key.conditions()[1:] if word in shared)]
-        words += [setting_words(key, value) for key, value in one.overrides.items()]
+        words += [setting_words(key, value) for key, value in settings_beside(one, all_groups).items()]
         names.append(", ".join(words))
         keys.append(replace(one.key, **unsaid))
     if len({key.hardware for key in keys}) > 1:

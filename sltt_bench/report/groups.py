@@ -6,8 +6,8 @@ else is a `NotComparable` with its reason.
 """
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from sltt_bench.report.statistics import (
     pareto_front,
 )
 from sltt_bench.results.doubts import CHANCE
-from sltt_bench.studies import setting_words
+from sltt_bench.studies import TASK, setting_words
 
 
 @dataclass(frozen=True)
@@ -38,18 +38,28 @@ class NotComparable:
 
 def in_words(group: "Group", siblings: Sequence["Group"]) -> str:
     """What tells the group from some others (itself may be among them), or ''."""
-    conditions = set(group.key.conditions())
-    words = [
-        word
-        for word in group.words
-        if word not in conditions or any(word not in sibling.words for sibling in siblings)
-    ]
+    conditions, own = set(group.key.conditions()), words_beside(group, siblings)
+    others = [words_beside(sibling, [group, *siblings]) for sibling in siblings]
+    words = [word for word in own if word not in conditions or any(word not in other for other in others)]
     if any(sibling.key.synthetic for sibling in siblings) and not group.key.synthetic:
         words.append("real data")
-    alike = [sibling.key for sibling in siblings if sibling.words == group.words]
+    alike = [sibling.key for sibling, other in zip(siblings, others, strict=True) if other == own]
     if group.key in alike:
         words += told_apart(group.key, alike)
     return ", ".join(words)
+
+
+def words_beside(group: "Group", siblings: Iterable["Group"]) -> list[str]:
+    """The group's words, with the recipe's own value of what was set otherwise in a sibling of the same recipe."""
+    return replace(group, overrides=settings_beside(group, siblings)).words
+
+
+def settings_beside(group: "Group", siblings: Iterable["Group"]) -> dict[str, Any]:
+    """Recipe field → the group's value, of all that is set otherwise than the recipe has it in the group or in a sibling."""
+    related = (group, *(other for other in siblings if other.key.recipe == group.key.recipe))
+    known = {**group.settings, **group.overrides}
+    fields = {field for other in related for field in other.overrides if field in known}
+    return {field: known[field] for field in sorted(fields, key=lambda field: (field != TASK, field))}
 
 
 @dataclass(frozen=True)
@@ -478,9 +488,13 @@ def method_order(name: str) -> tuple[int, str, float, str]:
     return {"bptt": 0, "sltt": 1}.get(name, 4), rule, value, unbiased
 
 
-def natural_order(name: str) -> list[str | int]:
-    """Sorting key of names with numbers in them: resnet34, resnet50, resnet101."""
-    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"(\d+)", name))]
+def natural_order(name: str) -> list[str | float]:
+    """Sorting key of names and settings with numbers in them: resnet34, resnet101; τ = 1.25, τ = 1.5; layer1.2, layer1.10."""
+    return [float(part) if number % 2 else part for number, part in enumerate(_NUMBER.split(name))]
+
+
+_NUMBER = re.compile(r"((?<![\w.])\d+(?:\.\d+)?(?:e[+-]?\d+)?(?![\w.])|\d+)")
+"""A number that stands alone may have a fraction and an exponent."""
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -490,6 +504,6 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 def rule_and_number(method: str) -> tuple[str, float | None]:
     """ "tbptt-w4" → ("tbptt-w", 4): what of a method's name is its rule, and the number that its user chose."""
-    parts = re.fullmatch(r"(.*?)(\d+(?:\.\d+)?)?(-unbiased)?", method)
+    parts = re.fullmatch(r"(.*?)(\d*\.?\d+)?(-unbiased)?", method)
     assert parts
     return parts[1], None if parts[2] is None else float(parts[2])

@@ -22,7 +22,7 @@ from sltt_bench.format import DASH, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Heading, Table, TableCell
 from sltt_bench.report.grouping import make_groups
-from sltt_bench.report.groups import Group, NotComparable
+from sltt_bench.report.groups import Group, NotComparable, settings_beside
 from sltt_bench.report.keys import told_apart
 from sltt_bench.report.metrics import METRICS, Metric
 from sltt_bench.report.render.terminal import print_table
@@ -168,7 +168,7 @@ def _conditions(groups: Sequence[Group]) -> list[str]:
     """Each group's conditions in words; where those of some are the same, with what tells these apart."""
     words = []
     for group in groups:
-        settings = [setting_words(key, value) for key, value in group.overrides.items()]
+        settings = [setting_words(key, value) for key, value in settings_beside(group, groups).items()]
         words.append((group.key.recipe, *group.key.conditions(), *settings))
     conditions = []
     for group, own in zip(groups, words, strict=True):

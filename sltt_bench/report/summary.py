@@ -31,7 +31,8 @@ def leading_first(groups: Sequence[Group]) -> list[Group]:
     def place(group: Group) -> tuple[object, ...]:
         key = group.key
         return (
-            best[key.recipe], natural_order(key.recipe), _departs(group), len(group.overrides), key,
+            best[key.recipe], natural_order(key.recipe), _departs(group), len(group.overrides),
+            natural_order(", ".join(group.words)), key,
         )  # fmt: skip
 
     return sorted(groups, key=place)

@@ -130,6 +130,8 @@ class Profile:
     """Whose tasks they are; '' where they are recipes."""
     left_out: tuple[str, ...]
     """Methods that did not run on every task."""
+    seeds: frozenset[int]
+    """Over how many seeds the medians are."""
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -140,6 +142,11 @@ class Profile:
     def title(self) -> str:
         """Whose tasks it is over."""
         return f"Performance profile over {f'the tasks of {self.study}' if self.study else 'tasks'}"
+
+    @property
+    def reached(self) -> bool:
+        """Whether some method reached the target of some task."""
+        return any(math.isfinite(factor) for of in self.factors.values() for factor in of)
 
     def share(self, method: str, factor: float) -> float:
         """Of the tasks on which the method takes at most `factor` times as long as the fastest."""
@@ -174,9 +181,8 @@ def profiles(groups: Sequence[Group]) -> list[Profile]:
 
 
 def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
-    times = {
-        task: {way.method: way.median_s for way in to_target(group)} for task, group in sorted(tasks.items())
-    }
+    ways = {task: to_target(group) for task, group in sorted(tasks.items())}
+    times = {task: {way.method: way.median_s for way in of_task} for task, of_task in ways.items()}
     everywhere = set.intersection(*(set(of_task) for of_task in times.values()))
     methods = [name for name in next(iter(times.values())) if name in everywhere]
     if len(tasks) < 2 or len(methods) < 2:
@@ -196,4 +202,7 @@ def _profile(study: str, tasks: dict[str, Group]) -> Profile | None:
         key=first,
         study=study,
         left_out=tuple(sorted({name for of_task in times.values() for name in of_task} - everywhere)),
+        seeds=frozenset(
+            len(way.seconds) for of_task in ways.values() for way in of_task if way.method in everywhere
+        ),
     )

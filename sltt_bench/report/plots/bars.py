@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from sltt_bench.report.document import Width
 from sltt_bench.report.plots import style
@@ -86,9 +87,11 @@ def _bar(axes: Axes, row: int, bar: Bar) -> None:
         left += length
     if bar.spread:
         low, high = bar.spread
-        axes.errorbar(
+        whisker = axes.errorbar(
             left, row, xerr=[[left - low], [high - left]], color=style.INK, linewidth=0.8, capsize=2
         )
+        for part in whisker.get_children():  # to be seen on a bar of any colour
+            part.set_path_effects([withStroke(linewidth=2, foreground=style.SURFACE)])
     if bar.dots:
         last = len(bar.dots) - 1
         rows = [row + 0.2 - 0.4 * place / last for place in range(last + 1)] if last else [row]
@@ -96,7 +99,7 @@ def _bar(axes: Axes, row: int, bar: Bar) -> None:
 
 
 def _part_colour(number: int, count: int) -> str:
-    return style.ramp(0.25 + 0.65 * number / max(count - 1, 1), "cividis")
+    return style.ramp(number / max(count - 1, 1))
 
 
 def _failed(axes: Axes, row: int, bar: Bar) -> None:

@@ -119,6 +119,8 @@ def draw_lines(panels: Sequence[Panel], width: Width) -> Figure:
         _panel(place, panel, ramp, own, sizes, named)
         columns = _TITLE_WIDTHS[min(len(panels), len(_TITLE_WIDTHS)) - 1]
         place.set_title(style.wrapped(panel.title, columns, most=3))
+    style.share_scale(axes, "x", [panel.x.label for panel in panels])
+    style.share_scale(axes, "y", [panel.y.label for panel in panels])
     lines = [line for panel in panels for line in panel.lines]
     in_order = sorted(lines, key=lambda line: (not line.method, method_order(line.method)))
     style.legend_below(figure, axes, width, [line.label for line in in_order])
@@ -179,6 +181,8 @@ def _line(axes: Axes, line: Line, look: Mapping[str, Any], size: tuple[float, fl
         return
     if line.stroke == "step":
         how["drawstyle"] = "steps-post"
+    if len(xs) > _MOST_MARKS:
+        how["markevery"] = math.ceil(len(xs) / _MOST_MARKS)
     if line.marks != "none":
         hollow = line.marks == "hollow"
         edge = colour if hollow else style.SURFACE
@@ -212,6 +216,8 @@ def _unnamed(axes: Axes, line: Line, label: str | None) -> None:
     axes.plot(xs, ys, drawstyle="steps-post" if line.stroke == "step" else "default", **look)
 
 
+_MOST_MARKS = 10
+"""On a line; of a longer one every second point has one, or every third."""
 _STROKES = {"dashed": (0, (4, 2)), "dotted": (0, (1, 1.5)), "level": "--", "none": "none"}
 
 
@@ -230,8 +236,8 @@ def _level(axes: Axes, value: float, words: str) -> None:
     axes.axhline(value, color=style.SOFT_INK, linewidth=0.7, linestyle=(0, (1, 2)))
     if words:
         axes.annotate(
-            words, (0.02, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            fontsize=6.5, color=style.SOFT_INK,
+            words, (0.98, value), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
+            horizontalalignment="right", fontsize=6.5, color=style.SOFT_INK,
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from sltt_bench.format import Scale, Unit, scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.groups import rule_and_number
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import PERCENT, ticks_at
@@ -31,25 +32,6 @@ _MEASURES: dict[str, tuple[str, Unit | None]] = {
 """Measure → its words and unit; None for a number without."""
 _COUNTED = ("peak_tensor_bytes", "multiplications", "estimated_peak_bytes")
 """Measures that are the same in every repetition: one seed is as good as many."""
-_X_WORDS = {
-    "timesteps": "T, time steps",
-    "train.batch_size": "batch size",
-    "train.lr": "learning rate",
-    "test_timesteps": "T in use, time steps",
-    "number": "N in the method's name",
-    "neuron.tau": "τ, time steps",
-    "neuron.surrogate": "surrogate",
-    "neuron.surrogate_width": "width of the surrogate",
-    "model.hidden": "layers × neurons",
-    "model.normalisation": "normalisation",
-    "model.recurrent": "recurrent weights",
-    "neuron.reset": "reset",
-    "loss.average": "mean over time of",
-    "extends": "",
-    "layer": "",
-    "method": "",
-    "epoch": "epoch",
-}
 _TICK_ROOM = 90
 """Characters below all panels together, gaps included, that need not be turned."""
 _LOG_ABOVE, _LINEAR_TO = 8, 1e9
@@ -85,6 +67,11 @@ class Drawn:
         return self.title or _MEASURES[self.measure][0]
 
     @property
+    def means(self) -> list[float]:
+        """Every mean, in the measure's base unit."""
+        return [point.mean for line in self.lines for point in line.points.values()]
+
+    @property
     def counts(self) -> set[int]:
         """Over how many seeds its points are."""
         return {point.n for line in self.lines for point in line.points.values()}
@@ -92,7 +79,7 @@ class Drawn:
     @property
     def across(self) -> tuple[str, Unit | None]:
         """Words and unit of the x axis."""
-        return _MEASURES.get(self.x) or (_X_WORDS.get(self.x, self.x), None)
+        return _MEASURES.get(self.x) or (axis_words(self.x), None)
 
     @property
     def categories(self) -> list[Any] | None:
@@ -153,7 +140,9 @@ def draw_study(panels: Sequence[Drawn], width: Width) -> Figure:
     looks = [[_look(line, labels, others, own) for line in panel.lines] for panel in panels]
     tick_room = _TICK_ROOM // (len(panels) if width == "double" else 3)
     for place, panel, of_panel in zip(axes, panels, looks, strict=True):
-        _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room)
+        alike = [mean for other in panels if other.measure == panel.measure for mean in other.means]
+        _draw(place, panel, of_panel, style.Named(tuple(labels)), tick_room, alike)
+    style.share_scale(axes, "y", [panel.measure for panel in panels])
     style.legend_below(figure, axes, width, labels)
     return figure
 
@@ -164,7 +153,7 @@ def _look(
     """A method's own; of lines that share its colour, and of those of no method, marks and dashes of the line's place."""
     if line.method is None:
         variant = others.index(line.label)
-        inks = (style.INK, *style.OTHER_COLOURS)
+        inks = (style.INK, *style.OTHER_INKS)
         colour = inks[variant % len(inks)]
     else:
         same = [label for label in labels if label.split(", ")[0] == line.label.split(", ")[0]]
@@ -176,10 +165,15 @@ def _look(
 
 
 def _draw(
-    axes: Axes, panel: Drawn, looks: Sequence[dict[str, Any]], named: style.Named, tick_room: int
+    axes: Axes,
+    panel: Drawn,
+    looks: Sequence[dict[str, Any]],
+    named: style.Named,
+    tick_room: int,
+    means: Sequence[float],
 ) -> None:
+    """`means`: of all panels of the measure, which share unit and scale."""
     (words, unit), (x_words, x_unit) = _MEASURES[panel.measure], panel.across
-    means = [point.mean for line in panel.lines for point in line.points.values()]
     standing = [place for line in panel.lines for place in line.points]
     xs = [place for place in standing if place is not None]
     scale = scale_for(unit, means) if unit else Scale(1.0, "")

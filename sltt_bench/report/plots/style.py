@@ -53,29 +53,34 @@ FAILED = "#c0392b"
 ON_BRIGHT, ON_DIM = "#101214", "#ffffff"
 """Of numbers that are written onto colours: a dark page leaves them, as it leaves what is below them."""
 
-# Okabe and Ito's colours, which the common kinds of colour blindness keep apart. The family of
-# SLTT-K is one hue, lighter for smaller K; markers and labels tell its members apart as well.
-_COLOURS = {"bptt": "#d55e00", "sltt": "#0072b2"}
-_SLTT_K_SHADES = ("#5ccaa6", "#009e73", "#00755a", "#4d7f91", "#7d6ba8")
+# The rules that stand most often in one figure differ for the common kinds of colour blindness too; markers and labels
+# tell all of them apart as well. Every ink has three times the contrast of the surface or more (WCAG 2.1, 1.4.11).
 _RULES = {
-    "bptt-ckpt": ("#cc79a7", "p"),
-    "bptt-d": ("#e69f00", "X"),
-    "tbptt-w": ("#8c6d46", "h"),
-    "sltt-a": ("#56b4e9", ">"),
-    "ottt": ("#7a6fb0", "*"),
-    "ottt-o": ("#3d2f8f", "P"),
-    "e-prop": ("#a3a500", "8"),
-    "s-tllr": ("#4a4f57", "d"),
-    "pp-prop": ("#c2185b", "<"),
-    "rate": ("#00a2a2", "D"),
+    "bptt": ("#d55e00", "s"),
+    "sltt": ("#0072b2", "o"),
+    "sltt-k": ("#009e73", "d"),
+    "sltt-a": ("#3e9ccd", ">"),
+    "tbptt-w": ("#8088fc", "h"),
+    "bptt-d": ("#e0599e", "X"),
+    "bptt-l": ("#ea657a", "^"),
+    "bptt-ckpt": ("#c2843c", "p"),
+    "ottt": ("#062dac", "*"),
+    "ottt-o": ("#513659", "P"),
+    "e-prop": ("#909556", "8"),
+    "s-tllr": ("#742423", "d"),
+    "pp-prop": ("#8e2087", "<"),
+    "pp-prop-a": ("#8e2087", "<"),
+    "rate": ("#1ca2b4", "D"),
+    "conversion": ("#485a05", "H"),
 }
-"""Rule without its number → colour and marker: a look of its own for each that ships."""
-OTHER_COLOURS = ("#cc79a7", "#b8860b", "#56b4e9", "#8c6d46", "#7a6fb0")
-METHOD_INKS = (*_COLOURS.values(), *_SLTT_K_SHADES, *OTHER_COLOURS)
-"""Colours of methods that report.css has too, lighter on a dark page."""
-_MARKERS = {"bptt": "s", "sltt": "o"}
+"""Rule without its number → ink and marker: a look of its own for each that ships."""
+_SHARES = ("bptt-d", "pp-prop-a")
+"""Rules whose number is a share; that of others counts steps or layers."""
 _SLTT_K_MARKERS = {1: "^", 2: "v", 3: "<", 4: "D", 8: "P"}
+OTHER_INKS = tuple(_RULES[rule][0] for rule in ("bptt-d", "e-prop", "sltt-a", "pp-prop", "bptt-ckpt"))
 _OTHER_MARKERS = ("X", ">", "p", "h", "*")
+_BLACK_A_DOUBLING = 0.15
+"""In the ink of a rule whose number is twice that of another; of 16 and more it is the same."""
 
 _RC: Any = {
     "font.family": "DejaVu Sans",  # it comes with matplotlib: the layout is the same everywhere
@@ -128,38 +133,40 @@ def applied() -> Iterator[None]:
 
 
 def colour(method: str) -> str:
-    """The colour of a method, the same in every plot of every report."""
-    if k := _k_of(method):
-        place = min(math.log2(k), len(_SLTT_K_SHADES) - 1)
-        low, share = int(place), place - int(place)
-        light, dark = to_rgb(_SLTT_K_SHADES[low]), to_rgb(_SLTT_K_SHADES[min(low + 1, 4)])
-        return to_hex(tuple((1 - share) * a + share * b for a, b in zip(light, dark, strict=True)))  # type: ignore[arg-type]
+    """The colour of a method, the same in every plot of every report: its rule's ink, the darker the larger its number."""
     rule, number = rule_and_number(method)
-    if rule in _RULES:
-        # Members of a family differ in shade, the larger number the darker: a share of the state's gradient or steps.
-        share = 1.0 if number is None else number if rule == "bptt-d" else math.log2(max(1.0, number)) / 5
-        paleness = 0.5 * (1 - min(1.0, share))
-        return to_hex(tuple(part + paleness * (1 - part) for part in to_rgb(_RULES[rule][0])))  # type: ignore[arg-type]
-    return _COLOURS.get(method) or OTHER_COLOURS[_fixed(method) % len(OTHER_COLOURS)]
+    doublings = 0.0
+    if number is not None:
+        doublings = 4 * number if rule in _SHARES else math.log2(max(1.0, number))
+    return _mixed(_ink(rule), _BLACK_A_DOUBLING * min(4.0, doublings), "#000000")
+
+
+def _ink(rule: str) -> str:
+    """Equal for methods whose colours are shades of one."""
+    return _RULES[rule][0] if rule in _RULES else OTHER_INKS[_fixed(rule) % len(OTHER_INKS)]
+
+
+def _mixed(ink: str, share: float, other: str) -> str:
+    """The ink with this share of another in it."""
+    pairs = zip(to_rgb(ink), to_rgb(other), strict=True)
+    return to_hex(tuple((1 - share) * a + share * b for a, b in pairs))  # type: ignore[arg-type]
 
 
 def marker(method: str) -> str:
     """The marker of a method, the same in every plot where no other looks like it (`looks`)."""
-    if k := _k_of(method):
-        return _SLTT_K_MARKERS.get(k, "d")
-    if look := _RULES.get(rule_and_number(method)[0]):
-        return look[1]
-    return _MARKERS.get(method) or _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
+    rule, number = rule_and_number(method)
+    if rule == "sltt-k" and number in _SLTT_K_MARKERS:
+        return _SLTT_K_MARKERS[int(number)]
+    return _RULES[rule][1] if rule in _RULES else _OTHER_MARKERS[_fixed(method) // 7 % len(_OTHER_MARKERS)]
 
 
 RAMP = "viridis"
-_RAMP_END = 0.86
-"""Short of the ramp's yellow, which is too pale for a line."""
+"""Of what is told by its colour alone."""
 
 
-def ramp(share: float, name: str = RAMP) -> str:
-    """A colour of a scale that is even in brightness; `share` from 0 to 1."""
-    return to_hex(matplotlib.colormaps[name](_RAMP_END * share if name == RAMP else share))
+def ramp(share: float) -> str:
+    """A colour for a place in an order, even in brightness; `share` from 0 to 1. The ends, pale and black, are left out."""
+    return to_hex(matplotlib.colormaps["plasma"](0.05 + 0.57 * share))
 
 
 def line(method: str) -> Literal["-", "--"]:
@@ -187,18 +194,10 @@ def looks(methods: Iterable[str]) -> dict[str, Look]:
     taken: dict[str, list[Look]] = {}
     for method in methods:
         if method not in own:
-            alike = taken.setdefault(_hue(method), [])
+            alike = taken.setdefault(_ink(rule_and_number(method)[0]), [])
             own[method] = _untaken(Look(marker(method), line(method)), alike)
             alike.append(own[method])
     return own
-
-
-def _hue(method: str) -> str:
-    """Equal for methods whose colours are shades of one."""
-    if _k_of(method):
-        return "sltt-k"
-    rule, _ = rule_and_number(method)
-    return _RULES[rule][0] if rule in _RULES else colour(method)
 
 
 def _untaken(look: Look, taken: Sequence[Look]) -> Look:
@@ -207,11 +206,6 @@ def _untaken(look: Look, taken: Sequence[Look]) -> Look:
     used = {other.marker for other in taken}
     free = [mark for mark in _SPARE_MARKERS if mark not in used] or [look.marker]
     return Look(free[0], _SPARE_STROKES[len(taken) % len(_SPARE_STROKES)])
-
-
-def _k_of(method: str) -> int | None:
-    match = re.fullmatch(r"sltt-k(\d+)(-unbiased)?", method)
-    return int(match[1]) if match else None
 
 
 def _fixed(method: str) -> int:
@@ -224,11 +218,11 @@ def _fixed(method: str) -> int:
 def panels(width: Width, count: int, height: float) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels: side by side across two columns, one below the other in one column.
 
-    More than three are small multiples, three or two in a row. `height` is that of one panel in inches; the caller
-    adds what it needs for legends itself.
+    More than three are small multiples, three or two in a row (four: two and two). `height` is that of one panel in inches;
+    the caller adds what it needs for legends itself.
     """
     most = 3 if width == "double" else 1 if count <= MOST_IN_ROW else 2
-    columns = min(count, most)
+    columns = 2 if count == 4 else min(count, most)
     rows = math.ceil(count / columns)
     layout = ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05, wspace=0.05, hspace=0.06)
     figure = Figure(figsize=(WIDTH_INCHES[width], height * rows), layout=layout)
@@ -246,13 +240,19 @@ def plain_ticks(
     which: Literal["x", "y"],
     *,
     whole: bool = False,
-    most: int = 5,
+    most: int | None = None,
     within: tuple[float, float] = ANY,
 ) -> None:
-    """Few, round ticks in plain numbers; none for what no figure of the axis can be."""
+    """Few, round ticks in plain numbers; none for what no figure of the axis can be, and no room for it but for a mark."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(MaxNLocator(most, integer=whole, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(
+        MaxNLocator(most or (5 if which == "x" else 6), integer=whole, steps=[1, 2, 5, 10])
+    )
     low, high = within
+    if within != ANY:
+        start, end = axis.get_view_interval()
+        room = _ROOM_BEYOND * (end - start)
+        getattr(axes, f"set_{which}lim")(max(start, low - room), min(end, high + room))
     axis.set_major_formatter(
         FuncFormatter(
             lambda value, _: (
@@ -260,6 +260,10 @@ def plain_ticks(
             )
         )
     )
+
+
+_ROOM_BEYOND = 0.06
+"""Of an axis, beyond what a figure of it can be."""
 
 
 def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -271,7 +275,7 @@ def log_ticks(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-_FEW_DECADES = 100
+_FEW_DECADES = 300
 
 
 def label(words: str, seeds: str, which: Literal["x", "y"]) -> str:
@@ -370,6 +374,19 @@ def legend_below(figure: Figure, axes: Sequence[Axes], width: Width, order: Sequ
     )  # fmt: skip
 
 
+def share_scale(axes: Sequence[Axes], which: Literal["x", "y"], quantities: Sequence[str]) -> None:
+    """One scale for the panels that show one quantity along an axis: from the least of their limits to the largest."""
+    scaled = [
+        (quantity, getattr(place, f"get_{which}scale")())
+        for place, quantity in zip(axes, quantities, strict=True)
+    ]
+    for shown in set(scaled):
+        alike = [place for place, own in zip(axes, scaled, strict=True) if own == shown]
+        lows, highs = zip(*(getattr(place, f"get_{which}lim")() for place in alike), strict=True)
+        for place in alike:
+            getattr(place, f"set_{which}lim")(min(lows), max(highs))
+
+
 def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
     """Start the axis at 0 and leave room beyond the largest value."""
     largest = axes.dataLim.xmax if which == "x" else axes.dataLim.ymax
@@ -377,27 +394,9 @@ def from_zero(axes: Axes, which: Literal["x", "y"], room: float = 0.12) -> None:
     (axes.set_xlim if which == "x" else axes.set_ylim)(0, end)
 
 
-def on_dark(ink: str, surface: str) -> str:
-    """The colour as it is, or with as much white in it as it takes to be seen on a dark surface (WCAG: 3 to 1)."""
-    for white in range(0, 100, 5):
-        mixed = to_hex(tuple(part + white / 100 * (1 - part) for part in to_rgb(ink)))  # type: ignore[arg-type]
-        if _contrast(mixed, surface) >= _SEEN:
-            return mixed
-    return "#ffffff"
-
-
-_SEEN = 3.5
-
-
-def _contrast(one: str, other: str) -> float:
-    """Of two colours by the Web Content Accessibility Guidelines 2.1, from 1 to 21."""
-    low, high = sorted(_luminance(each) for each in (one, other))
-    return (high + 0.05) / (low + 0.05)
-
-
-def _luminance(ink: str) -> float:
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(ink)]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+def on_dark(ink: str) -> str:
+    """The counterpart of an ink on a dark surface: what differs there differs here."""
+    return _mixed(ink, 1 / 3, "#ffffff")
 
 
 # Files ------------------------------------------------------------------------------------------

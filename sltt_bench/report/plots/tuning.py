@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Width
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.plots import style
 from sltt_bench.report.plots.lines import PERCENT, ticks_at
 from sltt_bench.report.targets import Profile
 from sltt_bench.report.tuning import TriedSetting, TuningStudy
-
-FIELD_WORDS = {"train.lr": "learning rate"}
 
 
 def numeric_fields(study: TuningStudy) -> list[str]:
@@ -51,9 +50,9 @@ def draw_search(study: TuningStudy, width: Width) -> Figure:
         for place, (method, settings) in enumerate(study.methods.items()):
             _curve(panel, method, best_by_value(settings, name), looks[method], style.weight(place), named)
         ticks_at(panel, values)
-        panel.set_xlabel(FIELD_WORDS.get(name, name))
+        panel.set_xlabel(axis_words(name))
         panel.set_ylabel(style.label("validation top-1 [%]", of_seeds, "y"))
-        panel.set_title(f"Accuracy against {FIELD_WORDS.get(name, name)}")
+        panel.set_title(f"Accuracy against {axis_words(name)}")
         panel.margins(x=0.08, y=0.1)
         style.plain_ticks(panel, "y", within=PERCENT)
     style.legend_below(figure, axes, width)
@@ -109,6 +108,10 @@ def _curve(
             )  # fmt: skip
 
 
+_ROOM_FOR_MARKS = 0.015
+"""Of the axis, so that marks at its begin do not cover the numbers beside it."""
+
+
 def draw_profile(profile: Profile, width: Width) -> Figure:
     """Steps: for each factor the share of tasks on which a method takes at most so many times the fastest's time."""
     figure, (axes,) = style.panels(width, 1, 2.3)
@@ -126,12 +129,13 @@ def draw_profile(profile: Profile, width: Width) -> Figure:
             color=style.colour(method), linestyle=looks[method].stroke, linewidth=style.weight(place)[0],
             marker=looks[method].marker, markevery=[0], markersize=style.weight(place)[1], clip_on=False, label=method,
         )  # fmt: skip
-    axes.set_xlim(1, last)
+    axes.set_xlim(1 - _ROOM_FOR_MARKS * (last - 1), last)
     axes.set_ylim(-3, 103)
     axes.set_xlabel("time to target ÷ that of the task's fastest method [×]")
     axes.set_ylabel("tasks [%]")
     axes.set_title("Share of tasks within a factor of the fastest")
-    style.plain_ticks(axes, "x")
+    style.plain_ticks(axes, "x", within=(1, math.inf))
+    axes.set_xticks([1.0, *(tick for tick in axes.get_xticks() if 1 < tick <= last)])
     style.plain_ticks(axes, "y", within=PERCENT)
     style.legend_below(figure, [axes], width)
     return figure

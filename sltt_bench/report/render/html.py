@@ -110,24 +110,19 @@ def _tables_of_methods(report: Report) -> list[Table]:
 
 
 def _in_theme(text: str) -> str:
-    """Colours as variables that a dark page makes lighter: those of methods, and others as they are on a light page."""
-    for ink in style.METHOD_INKS:
-        text = text.replace(ink, f"var(--c{ink[1:]})")
+    """Colours as variables that a dark page makes lighter; elsewhere they are as they are in files."""
     return _OTHER_INK.sub(r"var(--c\1, #\1)", text)
 
 
 _OTHER_INK = re.compile(r"(?:^|(?<=[:(] ))#([0-9a-f]{6})\b")
 """A colour as the drawings' styles have it, or alone."""
-DARK_SURFACE = "#171b20"
-"""--surface of report.css on a dark page."""
 
 
 def _dark_inks(texts: Iterable[str]) -> str:
-    """Style of a dark page: the colours of some drawings and methods that it has to lighten, beside those of report.css."""
+    """Style of a dark page: the colours of these drawings and methods, lighter."""
     used = {f"#{ink}" for text in texts for ink in _OTHER_INK.findall(text)}
-    left = {*style.METHOD_INKS, *_INKS, style.ON_BRIGHT, style.ON_DIM}
-    lighter = {ink: style.on_dark(ink, DARK_SURFACE) for ink in sorted(used - left)}
-    inks = " ".join(f"--c{ink[1:]}: {light};" for ink, light in lighter.items() if light != ink)
+    left = {*_INKS, style.ON_BRIGHT, style.ON_DIM}
+    inks = " ".join(f"--c{ink[1:]}: {style.on_dark(ink)};" for ink in sorted(used - left))
     chosen, by_system = ':root[data-theme="dark"]', ':root:not([data-theme="light"])'
     dark = "@media screen and (prefers-color-scheme: dark)"
     return (

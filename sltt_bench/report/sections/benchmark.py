@@ -187,6 +187,6 @@ _COLUMNS: tuple[Column[Measurement], ...] = (
 
 def _dot(row: Measurement) -> Dot:
     target = row["target"] if row["decides"] else None
-    details = (_quantity(row)[0], f"against {row['baseline']}", row["problem"])
+    details = (_quantity(row)[0], f"against {row['baseline']}", row["problem"], row["subject"])
     ratio = row["ratio"]
     return Dot(row["row"], ratio, numbers.ratio(ratio), _half_of_rounds(row), target, details=details)

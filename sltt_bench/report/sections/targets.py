@@ -35,7 +35,8 @@ def target_sections(groups: Sequence[Group]) -> Iterator[Section]:
 def _profile_sections(own: Sequence[Profile]) -> Iterator[Section]:
     for number, profile in enumerate(own):
         name = f"profile-{'tuned' if profile.tuned else 'untuned'}-{number + 1}"
-        blocks = (_profile_figure(profile, name), _profile_table(profile, name))
+        figures = (_profile_figure(profile, name),) if profile.reached else ()
+        blocks = (*figures, _profile_table(profile, name))
         siblings = [other for other in own if other.title == profile.title]
         alike = [other.key for other in siblings if other.conditions == profile.conditions]
         words = [word for word in profile.conditions if any(word not in o.conditions for o in siblings)]
@@ -98,7 +99,7 @@ def _profile_figure(profile: Profile, name: str) -> Figure:
     caption = (
         f"For each factor: the share of {len(profile.tasks)} tasks ({', '.join(profile.tasks)}) on which a method's median time "
         f"to the target is at most that factor times the fastest method's. A missed target never counts. "
-        f"{', '.join(profile.conditions)}."
+        f"{numbers.seeds(profile.seeds)} a method and task; {', '.join(profile.conditions)}."
     )
     return Figure(name, "Performance profile", caption, draw_profile, lambda: profile)
 

@@ -8,6 +8,7 @@ import pandas as pd
 from sltt_bench.format import Scale, scale_for, significant
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Figure, MissingFigure
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import Bar, BarPanel, draw_bars
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines, fitted_line
@@ -17,7 +18,7 @@ from sltt_bench.report.statistics import slope_of
 _OTHER = {"timesteps": "batch_size", "batch_size": "timesteps"}
 """What peaks are drawn against → what is held at the recipe's own."""
 _WORDS = {"timesteps": "T", "batch_size": "batch size"}
-_AXES = {"timesteps": "T, time steps", "batch_size": "batch size"}
+_AXES = {"timesteps": axis_words("timesteps"), "batch_size": axis_words("train.batch_size")}
 _OPTIONS = {"timesteps": "--timesteps 1,2,4,6,8", "batch_size": "--batch-size 64,128,256"}
 """Those of `estimate` that vary them."""
 _MEASURED_MARKS = {"peak_tensor_bytes": "o", "peak_allocated_bytes": "D"}

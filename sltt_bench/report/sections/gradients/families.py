@@ -32,7 +32,7 @@ class GradientFamily:
 
     recipe: str
     settings: tuple[str, ...]
-    """Where it differs from the recipe, in words, but for the grid's axes."""
+    """Where it or a sibling differs from the recipe, in words, but for the grid's axes."""
     method: str
     """What trained the network."""
     conditions: tuple[str, ...]
@@ -55,7 +55,7 @@ class GradientFamily:
 
     @property
     def title(self) -> str:
-        """The recipe, and what was set otherwise than it has it."""
+        """The recipe, and what was set otherwise than it has it in some family."""
         return f"{self.recipe} ({', '.join(self.settings)})" if self.settings else self.recipe
 
     def title_among(self, families: "Sequence[GradientFamily]") -> str:
@@ -121,17 +121,26 @@ def find_families(results: Results) -> list[GradientFamily]:
     family = ["recipe", "method", "device_name", "precision", "batch_size", "synthetic", "smoke"]
     tables = {file: rows_of(results, file) for file in FILES} | {EPOCHS_FILE: results.epochs}
     families = []
+    set_otherwise: dict[str, dict[str, None]] = {}
+    for cell in cells.to_dict("records"):
+        fields = set_otherwise.setdefault(str(cell["recipe"]), {})
+        overridden = results.runs[int(cell["run"])].cell(str(cell["cell_id"])).get("overrides", {})
+        fields |= dict.fromkeys(key for key in overridden if key not in _SHOWN_ANYWAY)
     for _, members in cells.groupby([*family, "held_fixed"], sort=True):
         own = {file: table.merge(members[["run", "cell_id"]]) for file, table in tables.items()}
         if not own[GRADIENTS_FILE].empty:
-            families.append(_family(results.runs[int(members.iloc[0]["run"])], members, own))
+            run, recipe = results.runs[int(members.iloc[0]["run"])], str(members.iloc[0]["recipe"])
+            families.append(_family(run, members, own, tuple(set_otherwise[recipe])))
     return families
 
 
-def _family(run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> GradientFamily:
-    """The family of these cells, the first of them the run's, with their rows of each file."""
+def _family(
+    run: Run, cells: pd.DataFrame, tables: Mapping[str, pd.DataFrame], named: Sequence[str]
+) -> GradientFamily:
+    """The family of these cells, the first of them the run's, with their rows of each file. `named`: the recipe fields whose
+    values it is named by, since some family of the recipe has them otherwise than the recipe."""
     first = cells.iloc[0]
-    settings = _settings(run, str(first["cell_id"]))
+    settings = _settings(run, str(first["cell_id"]), named)
     rows = tables[GRADIENTS_FILE]
     of_cell = rows[["run", "cell_id", *POINT]].drop_duplicates()
     epochs = tables[EPOCHS_FILE].merge(of_cell.drop(columns="timesteps"), on=["run", "cell_id"])
@@ -230,10 +239,12 @@ def _held_fixed(run: Run, cell_id: str) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def _settings(run: Run, cell_id: str) -> tuple[str, ...]:
-    """Where a cell differs from its recipe, in words, but for a grid's axes and what is said anyway."""
+_SHOWN_ANYWAY = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
+
+
+def _settings(run: Run, cell_id: str, named: Sequence[str]) -> tuple[str, ...]:
+    """What a cell has of these fields, in words."""
     cell = run.cell(cell_id)
-    shown_anyway = {"timesteps", "train.batch_size", *(f"neuron.{field}" for field in POINT)}
-    overrides = cell.get("overrides", {}).items()
-    words = [setting_words(key, value) for key, value in overrides if key not in shown_anyway]
+    known = settings_of(run.recipe_of(cell_id), str(cell.get("backend"))) | cell.get("overrides", {})
+    words = [setting_words(field, known[field]) for field in named if field in known]
     return (*words, *[CHECKPOINT] * bool(cell.get("init")))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from sltt_bench.report.document import Figure, MissingFigure
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.plots.heat_map import HeatMap, draw_heat_maps
 from sltt_bench.report.plots.lines import Axis, Line, Panel, draw_lines
 from sltt_bench.report.sections.gradients.families import POINT, GradientFamily
@@ -13,8 +14,8 @@ from sltt_bench.report.sections.gradients.words import COSINE, WORDS, point_word
 _MOST_HEAT_MAPS = 3
 _MOST_COURSES = 8
 _AXES = {
-    "timesteps": "T, time steps",
-    "tau": "τ, membrane time constant [steps]",
+    "timesteps": axis_words("timesteps"),
+    "tau": axis_words("neuron.tau"),
     "epoch": "epochs trained",
     "drawn": "K, steps with a gradient",
 }
@@ -68,7 +69,7 @@ def _panel(
     rows: pd.DataFrame,
     x: str,
     quantity: str = "cosine",
-    y: Axis = _OF_COSINES,
+    y_axis: Axis = _OF_COSINES,
     levels: tuple[tuple[float, str], ...] = _AGREEMENT,
 ) -> Panel:
     """A line for each point of the grid but for what the x axis shows; points without a value are left out."""
@@ -78,10 +79,16 @@ def _panel(
     for _, members in rows.dropna(subset=[f"{quantity}_mean"]).groupby(others, sort=True):
         columns = members.sort_values(x)[[x, f"{quantity}_mean", f"{quantity}_std"]]
         xs, ys, spreads = columns.astype(float).to_numpy().T.tolist()
-        around = [(y - spread, y + spread) for y, spread in zip(ys, spreads, strict=True)]
+        around = [_around(y, spread, y_axis=y_axis) for y, spread in zip(ys, spreads, strict=True)]
         lines.append(Line(point_words(members.iloc[0], differing), xs, ys, around))
     ticks = tuple(sorted({x for line in lines for x in line.xs}))
-    return Panel(title, Axis(_AXES[x], at=ticks), y, tuple(lines), levels)
+    return Panel(title, Axis(_AXES[x], at=ticks), y_axis, tuple(lines), levels)
+
+
+def _around(mean: float, deviation: float, *, y_axis: Axis) -> tuple[float, float]:
+    """The ends of a bar. On a logarithmic axis it is as long to both sides, so that it never reaches 0."""
+    high = mean + deviation
+    return (mean**2 / high if high else mean, high) if y_axis.logarithmic else (mean - deviation, high)
 
 
 def _heat_maps(family: GradientFamily, name: str) -> Iterator[Figure]:
@@ -155,8 +162,8 @@ def _draws(family: GradientFamily, name: str) -> Iterator[Figure]:
         return
     caption = (
         f"SLTT-K's gradient G, the sum over K of T = {steps:g} steps drawn without replacement, against SLTT's "
-        f"g_s, {family.when}. Left: the closed form, bars one standard deviation over batches; K = T has "
-        f"variance 0. Right: mean over the draws that have a gradient, bars one standard deviation over them. "
+        f"g_s, {family.when}. Left: the closed form, bars the mean times and divided by (1 + standard deviation over "
+        f"batches ÷ mean); K = T has variance 0. Right: mean over the draws that have a gradient, bars one standard deviation over them. "
         f"{_fixed_words(family, rows, but=('timesteps',))}"
     )
     yield Figure(f"{name}-draws", "SLTT-K against K", caption, draw_lines, lambda: panels)

@@ -3,9 +3,8 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import TypeVar
 
 import pandas as pd
@@ -13,7 +12,7 @@ import pandas as pd
 from sltt_bench.format import scale_for
 from sltt_bench.report import numbers
 from sltt_bench.report.document import Context, Figure, MissingFigure
-from sltt_bench.report.groups import Group
+from sltt_bench.report.groups import Group, natural_order, words_beside
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.bars import draw_bars
 from sltt_bench.report.plots.dots import draw_dots
@@ -39,7 +38,7 @@ from sltt_bench.report.sections.runs.panels import (
 )
 from sltt_bench.report.sections.runs.sweeps import Sweep, find_sweeps, sweep_panels, varied_fields
 from sltt_bench.report.sections.runs.tables import measured
-from sltt_bench.studies import TASK, task_name
+from sltt_bench.studies import TASK, setting_words, task_name
 
 Item = TypeVar("Item")
 
@@ -93,6 +92,7 @@ def sweep_figures(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
 
 def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
     """One figure of sweeps of one field; what each holds fixed stands above its panels."""
+    sweeps = sorted(sweeps, key=lambda sweep: natural_order(", ".join(_held_fixed(sweep, varied))))
     fixed = [_held_fixed(sweep, varied) for sweep in sweeps]
     common = [word for word in fixed[0] if all(word in words for words in fixed)]
     titles = [", ".join(word for word in words if word not in common) for words in fixed]
@@ -107,7 +107,9 @@ def _sweep(name: str, sweeps: Sequence[Sweep], varied: set[str]) -> Figure:
         f"{_slopes(sweeps[0])}{_survivors(groups)}{numbers.seeds(seeds)} a point; {', '.join(common)}."
     )
     title = f"Against {sweeps[0].words}"
-    return Figure(name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles))])
+    return Figure(
+        name, title, caption, draw_lines, lambda: [*chain(*map(sweep_panels, sweeps, titles, repeat(sweeps)))]
+    )
 
 
 def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
@@ -122,7 +124,9 @@ def _held_fixed(sweep: Sweep, varied: set[str]) -> list[str]:
     if task := one.overrides.get(TASK):  # its name says what else the other tasks have otherwise
         fixed.append(task_name(task))
         others &= one.overrides.keys()
-    return fixed + [f"{field} = {one.settings[field]}" for field in sorted(others) if field in one.settings]
+    return fixed + [
+        setting_words(field, one.settings[field]) for field in sorted(others) if field in one.settings
+    ]
 
 
 def _slopes(sweep: Sweep) -> str:
@@ -141,9 +145,10 @@ def _slopes(sweep: Sweep) -> str:
 def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
     """Accuracy by epoch of groups that have no plots of their own, as small multiples."""
     shown = [(group, own) for group in groups if (own := curves(group))]
-    words = [_words_beside(group, groups) for group, _ in shown]
+    words = [words_beside(group, groups) for group, _ in shown]
     titles = [", ".join(word for word in own if any(word not in other for other in words)) for own in words]
     titled = [(title, group, own) for title, (group, own) in zip(titles, shown, strict=True)]
+    titled.sort(key=lambda panel: natural_order(panel[0]))
     for number, page in enumerate(_pages(titled, MOST_PANELS), start=1):
         drawn = [group for _, group, _ in page]
         one = drawn[0].key
@@ -154,13 +159,6 @@ def multiples(recipe: str, groups: Sequence[Group]) -> Iterator[Figure]:
         name = f"{recipe.replace('/', '-')}-curves-{number}"
         title = "Accuracy by epoch, group by group"
         yield Figure(name, title, caption, draw_lines, partial(_epoch_panels, page))
-
-
-def _words_beside(group: Group, groups: Sequence[Group]) -> list[str]:
-    """The group's words, with the recipe's own value of what was set otherwise in another of the groups."""
-    fields = dict.fromkeys(field for other in groups for field in other.overrides)
-    known = {**group.settings, **group.overrides}
-    return replace(group, overrides={field: known[field] for field in fields if field in known}).words
 
 
 def _epoch_panels(page: Sequence[tuple[str, Group, list[Curve]]]) -> list[Panel]:

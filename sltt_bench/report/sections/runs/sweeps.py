@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from sltt_bench.report.fields import axis_words
 from sltt_bench.report.groups import Group, headline_of, method_order
 from sltt_bench.report.metrics import METRICS
 from sltt_bench.report.plots.lines import Axis, Panel, fitted_line
@@ -12,7 +13,8 @@ from sltt_bench.report.sections.runs.panels import axis_of, mean_line, scale_of,
 from sltt_bench.report.sections.runs.tables import measured
 from sltt_bench.report.statistics import Slope, Stat, slope_of
 
-FIELD_WORDS = {"timesteps": "T, time steps", "train.batch_size": "batch size"}
+_OF_THE_SAME_TASK = ("timesteps", "train.batch_size")
+"""Fields that change what a task costs, and not what is asked."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,7 @@ class Sweep:
         if len({group.phase for group in finished}) == 1:
             shown.append("epoch_s")
         if any(measured(group, "last_test_top1") for group in finished):
-            # A field that is neither T nor batch size changes the task: accuracy is the question.
-            shown = [*shown, "last_test_top1"] if self.field in FIELD_WORDS else ["last_test_top1"]
+            shown = [*shown, "last_test_top1"] if self.field in _OF_THE_SAME_TASK else ["last_test_top1"]
         return shown
 
     @property
@@ -53,7 +54,7 @@ class Sweep:
     @property
     def words(self) -> str:
         """The field as an axis names it."""
-        return FIELD_WORDS.get(self.field, self.field)
+        return axis_words(self.field)
 
     @property
     def lost(self) -> dict[str, float]:
@@ -90,7 +91,7 @@ def find_sweeps(groups: Sequence[Group]) -> list[Sweep]:
     """
     known = [group for group in groups if group.settings]
     sweeps = []
-    for name in sorted(varied_fields(groups), key=lambda name: (name not in FIELD_WORDS, name)):
+    for name in sorted(varied_fields(groups), key=lambda name: (name not in _OF_THE_SAME_TASK, name)):
         families: dict[Any, dict[float, list[Group]]] = {}
         for group in known:
             value = group.settings.get(name)
@@ -118,13 +119,15 @@ def _all_else(group: Group, name: str) -> tuple[Any, ...]:
     return (*key, group.key.tuning if group.key.tuned else "", group.protocol, *settings)
 
 
-def sweep_panels(sweep: Sweep, title: str = "") -> Iterator[Panel]:
-    """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side."""
+def sweep_panels(sweep: Sweep, title: str = "", beside: Sequence[Sweep] = ()) -> Iterator[Panel]:
+    """A panel for each figure. `title` takes the place of the figure's, where several sweeps stand side by side; `beside`:
+    all of these, which have one unit."""
     # Where times are drawn, they are from the same epochs in all groups.
     phase = next(group.phase for group in sweep.groups.values() if group.finished)
     for number, metric in enumerate(sweep.metrics):
         stats = {name: sweep.stats(name, metric) for name in sweep.methods}
-        scale = scale_of(metric, [stat for line in stats.values() for stat in line.values()])
+        shown = [other.stats(name, metric) for other in beside or (sweep,) for name in other.methods]
+        scale = scale_of(metric, [stat for line in shown for stat in line.values()])
         lines = [mean_line(name, metric, sweep.groups, scale.factor) for name in sweep.methods if stats[name]]
         if metric == sweep.memory:
             lines += [fitted_line(name, slope, scale.factor) for name, slope in sweep.slopes().items()]
