@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sltt_bench import backends, methods
 from sltt_bench.backends.shipped import refusal
+from sltt_bench.data import with_remedy
 from sltt_bench.errors import nearest
 from sltt_bench.identity import short_hash
 from sltt_bench.recipe import (
@@ -371,7 +372,9 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
 
     `origins`, `file`: the places of what is overridden, and of all else. Raises RecipeError, DataError.
     """
-    source = recipe.data.on_disk(None if request.synthetic else request.data_dir)
+    data_dir = None if request.synthetic else request.data_dir
+    with with_remedy(recipe.data, data_dir or Path()):
+        source = recipe.data.on_disk(data_dir)
     resolved = recipe.model_copy(update={"data": source})
     checked = {
         "timesteps": source.check_timesteps(recipe.timesteps),

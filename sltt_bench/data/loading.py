@@ -252,7 +252,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, _Unreadable):
-            raise DataError(batch.message)
+            raise batch.error
         x, labels = batch
         yield x, labels
 
@@ -261,7 +261,7 @@ def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
 class _Unreadable:
     """A sample that raised DataError: an exception would come out of a worker wrapped in its traceback."""
 
-    message: str
+    error: DataError
 
 
 class _SeededByKey(Dataset[Any]):
@@ -285,7 +285,7 @@ class _SeededByKey(Dataset[Any]):
             sample: tuple[Tensor, int] = self._dataset[index]
             return sample
         except DataError as error:
-            self._unreadable = _Unreadable(str(error))
+            self._unreadable = _Unreadable(error)
             return self._unreadable
         finally:
             torch.set_rng_state(before)
