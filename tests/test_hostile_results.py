@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from result_builder import MIB, RECIPE, HandmadeRun
+from result_builder import MIB, RECIPE, HandmadeRun, told
 from thinned import thinned
 from typer.testing import CliRunner
 
@@ -232,6 +232,25 @@ def test_a_cell_of_which_two_rows_of_an_epoch_differ_is_unsound_wherever_it_is_s
     rules = {breach.rule for breach in check([run])}
     assert {"whole files", "sound cells", "every epoch"} <= rules
     assert len(finished_cells(run)) == 3
+
+
+def test_rows_of_another_run_in_the_files_of_a_run_were_not_measured_with_what_it_says(
+    tmp_path: Path,
+) -> None:
+    one, other = HandmadeRun(tmp_path / "one"), HandmadeRun(tmp_path / "other", torch="9.9")
+    own = [one.cell(method, seed) for method in ("bptt", "sltt") for seed in range(3)]
+    one.tell({"plan": own, **told({cell_id: {} for cell_id in own})})
+    other.cell("sltt", 3)
+    for file in (CELLS_FILE, EPOCHS_FILE):
+        rows = (other.path / file).read_text().split("\n", 1)[1]
+        (one.path / file).write_text((one.path / file).read_text() + rows)
+    shutil.rmtree(other.path)
+    report = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal", "--full"])
+    assert "unsound (seed 3): provenance.json tells nothing of it" in " ".join(report.output.split())
+    breaches = [breach.text for breach in check([tmp_path]) if breach.rule == "sound cells"]
+    assert [text.startswith("contradicts itself: provenance.json tells nothing") for text in breaches] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize(

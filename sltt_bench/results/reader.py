@@ -81,6 +81,13 @@ class Run:
         )
         return {**self.provenance, **of_command, **own}
 
+    def is_stranger(self, cell_id: str, attempt: int) -> bool:
+        """Whether provenance.json, which tells of the attempts at the run's cells, tells nothing of this one: its rows are
+        another run's. False of runs from before attempts were told apart.
+        """
+        whole = bool(self.provenance.get("plan")) and any(number for _, number in self._told_by)
+        return whole and (cell_id, str(attempt)) not in self._told_by
+
     @property
     def told(self) -> list[Mapping[str, Any]]:
         """What the processes of all attempts said."""
