@@ -118,6 +118,8 @@ def _clock(cell: MeasuredCell) -> Iterator[str]:
     if (ends > began + pd.Timedelta(seconds=whole + 2 * CLOCK_S)).any():
         yield "finished_utc of some epoch is after the end of the cell (started_utc and wall_s)"
     for _, rows in cell.epochs.groupby("attempt"):
+        if not rows["cold"].iloc[0]:
+            yield "the first epoch of a process is not cold"
         yield from _between_ends(rows)
 
 

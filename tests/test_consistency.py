@@ -91,6 +91,7 @@ EDITS: dict[str, tuple[Callable[[Path], Any], str, Callable[[pd.DataFrame], Mapp
     "its epochs took": (copied(ON_A_CPU), CELLS_FILE, lambda table: {"wall_s": 600.0, "started_utc": "2026-11-26T09:15:00+00:00"}),
     "finished_utc of some epoch is before": (copied(ON_A_CPU), CELLS_FILE, become(started_utc="2026-11-26T10:57:12+00:00")),
     "finished_utc of some epoch is after": (copied(ON_A_CPU), CELLS_FILE, become(started_utc="2026-11-26T08:50:12+00:00")),
+    "the first epoch of a process is not cold": (by_hand, EPOCHS_FILE, become(cold=False)),
     "an epoch took longer": (by_hand, EPOCHS_FILE, become(eval_s=25.0)),
     "120 s passed between the ends of its epochs (finished_utc), of which these took 60 s": (
         by_hand, EPOCHS_FILE, lambda table: {"train_s": 20.0, "samples_per_s": 50.0},
