@@ -790,22 +790,32 @@ DatasetName = Annotated[
 Split = Annotated[
     str | None, typer.Option(help="One of its splits, where there are several (dvs-gesture, ssc).")
 ]
+DataOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", help="data.field=value as in a recipe, where your data lie elsewhere: data.folder=pictures."
+    ),
+]
 
 
 @data_app.command()
-def prepare(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
+def prepare(
+    name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None, overrides: DataOverrides = None
+) -> None:
     """Download a data set where its source allows it, or say exactly which file to put where."""
     from sltt_bench import commands
 
-    commands.prepare_data(name, data_dir, split)
+    commands.prepare_data(name, data_dir, overrides or [], split)
 
 
 @data_app.command()
-def verify(name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None) -> None:
+def verify(
+    name: DatasetName, data_dir: DataDir = Path("data"), split: Split = None, overrides: DataOverrides = None
+) -> None:
     """Check counts, shapes, classes and checksums; exit code 1 if something is wrong."""
     from sltt_bench import commands
 
-    raise typer.Exit(commands.verify_data(name, data_dir, split))
+    raise typer.Exit(commands.verify_data(name, data_dir, overrides or [], split))
 
 
 # A verb's work -------------------------------------------------------------------------------

@@ -29,7 +29,14 @@ from sltt_bench.plan import Cell, Plan, value_at
 from sltt_bench.plugins import PluginFailed, plugins
 from sltt_bench.preflight import PREFLIGHT_LIMIT_S, Preflight, preflight
 from sltt_bench.printable import make_console
-from sltt_bench.recipe import RecipeError, find_recipe, load_recipe, recipe_names, study_names
+from sltt_bench.recipe import (
+    RecipeError,
+    find_recipe,
+    load_recipe,
+    parse_overrides,
+    recipe_names,
+    study_names,
+)
 from sltt_bench.recipe_fields import OF_ONE_EXPERIMENT, Recipe
 from sltt_bench.results.schema import CHECKPOINTS_FOLDER, FILES
 from sltt_bench.results.writer import RunFolder, read_provenance
@@ -558,19 +565,37 @@ def doctor(*, as_json: bool = False) -> int:
 # Data -------------------------------------------------------------------------------------------
 
 
-def prepare_data(name: str, data_dir: Path, split: str | None) -> None:
-    """Get a data set and say what was done. Raises DataError."""
+def prepare_data(name: str, data_dir: Path, overrides: Sequence[str], split: str | None) -> None:
+    """Get a data set and say what was done. Raises DataError, RecipeError."""
     console = make_console()
+    settings = _data_settings(overrides, split)
     with data_progress(console) as progress:
-        done = data.prepare(name, data_dir, progress, split=split)
+        done = data.prepare(name, data_dir, progress, settings)
+    source = data.source_with(name, settings)
+    if source.needed(data_dir):
+        done.append(f"`{data.command('verify', source, data_dir)}` checks it.")
     for sentence in done:
         console.print(sentence, soft_wrap=True, markup=False)
 
 
-def verify_data(name: str, data_dir: Path, split: str | None) -> int:
-    """Show what is right and what is wrong with a data set; 1 if anything is wrong. Raises DataError."""
+def verify_data(name: str, data_dir: Path, overrides: Sequence[str], split: str | None) -> int:
+    """Show what is right and what is wrong with a data set; 1 if anything is wrong. Raises DataError, RecipeError."""
     console = make_console()
+    settings = _data_settings(overrides, split)
     with data_progress(console) as progress:
-        findings = data.verify(name, data_dir, progress, split=split)
+        findings = data.verify(name, data_dir, progress, settings)
     _print_facts((each.subject, each.text, _MARKS["ok" if each.ok else "fault"]) for each in findings)
     return int(not all(finding.ok for finding in findings))
+
+
+def _data_settings(overrides: Sequence[str], split: str | None) -> dict[str, Any]:
+    """Field of a data set → value, of `data.field=value` texts and of --split. Raises RecipeError."""
+    given = [*overrides, *([] if split is None else [f"data.split={json.dumps(split)}"])]
+    settings, *more = parse_overrides(given, {"data.split": "--split"})
+    if more:
+        raise RecipeError("--set", ["gives a field several values; a data set has one"])
+    if others := [key for key in settings if not key.startswith("data.")]:
+        raise RecipeError(
+            "--set", [f"{others[0]}: only fields of data, for example data.folder, are taken here"]
+        )
+    return {key.removeprefix("data."): value for key, value in settings.items()}

@@ -384,9 +384,10 @@ def _on_disk(recipe: Recipe, request: Request, origins: Mapping[str, str], file:
     `origins`, `file`: the places of what is overridden, and of all else. Raises RecipeError, DataError.
     """
     data_dir = None if request.synthetic else request.data_dir
-    source = recipe.data.on_disk(data_dir)
-    if data_dir is not None and data.missing(source, data_dir) is None:
-        source.check_files(data_dir)
+    with data.with_remedy(recipe.data, data_dir or Path()):
+        source = recipe.data.on_disk(data_dir)
+        if data_dir is not None and data.missing(source, data_dir) is None:
+            source.check_files(data_dir)
     resolved = recipe.model_copy(update={"data": source})
     checked = {
         "timesteps": source.check_timesteps(recipe.timesteps),

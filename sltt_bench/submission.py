@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from sltt_bench.consistency import MeasuredCell, contradictions
 from sltt_bench.methods import UnknownMethod
 from sltt_bench.plan import cell_from_dict
 from sltt_bench.recipe import RecipeError, load_recipe, recipe_from_dict, recipe_names
@@ -25,8 +26,6 @@ from sltt_bench.results.writer import ResultsError
 
 MINIMUM_SEEDS = 3
 MAXIMUM_FILE_BYTES = 5_000_000
-ROUNDING = 1e-6
-"""Relative difference that two figures of one measurement may have; the files hold every digit."""
 _PRIVATE = re.compile(r"(/home/|/Users/|/root/|[A-Z]:\\+Users\\+)[^\s\"',]*")
 
 
@@ -186,31 +185,14 @@ def _every_epoch(results: Results) -> Findings:
 def _figures_follow(results: Results) -> Findings:
     """Compare figures that follow from others; someone who edits one by hand leaves the others unchanged."""
     epochs = dict(iter(results.epochs.groupby(["run", "cell_id"])))
-    for _, cell in _runs(results).iterrows():
-        rows = epochs.get((cell["run"], cell["cell_id"]))
-        if rows is None or cell["status"] != "ok":
-            continue
-        recipe = results.runs[int(cell["run"])].recipe_of(cell["cell_id"])
-        for text in (*_times_contradict(cell, rows), *_shares_contradict(rows, recipe.get("data") or {})):
-            yield _name(cell), text
-
-
-def _times_contradict(cell: "pd.Series[Any]", rows: pd.DataFrame) -> Iterator[str]:
-    rates = rows["samples_per_s"] * rows["train_s"] / rows["samples"]
-    if ((rates - 1).abs() > ROUNDING).any():
-        yield "samples_per_s is not samples / train_s in some epoch"
-    spent, whole = (rows["train_s"] + rows["eval_s"]).sum(), cell["wall_s"]
-    # For a resumed cell, wall_s is of its last attempt only.
-    if cell["attempt"] == 1 and spent > whole * (1 + ROUNDING):
-        yield f"its epochs took {spent:.1f} s, more than the whole cell ({whole:.1f} s)"
-
-
-def _shares_contradict(rows: pd.DataFrame, data: Mapping[str, Any]) -> Iterator[str]:
-    tested = min((int(count) for count in (data.get("test_samples"), data.get("limit")) if count), default=0)
-    for column, samples in (("train_top1", rows["samples"]), ("test_top1", tested)):
-        right = rows[column] * samples
-        if ((right - right.round()).abs() > ROUNDING * samples).any():
-            yield f"{column} is no whole number of samples, divided by how many there are, in some epoch"
+    for _, row in _runs(results).iterrows():
+        rows = epochs.get((row["run"], row["cell_id"]))
+        if rows is None or row["status"] != "ok" or len(rows) != row["epochs_planned"]:
+            continue  # another rule says that epochs are missing
+        for text in contradictions(
+            MeasuredCell(row, rows.sort_values("epoch"), results.runs[int(row["run"])])
+        ):
+            yield _name(row), text
 
 
 def _sound(results: Results) -> Findings:

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
+from sltt_bench.data import with_remedy
 from sltt_bench.failures import classify
 from sltt_bench.kinds import KINDS
 from sltt_bench.lasting_output import LastingOutput
@@ -223,7 +224,9 @@ def work_on(cell: Cell, job: Mapping[str, Any], reporter: Reporter) -> None:
         import torch
 
         torch.set_num_threads(job["threads"])
-    function(cell, job, reporter)
+    # A cell that is only computed reads no data, and is not told where they are.
+    with with_remedy(cell.recipe.data, Path(job.get("data_dir", ""))):
+        function(cell, job, reporter)
 
 
 @cache

@@ -54,7 +54,7 @@ ERRORS = {
     ("run", "digits", "--set", "name=mnist", "--dry-run"): "a recipe's name is that of its file",
     ("init", "."): "is no name of a file",
     ("data", "verify", "mnist", "--split", "x"): "'mnist': split: Input should be 'official', but it is 'x'",
-    ("data", "verify", "delayed-recall", "--split", "x"): "has no splits to choose from",
+    ("data", "verify", "delayed-recall", "--split", "x"): "'delayed-recall' has no split",
     ("show", "sltt", "--smoke"): "sltt is a method: --set and --smoke belong to a recipe",
     ("show", "sltt", "--set", "timesteps=2"): "sltt is a method",
     (

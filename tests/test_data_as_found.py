@@ -324,6 +324,31 @@ def test_a_poisoned_frame_cache_is_never_unpickled(tmp_path: Path) -> None:
     assert not made.exists()
 
 
+def test_of_cached_frames_no_bit_can_change_unnoticed(tmp_path: Path) -> None:
+    _, recording, file = cache_with_a_file(tmp_path)
+    content, framing = file.read_bytes(), Framing(2, 8, 8, "mean-count")
+
+    def read() -> list[tuple[str, bytes]] | str:
+        cache = FrameCache("test", tmp_path, framing)
+        try:
+            each = [cache.frames(recording), cache.sample((recording, 0)).numpy()]
+        except DataError as error:
+            return str(error).rpartition("; ")[2]
+        return [(frames.dtype.str, frames.tobytes()) for frames in each]
+
+    whole = read()
+    for place in range(len(content)):
+        for bit in (0, 5, 7):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            file.write_bytes(damaged)
+            assert read() in (whole, "delete the file"), (place, bit)
+    for length in range(len(content)):
+        file.write_bytes(content[:length].ljust(len(content), b"\0"))
+        with pytest.raises(DataError, match="delete the file"):
+            FrameCache("test", tmp_path, framing).frames(recording)
+
+
 def without_end_of_header(file: Path) -> None:
     """A .npy or .npz in whose headers the shape is never closed: NumPy reads them as Python."""
     content = file.read_bytes()

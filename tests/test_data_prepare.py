@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import re
+import shlex
 import socket
 import tarfile
 import zipfile
@@ -26,8 +27,10 @@ from data_files import (
 )
 from torchvision.datasets import CIFAR10, MNIST
 from torchvision.datasets import imagenet as torchvision_imagenet
+from typer.testing import CliRunner
 
 from sltt_bench import data
+from sltt_bench.cli import app
 from sltt_bench.data import DataError, DataFinding, DataPlace, no_progress, prepare, verify
 from sltt_bench.data.download import all_or_nothing, fetch
 
@@ -427,12 +430,14 @@ def test_gesture_samples_of_tonic_are_downloaded(
         monkeypatch.setattr(DVSGesture, f"{part}_url", server.url + part)
         monkeypatch.setattr(DVSGesture, f"{part}_md5", md5(content))
     data_dir = tmp_path / "data"
-    prepared = prepare("dvs-gesture", data_dir, split="tonic-1077-264")
+    prepared = prepare("dvs-gesture", data_dir, settings={"split": "tonic-1077-264"})
     assert len(prepared) == 2
     bundle = load("dvs-gesture", data_dir, counts, split="tonic-1077-264")
     assert len(bundle.test) == 22
     faults = [
-        finding.text for finding in verify("dvs-gesture", data_dir, split="tonic-1077-264") if not finding.ok
+        finding.text
+        for finding in verify("dvs-gesture", data_dir, settings={"split": "tonic-1077-264"})
+        if not finding.ok
     ]
     assert faults[0] == "22 samples of 11 classes, but expected are 1,077 of 11"
 
@@ -505,27 +510,65 @@ def test_verifying_what_is_not_there_says_so(name: str, tmp_path: Path) -> None:
     assert all("looked for" in finding.text for finding in findings)
 
 
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        (name, split)
+NAMES = ("pictures", "my pictures", "a,b", "007", "true", "it's", '"quoted"', "a: b", "[x", "ü")
+"""What people call folders and files."""
+ELSEWHERE = [
+    *({"name": "image-folder", "folder": f"below/{name}"} for name in NAMES),
+    *({"name": "image-folder", "folder": name} for name in NAMES),
+    *({"name": "arrays", "file": f"{name}.npz", "layout": "sequences"} for name in NAMES),
+    *(
+        {"name": name, "split": split}
         for name in data.names()
         if "split" in data.source_type(name).model_fields
         for split in get_args(data.source_type(name).model_fields["split"].annotation)
-    ],
-)
-def test_the_command_that_is_named_where_data_are_missing_prepares_that_split(
-    name: str, split: str, tmp_path: Path
+    ),
+]
+"""Every split of every source, and data of one's own by any name."""
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The arguments of the sltt-bench commands that a message names, as a shell takes them apart."""
+    return [shlex.split(command)[1:] for command in re.findall(r"`(sltt-bench [^`]*)`", text)]
+
+
+@pytest.mark.parametrize("fields", ELSEWHERE, ids=str)
+def test_the_commands_that_messages_name_look_at_the_files_that_the_run_reads(
+    fields: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = data.source_type(name)(split=split)
-    if not (message := data.missing(source, tmp_path)):
-        return
-    named = re.search(rf"data prepare {name}(?: --split (\S+))? --data-dir", message)
-    assert named is not None
-    options = {"split": named[1]} if named[1] else {}
-    assert data.source_type(name)(**options).needed(tmp_path) == source.needed(tmp_path)
-    with pytest.raises(DataError, match=rf"`sltt-bench data verify {source.prepared_as}` tells which"):
-        source.check_counts(0, 0)
+    source, data_dir = data.source_type(fields["name"]).model_validate(fields), tmp_path / "my data"
+    looked_at: list[tuple[Any, Path]] = []
+
+    def note(name: str, data_dir: Path, progress: Any, settings: Any) -> list[Any]:
+        looked_at.append((data.source_with(name, settings), data_dir))
+        return []
+
+    monkeypatch.setattr(data, "prepare", note)
+    monkeypatch.setattr(data, "verify", note)
+    with pytest.raises(DataError) as damaged, data.with_remedy(source, data_dir):
+        source.check_counts(-1, 0)
+    named = commands_in(f"{data.missing(source, data_dir)} {damaged.value}")
+    assert [verb for _, verb, *_ in named] == ["prepare", "verify"] if source.needed(data_dir) else ["verify"]
+    for command in named:
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        named += [further for further in commands_in(result.output) if further not in named]
+    for other, folder in looked_at:
+        assert other.needed(folder) == source.needed(data_dir)
+        assert all(getattr(other, name) == value for name, value in fields.items())
+
+
+def test_settings_that_no_data_set_has_are_errors_that_name_them(tmp_path: Path) -> None:
+    faults = {
+        ("--set", "data.foldr=a"): "'image-folder' has no foldr (did you mean 'folder'?)",
+        ("--set", "folder=a"): "folder: only fields of data",
+        ("--set", "data.folder=a,b"): "several values",
+        ("--set", "data.folder=../a"): "must be a path below --data-dir",
+        ("--set", "data.folder=7"): "folder: Input should be a valid string, but it is 7",
+    }
+    for arguments, fault in faults.items():
+        result = CliRunner().invoke(app, ["data", "verify", "image-folder", *arguments])
+        assert result.exit_code == 2
+        assert fault in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("work", [prepare, verify])
@@ -533,7 +576,7 @@ def test_unknown_names_and_splits_are_errors(work: Callable[..., Any], tmp_path:
     with pytest.raises(DataError, match="unknown data set 'mnits'"):
         work("mnits", tmp_path)
     with pytest.raises(DataError, match="split"):
-        work("mnist", tmp_path, split="other")
+        work("mnist", tmp_path, settings={"split": "other"})
 
 
 def test_data_dir_that_is_a_file_is_an_error_that_names_it(tmp_path: Path, server: Server) -> None:

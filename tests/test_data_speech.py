@@ -17,7 +17,6 @@ from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace, spiking_speech
 from sltt_bench.data.speech_commands import mel_spectrogram, read_sound
 from sltt_bench.data.spiking_speech import bin_spikes
-from sltt_bench.kinds.training import first_batch, tensors_sha256
 
 h5py = pytest.importorskip("h5py")
 pytest.importorskip("librosa")
@@ -222,18 +221,20 @@ def threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-def test_the_digest_of_a_first_batch_does_not_depend_on_how_many_threads_read_it(tmp_path: Path) -> None:
+def test_what_is_heard_does_not_depend_on_how_many_threads_or_processes_read_it(tmp_path: Path) -> None:
     counts = write_speech_commands(tmp_path)
-    options = data.source_type("speech-commands")(**counts)
-    train = data.load(options, DataPlace(tmp_path, 100)).train
 
-    def digest(threads: int) -> str:
+    def heard(threads: int, workers: int) -> torch.Tensor:
         torch.set_num_threads(threads)
-        digested = tensors_sha256(first_batch(loader_of(train, options)))
+        options = data.source_type("speech-commands")(**counts, workers=workers)
+        train = data.load(options, DataPlace(tmp_path, 100)).train
+        x = torch.cat([x for x, _ in loader_of(train, options)])
         assert torch.get_num_threads() == threads
-        return digested
+        return x
 
-    assert digest(1) == digest(8)
+    alone = heard(threads=1, workers=0)
+    assert torch.equal(heard(threads=8, workers=0), alone)
+    assert torch.equal(heard(threads=8, workers=1), alone)
 
 
 def test_recordings_of_another_kind_or_cut_short_are_named(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from result_builder import MIB, RECIPE, HandmadeRun
+from result_builder import MIB, RECIPE, HandmadeRun, told
 from thinned import thinned
 from typer.testing import CliRunner
 
@@ -24,7 +24,17 @@ from sltt_bench.cli import app
 from sltt_bench.plan import Cell
 from sltt_bench.recipe_fields import MAX_SEED
 from sltt_bench.results.reader import Results, read_results
-from sltt_bench.results.schema import CELLS_FILE, EPOCHS_FILE, PROVENANCE_FILE, TIMELINE_FILE
+from sltt_bench.results.schema import (
+    BENCH_FILE,
+    CELLS_FILE,
+    EPOCHS_FILE,
+    FILES,
+    PROVENANCE_FILE,
+    RANKS_FILE,
+    ROW_KEYS,
+    TIMELINE_FILE,
+    TUNING_FILE,
+)
 from sltt_bench.results.tables import Skipped, read_rows
 from sltt_bench.results.writer import ResultsError, RunFolder
 from sltt_bench.run_overview import lines, overview
@@ -171,6 +181,76 @@ def test_a_damaged_row_is_named_with_its_line_and_is_no_figure(tmp_path: Path, c
     assert [Path(skip.path).name for skip in results.skipped] == [f"{EPOCHS_FILE}:{2 if inserted else 3}"]
     assert len(results.cells) == 4
     assert results.epochs["train_s"].sum() == (33.0 if inserted else 31.0)
+
+
+KEY_OF = {
+    name: columns for name, columns in ROW_KEYS.items() if any(COMMITTED.glob(f"**/{name}"))
+}  # fmt: skip
+"""The files of which there are rows to be changed."""
+
+
+def test_every_file_but_two_has_a_key_of_its_columns_that_committed_rows_do_not_share() -> None:
+    assert FILES.keys() - ROW_KEYS.keys() == {TIMELINE_FILE, TUNING_FILE, BENCH_FILE}
+    assert KEY_OF.keys() == ROW_KEYS.keys() - {RANKS_FILE}
+    for name, key in KEY_OF.items():
+        assert set(key) <= {column.name for column in FILES[name]}
+        for path in COMMITTED.glob(f"**/{name}"):
+            assert not pd.read_csv(path).duplicated(list(key)).any(), path
+
+
+@pytest.mark.parametrize("file", KEY_OF)
+def test_of_two_rows_that_contradict_each_other_none_is_read_and_of_equal_ones_one(
+    file: str, tmp_path: Path
+) -> None:
+    original = min(COMMITTED.glob(f"**/{file}"), key=lambda path: path.stat().st_size)
+    lines = original.read_text().splitlines()
+    other = fields_of(lines[1])
+    other[fields_of(lines[0]).index("seed")] = "77"
+    path, skipped = tmp_path / file, list[Skipped]()
+    path.write_text("\n".join([*lines, lines[1], ""]))
+    assert len(read_rows(path, skipped)) == len(lines) - 1
+    assert skipped == []
+    path.write_text("\n".join([*lines, lines[1], ",".join(other), ""]))
+    assert len(read_rows(path, skipped)) == len(lines) - 2
+    assert [(skip.path.rpartition(":")[2], skip.reason.partition(" of the same")[0]) for skip in skipped] == [
+        ("2", f"line {len(lines) + 2} says otherwise"),
+        (str(len(lines) + 2), "line 2 says otherwise"),
+    ]
+
+
+def test_a_cell_of_which_two_rows_of_an_epoch_differ_is_unsound_wherever_it_is_shown(tmp_path: Path) -> None:
+    run, other = handmade(tmp_path / "a"), handmade(tmp_path / "b")
+    lines = (run / EPOCHS_FILE).read_text().splitlines()
+    last = with_value("test_top1", "0.9")("\n".join([lines[0], "", lines[3]]))
+    (run / EPOCHS_FILE).write_text("\n".join([*lines, str(last).splitlines()[2], ""]))
+    report = CliRunner().invoke(app, ["report", str(run), "--format", "terminal", "--full"])
+    comparison = CliRunner().invoke(app, ["compare", str(other), str(run)])
+    for shown in (report.output, comparison.output):
+        text = " ".join(shown.split())
+        assert "line 14 says otherwise of the same epoch" in text
+        assert "2 of the 3 epochs" in text
+    rules = {breach.rule for breach in check([run])}
+    assert {"whole files", "sound cells", "every epoch"} <= rules
+    assert len(finished_cells(run)) == 3
+
+
+def test_rows_of_another_run_in_the_files_of_a_run_were_not_measured_with_what_it_says(
+    tmp_path: Path,
+) -> None:
+    one, other = HandmadeRun(tmp_path / "one"), HandmadeRun(tmp_path / "other", torch="9.9")
+    own = [one.cell(method, seed) for method in ("bptt", "sltt") for seed in range(3)]
+    one.tell({"plan": own, **told({cell_id: {} for cell_id in own})})
+    other.cell("sltt", 3)
+    for file in (CELLS_FILE, EPOCHS_FILE):
+        rows = (other.path / file).read_text().split("\n", 1)[1]
+        (one.path / file).write_text((one.path / file).read_text() + rows)
+    shutil.rmtree(other.path)
+    report = CliRunner().invoke(app, ["report", str(tmp_path), "--format", "terminal", "--full"])
+    assert "unsound (seed 3): provenance.json tells nothing of it" in " ".join(report.output.split())
+    breaches = [breach.text for breach in check([tmp_path]) if breach.rule == "sound cells"]
+    assert [text.startswith("contradicts itself: provenance.json tells nothing") for text in breaches] == [
+        True
+    ]
 
 
 @pytest.mark.parametrize(

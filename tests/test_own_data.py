@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ def example(language: str, number: int = 0) -> str:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)[number]
 
 
-def run(recipe: str, *arguments: str) -> pd.DataFrame:
-    """The rows of cells.csv of a run that went well."""
-    common = ["--no-estimate", "--device", "cpu", "--seed", "0", "--out", "out"]
+def run(recipe: str, *arguments: str, out: str = "out", code: int = 0) -> pd.DataFrame:
+    """The rows of cells.csv of a run that ended with this exit code."""
+    common = ["--no-estimate", "--device", "cpu", "--seed", "0", "--out", out]
     result = CliRunner().invoke(app, ["run", recipe, *arguments, *common])
-    assert result.exit_code == 0, result.output
-    (cells,) = Path("out").glob("*/*/cells.csv")
+    assert result.exit_code == code, result.output
+    (cells,) = Path(out).glob("*/*/cells.csv")
     return pd.read_csv(cells)
 
 
@@ -97,6 +98,15 @@ def test_the_page_on_images_works_as_it_stands(tmp_path: Path, monkeypatch: pyte
     changes = [argument for change in small for argument in ("--set", change)]
     cells = run("imagenette.yaml", "--data-dir", "DIR", "--method", "sltt", *changes)
     assert list(cells.status) == ["ok"]
+    picture = Path("DIR/imagenette2-160/train/bee/1.png")
+    picture.write_bytes(picture.read_bytes()[:60])
+    (reason,) = run(
+        "imagenette.yaml", "--data-dir", "DIR", "--method", "sltt", *changes, out="damaged", code=1
+    ).reason
+    (command,) = re.findall("`sltt-bench (.*)`", reason)
+    verified = CliRunner().invoke(app, shlex.split(command))
+    assert verified.exit_code == 1
+    assert f"{picture} cannot be read" in " ".join(verified.output.split())
 
 
 def test_the_validation_images_of_tiny_imagenet_are_found_by_its_list(tmp_path: Path) -> None:

@@ -340,6 +340,15 @@ def test_a_system_without_such_clocks_leaves_the_columns_empty(monkeypatch: pyte
     assert "does not tell how busy" in profiler.absent["cpu_others_mean"]
 
 
+def test_a_column_that_is_empty_for_several_reasons_has_each_with_its_epochs() -> None:
+    with Profiler(CPU) as profiler:
+        for epoch, reason in enumerate(("short", "lost", "short", "short"), start=1):
+            profiler.is_absent("cpu_util_mean", epoch, reason)
+            profiler.note("cpu_util_mean", epoch, reason)
+    assert profiler.absent["cpu_util_mean"] == "short (3 epochs, 1 to 4); lost (epoch 2)"
+    assert profiler.notes["cpu_util_mean"] == "short (3 epochs, 1 to 4); lost (epoch 2)"
+
+
 def test_an_epoch_has_the_use_of_the_processors() -> None:
     with Profiler(CPU) as profiler:
         epoch = profiler.epoch(1)

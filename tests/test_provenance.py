@@ -16,7 +16,7 @@ import torch
 
 import sltt_bench
 from sltt_bench import provenance
-from sltt_bench.results.private_paths import without_private_paths
+from sltt_bench.results.private_paths import text_without_private_paths, without_private_paths
 from sltt_bench.source_digest import source_sha256
 
 
@@ -186,6 +186,31 @@ def test_paths_are_shortened_to_what_says_nothing_of_their_owner(
     monkeypatch.chdir(work)
     assert without_private_paths(argument.format(home=home, cwd=work)) == shown
     assert without_private_paths("/scratch/jane.doe") == "<path>"
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("data set 'x': {home}/my data/0.png cannot be read: bad", "data set 'x': <path>/my data/0.png cannot be read: bad"),
+        ("(`sltt-bench data verify x --data-dir {home}/x` tells)", "(`sltt-bench data verify x --data-dir <path>/x` tells)"),
+        ("looked for {home}; nothing", "looked for ~; nothing"),
+        ("looked for {home}2/x", "looked for <path>/x"),
+        ("{cwd}/data/0.png cannot be read", "data/0.png cannot be read"),
+        ("/scratch/jane.doe/x.pt is no checkpoint", "<path>/x.pt is no checkpoint"),
+        ("no room in ../jane.doe/x, C:\\Users\\jane.doe\\x", "no room in <path>/x, C:<path>/x"),
+        ("/dev/shm is too small: see https://pytorch.org/docs", "/dev/shm is too small: see https://pytorch.org/docs"),
+        ("3 / 4 of the samples / train_s ... and/or ~5 %", "3 / 4 of the samples / train_s ... and/or ~5 %"),
+    ],
+)  # fmt: skip
+def test_paths_within_a_sentence_are_shortened_too(
+    reason: str, shown: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / "jane.doe"
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    assert text_without_private_paths(reason.format(home=home, cwd=work)) == shown
 
 
 def test_above_the_home_relative_paths_name_its_owner_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,36 @@ def test_a_copied_run_counts_once_under_any_name(tmp_path: Path) -> None:
     assert [reason.split(" (")[1] for reason in reasons(results)] == ["3 cells, counted once)"]
 
 
+@pytest.mark.parametrize("file", [CELLS_FILE, EPOCHS_FILE])
+def test_of_a_run_and_a_copy_with_other_figures_neither_counts(tmp_path: Path, file: str) -> None:
+    run, other = HandmadeRun(tmp_path / "a"), HandmadeRun(tmp_path / "b")
+    run.cell("bptt", 0)
+    run.cell("sltt", 0)
+    other.cell("bptt", 1)
+    shutil.copytree(run.path, tmp_path / "altered")
+    path = tmp_path / "altered" / file
+    rows = pd.read_csv(path)
+    saved = rows.assign(
+        peak_tensor_bytes=5.0 if file == EPOCHS_FILE else None
+    )  # a column more changes nothing
+    saved.to_csv(path, index=False, float_format="%.7g")
+    assert len(read_results([tmp_path]).cells) == 3
+    column = "train_s" if file == EPOCHS_FILE else "last_test_top1"
+    rows[column] = rows[column].where(rows["method"] != "sltt", rows[column] * 0.9)
+    rows.to_csv(path, index=False)
+    results = read_results([tmp_path])
+    assert sorted(zip(results.cells["method"], results.cells["seed"], strict=True)) == [
+        ("bptt", 0),
+        ("bptt", 1),
+    ]
+    reasons = [skip.reason for skip in results.skipped if "other figures" in skip.reason]
+    assert reasons == [
+        f"a copy of {one} with other figures (1 cell): none of them is read"
+        for one in (tmp_path / "altered", run.path)
+    ]
+    assert not any("no ending" in skip.reason for skip in results.skipped)
+
+
 def test_of_a_run_and_its_earlier_copy_the_fuller_one_counts(tmp_path: Path) -> None:
     run = HandmadeRun(tmp_path / "z")
     run.cell("bptt")

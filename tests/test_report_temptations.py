@@ -156,6 +156,11 @@ def a_best_accuracy_that_no_epoch_reached(top: Path) -> None:
     measure(run(top / "a"), cell={"best_test_top1": 0.99})
 
 
+@temptation("last_test_top1 is 0.9000 in cells.csv, but no epoch has a test_top1", never=["90.00"])
+def an_accuracy_in_the_cell_of_which_the_epochs_say_nothing(top: Path) -> None:
+    measure(run(top / "a"), test_top1=None)
+
+
 @temptation("train_s is not a finite number above 0", words=["not measured"])
 def a_time_of_zero(top: Path) -> None:
     into = run(top / "a", TIME)

@@ -11,8 +11,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from sltt_bench.data.errors import DataError, absent
+from sltt_bench.data.errors import DataError, absent, command, with_remedy
 from sltt_bench.data.source import (
     DataBundle,
     DataFinding,
@@ -35,14 +36,20 @@ __all__ = [
     "Progress",
     "Samples",
     "UnknownDataset",
+    "command",
     "load",
     "missing",
     "names",
     "no_progress",
     "prepare",
     "source_type",
+    "source_with",
     "verify",
+    "with_remedy",
 ]
+
+Settings = Mapping[str, Any]
+"""Field of a data set → value."""
 
 DATASETS: Mapping[str, str] = {
     "digits": "sltt_bench.data.digits:Digits",
@@ -99,7 +106,7 @@ def missing(source: DataSource, data_dir: Path) -> str | None:
     """
     for path in source.needed(data_dir):
         if not path.exists():
-            return str(absent(source.name, path, data_dir, source.prepared_as))
+            return str(absent(source, path, data_dir))
     return None
 
 
@@ -113,10 +120,10 @@ def load(source: DataSource, place: DataPlace) -> DataBundle:
 
 
 def prepare(
-    name: str, data_dir: Path, progress: Progress = no_progress, *, split: str | None = None
+    name: str, data_dir: Path, progress: Progress = no_progress, settings: Settings | None = None
 ) -> list[str]:
-    """Get the data set called `name`, or the named split of it; returns what was done. Raises DataError."""
-    source = _default(name, split)
+    """Get the data set called `name`, with these settings; returns what was done. Raises DataError."""
+    source = source_with(name, settings)
     needed = source.needed(data_dir)
     if not needed:
         return source.prepare(data_dir, progress)
@@ -152,21 +159,29 @@ def _alone(lock_file: Path, progress: Progress) -> Iterator[None]:
 
 
 def verify(
-    name: str, data_dir: Path, progress: Progress = no_progress, *, split: str | None = None
+    name: str, data_dir: Path, progress: Progress = no_progress, settings: Settings | None = None
 ) -> list[DataFinding]:
-    """What is right and wrong with the data set called `name`, or the named split of it. Raises DataError."""
-    return list(_default(name, split).on_disk(data_dir).verify(data_dir, progress))
+    """What is right and wrong with the data set called `name`, with these settings. Raises DataError."""
+    return list(source_with(name, settings).on_disk(data_dir).verify(data_dir, progress))
 
 
-def _default(name: str, split: str | None) -> DataSource:
-    chosen: dict[str, Any] = {} if split is None else {"split": split}
+def source_with(name: str, settings: Settings | None = None) -> DataSource:
+    """The data set called `name`, its other fields at their defaults. Raises DataError."""
+    chosen = dict(settings or {})
     try:
         kind = source_type(name)
-        if split is not None and "split" not in kind.model_fields:
-            raise DataError(f"--split {split}: data set {name!r} has no splits to choose from")
+        for key in chosen.keys() - kind.model_fields:
+            known = ", ".join(sorted(set(kind.model_fields) - set(DataSource.model_fields)))
+            raise DataError(
+                f"data set {name!r} has no {key}{nearest(key, kind.model_fields)}; its own fields: {known or 'none'}"
+            )
         return kind(**chosen)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise DataError(f"data set {name!r}: {faults}{f', but it is {split!r}' if chosen else ''}") from None
+        raise DataError(f"data set {name!r}: {'; '.join(map(_fault, error.errors()))}") from None
     except ValueError as error:
         raise DataError(str(error)) from None
+
+
+def _fault(fault: ErrorDetails) -> str:
+    """In words."""
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, but it is {fault['input']!r}"

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from sltt_bench.data.errors import NOT_NUMPY, DataError, absent, damaged, reading
 from sltt_bench.data.source import (
+    PLACE,
     SPLITS,
     Below,
     Count,
@@ -45,7 +46,7 @@ class Arrays(DataSource):
     name: Literal["arrays"] = "arrays"
     file: Below = "arrays.npz"
     """Below --data-dir."""
-    layout: Literal["images", "sequences"] = "images"
+    layout: Annotated[Literal["images", "sequences"], PLACE] = "images"
     """images are shown at every step; sequences have a time axis of T steps of their own."""
     shape: Annotated[list[Count], Field(default_factory=list)]
     """Of a sample in the file; empty: as found. To be given for --synthetic and estimates, which read nothing."""
@@ -191,7 +192,7 @@ class Arrays(DataSource):
     def _present(self, data_dir: Path) -> Path:
         path = data_dir / self.file
         if not path.is_file():
-            raise absent(self.name, path, data_dir)
+            raise absent(self, path, data_dir)
         return path
 
     def _damaged(self, data_dir: Path, reason: object) -> DataError:

@@ -80,7 +80,7 @@ class CIFARSource(DataSource):
 
     def _read_batch(self, file: Path, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         if not file.is_file():
-            raise absent(self.name, file, data_dir)
+            raise absent(self, file, data_dir)
         # A pickle that is cut short or altered fails in whatever way its bytes happen to spell.
         with reading(self.name, file, Exception):
             batch = _ArraysOnly(io.BytesIO(file.read_bytes()), encoding="latin1").load()

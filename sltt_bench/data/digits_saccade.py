@@ -68,7 +68,7 @@ class DigitsSaccade(DigitsSource):
         recordings = [self.recording(split) for split in SPLITS]
         cache.fill(recordings, workers=0, progress=place.progress)
         train, test = (
-            TensorDataset(torch.from_numpy(np.array(cache.frames(split))), torch.tensor(split.labels))
+            TensorDataset(torch.from_numpy(cache.frames(split)), torch.tensor(split.labels))
             for split in recordings
         )
         return DataBundle(train, test, self.preprocess)

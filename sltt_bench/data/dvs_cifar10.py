@@ -84,7 +84,7 @@ class DVSCIFAR10(EventSource):
         for label, class_name in enumerate(CLASSES):
             folder = data_dir / self.folder / class_name
             if not folder.is_dir():
-                raise absent(self.name, folder, data_dir)
+                raise absent(self, folder, data_dir)
             in_format = partial(recording_files, self.name, folder)
             files = in_format("*.aedat4") or in_format("*.aedat")
             numbered = sorted((self._number(file), file) for file in files)

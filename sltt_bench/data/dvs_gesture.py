@@ -77,7 +77,7 @@ class DVSGesture(EventSource):
     def _of_tonic(self, data_dir: Path, split: str) -> list[Recording]:
         root = data_dir / self.folder / self.tonic_folders[split]
         if not root.is_dir():
-            raise absent(self.name, root, data_dir, self.prepared_as)
+            raise absent(self, root, data_dir)
         return [
             Recording(file, (self._tonic_label(file),), partial(read_tonic, file), file_key(file))
             for file in recording_files(self.name, root, "user*/*.npy")
@@ -94,7 +94,7 @@ class DVSGesture(EventSource):
         root = data_dir / self.folder / self.ibm_folder
         trials = root / self.trials[split]
         if not trials.is_file():
-            raise absent(self.name, trials, data_dir, self.prepared_as)
+            raise absent(self, trials, data_dir)
         with reading(self.name, trials, OSError, ValueError):
             lines = trials.read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]
@@ -103,7 +103,7 @@ class DVSGesture(EventSource):
             labels_file = file.with_name(f"{file.stem}_labels.csv")
             for path in (file, labels_file):
                 if not path.is_file():
-                    raise absent(self.name, path, data_dir, self.prepared_as)
+                    raise absent(self, path, data_dir)
             labels, cuts = self._read_labels(labels_file)
             key = file_key(file, labels, cuts)
             recordings.append(Recording(file, labels, partial(read_ibm, file, cuts), key))

@@ -1,11 +1,16 @@
 """What can be wrong with data: one exception, and the sentences that several data sets share."""
 
+import shlex
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sltt_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from sltt_bench.data.source import DataSource
 
 NOT_NUMPY = (OSError, ValueError, EOFError, tokenize.TokenError)
 """What numpy.load raises for a file that is cut short or altered; the last for a header that is no Python."""
@@ -15,25 +20,41 @@ class DataError(UserError):
     """The data are missing or not what the recipe says; the message names the file and the remedy."""
 
 
-class UnendingRead(DataError):
+class DamagedData(DataError):
+    """Some file is there, but is not what it must be; see `with_remedy`."""
+
+
+class UnendingRead(DamagedData):
     """Reading a file does not come to an end; who looks through many samples of it looks no further."""
 
 
-def absent(name: str, looked_for: Path, data_dir: Path, prepared_as: str | None = None) -> DataError:
-    """The error for a data set of which `looked_for` is not there; `prepared_as`: DataSource.prepared_as."""
+def command(verb: str, source: "DataSource", data_dir: Path) -> str:
+    """The `sltt-bench data` command that looks at the very files that the source reads, as a shell takes it."""
+    return f"sltt-bench data {verb} {source.as_argument} --data-dir {shlex.quote(str(data_dir))}"
+
+
+def absent(source: "DataSource", looked_for: Path, data_dir: Path) -> DataError:
+    """The error for a data set of which `looked_for` is not there."""
     return DataError(
-        f"data set {name!r} is not there: looked for {looked_for}; "
-        f"`sltt-bench data prepare {prepared_as or name} --data-dir {data_dir}` gets it or says how; "
+        f"data set {source.name!r} is not there: looked for {looked_for}; "
+        f"`{command('prepare', source, data_dir)}` gets it or says how; "
         "--synthetic measures memory and time without it"
     )
 
 
-def damaged(name: str, file: Path, reason: object) -> DataError:
+def damaged(name: str, file: Path, reason: object) -> DamagedData:
     """The error for a file of a data set that is there but cannot be read."""
-    return DataError(
-        f"data set {name!r}: {file} cannot be read: {reason}; replace it "
-        f"(`sltt-bench data verify {name}` looks for more such files)"
-    )
+    return DamagedData(f"data set {name!r}: {file} cannot be read: {reason}; replace it")
+
+
+@contextmanager
+def with_remedy(source: "DataSource", data_dir: Path) -> Iterator[None]:
+    """Adds to an error of damaged data the command that looks for more: where a file is read, nobody knows it."""
+    try:
+        yield
+    except DamagedData as error:
+        more = f"`{command('verify', source, data_dir)}` looks for more that is wrong"
+        raise DamagedData(f"{error} ({more})") from None
 
 
 @contextmanager

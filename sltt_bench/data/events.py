@@ -11,6 +11,7 @@ Frames are made once and kept in a file for each recording.
 import hashlib
 import json
 import multiprocessing
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -41,8 +42,8 @@ if TYPE_CHECKING:
 
 EVENT = np.dtype([("t", np.int64), ("x", np.int16), ("y", np.int16), ("p", np.bool_)])
 """One event: time in microseconds, column, row, and True where the pixel became brighter."""
-FRAMES_VERSION = 1
-"""To be raised whenever the same events give other frames, so that no older cache is read."""
+FRAMES_VERSION = 2
+"""To be raised whenever the same events give other frames, or another file, so that no older cache is read."""
 
 Resize = Literal["published", "mean-count"]
 
@@ -204,12 +205,15 @@ def file_key(file: Path, *more: object) -> str:
 class FrameCache:
     """Frames on disk: a folder for each way of making them, a file for each recording.
 
-    A file is written under another name and then renamed, so one that is there is whole.
+    A file is written under another name and then renamed, so one that is there was whole. It has two arrays, one behind
+    the other: the frames and a checksum of each sample's, with which they are compared when a process first reads them.
     """
 
     def __init__(self, source: str, folder: Path, framing: Framing) -> None:
         self._source = source
         self._framing = framing
+        self._whole: set[tuple[Path, int]] = set()
+        """The samples that were compared, by file and number."""
         facts = {"version": FRAMES_VERSION, **asdict(framing)}
         title = f"T{framing.timesteps}-{framing.image_size}px-{framing.resize}"
         self.folder = folder / f"{title}-{_digest(json.dumps(facts, sort_keys=True))}"
@@ -219,18 +223,33 @@ class FrameCache:
         return self.folder / f"{recording.file.stem}-{_digest(recording.key)}.npy"
 
     def frames(self, recording: Recording) -> np.ndarray:
-        """Frames [samples, T, 2, H, W] of a recording, mapped from the cache; made if they are not there.
+        """Frames [samples, T, 2, H, W] of a recording; made if they are not there. Raises DataError."""
+        return self._read(recording, range(len(recording.labels)))
 
-        Raises DataError.
-        """
+    def _read(self, recording: Recording, numbers: Sequence[int]) -> np.ndarray:
+        """Frames [numbers, T, 2, H, W] of some samples of a recording. Raises DataError."""
         path = self.path(recording)
         if not path.exists():
             self.make(recording)
         try:
             # A file that was tampered with is never unpickled.
-            frames: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-        except NOT_NUMPY as error:
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            self._check_layout(path, recording, mapped)
+            frames: np.ndarray = mapped[numbers]
+            if unknown := [number for number in numbers if (path, number) not in self._whole]:
+                with path.open("rb") as file:
+                    file.seek(mapped.offset + mapped.nbytes)
+                    checksums = np.load(file, allow_pickle=False)
+                for number in unknown:
+                    if checksums[number] != _checksum(mapped[number]):
+                        raise ValueError("the frames do not agree with their checksum")
+                    self._whole.add((path, number))
+        except (*NOT_NUMPY, IndexError) as error:
             raise DataError(f"cached frames {path} cannot be read: {error}; delete the file") from None
+        return frames
+
+    def _check_layout(self, path: Path, recording: Recording, frames: np.ndarray) -> None:
+        """Raises DataError."""
         size = self._framing.image_size
         expected = (len(recording.labels), self._framing.timesteps, 2, size, size)
         if frames.shape != expected or frames.dtype.kind not in "uif":
@@ -238,14 +257,13 @@ class FrameCache:
                 f"cached frames {path} are {frames.dtype} of shape {frames.shape} instead of numbers "
                 f"of shape {expected}; delete the file"
             )
-        return frames
 
     def sample(self, place: tuple[Recording, int]) -> "Tensor":
         """Frames [T, 2, H, W] of one sample, given its recording and its number there. Raises DataError."""
         import torch
 
         recording, number = place
-        return torch.from_numpy(np.array(self.frames(recording)[number]))
+        return torch.from_numpy(self._read(recording, [number])[0])
 
     def make(self, recording: Recording) -> None:
         """Convert one recording and keep its frames. Raises DataError."""
@@ -254,6 +272,7 @@ class FrameCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.path(recording)) as file:
                 np.save(file, frames)
+                np.save(file, np.array([_checksum(of_sample) for of_sample in frames], np.uint32))
         except OSError as error:
             raise DataError(
                 f"data set {self._source!r}: cannot keep frames in {self.folder}: {error.strerror or error}; "
@@ -285,6 +304,11 @@ class FrameCache:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _checksum(frames: np.ndarray) -> int:
+    """CRC-32 of the type and the numbers of one sample's frames."""
+    return zlib.crc32(np.ascontiguousarray(frames).data, zlib.crc32(frames.dtype.str.encode()))
 
 
 def _digest(text: str) -> str:

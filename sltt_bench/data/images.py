@@ -52,7 +52,7 @@ class ImageSource(DataSource):
         """The names of the classes of a split, in order. Raises DataError."""
         root = self.root(data_dir, split)
         if not root.is_dir():
-            raise absent(self.name, root, data_dir)
+            raise absent(self, root, data_dir)
         return class_folders(self.name, root)
 
     def class_images(self, data_dir: Path, split: str, class_name: str) -> list[str]:

@@ -1,11 +1,12 @@
 """Batches of a split in an order that is a pure function of (seed, epoch).
 
-The augmentation of a sample is a pure function of (seed, epoch, index): it does not depend on the
-number of workers, on what a training method or dropout draws, or on where a run was resumed; nor
+A sample and its augmentation are a pure function of (seed, epoch, index): they do not depend on the
+number of workers or threads, on what a training method or dropout draws, or on where a run was resumed; nor
 does loading disturb the generators that those draw from.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
@@ -252,7 +253,7 @@ def _pinned(tensor: Tensor) -> Tensor:
 def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, _Unreadable):
-            raise DataError(batch.message)
+            raise batch.error
         x, labels = batch
         yield x, labels
 
@@ -261,7 +262,7 @@ def _by_workers(batches: DataLoader[Any]) -> Iterator[Batch]:
 class _Unreadable:
     """A sample that raised DataError: an exception would come out of a worker wrapped in its traceback."""
 
-    message: str
+    error: DataError
 
 
 class _SeededByKey(Dataset[Any]):
@@ -282,13 +283,27 @@ class _SeededByKey(Dataset[Any]):
         # Only the CPU's generator: torch.manual_seed would also reset the GPU's, dropout's own.
         torch.default_generator.manual_seed(derived_seed(self._seed, epoch, AUGMENTATION, index))
         try:
-            sample: tuple[Tensor, int] = self._dataset[index]
+            with _one_thread():
+                sample: tuple[Tensor, int] = self._dataset[index]
             return sample
         except DataError as error:
-            self._unreadable = _Unreadable(str(error))
+            self._unreadable = _Unreadable(error)
             return self._unreadable
         finally:
             torch.set_rng_state(before)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As loader processes compute, so that a sample is the same however many threads this process has: the last digit of
+    a matrix product, so of a spectrogram's mel energies, depends on how many share it.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _collate(samples: list[Any]) -> Any:

@@ -73,7 +73,7 @@ class IDXSource(DataSource):
             from torchvision.datasets.mnist import read_image_file, read_label_file
 
         if not file.is_file():
-            raise absent(self.name, file, data_dir)
+            raise absent(self, file, data_dir)
         read = read_image_file if "images" in file.name else read_label_file
         faults = (ValueError, TypeError, AssertionError, RuntimeError, IndexError, KeyError, OSError)
         with reading(self.name, file, *faults, reason="not a whole IDX file ({})"):

@@ -57,7 +57,7 @@ class NCaltech101(EventSource):
     def recordings(self, data_dir: Path, split: str) -> list[Recording]:
         root = data_dir / self.folder
         if not root.is_dir():
-            raise absent(self.name, root, data_dir)
+            raise absent(self, root, data_dir)
         # The cache of frames is there, too.
         class_names = class_folders(self.name, root, self.classes, but_for="frames")
         recordings = []

@@ -4,6 +4,8 @@ A data set is one class in one file. Its fields are what a recipe may say; what 
 variable; torch is imported where it is used, so that recipes are checked at once.
 """
 
+import json
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field, model_validator
 
-from sltt_bench.data.errors import DataError, UnendingRead
+from sltt_bench.data.errors import DamagedData, DataError, UnendingRead
 from sltt_bench.strict import Strict
+from sltt_bench.yaml_text import YAMLFault, parse_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +31,9 @@ def _below(path: str) -> str:
     return path
 
 
-Below = Annotated[str, AfterValidator(_below)]
+PLACE = object()
+"""In a field's `Annotated`, marks one that decides which files are read or how: commands that look at them are given it."""
+Below = Annotated[str, AfterValidator(_below), PLACE]
 """A file or folder of the user's below the data folder: results do not say where on a machine that is."""
 Found = Annotated[int, Field(ge=0)]
 """A count that 0 leaves to be found in the user's files; see DataSource.on_disk."""
@@ -182,10 +187,20 @@ class DataSource(Strict):
         return []
 
     @property
-    def prepared_as(self) -> str:
-        """What `data prepare` and `data verify` call it: by its name, with the split where that is not the default."""
-        field, split = type(self).model_fields.get("split"), getattr(self, "split", None)
-        return self.name if field is None or split == field.default else f"{self.name} --split {split}"
+    def as_argument(self) -> str:
+        """What `data prepare` and `data verify` are given to look at the same files, as a shell takes it: its name, and
+        its split and fields of PLACE where these are not the default.
+        """
+        words = [self.name]
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value == field.default:
+                continue
+            if name == "split":
+                words.append(f"--split {value}")
+            elif PLACE in field.metadata:
+                words.append(f"--set {shlex.quote(f'data.{name}={_as_yaml(value)}')}")
+        return " ".join(words)
 
     def on_disk(self, data_dir: Path | None) -> "DataSource":
         """With everything filled in that depends on the user's files, so that a plan names it.
@@ -265,10 +280,9 @@ class DataSource(Strict):
             ("test", test, self.test_samples),
         ):
             if samples != expected:
-                raise DataError(
+                raise DamagedData(
                     f"data set {self.name!r}: the {split} split has {samples} samples, but the recipe's "
-                    f"data.{split}_samples says {expected}; another split or a damaged copy? "
-                    f"`sltt-bench data verify {self.prepared_as}` tells which"
+                    f"data.{split}_samples says {expected}; another split or a damaged copy?"
                 )
 
     def _counts_finding(self, split: str, labels: Sequence[int]) -> DataFinding:
@@ -280,6 +294,15 @@ class DataSource(Strict):
         fewest, most = min(per_class.values()), max(per_class.values())
         each = f"{fewest:,}" if fewest == most else f"{fewest:,}–{most:,}"
         return DataFinding(True, split, f"{text}, {each} of each class; a time step is {self.sample_shape}")
+
+
+def _as_yaml(text: str) -> str:
+    """A text as the value of a --set."""
+    try:
+        is_plain = parse_yaml(text) == text and "," not in text
+    except YAMLFault:
+        is_plain = False
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _readings_findings(

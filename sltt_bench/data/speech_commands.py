@@ -93,13 +93,13 @@ class SpeechCommands(DataSource):
             names = {f"{file.parent.name}/{file.name}" for file in recordings if file.name[0] != "."}
             chosen = names.difference(*listed.values())
         elif lacking := sorted(name for name in chosen if not (root / name).is_file()):
-            raise absent(self.name, root / lacking[0], data_dir)
+            raise absent(self, root / lacking[0], data_dir)
         labels = {word: label for label, word in enumerate(words)}
         return [(root / name, labels[name.partition("/")[0]]) for name in sorted(chosen)]
 
     def _listed(self, file: Path, data_dir: Path) -> frozenset[str]:
         if not file.is_file():
-            raise absent(self.name, file, data_dir)
+            raise absent(self, file, data_dir)
         with reading(self.name, file, OSError, ValueError):
             return frozenset(file.read_text(encoding="utf-8").split())
 

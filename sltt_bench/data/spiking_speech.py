@@ -18,7 +18,7 @@ from pydantic import Field
 
 from sltt_bench.data.beside import Lost, ask, serve
 from sltt_bench.data.download import already_there, fetch, tonic_dataset, unpack_and_find
-from sltt_bench.data.errors import DataError, UnendingRead, absent, damaged, reading
+from sltt_bench.data.errors import DamagedData, DataError, UnendingRead, absent, damaged, reading
 from sltt_bench.data.source import (
     SPLITS,
     Count,
@@ -69,7 +69,7 @@ class SpikingSpeech(DataSource):
         """Counts [T, channels, 1, 1] in uint8, binned when they are asked for."""
         file = self._file(place.data_dir, split)
         if not file.is_file():
-            raise absent(self.name, file, place.data_dir, self.prepared_as)
+            raise absent(self, file, place.data_dir)
         binning = {
             "timesteps": place.timesteps,
             "window": self.window_s,
@@ -197,7 +197,7 @@ class SpikeSamples:
         except Lost as lost:
             raise UnendingRead(str(damaged(self._name, self.file, f"{doing} was {lost}"))) from None
         if fault is not None:
-            raise DataError(fault)
+            raise DamagedData(fault)
         return numbers, content
 
 

@@ -63,7 +63,7 @@ def train_and_evaluate(cell: Cell, job: Job, reporter: "Reporter", evaluated: Se
         own: dict[str, str] = {}  # what this process began with: every one reads a copy of the data set
 
         def peak() -> int:
-            batch = first_batch(loaders["train"])
+            batch = next(iter(loaders["train"]))
             labels = [labels_of(getattr(bundle, split)) for split in splits]
             content = content_sha256(cell.recipe.data, bundle, evaluated)
             reporter.send("measured_with", data_sha256=tensors_sha256([*batch, *labels]))
@@ -253,30 +253,10 @@ def content_sha256(
         "training_samples_sha256": [bundle.plain_train or bundle.train],
         "evaluated_samples_sha256": [getattr(bundle, split) for split in evaluated],
     }
-    with one_thread():
-        return {
-            name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))
-            for name, of_name in splits.items()
-        }
-
-
-def first_batch(loader: Iterable[Any]) -> Any:
-    """(x, labels) of the first batch of an epoch, whose digest is the same wherever its samples are. Raises DataError."""
-    with one_thread():
-        return next(iter(loader))
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As loader processes compute: the last digit of a matrix product, so of a spectrogram's mel energies, depends on how
-    many threads share it.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return {
+        name: tensors_sha256(chain.from_iterable(content(samples, options) for samples in of_name))
+        for name, of_name in splits.items()
+    }
 
 
 def make_cell_loader(cell: Cell, bundle: Any, split: str, device: Any, ranks: Ranks = ALONE) -> Any:

@@ -71,7 +71,9 @@ class Profiler:
         self.processors = Processors(os.getpid() if command is None else command)
         self.standstills = Standstills()
         self._resident_at_start = resident_bytes()
-        self._epochs_of: dict[tuple[str, str], list[int]] = {}
+        self._absent_in: dict[str, dict[str, list[int]]] = {}
+        """Column → reason → the epochs for which that is why it is empty."""
+        self._noted_in: dict[str, dict[str, list[int]]] = {}
         self._warmup = ExitStack()
         self._check_process_memory()
         self._open_sensors(gpu_uuid or self.compute.gpu_uuid, on_sample, interval_s)
@@ -112,17 +114,11 @@ class Profiler:
 
     def is_absent(self, column: str, epoch: int, reason: str) -> None:
         """Record that a column is empty in an epoch."""
-        self.absent[column] = self._with_epochs(column, epoch, reason)
+        self.absent[column] = _with_epochs(self._absent_in.setdefault(column, {}), epoch, reason)
 
     def note(self, column: str, epoch: int, remark: str) -> None:
         """Record what to know about a column's figure in an epoch."""
-        self.notes[column] = self._with_epochs(column, epoch, remark)
-
-    def _with_epochs(self, column: str, epoch: int, text: str) -> str:
-        epochs = self._epochs_of.setdefault((column, text), [])
-        epochs.append(epoch)
-        which = f"epoch {epoch}" if len(epochs) == 1 else f"{len(epochs)} epochs, {epochs[0]} to {epoch}"
-        return f"{text} ({which})"
+        self.notes[column] = _with_epochs(self._noted_in.setdefault(column, {}), epoch, remark)
 
     def _check_process_memory(self) -> None:
         if peak_resident_bytes() is None:
@@ -269,6 +265,17 @@ class EpochProfile:
         else:
             for column in ("peak_nvml_bytes", "peak_nvml_scope"):
                 self._profiler.is_absent(column, self._number, f"{process.reason}; {device.reason}")
+
+
+def _with_epochs(epochs_of: dict[str, list[int]], epoch: int, text: str) -> str:
+    """All that was said of a column, each with its epochs, after `text` of an epoch was added."""
+    epochs_of.setdefault(text, []).append(epoch)
+    each = []
+    for known, epochs in epochs_of.items():
+        first, last = epochs[0], epochs[-1]
+        which = f"epoch {first}" if len(epochs) == 1 else f"{len(epochs)} epochs, {first} to {last}"
+        each.append(f"{known} ({which})")
+    return "; ".join(each)
 
 
 def without_times_that_one_lacks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

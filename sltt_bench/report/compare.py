@@ -102,7 +102,10 @@ def compare_sets(a: Path, b: Path, threshold: float, console: Console | None = N
     `threshold` is the relative change of a noisy figure that counts; for accuracy it is ACCURACY_POINTS.
     Raises ResultsError if a folder cannot be read or holds no results.
     """
-    comparison = compare_groups(make_groups(_read(a)), make_groups(_read(b)), threshold)
+    one, other = _read(a), _read(b)
+    comparison = compare_groups(make_groups(one), make_groups(other), threshold)
+    unread = (*_not_read("A", one), *_not_read("B", other))
+    comparison = replace(comparison, remarks=(*comparison.remarks, *unread))
     print_comparison(comparison, console or make_console())
     return comparison
 
@@ -114,6 +117,18 @@ def _read(folder: Path) -> Results:
             f"{folder}: no results in or below it; give a folder with runs, for example results/"
         )
     return results
+
+
+def _not_read(name: str, results: Results) -> list[str]:
+    """What of a set is in no figure."""
+    remarks = [
+        f"Not read of {name}: {skip.path}: {skip.reason}." for skip in results.skipped[:_MOST_NOT_READ]
+    ]
+    more = len(results.skipped) - len(remarks)
+    return [*remarks, f"Not read of {name}: {more} more, listed by `sltt-bench report`."] if more else remarks
+
+
+_MOST_NOT_READ = 4
 
 
 def compare_groups(a: Sequence[Group], b: Sequence[Group], threshold: float) -> SetComparison:

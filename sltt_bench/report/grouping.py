@@ -112,6 +112,8 @@ def _facts(cell: Mapping[Hashable, Any], runs: Sequence[Run], epochs: EpochsOfCe
     fault = ""
     if cell["status"] == "ok":
         fault = cell_fault(cell, epochs.checked((cell["run"], cell_id)), run.recipe_of(cell_id))
+        if run.is_stranger(cell_id, int(cell["attempt"])):
+            fault = "provenance.json tells nothing of it, but of other cells: are its rows another run's?"
     return {
         "status": UNSOUND if fault else cell["status"],
         "reason": fault or cell["reason"],

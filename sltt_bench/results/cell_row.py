@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sltt_bench.results.doubts import doubts
-from sltt_bench.results.private_paths import public, without_private_paths
+from sltt_bench.results.private_paths import public, text_without_private_paths
 from sltt_bench.results.schema import INFERENCE_COLUMNS, SCHEMA_VERSION, Status
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def cell_row(cell: "Cell", outcome: Outcome, epochs: Mapping[int, Mapping[str, s
         "validation": None if cell.recipe.validation is None else cell.recipe.validation.name,
         "trials": cell.trials,
         "status": outcome.status,
-        "reason": without_private_paths(outcome.reason),
+        "reason": text_without_private_paths(outcome.reason),
         "started_utc": outcome.started_utc,
         "wall_s": outcome.wall_s,
         "neighbours": _neighbours(outcome, epochs),

@@ -92,9 +92,11 @@ line break is torn: ignore it.
 - of two rows of `epochs.csv` with the same `cell_id` and `epoch`, the later `attempt`. (With a checkpoint after each
   epoch, as recipes have it, there are no two: a resumed cell goes on after the last epoch that has a row.)
 - of two rows of `cells.csv` with the same `cell_id`, the later `attempt`;
-- of two rows of `tuning.csv` with the same `cell_id`, the last one.
+- of two rows of `tuning.csv` with the same `cell_id`, the last one;
+- of two rows of the same attempt (and epoch) that differ, none: files were joined or changed by hand.
 
-In another folder the same `cell_id` is a repetition, a measurement of its own. Neither replaces the other.
+In another folder the same `cell_id` is a repetition, a measurement of its own. Neither replaces the other. If `started_utc` and `wall_s` of its first attempt are
+equal too, it is a copy: it counts once, or not at all if its figures differ.
 
 **Which cells to use.** Use a cell only if
 

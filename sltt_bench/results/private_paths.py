@@ -1,5 +1,6 @@
 """Removes private paths from every text in the results, so that they do not tell who ran them."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,28 @@ def without_private_paths(text: str) -> str:
     = , : ; quotes and brackets.
     """
     return "".join(_shorten(piece) for piece in re.split(r"""([=,:;"'()\[\]{}])""", text))
+
+
+def text_without_private_paths(text: str) -> str:
+    """Returns a sentence without private paths, which may stand anywhere in it: a word that is a path is shortened as an
+    argument is. Of a path with spaces all is a word up to the first one, after the home or the working directory.
+    """
+    here, home = Path.cwd(), Path.home()
+    if here not in (home, *home.parents):
+        text = text.replace(f"{here}{os.sep}", "")
+    if home.name:
+        text = re.sub(rf"{re.escape(str(home))}(?![^{_AFTER_A_PATH}/\\\\])", "~", text)
+    return "".join(map(_shorten_word, re.split(f"([{_AFTER_A_PATH}])", text)))
+
+
+_AFTER_A_PATH = r"""\s`=,:;"'()\[\]{}"""
+_OF_THE_SYSTEM = ("/dev/", "/proc/", "/sys/", "//")
+"""What such a word begins with is the same on every machine, or an address behind its https: says where a page is."""
+
+
+def _shorten_word(word: str) -> str:
+    is_path = re.match(r"[/\\~]+[^\W\d]|\.\.[/\\]", word)
+    return _shorten(word) if is_path and not word.startswith(_OF_THE_SYSTEM) else word
 
 
 def public(value: Any) -> Any:

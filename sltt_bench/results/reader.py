@@ -81,6 +81,13 @@ class Run:
         )
         return {**self.provenance, **of_command, **own}
 
+    def is_stranger(self, cell_id: str, attempt: int) -> bool:
+        """Whether provenance.json, which tells of the attempts at the run's cells, tells nothing of this one: its rows are
+        another run's. False of runs from before attempts were told apart.
+        """
+        whole = bool(self.provenance.get("plan")) and any(number for _, number in self._told_by)
+        return whole and (cell_id, str(attempt)) not in self._told_by
+
     @property
     def told(self) -> list[Mapping[str, Any]]:
         """What the processes of all attempts said."""
@@ -416,6 +423,7 @@ def _without_copies(
         _run_identity(runs[int(run)]) for run in cells.loc[never_started, "run"]
     ]
     identity = ["cell_id", "device_name", "first_started", "first_wall_s"]
+    cells = _without_altered_copies(cells, epochs, identity, damage)
     copied = cells.duplicated(identity, keep="first")
     kept = cells[~copied]
     original = kept.set_index(identity)["path"]
@@ -424,6 +432,42 @@ def _without_copies(
         damage.append(Skipped(str(path), f"{_COPY}{first} ({counted(len(copies), 'cell')}, counted once)"))
     kept = kept.drop(columns=["epoch_rows", "path", "first_started", "first_wall_s"])
     return kept.sort_values(_CELL, kind="stable")
+
+
+def _without_altered_copies(
+    cells: pd.DataFrame, epochs: pd.DataFrame, identity: list[str], damage: list[Skipped]
+) -> pd.DataFrame:
+    """The cells but for copies of one execution whose figures differ: nobody knows which were measured."""
+    copies = cells[cells.duplicated(identity, keep=False)]
+    if copies.empty:
+        return cells
+    copies = copies.assign(execution=copies.groupby(identity, dropna=False).ngroup())
+    of_copies = epochs.merge(copies[[*_CELL, "execution"]], on=_CELL)
+    altered = _differing(copies, ["execution", "attempt"], CELLS_FILE)
+    altered |= _differing(of_copies, ["execution", "epoch", "attempt"], EPOCHS_FILE)
+    refused = copies[copies["execution"].isin(altered)]
+    for path, own in refused.groupby("path"):
+        others = refused[refused["execution"].isin(own["execution"]) & (refused["path"] != path)]
+        other = others["path"].iloc[0]
+        text = f"{_COPY}{other} with other figures ({counted(len(own), 'cell')}): none of them is read"
+        damage.append(Skipped(str(path), text))
+    return cells.drop(index=refused.index)
+
+
+def _differing(rows: pd.DataFrame, key: list[str], file: str) -> set[int]:
+    """The executions of which two rows of one key have different numbers; programs that save a table round them."""
+    numbers = [column.name for column in FILES[file] if column.type in ("int", "float")]
+    by_key = (
+        rows[[*dict.fromkeys([*key, *numbers])]]
+        .astype(float)
+        .groupby(key)[[name for name in numbers if name not in key]]
+    )
+    most, least = by_key.max(), by_key.min()
+    differs = (most - least > _ROUNDING * most.abs()).any(axis=1)
+    return {int(execution) for execution in differs[differs].index.get_level_values("execution")}
+
+
+_ROUNDING = 1e-6
 
 
 def _run_identity(run: Run) -> str:

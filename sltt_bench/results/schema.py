@@ -365,6 +365,21 @@ remark          str     baselines that were left out, and why
 finished_utc    str!    when the row was measured, ISO 8601
 """)
 
+_ATTEMPT = ("cell_id", "attempt")
+_POINT = (*_ATTEMPT, "epoch", "tau", "surrogate", "reset", "detach_reset", "loss_window")
+ROW_KEYS: dict[str, tuple[str, ...]] = {
+    CELLS_FILE: _ATTEMPT,
+    EPOCHS_FILE: (*_ATTEMPT, "epoch"),
+    RANKS_FILE: (*_ATTEMPT, "epoch", "rank"),
+    GRADIENTS_FILE: (*_POINT, "level", "name"),
+    DRAWS_FILE: (*_POINT, "drawn"),
+    METHOD_GRADIENTS_FILE: (*_POINT, "compared_method", "level", "name"),
+    OPERATIONS_FILE: (*_ATTEMPT, "counted_method", "drawn"),
+    ESTIMATES_FILE: _ATTEMPT,
+}
+"""The columns that no two rows of a run's file share. (A trial is judged, and a benchmark's row measured, as often as
+somebody asks.)"""
+
 FILES: dict[str, tuple[Column, ...]] = {
     CELLS_FILE: CELL_COLUMNS,
     EPOCHS_FILE: EPOCH_COLUMNS,

@@ -1,7 +1,7 @@
 """Reads the CSV files of results as typed rows, and reports damaged rows with file and line.
 
 This is the only reader of these files, so reports, `--resume` and others see the same rows. A row counts only
-if each of its values is possible for its column; nothing is repaired or guessed. Missing numbers are NaN,
+if each of its values is possible for its column, and no other row says otherwise; nothing is repaired or guessed. Missing numbers are NaN,
 never 0.
 """
 
@@ -18,7 +18,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from sltt_bench.printable import printable
-from sltt_bench.results.schema import EPOCHS_FILE, FILES, JSON_COLUMNS, SCHEMA_VERSION, Column, Kind, Status
+from sltt_bench.results.schema import (
+    EPOCHS_FILE,
+    FILES,
+    JSON_COLUMNS,
+    ROW_KEYS,
+    SCHEMA_VERSION,
+    Column,
+    Kind,
+    Status,
+)
 
 Row = dict[str, str]
 Mask = npt.NDArray[np.bool_]
@@ -95,7 +104,25 @@ class Tables:
         columns = [*(column.name for column in FILES[file]), "run", "line"]
         if not frames:
             return pd.DataFrame(columns=columns, dtype=object)
-        return pd.concat(frames, ignore_index=True)[columns]
+        return self._each_once(file, pd.concat(frames, ignore_index=True)[columns])
+
+    def _each_once(self, file: str, frame: pd.DataFrame) -> pd.DataFrame:
+        """The rows but for repetitions; of rows of one key that differ none, since nobody knows which was measured."""
+        if file not in ROW_KEYS:
+            return frame
+        key = ["run", *ROW_KEYS[file]]
+        several = frame[frame.duplicated(key, keep=False)]
+        kept = several.drop_duplicates([name for name in frame.columns if name != "line"])
+        refused = kept.duplicated(key, keep=False)
+        paths = {
+            run: path for of, rows in self._gathered.items() if of[0] == file for run, path, _ in rows.files
+        }
+        for _, same in kept[refused].groupby(key, dropna=False, sort=False):
+            for line in same["line"]:
+                others = ", ".join(str(other) for other in same["line"] if other != line)
+                fault = f"line {others} says otherwise of the same {ROW_KEYS[file][-1]}: none of them is read"
+                _refuse(self._skipped, paths[same["run"].iloc[0]], int(line), fault)
+        return frame.drop(index=several.index.difference(kept.index[~refused]))
 
     def _typed(self, key: tuple[str, tuple[str, ...]]) -> pd.DataFrame:
         file, header = key
