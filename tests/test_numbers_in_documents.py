@@ -372,6 +372,13 @@ def test_which_rules_are_told_apart_from_bptt_on_events_is_what_their_intervals_
         assert f"`{name}` ({value}{unit} [{low}, {high}])" in page
 
 
+def test_with_group_norm_the_gradient_on_rates_is_as_near_as_the_page_says() -> None:
+    rows = pd.read_csv(ROOT / "results" / "digits-saccade" / "20261128-204156-ede7" / "method_gradients.csv")
+    rows = rows[(rows["level"] == "network") & (rows["compared_method"] == "rate")]
+    page = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    assert f"With group norm instead it is at {rows['cosine_mean'].item():.2f} (" in page
+
+
 def test_what_is_said_of_e_prop_at_other_learning_rates_is_what_its_runs_reached() -> None:
     folder = ROOT / "results" / "sequential-digits" / "20261126-064232-3549"
     epochs = pd.read_csv(folder / "epochs.csv").merge(
