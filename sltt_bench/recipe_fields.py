@@ -111,7 +111,8 @@ class TrainRecipe(Strict):
     """Cosine annealing to 0 over the epochs, stepped once an epoch."""
     precision: Literal["fp32", "tf32", "amp", "fp16", "bf16"] = "amp"
     """amp is fp16 with loss scaling on a GPU and bf16 on a CPU. fp32 is IEEE single precision throughout; tf32
-    rounds what convolutions and matrix products multiply on a GPU to 10 bits, and is fp32 on a CPU."""
+    rounds what convolutions and matrix products multiply on a GPU to 10 bits, and is fp32 on a CPU. Evaluation
+    has the same precision (the paper's code evaluates in fp32)."""
     drop_last: bool = False
     """Whether a last, smaller batch of an epoch is left out."""
     deterministic: bool = True

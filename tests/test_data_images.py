@@ -21,7 +21,7 @@ from sltt_bench import data
 from sltt_bench.data import DataBundle, DataError, DataPlace
 from sltt_bench.data.digits import digits_split
 from sltt_bench.data.loading import make_loader
-from sltt_bench.data.transforms import GreyErasing, Normalise
+from sltt_bench.data.transforms import Cutout, Normalise
 
 
 def load(name: str, data_dir: Path, **options: Any) -> DataBundle:
@@ -169,20 +169,24 @@ def test_cifar_images_are_shifted_by_up_to_four_pixels_and_flipped(tmp_path: Pat
     assert columns == set(range(6, 15)) | set(range(31 - 14, 31 - 5))
 
 
-def test_grey_erasing_has_the_stated_probability_area_and_ratio() -> None:
+def test_cutout_has_the_stated_probability_area_ratio_and_colour() -> None:
     torch.manual_seed(0)
-    erasing = GreyErasing()
+    cutout = Cutout()
     image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
-    areas, ratios, unchanged = [], [], 0
+    areas, ratios, reds, unchanged = [], [], set(), 0
     for _ in range(2000):
-        x = erasing(image)
-        erased = (x != 255).all(0)
+        x = cutout(image)
+        erased = (x[1:] != 255).all(0)
         if not erased.any():
             unchanged += 1
             continue
         rows, columns = erased.any(1).sum().item(), erased.any(0).sum().item()
         assert int(erased.sum()) == rows * columns
-        assert len(x[:, erased].unique()) == 1
+        red, green, blue = (channel[erased].unique().tolist() for channel in x)
+        assert len(red) == 1
+        assert green == blue == [0]
+        reds |= {*red}
+        assert (x[:, ~erased] == 255).all()
         areas.append(rows * columns / 1024)
         ratios.append(rows / columns)
     assert 900 < unchanged < 1100
@@ -191,7 +195,29 @@ def test_grey_erasing_has_the_stated_probability_area_and_ratio() -> None:
     assert 0.37 < max(areas) <= 0.4
     assert abs(sum(areas) / len(areas) - 0.195) < 0.02
     assert sum(ratio > 1 for ratio in ratios) / len(ratios) > 0.6  # uniform in 0.4–2.5, not in its logarithm
+    assert {0, 255} <= reds
     assert int(image.min()) == 255  # the original is left alone
+
+
+def test_cutout_reaches_every_edge_and_paints_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the paper's code Pillow pastes one number into the box of a colour image."""
+    torch.manual_seed(0)
+    cutout = Cutout()
+    monkeypatch.setattr(cutout, "PROBABILITY", 1.0)
+    image = torch.randint(1, 255, (3, 32, 32), dtype=torch.uint8)
+    edges = []
+    for _ in range(300):
+        x = cutout(image)
+        erased = (x[1:] == 0).all(0)
+        top, bottom = (int(i) for i in torch.where(erased.any(1))[0][[0, -1]])
+        left, right = (int(i) for i in torch.where(erased.any(0))[0][[0, -1]])
+        pasted = Image.fromarray(image.permute(1, 2, 0).numpy())
+        pasted.paste(int(x[0, top, left]), (left, top, right + 1, bottom + 1))
+        assert np.array_equal(np.asarray(pasted), x.permute(1, 2, 0).numpy())
+        edges.append((top, left, bottom, right))
+    tops, lefts, bottoms, rights = (set(side) for side in zip(*edges, strict=True))
+    assert 0 in tops & lefts
+    assert 31 in bottoms & rights
 
 
 # Faults -----------------------------------------------------------------------------------------

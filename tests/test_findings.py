@@ -1,10 +1,13 @@
 """docs/findings.md and README say what the committed results of the studies say."""
 
+import json
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from sltt_bench.report.statistics import paired_difference
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -29,6 +32,23 @@ def test_every_study_with_results_has_its_figure() -> None:
     for name in findings.OVER_TASKS:
         assert findings.profile(name) is not None
         assert (ROOT / "docs" / "figures" / f"profile-{name.partition('/')[2]}.png").is_file()
+
+
+def test_the_tasks_on_which_no_tuned_method_is_told_apart_from_bptt_are_images_and_speech() -> None:
+    cells = pd.read_csv(ROOT / "results" / "studies" / "modality" / "20261127-031902-5f48" / "cells.csv")
+    cells = cells[(cells["kind"] == "run") & (cells["status"] == "ok") & cells["trials"].notna()]
+    top1 = cells.set_index("seed").groupby(["overrides", "method"])["last_test_top1"].agg(dict)
+    apart: dict[str, set[str]] = {}
+    for (overrides, method), values in top1.items():
+        difference = paired_difference(values, top1[overrides, "bptt"])
+        assert difference is not None
+        told = apart.setdefault(json.loads(overrides)["extends"].removeprefix("_"), set())
+        told |= {method} if difference.excludes(0) else set()
+    assert not apart["digits"] | apart["vowels"]
+    assert apart["digits-saccade"] == {"pp-prop", "s-tllr"}
+    assert len(apart["sequential-digits"]) == 8
+    reading = findings.READINGS["modality"]
+    assert "*Images:* no method is told apart from BPTT.\n- *Speech:* none either." in reading
 
 
 def test_the_readmes_three_findings_are_the_studies(numbers: pd.DataFrame) -> None:

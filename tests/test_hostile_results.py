@@ -159,6 +159,7 @@ DAMAGED_ROW: dict[str, Damage] = {
     "bytes with a separator": with_value("peak_tensor_bytes", "4_194_304"),
     "Arabic digits": with_value("peak_tensor_bytes", "٤١٩٤٣٠٤"),
     "a time of 1e300": with_value("train_s", "1e300"),
+    "a time of 1e-300": with_value("train_s", "1e-300"),
     "an infinite time": with_value("train_s", "inf"),
     "a negative time": with_value("train_s", "-2"),
     "a loss of 1e200": with_value("train_loss", "1e200"),

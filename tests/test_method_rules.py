@@ -15,7 +15,7 @@ from torch import nn
 from sltt_bench import methods
 from sltt_bench.losses import step_loss
 from sltt_bench.models.mlp import Recurrent
-from sltt_bench.neuron_kinds import Readout
+from sltt_bench.neuron_kinds import Readout, layer_of_neurons
 from sltt_bench.neurons import LIF, LIFParameters
 from sltt_bench.unroll import Unroll
 
@@ -442,6 +442,25 @@ def test_rules_that_go_step_by_step_drop_the_credit_through_a_leaky_readout(rule
     network[2].register_forward_hook(note)
     unrolled(network, rule, inputs, labels)
     np.testing.assert_allclose(network[2].weight.grad, outer(errors, trace(spikes, decay)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["lif", "alif"])
+def test_e_prop_is_bptt_in_one_feed_forward_layer_whose_reset_is_detached(kind):
+    """Nothing is left out there: no other layer's past, no reset's path, and no readout that remembers."""
+    adapting = {"tau_adaptation": 5.0, "adaptation": 0.4} if kind == "alif" else {}
+    neuron = LIFParameters(kind=kind, tau=1.6, v_threshold=0.9, detach_reset=True, **adapting)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(INPUTS, 9), layer_of_neurons(neuron), nn.Linear(9, CLASSES)).double()
+    inputs, labels = one_batch()
+    made = {}
+    for method in ("bptt", "e-prop", "sltt"):
+        network.zero_grad()
+        unrolled(network, method, [3 * x for x in inputs], labels)
+        made[method] = {
+            name: network.get_parameter(name).grad.clone() for name in ("0.weight", "2.weight", "2.bias")
+        }
+    assert relative_difference(made["e-prop"], made["bptt"]) < 1e-14
+    assert relative_difference(made["sltt"], made["bptt"]) > 0.05
 
 
 @pytest.mark.parametrize("method", RULES)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -114,6 +114,14 @@ def test_a_mean_rate_over_many_steps_is_not_that_of_half_precision() -> None:
         rates.follow(layer, step, step)
     mean = rates.rate_of(layer, torch.zeros(1000))
     torch.testing.assert_close(mean, spikes.float().mean(0), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("precision", "computed"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_evaluation_has_the_precision_of_the_training(precision: str, computed: torch.dtype) -> None:
+    subject, seen, setup = subject_of("bptt", precision), [], cast(Any, Setup())
+    subject.network.register_forward_hook(lambda network, args, output: seen.append(output.dtype))
+    engine._evaluate(subject, setup, Batches([batch()]), CPU)
+    assert {*seen} == {computed}
 
 
 # A training that no longer learns -----------------------------------------------------------------

@@ -345,6 +345,40 @@ def test_the_table_of_rules_is_what_their_runs_reached() -> None:
     }
 
 
+def test_which_rules_are_told_apart_from_bptt_on_events_is_what_their_intervals_say() -> None:
+    from sltt_bench.report.statistics import paired_difference
+
+    cells = pd.read_csv(ROOT / "results" / "digits-saccade" / "20261126-051326-b806" / "cells.csv")
+    top1 = {
+        name: rows.set_index("seed")["last_test_top1"].to_dict() for name, rows in cells.groupby("method")
+    }
+    behind = {
+        str(name): paired_difference(values, top1["bptt"]) for name, values in top1.items() if name != "bptt"
+    }
+    page = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    said = re.search(r"intervals leave out 0 for (.*?)\. They hold it for (.*?) and all others\.", page)
+    assert said
+    apart = {name for name, difference in behind.items() if difference and difference.excludes(0)}
+    assert apart == {*re.findall(r"`(.+?)`", said[1])}
+    assert not apart & {*re.findall(r"`(.+?)`", said[2])}
+    for name, unit in (("sltt", " points"), ("rate", "")):
+        difference = behind[name]
+        assert difference
+        assert difference.interval
+        value, low, high = (
+            f"{100 * part:+.2f}".replace("-", "−")
+            for part in (difference.value, difference.interval.low, difference.interval.high)
+        )
+        assert f"`{name}` ({value}{unit} [{low}, {high}])" in page
+
+
+def test_with_group_norm_the_gradient_on_rates_is_as_near_as_the_page_says() -> None:
+    rows = pd.read_csv(ROOT / "results" / "digits-saccade" / "20261128-204156-ede7" / "method_gradients.csv")
+    rows = rows[(rows["level"] == "network") & (rows["compared_method"] == "rate")]
+    page = " ".join((ROOT / "docs" / "methods.md").read_text(encoding="utf-8").split())
+    assert f"With group norm instead it is at {rows['cosine_mean'].item():.2f} (" in page
+
+
 def test_what_is_said_of_e_prop_at_other_learning_rates_is_what_its_runs_reached() -> None:
     folder = ROOT / "results" / "sequential-digits" / "20261126-064232-3549"
     epochs = pd.read_csv(folder / "epochs.csv").merge(

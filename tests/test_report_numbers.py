@@ -486,6 +486,16 @@ def test_two_versions_of_the_library_behind_a_backend_have_a_row_each(tmp_path: 
 # Plain arithmetic ----------------------------------------------------------------------------------------
 
 
+def test_the_interval_of_ratios_that_lie_worlds_apart_is_finite() -> None:
+    """Its edges may be beyond all floats: t is 12.7 with two pairs."""
+    ratio = paired_ratio({0: 1e-12, 1: 1e19}, {0: 1e19, 1: 1e-12})
+    assert ratio
+    assert ratio.interval
+    assert ratio.value == pytest.approx(1.0)
+    assert 0 < ratio.interval.low < 1e-31
+    assert 1e31 < ratio.interval.high < math.inf
+
+
 def test_intervals_do_not_depend_on_the_order_of_seeds() -> None:
     own = {seed: 1.0 + seed % 3 for seed in range(12)}
     theirs = dict.fromkeys(range(12), 4.0)

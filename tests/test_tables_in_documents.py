@@ -805,11 +805,18 @@ def test_what_is_said_of_digits_is_what_its_analyses_found() -> None:
         "gradients.md",
         f"the temporal part is {100 * slowest['temporal_share_mean']:.0f} % as long as g the angle between g and g_s stays small "
         f"(cosine {slowest['cosine_mean']:.2f})",
+        "{:.2f} of ‖g‖ points along g_s, and {:.2f} across it".format(*along_and_across(slowest)),
         f"in `conv1` at initialisation is {listed(first, 2)}, in the whole network after training "
         f"{listed([row['temporal_share_mean'] for row in whole], 2)} (cosine {listed([row['cosine_mean'] for row in whole], 3)})",
         f"(τ = 2, T = 8: {', '.join(f'{value:.4f}' for value in course.loc[[0, 1, 5, 15], 'cosine_mean'])} after 0, 1, 5 and 15",
         f"grows from {course.loc[0, 'temporal_share_mean']:.3f} to {course.loc[15, 'temporal_share_mean']:.3f}",
     )
+
+
+def along_and_across(figures: pd.Series) -> tuple[float, float]:
+    """Of the temporal part g − g_s, as shares of ‖g‖: what points along g_s, and what is orthogonal to it."""
+    cosine = figures["cosine_mean"]
+    return cosine - figures["spatial_share_mean"], math.sqrt(1 - cosine**2)
 
 
 def listed(values: Sequence[float], digits: int) -> str:
@@ -826,7 +833,12 @@ def test_what_is_said_of_a_detached_reset_is_what_its_analysis_found() -> None:
         whole, lowest = rows.loc["network"], rows.loc["layer", "cosine_mean"].min()
         texts[reset] = f"{whole['cosine_mean']:.3f}; {whole['spatial_share_mean']:.2f}; {lowest:.3f}"
     own = attached[(attached["epoch"] == 15) & (attached["level"] == "network")]
-    kept = own[own["surrogate"] == "triangle"].set_index("reset")["cosine_mean"]
+    triangle = own[own["surrogate"] == "triangle"].set_index("reset")
+    kept = triangle["cosine_mean"]
+    turned = {
+        reset: [f"{value:.2f}".replace("-", "−") for value in along_and_across(triangle.loc[reset])]
+        for reset in kept.index
+    }
     soft = [
         rows[(rows["epoch"] == 15) & (rows["reset"] == "soft") & (rows["surrogate"] == "triangle")]
         .set_index("level")
@@ -837,6 +849,8 @@ def test_what_is_said_of_a_detached_reset_is_what_its_analysis_found() -> None:
         "gradients.md",
         f"agrees better under soft reset ({kept['soft']:.2f} against {kept['hard']:.2f})",
         f"soft reset {texts['soft']}, hard reset {texts['hard']}, both triangle",
+        f"(triangle: {turned['soft'][0]} of ‖g‖ along g_s, {turned['soft'][1]} across it)",
+        f"under hard reset it turns it only ({turned['hard'][0]} and {turned['hard'][1]})",
         f"rises from {soft[0]:.2f} to {soft[1]:.2f}",
     )
 

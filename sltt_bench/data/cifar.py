@@ -59,9 +59,9 @@ class CIFARSource(DataSource):
         with without_compiler():
             from torchvision.transforms import v2
 
-        from sltt_bench.data.transforms import Augmented, GreyErasing, Normalise
+        from sltt_bench.data.transforms import Augmented, Cutout, Normalise
 
-        transform = v2.Compose([v2.RandomCrop(32, padding=4), GreyErasing(), v2.RandomHorizontalFlip()])
+        transform = v2.Compose([v2.RandomCrop(32, padding=4), Cutout(), v2.RandomHorizontalFlip()])
         plain_train, test = (self.samples_of(split, place) for split in self.batches)
         images, labels = plain_train.tensors
         train = Augmented(images, labels, transform)

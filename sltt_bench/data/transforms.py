@@ -22,13 +22,14 @@ class Augmented(Dataset[tuple[Tensor, int]]):
         return self._transform(self.images[index]), int(self.labels[index])
 
 
-class GreyErasing:
-    """Fills a random rectangle of an image [C, H, W] in uint8 with one random shade of grey.
+class Cutout:
+    """Fills a random rectangle of a colour image [C, H, W] in uint8 with one random shade of red.
 
-    As the `Cutout` of torchtoolbox that the paper's code uses: with probability 1/2; its area is
-    uniform in 2–40 % of the image, its ratio of height to width uniform in 0.4–2.5, the shade
-    uniform in 0…254. torchvision's RandomErasing draws the logarithm of the ratio and fills with
-    black or noise instead.
+    As the `Cutout` of torchtoolbox 0.1.8.2 that the paper's code uses: with probability 1/2; its area is uniform
+    in 2–40 % of the image, its ratio of height to width uniform in 0.4–2.5, all places where it fits are equally
+    likely. It hands Pillow one number v, uniform in 0…255, as the colour, which Pillow takes for (v, 0, 0): the
+    first channel is v, the others are 0. torchvision's RandomErasing draws the logarithm of the ratio and fills
+    with black or noise instead.
     """
 
     PROBABILITY = 0.5
@@ -41,13 +42,14 @@ class GreyErasing:
         image_height, image_width = image.shape[-2:]
         area = _uniform(*self.AREA) * image_height * image_width
         ratio = _uniform(*self.RATIO)
-        height = min(int((area * ratio) ** 0.5), image_height - 1)
-        width = min(int((area / ratio) ** 0.5), image_width - 1)
-        top = int(torch.randint(image_height - height, ()))
-        left = int(torch.randint(image_width - width, ()))
-        erased = image.clone()
-        erased[..., top : top + height, left : left + width] = torch.randint(255, (), dtype=torch.uint8)
-        return erased
+        height = min(int((area * ratio) ** 0.5), image_height)
+        width = min(int((area / ratio) ** 0.5), image_width)
+        top = int(torch.randint(image_height - height + 1, ()))
+        left = int(torch.randint(image_width - width + 1, ()))
+        cut = image.clone()
+        cut[:, top : top + height, left : left + width] = 0
+        cut[0, top : top + height, left : left + width] = torch.randint(256, (), dtype=torch.uint8)
+        return cut
 
 
 def _uniform(low: float, high: float) -> float:

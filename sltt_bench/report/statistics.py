@@ -139,8 +139,13 @@ def mean_with_interval(
         kept = edges and Interval(max(edges.low, bounds[0]), min(edges.high, bounds[1]))
         return replace(estimate, interval=kept)
     logs = t_estimate(np.log(array))
-    interval = logs.interval and Interval(math.exp(logs.interval.low), math.exp(logs.interval.high))
-    return PairedEstimate(math.exp(logs.value), interval, logs.n)
+    interval = logs.interval and Interval(_exp(logs.interval.low), _exp(logs.interval.high))
+    return PairedEstimate(_exp(logs.value), interval, logs.n)
+
+
+def _exp(logarithm: float) -> float:
+    """No figure lies beyond 10^±100; far beyond it, a float would overflow."""
+    return math.exp(max(-230.0, min(logarithm, 230.0)))
 
 
 def t_estimate(sample: Floats, resolution: float = 0.0) -> PairedEstimate:

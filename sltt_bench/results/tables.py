@@ -46,6 +46,8 @@ _LARGEST = 1e100
 """No measured figure is larger, and sums of squares would overflow."""
 _LARGEST_MEASURED = 1e19
 """No measured seconds, bytes, joules or samples are larger."""
+_SMALLEST_MEASURED = 1e-12
+"""None are smaller, but for 0: no axis of a plot reaches from them to the others."""
 
 
 @dataclass(frozen=True, order=True)
@@ -294,6 +296,7 @@ def _typed_values(text: Sequence[str], column: Column, file: str) -> tuple[Any, 
         wrong |= not_a_number
     if column.name.endswith(_NOT_NEGATIVE):
         wrong |= (values < 0) | np.isinf(values) | (size > _LARGEST_MEASURED)
+        wrong |= (size > 0) & (size < _SMALLEST_MEASURED)
     if column.name.endswith(_SHARES):
         wrong |= (values < 0) | (values > 1)
     if column.name == "schema_version":
