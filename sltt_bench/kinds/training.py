@@ -309,7 +309,12 @@ def instrumented_peak(cell: Cell, device: Any, batch: Any, preprocess: Any, rank
         subject.training_iteration(inputs, labels)
 
     return count_iteration(
-        iterate, subject.network, [inputs, labels], optimizer=subject.optimizer, warm_up=iterate
+        iterate,
+        subject.network,
+        [inputs, labels],
+        optimizer=subject.optimizer,
+        carried=subject.carried_by_method,
+        warm_up=iterate,
     ).peak_bytes
 
 
